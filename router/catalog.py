@@ -1,0 +1,104 @@
+"""The catalog: tiers, tasks and the quality of each tier on each task."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from router.types import InvalidFileError, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class QualityTable:
+    """Quality of tiers on tasks, standardised: score / score of the largest tier, so largest = 1.0.
+
+    Attributes:
+        name: name of the table.
+        source: where its numbers come from: published, measured or assumed.
+        quality: quality per task name and tier name, 0 to 1 (a smaller tier may not exceed 1).
+        raw: raw score per task name and tier name; empty if unknown.
+    """
+
+    name: str
+    source: str
+    quality: dict[str, dict[str, float]]
+    raw: dict[str, dict[str, float]]
+
+
+def parse_quality(text: str, origin: str) -> QualityTable:
+    """Parses a quality file (TOML: name, source, [quality.TASK] tier = q, optional [raw.TASK]).
+
+    Raises:
+        InvalidFileError: with every mistake found.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidFileError(origin, [f"not TOML: {error}"]) from error
+    problems: list[str] = []
+    tables: dict[str, dict[str, dict[str, float]]] = {"quality": {}, "raw": {}}
+    for section in tables:
+        for task, row in document.get(section, {}).items():
+            tables[section][task] = {}
+            for tier, value in row.items():
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not number or not math.isfinite(value) or not 0.0 <= value <= 1.0:
+                    problems.append(f"{section}.{task}.{tier}: must be from 0 to 1 (got {value!r})")
+                    continue
+                tables[section][task][tier] = float(value)
+    if not tables["quality"]:
+        problems.append("quality: must have at least one [quality.TASK] table")
+    if problems:
+        raise InvalidFileError(origin, problems)
+    name, source = str(document.get("name", origin)), str(document.get("source", "assumed"))
+    return QualityTable(name, source, tables["quality"], tables["raw"])
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Tiers ordered by quality, tasks, and the quality matrix.
+
+    Attributes:
+        tiers: names, lowest quality first.
+        tasks: the tasks.
+        quality_KT: quality of tier t on task k, float64 [K, T].
+    """
+
+    tiers: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    quality_KT: NDArray[np.float64]
+
+    @classmethod
+    def build(cls, tiers: tuple[str, ...], tasks: tuple[Task, ...], table: QualityTable) -> Catalog:
+        """Builds the matrix; raises InvalidFileError naming every missing cell."""
+        problems = [
+            f"quality.{task.name}.{tier}: missing"
+            for task in tasks
+            for tier in tiers
+            if tier not in table.quality.get(task.name, {})
+        ]
+        if problems:
+            raise InvalidFileError(table.name, problems)
+        rows = [[table.quality[task.name][tier] for tier in tiers] for task in tasks]
+        return cls(tiers, tasks, np.array(rows, dtype=np.float64))
+
+    def task_index(self, name: str) -> int:
+        """Returns the index of a task; raises KeyError if unknown."""
+        for index, task in enumerate(self.tasks):
+            if task.name == name:
+                return index
+        raise KeyError(name)
+
+    def tier_index(self, name: str) -> int:
+        """Returns the index of a tier; raises KeyError if unknown."""
+        try:
+            return self.tiers.index(name)
+        except ValueError:
+            raise KeyError(name) from None

@@ -1,0 +1,160 @@
+"""The fleet as arrays: candidates, their devices and their costs.
+
+Shape letters: K tasks, T tiers, C candidates, D devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from router.catalog import Catalog
+    from router.profile import LatencyProfile
+
+
+class FleetArrays(NamedTuple):
+    """What kernels see of the fleet. A NamedTuple of arrays, so that the simulator can compile its users.
+
+    Attributes:
+        tier_C: tier index, int64.
+        device_C: device index, int64.
+        step_s_C: iteration cost independent of the batch, seconds.
+        per_sequence_s_C: iteration cost per sequence, seconds.
+        per_prompt_token_s_C: cost per admitted prompt token, seconds.
+        overhead_s_C: fixed latency outside the device, seconds.
+        max_batch_C: most sequences per iteration.
+        quality_KC: quality of each candidate on each task.
+        availability_C: 0 = must not be used, 1 = fully, between = ramping up.
+    """
+
+    tier_C: NDArray[np.int64]
+    device_C: NDArray[np.int64]
+    step_s_C: NDArray[np.float64]
+    per_sequence_s_C: NDArray[np.float64]
+    per_prompt_token_s_C: NDArray[np.float64]
+    overhead_s_C: NDArray[np.float64]
+    max_batch_C: NDArray[np.float64]
+    quality_KC: NDArray[np.float64]
+    availability_C: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """Definition of an endpoint.
+
+    Attributes:
+        name: unique name.
+        address: host:port of Triton's gRPC.
+        device: name of the device whose time its tiers share.
+        models: Triton model name per tier name.
+        profile: name of its latency profile; empty = the default one.
+        metrics_address: host:port of Prometheus metrics; empty = none.
+        speed: speed relative to the profile, > 0.
+    """
+
+    name: str
+    address: str
+    device: str
+    models: Mapping[str, str]
+    profile: str = ""
+    metrics_address: str = ""
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Candidates of a list of endpoints, in a fixed order: by endpoint, then by tier.
+
+    Attributes:
+        arrays: what kernels see.
+        tiers: tier names of the catalog.
+        endpoints: the endpoints.
+        endpoint_C: index into `endpoints` per candidate, int64.
+        devices: device names.
+        row: candidate row per (tier name, endpoint name).
+    """
+
+    arrays: FleetArrays
+    tiers: tuple[str, ...]
+    endpoints: tuple[EndpointSpec, ...]
+    endpoint_C: NDArray[np.int64]
+    devices: tuple[str, ...]
+    row: Mapping[tuple[str, str], int]
+
+    @property
+    def candidate_count(self) -> int:
+        """Number of candidates."""
+        return len(self.arrays.tier_C)
+
+    def candidate(self, row: int) -> tuple[str, EndpointSpec]:
+        """Returns tier name and endpoint of a candidate row."""
+        tier = self.tiers[int(self.arrays.tier_C[row])]
+        return tier, self.endpoints[int(self.endpoint_C[row])]
+
+    def with_availability(self, availability_C: NDArray[np.float64]) -> Fleet:
+        """Returns the fleet with other availabilities; everything else is shared."""
+        arrays = self.arrays._replace(availability_C=np.asarray(availability_C, dtype=np.float64))
+        return Fleet(arrays, self.tiers, self.endpoints, self.endpoint_C, self.devices, self.row)
+
+
+def build_fleet(
+    catalog: Catalog, endpoints: Sequence[EndpointSpec], profiles: Mapping[str, LatencyProfile]
+) -> Fleet:
+    """Builds the arrays.
+
+    Args:
+        catalog: tiers, tasks, quality.
+        endpoints: the endpoints, each with at least one tier of the catalog.
+        profiles: latency profiles by name; the default one under "".
+
+    Raises:
+        KeyError: an endpoint names a profile or tier that is not known.
+    """
+    devices: dict[str, int] = {}
+    rows: list[tuple[int, int, int]] = []
+    costs: list[tuple[float, float, float, float, float]] = []
+    row_of: dict[tuple[str, str], int] = {}
+    for endpoint_index, endpoint in enumerate(endpoints):
+        device = devices.setdefault(endpoint.device or endpoint.name, len(devices))
+        profile = profiles[endpoint.profile]
+        for tier in sorted(endpoint.models, key=catalog.tier_index):
+            cost = profile.tiers[tier].scaled(1.0 / endpoint.speed)
+            row_of[tier, endpoint.name] = len(rows)
+            rows.append((catalog.tier_index(tier), device, endpoint_index))
+            costs.append(
+                (
+                    cost.step_s,
+                    cost.per_sequence_s,
+                    cost.per_prompt_token_s,
+                    cost.overhead_s,
+                    float(cost.max_batch),
+                )
+            )
+    index_C3 = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    cost_C5 = np.array(costs, dtype=np.float64).reshape(-1, 5)
+    arrays = FleetArrays(
+        tier_C=np.ascontiguousarray(index_C3[:, 0]),
+        device_C=np.ascontiguousarray(index_C3[:, 1]),
+        step_s_C=np.ascontiguousarray(cost_C5[:, 0]),
+        per_sequence_s_C=np.ascontiguousarray(cost_C5[:, 1]),
+        per_prompt_token_s_C=np.ascontiguousarray(cost_C5[:, 2]),
+        overhead_s_C=np.ascontiguousarray(cost_C5[:, 3]),
+        max_batch_C=np.ascontiguousarray(cost_C5[:, 4]),
+        quality_KC=np.ascontiguousarray(catalog.quality_KT[:, index_C3[:, 0]]),
+        availability_C=np.ones(len(rows)),
+    )
+    return Fleet(
+        arrays,
+        catalog.tiers,
+        tuple(endpoints),
+        np.ascontiguousarray(index_C3[:, 2]),
+        tuple(devices),
+        row_of,
+    )

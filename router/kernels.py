@@ -1,0 +1,162 @@
+"""Numeric kernels: predictions every policy shares, as plain functions of arrays.
+
+They use nothing but numpy and scalars, no Python objects, so that the simulator can compile these very functions
+(there is no second copy). A function may call only functions of this module defined above it.
+
+Shape letters: K tasks, T tiers, C candidates, D devices, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from router.fleet import FleetArrays
+    from router.ledger import LoadArrays
+
+
+def predict_latency_s(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    prompt_tokens: float,
+    output_tokens: float,
+    out_C: NDArray[np.float64],
+) -> None:
+    """Predicts the time until one more request would be answered on each candidate, into `out_C`, seconds.
+
+    Tiers of a device take turns: while our request runs, a cycle is the sum of the iterations of the device's active
+    tiers. A tier with n sequences and w remaining tokens stays active for about w/n more cycles; our request needs
+    `output_tokens` cycles, so another tier costs it min(output_tokens, w/n) iterations. Prompts that wait on the
+    device are computed before or beside ours. Sequences beyond a tier's batch limit wait for a slot: with n >= B the
+    request waits (n - B + 1)/B batch generations of w/n cycles first.
+    """
+    candidate_count = len(fleet.tier_C)
+    for c in range(candidate_count):
+        device = fleet.device_C[c]
+        own = load.in_flight_C[c]
+        wait_cycles = 0.0
+        if own >= fleet.max_batch_C[c]:
+            mean_left = load.remaining_output_tokens_C[c] / own
+            wait_cycles = (own - fleet.max_batch_C[c] + 1.0) / fleet.max_batch_C[c] * mean_left
+        cycles = output_tokens + wait_cycles
+        batch = min(own + 1.0, fleet.max_batch_C[c])
+        total = fleet.overhead_s_C[c] + prompt_tokens * fleet.per_prompt_token_s_C[c]
+        total += cycles * (fleet.step_s_C[c] + fleet.per_sequence_s_C[c] * batch)
+        for j in range(candidate_count):
+            if fleet.device_C[j] != device:
+                continue
+            total += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
+            if j == c or load.in_flight_C[j] <= 0.0:
+                continue
+            batch_j = min(load.in_flight_C[j], fleet.max_batch_C[j])
+            cycles_j = min(cycles, load.remaining_output_tokens_C[j] / batch_j)
+            total += cycles_j * (fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch_j)
+        out_C[c] = total
+
+
+def device_backlog_s(fleet: FleetArrays, load: LoadArrays, out_C: NDArray[np.float64]) -> None:
+    """Computes the work outstanding on each candidate's device, seconds of device time, into `out_C`.
+
+    A tier with n sequences and w remaining tokens has about w / min(n, B) iterations left.
+    """
+    candidate_count = len(fleet.tier_C)
+    for c in range(candidate_count):
+        total = 0.0
+        for j in range(candidate_count):
+            if fleet.device_C[j] != fleet.device_C[c] or load.in_flight_C[j] <= 0.0:
+                continue
+            batch = min(load.in_flight_C[j], fleet.max_batch_C[j])
+            total += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
+            total += load.remaining_output_tokens_C[j] * fleet.per_sequence_s_C[j]
+            total += load.remaining_output_tokens_C[j] / batch * fleet.step_s_C[j]
+        out_C[c] = total
+
+
+def request_device_time_s(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    prompt_tokens: float,
+    output_tokens: float,
+    step_share: float,
+    out_C: NDArray[np.float64],
+) -> None:
+    """Computes the device time one more request takes on each candidate, seconds, into `out_C`.
+
+    Its prompt and its share of every iteration are its own. The cost of a step is shared with the sequences that run
+    beside it; `step_share` (0 to 1) blends between sharing it evenly (1) and paying nothing for it (0).
+    """
+    for c in range(len(fleet.tier_C)):
+        batch = min(load.in_flight_C[c] + 1.0, fleet.max_batch_C[c])
+        own = prompt_tokens * fleet.per_prompt_token_s_C[c]
+        own += output_tokens * fleet.per_sequence_s_C[c]
+        out_C[c] = own + step_share * output_tokens * fleet.step_s_C[c] / batch
+
+
+def on_time_probability(
+    predicted_s_C: NDArray[np.float64],
+    slack_s: float,
+    bias: float,
+    sharpness: float,
+    out_C: NDArray[np.float64],
+) -> None:
+    """Computes P(on time) per candidate as a logistic of relative slack, into `out_C`.
+
+    p = 1 / (1 + exp(-sharpness * (1 - bias * predicted/slack))); zero slack or less gives 0.
+    """
+    for c in range(len(predicted_s_C)):
+        if slack_s <= 0.0:
+            out_C[c] = 0.0
+            continue
+        x = sharpness * (1.0 - bias * predicted_s_C[c] / slack_s)
+        if x > 30.0:
+            out_C[c] = 1.0
+        elif x < -30.0:
+            out_C[c] = 0.0
+        else:
+            out_C[c] = 1.0 / (1.0 + math.exp(-x))
+
+
+def allowed_mask(
+    fleet: FleetArrays,
+    task: int,
+    quality_floor: float,
+    tier_pin: int,
+    ramp_draw: float,
+    out_C: NDArray[np.bool_],
+) -> int:
+    """Marks the candidates a request may go to, into `out_C`; returns how many.
+
+    A candidate that ramps up (0 < availability < 1) is open to the share `availability` of requests: those whose
+    `ramp_draw` (uniform in [0, 1)) is below it. If that closes everything, ramping candidates are opened again.
+    """
+    count = 0
+    for attempt in range(2):
+        for c in range(len(fleet.tier_C)):
+            available = fleet.availability_C[c]
+            is_open = available > 0.0 and (attempt == 1 or ramp_draw < available)
+            if tier_pin >= 0 and fleet.tier_C[c] != tier_pin:
+                is_open = False
+            if fleet.quality_KC[task, c] < quality_floor:
+                is_open = False
+            out_C[c] = is_open
+            if is_open:
+                count += 1
+        if count > 0:
+            return count
+    return 0
+
+
+def best_allowed(score_C: NDArray[np.float64], allowed_C: NDArray[np.bool_]) -> int:
+    """Returns the allowed row of the highest finite score, the first among equals; -1 if there is none."""
+    best = -1
+    for c in range(len(score_C)):
+        if not allowed_C[c] or not np.isfinite(score_C[c]):
+            continue
+        if best < 0 or score_C[c] > score_C[best]:
+            best = c
+    return best

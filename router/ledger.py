@@ -1,0 +1,128 @@
+"""The ledger: what this router has outstanding, exactly and at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from numpy.typing import NDArray
+
+
+class LoadArrays(NamedTuple):
+    """Load per candidate; loads of several routers add up.
+
+    Attributes:
+        in_flight_C: requests dispatched and unfinished.
+        waiting_prompt_tokens_C: prompt tokens of those without a token yet.
+        remaining_output_tokens_C: predicted output tokens still to come.
+    """
+
+    in_flight_C: NDArray[np.float64]
+    waiting_prompt_tokens_C: NDArray[np.float64]
+    remaining_output_tokens_C: NDArray[np.float64]
+
+    def plus(self, other: LoadArrays) -> LoadArrays:
+        """Returns the sum of two loads over the same candidates."""
+        return LoadArrays(
+            self.in_flight_C + other.in_flight_C,
+            self.waiting_prompt_tokens_C + other.waiting_prompt_tokens_C,
+            self.remaining_output_tokens_C + other.remaining_output_tokens_C,
+        )
+
+
+def zero_load(candidate_count: int) -> LoadArrays:
+    """Returns an idle load, each array float64 [candidate_count]."""
+    return LoadArrays(*(np.zeros(candidate_count) for _ in range(3)))
+
+
+@dataclass(slots=True)
+class _Entry:
+    candidate: tuple[str, str]
+    prompt_tokens: float
+    remaining_tokens: float
+    waiting: bool
+
+
+class Ledger:
+    """Counts own requests per (tier, endpoint); survives changes of the fleet, since entries carry names.
+
+    Not thread-safe: one event loop owns it.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._entries: dict[Hashable, _Entry] = {}
+        self._totals: dict[tuple[str, str], list[float]] = {}
+
+    def __len__(self) -> int:
+        """Returns the number of requests dispatched and unfinished."""
+        return len(self._entries)
+
+    def dispatch(
+        self, key: Hashable, candidate: tuple[str, str], prompt_tokens: float, output_tokens: float
+    ) -> None:
+        """Counts a request on (tier, endpoint); raises KeyError if `key` is already counted."""
+        if key in self._entries:
+            raise KeyError(f"request {key!r} is already in the ledger")
+        self._entries[key] = _Entry(candidate, prompt_tokens, output_tokens, True)
+        total = self._totals.setdefault(candidate, [0.0, 0.0, 0.0])
+        total[0] += 1.0
+        total[1] += prompt_tokens
+        total[2] += output_tokens
+
+    def progress(self, key: Hashable, token_count: int) -> None:
+        """Counts tokens that came; the first ends the wait for the prompt. Closed keys are ignored."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        total = self._totals[entry.candidate]
+        if entry.waiting:
+            entry.waiting = False
+            total[1] -= entry.prompt_tokens
+        # At least one token stays due until the request ends: a prediction that was too short must not read as idle.
+        left = max(1.0, entry.remaining_tokens - token_count)
+        total[2] += left - entry.remaining_tokens
+        entry.remaining_tokens = left
+
+    def finish(self, key: Hashable) -> bool:
+        """Takes a request out; returns False if it was not (or no longer) there."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        total = self._totals[entry.candidate]
+        total[0] -= 1.0
+        if entry.waiting:
+            total[1] -= entry.prompt_tokens
+        total[2] -= entry.remaining_tokens
+        if total[0] == 0.0:
+            del self._totals[entry.candidate]  # also drops rounding residue
+        return True
+
+    def totals(self) -> Mapping[tuple[str, str], tuple[float, float, float]]:
+        """Returns in-flight count, waiting prompt tokens and remaining output tokens per (tier, endpoint)."""
+        return {candidate: (t[0], t[1], t[2]) for candidate, t in self._totals.items()}
+
+    def load(self, row: Mapping[tuple[str, str], int], candidate_count: int) -> LoadArrays:
+        """Returns the load on a fleet's candidates; requests on endpoints that left the fleet are not in it."""
+        return load_from_totals(self._totals, row, candidate_count)
+
+
+def load_from_totals(
+    totals: Mapping[tuple[str, str], tuple[float, float, float] | list[float]],
+    row: Mapping[tuple[str, str], int],
+    candidate_count: int,
+) -> LoadArrays:
+    """Returns per-candidate arrays of totals by name; unknown candidates are left out."""
+    load = zero_load(candidate_count)
+    for candidate, (in_flight, prompt_tokens, output_tokens) in totals.items():
+        index = row.get(candidate)
+        if index is not None:
+            load.in_flight_C[index] += in_flight
+            load.waiting_prompt_tokens_C[index] += prompt_tokens
+            load.remaining_output_tokens_C[index] += output_tokens
+    return load

@@ -1,0 +1,90 @@
+"""The policy interface: an observation in, a decision for one candidate out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from router import kernels
+from router.types import NoCandidateError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from router.fleet import Fleet
+    from router.ledger import LoadArrays
+    from router.types import Decision, Request, Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All a policy may look at when it decides.
+
+    Attributes:
+        fleet: candidates, costs, availability.
+        load: own exact load plus the others' last known load, per candidate.
+        request: the request.
+        signals: traffic.
+        allowed_C: candidates the request may go to; at least one is True.
+    """
+
+    fleet: Fleet
+    load: LoadArrays
+    request: Request
+    signals: Signals
+    allowed_C: NDArray[np.bool_]
+
+
+class Policy(Protocol):
+    """A decision rule. Pure but for counters of its own: no clock, no I/O; randomness comes from `rng`."""
+
+    @property
+    def name(self) -> str:
+        """Name by which it is chosen, e.g. "price" or "static-large"."""
+
+    @property
+    def version(self) -> str:
+        """Version of its parameters or snapshot; every decision carries it."""
+
+    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
+        """Returns a decision for an allowed candidate; never raises for lack of a good one."""
+
+
+def observe(
+    fleet: Fleet,
+    load: LoadArrays,
+    request: Request,
+    signals: Signals,
+    rng: np.random.Generator,
+    excluded_C: NDArray[np.bool_] | None = None,
+) -> Observation:
+    """Builds an observation.
+
+    Args:
+        fleet: the fleet.
+        load: total load.
+        request: the request.
+        signals: traffic.
+        rng: draws which requests a ramping endpoint gets.
+        excluded_C: candidates to leave out besides (a retry's failed ones), or None.
+
+    Raises:
+        NoCandidateError: nothing is usable for this request.
+    """
+    allowed_C = np.zeros(fleet.candidate_count, dtype=np.bool_)
+    count = kernels.allowed_mask(
+        fleet.arrays,
+        request.task,
+        request.quality_floor,
+        request.tier_pin,
+        float(rng.random()),
+        allowed_C,
+    )
+    if excluded_C is not None:
+        allowed_C &= ~excluded_C
+        count = int(allowed_C.sum())
+    if count == 0:
+        raise NoCandidateError("no usable endpoint serves a tier this request allows")
+    return Observation(fleet, load, request, signals, allowed_C)

@@ -1,0 +1,175 @@
+"""Latency profiles: how long an iteration of each tier takes on one device."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from router.types import InvalidFileError
+
+SOURCES = ("published", "measured", "assumed")
+
+
+@dataclass(frozen=True, slots=True)
+class TierProfile:
+    """Cost of one iteration: step_s + per_sequence_s * batch + per_prompt_token_s * prompt tokens admitted.
+
+    Attributes:
+        step_s: cost independent of the batch, seconds, > 0.
+        per_sequence_s: cost per running sequence, seconds, >= 0.
+        per_prompt_token_s: cost per prompt token admitted in the iteration, seconds, >= 0.
+        max_batch: most sequences in one iteration, >= 1.
+        max_prompt_tokens_per_step: most prompt tokens admitted in one iteration, >= 1.
+        overhead_s: fixed latency outside the device (RPC, tokenising), seconds, >= 0.
+    """
+
+    step_s: float
+    per_sequence_s: float
+    per_prompt_token_s: float
+    max_batch: int = 64
+    max_prompt_tokens_per_step: int = 4096
+    overhead_s: float = 0.0
+
+    def unloaded_latency_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """Returns the time of one request alone on the device, seconds."""
+        return (
+            self.overhead_s
+            + self.per_prompt_token_s * prompt_tokens
+            + output_tokens * (self.step_s + self.per_sequence_s)
+        )
+
+    def scaled(self, factor: float) -> TierProfile:
+        """Returns the profile with every time multiplied by `factor` (> 0)."""
+        return TierProfile(
+            step_s=self.step_s * factor,
+            per_sequence_s=self.per_sequence_s * factor,
+            per_prompt_token_s=self.per_prompt_token_s * factor,
+            max_batch=self.max_batch,
+            max_prompt_tokens_per_step=self.max_prompt_tokens_per_step,
+            overhead_s=self.overhead_s * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """The tiers' costs on one kind of device; tiers on one device take turns by iteration.
+
+    Attributes:
+        name: name of the profile.
+        source: where its numbers come from, one of SOURCES.
+        tiers: profile per tier name.
+        description: card, date, versions, fit error; free text.
+    """
+
+    name: str
+    source: str
+    tiers: dict[str, TierProfile]
+    description: str = ""
+
+    def scaled(self, factor: float) -> LatencyProfile:
+        """Returns the profile with every time multiplied by `factor` (> 0)."""
+        tiers = {name: tier.scaled(factor) for name, tier in self.tiers.items()}
+        return LatencyProfile(self.name, self.source, tiers, self.description)
+
+
+def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> LatencyProfile:
+    """Parses a profile file.
+
+    Args:
+        text: the file's TOML text.
+        origin: its name, for messages.
+        tier_order: tiers the profile must have, lowest quality first; their step cost must not fall with quality.
+
+    Raises:
+        InvalidFileError: with every mistake found.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidFileError(origin, [f"not TOML: {error}"]) from error
+    problems: list[str] = []
+    name = raw.get("name")
+    if not isinstance(name, str) or not name:
+        problems.append("name: must be a non-empty string")
+    source = raw.get("source")
+    if source not in SOURCES:
+        problems.append(f"source: must be one of {', '.join(SOURCES)} (got {source!r})")
+    raw_tiers = raw.get("tiers")
+    if not isinstance(raw_tiers, dict) or not raw_tiers:
+        raise InvalidFileError(
+            origin, [*problems, "tiers: must have at least one [tiers.NAME] table"]
+        )
+    tiers = {
+        str(tier): _parse_tier(str(tier), table, problems) for tier, table in raw_tiers.items()
+    }
+    missing = [tier for tier in tier_order if tier not in tiers]
+    problems.extend(f"tiers.{tier}: missing" for tier in missing)
+    for lower, higher in zip(tier_order, tier_order[1:], strict=False):
+        if lower in tiers and higher in tiers and tiers[lower].step_s > tiers[higher].step_s:
+            problems.append(f"tiers.{higher}.step_s: smaller than that of the lower tier {lower}")
+    if problems:
+        raise InvalidFileError(origin, problems)
+    return LatencyProfile(str(name), str(source), tiers, str(raw.get("description", "")))
+
+
+_FIELDS: dict[str, tuple[float, bool]] = {
+    # field: (lowest value allowed, required)
+    "step_s": (1e-9, True),
+    "per_sequence_s": (0.0, True),
+    "per_prompt_token_s": (0.0, True),
+    "max_batch": (1, False),
+    "max_prompt_tokens_per_step": (1, False),
+    "overhead_s": (0.0, False),
+}
+
+
+def _parse_tier(tier: str, table: Any, problems: list[str]) -> TierProfile:
+    """Returns the tier's profile; appends to `problems` what is wrong with it."""
+    if not isinstance(table, dict):
+        problems.append(f"tiers.{tier}: must be a table")
+        return TierProfile(1.0, 0.0, 0.0)
+    values: dict[str, Any] = {}
+    for key in table.keys() - _FIELDS.keys():
+        problems.append(f"tiers.{tier}.{key}: unknown; known: {', '.join(_FIELDS)}")
+    for key, (lowest, required) in _FIELDS.items():
+        if key not in table:
+            if required:
+                problems.append(f"tiers.{tier}.{key}: missing")
+            continue
+        value = table[key]
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            problems.append(f"tiers.{tier}.{key}: must be a finite number (got {value!r})")
+        elif value < lowest:
+            problems.append(f"tiers.{tier}.{key}: must be at least {lowest:g} (got {value:g})")
+        else:
+            whole = key.startswith("max_")
+            values[key] = int(value) if whole else float(value)
+    values.setdefault("step_s", 1.0)
+    values.setdefault("per_sequence_s", 0.0)
+    values.setdefault("per_prompt_token_s", 0.0)
+    return TierProfile(**values)
+
+
+def format_profile(profile: LatencyProfile) -> str:
+    """Returns the TOML text that `parse_profile` reads back."""
+    lines = [
+        f"name = {_quote(profile.name)}",
+        f"source = {_quote(profile.source)}",
+        f"description = {_quote(profile.description)}",
+    ]
+    for name, tier in profile.tiers.items():
+        lines += ["", f"[tiers.{name}]"]
+        lines += [f"{key} = {getattr(tier, key)!r}" for key in _FIELDS]
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: str) -> str:
+    """Returns a TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -1,0 +1,148 @@
+"""Terms of a decision: tasks, requests, candidates, decisions, and the errors of bad input.
+
+Array names end in shape letters: K tasks, T tiers, C candidates, D devices, F features.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NO_TIER_PIN = -1
+"""Value of `Request.tier_pin` that lets the policy choose the tier."""
+
+
+class SloKind(enum.Enum):
+    """What a deadline is measured against."""
+
+    COMPLETE_ANSWER = "complete_answer"
+    FIRST_TOKEN = "first_token"
+
+
+class RewardKind(enum.Enum):
+    """How lateness counts: hard zeroes a late answer, soft lets its quality decay."""
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
+class InvalidFileError(ValueError):
+    """A profile, quality or snapshot file is wrong; `problems` lists every mistake found."""
+
+    def __init__(self, origin: str, problems: list[str]) -> None:
+        """Keeps the origin (file name) and one line per mistake."""
+        super().__init__("\n".join(f"{origin}: {problem}" for problem in problems))
+        self.origin = origin
+        self.problems = problems
+
+
+class UnknownPolicyError(LookupError):
+    """A policy name is not known; the message lists the known ones."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        """Keeps the name asked for and the known names."""
+        super().__init__(f"unknown policy {name!r}; known: {', '.join(known)}")
+        self.name = name
+        self.known = known
+
+
+class NoCandidateError(RuntimeError):
+    """No candidate is usable for the request; `reason` says which limit left none."""
+
+    def __init__(self, reason: str) -> None:
+        """Keeps the reason in words."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Class of request with its own quality per tier and default deadline.
+
+    Attributes:
+        name: unique name.
+        default_deadline_s: deadline if neither the request nor its call carries one, seconds, > 0.
+        slo_kind: what the deadline is measured against.
+        reward_kind: hard or soft deadline.
+        soft_decay_s: e-folding time of a soft reward's decay with lateness, seconds, > 0.
+        default_max_output_tokens: limit of output tokens if the request has none, >= 1.
+        expected_output_tokens: prior of the output-length predictor, tokens, >= 1.
+    """
+
+    name: str
+    default_deadline_s: float
+    slo_kind: SloKind = SloKind.COMPLETE_ANSWER
+    reward_kind: RewardKind = RewardKind.HARD
+    soft_decay_s: float = 0.2
+    default_max_output_tokens: int = 16
+    expected_output_tokens: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a policy may know of a request; the true output length is not among it.
+
+    Attributes:
+        task: index of the task in the catalog.
+        slack_s: time left until the deadline, seconds; may be negative.
+        prompt_tokens: estimated number of prompt tokens, >= 1.
+        output_tokens: *predicted* number of output tokens, >= 1.
+        quality_floor: lowest quality accepted, 0 to 1.
+        tier_pin: index of the only tier allowed, or NO_TIER_PIN.
+        slo_kind: what the deadline is measured against.
+        reward_kind: hard or soft deadline.
+        soft_decay_s: e-folding time of a soft reward, seconds.
+    """
+
+    task: int
+    slack_s: float
+    prompt_tokens: float
+    output_tokens: float
+    quality_floor: float = 0.0
+    tier_pin: int = NO_TIER_PIN
+    slo_kind: SloKind = SloKind.COMPLETE_ANSWER
+    reward_kind: RewardKind = RewardKind.HARD
+    soft_decay_s: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What is known of the traffic besides the load.
+
+    Attributes:
+        rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 1 s.
+        rate_long_rps: same over about 10 s.
+        state_age_s: age of the newest system state, seconds; 0 where this router's ledger is all there is.
+    """
+
+    rate_short_rps: float
+    rate_long_rps: float
+    state_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A choice and what it rests on, so that it can be explained and learned from.
+
+    Attributes:
+        action: row of the chosen candidate.
+        score_C: the policy's score of each candidate, -inf where it was not allowed.
+        predicted_latency_s_C: predicted time to the deadline's event on each candidate, seconds.
+        on_time_probability_C: predicted probability of making the deadline, 0 to 1.
+        behavior_probability: probability with which this action was drawn, (0, 1].
+        explored: True if exploration made the choice.
+        features_CF: observation scored, float32, or None if the policy used none.
+    """
+
+    action: int
+    score_C: NDArray[np.float64]
+    predicted_latency_s_C: NDArray[np.float64]
+    on_time_probability_C: NDArray[np.float64]
+    behavior_probability: float = 1.0
+    explored: bool = False
+    features_CF: NDArray[np.float32] | None = field(default=None)
