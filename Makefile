@@ -1,0 +1,76 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up everything they need and do nothing twice.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled simulator kernels are kept between runs.
+export NUMBA_CACHE_DIR := $(CURDIR)/build/numba
+
+PROTOS := $(shell find protos -name '*.proto')
+VENV := .venv/.up-to-date
+TRITON_VENV := .venv-triton/.up-to-date
+STUBS := gen/.up-to-date
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: setup
+setup: $(VENV) $(TRITON_VENV) $(STUBS) ## make both environments (services, Triton)
+
+.PHONY: demo
+demo: setup ## serve calm -> burst -> recovery on this machine, and open a report
+	@.venv/bin/tiercel demo
+
+.PHONY: test
+test: setup checkers ## run every test: unit, integration on real Redis and Triton, end to end
+	.venv/bin/python -m pytest
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, import rules, protos
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	cd protos && ../.venv/bin/buf lint
+	cd protos && ../.venv/bin/buf format --diff --exit-code
+	.ci/buf-breaking
+
+.PHONY: format
+format: setup ## format Python and protos
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	cd protos && ../.venv/bin/buf format --write
+
+.PHONY: wheel
+wheel: setup ## build the wheel into dist/
+	.venv/bin/python -m build --wheel
+
+.PHONY: clean
+clean: ## remove what was built (environments stay)
+	rm -rf build dist gen .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# What only the distribution can give is installed where we may, else named in one line (.ci/system-packages).
+$(VENV): pyproject.toml hatch_build.py requirements/constraints.txt
+	@.ci/system-packages required "$(PYTHON)"
+	@echo "setting up .venv (services, trainer, tools)"
+	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	@.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[trainer,embedded,dev]'
+	@touch $(VENV) $(STUBS)
+
+$(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt
+	@.ci/system-packages required "$(PYTHON)"
+	@echo "setting up .venv-triton (Triton Inference Server and its Python stubs)"
+	@test -x .venv-triton/bin/python || "$(PYTHON)" -m venv .venv-triton
+	@.venv-triton/bin/python -m pip install --quiet --constraint requirements/triton-constraints.txt --requirement requirements/triton.txt
+	@touch $(TRITON_VENV)
+
+$(STUBS): $(PROTOS) hatch_build.py $(VENV)
+	@.venv/bin/python hatch_build.py >/dev/null 2>&1 || .venv/bin/python hatch_build.py
+	@touch $(STUBS)
+
+.PHONY: checkers
+checkers:
+	@.ci/system-packages checkers "$(PYTHON)"
