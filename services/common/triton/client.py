@@ -1,0 +1,414 @@
+"""Asynchronous client of one Triton endpoint, on the raw KServe v2 stubs.
+
+`tritonclient`'s own asynchronous streaming client does not pass `enable_empty_final_response` on
+and then waits for ever, and it costs more per request; only its generated stubs are used here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2 as kserve
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
+
+from services.common.triton.errors import (
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    TierOverloadedError,
+    TierUnavailableError,
+)
+
+CONTROL_TIMEOUT_S = 2.0
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # An endpoint that comes back is to be used within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Endpoints at one address in different objects (tests, restarts) must not share backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+# Makes Triton close a failed stream with the gRPC status instead of a bare text.
+_ERROR_AS_STATUS = ("triton_grpc_error", "true")
+_FINAL = "triton_final_response"
+_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
+_TRUE = b"\x01"
+_FALSE = b"\x00"
+_NS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class TierChunk:
+    """One piece of an answer.
+
+    Attributes:
+        text: New text; may be empty.
+        token_count: New tokens in it.
+        is_final: Whether the answer is complete; exactly one chunk, the last, has it.
+        finish_reason: `stop` or `length` on the last chunk when the tier says it, else empty.
+    """
+
+    text: str
+    token_count: int
+    is_final: bool
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCounters:
+    """Triton's counters of one model since it was loaded; times are totals in seconds.
+
+    Attributes:
+        model: Model name.
+        inference_count: Requests executed, batch elements counted singly.
+        execution_count: Calls of the model.
+        success_count: Requests that ended well.
+        fail_count: Requests that failed or were refused.
+        cancel_count: Responses ended by the client or its deadline (decoupled models).
+        queue_s: Time in Triton's own queue.
+        compute_s: Time in the model.
+        last_inference_ms: Wall-clock stamp of the last request, milliseconds since 1970; 0: none.
+    """
+
+    model: str
+    inference_count: int
+    execution_count: int
+    success_count: int
+    fail_count: int
+    cancel_count: int
+    queue_s: float
+    compute_s: float
+    last_inference_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierModelConfig:
+    """The part of a model's configuration that the mesh reads.
+
+    Attributes:
+        model: Model name.
+        backend: Triton backend, for example `python` or `vllm`.
+        parameters: String parameters.
+    """
+
+    model: str
+    backend: str
+    parameters: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        """`reference`, `paced` or `production`; empty when the model does not say."""
+        return self.parameters.get("tiercel_kind", "")
+
+    @property
+    def tier(self) -> str:
+        """The tier this model serves; empty when the model does not say."""
+        return self.parameters.get("tiercel_tier", "")
+
+
+class TritonClient:
+    """Calls one Triton endpoint. Make it once per endpoint inside a running event loop."""
+
+    def __init__(self, address: str, *, control_timeout_s: float = CONTROL_TIMEOUT_S) -> None:
+        """Opens a channel lazily; nothing is sent yet.
+
+        Args:
+            address: `host:port` of Triton's gRPC listener.
+            control_timeout_s: Deadline of every call but `generate`.
+        """
+        self.address = address
+        self._control_timeout_s = control_timeout_s
+        self._channel = grpc.aio.insecure_channel(address, options=list(_CHANNEL_OPTIONS))
+        stub: Any = kserve_grpc.GRPCInferenceServiceStub(self._channel)
+        self._stub = stub
+        self._stream_infer = stub.ModelStreamInfer
+        self._templates: dict[tuple[str, bool], kserve.ModelInferRequest] = {}
+
+    async def __aenter__(self) -> TritonClient:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the channel."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel; running calls are cancelled."""
+        await self._channel.close()
+
+    async def is_live(self) -> bool:
+        """Returns whether the server answers at all."""
+        try:
+            reply = await self._stub.ServerLive(
+                kserve.ServerLiveRequest(), timeout=self._control_timeout_s
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.live)
+
+    async def is_ready(self, model: str = "") -> bool:
+        """Returns whether a model, or without a name the whole server, can serve."""
+        try:
+            if model:
+                request = kserve.ModelReadyRequest(name=model)
+                reply = await self._stub.ModelReady(request, timeout=self._control_timeout_s)
+            else:
+                server = kserve.ServerReadyRequest()
+                reply = await self._stub.ServerReady(server, timeout=self._control_timeout_s)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.ready)
+
+    async def loaded_models(self) -> tuple[str, ...]:
+        """Returns the names of all models that are ready, in order of name.
+
+        Raises:
+            TierError: The endpoint did not answer.
+        """
+        request = kserve.RepositoryIndexRequest(ready=True)
+        reply = await self._control(self._stub.RepositoryIndex, request)
+        return tuple(sorted(model.name for model in reply.models))
+
+    async def statistics(self, model: str = "") -> dict[str, ModelCounters]:
+        """Returns the counters per model name. One call costs Triton some 0.4 ms.
+
+        Raises:
+            TierError: The endpoint did not answer.
+        """
+        request = kserve.ModelStatisticsRequest(name=model)
+        reply = await self._control(self._stub.ModelStatistics, request)
+        return {stats.name: _counters(stats) for stats in reply.model_stats}
+
+    async def model_config(self, model: str) -> TierModelConfig:
+        """Returns a model's configuration.
+
+        Raises:
+            TierError: The endpoint did not answer, or has no such model.
+        """
+        request = kserve.ModelConfigRequest(name=model)
+        config = (await self._control(self._stub.ModelConfig, request)).config
+        parameters = {key: value.string_value for key, value in config.parameters.items()}
+        return TierModelConfig(model=config.name, backend=config.backend, parameters=parameters)
+
+    async def generate(
+        self,
+        model: str,
+        prompt: str,
+        max_output_tokens: int,
+        *,
+        timeout_s: float,
+        temperature: float = 0.0,
+        seed: int = 0,
+        metadata: Sequence[tuple[str, str]] = (),
+        stream: bool = True,
+        request_id: str = "",
+    ) -> AsyncGenerator[TierChunk, None]:
+        """Asks a tier for an answer and yields it piece by piece.
+
+        Closing the generator, or cancelling the task that runs it, cancels the call, and Triton
+        tells the model to stop. Use `contextlib.aclosing` where the loop may end early.
+
+        Args:
+            model: Triton model name.
+            prompt: The prompt.
+            max_output_tokens: Longest answer in tokens.
+            timeout_s: Time left; the gRPC deadline, and Triton's request timeout beside it.
+            temperature: Sampling temperature; 0: greedy.
+            seed: Sampling seed.
+            metadata: gRPC metadata, for example `traceparent`.
+            stream: Whether the tier sends tokens as they come, else one piece.
+            request_id: Triton's request id, shown in its log and spans.
+
+        Raises:
+            TierError: One of its four subclasses; see each.
+        """
+        if timeout_s <= 0.0:
+            raise TierDeadlineError("DEADLINE_EXCEEDED", "no time was left for the tier")
+        request = self._request(
+            model, prompt, max_output_tokens, timeout_s, temperature, seed, stream
+        )
+        if request_id:
+            request.id = request_id
+        call = self._stream_infer(timeout=timeout_s, metadata=(*metadata, _ERROR_AS_STATUS))
+        complete = False
+        try:
+            await call.write(request)
+            await call.done_writing()
+            while not complete:
+                message = await call.read()
+                if message is _END_OF_STREAM:
+                    raise await _ended_early(call)
+                if message.error_message:
+                    raise _error_of_text(message.error_message)
+                chunk = _chunk(message.infer_response)
+                complete = chunk.is_final
+                yield chunk
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_status(error.code(), error.details() or "") from None
+        except asyncio.InvalidStateError:
+            # `write` on a call that has failed already: its status says why.
+            raise await _ended_early(call) from None
+        finally:
+            if not complete:
+                call.cancel()
+
+    def _request(
+        self,
+        model: str,
+        prompt: str,
+        max_output_tokens: int,
+        timeout_s: float,
+        temperature: float,
+        seed: int,
+        stream: bool,
+    ) -> kserve.ModelInferRequest:
+        """Fills a copy of the model's pre-built request."""
+        template = self._templates.get((model, stream))
+        if template is None:
+            template = self._templates[(model, stream)] = _template(model)
+        request = kserve.ModelInferRequest()
+        request.CopyFrom(template)
+        request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+        sampling = (
+            f'{{"max_tokens":{max_output_tokens:d},"temperature":{temperature!r},"seed":{seed:d}}}'
+        )
+        request.raw_input_contents.extend(
+            (
+                _bytes_tensor(prompt.encode()),
+                _TRUE if stream else _FALSE,
+                _bytes_tensor(sampling.encode()),
+                _TRUE,
+                _TRUE,
+                _TRUE,
+            )
+        )
+        return request
+
+    async def _control(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=self._control_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_status(error.code(), error.details() or "") from None
+
+
+def _template(model: str) -> kserve.ModelInferRequest:
+    """Builds what is the same in every request to a model; the order is that of the contents."""
+    request = kserve.ModelInferRequest(model_name=model)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, datatype in (
+        ("text_input", "BYTES"),
+        ("stream", "BOOL"),
+        ("sampling_parameters", "BYTES"),
+        ("exclude_input_in_output", "BOOL"),
+        ("return_finish_reason", "BOOL"),
+        ("return_num_output_tokens", "BOOL"),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1])
+    return request
+
+
+def _bytes_tensor(data: bytes) -> bytes:
+    """Encodes one element of a BYTES tensor: its length in 4 bytes, then itself."""
+    return len(data).to_bytes(4, "little") + data
+
+
+def _chunk(response: kserve.ModelInferResponse) -> TierChunk:
+    """Converts one response; outputs may be missing or come in any order."""
+    text = finish_reason = ""
+    token_count = -1
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+        if output.name == "text_output":
+            text = raw[4:].decode("utf-8", "replace")
+        elif output.name == "num_output_tokens":
+            token_count = int.from_bytes(raw, "little")
+        elif output.name == "finish_reason":
+            finish_reason = raw[4:].decode("utf-8", "replace")
+    if token_count < 0:
+        token_count = 1 if text else 0
+    is_final = _FINAL in response.parameters and response.parameters[_FINAL].bool_param
+    # vLLM writes "null" or "None" while an answer goes on.
+    if not is_final and finish_reason not in ("stop", "length"):
+        finish_reason = ""
+    return TierChunk(text, token_count, is_final, finish_reason)
+
+
+def _counters(stats: kserve.ModelStatistics) -> ModelCounters:
+    """Converts Triton's statistics of one model."""
+    inference = stats.inference_stats
+    return ModelCounters(
+        model=stats.name,
+        inference_count=stats.inference_count,
+        execution_count=stats.execution_count,
+        success_count=inference.success.count,
+        fail_count=inference.fail.count,
+        cancel_count=sum(entry.cancel.count for entry in stats.response_stats.values()),
+        queue_s=inference.queue.ns / _NS_PER_S,
+        compute_s=inference.compute_infer.ns / _NS_PER_S,
+        last_inference_ms=stats.last_inference,
+    )
+
+
+async def _ended_early(call: Any) -> TierError:
+    """Returns the error of a stream that ended without a final response."""
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return TierUnavailableError("STREAM_ENDED", "the tier ended the stream without an answer")
+    return _error_of_status(code, await call.details() or "")
+
+
+_OVERLOAD_TEXTS = ("maximum queue size", "timeout expired", "timed out in queue")
+_INVALID_TEXTS = ("unexpected inference input", "unexpected shape", "expected", "inference input")
+
+
+def _error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
+    """Maps a gRPC status of Triton to a typed error.
+
+    Triton answers UNAVAILABLE both when a queue is full or was waited in for too long, and when
+    the model or the whole server is gone; only the text tells them apart.
+    """
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TierDeadlineError("DEADLINE_EXCEEDED", detail or "deadline exceeded")
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return TierInvalidError("INVALID_REQUEST", detail)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # gRPC's own limit on message sizes has this code too, and no other endpoint helps there.
+        if "message" in detail and "larger" in detail:
+            return TierInvalidError("MESSAGE_TOO_LARGE", detail)
+        return TierOverloadedError("RESOURCE_EXHAUSTED", detail)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return TierUnavailableError("MODEL_NOT_FOUND", detail)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _error_of_text(detail, known_unavailable=True)
+    if code is grpc.StatusCode.CANCELLED:
+        return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
+    return TierUnavailableError("TIER_FAILED", f"{code.name}: {detail}")
+
+
+def _error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
+    """Maps the bare text of an error that came without a status."""
+    lowered = text.lower()
+    if "maximum queue size" in lowered:
+        return TierOverloadedError("QUEUE_FULL", text)
+    if any(part in lowered for part in _OVERLOAD_TEXTS):
+        return TierOverloadedError("QUEUE_TIMEOUT", text)
+    if known_unavailable:
+        return TierUnavailableError("UNAVAILABLE", text)
+    if any(part in lowered for part in _INVALID_TEXTS):
+        return TierInvalidError("INVALID_REQUEST", text)
+    if "unknown model" in lowered:
+        return TierUnavailableError("MODEL_NOT_FOUND", text)
+    return TierUnavailableError("TIER_FAILED", text)
