@@ -1,7 +1,9 @@
 """Numeric kernels: predictions every policy shares, as plain functions of arrays.
 
-They use nothing but numpy and scalars, no Python objects, so that the simulator can compile these very functions
-(there is no second copy). A function may call only functions of this module defined above it.
+They use nothing but `len`, chained indexing (`quality_KC[task][c]`), `math` and scalars, so that
+the simulator can compile these very functions (there is no second copy), and so that the live path
+may pass lists instead of arrays, whose elements plain Python reads several times faster. A function
+may call only functions of this module defined above it.
 
 Shape letters: K tasks, T tiers, C candidates, D devices, F features.
 """
@@ -11,13 +13,47 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
+
+
+def candidate_work_s(fleet: FleetArrays, load: LoadArrays, c: int) -> float:
+    """Returns the work outstanding on one candidate, seconds of device time.
+
+    A tier with n sequences and w remaining tokens has about w / min(n, B) iterations left; every
+    token costs its sequence's part, every waiting prompt token its own.
+    """
+    if load.in_flight_C[c] <= 0.0:
+        return 0.0
+    batch = min(load.in_flight_C[c], fleet.max_batch_C[c])
+    work = load.waiting_prompt_tokens_C[c] * fleet.per_prompt_token_s_C[c]
+    work += load.remaining_output_tokens_C[c] * fleet.per_sequence_s_C[c]
+    work += load.remaining_output_tokens_C[c] / batch * fleet.step_s_C[c]
+    return float(work)
+
+
+def full_batch_time_s(
+    fleet: FleetArrays, c: int, prompt_tokens: float, output_tokens: float
+) -> float:
+    """Returns the device time of one request on `c` if its tier ran with full batches, seconds.
+
+    The least a request can cost on that tier: its prompt, its tokens, and 1/B of every step.
+    """
+    token_s = fleet.per_sequence_s_C[c] + fleet.step_s_C[c] / fleet.max_batch_C[c]
+    return float(prompt_tokens * fleet.per_prompt_token_s_C[c] + output_tokens * token_s)
+
+
+def logistic(x: float) -> float:
+    """Returns 1 / (1 + exp(-x)), with the ends cut off where they no longer matter; NaN gives 0."""
+    if x > 30.0:
+        return 1.0
+    if x >= -30.0:
+        return 1.0 / (1.0 + math.exp(-x))
+    return 0.0
 
 
 def predict_latency_s(
@@ -27,13 +63,14 @@ def predict_latency_s(
     output_tokens: float,
     out_C: NDArray[np.float64],
 ) -> None:
-    """Predicts the time until one more request would be answered on each candidate, into `out_C`, seconds.
+    """Predicts how long one more request would take on each candidate, into `out_C`, seconds.
 
-    Tiers of a device take turns: while our request runs, a cycle is the sum of the iterations of the device's active
-    tiers. A tier with n sequences and w remaining tokens stays active for about w/n more cycles; our request needs
-    `output_tokens` cycles, so another tier costs it min(output_tokens, w/n) iterations. Prompts that wait on the
-    device are computed before or beside ours. Sequences beyond a tier's batch limit wait for a slot: with n >= B the
-    request waits (n - B + 1)/B batch generations of w/n cycles first.
+    Tiers of a device take turns: while our request runs, a cycle is the sum of the iterations of
+    the device's active tiers. A tier with n sequences and w remaining tokens stays active for about
+    w/n more cycles; our request needs `output_tokens` cycles, so another tier costs it
+    min(output_tokens, w/n) iterations. Prompts that wait on the device are computed before or
+    beside ours. Sequences beyond a tier's batch limit wait for a slot: with n >= B the request
+    waits (n - B + 1)/B batch generations of w/n cycles first.
     """
     candidate_count = len(fleet.tier_C)
     for c in range(candidate_count):
@@ -60,20 +97,13 @@ def predict_latency_s(
 
 
 def device_backlog_s(fleet: FleetArrays, load: LoadArrays, out_C: NDArray[np.float64]) -> None:
-    """Computes the work outstanding on each candidate's device, seconds of device time, into `out_C`.
-
-    A tier with n sequences and w remaining tokens has about w / min(n, B) iterations left.
-    """
+    """Computes the work outstanding on each candidate's device, seconds, into `out_C`."""
     candidate_count = len(fleet.tier_C)
     for c in range(candidate_count):
         total = 0.0
         for j in range(candidate_count):
-            if fleet.device_C[j] != fleet.device_C[c] or load.in_flight_C[j] <= 0.0:
-                continue
-            batch = min(load.in_flight_C[j], fleet.max_batch_C[j])
-            total += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
-            total += load.remaining_output_tokens_C[j] * fleet.per_sequence_s_C[j]
-            total += load.remaining_output_tokens_C[j] / batch * fleet.step_s_C[j]
+            if fleet.device_C[j] == fleet.device_C[c]:
+                total += candidate_work_s(fleet, load, j)
         out_C[c] = total
 
 
@@ -87,8 +117,9 @@ def request_device_time_s(
 ) -> None:
     """Computes the device time one more request takes on each candidate, seconds, into `out_C`.
 
-    Its prompt and its share of every iteration are its own. The cost of a step is shared with the sequences that run
-    beside it; `step_share` (0 to 1) blends between sharing it evenly (1) and paying nothing for it (0).
+    Its prompt and its share of every iteration are its own. The cost of a step is shared with the
+    sequences that run beside it; `step_share` (0 to 1) blends between sharing it evenly (1) and
+    paying nothing for it (0).
     """
     for c in range(len(fleet.tier_C)):
         batch = min(load.in_flight_C[c] + 1.0, fleet.max_batch_C[c])
@@ -112,13 +143,7 @@ def on_time_probability(
         if slack_s <= 0.0:
             out_C[c] = 0.0
             continue
-        x = sharpness * (1.0 - bias * predicted_s_C[c] / slack_s)
-        if x > 30.0:
-            out_C[c] = 1.0
-        elif x < -30.0:
-            out_C[c] = 0.0
-        else:
-            out_C[c] = 1.0 / (1.0 + math.exp(-x))
+        out_C[c] = logistic(sharpness * (1.0 - bias * predicted_s_C[c] / slack_s))
 
 
 def allowed_mask(
@@ -131,8 +156,9 @@ def allowed_mask(
 ) -> int:
     """Marks the candidates a request may go to, into `out_C`; returns how many.
 
-    A candidate that ramps up (0 < availability < 1) is open to the share `availability` of requests: those whose
-    `ramp_draw` (uniform in [0, 1)) is below it. If that closes everything, ramping candidates are opened again.
+    A candidate that ramps up (0 < availability < 1) is open to the share `availability` of
+    requests: those whose `ramp_draw` (uniform in [0, 1)) is below it. If that closes everything,
+    ramping candidates are opened again.
     """
     count = 0
     for attempt in range(2):
@@ -141,7 +167,7 @@ def allowed_mask(
             is_open = available > 0.0 and (attempt == 1 or ramp_draw < available)
             if tier_pin >= 0 and fleet.tier_C[c] != tier_pin:
                 is_open = False
-            if fleet.quality_KC[task, c] < quality_floor:
+            if fleet.quality_KC[task][c] < quality_floor:
                 is_open = False
             out_C[c] = is_open
             if is_open:
@@ -152,10 +178,10 @@ def allowed_mask(
 
 
 def best_allowed(score_C: NDArray[np.float64], allowed_C: NDArray[np.bool_]) -> int:
-    """Returns the allowed row of the highest finite score, the first among equals; -1 if there is none."""
+    """Returns the first allowed row of the highest finite score; -1 if there is none."""
     best = -1
     for c in range(len(score_C)):
-        if not allowed_C[c] or not np.isfinite(score_C[c]):
+        if not allowed_C[c] or not math.isfinite(score_C[c]):
             continue
         if best < 0 or score_C[c] > score_C[best]:
             best = c

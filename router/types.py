@@ -118,11 +118,13 @@ class Signals:
         rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 1 s.
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds; 0 where this router's ledger is all there is.
+        mean_prompt_tokens: mean prompt length of recent requests, tokens; 0 = unknown.
     """
 
     rate_short_rps: float
     rate_long_rps: float
     state_age_s: float
+    mean_prompt_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,60 @@
+"""Small fleets for the tests of the router's decisions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from router.catalog import Catalog, QualityTable
+from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.ledger import LoadArrays
+from router.profile import LatencyProfile, TierProfile
+from router.types import Task
+
+TIERS = ("small", "medium", "large")
+
+
+def catalog() -> Catalog:
+    """Returns three tiers and two tasks."""
+    table = QualityTable(
+        "test",
+        "assumed",
+        {
+            "easy": {"small": 0.8, "medium": 0.95, "large": 1.0},
+            "hard": {"small": 0.4, "medium": 0.8, "large": 1.0},
+        },
+        {},
+    )
+    return Catalog.build(TIERS, (Task("easy", 0.4), Task("hard", 0.4)), table)
+
+
+def profile() -> LatencyProfile:
+    """Returns a profile of three tiers in the proportions of a real ladder."""
+    return LatencyProfile(
+        "test",
+        "assumed",
+        {
+            "small": TierProfile(0.0014, 0.00001, 0.0000045),
+            "medium": TierProfile(0.0039, 0.00003, 0.000024),
+            "large": TierProfile(0.0105, 0.00008, 0.000084),
+        },
+    )
+
+
+def fleet(device_count: int = 2, speed: float = 1.0) -> Fleet:
+    """Returns endpoints with every tier, one device each."""
+    endpoints = [
+        EndpointSpec(f"e{i}", f"127.0.0.1:{9000 + i}", f"d{i}", {t: t for t in TIERS}, speed=speed)
+        for i in range(device_count)
+    ]
+    return build_fleet(catalog(), endpoints, {"": profile()})
+
+
+def random_load(rng: np.random.Generator, candidate_count: int, scale: float) -> LoadArrays:
+    """Returns a random consistent load of up to `scale` requests per candidate."""
+    in_flight_C = np.floor(rng.random(candidate_count) * scale)
+    waiting_C = np.floor(in_flight_C * rng.random(candidate_count))
+    return LoadArrays(
+        in_flight_C,
+        waiting_C * rng.uniform(10, 300, candidate_count),
+        in_flight_C * rng.uniform(1, 16, candidate_count),
+    )
