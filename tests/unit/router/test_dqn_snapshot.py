@@ -1,0 +1,190 @@
+"""Snapshots survive a round trip, and nothing damaged gets in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.dqn import snapshot as snapshots
+from router.dqn.snapshot import Snapshot, SnapshotError, Weights, load_snapshot, save_snapshot
+
+FEATURES = ("a", "b", "c")
+
+
+def _snapshot(seed: int = 0, hidden: int = 4) -> Snapshot:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> Any:
+        return rng.normal(size=shape).astype(np.float32)
+
+    n = len(FEATURES)
+    weights = Weights(
+        draw(n, hidden),
+        draw(hidden),
+        draw(2 * hidden, hidden),
+        draw(hidden),
+        draw(hidden + n),
+        np.float32(0.5),
+    )
+    return Snapshot(
+        weights,
+        "schema-1",
+        FEATURES,
+        training={"seed": seed, "transition_count": 12},
+        evaluation={"performance": 0.9},
+        fleet={"tiers": ["s", "l"]},
+    )
+
+
+def _rewrite(blob: bytes, change: Any) -> bytes:
+    """Returns the file with its JSON header changed in place by `change(header)`."""
+    (length,) = struct.unpack("<Q", blob[:8])
+    header = json.loads(blob[8 : 8 + length])
+    change(header)
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + blob[8 + length :]
+
+
+def test_round_trip_keeps_everything() -> None:
+    """What is loaded equals what was saved, and the version is a hash of the content."""
+    before = _snapshot()
+    blob = save_snapshot(before)
+    after = load_snapshot(blob, "schema-1")
+    for name, array in before.weights._asdict().items():
+        np.testing.assert_array_equal(array, getattr(after.weights, name))
+    assert (after.training, after.evaluation, after.fleet) == (
+        before.training,
+        before.evaluation,
+        before.fleet,
+    )
+    assert after.transition_count == 12
+    assert len(after.version) == 12
+    assert save_snapshot(after) == blob
+
+
+def test_version_follows_content() -> None:
+    """Other weights or other metadata give another version."""
+    base = load_snapshot(save_snapshot(_snapshot())).version
+    assert load_snapshot(save_snapshot(_snapshot(seed=1))).version != base
+    assert load_snapshot(save_snapshot(replace(_snapshot(), evaluation={}))).version != base
+
+
+def test_file_is_safetensors() -> None:
+    """The reference implementation of the format reads the same tensors."""
+    before = _snapshot()
+    tensors = safetensors.numpy.load(save_snapshot(before))
+    np.testing.assert_array_equal(tensors["w2_GH"], before.weights.w2_GH)
+    assert set(tensors) == set(Weights._fields)
+
+
+def test_other_schema_is_refused() -> None:
+    """A snapshot for other features is refused with its own reason."""
+    with pytest.raises(SnapshotError, match="schema-1") as caught:
+        load_snapshot(save_snapshot(_snapshot()), "schema-2")
+    assert caught.value.reason == snapshots.REASON_SCHEMA
+
+
+@pytest.mark.parametrize("field", ["w1_FH", "b2_H", "w3_P", "b3"])
+def test_nan_is_refused_on_both_sides(field: str) -> None:
+    """A number that is not finite is neither written nor read."""
+    good = _snapshot()
+    bad = np.array(getattr(good.weights, field))
+    bad.flat[0] = np.nan
+    broken = replace(good, weights=good.weights._replace(**{field: bad}))
+    with pytest.raises(SnapshotError) as caught:
+        save_snapshot(broken)
+    assert caught.value.reason == snapshots.REASON_NOT_FINITE
+
+
+def test_nan_in_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader checks numbers itself, whatever the writer did."""
+    good = _snapshot()
+    b1_H = good.weights.b1_H.copy()
+    b1_H[0] = np.inf
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "_check_finite", lambda *_: None)
+        blob = save_snapshot(replace(good, weights=good.weights._replace(b1_H=b1_H)))
+    with pytest.raises(SnapshotError) as caught:
+        load_snapshot(blob)
+    assert caught.value.reason == snapshots.REASON_NOT_FINITE
+
+
+def test_wrong_shapes_are_refused() -> None:
+    """Layers that do not fit together are refused."""
+    good = _snapshot()
+    for broken in (
+        replace(good, weights=good.weights._replace(b1_H=np.zeros(5, np.float32))),
+        replace(good, weights=good.weights._replace(w1_FH=np.zeros(3, np.float32))),
+        replace(good, feature_names=("a", "b")),
+    ):
+        with pytest.raises(SnapshotError) as caught:
+            save_snapshot(broken)
+        assert caught.value.reason == snapshots.REASON_SHAPE
+
+
+def test_every_truncation_is_refused() -> None:
+    """No prefix of a snapshot is a snapshot."""
+    blob = save_snapshot(_snapshot())
+    for length in range(len(blob)):
+        with pytest.raises(SnapshotError):
+            load_snapshot(blob[:length])
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.integers(0, 10_000), flip=st.integers(1, 255))
+def test_flipped_byte_never_loads_as_something_else(position: int, flip: int) -> None:
+    """A changed byte is refused, or hit only padding and changed nothing."""
+    blob = bytearray(save_snapshot(_snapshot()))
+    blob[position % len(blob)] ^= flip
+    try:
+        loaded = load_snapshot(bytes(blob), "schema-1")
+    except SnapshotError:
+        return
+    expected = _snapshot().weights
+    for name in Weights._fields:
+        np.testing.assert_array_equal(getattr(loaded.weights, name), getattr(expected, name))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_garbage_is_refused(blob: bytes) -> None:
+    """Arbitrary bytes end in SnapshotError, never in another exception."""
+    with pytest.raises(SnapshotError):
+        load_snapshot(blob)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda h: h.pop("__metadata__"), snapshots.REASON_FORMAT),
+        (lambda h: h["__metadata__"].update(tiercel="{}"), snapshots.REASON_FORMAT),
+        (lambda h: h["__metadata__"].update(sha256="0" * 64), snapshots.REASON_CHECKSUM),
+        (lambda h: h["w1_FH"].update(dtype="F64"), snapshots.REASON_SHAPE),
+        (lambda h: h["w1_FH"].update(shape=[4, 3]), snapshots.REASON_SHAPE),
+        (lambda h: h["w1_FH"].update(data_offsets=[0, 10**9]), snapshots.REASON_MALFORMED),
+        (lambda h: h["w1_FH"].update(shape=[3, -4]), snapshots.REASON_MALFORMED),
+        (lambda h: h.pop("w3_P"), snapshots.REASON_SHAPE),
+    ],
+)
+def test_damaged_header_is_refused(change: Any, reason: str) -> None:
+    """Each kind of damage has its own reason."""
+    with pytest.raises(SnapshotError) as caught:
+        load_snapshot(_rewrite(save_snapshot(_snapshot()), change))
+    assert caught.value.reason == reason
+
+
+def test_zeroed_keeps_only_the_linear_term() -> None:
+    """The ablation removes the hidden layers' say and nothing else."""
+    weights = _snapshot().weights
+    zeroed = weights.zeroed()
+    assert not zeroed.w3_P[:4].any()
+    np.testing.assert_array_equal(zeroed.w3_P[4:], weights.w3_P[4:])
+    assert weights.w3_P[:4].any()
