@@ -1,0 +1,63 @@
+"""Prompts of a load run: pools given in its spec, made-up text for tasks without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import string
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to send.
+
+    Attributes:
+        task: Its task.
+        text: What is sent.
+        answer: The only right answer; None if answers to it cannot be scored.
+    """
+
+    task: str
+    text: str
+    answer: str | None
+
+    def score(self, text: str) -> float:
+        """Scores an answer by exact match: 1.0 or 0.0, NaN if it cannot be scored."""
+        if self.answer is None:
+            return math.nan
+        return 1.0 if text.strip() == self.answer else 0.0
+
+
+def made_up_pool(task: str, count: int, seed: int, prompt_chars: int) -> list[Prompt]:
+    """Makes ``count`` prompts of random letters, ``prompt_chars`` long, that cannot be scored."""
+    rng = random.Random(f"tiercel-prompts-{task}-{seed}")
+    letters = string.ascii_lowercase
+    return [Prompt(task, "".join(rng.choices(letters, k=prompt_chars)), None) for _ in range(count)]
+
+
+def draw_prompts(
+    mix: Mapping[str, float], pools: Mapping[str, Sequence[Prompt]], count: int, *, seed: int
+) -> list[Prompt]:
+    """Draws the prompts of a run: tasks by their shares, prompts of a task in the pool's order.
+
+    Args:
+        mix: Share of each task; only ratios count.
+        pools: At least one prompt for every task of the mix.
+        count: How many to draw.
+        seed: Same seed, same tasks.
+    """
+    names = list(mix)
+    shares = np.array([mix[name] for name in names], dtype=np.float64)
+    picks = np.random.default_rng([seed, 1]).choice(len(names), size=count, p=shares / shares.sum())
+    used = dict.fromkeys(names, 0)
+    prompts = []
+    for pick in picks:
+        name = names[int(pick)]
+        pool = pools[name]
+        prompts.append(pool[used[name] % len(pool)])
+        used[name] += 1
+    return prompts

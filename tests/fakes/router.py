@@ -1,0 +1,133 @@
+"""An in-process router that answers from a script: for tests of what talks to a router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
+
+Answer = Callable[[pb.GenerationSpec], str]
+
+
+class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
+    """Answers after ``delay_s`` with ``answer(spec)``.
+
+    Refuses what ``refuse(spec)`` names a reason for.
+    """
+
+    def __init__(
+        self,
+        answer: Answer = lambda spec: spec.prompt.upper(),
+        delay_s: float = 0.0,
+        refuse: Callable[[pb.GenerationSpec], str] = lambda spec: "",
+        tier: str = "large",
+    ) -> None:
+        self.answer, self.delay_s, self.refuse, self.tier = answer, delay_s, refuse, tier
+        self.specs: list[pb.GenerationSpec] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.reports: list[pb.ReportOutcomeRequest] = []
+        self.cancelled_count = 0
+        self.policy = "greedy"
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        """Answers at once."""
+        text = await self._serve(request.spec, context)
+        return pb.GenerateResponse(text=text, completion=self._completion(request.spec))
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """Answers one character at a time."""
+        text = await self._serve(request.spec, context)
+        for letter in text:
+            yield pb.GenerateStreamResponse(chunk=pb.Chunk(text=letter, token_count=1))
+        yield pb.GenerateStreamResponse(completion=self._completion(request.spec))
+
+    async def Route(self, request: pb.RouteRequest, context: Any) -> pb.RouteResponse:
+        """Gives the same ticket to everybody."""
+        response = pb.RouteResponse(
+            request_id="r", tier=self.tier, endpoint="e", ticket=b"ticket", quality=1.0
+        )
+        response.predicted_latency.FromNanoseconds(250_000_000)
+        return response
+
+    async def ReportOutcome(
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        """Remembers the report."""
+        self.reports.append(request)
+        return pb.ReportOutcomeResponse()
+
+    async def GetRouterStatus(
+        self, request: pb.GetRouterStatusRequest, context: Any
+    ) -> pb.GetRouterStatusResponse:
+        """Says which policy is in use."""
+        return pb.GetRouterStatusResponse(
+            router_id="fake", policy=self.policy, known_policies=["greedy", "price"]
+        )
+
+    async def UsePolicy(self, request: pb.UsePolicyRequest, context: Any) -> pb.UsePolicyResponse:
+        """Takes known names only."""
+        if request.policy not in ("greedy", "price"):
+            await abort(
+                context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_POLICY", "known: greedy, price"
+            )
+        self.policy = request.policy
+        return pb.UsePolicyResponse(policy=request.policy, policy_version="1")
+
+    async def _serve(self, spec: pb.GenerationSpec, context: Any) -> str:
+        self.specs.append(spec)
+        self.metadata.append(dict(context.invocation_metadata()))
+        reason = self.refuse(spec)
+        if reason:
+            await abort(
+                context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason, "no tier can make it", 0.25
+            )
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled_count += 1
+            raise
+        return self.answer(spec)
+
+    def _completion(self, spec: pb.GenerationSpec) -> pb.Completion:
+        return pb.Completion(
+            request_id=spec.request_id or "made",
+            tier=self.tier,
+            endpoint="e",
+            policy=self.policy,
+            policy_version="1",
+            quality=0.5 if self.tier == "small" else 1.0,
+            on_time=True,
+        )
+
+
+async def abort(
+    context: Any, code: grpc.StatusCode, reason: str, message: str, retry_s: float = 0.0
+) -> None:
+    """Ends the call with ErrorInfo and, above 0, RetryInfo."""
+    info, retry = any_pb2.Any(), any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tiercel"))
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(int(retry_s * 1e9))
+    retry.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    details = [info, retry] if retry_s else [info]
+    status = status_pb2.Status(code=code.value[0], message=message, details=details)
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+async def serve(router: FakeRouter) -> tuple[grpc.aio.Server, str]:
+    """Starts a server for it on a free loopback port; returns server and address."""
+    server = grpc.aio.server()
+    pb_grpc.add_RouterInferenceServiceServicer_to_server(router, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, f"127.0.0.1:{port}"

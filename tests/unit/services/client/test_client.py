@@ -1,0 +1,219 @@
+"""The Python client against in-process routers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from services.client.channels import RouterPool
+from services.client.client import TiercelClient
+from services.client.convert import Answer, Chunk
+from services.client.errors import (
+    InvalidRequestError,
+    RefusedError,
+    UnavailableError,
+    parse_details,
+)
+from services.client.sync_client import SyncTiercelClient
+from tests.fakes.router import FakeRouter, abort, serve
+
+
+async def test_generate_returns_text_and_what_is_known_about_it() -> None:
+    """The answer carries the router's completion."""
+    server, address = await serve(FakeRouter())
+    async with TiercelClient(address) as client:
+        answer = await client.generate("ab", task="sort", deadline_s=1.0, request_id="mine")
+    await server.stop(0)
+    assert (answer.text, answer.tier, answer.request_id) == ("AB", "large", "mine")
+    assert answer.step_down == ""
+
+
+async def test_stream_yields_chunks_then_the_answer() -> None:
+    """Chunks come in order, one answer last."""
+    server, address = await serve(FakeRouter())
+    async with TiercelClient(address) as client:
+        events = [event async for event in client.generate_stream("ab", task="sort")]
+    await server.stop(0)
+    assert events[:2] == [Chunk("A", 1), Chunk("B", 1)]
+    assert isinstance(events[2], Answer)
+
+
+async def test_route_and_report_close_a_ticket() -> None:
+    """A ticket goes back with its outcome."""
+    router = FakeRouter()
+    server, address = await serve(router)
+    async with TiercelClient(address) as client:
+        ticket = await client.route(task="sort", prompt_token_count=8, deadline_s=0.5)
+        await client.report_outcome(ticket=ticket.ticket, status="on_time", latency_s=0.2)
+        with pytest.raises(ValueError, match="exactly one"):
+            await client.report_outcome()
+        with pytest.raises(ValueError, match="status"):
+            await client.report_outcome(ticket=b"t", status="fine")
+    await server.stop(0)
+    assert ticket.predicted_latency_s == 0.25
+    assert router.reports[0].ticket == b"ticket"
+
+
+async def test_refusals_carry_reason_and_retry_delay() -> None:
+    """ErrorInfo and RetryInfo arrive as attributes."""
+    server, address = await serve(FakeRouter(refuse=lambda spec: "TOO_LATE"))
+    async with TiercelClient(address) as client:
+        with pytest.raises(RefusedError) as caught:
+            await client.generate("ab", task="sort")
+    await server.stop(0)
+    assert caught.value.reason == "TOO_LATE"
+    assert caught.value.retry_delay_s == 0.25
+    assert "RESOURCE_EXHAUSTED" in str(caught.value)
+
+
+async def test_calls_take_the_routers_in_turn() -> None:
+    """Two routers share the calls."""
+    routers = [FakeRouter(), FakeRouter()]
+    started = [await serve(router) for router in routers]
+    async with TiercelClient([address for _, address in started]) as client:
+        for _ in range(6):
+            await client.generate("ab", task="sort")
+    for server, _ in started:
+        await server.stop(0)
+    assert [len(router.specs) for router in routers] == [3, 3]
+
+
+async def test_a_router_that_is_gone_is_skipped_and_avoided() -> None:
+    """Calls fail over, and the dead router goes to the end of the line."""
+    gone, gone_address = await serve(FakeRouter())
+    await gone.stop(0)
+    server, address = await serve(FakeRouter())
+    async with TiercelClient([gone_address, address]) as client:
+        for _ in range(4):
+            assert (await client.generate("ab", task="sort")).text == "AB"
+        events = [event async for event in client.generate_stream("ab", task="sort")]
+    await server.stop(0)
+    assert len(events) == 3
+
+
+async def test_nothing_is_tried_again_when_a_router_has_answered() -> None:
+    """UNAVAILABLE with a reason of the mesh is final; the other router is not asked."""
+
+    class Unusable(FakeRouter):
+        async def Generate(self, request: Any, context: Any) -> Any:
+            await abort(context, grpc.StatusCode.UNAVAILABLE, "NO_USABLE_ENDPOINT", "none")
+
+    other = FakeRouter()
+    started = [await serve(Unusable()), await serve(other)]
+    async with TiercelClient([address for _, address in started]) as client:
+        with pytest.raises(UnavailableError, match="NO_USABLE_ENDPOINT"):
+            await client.generate("ab", task="sort")
+    for server, _ in started:
+        await server.stop(0)
+    assert other.specs == []
+
+
+async def test_no_router_at_all_is_unavailable() -> None:
+    """The transport's failure is named as such."""
+    gone, address = await serve(FakeRouter())
+    await gone.stop(0)
+    async with TiercelClient(address) as client:
+        with pytest.raises(UnavailableError) as caught:
+            await client.generate("ab", task="sort", deadline_s=0.5)
+    assert caught.value.reason == "TRANSPORT"
+
+
+async def test_cancelling_a_call_cancels_it_at_the_router() -> None:
+    """The router's work ends with the caller's interest."""
+    router = FakeRouter(delay_s=30)
+    server, address = await serve(router)
+    async with TiercelClient(address) as client:
+        task = asyncio.create_task(client.generate("ab", task="sort"))
+        while not router.specs:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await server.stop(0)
+    assert router.cancelled_count == 1
+
+
+async def test_the_trace_context_goes_along() -> None:
+    """With a tracer configured, traceparent carries the answer's trace id."""
+    router = FakeRouter()
+    server, address = await serve(router)
+    async with TiercelClient(address) as client:
+        client._tracer = TracerProvider().get_tracer("test")
+        answer = await client.generate("ab", task="sort")
+        client._tracer = trace.NoOpTracer()
+        assert (await client.generate("ab", task="sort")).trace_id == ""
+    await server.stop(0)
+    assert router.metadata[0]["traceparent"].split("-")[1] == answer.trace_id
+    assert "traceparent" not in router.metadata[1]
+
+
+async def test_options_no_message_can_carry_are_value_errors() -> None:
+    """Bad options are refused before a call is made."""
+    async with TiercelClient("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match="slo_kind"):
+            await client.generate("ab", task="sort", slo_kind="soon")
+        with pytest.raises(ValueError, match="surrogates"):
+            await client.generate("\udc80", task="sort")
+    with pytest.raises(ValueError, match="addresses"):
+        TiercelClient([])
+    with pytest.raises(ValueError, match="timeout_s"):
+        TiercelClient("a:1", timeout_s=0)
+
+
+async def test_invalid_argument_names_the_fields() -> None:
+    """BadRequest violations arrive with the error."""
+
+    class Strict(FakeRouter):
+        async def Generate(self, request: Any, context: Any) -> Any:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "BAD_FIELD", "spec.prompt")
+
+    server, address = await serve(Strict())
+    async with TiercelClient(address) as client:
+        with pytest.raises(InvalidRequestError, match=r"spec\.prompt"):
+            await client.generate("", task="sort")
+    await server.stop(0)
+
+
+def test_unreadable_details_count_as_none() -> None:
+    """Garbage in the trailing metadata does not hide the failure behind another."""
+    assert parse_details([("grpc-status-details-bin", b"\xff\xff")]).reason == ""
+    assert parse_details([]).retry_delay_s is None
+
+
+async def test_an_avoided_router_comes_last_for_a_while() -> None:
+    """The order of attempts follows the clock."""
+    now = [0.0]
+    pool = RouterPool(["a:1", "b:1"], clock=lambda: now[0])
+    pool.avoid(pool.routers[0])
+    assert [r.address for r in pool.attempts()] == ["b:1", "a:1"]
+    now[0] = 2.0
+    pool._next = 0
+    assert [r.address for r in pool.attempts()] == ["a:1", "b:1"]
+    await pool.close()
+
+
+async def test_the_sync_client_works_from_plain_code() -> None:
+    """Blocking calls work beside a running loop, and errors and streams come through."""
+    router = FakeRouter(refuse=lambda spec: "TOO_LATE" if spec.prompt == "no" else "")
+    server, address = await serve(router)
+
+    def use() -> tuple[str, int, str]:
+        with SyncTiercelClient(address) as client:
+            text = client.generate("ab", task="sort").text
+            events = list(client.generate_stream("ab", task="sort"))
+            try:
+                client.generate("no", task="sort")
+            except RefusedError as error:
+                return text, len(events), error.reason
+        return text, len(events), ""
+
+    before = threading.active_count()
+    assert await asyncio.to_thread(use) == ("AB", 3, "TOO_LATE")
+    await server.stop(0)
+    assert threading.active_count() <= before + 2
