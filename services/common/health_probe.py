@@ -1,0 +1,53 @@
+"""Asks a gRPC server for its health: `python -m services.common.health_probe ADDRESS [SERVICE]`.
+
+Exit code 0 if it says SERVING, 1 if it says anything else or does not answer, 2 if called wrongly. The container
+images use it; Kubernetes asks the same question by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.addresses import parse_address
+
+_UNHEALTHY_EXIT_CODE = 1
+
+
+def probe(address: str, service: str, timeout_s: float) -> str:
+    """Returns the health of `service` at `address` (host:port): SERVING, NOT_SERVING, or a status code's name."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+        except grpc.RpcError as error:
+            return str(error.code().name) if isinstance(error, grpc.Call) else "UNKNOWN"
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Probes once, prints what was found on one line and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.common.health_probe", description="Probe gRPC health."
+    )
+    parser.add_argument("address", metavar="HOST:PORT", help="address of the server")
+    parser.add_argument("service", nargs="?", default="", help="gRPC service; default: the server")
+    parser.add_argument("--timeout-s", type=float, default=2.0, help="longest wait for the answer")
+    options = parser.parse_args(argv)
+    try:
+        parse_address(options.address)
+    except ValueError as error:
+        parser.error(f"{options.address}: {error}")
+    if not 0.0 < options.timeout_s <= 60.0:
+        parser.error(f"--timeout-s: must be above 0 and at most 60 (got {options.timeout_s:g})")
+    found = probe(options.address, options.service, options.timeout_s)
+    sys.stdout.write(f"{options.address} {found}\n")
+    return 0 if found == "SERVING" else _UNHEALTHY_EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

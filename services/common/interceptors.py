@@ -1,0 +1,192 @@
+"""Server interceptor: errors become status by the table, every call is counted and timed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+
+from services.common.clock import Clock
+from services.common.errors import DETAILS_KEY, DomainError, InvalidArgumentError, status_of
+from services.common.log import Logger
+from services.common.metrics import RpcMetrics
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class _Rejected:
+    """Stands for a request message that could not be taken; raised as an error by the handler."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: DomainError) -> None:
+        self.error = error
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method once: checks message sizes, applies the error table, counts and times.
+
+    Args:
+        metrics: Where calls are counted.
+        clock: For durations.
+        log: Where bugs are logged with their traceback.
+        max_message_bytes: Largest request message; a larger one is INVALID_ARGUMENT. (The limit of
+            the library itself must be higher: it answers without details and without a count.)
+    """
+
+    def __init__(
+        self, *, metrics: RpcMetrics, clock: Clock, log: Logger, max_message_bytes: int
+    ) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._max_message_bytes = max_message_bytes
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the wrapped handler of the method, made at its first call."""
+        method = handler_call_details.method
+        found = self._wrapped.get(method)
+        if found is not None:
+            return found
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            # No such method: the library answers UNIMPLEMENTED. Not kept, so that callers who
+            # invent names cannot fill the memory.
+            return handler
+        wrapped = self._wrap(method.removeprefix("/"), handler)
+        self._wrapped[method] = wrapped
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        call = _Call(method, self._metrics, self._clock, self._log)
+        take = self._taking(handler.request_deserializer)
+        give = handler.response_serializer
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                call.stream(handler.stream_stream, _each), take, give
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                call.unary(handler.stream_unary, _each), take, give
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                call.stream(handler.unary_stream, _one), take, give
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            call.unary(handler.unary_unary, _one), take, give
+        )
+
+    def _taking(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+        limit = self._max_message_bytes
+
+        def take(payload: bytes) -> Any:
+            if len(payload) > limit:
+                problem = f"message of {len(payload)} bytes is too large"
+                return _Rejected(
+                    InvalidArgumentError(
+                        "request", problem, f"{limit} bytes", reason="MESSAGE_TOO_LARGE"
+                    )
+                )
+            if deserialize is None:
+                return payload
+            try:
+                return deserialize(payload)
+            except Exception:  # whatever the parser raises, the bytes are at fault
+                problem = "is not a valid message (malformed bytes, or text that is not UTF-8)"
+                return _Rejected(
+                    InvalidArgumentError("request", problem, reason="MALFORMED_MESSAGE")
+                )
+
+        return take
+
+
+def _one(request: Any) -> Any:
+    if type(request) is _Rejected:
+        raise request.error
+    return request
+
+
+async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _one(request)
+
+
+class _Call:
+    """Runs the calls of one method."""
+
+    def __init__(self, method: str, metrics: RpcMetrics, clock: Clock, log: Logger) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._duration = metrics.duration.labels(method=method)
+        self._ok = metrics.handled.labels(method=method, code="OK", reason="")
+
+    def unary(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+        async def handle(request: Any, context: Context) -> Any:
+            start_s = self._clock.monotonic_s()
+            try:
+                response = await behavior(check(request), context)
+            except BaseException as error:  # one place decides about all of them
+                await self._fail(error, context)
+            else:
+                self._done(context)
+                return response
+            finally:
+                self._duration.observe(self._clock.monotonic_s() - start_s)
+
+        return handle
+
+    def stream(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+            start_s = self._clock.monotonic_s()
+            try:
+                async for response in behavior(check(request), context):
+                    yield response
+            except GeneratorExit:
+                self._count("CANCELLED", "CLIENT_CANCELLED")
+                raise
+            except BaseException as error:  # one place decides about all of them
+                await self._fail(error, context)
+            else:
+                self._done(context)
+            finally:
+                self._duration.observe(self._clock.monotonic_s() - start_s)
+
+        return handle
+
+    def _done(self, context: Context) -> None:
+        code = context.code()
+        if not code or code is grpc.StatusCode.OK:
+            self._ok.inc()
+        else:
+            self._count(getattr(code, "name", str(code)), "")
+
+    def _count(self, code: str, reason: str) -> None:
+        self._metrics.handled.labels(method=self._method, code=code, reason=reason).inc()
+
+    async def _fail(self, error: BaseException, context: Context) -> NoReturn:
+        if isinstance(error, asyncio.CancelledError):
+            self._count("CANCELLED", "CLIENT_CANCELLED")
+            raise error
+        if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+            # The method answered by itself (a proxied status), or the process is ending.
+            code = context.code()
+            self._count(getattr(code, "name", "INTERNAL"), "ABORTED_BY_METHOD")
+            raise error
+        status = status_of(error)
+        if status.is_bug:
+            self._log.exception("rpc_bug", error, method=self._method)
+        self._count(status.code.name, status.reason)
+        await context.abort(status.code, status.message, ((DETAILS_KEY, status.details),))
+        raise AssertionError("abort does not return")

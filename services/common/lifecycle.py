@@ -1,0 +1,208 @@
+"""Life of a service process: start, serve, drain on a signal, close in reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvloop
+
+from services.common.failures import StartError
+from services.common.log import Logger
+from services.common.server import GrpcServer, ServerSettings
+from services.common.settings import SettingsError, exit_with_settings_error
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNAL_EXIT_BASE = 128
+_FAILURE_EXIT_CODE = 1
+
+BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
+
+
+async def _at_once() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What an application hands over once it is built.
+
+    Args:
+        server: The gRPC server, bound, not started.
+        metrics_address: Where metrics are served; empty if they are not.
+        tasks: Long tasks; they live in one task group and end the service if one fails.
+        ready: Returns once the service may say SERVING (policy loaded, first state seen).
+        flush: Called after the last call has ended and before the tasks are cancelled.
+    """
+
+    server: GrpcServer
+    metrics_address: str = ""
+    tasks: Sequence[BackgroundTask] = ()
+    ready: Callable[[], Awaitable[None]] = _at_once
+    flush: Callable[[], Awaitable[None]] = _at_once
+
+
+class Application(Protocol):
+    """A service to run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the process, e.g. `load-monitor`."""
+        ...
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """Its section; gives the drain times."""
+        ...
+
+    async def start(self, stack: AsyncExitStack) -> Running:
+        """Builds everything; what must be closed is pushed on `stack` (closed in reverse order)."""
+        ...
+
+
+def run(build: Callable[[], Application], *, log: Logger, ready_file: Path | None = None) -> int:
+    """Runs an application until a signal and returns the exit code of the process.
+
+    A second signal ends the process at once.
+
+    Args:
+        build: Makes the application; may raise SettingsError (exit code 2).
+        log: Where the life of the process is logged.
+        ready_file: Written with the bound addresses as JSON once SERVING; removed at the drain.
+    """
+    try:
+        application = build()
+    except SettingsError as error:
+        exit_with_settings_error(error)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(application, log=log, ready_file=ready_file))
+    except StartError as error:
+        sys.stderr.write(f"{application.name}: {error}\n")
+        return error.exit_code
+
+
+async def serve(application: Application, *, log: Logger, ready_file: Path | None = None) -> int:
+    """Runs an application inside a running loop; see `run`.
+
+    Raises:
+        StartError: It cannot start.
+    """
+    stop = asyncio.Event()
+    _install_signal_handlers(stop)
+    async with AsyncExitStack() as stack:
+        starting = asyncio.create_task(application.start(stack))
+        if not await _unless_stopped(starting, stop):
+            return 0
+        failure = await _serve_until_stopped(
+            starting.result(), application, stop=stop, log=log, ready_file=ready_file
+        )
+    log.info("stopped", exit_code=failure)
+    return failure
+
+
+async def _serve_until_stopped(
+    running: Running,
+    application: Application,
+    *,
+    stop: asyncio.Event,
+    log: Logger,
+    ready_file: Path | None,
+) -> int:
+    settings = application.server_settings
+    failure = 0
+    await running.server.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(task()) for task in running.tasks]
+            if await _unless_stopped(asyncio.ensure_future(running.ready()), stop):
+                await running.server.set_serving(True)
+                addresses = _addresses(running)
+                if ready_file is not None:
+                    write_ready_file(ready_file, application.name, addresses)
+                log.info("serving", **addresses)
+                await stop.wait()
+            await _drain(running, settings, log=log, ready_file=ready_file)
+            for task in tasks:
+                task.cancel()
+    except* asyncio.CancelledError:
+        raise
+    except* Exception as group_error:
+        # A long task failed: a bug. Callers still get an orderly end.
+        for error in group_error.exceptions:
+            log.exception("task_failed", error)
+        failure = _FAILURE_EXIT_CODE
+        await running.server.enter_drain()
+        await running.server.stop(settings.grace_s)
+        remove_ready_file(ready_file)
+    return failure
+
+
+async def _drain(
+    running: Running, settings: ServerSettings, *, log: Logger, ready_file: Path | None
+) -> None:
+    remove_ready_file(ready_file)
+    log.info("draining", lame_duck_s=settings.lame_duck_s, grace_s=settings.grace_s)
+    await running.server.enter_drain()
+    # Balancers need time to see NOT_SERVING; until then calls are still taken.
+    await asyncio.sleep(settings.lame_duck_s)
+    await running.server.stop(settings.grace_s)
+    await running.flush()
+
+
+async def _unless_stopped(task: asyncio.Future[Any], stop: asyncio.Event) -> bool:
+    """Awaits `task` and returns True, or cancels it and returns False if a stop comes first."""
+    waiter = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        waiter.cancel()
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _install_signal_handlers(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def handle(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(_SIGNAL_EXIT_BASE + number)
+        stop.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, handle, number)
+
+
+def _addresses(running: Running) -> dict[str, str]:
+    addresses = {"grpc": str(running.server.address)}
+    if running.metrics_address:
+        addresses["metrics"] = running.metrics_address
+    return addresses
+
+
+def write_ready_file(path: Path, service: str, addresses: Mapping[str, str]) -> None:
+    """Writes service name, process id and addresses as JSON; readers never see half of it."""
+    text = json.dumps({"service": service, "pid": os.getpid(), "addresses": dict(addresses)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def remove_ready_file(path: Path | None) -> None:
+    """Removes the file if it is there."""
+    if path is not None:
+        path.unlink(missing_ok=True)

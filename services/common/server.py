@@ -1,0 +1,216 @@
+"""The one builder of gRPC servers: same limits, health, reflection and errors for every service."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+from pydantic import Field
+
+from services.common.addresses import (
+    HostPort,
+    ListenAddress,
+    OptionalListenAddress,
+    parse_address,
+)
+from services.common.clock import Clock
+from services.common.failures import StartError
+from services.common.interceptors import ErrorInterceptor
+from services.common.log import Logger
+from services.common.metrics import RpcMetrics
+from services.common.settings import Problem, SettingsModel
+
+# The library's own limit answers without details, so it only guards memory; ours comes first.
+_LIBRARY_LIMIT_FACTOR = 4
+
+
+class ServerSettings(SettingsModel):
+    """Keys every service section has; a service's section extends it."""
+
+    listen: ListenAddress
+    """gRPC address; port 0 takes any free one."""
+    metrics_listen: OptionalListenAddress
+    """Prometheus address; empty means no metrics are served."""
+    allow_non_loopback: bool = False
+    """True lets other machines reach `listen` and `metrics_listen` (containers need it)."""
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest request message, bytes."""
+    lame_duck_s: float = Field(default=1.0, ge=0.0, le=300.0)
+    """Time between NOT_SERVING and refusing new calls at a stop, seconds."""
+    grace_s: float = Field(default=10.0, ge=0.0, le=600.0)
+    """Time running calls get to end at a stop, seconds."""
+
+    @classmethod
+    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
+        """Yields listen addresses that other machines could reach without leave."""
+        yield from super().cross_problems(raw, base_dir)
+        if raw.get("allow_non_loopback") is True:
+            return
+        for key in ("listen", "metrics_listen"):
+            text = raw.get(key)
+            if not isinstance(text, str) or not text:
+                continue
+            try:
+                address = parse_address(text, allow_port_zero=True)
+            except ValueError:
+                continue  # the field's own check reports it
+            if not address.is_loopback:
+                yield Problem(
+                    (key,),
+                    "other machines can reach it; set allow_non_loopback = true to allow that",
+                    text,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDefinition:
+    """One gRPC service to serve.
+
+    Args:
+        full_name: Its protobuf name, e.g. `tiercel.trainer.v1.TrainerService`.
+        register: Adds the servicer to a server.
+    """
+
+    full_name: str
+    register: Callable[[grpc.aio.Server], None]
+
+
+class GrpcServer:
+    """A built server with its health; starts, reports SERVING, and stops."""
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        health_servicer: health.aio.HealthServicer,
+        names: Sequence[str],
+        address: HostPort,
+    ) -> None:
+        self._server = server
+        self._health = health_servicer
+        self._names = ("", *names)
+        self.address = address
+        self.is_serving = False
+
+    async def start(self) -> None:
+        """Accepts calls; health says NOT_SERVING until `set_serving`."""
+        await self._server.start()
+
+    async def set_serving(self, serving: bool, *, service: str | None = None) -> None:
+        """Sets the health of every service of the server, or of one named service only."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in self._names if service is None else (service,):
+            await self._health.set(name, status)
+        if service is None:
+            self.is_serving = serving
+
+    async def enter_drain(self) -> None:
+        """Says NOT_SERVING for good; later changes of health are ignored."""
+        self.is_serving = False
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
+        await self._server.stop(grace_s)
+
+
+async def build_server(
+    *,
+    services: Sequence[ServiceDefinition],
+    settings: ServerSettings,
+    registry: CollectorRegistry,
+    clock: Clock,
+    log: Logger,
+    reuse_port: bool = False,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> GrpcServer:
+    """Builds a server with health, reflection and the error table, bound but not started.
+
+    Args:
+        services: What to serve.
+        settings: Address and limits.
+        registry: Where its calls are counted.
+        clock: For durations.
+        log: Where bugs are logged.
+        reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
+        interceptors: More interceptors, run inside the error table.
+
+    Raises:
+        StartError: The address cannot be listened on.
+    """
+    table = ErrorInterceptor(
+        metrics=RpcMetrics(registry),
+        clock=clock,
+        log=log,
+        max_message_bytes=settings.max_message_bytes,
+    )
+    server = grpc.aio.server(
+        interceptors=(table, *interceptors), options=_options(settings, reuse_port)
+    )
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [service.full_name for service in services]
+    for service in services:
+        service.register(server)
+    reflection.enable_server_reflection(
+        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    address = _bind(server, settings.listen, reuse_port)
+    built = GrpcServer(server, health_servicer, names, address)
+    await built.set_serving(False)
+    return built
+
+
+def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]]:
+    library_limit = settings.max_message_bytes * _LIBRARY_LIMIT_FACTOR
+    return [
+        ("grpc.so_reuseport", int(reuse_port)),
+        ("grpc.max_receive_message_length", library_limit),
+        ("grpc.max_send_message_length", library_limit),
+        # Clients may ping every 5 s, also without calls, so that they notice a dead server soon.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str, reuse_port: bool) -> HostPort:
+    wanted = parse_address(listen, allow_port_zero=True)
+    if wanted.port and not reuse_port:
+        _check_port_is_free(wanted)
+    try:
+        port = server.add_insecure_port(str(wanted))
+    except RuntimeError:
+        raise StartError(
+            f"cannot listen on {listen}: the address is in use or not of this machine"
+        ) from None
+    return HostPort(wanted.host, port)
+
+
+def _check_port_is_free(address: HostPort) -> None:
+    """Raises StartError if the port is taken: the library says so in many lines, we in one."""
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+    except OSError as error:
+        cause = (
+            "the port is in use"
+            if error.errno == errno.EADDRINUSE
+            else (os.strerror(error.errno) if error.errno else str(error))
+        )
+        raise StartError(f"cannot listen on {address}: {cause}") from None

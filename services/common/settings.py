@@ -1,0 +1,281 @@
+"""Typed, frozen settings: TOML file, environment and command line, all mistakes at once.
+
+Order, later wins: defaults, file, `TIERCEL_<SECTION>__<KEY>` variables, command line. A value that
+is wrong is never replaced: `SettingsError` lists every mistake with its origin, and the process
+ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+
+ENVIRONMENT_PREFIX = "TIERCEL_"
+SETTINGS_EXIT_CODE = 2
+# Sections of the mesh's file. A service reads its own and ignores the other services'.
+KNOWN_SECTIONS = frozenset({"mesh", "log", "router_inference", "load_monitor", "trainer"})
+_SECRET_WORDS = ("secret", "password", "ticket_key", "redis_url")
+_GOT_LENGTH = 80
+
+KeyPath = tuple[str | int, ...]
+
+
+class SettingsError(Exception):
+    """The settings hold mistakes; `problems` has one line for each.
+
+    Args:
+        problems: Lines of the form `ORIGIN: section.key: problem (got VALUE)`.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake found by a cross check.
+
+    Args:
+        path: Key path below the section, e.g. `("endpoints", 0, "tiers")`.
+        text: What is wrong, and what would be right.
+        got: The offending value.
+    """
+
+    path: KeyPath
+    text: str
+    got: object = None
+
+
+class SettingsModel(BaseModel):
+    """Base of every section: frozen, unknown keys refused, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:  # noqa: ARG003
+        """Yields mistakes that only show between keys.
+
+        Called with the raw section, so that they are reported together with the mistakes inside
+        keys; it must therefore cope with values of any type.
+        """
+        yield from ()
+
+
+S = TypeVar("S", bound=SettingsModel)
+
+
+def _resolve(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base_dir", Path.cwd())
+    return (Path(base) / path).resolve()
+
+
+def _resolve_optional(text: str, info: ValidationInfo) -> str:
+    return str(_resolve(Path(text), info)) if text else ""
+
+
+RelativePath = Annotated[Path, AfterValidator(_resolve)]
+"""A path relative to the settings file (to the working directory without a file)."""
+OptionalRelativePath = Annotated[str, AfterValidator(_resolve_optional)]
+"""The same as text; empty means none."""
+
+
+@dataclass(slots=True)
+class _Layers:
+    """Merged raw values and where each of them came from."""
+
+    file_name: str
+    values: dict[str, Any]
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def origin(self, path: KeyPath) -> str:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        return self.file_name
+
+    def line(self, path: KeyPath, text: str, got: object = None, *, with_got: bool = True) -> str:
+        dotted = ".".join(str(part) for part in path)
+        tail = f" (got {_shown(path, got)})" if with_got else ""
+        return f"{self.origin(path)}: {dotted}: {text}{tail}"
+
+
+def load_settings(
+    model: type[S],
+    *,
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, str] | None = None,
+) -> S:
+    """Reads, merges and checks settings.
+
+    Args:
+        model: The service's root model; its fields are section names.
+        path: The TOML file; None means defaults, environment and command line only.
+        environ: Environment variables.
+        overrides: Command line values as `{"section.key": text}`.
+
+    Returns:
+        The checked settings, paths made absolute.
+
+    Raises:
+        SettingsError: Any mistake anywhere; all of them are listed.
+    """
+    layers = _read_file(path)
+    base_dir = path.resolve().parent if path is not None else Path.cwd()
+    _apply_environment(layers, model, environ)
+    for dotted, text in (overrides or {}).items():
+        _apply_text(layers, model, tuple(dotted.split(".")), text, "command line")
+    own = {name: value for name, value in layers.values.items() if name in model.model_fields}
+    problems = list(layers.problems)
+    for name, section in _sections(model).items():
+        raw = own.get(name, {})
+        if isinstance(raw, dict):
+            problems.extend(
+                layers.line((name, *found.path), found.text, found.got)
+                for found in section.cross_problems(raw, base_dir)
+            )
+    try:
+        # JSON mode is strict about types (true is no number) yet takes lists for tuples.
+        settings = model.model_validate_json(
+            json.dumps(own, default=str), strict=True, context={"base_dir": base_dir}
+        )
+    except ValidationError as error:
+        problems.extend(_validation_lines(layers, error))
+        raise SettingsError(_unique(problems)) from None
+    if problems:
+        raise SettingsError(_unique(problems))
+    return settings
+
+
+def exit_with_settings_error(error: SettingsError) -> NoReturn:
+    """Prints every mistake on standard error and ends the process with exit code 2."""
+    sys.stderr.write("".join(f"{line}\n" for line in error.problems))
+    raise SystemExit(SETTINGS_EXIT_CODE)
+
+
+def _read_file(path: Path | None) -> _Layers:
+    if path is None:
+        return _Layers(file_name="defaults", values={})
+    layers = _Layers(file_name=str(path), values={})
+    try:
+        layers.values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        layers.problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    except UnicodeDecodeError:
+        layers.problems.append(f"{path}: is not valid UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        layers.problems.append(f"{path}: is not valid TOML: {error}")
+    for name in sorted(set(layers.values) - KNOWN_SECTIONS):
+        known = ", ".join(sorted(KNOWN_SECTIONS))
+        layers.problems.append(
+            layers.line((name,), f"unknown section; known: {known}", with_got=False)
+        )
+    if layers.problems and not layers.values:
+        # Nothing could be read: complaints about missing keys would only hide the cause.
+        raise SettingsError(layers.problems)
+    return layers
+
+
+def _apply_environment(
+    layers: _Layers, model: type[SettingsModel], environ: Mapping[str, str]
+) -> None:
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        keys = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+        if keys[0] not in KNOWN_SECTIONS:
+            known = ", ".join(sorted(KNOWN_SECTIONS))
+            layers.problems.append(f"{name}: {keys[0]}: unknown section; known: {known}")
+            continue
+        _apply_text(layers, model, keys, environ[name], name)
+
+
+def _apply_text(
+    layers: _Layers, model: type[SettingsModel], keys: tuple[str, ...], text: str, origin: str
+) -> None:
+    """Puts one textual override into the merged values, typed by the field it meets."""
+    if len(keys) < 2 or not all(keys):
+        layers.problems.append(f"{origin}: {'.'.join(keys)}: expected section.key")
+        return
+    if keys[0] not in KNOWN_SECTIONS:
+        known = ", ".join(sorted(KNOWN_SECTIONS))
+        layers.problems.append(f"{origin}: {keys[0]}: unknown section; known: {known}")
+        return
+    target = layers.values
+    for key in keys[:-1]:
+        nested = target.setdefault(key, {})
+        if not isinstance(nested, dict):
+            layers.problems.append(f"{origin}: {'.'.join(keys)}: {key} is not a table")
+            return
+        target = nested
+    target[keys[-1]] = _typed(model, keys, text)
+    layers.origins[keys] = origin
+
+
+def _typed(model: type[SettingsModel], keys: tuple[str, ...], text: str) -> object:
+    """Returns `text` for text fields, else the TOML value it spells (`text` if it is none)."""
+    annotation: Any = model
+    for key in keys:
+        fields = getattr(annotation, "model_fields", {})
+        if key not in fields:
+            annotation = None
+            break
+        annotation = fields[key].annotation
+    if _takes_text(annotation):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+
+
+def _takes_text(annotation: Any) -> bool:
+    if annotation is str or annotation is Path:
+        return True
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_takes_text(part) for part in typing.get_args(annotation))
+    return False
+
+
+def _sections(model: type[SettingsModel]) -> dict[str, type[SettingsModel]]:
+    found: dict[str, type[SettingsModel]] = {}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, SettingsModel):
+            found[name] = info.annotation
+    return found
+
+
+def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
+    for entry in error.errors(include_url=False, include_context=False):
+        path: KeyPath = tuple(entry["loc"])
+        if entry["type"] == "missing":
+            yield layers.line(path, "is missing", with_got=False)
+        elif entry["type"] == "extra_forbidden":
+            yield layers.line(path, "unknown key", entry["input"])
+        else:
+            text = entry["msg"].removeprefix("Value error, ")
+            yield layers.line(path, text[:1].lower() + text[1:], entry["input"])
+
+
+def _shown(path: KeyPath, value: object) -> str:
+    if any(word in str(part) for part in path for word in _SECRET_WORDS):
+        return "a value that is not shown"
+    text = repr(value)
+    return text if len(text) <= _GOT_LENGTH else text[: _GOT_LENGTH - 3] + "..."
+
+
+def _unique(lines: list[str]) -> list[str]:
+    return list(dict.fromkeys(lines))

