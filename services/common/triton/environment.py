@@ -70,7 +70,7 @@ def find_environment(setting: Path | str | None = None) -> Path:
     path = Path(chosen).expanduser() if chosen else project_root() / ENVIRONMENT_DIRECTORY
     if not (path / "bin" / "python").exists():
         raise TritonEnvironmentError(
-            f"no Triton environment at {path}: make one with `make .venv-triton`, "
+            f"no Triton environment at {path}: make one with `make setup`, "
             f"or set {ENVIRONMENT_VARIABLE} to an environment with nvidia-pytriton in it"
         )
     return path.absolute()

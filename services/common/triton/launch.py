@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     if options.nice:
         os.nice(options.nice)
     try:
-        os.execv(program[0], program)  # noqa: S606 - to become the program is the purpose
+        os.execv(program[0], program)
     except OSError as error:
         sys.stderr.write(f"{program[0]}: {error.strerror}\n")
         sys.exit(127)

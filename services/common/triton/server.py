@@ -25,7 +25,7 @@ from typing import IO
 from services.common.triton.environment import prepare_environment, project_root
 from services.common.triton.errors import ModelLoadError, PortInUseError, TritonServerError
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the python backend keeps its segments
+_SHARED_MEMORY = Path("/dev/shm")
 _START_ATTEMPTS = 3
 _POLL_S = 0.05
 _READY_CALL_TIMEOUT_S = 2.0
@@ -162,7 +162,7 @@ class TritonServer:
             self._spawn()
             try:
                 watch = _StartWatch(self, progress)
-                while not await asyncio.to_thread(watch.ready):  # noqa: ASYNC110 - a process
+                while not await asyncio.to_thread(watch.ready):
                     await asyncio.sleep(_POLL_S)
                 return
             except PortInUseError:
