@@ -259,8 +259,12 @@ def _sections(model: type[SettingsModel]) -> dict[str, type[SettingsModel]]:
 
 
 def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
-    for entry in error.errors(include_url=False, include_context=False):
+    entries = error.errors(include_url=False, include_context=False)
+    paths = [tuple(entry["loc"]) for entry in entries]
+    for entry in entries:
         path: KeyPath = tuple(entry["loc"])
+        if any(other[: len(path)] == path and other != path for other in paths):
+            continue  # "too few valid items" only repeats what is said about the items
         if entry["type"] == "missing":
             yield layers.line(path, "is missing", with_got=False)
         elif entry["type"] == "extra_forbidden":

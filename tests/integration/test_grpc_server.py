@@ -1,0 +1,288 @@
+"""The server builder with a real grpc.aio server: errors, limits, health, reflection, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.common import errors
+from services.common.clock import SystemClock
+from services.common.failures import StartError
+from services.common.log import get_logger
+from services.common.metrics import start_metrics_server
+from services.common.server import GrpcServer, ServerSettings, ServiceDefinition, build_server
+from tiercel.trainer.v1 import trainer_service_pb2 as pb
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
+
+NAME = "tiercel.trainer.v1.TrainerService"
+
+
+class Servicer(pb_grpc.TrainerServiceServicer):
+    """Raises what the test put into `error`; leaves most methods out."""
+
+    error: BaseException | None = None
+
+    async def ListPolicies(self, request: Any, context: Any) -> pb.ListPoliciesResponse:
+        """Answers, or raises."""
+        if self.error is not None:
+            raise self.error
+        return pb.ListPoliciesResponse(activation=7)
+
+    async def WatchPolicies(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[pb.WatchPoliciesResponse]:
+        """Answers one message, then raises or waits for the client to leave."""
+        yield pb.WatchPoliciesResponse(activation=1)
+        if self.error is not None:
+            raise self.error
+        await asyncio.Event().wait()
+
+
+class Served:
+    """A running server and a channel to it."""
+
+    def __init__(self, server: GrpcServer, servicer: Servicer, registry: CollectorRegistry) -> None:
+        self.server = server
+        self.servicer = servicer
+        self.registry = registry
+        self.channel = grpc.aio.insecure_channel(str(server.address))
+        self.stub = pb_grpc.TrainerServiceStub(self.channel)
+
+    def handled(self, method: str, code: str, reason: str) -> float:
+        """Returns how many calls were counted with these labels."""
+        labels = {"method": f"{NAME}/{method}", "code": code, "reason": reason}
+        return self.registry.get_sample_value("tiercel_rpc_handled_total", labels) or 0.0
+
+
+def settings(listen: str = "127.0.0.1:0") -> ServerSettings:
+    """Returns server settings with a small message limit."""
+    return ServerSettings(listen=listen, metrics_listen="", max_message_bytes=2048)
+
+
+async def build(listen: str, servicer: Servicer, registry: CollectorRegistry) -> GrpcServer:
+    """Builds a server with the servicer."""
+
+    def register(server: grpc.aio.Server) -> None:
+        pb_grpc.add_TrainerServiceServicer_to_server(servicer, server)
+
+    return await build_server(
+        services=[ServiceDefinition(NAME, register)],
+        settings=settings(listen),
+        registry=registry,
+        clock=SystemClock(),
+        log=get_logger("test"),
+    )
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """A server on a free port."""
+    servicer, registry = Servicer(), CollectorRegistry()  # type: ignore[abstract]
+    server = await build("127.0.0.1:0", servicer, registry)
+    await server.start()
+    found = Served(server, servicer, registry)
+    yield found
+    await found.channel.close()
+    await server.stop(0)
+
+
+def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    """Returns the detail messages by type name."""
+    found: dict[str, Any] = {}
+    for key, value in error.trailing_metadata():
+        if key == errors.DETAILS_KEY:
+            for detail in status_pb2.Status.FromString(value).details:
+                kind = getattr(error_details_pb2, detail.TypeName().rsplit(".", 1)[1])
+                message = kind()
+                detail.Unpack(message)
+                found[kind.DESCRIPTOR.name] = message
+    return found
+
+
+TABLE: list[tuple[BaseException, grpc.StatusCode, str]] = [
+    (
+        errors.InvalidArgumentError("spec.prompt", "is empty", "1 to 65536 bytes"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+    ),
+    (errors.NotFoundError("task", "x", ["a"]), grpc.StatusCode.NOT_FOUND, "TASK_NOT_FOUND"),
+    (
+        errors.ResourceExhaustedError("DEADLINE_NOT_REACHABLE", "0.1 s", "0.3 s", 0.25),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "DEADLINE_NOT_REACHABLE",
+    ),
+    (errors.UnavailableError("NO_ENDPOINT"), grpc.StatusCode.UNAVAILABLE, "NO_ENDPOINT"),
+    (
+        errors.FailedPreconditionError("already running", reason="TRAINING_RUNNING"),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "TRAINING_RUNNING",
+    ),
+    (errors.AbortedError("changed"), grpc.StatusCode.ABORTED, "VERSION_MISMATCH"),
+    (
+        errors.AlreadyExistsError("endpoint", "e"),
+        grpc.StatusCode.ALREADY_EXISTS,
+        "ENDPOINT_ALREADY_EXISTS",
+    ),
+    (
+        errors.DeadlineExceededError("late"),
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_EXCEEDED",
+    ),
+    (errors.UnimplementedError("later"), grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED"),
+    (KeyError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL"),
+]
+
+
+async def call_method(served: Served, method: str, received: list[Any]) -> None:
+    """Calls a method to its end, collecting what it streams."""
+    if method == "ListPolicies":
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=5)
+        return
+    async for response in served.stub.WatchPolicies(pb.WatchPoliciesRequest(), timeout=5):
+        received.append(response)
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), TABLE, ids=lambda v: type(v).__name__)
+async def test_every_error_has_its_status_and_error_info(
+    served: Served, error: BaseException, code: grpc.StatusCode, reason: str
+) -> None:
+    """Unary and streaming methods answer by the same table, and the call is counted."""
+    served.servicer.error = error
+    calls = {"ListPolicies": 0, "WatchPolicies": 1}
+    for method, received_count in calls.items():
+        received: list[Any] = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call_method(served, method, received)
+        assert len(received) == received_count
+        assert caught.value.code() is code
+        info = details_of(caught.value)["ErrorInfo"]
+        assert (info.reason, info.domain) == (reason, "tiercel")
+        assert errors.error_info(caught.value) == info
+        assert served.handled(method, code.name, reason) == 1
+
+
+def test_table_covers_every_domain_error() -> None:
+    """A new domain error cannot be forgotten."""
+    tested = {type(error) for error, _, _ in TABLE}
+    assert set(errors.DomainError.__subclasses__()) == tested - {KeyError}
+
+
+async def test_details_name_field_and_delay(served: Served) -> None:
+    """BadRequest and RetryInfo carry what a client needs to act."""
+    served.servicer.error = TABLE[0][0]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=5)
+    (violation,) = details_of(caught.value)["BadRequest"].field_violations
+    assert violation.field == "spec.prompt"
+    assert violation.description == "is empty (limit: 1 to 65536 bytes)"
+    served.servicer.error = TABLE[2][0]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=5)
+    assert details_of(caught.value)["RetryInfo"].retry_delay.ToNanoseconds() == 250_000_000
+
+
+async def test_bug_tells_the_caller_nothing_and_the_log_everything(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The text is generic; the traceback is logged."""
+    served.servicer.error = KeyError("secret")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=5)
+    assert caught.value.details() == "internal error"
+    assert "KeyError: 'secret'" in caplog.text
+
+
+async def test_method_left_out_is_unimplemented(served: Served) -> None:
+    """A generated base method answers UNIMPLEMENTED with a reason."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.GetTraining(pb.GetTrainingRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert served.handled("GetTraining", "UNIMPLEMENTED", "METHOD_NOT_IMPLEMENTED") == 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"\xff\xff\xff", "MALFORMED_MESSAGE"),
+        (b"\x0a\x02\xc3\x28", "MALFORMED_MESSAGE"),
+        (b"\x0a\xff\x1f" + b"x" * 4095, "MESSAGE_TOO_LARGE"),
+    ],
+)
+async def test_bad_bytes_are_an_invalid_argument(
+    served: Served, payload: bytes, reason: str
+) -> None:
+    """Malformed bytes, text that is no UTF-8, a large message: refused and counted."""
+    call: Any = served.channel.unary_unary(f"/{NAME}/PromotePolicy")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(payload, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(caught.value)["ErrorInfo"].reason == reason
+    assert served.handled("PromotePolicy", "INVALID_ARGUMENT", reason) == 1
+
+
+async def test_client_that_leaves_is_counted_as_cancelled(served: Served) -> None:
+    """A cancelled stream ends its handler and is counted."""
+    call: Any = served.stub.WatchPolicies(pb.WatchPoliciesRequest())
+    assert (await call.read()).activation == 1
+    call.cancel()
+    async with asyncio.timeout(5):
+        while not served.handled("WatchPolicies", "CANCELLED", "CLIENT_CANCELLED"):
+            await asyncio.sleep(0.005)
+
+
+async def test_health_follows_set_serving_and_drain_is_final(served: Served) -> None:
+    """Health starts as NOT_SERVING, is earned, and ends with the drain."""
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    request = health_pb2.HealthCheckRequest(service=NAME)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert (await stub.Check(request, timeout=5)).status != serving
+    await served.server.set_serving(True)
+    assert (await stub.Check(request, timeout=5)).status == serving
+    await served.server.enter_drain()
+    await served.server.set_serving(True)
+    assert (await stub.Check(request, timeout=5)).status != serving
+
+
+async def test_reflection_lists_the_service(served: Served) -> None:
+    """Tools find the service without its protos."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([request]), timeout=5)
+    answer = await call.read()
+    assert NAME in {service.name for service in answer.list_services_response.service}
+
+
+async def test_port_in_use_is_one_clear_line(served: Served) -> None:
+    """A second server on the port does not start, for gRPC and for metrics."""
+    with pytest.raises(StartError, match=r"cannot listen on 127\.0\.0\.1:\d+: the port is in use"):
+        await build(str(served.server.address), served.servicer, CollectorRegistry())
+    with pytest.raises(StartError, match=r"cannot serve metrics on .*: Address already in use"):
+        start_metrics_server(str(served.server.address), served.registry)
+
+
+async def test_metrics_are_exposed_over_http(served: Served, free_port: Callable[[], int]) -> None:
+    """A scrape shows the calls; after closing, the port is free again."""
+    await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=5)
+    metrics = start_metrics_server(f"127.0.0.1:{free_port()}", served.registry)
+    url = f"http://{metrics.address}/metrics"
+
+    def scrape() -> str:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return str(response.read(), "utf-8")
+
+    text = await asyncio.to_thread(scrape)
+    assert (
+        f'tiercel_rpc_handled_total{{code="OK",method="{NAME}/ListPolicies",reason=""}} 1.0' in text
+    )
+    await metrics.close()
+    start_metrics_server(str(metrics.address), served.registry)
