@@ -8,10 +8,21 @@ import sys
 from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
+from services.common.settings import SettingsModel
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _FIELDS = "tiercel_fields"
+
+
+class LogSettings(SettingsModel):
+    """The `[log]` section, shared by every service."""
+
+    format: LogFormat = "text"
+    """`text` for key=value lines, `json` for one object per line."""
+    level: LogLevel = "info"
+    """Least severe level that is written."""
 
 
 class Logger:
