@@ -6,7 +6,8 @@ Shape letters: K tasks, T tiers, C candidates, D devices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -87,6 +88,12 @@ class Fleet:
     endpoint_C: NDArray[np.int64]
     devices: tuple[str, ...]
     row: Mapping[tuple[str, str], int]
+
+    @cached_property
+    def lists(self) -> FleetArrays:
+        """The arrays as plain lists, which kernels in plain Python read several times faster."""
+        lists: tuple[Any, ...] = tuple(array.tolist() for array in self.arrays)
+        return FleetArrays(*lists)
 
     @property
     def candidate_count(self) -> int:

@@ -139,6 +139,7 @@ class Decision:
         behavior_probability: probability with which this action was drawn, (0, 1].
         explored: True if exploration made the choice.
         features_CF: observation scored, float32, or None if the policy used none.
+        fallback_reason: why a guard's fallback decided instead of the policy; empty if it did not.
     """
 
     action: int
@@ -148,3 +149,4 @@ class Decision:
     behavior_probability: float = 1.0
     explored: bool = False
     features_CF: NDArray[np.float32] | None = field(default=None)
+    fallback_reason: str = ""

@@ -1,0 +1,145 @@
+"""The learned policy: a Q-value per candidate, the highest allowed one is chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from router import features, kernels
+from router.dqn.network import q_values
+from router.dqn.snapshot import REASON_SCHEMA, REASON_SHAPE, SnapshotError
+from router.policies.base import Parameter, load_lists, parameter_vector, query_of
+from router.types import Decision, NoCandidateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router.dqn.snapshot import Snapshot
+    from router.policy import Observation
+
+
+class DqnPolicy:
+    """Scores every (tier, endpoint) with a trained Q-network and takes the best.
+
+    Parameters: `epsilon`, the share of decisions drawn at random among the allowed candidates that
+    should make the deadline (among all allowed if none should); such a decision says so and
+    carries its probability. Fails: far outside what it was trained on; then the guard's fallback
+    takes over.
+    """
+
+    PARAMETERS = (
+        Parameter("epsilon", 0.0, 0.0, 0.5, "Share of decisions that explore."),
+        Parameter("explore_on_time", 0.8, 0.0, 1.0, "P(on time) a candidate needs to be explored."),
+    )
+
+    def __init__(self, snapshot: Snapshot, params: Mapping[str, float] | None = None) -> None:
+        """Takes a checked snapshot.
+
+        Raises:
+            SnapshotError: it follows another feature schema than this build.
+            PolicyParameterError: a parameter is unknown or out of range.
+        """
+        if snapshot.feature_schema != features.SCHEMA:
+            raise SnapshotError(
+                REASON_SCHEMA,
+                f"snapshot follows {snapshot.feature_schema!r}, this build {features.SCHEMA!r}",
+            )
+        if snapshot.weights.feature_count != features.FEATURE_COUNT:
+            raise SnapshotError(
+                REASON_SHAPE,
+                f"snapshot reads {snapshot.weights.feature_count} features, "
+                f"{features.SCHEMA} has {features.FEATURE_COUNT}",
+            )
+        self._snapshot = snapshot
+        self._epsilon, self._explore_on_time = parameter_vector(
+            "dqn", self.PARAMETERS, params
+        ).tolist()
+
+    @property
+    def name(self) -> str:
+        """Name by which the policy is chosen."""
+        return self._snapshot.policy
+
+    @property
+    def version(self) -> str:
+        """Version of the snapshot."""
+        return self._snapshot.version
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot it decides with."""
+        return self._snapshot
+
+    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
+        """Returns the allowed candidate of the highest Q-value, or an explored one.
+
+        Raises:
+            NoCandidateError: no allowed candidate has a finite Q-value.
+        """
+        fleet = observation.fleet.lists
+        allowed_C = observation.allowed_C
+        count = len(allowed_C)
+        query = query_of(observation, 0.0)
+        predicted, scratch = [0.0] * count, [0.0] * count
+        rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
+        features.compute_features(
+            fleet,
+            load_lists(observation.load),
+            allowed_C.tolist(),
+            query.task,
+            query.slack_s,
+            query.prompt_tokens,
+            query.output_tokens,
+            query.event_tokens,
+            query.mean_prompt_tokens,
+            query.rate_short_rps,
+            query.rate_long_rps,
+            query.state_age_s,
+            predicted,  # type: ignore[arg-type]
+            scratch,  # type: ignore[arg-type]
+            rows,  # type: ignore[arg-type]
+        )
+        x_CF = np.array(rows, dtype=np.float32)
+        score_C = np.empty(count)
+        q_values(x_CF, allowed_C, *self._snapshot.weights, score_C)
+        action = kernels.best_allowed(score_C, allowed_C)
+        if action < 0:
+            raise NoCandidateError("the Q-network has no finite value among the allowed")
+        on_time_C = x_CF[:, _ON_TIME].astype(np.float64)
+        probability, explored = 1.0, False
+        if self._epsilon > 0.0:
+            action, probability, explored = self._explore(action, allowed_C, on_time_C, rng)
+        return Decision(
+            action=action,
+            score_C=score_C,
+            predicted_latency_s_C=np.array(predicted),
+            on_time_probability_C=on_time_C,
+            behavior_probability=probability,
+            explored=explored,
+            features_CF=x_CF,
+        )
+
+    def _explore(
+        self,
+        greedy: int,
+        allowed_C: np.typing.NDArray[np.bool_],
+        on_time_C: np.typing.NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> tuple[int, float, bool]:
+        """Returns action, its probability, and whether it was drawn."""
+        open_C = allowed_C & (on_time_C >= self._explore_on_time)
+        if not open_C.any():
+            open_C = allowed_C
+        rows = np.flatnonzero(open_C)
+        explored = bool(rng.random() < self._epsilon)
+        action = int(rows[rng.integers(len(rows))]) if explored else greedy
+        probability = self._epsilon / len(rows) if open_C[action] else 0.0
+        if action == greedy:
+            probability += 1.0 - self._epsilon
+        return action, probability, explored
+
+
+_ON_TIME = next(
+    i for i, feature in enumerate(features.FEATURES) if feature.name == "on_time_probability"
+)

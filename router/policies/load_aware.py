@@ -1,0 +1,92 @@
+"""Policies that look at the load: greedy, SlackFit, debt queue, fluid, price."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from router.policies import scores
+from router.policies.base import Parameter, ScorePolicy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class GreedyPolicy(ScorePolicy):
+    """Takes the largest quality whose predicted latency fits the slack, else the fastest candidate.
+
+    Parameters: `margin`, the share of the slack a prediction may use. Fails: under sustained
+    overload. Each choice looks affordable by itself and slows everybody else, so it lives at the
+    edge of the deadline and falls over it; it pays for no harm it does to others.
+    """
+
+    PARAMETERS = (Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack predictions may use."),)
+    KERNEL = staticmethod(scores.score_greedy)
+
+
+class SlackFitPolicy(ScorePolicy):
+    """Takes the slowest (tier, batch) whose profiled latency fits the slack (after SuperServe).
+
+    Parameters: `margin`, as in greedy. Fails: where tiers share a device, since it knows each
+    tier's own queue only.
+    """
+
+    PARAMETERS = (Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack a latency may use."),)
+    KERNEL = staticmethod(scores.score_slackfit)
+
+
+class DebtQueuePolicy(ScorePolicy):
+    """Weighs quality against device time by the device's backlog (drift plus penalty, Lyapunov).
+
+    Parameters: `weight`, what a unit of quality is worth in backlog; `step_share`, the part of a
+    shared step that is charged. Fails: it holds a standing backlog in proportion to `weight` even
+    in steady load, and knows deadlines only through the slack.
+    """
+
+    PARAMETERS = (
+        Parameter("weight", 0.5, 1e-3, 100.0, "Worth of quality in units of backlog / slack."),
+        Parameter("step_share", 0.5, 0.0, 1.0, "Share of a shared step that is charged."),
+    )
+    KERNEL = staticmethod(scores.score_debt_queue)
+
+
+class FluidPolicy(ScorePolicy):
+    """Serves the mix of the linear program on the estimated rate, a tier lower when work piles up.
+
+    Parameters: `utilisation`, the share of capacity that is planned; `guard`, the backlog over
+    slack above which every request steps a tier down. Fails: when the estimated rate lags a burst
+    (the guard then gives a whole tier away), when tasks are unequally frequent, on slow devices.
+    """
+
+    PARAMETERS = (
+        Parameter("utilisation", 0.85, 0.05, 2.0, "Share of capacity that is planned."),
+        Parameter("guard", 0.35, 0.01, 10.0, "Backlog / slack above which it steps down."),
+    )
+    KERNEL = staticmethod(scores.score_fluid)
+
+    def _draw(self, rng: np.random.Generator) -> float:
+        return float(rng.random())
+
+
+class PricePolicy(ScorePolicy):
+    """Takes the highest quality x P(on time) - price x device time, over tiers and devices jointly.
+
+    The price of a device's time is the exponential of a quadratic in its backlog (over the slack)
+    and in where the offered load stands between the tiers' capacities; see
+    `router.policies.scores.score_price`. Every quantity is relative, so one set of parameters
+    serves fleets of other sizes, profiles and deadlines. Parameters: eight, tuned by CMA-ES in the
+    simulator on the `opt-a100` profile. Fails: when the rate estimate lags by more than the
+    backlog term makes up for, on views so stale that backlog misleads, and where the mix of tasks
+    makes the price right for none of them.
+    """
+
+    PARAMETERS = (
+        Parameter("level", -2.5, -15.0, 10.0, "Log price of an idle device at ladder load 0."),
+        Parameter("backlog", 4.0, -10.0, 30.0, "Slope in backlog / slack."),
+        Parameter("backlog_square", 0.0, -10.0, 20.0, "Curvature in backlog / slack."),
+        Parameter("load", 2.0, -10.0, 20.0, "Slope in the ladder load."),
+        Parameter("load_square", 0.0, -10.0, 10.0, "Curvature in the ladder load."),
+        Parameter("step_share", 0.5, 0.0, 1.0, "Share of a shared step that is charged."),
+        Parameter("on_time_bias", 1.2, 0.2, 4.0, "Factor on predictions before P(on time)."),
+        Parameter("on_time_sharpness", 8.0, 0.5, 60.0, "Sharpness of P(on time)."),
+    )
+    KERNEL = staticmethod(scores.score_price)

@@ -1,0 +1,196 @@
+"""The safety net around every policy: admission, and when and where to rescue a request.
+
+Kernels in the manner of `router.kernels`, used by the live services and compiled by the simulator.
+All of them rest on predictions, which have errors; so each acts only with a margin on its own side:
+admission refuses only what would be late even if the prediction were too long by `optimism`, a
+rescue goes only where the prediction leaves `margin` to spare, and a request is given up as "about
+to miss" only if its prediction, shortened by `optimism`, is still too late.
+
+Shape letters: K tasks, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from router import kernels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from router.fleet import FleetArrays
+    from router.ledger import LoadArrays
+
+
+class SafetyLimits(NamedTuple):
+    """How far predictions are trusted.
+
+    Attributes:
+        optimism: factor (0 to 1] on a prediction before something is declared hopeless.
+        margin: factor (>= 1) on a prediction before something is declared safe.
+        guard_s: time kept in hand for cancelling and dispatching again, seconds.
+    """
+
+    optimism: float = 0.7
+    margin: float = 1.25
+    guard_s: float = 0.0
+
+
+def smallest_latency_s(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    prompt_tokens: float,
+    event_tokens: float,
+    scratch_C: NDArray[np.float64],
+) -> float:
+    """Returns the least predicted latency over the allowed candidates, seconds; inf if none is."""
+    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
+    least_s = math.inf
+    for c in range(len(fleet.tier_C)):
+        if allowed_C[c] and scratch_C[c] < least_s:
+            least_s = scratch_C[c]
+    return least_s
+
+
+def admit(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    slack_s: float,
+    prompt_tokens: float,
+    event_tokens: float,
+    optimism: float,
+    scratch_C: NDArray[np.float64],
+) -> tuple[bool, float]:
+    """Decides whether any allowed candidate could still answer in time.
+
+    Args:
+        fleet: candidates.
+        load: outstanding load.
+        allowed_C: candidates the request may go to.
+        slack_s: time left, seconds.
+        prompt_tokens: of the request.
+        event_tokens: predicted tokens until the deadline's event.
+        optimism: factor (0 to 1] on the prediction; below 1, errors of the prediction admit.
+        scratch_C: afterwards the predicted latencies, seconds.
+
+    Returns:
+        Whether to admit (False only if even `optimism` x the least latency exceeds the slack), and
+        the least predicted latency, seconds. A soft deadline is never refused: do not ask.
+    """
+    least_s = smallest_latency_s(fleet, load, allowed_C, prompt_tokens, event_tokens, scratch_C)
+    return slack_s > 0.0 and optimism * least_s <= slack_s, least_s
+
+
+def rescue_at_s(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    action: int,
+    slack_s: float,
+    prompt_tokens: float,
+    event_tokens: float,
+    margin: float,
+    guard_s: float,
+    scratch_C: NDArray[np.float64],
+) -> float:
+    """Returns after how many seconds from now a rescue to a smaller tier would be just in time.
+
+    That is slack - margin x (least predicted latency over allowed smaller tiers) - guard. The load
+    then is not the load now; the margin covers an ordinary rise. Returns -1 if no smaller tier is
+    allowed or the moment has passed: then no timer is set.
+    """
+    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
+    least_s = -1.0
+    for c in range(len(fleet.tier_C)):
+        if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
+            continue
+        if least_s < 0.0 or scratch_C[c] < least_s:
+            least_s = scratch_C[c]
+    if least_s < 0.0:
+        return -1.0
+    moment_s = slack_s - margin * least_s - guard_s
+    return moment_s if moment_s > 0.0 else -1.0
+
+
+def remaining_latency_s(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    action: int,
+    prompt_tokens: float,
+    remaining_tokens: float,
+    waiting: bool,
+) -> float:
+    """Predicts how long a dispatched request still takes, seconds, from the load with it in.
+
+    A request that decodes needs `remaining_tokens` cycles of its device's active tiers; one that
+    has no token yet also waits for the prompts before it, about half of those that wait, and its
+    own.
+    """
+    device = fleet.device_C[action]
+    own_prompt_s = prompt_tokens * fleet.per_prompt_token_s_C[action] if waiting else 0.0
+    total = own_prompt_s
+    for j in range(len(fleet.tier_C)):
+        if fleet.device_C[j] != device or load.in_flight_C[j] <= 0.0:
+            continue
+        batch = min(load.in_flight_C[j], fleet.max_batch_C[j])
+        cycles = remaining_tokens
+        if j != action:
+            cycles = min(cycles, load.remaining_output_tokens_C[j] / batch)
+        total += cycles * (fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch)
+        waiting_s = load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
+        if j == action:
+            waiting_s = max(0.0, waiting_s - own_prompt_s)
+        total += 0.5 * waiting_s
+    return float(total)
+
+
+def about_to_miss(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    action: int,
+    slack_s: float,
+    prompt_tokens: float,
+    remaining_tokens: float,
+    waiting: bool,
+    optimism: float,
+) -> bool:
+    """Returns whether a dispatched request is predicted to miss even by an optimistic reading."""
+    left_s = remaining_latency_s(fleet, load, action, prompt_tokens, remaining_tokens, waiting)
+    return optimism * left_s > slack_s
+
+
+def choose_rescue(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    action: int,
+    task: int,
+    slack_s: float,
+    prompt_tokens: float,
+    event_tokens: float,
+    margin: float,
+    scratch_C: NDArray[np.float64],
+) -> int:
+    """Returns the smaller-tier candidate to rescue to, or -1 if none would be in time.
+
+    The highest quality whose predicted latency x margin fits the slack; among equals the fastest.
+    `load` must be without the request itself: it is about to be cancelled.
+    """
+    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
+    best = -1
+    for c in range(len(fleet.tier_C)):
+        if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
+            continue
+        if margin * scratch_C[c] > slack_s:
+            continue
+        if best < 0:
+            best = c
+            continue
+        gain = fleet.quality_KC[task][c] - fleet.quality_KC[task][best]
+        if gain > 0.0 or (gain == 0.0 and scratch_C[c] < scratch_C[best]):
+            best = c
+    return best

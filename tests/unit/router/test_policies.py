@@ -1,0 +1,199 @@
+"""Policies: what each one chooses in states where the right answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.ledger import LoadArrays, zero_load
+from router.policies import registry
+from router.policies.base import PolicyParameterError
+from router.policy import Observation, observe
+from router.types import Request, RewardKind, Signals, UnknownPolicyError
+from tests.unit.router import fleets
+
+NAMES = tuple(name for name in registry.known_policies(fleets.catalog()) if name != "dqn")
+SMALL, MEDIUM, LARGE = 0, 1, 2
+
+
+def observation(
+    load: LoadArrays | None = None,
+    *,
+    device_count: int = 2,
+    rate_rps: float = 1.0,
+    request: Request | None = None,
+) -> Observation:
+    """Returns an observation of a test fleet, idle unless a load is given."""
+    fleet = fleets.fleet(device_count)
+    return observe(
+        fleet,
+        load or zero_load(fleet.candidate_count),
+        request or Request(task=0, slack_s=0.4, prompt_tokens=100.0, output_tokens=8.0),
+        Signals(rate_rps, rate_rps, 0.0),
+        np.random.default_rng(0),
+    )
+
+
+def tier_chosen(name: str, seen: Observation, params: dict[str, float] | None = None) -> int:
+    """Returns the tier a policy chooses."""
+    policy = registry.make_policy(name, fleets.catalog(), params)
+    decision = policy.decide(seen, np.random.default_rng(1))
+    return int(seen.fleet.arrays.tier_C[decision.action])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([0.0, 5.0, 80.0, 1e6]),
+    slack_s=st.floats(-1.0, 100.0),
+    floor=st.sampled_from([0.0, 0.9]),
+    rate_rps=st.floats(0.0, 1e6),
+)
+def test_every_policy_chooses_an_allowed_candidate_and_explains(
+    name: str, seed: int, scale: float, slack_s: float, floor: float, rate_rps: float
+) -> None:
+    """In any state each policy names an allowed row, with finite scores and predictions."""
+    load = fleets.random_load(np.random.default_rng(seed), 6, scale)
+    request = Request(0, slack_s, 100.0, 8.0, quality_floor=floor)
+    seen = observation(load, rate_rps=rate_rps, request=request)
+    decision = registry.make_policy(name, fleets.catalog()).decide(seen, np.random.default_rng(2))
+    assert seen.allowed_C[decision.action]
+    assert np.isfinite(decision.score_C[seen.allowed_C]).all()
+    assert (decision.score_C[~seen.allowed_C] == -np.inf).all()
+    assert np.isfinite(decision.predicted_latency_s_C).all()
+    assert ((decision.on_time_probability_C >= 0) & (decision.on_time_probability_C <= 1)).all()
+    assert 0.0 < decision.behavior_probability <= 1.0
+
+
+@pytest.mark.parametrize(("tier", "index"), [("small", 0), ("medium", 1), ("large", 2)])
+def test_static_keeps_its_tier_on_the_least_loaded_device(tier: str, index: int) -> None:
+    """A static policy stays on its tier and avoids the device with work."""
+    load = zero_load(6)
+    load.in_flight_C[2] = 5.0
+    load.remaining_output_tokens_C[2] = 40.0
+    seen = observation(load)
+    policy = registry.make_policy(f"static-{tier}", fleets.catalog())
+    action = policy.decide(seen, np.random.default_rng(0)).action
+    assert seen.fleet.arrays.tier_C[action] == index
+    assert seen.fleet.arrays.device_C[action] == 1
+
+
+def test_static_falls_to_the_tier_below_when_its_own_is_gone() -> None:
+    """Without a usable large endpoint static-large serves on medium, not on small."""
+    seen = observation()
+    allowed_C = seen.allowed_C & (seen.fleet.arrays.tier_C != LARGE)
+    assert tier_chosen("static-large", dataclasses.replace(seen, allowed_C=allowed_C)) == MEDIUM
+
+
+def test_random_reaches_every_candidate_evenly() -> None:
+    """Over many draws each candidate gets about its share."""
+    seen = observation()
+    policy = registry.make_policy("random", fleets.catalog())
+    rng = np.random.default_rng(5)
+    counts = np.bincount([policy.decide(seen, rng).action for _ in range(1200)], minlength=6)
+    assert counts.min() > 140
+    assert counts.max() < 260
+
+
+def test_round_robin_takes_turns_and_skips_what_is_closed() -> None:
+    """The allowed candidates come in order, again and again."""
+    seen = observation()
+    allowed_C = seen.allowed_C.copy()
+    allowed_C[[1, 4]] = False
+    seen = dataclasses.replace(seen, allowed_C=allowed_C)
+    policy = registry.make_policy("round-robin", fleets.catalog())
+    rng = np.random.default_rng(0)
+    assert [policy.decide(seen, rng).action for _ in range(6)] == [0, 2, 3, 5, 0, 2]
+
+
+@pytest.mark.parametrize("name", ["greedy", "slackfit", "price", "fluid", "threshold"])
+def test_idle_fleet_serves_large(name: str) -> None:
+    """With nothing to do and little traffic every load-aware policy gives the best quality."""
+    assert tier_chosen(name, observation()) == LARGE
+
+
+@pytest.mark.parametrize("name", ["price", "fluid", "threshold"])
+def test_rate_beyond_medium_serves_small(name: str) -> None:
+    """At a rate that medium cannot carry the policies that read the rate step down."""
+    assert tier_chosen(name, observation(rate_rps=2200.0)) == SMALL
+
+
+@pytest.mark.parametrize("name", ["greedy", "price", "debt-queue"])
+def test_backlog_steps_down(name: str) -> None:
+    """When every device has most of a deadline's work, the large tier is not chosen."""
+    load = zero_load(6)
+    load.in_flight_C[[2, 5]] = 14.0
+    load.waiting_prompt_tokens_C[[2, 5]] = 3000.0
+    load.remaining_output_tokens_C[[2, 5]] = 14.0 * 8.0
+    assert tier_chosen(name, observation(load, rate_rps=200.0)) < LARGE
+
+
+def test_greedy_takes_the_fastest_when_nothing_fits() -> None:
+    """With less slack than any tier needs, greedy loses the least time."""
+    request = Request(0, 0.001, 100.0, 8.0)
+    assert tier_chosen("greedy", observation(request=request)) == SMALL
+
+
+def test_soft_deadline_keeps_quality_where_a_hard_one_gives_it_up() -> None:
+    """A late answer that still earns is worth a larger tier."""
+    hard = Request(1, 0.06, 100.0, 8.0)
+    soft = dataclasses.replace(hard, reward_kind=RewardKind.SOFT, soft_decay_s=5.0)
+    assert tier_chosen("price", observation(request=soft)) > tier_chosen(
+        "price", observation(request=hard)
+    )
+
+
+def test_price_is_the_same_on_a_stretched_clock() -> None:
+    """Stretching every time by one factor changes no decision of the price policy."""
+    rng = np.random.default_rng(11)
+    policy = registry.make_policy("price", fleets.catalog())
+    for _ in range(50):
+        load = fleets.random_load(rng, 6, 20.0)
+        rate = float(rng.uniform(10, 3000))
+        actions = []
+        for scale in (1.0, 7.0):
+            seen = observe(
+                fleets.fleet(2, speed=1.0 / scale),
+                load,
+                Request(0, 0.4 * scale, 100.0, 8.0),
+                Signals(rate / scale, rate / scale, 0.0),
+                np.random.default_rng(0),
+            )
+            actions.append(policy.decide(seen, rng).action)
+        assert actions[0] == actions[1]
+
+
+def test_unknown_policy_lists_the_known() -> None:
+    """The error names every policy that exists."""
+    with pytest.raises(UnknownPolicyError, match=r"static-large.*price.*dqn"):
+        registry.make_policy("nope", fleets.catalog())
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"margn": 0.5}, "no parameter 'margn'; known: margin"), ({"margin": 9.0}, "from 0.05 to 2")],
+)
+def test_bad_parameter_is_named(params: dict[str, float], message: str) -> None:
+    """A wrong name or value is refused with the names and limits."""
+    with pytest.raises(PolicyParameterError, match=message):
+        registry.make_policy("greedy", fleets.catalog(), params)
+
+
+def test_version_changes_with_parameters() -> None:
+    """Two sets of parameters have two versions, one set always the same."""
+    versions = [
+        registry.make_policy("greedy", fleets.catalog(), {"margin": m}).version
+        for m in (0.5, 0.6, 0.5)
+    ]
+    assert versions[0] == versions[2] != versions[1]
+
+
+def test_dqn_without_snapshot_is_refused() -> None:
+    """The learned policy says what it lacks."""
+    with pytest.raises(registry.MissingSnapshotError, match="snapshot"):
+        registry.make_policy("dqn", fleets.catalog())

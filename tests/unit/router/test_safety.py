@@ -1,0 +1,85 @@
+"""The safety net: admission, the moment of a rescue, and its target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from router import kernels, safety
+from router.ledger import LoadArrays, zero_load
+from tests.unit.router import fleets
+
+FLEET = fleets.fleet(2).arrays
+OPEN_C = np.ones(6, dtype=np.bool_)
+
+
+def busy(rows: list[int], count: float) -> LoadArrays:
+    """Returns a load of `count` decoding requests on each of `rows`."""
+    load = zero_load(6)
+    load.in_flight_C[rows] = count
+    load.remaining_output_tokens_C[rows] = 8.0 * count
+    return load
+
+
+def test_idle_fleet_admits_and_states_the_smallest_latency() -> None:
+    """The least latency of an idle fleet is the small tier's unloaded one."""
+    scratch_C = np.zeros(6)
+    ok, least_s = safety.admit(FLEET, zero_load(6), OPEN_C, 0.4, 100.0, 8.0, 0.7, scratch_C)
+    assert ok
+    np.testing.assert_allclose(least_s, fleets.profile().tiers["small"].unloaded_latency_s(100, 8))
+
+
+def test_refuses_only_beyond_the_optimistic_reading() -> None:
+    """A request is refused when even the shortened prediction is too long, and not before."""
+    scratch_C = np.zeros(6)
+    load = busy([0, 1, 2, 3, 4, 5], 300.0)
+    _, least_s = safety.admit(FLEET, load, OPEN_C, 1.0, 100.0, 8.0, 0.7, scratch_C)
+    for share, admitted in ((0.69, False), (0.71, True)):
+        ok, _ = safety.admit(FLEET, load, OPEN_C, share * least_s, 100.0, 8.0, 0.7, scratch_C)
+        assert ok == admitted
+
+
+def test_nothing_allowed_or_no_time_left_is_refused() -> None:
+    """Without a candidate the latency is infinite; without slack nothing is in time."""
+    scratch_C = np.zeros(6)
+    closed_C = np.zeros(6, dtype=np.bool_)
+    idle = zero_load(6)
+    assert safety.admit(FLEET, idle, closed_C, 0.4, 1.0, 1.0, 0.7, scratch_C) == (False, np.inf)
+    assert not safety.admit(FLEET, idle, OPEN_C, 0.0, 1.0, 1.0, 0.7, scratch_C)[0]
+
+
+def test_rescue_moment_leaves_a_smaller_tier_its_time() -> None:
+    """At the moment returned, margin x the small tier's latency still fits."""
+    scratch_C = np.zeros(6)
+    idle = zero_load(6)
+    moment_s = safety.rescue_at_s(FLEET, idle, OPEN_C, 2, 0.4, 100.0, 8.0, 1.25, 0.01, scratch_C)
+    small_s = fleets.profile().tiers["small"].unloaded_latency_s(100, 8)
+    np.testing.assert_allclose(moment_s, 0.4 - 1.25 * small_s - 0.01)
+
+
+def test_no_rescue_from_the_smallest_tier_or_when_too_late() -> None:
+    """There is nowhere to go from small, and no timer for a moment already past."""
+    scratch_C = np.zeros(6)
+    idle = zero_load(6)
+    arguments = (100.0, 8.0, 1.25, 0.0, scratch_C)
+    assert safety.rescue_at_s(FLEET, idle, OPEN_C, 0, 0.4, *arguments) == -1.0
+    assert safety.rescue_at_s(FLEET, idle, OPEN_C, 2, 0.001, *arguments) == -1.0
+
+
+def test_rescue_takes_the_best_quality_that_fits_on_the_free_device() -> None:
+    """Medium where it fits, small where only small does, nothing where none does."""
+    scratch_C = np.zeros(6)
+    load = busy([0, 1, 2], 40.0)
+    kernels.predict_latency_s(FLEET, load, 100.0, 8.0, scratch_C)
+    small_s, medium_s = float(scratch_C[3]), float(scratch_C[4])
+    for slack_s, expected in ((1.3 * medium_s, 4), (1.3 * small_s, 3), (0.9 * small_s, -1)):
+        row = safety.choose_rescue(
+            FLEET, load, OPEN_C, 2, 0, slack_s, 100.0, 8.0, 1.25, np.zeros(6)
+        )
+        assert row == expected
+
+
+def test_about_to_miss_reads_progress() -> None:
+    """With few tokens left a request is on its way; with all of them and no time it is lost."""
+    load = busy([2], 4.0)
+    assert not safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 2.0, False, 0.7)
+    assert safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 8.0, True, 0.7)
