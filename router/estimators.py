@@ -27,7 +27,7 @@ class RateEstimator:
     def rate_rps(self, now_s: float) -> float:
         """Returns the estimate, requests per second."""
         self._decay(now_s)
-        age_s = now_s - self._start_s
+        age_s = self._last_s - self._start_s
         # The floor of a tenth of tau keeps the first arrivals from reading as an infinite rate.
         weight = 1.0 - math.exp(-max(age_s, 0.1 * self._tau_s) / self._tau_s)
         return self._value / weight

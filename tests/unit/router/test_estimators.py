@@ -1,0 +1,55 @@
+"""Arrival rate and output length estimates."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.estimators import OutputLengthPredictor, RateEstimator
+
+
+@given(rate=st.floats(min_value=1.0, max_value=2000.0))
+def test_a_steady_rate_is_found(rate: float) -> None:
+    """After several time constants the mean over one interval of arrivals equals the true rate."""
+    estimator = RateEstimator(1.0, 0.0)
+    now_s = 0.0
+    while now_s < 6.0:
+        now_s += 1.0 / rate
+        estimator.observe(now_s)
+    middle_s = now_s + 0.5 / rate
+    assert estimator.rate_rps(middle_s) == pytest.approx(rate, rel=0.05)
+
+
+def test_the_estimate_is_corrected_while_it_warms_up() -> None:
+    """Half a time constant after the start a steady rate already reads right."""
+    estimator = RateEstimator(10.0, 0.0)
+    for i in range(1, 501):
+        estimator.observe(i * 0.01)
+    assert estimator.rate_rps(5.0) == pytest.approx(100.0, rel=0.02)
+
+
+def test_silence_lets_the_rate_fall() -> None:
+    """Five time constants without arrivals leave under a hundredth."""
+    estimator = RateEstimator(1.0, 0.0)
+    for i in range(1, 1001):
+        estimator.observe(i * 0.01)
+    before = estimator.rate_rps(10.0)
+    assert estimator.rate_rps(15.0) < 0.01 * before
+
+
+def test_a_clock_that_steps_back_changes_nothing() -> None:
+    """An earlier stamp than the last neither decays nor inflates."""
+    estimator = RateEstimator(1.0, 0.0)
+    estimator.observe(5.0, 10)
+    assert estimator.rate_rps(4.0) == estimator.rate_rps(5.0)
+
+
+def test_output_length_starts_at_its_prior_and_learns() -> None:
+    """The prediction moves from the prior to what answers show, and obeys the request's limit."""
+    predictor = OutputLengthPredictor({"sort": 8.0}, weight=0.1)
+    assert predictor.predict("sort", 100) == 8.0
+    for _ in range(100):
+        predictor.observe("sort", 20)
+    assert predictor.predict("sort", 100) == pytest.approx(20.0, abs=0.1)
+    assert predictor.predict("sort", 5) == 5.0

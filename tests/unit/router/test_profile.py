@@ -1,0 +1,95 @@
+"""Profile and quality files: read back what was written, name every mistake at once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.catalog import Catalog, parse_quality
+from router.profile import LatencyProfile, TierProfile, format_profile, parse_profile
+from router.types import InvalidFileError, Task
+
+positive = st.floats(min_value=1e-6, max_value=10.0, allow_nan=False)
+
+
+@given(step_s=positive, per_sequence_s=positive, per_prompt_token_s=positive, overhead_s=positive)
+def test_a_written_profile_reads_back_the_same(
+    step_s: float, per_sequence_s: float, per_prompt_token_s: float, overhead_s: float
+) -> None:
+    """Formatting and parsing a profile loses nothing, quotes and newlines included."""
+    tier = TierProfile(step_s, per_sequence_s, per_prompt_token_s, 8, 512, overhead_s)
+    profile = LatencyProfile("a", "measured", {"large": tier}, 'card "x"\nback\\slash')
+    assert parse_profile(format_profile(profile), "file") == profile
+
+
+def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
+    """A profile with several mistakes yields one line for each, with file and key."""
+    text = """
+    name = ""
+    source = "guessed"
+    [tiers.small]
+    step_s = 0.5
+    per_sequence_s = -1
+    per_prompt_token_s = nan
+    colour = 1
+    [tiers.large]
+    step_s = 0.1
+    """
+    with pytest.raises(InvalidFileError) as caught:
+        parse_profile(text, "p.toml", ("small", "medium", "large"))
+    message = str(caught.value)
+    for key in (
+        "name:",
+        "source:",
+        "tiers.small.per_sequence_s:",
+        "tiers.small.per_prompt_token_s:",
+        "tiers.small.colour:",
+        "tiers.large.per_sequence_s: missing",
+        "tiers.medium: missing",
+    ):
+        assert f"p.toml: {key}" in message
+
+
+def test_a_larger_tier_may_not_be_cheaper_per_step() -> None:
+    """Step costs that fall with quality are refused: the order of the tiers would be wrong."""
+    slow = TierProfile(0.02, 0.0, 0.0)
+    fast = TierProfile(0.01, 0.0, 0.0)
+    text = format_profile(LatencyProfile("p", "measured", {"small": slow, "large": fast}))
+    with pytest.raises(InvalidFileError, match="lower tier small"):
+        parse_profile(text, "p.toml", ("small", "large"))
+
+
+@pytest.mark.parametrize("text", ["", "tiers = 3", "name = [", "[tiers]"])
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    """A file without tiers, or without TOML, is an InvalidFileError like any other."""
+    with pytest.raises(InvalidFileError):
+        parse_profile(text, "p.toml")
+
+
+def test_unloaded_latency_follows_its_formula() -> None:
+    """One request alone takes overhead + prompt + tokens * (step + sequence)."""
+    tier = TierProfile(0.010, 0.001, 0.0001, overhead_s=0.002)
+    assert tier.unloaded_latency_s(100, 8) == pytest.approx(0.002 + 0.01 + 8 * 0.011)
+    assert tier.scaled(2.0).unloaded_latency_s(100, 8) == pytest.approx(2 * 0.1)
+
+
+def test_quality_outside_its_range_is_refused_with_its_cell() -> None:
+    """Each cell outside 0 to 1 is named."""
+    text = "[quality.sort]\nsmall = 1.5\nlarge = true\n"
+    with pytest.raises(InvalidFileError) as caught:
+        parse_quality(text, "q.toml")
+    assert "q.toml: quality.sort.small" in str(caught.value)
+    assert "q.toml: quality.sort.large" in str(caught.value)
+
+
+def test_the_catalog_names_missing_cells() -> None:
+    """A task without a quality for a tier cannot be served: the missing cells are listed."""
+    table = parse_quality("name='t'\n[quality.sort]\nsmall = 0.5\n", "q.toml")
+    with pytest.raises(InvalidFileError) as caught:
+        Catalog.build(("small", "large"), (Task("sort", 1.0), Task("add", 1.0)), table)
+    assert caught.value.problems == [
+        "quality.sort.large: missing",
+        "quality.add.small: missing",
+        "quality.add.large: missing",
+    ]
