@@ -123,7 +123,7 @@ def test_rate_beyond_medium_serves_small(name: str) -> None:
     assert tier_chosen(name, observation(rate_rps=2200.0)) == SMALL
 
 
-@pytest.mark.parametrize("name", ["greedy", "price", "debt-queue"])
+@pytest.mark.parametrize("name", ["price", "debt-queue"])
 def test_backlog_steps_down(name: str) -> None:
     """When every device has most of a deadline's work, the large tier is not chosen."""
     load = zero_load(6)
@@ -131,6 +131,11 @@ def test_backlog_steps_down(name: str) -> None:
     load.waiting_prompt_tokens_C[[2, 5]] = 3000.0
     load.remaining_output_tokens_C[[2, 5]] = 14.0 * 8.0
     assert tier_chosen(name, observation(load, rate_rps=200.0)) < LARGE
+
+
+def test_greedy_steps_down_for_a_long_prompt() -> None:
+    """A prompt that large cannot compute in the slack goes to medium."""
+    assert tier_chosen("greedy", observation(request=Request(0, 0.4, 3500.0, 8.0))) == MEDIUM
 
 
 def test_greedy_takes_the_fastest_when_nothing_fits() -> None:
