@@ -193,8 +193,8 @@ def load_snapshot(
         raise SnapshotError(REASON_SHAPE, f"{origin}: lacks {', '.join(missing)}")
     if tensors["b3"].shape != ():
         raise SnapshotError(REASON_SHAPE, f"{origin}: b3 is not a scalar")
-    layers = [tensors[name] for name in _WEIGHT_NAMES if name != "b3"]
-    weights = Weights(*layers, b3=np.float32(tensors["b3"]))
+    w1_FH, b1_H, w2_GH, b2_H, w3_P, b3 = (tensors[name] for name in _WEIGHT_NAMES)
+    weights = Weights(w1_FH, b1_H, w2_GH, b2_H, w3_P, np.float32(b3))
     names = tuple(meta["feature_names"])
     _check_weights(weights, names, origin)
     _check_finite(tensors, origin)

@@ -1,0 +1,146 @@
+"""The learned policy on the request path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from router.catalog import Catalog, QualityTable
+from router.dqn.snapshot import (
+    REASON_SCHEMA,
+    REASON_SHAPE,
+    Snapshot,
+    SnapshotError,
+    load_snapshot,
+    save_snapshot,
+    zero_weights,
+)
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.ledger import zero_load
+from router.policies.dqn import DqnPolicy
+from router.policies.registry import make_policy
+from router.policy import Observation, observe
+from router.profile import LatencyProfile, TierProfile
+from router.types import Request, Signals, Task
+
+TIERS = ("small", "large")
+CATALOG = Catalog.build(
+    TIERS,
+    (Task("t", 0.4),),
+    QualityTable("q", "assumed", {"t": {"small": 0.5, "large": 1.0}}, {}),
+)
+PROFILE = LatencyProfile(
+    "p",
+    "assumed",
+    {"small": TierProfile(0.001, 1e-5, 1e-6), "large": TierProfile(0.01, 1e-4, 1e-5)},
+)
+
+
+def _snapshot(**linear: float) -> Snapshot:
+    """A network that is linear in the named features."""
+    names = tuple(feature.name for feature in FEATURES)
+    weights = zero_weights(FEATURE_COUNT, 4)
+    for name, value in linear.items():
+        weights.w3_P[4 + names.index(name)] = value
+    return load_snapshot(save_snapshot(Snapshot(weights, SCHEMA, names)))
+
+
+def _fleet() -> Fleet:
+    endpoints = [
+        EndpointSpec(f"e{i}", "127.0.0.1:1", f"d{i}", {t: t for t in TIERS}) for i in range(2)
+    ]
+    return build_fleet(CATALOG, endpoints, {"": PROFILE})
+
+
+def _observation(fleet: Fleet, load: object = None, **request: float) -> Observation:
+    return observe(
+        fleet,
+        zero_load(fleet.candidate_count) if load is None else load,  # type: ignore[arg-type]
+        replace(Request(0, 0.4, 100.0, 8.0), **request),  # type: ignore[arg-type]
+        Signals(10.0, 10.0, 0.0),
+        np.random.default_rng(0),
+    )
+
+
+def test_takes_the_highest_value_and_explains_it() -> None:
+    """The choice follows the network, and the decision carries what it rests on."""
+    fleet = _fleet()
+    decision = DqnPolicy(_snapshot(quality=1.0)).decide(
+        _observation(fleet), np.random.default_rng(0)
+    )
+    assert fleet.candidate(decision.action)[0] == "large"
+    assert decision.features_CF is not None
+    assert decision.features_CF.shape == (4, FEATURE_COUNT)
+    np.testing.assert_allclose(decision.score_C, decision.features_CF[:, 0])
+    assert (decision.predicted_latency_s_C > 0.0).all()
+    assert (decision.on_time_probability_C > 0.9).all()
+    assert decision.behavior_probability == 1.0
+    assert not decision.explored
+
+
+def test_load_moves_the_choice_to_the_idle_device() -> None:
+    """A network that dislikes backlog leaves the loaded device alone."""
+    fleet = _fleet()
+    load = zero_load(4)
+    load.in_flight_C[:2] = 20.0
+    load.remaining_output_tokens_C[:2] = 160.0
+    policy = DqnPolicy(_snapshot(quality=1.0, device_backlog=-1.0))
+    decision = policy.decide(_observation(fleet, load), np.random.default_rng(0))
+    tier, endpoint = fleet.candidate(decision.action)
+    assert (tier, endpoint.name) == ("large", "e1")
+
+
+def test_pinned_tier_is_respected() -> None:
+    """A candidate that is not allowed is never chosen, whatever its value."""
+    fleet = _fleet()
+    decision = DqnPolicy(_snapshot(quality=1.0)).decide(
+        _observation(fleet, tier_pin=0), np.random.default_rng(0)
+    )
+    assert fleet.candidate(decision.action)[0] == "small"
+    assert np.isneginf(decision.score_C[1])
+
+
+def test_exploration_is_logged_with_its_probability() -> None:
+    """The share that explores is epsilon, and probabilities are those of the draw."""
+    policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.25})
+    rng = np.random.default_rng(1)
+    observation = _observation(_fleet())
+    decisions = [policy.decide(observation, rng) for _ in range(4000)]
+    explored = [d for d in decisions if d.explored]
+    assert 0.22 < len(explored) / len(decisions) < 0.28
+    assert {d.action for d in explored} == {0, 1, 2, 3}
+    probability = {d.action: d.behavior_probability for d in decisions}
+    assert probability[1] == pytest.approx(0.75 + 0.25 / 4)
+    assert sum(probability.values()) == pytest.approx(1.0)
+
+
+def test_exploration_avoids_candidates_that_would_miss() -> None:
+    """What should miss the deadline is not explored while something should make it."""
+    fleet = _fleet()
+    policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.5})
+    rng = np.random.default_rng(1)
+    # 8 tokens of the large tier need 80 ms: only the small one makes 30 ms.
+    observation = _observation(fleet, slack_s=0.03)
+    explored = [d for d in (policy.decide(observation, rng) for _ in range(500)) if d.explored]
+    assert {fleet.candidate(d.action)[0] for d in explored} == {"small"}
+
+
+def test_registry_makes_it() -> None:
+    """`make_policy` returns the learned policy under its name and version."""
+    snapshot = _snapshot(quality=1.0)
+    policy = make_policy("dqn", CATALOG, snapshot=snapshot)
+    assert (policy.name, policy.version) == ("dqn", snapshot.version)
+
+
+def test_other_schema_or_width_is_refused() -> None:
+    """A snapshot for other features never becomes a policy."""
+    good = _snapshot()
+    with pytest.raises(SnapshotError) as caught:
+        DqnPolicy(replace(good, feature_schema="other"))
+    assert caught.value.reason == REASON_SCHEMA
+    with pytest.raises(SnapshotError) as caught:
+        DqnPolicy(replace(good, weights=zero_weights(3, 4)))
+    assert caught.value.reason == REASON_SHAPE

@@ -1,0 +1,86 @@
+"""Checkpoints: written whole or not at all; the last good one stays valid whatever happens.
+
+One file holds JSON metadata and arrays with a checksum. It is written beside its final name, synced
+and renamed, so a kill or a full disk leaves the file that was there. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAGIC = b"tiercel-checkpoint-1\n"
+_DIGEST_BYTES = 32
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read; the message names the file."""
+
+
+def write_atomically(path: Path, blob: bytes) -> None:
+    """Writes a file so that readers see the old content or the new, never half of it.
+
+    Raises:
+        CheckpointError: the file could not be written; what was there is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def save_checkpoint(
+    path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Writes metadata (JSON values) and arrays.
+
+    Raises:
+        CheckpointError: see `write_atomically`.
+    """
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    np.savez(buffer, allow_pickle=False, **{"__meta__": text, **arrays})
+    body = buffer.getvalue()
+    write_atomically(path, _MAGIC + hashlib.sha256(body).digest() + body)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    """Returns metadata and arrays, None if there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged or cannot be read.
+    """
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    head = len(_MAGIC) + _DIGEST_BYTES
+    body = blob[head:]
+    if not blob.startswith(_MAGIC) or blob[len(_MAGIC) : head] != hashlib.sha256(body).digest():
+        raise CheckpointError(f"{path}: is no checkpoint or is damaged")
+    with np.load(io.BytesIO(body), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays.pop("__meta__").tobytes())
+    return meta, arrays
