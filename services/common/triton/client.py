@@ -229,7 +229,8 @@ class TritonClient:
             timeout_s: Time left; the gRPC deadline, and Triton's request timeout beside it.
             temperature: Sampling temperature; 0: greedy.
             seed: Sampling seed.
-            metadata: gRPC metadata, for example `traceparent`.
+            metadata: gRPC metadata, for example `traceparent`; one that says "not sampled" is
+                left out, because Triton would trace the request all the same.
             stream: Whether the tier sends tokens as they come, else one piece.
             request_id: Triton's request id, shown in its log and spans.
 
@@ -243,7 +244,7 @@ class TritonClient:
         )
         if request_id:
             request.id = request_id
-        call = self._stream_infer(timeout=timeout_s, metadata=(*metadata, _ERROR_AS_STATUS))
+        call = self._stream_infer(timeout=timeout_s, metadata=_headers(metadata))
         complete = False
         try:
             await call.write(request)
@@ -319,6 +320,19 @@ def _template(model: str) -> kserve.ModelInferRequest:
     ):
         request.inputs.add(name=name, datatype=datatype, shape=[1])
     return request
+
+
+def _headers(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata to send; see `generate`."""
+    if not metadata:
+        return (_ERROR_AS_STATUS,)
+    kept = (pair for pair in metadata if pair[0] != "traceparent" or _is_sampled(pair[1]))
+    return (*kept, _ERROR_AS_STATUS)
+
+
+def _is_sampled(traceparent: str) -> bool:
+    """Reads the lowest flag bit of a W3C `traceparent`, its last hexadecimal digit."""
+    return traceparent[-1:] in tuple("13579bdf")
 
 
 def _bytes_tensor(data: bytes) -> bytes:

@@ -37,6 +37,7 @@ _STUB_TIMEOUT_S = 120
 # Triton traces one request in this many by itself; requests that carry a sampled `traceparent`
 # are traced whatever the rate, which is what a head-sampled mesh wants.
 _NEVER_BY_ITSELF = 2**31 - 1
+_TRACE_EXPORT_MS = 1000
 # Variables of the parent's interpreter that would lead the stubs to the wrong packages.
 _FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV")
 _QUIET_DEFAULTS = {
@@ -362,6 +363,7 @@ def _arguments(config: TritonServerConfig, ports: tuple[int, ...], token: str) -
             f"rate={rate}",
             f"opentelemetry,url={config.trace_endpoint}",
             f"opentelemetry,resource=service.name={config.trace_service_name}",
+            f"opentelemetry,bsp_schedule_delay={_TRACE_EXPORT_MS}",
         )
         arguments += [f"--trace-config={setting}" for setting in settings]
     return arguments
