@@ -107,6 +107,7 @@ class Returns(NamedTuple):
         discount_N: discount of that bootstrap, 0 to 1.
         complete_N: True if the return is final: it spans its horizon, or was cut by a gap.
         truncated_N: True if it was cut by a gap.
+        dead_N: True if it never will be complete: a gap follows right after the decision.
     """
 
     return_N: NDArray[np.float64]
@@ -114,6 +115,7 @@ class Returns(NamedTuple):
     discount_N: NDArray[np.float64]
     complete_N: NDArray[np.bool_]
     truncated_N: NDArray[np.bool_]
+    dead_N: NDArray[np.bool_]
 
 
 def time_returns(
@@ -134,8 +136,8 @@ def time_returns(
     """
     count = len(time_N)
     if count == 0:
-        empty = np.zeros(0)
-        return Returns(empty, empty.astype(int), empty, empty.astype(bool), empty.astype(bool))
+        none, no = np.zeros(0), np.zeros(0, bool)
+        return Returns(none, none.astype(np.int64), none, no, no, no)
     # First index at or after the end of each horizon; a gap strictly after i cuts earlier.
     end_N = np.searchsorted(time_N, time_N + horizon_s, side="left")
     index_N = np.arange(count)
@@ -155,6 +157,7 @@ def time_returns(
         np.where(complete_N, discount_N, 0.0),
         complete_N,
         truncated_N & complete_N,
+        truncated_N & ~complete_N,
     )
 
 

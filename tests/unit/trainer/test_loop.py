@@ -1,0 +1,160 @@
+"""The online loop: records in, transitions kept, nothing lost or learned twice over a restart."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from router.dqn.snapshot import SnapshotError, load_snapshot
+from trainer.checkpoint import CheckpointError
+from trainer.config import LearnerConfig
+from trainer.loop import OnlineConfig, OnlineLoop
+from trainer.transition import DecisionRecord, Ending, OutcomeRecord
+
+NAMES = ("a", "b", "availability")
+
+
+def _config(seed: int = 0) -> OnlineConfig:
+    return OnlineConfig(
+        learner=LearnerConfig(hidden_count=4, batch_size=16, replay_capacity=1000),
+        deadline_s=0.2,
+        patience_s=5.0,
+        feature_schema="s",
+        feature_names=NAMES,
+        availability_column=2,
+        min_transitions=16,
+        seed=seed,
+    )
+
+
+def _records(
+    first: int, count: int, router: str = "r", schema: str = "s"
+) -> tuple[list[DecisionRecord], list[OutcomeRecord]]:
+    """`count` decisions 50 ms apart on three candidates, the third unavailable."""
+    decisions, outcomes = [], []
+    for sequence in range(first, first + count):
+        rng = np.random.default_rng(sequence)
+        x = rng.random((3, 3)).astype(np.float32)
+        x[:, 2] = (1.0, 1.0, 0.0)
+        key = (router, 1, sequence)
+        decisions.append(
+            DecisionRecord(key, 0.05 * sequence, x, sequence % 2, schema, "v", 1.0, 0.2, "t")
+        )
+        outcomes.append(OutcomeRecord(key, float(rng.random()), Ending.ANSWERED))
+    return decisions, outcomes
+
+
+def _ticks(step_s: float = 0.01) -> object:
+    counter = itertools.count()
+    return lambda: next(counter) * step_s
+
+
+def test_records_become_transitions_after_their_horizon() -> None:
+    """A transition is taken in once a deadline of later decisions is known."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 20))
+    # 0.2 s are four decisions: the last four wait for theirs.
+    assert loop.status.transition_count == 16
+    assert loop.status.waiting_count == 4
+    loop.ingest(*_records(21, 1))
+    assert loop.status.transition_count == 17
+
+
+def test_learns_and_publishes() -> None:
+    """Learner steps follow the data, and the snapshot says what it was trained on."""
+    loop = OnlineLoop(_config())
+    before = load_snapshot(loop.snapshot(), "s")
+    loop.ingest(*_records(1, 200))
+    done = loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    assert done == loop.status.step_count == int(8 * 196 / 16)
+    assert loop.learn(10.0, _ticks()) == 0  # type: ignore[arg-type]
+    after = load_snapshot(loop.snapshot(), "s")
+    assert after.version != before.version
+    assert after.transition_count == 196
+    assert loop.status.loss is not None
+    assert 0.3 < (loop.status.mean_reward or 0.0) < 0.7
+
+
+def test_learning_keeps_to_its_budget() -> None:
+    """No step begins after the time is up."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 200))
+    assert loop.learn(0.05, _ticks(0.01)) <= 5  # type: ignore[arg-type]
+
+
+def test_only_saved_records_are_settled(tmp_path: Path) -> None:
+    """Keys are settled by a save, and only those whose transitions it holds."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    assert loop.ingest(*_records(1, 20)) == []
+    settled = loop.save()
+    assert [key[2] for key in settled] == list(range(1, 17))
+    assert loop.save() == []
+
+
+def test_restart_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    """After a crash redelivered records complete what was open; settled ones are recognised."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 20))
+    loop.save()
+    loop.ingest(*_records(21, 5))  # not saved before the crash
+    again = OnlineLoop(_config(), path=tmp_path / "state")
+    assert again.status.transition_count == 16
+    known = again.ingest(*_records(1, 25))
+    assert {key[2] for key in known} == set(range(1, 17))
+    assert again.status.transition_count == 21
+    straight = OnlineLoop(_config())
+    straight.ingest(*_records(1, 25))
+    assert straight.status.transition_count == 21
+
+
+def test_restart_goes_on_learning_from_the_same_weights(tmp_path: Path) -> None:
+    """Weights and step count survive."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(_config(seed=9), path=tmp_path / "state")
+    assert again.status.step_count == loop.status.step_count > 0
+    np.testing.assert_array_equal(
+        load_snapshot(again.snapshot()).weights.w2_GH, load_snapshot(loop.snapshot()).weights.w2_GH
+    )
+
+
+def test_failed_save_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk nothing is settled; the next save settles all of it."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 20))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError):
+            loop.save()
+    assert len(loop.save()) == 16
+
+
+def test_foreign_records_serve_as_rewards_only() -> None:
+    """Decisions of a policy without our features are counted in returns but not trained on."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 10))
+    loop.ingest(*_records(11, 10, schema="other"))
+    loop.ingest(*_records(21, 10))
+    # 26 are final; 10 are foreign, and 4 more bootstrap from a foreign one.
+    assert loop.status.transition_count == 26 - 10 - 4
+
+
+def test_starts_from_a_snapshot_and_refuses_a_bad_one() -> None:
+    """The parent's weights are the start, and its version is recorded."""
+    parent = OnlineLoop(_config(seed=3)).snapshot()
+    child = OnlineLoop(_config(seed=4), initial=parent)
+    loaded = load_snapshot(child.snapshot())
+    np.testing.assert_array_equal(load_snapshot(parent).weights.w1_FH, loaded.weights.w1_FH)
+    assert loaded.training["parent"] == load_snapshot(parent).version
+    with pytest.raises(SnapshotError):
+        OnlineLoop(_config(), initial=parent[:-3])
