@@ -1,7 +1,7 @@
 """Asks a gRPC server for its health: `python -m services.common.health_probe ADDRESS [SERVICE]`.
 
-Exit code 0 if it says SERVING, 1 if it says anything else or does not answer, 2 if called wrongly. The container
-images use it; Kubernetes asks the same question by itself.
+Exit code 0 if it says SERVING, 1 if it says anything else or does not answer, 2 if called wrongly.
+The container images use it; Kubernetes asks the same question by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ _UNHEALTHY_EXIT_CODE = 1
 
 
 def probe(address: str, service: str, timeout_s: float) -> str:
-    """Returns the health of `service` at `address` (host:port): SERVING, NOT_SERVING, or a status code's name."""
+    """Returns the health of `service` at `address`.
+
+    Args:
+        address: `host:port` of the server.
+        service: Protobuf name of a service; empty asks for the server as a whole.
+        timeout_s: Longest wait for the answer, seconds.
+
+    Returns:
+        SERVING, NOT_SERVING, ..., or the name of the status code if the call failed.
+    """
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

@@ -1,0 +1,149 @@
+"""The Compose files: valid, on loopback only, with the commands and ports of the services."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.deploy.manifests import (
+    CONFIG_IN_IMAGE,
+    DEPLOY,
+    SERVICES,
+    compose,
+    config_path,
+    dockerfile_stages,
+    port,
+    section,
+)
+
+LAYERS = (
+    (),
+    ("compose.observability.yaml",),
+    ("compose.gpu.yaml",),
+    ("compose.observability.yaml", "compose.gpu.yaml"),
+)
+_ROOM_S = 5.0
+
+
+@pytest.fixture(scope="module", params=LAYERS, ids=lambda layers: "+".join(layers) or "base")
+def merged(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The file with its layers, as Docker Compose merges them."""
+    return compose(*request.param)
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    """The file without layers."""
+    return compose()
+
+
+def test_a_wrong_key_is_refused(tmp_path: Path) -> None:
+    """The check of the fixtures above can fail."""
+    layer = tmp_path / "wrong.yaml"
+    layer.write_text("services: {redis: {imagee: x}}\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="imagee"):
+        compose(str(layer))
+
+
+def test_ports_are_published_on_loopback_only(merged: dict[str, Any]) -> None:
+    """No port of any layer is reachable from another machine, and none is published twice."""
+    published = [
+        entry for service in merged["services"].values() for entry in service.get("ports", [])
+    ]
+    assert published
+    assert {entry["host_ip"] for entry in published} == {"127.0.0.1"}
+    numbers = [entry["published"] for entry in published]
+    assert len(numbers) == len(set(numbers))
+
+
+def test_images_are_pinned(merged: dict[str, Any]) -> None:
+    """Every image names a tag, never `latest`."""
+    for name, service in merged["services"].items():
+        _, separator, tag = service["image"].rpartition(":")
+        assert separator, name
+        assert tag != "latest", name
+
+
+def test_mounted_files_exist(merged: dict[str, Any]) -> None:
+    """Every file or directory mounted from the repository is there."""
+    for name, service in merged["services"].items():
+        for volume in service.get("volumes", []):
+            source = Path(volume.get("source", ""))
+            if volume["type"] == "bind" and source.name != "model-cache":
+                assert source.exists(), f"{name}: {source}"
+    for config in merged["configs"].values():
+        assert Path(config["file"]).is_file()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_matches_image_and_settings(base: dict[str, Any], service: str) -> None:
+    """Command, ports, mounted settings and time to stop agree with the image and the settings file."""
+    own = section("reference", service)
+    entry = base["services"][service]
+    stage = dockerfile_stages()[f"image-{service}"]
+    assert entry["build"]["args"] == {"SERVICE": service}
+    assert entry["command"] == stage.command("CMD")
+    assert {published["target"] for published in entry["ports"]} == {
+        port(own["listen"]),
+        port(own["metrics_listen"]),
+    }
+    assert entry["configs"] == [{"source": "mesh", "target": f"/opt/tiercel/{CONFIG_IN_IMAGE}"}]
+    needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
+    assert _seconds(entry["stop_grace_period"]) >= needed_s
+
+
+def test_triton_answers_under_the_name_of_the_settings(base: dict[str, Any]) -> None:
+    """The endpoint's host name is an alias of the Triton container, its ports are its command's."""
+    triton = base["services"]["triton"]
+    mesh = tomllib.loads(config_path("reference").read_text(encoding="utf-8"))["mesh"]
+    flags = dict(flag.removeprefix("--").split("=") for flag in triton["command"])
+    for endpoint in mesh["endpoints"]:
+        assert endpoint["address"].partition(":")[0] in triton["networks"]["mesh"]["aliases"]
+        assert port(endpoint["address"]) == int(flags["grpc-port"])
+        assert port(endpoint["metrics_address"]) == int(flags["metrics-port"])
+    assert (DEPLOY.parent / flags["repository"]).is_dir()
+
+
+def test_settings_name_services_of_the_file(base: dict[str, Any]) -> None:
+    """Redis, monitor and trainer are reached by the names of their containers."""
+    mesh = tomllib.loads(config_path("reference").read_text(encoding="utf-8"))["mesh"]
+    hosts = {mesh["load_monitor_address"], mesh["trainer_address"]}
+    hosts.add(mesh["redis_url"].removeprefix("redis://").partition("/")[0])
+    for address in hosts:
+        assert address.partition(":")[0] in base["services"]
+
+
+def test_gpu_layer_replaces_image_command_and_build() -> None:
+    """With the GPU layer last, Triton is the vendor's image on the production repository, with a GPU."""
+    triton = compose("compose.observability.yaml", "compose.gpu.yaml")["services"]["triton"]
+    assert "build" not in triton
+    assert "vllm" in triton["image"]
+    assert "--model-repository=/models" in triton["command"]
+    assert not any(flag.startswith("--repository") for flag in triton["command"])
+    (device,) = triton["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_observability_layer_sends_traces_to_its_collector() -> None:
+    """Every service of ours exports to the collector of the same file, Triton too."""
+    services = compose("compose.observability.yaml")["services"]
+    for name in SERVICES:
+        assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith(
+            "http://otel-collector:"
+        )
+    assert any("otel-collector" in flag for flag in services["triton"]["command"])
+    assert services["router-inference"]["environment"].keys() > {"OTEL_EXPORTER_OTLP_ENDPOINT"}
+
+
+def test_ticket_key_comes_from_the_environment() -> None:
+    """The router's ticket key is taken from TIERCEL_TICKET_KEY, not from the file."""
+    router = compose(variables={"TIERCEL_TICKET_KEY": "k" * 32})["services"]["router-inference"]
+    assert router["environment"]["TIERCEL_ROUTER_INFERENCE__TICKET_KEY"] == "k" * 32
+
+
+def _seconds(text: str) -> float:
+    minutes, _, rest = text.rpartition("m")
+    return 60.0 * float(minutes or 0) + float(rest.removesuffix("s") or 0)

@@ -1,0 +1,93 @@
+"""The Dockerfile: one stage per service, with the right module, ports, user and packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+
+import pytest
+
+from tests.unit.deploy.manifests import (
+    CONFIG_IN_IMAGE,
+    DEPLOY,
+    ROOT,
+    SERVICES,
+    dockerfile_stages,
+    port,
+    section,
+)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_stage_runs_its_module_on_its_ports(service: str) -> None:
+    """Entry point, exposed ports and health check name the service's package and settings."""
+    stage = dockerfile_stages()[f"image-{service}"]
+    own = section("reference", service)
+    package = f"services.{SERVICES[service]}"
+    assert stage.command("ENTRYPOINT") == ["python", "-m", package]
+    assert stage.command("CMD") == ["--config", CONFIG_IN_IMAGE]
+    exposed = {int(number) for number in stage.values("EXPOSE")[0].split()}
+    assert exposed == {port(own["listen"]), port(own["metrics_listen"])}
+    probe = stage.command("HEALTHCHECK")
+    assert probe[:2] == ["python", "-m"]
+    assert importlib.util.find_spec(probe[2]) is not None
+    assert probe[3:] == [f"127.0.0.1:{port(own['listen'])}"]
+
+
+def test_the_argument_chooses_the_last_stage() -> None:
+    """The build argument selects a stage, and there is one for every service and for Triton."""
+    stages = dockerfile_stages()
+    assert stages["final"].base == "image-${SERVICE}"
+    for service in (*SERVICES, "triton"):
+        assert f"image-{service}" in stages
+
+
+def test_no_stage_ends_as_root() -> None:
+    """Every image inherits the unprivileged user and never switches back."""
+    stages = dockerfile_stages()
+    assert stages["runtime"].values("USER") == ["10001:10001"]
+    for name, stage in stages.items():
+        if name.startswith("image-"):
+            assert stage.base == "runtime"
+            assert stage.values("USER") == []
+
+
+def test_light_services_install_no_extra() -> None:
+    """The two services of the request path get the wheel alone; the trainer gets its extra."""
+    stages = dockerfile_stages()
+    light = " ".join(stages["environment-light"].values("RUN"))
+    assert "[" not in light
+    assert "tiercel[trainer]" in " ".join(stages["environment-trainer"].values("RUN"))
+    for service, environment in (
+        ("router-inference", "light"), ("load-monitor", "light"), ("trainer", "trainer"),
+    ):  # fmt: skip
+        copied = stages[f"image-{service}"].values("COPY")
+        assert copied == [f"--from=environment-{environment} /opt/tiercel/venv venv"]
+
+
+def test_plain_installation_has_no_torch() -> None:
+    """No dependency of the plain wheel is a learning library."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[=<>\[ ]", entry)[0] for entry in project["dependencies"]}
+    assert names.isdisjoint({"torch", "numba", "scipy", "gymnasium"})
+
+
+def test_copied_paths_exist_and_are_sent_to_the_builder() -> None:
+    """Every path copied from the repository exists and is let through by the ignore file."""
+    ignore = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    for stage in dockerfile_stages().values():
+        for arguments in stage.values("COPY"):
+            if arguments.startswith("--from="):
+                continue
+            for source in arguments.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(source == entry or source.startswith(f"{entry}/") for entry in let_through)
+
+
+def test_images_are_pinned() -> None:
+    """The base image names a version."""
+    text = (DEPLOY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    (image,) = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", text, flags=re.MULTILINE)
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", image)

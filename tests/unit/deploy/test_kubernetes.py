@@ -1,0 +1,264 @@
+"""The Kubernetes manifests: schema, probes, ports, drain times, access."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.deploy import kustomize
+from tests.unit.deploy.manifests import (
+    CONFIG_IN_IMAGE,
+    DEPLOY,
+    OVERLAYS,
+    SERVICES,
+    pod,
+    port,
+    rendered,
+    resource,
+    tool,
+)
+
+_ROOM_S = 5.0
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def resources(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The resources of the base, then those of the overlay."""
+    return rendered(request.param)
+
+
+def _settings(resources: list[dict[str, Any]]) -> dict[str, Any]:
+    return tomllib.loads(resource(resources, "ConfigMap", "tiercel-config")["data"]["tiercel.toml"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_pass_the_strict_schema(overlay: str, tmp_path: Path) -> None:
+    """Every rendered resource is valid for the Kubernetes API, without unknown keys."""
+    document = tmp_path / "rendered.yaml"
+    document.write_text(yaml.safe_dump_all(rendered(overlay)), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", str(document)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed") == len(rendered(overlay))
+
+
+def test_schema_check_refuses_an_unknown_key(tmp_path: Path) -> None:
+    """The schema check of the test above can fail."""
+    deployment = resource(rendered("base"), "Deployment", "trainer")
+    deployment["spec"]["replica"] = 1
+    document = tmp_path / "wrong.yaml"
+    document.write_text(yaml.safe_dump(deployment), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", str(document)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_real_kustomize_renders_the_same(overlay: str) -> None:
+    """kubectl's own Kustomize agrees with the tests' renderer, but for the hash in generated names."""
+    kubectl = tool("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl (1.25 or newer) is not installed: only the tests' own renderer was used")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(DEPLOY / "kubernetes" / overlay)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if done.returncode != 0 and "unknown field" in done.stderr:
+        pytest.skip("the installed kubectl is too old for components; 1.25 or newer is needed")
+    assert done.returncode == 0, done.stderr
+    theirs = _by_name(list(yaml.safe_load_all(done.stdout)))
+    ours = _by_name(rendered(overlay))
+    assert ours.keys() == theirs.keys()
+    for name, entry in ours.items():
+        assert entry == theirs[name], name
+
+
+def _by_name(resources: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns resources by kind and name, generated hashes replaced."""
+    name = next(r["metadata"]["name"] for r in resources if r["kind"] == "ConfigMap")
+    text = yaml.safe_dump_all(resources).replace(name, "tiercel-config-HASH")
+    found = {}
+    for entry in yaml.safe_load_all(text):
+        _sort_named_lists(entry)
+        found[entry["kind"], entry["metadata"]["name"]] = entry
+    return found
+
+
+def _sort_named_lists(entry: Any) -> None:
+    """Sorts lists whose order means nothing: Kustomize puts a patch's new entries first."""
+    if isinstance(entry, dict):
+        for key, value in entry.items():
+            if key in {"volumes", "volumeMounts", "env"}:
+                entry[key] = sorted(value, key=lambda item: str(item.get("mountPath", item["name"])))
+            _sort_named_lists(value)
+    elif isinstance(entry, list):
+        for item in entry:
+            _sort_named_lists(item)
+
+
+def test_renderer_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    """A kustomization with an unknown field is an error, not a silent omission."""
+    (tmp_path / "kustomization.yaml").write_text("namePrefix: x-\n", encoding="utf-8")
+    with pytest.raises(kustomize.RenderError, match="namePrefix"):
+        kustomize.render(tmp_path)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_ports_and_probes_follow_the_settings(
+    resources: list[dict[str, Any]], service: str
+) -> None:
+    """Container ports, probes, Service and scrape annotation name the ports of the settings file."""
+    own = _settings(resources)[SERVICES[service]]
+    grpc_port, metrics_port = port(own["listen"]), port(own["metrics_listen"])
+    container = pod(resources, service)["containers"][0]
+    ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
+    assert ports == {"grpc": grpc_port, "metrics": metrics_port}
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["grpc"] == {"port": grpc_port}
+    assert container["livenessProbe"]["tcpSocket"] == {"port": "grpc"}
+    served = resource(resources, "Service", service)["spec"]["ports"]
+    assert [(entry["port"], entry["targetPort"]) for entry in served] == [(grpc_port, "grpc")]
+    template = resource(resources, "Deployment", service)["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(metrics_port)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_grace_covers_the_drain(resources: list[dict[str, Any]], service: str) -> None:
+    """Kubernetes waits longer than lame duck, grace and the time to flush and close."""
+    own = _settings(resources)[SERVICES[service]]
+    needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
+    assert pod(resources, service)["terminationGracePeriodSeconds"] >= needed_s
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_settings_file_is_mounted_where_the_command_reads_it(
+    resources: list[dict[str, Any]], service: str
+) -> None:
+    """The command's --config is a file of the mounted ConfigMap."""
+    spec = pod(resources, service)
+    container = spec["containers"][0]
+    assert container["args"] == ["--config", CONFIG_IN_IMAGE]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volume_name = mounts["/opt/tiercel/" + str(Path(CONFIG_IN_IMAGE).parent)]
+    volume = next(volume for volume in spec["volumes"] if volume["name"] == volume_name)
+    config_map = resource(resources, "ConfigMap", "tiercel-config")
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
+    assert Path(CONFIG_IN_IMAGE).name in config_map["data"]
+
+
+def test_routers_share_one_ticket_key_from_a_secret(resources: list[dict[str, Any]]) -> None:
+    """The key file that the environment names lies in the mounted Secret."""
+    spec = pod(resources, "router-inference")
+    container = spec["containers"][0]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    key_file = Path(env["TIERCEL_ROUTER_INFERENCE__TICKET_KEY_FILE"])
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volume_name = mounts[str(key_file.parent)]
+    volume = next(volume for volume in spec["volumes"] if volume["name"] == volume_name)
+    assert volume["secret"]["secretName"] == "tiercel-ticket-key"
+
+
+def test_routers_are_balanced_by_clients(resources: list[dict[str, Any]]) -> None:
+    """The routers' Service is headless."""
+    assert resource(resources, "Service", "router-inference")["spec"]["clusterIP"] == "None"
+
+
+def test_pods_are_locked_down(resources: list[dict[str, Any]]) -> None:
+    """Every container runs as a user, on a read-only file system, without capabilities or token."""
+    for entry in resources:
+        if entry["kind"] not in {"Deployment", "StatefulSet"}:
+            continue
+        spec = entry["spec"]["template"]["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_images_are_pinned(resources: list[dict[str, Any]]) -> None:
+    """Every image names a tag, never `latest`."""
+    for entry in resources:
+        spec = entry.get("spec", {}).get("template", {}).get("spec", {})
+        for container in spec.get("containers", []):
+            _, _, tag = container["image"].rpartition(":")
+            assert tag not in {"", "latest"}
+            assert tag != container["image"]
+
+
+def test_every_endpoint_of_the_settings_is_a_pod(resources: list[dict[str, Any]]) -> None:
+    """Endpoint addresses are triton-N.triton for exactly the replicas of the StatefulSet."""
+    stateful_set = resource(resources, "StatefulSet", "triton")["spec"]
+    container = pod(resources, "triton")["containers"][0]
+    ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
+    endpoints = _settings(resources)["mesh"]["endpoints"]
+    assert {entry["address"] for entry in endpoints} == {
+        f"triton-{index}.{stateful_set['serviceName']}:{ports['grpc']}"
+        for index in range(stateful_set["replicas"])
+    }
+    assert {port(entry["metrics_address"]) for entry in endpoints} == {ports["metrics"]}
+    flags = dict(flag.removeprefix("--").split("=") for flag in container["args"])
+    assert int(flags["grpc-port"]) == ports["grpc"]
+    assert int(flags["http-port"]) == ports["http"]
+    assert int(flags["metrics-port"]) == ports["metrics"]
+
+
+def test_settings_name_services_that_exist(resources: list[dict[str, Any]]) -> None:
+    """Redis, monitor and trainer addresses are Services of the same namespace with that port."""
+    mesh = _settings(resources)["mesh"]
+    addresses = [mesh["load_monitor_address"], mesh["trainer_address"]]
+    addresses.append(mesh["redis_url"].removeprefix("redis://").partition("/")[0])
+    for address in addresses:
+        name, _, number = address.partition(":")
+        ports = resource(resources, "Service", name)["spec"]["ports"]
+        assert int(number) in {entry["port"] for entry in ports}
+
+
+def test_network_policies_open_only_ports_that_listen(resources: list[dict[str, Any]]) -> None:
+    """Each allowed port is a container port of the pods it is for, and a default denies the rest."""
+    policies = [entry for entry in resources if entry["kind"] == "NetworkPolicy"]
+    assert any(entry["spec"]["podSelector"] == {} and "ingress" not in entry["spec"] for entry in policies)
+    for policy in policies:
+        labels = policy["spec"]["podSelector"].get("matchLabels")
+        if not labels:
+            continue
+        container = pod(resources, labels["app.kubernetes.io/name"])["containers"][0]
+        listening = {entry["containerPort"] for entry in container["ports"]}
+        for rule in policy["spec"]["ingress"]:
+            assert {entry["port"] for entry in rule["ports"]} <= listening
+
+
+def test_disruption_budgets_select_pods(resources: list[dict[str, Any]]) -> None:
+    """Every budget's selector matches the pods of a workload."""
+    labels = [
+        entry["spec"]["template"]["metadata"]["labels"]
+        for entry in resources
+        if entry["kind"] in {"Deployment", "StatefulSet"}
+    ]
+    budgets = [entry for entry in resources if entry["kind"] == "PodDisruptionBudget"]
+    assert budgets
+    for budget in budgets:
+        wanted = budget["spec"]["selector"]["matchLabels"].items()
+        assert any(wanted <= own.items() for own in labels)
+
+
+def test_autoscaler_reads_a_registered_gauge() -> None:
+    """The overlay scales routers on a metric that the router has, and leaves `replicas` to it."""
+    resources = rendered("overlays/production")
+    autoscaler = resource(resources, "HorizontalPodAutoscaler", "router-inference")["spec"]
+    metrics = {entry["pods"]["metric"]["name"] for entry in autoscaler["metrics"]}
+    registry = yaml.safe_load((DEPLOY / "telemetry" / "registry.yaml").read_text(encoding="utf-8"))
+    gauges = {entry["name"] for entry in registry["metrics"] if entry["type"] == "gauge"}
+    assert metrics <= gauges
+    assert "replicas" not in resource(resources, "Deployment", "router-inference")["spec"]
