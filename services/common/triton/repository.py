@@ -290,3 +290,9 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     (directory / _MARKER).touch()
+
+
+if __name__ == "__main__":
+    from services.common.triton.repository_command import main
+
+    main()
