@@ -54,7 +54,8 @@ def evaluate(
         flat = [value for values in results.values() for value in values]
         scores[name] = sum(flat) / len(flat)
         by_level[name] = {
-            str(level): round(sum(values) / len(values), 4) for level, values in sorted(results.items())
+            str(level): round(sum(values) / len(values), 4)
+            for level, values in sorted(results.items())
         }
     model.train(was_training)
     return Evaluation(scores, by_level)

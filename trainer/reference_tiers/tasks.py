@@ -1,19 +1,19 @@
 """Text tasks of the reference tiers: seeded examples, exact-match scores, graded difficulty.
 
-Four tasks, all at the level of characters, all with answers of about 5 to 11 characters so that one deadline
-suits them all. A prompt names its task and ends in ``=``; the answer follows:
+Four tasks, all at the level of characters, all with answers of about 5 to 11 characters so that one
+deadline suits them all. A prompt names its task and ends in ``=``; the answer follows:
 
-========  ============================  ============  ======================================================
-task      prompt                        answer        what the level means
-========  ============================  ============  ======================================================
-reverse   ``rev:kqzab=``                ``bazqk``     letters to write backwards
-sort      ``sort:kqzab=``               ``abkqz``     letters to put into alphabetical order
-addition  ``add:4821+0937=``            ``85750``     digits of each number; the sum is written ones first
-recall    ``get:a4k7m2p9?kkpam=``       ``77942``     stored pairs; the letters after ``?`` ask for their values
-========  ============================  ============  ======================================================
+========  ========================  ============  ===============================================
+task      prompt                    answer        level
+========  ========================  ============  ===============================================
+reverse   ``rev:kqzab=``            ``bazqk``     letters to write backwards
+sort      ``sort:kqzab=``           ``abkqz``     letters to put into alphabetical order
+addition  ``add:0004821+0000937=``  ``85750000``  digits in use; the sum is written ones first
+recall    ``get:kqzab?310243=``     ``aqkzba``    letters stored; digits ask for places, from 0
+========  ========================  ============  ===============================================
 
-Train and eval examples never meet: a keyed hash of the prompt puts each prompt in exactly one split. The module
-needs the standard library only, because load generators import it.
+Train and eval examples never meet: a keyed hash of the prompt puts each prompt in exactly one
+split. The module needs the standard library only, because load generators import it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ EVAL_SHARE = 0.1
 
 MAX_PROMPT_CHARS = 32
 """Longest prompt any task makes, in characters."""
+
+ADDITION_DIGITS = 7
+"""Written digits of each number of an addition."""
+
+RECALL_ASKED = 6
+"""Places a recall prompt asks for."""
 
 MAX_ANSWER_CHARS = 12
 """Longest answer any task asks for, in characters (without the end-of-sequence token)."""
@@ -70,11 +76,14 @@ class Task:
     Attributes:
         name: Name used in requests, quality tables and command lines.
         level_weights: Relative frequency of each difficulty level.
+        easiest_level: Lowest level that makes sense; levels below those of ``level_weights`` serve
+            as a training curriculum and are never scored.
         make: Draws one (prompt, answer) of a level.
     """
 
     name: str
     level_weights: Mapping[int, float]
+    easiest_level: int
     make: Callable[[random.Random, int], tuple[str, str]]
 
     @property
@@ -107,10 +116,10 @@ class Task:
             levels = self.levels
             weights = [self.level_weights[each] for each in levels]
             level = rng.choices(levels, weights)[0]
-        elif level not in self.level_weights:
-            known = ", ".join(str(each) for each in self.levels)
+        elif not self.easiest_level <= level <= self.levels[-1]:
             raise TaskError(
-                f"level: task {self.name!r} has no level {level}; known levels: {known}"
+                f"level: task {self.name!r} has no level {level}; "
+                f"known levels: {self.easiest_level} to {self.levels[-1]}"
             )
         while True:
             prompt, answer = self.make(rng, level)
@@ -188,32 +197,30 @@ def _sort(rng: random.Random, level: int) -> tuple[str, str]:
 
 
 def _addition(rng: random.Random, level: int) -> tuple[str, str]:
-    """Both numbers have ``level`` digits, the sum one more; ones first, so that carries run with the writing."""
+    """``level`` digits behind leading zeros; ones first, so that carries run with the writing."""
     first, second = (rng.randrange(10**level) for _ in range(2))
-    total = f"{first + second:0{level + 1}d}"
-    return f"add:{first:0{level}d}+{second:0{level}d}=", total[::-1]
+    width = ADDITION_DIGITS
+    return f"add:{first:0{width}d}+{second:0{width}d}=", f"{first + second:0{width + 1}d}"[::-1]
 
 
 def _recall(rng: random.Random, level: int) -> tuple[str, str]:
-    """``level`` pairs are stored; one more letter than pairs is asked for, so some value is asked for twice."""
-    keys = rng.sample(string.ascii_lowercase, level)
-    values = {key: rng.choice(string.digits) for key in keys}
-    asked = rng.choices(keys, k=level + 1)
-    stored = "".join(key + values[key] for key in keys)
-    return f"get:{stored}?{''.join(asked)}=", "".join(values[key] for key in asked)
+    """``level`` letters are stored; places, counted from 0, are asked for and may repeat."""
+    word = _letters(rng, level)
+    places = rng.choices(range(level), k=RECALL_ASKED)
+    return f"get:{word}?{''.join(map(str, places))}=", "".join(word[place] for place in places)
 
 
 def _uniform(levels: Sequence[int]) -> dict[int, float]:
-    return {level: 1.0 for level in levels}
+    return dict.fromkeys(levels, 1.0)
 
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task("reverse", _uniform(range(5, 11)), _reverse),
-        Task("sort", _uniform(range(5, 11)), _sort),
-        Task("addition", _uniform(range(4, 9)), _addition),
-        Task("recall", _uniform(range(3, 8)), _recall),
+        Task("reverse", _uniform(range(5, 11)), 3, _reverse),
+        Task("sort", _uniform(range(5, 11)), 3, _sort),
+        Task("addition", _uniform(range(3, 8)), 1, _addition),
+        Task("recall", _uniform(range(5, 11)), 3, _recall),
     )
 }
 """All tasks by name."""

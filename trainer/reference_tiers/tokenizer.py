@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterable
 
 CHARACTERS = string.ascii_lowercase + string.digits + ":=+?"
-"""Every character a prompt or an answer may hold; its place plus ``FIRST_CHARACTER_ID`` is its token id."""
+"""Every character of prompts and answers; place plus ``FIRST_CHARACTER_ID`` is the token id."""
 
 PAD_ID = 0
 BOS_ID = 1
@@ -41,13 +41,15 @@ class CharTokenizer:
         """Encodes text, one id per character, without special tokens.
 
         Raises:
-            TokenizerError: A character is outside the vocabulary; the text names it and its position.
+            TokenizerError: A character is outside the vocabulary; the text names it and its
+                position.
         """
         ids = [self.characters.find(character) for character in text]
         if -1 in ids:
             at = ids.index(-1)
             raise TokenizerError(
-                f"text: character {text[at]!r} at position {at} is outside the vocabulary {self.characters!r}"
+                f"text: character {text[at]!r} at position {at} is outside the vocabulary "
+                f"{self.characters!r}"
             )
         return [each + FIRST_CHARACTER_ID for each in ids]
 

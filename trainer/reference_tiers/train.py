@@ -1,4 +1,4 @@
-"""Trains the reference tiers: ``python -m trainer.reference_tiers.train --tier all --out build/reference_tiers``."""
+"""Trains the reference tiers: ``python -m trainer.reference_tiers.train --tier all``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from transformers import OPTForCausalLM
 
 from trainer.reference_tiers.evaluation import evaluate
 from trainer.reference_tiers.model import TIERS, TierConfig, build_model, tier_config
-from trainer.reference_tiers.tasks import Example, Split, TASKS
+from trainer.reference_tiers.tasks import TASKS, Example, Split, Task
 from trainer.reference_tiers.tokenizer import EOS_ID, PAD_ID, CharTokenizer
 
 IGNORED_LABEL = -100
 MICRO_BATCH_SIZE = 64
+TASK_SHARES = {"reverse": 2, "sort": 3, "addition": 2, "recall": 2}
+"""Shares of the tasks in a training batch; sort is learned slowest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,9 +32,9 @@ class TrainingConfig:
     Attributes:
         seed: Decides weights, examples and their order.
         thread_count: Torch threads; the result differs in the last bits between counts.
-        muon_learning_rate: Peak learning rate of the weight matrices (Muon).
         adam_learning_rate: Peak learning rate of embeddings, biases and norms (AdamW).
         warmup_steps: Steps of linear warm-up; then the rate falls linearly to zero.
+        curriculum_share: Share of the run over which harder levels open one after another.
         evaluation_interval: Steps between two evaluations.
         evaluation_examples: Held-out examples per task in an evaluation on the way.
         final_examples: Held-out examples per task in the last evaluation.
@@ -41,35 +43,57 @@ class TrainingConfig:
 
     seed: int = 1
     thread_count: int = 1
-    muon_learning_rate: float = 0.02
     adam_learning_rate: float = 2e-3
     warmup_steps: int = 50
+    curriculum_share: float = 0.3
     evaluation_interval: int = 250
     evaluation_examples: int = 100
     final_examples: int = 1000
     bfloat16: bool = True
 
 
+def draw_level(rng: random.Random, task: Task, hardest: int, opened: float) -> int:
+    """Draws a training level.
+
+    Args:
+        rng: Source of randomness.
+        task: Says where the levels begin.
+        hardest: Where they end.
+        opened: Share of the way from the easiest to the hardest that is open, 0 to 1.
+
+    Returns:
+        A level, uniform over those that are open.
+    """
+    top = task.easiest_level + round(opened * (hardest - task.easiest_level))
+    return rng.randint(task.easiest_level, top)
+
+
 def make_batch(
-    rng: random.Random, tokenizer: CharTokenizer, batch_size: int
+    rng: random.Random, tokenizer: CharTokenizer, tier: TierConfig, opened: float
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Draws one batch of training examples, cut into micro-batches of similar length.
 
     Args:
         rng: Source of the examples.
         tokenizer: Encodes them.
-        batch_size: Examples, spread evenly over the tasks.
+        tier: Says how many examples, and how hard they get.
+        opened: How much of the curriculum is open, 0 (easiest level only) to 1.
 
     Returns:
-        Pairs of token ids and labels, each of shape (micro-batch, length), right-padded; labels are the *next*
-        token at answer positions and ``IGNORED_LABEL`` elsewhere.
+        Pairs of token ids and labels, each of shape (micro-batch, length), right-padded; labels are
+        the *next* token at answer positions and ``IGNORED_LABEL`` elsewhere.
     """
-    tasks = list(TASKS.values())
-    examples = [tasks[i % len(tasks)].sample(rng, Split.TRAIN) for i in range(batch_size)]
+    names = rng.choices(list(TASK_SHARES), list(TASK_SHARES.values()), k=tier.batch_size)
+    examples = [
+        TASKS[name].sample(
+            rng, Split.TRAIN, draw_level(rng, TASKS[name], tier.hardest_level[name], opened)
+        )
+        for name in names
+    ]
     examples.sort(key=lambda each: len(each.prompt) + len(each.answer))
     return [
         _encode(examples[start : start + MICRO_BATCH_SIZE], tokenizer)
-        for start in range(0, batch_size, MICRO_BATCH_SIZE)
+        for start in range(0, tier.batch_size, MICRO_BATCH_SIZE)
     ]
 
 
@@ -93,16 +117,19 @@ def learning_rate_factor(step: int, step_count: int, warmup_steps: int) -> float
 
 
 def make_optimizers(
-    model: OPTForCausalLM, config: TrainingConfig
+    model: OPTForCausalLM, config: TrainingConfig, tier: TierConfig
 ) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices of the layers, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = ".layers." in name and parameter.ndim == 2
         (matrices if is_matrix else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=config.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=tier.muon_learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(
+            others, lr=config.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0
+        ),
     ]
 
 
@@ -112,16 +139,19 @@ def train_step(
     optimizers: list[torch.optim.Optimizer],
     bfloat16: bool,
 ) -> float:
-    """Takes one optimizer step on the mean loss of all answer tokens of the batch; returns that loss."""
+    """Takes one optimizer step; returns the mean loss over all answer tokens of the batch."""
     token_count = sum(int((labels != IGNORED_LABEL).sum()) for _, labels in batch)
     total = 0.0
     for input_ids, labels in batch:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = model(input_ids=input_ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
         )
-        (loss / token_count).backward()
+        torch.autograd.backward(loss / token_count)
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -131,7 +161,7 @@ def train_step(
 
 
 def train_tier(name: str, config: TrainingConfig, out: pathlib.Path, tier: TierConfig) -> None:
-    """Trains one tier and writes ``model.safetensors`` (float16), ``config.json``, ``tokenizer.json``, ``training_log.jsonl``.
+    """Trains one tier; writes weights (float16), config, tokenizer and log into one folder.
 
     Args:
         name: The tier's name.
@@ -144,7 +174,7 @@ def train_tier(name: str, config: TrainingConfig, out: pathlib.Path, tier: TierC
     rng = random.Random(f"tiercel-train-{name}-{config.seed}")
     tokenizer = CharTokenizer()
     model = build_model(tier, tokenizer)
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config, tier)
     out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     log = _Log(name, out / "training_log.jsonl", tier.step_count)
@@ -162,7 +192,8 @@ def train_tier(name: str, config: TrainingConfig, out: pathlib.Path, tier: TierC
         factor = learning_rate_factor(step, tier.step_count, config.warmup_steps)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
-        batch = make_batch(rng, tokenizer, tier.batch_size)
+        opened = min(1.0, (step + 1) / (config.curriculum_share * tier.step_count))
+        batch = make_batch(rng, tokenizer, tier, opened)
         losses.append(train_step(model, batch, optimizers, config.bfloat16))
         done = step + 1
         if done % config.evaluation_interval == 0 and done < tier.step_count:
@@ -173,9 +204,14 @@ def train_tier(name: str, config: TrainingConfig, out: pathlib.Path, tier: TierC
     _save(model, tokenizer, out)
     result = evaluate(model, tokenizer, config.final_examples)
     log.progress(
-        tier.step_count, sum(losses) / max(1, len(losses)), result.scores, time.monotonic() - started_s
+        tier.step_count,
+        sum(losses) / max(1, len(losses)),
+        result.scores,
+        time.monotonic() - started_s,
     )
-    log.write(kind="final", scores=result.scores, by_level=result.by_level, examples=config.final_examples)
+    log.write(
+        kind="final", scores=result.scores, by_level=result.by_level, examples=config.final_examples
+    )
 
 
 def _save(model: OPTForCausalLM, tokenizer: CharTokenizer, out: pathlib.Path) -> None:
@@ -217,7 +253,11 @@ class _Log:
             flush=True,
         )
         self.write(
-            kind="progress", step=step, loss=round(loss, 5), scores=scores, elapsed_s=round(elapsed_s, 1)
+            kind="progress",
+            step=step,
+            loss=round(loss, 5),
+            scores=scores,
+            elapsed_s=round(elapsed_s, 1),
         )
 
 
@@ -229,8 +269,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="optimizer steps instead of the tier's own")
     parser.add_argument("--no-bf16", action="store_true", help="multiply in float32")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/reference_tiers"))
-    parser.add_argument("--shape", help=argparse.SUPPRESS)
-    parser.add_argument("--lr", type=float, default=0.02, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -241,13 +279,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("--threads and --steps: must be at least 1", file=sys.stderr)
         return 2
     config = TrainingConfig(
-        seed=options.seed, thread_count=options.threads, bfloat16=not options.no_bf16, muon_learning_rate=options.lr
+        seed=options.seed, thread_count=options.threads, bfloat16=not options.no_bf16
     )
     for name in TIERS if options.tier == "all" else [options.tier]:
         tier = tier_config(name)
-        if options.shape:
-            d, l, h, b = map(int, options.shape.split(","))
-            tier = dataclasses.replace(tier, hidden_size=d, layer_count=l, head_count=h, batch_size=b)
         if options.steps is not None:
             tier = dataclasses.replace(tier, step_count=options.steps)
         train_tier(name, config, options.out / name, tier)

@@ -1,0 +1,235 @@
+"""Triton model of the reference tiers: continuous batching, interface of Triton's vLLM backend.
+
+One engine thread per tier admits waiting requests between decode steps, streams tokens as they come
+and frees a slot as soon as its request ends, is cancelled or fails. ``execute`` only checks and
+queues, so it never blocks Triton.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+from reference_engine import SlotDecoder
+from reference_request import Limits, RequestError, Sequence, parse_request
+
+CANCEL_POLL_INTERVAL_S = 0.01
+WARM_UP_TOKENS = 4
+
+
+class TritonPythonModel:
+    """A reference tier, as Triton's python backend wants it."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the weights, warms up and starts the threads."""
+        torch.set_num_threads(1)
+        folder = pathlib.Path(args["model_repository"]) / args["model_version"]
+        config = json.loads(args["model_config"])
+        self._limits = Limits.from_model(config.get("parameters", {}), folder)
+        self._logger = pb_utils.Logger
+        self._decoder = SlotDecoder(folder, self._limits.slot_count)
+        self._waiting: collections.deque[Sequence] = collections.deque()
+        self._active: list[Sequence] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._warm_up()
+        self._threads = [
+            threading.Thread(target=target, name=target.__name__, daemon=True)
+            for target in (self._run, self._watch_cancellation)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Checks requests and queues them; answers go out through the response senders."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                sequence = parse_request(request, sender, self._limits, pb_utils)
+            except RequestError as error:
+                _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+                continue
+            except Exception as error:
+                self._logger.log_error(f"request could not be read: {error!r}")
+                _fail(
+                    sender,
+                    "internal error while reading the request",
+                    pb_utils.TritonError.INTERNAL,
+                )
+                continue
+            with self._changed:
+                if self._stopping:
+                    refused = "the model is being unloaded"
+                elif len(self._waiting) >= self._limits.max_queue_count:
+                    refused = f"queue is full: {self._limits.max_queue_count} requests wait"
+                else:
+                    refused = ""
+                    self._waiting.append(sequence)
+                    self._changed.notify_all()
+            if refused:
+                _fail(sender, refused, pb_utils.TritonError.UNAVAILABLE)
+
+    def finalize(self) -> None:
+        """Answers what is left with an error and stops the threads."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5.0)
+        for sequence in [*self._active, *self._waiting]:
+            _fail(sequence.sender, "the model is being unloaded", pb_utils.TritonError.UNAVAILABLE)
+
+    def _warm_up(self) -> None:
+        """Runs both kernels at the full batch, so that the first request meets a warm allocator."""
+        slots = self._limits.slot_count
+        self._decoder.prefill([[self._limits.first_character_id] * WARM_UP_TOKENS] * slots)
+        for _ in range(WARM_UP_TOKENS):
+            self._decoder.step([self._limits.first_character_id] * slots)
+        self._decoder.clear()
+
+    def _run(self) -> None:
+        """Engine loop: admit, decode one token for all, send; sleeps while there is no work."""
+        while True:
+            with self._changed:
+                while not (self._stopping or self._waiting or self._active):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                room = min(
+                    self._limits.slot_count - len(self._active), self._limits.max_prefill_count
+                )
+                admitted = []
+                while self._waiting and len(admitted) < room:
+                    admitted.append(self._waiting.popleft())
+            try:
+                self._iterate(admitted)
+            except Exception as error:
+                self._logger.log_error(f"engine iteration failed: {error!r}")
+                for sequence in {id(each): each for each in [*self._active, *admitted]}.values():
+                    _fail(
+                        sequence.sender,
+                        "internal error in the engine",
+                        pb_utils.TritonError.INTERNAL,
+                    )
+                self._active.clear()
+                self._decoder.clear()
+
+    def _iterate(self, admitted: list[Sequence]) -> None:
+        """One iteration: drop the dead, one decode step for the running, prefill for the new."""
+        for row in reversed(range(len(self._active))):
+            if self._active[row].cancelled:
+                _fail(
+                    self._active[row].sender,
+                    "cancelled by the client",
+                    pb_utils.TritonError.CANCELLED,
+                )
+                self._free(row)
+        if self._active:
+            self._advance(0, self._decoder.step([each.last_token for each in self._active]))
+        entering = []
+        for sequence in admitted:
+            dead = _why_dead(sequence)
+            if dead:
+                _fail(sequence.sender, *dead)
+            else:
+                entering.append(sequence)
+        if entering:
+            first = len(self._active)
+            logits = self._decoder.prefill([each.prompt_ids for each in entering])
+            self._active.extend(entering)
+            self._advance(first, logits)
+
+    def _advance(self, first: int, logits_BV: torch.Tensor) -> None:
+        """Chooses and sends the next token of the rows from ``first`` on; frees finished rows."""
+        chosen = logits_BV.argmax(-1).tolist()
+        for row in reversed(range(first, first + len(chosen))):
+            sequence = self._active[row]
+            token = chosen[row - first]
+            if sequence.temperature > 0.0:
+                token = sequence.draw(logits_BV[row - first].numpy())
+            finished = sequence.append(token)
+            if finished or sequence.stream:
+                sequence.sender.send(_response(sequence), flags=_flags(finished))
+            if finished:
+                self._free(row)
+
+    def _free(self, row: int) -> None:
+        """Frees a row of the cache and mirrors the decoder's move of the last row."""
+        self._decoder.release(row)
+        last = self._active.pop()
+        if row < len(self._active):
+            self._active[row] = last
+
+    def _watch_cancellation(self) -> None:
+        """Asks Triton who was cancelled; answers waiting requests that are cancelled or too old.
+
+        The question is a blocking round trip to the server process, so it stays off the engine
+        thread.
+        """
+        while True:
+            with self._changed:
+                while not (self._stopping or self._waiting or self._active):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                watched = [*self._active, *self._waiting]
+            for sequence in watched:
+                if not (sequence.cancelled or sequence.finish_reason):
+                    sequence.cancelled = sequence.sender.is_cancelled()
+            with self._changed:
+                judged = [(each, _why_dead(each)) for each in self._waiting]
+                dead = [(each, why) for each, why in judged if why]
+                if dead:
+                    self._waiting = collections.deque(each for each, why in judged if not why)
+            for sequence, why in dead:
+                _fail(sequence.sender, *why)
+            time.sleep(CANCEL_POLL_INTERVAL_S)
+
+
+def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
+    """Message and code for a waiting request that nobody wants any more, else None."""
+    if sequence.cancelled:
+        return "cancelled by the client", pb_utils.TritonError.CANCELLED
+    late_s = time.monotonic() - sequence.expires_s
+    if late_s > 0.0:
+        return (
+            f"timeout: {sequence.timeout_us} us passed in the queue, over by {late_s * 1e6:.0f} us",
+            pb_utils.TritonError.UNAVAILABLE,
+        )
+    return None
+
+
+def _flags(finished: bool) -> int:
+    return pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if finished else 0
+
+
+def _fail(sender: Any, message: str, code: int) -> None:
+    error = pb_utils.TritonError(message, code)
+    sender.send(
+        pb_utils.InferenceResponse(output_tensors=[], error=error),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )
+
+
+def _response(sequence: Sequence) -> Any:
+    """Packs what the sequence has not sent yet, with the extra outputs its request asked for."""
+    text, token_count = sequence.take_unsent()
+    tensors = [pb_utils.Tensor("text_output", np.array([text.encode()], dtype=np.object_))]
+    if sequence.return_finish_reason:
+        reason = str(sequence.finish_reason).encode()
+        tensors.append(pb_utils.Tensor("finish_reason", np.array([reason], dtype=np.object_)))
+    if sequence.return_num_input_tokens:
+        count = np.array([len(sequence.prompt_ids)], dtype=np.uint32)
+        tensors.append(pb_utils.Tensor("num_input_tokens", count))
+    if sequence.return_num_output_tokens:
+        tensors.append(
+            pb_utils.Tensor("num_output_tokens", np.array([token_count], dtype=np.uint32))
+        )
+    return pb_utils.InferenceResponse(output_tensors=tensors)
