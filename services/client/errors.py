@@ -136,9 +136,13 @@ def _unpack(status: status_pb2.Status) -> ErrorDetails:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> TiercelError:
     """Turns a gRPC failure into the error of its status code."""
-    details = parse_details(_pairs(error.trailing_metadata()))
-    kind = _BY_CODE.get(error.code(), ServerError)
-    return kind(error.code(), error.details() or "no message", details)
+    return from_status(error.code(), error.details() or "", error.trailing_metadata())
+
+
+def from_status(code: grpc.StatusCode, message: str, trailing_metadata: object) -> TiercelError:
+    """Makes the error of a status code from what a failed call carries."""
+    kind = _BY_CODE.get(code, ServerError)
+    return kind(code, message or "no message", parse_details(_pairs(trailing_metadata)))
 
 
 def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:

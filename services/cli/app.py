@@ -1,0 +1,86 @@
+"""The command line: its commands, and what an error looks like (one line, no traceback)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from services.cli.errors import CommandError
+
+COMMANDS = (
+    "up",
+    "demo",
+    "generate",
+    "status",
+    "top",
+    "quality",
+    "calibrate",
+    "policy",
+    "endpoint",
+    "load",
+    "train",
+    "evaluate",
+)
+"""Modules of this package with a ``register(app)`` each, in the order of the help text."""
+INTERRUPTED_EXIT_CODE = 130
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a command line it cannot parse; it does not export the class itself."""
+
+
+def make_app() -> typer.Typer:
+    """Builds the command with every module that is there."""
+    app = typer.Typer(
+        name="tiercel",
+        help="Learned best-effort serving mesh for LLMs.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+    @app.callback()
+    def root() -> None:
+        """Learned best-effort serving mesh for LLMs: `tiercel up`, then `tiercel generate`."""
+
+    for name in COMMANDS:
+        module = f"services.cli.{name}"
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module).register(app)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Returns:
+        0 on success, 1 when something failed, 2 for bad input, 130 when interrupted.
+    """
+    command = typer.main.get_command(make_app())
+    try:
+        result = command.main(
+            args=list(arguments) or ["--help"], prog_name="tiercel", standalone_mode=False
+        )
+    except CommandError as error:
+        return _complain(str(error), error.exit_code)
+    except UsageError as error:
+        message = error.format_message().replace("\n", " ")
+        where = getattr(error.ctx, "command_path", "tiercel")
+        return _complain(f"{message.rstrip('.')} (see: {where} --help)", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        # The reader has gone, for instance `| head`; the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"tiercel: {message}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,62 @@
+"""Blocking control calls to the services of a mesh, with failures as one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from services.cli.errors import CommandError, InputError
+from services.client.errors import TiercelError, from_status
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
+
+TIMEOUT_S = 3.0
+_STUBS: dict[str, Any] = {
+    "router": router_grpc.RouterInferenceServiceStub,
+    "load monitor": monitor_grpc.LoadMonitorServiceStub,
+    "trainer": trainer_grpc.TrainerServiceStub,
+}
+_INPUT_CODES = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+)
+
+
+@contextlib.contextmanager
+def connected(part: str, address: str) -> Iterator[Any]:
+    """Opens a channel and yields the stub of ``router``, ``load monitor`` or ``trainer``.
+
+    Raises:
+        InputError: The service refused what was asked for.
+        CommandError: It is not reached, or failed.
+    """
+    with grpc.insecure_channel(address) as channel:
+        try:
+            yield _STUBS[part](channel)
+        except grpc.RpcError as error:
+            raise explain(part, address, error) from None
+
+
+def call(part: str, address: str, method: str, request: Any, timeout_s: float = TIMEOUT_S) -> Any:
+    """Makes one unary call; raises what ``connected`` does."""
+    with connected(part, address) as stub:
+        return getattr(stub, method)(request, timeout=timeout_s)
+
+
+def explain(part: str, address: str, error: Any) -> CommandError:
+    """Turns a gRPC failure into the error a command ends with."""
+    failure: TiercelError = from_status(
+        error.code(), error.details() or "", error.trailing_metadata()
+    )
+    if error.code() in _INPUT_CODES:
+        return InputError(error.details() or str(failure))
+    if failure.reason == "TRANSPORT" and error.code() is grpc.StatusCode.UNAVAILABLE:
+        return CommandError(f"no {part} answers at {address}; is the mesh up? (tiercel up)")
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return CommandError(f"the {part} at {address} did not answer in time")
+    return CommandError(f"the {part} at {address} failed: {failure}")

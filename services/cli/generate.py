@@ -1,0 +1,110 @@
+"""``tiercel generate``: one prompt through the mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.errors import CommandError, InputError
+from services.cli.output import note, print_json
+from services.cli.target import JsonOption, MeshOption, RouterOption, need_routers, resolve
+from services.client.client import TiercelClient
+from services.client.convert import Answer, Chunk
+from services.client.errors import InvalidRequestError, TiercelError, UnknownNameError
+
+PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
+"""Prompts of the reference tiers name their task; with any other prompt it has to be given."""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("generate")(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Prompt, for instance 'rev:tiercel='.")],
+    task: Annotated[str, typer.Option(help="Task [default: from a reference prompt].")] = "",
+    deadline: Annotated[
+        float | None, typer.Option(help="Deadline in seconds [default: the task's].")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Limit of output tokens.")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="Use only this tier.")] = "",
+    quality_floor: Annotated[float, typer.Option(help="Lowest quality accepted, 0 to 1.")] = 0.0,
+    stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
+    router: RouterOption = None,
+    mesh: MeshOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt inside its deadline and say which tier did it."""
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise InputError(f"--deadline: must be above 0 seconds, got {deadline:g}")
+    task = task or next((t for prefix, t in PREFIX_TASKS.items() if prompt.startswith(prefix)), "")
+    if not task:
+        raise InputError("--task: this prompt does not name its task; give --task")
+    routers = need_routers(resolve(mesh, router))
+    options: dict[str, Any] = {
+        "task": task,
+        "deadline_s": deadline,
+        "max_output_tokens": max_tokens,
+        "tier": tier,
+        "quality_floor": quality_floor,
+    }
+    show = stream and not as_json
+    answer = _run(_ask(routers, prompt, options, show), routers)
+    if as_json:
+        print_json(dataclasses.asdict(answer))
+        return
+    if not show:
+        print(answer.text)
+    _describe(answer)
+
+
+async def _ask(
+    routers: tuple[str, ...], prompt: str, options: dict[str, Any], show: bool
+) -> Answer:
+    async with TiercelClient(routers) as client:
+        if not show:
+            return await client.generate(prompt, **options)
+        answer: Answer | None = None
+        async for event in client.generate_stream(prompt, **options):
+            if isinstance(event, Chunk):
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+            else:
+                answer = event
+        print()
+        if answer is None:
+            raise CommandError("the router ended the stream without a completion")
+        return answer
+
+
+def _run(work: Coroutine[Any, Any, Answer], routers: tuple[str, ...]) -> Answer:
+    try:
+        return asyncio.run(work)
+    except (InvalidRequestError, UnknownNameError) as error:
+        fields = ", ".join(f"{name}: {what}" for name, what in error.details.field_violations)
+        raise InputError(fields or str(error)) from None
+    except TiercelError as error:
+        if error.reason == "TRANSPORT":
+            where = ", ".join(routers)
+            hint = "is the mesh up? (tiercel up)"
+            raise CommandError(f"no router answers at {where}; {hint}") from None
+        raise CommandError(str(error)) from None
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _describe(answer: Answer) -> None:
+    facts = [f"tier {answer.tier} on {answer.endpoint}", f"policy {answer.policy}"]
+    facts.append(f"{answer.total_s * 1e3:.0f} ms" + ("" if answer.on_time else ", late"))
+    facts.append(f"quality {answer.quality:.3f}")
+    if answer.step_down:
+        facts.append(f"stepped down: {answer.step_down}")
+    note(" | ".join(facts))

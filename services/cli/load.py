@@ -1,0 +1,162 @@
+"""``tiercel load``: open-loop load on a mesh of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import pathlib
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn
+
+from services.cli import reference
+from services.cli.errors import CommandError, InputError
+from services.cli.mesh.cores import machine_layout
+from services.cli.output import console, milliseconds, note, print_json, share, table
+from services.cli.target import JsonOption, MeshOption, RouterOption, need_routers, resolve
+from services.client.load_process import LoadProcessError, run_load
+from services.client.load_spec import LoadSpec, LoadSpecError, parse_spec, read_spec
+from services.client.records import RunRecords, run_summary
+from services.client.schedule import ScheduleError, square_wave
+
+DEFAULT_OUT = pathlib.Path("build") / "load" / "last.npz"
+PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("load")(load)
+
+
+def load(
+    rate: Annotated[float, typer.Option(help="Mean arrivals per second.")] = 20.0,
+    duration: Annotated[float, typer.Option(help="Length in seconds.")] = 10.0,
+    phases: Annotated[
+        str, typer.Option(help="NAME:SECONDS@RATE,... instead of --rate and --duration.")
+    ] = "",
+    square: Annotated[
+        str, typer.Option(help="LOW,HIGH,HALF_PERIOD_S,CYCLES: a square wave instead.")
+    ] = "",
+    process: Annotated[str, typer.Option(help="Arrivals: poisson, gamma or uniform.")] = "poisson",
+    cv: Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals.")] = 1.0,
+    deadline: Annotated[float, typer.Option(help="Deadline in seconds.")] = 0.5,
+    mix: Annotated[str, typer.Option(help="TASK=SHARE,... [default: all reference tasks]")] = "",
+    tier: Annotated[str, typer.Option(help="Pin every request to this tier.")] = "",
+    stream: Annotated[bool, typer.Option(help="Stream answers.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
+    spec: Annotated[
+        pathlib.Path | None, typer.Option(help="TOML or JSON load spec instead of the above.")
+    ] = None,
+    out: Annotated[pathlib.Path, typer.Option(help="Records file to write.")] = DEFAULT_OUT,
+    router: RouterOption = None,
+    mesh: MeshOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Send requests on schedule whatever happens, and account for every one of them."""
+    try:
+        if spec is not None:
+            run = read_spec(spec)
+        else:
+            routers = need_routers(resolve(mesh, router))
+            shape = _phases(rate, duration, phases, square)
+            fields = {
+                "router_addresses": list(routers),
+                "phases": shape,
+                "process": process,
+                "cv": cv,
+                "deadline_s": deadline,
+                "task_mix": reference.parse_mix(mix) if mix else reference.even_mix(),
+                "tier": tier,
+                "stream": stream,
+                "seed": seed,
+            }
+            fields["prompts"] = reference.example_pools(500, seed)
+            run = parse_spec(fields, "load")
+    except LoadSpecError as error:
+        raise InputError(str(error)) from None
+    records = asyncio.run(_follow(run, out))
+    summary = run_summary(records)
+    if as_json:
+        print_json(summary)
+    else:
+        show_summary(summary)
+        note(f"records: {out}")
+    if not summary["valid"]:
+        note(
+            f"the generator lagged (p99 {summary['generator_lag_p99_ms']:.0f} ms is above a tenth"
+            " of the deadline): do not use this run"
+        )
+
+
+async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=console(), transient=True) as bars:
+        planned = len(run.schedule().send_s)
+        bar = bars.add_task("load", total=planned, facts="")
+
+        def on_progress(event: dict[str, Any]) -> None:
+            facts = "  ".join(f"{name} {event[name]}" for name in PROGRESS_COUNTS if event[name])
+            bars.update(bar, completed=event["offered"], facts=facts)
+
+        try:
+            cores = machine_layout().service_cores
+            return await run_load(run, out, on_progress=on_progress, cores=cores)
+        except LoadProcessError as error:
+            raise CommandError(str(error)) from None
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Prints a run's phases and total as a table."""
+    rows = [*summary["phases"].items(), ("total", summary["total"])]
+    scores = ("availability", "performance", "exact", "p50 ms", "p99 ms", "mix")
+    columns = ("phase", "offered", *PROGRESS_COUNTS, *scores)
+    cells = [
+        (
+            name,
+            each["offered"],
+            *(each[count] for count in PROGRESS_COUNTS),
+            share(each["availability"]),
+            share(each["performance"]),
+            share(each["exact_performance"]),
+            milliseconds(each["p50_ms"]),
+            milliseconds(each["p99_ms"]),
+            " ".join(f"{tier} {part:.2f}" for tier, part in each["mix"].items()),
+        )
+        for name, each in rows
+    ]
+    console().print(table("load", columns, cells))
+    reasons = summary["total"]["reasons"]
+    if reasons:
+        console().print("reasons: " + ", ".join(f"{k} {v}" for k, v in reasons.items()))
+
+
+def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict[str, Any]]:
+    """Rate schedule of the options.
+
+    Raises:
+        InputError: A text is not of its form.
+    """
+    if phases and square:
+        raise InputError("--phases, --square: give one of them")
+    if square:
+        try:
+            low, high, half_s, cycles = square.split(",")
+            made = square_wave(float(low), float(high), float(half_s), int(cycles))
+        except (ValueError, ScheduleError):
+            raise InputError(
+                f"--square: expected LOW,HIGH,HALF_PERIOD_S,CYCLES, got {square!r}"
+            ) from None
+        return [dataclasses.asdict(phase) for phase in made]
+    if not phases:
+        return [{"name": "load", "duration_s": duration, "rate_rps": rate}]
+    return [_phase(part) for part in phases.split(",")]
+
+
+def _phase(text: str) -> dict[str, Any]:
+    name, _, rest = text.partition(":")
+    length, _, rate = rest.partition("@")
+    try:
+        return {"name": name, "duration_s": float(length), "rate_rps": float(rate)}
+    except ValueError:
+        raise InputError(f"--phases: expected NAME:SECONDS@RATE, got {text!r}") from None

@@ -1,0 +1,108 @@
+"""The file that tells other commands where a running mesh is: ``build/run/NAME/mesh.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+from services.cli.errors import CommandError, InputError
+
+FILE_NAME = "mesh.json"
+DEFAULT_NAME = "default"
+RUN_ROOT = pathlib.Path("build") / "run"
+ROOT_VARIABLE = "TIERCEL_RUN_ROOT"
+_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A running mesh.
+
+    Attributes:
+        name: Its name.
+        pid: Process id of its supervisor.
+        started_unix_s: When the supervisor started, seconds since 1970.
+        kind: ``reference`` or ``paced``.
+        config: Settings file of its services.
+        routers: gRPC addresses of the routers.
+        addresses: Other addresses by what listens there (``load_monitor``, ``trainer``, ``redis``,
+            ``triton_grpc``, ...); a service that was not started is missing.
+        metrics: Prometheus addresses by process name.
+        processes: Per child its ``pid``, ``log`` and ``start_count``.
+        cores: ``service`` and ``device`` processors.
+    """
+
+    name: str
+    pid: int
+    started_unix_s: float
+    kind: str
+    config: str
+    routers: tuple[str, ...]
+    addresses: Mapping[str, str]
+    metrics: Mapping[str, str]
+    processes: Mapping[str, Mapping[str, Any]]
+    cores: Mapping[str, list[int]]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes the file; a reader never sees half of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / (FILE_NAME + ".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        temporary.replace(folder / FILE_NAME)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the supervisor that wrote it still runs."""
+        try:
+            return psutil.Process(self.pid).create_time() <= self.started_unix_s + 1.0
+        except psutil.Error:
+            return False
+
+
+def run_folder(name: str) -> pathlib.Path:
+    """Folder of a mesh's files.
+
+    Raises:
+        InputError: No possible name of a mesh.
+    """
+    if not _NAME.match(name):
+        raise InputError(f"mesh name: expected 1 to 64 characters of [a-z0-9_-], got {name!r}")
+    return pathlib.Path(os.environ.get(ROOT_VARIABLE, RUN_ROOT)) / name
+
+
+def find_mesh(name: str) -> Manifest:
+    """Reads a running mesh's file.
+
+    Raises:
+        CommandError: No mesh of that name runs here.
+    """
+    path = run_folder(name) / FILE_NAME
+    hint = "start one with: tiercel up" + ("" if name == DEFAULT_NAME else f" --name {name}")
+    try:
+        fields = json.loads(path.read_text())
+        manifest = Manifest(**{**fields, "routers": tuple(fields["routers"])})
+    except FileNotFoundError:
+        raise CommandError(f"no mesh {name!r} runs here ({path} is missing); {hint}") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CommandError(f"{path}: cannot be read: {error}") from None
+    if not manifest.is_alive:
+        raise CommandError(f"mesh {name!r} is not running any more; {hint}")
+    return manifest
+
+
+def running_names() -> list[str]:
+    """Names of the meshes that run here, in order of name."""
+    names = []
+    for path in sorted(run_folder(DEFAULT_NAME).parent.glob(f"*/{FILE_NAME}")):
+        try:
+            names.append(find_mesh(path.parent.name).name)
+        except CommandError:
+            continue
+    return names

@@ -1,0 +1,41 @@
+"""Cheap readiness questions to the children of an embedded mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+TIMEOUT_S = 1.0
+
+
+async def redis_answers(address: str) -> bool:
+    """Says whether a Redis at host:port answers PING."""
+    return b"+PONG" in await _ask(address, b"PING\r\n", 16)
+
+
+async def http_ok(address: str, path: str) -> bool:
+    """Says whether an HTTP GET at host:port gives status 200."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    reply = await _ask(address, request.encode(), 64)
+    return reply.split(b"\r\n", 1)[0].split(b" ")[1:2] == [b"200"]
+
+
+async def file_exists(path: pathlib.Path) -> bool:
+    """Says whether a service has written its ready file."""
+    return await asyncio.to_thread(path.exists)
+
+
+async def _ask(address: str, request: bytes, reply_bytes: int) -> bytes:
+    """Sends a few bytes and returns the first of the answer, empty if nobody answers in time."""
+    host, _, port = address.rpartition(":")
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request)
+            return await reader.read(reply_bytes)
+    except (OSError, TimeoutError):
+        return b""
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,173 @@
+"""``tiercel status``: what every part of the mesh says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from services.cli.calls import call
+from services.cli.endpoint import endpoint_facts, endpoint_table
+from services.cli.errors import CommandError
+from services.cli.output import console, print_json, table
+from services.cli.target import (
+    JsonOption,
+    MeshOption,
+    MonitorOption,
+    RouterOption,
+    Target,
+    TrainerOption,
+    resolve,
+)
+from services.client.convert import seconds
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
+from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("status")(status)
+
+
+def status(
+    mesh: MeshOption = "",
+    router: RouterOption = None,
+    monitor: MonitorOption = "",
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show routers, endpoints, policies and what is degraded; exit code 1 if no router answers."""
+    target = resolve(mesh, router, monitor, trainer)
+    found = collect(target)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+    answering = [each for each in found["routers"] if "error" not in each]
+    if target.routers and not answering:
+        raise CommandError("no router answers")
+
+
+def collect(target: Target) -> dict[str, Any]:
+    """Asks every part once; a part that does not answer gives its error instead."""
+    routers = [
+        {"address": each, **_ask(lambda each=each: _router_facts(each))}  # type: ignore[misc]
+        for each in target.routers
+    ]
+    found: dict[str, Any] = {"routers": routers}
+    if target.load_monitor:
+        found["load_monitor"] = _ask(lambda: _monitor_facts(target.load_monitor))
+    if target.trainer:
+        found["trainer"] = _ask(lambda: _trainer_facts(target.trainer))
+    if target.manifest is not None:
+        found["mesh"] = target.manifest.name
+        found["kind"] = target.manifest.kind
+        found["processes"] = dict(target.manifest.processes)
+    return found
+
+
+def _ask(question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return question()
+    except CommandError as error:
+        return {"error": str(error)}
+
+
+def _router_facts(address: str) -> dict[str, Any]:
+    reply = call("router", address, "GetRouterStatus", router_pb.GetRouterStatusRequest())
+    age_s = round(seconds(reply.state_age), 3) if reply.HasField("state_age") else None
+    return {
+        "router_id": reply.router_id,
+        "policy": reply.policy,
+        "policy_version": reply.policy_version,
+        "fallback_active": reply.fallback_active,
+        "degraded": list(reply.degraded_reasons),
+        "state_age_s": age_s,
+        "arrival_rate_rps": reply.arrival_rate_rps,
+        "in_flight": reply.in_flight_count,
+        "candidates": [
+            {
+                "tier": each.candidate.tier,
+                "endpoint": each.candidate.endpoint,
+                "own_in_flight": each.own_in_flight_count,
+                "other_in_flight": each.other_in_flight_count,
+                "predicted_latency_s": round(seconds(each.predicted_latency), 4),
+                "usable": each.usable,
+                "reason": each.reason,
+            }
+            for each in reply.candidates
+        ],
+    }
+
+
+def _monitor_facts(address: str) -> dict[str, Any]:
+    request = monitor_pb.GetSystemStateRequest()
+    state = call("load monitor", address, "GetSystemState", request).state
+    return {
+        "monitor_id": state.monitor_id,
+        "version": state.version,
+        "arrival_rate_rps": state.arrival_rate_short_rps,
+        "routers": [each.router_id for each in state.routers],
+        "endpoints": [endpoint_facts(each) for each in state.endpoints],
+    }
+
+
+def _trainer_facts(address: str) -> dict[str, Any]:
+    reply = call("trainer", address, "ListPolicies", trainer_pb.ListPoliciesRequest())
+    active = [p for p in reply.policies if p.stage == trainer_pb.POLICY_STAGE_ACTIVE]
+    return {
+        "activation": reply.activation,
+        "active": active[0].policy if active else "",
+        "active_version": active[0].policy_version if active else "",
+        "policies": [each.policy for each in reply.policies],
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = console()
+    for each in found["routers"]:
+        if "error" in each:
+            out.print(f"router {each['address']}: {each['error']}")
+            continue
+        title = (
+            f"router {each['router_id']} at {each['address']}: policy {each['policy']}"
+            f" {each['policy_version']}, {each['arrival_rate_rps']:.1f} requests/s,"
+            f" {each['in_flight']} in flight"
+        )
+        rows = [
+            (
+                row["tier"],
+                row["endpoint"],
+                f"{row['own_in_flight']} + {row['other_in_flight']}",
+                f"{row['predicted_latency_s'] * 1e3:.0f}",
+                "yes" if row["usable"] else row["reason"] or "no",
+            )
+            for row in each["candidates"]
+        ]
+        columns = ("tier", "endpoint", "own + others' in flight", "predicted ms", "usable")
+        out.print(table(title, columns, rows, numeric_from=2))
+        if each["fallback_active"]:
+            out.print("  the fallback policy decides at present")
+        if each["degraded"]:
+            out.print(f"  degraded: {', '.join(each['degraded'])}")
+    _show_rest(found)
+
+
+def _show_rest(found: dict[str, Any]) -> None:
+    out = console()
+    monitor = found.get("load_monitor", {})
+    if "error" in monitor:
+        out.print(f"load monitor: {monitor['error']}")
+    elif monitor:
+        out.print(endpoint_table(monitor["endpoints"]))
+    trainer = found.get("trainer", {})
+    if "error" in trainer:
+        out.print(f"trainer: {trainer['error']}")
+    elif trainer:
+        active = f"{trainer['active']} {trainer['active_version']}".strip() or "none yet"
+        out.print(f"trainer: active policy {active}, activation {trainer['activation']}")
+    if found.get("processes"):
+        rows = [(n, p["pid"], p["start_count"], p["log"]) for n, p in found["processes"].items()]
+        out.print(table("processes", ("name", "pid", "starts", "log"), rows))

@@ -1,0 +1,90 @@
+"""``tiercel top``: the live view in a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from services.cli.calls import connected
+from services.cli.errors import CommandError
+from services.cli.live import LiveFacts, StateTracker, render
+from services.cli.output import console
+from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
+from tiercel.load_monitor.v1 import system_state_pb2
+
+REDRAW_S = 0.25
+LONGEST_S = 7 * 24 * 3600.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("top")(top)
+
+
+def top(
+    seconds: Annotated[float, typer.Option(help="Stop after this long; 0 means by Ctrl-C.")] = 0.0,
+    mesh: MeshOption = "",
+    monitor: MonitorOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Watch rate, mix by tier, on-time share, quality, queues and policy version."""
+    address = resolve(mesh, load_monitor=monitor).need("load_monitor")
+    limit_s = seconds if seconds > 0 else LONGEST_S
+    with connected("load monitor", address) as stub:
+        try:
+            stream = stub.WatchSystemState(pb.WatchSystemStateRequest(), timeout=limit_s)
+            if as_json:
+                _print_lines(stream)
+            else:
+                _draw(stream)
+        except KeyboardInterrupt:
+            return
+        except Exception as error:
+            if _is_time_limit(error) and seconds > 0:
+                return
+            raise
+    raise CommandError(f"the load monitor at {address} ended the stream")
+
+
+def _is_time_limit(error: Exception) -> bool:
+    code = getattr(error, "code", lambda: None)()
+    return getattr(code, "name", "") == "DEADLINE_EXCEEDED"
+
+
+def _draw(stream: Any) -> None:
+    tracker, drawn_s = StateTracker(), 0.0
+    with Live(console=console(), auto_refresh=False, screen=False) as view:
+        for message in stream:
+            facts = tracker.push(message.state)
+            if time.monotonic() - drawn_s >= REDRAW_S:
+                drawn_s = time.monotonic()
+                view.update(render(facts, tier_order(message.state)), refresh=True)
+
+
+def _print_lines(stream: Any) -> None:
+    tracker = StateTracker()
+    for message in stream:
+        print(json.dumps(facts_json(tracker.push(message.state))), flush=True)
+
+
+def tier_order(state: system_state_pb2.SystemState) -> tuple[str, ...]:
+    """Tiers in the order in which endpoints list them, which is the settings' order."""
+    names = [tier.tier for each in state.endpoints for tier in each.endpoint.tiers]
+    return tuple(dict.fromkeys(names))
+
+
+def facts_json(facts: LiveFacts) -> dict[str, Any]:
+    """The live facts with (tier, endpoint) pairs as lists of rows."""
+    fields = dataclasses.asdict(facts)
+    for name in ("in_flight", "queue_depth"):
+        rows = getattr(facts, name).items()
+        fields[name] = [
+            {"tier": tier, "endpoint": endpoint, "count": count} for (tier, endpoint), count in rows
+        ]
+    return fields
