@@ -88,8 +88,9 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
 def _value(value: Any) -> str:
     """A TOML value; JSON's text, number, list and boolean notation is TOML's too."""
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items())
+        inner = ", ".join(f"{_value(key)} = {_value(each)}" for key, each in value.items())
         return "{" + inner + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_value(each) for each in value) + "]"
-    return json.dumps(value)
+    # Escapes of characters beyond the basic plane differ from TOML, so they are not escaped.
+    return json.dumps(value, ensure_ascii=False)
