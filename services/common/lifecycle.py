@@ -11,18 +11,26 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
 
+from services.common.arguments import parse_arguments
 from services.common.failures import StartError
-from services.common.log import Logger
+from services.common.log import Logger, LogSettings, configure_logging, get_logger
 from services.common.server import GrpcServer, ServerSettings
-from services.common.settings import SettingsError, exit_with_settings_error
+from services.common.settings import (
+    SettingsError,
+    SettingsModel,
+    exit_with_settings_error,
+    load_settings,
+)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_EXIT_BASE = 128
 _FAILURE_EXIT_CODE = 1
+
+AnySettings = TypeVar("AnySettings", bound=SettingsModel)
 
 BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 
@@ -40,6 +48,8 @@ class Running:
         metrics_address: Where metrics are served; empty if they are not.
         tasks: Long tasks; they live in one task group and end the service if one fails.
         ready: Returns once the service may say SERVING (policy loaded, first state seen).
+        drain: Called after the lame duck time, before the server stops: ends calls that would
+            never end by themselves, such as watches.
         flush: Called after the last call has ended and before the tasks are cancelled.
     """
 
@@ -47,6 +57,7 @@ class Running:
     metrics_address: str = ""
     tasks: Sequence[BackgroundTask] = ()
     ready: Callable[[], Awaitable[None]] = _at_once
+    drain: Callable[[], Awaitable[None]] = _at_once
     flush: Callable[[], Awaitable[None]] = _at_once
 
 
@@ -88,6 +99,43 @@ def run(build: Callable[[], Application], *, log: Logger, ready_file: Path | Non
     except StartError as error:
         sys.stderr.write(f"{application.name}: {error}\n")
         return error.exit_code
+
+
+def run_service(
+    *,
+    name: str,
+    description: str,
+    settings_type: type[AnySettings],
+    build: Callable[[AnySettings], Application],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Whole life of a service process: command line, settings, logs, run, exit code.
+
+    Exit codes: 0 after an orderly stop, 1 if it could not start or failed, 2 for wrong settings.
+
+    Args:
+        name: Name of the process, e.g. `load-monitor`; its section is the same with underscores.
+        description: One sentence for `--help`.
+        settings_type: Root settings model; it has a field `log` of type LogSettings.
+        build: Makes the application from the settings.
+        argv: Command line without the program's name; None means the process's own.
+    """
+    arguments = parse_arguments(
+        program=name, section=name.replace("-", "_"), description=description, argv=argv
+    )
+    try:
+        settings = load_settings(
+            settings_type,
+            path=arguments.config,
+            environ=os.environ,
+            overrides=arguments.overrides,
+        )
+    except SettingsError as error:
+        exit_with_settings_error(error)
+    log_settings = getattr(settings, "log", LogSettings())
+    configure_logging(service=name, log_format=log_settings.format, level=log_settings.level)
+    code = run(lambda: build(settings), log=get_logger(name), ready_file=arguments.ready_file)
+    sys.exit(code)
 
 
 async def serve(application: Application, *, log: Logger, ready_file: Path | None = None) -> int:
@@ -141,6 +189,7 @@ async def _serve_until_stopped(
             log.exception("task_failed", error)
         failure = _FAILURE_EXIT_CODE
         await running.server.enter_drain()
+        await running.drain()
         await running.server.stop(settings.grace_s)
         remove_ready_file(ready_file)
     return failure
@@ -154,6 +203,7 @@ async def _drain(
     await running.server.enter_drain()
     # Balancers need time to see NOT_SERVING; until then calls are still taken.
     await asyncio.sleep(settings.lame_duck_s)
+    await running.drain()
     await running.server.stop(settings.grace_s)
     await running.flush()
 

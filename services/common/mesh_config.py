@@ -104,7 +104,7 @@ class MeshSettings(SettingsModel):
     """Endpoints known at start; more may join while the mesh runs."""
 
     @classmethod
-    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:  # noqa: ARG003
+    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
         """Yields duplicate names, unknown tiers and missing endpoints."""
         tiers = [tier for tier in _list(raw.get("tiers")) if isinstance(tier, str)]
         yield from _duplicates(("tiers",), tiers)
@@ -215,6 +215,25 @@ def load_mesh_files(mesh: MeshSettings) -> MeshFiles:
         profile=profile,
         endpoint_profiles={e.name: by_path[e.profile] or profile for e in mesh.endpoints},
     )
+
+
+def endpoint_profile_names(mesh: MeshSettings) -> dict[str, str]:
+    """Returns the profile's name for every endpoint that has a profile file of its own.
+
+    Raises:
+        SettingsError: A file is missing or wrong; mistakes of all files are listed together.
+    """
+    problems: list[str] = []
+    names: dict[str, str] = {}
+    for index, endpoint in enumerate(mesh.endpoints):
+        if endpoint.profile:
+            key = f"mesh.endpoints.{index}.profile"
+            profile = _read(Path(endpoint.profile), key, parse_profile, problems)
+            if profile is not None:
+                names[endpoint.name] = profile.name
+    if problems:
+        raise SettingsError(list(dict.fromkeys(problems)))
+    return names
 
 
 def _task(settings: TaskSettings) -> Task:

@@ -64,7 +64,7 @@ class SettingsModel(BaseModel):
     )
 
     @classmethod
-    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:  # noqa: ARG003
+    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
         """Yields mistakes that only show between keys.
 
         Called with the raw section, so that they are reported together with the mistakes inside

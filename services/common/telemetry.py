@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NoOpTracer,
@@ -241,6 +241,7 @@ def setup_telemetry(
     rng: random.Random,
     log: Logger,
     exporter: SpanExporter | None = None,
+    sample_ratio: float = 1.0,
 ) -> Telemetry:
     """Sets up traces as the OTEL_* variables say.
 
@@ -252,13 +253,17 @@ def setup_telemetry(
         rng: Source of trace and span ids; seed it from the system in production.
         log: Where a variable nobody understands is reported, and the first exporter failure.
         exporter: Used instead of the variables' one (tests).
+        sample_ratio: Share of traces begun here that are kept, unless OTEL_TRACES_SAMPLER is set.
     """
     _route_sdk_logs(log)
     chosen = exporter or _exporter(environ, log)
     if chosen is None or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return Telemetry(None, rng)
     named = environ.get("OTEL_SERVICE_NAME") or service_name
+    named_sampler = bool(environ.get("OTEL_TRACES_SAMPLER"))
     provider = TracerProvider(
+        # None lets the SDK follow OTEL_TRACES_SAMPLER.
+        sampler=None if named_sampler else ParentBased(TraceIdRatioBased(sample_ratio)),
         resource=Resource.create({SERVICE_NAME: named, "process.pid": os.getpid()}),
         shutdown_on_exit=False,
     )

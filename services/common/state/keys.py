@@ -3,6 +3,7 @@
 | key | type | bound |
 |---|---|---|
 | `tiercel:v1:system_state:current` | hash version, payload | SYSTEM_STATE_TTL_S |
+| `tiercel:v1:peer_reports:all` | hash monitor -> router reports | PEER_REPORTS_TTL_S |
 | `tiercel:v1:topology:current` | hash version, payload | one entry, outlives every process |
 | `tiercel:v1:lease:<name>` | string owner | its own TTL |
 | `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
@@ -18,11 +19,13 @@ from __future__ import annotations
 PREFIX = "tiercel:v1"
 
 SYSTEM_STATE_TTL_S = 3600
+PEER_REPORTS_TTL_S = 5
 POLICY_COUNT_LIMIT = 200
 ACTIVATION_HISTORY_LIMIT = 100
 EXPERIENCE_LIMIT = 200_000
 
 SYSTEM_STATE = f"{PREFIX}:system_state:current"
+PEER_REPORTS = f"{PREFIX}:peer_reports:all"
 TOPOLOGY = f"{PREFIX}:topology:current"
 POLICY_INFO = f"{PREFIX}:policy_info:all"
 POLICY_ORDER = f"{PREFIX}:policy_order:all"

@@ -63,6 +63,7 @@ class RedisStateStore:
         )
         register = self._redis.register_script
         self._publish_state = register(scripts.PUBLISH_STATE)
+        self._take_peer_reports = register(scripts.TAKE_PEER_REPORTS)
         self._save_topology = register(scripts.SAVE_TOPOLOGY)
         self._acquire_lease = register(scripts.ACQUIRE_LEASE)
         self._renew_lease = register(scripts.RENEW_LEASE)
@@ -93,6 +94,22 @@ class RedisStateStore:
         """Returns the newest system state, None if there is none."""
         payload = await self._guarded(lambda: self._redis.hget(keys.SYSTEM_STATE, "payload"))
         return cast("bytes | None", payload)
+
+    async def put_peer_reports(self, peer: str, payload: bytes) -> None:
+        """Hands the router reports a monitor received to the one that publishes; newest wins."""
+
+        def put() -> Awaitable[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.hset(keys.PEER_REPORTS, peer, cast("Any", payload))
+            pipeline.pexpire(keys.PEER_REPORTS, _ms(keys.PEER_REPORTS_TTL_S))
+            return cast("Awaitable[Any]", pipeline.execute())
+
+        await self._guarded(put)
+
+    async def take_peer_reports(self) -> list[bytes]:
+        """Returns what the other monitors handed over since the last call, and forgets it."""
+        found = await self._guarded(lambda: self._take_peer_reports([keys.PEER_REPORTS]))
+        return cast("list[bytes]", found)
 
     async def save_topology(
         self, payload: bytes, version: int, expected_version: int | None = None

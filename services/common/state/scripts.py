@@ -11,6 +11,13 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
+# KEYS: hash. Returns the values and empties it.
+TAKE_PEER_REPORTS = """
+local values = redis.call('HVALS', KEYS[1])
+redis.call('DEL', KEYS[1])
+return values
+"""
+
 # KEYS: hash. ARGV: version, payload, expected version or ''. Returns -1 if stored, else the version
 # found.
 SAVE_TOPOLOGY = """

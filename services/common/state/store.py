@@ -70,6 +70,14 @@ class StateStore(Protocol):
         """Returns the newest system state, None if there is none."""
         ...
 
+    async def put_peer_reports(self, peer: str, payload: bytes) -> None:
+        """Hands the router reports a monitor received to the one that publishes; newest wins."""
+        ...
+
+    async def take_peer_reports(self) -> list[bytes]:
+        """Returns what the other monitors handed over since the last call, and forgets it."""
+        ...
+
     async def save_topology(
         self, payload: bytes, version: int, expected_version: int | None = None
     ) -> None:

@@ -1,0 +1,212 @@
+"""Builds the load monitor out of its parts; the only place that does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AsyncExitStack
+
+import grpc.aio
+
+from services.common.clock import Clock, SystemClock
+from services.common.lifecycle import Running
+from services.common.log import get_logger
+from services.common.mesh_config import endpoint_profile_names
+from services.common.metrics import new_registry, start_metrics_server
+from services.common.server import ServerSettings, ServiceDefinition, build_server
+from services.common.state.connect import connect_store
+from services.common.triton.client import TritonClient
+from services.load_monitor import convert
+from services.load_monitor.aggregator import Aggregator
+from services.load_monitor.board import Board
+from services.load_monitor.broadcast import Broadcast
+from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.health import HealthRules
+from services.load_monitor.metrics import MonitorCollector, MonitorCounters
+from services.load_monitor.prober import Prober, ProbeTimes
+from services.load_monitor.publisher import Publisher
+from services.load_monitor.servicer import LoadMonitorServicer
+from services.load_monitor.settings import Settings
+from services.load_monitor.topology import Topology
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
+
+SERVICE = "tiercel.load_monitor.v1.LoadMonitorService"
+REDIS_HEALTH = f"{SERVICE}.redis"
+"""Name under which grpc.health.v1 tells whether Redis is there."""
+REDIS_UNREACHABLE = "REDIS_UNREACHABLE"
+
+
+class LoadMonitorApp:
+    """The load monitor.
+
+    Args:
+        settings: Its settings.
+        profile_names: Name of the profile per endpoint that names one of its own.
+        clock: The clock.
+    """
+
+    name = "load-monitor"
+
+    def __init__(self, *, settings: Settings, profile_names: dict[str, str], clock: Clock) -> None:
+        self._settings = settings
+        self._own = settings.load_monitor
+        self._clock = clock
+        self._log = get_logger("services.load_monitor")
+        own_id = f"{socket.gethostname()}-{os.getpid()}"
+        self._monitor_id = self._own.monitor_id or own_id
+        self._registry = new_registry()
+        self._counters = MonitorCounters(self._registry)
+        self._versions = Versions(clock)
+        self._broadcast = Broadcast()
+        self._store = connect_store(
+            settings.mesh.redis_url, clock=clock, timeout_s=self._own.redis_timeout_s
+        )
+        configured = convert.endpoints_from_settings(settings.mesh, profile_names)
+        self._board = Board(
+            monitor_id=self._monitor_id,
+            clock=clock,
+            rules=HealthRules(
+                down_after_failures=self._own.down_after_failures,
+                up_after_successes=self._own.up_after_successes,
+                ramp_s=self._own.ramp_s,
+                ramp_start_weight=self._own.ramp_start_weight,
+            ),
+            aggregator=Aggregator(
+                clock=clock,
+                silence_s=self._own.router_silence_s,
+                max_routers=self._own.max_routers,
+            ),
+            topology=Topology(configured).renumbered(),
+        )
+        self._coordinator = Coordinator(
+            monitor_id=self._monitor_id,
+            store=self._store,
+            board=self._board,
+            broadcast=self._broadcast,
+            versions=self._versions,
+            clock=clock,
+            log=self._log,
+            interval_s=self._own.publish_interval_s,
+            lease_ttl_s=self._own.lease_ttl_s,
+            on_redis_publication=self._counters.publications.labels(target="redis").inc,
+        )
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """Its section."""
+        return self._own
+
+    async def start(self, stack: AsyncExitStack) -> Running:
+        """Builds what needs a running loop: server, metrics, probes."""
+        stack.push_async_callback(self._store.close)
+        server = await build_server(
+            services=[ServiceDefinition(SERVICE, self._register)],
+            settings=self._own,
+            registry=self._registry,
+            clock=self._clock,
+            log=self._log,
+        )
+        publisher = self._publisher()
+        self._registry.register(self._collector(publisher))
+        metrics_address = ""
+        if self._own.metrics_listen:
+            metrics = start_metrics_server(self._own.metrics_listen, self._registry)
+            stack.push_async_callback(metrics.close)
+            metrics_address = str(metrics.address)
+        stack.push_async_callback(self._coordinator.close)
+
+        async def report_redis() -> None:
+            if not self._settings.mesh.redis_url:
+                return
+            await server.set_serving(
+                self._coordinator.store_available is True, service=REDIS_HEALTH
+            )
+
+        async def coordinate() -> None:
+            await self._coordinator.run(on_round=report_redis)
+
+        # The first round decides whether to lead, before anything is published.
+        await self._coordinator.round()
+        await report_redis()
+        return Running(
+            server=server,
+            metrics_address=metrics_address,
+            tasks=(self._prober().run, publisher.run, coordinate),
+            ready=self._ready,
+            drain=self._drain,
+        )
+
+    async def _ready(self) -> None:
+        await self._broadcast.after(0)
+
+    async def _drain(self) -> None:
+        self._broadcast.close()
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        servicer = LoadMonitorServicer(
+            board=self._board,
+            broadcast=self._broadcast,
+            coordinator=self._coordinator,
+            versions=self._versions,
+            counters=self._counters,
+            clock=self._clock,
+            tiers=self._settings.mesh.tiers,
+            max_endpoints=self._own.max_endpoints,
+            max_watchers=self._own.max_watchers,
+        )
+        pb_grpc.add_LoadMonitorServiceServicer_to_server(servicer, server)
+
+    def _publisher(self) -> Publisher:
+        published = self._counters.publications.labels(target="watchers")
+        return Publisher(
+            board=self._board,
+            broadcast=self._broadcast,
+            coordinator=self._coordinator,
+            versions=self._versions,
+            clock=self._clock,
+            log=self._log,
+            interval_s=self._own.publish_interval_s,
+            idle_interval_s=self._own.idle_publish_interval_s,
+            on_publication=lambda _picture: published.inc(),
+        )
+
+    def _prober(self) -> Prober:
+        timeout_s = self._own.probe_timeout_s
+        return Prober(
+            board=self._board,
+            connect=lambda address: TritonClient(address, control_timeout_s=timeout_s),
+            times=ProbeTimes(
+                gauge_interval_s=self._own.gauge_interval_s,
+                ready_interval_s=self._own.ready_interval_s,
+                timeout_s=timeout_s,
+            ),
+            clock=self._clock,
+            log=self._log,
+            is_publishing=lambda: self._coordinator.is_publishing,
+        )
+
+    def _collector(self, publisher: Publisher) -> MonitorCollector:
+        return MonitorCollector(
+            clock=self._clock,
+            picture=lambda: publisher.picture,
+            publication=lambda: self._broadcast.latest,
+            role=lambda: self._coordinator.role,
+            degraded=self._degraded_reasons,
+            watcher_count=lambda: self._broadcast.watcher_count,
+            failed_probe_counts=lambda: tuple(
+                (name, tracker.failed_probe_count)
+                for name, tracker in tuple(self._board.trackers.items())
+            ),
+        )
+
+    def _degraded_reasons(self) -> tuple[str, ...]:
+        return (REDIS_UNREACHABLE,) if self._coordinator.store_available is False else ()
+
+
+def build_app(settings: Settings) -> LoadMonitorApp:
+    """Returns the load monitor; SettingsError if a profile an endpoint names cannot be read."""
+    return LoadMonitorApp(
+        settings=settings,
+        profile_names=endpoint_profile_names(settings.mesh),
+        clock=SystemClock(),
+    )

@@ -1,0 +1,142 @@
+"""The board: routers, endpoints and their list in one place, from which pictures are taken."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.common.clock import Clock
+from services.load_monitor.aggregator import Aggregator
+from services.load_monitor.health import EndpointTracker, HealthRules
+from services.load_monitor.model import EndpointDefinition, Picture, RouterReport
+from services.load_monitor.topology import Topology
+
+# Routers report ten times a second; after this time without load an endpoint really is empty.
+_SHORTEST_DRAIN_S = 1.0
+_NS_PER_S = 1e9
+
+
+class Board:
+    """Everything the monitor knows at this moment.
+
+    Args:
+        monitor_id: Name of this process.
+        clock: For stamps.
+        rules: When an endpoint's health changes.
+        aggregator: The routers' reports.
+        topology: The endpoint list to begin with.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor_id: str,
+        clock: Clock,
+        rules: HealthRules,
+        aggregator: Aggregator,
+        topology: Topology,
+    ) -> None:
+        self._monitor_id = monitor_id
+        self._clock = clock
+        self._rules = rules
+        self.aggregator = aggregator
+        self._topology = topology
+        self._trackers: dict[str, EndpointTracker] = {}
+        self._drain_start_s: dict[str, float] = {}
+        self._dirty = True
+        self.endpoints_changed = asyncio.Event()
+        self._follow_topology()
+
+    @property
+    def topology(self) -> Topology:
+        """The endpoint list."""
+        return self._topology
+
+    @property
+    def trackers(self) -> dict[str, EndpointTracker]:
+        """What is known about each endpoint, by name."""
+        return self._trackers
+
+    @property
+    def dirty(self) -> bool:
+        """True if a picture taken now would differ from the last one."""
+        return self._dirty or any(tracker.is_ramping() for tracker in self._trackers.values())
+
+    def mark(self) -> None:
+        """Notes that something changed."""
+        self._dirty = True
+
+    def take_report(self, report: RouterReport) -> bool:
+        """Takes a router's report in; False if it is out of date.
+
+        Raises:
+            ResourceExhaustedError: There are too many routers.
+        """
+        taken = self.aggregator.take(report)
+        self._dirty = self._dirty or taken
+        return taken
+
+    def leave(self, router_id: str, epoch: int) -> None:
+        """Forgets a router that said good-bye."""
+        self.aggregator.leave(router_id, epoch)
+        self._dirty = True
+
+    def expire(self) -> list[str]:
+        """Forgets silent routers and returns their names."""
+        silent = self.aggregator.expire()
+        self._dirty = self._dirty or bool(silent)
+        return silent
+
+    def use_topology(self, topology: Topology) -> None:
+        """Replaces the endpoint list; what is known about endpoints that stay is kept."""
+        if topology == self._topology:
+            return
+        self._topology = topology
+        self._dirty = True
+        self._follow_topology()
+
+    def drained(self) -> list[str]:
+        """Returns the draining endpoints that are empty or have used up their time."""
+        now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
+        found: list[str] = []
+        for name, until_ns in self._topology.draining.items():
+            quiet = now_s - self._drain_start_s.get(name, now_s) >= _SHORTEST_DRAIN_S
+            if now_ns >= until_ns or (quiet and self.aggregator.in_flight_at(name) == 0):
+                found.append(name)
+        return found
+
+    def picture(self, version: int) -> Picture:
+        """Takes a picture under a number; afterwards the board is clean."""
+        self._dirty = False
+        draining = self._topology.draining
+        return Picture(
+            version=version,
+            monitor_id=self._monitor_id,
+            publish_wall_ns=self._clock.wall_ns(),
+            endpoints=tuple(
+                tracker.view(draining=name in draining) for name, tracker in self._trackers.items()
+            ),
+            routers=self.aggregator.reports,
+            arrival_rate_short_rps=self.aggregator.arrival_rate_short_rps,
+            arrival_rate_long_rps=self.aggregator.arrival_rate_long_rps,
+            topology_version=self._topology.version,
+        )
+
+    def _follow_topology(self) -> None:
+        """Makes the trackers match the endpoint list."""
+        old = self._trackers
+        self._trackers = {
+            name: self._kept_or_new(old.get(name), definition)
+            for name, definition in self._topology.endpoints.items()
+        }
+        now_s = self._clock.monotonic_s()
+        self._drain_start_s = {
+            name: self._drain_start_s.get(name, now_s) for name in self._topology.draining
+        }
+        self.endpoints_changed.set()
+
+    def _kept_or_new(
+        self, known: EndpointTracker | None, definition: EndpointDefinition
+    ) -> EndpointTracker:
+        if known is not None and known.definition == definition:
+            return known
+        return EndpointTracker(definition, rules=self._rules, clock=self._clock)

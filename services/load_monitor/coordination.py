@@ -1,0 +1,324 @@
+"""What monitors agree on through Redis: who publishes, the endpoint list, each other's reports.
+
+Roles: the LEADER has the lease and writes its states to Redis. A FOLLOWER serves the leader's
+states and hands it the reports it receives. STANDALONE is a monitor without Redis: it serves its
+own picture. Nothing here is on the way of a state to a watcher, except on a follower.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+
+from services.common.clock import Clock
+from services.common.errors import AbortedError, DomainError
+from services.common.log import Logger
+from services.common.state.store import StateStore, StateUnavailableError, VersionMismatchError
+from services.load_monitor import convert
+from services.load_monitor.board import Board
+from services.load_monitor.broadcast import Broadcast
+from services.load_monitor.model import Publication, RouterReport
+from services.load_monitor.topology import Operation, Topology, decode_changes, encode_changes
+
+LEASE_NAME = "load-monitor"
+_CHANGE_ATTEMPTS = 5
+_TOPOLOGY_INTERVAL_S = 0.5
+_LEASE_SHARE = 0.25
+_RETRY_S = 0.5
+_NS_PER_MS = 1_000_000
+_MOST_PENDING = 1_000
+
+
+class Role(enum.Enum):
+    """What this monitor does for the mesh at present."""
+
+    LEADER = "leader"
+    FOLLOWER = "follower"
+    STANDALONE = "standalone"
+
+
+class Versions:
+    """Numbers of publications: never below the wall clock in ms at the start, never repeated.
+
+    A process that starts later thus goes on above the one before it, with or without Redis: no
+    monitor publishes a thousand states a second.
+
+    Args:
+        clock: Gives the wall clock.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._last = clock.wall_ns() // _NS_PER_MS
+
+    def observe(self, version: int) -> None:
+        """Makes the next number larger than `version`."""
+        self._last = max(self._last, version)
+
+    def next(self) -> int:
+        """Returns the next number."""
+        self._last += 1
+        return self._last
+
+
+class Coordinator:
+    """Keeps the lease, the endpoint list and the reports in step with the other monitors.
+
+    Args:
+        monitor_id: Name of this process.
+        store: The shared store.
+        board: This monitor's picture.
+        broadcast: Where a follower puts the leader's states.
+        versions: Numbers of this monitor's states.
+        clock: For the intervals.
+        log: For changes of role.
+        interval_s: Time between two rounds, seconds.
+        lease_ttl_s: Time after which the lease of a dead leader ends, seconds.
+        on_redis_publication: Called after each state written to Redis.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor_id: str,
+        store: StateStore,
+        board: Board,
+        broadcast: Broadcast,
+        versions: Versions,
+        clock: Clock,
+        log: Logger,
+        interval_s: float,
+        lease_ttl_s: float,
+        on_redis_publication: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._monitor_id = monitor_id
+        self._store = store
+        self._board = board
+        self._broadcast = broadcast
+        self._versions = versions
+        self._clock = clock
+        self._log = log
+        self._interval_s = interval_s
+        self._lease_ttl_s = lease_ttl_s
+        self._on_redis_publication = on_redis_publication
+        self._role = Role.STANDALONE
+        self._stored_version = 0
+        self._lease_due_s = 0.0
+        self._topology_due_s = 0.0
+        self._good_s = clock.monotonic_s()
+        self._had_reports = False
+        self._pending: list[Operation] = []
+        self.store_available: bool | None = None
+
+    @property
+    def role(self) -> Role:
+        """What this monitor does at present."""
+        return self._role
+
+    @property
+    def is_publishing(self) -> bool:
+        """True if this monitor makes states of its own."""
+        return self._role is not Role.FOLLOWER
+
+    async def run(self, on_round: Callable[[], Awaitable[None]]) -> None:
+        """Makes rounds until cancelled, calling `on_round` after each that changed availability.
+
+        A Redis that is away is tried every half second.
+        """
+        while True:
+            before = self.store_available
+            available = await self.round()
+            if self.store_available != before:
+                await on_round()
+            await self._clock.sleep(self._interval_s if available else _RETRY_S)
+
+    async def round(self) -> bool:
+        """Makes one round; returns whether the store answered."""
+        try:
+            await self._keep_lease()
+            if self._role is Role.LEADER:
+                await self._lead()
+            else:
+                await self._follow()
+            await self._sync_topology()
+        except StateUnavailableError as error:
+            self._lost(error)
+            return False
+        self._good_s = self._clock.monotonic_s()
+        self._note_store(True)
+        return True
+
+    async def change(self, operation: Operation) -> int:
+        """Applies a change to the endpoint list, here and in the store; returns its new number.
+
+        Without Redis the change counts here at once and is stored when Redis is back.
+
+        Raises:
+            DomainError: What `operation` raises.
+            AbortedError: Others kept changing the list at the same time.
+        """
+        try:
+            return await self._change_stored(operation)
+        except StateUnavailableError as error:
+            self._lost(error)
+        topology = operation(self._board.topology)
+        if len(self._pending) < _MOST_PENDING:
+            self._pending.append(operation)
+        self._board.use_topology(topology)
+        return topology.version
+
+    async def close(self) -> None:
+        """Gives the lease back, so that another monitor takes over at once."""
+        if self._role is not Role.LEADER:
+            return
+        try:
+            await self._store.release_lease(LEASE_NAME, self._monitor_id)
+        except StateUnavailableError as error:
+            self._log.warning("lease_not_released", reason=str(error))
+
+    # -- rounds
+
+    async def _keep_lease(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._lease_due_s and self._role is not Role.STANDALONE:
+            return
+        has_it = await self._store.acquire_lease(LEASE_NAME, self._monitor_id, self._lease_ttl_s)
+        self._lease_due_s = now_s + self._lease_ttl_s * _LEASE_SHARE
+        if has_it and self._role is not Role.LEADER:
+            await self._observe_stored_version()
+        self._become(Role.LEADER if has_it else Role.FOLLOWER)
+
+    async def _lead(self) -> None:
+        for payload in await self._store.take_peer_reports():
+            for report in self._decoded_reports(payload):
+                self._board.take_report(report)
+        latest = self._broadcast.latest
+        if latest is None or latest.version <= self._stored_version:
+            return
+        if await self._store.publish_system_state(latest.payload, latest.version):
+            self._stored_version = latest.version
+            self._on_redis_publication()
+        else:
+            # A former leader's clock was ahead of ours: go on above its last number.
+            await self._observe_stored_version()
+            self._board.mark()
+
+    async def _follow(self) -> None:
+        reports = self._board.aggregator.reports
+        if reports or self._had_reports:
+            await self._store.put_peer_reports(self._monitor_id, convert.encode_reports(reports))
+            self._had_reports = bool(reports)
+        payload = await self._store.load_system_state()
+        if payload is not None:
+            publication = self._decoded_state(payload)
+            if publication is not None:
+                self._versions.observe(publication.version)
+                self._broadcast.offer(publication)
+
+    async def _sync_topology(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._topology_due_s:
+            return
+        self._topology_due_s = now_s + _TOPOLOGY_INTERVAL_S
+        pending = list(self._pending)
+        try:
+            await self._change_stored(lambda topology: topology.renumbered(), pending)
+        except AbortedError:
+            return  # the others are busy with the list; the next round will do
+        # Changes that came while this one was under way stay for the next round.
+        del self._pending[: len(pending)]
+        if self.is_publishing:
+            for name in self._board.drained():
+                await self._drop(name)
+
+    async def _change_stored(
+        self, operation: Operation, before: list[Operation] | None = None
+    ) -> int:
+        """Reads the stored list, applies the operations and writes it back if it changed."""
+        for _attempt in range(_CHANGE_ATTEMPTS):
+            stored = await self._store.load_topology()
+            base = self._board.topology
+            if stored is not None:
+                base = self._adopted(stored[1])
+            topology = base
+            for earlier in before or ():
+                topology = _applied(earlier, topology)
+            topology = operation(topology)
+            expected = 0 if stored is None else stored[0]
+            if stored is None or topology.changes != base.changes:
+                try:
+                    payload = encode_changes(topology.changes)
+                    await self._store.save_topology(payload, topology.version, expected)
+                except VersionMismatchError:
+                    continue
+            self._board.use_topology(topology)
+            return topology.version
+        raise AbortedError("the endpoint list is being changed by others; try again")
+
+    async def _drop(self, name: str) -> None:
+        try:
+            await self.change(lambda topology: topology.drop(name))
+        except AbortedError:
+            return  # still drained in the next round
+        self._log.info("endpoint_left", endpoint=name)
+
+    def _adopted(self, payload: bytes) -> Topology:
+        """Returns the own list with the stored changes, as it is if they cannot be read."""
+        try:
+            return self._board.topology.adopting(decode_changes(payload))
+        except ValueError as error:
+            self._log.error("stored_topology_unreadable", problem=str(error))
+            return self._board.topology
+
+    # -- helpers
+
+    def _lost(self, error: StateUnavailableError) -> None:
+        """Notes that Redis is away; a follower waits as long as the lease before it goes alone."""
+        self._note_store(False, str(error))
+        alone_for_s = self._clock.monotonic_s() - self._good_s
+        if self._role is Role.LEADER or alone_for_s >= self._lease_ttl_s:
+            self._become(Role.STANDALONE)
+
+    def _become(self, role: Role) -> None:
+        if role is self._role:
+            return
+        self._log.info("role", was=self._role.value, now=role.value)
+        self._role = role
+        self._board.mark()
+
+    def _note_store(self, available: bool, reason: str = "") -> None:
+        if available == self.store_available:
+            return
+        if available:
+            self._log.info("redis_available")
+        else:
+            self._log.warning("redis_unavailable", reason=reason)
+        self.store_available = available
+
+    async def _observe_stored_version(self) -> None:
+        payload = await self._store.load_system_state()
+        publication = None if payload is None else self._decoded_state(payload)
+        if publication is not None:
+            self._versions.observe(publication.version)
+
+    def _decoded_state(self, payload: bytes) -> Publication | None:
+        try:
+            return convert.decode_publication(payload)
+        except ValueError as error:
+            self._log.error("stored_state_unreadable", problem=str(error))
+            return None
+
+    def _decoded_reports(self, payload: bytes) -> list[RouterReport]:
+        try:
+            return convert.decode_reports(payload)
+        except ValueError as error:
+            self._log.error("peer_reports_unreadable", problem=str(error))
+            return []
+
+
+def _applied(operation: Operation, topology: Topology) -> Topology:
+    """Applies a change that was accepted earlier; what it can no longer do is left out."""
+    try:
+        return operation(topology)
+    except DomainError:
+        # Somebody else made the same change, or took the endpoint out, while Redis was away here.
+        return topology

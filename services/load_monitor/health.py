@@ -1,0 +1,219 @@
+"""Health of one endpoint: hysteresis against flapping, and a ramp after a recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from services.common.clock import Clock
+from services.load_monitor.model import (
+    EndpointDefinition,
+    EndpointView,
+    Health,
+    ServedTier,
+    TierGauge,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRules:
+    """When health changes.
+
+    Args:
+        down_after_failures: Failed checks in a row until a thing counts as gone.
+        up_after_successes: Good checks in a row until it counts as back.
+        ramp_s: Time over which the weight grows to 1 after a recovery, seconds.
+        ramp_start_weight: Weight at the recovery.
+    """
+
+    down_after_failures: int
+    up_after_successes: int
+    ramp_s: float
+    ramp_start_weight: float
+
+
+class Hysteresis:
+    """A yes or no that needs several equal observations to change; the first counts at once."""
+
+    def __init__(self, *, down_after: int, up_after: int) -> None:
+        self._needed = {True: up_after, False: down_after}
+        self._streak = 0
+        self.value: bool | None = None
+
+    def observe(self, good: bool) -> bool:
+        """Takes an observation and returns True if the value changed."""
+        if self.value is None or good == self.value:
+            changed = self.value is None
+            self.value = good
+            self._streak = 0
+            return changed
+        self._streak += 1
+        if self._streak < self._needed[good]:
+            return False
+        self.value = good
+        self._streak = 0
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What Triton counted for one model since it started.
+
+    Args:
+        success_count: Requests finished.
+        failure_count: Requests failed.
+        queue_s: Time all of them spent in the queue, seconds.
+        compute_s: Time all of them spent in the model, seconds.
+    """
+
+    success_count: int
+    failure_count: int
+    queue_s: float
+    compute_s: float
+
+
+class EndpointTracker:
+    """What is known about one endpoint; told what probes saw, tells its view.
+
+    Args:
+        definition: The endpoint.
+        rules: When its health changes.
+        clock: For the ramp and the stamps.
+    """
+
+    def __init__(self, definition: EndpointDefinition, *, rules: HealthRules, clock: Clock) -> None:
+        self.definition = definition
+        self._rules = rules
+        self._clock = clock
+        self._live = self._new_hysteresis()
+        self._ready = {served.tier: self._new_hysteresis() for served in definition.tiers}
+        self._gauges = {
+            served.tier: TierGauge(tier=served.tier, ready=False) for served in definition.tiers
+        }
+        self._counters: dict[str, Counters] = {}
+        self._problem = "not probed yet"
+        self._recovered_s: float | None = None
+        self._probe_wall_ns = 0
+        self.failed_probe_count = 0
+
+    def _new_hysteresis(self) -> Hysteresis:
+        return Hysteresis(
+            down_after=self._rules.down_after_failures, up_after=self._rules.up_after_successes
+        )
+
+    @property
+    def is_live(self) -> bool | None:
+        """Whether it answers; None before the first probe."""
+        return self._live.value
+
+    def saw_answer(self) -> None:
+        """Takes in that the endpoint answered a call."""
+        was = self._live.value
+        self._probe_wall_ns = self._clock.wall_ns()
+        if self._live.observe(True) and was is False:
+            self._recovered_s = self._clock.monotonic_s()
+            # What the process before the crash counted and served says nothing about the new one.
+            self._counters.clear()
+            self._gauges = {
+                tier: replace(gauge, kind="", mean_queue_s=None, mean_compute_s=None)
+                for tier, gauge in self._gauges.items()
+            }
+
+    def saw_failure(self, problem: str) -> None:
+        """Takes in that a call failed, and why."""
+        self._probe_wall_ns = self._clock.wall_ns()
+        self._problem = problem
+        self.failed_probe_count += 1
+        self._live.observe(False)
+
+    def saw_ready(self, tier: str, ready: bool) -> None:
+        """Takes in whether the model of a tier is ready."""
+        hysteresis = self._ready[tier]
+        was = hysteresis.value
+        if hysteresis.observe(ready) and was is False and self._recovered_s is None:
+            self._recovered_s = self._clock.monotonic_s()
+        self._gauges[tier] = replace(self._gauges[tier], ready=bool(hysteresis.value))
+
+    def saw_kind(self, tier: str, kind: str) -> None:
+        """Takes in the kind of a tier."""
+        self._gauges[tier] = replace(self._gauges[tier], kind=kind)
+
+    def saw_counters(self, by_model: Mapping[str, Counters]) -> None:
+        """Takes in Triton's counters; means are over the time since the last call."""
+        for served in self.definition.tiers:
+            now = by_model.get(served.model)
+            if now is None:
+                continue
+            before = self._counters.get(served.tier)
+            self._counters[served.tier] = now
+            mean_queue_s, mean_compute_s = _means(before, now)
+            self._gauges[served.tier] = replace(
+                self._gauges[served.tier],
+                success_count=now.success_count,
+                failure_count=now.failure_count,
+                mean_queue_s=mean_queue_s,
+                mean_compute_s=mean_compute_s,
+            )
+
+    def saw_queues(self, by_model: Mapping[str, int] | None) -> None:
+        """Takes in the queue depths of the metrics page; None if it could not be read."""
+        for served in self.definition.tiers:
+            depth = None if by_model is None else by_model.get(served.model)
+            self._gauges[served.tier] = replace(self._gauges[served.tier], queue_depth=depth)
+
+    def tiers_without_kind(self) -> list[ServedTier]:
+        """Returns the tiers whose kind is not known yet."""
+        return [s for s in self.definition.tiers if not self._gauges[s.tier].kind]
+
+    def view(self, *, draining: bool) -> EndpointView:
+        """Returns the endpoint as it stands now."""
+        health, reason = self._health(draining)
+        usable = health in (Health.READY, Health.PARTIAL)
+        return EndpointView(
+            definition=self.definition,
+            health=health,
+            ramp_weight=self._ramp_weight() if usable else 0.0,
+            probe_wall_ns=self._probe_wall_ns,
+            gauges=tuple(self._gauge(served.tier) for served in self.definition.tiers),
+            reason=reason,
+        )
+
+    def is_ramping(self) -> bool:
+        """Returns whether its weight changes by itself at present."""
+        return bool(self._live.value) and self._ramp_weight() < 1.0
+
+    def _gauge(self, tier: str) -> TierGauge:
+        gauge = self._gauges[tier]
+        return gauge if self._live.value else replace(gauge, ready=False)
+
+    def _health(self, draining: bool) -> tuple[Health, str]:
+        if draining:
+            return Health.DRAINING, "is being removed"
+        if self._live.value is None:
+            return Health.UNKNOWN, self._problem
+        if not self._live.value:
+            return Health.DOWN, self._problem
+        missing = [tier for tier, ready in self._ready.items() if not ready.value]
+        if missing:
+            return Health.PARTIAL, f"not ready: {', '.join(missing)}"
+        return Health.READY, ""
+
+    def _ramp_weight(self) -> float:
+        if self._recovered_s is None:
+            return 1.0
+        elapsed_s = self._clock.monotonic_s() - self._recovered_s
+        if elapsed_s >= self._rules.ramp_s:
+            self._recovered_s = None
+            return 1.0
+        start = self._rules.ramp_start_weight
+        return start + (1.0 - start) * elapsed_s / self._rules.ramp_s
+
+
+def _means(before: Counters | None, now: Counters) -> tuple[float | None, float | None]:
+    """Returns mean queue and compute time of the requests between two readings, seconds."""
+    if before is None or now.success_count <= before.success_count:
+        # Nothing was served, or Triton was restarted and counts from zero.
+        return None, None
+    count = now.success_count - before.success_count
+    queue_s, compute_s = now.queue_s - before.queue_s, now.compute_s - before.compute_s
+    return max(queue_s / count, 0.0), max(compute_s / count, 0.0)

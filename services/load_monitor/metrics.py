@@ -1,0 +1,155 @@
+"""The monitor's own Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.common.clock import Clock
+from services.load_monitor.coordination import Role
+from services.load_monitor.model import Health, Picture, Publication
+
+_NS_PER_S = 1e9
+
+
+class MonitorCounters:
+    """Counts of what happened."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.publications = Counter(
+            "tiercel_monitor_publications",
+            "States published, by target (watchers, redis).",
+            ["target"],
+            registry=registry,
+        )
+        self.reports = Counter(
+            "tiercel_monitor_reports",
+            "Router reports received, by result (taken, stale).",
+            ["result"],
+            registry=registry,
+        )
+
+
+class MonitorCollector(Collector):
+    """Gauges of the present picture, made anew at each scrape, so that what left leaves no trace.
+
+    Runs in the thread of the metrics server and therefore reads only immutable objects.
+
+    Args:
+        clock: For the age of the state.
+        picture: Returns the newest picture, None before the first.
+        publication: Returns the newest publication served, None before the first.
+        role: Returns the monitor's role.
+        degraded: Returns the reasons for which the monitor is degraded.
+        watcher_count: Returns how many watch.
+        failed_probe_counts: Returns failed probes per endpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        picture: Callable[[], Picture | None],
+        publication: Callable[[], Publication | None],
+        role: Callable[[], Role],
+        degraded: Callable[[], tuple[str, ...]],
+        watcher_count: Callable[[], int],
+        failed_probe_counts: Callable[[], tuple[tuple[str, int], ...]],
+    ) -> None:
+        self._clock = clock
+        self._picture = picture
+        self._publication = publication
+        self._role = role
+        self._degraded = degraded
+        self._watcher_count = watcher_count
+        self._failed_probe_counts = failed_probe_counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields every gauge."""
+        role = _family("tiercel_monitor_role", "1 for the present role, else 0.", "role")
+        for each in Role:
+            role.add_metric([each.value], float(each is self._role()))
+        yield role
+        degraded = _family("tiercel_monitor_degraded", "1 per reason to be degraded.", "reason")
+        for reason in self._degraded():
+            degraded.add_metric([reason], 1.0)
+        yield degraded
+        yield _single("tiercel_monitor_watchers", "Open watches.", self._watcher_count())
+        failures = _family(
+            "tiercel_monitor_failed_probes", "Failed probes since the endpoint joined.", "endpoint"
+        )
+        for endpoint, count in self._failed_probe_counts():
+            failures.add_metric([endpoint], count)
+        yield failures
+        publication = self._publication()
+        if publication is not None:
+            age_s = (self._clock.wall_ns() - publication.publish_wall_ns) / _NS_PER_S
+            yield _single("tiercel_monitor_state_age_seconds", "Age of the state served.", age_s)
+            yield _single(
+                "tiercel_monitor_state_version", "Number of the state served.", publication.version
+            )
+        picture = self._picture()
+        if picture is not None:
+            yield from _mesh_gauges(picture)
+            yield from _endpoint_gauges(picture)
+
+
+def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
+    yield _single("tiercel_monitor_routers", "Routers known.", len(picture.routers))
+    yield _single(
+        "tiercel_monitor_topology_version", "Number of the list.", picture.topology_version
+    )
+    rate = _family(
+        "tiercel_monitor_arrival_rate_rps", "Mesh-wide arrivals per second, by window.", "window"
+    )
+    rate.add_metric(["1s"], picture.arrival_rate_short_rps)
+    rate.add_metric(["10s"], picture.arrival_rate_long_rps)
+    yield rate
+    in_flight = _family(
+        "tiercel_monitor_in_flight", "Requests under way as routers report.", "tier", "endpoint"
+    )
+    sums: dict[tuple[str, str], int] = {}
+    for report in picture.routers:
+        for tier, endpoint, count in report.in_flight:
+            sums[(tier, endpoint)] = sums.get((tier, endpoint), 0) + count
+    for (tier, endpoint), count in sums.items():
+        in_flight.add_metric([tier, endpoint], count)
+    yield in_flight
+
+
+def _endpoint_gauges(picture: Picture) -> Iterator[Metric]:
+    health = _family(
+        "tiercel_endpoint_health", "1 for the present health, else 0.", "endpoint", "health"
+    )
+    weight = _family("tiercel_endpoint_ramp_weight", "Share of normal traffic, 0 to 1.", "endpoint")
+    labels = ("endpoint", "tier")
+    ready = _family("tiercel_tier_ready", "1 if Triton says that it is ready.", *labels)
+    depth = _family("tiercel_tier_queue_depth", "Requests in Triton's queue.", *labels)
+    queue = _family("tiercel_tier_mean_queue_seconds", "Mean time in Triton's queue.", *labels)
+    compute = _family("tiercel_tier_mean_compute_seconds", "Mean time in the model.", *labels)
+    for view in picture.endpoints:
+        name = view.definition.name
+        for each in Health:
+            health.add_metric([name, each.value], float(each is view.health))
+        weight.add_metric([name], view.ramp_weight)
+        for gauge in view.gauges:
+            ready.add_metric([name, gauge.tier], float(gauge.ready))
+            for family, value in (
+                (depth, gauge.queue_depth),
+                (queue, gauge.mean_queue_s),
+                (compute, gauge.mean_compute_s),
+            ):
+                if value is not None:
+                    family.add_metric([name, gauge.tier], value)
+    yield from (health, weight, ready, depth, queue, compute)
+
+
+def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
+
+
+def _single(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)

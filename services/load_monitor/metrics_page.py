@@ -1,0 +1,74 @@
+"""Reads the queue depths off Triton's Prometheus page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from services.common.addresses import parse_address
+
+_PENDING = re.compile(
+    rb"^nv_inference_pending_request_count\{([^}]*)\}\s+([0-9.eE+]+)\s*$", re.MULTILINE
+)
+_MODEL = re.compile(rb'model="([^"]*)"')
+_LARGEST_PAGE_BYTES = 4 * 1024 * 1024
+
+
+class MetricsPageError(Exception):
+    """The page could not be read."""
+
+
+async def read_queue_depths(address: str, *, timeout_s: float) -> dict[str, int]:
+    """Returns requests waiting per model, summed over its versions.
+
+    Args:
+        address: host:port of the metrics server.
+        timeout_s: Longest time the whole reading may take, seconds.
+
+    Raises:
+        MetricsPageError: The page did not come in time, or is no such page.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            page = await _fetch(address)
+    except TimeoutError:
+        raise MetricsPageError(
+            f"metrics of {address} did not come within {timeout_s:g} s"
+        ) from None
+    except OSError as error:
+        raise MetricsPageError(f"metrics of {address}: {error}") from None
+    return parse_queue_depths(page)
+
+
+def parse_queue_depths(page: bytes) -> dict[str, int]:
+    """Returns requests waiting per model from the text of a metrics page."""
+    depths: dict[str, int] = {}
+    for labels, value in _PENDING.findall(page):
+        model = _MODEL.search(labels)
+        if model is not None:
+            name = model.group(1).decode("utf-8", "replace")
+            depths[name] = depths.get(name, 0) + int(float(value))
+    return depths
+
+
+async def _fetch(address: str) -> bytes:
+    host, port = parse_address(address)
+    reader, writer = await asyncio.open_connection(host, port, limit=_LARGEST_PAGE_BYTES)
+    try:
+        request = f"GET /metrics HTTP/1.0\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+        writer.write(request.encode("ascii"))
+        await writer.drain()
+        answer = await reader.read(_LARGEST_PAGE_BYTES)
+        while chunk := await reader.read(65_536):
+            answer += chunk
+            if len(answer) > _LARGEST_PAGE_BYTES:
+                raise MetricsPageError(
+                    f"metrics of {address}: larger than {_LARGEST_PAGE_BYTES} bytes"
+                )
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = head.split(b"\r\n", 1)[0].split(b" ")
+    if len(status) < 2 or status[1] != b"200":
+        raise MetricsPageError(f"metrics of {address}: answered {head[:64]!r}")
+    return body

@@ -1,0 +1,154 @@
+"""The RPCs of the monitor: convert, call, convert."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from typing import Any
+
+from services.common.clock import Clock
+from services.common.errors import (
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.load_monitor import convert
+from services.load_monitor.board import Board
+from services.load_monitor.broadcast import Broadcast
+from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.metrics import MonitorCounters
+from services.load_monitor.model import Publication
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
+
+_NS_PER_MS = 1_000_000
+_NS_PER_S = 1e9
+_MOST_AHEAD_MS = 60_000
+
+
+class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
+    """Answers the LoadMonitorService.
+
+    Args:
+        board: Takes the reports.
+        broadcast: Gives the states.
+        coordinator: Changes the endpoint list.
+        versions: Told what clients have seen.
+        counters: Counts reports.
+        clock: For the end of a drain and the plausibility of versions.
+        tiers: The mesh's tiers.
+        max_endpoints: Most endpoints.
+        max_watchers: Most watches at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        board: Board,
+        broadcast: Broadcast,
+        coordinator: Coordinator,
+        versions: Versions,
+        counters: MonitorCounters,
+        clock: Clock,
+        tiers: tuple[str, ...],
+        max_endpoints: int,
+        max_watchers: int,
+    ) -> None:
+        self._board = board
+        self._broadcast = broadcast
+        self._coordinator = coordinator
+        self._versions = versions
+        self._clock = clock
+        self._tiers = tiers
+        self._max_endpoints = max_endpoints
+        self._max_watchers = max_watchers
+        self._taken = counters.reports.labels(result="taken")
+        self._stale = counters.reports.labels(result="stale")
+        self._state_of = functools.lru_cache(maxsize=2)(convert.state_from_publication)
+
+    async def ReportTraffic(
+        self, request_iterator: AsyncIterator[pb.ReportTrafficRequest], context: Any
+    ) -> pb.ReportTrafficResponse:
+        """Takes the reports of one router until it leaves."""
+        router_id, epoch, last_sequence = "", 0, 0
+        async for request in request_iterator:
+            report = convert.report_from_message(request.load)
+            if router_id not in ("", report.router_id):
+                problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
+                raise InvalidArgumentError("load.router_id", problem)
+            router_id, epoch = report.router_id, report.epoch
+            if self._board.take_report(report):
+                self._taken.inc()
+                last_sequence = report.sequence
+            else:
+                self._stale.inc()
+        if router_id:
+            self._board.leave(router_id, epoch)
+        return pb.ReportTrafficResponse(last_sequence=last_sequence)
+
+    async def GetSystemState(
+        self, request: pb.GetSystemStateRequest, context: Any
+    ) -> pb.GetSystemStateResponse:
+        """Returns the newest state."""
+        latest = self._broadcast.latest
+        if latest is None:
+            raise UnavailableError("NO_STATE_YET", "no state was published yet", retry_after_s=0.5)
+        return pb.GetSystemStateResponse(state=self._state_of(latest))
+
+    async def WatchSystemState(
+        self, request: pb.WatchSystemStateRequest, context: Any
+    ) -> AsyncIterator[pb.WatchSystemStateResponse]:
+        """Sends states newer than the caller's as they come, until the process drains."""
+        version = self._checked_version(request.after_version)
+        if self._broadcast.watcher_count >= self._max_watchers:
+            raise ResourceExhaustedError(
+                "TOO_MANY_WATCHERS",
+                f"{self._max_watchers} watches",
+                f"{self._broadcast.watcher_count} watches",
+                retry_after_s=1.0,
+            )
+        self._broadcast.watcher_count += 1
+        try:
+            while (publication := await self._broadcast.after(version)) is not None:
+                version = publication.version
+                yield self._watch_response(publication)
+        finally:
+            self._broadcast.watcher_count -= 1
+        raise UnavailableError("DRAINING", "this monitor is going away; watch another one")
+
+    async def AddEndpoint(
+        self, request: pb.AddEndpointRequest, context: Any
+    ) -> pb.AddEndpointResponse:
+        """Adds an endpoint to the list."""
+        endpoint = convert.endpoint_from_message(request.endpoint, self._tiers)
+        version = await self._coordinator.change(
+            lambda topology: topology.add(endpoint, max_endpoints=self._max_endpoints)
+        )
+        return pb.AddEndpointResponse(topology_version=version)
+
+    async def RemoveEndpoint(
+        self, request: pb.RemoveEndpointRequest, context: Any
+    ) -> pb.RemoveEndpointResponse:
+        """Lets an endpoint drain; it leaves when it is empty or its time is over."""
+        if not request.endpoint:
+            raise InvalidArgumentError("endpoint", "must not be empty")
+        drain_s = convert.drain_from_message(request)
+        until_wall_ns = self._clock.wall_ns() + round(drain_s * _NS_PER_S)
+        version = await self._coordinator.change(
+            lambda topology: topology.drain(request.endpoint, until_wall_ns)
+        )
+        return pb.RemoveEndpointResponse(topology_version=version)
+
+    def _watch_response(self, publication: Publication) -> pb.WatchSystemStateResponse:
+        return pb.WatchSystemStateResponse(state=self._state_of(publication))
+
+    def _checked_version(self, version: int) -> int:
+        """Returns the version a caller has, after making sure that ours will pass it."""
+        limit = self._clock.wall_ns() // _NS_PER_MS + _MOST_AHEAD_MS
+        latest = self._broadcast.latest
+        highest = limit if latest is None else max(limit, latest.version)
+        if not 0 <= version <= highest:
+            raise InvalidArgumentError("after_version", f"is {version}", f"0 to {highest}")
+        # The caller may come from a monitor whose clock was ahead.
+        self._versions.observe(version)
+        return version
