@@ -92,6 +92,8 @@ class MeshSettings(SettingsModel):
     """Default latency profile."""
     quality: RelativePath
     """Measured quality table."""
+    bytes_per_token: float = Field(default=4.0, gt=0.0, le=64.0)
+    """Bytes of prompt per token, for the estimate of prompt tokens (reference tiers: 1.0)."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] = ""
     """Redis; empty means the mesh runs without (nothing outlives a process)."""
     load_monitor_address: OptionalAddress = ""
