@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from router import kernels
 
 
 class RateEstimator:
@@ -33,8 +33,7 @@ class RateEstimator:
         return self._value / weight
 
     def _decay(self, now_s: float) -> None:
-        elapsed_s = max(0.0, now_s - self._last_s)
-        self._value *= math.exp(-elapsed_s / self._tau_s)
+        self._value = kernels.decayed(self._value, now_s - self._last_s, self._tau_s)
         self._last_s = max(self._last_s, now_s)
 
 

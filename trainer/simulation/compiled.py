@@ -1,0 +1,88 @@
+"""The router's kernel modules, compiled.
+
+Each function of the listed modules is wrapped by `numba.njit` under the globals of a twin module:
+the code object is the router's own, so there is no second copy that could drift. Twins refer to
+each other's compiled functions; classes and constants are the originals.
+
+Machine code is cached on disk, in a directory named by a digest of every source file involved:
+numba's own cache watches only the file of the function itself, not those it calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_MODULES = (
+    "router.kernels",
+    "router.features",
+    "router.safety",
+    "router.policies.scores",
+    "router.dqn.network",
+)
+"""Modules in an order in which each uses only earlier ones."""
+
+CACHE_VARIABLE = "TIERCEL_NUMBA_CACHE"
+"""Environment variable that names another directory for compiled code."""
+
+
+def _cache_directory() -> Path:
+    """Returns the directory for compiled code of exactly these sources."""
+    digest = hashlib.sha256()
+    files = [Path(inspect.getfile(importlib.import_module(name))) for name in _MODULES]
+    for path in sorted([*files, *Path(__file__).parent.glob("*.py")]):
+        digest.update(path.read_bytes())
+    root = Path(__file__).parents[2]
+    if CACHE_VARIABLE in os.environ:
+        base = Path(os.environ[CACHE_VARIABLE])
+    elif (root / "pyproject.toml").is_file():
+        base = root / "build" / "numba"
+    else:  # installed from a wheel
+        base = Path.home() / ".cache" / "tiercel" / "numba"
+    return base / digest.hexdigest()[:16]
+
+
+def _compile(name: str, twins: dict[str, types.ModuleType]) -> types.ModuleType:
+    """Returns the twin of a module: same code objects, compiled, calling other twins."""
+    original = importlib.import_module(name)
+    # numba's cache finds a function's globals again by importing its module by name.
+    twin = types.ModuleType(f"{__name__}_{name.replace('.', '_')}")
+    sys.modules[twin.__name__] = twin
+    scope: dict[str, Any] = twin.__dict__
+    own: dict[str, types.FunctionType] = {}
+    for key, value in vars(original).items():
+        if key.startswith("__"):
+            continue
+        if isinstance(value, types.FunctionType) and value.__module__ == name:
+            own[key] = value
+        elif isinstance(value, types.ModuleType):
+            scope[key] = twins.get(value.__name__, value)
+        else:
+            scope[key] = value
+    for key, value in own.items():
+        function = types.FunctionType(value.__code__, scope, key, value.__defaults__)
+        function.__qualname__ = value.__qualname__
+        scope[key] = numba.njit(cache=True, error_model="numpy")(function)
+    return twin
+
+
+numba.config.CACHE_DIR = str(_cache_directory())
+
+_twins: dict[str, types.ModuleType] = {}
+for _name in _MODULES:
+    _twins[_name] = _compile(_name, _twins)
+
+# Typed loosely: what matters to callers is that numba finds compiled functions here.
+kernels: Any = _twins["router.kernels"]
+features: Any = _twins["router.features"]
+safety: Any = _twins["router.safety"]
+scores: Any = _twins["router.policies.scores"]
+network: Any = _twins["router.dqn.network"]

@@ -1,0 +1,255 @@
+"""Devices: queues, batches, iterations, answers. Compiled; every function works on records.
+
+One iteration of one tier runs on a device at a time; the tiers with work take turns. An iteration
+of a batch of b sequences that admits p prompt tokens takes step + per_sequence b + per_prompt p; it
+gives every sequence one token, those just admitted their first. A sequence therefore ends a known
+number of its tier's iterations after it was admitted, which is where it is filed: an iteration
+costs nothing per sequence, only per sequence that starts or ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from trainer.simulation.compiled import kernels
+from trainer.simulation.state import (
+    ADMITTED,
+    ANSWERED,
+    CANCELLED,
+    DECREASING,
+    FAILED,
+    IN_FLIGHT,
+    PENDING,
+    PROMPTS,
+    REMAINING,
+    RUNNING,
+    WAITING,
+    World,
+)
+
+njit: Any = numba.njit(cache=True, error_model="numpy")
+
+
+@njit
+def take_out(w: World, i: int) -> None:
+    """Takes a request off its candidate: out of queue or batch, and out of the ledger."""
+    request = w.requests[i]
+    c = request.candidate
+    candidate = w.candidates[c]
+    ring = w.bucket_CM.shape[1]
+    ledger_LC = w.ledger_RLC[request.router]
+    waiting = request.status == WAITING
+    if request.previous >= 0:
+        w.requests[request.previous].next = request.next
+    elif waiting:
+        candidate.head = request.next
+    else:
+        w.bucket_CM[c, request.last_iteration % ring] = request.next
+    if request.next >= 0:
+        w.requests[request.next].previous = request.previous
+    elif waiting:
+        candidate.tail = request.previous
+    done = 0
+    if waiting:
+        candidate.queued -= 1
+        ledger_LC[PROMPTS, c] -= request.prompt
+    else:
+        candidate.running -= 1
+        done = candidate.iteration - request.first_iteration
+        if done == 0:
+            ledger_LC[PROMPTS, c] -= request.prompt
+            ledger_LC[ADMITTED, c] -= request.prompt
+        if done < request.predicted - 1:
+            stop = (request.first_iteration + request.predicted - 2) % ring
+            ledger_LC[DECREASING, c] -= 1.0
+            w.stop_RCM[request.router, c, stop] -= 1.0
+    ledger_LC[IN_FLIGHT, c] -= 1.0
+    ledger_LC[REMAINING, c] -= max(1, request.predicted - done)
+
+
+@njit
+def start_iteration(w: World, d: int, now_s: float) -> None:
+    """Starts the next iteration of a device's next tier with work; idles if there is none."""
+    device = w.devices[d]
+    device.active = -1
+    device.end_s = np.inf
+    if device.alive == 0:
+        return
+    ring = w.bucket_CM.shape[1]
+    for k in range(1, device.slots + 1):
+        slot = (device.last_slot + k) % device.slots
+        c = w.slots_DS[d, slot]
+        candidate = w.candidates[c]
+        if candidate.running + candidate.queued == 0:
+            continue
+        # How many of the queue fit; a prompt beyond the limit goes alone rather than never.
+        tokens = 0.0
+        admitted = 0
+        i = candidate.head
+        while i >= 0 and candidate.running + admitted < candidate.max_batch:
+            prompt = w.requests[i].prompt
+            if admitted > 0 and tokens + prompt > candidate.max_prompt:
+                break
+            tokens += prompt
+            admitted += 1
+            i = w.requests[i].next
+        batch = candidate.running + admitted
+        duration_s = candidate.step_s + candidate.per_sequence_s * batch
+        duration_s = (duration_s + candidate.per_prompt_token_s * tokens) * device.slow
+        end_s = now_s + duration_s
+        for _ in range(admitted):
+            i = candidate.head
+            request = w.requests[i]
+            candidate.head = request.next
+            request.status = RUNNING
+            request.first_iteration = candidate.iteration
+            request.last_iteration = candidate.iteration + request.output - 1
+            request.first_token_s = end_s
+            bucket = request.last_iteration % ring
+            request.next = w.bucket_CM[c, bucket]
+            request.previous = -1
+            if request.next >= 0:
+                w.requests[request.next].previous = i
+            w.bucket_CM[c, bucket] = i
+            w.ledger_RLC[request.router, ADMITTED, c] += request.prompt
+            if request.predicted >= 2:
+                w.ledger_RLC[request.router, DECREASING, c] += 1.0
+                stop = (request.first_iteration + request.predicted - 2) % ring
+                w.stop_RCM[request.router, c, stop] += 1.0
+        if candidate.head >= 0:
+            w.requests[candidate.head].previous = -1
+        else:
+            candidate.tail = -1
+        candidate.queued -= admitted
+        candidate.running = batch
+        device.active = c
+        device.last_slot = slot
+        device.end_s = end_s
+        device.busy_s += duration_s
+        w.clock[0].iterations += 1
+        return
+
+
+@njit
+def settle(w: World, i: int, status: int, now_s: float) -> None:
+    """Ends a request that has left its candidate (or never had one), with its reward."""
+    request = w.requests[i]
+    request.status = status
+    request.end_s = now_s
+    request.on_time = 0
+    request.reward = 0.0
+    if status == ANSWERED:
+        overhead_s = w.candidates[request.candidate].overhead_s
+        request.end_s = now_s + overhead_s
+        event_s = request.end_s
+        if request.first_token != 0:
+            event_s = request.first_token_s + overhead_s
+        late_s = event_s - request.deadline_s
+        quality = w.fleet.quality_KC[request.task, request.candidate]
+        request.reward = kernels.answer_reward(quality, late_s, request.decay_s)
+        if late_s <= 0.0:
+            request.on_time = 1
+        w.output_K[request.task] += 0.02 * (request.output - w.output_K[request.task])
+    # What was rescued or sent again earned its first choice nothing.
+    request.first_reward = 0.0
+    if request.attempt <= 1:
+        request.first_reward = request.reward
+
+
+@njit
+def finish_iteration(w: World, d: int, now_s: float) -> None:
+    """Ends the iteration a device is running: tokens, answers; then starts the next."""
+    c = w.devices[d].active
+    candidate = w.candidates[c]
+    ring = w.bucket_CM.shape[1]
+    slot = candidate.iteration % ring
+    for r in range(w.ledger_RLC.shape[0]):
+        ledger_LC = w.ledger_RLC[r]
+        ledger_LC[REMAINING, c] -= ledger_LC[DECREASING, c]
+        ledger_LC[DECREASING, c] -= w.stop_RCM[r, c, slot]
+        ledger_LC[PROMPTS, c] -= ledger_LC[ADMITTED, c]
+        ledger_LC[ADMITTED, c] = 0.0
+        w.stop_RCM[r, c, slot] = 0.0
+    candidate.iteration += 1
+    i = w.bucket_CM[c, slot]
+    while i >= 0:
+        following = w.requests[i].next
+        take_out(w, i)
+        settle(w, i, ANSWERED, now_s)
+        i = following
+    start_iteration(w, d, now_s)
+
+
+@njit
+def dispatch(w: World, i: int, c: int, now_s: float) -> None:
+    """Sends a request to a candidate's queue."""
+    request = w.requests[i]
+    candidate = w.candidates[c]
+    request.candidate = c
+    request.attempt += 1
+    if w.devices[candidate.device].alive == 0:
+        settle(w, i, FAILED, now_s)
+        return
+    request.status = WAITING
+    request.next = -1
+    request.previous = candidate.tail
+    if candidate.tail >= 0:
+        w.requests[candidate.tail].next = i
+    else:
+        candidate.head = i
+    candidate.tail = i
+    candidate.queued += 1
+    ledger_LC = w.ledger_RLC[request.router]
+    ledger_LC[IN_FLIGHT, c] += 1.0
+    ledger_LC[PROMPTS, c] += request.prompt
+    ledger_LC[REMAINING, c] += request.predicted
+    if w.devices[candidate.device].active < 0:
+        start_iteration(w, candidate.device, now_s)
+
+
+@njit
+def cancel_late(w: World, i: int, now_s: float) -> None:
+    """Cancels a request at its deadline, unless its first token has met one on the first token."""
+    request = w.requests[i]
+    if request.status != WAITING and request.status != RUNNING:
+        return
+    if request.first_token != 0 and request.status == RUNNING:
+        overhead_s = w.candidates[request.candidate].overhead_s
+        if request.first_token_s + overhead_s <= request.deadline_s:
+            return
+    take_out(w, i)
+    settle(w, i, CANCELLED, now_s)
+
+
+@njit
+def lose_device(w: World, d: int, now_s: float) -> None:
+    """Loses a device: all it held is pending again where retries are on, else failed."""
+    device = w.devices[d]
+    device.alive = 0
+    device.active = -1
+    device.end_s = np.inf
+    for k in range(device.slots):
+        c = w.slots_DS[d, k]
+        w.fleet.availability_C[c] = 0.0
+        while w.candidates[c].head >= 0:
+            give_up(w, w.candidates[c].head, now_s)
+        for m in range(w.bucket_CM.shape[1]):
+            while w.bucket_CM[c, m] >= 0:
+                give_up(w, w.bucket_CM[c, m], now_s)
+        # An iteration that never ended leaves its number to the next one.
+
+
+@njit
+def give_up(w: World, i: int, now_s: float) -> None:
+    """Takes a request off a lost device."""
+    take_out(w, i)
+    clock = w.clock[0]
+    if clock.retry == 0 or w.requests[i].attempt >= 3:
+        settle(w, i, FAILED, now_s)
+        return
+    w.requests[i].status = PENDING
+    w.pending_N[clock.pending] = i
+    clock.pending += 1

@@ -1,0 +1,548 @@
+"""The event loop: what happens next, what a router sees, what it decides. Compiled.
+
+`advance` runs the world to the next decision and prepares what the router sees; `apply` carries a
+decision out. The compiled run, the Gymnasium environment and tests all go through these two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from router.dqn.snapshot import Weights
+from router.policies.scores import Query
+from trainer.simulation.compiled import features, kernels, network, safety, scores
+from trainer.simulation.engine import (
+    cancel_late,
+    dispatch,
+    finish_iteration,
+    lose_device,
+    settle,
+    start_iteration,
+    take_out,
+)
+from trainer.simulation.state import (
+    EVENT_BACK,
+    EVENT_LOST,
+    EVENT_SLOW,
+    FAILED,
+    IN_FLIGHT,
+    PENDING,
+    PROMPTS,
+    REFUSED,
+    REMAINING,
+    RUNNING,
+    WAITING,
+    World,
+)
+
+njit: Any = numba.njit(cache=True, error_model="numpy")
+
+# Kinds of a policy in compiled code.
+KIND_STATIC = 0
+KIND_RANDOM = 1
+KIND_ROUND_ROBIN = 2
+KIND_GREEDY = 3
+KIND_PRICE = 4
+KIND_THRESHOLD = 5
+KIND_SLACKFIT = 6
+KIND_DEBT_QUEUE = 7
+KIND_FLUID = 8
+KIND_DQN = 9
+
+
+@njit
+def uniform(w: World) -> float:
+    """Returns a uniform number in [0, 1) of the world's own generator (splitmix64)."""
+    clock = w.clock[0]
+    state = clock.random + np.uint64(0x9E3779B97F4A7C15)
+    clock.random = state
+    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return float(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit
+def heap_push(w: World, time_s: float, key: int) -> None:
+    """Adds a rescue moment."""
+    clock = w.clock[0]
+    j = clock.heap
+    clock.heap += 1
+    while j > 0:
+        up = (j - 1) // 2
+        if w.heap_s[up] <= time_s:
+            break
+        w.heap_s[j] = w.heap_s[up]
+        w.heap_id[j] = w.heap_id[up]
+        j = up
+    w.heap_s[j] = time_s
+    w.heap_id[j] = key
+
+
+@njit
+def heap_pop(w: World) -> int:
+    """Takes the earliest rescue moment off and returns its key."""
+    clock = w.clock[0]
+    key = w.heap_id[0]
+    clock.heap -= 1
+    count = clock.heap
+    last_s = w.heap_s[count]
+    last_id = w.heap_id[count]
+    j = 0
+    while True:
+        child = 2 * j + 1
+        if child >= count:
+            break
+        if child + 1 < count and w.heap_s[child + 1] < w.heap_s[child]:
+            child += 1
+        if last_s <= w.heap_s[child]:
+            break
+        w.heap_s[j] = w.heap_s[child]
+        w.heap_id[j] = w.heap_id[child]
+        j = child
+    w.heap_s[j] = last_s
+    w.heap_id[j] = last_id
+    return key
+
+
+@njit
+def take_snapshot(w: World, now_s: float) -> None:
+    """Keeps what the monitor collects at a tick: every router's ledger and rates."""
+    clock = w.clock[0]
+    s = clock.ticks % len(w.ring_s)
+    w.ring_s[s] = now_s
+    for r in range(len(w.routers)):
+        for row in range(3):
+            for c in range(len(w.candidates)):
+                w.ring_SRLC[s, r, row, c] = w.ledger_RLC[r, row, c]
+        elapsed_s = now_s - w.routers[r].last_s
+        w.ring_rate_SR2[s, r, 0] = kernels.decayed(
+            w.routers[r].short, elapsed_s, clock.short_tau_s
+        )
+        w.ring_rate_SR2[s, r, 1] = kernels.decayed(w.routers[r].long, elapsed_s, clock.long_tau_s)
+    clock.ticks += 1
+    clock.next_tick_s = now_s + clock.tick_s
+
+
+@njit
+def see(w: World, router: int, now_s: float) -> None:
+    """Fills the view of a router: own ledger exactly, others' as last published; and the rates."""
+    clock = w.clock[0]
+    ledger_LC = w.ledger_RLC[router]
+    for c in range(len(w.candidates)):
+        w.seen.in_flight_C[c] = ledger_LC[IN_FLIGHT, c]
+        w.seen.waiting_prompt_tokens_C[c] = ledger_LC[PROMPTS, c]
+        w.seen.remaining_output_tokens_C[c] = ledger_LC[REMAINING, c]
+    own = w.routers[router]
+    elapsed_s = now_s - own.last_s
+    short = kernels.decayed(own.short, elapsed_s, clock.short_tau_s)
+    long = kernels.decayed(own.long, elapsed_s, clock.long_tau_s)
+    clock.state_age_s = 0.0
+    if len(w.routers) > 1:
+        clock.state_age_s = now_s
+        newest = -1
+        for s in range(len(w.ring_s)):
+            visible = w.ring_s[s] >= 0.0 and w.ring_s[s] <= now_s - clock.delay_s
+            if visible and (newest < 0 or w.ring_s[s] > w.ring_s[newest]):
+                newest = s
+        if newest >= 0:
+            clock.state_age_s = now_s - w.ring_s[newest]
+            for r in range(len(w.routers)):
+                if r == router:
+                    continue
+                for c in range(len(w.candidates)):
+                    w.seen.in_flight_C[c] += w.ring_SRLC[newest, r, IN_FLIGHT, c]
+                    w.seen.waiting_prompt_tokens_C[c] += w.ring_SRLC[newest, r, PROMPTS, c]
+                    w.seen.remaining_output_tokens_C[c] += w.ring_SRLC[newest, r, REMAINING, c]
+                short += w.ring_rate_SR2[newest, r, 0]
+                long += w.ring_rate_SR2[newest, r, 1]
+    clock.rate_short = kernels.rate_from_sum(short, now_s, clock.short_tau_s)
+    clock.rate_long = kernels.rate_from_sum(long, now_s, clock.long_tau_s)
+
+
+@njit
+def count_arrival(w: World, i: int, now_s: float) -> None:
+    """Updates the router's rate and its mean prompt length."""
+    clock = w.clock[0]
+    request = w.requests[i]
+    router = w.routers[request.router]
+    elapsed_s = now_s - router.last_s
+    router.short = kernels.decayed(router.short, elapsed_s, clock.short_tau_s)
+    router.long = kernels.decayed(router.long, elapsed_s, clock.long_tau_s)
+    router.short += 1.0 / clock.short_tau_s
+    router.long += 1.0 / clock.long_tau_s
+    router.last_s = now_s
+    if router.mean_prompt <= 0.0:
+        router.mean_prompt = request.prompt
+    router.mean_prompt += 0.02 * (request.prompt - router.mean_prompt)
+
+
+@njit
+def prepare(w: World, i: int, now_s: float) -> bool:
+    """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
+    clock = w.clock[0]
+    request = w.requests[i]
+    request.predicted = max(1, int(w.output_K[request.task] + 0.5))
+    see(w, request.router, now_s)
+    draw = uniform(w)
+    count = kernels.allowed_mask(w.fleet, request.task, 0.0, -1, draw, w.allowed_C)
+    if count == 0:
+        settle(w, i, FAILED, now_s)
+        return False
+    if clock.admission != 0 and request.decay_s <= 0.0:
+        event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
+        admitted, _ = safety.admit(
+            w.fleet,
+            w.seen,
+            w.allowed_C,
+            request.deadline_s - now_s,
+            request.prompt,
+            event_tokens,
+            clock.optimism,
+            w.predicted_C,
+        )
+        if not admitted:
+            settle(w, i, REFUSED, now_s)
+            return False
+    return True
+
+
+@njit
+def try_rescue(w: World, key: int, now_s: float) -> None:
+    """Moves a request that is about to miss to a smaller tier that would make it, if one would."""
+    clock = w.clock[0]
+    i = key // 4
+    request = w.requests[i]
+    if request.attempt != key % 4 or request.rescued != 0:
+        return
+    if request.status != WAITING and request.status != RUNNING:
+        return
+    # Nothing may have reached the client: an answer of a first-token deadline is streamed.
+    if request.first_token != 0 and request.status == RUNNING and request.first_token_s <= now_s:
+        return
+    c = request.candidate
+    done = 0
+    if request.status == RUNNING:
+        done = w.candidates[c].iteration - request.first_iteration
+    see(w, request.router, now_s)
+    slack_s = request.deadline_s - now_s
+    left = float(max(1, request.predicted - done))
+    if request.first_token != 0:
+        left = 1.0
+    miss = safety.about_to_miss(
+        w.fleet, w.seen, c, slack_s, request.prompt, left, done == 0, clock.optimism
+    )
+    if not miss:
+        return
+    full = 1.0 if request.first_token != 0 else float(request.predicted)
+    w.seen.in_flight_C[c] -= 1.0
+    w.seen.remaining_output_tokens_C[c] -= max(1, request.predicted - done)
+    if done == 0:
+        w.seen.waiting_prompt_tokens_C[c] -= request.prompt
+    kernels.allowed_mask(w.fleet, request.task, 0.0, -1, 0.0, w.allowed_C)
+    target = safety.choose_rescue(
+        w.fleet,
+        w.seen,
+        w.allowed_C,
+        c,
+        request.task,
+        slack_s,
+        request.prompt,
+        full,
+        clock.margin,
+        w.predicted_C,
+    )
+    if target < 0:
+        return
+    take_out(w, i)
+    request.rescued = 1
+    clock.rescues += 1
+    dispatch(w, i, target, now_s)
+
+
+@njit
+def fleet_event(w: World, k: int, now_s: float) -> None:
+    """Carries out a loss, a return or a slow-down of a device."""
+    event = w.fleet_events[k]
+    device = w.devices[event.device]
+    if event.kind == EVENT_LOST:
+        lose_device(w, event.device, now_s)
+    elif event.kind == EVENT_BACK:
+        device.alive = 1
+        for s in range(device.slots):
+            w.fleet.availability_C[w.slots_DS[event.device, s]] = 1.0
+    elif event.kind == EVENT_SLOW:
+        device.slow = event.value
+
+
+@njit
+def advance(w: World) -> int:
+    """Runs the world to the next decision; returns its request, or -1 when all is done."""
+    clock = w.clock[0]
+    count = len(w.requests)
+    while True:
+        if clock.pending > 0:
+            clock.pending -= 1
+            i = w.pending_N[clock.pending]
+            if prepare(w, i, clock.now_s):
+                return i
+            continue
+        # The earliest of all sources; at equal times devices come before arrivals.
+        source = -1
+        device = -1
+        time_s = np.inf
+        for d in range(len(w.devices)):
+            if w.devices[d].end_s < time_s:
+                time_s = w.devices[d].end_s
+                device = d
+                source = 0
+        if clock.heap > 0 and w.heap_s[0] < time_s:
+            time_s = w.heap_s[0]
+            source = 1
+        while clock.cancels < count:
+            i = w.cancel_N[clock.cancels]
+            request = w.requests[i]
+            if request.status > RUNNING:
+                clock.cancels += 1
+                continue
+            if request.cancel_s < time_s:
+                time_s = request.cancel_s
+                source = 2
+            break
+        if clock.fleet_events < len(w.fleet_events):
+            event_s = w.fleet_events[clock.fleet_events].time_s
+            if event_s < time_s:
+                time_s = event_s
+                source = 3
+        if clock.arrivals < count and w.requests[clock.arrivals].arrival_s < time_s:
+            time_s = w.requests[clock.arrivals].arrival_s
+            source = 4
+        if source < 0:
+            return -1
+        if len(w.routers) > 1 and clock.next_tick_s < time_s:
+            clock.now_s = clock.next_tick_s
+            take_snapshot(w, clock.now_s)
+            continue
+        clock.now_s = time_s
+        clock.events += 1
+        if source == 0:
+            finish_iteration(w, device, time_s)
+        elif source == 1:
+            try_rescue(w, heap_pop(w), time_s)
+        elif source == 2:
+            cancel_late(w, w.cancel_N[clock.cancels], time_s)
+            clock.cancels += 1
+        elif source == 3:
+            fleet_event(w, clock.fleet_events, time_s)
+            clock.fleet_events += 1
+        else:
+            i = clock.arrivals
+            clock.arrivals += 1
+            count_arrival(w, i, time_s)
+            if prepare(w, i, time_s):
+                return i
+
+
+@njit
+def query_for(w: World, i: int, now_s: float) -> Query:
+    """Returns the request and the traffic as its router saw them in `prepare`."""
+    clock = w.clock[0]
+    request = w.requests[i]
+    predicted = float(request.predicted)
+    return Query(
+        np.int64(request.task),
+        request.deadline_s - now_s,
+        request.prompt,
+        predicted,
+        1.0 if request.first_token != 0 else predicted,
+        request.decay_s,
+        w.routers[request.router].mean_prompt,
+        clock.rate_short,
+        clock.rate_long,
+        clock.state_age_s,
+        uniform(w),
+    )
+
+
+@njit
+def fill_features(w: World, q: Query) -> None:
+    """Computes the features of the decision at hand."""
+    features.compute_features(
+        w.fleet,
+        w.seen,
+        w.allowed_C,
+        q.task,
+        q.slack_s,
+        q.prompt_tokens,
+        q.output_tokens,
+        q.event_tokens,
+        q.mean_prompt_tokens,
+        q.rate_short_rps,
+        q.rate_long_rps,
+        q.state_age_s,
+        w.predicted_C,
+        w.work_C,
+        w.features_CF,
+    )
+
+
+@njit
+def decide(
+    w: World, kind: int, q: Query, params_P: np.ndarray, weights: Weights, with_features: bool
+) -> int:
+    """Returns the candidate the policy chooses, by the router's own kernels."""
+    fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
+    a, b, c = w.predicted_C, w.probability_C, w.work_C
+    if with_features or kind == KIND_DQN:
+        fill_features(w, q)
+    if kind == KIND_STATIC:
+        scores.score_static(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_RANDOM:
+        scores.score_random(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_ROUND_ROBIN:
+        scores.score_round_robin(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_GREEDY:
+        scores.score_greedy(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_PRICE:
+        scores.score_price(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_THRESHOLD:
+        scores.score_threshold(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_SLACKFIT:
+        scores.score_slackfit(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_DEBT_QUEUE:
+        scores.score_debt_queue(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_FLUID:
+        scores.score_fluid(fleet, view, allowed, q, params_P, a, b, c, out)
+    else:
+        network.q_values(
+            w.features_CF,
+            allowed,
+            weights.w1_FH,
+            weights.b1_H,
+            weights.w2_GH,
+            weights.b2_H,
+            weights.w3_P,
+            weights.b3,
+            out,
+        )
+    action = kernels.best_allowed(out, allowed)
+    if kind == KIND_ROUND_ROBIN:
+        params_P[0] = action
+    return action
+
+
+@njit
+def explore(w: World, i: int, action: int) -> int:
+    """Replaces the action by one of the episode's tier mix with probability epsilon.
+
+    A tier is drawn from the mix (over tiers that are allowed), then its candidate: half the time
+    the one of least predicted latency, else any. The request keeps the probability of what came.
+    """
+    clock = w.clock[0]
+    request = w.requests[i]
+    request.probability = 1.0
+    if clock.epsilon <= 0.0:
+        return action
+    count_T = np.zeros(len(w.mix_T))
+    best_T = np.full(len(w.mix_T), -1)
+    for c in range(len(w.candidates)):
+        if w.allowed_C[c]:
+            t = w.fleet.tier_C[c]
+            count_T[t] += 1.0
+            if best_T[t] < 0 or w.predicted_C[c] < w.predicted_C[best_T[t]]:
+                best_T[t] = c
+    total = 0.0
+    for t in range(len(w.mix_T)):
+        if count_T[t] > 0.0:
+            total += w.mix_T[t]
+    chosen = action
+    if total > 0.0 and uniform(w) < clock.epsilon:
+        request.explored = 1
+        left = uniform(w) * total
+        tier = -1
+        for t in range(len(w.mix_T)):
+            if count_T[t] > 0.0 and (tier < 0 or left >= 0.0):
+                tier = t
+                left -= w.mix_T[t]
+        chosen = best_T[tier]
+        if uniform(w) < 0.5:
+            skip = int(uniform(w) * count_T[tier])
+            for c in range(len(w.candidates)):
+                if w.allowed_C[c] and w.fleet.tier_C[c] == tier:
+                    if skip == 0:
+                        chosen = c
+                    skip -= 1
+    if total > 0.0:
+        t = w.fleet.tier_C[chosen]
+        share = 0.5 / count_T[t]
+        if best_T[t] == chosen:
+            share += 0.5
+        request.probability = clock.epsilon * w.mix_T[t] / total * share
+        if chosen == action:
+            request.probability += 1.0 - clock.epsilon
+    return chosen
+
+
+@njit
+def apply(w: World, i: int, action: int) -> None:
+    """Carries a decision out: dispatch, and the timer of a possible rescue."""
+    clock = w.clock[0]
+    request = w.requests[i]
+    now_s = clock.now_s
+    clock.decisions += 1
+    first = request.attempt == 0
+    request.predicted_s = w.predicted_C[action]
+    if first:
+        request.action = action
+    moment_s = -1.0
+    if clock.rescue != 0 and request.rescued == 0 and request.decay_s <= 0.0:
+        moment_s = safety.rescue_at_s(
+            w.fleet,
+            w.seen,
+            w.allowed_C,
+            action,
+            request.deadline_s - now_s,
+            request.prompt,
+            1.0 if request.first_token != 0 else float(request.predicted),
+            clock.margin,
+            clock.guard_s,
+            w.work_C,
+        )
+    dispatch(w, i, action, now_s)
+    if moment_s >= 0.0 and request.status != FAILED:
+        heap_push(w, now_s + moment_s, i * 4 + request.attempt)
+
+
+@njit
+def run(w: World, kind: int, params_P: np.ndarray, weights: Weights) -> None:
+    """Runs the world to its end under one policy, recording every stride-th decision."""
+    clock = w.clock[0]
+    while True:
+        i = advance(w)
+        if i < 0:
+            return
+        request = w.requests[i]
+        first = request.attempt == 0
+        record = first and clock.stride > 0 and clock.decisions % clock.stride == 0
+        record = record and clock.records < len(w.record_id)
+        q = query_for(w, i, clock.now_s)
+        action = decide(w, kind, q, params_P, weights, record)
+        if action < 0:
+            settle(w, i, FAILED, clock.now_s)
+            continue
+        if first:
+            action = explore(w, i, action)
+        if record:
+            row = clock.records
+            clock.records += 1
+            request.row = row
+            w.record_id[row] = i
+            w.record_CF[row] = w.features_CF
+            w.record_allowed_C[row] = w.allowed_C
+        apply(w, i, action)
+
+
+__all__ = ["PENDING", "advance", "apply", "decide", "query_for", "run", "start_iteration"]
