@@ -1,0 +1,74 @@
+"""Reading queue depths off Triton's metrics page."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.load_monitor.metrics_page import (
+    MetricsPageError,
+    parse_queue_depths,
+    read_queue_depths,
+)
+
+PAGE = b"""# HELP nv_inference_pending_request_count Instantaneous number of pending requests per-model
+# TYPE nv_inference_pending_request_count gauge
+nv_inference_pending_request_count{model="small",version="1"} 3
+nv_inference_pending_request_count{model="small",version="2"} 1
+nv_inference_pending_request_count{model="opt",version="1"} 0
+nv_inference_request_success{model="small",version="1"} 9
+"""
+
+
+def test_depths_are_summed_over_versions() -> None:
+    """Only the pending gauge counts."""
+    assert parse_queue_depths(PAGE) == {"small": 4, "opt": 0}
+    assert parse_queue_depths(b"") == {}
+
+
+async def serve(answer: bytes) -> tuple[asyncio.Server, str]:
+    """Starts a server that sends `answer` (nothing if empty) and returns its address."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer:
+            writer.write(answer)
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    return server, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_page_is_read_over_http() -> None:
+    """The body of a 200 is parsed."""
+    server, address = await serve(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + PAGE)
+    assert await read_queue_depths(address, timeout_s=5.0) == {"small": 4, "opt": 0}
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "answered"),
+        (b"garbage", "answered"),
+        (b"", "did not come within 0.1 s"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (5 * 1024 * 1024), "larger than"),
+    ],
+)
+async def test_page_that_cannot_be_read(answer: bytes, problem: str) -> None:
+    """Whatever the server does is one kind of error, in bounded time and memory."""
+    server, address = await serve(answer)
+    timeout_s = 5.0 if answer else 0.1
+    with pytest.raises(MetricsPageError, match=problem):
+        await read_queue_depths(address, timeout_s=timeout_s)
+    server.close()
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is the same kind of error."""
+    server, address = await serve(b"")
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(MetricsPageError, match="metrics of"):
+        await read_queue_depths(address, timeout_s=5.0)
