@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from router import kernels
 
 
