@@ -20,7 +20,11 @@ import triton_python_backend_utils as pb_utils
 from reference_engine import SlotDecoder
 from reference_request import Limits, RequestError, Sequence, parse_request
 
-CANCEL_POLL_INTERVAL_S = 0.01
+WATCH_INTERVAL_S = 0.01
+CANCEL_POLL_INTERVAL_S = 0.02
+CANCEL_POLLS_PER_ROUND = 8
+"""Bounds what asking for cancellations costs, however long the queue is."""
+
 WARM_UP_TOKENS = 4
 
 
@@ -50,7 +54,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Checks requests and queues them; answers go out through the response senders."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = _Sender(request.get_response_sender())
             try:
                 sequence = parse_request(request, sender, self._limits, pb_utils)
             except RequestError as error:
@@ -84,7 +88,9 @@ class TritonPythonModel:
         for thread in self._threads:
             thread.join(timeout=5.0)
         for sequence in [*self._active, *self._waiting]:
-            _fail(sequence.sender, "the model is being unloaded", pb_utils.TritonError.UNAVAILABLE)
+            _fail_sequence(
+                sequence, "the model is being unloaded", pb_utils.TritonError.UNAVAILABLE
+            )
 
     def _warm_up(self) -> None:
         """Runs both kernels at the full batch, so that the first request meets a warm allocator."""
@@ -113,8 +119,8 @@ class TritonPythonModel:
             except Exception as error:
                 self._logger.log_error(f"engine iteration failed: {error!r}")
                 for sequence in {id(each): each for each in [*self._active, *admitted]}.values():
-                    _fail(
-                        sequence.sender,
+                    _fail_sequence(
+                        sequence,
                         "internal error in the engine",
                         pb_utils.TritonError.INTERNAL,
                     )
@@ -125,8 +131,8 @@ class TritonPythonModel:
         """One iteration: drop the dead, one decode step for the running, prefill for the new."""
         for row in reversed(range(len(self._active))):
             if self._active[row].cancelled:
-                _fail(
-                    self._active[row].sender,
+                _fail_sequence(
+                    self._active[row],
                     "cancelled by the client",
                     pb_utils.TritonError.CANCELLED,
                 )
@@ -137,7 +143,7 @@ class TritonPythonModel:
         for sequence in admitted:
             dead = _why_dead(sequence)
             if dead:
-                _fail(sequence.sender, *dead)
+                _fail_sequence(sequence, *dead)
             else:
                 entering.append(sequence)
         if entering:
@@ -155,8 +161,8 @@ class TritonPythonModel:
             if sequence.temperature > 0.0:
                 token = sequence.draw(logits_BV[row - first].numpy())
             finished = sequence.append(token)
-            if finished or sequence.stream:
-                sequence.sender.send(_response(sequence), flags=_flags(finished))
+            if finished or sequence.chunk_is_due():
+                _send(sequence, _response(sequence), finished)
             if finished:
                 self._free(row)
 
@@ -180,17 +186,48 @@ class TritonPythonModel:
                 if self._stopping:
                     return
                 watched = [*self._active, *self._waiting]
-            for sequence in watched:
-                if not (sequence.cancelled or sequence.finish_reason):
-                    sequence.cancelled = sequence.sender.is_cancelled()
+            now_s = time.monotonic()
+            due = [each for each in watched if each.next_poll_s <= now_s and not each.cancelled]
+            for sequence in due[:CANCEL_POLLS_PER_ROUND]:
+                sequence.next_poll_s = now_s + CANCEL_POLL_INTERVAL_S
+                with sequence.lock:
+                    if not sequence.closed:
+                        sequence.cancelled = sequence.sender.is_cancelled()
             with self._changed:
                 judged = [(each, _why_dead(each)) for each in self._waiting]
                 dead = [(each, why) for each, why in judged if why]
                 if dead:
                     self._waiting = collections.deque(each for each, why in judged if not why)
             for sequence, why in dead:
-                _fail(sequence.sender, *why)
-            time.sleep(CANCEL_POLL_INTERVAL_S)
+                _fail_sequence(sequence, *why)
+            time.sleep(WATCH_INTERVAL_S)
+
+
+class _Sender:
+    """A response sender that is not asked anything once the final response has been sent.
+
+    Triton frees what ``is_cancelled`` reads with the final response: a question that crosses it
+    takes the whole server down.
+    """
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._closing = threading.Lock()
+        self._is_closed = False
+
+    def send(self, response: Any, flags: int = 0) -> None:
+        """Sends a response; the final one waits for a question that is under way."""
+        if not flags & pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL:
+            self._sender.send(response, flags=flags)
+            return
+        with self._closing:
+            self._is_closed = True
+            self._sender.send(response, flags=flags)
+
+    def is_cancelled(self) -> bool:
+        """Asks Triton whether the client is gone; a request that has ended is not asked for."""
+        with self._closing:
+            return not self._is_closed and bool(self._sender.is_cancelled())
 
 
 def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
@@ -206,8 +243,19 @@ def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
     return None
 
 
-def _flags(finished: bool) -> int:
-    return pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if finished else 0
+def _send(sequence: Sequence, response: Any, final: bool) -> None:
+    """Sends a response; the final one frees what ``is_cancelled`` reads, hence the lock."""
+    if not final:
+        sequence.sender.send(response)
+        return
+    with sequence.lock:
+        sequence.closed = True
+        sequence.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _fail_sequence(sequence: Sequence, message: str, code: int) -> None:
+    error = pb_utils.TritonError(message, code)
+    _send(sequence, pb_utils.InferenceResponse(output_tensors=[], error=error), True)
 
 
 def _fail(sender: Any, message: str, code: int) -> None:
