@@ -1,0 +1,452 @@
+"""Builds the router process; the only place where its parts are constructed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from router.estimators import OutputLengthPredictor
+from router.features import SCHEMA
+from router.fleet import EndpointSpec
+from router.policies.registry import MissingSnapshotError
+from router.profile import LatencyProfile
+from router.safety import SafetyLimits
+from router.types import UnknownPolicyError
+from services.common.clock import Clock, SystemClock
+from services.common.lifecycle import BackgroundTask, Running
+from services.common.log import Logger, get_logger
+from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
+from services.common.metrics import new_registry, start_metrics_server
+from services.common.server import ServerSettings, ServiceDefinition, build_server
+from services.common.settings import SettingsError
+from services.common.state.connect import connect_store
+from services.common.state.store import StateStore
+from services.common.telemetry import Telemetry, setup_telemetry
+from services.common.triton.client import TritonClient
+from services.router_inference import health_notes
+from services.router_inference.accounts import Accounts, RouterMetrics
+from services.router_inference.breaker import BreakerLimits, RetryBudget
+from services.router_inference.convert_records import RecordBuilder
+from services.router_inference.decider import Decider
+from services.router_inference.dispatcher import Dispatcher, DispatchLimits
+from services.router_inference.ending import Ending
+from services.router_inference.experience import ExperienceWriter
+from services.router_inference.health_notes import HealthNotes
+from services.router_inference.leases import Leases
+from services.router_inference.links import CHANNEL_OPTIONS, MonitorLink
+from services.router_inference.policy_link import PolicyLink
+from services.router_inference.policy_slot import PolicyParameterError, PolicySlot
+from services.router_inference.relay import StreamRelay
+from services.router_inference.servicer import RouterInferenceServicer
+from services.router_inference.settings import RouterInferenceSettings, Settings
+from services.router_inference.status import StatusReader
+from services.router_inference.tickets import TicketSigner
+from services.router_inference.tracing import Tracing
+from services.router_inference.validation import Limits, Validator
+from services.router_inference.view import View
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+
+NAME = "router-inference"
+SERVICE_NAME = pb2.DESCRIPTOR.services_by_name["RouterInferenceService"].full_name
+_FLUSH_S = 2.0
+_SAMPLER = "OTEL_TRACES_SAMPLER"
+
+
+def build_app(settings: Settings) -> RouterInference:
+    """Returns the router.
+
+    Raises SettingsError with every mistake only the mesh's files can tell.
+    """
+    return RouterInference(
+        settings=settings,
+        files=load_mesh_files(settings.mesh),
+        clock=SystemClock(),
+        log=get_logger("services.router_inference"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The parts that the servicer and the links share."""
+
+    view: View
+    slot: PolicySlot
+    accounts: Accounts
+    experience: ExperienceWriter
+    notes: HealthNotes
+    leases: Leases
+    status: StatusReader
+    servicer: RouterInferenceServicer
+
+
+class RouterInference:
+    """The application: checked settings in, a running process out."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        files: MeshFiles,
+        clock: Clock,
+        log: Logger,
+        telemetry: Telemetry | None = None,
+        store: StateStore | None = None,
+    ) -> None:
+        """Checks what only the files can tell.
+
+        Args:
+            settings: the settings.
+            files: profiles, qualities.
+            clock: of everything in the process.
+            log: of everything in the process.
+            telemetry: used instead of the environment's (tests).
+            store: used instead of the settings' Redis (tests).
+
+        Raises:
+            SettingsError: policy, fallback, their parameters or the ticket key are wrong.
+        """
+        self.settings = settings
+        self.core: Core | None = None
+        self._own = settings.router_inference
+        self._files = files
+        self._clock = clock
+        self._log = log
+        self._telemetry = telemetry
+        self._store = store
+        self._registry: CollectorRegistry = new_registry()
+        self._metrics = RouterMetrics(self._registry)
+        self._slot = self._make_slot()
+        self._signer = TicketSigner(ticket_key(self._own))
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """The section with address and drain times."""
+        return self._own
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The process's metrics."""
+        return self._registry
+
+    async def start(self, stack: AsyncExitStack) -> Running:
+        """Builds everything; see `services.common.lifecycle`."""
+        own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
+        telemetry = self._telemetry or _telemetry(own, log)
+        stack.push_async_callback(asyncio.to_thread, telemetry.close)
+        store = self._store
+        if store is None and mesh.redis_url:
+            store = connect_store(mesh.redis_url, clock=clock)
+        if store is not None:
+            stack.push_async_callback(store.close)
+        metrics_address = ""
+        if own.metrics_listen:
+            metrics_server = start_metrics_server(own.metrics_listen, self._registry)
+            stack.push_async_callback(metrics_server.close)
+            metrics_address = str(metrics_server.address)
+        clients = ClientPool()
+        stack.push_async_callback(clients.close)
+        router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
+        core = self.core = self._build_core(router_id, telemetry, store, clients)
+        server = await build_server(
+            services=[
+                ServiceDefinition(
+                    SERVICE_NAME,
+                    partial(
+                        pb2_grpc.add_RouterInferenceServiceServicer_to_server,
+                        core.servicer,
+                    ),
+                )
+            ],
+            settings=own,
+            registry=self._registry,
+            clock=clock,
+            log=log,
+            reuse_port=own.so_reuseport,
+        )
+        tasks: list[BackgroundTask] = [core.leases.run, core.status.run, core.experience.run]
+        tasks += self._links(core, router_id, store, stack)
+
+        async def flush() -> None:
+            await core.experience.flush(_FLUSH_S)
+
+        return Running(
+            server=server,
+            metrics_address=metrics_address,
+            tasks=tasks,
+            ready=partial(_until_ready, core, clock),
+            flush=flush,
+        )
+
+    def _build_core(
+        self, router_id: str, telemetry: Telemetry, store: StateStore | None, clients: ClientPool
+    ) -> Core:
+        own, mesh, clock, catalog = self._own, self.settings.mesh, self._clock, self._files.catalog
+        seed = own.seed or secrets.randbits(64)
+        rng = np.random.default_rng(seed)
+        ids = random.Random(seed)
+        epoch = clock.wall_ns()
+        lengths = OutputLengthPredictor(
+            {task.name: task.expected_output_tokens for task in catalog.tasks}
+        )
+        notes = HealthNotes(metrics=self._metrics, log=self._log)
+        accounts = Accounts(self._metrics)
+        view = View(
+            catalog=catalog,
+            endpoints=endpoint_specs(mesh),
+            profiles=profiles_by_name(self._files),
+            limits=BreakerLimits(
+                own.eject_after_failures,
+                own.eject_s,
+                own.eject_max_s,
+                own.silent_eject_s,
+                own.ramp_s,
+            ),
+            state_max_age_s=own.state_max_age_s,
+            connect=clients.get,
+            now_s=clock.monotonic_s(),
+        )
+        experience = ExperienceWriter(
+            builder=RecordBuilder(router_id=router_id, epoch=epoch, feature_schema=SCHEMA),
+            store=store if own.experience else None,
+            metrics=self._metrics,
+            clock=clock,
+            log=self._log,
+            buffer_count=own.experience_buffer_count,
+            batch_count=own.experience_batch_count,
+            interval_s=own.experience_interval_s,
+            retry_s=own.reconnect_s,
+        )
+        tracing = Tracing(telemetry=telemetry, router_id=router_id, bad_per_s=own.bad_traces_per_s)
+        ending = Ending(
+            router_id=router_id,
+            epoch=epoch,
+            accounts=accounts,
+            experience=experience,
+            lengths=lengths,
+            tracing=tracing,
+            memory_count=own.feedback_memory_count,
+        )
+        limits = None
+        if own.safety_net:
+            limits = SafetyLimits(own.safety_optimism, own.safety_margin, own.safety_guard_s)
+        decider = Decider(
+            view=view,
+            guard=self._slot.guard,
+            limits=limits,
+            metrics=self._metrics,
+            experience=experience,
+            rng=rng,
+            monotonic_s=clock.monotonic_s,
+        )
+        dispatcher = Dispatcher(
+            view=view,
+            decider=decider,
+            safety_limits=limits,
+            limits=DispatchLimits(own.max_in_flight, own.max_retries, own.stream_tiers),
+            budget=RetryBudget(own.retry_share, own.retry_burst),
+            accounts=accounts,
+            ending=ending,
+            tracing=tracing,
+            rng=rng,
+            monotonic_s=clock.monotonic_s,
+        )
+        leases = Leases(
+            router_id=router_id,
+            epoch=epoch,
+            signer=self._signer,
+            lease_s=own.lease_s,
+            decider=decider,
+            dispatcher=dispatcher,
+            ending=ending,
+            view=view,
+            accounts=accounts,
+            experience=experience,
+            clock=clock,
+        )
+        typical = float(np.mean([task.expected_output_tokens for task in catalog.tasks]))
+        status = StatusReader(
+            router_id=router_id,
+            epoch=epoch,
+            view=view,
+            slot=self._slot,
+            accounts=accounts,
+            metrics=self._metrics,
+            experience=experience,
+            notes=notes,
+            clock=clock,
+            typical_output_tokens=typical,
+            has_monitor=bool(mesh.load_monitor_address),
+        )
+        validator = Validator(
+            catalog=catalog,
+            limits=Limits(
+                own.max_prompt_bytes,
+                own.max_output_tokens,
+                own.max_deadline_s,
+                own.soft_late_s,
+                mesh.bytes_per_token,
+            ),
+            lengths=lengths,
+            new_id=lambda: f"{ids.getrandbits(128):032x}",
+            new_seed=lambda: ids.getrandbits(31),
+        )
+        servicer = RouterInferenceServicer(
+            validator=validator,
+            dispatcher=dispatcher,
+            leases=leases,
+            slot=self._slot,
+            status=status,
+            accounts=accounts,
+            clock=clock,
+            new_relay=partial(StreamRelay, own.stream_coalesce_s),
+        )
+        return Core(view, self._slot, accounts, experience, notes, leases, status, servicer)
+
+    def _links(
+        self, core: Core, router_id: str, store: StateStore | None, stack: AsyncExitStack
+    ) -> list[BackgroundTask]:
+        own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
+        tasks: list[BackgroundTask] = []
+        if mesh.load_monitor_address:
+            channel = _channel(mesh.load_monitor_address, stack)
+            monitor = MonitorLink(
+                channel=channel,
+                router_id=router_id,
+                epoch=core.status.epoch,
+                view=core.view,
+                accounts=core.accounts,
+                slot=core.slot,
+                notes=core.notes,
+                clock=clock,
+                log=log,
+                report_interval_s=own.report_interval_s,
+                silence_s=max(5.0, own.state_max_age_s),
+                longest_wait_s=own.reconnect_s,
+            )
+            tasks += [monitor.watch, monitor.report]
+        if own.follow_trainer and (mesh.trainer_address or store is not None):
+            trainer = _channel(mesh.trainer_address, stack) if mesh.trainer_address else None
+            link = PolicyLink(
+                channel=trainer,
+                store=store,
+                slot=core.slot,
+                notes=core.notes,
+                clock=clock,
+                log=log,
+                longest_wait_s=own.reconnect_s,
+            )
+            tasks += [link.watch, link.read_registry]
+        return tasks
+
+    def _make_slot(self) -> PolicySlot:
+        own = self._own
+        try:
+            return PolicySlot(
+                catalog=self._files.catalog,
+                parameters=own.policy_parameters,
+                policy=own.policy,
+                fallback=own.fallback_policy,
+                max_state_age_s=own.state_max_age_s,
+                metrics=self._metrics,
+                log=self._log,
+            )
+        except (UnknownPolicyError, PolicyParameterError, MissingSnapshotError) as error:
+            raise SettingsError([f"router_inference: policy or fallback_policy: {error}"]) from None
+
+
+class ClientPool:
+    """One Triton client per address, made at first use, closed at the end of the process."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, TritonClient] = {}
+
+    def get(self, address: str) -> TritonClient:
+        """Returns the client of an address."""
+        client = self._clients.get(address)
+        if client is None:
+            client = self._clients[address] = TritonClient(address)
+        return client
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+
+
+async def _until_ready(core: Core, clock: Clock) -> None:
+    """Returns once there is a policy and at least one endpoint to send to."""
+    while not core.view.targets:
+        core.notes.set(health_notes.NO_USABLE_ENDPOINT, True, "no endpoint is known yet")
+        await clock.sleep(0.02)
+
+
+def _channel(address: str, stack: AsyncExitStack) -> grpc.aio.Channel:
+    channel = grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    stack.push_async_callback(channel.close)
+    return channel
+
+
+def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:
+    # The SDK reads its sampler from the process's environment; ours is the default there.
+    if _SAMPLER not in os.environ:
+        os.environ[_SAMPLER] = "parentbased_traceidratio"
+        os.environ[f"{_SAMPLER}_ARG"] = str(own.sample_ratio)
+    return setup_telemetry(NAME, environ=os.environ, rng=random.SystemRandom(), log=log)
+
+
+def ticket_key(own: RouterInferenceSettings) -> bytes:
+    """Returns the key of the settings, of its file, or a new one.
+
+    Raises SettingsError if the file is wrong.
+    """
+    if own.ticket_key:
+        return own.ticket_key.encode()
+    if not own.ticket_key_file:
+        return secrets.token_bytes(32)
+    origin = "router_inference.ticket_key_file"
+    try:
+        key = Path(own.ticket_key_file).read_bytes().strip()
+    except OSError as error:
+        raise SettingsError([f"{origin}: cannot be read: {error.strerror or error}"]) from None
+    if len(key) < 16:
+        raise SettingsError([f"{origin}: needs at least 16 bytes (got {len(key)})"])
+    return key
+
+
+def endpoint_specs(mesh: MeshSettings) -> list[EndpointSpec]:
+    """Returns the endpoints of the settings."""
+    return [
+        EndpointSpec(
+            name=endpoint.name,
+            address=endpoint.address,
+            device=endpoint.device or endpoint.name,
+            models={tier: endpoint.models.get(tier, tier) for tier in endpoint.tiers},
+            metrics_address=endpoint.metrics_address,
+        )
+        for endpoint in mesh.endpoints
+    ]
+
+
+def profiles_by_name(files: MeshFiles) -> Mapping[str, LatencyProfile]:
+    """Returns every profile by endpoint name and by its own name; the default one under ""."""
+    named = {profile.name: profile for profile in files.endpoint_profiles.values()}
+    return {
+        **named,
+        files.profile.name: files.profile,
+        **files.endpoint_profiles,
+        "": files.profile,
+    }

@@ -1,0 +1,170 @@
+"""Which candidates this router leaves alone because they fail, and how they come back."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class BreakerState(enum.Enum):
+    """Where a candidate stands."""
+
+    CLOSED = "closed"
+    EJECTED = "ejected"
+    PROBING = "probing"
+    RAMPING = "ramping"
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """When a candidate is ejected and how it comes back.
+
+    Attributes:
+        eject_after_failures: failures in a row that eject.
+        eject_s: first ejection, seconds; doubles with every failed probe.
+        eject_max_s: longest ejection, seconds.
+        silent_eject_s: silence after which requests that ran out of time count as failures,
+            seconds.
+        ramp_s: time from the first good probe to the full share, seconds.
+    """
+
+    eject_after_failures: int = 3
+    eject_s: float = 0.5
+    eject_max_s: float = 8.0
+    silent_eject_s: float = 3.0
+    ramp_s: float = 2.0
+
+
+# The share a candidate starts with when it comes back, and the one that lets a probe through: the
+# policy still has to
+# choose it, and `allowed_mask` opens it to everybody when nothing else is left.
+_FIRST_SHARE = 0.1
+
+
+class Breaker:
+    """Failures of one candidate: closed -> ejected -> one probe at a time -> ramp -> closed."""
+
+    __slots__ = (
+        "_backoff_s",
+        "_failures",
+        "_heard_s",
+        "_limits",
+        "_probe_running",
+        "_ramp_start_s",
+        "_until_s",
+        "last_reason",
+        "state",
+    )
+
+    def __init__(self, limits: BreakerLimits, now_s: float) -> None:
+        """Starts closed at `now_s`, monotonic seconds."""
+        self._limits = limits
+        self._failures = 0
+        self._backoff_s = limits.eject_s
+        self._until_s = 0.0
+        self._ramp_start_s = 0.0
+        self._probe_running = False
+        self._heard_s = now_s
+        self.state = BreakerState.CLOSED
+        self.last_reason = ""
+
+    @property
+    def settled(self) -> bool:
+        """True if its availability is 1 and does not change with time."""
+        return self.state is BreakerState.CLOSED
+
+    def availability(self, now_s: float) -> float:
+        """Returns the share of its normal traffic it may get, 0 to 1."""
+        state = self.state
+        if state is BreakerState.CLOSED:
+            return 1.0
+        if state is BreakerState.EJECTED and now_s >= self._until_s:
+            self.state = state = BreakerState.PROBING
+            self._probe_running = False
+        if state is BreakerState.EJECTED:
+            return 0.0
+        if state is BreakerState.PROBING:
+            return 0.0 if self._probe_running else _FIRST_SHARE
+        share = (now_s - self._ramp_start_s) / self._limits.ramp_s
+        if share >= 1.0:
+            self.state = BreakerState.CLOSED
+            self._backoff_s = self._limits.eject_s
+            return 1.0
+        return max(_FIRST_SHARE, share)
+
+    def retry_after_s(self, now_s: float) -> float:
+        """Returns how long it is still left alone, seconds; 0 if it is not."""
+        return max(0.0, self._until_s - now_s) if self.state is BreakerState.EJECTED else 0.0
+
+    def on_dispatch(self) -> bool:
+        """Counts a request sent; returns True if it is the probe."""
+        if self.state is BreakerState.PROBING:
+            self._probe_running = True
+            return True
+        return False
+
+    def on_sign_of_life(self, now_s: float) -> None:
+        """Counts a token or an answer."""
+        self._heard_s = now_s
+        self._failures = 0
+        if self.state is BreakerState.PROBING:
+            self.state = BreakerState.RAMPING
+            self._ramp_start_s = now_s
+
+    def on_failure(self, now_s: float, reason: str) -> bool:
+        """Counts a failure of the endpoint (not of the request); returns True if it ejects."""
+        self.last_reason = reason
+        self._failures += 1
+        if self.state is BreakerState.EJECTED:
+            return False
+        if self.state is BreakerState.CLOSED and self._failures < self._limits.eject_after_failures:
+            return False
+        if self.state is not BreakerState.CLOSED:
+            self._backoff_s = min(2.0 * self._backoff_s, self._limits.eject_max_s)
+        self.state = BreakerState.EJECTED
+        self._until_s = now_s + self._backoff_s
+        self._failures = 0
+        return True
+
+    def on_silence(self, now_s: float, dispatch_s: float) -> bool:
+        """Counts a request that ran out of time without a token; returns True if it ejects.
+
+        Under overload that is normal, so it counts only where nothing at all was heard for a while,
+        and only for the
+        time the request itself has waited.
+        """
+        if self.state is BreakerState.PROBING:
+            return self.on_failure(now_s, "SILENT")
+        silent_s = now_s - max(self._heard_s, 0.0)
+        if silent_s < self._limits.silent_eject_s or self._heard_s > dispatch_s:
+            return False
+        return self.on_failure(now_s, "SILENT")
+
+    def on_unknown(self) -> None:
+        """Ends a probe that says nothing about the candidate (a cancelled client, a rescue)."""
+        if self.state is BreakerState.PROBING:
+            self._probe_running = False
+
+
+class RetryBudget:
+    """Retries as a share of recent requests, so that retries cannot multiply an overload."""
+
+    __slots__ = ("_burst", "_share", "_tokens")
+
+    def __init__(self, share: float, burst: int) -> None:
+        """Starts full: `burst` retries; each request adds `share` of one."""
+        self._share = share
+        self._burst = float(burst)
+        self._tokens = float(burst)
+
+    def on_request(self) -> None:
+        """Adds a request's share."""
+        tokens = self._tokens + self._share
+        self._tokens = tokens if tokens < self._burst else self._burst
+
+    def take(self) -> bool:
+        """Takes one retry; returns False if there is none left."""
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

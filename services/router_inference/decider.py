@@ -1,0 +1,174 @@
+"""From a job to a decision: observe, let the policy choose, admit or refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.fleet import Fleet
+from router.guard import Guard
+from router.ledger import LoadArrays
+from router.policy import observe
+from router.safety import SafetyLimits
+from router.types import NoCandidateError, RewardKind, SloKind
+from services.common.errors import ResourceExhaustedError, UnavailableError
+from services.router_inference.accounts import RouterMetrics
+from services.router_inference.convert_records import DecisionEntry
+from services.router_inference.experience import ExperienceWriter
+from services.router_inference.job import Job
+from services.router_inference.view import Target, View
+
+REASON_NO_ENDPOINT = "NO_USABLE_ENDPOINT"
+REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
+
+
+@dataclass(slots=True)
+class Choice:
+    """A decision with what it rests on; the fleet may have changed when it is looked at again.
+
+    Attributes:
+        row: chosen candidate.
+        target: where it goes.
+        fleet: fleet it was made on.
+        load: load it was made on.
+        allowed_C: candidates the request may go to.
+        predicted_s_C: predicted time to the deadline's event per candidate, seconds.
+    """
+
+    row: int
+    target: Target
+    fleet: Fleet
+    load: LoadArrays
+    allowed_C: NDArray[np.bool_]
+    predicted_s_C: NDArray[np.float64]
+
+
+def event_tokens(job: Job) -> float:
+    """Returns the predicted number of tokens until the deadline's event."""
+    is_first = job.request.slo_kind is SloKind.FIRST_TOKEN
+    return 1.0 if is_first else job.request.output_tokens
+
+
+class Decider:
+    """Decides for every request of the process, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        guard: Guard,
+        limits: SafetyLimits | None,
+        metrics: RouterMetrics,
+        experience: ExperienceWriter,
+        rng: np.random.Generator,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        """Takes its parts; `limits` None switches admission off."""
+        self._view = view
+        self._guard = guard
+        self._limits = limits
+        self._metrics = metrics
+        self._experience = experience
+        self._rng = rng
+        self._monotonic_s = monotonic_s
+        self._sequence = 0
+        self._observe_time = metrics.decision_time.observe
+
+    def decide(self, job: Job) -> Choice:
+        """Chooses a candidate.
+
+        Raises:
+            UnavailableError: no endpoint is usable for it.
+            ResourceExhaustedError: even the fastest candidate would miss its hard deadline.
+        """
+        start_s = job.decide_start_s = self._monotonic_s()
+        view = self._view
+        fleet = view.current_fleet(start_s)
+        load = view.load()
+        signals = view.signals(start_s)
+        try:
+            observation = observe(fleet, load, job.request, signals, self._rng)
+        except NoCandidateError as error:
+            raise UnavailableError(
+                REASON_NO_ENDPOINT, error.reason, retry_after_s=view.retry_after_s(start_s)
+            ) from None
+        decision = self._guard.decide(observation, self._rng)
+        self._sequence += 1
+        row = int(decision.action)
+        target = view.targets[row]
+        deciding = self._guard
+        if decision.fallback_reason:
+            self._metrics.fallbacks.labels(reason=decision.fallback_reason).inc()
+            job.policy, job.policy_version = deciding.fallback.name, deciding.fallback.version
+        else:
+            job.policy, job.policy_version = deciding.name, deciding.version
+        job.sequence = self._sequence
+        job.decision = decision
+        job.candidates = view.candidates
+        job.seen_in_flight_C = load.in_flight_C
+        job.seen_rate_rps = signals.rate_short_rps
+        job.seen_state_age_s = signals.state_age_s
+        job.tier, job.endpoint = target.candidate
+        job.quality = float(fleet.arrays.quality_KC[job.request.task, row])
+        end_s = job.decide_end_s = self._monotonic_s()
+        self._observe_time(end_s - start_s)
+        self._experience.add(
+            DecisionEntry(
+                job.sequence,
+                job.request_id,
+                job.arrival_ns + int((end_s - job.arrival_s) * 1e9),
+                job.task.name,
+                job.request,
+                job.deadline_s - end_s,
+                fleet,
+                decision,
+                job.policy,
+                job.policy_version,
+                signals.rate_short_rps,
+            )
+        )
+        choice = Choice(
+            row, target, fleet, load, observation.allowed_C, decision.predicted_latency_s_C
+        )
+        if self._limits is not None and job.request.reward_kind is RewardKind.HARD:
+            self._admit(job, choice, self._limits)
+        return choice
+
+    def _admit(self, job: Job, choice: Choice, limits: SafetyLimits) -> None:
+        """Refuses what would be late everywhere.
+
+        The rule of `router.safety.admit` on predictions already made.
+        """
+        slack_s = job.request.slack_s
+        chosen_s = choice.predicted_s_C[choice.row]
+        if limits.optimism * chosen_s <= slack_s:
+            return  # the usual case, without looking at the others
+        least_s = float(choice.predicted_s_C[choice.allowed_C].min())
+        if limits.optimism * least_s <= slack_s:
+            return
+        raise ResourceExhaustedError(
+            REASON_DEADLINE,
+            f"{slack_s:.3f} s until the deadline",
+            f"{least_s:.3f} s predicted on the fastest tier allowed",
+            retry_after_s=max(0.05, least_s - slack_s),
+        )
+
+
+def rescue_delay_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
+    """Returns after how many seconds a rescue would be just in time, -1 for never.
+
+    The rule of `router.safety.rescue_at_s` on predictions already made: predicting again would cost
+    as much as the
+    decision did.
+    """
+    tier_C = choice.fleet.arrays.tier_C
+    smaller_C = choice.allowed_C & (tier_C < tier_C[choice.row])
+    predicted_C = choice.predicted_s_C[smaller_C]
+    if not predicted_C.size:
+        return -1.0
+    delay_s = slack_s - limits.margin * float(predicted_C.min()) - limits.guard_s
+    return delay_s if delay_s > 0.0 and math.isfinite(delay_s) else -1.0

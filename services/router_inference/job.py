@@ -1,0 +1,186 @@
+"""One request on its way through the router: what was asked, what was decided, how it ended."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.types import Decision, Request, SloKind, Task
+from services.common.telemetry import NO_SPAN, SpanIdentity
+
+
+class Outcome(enum.Enum):
+    """How a request ended; every offered request ends in exactly one."""
+
+    ON_TIME = "on_time"
+    LATE = "late"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class StepDown(enum.Enum):
+    """Why a smaller tier than the largest allowed one answered."""
+
+    NONE = "none"
+    POLICY = "policy"
+    RESCUE = "rescue"
+    RETRY = "retry"
+    UNAVAILABLE = "unavailable"
+    PINNED = "pinned"
+
+
+@dataclass(slots=True, kw_only=True)
+class Ask:
+    """A request as it came, not checked yet; None means that the client did not say.
+
+    Attributes:
+        task: task name.
+        prompt: the prompt; None for a routed request, whose prompt never comes here.
+        prompt_tokens: number of prompt tokens of a routed request.
+        max_output_tokens: limit of output tokens.
+        temperature: sampling temperature.
+        seed: sampling seed.
+        deadline_s: time until the deadline, seconds.
+        slo_kind: what the deadline is measured against.
+        quality_floor: lowest quality accepted.
+        tier: name of the only tier to use; empty = any.
+        request_id: the client's id; empty = the router makes one.
+        call_left_s: time until the gRPC call's own deadline, seconds.
+        is_stream: True if the answer is streamed.
+        metadata: the call's metadata, for the trace context.
+    """
+
+    task: str
+    prompt: str | None = None
+    prompt_tokens: int | None = None
+    max_output_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    deadline_s: float | None = None
+    slo_kind: SloKind | None = None
+    quality_floor: float = 0.0
+    tier: str = ""
+    request_id: str = ""
+    call_left_s: float | None = None
+    is_stream: bool = False
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One dispatch of a request, for its span.
+
+    Attributes:
+        tier: tier name.
+        endpoint: endpoint name.
+        trace: the span handed to Triton.
+        start_s: when it was sent, monotonic seconds.
+        end_s: when it ended, monotonic seconds.
+        result: "ok", "rescued", "cancelled", "deadline", or the reason of the failure.
+        kind: "first", "rescue" or "retry".
+    """
+
+    tier: str
+    endpoint: str
+    trace: SpanIdentity
+    start_s: float
+    end_s: float = 0.0
+    result: str = ""
+    kind: str = "first"
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A checked request and all that is known of it.
+
+    Times are monotonic seconds unless they say otherwise.
+
+    Attributes:
+        request_id: its id.
+        task: its task.
+        request: what policies see of it, slack as of the arrival.
+        prompt: the prompt; empty for routed requests.
+        max_output_tokens: limit of output tokens.
+        temperature: sampling temperature.
+        seed: sampling seed.
+        arrival_s: when it arrived.
+        arrival_ns: same, wall clock, ns since 1970.
+        deadline_s: its deadline.
+        cutoff_s: when work on it stops at the latest.
+        is_stream: True if the answer is streamed.
+        metadata: the call's metadata.
+        trace: its server span; NO_SPAN until it is begun.
+        sequence: number of its decision; 0 = none was made.
+        decision: the decision; None = none was made.
+        candidates: (tier, endpoint) per row of the decision.
+        seen_in_flight_C: load the decision was made on, requests per candidate.
+        seen_rate_rps: arrival rate it was made on.
+        seen_state_age_s: age of the system state it was made on.
+        decide_start_s: when deciding began.
+        decide_end_s: when it ended.
+        policy: name of the policy that decided.
+        policy_version: its version.
+        tier: tier of the last dispatch, of the answer in the end.
+        endpoint: endpoint of the last dispatch.
+        quality: quality of that tier on the task.
+        attempts: every dispatch.
+        dispatch_s: when it was last sent.
+        first_token_s: when its first token came.
+        end_s: when it ended.
+        output_tokens: tokens received.
+        finish_reason: why the tier stopped.
+        outcome: how it ended; None while it runs.
+        reason: reason of a refusal or failure.
+        is_rescued: True after a rescue.
+        retry_count: retries so far.
+        step_down: why a smaller tier answered.
+        has_sent: True once something may have reached the client.
+        is_complete: True once the answer is complete.
+        unrescued_reward: what the first choice would have earned had it not been given up.
+    """
+
+    request_id: str
+    task: Task
+    request: Request
+    prompt: str
+    max_output_tokens: int
+    temperature: float
+    seed: int
+    arrival_s: float
+    arrival_ns: int
+    deadline_s: float
+    cutoff_s: float
+    is_stream: bool
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    trace: SpanIdentity = NO_SPAN
+    sequence: int = 0
+    decision: Decision | None = None
+    candidates: tuple[tuple[str, str], ...] = ()
+    seen_in_flight_C: NDArray[np.float64] | None = None
+    seen_rate_rps: float = 0.0
+    seen_state_age_s: float = 0.0
+    decide_start_s: float = 0.0
+    decide_end_s: float = 0.0
+    policy: str = ""
+    policy_version: str = ""
+    tier: str = ""
+    endpoint: str = ""
+    quality: float = 0.0
+    attempts: list[Attempt] = field(default_factory=list)
+    dispatch_s: float = 0.0
+    first_token_s: float = 0.0
+    end_s: float = 0.0
+    output_tokens: int = 0
+    finish_reason: str = ""
+    outcome: Outcome | None = None
+    reason: str = ""
+    is_rescued: bool = False
+    retry_count: int = 0
+    step_down: StepDown = StepDown.NONE
+    has_sent: bool = False
+    is_complete: bool = False
+    unrescued_reward: float = 0.0

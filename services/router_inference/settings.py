@@ -1,0 +1,139 @@
+"""Settings of router-inference: the `[router_inference]` section beside `[mesh]` and `[log]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from services.common.addresses import ListenAddress, OptionalListenAddress
+from services.common.log import LogSettings
+from services.common.mesh_config import MeshSettings
+from services.common.server import ServerSettings
+from services.common.settings import OptionalRelativePath, Problem, SettingsModel
+
+_SHORTEST_KEY_CHARACTERS = 16
+
+
+class RouterInferenceSettings(ServerSettings):
+    """The `[router_inference]` section."""
+
+    listen: ListenAddress = "127.0.0.1:7410"
+    """gRPC address; port 0 takes any free one."""
+    metrics_listen: OptionalListenAddress = "127.0.0.1:9410"
+    """Prometheus address; empty means no metrics are served."""
+    so_reuseport: bool = False
+    """True lets several worker processes listen on one port."""
+    router_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
+    """Name of the process; empty means one made of host name and process id."""
+    policy: str = Field(default="price", min_length=1, max_length=64)
+    """Policy until the trainer or `UsePolicy` names another one."""
+    fallback_policy: str = Field(default="price", min_length=1, max_length=64)
+    """Policy that decides when the other one cannot; must need no snapshot."""
+    policy_parameters: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Parameters per policy name, e.g. `dqn = { epsilon = 0.02 }`.
+
+    What is left out keeps its default.
+    """
+    follow_trainer: bool = True
+    """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
+    safety_net: bool = True
+    """Rescue, admission and retries; the same for every policy."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the policy's draws; 0 takes one from the system."""
+    safety_optimism: float = Field(default=0.7, gt=0.0, le=1.0)
+    """Factor on a prediction before a request is declared hopeless (refused, or rescued)."""
+    safety_margin: float = Field(default=1.25, ge=1.0, le=10.0)
+    """Factor on a prediction before a rescue is declared safe."""
+    safety_guard_s: float = Field(default=0.0, ge=0.0, le=60.0)
+    """Time kept in hand for cancelling and dispatching again at a rescue, seconds."""
+    max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
+    """Longest prompt, bytes of UTF-8."""
+    max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)
+    """Highest limit of output tokens a request may ask for."""
+    max_in_flight: int = Field(default=4_096, ge=1, le=1_000_000)
+    """Most requests under way in this process; more are refused."""
+    max_deadline_s: float = Field(default=3_600.0, gt=0.0, le=86_400.0)
+    """Longest deadline a request may ask for, seconds.
+
+    Bounds how long an answer may take at all.
+    """
+    soft_late_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
+    """How long after its deadline a soft request is still worked on, seconds."""
+    state_max_age_s: float = Field(default=2.0, gt=0.0, le=300.0)
+    """System state older than this is not used: own ledger and own health checks decide alone."""
+    retry_share: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Retries allowed, as a share of recent requests."""
+    retry_burst: int = Field(default=16, ge=0, le=10_000)
+    """Retries allowed at once beyond that share."""
+    max_retries: int = Field(default=2, ge=0, le=16)
+    """Most retries of one request."""
+    eject_after_failures: int = Field(default=3, ge=1, le=1_000)
+    """Failures in a row after which a candidate is left alone."""
+    eject_s: float = Field(default=0.5, gt=0.0, le=300.0)
+    """First time a failing candidate is left alone, seconds; doubles up to `eject_max_s`."""
+    eject_max_s: float = Field(default=8.0, gt=0.0, le=3_600.0)
+    """Longest such time, seconds."""
+    silent_eject_s: float = Field(default=3.0, gt=0.0, le=300.0)
+    """Silence after which a candidate that lets requests run out of time counts as failing, s."""
+    ramp_s: float = Field(default=2.0, gt=0.0, le=300.0)
+    """Time over which a candidate that came back is brought to its full share, seconds."""
+    lease_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
+    """Lease of a ticket of `Route`, seconds; never shorter than the request's deadline."""
+    ticket_key: str = Field(default="", max_length=1_024)
+    """Key that signs tickets, at least 16 characters.
+
+    Empty with no file: made at start, valid for this process.
+    """
+    ticket_key_file: OptionalRelativePath = ""
+    """File that holds the key; empty means none."""
+    stream_coalesce_s: float = Field(default=0.003, ge=0.0, le=1.0)
+    """Least time between two messages of a streamed answer, seconds; the first goes at once."""
+    stream_tiers: bool = True
+    """True has tiers stream even for `Generate`, so that the ledger knows their progress."""
+    report_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
+    """Time between two traffic reports, seconds."""
+    reconnect_s: float = Field(default=1.0, gt=0.0, le=60.0)
+    """Longest time between two attempts to reach the monitor, the trainer or Redis, seconds."""
+    experience: bool = True
+    """True writes decisions and outcomes to Redis."""
+    experience_buffer_count: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Records kept while Redis is away; older ones are dropped and counted."""
+    experience_batch_count: int = Field(default=500, ge=1, le=10_000)
+    """Most records written at once."""
+    experience_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
+    """Longest time a record waits for its batch, seconds."""
+    feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
+    """Ended requests remembered for late quality feedback."""
+    bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
+    """Most bad requests traced per second beyond the sampled ones.
+
+    A mesh under water is not to drown in spans.
+    """
+    sample_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of requests traced from here where the caller brings no trace.
+
+    `OTEL_TRACES_SAMPLER` wins if set.
+    """
+
+    @classmethod
+    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
+        """Yields a ticket key that is too short, and a key given twice."""
+        yield from super().cross_problems(raw, base_dir)
+        key = raw.get("ticket_key", "")
+        if isinstance(key, str) and 0 < len(key) < _SHORTEST_KEY_CHARACTERS:
+            yield Problem(
+                ("ticket_key",), f"needs at least {_SHORTEST_KEY_CHARACTERS} characters", key
+            )
+        if key and raw.get("ticket_key_file"):
+            yield Problem(("ticket_key",), "ticket_key_file is given too; give one of them", key)
+
+
+class Settings(SettingsModel):
+    """What the process reads of the mesh's file."""
+
+    mesh: MeshSettings
+    router_inference: RouterInferenceSettings = Field(default_factory=RouterInferenceSettings)
+    log: LogSettings = Field(default_factory=LogSettings)

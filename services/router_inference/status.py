@@ -1,0 +1,184 @@
+"""What this router process sees and uses, for `GetRouterStatus` and for metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from router import kernels
+from services.common.clock import Clock
+from services.router_inference import health_notes
+from services.router_inference.accounts import Accounts, RouterMetrics
+from services.router_inference.experience import ExperienceWriter
+from services.router_inference.health_notes import HealthNotes
+from services.router_inference.policy_slot import PolicySlot
+from services.router_inference.view import View
+
+_REFRESH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateStatus:
+    """One candidate as this router sees it."""
+
+    tier: str
+    endpoint: str
+    own_in_flight: int
+    other_in_flight: int
+    predicted_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """The router's status at one moment.
+
+    Units in the names, `state_age_s` None if no state was ever seen.
+    """
+
+    router_id: str
+    epoch: int
+    policy: str
+    policy_version: str
+    fallback_active: bool
+    degraded_reasons: list[str]
+    state_age_s: float | None
+    candidates: list[CandidateStatus]
+    topology_version: int
+    arrival_rate_rps: float
+    in_flight: int
+    refused_snapshots: Mapping[str, int]
+    known_policies: tuple[str, ...]
+
+
+class StatusReader:
+    """Reads the status; also keeps the degraded reasons that only time shows up to date."""
+
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        epoch: int,
+        view: View,
+        slot: PolicySlot,
+        accounts: Accounts,
+        metrics: RouterMetrics,
+        experience: ExperienceWriter,
+        notes: HealthNotes,
+        clock: Clock,
+        typical_output_tokens: float,
+        has_monitor: bool,
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            router_id: name of the process.
+            epoch: its start stamp.
+            view: what it sees.
+            slot: the policy in use.
+            accounts: counts of ends.
+            metrics: where gauges are set.
+            experience: knows whether Redis answers.
+            notes: reasons for which the mesh is degraded.
+            clock: tells the time.
+            typical_output_tokens: answer length that candidates are compared by.
+            has_monitor: False if the mesh is meant to run without one.
+        """
+        self._router_id = router_id
+        self.epoch = epoch
+        self._view = view
+        self._slot = slot
+        self._accounts = accounts
+        self._metrics = metrics
+        self._experience = experience
+        self._notes = notes
+        self._clock = clock
+        self._typical_output_tokens = typical_output_tokens
+        self._has_monitor = has_monitor
+        self._last_fallbacks = 0
+        self._fallback_active = False
+
+    def read(self) -> RouterStatus:
+        """Returns the status."""
+        now_s = self._clock.monotonic_s()
+        self._note(now_s)
+        view = self._view
+        fleet = view.current_fleet(now_s)
+        load = view.load()
+        own = view.ledger.totals()
+        others_C = view.other_in_flight()
+        predicted_C = np.empty(fleet.candidate_count)
+        prompt_tokens = max(1.0, view.signals(now_s).mean_prompt_tokens)
+        kernels.predict_latency_s(
+            fleet.arrays, load, prompt_tokens, self._typical_output_tokens, predicted_C
+        )
+        candidates = [
+            CandidateStatus(
+                target.tier,
+                target.endpoint,
+                round(own.get(target.candidate, (0.0, 0.0, 0.0))[0]),
+                round(float(others_C[row])),
+                float(predicted_C[row]),
+                view.unusable_reason(row, now_s),
+            )
+            for row, target in enumerate(view.targets)
+        ]
+        return RouterStatus(
+            router_id=self._router_id,
+            epoch=self.epoch,
+            policy=self._slot.name,
+            policy_version=self._slot.version,
+            fallback_active=self._slot.is_waiting or self._fallback_active,
+            degraded_reasons=self._notes.reasons,
+            state_age_s=view.state_age_s(now_s),
+            candidates=candidates,
+            topology_version=view.topology_version,
+            arrival_rate_rps=view.own_rate_rps(now_s),
+            in_flight=self._accounts.in_flight,
+            refused_snapshots=dict(self._slot.refused),
+            known_policies=self._slot.known,
+        )
+
+    async def run(self) -> None:
+        """Keeps reasons and gauges up to date for ever."""
+        while True:
+            now_s = self._clock.monotonic_s()
+            self._note(now_s)
+            fallbacks = sum(self._slot.guard.counts.values())
+            self._fallback_active = fallbacks > self._last_fallbacks
+            self._last_fallbacks = fallbacks
+            self._show(now_s)
+            await self._clock.sleep(_REFRESH_S)
+
+    def _note(self, now_s: float) -> None:
+        view, notes = self._view, self._notes
+        fleet = view.current_fleet(now_s)
+        age_s = view.state_age_s(now_s)
+        notes.set(health_notes.NO_SYSTEM_STATE, self._has_monitor and age_s is None)
+        notes.set(health_notes.STALE_SYSTEM_STATE, age_s is not None and view.is_alone)
+        notes.set(health_notes.REDIS_UNREACHABLE, not self._experience.is_reachable)
+        notes.set(health_notes.POLICY_UNAVAILABLE, self._slot.is_waiting, self._slot.wanted)
+        unknown = view.unknown_endpoints
+        notes.set(health_notes.UNKNOWN_ENDPOINTS, bool(unknown), ", ".join(unknown))
+        notes.set(
+            health_notes.NO_USABLE_ENDPOINT, not bool((fleet.arrays.availability_C > 0.0).any())
+        )
+
+    def _show(self, now_s: float) -> None:
+        view, metrics = self._view, self._metrics
+        age_s = view.state_age_s(now_s)
+        metrics.state_age.set(math.nan if age_s is None else age_s)
+        metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
+        own = view.ledger.totals()
+        availability_C = view.fleet.arrays.availability_C
+        # Endpoints that left must not keep their last value for ever.
+        metrics.candidate_in_flight.clear()
+        metrics.candidate_availability.clear()
+        for row, target in enumerate(view.targets):
+            labels = {"tier": target.tier, "endpoint": target.endpoint}
+            in_flight = own.get(target.candidate, (0.0, 0.0, 0.0))[0]
+            metrics.candidate_in_flight.labels(**labels).set(in_flight)
+            metrics.candidate_availability.labels(**labels).set(float(availability_C[row]))

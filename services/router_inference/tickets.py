@@ -1,0 +1,133 @@
+"""Tickets of `Route`: signed, self-contained, leased.
+
+A ticket carries all that closing it needs, so that any worker with the same key can close it.
+Layout: version byte,
+fixed numbers, length-prefixed names, then HMAC-SHA256 (first 16 bytes) over everything before it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from dataclasses import dataclass
+
+_VERSION = 1
+_SIGNATURE_BYTES = 16
+# version, epoch, sequence, decide wall ns, lease end wall ns, slack s, soft decay s (0 = hard),
+# quality
+_NUMBERS = struct.Struct("<BqqqqdddB")
+_MAX_TICKET_BYTES = 4096
+
+
+class InvalidTicketError(ValueError):
+    """The bytes are no ticket that this mesh signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a routed request's end needs to know of its decision.
+
+    Attributes:
+        router_id: process that decided.
+        epoch: its epoch, ns since 1970.
+        sequence: number of the decision within the epoch.
+        decide_ns: when it decided, wall clock, ns since 1970.
+        lease_end_ns: when the lease ends, wall clock, ns since 1970.
+        slack_s: time from the decision to the deadline, seconds.
+        soft_decay_s: e-folding time of a soft reward, seconds; 0 for a hard deadline.
+        quality: quality of the chosen tier on the task, 0 to 1.
+        task: task name.
+        tier: tier name.
+        endpoint: endpoint name.
+        request_id: the request's id.
+    """
+
+    router_id: str
+    epoch: int
+    sequence: int
+    decide_ns: int
+    lease_end_ns: int
+    slack_s: float
+    soft_decay_s: float
+    quality: float
+    task: str
+    tier: str
+    endpoint: str
+    request_id: str
+
+
+class TicketSigner:
+    """Makes and reads tickets under one key."""
+
+    def __init__(self, key: bytes) -> None:
+        """Takes the key, at least 16 bytes; raises ValueError if it is shorter."""
+        if len(key) < 16:
+            raise ValueError(f"ticket key: must have at least 16 bytes (got {len(key)})")
+        self._key = key
+
+    def sign(self, ticket: Ticket) -> bytes:
+        """Returns the ticket's bytes."""
+        names = [
+            name.encode()
+            for name in (
+                ticket.router_id,
+                ticket.task,
+                ticket.tier,
+                ticket.endpoint,
+                ticket.request_id,
+            )
+        ]
+        body = b"".join(
+            (
+                _NUMBERS.pack(
+                    _VERSION,
+                    ticket.epoch,
+                    ticket.sequence,
+                    ticket.decide_ns,
+                    ticket.lease_end_ns,
+                    ticket.slack_s,
+                    ticket.soft_decay_s,
+                    ticket.quality,
+                    len(names),
+                ),
+                *(len(name).to_bytes(2, "little") + name for name in names),
+            )
+        )
+        return body + self._signature(body)
+
+    def read(self, data: bytes) -> Ticket:
+        """Returns the ticket; raises InvalidTicketError if it was not signed under this key."""
+        if not _NUMBERS.size + _SIGNATURE_BYTES < len(data) <= _MAX_TICKET_BYTES:
+            raise InvalidTicketError("the ticket has a wrong length")
+        body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
+        # Nothing inside is looked at before the signature holds.
+        if not hmac.compare_digest(self._signature(body), signature):
+            raise InvalidTicketError("the ticket was not signed by this mesh")
+        version, epoch, sequence, decide_ns, lease_end_ns, slack_s, decay_s, quality, count = (
+            _NUMBERS.unpack_from(body)
+        )
+        if version != _VERSION:
+            raise InvalidTicketError(f"the ticket has version {version}, expected {_VERSION}")
+        names, offset = [], _NUMBERS.size
+        for _ in range(count):
+            end = offset + 2 + int.from_bytes(body[offset : offset + 2], "little")
+            names.append(body[offset + 2 : end].decode())
+            offset = end
+        router_id, task, tier, endpoint, request_id = names
+        return Ticket(
+            router_id=router_id,
+            epoch=epoch,
+            sequence=sequence,
+            decide_ns=decide_ns,
+            lease_end_ns=lease_end_ns,
+            slack_s=slack_s,
+            soft_decay_s=decay_s,
+            quality=quality,
+            task=task,
+            tier=tier,
+            endpoint=endpoint,
+            request_id=request_id,
+        )
+
+    def _signature(self, body: bytes) -> bytes:
+        return hmac.digest(self._key, body, "sha256")[:_SIGNATURE_BYTES]

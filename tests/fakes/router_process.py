@@ -1,0 +1,138 @@
+"""The router's application, run inside a test: real gRPC server, real parts, port 0."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from services.common.clock import SystemClock
+from services.common.log import get_logger
+from services.common.mesh_config import load_mesh_files
+from services.common.settings import load_settings
+from services.common.state.store import StateStore
+from services.common.telemetry import Telemetry
+from services.common.triton.environment import project_root
+from services.router_inference.app import Core, RouterInference
+from services.router_inference.settings import Settings
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+
+TIERS = ("small", "medium", "large")
+TASKS = ("hellaswag", "piqa", "copa", "openbookqa")
+
+
+def mesh_toml(
+    endpoints: Sequence[tuple[str, str]],
+    *,
+    monitor: str = "",
+    trainer: str = "",
+    redis_url: str = "",
+    tiers: Sequence[str] = TIERS,
+    router: str = "",
+    deadline_s: float = 0.5,
+) -> str:
+    """Returns a settings file: (name, address) per endpoint, all tiers on each.
+
+    Args:
+        endpoints: Name and address of each.
+        monitor: Address of the load monitor.
+        trainer: Address of the trainer.
+        redis_url: Redis.
+        tiers: Tiers every endpoint serves.
+        router: More lines of [router_inference].
+        deadline_s: Default deadline of every task but `openbookqa`, which is soft.
+    """
+    root = project_root()
+    names = ", ".join(f'"{tier}"' for tier in TIERS)
+    served = ", ".join(f'"{tier}"' for tier in tiers)
+    lines = [
+        "[mesh]",
+        f"tiers = [{names}]",
+        f'profile = "{root / "profiles" / "opt-a100.toml"}"',
+        f'quality = "{root / "quality" / "opt.toml"}"',
+        f'load_monitor_address = "{monitor}"',
+        f'trainer_address = "{trainer}"',
+        f'redis_url = "{redis_url}"',
+    ]
+    for task in TASKS:
+        lines += ["[[mesh.tasks]]", f'name = "{task}"', f"default_deadline_s = {deadline_s}"]
+        if task == "openbookqa":
+            lines.append('reward = "soft"')
+    for name, address in endpoints:
+        lines += ["[[mesh.endpoints]]", f'name = "{name}"', f'address = "{address}"']
+        lines.append(f"tiers = [{served}]")
+    lines += [
+        "[router_inference]",
+        'listen = "127.0.0.1:0"',
+        'metrics_listen = ""',
+        "lame_duck_s = 0.0",
+        "grace_s = 2.0",
+        router,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class RunningRouter:
+    """A router inside the test's own loop.
+
+    Attributes:
+        app: The application.
+        core: Its parts.
+        address: Its gRPC address.
+        channel: A channel to it.
+        stub: Its stub.
+    """
+
+    app: RouterInference
+    core: Core
+    address: str
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+@asynccontextmanager
+async def running_router(
+    folder: Path,
+    toml: str,
+    *,
+    telemetry: Telemetry | None = None,
+    store: StateStore | None = None,
+) -> AsyncIterator[RunningRouter]:
+    """Runs a router with a settings file until the block ends."""
+    path = folder / "tiercel.toml"
+    path.write_text(toml, encoding="utf-8")
+    settings = load_settings(Settings, path=path, environ={})
+    app = RouterInference(
+        settings=settings,
+        files=load_mesh_files(settings.mesh),
+        clock=SystemClock(),
+        log=get_logger("router-under-test"),
+        telemetry=telemetry or Telemetry(None, __import__("random").Random(1)),
+        store=store,
+    )
+    async with AsyncExitStack() as stack:
+        running = await app.start(stack)
+        await running.server.start()
+        tasks = [asyncio.ensure_future(task()) for task in running.tasks]
+        try:
+            await asyncio.wait_for(running.ready(), 5.0)
+            await running.server.set_serving(True)
+            address = str(running.server.address)
+            async with grpc.aio.insecure_channel(
+                address, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                assert app.core is not None
+                stub = pb2_grpc.RouterInferenceServiceStub(channel)
+                yield RunningRouter(app, app.core, address, channel, stub)
+        finally:
+            await running.server.stop(0.5)
+            await running.flush()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
