@@ -21,8 +21,8 @@ from trainer.reference_tiers.tokenizer import EOS_ID, PAD_ID, CharTokenizer
 
 IGNORED_LABEL = -100
 MICRO_BATCH_SIZE = 64
-TASK_SHARES = {"reverse": 2, "sort": 3, "addition": 2, "recall": 2}
-"""Shares of the tasks in a training batch; sort is learned slowest."""
+TASK_SHARES = {"reverse": 2, "sort": 3, "addition": 4, "recall": 2}
+"""Shares of the tasks in a training batch; addition and sort are learned slowest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,9 @@ DEFAULT_MAX_TOKENS = 16
 
 SAMPLING_KEYS = ("max_tokens", "temperature", "seed")
 MAX_TEMPERATURE = 10.0
+
+STREAM_INTERVAL_S = 0.005
+"""Shortest time between two chunks of a stream; a fast tier's tokens share one response."""
 
 
 class RequestError(ValueError):
@@ -117,6 +121,9 @@ class Sequence:
         expires_s: Monotonic time after which a *waiting* request is dropped; infinite without a
             timeout.
         cancelled: Set by the watcher, acted on by the engine between iterations.
+        lock: Held while the final response is sent and while cancellation is asked for.
+        closed: The final response was sent.
+        next_poll_s: Monotonic time from which Triton is asked again whether it was cancelled.
         finish_reason: ``stop`` or ``length`` once finished, else None.
     """
 
@@ -146,6 +153,10 @@ class Sequence:
         self.return_num_input_tokens = extra_outputs.get("return_num_input_tokens", False)
         self.return_num_output_tokens = extra_outputs.get("return_num_output_tokens", False)
         self.cancelled = False
+        self.lock = threading.Lock()
+        self.closed = False
+        self.next_poll_s = time.monotonic()
+        self._next_chunk_s = 0.0
         self.finish_reason: str | None = None
         self._limits = limits
         self._token_count = 0
@@ -178,6 +189,13 @@ class Sequence:
         scaled = logits_V.astype(np.float64) / self.temperature
         weights = np.exp(scaled - scaled.max())
         return int(self._random.choice(len(weights), p=weights / weights.sum()))
+
+    def chunk_is_due(self) -> bool:
+        """Says whether a stream should send what it has: the first token at once, then paced."""
+        if not self.stream or time.monotonic() < self._next_chunk_s:
+            return False
+        self._next_chunk_s = time.monotonic() + STREAM_INTERVAL_S
+        return True
 
     def take_unsent(self) -> tuple[str, int]:
         """Returns text and token count since the last call."""
