@@ -12,7 +12,7 @@ from services.load_monitor.metrics_page import (
     read_queue_depths,
 )
 
-PAGE = b"""# HELP nv_inference_pending_request_count Instantaneous number of pending requests per-model
+PAGE = b"""# HELP nv_inference_pending_request_count Pending requests per model
 # TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="small",version="1"} 3
 nv_inference_pending_request_count{model="small",version="2"} 1

@@ -75,5 +75,5 @@ def test_edited_settings_win_over_an_addition_of_the_same_name(topology: Topolog
 @pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff"])
 def test_damaged_store_is_a_value_error(payload: bytes) -> None:
     """Whatever is stored, the monitor gets one kind of error."""
-    with pytest.raises(ValueError, match="Expecting|cannot be read|decode"):
+    with pytest.raises(ValueError, match=r"Expecting|cannot be read|decode"):
         decode_changes(payload)

@@ -1,0 +1,440 @@
+"""The load monitor over real gRPC, with a real Redis and as a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.errors import error_info
+from services.common.settings import load_settings
+from services.load_monitor.app import REDIS_HEALTH, SERVICE, LoadMonitorApp, build_app
+from services.load_monitor.settings import Settings
+from tests.conftest import RedisServer
+from tests.unit.services.common.test_settings import PROFILE
+from tiercel.common.v1 import common_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
+from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
+
+MESH = """
+[mesh]
+tiers = ["small", "large"]
+profile = "p.toml"
+quality = "q.toml"
+redis_url = "{redis_url}"
+[[mesh.tasks]]
+name = "reverse"
+default_deadline_s = 0.5
+[[mesh.endpoints]]
+name = "e1"
+address = "127.0.0.1:{port}"
+tiers = ["small", "large"]
+profile = "p.toml"
+[load_monitor]
+listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+lame_duck_s = 0.0
+grace_s = 2.0
+redis_timeout_s = 0.3
+"""
+
+
+def write_settings(folder: Path, redis_url: str, port: int) -> Path:
+    """Writes the settings of a mesh whose endpoint does not answer."""
+    (folder / "p.toml").write_text(PROFILE)
+    path = folder / "tiercel.toml"
+    path.write_text(MESH.format(redis_url=redis_url, port=port))
+    return path
+
+
+class Served:
+    """A monitor that runs inside the test, and a stub."""
+
+    def __init__(self, app: LoadMonitorApp, address: str) -> None:
+        self.app = app
+        self.address = address
+        self.channel = grpc.aio.insecure_channel(address)
+        self.stub: Any = pb_grpc.LoadMonitorServiceStub(self.channel)
+
+    async def state(self) -> state_pb2.SystemState:
+        """Returns the newest state."""
+        response = await self.stub.GetSystemState(pb.GetSystemStateRequest(), timeout=5)
+        state: state_pb2.SystemState = response.state
+        return state
+
+    async def wait_for(self, good: Callable[[state_pb2.SystemState], bool]) -> Any:
+        """Returns the first watched state that is good."""
+        async with asyncio.timeout(10):
+            async for response in self.stub.WatchSystemState(pb.WatchSystemStateRequest()):
+                if good(response.state):
+                    return response.state
+        raise AssertionError("the watch ended")
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path, **overrides: str) -> AsyncIterator[Served]:
+    """Runs a monitor with the settings of `path`."""
+    dotted = {f"load_monitor.{key}": value for key, value in overrides.items()}
+    app = build_app(load_settings(Settings, path=path, environ={}, overrides=dotted))
+    async with contextlib.AsyncExitStack() as stack:
+        running = await app.start(stack)
+        await running.server.start()
+        tasks = [asyncio.create_task(task()) for task in running.tasks]
+        await running.ready()
+        await running.server.set_serving(True)
+        served = Served(app, str(running.server.address))
+        try:
+            yield served
+        finally:
+            await served.channel.close()
+            await running.drain()
+            await running.server.stop(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path, redis_server: RedisServer, free_port: Callable[[], int]) -> Path:
+    """A settings file beside a real Redis."""
+    return write_settings(tmp_path, redis_server.url, free_port())
+
+
+def report(sequence: int = 1, **fields: Any) -> pb.ReportTrafficRequest:
+    """Returns a report of router `r1`."""
+    default: dict[str, Any] = {"router_id": "r1", "epoch": 7, "sequence": sequence}
+    load = state_pb2.RouterLoad(**(default | fields))
+    return pb.ReportTrafficRequest(load=load)
+
+
+def endpoint(name: str = "e2", **fields: Any) -> common_pb2.Endpoint:
+    """Returns a definition."""
+    tiers = [common_pb2.ServedTier(tier="small")]
+    default: dict[str, Any] = {"endpoint": name, "address": "127.0.0.1:1", "tiers": tiers}
+    return common_pb2.Endpoint(**(default | fields))
+
+
+async def test_reports_come_out_in_the_state_as_they_went_in(path: Path) -> None:
+    """A report is published whole; closing the stream takes the router out."""
+    async with serving(path) as served:
+        call = served.stub.ReportTraffic()
+        candidate = common_pb2.Candidate(tier="small", endpoint="e1")
+        loads = [state_pb2.CandidateLoad(candidate=candidate, in_flight_count=3)]
+        sent = report(5, loads=loads, arrival_rate_rps=12.5, policy="greedy")
+        await call.write(sent)
+        state = await served.wait_for(lambda s: len(s.routers) == 1)
+        assert state.routers[0] == sent.load
+        assert (state.arrival_rate_short_rps, state.arrival_rate_long_rps) == (12.5, 12.5)
+        (seen,) = state.endpoints
+        assert seen.health == common_pb2.ENDPOINT_HEALTH_DOWN
+        assert seen.endpoint.profile == "p"
+        assert seen.endpoint.tiers[1].model_name == "large"
+        await call.write(report(4))
+        await call.done_writing()
+        assert (await call).last_sequence == 5
+        await served.wait_for(lambda s: not s.routers)
+
+
+async def test_watch_resumes_after_the_version_it_is_given(path: Path) -> None:
+    """Only newer states come, in order."""
+    async with serving(path) as served:
+        first = await served.state()
+        request = pb.WatchSystemStateRequest(after_version=first.version)
+        versions = []
+        async for response in served.stub.WatchSystemState(request, timeout=10):
+            versions.append(response.state.version)
+            if len(versions) == 3:
+                break
+        assert versions == sorted(set(versions))
+        assert versions[0] > first.version
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code", "fields"),
+    [
+        ("ReportTraffic", report(router_id=""), "INVALID_ARGUMENT", ["load.router_id"]),
+        ("ReportTraffic", report(0, epoch=0), "INVALID_ARGUMENT", ["load.epoch", "load.sequence"]),
+        (
+            "ReportTraffic",
+            report(arrival_rate_rps=float("nan")),
+            "INVALID_ARGUMENT",
+            ["load.arrival_rate_rps"],
+        ),
+        (
+            "ReportTraffic",
+            report(loads=[state_pb2.CandidateLoad(in_flight_count=-1)]),
+            "INVALID_ARGUMENT",
+            ["load.loads[0].candidate", "load.loads[0]"],
+        ),
+        (
+            "WatchSystemState",
+            pb.WatchSystemStateRequest(after_version=-1),
+            "INVALID_ARGUMENT",
+            ["after_version"],
+        ),
+        (
+            "WatchSystemState",
+            pb.WatchSystemStateRequest(after_version=2**62),
+            "INVALID_ARGUMENT",
+            ["after_version"],
+        ),
+        (
+            "AddEndpoint",
+            pb.AddEndpointRequest(),
+            "INVALID_ARGUMENT",
+            ["endpoint.endpoint", "endpoint.address", "endpoint.tiers"],
+        ),
+        (
+            "AddEndpoint",
+            pb.AddEndpointRequest(
+                endpoint=endpoint(tiers=[common_pb2.ServedTier(tier="huge")], address="x")
+            ),
+            "INVALID_ARGUMENT",
+            ["endpoint.address", "endpoint.tiers[0].tier"],
+        ),
+        ("AddEndpoint", pb.AddEndpointRequest(endpoint=endpoint("e1")), "ALREADY_EXISTS", []),
+        ("RemoveEndpoint", pb.RemoveEndpointRequest(), "INVALID_ARGUMENT", ["endpoint"]),
+        ("RemoveEndpoint", pb.RemoveEndpointRequest(endpoint="no"), "NOT_FOUND", []),
+        (
+            "RemoveEndpoint",
+            pb.RemoveEndpointRequest(endpoint="e1", drain=Duration(seconds=-1)),
+            "INVALID_ARGUMENT",
+            ["drain"],
+        ),
+    ],
+)
+async def test_bad_input_is_explained(
+    shared: Served, method: str, request_: Any, code: str, fields: list[str]
+) -> None:
+    """Every mistake has its status, its reason, and all its fields in one answer."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call_once(shared, method, request_)
+    assert caught.value.code().name == code
+    info = error_info(caught.value)
+    assert info is not None
+    assert info.domain == "tiercel"
+    for field in fields:
+        assert field in (caught.value.details() or "")
+
+
+async def call_once(served: Served, method: str, request: Any) -> None:
+    """Sends one message to a method of any kind and reads one answer."""
+    if method == "ReportTraffic":
+        call = served.stub.ReportTraffic(iter([request]), timeout=5)
+        await call
+    elif method == "WatchSystemState":
+        await served.stub.WatchSystemState(request, timeout=5).read()
+    else:
+        await getattr(served.stub, method)(request, timeout=5)
+
+
+@pytest.fixture
+async def shared(path: Path) -> AsyncIterator[Served]:
+    """A monitor for tests that only ask."""
+    async with serving(path) as served:
+        yield served
+
+
+async def test_watches_are_bounded(path: Path) -> None:
+    """One more than allowed is refused with a retry time; a closed one makes room."""
+    async with serving(path, max_watchers="1") as served:
+        first = served.stub.WatchSystemState(pb.WatchSystemStateRequest())
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.stub.WatchSystemState(pb.WatchSystemStateRequest(), timeout=5).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        first.cancel()
+        assert (await served.wait_for(lambda _: True)).version > 0
+
+
+async def test_endpoint_list_survives_a_restart(path: Path) -> None:
+    """What was added and removed while running is still so in the next process."""
+    async with serving(path) as served:
+        added = await served.stub.AddEndpoint(pb.AddEndpointRequest(endpoint=endpoint()), timeout=5)
+        again = await served.stub.AddEndpoint(pb.AddEndpointRequest(endpoint=endpoint()), timeout=5)
+        assert added.topology_version == again.topology_version
+        request = pb.RemoveEndpointRequest(endpoint="e1", drain=Duration(seconds=0))
+        await served.stub.RemoveEndpoint(request, timeout=5)
+        before = await served.wait_for(
+            lambda s: [e.endpoint.endpoint for e in s.endpoints] == ["e2"]
+        )
+    async with serving(path) as served:
+        after = await served.state()
+        assert [e.endpoint.endpoint for e in after.endpoints] == ["e2"]
+        assert after.topology_version == before.topology_version
+        assert after.version > before.version
+
+
+async def test_redis_that_goes_and_comes_back(path: Path, redis_server: RedisServer) -> None:
+    """States keep coming; health and metrics say what is wrong, and no longer when it is right."""
+    async with serving(path) as served:
+        health: Any = health_pb2_grpc.HealthStub(served.channel)
+
+        async def redis_health() -> str:
+            request = health_pb2.HealthCheckRequest(service=REDIS_HEALTH)
+            status = (await health.Check(request, timeout=5)).status
+            return str(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+
+        async def until(status: str) -> None:
+            async with asyncio.timeout(10):
+                while await redis_health() != status:
+                    await asyncio.sleep(0.02)
+
+        assert await redis_health() == "SERVING"
+        redis_server.stop()
+        await until("NOT_SERVING")
+        version = (await served.state()).version
+        await served.wait_for(lambda s: s.version > version)
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        answer = await health.Check(request, timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        redis_server.start()
+        await until("SERVING")
+
+
+class Process:
+    """A monitor as a child process."""
+
+    def __init__(self, path: Path, ready_file: Path, *arguments: str) -> None:
+        self.ready_file = ready_file
+        command = [sys.executable, "-m", "services.load_monitor", "--config", str(path)]
+        self.popen = subprocess.Popen(
+            [*command, "--ready-file", str(ready_file), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def addresses(self) -> dict[str, str]:
+        """Returns the bound addresses once it serves."""
+        give_up_s = time.monotonic() + 20.0
+        while not self.ready_file.exists():
+            if self.popen.poll() is not None or time.monotonic() > give_up_s:
+                raise AssertionError(self.end())
+            time.sleep(0.02)
+        found: dict[str, str] = json.loads(self.ready_file.read_text())["addresses"]
+        return found
+
+    def end(self) -> tuple[int, str, str]:
+        """Waits for its end; returns exit code, output and error output."""
+        out, err = self.popen.communicate(timeout=15)
+        return self.popen.returncode, out, err
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(path: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts monitors as processes; whatever is left is killed."""
+    started: list[Process] = []
+
+    def start(*arguments: str) -> Process:
+        ready_file = tmp_path / f"ready-{len(started)}.json"
+        process = Process(path, ready_file, *arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.communicate(timeout=15)
+
+
+async def read_versions(watch: Any, versions: list[int]) -> None:
+    """Reads a watch to its end."""
+    while True:
+        versions.append((await watch.read()).state.version)
+
+
+async def test_signal_drains_and_a_second_monitor_takes_over(start: Start) -> None:
+    """SIGTERM ends open watches with UNAVAILABLE and exit code 0; the follower then leads."""
+    first = start()
+    first_address = await asyncio.to_thread(first.addresses)
+    second = start()
+    second_address = await asyncio.to_thread(second.addresses)
+    async with (
+        grpc.aio.insecure_channel(first_address["grpc"]) as one,
+        grpc.aio.insecure_channel(second_address["grpc"]) as two,
+    ):
+        stub_one: Any = pb_grpc.LoadMonitorServiceStub(one)
+        stub_two: Any = pb_grpc.LoadMonitorServiceStub(two)
+        watch_one = stub_one.WatchSystemState(pb.WatchSystemStateRequest(), timeout=15)
+        state = (await watch_one.read()).state
+        leader, versions = state.monitor_id, [state.version]
+        watch_two = stub_two.WatchSystemState(pb.WatchSystemStateRequest(), timeout=15)
+        assert (await watch_two.read()).state.monitor_id == leader
+        first.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_versions(watch_one, versions)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        info = error_info(caught.value)
+        assert info is not None
+        assert info.reason == "DRAINING"
+        assert not first.ready_file.exists()
+        while (state := (await watch_two.read()).state).monitor_id == leader:
+            pass
+        assert state.version > versions[-1]
+    code, out, err = await asyncio.to_thread(first.end)
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_metrics_of_a_process(start: Start) -> None:
+    """The page shows the monitor's own gauges."""
+    addresses = start().addresses()
+    with urllib.request.urlopen(f"http://{addresses['metrics']}/metrics", timeout=5) as response:
+        page = response.read().decode()
+    for line in (
+        'tiercel_monitor_role{role="leader"} 1.0',
+        'tiercel_endpoint_health{endpoint="e1",health="down"} 1.0',
+        'tiercel_tier_ready{endpoint="e1",tier="small"} 0.0',
+        "tiercel_monitor_routers 0.0",
+    ):
+        assert line in page
+
+
+def test_wrong_settings_end_with_code_2_and_every_line(start: Start) -> None:
+    """No traceback; each mistake on a line."""
+    code, _, err = start("--set", "load_monitor.grace_s=soon", "--set", "mesh.tiers=[]").end()
+    assert code == 2
+    assert "command line: load_monitor.grace_s: input should be a valid number" in err
+    assert "command line: mesh.tiers: " in err
+    assert "Traceback" not in err
+
+
+def test_port_in_use_is_one_line(start: Start) -> None:
+    """The second process on a port says so and ends with code 1."""
+    address = start().addresses()["grpc"]
+    code, _, err = start("--listen", address).end()
+    assert code == 1
+    lines = [line for line in err.splitlines() if "cannot listen" in line]
+    assert lines == [f"load-monitor: cannot listen on {address}: the port is in use"]
+    assert "Traceback" not in err
+
+
+def test_second_signal_ends_at_once(start: Start) -> None:
+    """Who is in a hurry does not wait for the drain."""
+    process = start("--set", "load_monitor.lame_duck_s=60")
+    process.addresses()
+    process.popen.send_signal(signal.SIGINT)
+    while process.ready_file.exists():
+        time.sleep(0.01)
+    process.popen.send_signal(signal.SIGINT)
+    assert process.end()[0] == 128 + signal.SIGINT
