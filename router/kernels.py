@@ -129,12 +129,21 @@ def predict_latency_s(
 def device_backlog_s(fleet: FleetArrays, load: LoadArrays, out_C: NDArray[np.float64]) -> None:
     """Computes the work outstanding on each candidate's device, seconds, into `out_C`."""
     candidate_count = len(fleet.tier_C)
+    # Summed up at the device's first candidate, then handed to its others.
     for c in range(candidate_count):
-        total = 0.0
-        for j in range(candidate_count):
-            if fleet.device_C[j] == fleet.device_C[c]:
-                total += candidate_work_s(fleet, load, j)
-        out_C[c] = total
+        work = candidate_work_s(fleet, load, c)
+        first = 0
+        while fleet.device_C[first] != fleet.device_C[c]:
+            first += 1
+        if first == c:
+            out_C[c] = work
+        else:
+            out_C[first] += work
+    for c in range(candidate_count):
+        first = 0
+        while fleet.device_C[first] != fleet.device_C[c]:
+            first += 1
+        out_C[c] = out_C[first]
 
 
 def request_device_time_s(

@@ -11,6 +11,7 @@ import numpy as np
 
 from router import kernels
 from router.ledger import LoadArrays
+from router.policies import scores
 from router.policies.scores import Query
 from router.types import Decision, NoCandidateError, RewardKind, SloKind
 
@@ -109,6 +110,8 @@ class ScorePolicy:
 
     PARAMETERS: ClassVar[tuple[Parameter, ...]] = ()
     KERNEL: ClassVar[Callable[..., None]]
+    EXPLAINS: ClassVar[bool] = True
+    """The kernel fills predictions itself; where it has no use for them, `decide` does."""
 
     def __init__(self, name: str, params: Mapping[str, float] | None = None) -> None:
         """Checks the parameters; raises PolicyParameterError."""
@@ -147,6 +150,8 @@ class ScorePolicy:
         count = len(allowed)
         predicted, probability, work, score = ([0.0] * count for _ in range(4))
         query = query_of(observation, self._draw(rng))
+        if not self.EXPLAINS:
+            scores.explain(fleet, load, query, 1.0, 8.0, predicted, probability, work)  # type: ignore[arg-type]
         type(self).KERNEL(
             fleet, load, allowed, query, self._params, predicted, probability, work, score
         )

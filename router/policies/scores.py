@@ -6,7 +6,7 @@ compiles them. All share one signature, so that a policy is a kernel and a vecto
     score_X(fleet, load, allowed_C, query, params_P, predicted_s_C, probability_C, work_s_C, out_C)
 
 `out_C` gets the scores; `predicted_s_C`, `probability_C` and `work_s_C` (backlog of the candidate's
-device) are filled too, for explanations. Candidates that are not allowed may get any score: the
+device) are filled by those kernels that use them. Candidates that are not allowed may get any score: the
 choice skips them.
 
 Shape letters: K tasks, C candidates, P parameters.
@@ -167,7 +167,7 @@ def score_static(
     out_C: NDArray[np.float64],
 ) -> None:
     """One tier always. Parameters: 0 the tier's index."""
-    explain(fleet, load, query, 1.0, 8.0, predicted_s_C, probability_C, work_s_C)
+    kernels.device_backlog_s(fleet, load, work_s_C)
     prefer_tier(fleet, params_P[0], work_s_C, out_C)
 
 

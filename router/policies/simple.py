@@ -27,6 +27,7 @@ class StaticPolicy(ScorePolicy):
     """
 
     KERNEL = staticmethod(scores.score_static)
+    EXPLAINS = False
 
     def __init__(self, name: str, tier: int, picker: str = "least-work") -> None:
         """Serves tier index `tier`; raises LookupError for an unknown picker."""

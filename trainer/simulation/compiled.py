@@ -30,6 +30,14 @@ _MODULES = (
 )
 """Modules in an order in which each uses only earlier ones."""
 
+_ALLOCATING = ("router.dqn.network",)
+"""Modules whose functions make arrays; the others only fill what they are given."""
+
+jit: Any = numba.njit(cache=True, error_model="numpy")
+jit_unmanaged: Any = numba.njit(cache=True, error_model="numpy", _nrt=False)
+"""Compiles without reference counting: the world is a tuple of some thirty arrays, and counting
+each of them at every call would cost more than the calls do."""
+
 CACHE_VARIABLE = "TIERCEL_NUMBA_CACHE"
 """Environment variable that names another directory for compiled code."""
 
@@ -70,7 +78,7 @@ def _compile(name: str, twins: dict[str, types.ModuleType]) -> types.ModuleType:
     for key, value in own.items():
         function = types.FunctionType(value.__code__, scope, key, value.__defaults__)
         function.__qualname__ = value.__qualname__
-        scope[key] = numba.njit(cache=True, error_model="numpy")(function)
+        scope[key] = jit(function) if name in _ALLOCATING else jit_unmanaged(function)
     return twin
 
 

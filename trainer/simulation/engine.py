@@ -9,12 +9,9 @@ costs nothing per sequence, only per sequence that starts or ends.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
-from trainer.simulation.compiled import kernels
+from trainer.simulation.compiled import jit_unmanaged, kernels
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -30,10 +27,8 @@ from trainer.simulation.state import (
     World,
 )
 
-njit: Any = numba.njit(cache=True, error_model="numpy")
 
-
-@njit
+@jit_unmanaged
 def take_out(w: World, i: int) -> None:
     """Takes a request off its candidate: out of queue or batch, and out of the ledger."""
     request = w.requests[i]
@@ -70,7 +65,7 @@ def take_out(w: World, i: int) -> None:
     ledger_LC[REMAINING, c] -= max(1, request.predicted - done)
 
 
-@njit
+@jit_unmanaged
 def start_iteration(w: World, d: int, now_s: float) -> None:
     """Starts the next iteration of a device's next tier with work; idles if there is none."""
     device = w.devices[d]
@@ -133,7 +128,7 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         return
 
 
-@njit
+@jit_unmanaged
 def settle(w: World, i: int, status: int, now_s: float) -> None:
     """Ends a request that has left its candidate (or never had one), with its reward."""
     request = w.requests[i]
@@ -159,7 +154,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.first_reward = request.reward
 
 
-@njit
+@jit_unmanaged
 def finish_iteration(w: World, d: int, now_s: float) -> None:
     """Ends the iteration a device is running: tokens, answers; then starts the next."""
     c = w.devices[d].active
@@ -183,7 +178,7 @@ def finish_iteration(w: World, d: int, now_s: float) -> None:
     start_iteration(w, d, now_s)
 
 
-@njit
+@jit_unmanaged
 def dispatch(w: World, i: int, c: int, now_s: float) -> None:
     """Sends a request to a candidate's queue."""
     request = w.requests[i]
@@ -210,7 +205,7 @@ def dispatch(w: World, i: int, c: int, now_s: float) -> None:
         start_iteration(w, candidate.device, now_s)
 
 
-@njit
+@jit_unmanaged
 def cancel_late(w: World, i: int, now_s: float) -> None:
     """Cancels a request at its deadline, unless its first token has met one on the first token."""
     request = w.requests[i]
@@ -224,7 +219,7 @@ def cancel_late(w: World, i: int, now_s: float) -> None:
     settle(w, i, CANCELLED, now_s)
 
 
-@njit
+@jit_unmanaged
 def lose_device(w: World, d: int, now_s: float) -> None:
     """Loses a device: all it held is pending again where retries are on, else failed."""
     device = w.devices[d]
@@ -242,7 +237,7 @@ def lose_device(w: World, d: int, now_s: float) -> None:
         # An iteration that never ended leaves its number to the next one.
 
 
-@njit
+@jit_unmanaged
 def give_up(w: World, i: int, now_s: float) -> None:
     """Takes a request off a lost device."""
     take_out(w, i)

@@ -6,14 +6,19 @@ decision out. The compiled run, the Gymnasium environment and tests all go throu
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 
 from router.dqn.snapshot import Weights
 from router.policies.scores import Query
-from trainer.simulation.compiled import features, kernels, network, safety, scores
+from trainer.simulation.compiled import (
+    features,
+    jit,
+    jit_unmanaged,
+    kernels,
+    network,
+    safety,
+    scores,
+)
 from trainer.simulation.engine import (
     cancel_late,
     dispatch,
@@ -38,8 +43,6 @@ from trainer.simulation.state import (
     World,
 )
 
-njit: Any = numba.njit(cache=True, error_model="numpy")
-
 # Kinds of a policy in compiled code.
 KIND_STATIC = 0
 KIND_RANDOM = 1
@@ -53,7 +56,7 @@ KIND_FLUID = 8
 KIND_DQN = 9
 
 
-@njit
+@jit_unmanaged
 def uniform(w: World) -> float:
     """Returns a uniform number in [0, 1) of the world's own generator (splitmix64)."""
     clock = w.clock[0]
@@ -65,7 +68,7 @@ def uniform(w: World) -> float:
     return float(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@njit
+@jit_unmanaged
 def heap_push(w: World, time_s: float, key: int) -> None:
     """Adds a rescue moment."""
     clock = w.clock[0]
@@ -82,7 +85,7 @@ def heap_push(w: World, time_s: float, key: int) -> None:
     w.heap_id[j] = key
 
 
-@njit
+@jit_unmanaged
 def heap_pop(w: World) -> int:
     """Takes the earliest rescue moment off and returns its key."""
     clock = w.clock[0]
@@ -108,7 +111,7 @@ def heap_pop(w: World) -> int:
     return key
 
 
-@njit
+@jit_unmanaged
 def take_snapshot(w: World, now_s: float) -> None:
     """Keeps what the monitor collects at a tick: every router's ledger and rates."""
     clock = w.clock[0]
@@ -127,7 +130,7 @@ def take_snapshot(w: World, now_s: float) -> None:
     clock.next_tick_s = now_s + clock.tick_s
 
 
-@njit
+@jit_unmanaged
 def see(w: World, router: int, now_s: float) -> None:
     """Fills the view of a router: own ledger exactly, others' as last published; and the rates."""
     clock = w.clock[0]
@@ -163,7 +166,7 @@ def see(w: World, router: int, now_s: float) -> None:
     clock.rate_long = kernels.rate_from_sum(long, now_s, clock.long_tau_s)
 
 
-@njit
+@jit_unmanaged
 def count_arrival(w: World, i: int, now_s: float) -> None:
     """Updates the router's rate and its mean prompt length."""
     clock = w.clock[0]
@@ -180,7 +183,7 @@ def count_arrival(w: World, i: int, now_s: float) -> None:
     router.mean_prompt += 0.02 * (request.prompt - router.mean_prompt)
 
 
-@njit
+@jit_unmanaged
 def prepare(w: World, i: int, now_s: float) -> bool:
     """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
     clock = w.clock[0]
@@ -210,7 +213,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     return True
 
 
-@njit
+@jit_unmanaged
 def try_rescue(w: World, key: int, now_s: float) -> None:
     """Moves a request that is about to miss to a smaller tier that would make it, if one would."""
     clock = w.clock[0]
@@ -263,7 +266,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     dispatch(w, i, target, now_s)
 
 
-@njit
+@jit_unmanaged
 def fleet_event(w: World, k: int, now_s: float) -> None:
     """Carries out a loss, a return or a slow-down of a device."""
     event = w.fleet_events[k]
@@ -278,7 +281,7 @@ def fleet_event(w: World, k: int, now_s: float) -> None:
         device.slow = event.value
 
 
-@njit
+@jit_unmanaged
 def advance(w: World) -> int:
     """Runs the world to the next decision; returns its request, or -1 when all is done."""
     clock = w.clock[0]
@@ -346,7 +349,7 @@ def advance(w: World) -> int:
                 return i
 
 
-@njit
+@jit_unmanaged
 def query_for(w: World, i: int, now_s: float) -> Query:
     """Returns the request and the traffic as its router saw them in `prepare`."""
     clock = w.clock[0]
@@ -367,7 +370,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
     )
 
 
-@njit
+@jit_unmanaged
 def fill_features(w: World, q: Query) -> None:
     """Computes the features of the decision at hand."""
     features.compute_features(
@@ -389,13 +392,16 @@ def fill_features(w: World, q: Query) -> None:
     )
 
 
-@njit
+@jit
 def decide(
     w: World, kind: int, q: Query, params_P: np.ndarray, weights: Weights, with_features: bool
 ) -> int:
     """Returns the candidate the policy chooses, by the router's own kernels."""
+    clock = w.clock[0]
     fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
     a, b, c = w.predicted_C, w.probability_C, w.work_C
+    if kind == KIND_STATIC and clock.epsilon > 0.0:  # the only kernel that predicts nothing
+        kernels.predict_latency_s(fleet, view, q.prompt_tokens, q.event_tokens, a)
     if with_features or kind == KIND_DQN:
         fill_features(w, q)
     if kind == KIND_STATIC:
@@ -434,7 +440,7 @@ def decide(
     return action
 
 
-@njit
+@jit
 def explore(w: World, i: int, action: int) -> int:
     """Replaces the action by one of the episode's tier mix with probability epsilon.
 
@@ -486,7 +492,7 @@ def explore(w: World, i: int, action: int) -> int:
     return chosen
 
 
-@njit
+@jit_unmanaged
 def apply(w: World, i: int, action: int) -> None:
     """Carries a decision out: dispatch, and the timer of a possible rescue."""
     clock = w.clock[0]
@@ -516,7 +522,7 @@ def apply(w: World, i: int, action: int) -> None:
         heap_push(w, now_s + moment_s, i * 4 + request.attempt)
 
 
-@njit
+@jit
 def run(w: World, kind: int, params_P: np.ndarray, weights: Weights) -> None:
     """Runs the world to its end under one policy, recording every stride-th decision."""
     clock = w.clock[0]
