@@ -1,8 +1,9 @@
 """Renders the part of Kustomize that deploy/ uses, where no kubectl is at hand.
 
-Knows `namespace`, `resources` (files and directories), `components`, `configMapGenerator` (files; create or merge),
-`images` (newName, newTag) and `patches` by `path` (strategic merge). Anything else raises, so that nothing is skipped
-in silence; test_kubernetes.py compares its result with the real tool's wherever that is installed.
+Knows `namespace`, `resources` (files and directories), `components`, `configMapGenerator` (files;
+create or merge), `images` (newName, newTag) and `patches` by `path` (strategic merge). Anything
+else raises, so that nothing is skipped in silence; test_kubernetes.py compares its result with the
+real tool's wherever that is installed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _find(resources: list[Resource], kind: str, name: str) -> Resource:
 
 
 def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
-    """Merges `patch` into `target`: null removes, mappings merge, keyed lists join, others replace."""
+    """Merges `patch` into `target`: null removes, mappings merge, keyed lists join."""
     for key, value in patch.items():
         if value is None:
             target.pop(key, None)

@@ -110,7 +110,9 @@ def resource(resources: list[dict[str, Any]], kind: str, name: str) -> dict[str,
     """Returns one resource by kind and name (without the hash of a generated name)."""
     for candidate in resources:
         own = candidate["metadata"]["name"]
-        if candidate["kind"] == kind and (own == name or re.fullmatch(f"{name}-[0-9a-z]{{10}}", own)):
+        if candidate["kind"] == kind and (
+            own == name or re.fullmatch(f"{name}-[0-9a-z]{{10}}", own)
+        ):
             return candidate
     raise AssertionError(f"no {kind} {name}")
 

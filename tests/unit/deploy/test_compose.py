@@ -80,7 +80,7 @@ def test_mounted_files_exist(merged: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_service_matches_image_and_settings(base: dict[str, Any], service: str) -> None:
-    """Command, ports, mounted settings and time to stop agree with the image and the settings file."""
+    """Command, ports, settings and time to stop agree with image and settings file."""
     own = section("reference", service)
     entry = base["services"][service]
     stage = dockerfile_stages()[f"image-{service}"]
@@ -117,7 +117,7 @@ def test_settings_name_services_of_the_file(base: dict[str, Any]) -> None:
 
 
 def test_gpu_layer_replaces_image_command_and_build() -> None:
-    """With the GPU layer last, Triton is the vendor's image on the production repository, with a GPU."""
+    """With the GPU layer last, Triton is the vendor's image on real checkpoints, with a GPU."""
     triton = compose("compose.observability.yaml", "compose.gpu.yaml")["services"]["triton"]
     assert "build" not in triton
     assert "vllm" in triton["image"]

@@ -83,7 +83,9 @@ def test_copied_paths_exist_and_are_sent_to_the_builder() -> None:
                 continue
             for source in arguments.split()[:-1]:
                 assert (ROOT / source).exists(), source
-                assert any(source == entry or source.startswith(f"{entry}/") for entry in let_through)
+                assert any(
+                    source == entry or source.startswith(f"{entry}/") for entry in let_through
+                )
 
 
 def test_images_are_pinned() -> None:

@@ -42,7 +42,11 @@ def test_manifests_pass_the_strict_schema(overlay: str, tmp_path: Path) -> None:
     """Every rendered resource is valid for the Kubernetes API, without unknown keys."""
     document = tmp_path / "rendered.yaml"
     document.write_text(yaml.safe_dump_all(rendered(overlay)), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", str(document)]
+    command = [
+        str(Path(sys.executable).with_name("kubernetes-validate")),
+        "--strict",
+        str(document),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("passed") == len(rendered(overlay))
@@ -54,17 +58,23 @@ def test_schema_check_refuses_an_unknown_key(tmp_path: Path) -> None:
     deployment["spec"]["replica"] = 1
     document = tmp_path / "wrong.yaml"
     document.write_text(yaml.safe_dump(deployment), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("kubernetes-validate")), "--strict", str(document)]
+    command = [
+        str(Path(sys.executable).with_name("kubernetes-validate")),
+        "--strict",
+        str(document),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_real_kustomize_renders_the_same(overlay: str) -> None:
-    """kubectl's own Kustomize agrees with the tests' renderer, but for the hash in generated names."""
+    """The real Kustomize agrees with the tests' renderer, but for hashes in generated names."""
     kubectl = tool("kubectl")
     if kubectl is None:
-        pytest.skip("kubectl (1.25 or newer) is not installed: only the tests' own renderer was used")
+        pytest.skip(
+            "kubectl (1.25 or newer) is not installed: only the tests' own renderer was used"
+        )
     done = subprocess.run(
         [kubectl, "kustomize", str(DEPLOY / "kubernetes" / overlay)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -95,7 +105,9 @@ def _sort_named_lists(entry: Any) -> None:
     if isinstance(entry, dict):
         for key, value in entry.items():
             if key in {"volumes", "volumeMounts", "env"}:
-                entry[key] = sorted(value, key=lambda item: str(item.get("mountPath", item["name"])))
+                entry[key] = sorted(
+                    value, key=lambda item: str(item.get("mountPath", item["name"]))
+                )
             _sort_named_lists(value)
     elif isinstance(entry, list):
         for item in entry:
@@ -113,7 +125,7 @@ def test_renderer_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 def test_ports_and_probes_follow_the_settings(
     resources: list[dict[str, Any]], service: str
 ) -> None:
-    """Container ports, probes, Service and scrape annotation name the ports of the settings file."""
+    """Container ports, probes, Service and scrape annotation name the ports of the settings."""
     own = _settings(resources)[SERVICES[service]]
     grpc_port, metrics_port = port(own["listen"]), port(own["metrics_listen"])
     container = pod(resources, service)["containers"][0]
@@ -226,9 +238,11 @@ def test_settings_name_services_that_exist(resources: list[dict[str, Any]]) -> N
 
 
 def test_network_policies_open_only_ports_that_listen(resources: list[dict[str, Any]]) -> None:
-    """Each allowed port is a container port of the pods it is for, and a default denies the rest."""
+    """Each allowed port is a container port of its pods, and a default denies the rest."""
     policies = [entry for entry in resources if entry["kind"] == "NetworkPolicy"]
-    assert any(entry["spec"]["podSelector"] == {} and "ingress" not in entry["spec"] for entry in policies)
+    assert any(
+        entry["spec"]["podSelector"] == {} and "ingress" not in entry["spec"] for entry in policies
+    )
     for policy in policies:
         labels = policy["spec"]["podSelector"].get("matchLabels")
         if not labels:

@@ -1,0 +1,86 @@
+"""Writes the tables of docs/configuration.md: `python -m tests.unit.deploy.settings_table`."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from services.common.log import LogSettings
+from services.common.mesh_config import EndpointSettings, MeshSettings, TaskSettings
+from services.load_monitor.settings import LoadMonitorSettings
+from services.router_inference.settings import RouterInferenceSettings
+from services.trainer.settings import TrainerSettings
+from tests.unit.deploy.manifests import ROOT
+
+PAGE = ROOT / "docs" / "configuration.md"
+SECTIONS: dict[str, type[BaseModel]] = {
+    "mesh": MeshSettings,
+    "mesh.tasks": TaskSettings,
+    "mesh.endpoints": EndpointSettings,
+    "router_inference": RouterInferenceSettings,
+    "load_monitor": LoadMonitorSettings,
+    "trainer": TrainerSettings,
+    "log": LogSettings,
+}
+_SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+
+
+def table(model: type[BaseModel]) -> str:
+    """Returns a Markdown table of a section's keys: default, limits, meaning."""
+    lines = ["| key | default | limits | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {_default(field)} | {_limits(field)} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.default
+    if value is PydanticUndefined and field.default_factory is not None:
+        value = field.default_factory()  # type: ignore[call-arg]
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if value in ("", (), {}):
+        return "empty"
+    return f"`{value}`"
+
+
+def _limits(field: FieldInfo) -> str:
+    found = []
+    if typing.get_origin(field.annotation) is typing.Literal:
+        found.append(", ".join(f"`{choice}`" for choice in typing.get_args(field.annotation)))
+    for constraint in field.metadata:
+        for kind, attribute, sign in _SIGNS:
+            if isinstance(constraint, kind):
+                found.append(f"{sign} {getattr(constraint, attribute):g}")
+        if isinstance(constraint, MinLen):
+            found.append(f"length >= {constraint.min_length}")
+        if isinstance(constraint, MaxLen):
+            found.append(f"length <= {constraint.max_length}")
+    return ", ".join(found)
+
+
+def page_with_tables(text: str) -> str:
+    """Returns the page with the text between each pair of markers replaced by its table."""
+    for name, model in SECTIONS.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        if not tail:
+            raise ValueError(f"{PAGE}: markers of {name} are missing")
+        text = f"{head}{begin}\n{table(model)}\n\n{end}{tail}"
+    return text
+
+
+if __name__ == "__main__":
+    updated = page_with_tables(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(updated, encoding="utf-8")
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)} is up to date\n")

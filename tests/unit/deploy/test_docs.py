@@ -1,0 +1,70 @@
+"""Documents agree with the code they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from router.policies.dqn import DqnPolicy
+from router.policies.registry import KNOWN_POLICIES, SCORE_POLICIES
+from tests.unit.deploy.manifests import ROOT
+from tests.unit.deploy.settings_table import PAGE, page_with_tables
+
+_PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+)
+
+
+def test_configuration_page_is_up_to_date() -> None:
+    """Every key, default and limit of the settings is in docs/configuration.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert page_with_tables(text) == text, "run: python -m tests.unit.deploy.settings_table"
+
+
+def test_every_policy_is_described() -> None:
+    """docs/policies.md has a section for every known policy."""
+    text = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    names = [heading.replace("&lt;", "<").replace("&gt;", ">") for heading in headings]
+    assert names == list(KNOWN_POLICIES)
+
+
+@pytest.mark.parametrize("policy", [*SCORE_POLICIES, "dqn"])
+def test_policy_parameters_are_described(policy: str) -> None:
+    """Name and default of every parameter are in the policy's table, and no others."""
+    text = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    part = text.partition(f"\n## {policy}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", part, flags=re.MULTILINE)
+    table = DqnPolicy.PARAMETERS if policy == "dqn" else SCORE_POLICIES[policy].PARAMETERS
+    assert {name: float(default) for name, default in rows} == {p.name: p.default for p in table}
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the repository, every anchor a heading of it."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in _anchors(path), f"{page.name}: {target}"
+
+
+def _anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_named_files_exist() -> None:
+    """Every repository path that a document names in code style exists."""
+    for page in _PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(
+            r"`((?:deploy|docs|protos|router|services|tests|trainer)/[\w./-]+)`", text
+        ):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
