@@ -10,6 +10,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from services.common.state.store import StateUnavailableError, VersionMismatchError
+
 ERROR_DOMAIN = "tiercel"
 DETAILS_KEY = "grpc-status-details-bin"
 _MOST_NAMES_LISTED = 32
@@ -213,6 +215,8 @@ STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    StateUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    VersionMismatchError: grpc.StatusCode.ABORTED,
     # What generated servicer bases raise for a method nobody wrote.
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
 }
@@ -244,6 +248,11 @@ def status_of(error: BaseException) -> ErrorStatus:
             code = STATUS_BY_ERROR[kind]
             if isinstance(error, DomainError):
                 return _status(code, error.reason, error.message, error.metadata, error.details())
+            if isinstance(error, StateUnavailableError):
+                # Its text names hosts; the caller only needs to know what is missing.
+                return _status(code, "STATE_UNAVAILABLE", "the mesh's state store is unavailable")
+            if isinstance(error, VersionMismatchError):
+                return _status(code, AbortedError.default_reason, str(error))
             return _status(code, UnimplementedError.default_reason, "method not implemented")
     return _status(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error", is_bug=True)
 

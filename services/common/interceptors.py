@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -148,13 +149,17 @@ class _Call:
         return handle
 
     def stream(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+        if inspect.iscoroutinefunction(behavior):
+            # It sends by `context.write` and returns at the end, as a unary method does.
+            return self.unary(behavior, check)
+
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             start_s = self._clock.monotonic_s()
             try:
                 async for response in behavior(check(request), context):
                     yield response
             except GeneratorExit:
-                self._count("CANCELLED", "CLIENT_CANCELLED")
+                self._count_left(context)
                 raise
             except BaseException as error:  # one place decides about all of them
                 await self._fail(error, context)
@@ -175,9 +180,17 @@ class _Call:
     def _count(self, code: str, reason: str) -> None:
         self._metrics.handled.labels(method=self._method, code=code, reason=reason).inc()
 
+    def _count_left(self, context: Context) -> None:
+        """Counts a call whose client went away, or let its own deadline pass."""
+        left_s = context.time_remaining()
+        if left_s is not None and left_s <= 0.0:
+            self._count("DEADLINE_EXCEEDED", "CLIENT_DEADLINE")
+        else:
+            self._count("CANCELLED", "CLIENT_CANCELLED")
+
     async def _fail(self, error: BaseException, context: Context) -> NoReturn:
         if isinstance(error, asyncio.CancelledError):
-            self._count("CANCELLED", "CLIENT_CANCELLED")
+            self._count_left(context)
             raise error
         if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
             # The method answered by itself (a proxied status), or the process is ending.

@@ -144,6 +144,11 @@ async def serve(application: Application, *, log: Logger, ready_file: Path | Non
     Raises:
         StartError: It cannot start.
     """
+    if ready_file is not None:
+        # One left by a crash would send its readers to addresses of a dead process.
+        remove_ready_file(ready_file)
+        if not os.access(ready_file.parent, os.W_OK):
+            raise StartError(f"cannot write the ready file {ready_file}: no such writable folder")
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     async with AsyncExitStack() as stack:

@@ -21,6 +21,7 @@ from services.common.failures import StartError
 from services.common.log import get_logger
 from services.common.metrics import start_metrics_server
 from services.common.server import GrpcServer, ServerSettings, ServiceDefinition, build_server
+from services.common.state.store import StateUnavailableError, VersionMismatchError
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -139,6 +140,8 @@ TABLE: list[tuple[BaseException, grpc.StatusCode, str]] = [
         "DEADLINE_EXCEEDED",
     ),
     (errors.UnimplementedError("later"), grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED"),
+    (StateUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE"),
+    (VersionMismatchError("activation", 1, 2), grpc.StatusCode.ABORTED, "VERSION_MISMATCH"),
     (KeyError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL"),
 ]
 
@@ -174,7 +177,9 @@ async def test_every_error_has_its_status_and_error_info(
 def test_table_covers_every_domain_error() -> None:
     """A new domain error cannot be forgotten."""
     tested = {type(error) for error, _, _ in TABLE}
-    assert set(errors.DomainError.__subclasses__()) == tested - {KeyError}
+    domain = set(errors.DomainError.__subclasses__())
+    assert domain | {StateUnavailableError, VersionMismatchError, KeyError} == tested
+    assert set(errors.STATUS_BY_ERROR) == tested - {KeyError} | {NotImplementedError}
 
 
 async def test_details_name_field_and_delay(served: Served) -> None:
@@ -251,6 +256,35 @@ async def test_health_follows_set_serving_and_drain_is_final(served: Served) -> 
     await served.server.enter_drain()
     await served.server.set_serving(True)
     assert (await stub.Check(request, timeout=5)).status != serving
+
+
+async def test_health_watch_sends_every_change(served: Served) -> None:
+    """A method that writes to its context by itself works behind the interceptor."""
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    call: Any = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=5)
+    statuses = [(await call.read()).status]
+    await served.server.set_serving(True)
+    statuses.append((await call.read()).status)
+    response = health_pb2.HealthCheckResponse
+    assert statuses == [response.NOT_SERVING, response.SERVING]
+    call.cancel()
+
+
+async def test_deadline_of_the_client_is_counted_as_such(served: Served) -> None:
+    """A call its client gave up on is no cancellation by choice."""
+    call: Any = served.stub.WatchPolicies(pb.WatchPoliciesRequest(), timeout=0.2)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_to_end(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(5):
+        while not served.handled("WatchPolicies", "DEADLINE_EXCEEDED", "CLIENT_DEADLINE"):
+            await asyncio.sleep(0.005)
+
+
+async def read_to_end(call: Any) -> None:
+    """Reads a stream until it ends."""
+    async for _ in call:
+        pass
 
 
 async def test_reflection_lists_the_service(served: Served) -> None:
