@@ -1,0 +1,125 @@
+"""The load monitor's probes against a real Triton with paced tiers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common.triton.client import TritonClient
+from tests.integration.conftest import TIERS, PacedTriton
+from tests.integration.test_load_monitor import Served, endpoint, serving
+from tiercel.common.v1 import common_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
+from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
+
+pytestmark = pytest.mark.triton
+
+
+def write_settings(folder: Path, triton: PacedTriton, count: int) -> Path:
+    """Writes the settings of a mesh of the first `count` paced endpoints, without Redis."""
+    lines = [
+        "[mesh]",
+        f"tiers = {list(TIERS)}",
+        f'profile = "{triton.profile}"',
+        'quality = "q.toml"',
+        "[[mesh.tasks]]",
+        'name = "reverse"',
+        "default_deadline_s = 0.5",
+    ]
+    for entry in triton.endpoints[:count]:
+        lines.append("[[mesh.endpoints]]")
+        lines += [f"{key} = {_toml(value)}" for key, value in entry.items()]
+    lines += ["[load_monitor]", 'listen = "127.0.0.1:0"', 'metrics_listen = ""']
+    path = folder / "tiercel.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f'{key} = "{text}"' for key, text in value.items()) + " }"
+    return str(list(value)) if isinstance(value, list | tuple) else f'"{value}"'
+
+
+def all_ready(state: state_pb2.SystemState) -> bool:
+    """Returns whether every endpoint is ready."""
+    ready = common_pb2.ENDPOINT_HEALTH_READY
+    return all(entry.health == ready for entry in state.endpoints)
+
+
+async def wait_gauge(
+    served: Served, good: Callable[[state_pb2.TierGauges], bool]
+) -> state_pb2.TierGauges:
+    """Returns the first gauges of the first endpoint's large tier that are good."""
+    state = await served.wait_for(lambda s: good(s.endpoints[0].gauges[2]))
+    found: state_pb2.TierGauges = state.endpoints[0].gauges[2]
+    return found
+
+
+async def test_gauges_follow_what_triton_serves(paced_triton: PacedTriton, tmp_path: Path) -> None:
+    """Kind, readiness, queue depth and counters are Triton's own; means need served requests."""
+    path = write_settings(tmp_path, paced_triton, 1)
+    async with serving(path) as served:
+        state = await served.wait_for(all_ready)
+        (seen,) = state.endpoints
+        assert [gauge.kind for gauge in seen.gauges] == ["paced"] * 3
+        assert all(gauge.ready and gauge.HasField("queue_depth") for gauge in seen.gauges)
+        before = (await wait_gauge(served, lambda g: not g.HasField("mean_compute"))).success_count
+        model = seen.endpoint.tiers[2].model_name
+        async with TritonClient(paced_triton.address) as client:
+            answer = client.generate(model, "w", 4, timeout_s=20.0)
+            async with contextlib.aclosing(answer) as chunks:
+                async for _ in chunks:
+                    pass
+        gauge = await wait_gauge(served, lambda g: g.HasField("mean_compute"))
+        assert gauge.success_count > before
+
+
+async def test_endpoint_that_joins_is_probed(paced_triton: PacedTriton, tmp_path: Path) -> None:
+    """A second real endpoint, added while running, becomes ready; a wrong model is partial."""
+    path = write_settings(tmp_path, paced_triton, 1)
+    second = paced_triton.endpoints[1]
+    tiers = [common_pb2.ServedTier(tier=t, model_name=m) for t, m in second["models"].items()]
+    good = endpoint("good", address=paced_triton.address, tiers=tiers)
+    missing = [*tiers[:2], common_pb2.ServedTier(tier="large", model_name="nothing")]
+    partial = endpoint("partial", address=paced_triton.address, tiers=missing)
+    async with serving(path) as served:
+        for definition in (good, partial):
+            request = pb.AddEndpointRequest(endpoint=definition)
+            await served.stub.AddEndpoint(request, timeout=5)
+        unknown = common_pb2.ENDPOINT_HEALTH_UNSPECIFIED
+        state = await served.wait_for(
+            lambda s: len(s.endpoints) == 3 and all(e.health != unknown for e in s.endpoints)
+        )
+        by_name = {entry.endpoint.endpoint: entry for entry in state.endpoints}
+        assert by_name["good"].health == common_pb2.ENDPOINT_HEALTH_READY
+        assert by_name["partial"].health == common_pb2.ENDPOINT_HEALTH_PARTIAL
+        assert by_name["partial"].reason == "not ready: large"
+
+
+async def test_hung_triton_is_down_and_ramps_up_again(
+    paced_triton: PacedTriton, tmp_path: Path
+) -> None:
+    """A stopped process takes connections and answers nothing; states keep coming meanwhile."""
+    path = write_settings(tmp_path, paced_triton, 2)
+    pid = paced_triton.server.pid
+    assert pid is not None
+    async with serving(path, probe_timeout_s="0.3") as served:
+        await served.wait_for(all_ready)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            down = common_pb2.ENDPOINT_HEALTH_DOWN
+            await served.wait_for(lambda s: all(e.health == down for e in s.endpoints))
+            version = (await served.state()).version
+            await asyncio.wait_for(served.wait_for(lambda s: s.version > version), 1.5)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        state = await served.wait_for(all_ready)
+        assert all(0.0 < entry.ramp_weight < 1.0 for entry in state.endpoints)
