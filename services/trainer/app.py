@@ -1,0 +1,189 @@
+"""Builds the trainer: the only place that constructs its parts."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc.aio
+
+from router.dqn.snapshot import SnapshotError, load_snapshot
+from router.features import SCHEMA
+from router.policies.registry import known_policies
+from services.common.clock import Clock, SystemClock
+from services.common.lifecycle import Running
+from services.common.log import Logger, get_logger
+from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
+from services.common.metrics import new_registry, start_metrics_server
+from services.common.server import ServerSettings, ServiceDefinition, build_server
+from services.common.state.connect import connect_store
+from services.trainer.gate import Gate
+from services.trainer.jobs import MeshSpec, SimulationJob
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.online import OnlineTraining
+from services.trainer.records import Mode
+from services.trainer.registry import PolicyRegistry
+from services.trainer.runs import RunBody, RunBook
+from services.trainer.servicer import SERVICE_NAME, TrainerServicer
+from services.trainer.settings import Settings
+from services.trainer.simulated import SimulatedTraining
+from services.trainer.worker import Worker
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
+
+REDIS_HEALTH = f"{SERVICE_NAME}.redis"
+"""Name under which grpc.health.v1 tells whether the registry's Redis is there."""
+_LEARNED = "dqn"
+_GATE_SEED = 900_000
+"""First of the gate's seeds; training seeds stay below."""
+
+
+class TrainerApplication:
+    """The trainer as `services.common.lifecycle` runs it."""
+
+    name = "trainer"
+
+    def __init__(self, *, settings: Settings, files: MeshFiles, clock: Clock, log: Logger) -> None:
+        """Takes the settings and what the mesh's files hold."""
+        self._settings = settings
+        self._files = files
+        self._clock = clock
+        self._log = log
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """The `[trainer]` section."""
+        return self._settings.trainer
+
+    async def start(self, stack: AsyncExitStack) -> Running:
+        """Builds everything; nothing here waits for Redis or for other services."""
+        settings, clock, log = self._settings.trainer, self._clock, self._log
+        prometheus = new_registry()
+        metrics = TrainerMetrics(prometheus)
+        store = connect_store(self._settings.mesh.redis_url, clock=clock)
+        stack.push_async_callback(store.close)
+        built_in = [n for n in known_policies(self._files.catalog) if n != _LEARNED]
+        registry = PolicyRegistry(
+            store=store,
+            built_in=built_in,
+            feature_schema=SCHEMA,
+            clock=clock,
+            log=log,
+            metrics=metrics,
+        )
+        spec = mesh_spec(self._settings.mesh, self._files)
+        evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
+        stack.push_async_callback(evaluator.close)
+        gate = Gate(
+            evaluator=evaluator,
+            spec=spec,
+            margin=settings.gate_margin,
+            seeds=range(_GATE_SEED, _GATE_SEED + settings.gate_seeds),
+            timeout_s=settings.worker_timeout_s,
+            log=log,
+            metrics=metrics,
+        )
+        shipped = _shipped(settings.shipped_snapshot, log, metrics)
+        online = OnlineTraining(
+            settings=settings,
+            deadline_s=spec.deadline_s,
+            store=store,
+            registry=registry,
+            gate=gate,
+            clock=clock,
+            log=log,
+            metrics=metrics,
+            fallback_initial=lambda: shipped,
+        )
+        simulated = SimulatedTraining(
+            settings=settings, spec=spec, registry=registry, gate=gate, log=log
+        )
+        bodies: dict[Mode, RunBody] = {Mode.ONLINE: online, Mode.SIMULATED: simulated}
+        runs = RunBook(clock=clock, log=log, body_of=lambda mode: bodies[mode])
+        stack.push_async_callback(runs.stop)
+        servicer = TrainerServicer(
+            registry=registry, runs=runs, profiles=(self._files.profile.name,)
+        )
+
+        def register(server: grpc.aio.Server) -> None:
+            pb_grpc.add_TrainerServiceServicer_to_server(servicer, server)
+
+        server = await build_server(
+            services=[ServiceDefinition(SERVICE_NAME, register)],
+            settings=settings,
+            registry=prometheus,
+            clock=clock,
+            log=log,
+        )
+        metrics_address = ""
+        if settings.metrics_listen:
+            metrics_server = start_metrics_server(settings.metrics_listen, prometheus)
+            stack.push_async_callback(metrics_server.close)
+            metrics_address = str(metrics_server.address)
+
+        async def poll() -> None:
+            async for reachable in registry.poll(settings.poll_interval_s):
+                await server.set_serving(reachable, service=REDIS_HEALTH)
+
+        async def ready() -> None:
+            await _publish_shipped(registry, shipped, log)
+            if settings.autostart_online:
+                runs.start(
+                    mode=Mode.ONLINE, step_count=0, seed=0, promote=settings.autostart_promote
+                )
+
+        return Running(
+            server=server,
+            metrics_address=metrics_address,
+            tasks=(poll,),
+            ready=ready,
+            flush=runs.stop,
+        )
+
+
+def build_app(settings: Settings) -> TrainerApplication:
+    """Reads the mesh's files and returns the service; raises SettingsError if one is wrong."""
+    return TrainerApplication(
+        settings=settings,
+        files=load_mesh_files(settings.mesh),
+        clock=SystemClock(),
+        log=get_logger("services.trainer"),
+    )
+
+
+def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
+    """Returns the mesh as the simulator needs it; without endpoints one device with every tier."""
+    devices: dict[str, set[str]] = {}
+    for endpoint in mesh.endpoints:
+        devices.setdefault(endpoint.device or endpoint.name, set()).update(endpoint.tiers)
+    placed = [tuple(t for t in mesh.tiers if t in tiers) for tiers in devices.values()]
+    return MeshSpec(
+        profile=files.profile,
+        quality=files.quality,
+        tasks=files.catalog.tasks,
+        deadline_s=statistics.median(task.default_deadline_s for task in files.catalog.tasks),
+        devices=tuple(placed) or (tuple(mesh.tiers),),
+    )
+
+
+def _shipped(path: str, log: Logger, metrics: TrainerMetrics) -> bytes | None:
+    """Returns the shipped snapshot's bytes; a missing or bad one is logged, never fatal."""
+    if not path:
+        return None
+    try:
+        blob = Path(path).read_bytes()
+        load_snapshot(blob, SCHEMA, path)
+    except OSError as error:
+        log.error("shipped_snapshot_unreadable", path=path, reason=error.strerror or str(error))
+        return None
+    except SnapshotError as error:
+        metrics.snapshots_refused.labels(error.reason).inc()
+        log.error("shipped_snapshot_refused", path=path, reason=str(error))
+        return None
+    return blob
+
+
+async def _publish_shipped(registry: PolicyRegistry, shipped: bytes | None, log: Logger) -> None:
+    if shipped is not None:
+        record = await registry.publish(shipped, "shipped")
+        log.info("shipped_snapshot", version=record.version)

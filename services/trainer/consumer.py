@@ -1,0 +1,161 @@
+"""Experience from the stream into the online run; acknowledged only once it is saved."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.common.state.store import StateStore, StateUnavailableError, StreamEntry
+from services.trainer.convert import BadRecordError, experience_from
+from services.trainer.metrics import TrainerMetrics
+from trainer.transition import DecisionKey, DecisionRecord, OutcomeRecord
+
+_RECOVERY_MARGIN_S = 0.01
+
+
+class ExperienceConsumer:
+    """One consumer of the group; remembers which entries carry which decision."""
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        clock: Clock,
+        log: Logger,
+        metrics: TrainerMetrics,
+        group: str,
+        consumer: str,
+        read_count: int,
+        claim_idle_s: float,
+        orphan_s: float,
+    ) -> None:
+        """Takes the store and limits; after `orphan_s` an entry nothing settles is given up."""
+        self._store = store
+        self._clock = clock
+        self._log = log
+        self._metrics = metrics
+        self._group = group
+        self._consumer = consumer
+        self._read_count = read_count
+        self._claim_idle_s = claim_idle_s
+        self._orphan_s = orphan_s
+        self._open: dict[str, tuple[DecisionKey, float]] = {}
+        self._entries_of: dict[DecisionKey, list[str]] = defaultdict(list)
+        self._to_ack: list[str] = []
+        self._claim_due_s = 0.0
+        self._recovery_start_s: float | None = clock.monotonic_s()
+        self.is_reachable = True
+
+    @property
+    def open_count(self) -> int:
+        """Entries taken in and not acknowledged."""
+        return len(self._open)
+
+    async def read(self, block_s: float) -> tuple[list[DecisionRecord], list[OutcomeRecord]] | None:
+        """Returns new records, waiting up to `block_s` for the first; None if the store is away."""
+        try:
+            entries: list[StreamEntry] = []
+            if self._recovery_start_s is not None:
+                entries = await self._recover(self._recovery_start_s)
+            elif self._clock.monotonic_s() >= self._claim_due_s:
+                entries = await self._claim()
+            if not entries:
+                entries = await self._store.read_experience(
+                    self._group, self._consumer, self._read_count, block_s
+                )
+        except StateUnavailableError as error:
+            if self.is_reachable:
+                self._log.warning("experience_unreachable", reason=str(error))
+            self.is_reachable = False
+            if self._recovery_start_s is not None:
+                # A claim whose answer was lost has made its entries young again.
+                self._recovery_start_s = self._clock.monotonic_s()
+            return None
+        if not self.is_reachable:
+            self._log.info("experience_reachable")
+        self.is_reachable = True
+        return self._decode(entries)
+
+    def forget(self) -> None:
+        """Forgets what is open, as after the loss of the worker that held it; it is read again."""
+        self._open.clear()
+        self._entries_of.clear()
+        self._recovery_start_s = self._clock.monotonic_s()
+
+    async def settle(self, keys: Sequence[DecisionKey]) -> None:
+        """Acknowledges what is saved; what cannot be acknowledged now is at the next call."""
+        for key in keys:
+            for entry_id in self._entries_of.pop(key, ()):
+                self._open.pop(entry_id, None)
+                self._to_ack.append(entry_id)
+        self._give_up_orphans()
+        if not self._to_ack:
+            return
+        try:
+            await self._store.ack_experience(self._group, self._to_ack)
+        except StateUnavailableError:
+            return  # they come again and are recognised as settled
+        self._metrics.entries_acked.inc(len(self._to_ack))
+        self._to_ack = []
+
+    async def _recover(self, start_s: float) -> list[StreamEntry]:
+        """Returns what a former life had read and not settled, before anything newer is read.
+
+        Newer records would overtake it, and what comes behind its time is of no use.
+        """
+        # What this recovery has claimed itself is younger than the recovery.
+        idle_s = self._clock.monotonic_s() - start_s + _RECOVERY_MARGIN_S
+        entries = await self._store.claim_stale_experience(
+            self._group, self._consumer, idle_s, self._read_count
+        )
+        if not entries:
+            self._recovery_start_s = None
+            self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
+        return entries
+
+    async def _claim(self) -> list[StreamEntry]:
+        entries = await self._store.claim_stale_experience(
+            self._group, self._consumer, self._claim_idle_s, self._read_count
+        )
+        if len(entries) < self._read_count:
+            self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
+        return [entry for entry in entries if entry.entry_id not in self._open]
+
+    def _decode(
+        self, entries: Sequence[StreamEntry]
+    ) -> tuple[list[DecisionRecord], list[OutcomeRecord]]:
+        decisions: list[DecisionRecord] = []
+        outcomes: list[OutcomeRecord] = []
+        now_s = self._clock.monotonic_s()
+        for entry in entries:
+            self._metrics.entries_read.inc()
+            try:
+                record = experience_from(entry.payload)
+            except BadRecordError as error:
+                self._metrics.entries_bad.inc()
+                self._log.debug("experience_bad", reason=str(error))
+                self._to_ack.append(entry.entry_id)
+                continue
+            self._open[entry.entry_id] = (record.key, now_s)
+            self._entries_of[record.key].append(entry.entry_id)
+            if isinstance(record, DecisionRecord):
+                decisions.append(record)
+            else:
+                outcomes.append(record)
+        return decisions, outcomes
+
+    def _give_up_orphans(self) -> None:
+        """Lets go of entries nothing will settle: outcomes without a decision, late feedback."""
+        limit_s = self._clock.monotonic_s() - self._orphan_s
+        for entry_id, (key, read_s) in list(self._open.items()):
+            if read_s > limit_s:
+                break  # in order of reading
+            del self._open[entry_id]
+            ids = self._entries_of.get(key, [])
+            if entry_id in ids:
+                ids.remove(entry_id)
+            if not ids:
+                self._entries_of.pop(key, None)
+            self._to_ack.append(entry_id)

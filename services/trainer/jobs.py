@@ -1,0 +1,162 @@
+"""What worker processes run. Only this module of the service reaches torch and the simulator.
+
+Everything heavy is imported inside the process that needs it: the service itself stays small.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from router.catalog import QualityTable
+from router.profile import LatencyProfile
+from router.types import Task
+from trainer.transition import DecisionKey, DecisionRecord, OutcomeRecord
+
+if TYPE_CHECKING:
+    from trainer.loop import LoopStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshSpec:
+    """The mesh as the simulator needs it.
+
+    Attributes:
+        profile: latency profile of a device.
+        quality: quality table.
+        tasks: the tasks.
+        deadline_s: deadline, seconds.
+        devices: tiers placed on each device.
+    """
+
+    profile: LatencyProfile
+    quality: QualityTable
+    tasks: tuple[Task, ...]
+    deadline_s: float
+    devices: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSpec:
+    """What an online run is made of.
+
+    Attributes:
+        path: file of its state.
+        deadline_s: deadline that sets the time scale, seconds.
+        patience_s: longest wait for an outcome, seconds.
+        min_transitions: transitions before the first step.
+        replay_capacity: transitions kept.
+        hidden_count: hidden units of a fresh network.
+        seed: seed.
+        initial: snapshot to start from, None for fresh weights.
+    """
+
+    path: Path
+    deadline_s: float
+    patience_s: float
+    min_transitions: int
+    replay_capacity: int
+    hidden_count: int
+    seed: int
+    initial: bytes | None
+
+
+class OnlineJob:
+    """Online learning in a process of its own."""
+
+    def __init__(self, spec: OnlineSpec) -> None:
+        """Restores or starts the loop; raises CheckpointError or SnapshotError."""
+        import torch
+
+        from router.features import FEATURES, SCHEMA
+        from trainer.config import LearnerConfig
+        from trainer.loop import OnlineConfig, OnlineLoop
+
+        torch.set_num_threads(1)
+        names = tuple(feature.name for feature in FEATURES)
+        config = OnlineConfig(
+            learner=LearnerConfig(
+                hidden_count=spec.hidden_count,
+                replay_capacity=spec.replay_capacity,
+                # Online data are few and the start is good: small steps, slow target.
+                learning_rate=1e-4,
+                batch_size=128,
+            ),
+            deadline_s=spec.deadline_s,
+            patience_s=spec.patience_s,
+            feature_schema=SCHEMA,
+            feature_names=names,
+            availability_column=names.index("availability"),
+            min_transitions=spec.min_transitions,
+            seed=spec.seed,
+        )
+        self._loop = OnlineLoop(config, path=spec.path, initial=spec.initial)
+
+    def ingest(
+        self, decisions: Sequence[DecisionRecord], outcomes: Sequence[OutcomeRecord]
+    ) -> list[DecisionKey]:
+        """See `OnlineLoop.ingest`."""
+        return self._loop.ingest(decisions, outcomes)
+
+    def learn(self, budget_s: float) -> LoopStatus:
+        """Learns for at most `budget_s` seconds and returns where the run stands."""
+        self._loop.learn(budget_s, time.monotonic)
+        return self._loop.status
+
+    def save(self) -> list[DecisionKey]:
+        """See `OnlineLoop.save`."""
+        return self._loop.save()
+
+    def snapshot(self, description: dict[str, Any]) -> bytes:
+        """See `OnlineLoop.snapshot`."""
+        return self._loop.snapshot(description)
+
+
+class SimulationJob:
+    """Training and evaluation in the simulator, in a process of its own."""
+
+    def train(
+        self,
+        spec: MeshSpec,
+        seed: int,
+        budget_s: float,
+        initial: bytes | None,
+        report: Callable[[tuple[float, dict[str, Any]]], None],
+    ) -> bytes:
+        """Trains a policy and returns its snapshot; reports (share done, facts)."""
+        from trainer.quick import train_policy
+
+        return train_policy(
+            profile=spec.profile,
+            quality=spec.quality,
+            tasks=spec.tasks,
+            deadline_s=spec.deadline_s,
+            devices=spec.devices,
+            seed=seed,
+            budget_s=budget_s,
+            progress=lambda share, facts: report((share, facts)),
+            initial_snapshot=initial,
+        )
+
+    def evaluate(
+        self, spec: MeshSpec, policies: Sequence[tuple[str, bytes | None]], seeds: Sequence[int]
+    ) -> list[dict[str, float]]:
+        """Returns mean scores of each (name, snapshot) over the simulated rates and seeds."""
+        from trainer.quick import evaluate_policy
+
+        return [
+            evaluate_policy(
+                profile=spec.profile,
+                quality=spec.quality,
+                tasks=spec.tasks,
+                deadline_s=spec.deadline_s,
+                devices=spec.devices,
+                policy=name,
+                snapshot=snapshot,
+                seeds=seeds,
+            )
+            for name, snapshot in policies
+        ]

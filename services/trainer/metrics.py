@@ -1,0 +1,36 @@
+"""Metrics of the trainer."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class TrainerMetrics:
+    """Everything the trainer counts; names start with `tiercel_trainer_`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"tiercel_trainer_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"tiercel_trainer_{name}", text, registry=registry)
+
+        self.entries_read = counter("entries_read", "Experience entries read from the stream.")
+        self.entries_bad = counter("entries_bad", "Experience entries that could not be decoded.")
+        self.entries_acked = counter("entries_acked", "Experience entries taken in and saved.")
+        self.snapshots_published = counter("snapshots_published", "Snapshots put in the registry.")
+        self.snapshots_refused = counter(
+            "snapshots_refused", "Snapshots refused, by reason.", ("reason",)
+        )
+        self.gate_decisions = counter("gate_decisions", "Verdicts of the gate.", ("verdict",))
+        self.activations = counter("activations", "Policies activated by this process.")
+        self.worker_failures = counter("worker_failures", "Worker processes that died.")
+        self.save_failures = counter("save_failures", "Saves of the replay that failed.")
+        self.steps = gauge("learner_steps", "Learner steps of the newest online run.")
+        self.transitions = gauge("transitions", "Transitions taken in by the newest online run.")
+        self.waiting = gauge("waiting_records", "Decisions that wait for outcome or horizon.")
+        self.loss = gauge("loss", "Mean loss over the last learner steps.")
+        self.mean_reward = gauge("mean_reward", "Mean reward of recent requests, 0 to 1.")
+        self.backlog = gauge("backlog_entries", "Entries in the experience stream.")
+        self.activation = gauge("activation", "Number of the present activation.")
+        self.store_reachable = gauge("store_reachable", "1 if the registry's Redis answers.")

@@ -1,0 +1,220 @@
+"""What an ONLINE run does: read, learn a little, save, acknowledge, publish, maybe promote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from router.dqn.snapshot import load_snapshot
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.common.state.store import StateStore, StateUnavailableError
+from services.trainer.consumer import ExperienceConsumer
+from services.trainer.gate import Gate
+from services.trainer.jobs import OnlineJob, OnlineSpec
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.registry import PolicyRegistry
+from services.trainer.runs import Run
+from services.trainer.settings import TrainerSettings
+from services.trainer.worker import Worker, WorkerDiedError, WorkerError
+
+if TYPE_CHECKING:
+    from trainer.loop import LoopStatus
+
+_LEARN_S = 0.2
+_BACKOFF_S = 1.0
+_MOST_DEATHS = 5
+
+
+class OnlineTraining:
+    """The body of online runs."""
+
+    def __init__(
+        self,
+        *,
+        settings: TrainerSettings,
+        deadline_s: float,
+        store: StateStore,
+        registry: PolicyRegistry,
+        gate: Gate,
+        clock: Clock,
+        log: Logger,
+        metrics: TrainerMetrics,
+        fallback_initial: Callable[[], bytes | None],
+    ) -> None:
+        """Takes the parts; `fallback_initial` gives the start where no snapshot is active."""
+        self._settings = settings
+        self._deadline_s = deadline_s
+        self._store = store
+        self._registry = registry
+        self._gate = gate
+        self._clock = clock
+        self._log = log
+        self._metrics = metrics
+        self._fallback_initial = fallback_initial
+
+    async def __call__(self, run: Run) -> None:
+        """Runs until `run.step_count` learner steps are done, for ever if it is 0."""
+        session = _Session(self, run, await self._worker(run))
+        try:
+            await session.run()
+        finally:
+            await session.worker.close()
+
+    async def _worker(self, run: Run) -> Worker:
+        settings = self._settings
+        active = await self._registry.active()
+        initial = active.snapshot if active is not None and active.snapshot else None
+        spec = OnlineSpec(
+            path=settings.data_dir / "online.state",
+            deadline_s=self._deadline_s,
+            patience_s=settings.patience_s,
+            min_transitions=settings.min_transitions,
+            replay_capacity=settings.replay_capacity,
+            hidden_count=settings.hidden_count,
+            seed=run.seed,
+            initial=initial or self._fallback_initial(),
+        )
+        return Worker(OnlineJob, (spec,), nice=settings.worker_nice, log=self._log)
+
+
+class _Session:
+    """One run's state."""
+
+    def __init__(self, parts: OnlineTraining, run: Run, worker: Worker) -> None:
+        self._settings = parts._settings
+        self._store = parts._store
+        self._registry = parts._registry
+        self._gate = parts._gate
+        self._clock = parts._clock
+        self._log = parts._log
+        self._metrics = parts._metrics
+        self._run = run
+        self.worker = worker
+        settings = self._settings
+        self._consumer = ExperienceConsumer(
+            store=self._store,
+            clock=self._clock,
+            log=self._log,
+            metrics=self._metrics,
+            group=settings.consumer_group,
+            consumer=settings.consumer,
+            read_count=settings.read_count,
+            claim_idle_s=settings.claim_idle_s,
+            orphan_s=3.0 * settings.patience_s + settings.save_interval_s,
+        )
+        self._first_step: int | None = None
+        self._published_step = 0
+        self._deaths = 0
+
+    async def run(self) -> None:
+        """Works until the planned steps are done."""
+        start_s = self._clock.monotonic_s()
+        self._save_due_s = start_s + self._settings.save_interval_s
+        self._publish_due_s = start_s + self._settings.publish_interval_s
+        while True:
+            try:
+                if self._first_step is None:
+                    # Steps of earlier runs, restored with the state, are not this run's.
+                    before: LoopStatus = await self._call("learn", 0.0)
+                    self._first_step = self._published_step = before.step_count
+                status = await self._round()
+            except WorkerDiedError as error:
+                await self._after_death(error)
+                continue
+            planned = self._run.step_count
+            if planned and status.step_count - (self._first_step or 0) >= planned:
+                break
+        await self._save()
+        await self._publish(status)
+
+    async def _round(self) -> LoopStatus:
+        """Reads what came, learns within the share of the core, saves and publishes if due."""
+        began_s = self._clock.monotonic_s()
+        rest_s = _LEARN_S * (1.0 / self._settings.learn_cpu_share - 1.0)
+        records = await self._consumer.read(block_s=max(0.05, rest_s))
+        if records is None:
+            await self._clock.sleep(_BACKOFF_S)
+        elif records[0] or records[1]:
+            known = await self._call("ingest", *records)
+            await self._consumer.settle(known)
+        status: LoopStatus = await self._call("learn", _LEARN_S)
+        await self._report(status, self._clock.monotonic_s() - began_s)
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._save_due_s:
+            await self._save()
+            self._save_due_s = self._clock.monotonic_s() + self._settings.save_interval_s
+        new_steps = status.step_count - self._published_step
+        if now_s >= self._publish_due_s and new_steps >= self._settings.publish_min_steps:
+            await self._publish(status)
+            self._publish_due_s = self._clock.monotonic_s() + self._settings.publish_interval_s
+        # A busy stream answers at once: the rest of the share is slept off here.
+        await self._clock.sleep(began_s + rest_s + _LEARN_S - self._clock.monotonic_s())
+        return status
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        return await self.worker.call(method, *arguments, timeout_s=self._settings.worker_timeout_s)
+
+    async def _report(self, status: LoopStatus, elapsed_s: float) -> None:
+        done = status.step_count - (self._first_step or 0)
+        before = self._run.progress.step_count
+        metrics = self._metrics
+        metrics.steps.set(status.step_count)
+        metrics.transitions.set(status.transition_count)
+        metrics.waiting.set(status.waiting_count)
+        metrics.loss.set(status.loss or 0.0)
+        metrics.mean_reward.set(status.mean_reward or 0.0)
+        with suppress(StateUnavailableError):  # shown by store_reachable
+            metrics.backlog.set(await self._store.experience_count())
+        await self._run.update(
+            step_count=done,
+            transition_count=status.transition_count,
+            loss=status.loss,
+            mean_reward=status.mean_reward,
+            steps_per_second=(done - before) / max(elapsed_s, 1e-3),
+        )
+
+    async def _save(self) -> None:
+        try:
+            keys = await self._call("save")
+        except WorkerError as error:
+            # A full disk: the former state stays valid and the stream keeps what it holds.
+            self._metrics.save_failures.inc()
+            self._log.error("save_failed", reason=str(error))
+            return
+        await self._consumer.settle(keys)
+
+    async def _publish(self, status: LoopStatus) -> None:
+        """Publishes the present policy; promotes it if the run wants that and the gate passes."""
+        blob: bytes = await self._call("snapshot", {"training_id": self._run.progress.training_id})
+        parent = load_snapshot(blob).training.get("parent") or "none"
+        text = f"online, {status.transition_count} transitions, parent {parent}"
+        record = await self._registry.publish(blob, text)
+        self._published_step = status.step_count
+        await self._run.update(policy_version=record.version)
+        if not self._run.promote:
+            return
+        active = await self._registry.active()
+        if active is not None and active.record.version == record.version:
+            return
+        try:
+            verdict = await self._gate.judge(blob, active)
+        except (WorkerDiedError, WorkerError) as error:
+            self._log.error("gate_failed", reason=str(error))
+            return
+        if verdict.passed:
+            expected = active.activation if active is not None else None
+            await self._registry.promote(record.policy, record.version, expected)
+        else:
+            await self._registry.reject(record.policy, record.version, verdict.text)
+
+    async def _after_death(self, error: WorkerDiedError) -> None:
+        """Lets the next call start a new worker from the saved state; gives up after a few."""
+        self._deaths += 1
+        self._metrics.worker_failures.inc()
+        self._log.error("worker_died", reason=str(error), count=self._deaths)
+        if self._deaths > _MOST_DEATHS:
+            raise error
+        self._consumer.forget()
+        await self._clock.sleep(_BACKOFF_S * self._deaths)

@@ -1,0 +1,100 @@
+"""What the registry and the runs know, as dataclasses; `convert.py` turns them into messages."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Stage(enum.Enum):
+    """Where a policy stands; the values are those of the contract's `PolicyStage`."""
+
+    BUILT_IN = 1
+    PROPOSED = 2
+    SHADOW = 3
+    CANARY = 4
+    ACTIVE = 5
+    RETIRED = 6
+    REJECTED = 7
+
+
+class Mode(enum.Enum):
+    """Where a run's transitions come from; the contract's `TrainingMode`."""
+
+    ONLINE = 1
+    SIMULATED = 2
+
+
+class RunState(enum.Enum):
+    """State of a run; the contract's `TrainingState`."""
+
+    RUNNING = 1
+    SUCCEEDED = 2
+    FAILED = 3
+    STOPPED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecord:
+    """One policy as the registry knows it.
+
+    Attributes:
+        policy: name.
+        version: version; empty for built-in policies.
+        stage: where it stands.
+        feature_schema: schema of its snapshot; empty without one.
+        publish_ns: when it was published, nanoseconds since 1970; 0 for built-in policies.
+        transition_count: transitions it was trained on.
+        description: free text.
+        scores: evaluation scores by name.
+    """
+
+    policy: str
+    version: str
+    stage: Stage
+    feature_schema: str = ""
+    publish_ns: int = 0
+    transition_count: int = 0
+    description: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def built_in(cls, name: str) -> PolicyRecord:
+        """Returns the record of a policy that needs no snapshot."""
+        return cls(policy=name, version="", stage=Stage.BUILT_IN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProgress:
+    """Progress of a training run.
+
+    Attributes:
+        training_id: id of the run.
+        mode: where transitions come from.
+        state: its state.
+        step_count: learner steps done.
+        planned_step_count: steps planned, 0 = open-ended.
+        transition_count: transitions taken in.
+        loss: mean loss of the last steps, None before the first.
+        mean_reward: mean reward per request, None before the first.
+        epsilon: exploration rate.
+        time_left_s: seconds, None if unknown.
+        policy_version: version of the last published snapshot, empty if none.
+        error: what went wrong, empty if nothing did.
+        steps_per_second: speed.
+    """
+
+    training_id: str
+    mode: Mode
+    state: RunState = RunState.RUNNING
+    step_count: int = 0
+    planned_step_count: int = 0
+    transition_count: int = 0
+    loss: float | None = None
+    mean_reward: float | None = None
+    epsilon: float = 0.0
+    time_left_s: float | None = None
+    policy_version: str = ""
+    error: str = ""
+    steps_per_second: float = 0.0

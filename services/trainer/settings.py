@@ -1,0 +1,74 @@
+"""Settings of the trainer: the `[trainer]` section beside `[mesh]` and `[log]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.addresses import ListenAddress, OptionalListenAddress
+from services.common.log import LogSettings
+from services.common.mesh_config import MeshSettings
+from services.common.server import ServerSettings
+from services.common.settings import OptionalRelativePath, RelativePath, SettingsModel
+
+
+class TrainerSettings(ServerSettings):
+    """The `[trainer]` section."""
+
+    listen: ListenAddress = "127.0.0.1:7412"
+    """gRPC address; port 0 takes any free one."""
+    metrics_listen: OptionalListenAddress = "127.0.0.1:9412"
+    """Prometheus address; empty means no metrics are served."""
+    data_dir: RelativePath = Path("build/trainer")
+    """Folder of the replay and of checkpoints; made if missing."""
+    shipped_snapshot: OptionalRelativePath = ""
+    """Snapshot published at start if the registry lacks it; empty means none."""
+    consumer_group: str = Field(default="trainer", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Consumer group of the experience stream."""
+    consumer: str = Field(default="trainer", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Name of this consumer in the group; unique per trainer."""
+    read_count: int = Field(default=2_000, ge=1, le=50_000)
+    """Most experience entries read at once."""
+    claim_idle_s: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """Entries read this long ago and never acknowledged are read again, seconds."""
+    autostart_online: bool = False
+    """True starts an ONLINE run with the service."""
+    autostart_promote: bool = False
+    """True has that run promote what it publishes and the gate passes."""
+    learn_cpu_share: float = Field(default=0.2, gt=0.0, le=1.0)
+    """Share of one core online learning may use."""
+    worker_nice: int = Field(default=10, ge=0, le=19)
+    """Niceness of the worker processes."""
+    save_interval_s: float = Field(default=10.0, gt=0.0, le=3600.0)
+    """Time between two saves of the replay, seconds; experience is acknowledged after one."""
+    publish_interval_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+    """Least time between two published snapshots of an online run, seconds."""
+    publish_min_steps: int = Field(default=200, ge=1, le=10_000_000)
+    """Learner steps since the last snapshot before another is published."""
+    min_transitions: int = Field(default=1_000, ge=1, le=10_000_000)
+    """Transitions before the first learner step."""
+    replay_capacity: int = Field(default=50_000, ge=1_000, le=5_000_000)
+    """Transitions kept."""
+    hidden_count: int = Field(default=32, ge=1, le=1_024)
+    """Hidden units per layer where a run starts from no snapshot."""
+    patience_s: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """Longest wait for the outcome of a decision, seconds."""
+    gate_margin: float = Field(default=0.005, ge=0.0, le=1.0)
+    """How much worse than the active policy a promoted one may be in simulation, as a fraction."""
+    gate_seeds: int = Field(default=2, ge=1, le=100)
+    """Seeds the gate simulates."""
+    simulated_budget_s: float = Field(default=90.0, gt=0.0, le=86_400.0)
+    """Time a SIMULATED run trains for, seconds."""
+    poll_interval_s: float = Field(default=1.0, gt=0.0, le=60.0)
+    """Time between two looks at the registry for activations of others, seconds."""
+    worker_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
+    """Longest answer time of a worker process, seconds; a simulated run has its own."""
+
+
+class Settings(SettingsModel):
+    """What the process reads of the mesh's file."""
+
+    mesh: MeshSettings
+    trainer: TrainerSettings = Field(default_factory=TrainerSettings)
+    log: LogSettings = Field(default_factory=LogSettings)

@@ -1,0 +1,89 @@
+"""What a SIMULATED run does: train in the simulator, publish, maybe promote."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from services.common.errors import FailedPreconditionError
+from services.common.log import Logger
+from services.trainer.gate import Gate
+from services.trainer.jobs import MeshSpec, SimulationJob
+from services.trainer.registry import PolicyRegistry
+from services.trainer.runs import Run
+from services.trainer.settings import TrainerSettings
+from services.trainer.worker import Worker
+
+_START_S = 120.0
+"""Allowance beside the budget for starting, compiling and evaluating, seconds."""
+
+
+class SimulatedTraining:
+    """The body of simulated runs."""
+
+    def __init__(
+        self,
+        *,
+        settings: TrainerSettings,
+        spec: MeshSpec,
+        registry: PolicyRegistry,
+        gate: Gate,
+        log: Logger,
+    ) -> None:
+        """Takes the mesh to simulate and where the result goes."""
+        self._settings = settings
+        self._spec = spec
+        self._registry = registry
+        self._gate = gate
+        self._log = log
+
+    async def __call__(self, run: Run) -> None:
+        """Trains for the configured budget, publishes, and promotes if asked and passed."""
+        settings = self._settings
+        worker = Worker(SimulationJob, (), nice=settings.worker_nice, log=self._log)
+        updates: set[asyncio.Task[None]] = set()
+
+        def on_progress(value: tuple[float, dict[str, Any]]) -> None:
+            task = asyncio.ensure_future(self._report(run, *value))
+            updates.add(task)
+            task.add_done_callback(updates.discard)
+
+        try:
+            blob = await worker.call(
+                "train",
+                self._spec,
+                run.seed,
+                settings.simulated_budget_s,
+                None,
+                timeout_s=2.0 * settings.simulated_budget_s + _START_S,
+                on_progress=on_progress,
+            )
+        finally:
+            await worker.close()
+            await asyncio.gather(*updates, return_exceptions=True)
+        text = f"simulated, profile {self._spec.profile.name}, seed {run.seed}"
+        record = await self._registry.publish(blob, text)
+        await run.update(policy_version=record.version)
+        if run.promote:
+            await self._promote(blob, record.policy, record.version)
+
+    async def _promote(self, blob: bytes, policy: str, version: str) -> None:
+        active = await self._registry.active()
+        verdict = await self._gate.judge(blob, active)
+        if not verdict.passed:
+            await self._registry.reject(policy, version, verdict.text)
+            raise FailedPreconditionError(
+                f"trained and published, but the gate refused it: {verdict.text}",
+                reason="GATE_REFUSED",
+            )
+        expected = active.activation if active is not None else None
+        await self._registry.promote(policy, version, expected)
+
+    async def _report(self, run: Run, share: float, facts: dict[str, Any]) -> None:
+        """Takes over what the trainer reports; facts it does not name stay as they are."""
+        known = ("step_count", "transition_count", "loss", "mean_reward", "epsilon")
+        changes = {key: facts[key] for key in known if facts.get(key) is not None}
+        if "steps_per_second" in facts:
+            changes["steps_per_second"] = facts["steps_per_second"]
+        left_s = (1.0 - min(1.0, share)) * self._settings.simulated_budget_s
+        await run.update(time_left_s=left_s, **changes)

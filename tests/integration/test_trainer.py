@@ -1,0 +1,374 @@
+"""The trainer on a real Redis, a real gRPC server and a real learner process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from services.common.errors import error_info
+from services.common.settings import load_settings
+from services.common.state.redis_store import RedisStateStore
+from services.trainer.app import REDIS_HEALTH, TrainerApplication, build_app
+from services.trainer.settings import Settings
+from tests.conftest import RedisServer
+from tiercel.common.v1 import common_pb2, experience_pb2
+from tiercel.trainer.v1 import trainer_service_pb2 as pb
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
+
+# Starting a learner process on a busy machine can take many seconds; nothing waits for that long.
+pytestmark = pytest.mark.timeout(180)
+
+PROFILE = """
+name = "tiny"
+source = "assumed"
+[tiers.small]
+step_s = 0.001
+per_sequence_s = 0.00001
+per_prompt_token_s = 0.000001
+[tiers.large]
+step_s = 0.01
+per_sequence_s = 0.0001
+per_prompt_token_s = 0.00001
+"""
+QUALITY = """
+name = "tiny"
+source = "assumed"
+[quality.echo]
+small = 0.5
+large = 1.0
+"""
+MESH = """
+[mesh]
+tiers = ["small", "large"]
+profile = "profile.toml"
+quality = "quality.toml"
+redis_url = "{redis_url}"
+[[mesh.tasks]]
+name = "echo"
+default_deadline_s = 0.2
+[[mesh.endpoints]]
+name = "e0"
+address = "127.0.0.1:1"
+tiers = ["small", "large"]
+[trainer]
+listen = "127.0.0.1:0"
+metrics_listen = ""
+data_dir = "data"
+shipped_snapshot = "{shipped}"
+min_transitions = 100
+publish_interval_s = 0.2
+publish_min_steps = 5
+save_interval_s = 0.3
+claim_idle_s = 0.5
+learn_cpu_share = 0.5
+poll_interval_s = 0.1
+worker_nice = 0
+"""
+
+
+def settings(folder: Path, redis_url: str, shipped: str = "") -> Settings:
+    """Writes a mesh file with its profile and quality and reads it."""
+    (folder / "profile.toml").write_text(PROFILE)
+    (folder / "quality.toml").write_text(QUALITY)
+    path = folder / "tiercel.toml"
+    path.write_text(MESH.format(redis_url=redis_url, shipped=shipped))
+    return load_settings(Settings, path=path, environ={})
+
+
+def snapshot(seed: int = 0) -> bytes:
+    """Returns a snapshot of random weights that follows this build's schema."""
+    from trainer.learner import initial_weights
+
+    names = tuple(feature.name for feature in FEATURES)
+    weights = initial_weights(FEATURE_COUNT, 8, np.random.default_rng(seed))
+    return save_snapshot(Snapshot(weights, SCHEMA, names))
+
+
+@asynccontextmanager
+async def served(made: Settings) -> AsyncIterator[tuple[pb_grpc.TrainerServiceStub, Any]]:
+    """Runs a trainer in this process; yields its stub and channel."""
+    application: TrainerApplication = build_app(made)
+    async with AsyncExitStack() as stack:
+        running = await application.start(stack)
+        await running.server.start()
+        tasks = [asyncio.create_task(task()) for task in running.tasks]
+        await running.ready()
+        await running.server.set_serving(True)
+        channel = grpc.aio.insecure_channel(str(running.server.address))
+        try:
+            yield pb_grpc.TrainerServiceStub(channel), channel
+        finally:
+            await channel.close()
+            await running.server.stop(0.0)
+            await running.flush()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def experience(first: int, count: int) -> list[bytes]:
+    """Returns `count` decisions 10 ms apart and their outcomes as stream entries."""
+    rng = np.random.default_rng(first)
+    payloads = []
+    for sequence in range(first, first + count):
+        x = rng.random((2, FEATURE_COUNT)).astype("<f4")
+        key: dict[str, Any] = {"router_id": "r0", "epoch": 7, "sequence": sequence}
+        decision = experience_pb2.DecisionRecord(
+            **key,
+            task="echo",
+            feature_schema=SCHEMA,
+            candidates=[common_pb2.Candidate(tier=t, endpoint="e0") for t in ("small", "large")],
+            features=x.tobytes(),
+            feature_count=FEATURE_COUNT,
+            action=sequence % 2,
+            behavior_probability=1.0,
+            policy="dqn",
+            policy_version="v",
+        )
+        decision.decide_time.FromNanoseconds(1_700_000_000_000_000_000 + sequence * 10_000_000)
+        outcome = experience_pb2.OutcomeRecord(
+            **key,
+            status=common_pb2.OUTCOME_STATUS_ON_TIME,
+            reward=0.5 + 0.5 * (sequence % 2),
+        )
+        payloads.append(experience_pb2.ExperienceEntry(decision=decision).SerializeToString())
+        payloads.append(experience_pb2.ExperienceEntry(outcome=outcome).SerializeToString())
+    return payloads
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 80.0) -> Any:
+    """Awaits `condition()` until it is true and returns it."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            value = await condition()
+            if value:
+                return value
+            await asyncio.sleep(0.05)
+
+
+async def progress(stub: Any) -> Any:
+    """Returns the newest run's progress."""
+    return (await stub.GetTraining(pb.GetTrainingRequest())).progress
+
+
+async def pending_count(store: RedisStateStore) -> int:
+    """Returns how many entries were read and never acknowledged."""
+    facts: Any = await store._redis.xpending("tiercel:v1:experience:stream", "trainer")
+    return int(facts["pending"])
+
+
+async def test_experience_becomes_a_policy_that_watchers_get(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Experience in, learner steps, a snapshot published, promoted, and sent to a watcher."""
+    store = RedisStateStore(redis_server.url)
+    await store.append_experience(experience(1, 400))
+    shipped = tmp_path / "shipped.safetensors"
+    shipped.write_bytes(snapshot())
+    async with served(settings(tmp_path, redis_server.url, "shipped.safetensors")) as (stub, _):
+        watch = stub.WatchPolicies(pb.WatchPoliciesRequest(), timeout=110.0)
+        await stub.StartTraining(pb.StartTrainingRequest(step_count=10, seed=1))
+        seen = [
+            item.progress
+            async for item in stub.WatchTraining(pb.WatchTrainingRequest(), timeout=90.0)
+        ]
+        last = seen[-1]
+        assert last.state == pb.TRAINING_STATE_SUCCEEDED, last.error
+        assert last.step_count >= 10
+        assert last.transition_count >= 300
+        assert last.HasField("loss")
+        # All but those that wait for their horizon are acknowledged.
+        assert await pending_count(store) < 100
+        listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+        versions = [p.policy_version for p in listed if p.policy == "dqn"]
+        assert versions[0] == last.policy_version != load_snapshot(shipped.read_bytes()).version
+        assert versions[-1] == load_snapshot(shipped.read_bytes()).version
+        assert {"price", "greedy", "static-small"} <= {p.policy for p in listed}
+        promoted = await stub.PromotePolicy(
+            pb.PromotePolicyRequest(policy="dqn", expected_activation=0)
+        )
+        sent = await asyncio.wait_for(watch.read(), 10.0)
+        assert sent.activation == promoted.activation == 1
+        assert sent.active.policy_version == last.policy_version
+        assert sent.active.stage == pb.POLICY_STAGE_ACTIVE
+        assert hashlib.sha256(sent.snapshot).digest() == sent.snapshot_sha256
+        learned = load_snapshot(sent.snapshot, SCHEMA)
+        assert learned.training["parent"] == load_snapshot(shipped.read_bytes()).version
+        watch.cancel()
+    await store.close()
+
+
+async def test_restart_of_the_consumer_loses_nothing(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """What a killed trainer had read and not saved is read again; what it had saved is not."""
+    store = RedisStateStore(redis_server.url)
+    await store.append_experience(experience(1, 150))
+    # A trainer that read and died: entries are pending under its name, nothing is saved.
+    assert len(await store.read_experience("trainer", "trainer", 200, 0.0)) == 200
+    made = settings(tmp_path, redis_server.url)
+    async with served(made) as (stub, _):
+        await stub.StartTraining(pb.StartTrainingRequest())
+
+        async def has_all() -> bool:
+            return bool((await progress(stub)).transition_count >= 130)
+
+        await until(has_all)
+
+        async def is_saved() -> bool:
+            return await pending_count(store) <= 2 * 20
+
+        await until(is_saved)
+    await store.append_experience(experience(151, 100))
+    async with served(made) as (stub, _):
+        await stub.StartTraining(pb.StartTrainingRequest())
+
+        async def has_more() -> bool:
+            return bool((await progress(stub)).transition_count >= 230)
+
+        await until(has_more)
+        # Every decision gave at most one transition: none was learned from twice.
+        assert (await progress(stub)).transition_count <= 250
+    await store.close()
+
+
+async def test_works_without_redis_and_recovers(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Without Redis it serves from memory and says so; afterwards Redis has what happened."""
+    redis_server.stop()
+    try:
+        async with served(settings(tmp_path, redis_server.url)) as (stub, channel):
+            active = await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
+            assert active.activation == 1
+            health = health_pb2_grpc.HealthStub(channel)
+
+            async def redis_health(wanted: int) -> bool:
+                request = health_pb2.HealthCheckRequest(service=REDIS_HEALTH)
+                return bool((await health.Check(request)).status == wanted)
+
+            await until(lambda: redis_health(health_pb2.HealthCheckResponse.NOT_SERVING))
+            redis_server.start()
+            await until(lambda: redis_health(health_pb2.HealthCheckResponse.SERVING))
+            store = RedisStateStore(redis_server.url)
+
+            async def is_stored() -> bool:
+                found = await store.active()
+                return found is not None and found.name == "price"
+
+            await until(is_stored)
+            await store.close()
+    finally:
+        if redis_server.process is None:
+            redis_server.start()
+
+
+async def test_worker_death_is_survived(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A killed learner process is replaced and goes on from what was saved."""
+    import psutil
+
+    store = RedisStateStore(redis_server.url)
+    await store.append_experience(experience(1, 150))
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        await stub.StartTraining(pb.StartTrainingRequest())
+
+        async def saved() -> bool:
+            return bool((await progress(stub)).transition_count >= 130)
+
+        await until(saved)
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGKILL)
+        await store.append_experience(experience(151, 100))
+
+        async def has_more() -> bool:
+            return bool((await progress(stub)).transition_count >= 230)
+
+        await until(has_more)
+        assert (await progress(stub)).state == pb.TRAINING_STATE_RUNNING
+    await store.close()
+
+
+async def test_bad_shipped_snapshot_does_not_stop_the_start(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A damaged file is refused and logged; the service runs."""
+    (tmp_path / "bad.safetensors").write_bytes(snapshot()[:-10])
+    async with served(settings(tmp_path, redis_server.url, "bad.safetensors")) as (stub, _):
+        listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+        assert not [p for p in listed if p.policy == "dqn"]
+
+
+BAD_CALLS: list[tuple[str, Any, grpc.StatusCode, str]] = [
+    ("StartTraining", pb.StartTrainingRequest(step_count=-1), grpc.StatusCode.INVALID_ARGUMENT, ""),
+    ("StartTraining", pb.StartTrainingRequest(seed=-1), grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (
+        "StartTraining",
+        pb.StartTrainingRequest(profile="nope"),
+        grpc.StatusCode.NOT_FOUND,
+        "PROFILE_NOT_FOUND",
+    ),
+    ("GetTraining", pb.GetTrainingRequest(), grpc.StatusCode.NOT_FOUND, "TRAINING_RUN_NOT_FOUND"),
+    ("PromotePolicy", pb.PromotePolicyRequest(), grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (
+        "PromotePolicy",
+        pb.PromotePolicyRequest(policy="nope"),
+        grpc.StatusCode.NOT_FOUND,
+        "POLICY_NOT_FOUND",
+    ),
+    (
+        "PromotePolicy",
+        pb.PromotePolicyRequest(policy="price", expected_activation=5),
+        grpc.StatusCode.ABORTED,
+        "ACTIVATION_RACED",
+    ),
+    (
+        "RollbackPolicy",
+        pb.RollbackPolicyRequest(),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NO_PREVIOUS_POLICY",
+    ),
+]
+
+
+async def test_every_error_has_its_status(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Bad calls get the status and reason of the table, never INTERNAL."""
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        for method, request, code, reason in BAD_CALLS:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await getattr(stub, method)(request, timeout=5.0)
+            assert caught.value.code() is code, method
+            info = error_info(caught.value)
+            assert info is not None
+            assert not reason or info.reason == reason
+        for stream in (
+            stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=-1), timeout=5.0),
+            stub.WatchTraining(pb.WatchTrainingRequest(training_id="x"), timeout=5.0),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream.read()
+            wanted = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+            assert caught.value.code() in wanted
+        await stub.StartTraining(pb.StartTrainingRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.StartTraining(pb.StartTrainingRequest())
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_contract_has_a_handler_for_every_method() -> None:
+    """Every RPC of the contract is implemented."""
+    from services.trainer.servicer import TrainerServicer
+
+    for method in pb.DESCRIPTOR.services_by_name["TrainerService"].methods:
+        assert method.name in vars(TrainerServicer)

@@ -1,0 +1,81 @@
+"""The gate: a margin, and what the candidate is measured against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from router.catalog import QualityTable
+from router.profile import LatencyProfile
+from services.common.log import get_logger
+from services.trainer.gate import Gate
+from services.trainer.jobs import MeshSpec
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import PolicyRecord, Stage
+from services.trainer.registry import ActivePolicy
+
+SPEC = MeshSpec(
+    profile=LatencyProfile("p", "assumed", {}),
+    quality=QualityTable("q", "assumed", {}, {}),
+    tasks=(),
+    deadline_s=0.4,
+    devices=(("a",),),
+)
+
+
+class Evaluator:
+    """Returns given scores and remembers what it was asked."""
+
+    def __init__(self, candidate: tuple[float, float], reference: tuple[float, float]) -> None:
+        self.answers = [{"performance": p, "availability": a} for p, a in (candidate, reference)]
+        self.asked: Any = None
+
+    async def call(
+        self, method: str, *arguments: Any, timeout_s: float, on_progress: Any = None
+    ) -> Any:
+        """Answers."""
+        self.asked = (method, *arguments)
+        return self.answers
+
+
+def gate(evaluator: Evaluator) -> Gate:
+    """Returns a gate with a margin of half a point."""
+    return Gate(
+        evaluator=evaluator,
+        spec=SPEC,
+        margin=0.005,
+        seeds=[1, 2],
+        timeout_s=1.0,
+        log=get_logger("test"),
+        metrics=TrainerMetrics(CollectorRegistry()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "passed"),
+    [
+        ((0.90, 0.99), (0.90, 0.99), True),
+        ((0.896, 0.986), (0.90, 0.99), True),
+        ((0.894, 0.99), (0.90, 0.99), False),
+        ((0.95, 0.98), (0.90, 0.99), False),
+    ],
+)
+async def test_margin(
+    candidate: tuple[float, float], reference: tuple[float, float], passed: bool
+) -> None:
+    """Neither performance nor availability may be worse by more than the margin."""
+    verdict = await gate(Evaluator(candidate, reference)).judge(b"new", None)
+    assert verdict.passed is passed
+    assert "price" in verdict.text
+
+
+async def test_measured_against_the_active_policy() -> None:
+    """The reference is what is active, with its snapshot; price where nothing is."""
+    evaluator = Evaluator((1.0, 1.0), (1.0, 1.0))
+    record = PolicyRecord(policy="dqn", version="v", stage=Stage.ACTIVE)
+    await gate(evaluator).judge(b"new", ActivePolicy(3, record, b"old"))
+    assert evaluator.asked == ("evaluate", SPEC, [("dqn", b"new"), ("dqn", b"old")], (1, 2))
+    await gate(evaluator).judge(b"new", None)
+    assert evaluator.asked[2] == [("dqn", b"new"), ("price", None)]

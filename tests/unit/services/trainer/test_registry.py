@@ -1,0 +1,253 @@
+"""The policy registry over a store that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from router.dqn.snapshot import Snapshot, SnapshotError, save_snapshot, zero_weights
+from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
+from services.common.log import get_logger
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import Stage
+from services.trainer.registry import ActivePolicy, PolicyRegistry
+from tests.fakes.clock import FakeClock, settle
+from tests.fakes.state_store import FakeStateStore
+
+SCHEMA = "s"
+
+
+def snapshot(seed: int, schema: str = SCHEMA) -> bytes:
+    """Returns a small snapshot; another seed is another version."""
+    weights = zero_weights(2, 2)._replace(b3=np.float32(seed))
+    return save_snapshot(Snapshot(weights, schema, ("a", "b"), evaluation={"performance": 0.9}))
+
+
+class Bench:
+    """A registry on a fake store, and a second one on the same store."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = FakeStateStore(self.clock)
+        self.prometheus = CollectorRegistry()
+        self.registry = self.another(self.prometheus)
+
+    def another(self, prometheus: CollectorRegistry | None = None) -> PolicyRegistry:
+        """Returns one more registry on the store, as another or a restarted trainer has."""
+        return PolicyRegistry(
+            store=self.store,
+            built_in=("price", "greedy"),
+            feature_schema=SCHEMA,
+            clock=self.clock,
+            log=get_logger("test"),
+            metrics=TrainerMetrics(prometheus or CollectorRegistry()),
+        )
+
+    async def publish(self, seed: int) -> str:
+        """Publishes a snapshot a moment after the last one; returns its version."""
+        self.clock.move(1.0)
+        return (await self.registry.publish(snapshot(seed))).version
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A fresh bench."""
+    return Bench()
+
+
+async def first(stream: AsyncIterator[ActivePolicy]) -> ActivePolicy:
+    """Returns the next element within a second."""
+    return await asyncio.wait_for(anext(stream), 1.0)
+
+
+async def test_publish_list_and_promote(bench: Bench) -> None:
+    """A snapshot is proposed, then active; the former one retires; built-in ones come first."""
+    one, two = await bench.publish(1), await bench.publish(2)
+    await bench.registry.promote("dqn", one)
+    active = await bench.registry.promote("dqn")  # newest
+    assert (active.record.version, active.activation) == (two, 2)
+    assert active.snapshot == snapshot(2)
+    listed = [(r.policy, r.version, r.stage) for r in await bench.registry.policies()]
+    assert listed == [
+        ("price", "", Stage.BUILT_IN),
+        ("greedy", "", Stage.BUILT_IN),
+        ("dqn", two, Stage.ACTIVE),
+        ("dqn", one, Stage.RETIRED),
+    ]
+
+
+async def test_built_in_policy_can_be_active(bench: Bench) -> None:
+    """A policy without a snapshot is activated by name."""
+    active = await bench.registry.promote("price")
+    assert (active.record.stage, active.snapshot) == (Stage.ACTIVE, b"")
+
+
+async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
+    """Damage and a foreign schema never enter the registry."""
+    for blob, reason in (
+        (snapshot(1)[:-1], "SNAPSHOT_CHECKSUM_MISMATCH"),
+        (snapshot(1, "other"), "SNAPSHOT_SCHEMA_MISMATCH"),
+        (b"", "SNAPSHOT_TRUNCATED"),
+    ):
+        with pytest.raises(SnapshotError) as caught:
+            await bench.registry.publish(blob)
+        assert caught.value.reason == reason
+        labels = {"reason": reason}
+        name = "tiercel_trainer_snapshots_refused_total"
+        assert bench.prometheus.get_sample_value(name, labels) == 1.0
+    assert await bench.store.list_policies() == []
+
+
+async def test_damaged_snapshot_in_the_store_is_not_promoted(bench: Bench) -> None:
+    """What went bad in the store is refused at promotion; the active policy stays."""
+    version = await bench.publish(1)
+    await bench.registry.promote("price")
+    stored = await bench.store.get_policy("dqn", version)
+    assert stored is not None
+    await bench.store.put_policy(stored[0], b"garbage", "dqn", version)
+    restarted = bench.another()
+    with pytest.raises(SnapshotError):
+        await restarted.promote("dqn", version)
+    active = await restarted.active()
+    assert active is not None
+    assert active.record.policy == "price"
+
+
+async def test_unknown_policy_lists_the_known(bench: Bench) -> None:
+    """The error names what there is, by name or by version."""
+    version = await bench.publish(1)
+    with pytest.raises(NotFoundError, match="price, greedy, dqn"):
+        await bench.registry.promote("nope")
+    with pytest.raises(NotFoundError, match=version):
+        await bench.registry.promote("dqn", "nope")
+
+
+async def test_promotion_race_is_aborted(bench: Bench) -> None:
+    """Of two callers who saw the same activation only one wins, on one trainer or on two."""
+    await bench.registry.promote("price", expected_activation=0)
+    with pytest.raises(AbortedError, match="expected 0, found 1"):
+        await bench.registry.promote("greedy", expected_activation=0)
+    other = bench.another()
+    await other.promote("greedy", expected_activation=1)
+    with pytest.raises(AbortedError, match="expected 1, found 2"):
+        await bench.registry.promote("price", expected_activation=1)
+
+
+async def test_rollback_goes_to_the_policy_before(bench: Bench) -> None:
+    """Rollback is an activation of the former policy; without one it is refused."""
+    with pytest.raises(FailedPreconditionError):
+        await bench.registry.rollback()
+    await bench.registry.promote("price")
+    with pytest.raises(FailedPreconditionError):
+        await bench.registry.rollback()
+    version = await bench.publish(1)
+    await bench.registry.promote("dqn", version)
+    await bench.registry.promote("dqn", version)
+    back = await bench.registry.rollback("test")
+    assert (back.record.policy, back.activation) == ("price", 4)
+
+
+async def test_watch_is_resumable(bench: Bench) -> None:
+    """A watcher gets the present activation if it is newer than its own, then every newer one."""
+    await bench.registry.promote("price")
+    stream = bench.registry.watch(0)
+    assert (await first(stream)).activation == 1
+    waiting = asyncio.ensure_future(anext(stream))
+    resumed = asyncio.ensure_future(anext(bench.registry.watch(1)))
+    await settle()
+    assert not waiting.done()
+    assert not resumed.done()
+    await bench.registry.promote("greedy")
+    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == "greedy"
+    assert (await asyncio.wait_for(resumed, 1.0)).activation == 2
+
+
+async def test_watcher_from_another_life_gets_the_present(bench: Bench) -> None:
+    """A caller with a number this registry never gave is brought up to date."""
+    await bench.registry.promote("price")
+    assert (await first(bench.registry.watch(77))).activation == 1
+
+
+async def test_activation_by_another_process_is_seen(bench: Bench) -> None:
+    """The poll tells watchers what another trainer or a command activated in the store."""
+    stream = bench.registry.watch(0)
+    waiting = asyncio.ensure_future(anext(stream))
+    await bench.another().promote("greedy")
+    poll = bench.registry.poll(1.0)
+    assert await anext(poll) is True
+    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == "greedy"
+
+
+async def test_works_without_the_store_and_catches_up(bench: Bench) -> None:
+    """While the store is away memory serves and says so; afterwards the store has it all."""
+    await bench.registry.promote("price")
+    bench.store.fail = True
+    version = await bench.publish(1)
+    active = await bench.registry.promote("dqn", version, expected_activation=1)
+    assert active.activation == 2
+    assert bench.registry.is_degraded
+    assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 0.0
+    assert [r.version for r in await bench.registry.policies() if r.policy == "dqn"] == [version]
+    bench.store.fail = False
+    assert await anext(bench.registry.poll(1.0)) is True
+    assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 1.0
+    restarted = await bench.another().active()
+    assert restarted is not None
+    assert restarted.record.version == version
+    assert restarted.snapshot == snapshot(1)
+
+
+async def test_emptied_store_gets_everything_back_and_numbers_do_not_fall(bench: Bench) -> None:
+    """A store that lost its memory has the active policy again, under a higher number."""
+    for name in ("price", "greedy", "price"):
+        await bench.registry.promote(name)
+    version = await bench.publish(1)
+    await bench.registry.promote("dqn", version)
+    fresh = FakeStateStore(bench.clock)
+    bench.store.__dict__.update(fresh.__dict__)
+    stream = bench.registry.watch(bench.registry.activation)
+    waiting = asyncio.ensure_future(anext(stream))
+    await anext(bench.registry.poll(1.0))
+    active = await asyncio.wait_for(waiting, 1.0)
+    assert (active.record.version, active.activation > 4) == (version, True)
+    restarted = await bench.another().active()
+    assert restarted is not None
+    assert restarted.snapshot == snapshot(1)
+
+
+async def test_rejected_stays_rejected(bench: Bench) -> None:
+    """A policy that failed its gate is listed as such, after a restart too."""
+    version = await bench.publish(1)
+    await bench.registry.reject("dqn", version, "too slow")
+    for registry in (bench.registry, bench.another()):
+        record = (await registry.policies())[-1]
+        assert (record.stage, record.description) == (Stage.REJECTED, "too slow")
+
+
+async def test_publishing_again_changes_nothing(bench: Bench) -> None:
+    """A restart that publishes its shipped snapshot again keeps stage and time."""
+    version = await bench.publish(1)
+    await bench.registry.promote("dqn", version)
+    bench.clock.move(60.0)
+    again = await bench.another().publish(snapshot(1))
+    assert again == replace(again, version=version, publish_ns=again.publish_ns)
+    assert (await bench.registry.policies())[-1].stage is Stage.ACTIVE
+    assert len(await bench.store.list_policies()) == 1
+
+
+async def test_memory_is_bounded(bench: Bench) -> None:
+    """Snapshots beyond the bound are dropped from memory once stored; the active one stays."""
+    registry: Any = bench.registry
+    registry._kept_limit = 3
+    active = await bench.publish(0)
+    await bench.registry.promote("dqn", active)
+    for seed in range(1, 10):
+        await bench.publish(seed)
+    assert len(registry._kept) <= 4
+    assert ("dqn", active) in registry._kept

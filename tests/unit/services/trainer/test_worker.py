@@ -1,0 +1,101 @@
+"""Worker processes: results, errors, progress, death, timeouts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from services.common.log import get_logger
+from services.trainer.worker import Worker, WorkerDiedError, WorkerError
+
+
+class Job:
+    """What the workers of these tests run."""
+
+    def __init__(self, start: int) -> None:
+        self.total = start
+
+    def add(self, value: int) -> int:
+        """Keeps state between calls."""
+        self.total += value
+        return self.total
+
+    def fail(self) -> None:
+        """Raises."""
+        raise LookupError("no such thing")
+
+    def count(self, number: int, report: Callable[[int], None]) -> str:
+        """Reports as it goes."""
+        for i in range(number):
+            report(i)
+        return "done"
+
+    def hang(self) -> None:
+        """Never answers."""
+        time.sleep(3600)
+
+    def die(self) -> None:
+        """Is killed."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def nice(self) -> int:
+        """Returns its niceness."""
+        return os.nice(0)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    """A worker with a job, closed afterwards."""
+    made = Worker(Job, (10,), nice=5, log=get_logger("test"))
+    yield made
+    await made.close()
+
+
+async def test_keeps_state_reports_and_survives_errors(worker: Worker) -> None:
+    """Calls share one object; an error reaches the caller and leaves the worker alive."""
+    seen: list[Any] = []
+    assert await worker.call("add", 1, timeout_s=30.0) == 11
+    pid = worker.pid
+    with pytest.raises(WorkerError, match="no such thing") as caught:
+        await worker.call("fail", timeout_s=30.0)
+    assert caught.value.kind == "LookupError"
+    assert await worker.call("count", 3, timeout_s=30.0, on_progress=seen.append) == "done"
+    assert seen == [0, 1, 2]
+    assert await worker.call("add", 1, timeout_s=30.0) == 12
+    assert await worker.call("nice", timeout_s=30.0) >= os.nice(0)
+    assert worker.pid == pid != os.getpid()
+
+
+async def test_death_is_noticed_and_the_next_call_starts_afresh(worker: Worker) -> None:
+    """A killed worker fails its call; the next one gets a new process with fresh memory."""
+    await worker.call("add", 5, timeout_s=30.0)
+    with pytest.raises(WorkerDiedError):
+        await worker.call("die", timeout_s=30.0)
+    assert await worker.call("add", 1, timeout_s=30.0) == 11
+
+
+async def test_silence_ends_the_worker(worker: Worker) -> None:
+    """A method that never answers is ended after its timeout."""
+    await worker.call("add", 0, timeout_s=30.0)
+    pid = worker.pid
+    with pytest.raises(WorkerDiedError, match="in time"):
+        await worker.call("hang", timeout_s=0.1)
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_close_ends_the_process(worker: Worker) -> None:
+    """Nothing is left behind."""
+    await worker.call("add", 0, timeout_s=30.0)
+    pid = worker.pid
+    await worker.close()
+    assert worker.pid is None
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
