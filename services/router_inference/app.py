@@ -83,6 +83,8 @@ class Core:
     """The parts that the servicer and the links share."""
 
     view: View
+    validator: Validator
+    dispatcher: Dispatcher
     slot: PolicySlot
     accounts: Accounts
     experience: ExperienceWriter
@@ -161,7 +163,7 @@ class RouterInference:
         clients = ClientPool()
         stack.push_async_callback(clients.close)
         router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
-        core = self.core = self._build_core(router_id, telemetry, store, clients)
+        core = self.core = self.build_core(router_id, telemetry, store, clients)
         server = await build_server(
             services=[
                 ServiceDefinition(
@@ -192,9 +194,10 @@ class RouterInference:
             flush=flush,
         )
 
-    def _build_core(
+    def build_core(
         self, router_id: str, telemetry: Telemetry, store: StateStore | None, clients: ClientPool
     ) -> Core:
+        """Builds what needs no socket; tests give it clients of their own."""
         own, mesh, clock, catalog = self._own, self.settings.mesh, self._clock, self._files.catalog
         seed = own.seed or secrets.randbits(64)
         rng = np.random.default_rng(seed)
@@ -315,7 +318,18 @@ class RouterInference:
             clock=clock,
             new_relay=partial(StreamRelay, own.stream_coalesce_s),
         )
-        return Core(view, self._slot, accounts, experience, notes, leases, status, servicer)
+        return Core(
+            view=view,
+            validator=validator,
+            dispatcher=dispatcher,
+            slot=self._slot,
+            accounts=accounts,
+            experience=experience,
+            notes=notes,
+            leases=leases,
+            status=status,
+            servicer=servicer,
+        )
 
     def _links(
         self, core: Core, router_id: str, store: StateStore | None, stack: AsyncExitStack

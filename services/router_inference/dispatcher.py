@@ -37,7 +37,7 @@ from services.common.triton.errors import (
 from services.router_inference.accounts import Accounts
 from services.router_inference.breaker import RetryBudget
 from services.router_inference.decider import Choice, Decider, event_tokens, rescue_delay_s
-from services.router_inference.ending import Ending, reward_of
+from services.router_inference.ending import Ending
 from services.router_inference.job import Attempt, Job, Outcome, StepDown
 from services.router_inference.tracing import Tracing
 from services.router_inference.view import Target, View
@@ -50,6 +50,8 @@ REASON_TIER_REFUSED = "TIER_REFUSED_REQUEST"
 REASON_INTERNAL = "INTERNAL"
 # A timer and Triton's own deadline end a call at about the same moment; either means the cutoff.
 _CUTOFF_TOLERANCE_S = 0.02
+# A request without a token after this many times its predicted time is taken for stuck.
+_OVERDUE_FACTOR = 2.0
 _NONE_FAILED: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -300,20 +302,25 @@ class Dispatcher:
 
         -1 for none.
         """
-        if self._safety_limits is None or job.request.tier_pin != NO_TIER_PIN:
+        request = job.request
+        if self._safety_limits is None or request.tier_pin != NO_TIER_PIN:
             return -1.0
+        if request.reward_kind is not RewardKind.HARD:
+            return -1.0  # late is better than worse there
         slack_s = job.deadline_s - self._monotonic_s()
         return rescue_delay_s(choice, slack_s, self._safety_limits)
 
     def rescue_target(
-        self, job: Job, target: Target, own: tuple[float, float, float]
+        self, job: Job, choice: Choice, target: Target, left_tokens: float, waiting: bool
     ) -> Target | None:
         """Returns the smaller tier a request should be sent to now, None if it should stay.
 
         Args:
             job: the request.
+            choice: its decision.
             target: where it is.
-            own: its own in-flight count, waiting prompt tokens and remaining output tokens.
+            left_tokens: predicted output tokens still to come.
+            waiting: True if no token has come yet.
         """
         limits, view, now_s = self._safety_limits, self._view, self._monotonic_s()
         assert limits is not None
@@ -323,42 +330,32 @@ class Dispatcher:
             return None
         load, request = view.load(), job.request
         slack_s = job.deadline_s - now_s
-        waiting = own[1] > 0.0
-        left_tokens = min(own[2], event_tokens(job)) if waiting else own[2]
-        is_lost = safety.about_to_miss(
-            fleet.arrays,
-            load,
-            row,
-            slack_s,
-            request.prompt_tokens,
-            left_tokens,
-            waiting,
+        # Load alone never tells that an endpoint hangs; twice the predicted time in silence does.
+        predicted_s = float(choice.predicted_s_C[choice.row])
+        is_overdue = waiting and now_s - job.dispatch_s > _OVERDUE_FACTOR * predicted_s
+        event_left = min(left_tokens, event_tokens(job))
+        if not is_overdue and not safety.about_to_miss(
+            fleet.lists, load, row, slack_s, request.prompt_tokens, event_left, waiting,
             limits.optimism,
-        )
-        if not is_lost:
+        ):  # fmt: skip
             return None
         without = LoadArrays(*(part.copy() for part in load))
-        for part, amount in zip(without, own, strict=True):
-            part[row] -= amount
+        without.in_flight_C[row] -= 1.0
+        without.remaining_output_tokens_C[row] -= left_tokens
+        if waiting:
+            without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
         try:
             observation = observe(fleet, without, request, view.signals(now_s), self._rng)
         except NoCandidateError:
             return None
         scratch_C = np.empty(fleet.candidate_count)
+        # The timer was set with the margin; by now any tier that is predicted to make it is worth
+        # a try, since where it is the request is lost.
         found = safety.choose_rescue(
-            fleet.arrays, without, observation.allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, event_tokens(job), limits.margin, scratch_C,
+            fleet.lists, without, observation.allowed_C, row, request.task, slack_s,
+            request.prompt_tokens, event_tokens(job), 1.0, scratch_C,
         )  # fmt: skip
-        if found < 0:
-            return None
-        if request.reward_kind is RewardKind.SOFT:
-            left_s = safety.remaining_latency_s(
-                fleet.arrays, load, row, request.prompt_tokens, left_tokens, waiting
-            )
-            job.unrescued_reward = reward_of(
-                job.quality, left_s - slack_s, request.reward_kind, request.soft_decay_s
-            )
-        return view.targets[found]
+        return None if found < 0 else view.targets[found]
 
 
 class _Run:
@@ -507,9 +504,8 @@ class _Run:
         """Cancels the run if it is about to miss and a smaller tier would make it."""
         if self.job.has_sent or self._scope is None:
             return
-        prompt_tokens = self.job.request.prompt_tokens if self._waiting else 0.0
         self.rescue = self._d.rescue_target(
-            self.job, self.target, (1.0, prompt_tokens, self._left_tokens)
+            self.job, self.choice, self.target, self._left_tokens, self._waiting
         )
         if self.rescue is not None:
             with suppress(RuntimeError):  # the run has just ended

@@ -113,8 +113,9 @@ class Ending:
             output_tokens=job.output_tokens,
             served_by=(job.tier, job.endpoint) if job.is_complete else None,
             quality=job.quality if job.is_complete else 0.0,
-            # A first choice that was given up or that failed earned nothing of what came after it.
-            reward=job.unrescued_reward if job.is_rescued or job.retry_count else reward,
+            # A first choice that was given up or that failed earned nothing of what came after it
+            # (rescues are for hard deadlines only, so it would have earned nothing).
+            reward=0.0 if job.is_rescued or job.retry_count else reward,
             delivered_reward=reward,
             is_rescued=job.is_rescued,
             retry_count=job.retry_count,

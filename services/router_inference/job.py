@@ -140,7 +140,6 @@ class Job:
         step_down: why a smaller tier answered.
         has_sent: True once something may have reached the client.
         is_complete: True once the answer is complete.
-        unrescued_reward: what the first choice would have earned had it not been given up.
     """
 
     request_id: str
@@ -183,4 +182,3 @@ class Job:
     step_down: StepDown = StepDown.NONE
     has_sent: bool = False
     is_complete: bool = False
-    unrescued_reward: float = 0.0

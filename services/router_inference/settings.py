@@ -47,7 +47,7 @@ class RouterInferenceSettings(ServerSettings):
     """Factor on a prediction before a request is declared hopeless (refused, or rescued)."""
     safety_margin: float = Field(default=1.25, ge=1.0, le=10.0)
     """Factor on a prediction before a rescue is declared safe."""
-    safety_guard_s: float = Field(default=0.0, ge=0.0, le=60.0)
+    safety_guard_s: float = Field(default=0.005, ge=0.0, le=60.0)
     """Time kept in hand for cancelling and dispatching again at a rescue, seconds."""
     max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
     """Longest prompt, bytes of UTF-8."""

@@ -1,4 +1,4 @@
-"""A Triton endpoint in process: the part of KServe v2 that the router uses, answering from a script."""
+"""A Triton endpoint in process: the part of KServe v2 that the router uses, from a script."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Received:
 
 
 @dataclass
-class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):
+class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """One endpoint; `scripts` by model name, `default` for the others."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
