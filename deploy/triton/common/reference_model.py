@@ -27,6 +27,8 @@ CANCEL_POLLS_PER_ROUND = 8
 
 WARM_UP_TOKENS = 4
 
+_SENDING = threading.Lock()
+
 
 class TritonPythonModel:
     """A reference tier, as Triton's python backend wants it."""
@@ -190,7 +192,7 @@ class TritonPythonModel:
             due = [each for each in watched if each.next_poll_s <= now_s and not each.cancelled]
             for sequence in due[:CANCEL_POLLS_PER_ROUND]:
                 sequence.next_poll_s = now_s + CANCEL_POLL_INTERVAL_S
-                with sequence.lock:
+                with _SENDING:
                     if not sequence.closed:
                         sequence.cancelled = sequence.sender.is_cancelled()
             with self._changed:
@@ -244,11 +246,11 @@ def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
 
 
 def _send(sequence: Sequence, response: Any, final: bool) -> None:
-    """Sends a response; the final one frees what ``is_cancelled`` reads, hence the lock."""
-    if not final:
-        sequence.sender.send(response)
-        return
-    with sequence.lock:
+    """Sends a response; a final one frees what ``is_cancelled`` reads, hence one lock for both."""
+    with _SENDING:
+        if not final:
+            sequence.sender.send(response)
+            return
         sequence.closed = True
         sequence.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -259,11 +261,11 @@ def _fail_sequence(sequence: Sequence, message: str, code: int) -> None:
 
 
 def _fail(sender: Any, message: str, code: int) -> None:
-    error = pb_utils.TritonError(message, code)
-    sender.send(
-        pb_utils.InferenceResponse(output_tensors=[], error=error),
-        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    response = pb_utils.InferenceResponse(
+        output_tensors=[], error=pb_utils.TritonError(message, code)
     )
+    with _SENDING:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _response(sequence: Sequence) -> Any:

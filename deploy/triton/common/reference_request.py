@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -121,7 +120,6 @@ class Sequence:
         expires_s: Monotonic time after which a *waiting* request is dropped; infinite without a
             timeout.
         cancelled: Set by the watcher, acted on by the engine between iterations.
-        lock: Held while the final response is sent and while cancellation is asked for.
         closed: The final response was sent.
         next_poll_s: Monotonic time from which Triton is asked again whether it was cancelled.
         finish_reason: ``stop`` or ``length`` once finished, else None.
@@ -153,7 +151,6 @@ class Sequence:
         self.return_num_input_tokens = extra_outputs.get("return_num_input_tokens", False)
         self.return_num_output_tokens = extra_outputs.get("return_num_output_tokens", False)
         self.cancelled = False
-        self.lock = threading.Lock()
         self.closed = False
         self.next_poll_s = time.monotonic()
         self._next_chunk_s = 0.0
