@@ -34,8 +34,7 @@ def probe(address: str, service: str, timeout_s: float) -> str:
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
         except grpc.RpcError as error:
-            # What a blocking call raises is the call itself; the type stubs do not say so.
-            return str(error.code().name)  # type: ignore[attr-defined]
+            return str(error.code().name)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
