@@ -1,11 +1,11 @@
-"""Server interceptor: errors become status by the table, every call is counted and timed."""
+"""Around every method: errors become status by the table, calls are counted and timed."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -28,8 +28,11 @@ class _Rejected:
         self.error = error
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor:
     """Wraps every method once: checks message sizes, applies the error table, counts and times.
+
+    It wraps handlers as they are registered, not calls as they come: the library's interceptors
+    cost every call about as much as all that is done here.
 
     Args:
         metrics: Where calls are counted.
@@ -46,28 +49,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._log = log
         self._max_message_bytes = max_message_bytes
-        self._wrapped: dict[str, Handler] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Returns the wrapped handler of the method, made at its first call."""
-        method = handler_call_details.method
-        found = self._wrapped.get(method)
-        if found is not None:
-            return found
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            # No such method: the library answers UNIMPLEMENTED. Not kept, so that callers who
-            # invent names cannot fill the memory.
-            return handler
-        wrapped = self._wrap(method.removeprefix("/"), handler)
-        self._wrapped[method] = wrapped
-        return wrapped
+    def around(self, server: grpc.aio.Server) -> grpc.aio.Server:
+        """Returns a stand-in for `server` to register servicers with; only that works on it."""
+        return cast("grpc.aio.Server", _Registrar(server, self))
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns the handler of a method with everything around it.
+
+        Args:
+            method: `package.Service/Method`.
+            handler: The handler as registered.
+        """
         call = _Call(method, self._metrics, self._clock, self._log)
         take = self._taking(handler.request_deserializer)
         give = handler.response_serializer
@@ -109,6 +102,50 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 )
 
         return take
+
+
+class _Registrar:
+    """Passes handlers on to a server, each wrapped."""
+
+    def __init__(self, server: grpc.aio.Server, table: ErrorInterceptor) -> None:
+        self._server = server
+        self._table = table
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(
+            tuple(_WrappedGenericHandler(handler, self._table) for handler in handlers)
+        )
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        wrapped = {
+            method: self._table.wrap(f"{service}/{method}", handler)
+            for method, handler in handlers.items()
+        }
+        server: Any = self._server  # the type stubs lack the method
+        server.add_registered_method_handlers(service, wrapped)
+
+
+class _WrappedGenericHandler(grpc.GenericRpcHandler):
+    """Wraps what another generic handler finds, each method at its first call."""
+
+    def __init__(self, inner: grpc.GenericRpcHandler, table: ErrorInterceptor) -> None:
+        self._inner = inner
+        self._table = table
+        self._wrapped: dict[str, Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        method = handler_call_details.method
+        found = self._wrapped.get(method)
+        if found is not None:
+            return found
+        handler = self._inner.service(handler_call_details)
+        if handler is None:
+            # No such method: the library answers UNIMPLEMENTED. Not kept, so that callers who
+            # invent names cannot fill the memory.
+            return None
+        wrapped = self._table.wrap(method.removeprefix("/"), handler)
+        self._wrapped[method] = wrapped
+        return wrapped
 
 
 def _one(request: Any) -> Any:

@@ -77,7 +77,7 @@ class ServiceDefinition:
 
     Args:
         full_name: Its protobuf name, e.g. `tiercel.trainer.v1.TrainerService`.
-        register: Adds the servicer to a server.
+        register: Adds the servicer to a server (a stand-in that only takes handlers).
     """
 
     full_name: str
@@ -145,7 +145,7 @@ async def build_server(
         clock: For durations.
         log: Where bugs are logged.
         reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
-        interceptors: More interceptors, run inside the error table.
+        interceptors: The library's interceptors; they run before the error table.
 
     Raises:
         StartError: The address cannot be listened on.
@@ -156,14 +156,13 @@ async def build_server(
         log=log,
         max_message_bytes=settings.max_message_bytes,
     )
-    server = grpc.aio.server(
-        interceptors=(table, *interceptors), options=_options(settings, reuse_port)
-    )
+    server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
+    registrar = table.around(server)
     health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, registrar)
     names = [service.full_name for service in services]
     for service in services:
-        service.register(server)
+        service.register(registrar)
     reflection.enable_server_reflection(
         (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
