@@ -7,6 +7,7 @@ and then waits for ever, and it costs more per request; only its generated stubs
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,8 +38,9 @@ _CHANNEL_OPTIONS = (
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )
-# Makes Triton close a failed stream with the gRPC status instead of a bare text.
-_ERROR_AS_STATUS = ("triton_grpc_error", "true")
+# Asks Triton to end a failed stream with a gRPC status instead of a text inside it. Never sent, and
+# never passed on: two such failures at once bring Triton 2.51 down with a segmentation fault.
+_FATAL_HEADER = "triton_grpc_error"
 _FINAL = "triton_final_response"
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _TRUE = b"\x01"
@@ -244,7 +246,9 @@ class TritonClient:
         )
         if request_id:
             request.id = request_id
-        call = self._stream_infer(timeout=timeout_s, metadata=_headers(metadata))
+        call = self._stream_infer(
+            timeout=timeout_s, metadata=_headers(metadata) if metadata else None
+        )
         complete = False
         try:
             await call.write(request)
@@ -324,10 +328,12 @@ def _template(model: str) -> kserve.ModelInferRequest:
 
 def _headers(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Returns the metadata to send; see `generate`."""
-    if not metadata:
-        return (_ERROR_AS_STATUS,)
-    kept = (pair for pair in metadata if pair[0] != "traceparent" or _is_sampled(pair[1]))
-    return (*kept, _ERROR_AS_STATUS)
+    return tuple(
+        pair
+        for pair in metadata
+        if pair[0].lower() != _FATAL_HEADER
+        and (pair[0].lower() != "traceparent" or _is_sampled(pair[1]))
+    )
 
 
 def _is_sampled(traceparent: str) -> bool:
@@ -384,8 +390,15 @@ async def _ended_early(call: Any) -> TierError:
     return _error_of_status(code, await call.details() or "")
 
 
-_OVERLOAD_TEXTS = ("maximum queue size", "timeout expired", "timed out in queue")
-_INVALID_TEXTS = ("unexpected inference input", "unexpected shape", "expected", "inference input")
+_OVERLOAD_TEXTS = ("timeout expired", "timed out in queue")
+# Triton's own words for a request that does not fit the model's inputs, and the form in which the
+# mesh's tiers refuse one: the field, a colon, what is wrong with it.
+_INVALID_TEXT = re.compile(
+    r"^(\[request id: [^\]]*\] )?"
+    r"((text_input|stream|exclude_input_in_output|return_\w+|sampling_parameters)(\.\w+)?: "
+    r"|(max_tokens|temperature|seed|top_k|top_p): "
+    r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected)"
+)
 
 
 def _error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
@@ -413,7 +426,7 @@ def _error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
 
 
 def _error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
-    """Maps the bare text of an error that came without a status."""
+    """Maps the bare text of an error inside a stream, where Triton sends no status."""
     lowered = text.lower()
     if "maximum queue size" in lowered:
         return TierOverloadedError("QUEUE_FULL", text)
@@ -421,7 +434,7 @@ def _error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
         return TierOverloadedError("QUEUE_TIMEOUT", text)
     if known_unavailable:
         return TierUnavailableError("UNAVAILABLE", text)
-    if any(part in lowered for part in _INVALID_TEXTS):
+    if _INVALID_TEXT.match(text):
         return TierInvalidError("INVALID_REQUEST", text)
     if "unknown model" in lowered:
         return TierUnavailableError("MODEL_NOT_FOUND", text)

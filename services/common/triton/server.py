@@ -30,8 +30,10 @@ _START_ATTEMPTS = 3
 _POLL_S = 0.05
 _READY_CALL_TIMEOUT_S = 2.0
 _KILL_WAIT_S = 5.0
-# Triton gives running requests this long before it ends the stubs hard.
-_TRITON_EXIT_TIMEOUT_S = 10
+_REAP_WAIT_S = 1.0
+# How long Triton waits for its models before it exits hard. It can be in vain: error responses of
+# decoupled models that cross each other leave a reference behind which keeps the model loaded.
+_TRITON_EXIT_TIMEOUT_S = 5
 # Enough for a stub that imports torch on a machine with busy cores.
 _STUB_TIMEOUT_S = 120
 # Triton traces one request in this many by itself; requests that carry a sampled `traceparent`
@@ -106,6 +108,7 @@ class TritonServer:
 
     Attributes:
         config: What it was made with.
+        token: Triton's id, and the prefix of its shared-memory segments.
         log_path: File that holds what Triton and its stubs print.
         grpc_address: `host:port` of gRPC, valid after the start; likewise `http_address` and
             `metrics_address`.
@@ -114,9 +117,9 @@ class TritonServer:
     def __init__(self, config: TritonServerConfig) -> None:
         """Prepares nothing yet; all checks happen in `start`."""
         self.config = config
-        self._token = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}"
+        self.token = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}"
         directory = config.build_directory or project_root() / "build" / "triton"
-        self.log_path = config.log_path or directory / "logs" / f"{self._token}.log"
+        self.log_path = config.log_path or directory / "logs" / f"{self.token}.log"
         self.grpc_address = self.http_address = self.metrics_address = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -246,7 +249,7 @@ class TritonServer:
         command = [
             *_launcher(config),
             str(environment.binary),
-            *_arguments(config, ports, self._token),
+            *_arguments(config, ports, self.token),
             f"--backend-directory={environment.backends_directory}",
             f"--cache-directory={environment.cache_directory}",
             *config.extra_arguments,
@@ -259,14 +262,19 @@ class TritonServer:
         """Kills what is left of the server's own process group: itself, or orphaned stubs."""
         try:
             os.killpg(process.pid, signal.SIGKILL)
-            _log.warning("ended leftover processes of Triton's group %d", process.pid)
+            _log.info("ended leftover processes of Triton's group %d", process.pid)
+            process.wait(_KILL_WAIT_S)
+            # Orphans are reaped by somebody else; wait for that, but not for ever.
+            give_up_s = time.monotonic() + _REAP_WAIT_S
+            while time.monotonic() < give_up_s:
+                os.killpg(process.pid, 0)
+                time.sleep(_POLL_S)
         except (ProcessLookupError, PermissionError):
             pass
-        process.wait(_KILL_WAIT_S)
 
     def _remove_shared_memory(self) -> None:
         """Removes this server's shared-memory segments, known by their prefix."""
-        for segment in _SHARED_MEMORY.glob(f"{self._token}*"):
+        for segment in _SHARED_MEMORY.glob(f"{self.token}*"):
             segment.unlink(missing_ok=True)
 
 

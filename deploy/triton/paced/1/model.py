@@ -33,6 +33,7 @@ from paced_engine import (
 )
 
 WORD = b"paced"
+CANCELLED = "cancelled"
 MICROSECONDS_PER_S = 1e6
 NO_DEADLINE_S = float("inf")
 MAX_OUTPUT_TOKENS = 65_536
@@ -159,7 +160,7 @@ class TritonPythonModel:
             self._outbox.put((job, ""))
 
     def _on_dropped(self, job: Job, reason: str) -> None:
-        self._outbox.put((job, reason or "cancelled"))
+        self._outbox.put((job, reason or CANCELLED))
 
     def _send(self) -> None:
         """Sends what the engine made; tokens of one job that have piled up go together."""
@@ -168,8 +169,8 @@ class TritonPythonModel:
             if job is None:
                 return
             try:
-                if reason == "cancelled":
-                    job.sink.fail(reason, pb_utils.TritonError.CANCELLED)
+                if reason == CANCELLED:
+                    job.sink.end()
                 elif reason:
                     job.sink.fail(reason, pb_utils.TritonError.UNAVAILABLE)
                 else:
@@ -255,6 +256,13 @@ class _Answer:
             if not self._is_closed:
                 self._is_closed = True
                 _fail(self.sender, reason, code)
+
+    def end(self) -> None:
+        """Ends the request of a client that is gone, without a word."""
+        with self._closing:
+            if not self._is_closed:
+                self._is_closed = True
+                self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
         """Asks Triton whether the client is gone; a request that has ended is not asked for."""

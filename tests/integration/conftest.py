@@ -1,0 +1,60 @@
+"""Fixtures that start real servers for integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common.triton.environment import project_root
+from services.common.triton.repository import PacedFleet, PacedRepository, write_paced_repository
+from services.common.triton.server import TritonServer, TritonServerConfig
+
+TIERS = ("small", "medium", "large")
+DEVICES = 2
+
+
+@dataclass(frozen=True)
+class PacedTriton:
+    """A running Triton with paced tiers small, medium, large on devices gpu0 and gpu1.
+
+    Attributes:
+        server: The process.
+        repository: What it serves; injects faults with `set_device`.
+        profile: Latency profile file of all tiers.
+    """
+
+    server: TritonServer
+    repository: PacedRepository
+    profile: Path
+
+    @property
+    def address(self) -> str:
+        """Where its gRPC listens."""
+        return self.server.grpc_address
+
+    @property
+    def endpoints(self) -> list[dict[str, Any]]:
+        """`[[mesh.endpoints]]` entries, one per device."""
+        [server] = self.repository.servers
+        return server.endpoints(self.server.grpc_address, self.server.metrics_address)
+
+
+@pytest.fixture(scope="session")
+def paced_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PacedTriton]:
+    """A real Triton with two paced devices of three tiers, profile opt-a100, for the whole run.
+
+    Tests that inject a fault must heal the device again.
+    """
+    profile = project_root() / "profiles" / "opt-a100.toml"
+    directory = tmp_path_factory.mktemp("paced")
+    fleet = PacedFleet(profile=profile, tiers=TIERS, device_count=DEVICES)
+    repository = write_paced_repository(directory / "fleet", fleet)
+    config = TritonServerConfig(
+        repository=repository.servers[0].path, log_path=directory / "triton.log"
+    )
+    with TritonServer(config) as server:
+        yield PacedTriton(server, repository, profile)

@@ -1,0 +1,182 @@
+"""Starting, failing and ending a real Triton process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.common.triton.client import TritonClient
+from services.common.triton.environment import project_root
+from services.common.triton.errors import (
+    ModelLoadError,
+    PortInUseError,
+    TritonEnvironmentError,
+    TritonServerError,
+)
+from services.common.triton.repository import PacedFleet, write_paced_repository
+from services.common.triton.server import TritonServer, TritonServerConfig
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one paced tier."""
+    fleet = PacedFleet(profile=project_root() / "profiles" / "opt-a100.toml", tiers=("small",))
+    return write_paced_repository(tmp_path / "fleet", fleet).servers[0].path
+
+
+def _config(repository: Path, tmp_path: Path, **changes: object) -> TritonServerConfig:
+    settings: dict[str, object] = {"repository": repository, "log_path": tmp_path / "log"}
+    return TritonServerConfig(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_missing_environment_is_one_clear_line(tmp_path: Path, repository: Path) -> None:
+    """It names the place and the command that makes it."""
+    server = TritonServer(_config(repository, tmp_path, environment=tmp_path / "none"))
+    with pytest.raises(TritonEnvironmentError, match=r"none.*make setup"):
+        server.start()
+
+
+def test_environment_without_triton_is_named(tmp_path: Path, repository: Path) -> None:
+    """An environment that exists but holds no Triton says what to install."""
+    (tmp_path / "empty" / "bin").mkdir(parents=True)
+    (tmp_path / "empty" / "bin" / "python").symlink_to(sys.executable)
+    server = TritonServer(_config(repository, tmp_path, environment=tmp_path / "empty"))
+    with pytest.raises(TritonEnvironmentError, match=r"requirements/triton\.txt"):
+        server.start()
+
+
+def test_missing_repository_is_named(tmp_path: Path) -> None:
+    """A repository that is not there is named."""
+    with pytest.raises(TritonServerError, match="no model repository at"):
+        TritonServer(_config(tmp_path / "none", tmp_path)).start()
+
+
+def test_port_in_use_is_named(tmp_path: Path, repository: Path) -> None:
+    """A fixed port that somebody has is one line with address and port."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        server = TritonServer(_config(repository, tmp_path, grpc_port=port))
+        with pytest.raises(PortInUseError, match=f"127.0.0.1:{port}"):
+            server.start()
+    assert not server.running
+
+
+def test_model_that_fails_to_load_says_why(tmp_path: Path, repository: Path) -> None:
+    """Triton's own reason reaches the caller, and nothing is left running."""
+    (repository / "gpu0_small" / "1" / "profile.toml").write_text('name = "broken"\n')
+    server = TritonServer(_config(repository, tmp_path))
+    with pytest.raises(ModelLoadError, match=r"gpu0_small.*'tiers' is missing") as caught:
+        server.start()
+    assert "\n" not in str(caught.value)
+    assert not server.running
+
+
+class _Sink(http.server.BaseHTTPRequestHandler):
+    """An OTLP/HTTP receiver that keeps the spans."""
+
+    spans: list[dict[str, object]]
+
+    def do_POST(self) -> None:
+        """Takes a batch of spans."""
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        for resource in body["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                self.spans.extend(scope["spans"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def sink() -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """The address of an OTLP receiver and the spans it got."""
+    spans: list[dict[str, object]] = []
+    handler = type("Sink", (_Sink,), {"spans": spans})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{receiver.server_port}/v1/traces", spans
+        receiver.shutdown()
+
+
+async def test_triton_joins_a_sampled_trace(
+    tmp_path: Path, repository: Path, sink: tuple[str, list[dict[str, object]]]
+) -> None:
+    """Triton's spans are children of the caller's span; unsampled requests make none."""
+    endpoint, spans = sink
+    loaded: list[tuple[int, int]] = []
+    server = TritonServer(_config(repository, tmp_path, trace_endpoint=endpoint, nice=1))
+    await server.start_async(lambda done, total: loaded.append((done, total)))
+    try:
+        assert loaded[-1] == (1, 1)
+        assert psutil.Process(server.pid).nice() == os.nice(0) + 1
+        async with TritonClient(server.grpc_address) as client:
+            for trace, span, flags in (("a", "1", "01"), ("b", "2", "00"), ("", "", "")):
+                parent = f"00-{trace * 32}-{span * 16}-{flags}"
+                metadata = [("traceparent", parent)] if trace else []
+                async for _ in client.generate(
+                    "gpu0_small", "w", 2, timeout_s=10.0, metadata=metadata
+                ):
+                    pass
+    finally:
+        # Stopping flushes what was not exported yet.
+        await server.stop_async()
+    assert {span["traceId"] for span in spans} == {"a" * 32}
+    roots = [span for span in spans if span.get("parentSpanId") == "1" * 16]
+    assert [span["name"] for span in roots] == ["InferRequest"]
+    children = [span["name"] for span in spans if span.get("parentSpanId") == roots[0]["spanId"]]
+    assert children == ["gpu0_small"]
+
+
+async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: Path) -> None:
+    """The command prints where it listens; killed hard, it takes Triton and stubs with it."""
+    command = [sys.executable, "-m", "services.common.triton.server", "--repository"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        str(repository),
+        "--log",
+        str(tmp_path / "log"),
+        cwd=project_root(),
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    line = b""
+    while not line.startswith(b"ready:"):
+        line = await asyncio.wait_for(process.stdout.readline(), 30.0)
+        assert line, "the command ended"
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    async with TritonClient(line.split()[2].decode()) as client:
+        assert await client.is_ready("gpu0_small")
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    give_up_s = time.monotonic() + 20.0
+    while any(_is_alive(member) for member in family) and time.monotonic() < give_up_s:
+        await asyncio.sleep(0.1)
+    assert not any(_is_alive(member) for member in family)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that waits to be reaped does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
