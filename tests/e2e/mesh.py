@@ -1,0 +1,128 @@
+"""A whole mesh as real processes, started by the command a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from services.client.load_process import run_load
+from services.client.load_spec import parse_spec
+from services.client.records import RunRecords
+
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 30.0
+
+
+@dataclass
+class Mesh:
+    """A running `tiercel up`.
+
+    Attributes:
+        process: The command itself; its children are the mesh.
+        manifest: What it wrote to mesh.json.
+        folder: Folder of its files.
+        log: File with what the command printed.
+    """
+
+    process: subprocess.Popen[bytes]
+    manifest: dict[str, Any]
+    folder: Path
+    log: Path
+
+    @property
+    def routers(self) -> list[str]:
+        """Addresses of the routers."""
+        return list(self.manifest["routers"])
+
+    def reread(self) -> dict[str, Any]:
+        """Returns the manifest as it is now (pids change with restarts)."""
+        loaded: dict[str, Any] = json.loads((self.folder / "mesh.json").read_text())
+        return loaded
+
+    def signal(self, name: str, number: signal.Signals) -> int:
+        """Signals a child by name; returns its pid."""
+        pid = int(self.reread()["processes"][name]["pid"])
+        os.kill(pid, number)
+        return pid
+
+    def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = 30.0) -> None:
+        """Waits for a condition of the running processes; fails with `what` after `limit_s`."""
+        give_up_s = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < give_up_s, f"{what} did not happen within {limit_s:g} s"
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def is_restarted(self, name: str, old_pid: int) -> bool:
+        """Says whether a child runs again under another pid."""
+        pid = int(self.reread()["processes"][name]["pid"])
+        return pid != old_pid and psutil.pid_exists(pid)
+
+    def descendants(self) -> list[psutil.Process]:
+        """Returns every process below the command."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    async def load(self, phases: list[tuple[str, float, float]], **fields: Any) -> RunRecords:
+        """Offers open-loop load from a process of its own: (name, seconds, requests per second)."""
+        spec = parse_spec(
+            {
+                "router_addresses": self.routers,
+                "phases": [
+                    {"name": name, "duration_s": duration_s, "rate_rps": rate_rps}
+                    for name, duration_s, rate_rps in phases
+                ],
+                "deadline_s": 1.0,
+                "task_mix": {"piqa": 1.0, "copa": 1.0},
+                **fields,
+            },
+            "test",
+        )
+        return await run_load(spec, self.folder / "records.npz")
+
+
+def start_mesh(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Mesh:
+    """Starts `tiercel up` on paced tiers and waits until it serves."""
+    log = folder / "up.log"
+    command = [sys.executable, "-m", "services.cli", "up", "--name", "e2e", "--json"]
+    command += ["--paced", "opt-a100", *arguments]
+    environment = {**os.environ, "TIERCEL_RUN_ROOT": str(folder / "run"), **(variables or {})}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    give_up_s = time.monotonic() + START_LIMIT_S
+    # The JSON closes with a brace in the first column once everything serves.
+    while "\n}" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        if time.monotonic() > give_up_s:
+            process.send_signal(signal.SIGINT)
+            raise AssertionError(f"the mesh did not start:\n{log.read_text()}")
+        time.sleep(0.1)
+    run_folder = folder / "run" / "e2e"
+    return Mesh(process, json.loads((run_folder / "mesh.json").read_text()), run_folder, log)
+
+
+def stop_mesh(mesh: Mesh) -> list[str]:
+    """Ends the mesh as Ctrl-C would; returns what outlived it (which should be nothing)."""
+    below = mesh.descendants() if mesh.process.poll() is None else []
+    mesh.process.send_signal(signal.SIGINT)
+    try:
+        mesh.process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        mesh.process.kill()
+        mesh.process.wait()
+    _, alive = psutil.wait_procs(below, timeout=2.0)
+    left = [f"{process.pid} {process.name()}" for process in alive]
+    for process in alive:
+        process.kill()
+    return left
