@@ -147,7 +147,7 @@ def compute_features(
     mean_prompt = clip(mean_prompt_tokens, 0.0, 1e9)
     if not mean_prompt > 0.0:
         mean_prompt = prompt_tokens
-    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, predicted_s_C)
+    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, predicted_s_C, mean_prompt)
     kernels.device_backlog_s(fleet, load, scratch_C)
 
     best_quality = 0.0

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
 
+PERSISTENCE = 0.9
+"""Share of departures that predictions take as replaced by arrivals; fits the simulator best over
+loads from a fifth to all of what a tier holds."""
+
 
 def candidate_work_s(fleet: FleetArrays, load: LoadArrays, c: int) -> float:
     """Returns the work outstanding on one candidate, seconds of device time.
@@ -92,16 +96,36 @@ def predict_latency_s(
     prompt_tokens: float,
     output_tokens: float,
     out_C: NDArray[np.float64],
+    mean_prompt_tokens: float = 0.0,
+    persistence: float = PERSISTENCE,
 ) -> None:
     """Predicts how long one more request would take on each candidate, into `out_C`, seconds.
 
     Tiers of a device take turns: while our request runs, a cycle is the sum of the iterations of
     the device's active tiers. A tier with n sequences and w remaining tokens stays active for about
-    w/n more cycles; our request needs `output_tokens` cycles, so another tier costs it
-    min(output_tokens, w/n) iterations. Prompts that wait on the device are computed before or
-    beside ours. Sequences beyond a tier's batch limit wait for a slot: with n >= B the request
+    w/n more cycles if nothing else comes; our request needs `output_tokens` cycles, so another tier
+    costs it min(output_tokens, w/n) iterations. Prompts that wait on the device are computed before
+    or beside ours. Sequences beyond a tier's batch limit wait for a slot: with n >= B the request
     waits (n - B + 1)/B batch generations of w/n cycles first.
+
+    But more does come. In a steady state n/output sequences leave a tier per cycle and as many
+    arrive, each with a prompt that every tier of the device waits for. The prediction takes the
+    share `persistence` of them as replaced: then other tiers do not run dry, and each cycle is
+    longer by the prompts of the replacements. Waiting for the iteration under way adds half of our
+    own tier's iteration.
+
+    Args:
+        fleet: candidates.
+        load: outstanding load.
+        prompt_tokens: of the request.
+        output_tokens: tokens until the deadline's event.
+        out_C: result.
+        mean_prompt_tokens: of recent requests; 0 = unknown, this request's is used.
+        persistence: share of departures that arrivals replace, 0 (the device drains) to 1.
     """
+    mean_prompt = mean_prompt_tokens
+    if not mean_prompt > 0.0:
+        mean_prompt = prompt_tokens
     candidate_count = len(fleet.tier_C)
     for c in range(candidate_count):
         device = fleet.device_C[c]
@@ -111,18 +135,28 @@ def predict_latency_s(
             mean_left = load.remaining_output_tokens_C[c] / own
             wait_cycles = (own - fleet.max_batch_C[c] + 1.0) / fleet.max_batch_C[c] * mean_left
         cycles = output_tokens + wait_cycles
-        batch = min(own + 1.0, fleet.max_batch_C[c])
         total = fleet.overhead_s_C[c] + prompt_tokens * fleet.per_prompt_token_s_C[c]
-        total += cycles * (fleet.step_s_C[c] + fleet.per_sequence_s_C[c] * batch)
         for j in range(candidate_count):
             if fleet.device_C[j] != device:
                 continue
             total += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
-            if j == c or load.in_flight_C[j] <= 0.0:
+            running = load.in_flight_C[j]
+            if j != c and running <= 0.0:
                 continue
-            batch_j = min(load.in_flight_C[j], fleet.max_batch_C[j])
-            cycles_j = min(cycles, load.remaining_output_tokens_C[j] / batch_j)
-            total += cycles_j * (fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch_j)
+            batch = min(running + 1.0 if j == c else running, fleet.max_batch_C[j])
+            iteration = fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch
+            cycles_j = cycles
+            if running > 0.0:
+                # Twice the mean of what remains is about what those sequences had in all.
+                left = load.remaining_output_tokens_C[j] / running
+                leaving = min(running, fleet.max_batch_C[j]) / max(2.0 * left, 1.0)
+                iteration += persistence * leaving * mean_prompt * fleet.per_prompt_token_s_C[j]
+                if j == c:
+                    cycles_j += 0.5
+                else:
+                    dry = min(cycles, load.remaining_output_tokens_C[j] / batch)
+                    cycles_j = persistence * cycles + (1.0 - persistence) * dry
+            total += cycles_j * iteration
         out_C[c] = total
 
 

@@ -139,7 +139,14 @@ def explain(
     work_s_C: NDArray[np.float64],
 ) -> None:
     """Fills what every decision states: predicted latency, P(on time), device backlog."""
-    kernels.predict_latency_s(fleet, load, query.prompt_tokens, query.event_tokens, predicted_s_C)
+    kernels.predict_latency_s(
+        fleet,
+        load,
+        query.prompt_tokens,
+        query.event_tokens,
+        predicted_s_C,
+        query.mean_prompt_tokens,
+    )
     kernels.on_time_probability(predicted_s_C, query.slack_s, bias, sharpness, probability_C)
     kernels.device_backlog_s(fleet, load, work_s_C)
 

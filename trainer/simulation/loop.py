@@ -122,9 +122,7 @@ def take_snapshot(w: World, now_s: float) -> None:
             for c in range(len(w.candidates)):
                 w.ring_SRLC[s, r, row, c] = w.ledger_RLC[r, row, c]
         elapsed_s = now_s - w.routers[r].last_s
-        w.ring_rate_SR2[s, r, 0] = kernels.decayed(
-            w.routers[r].short, elapsed_s, clock.short_tau_s
-        )
+        w.ring_rate_SR2[s, r, 0] = kernels.decayed(w.routers[r].short, elapsed_s, clock.short_tau_s)
         w.ring_rate_SR2[s, r, 1] = kernels.decayed(w.routers[r].long, elapsed_s, clock.long_tau_s)
     clock.ticks += 1
     clock.next_tick_s = now_s + clock.tick_s
@@ -400,8 +398,10 @@ def decide(
     clock = w.clock[0]
     fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
     a, b, c = w.predicted_C, w.probability_C, w.work_C
-    if kind == KIND_STATIC and clock.epsilon > 0.0:  # the only kernel that predicts nothing
-        kernels.predict_latency_s(fleet, view, q.prompt_tokens, q.event_tokens, a)
+    if kind == KIND_STATIC:  # the only kernel that predicts nothing
+        kernels.predict_latency_s(
+            fleet, view, q.prompt_tokens, q.event_tokens, a, q.mean_prompt_tokens
+        )
     if with_features or kind == KIND_DQN:
         fill_features(w, q)
     if kind == KIND_STATIC:

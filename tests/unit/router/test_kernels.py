@@ -21,16 +21,33 @@ def test_an_idle_fleet_predicts_the_unloaded_latency() -> None:
 
 
 def test_a_busy_neighbour_tier_costs_its_iterations() -> None:
-    """Another tier's sequence with w tokens left adds min(w, own tokens) of its iterations."""
+    """Where nothing else comes, a tier with w tokens left adds min(w, own tokens) iterations."""
     one = fleet(1)
     load = zero_load(3)
     small, large = one.row["small", "e0"], one.row["large", "e0"]
     load.in_flight_C[large] = 1
     load.remaining_output_tokens_C[large] = 3
     idle_C, busy_C = np.zeros(3), np.zeros(3)
-    kernels.predict_latency_s(one.arrays, zero_load(3), 10.0, 8.0, idle_C)
-    kernels.predict_latency_s(one.arrays, load, 10.0, 8.0, busy_C)
+    kernels.predict_latency_s(one.arrays, zero_load(3), 10.0, 8.0, idle_C, 0.0, 0.0)
+    kernels.predict_latency_s(one.arrays, load, 10.0, 8.0, busy_C, 0.0, 0.0)
     assert busy_C[small] - idle_C[small] == pytest.approx(3 * (0.0105 + 0.00008))
+
+
+def test_arrivals_to_come_lengthen_the_cycle() -> None:
+    """In a steady state n/output sequences are replaced per cycle, each with a prompt to compute.
+
+    Ten sequences with four tokens left on average had about eight; ten eighths of a prompt of 100
+    tokens come with each of our own eight and a half cycles.
+    """
+    one = fleet(1)
+    large = one.row["large", "e0"]
+    load = zero_load(3)
+    load.in_flight_C[large] = 10
+    load.remaining_output_tokens_C[large] = 40
+    out_C = np.zeros(3)
+    kernels.predict_latency_s(one.arrays, load, 50.0, 8.0, out_C, 100.0, 1.0)
+    cycle_s = 0.0105 + 11 * 0.00008 + 10 / 8 * 100 * 0.000084
+    assert out_C[large] == pytest.approx(50 * 0.000084 + 8.5 * cycle_s)
 
 
 def test_load_elsewhere_changes_nothing() -> None:
@@ -47,16 +64,18 @@ def test_load_elsewhere_changes_nothing() -> None:
 
 
 def test_more_load_never_predicts_less_time() -> None:
-    """Adding a request to any candidate raises no prediction below what it was."""
+    """Adding a request like those already there lowers no prediction."""
     rng = np.random.default_rng(0)
     two = fleet(2)
     for _ in range(200):
         load = random_load(rng, 6, 40)
         row = int(rng.integers(6))
         more = load.plus(zero_load(6))
+        count = load.in_flight_C[row]
         more.in_flight_C[row] += 1
         more.waiting_prompt_tokens_C[row] += 50
-        more.remaining_output_tokens_C[row] += 8 + load.remaining_output_tokens_C[row]
+        mean_left = load.remaining_output_tokens_C[row] / count if count else 8.0
+        more.remaining_output_tokens_C[row] += mean_left
         before_C, after_C = np.zeros(6), np.zeros(6)
         kernels.predict_latency_s(two.arrays, load, 100.0, 8.0, before_C)
         kernels.predict_latency_s(two.arrays, more, 100.0, 8.0, after_C)
