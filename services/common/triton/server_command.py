@@ -15,7 +15,11 @@ _WATCH_S = 0.5
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs Triton until SIGTERM or SIGINT; exits 2 with one line when it cannot start."""
+    """Runs Triton until SIGTERM or SIGINT; exits 1 with one line when it fails.
+
+    Exit code 2 is kept for wrong arguments: a supervisor starts again after any other code, and a
+    port that the last server still held, or a crash, is worth another try.
+    """
     server = TritonServer(_parse(arguments))
     stopping = threading.Event()
     started = threading.Event()
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise TritonServerError(f"Triton ended: {server.exit_reason()}")
     except TritonServerError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        sys.exit(1)
     except KeyboardInterrupt:
         pass
     finally:
