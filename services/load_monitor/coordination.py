@@ -7,6 +7,7 @@ own picture. Nothing here is on the way of a state to a watcher, except on a fol
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable
 
@@ -107,6 +108,8 @@ class Coordinator:
         self._good_s = clock.monotonic_s()
         self._had_reports = False
         self._pending: list[Operation] = []
+        self._settings_are_new = True
+        self._topology_lock = asyncio.Lock()
         self.store_available: bool | None = None
 
     @property
@@ -221,9 +224,13 @@ class Coordinator:
         self._topology_due_s = now_s + _TOPOLOGY_INTERVAL_S
         pending = list(self._pending)
         try:
-            await self._change_stored(lambda topology: topology.renumbered(), pending)
+            # Settings that differ from the leader's (a rolling change of the file) become a new
+            # list when their monitor leads, not before: two monitors would overrule each other.
+            renumber = self._settings_are_new and self._role is Role.LEADER
+            await self._change_stored(Topology.renumbered if renumber else _unchanged, pending)
         except AbortedError:
             return  # the others are busy with the list; the next round will do
+        self._settings_are_new = self._settings_are_new and not renumber
         # Changes that came while this one was under way stay for the next round.
         del self._pending[: len(pending)]
         if self.is_publishing:
@@ -234,15 +241,19 @@ class Coordinator:
         self, operation: Operation, before: list[Operation] | None = None
     ) -> int:
         """Reads the stored list, applies the operations and writes it back if it changed."""
+        async with self._topology_lock:
+            return await self._change_stored_alone(operation, before or [])
+
+    async def _change_stored_alone(self, operation: Operation, before: list[Operation]) -> int:
         for _attempt in range(_CHANGE_ATTEMPTS):
             stored = await self._store.load_topology()
             base = self._board.topology
             if stored is not None:
                 base = self._adopted(stored[1])
             topology = base
-            for earlier in before or ():
+            for earlier in before:
                 topology = _applied(earlier, topology)
-            topology = operation(topology)
+            topology = operation(topology).following(self._board.topology)
             expected = 0 if stored is None else stored[0]
             if stored is None or topology.changes != base.changes:
                 try:
@@ -283,6 +294,7 @@ class Coordinator:
             return
         self._log.info("role", was=self._role.value, now=role.value)
         self._role = role
+        self._settings_are_new = True
         self._board.mark()
 
     def _note_store(self, available: bool, reason: str = "") -> None:
@@ -313,6 +325,10 @@ class Coordinator:
         except ValueError as error:
             self._log.error("peer_reports_unreadable", problem=str(error))
             return []
+
+
+def _unchanged(topology: Topology) -> Topology:
+    return topology
 
 
 def _applied(operation: Operation, topology: Topology) -> Topology:

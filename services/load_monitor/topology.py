@@ -74,6 +74,12 @@ class Topology:
             return self
         return self._with(version=self.version + 1, fingerprint=now)
 
+    def following(self, other: Topology) -> Topology:
+        """Returns the list numbered so that it does not fall behind `other`, which clients know."""
+        changed = self._fingerprint() != other._fingerprint()
+        lowest = other.version + changed
+        return self if self.version >= lowest else self._with(version=lowest)
+
     def add(self, endpoint: EndpointDefinition, *, max_endpoints: int) -> Topology:
         """Returns the list with an endpoint more; itself if it is there already.
 
