@@ -19,9 +19,19 @@ class MemoryStateStore:
 
     Args:
         clock: For leases and blocking reads.
+        experience_limit: Entries the experience stream keeps.
+        policy_limit: Policies the registry keeps.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        experience_limit: int = keys.EXPERIENCE_LIMIT,
+        policy_limit: int = keys.POLICY_COUNT_LIMIT,
+    ) -> None:
+        self._policy_limit = policy_limit
+        self._experience_limit = experience_limit
         self._clock = clock
         self._state: tuple[int, bytes] | None = None
         self._topology: tuple[int, bytes] | None = None
@@ -29,7 +39,7 @@ class MemoryStateStore:
         self._leases: dict[str, tuple[str, float]] = {}
         self._policies: dict[tuple[str, str], tuple[bytes, bytes | None]] = {}
         self._activations: list[Activation] = []
-        self._entries: deque[tuple[int, StreamEntry]] = deque(maxlen=keys.EXPERIENCE_LIMIT)
+        self._entries: deque[tuple[int, StreamEntry]] = deque(maxlen=experience_limit)
         self._last_number = 0
         self._next: dict[str, int] = {}
         self._pending: dict[str, dict[str, tuple[StreamEntry, float]]] = {}
@@ -121,7 +131,7 @@ class MemoryStateStore:
         self._policies[(name, version)] = (info, kept if snapshot is None else snapshot)
         needed = {(a.name, a.version) for a in self._activations[-2:]} | {(name, version)}
         droppable = [key for key in self._policies if key not in needed]
-        for key in droppable[: max(len(self._policies) - keys.POLICY_COUNT_LIMIT, 0)]:
+        for key in droppable[: max(len(self._policies) - self._policy_limit, 0)]:
             del self._policies[key]
 
     async def list_policies(self) -> list[bytes]:
@@ -182,7 +192,10 @@ class MemoryStateStore:
         if new:
             self._next[group] = new[-1][0]
         now_s = self._clock.monotonic_s()
-        self._pending.setdefault(group, {}).update({e.entry_id: (e, now_s) for e in found})
+        pending = self._pending.setdefault(group, {})
+        pending.update({e.entry_id: (e, now_s) for e in found})
+        for entry_id in list(pending)[: max(len(pending) - self._experience_limit, 0)]:
+            del pending[entry_id]
         return found
 
     async def ack_experience(self, group: str, entry_ids: Sequence[str]) -> int:
