@@ -26,7 +26,7 @@ SERVICES = {
     "trainer": "trainer",
 }
 """Process name and section (also package) of each service."""
-MESHES = ("reference", "production")
+MESHES = ("reference", "paced", "production")
 OVERLAYS = ("base", "overlays/production")
 TOOLS = ROOT / "build" / "tools" / "usr" / "bin"
 _TIMEOUT_S = 60.0

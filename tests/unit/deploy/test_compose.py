@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ import pytest
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
+    ROOT,
     SERVICES,
     compose,
     config_path,
     dockerfile_stages,
+    pod,
     port,
+    rendered,
     section,
 )
 
@@ -24,6 +30,7 @@ LAYERS = (
     ("compose.observability.yaml",),
     ("compose.gpu.yaml",),
     ("compose.observability.yaml", "compose.gpu.yaml"),
+    ("compose.paced.yaml",),
 )
 _ROOM_S = 5.0
 
@@ -72,7 +79,7 @@ def test_mounted_files_exist(merged: dict[str, Any]) -> None:
     for name, service in merged["services"].items():
         for volume in service.get("volumes", []):
             source = Path(volume.get("source", ""))
-            if volume["type"] == "bind" and source.name != "model-cache":
+            if volume["type"] == "bind" and source.name != "checkpoints":
                 assert source.exists(), f"{name}: {source}"
     for config in merged["configs"].values():
         assert Path(config["file"]).is_file()
@@ -147,3 +154,58 @@ def test_ticket_key_comes_from_the_environment() -> None:
 def _seconds(text: str) -> float:
     minutes, _, rest = text.rpartition("m")
     return 60.0 * float(minutes or 0) + float(rest.removesuffix("s") or 0)
+
+
+def test_paced_layer_serves_what_it_writes(tmp_path: Path) -> None:
+    """The one-shot writer's command makes the repository and the models that the settings name."""
+    services = compose("compose.paced.yaml")["services"]
+    command = services["paced-repository"]["command"]
+    written = tmp_path / "paced"
+    flags = [
+        flag.replace("=/var/lib/tiercel/", f"={tmp_path}/").replace(
+            "=profiles/", f"={ROOT}/profiles/"
+        )
+        for flag in command
+    ]
+    subprocess.run(
+        [sys.executable, *services["paced-repository"]["entrypoint"][1:], *flags],
+        check=True, timeout=60, stdout=subprocess.DEVNULL, cwd=ROOT,
+    )  # fmt: skip
+    repository = _flag(services["triton"], "repository").replace("/var/lib/tiercel", str(tmp_path))
+    assert Path(repository).parent == written
+    models = {path.name for path in Path(repository).iterdir() if (path / "config.pbtxt").is_file()}
+    mesh = tomllib.loads(config_path("paced").read_text(encoding="utf-8"))["mesh"]
+    assert {name for entry in mesh["endpoints"] for name in entry["models"].values()} == models
+    for volume in (services[name]["volumes"] for name in ("triton", "paced-repository")):
+        assert [(entry["source"], entry["target"]) for entry in volume] == [
+            ("paced", "/var/lib/tiercel")
+        ]
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes"])
+def test_production_models_are_loaded_and_found(where: str) -> None:
+    """Settings, --load-model flags and deploy/triton/production name the same models and folders."""
+    if where == "compose":
+        triton = compose("compose.gpu.yaml")["services"]["triton"]
+        flags = triton["command"]
+        targets = {volume["target"] for volume in triton["volumes"]}
+    else:
+        container = pod(rendered("overlays/production"), "triton")["containers"][0]
+        flags = container["args"]
+        targets = {mount["mountPath"] for mount in container["volumeMounts"]}
+    mesh = tomllib.loads(config_path("production").read_text(encoding="utf-8"))["mesh"]
+    named = {name for entry in mesh["endpoints"] for name in entry["models"].values()}
+    loaded = [flag.partition("=")[2] for flag in flags if flag.startswith("--load-model=")]
+    folder = DEPLOY / "triton" / "production"
+    assert set(loaded) == named == {path.parent.name for path in folder.glob("*/config.pbtxt")}
+    assert "--model-repository=/models" in flags
+    engines = [json.loads((folder / name / "1" / "model.json").read_text()) for name in loaded]
+    assert {"/models", "/checkpoints"} <= targets
+    assert {str(Path(engine["model"]).parent) for engine in engines} == {"/checkpoints"}
+    assert sum(engine["gpu_memory_utilization"] for engine in engines) < 0.9
+
+
+def _flag(service: dict[str, Any], name: str) -> str:
+    """Returns the value of a `--name=value` flag of a service's command."""
+    flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
+    return str(flags[name])

@@ -9,7 +9,7 @@ import pytest
 
 from services.common.mesh_config import load_mesh_files
 from services.common.settings import SettingsError, load_settings
-from tests.unit.deploy.manifests import MESHES, SERVICES, config_path, pod, rendered
+from tests.unit.deploy.manifests import MESHES, SERVICES, compose, config_path, pod, rendered
 
 _CASES = [(mesh, service) for mesh in MESHES for service in SERVICES]
 
@@ -53,3 +53,11 @@ def test_router_takes_the_environment_of_its_pod() -> None:
     settings = _load("reference", "router-inference", environ).router_inference
     assert settings.router_id == "router-inference-7d9c5b-x2x4z"
     assert settings.ticket_key_file == environ["TIERCEL_ROUTER_INFERENCE__TICKET_KEY_FILE"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_gpu_layer_leaves_one_endpoint(service: str) -> None:
+    """The endpoints that the GPU layer sets by environment are one of the production settings'."""
+    environ = compose("compose.gpu.yaml")["services"][service]["environment"]
+    (endpoint,) = _load("production", service, environ).mesh.endpoints
+    assert endpoint == _load("production", service, {}).mesh.endpoints[0]
