@@ -1,10 +1,16 @@
-"""The router's application, run inside a test: real gRPC server, real parts, port 0."""
+"""The router's application inside a test (real gRPC server, real parts, port 0), or its process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +119,7 @@ async def running_router(
         files=load_mesh_files(settings.mesh),
         clock=SystemClock(),
         log=get_logger("router-under-test"),
-        telemetry=telemetry or Telemetry(None, __import__("random").Random(1)),
+        telemetry=telemetry or Telemetry(None, random.Random(1)),
         store=store,
     )
     async with AsyncExitStack() as stack:
@@ -136,3 +142,40 @@ async def running_router(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class RouterProcess:
+    """A running router process."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    metrics: str
+    log_path: Path
+
+
+@contextmanager
+def router_process(folder: Path, toml: str, *options: str) -> Iterator[RouterProcess]:
+    """Starts `python -m services.router_inference`, waits until it serves, ends it at last."""
+    config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
+    config.write_text(toml, encoding="utf-8")
+    command = [sys.executable, "-m", "services.router_inference", "--config", str(config)]
+    command += ["--ready-file", str(ready), *options]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=project_root())
+    try:
+        give_up_s = time.monotonic() + 20.0
+        while not ready.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up_s, log.read_text()
+            time.sleep(0.02)
+        addresses = json.loads(ready.read_text())["addresses"]
+        yield RouterProcess(process, addresses["grpc"], addresses.get("metrics", ""), log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

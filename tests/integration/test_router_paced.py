@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +19,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.errors import error_info
 from services.common.triton.environment import project_root
-from tests.fakes.router_process import mesh_toml
+from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.integration.conftest import PacedTriton
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 pytestmark = pytest.mark.triton
-
-
-@dataclass
-class RouterProcess:
-    """A running router process."""
-
-    process: subprocess.Popen[bytes]
-    address: str
-    metrics: str
-    log_path: Path
-
-
-@contextmanager
-def router_process(folder: Path, toml: str, *options: str) -> Iterator[RouterProcess]:
-    """Starts `python -m services.router_inference`, waits until it serves, ends it at last."""
-    config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
-    config.write_text(toml, encoding="utf-8")
-    command = [sys.executable, "-m", "services.router_inference", "--config", str(config)]
-    command += ["--ready-file", str(ready), *options]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=project_root())
-    try:
-        give_up_s = time.monotonic() + 20.0
-        while not ready.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < give_up_s, log.read_text()
-            time.sleep(0.02)
-        addresses = json.loads(ready.read_text())["addresses"]
-        yield RouterProcess(process, addresses["grpc"], addresses.get("metrics", ""), log)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def toml_of(paced_triton: PacedTriton, router: str = "") -> str:

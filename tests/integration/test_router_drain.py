@@ -1,0 +1,114 @@
+"""The router's real process ends: in order on one signal, at once on two, losing nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.fakes.router_process import mesh_toml, router_process
+from tests.fakes.triton import FakeTriton, Script
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+
+SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
+
+
+def request(deadline_ms: int = 3000) -> pb2.GenerateRequest:
+    """A good request."""
+    made = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hello", task="piqa"))
+    made.spec.deadline.FromMilliseconds(deadline_ms)
+    return made
+
+
+async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: Path) -> None:
+    """On SIGTERM running answers are finished, streams included, and the exit code is 0."""
+    triton = await FakeTriton(default=Script(tokens=("a",) * 4, step_s=0.2)).start()
+    toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 0.1")
+    with router_process(tmp_path, toml) as router:
+        async with grpc.aio.insecure_channel(router.address) as channel:
+            stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+            unary = [asyncio.ensure_future(stub.Generate(request(), timeout=5.0)) for _ in range(5)]
+            stream = stub.GenerateStream(
+                pb2.GenerateStreamRequest(spec=request().spec), timeout=5.0
+            )
+            pieces = aiter(stream)
+            await anext(pieces)
+            router.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*unary)
+            assert all(answer.text == "aaaa" for answer in answers)
+            rest = [message async for message in pieces]
+            assert rest[-1].completion.output_token_count == 4
+        async with grpc.aio.insecure_channel(router.address) as fresh:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await pb2_grpc.RouterInferenceServiceStub(fresh).Generate(request(), timeout=2.0)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.to_thread(router.process.wait, 5.0) == 0
+        assert "Traceback" not in router.log_path.read_text()
+    await triton.stop()
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """Somebody in a hurry does not wait for the grace time."""
+    triton = await FakeTriton(default=Script(hang=True)).start()
+    with router_process(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+        async with grpc.aio.insecure_channel(router.address) as channel:
+            stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+            call = stub.Generate(request(), timeout=5.0)
+            while not triton.received:
+                await asyncio.sleep(0.01)
+            router.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            router.process.send_signal(signal.SIGTERM)
+            code = await asyncio.to_thread(router.process.wait, 1.0)
+            assert code == 128 + signal.SIGTERM
+            call.cancel()
+    await triton.stop()
+
+
+async def test_a_drain_beside_a_second_router_loses_no_request(tmp_path: Path) -> None:
+    """Under load one of two routers is drained; a client that balances by health sees no error."""
+    triton = await FakeTriton(default=Script(tokens=("a", "b"), step_s=0.01)).start()
+    toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 0.5")
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": SERVICE},
+    }
+    with router_process(folders[0], toml) as one, router_process(folders[1], toml) as two:
+        options = [("grpc.service_config", json.dumps(config))]
+        target = f"ipv4:{one.address},{two.address}"
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+            errors: list[str] = []
+            done_count = 0
+            stop = asyncio.Event()
+
+            async def load() -> None:
+                nonlocal done_count
+                while not stop.is_set():
+                    try:
+                        await stub.Generate(request(), timeout=5.0, wait_for_ready=True)
+                        done_count += 1
+                    except grpc.aio.AioRpcError as error:
+                        errors.append(f"{error.code().name}: {error.details()}")
+
+            workers = [asyncio.ensure_future(load()) for _ in range(8)]
+            await asyncio.sleep(0.5)
+            one.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(one.process.wait, 8.0) == 0
+            before = done_count
+            await asyncio.sleep(0.5)
+            stop.set()
+            await asyncio.gather(*workers)
+            assert errors == []
+            assert done_count > before > 20
+    await triton.stop()

@@ -1,0 +1,459 @@
+"""What the router does when input is bad, and when monitor, trainer, Redis or Triton are away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from google.rpc import error_details_pb2, status_pb2
+
+from services.common.clock import SystemClock
+from services.common.errors import DETAILS_KEY, error_info
+from services.common.settings import load_settings
+from services.load_monitor.app import LoadMonitorApp
+from services.load_monitor.settings import Settings as MonitorSettings
+from tests.conftest import RedisServer
+from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
+from tests.fakes.trainer import FakeTrainer
+from tests.fakes.triton import FakeTriton, Script
+from tests.unit.router_inference.test_policy_slot import snapshot_bytes
+from tiercel.common.v1 import common_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+WAIT_S = 8.0
+
+
+@pytest_asyncio.fixture
+async def triton() -> AsyncIterator[FakeTriton]:
+    """A fake Triton; tests may stop and start it."""
+    fake = await FakeTriton().start()
+    yield fake
+    await fake.stop()
+
+
+def spec(**fields: Any) -> pb2.GenerationSpec:
+    """A good request."""
+    return pb2.GenerationSpec(**{"prompt": "hello", "task": "piqa", **fields})
+
+
+async def generate(router: RunningRouter, **fields: Any) -> pb2.GenerateResponse:
+    """One Generate."""
+    request = pb2.GenerateRequest(spec=spec(**fields))
+    response: pb2.GenerateResponse = await router.stub.Generate(request, timeout=5.0)
+    return response
+
+
+async def status(router: RunningRouter) -> pb2.GetRouterStatusResponse:
+    """The router's status."""
+    found: pb2.GetRouterStatusResponse = await router.stub.GetRouterStatus(
+        pb2.GetRouterStatusRequest(), timeout=5.0
+    )
+    return found
+
+
+async def until(check: Callable[[], Any], what: str) -> None:
+    """Waits until an (async) check holds; fails after a few seconds."""
+    give_up_s = time.monotonic() + WAIT_S
+    while True:
+        found = check()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < give_up_s, f"never happened: {what}"
+        await asyncio.sleep(0.02)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[str]]:
+    """Returns code, reason and violated fields of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    info = error_info(caught.value)
+    fields: list[str] = []
+    for key, value in caught.value.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            for detail in status_pb2.Status.FromString(value).details:
+                bad = error_details_pb2.BadRequest()
+                if detail.Unpack(bad):
+                    fields += [violation.field for violation in bad.field_violations]
+    code = caught.value.code()
+    return code, info.reason if info else "", fields
+
+
+# ---- bad input ----
+
+
+BAD: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"prompt": ""}, "INVALID_ARGUMENT", "spec.prompt"),
+    ({"prompt": "x" * 70_000}, "INVALID_ARGUMENT", "spec.prompt"),
+    ({"task": "nonsense"}, "NOT_FOUND", ""),
+    ({"tier": "nonsense"}, "NOT_FOUND", ""),
+    ({"max_output_tokens": 0}, "INVALID_ARGUMENT", "spec.max_output_tokens"),
+    ({"max_output_tokens": 100_000}, "INVALID_ARGUMENT", "spec.max_output_tokens"),
+    ({"quality_floor": 2.0}, "INVALID_ARGUMENT", "spec.quality_floor"),
+    ({"sampling": pb2.Sampling(temperature=3.0)}, "INVALID_ARGUMENT", "spec.sampling.temperature"),
+    ({"request_id": "x" * 200}, "INVALID_ARGUMENT", "spec.request_id"),
+)
+
+
+async def test_bad_input_over_the_wire(tmp_path: Path, triton: FakeTriton) -> None:
+    """Every kind of bad input: its status, its field, counted as invalid, never offered."""
+    async with running_router(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+        for fields, code, field in BAD:
+            got = await refused(generate(router, **fields))
+            assert got[0].name == code, fields
+            assert got[2] == ([field] if field else []), fields
+        for seconds in (0, -1):
+            request = pb2.GenerateRequest(spec=spec())
+            request.spec.deadline.seconds = seconds
+            found, _, fields_named = await refused(router.stub.Generate(request, timeout=5.0))
+            assert (found.name, fields_named) == ("INVALID_ARGUMENT", ["spec.deadline"])
+        counts = router.core.accounts.counts
+        assert (counts.invalid, counts.offered) == (len(BAD) + 2, 0)
+        assert not triton.received
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        # Field 1 (spec), inside it field 1 (prompt) with bytes that are not UTF-8.
+        (b"\x0a\x04\x0a\x02\xff\xfe", "MALFORMED_MESSAGE"),
+        (b"\xff\xff\xff", "MALFORMED_MESSAGE"),
+        (b"\x0a" + b"\x80\x80\x80\x03" + b"x" * 6_291_456, "MESSAGE_TOO_LARGE"),
+    ],
+)
+async def test_bytes_that_are_no_message(
+    tmp_path: Path, triton: FakeTriton, payload: bytes, reason: str
+) -> None:
+    """Invalid UTF-8, garbage and a message over the limit are INVALID_ARGUMENT with a reason."""
+    async with running_router(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+        raw: Any = router.channel.unary_unary(
+            "/tiercel.router_inference.v1.RouterInferenceService/Generate"
+        )
+        code, got, _ = await refused(raw(payload, timeout=5.0))
+        assert (code.name, got) == ("INVALID_ARGUMENT", reason)
+
+
+# ---- requests that end early ----
+
+
+async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: FakeTriton) -> None:
+    """DEADLINE_EXCEEDED at the deadline; Triton's call carried it and was cancelled."""
+    triton.default = Script(hang=True)
+    toml = mesh_toml([("e0", triton.address)], router="safety_net = false")
+    async with running_router(tmp_path, toml) as router:
+        request = pb2.GenerateRequest(spec=spec())
+        request.spec.deadline.FromMilliseconds(200)
+        code, reason, _ = await refused(router.stub.Generate(request, timeout=5.0))
+        assert (code.name, reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+        [received] = triton.received
+        assert received.time_left_s is not None
+        assert received.time_left_s <= 0.2
+        assert received.timeout_us <= 200_000
+        await until(lambda: received.end == "cancelled", "Triton's call is cancelled")
+        assert router.core.accounts.counts.late == 1
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_a_client_that_cancels_stops_the_work(
+    tmp_path: Path, triton: FakeTriton, method: str
+) -> None:
+    """The work in Triton is cancelled; the request counts as cancelled."""
+    triton.default = Script(tokens=("a",) * 16, step_s=0.2)
+    async with running_router(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+        kind = pb2.GenerateRequest if method == "Generate" else pb2.GenerateStreamRequest
+        request: Any = kind(spec=spec())
+        request.spec.deadline.FromMilliseconds(4000)
+        call = getattr(router.stub, method)(request, timeout=5.0)
+        if method == "GenerateStream":
+            await call.read()
+        await until(lambda: triton.received, "the request reaches Triton")
+        call.cancel()
+        await until(lambda: triton.received[0].end == "cancelled", "Triton's call is cancelled")
+        await until(lambda: router.core.accounts.counts.cancelled == 1, "it counts as cancelled")
+        assert router.core.accounts.in_flight == 0
+        assert len(router.core.view.ledger) == 0
+
+
+async def test_a_stream_is_coalesced_and_complete(tmp_path: Path, triton: FakeTriton) -> None:
+    """A fast tier's pieces come in few messages, none lost, completion last."""
+    triton.default = Script(tokens=tuple("0123456789" * 3))
+    toml = mesh_toml([("e0", triton.address)], router="stream_coalesce_s = 0.05")
+    async with running_router(tmp_path, toml) as router:
+        request = pb2.GenerateStreamRequest(spec=spec(max_output_tokens=30))
+        messages = [m async for m in router.stub.GenerateStream(request, timeout=5.0)]
+    chunks = [m.chunk for m in messages if m.WhichOneof("event") == "chunk"]
+    assert "".join(chunk.text for chunk in chunks) == "0123456789" * 3
+    assert sum(chunk.token_count for chunk in chunks) == 30
+    assert len(chunks) <= 5
+    assert messages[-1].completion.output_token_count == 30
+
+
+# ---- Triton away ----
+
+
+async def test_triton_killed_and_back(tmp_path: Path, triton: FakeTriton) -> None:
+    """UNAVAILABLE with a reason inside the deadline while it is away; service when it is back."""
+    toml = mesh_toml([("e0", triton.address)], router="eject_s = 0.2\neject_max_s = 0.4")
+    async with running_router(tmp_path, toml) as router:
+        await generate(router)
+        await triton.stop()
+        reasons = set()
+        for _ in range(12):
+            started = time.monotonic()
+            code, reason, _ = await refused(generate(router))
+            assert code.name == "UNAVAILABLE"
+            assert time.monotonic() - started < 0.45
+            reasons.add(reason)
+        assert reasons == {"ENDPOINT_FAILED", "NO_USABLE_ENDPOINT"}
+        found = await status(router)
+        assert not any(candidate.usable for candidate in found.candidates)
+        assert all(candidate.reason for candidate in found.candidates)
+        await triton.start()
+
+        async def answers() -> bool:
+            try:
+                return bool((await generate(router)).text)
+            except grpc.aio.AioRpcError:
+                return False
+
+        await until(answers, "answers come again")
+        counts = router.core.accounts.counts
+        assert counts.offered == counts.ended
+
+
+async def test_one_of_two_endpoints_killed_costs_no_answer(tmp_path: Path) -> None:
+    """Requests that meet the dead endpoint are retried on the living one."""
+    tritons = [await FakeTriton().start() for _ in range(2)]
+    endpoints = [(f"e{i}", t.address) for i, t in enumerate(tritons)]
+    async with running_router(tmp_path, mesh_toml(endpoints, router='policy = "random"')) as router:
+        await tritons[0].stop()
+        answers = [await generate(router) for _ in range(30)]
+        assert {answer.completion.endpoint for answer in answers} == {"e1"}
+        assert router.core.accounts.counts.on_time == 30
+        assert sum(answer.completion.retry_count for answer in answers) > 0
+    await tritons[1].stop()
+
+
+# ---- monitor ----
+
+
+@asynccontextmanager
+async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterator[LoadMonitorApp]:
+    """A real load monitor inside the test's loop."""
+    path = folder / "monitor.toml"
+    path.write_text(toml, encoding="utf-8")
+    settings = load_settings(
+        MonitorSettings,
+        path=path,
+        environ={},
+        overrides={"load_monitor.listen": address, "load_monitor.metrics_listen": ""},
+    )
+    app = LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
+    async with AsyncExitStack() as stack:
+        running = await app.start(stack)
+        await running.server.start()
+        tasks = [asyncio.ensure_future(task()) for task in running.tasks]
+        try:
+            await asyncio.wait_for(running.ready(), 5.0)
+            yield app
+        finally:
+            await running.drain()
+            await running.server.stop(0.2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_two_routers_see_each_other_through_the_monitor(
+    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
+) -> None:
+    """One router's load shows as others' load at the other one, and not in its own."""
+    triton.default = Script(tokens=("a",), step_s=1.5)
+    monitor = f"127.0.0.1:{free_port()}"
+    toml = mesh_toml([("e0", triton.address)], monitor=monitor, deadline_s=5.0)
+    async with running_monitor(tmp_path, toml, monitor), AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(
+                running_router(
+                    tmp_path, toml.replace("lame_duck", f'router_id = "{name}"\nlame_duck')
+                )
+            )
+            for name in ("first", "second")
+        ]
+        tasks = [asyncio.ensure_future(generate(first, tier="small")) for _ in range(3)]
+
+        def in_flight(router: RunningRouter) -> float:
+            return float(router.core.view.other_in_flight().sum())
+
+        await until(lambda: in_flight(second) == 3.0, "the second router sees three requests")
+        assert in_flight(first) == 0.0
+        assert first.core.view.load().in_flight_C.sum() == 3.0
+        found = await status(second)
+        assert sum(candidate.other_in_flight_count for candidate in found.candidates) == 3
+        assert found.HasField("state_age")
+        await asyncio.gather(*tasks)
+        await until(lambda: in_flight(second) == 0.0, "the load goes away again")
+
+
+async def test_without_a_monitor_the_router_serves_and_says_so(
+    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
+) -> None:
+    """Absent from the start: degraded. There: not. Killed: degraded again. Serving all along."""
+    monitor = f"127.0.0.1:{free_port()}"
+    toml = mesh_toml(
+        [("e0", triton.address)], monitor=monitor, router="state_max_age_s = 0.5\nreconnect_s = 0.2"
+    )
+
+    async def reasons(router: RunningRouter) -> set[str]:
+        await generate(router)
+        return set((await status(router)).degraded_reasons)
+
+    async with running_router(tmp_path, toml) as router:
+
+        async def absent() -> bool:
+            return await reasons(router) == {"MONITOR_UNREACHABLE", "NO_SYSTEM_STATE"}
+
+        async def there() -> bool:
+            return await reasons(router) == set()
+
+        async def gone() -> bool:
+            return await reasons(router) == {"MONITOR_UNREACHABLE", "STALE_SYSTEM_STATE"}
+
+        await until(absent, "degraded without a monitor")
+        async with running_monitor(tmp_path, toml, monitor):
+            await until(there, "not degraded with a monitor")
+        await until(gone, "degraded when it is gone")
+        async with running_monitor(tmp_path, toml, monitor):
+            await until(there, "recovered")
+        counts = router.core.accounts.counts
+        assert counts.on_time == counts.offered
+
+
+async def test_endpoints_join_and_leave_while_it_runs(
+    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
+) -> None:
+    """An endpoint added at the monitor gets requests; a removed one gets no more."""
+    monitor = f"127.0.0.1:{free_port()}"
+    toml = mesh_toml([("e0", triton.address)], monitor=monitor, router='policy = "round-robin"')
+    other = await FakeTriton().start()
+    async with (
+        running_monitor(tmp_path, toml, monitor),
+        running_router(tmp_path, toml) as router,
+        grpc.aio.insecure_channel(monitor) as channel,
+    ):
+        stub: Any = monitor_grpc.LoadMonitorServiceStub(channel)
+        endpoint = common_pb2.Endpoint(endpoint="e1", address=other.address)
+        endpoint.tiers.add(tier="small")
+        await stub.AddEndpoint(monitor_pb2.AddEndpointRequest(endpoint=endpoint), timeout=5.0)
+
+        async def reaches(name: str) -> bool:
+            return (await generate(router)).completion.endpoint == name
+
+        await until(lambda: reaches("e1"), "the new endpoint is used")
+        await stub.RemoveEndpoint(monitor_pb2.RemoveEndpointRequest(endpoint="e0"), timeout=5.0)
+
+        async def only_e1() -> bool:
+            return {(await generate(router)).completion.endpoint for _ in range(8)} == {"e1"}
+
+        await until(only_e1, "the removed endpoint is left alone")
+        counts = router.core.accounts.counts
+        assert counts.on_time == counts.offered
+    await other.stop()
+
+
+# ---- trainer and Redis ----
+
+
+async def test_promotions_come_from_the_trainer(tmp_path: Path, triton: FakeTriton) -> None:
+    """By name, then a snapshot, then a broken snapshot (refused, counted), through a restart."""
+    trainer = await FakeTrainer().start()
+    toml = mesh_toml([("e0", triton.address)], trainer=trainer.address, router="reconnect_s = 0.2")
+    async with running_router(tmp_path, toml) as router:
+
+        async def uses(policy: str) -> bool:
+            return (await generate(router)).completion.policy == policy
+
+        await trainer.promote("static-small", 1)
+        await until(lambda: uses("static-small"), "the promoted policy decides")
+        await trainer.promote("dqn", 2, snapshot_bytes(tier_bias=1.0))
+        await until(lambda: uses("dqn"), "the snapshot decides")
+        await trainer.promote("dqn", 3, b"garbage" * 20)
+
+        async def refusal() -> bool:
+            return dict((await status(router)).refused_snapshot_counts) == {"SNAPSHOT_MALFORMED": 1}
+
+        await until(refusal, "the broken snapshot is refused")
+        assert await uses("dqn")
+        # UsePolicy overrides until the next promotion, which comes after the trainer was away.
+        await router.stub.UsePolicy(pb2.UsePolicyRequest(policy="greedy"), timeout=5.0)
+        await trainer.stop()
+
+        async def unreachable() -> bool:
+            return "TRAINER_UNREACHABLE" in (await status(router)).degraded_reasons
+
+        await until(unreachable, "the missing trainer is noticed")
+        assert await uses("greedy")
+        await trainer.promote("static-medium", 4)
+        await trainer.start()
+        await until(lambda: uses("static-medium"), "the promotion arrives after the restart")
+        assert not await unreachable()
+        code, reason, _ = await refused(
+            router.stub.UsePolicy(pb2.UsePolicyRequest(policy="nonsense"), timeout=5.0)
+        )
+        assert (code.name, reason) == ("NOT_FOUND", "POLICY_NOT_FOUND")
+    await trainer.stop()
+
+
+async def test_redis_absent_at_start_and_back(
+    tmp_path: Path, triton: FakeTriton, redis_server: RedisServer
+) -> None:
+    """Serves degraded; when Redis returns, experience arrives and the registry's policy is used."""
+    redis_server.stop()
+    toml = mesh_toml(
+        [("e0", triton.address)], redis_url=redis_server.url, router="reconnect_s = 0.2"
+    )
+    async with running_router(tmp_path, toml) as router:
+        await generate(router)
+
+        async def degraded() -> bool:
+            return "REDIS_UNREACHABLE" in (await status(router)).degraded_reasons
+
+        await until(degraded, "the missing Redis is noticed")
+        assert (await generate(router)).completion.on_time
+        redis_server.start()
+        store = router.core.experience._store
+        assert store is not None
+
+        async def recovered() -> bool:
+            return not await degraded()
+
+        await until(recovered, "recovery")
+        await until(lambda: router.core.experience.waiting_count == 0, "the buffer is written")
+        assert await store.experience_count() == 4
+        assert router.core.experience.dropped_count == 0
+
+
+async def test_the_registry_in_redis_gives_the_policy_at_start(
+    tmp_path: Path, triton: FakeTriton, redis_server: RedisServer
+) -> None:
+    """No trainer needed: what was last activated is used, its snapshot checked."""
+    toml = mesh_toml([("e0", triton.address)], redis_url=redis_server.url)
+    async with running_router(tmp_path, toml) as first:
+        store = first.core.experience._store
+        assert store is not None
+        await store.put_policy(b"info", snapshot_bytes(tier_bias=1.0), "dqn", "v1")
+        await store.activate("dqn", "v1")
+        async with running_router(tmp_path, toml) as second:
+            await until(lambda: second.core.slot.name == "dqn", "the registry's policy is used")
+            assert (await generate(second)).completion.policy == "dqn"
