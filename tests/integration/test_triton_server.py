@@ -28,7 +28,7 @@ from services.common.triton.errors import (
     TritonServerError,
 )
 from services.common.triton.repository import PacedFleet, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.common.triton.server import TritonServer, TritonServerConfig, _choose_ports
 
 pytestmark = pytest.mark.triton
 
@@ -79,6 +79,27 @@ def test_port_in_use_is_named(tmp_path: Path, repository: Path) -> None:
     assert not server.running
 
 
+def test_port_lost_to_another_process_is_chosen_again(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A free port that somebody takes before Triton does costs a second attempt, not the start."""
+    attempts: list[tuple[int, ...]] = []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+
+        def choose(host: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
+            ports = _choose_ports(host, wanted)
+            attempts.append(ports if attempts else (other.getsockname()[1], *ports[1:]))
+            return attempts[-1]
+
+        monkeypatch.setattr("services.common.triton.server._choose_ports", choose)
+        with TritonServer(_config(repository, tmp_path)) as server:
+            assert server.running
+            assert server.grpc_address == f"127.0.0.1:{attempts[1][0]}"
+    assert len(attempts) == 2
+
+
 def test_model_that_fails_to_load_says_why(tmp_path: Path, repository: Path) -> None:
     """Triton's own reason reaches the caller, and nothing is left running."""
     (repository / "gpu0_small" / "1" / "profile.toml").write_text('name = "broken"\n')
@@ -124,11 +145,17 @@ async def test_triton_joins_a_sampled_trace(
     """Triton's spans are children of the caller's span; unsampled requests make none."""
     endpoint, spans = sink
     loaded: list[tuple[int, int]] = []
-    server = TritonServer(_config(repository, tmp_path, trace_endpoint=endpoint, nice=1))
+    core = min(os.sched_getaffinity(0))
+    server = TritonServer(
+        _config(repository, tmp_path, trace_endpoint=endpoint, nice=1, cpu_cores=(core,))
+    )
     await server.start_async(lambda done, total: loaded.append((done, total)))
     try:
         assert loaded[-1] == (1, 1)
-        assert psutil.Process(server.pid).nice() == os.nice(0) + 1
+        process = psutil.Process(server.pid)
+        for member in (process, *process.children()):
+            assert member.nice() == os.nice(0) + 1
+            assert member.cpu_affinity() == [core]
         async with TritonClient(server.grpc_address) as client:
             for trace, span, flags in (("a", "1", "01"), ("b", "2", "00"), ("", "", "")):
                 parent = f"00-{trace * 32}-{span * 16}-{flags}"

@@ -53,6 +53,8 @@ _QUIET_DEFAULTS = {
 }
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _FAILED = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.+)")
+_PORT_TAKEN = re.compile(r"(Socket '[^']*' |[Aa]ddress )already in use")
+_EXPLICIT_LOADING = "--model-control-mode=explicit"
 
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
@@ -285,7 +287,10 @@ class _StartWatch:
         self._server = server
         self._progress = progress
         self._deadline_s = time.monotonic() + server.config.ready_timeout_s
-        self._total = sum(1 for _ in server.config.repository.glob("*/config.pbtxt"))
+        # With explicit loading Triton is ready with the models that its arguments name.
+        is_explicit = _EXPLICIT_LOADING in server.config.extra_arguments
+        configs = server.config.repository.glob("*/config.pbtxt")
+        self._total = 0 if is_explicit else sum(1 for _ in configs)
         self._reported = -1
 
     def ready(self) -> bool:
@@ -315,7 +320,7 @@ def _start_error(server: TritonServer) -> TritonServerError:
     """Names why a starting server ended, in one line."""
     text = "\n".join(_log_lines(server.log_path))
     reason = f"{server.exit_reason()} (log: {server.log_path})"
-    if "ddress already in use" in text or "Socket already in use" in text.replace("'", ""):
+    if _PORT_TAKEN.search(text):
         return PortInUseError(f"Triton could not listen: {reason}")
     if _FAILED.search(text):
         return ModelLoadError(reason)

@@ -38,10 +38,13 @@ MICROSECONDS_PER_S = 1e6
 NO_DEADLINE_S = float("inf")
 MAX_OUTPUT_TOKENS = 65_536
 DEFAULT_OUTPUT_TOKENS = 16  # vLLM's default
-# Asking Triton whether a request was cancelled is a round trip between processes: all requests
-# are asked in turn by one thread that spends at most this share of its time on it.
-CANCEL_SCAN_PAUSE_S = 0.01
+# Asking Triton whether a request was cancelled is a round trip between processes, some 0.1 ms of
+# CPU time in all: one thread asks about all open requests, at most once per iteration (a slot is
+# freed between iterations anyhow), not more often than this, for at most this share of its time.
+CANCEL_SCAN_PAUSE_S = 0.02
 CANCEL_SCAN_SHARE = 0.05
+# A device that hangs has no iterations; its requests are asked about all the same.
+CANCEL_SCAN_LONGEST_PAUSE_S = 0.25
 JOIN_TIMEOUT_S = 2.0
 
 
@@ -74,6 +77,7 @@ class TritonPythonModel:
         self._outbox: queue.SimpleQueue[tuple[Job | None, str]] = queue.SimpleQueue()
         self._finalizing = threading.Event()
         self._busy = threading.Event()
+        self._iterated = threading.Event()
         # The engine only notes who got a token; sending, which is slow, has its own thread.
         threads = {"engine": self._engine.run, "send": self._send, "cancel": self._watch_cancels}
         self._threads = {
@@ -102,6 +106,7 @@ class TritonPythonModel:
         """Stops the threads; open requests are answered with an error first."""
         self._finalizing.set()
         self._busy.set()
+        self._iterated.set()
         self._engine.stop()
         self._threads["engine"].join(JOIN_TIMEOUT_S)
         self._outbox.put((None, ""))
@@ -149,6 +154,7 @@ class TritonPythonModel:
 
     def _on_tokens(self, jobs: Sequence[Job]) -> None:
         """Hands jobs with something to send over; a job waiting there already gets it along."""
+        self._iterated.set()
         for job in jobs:
             answer = job.sink
             if not (job.streams or job.is_complete):
@@ -196,6 +202,8 @@ class TritonPythonModel:
                     job.cancelled = True
             spent_s = time.monotonic() - started
             self._finalizing.wait(max(CANCEL_SCAN_PAUSE_S, spent_s / CANCEL_SCAN_SHARE))
+            self._iterated.clear()
+            self._iterated.wait(CANCEL_SCAN_LONGEST_PAUSE_S)
 
 
 class _Answer:
