@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,14 +156,22 @@ class RouterProcess:
 
 
 @contextmanager
-def router_process(folder: Path, toml: str, *options: str) -> Iterator[RouterProcess]:
+def router_process(
+    folder: Path, toml: str, *options: str, environ: Mapping[str, str] | None = None
+) -> Iterator[RouterProcess]:
     """Starts `python -m services.router_inference`, waits until it serves, ends it at last."""
     config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
     config.write_text(toml, encoding="utf-8")
     command = [sys.executable, "-m", "services.router_inference", "--config", str(config)]
     command += ["--ready-file", str(ready), *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=project_root())
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=project_root(),
+            env={**os.environ, **(environ or {})},
+        )
     try:
         give_up_s = time.monotonic() + 20.0
         while not ready.exists():

@@ -1,0 +1,111 @@
+"""One trace from a client's span through the router's process into a real Triton's own spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from services.common.triton.repository import PacedFleet, PacedRepository, write_paced_repository
+from services.common.triton.server import TritonServer, TritonServerConfig
+from tests.fakes.otlp_sink import OtlpSink, Span
+from tests.fakes.router_process import mesh_toml, router_process
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+
+pytestmark = pytest.mark.triton
+
+TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PROFILE = """
+name = "brisk"
+source = "assumed"
+[tiers.small]
+step_s = 0.002
+per_sequence_s = 0.0
+per_prompt_token_s = 0.0
+"""
+# (service, span) below (service, span); the client's span is the test's own.
+EDGES = {
+    (("client", "call"), ("router-inference", "tiercel.request")),
+    (("router-inference", "tiercel.request"), ("router-inference", "tiercel.decision")),
+    (("router-inference", "tiercel.request"), ("router-inference", "tiercel.dispatch")),
+    (("router-inference", "tiercel.dispatch"), ("triton", "InferRequest")),
+    (("triton", "InferRequest"), ("triton", "gpu0_small")),
+    (("triton", "gpu0_small"), ("triton", "compute")),
+}
+
+
+@pytest.fixture
+def sink() -> Iterator[OtlpSink]:
+    """A collector."""
+    opened = OtlpSink()
+    yield opened
+    opened.close()
+
+
+def _repository(folder: Path) -> PacedRepository:
+    profile = folder / "profile.toml"
+    profile.write_text(PROFILE, encoding="utf-8")
+    fleet = PacedFleet(profile=profile, tiers=("small",), device_count=1)
+    return write_paced_repository(folder / "fleet", fleet)
+
+
+async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpSink) -> None:
+    """The edges of a sampled request, as a table; an unsampled one leaves no trace."""
+    server = TritonServer(
+        TritonServerConfig(
+            repository=_repository(tmp_path).servers[0].path,
+            log_path=tmp_path / "triton.log",
+            trace_endpoint=f"{sink.endpoint}/v1/traces",
+        )
+    )
+    await server.start_async()
+    try:
+        toml = mesh_toml([("e0", server.grpc_address)], tiers=("small",))
+        toml = toml.replace(
+            'tiers = ["small"]\n[router',
+            'tiers = ["small"]\nmodels = { small = "gpu0_small" }\n[router',
+        )
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        with router_process(tmp_path, toml, environ=environ) as router:
+            await _ask(router.address)
+    finally:
+        # Stopping flushes what was not exported yet, the router's spans and Triton's.
+        await server.stop_async()
+    spans = sink.of_trace(TRACE)
+    assert _edges(spans) == EDGES
+    [decision] = [span for span in spans if span.name == "tiercel.decision"]
+    assert decision.attributes["tiercel.decision.choice"] == "small@e0"
+    assert decision.attributes["tiercel.policy_version"].startswith("price@")
+    [request] = [span for span in spans if span.name == "tiercel.request"]
+    assert request.events == ("gen_ai.first_token",)
+    assert {span.trace_id for span in sink.spans} == {TRACE}
+
+
+async def _ask(address: str) -> None:
+    spec = pb2.GenerationSpec(prompt="hello", task="piqa", max_output_tokens=4)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+        for trace, flags in ((TRACE, "01"), ("a" * 32, "00")):
+            response = await stub.Generate(
+                pb2.GenerateRequest(spec=spec),
+                timeout=5.0,
+                metadata=(("traceparent", f"00-{trace}-{CLIENT_SPAN}-{flags}"),),
+            )
+            assert response.completion.on_time
+
+
+def _edges(spans: list[Span]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
+    names = {span.span_id: (span.service, span.name) for span in spans}
+    names[CLIENT_SPAN] = ("client", "call")
+    return {
+        (names.get(span.parent_id, ("?", span.parent_id)), (span.service, span.name))
+        for span in spans
+    }
