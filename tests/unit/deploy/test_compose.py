@@ -184,7 +184,7 @@ def test_paced_layer_serves_what_it_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["compose", "kubernetes"])
 def test_production_models_are_loaded_and_found(where: str) -> None:
-    """Settings, --load-model flags and deploy/triton/production name the same models and folders."""
+    """Settings, --load-model flags and deploy/triton/production name the same models."""
     if where == "compose":
         triton = compose("compose.gpu.yaml")["services"]["triton"]
         flags = triton["command"]

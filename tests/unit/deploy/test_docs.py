@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from router.policies.dqn import DqnPolicy
 from router.policies.registry import KNOWN_POLICIES, SCORE_POLICIES
+from services.cli.app import make_app
 from tests.unit.deploy.manifests import ROOT
 from tests.unit.deploy.settings_table import PAGE, page_with_tables
 
@@ -68,3 +71,21 @@ def test_named_files_exist() -> None:
             r"`((?:deploy|docs|protos|router|services|tests|trainer)/[\w./-]+)`", text
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+_COMMAND = re.compile(r"(?:^|`|/)tiercel ((?:[a-z]+ ?)+)([^`\n#]*)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_commands_exist(page: Path) -> None:
+    """Every `tiercel ...` command and option that a document shows exists."""
+    root = typer.main.get_command(make_app())
+    for words, rest in _COMMAND.findall(page.read_text(encoding="utf-8")):
+        command: Any = root
+        for word in words.split():
+            if hasattr(command, "commands"):
+                assert word in command.commands, f"{page.name}: tiercel {words}"
+                command = command.commands[word]
+        options = {name for parameter in command.params for name in parameter.opts}
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in options, f"{page.name}: tiercel {words}{rest}"
