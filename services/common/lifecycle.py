@@ -96,9 +96,14 @@ def run(build: Callable[[], Application], *, log: Logger, ready_file: Path | Non
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(application, log=log, ready_file=ready_file))
+    except SettingsError as error:
+        exit_with_settings_error(error)
     except StartError as error:
         sys.stderr.write(f"{application.name}: {error}\n")
         return error.exit_code
+    except Exception as error:
+        log.exception("failed", error)
+        return _FAILURE_EXIT_CODE
 
 
 def run_service(
@@ -197,6 +202,10 @@ async def _serve_until_stopped(
         await running.drain()
         await running.server.stop(settings.grace_s)
         remove_ready_file(ready_file)
+        try:
+            await running.flush()
+        except Exception as error:
+            log.exception("flush_failed", error)
     return failure
 
 

@@ -30,6 +30,7 @@ _LONGEST_NAME = 64
 _LONGEST_ROUTER_ID = 128
 _LONGEST_DRAIN_S = 3600.0
 _MOST_LOADS = 10_000
+_LARGEST_REPORT_BYTES = 256 * 1024
 _NS_PER_S = 1e9
 
 HEALTH_TO_MESSAGE = {
@@ -68,6 +69,9 @@ def report_from_message(load: state_pb2.RouterLoad) -> RouterReport:
         0 < len(load.router_id) <= _LONGEST_ROUTER_ID,
         "load.router_id",
         f"must have 1 to {_LONGEST_ROUTER_ID} characters",
+    )
+    bad.check(
+        load.ByteSize() <= _LARGEST_REPORT_BYTES, "load", f"at most {_LARGEST_REPORT_BYTES} bytes"
     )
     bad.check(load.epoch > 0, "load.epoch", "must be above 0")
     bad.check(load.sequence > 0, "load.sequence", "must be above 0")

@@ -111,10 +111,14 @@ def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
     in_flight = _family(
         "tiercel_monitor_in_flight", "Requests under way as routers report.", "tier", "endpoint"
     )
-    sums: dict[tuple[str, str], int] = {}
+    # Only candidates of the mesh: a report may name anything, and every name is a series.
+    sums = {
+        (gauge.tier, view.definition.name): 0 for view in picture.endpoints for gauge in view.gauges
+    }
     for report in picture.routers:
         for tier, endpoint, count in report.in_flight:
-            sums[(tier, endpoint)] = sums.get((tier, endpoint), 0) + count
+            if (tier, endpoint) in sums:
+                sums[(tier, endpoint)] += count
     for (tier, endpoint), count in sums.items():
         in_flight.add_metric([tier, endpoint], count)
     yield in_flight

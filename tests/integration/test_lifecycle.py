@@ -1,0 +1,170 @@
+"""The life of a service process, with a small service and real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.common import lifecycle
+from services.common.clock import SystemClock
+from services.common.failures import StartError
+from services.common.lifecycle import Running, serve
+from services.common.log import get_logger
+from services.common.server import ServerSettings, build_server
+from services.common.settings import SettingsError
+
+LOG = get_logger("test")
+Task = Callable[[], Coroutine[Any, Any, None]]
+
+
+class App:
+    """A service without methods of its own, which notes what happens to it."""
+
+    name = "test-service"
+
+    def __init__(self, task: Task | None = None, error: Exception | None = None) -> None:
+        self.events: list[str] = []
+        self.address = ""
+        self._task = task
+        self._error = error
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """Settings with a short drain."""
+        return ServerSettings(
+            listen="127.0.0.1:0", metrics_listen="", lame_duck_s=0.05, grace_s=1.0
+        )
+
+    def _note(self, event: str) -> Callable[[], Coroutine[Any, Any, None]]:
+        async def note() -> None:
+            self.events.append(event)
+
+        return note
+
+    async def _work(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.events.append("task cancelled")
+
+    async def start(self, stack: AsyncExitStack) -> Running:
+        """Builds a server, or fails."""
+        stack.push_async_callback(self._note("first part closed"))
+        stack.push_async_callback(self._note("second part closed"))
+        if self._error is not None:
+            raise self._error
+        server = await build_server(
+            services=[],
+            settings=self.server_settings,
+            registry=CollectorRegistry(),
+            clock=SystemClock(),
+            log=LOG,
+        )
+        self.address = str(server.address)
+        return Running(
+            server=server,
+            tasks=(self._work, *([self._task] if self._task else [])),
+            drain=self._note("drain"),
+            flush=self._note("flush"),
+        )
+
+
+ORDER = ["drain", "flush", "task cancelled", "second part closed", "first part closed"]
+
+
+async def serving_status(address: str) -> str:
+    """Returns what the health service says."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def wait_for_file(path: Path) -> dict[str, Any]:
+    """Returns the ready file's content once it is there."""
+    async with asyncio.timeout(10):
+        while not path.exists():
+            await asyncio.sleep(0.005)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+async def test_signal_stops_in_order(tmp_path: Path) -> None:
+    """Drain, flush, tasks, then parts in reverse order; the ready file tells the address."""
+    app, path = App(), tmp_path / "ready.json"
+    path.write_text("left by a crash")
+    running = asyncio.create_task(serve(app, log=LOG, ready_file=path))
+    async with asyncio.timeout(10):
+        while not path.exists() or path.read_text().startswith("left"):
+            await asyncio.sleep(0.005)
+    ready = await wait_for_file(path)
+    assert ready == {
+        "service": "test-service",
+        "pid": os.getpid(),
+        "addresses": {"grpc": app.address},
+    }
+    assert await serving_status(app.address) == "SERVING"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 10) == 0
+    assert app.events == ORDER
+    assert not path.exists()
+
+
+async def test_failing_task_ends_the_service_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in a long task is logged, the parts are closed, and the exit code says so."""
+
+    async def fail() -> None:
+        raise KeyError("bug")
+
+    app = App(task=fail)
+    assert await asyncio.wait_for(serve(app, log=LOG), 10) == 1
+    assert "KeyError: 'bug'" in caplog.text
+    assert app.events[-2:] == ["second part closed", "first part closed"]
+    assert {"task cancelled", "drain", "flush"} <= set(app.events)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (StartError("cannot listen on x: the port is in use"), 1, "test-service: cannot listen"),
+        (SettingsError(["f: a.b: wrong"]), 2, "f: a.b: wrong\n"),
+    ],
+)
+def test_start_that_fails_is_one_line(
+    error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Expected reasons come without a traceback, and what was built is closed."""
+    app = App(error=error)
+    if code == 2:
+        with pytest.raises(SystemExit) as caught:
+            lifecycle.run(lambda: app, log=LOG)
+        assert caught.value.code == code
+    else:
+        assert lifecycle.run(lambda: app, log=LOG) == code
+    err = capsys.readouterr().err
+    assert err.startswith(text)
+    assert "Traceback" not in err
+    assert app.events == ["second part closed", "first part closed"]
+
+
+def test_unexpected_error_at_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug ends with code 1 and its traceback in the log."""
+    assert lifecycle.run(lambda: App(error=KeyError("bug")), log=LOG) == 1
+    assert "KeyError: 'bug'" in caplog.text
+
+
+async def test_ready_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
+    """Nobody would ever learn the address."""
+    with pytest.raises(StartError, match="no such writable folder"):
+        await serve(App(), log=LOG, ready_file=tmp_path / "none" / "ready.json")
