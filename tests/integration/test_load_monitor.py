@@ -246,7 +246,7 @@ async def call_once(served: Served, method: str, request: Any) -> None:
 @pytest.fixture
 async def shared(path: Path) -> AsyncIterator[Served]:
     """A monitor for tests that only ask."""
-    async with serving(path) as served:
+    async with serving(path, metrics_listen="") as served:
         yield served
 
 
