@@ -114,12 +114,12 @@ async def co_running(
 async def poisson(
     client: TritonClient, profile: LatencyProfile, rate_rps: float, count: int, stream: bool
 ) -> None:
-    """Open-loop arrivals; the replay gets the arrival times that were really achieved."""
+    """Open-loop arrivals (rate 0: all at once); the replay gets the times really achieved."""
     draw = random.Random(7)
     began = time.monotonic() + 0.2
     due, plan = 0.0, []
     for _ in range(count):
-        due += draw.expovariate(rate_rps)
+        due += draw.expovariate(rate_rps) if rate_rps else 0.0
         plan.append((due, draw.choices(TIERS, (0.5, 0.3, 0.2))[0]))
 
     async def one(at: float, tier: str) -> tuple[float, str, float]:
@@ -132,7 +132,7 @@ async def poisson(
     took = [latency for *_, latency in live]
     lag = statistics.mean(sent - at for (sent, *_), (at, _) in zip(live, plan, strict=True))
     note = f"client lag {1e3 * lag:.2f} ms"
-    kind = "stream" if stream else "whole"
+    kind = ("stream" if stream else "whole") if rate_rps else f"burst of {count}"
     report(
         f"poisson {rate_rps:.0f}/s {kind} mean", statistics.mean(took), statistics.mean(want), note
     )
@@ -175,6 +175,7 @@ async def main() -> None:
             await idle(client, profile)
             await co_running(client, profile, 1, 1)
             await co_running(client, profile, 8, 1)
+            await poisson(client, profile, 0.0, 192, False)
             for rate in options.rates.split(","):
                 for stream in (True, False):
                     await poisson(client, profile, float(rate) / scale, options.count, stream)
