@@ -96,6 +96,7 @@ class _Layers:
     """Merged raw values and where each of them came from."""
 
     file_name: str
+    has_file: bool
     values: dict[str, Any]
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -141,8 +142,10 @@ def load_settings(
     own = {name: value for name, value in layers.values.items() if name in model.model_fields}
     problems = list(layers.problems)
     for name, section in _sections(model).items():
+        # A section that is missing although it is needed is one mistake, not one per rule in it.
+        absent = name not in own and model.model_fields[name].is_required()
         raw = own.get(name, {})
-        if isinstance(raw, dict):
+        if isinstance(raw, dict) and not absent:
             problems.extend(
                 layers.line((name, *found.path), found.text, found.got)
                 for found in section.cross_problems(raw, base_dir)
@@ -168,8 +171,8 @@ def exit_with_settings_error(error: SettingsError) -> NoReturn:
 
 def _read_file(path: Path | None) -> _Layers:
     if path is None:
-        return _Layers(file_name="defaults", values={})
-    layers = _Layers(file_name=str(path), values={})
+        return _Layers(file_name="defaults", has_file=False, values={})
+    layers = _Layers(file_name=str(path), has_file=True, values={})
     try:
         layers.values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -266,7 +269,8 @@ def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
         if any(other[: len(path)] == path and other != path for other in paths):
             continue  # "too few valid items" only repeats what is said about the items
         if entry["type"] == "missing":
-            yield layers.line(path, "is missing", with_got=False)
+            hint = "" if layers.has_file else "; give a settings file with --config"
+            yield layers.line(path, f"is missing{hint}", with_got=False)
         elif entry["type"] == "extra_forbidden":
             yield layers.line(path, "unknown key", entry["input"])
         else:

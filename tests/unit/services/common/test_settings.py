@@ -187,6 +187,11 @@ def test_file_that_cannot_be_read_is_the_only_complaint(tmp_path: Path) -> None:
     assert "line 1" in line
 
 
+def test_no_file_at_all_is_one_clear_line() -> None:
+    """Who forgot --config is told so, and nothing else."""
+    assert problems(None) == ["defaults: mesh: is missing; give a settings file with --config"]
+
+
 def test_exit_code_is_2_and_every_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """The person who started it sees all mistakes and no traceback."""
     with pytest.raises(SystemExit) as caught:
