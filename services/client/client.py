@@ -41,6 +41,7 @@ class TiercelClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
     ) -> None:
         """Opens channels lazily; nothing is sent yet.
 
@@ -48,6 +49,7 @@ class TiercelClient:
             addresses: Router addresses, host:port, or one address.
             timeout_s: Limit of calls that have no deadline, above 0 s.
             credentials: TLS credentials; plain text without.
+            tracer_provider: Makes the client spans; None means OpenTelemetry's global one.
 
         Raises:
             ValueError: No address, or a timeout that is not above 0.
@@ -61,7 +63,7 @@ class TiercelClient:
             for router in self._pool.routers
         }
         self._timeout_s = timeout_s
-        self._tracer = trace.get_tracer("tiercel.client")
+        self._tracer = trace.get_tracer("tiercel.client", tracer_provider=tracer_provider)
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""

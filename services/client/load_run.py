@@ -299,8 +299,8 @@ class _Table:
             completion = pb.Completion(quality=math.nan)
         add["tier"].append(self._index("tier", completion.tier))
         add["endpoint"].append(self._index("endpoint", completion.endpoint))
-        version = completion.policy_version
-        label = f"{completion.policy}@{version}" if version else completion.policy
+        policy, version = completion.policy, completion.policy_version
+        label = version if version.startswith(policy) else f"{policy}@{version}"
         add["policy_version"].append(self._index("policy_version", label))
         add["quality"].append(completion.quality)
         add["exact"].append(prompt.score(text) if served else math.nan)

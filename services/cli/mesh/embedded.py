@@ -187,9 +187,11 @@ class EmbeddedMesh:
                 "lame_duck_s": 0.2,
                 **self.options.sections.get("router_inference", {}),
             },
-            **{
-                name: {"lame_duck_s": 0.0, **self.options.sections.get(name, {})}
-                for name in ("load_monitor", "trainer")
+            "load_monitor": {"lame_duck_s": 0.0, **self.options.sections.get("load_monitor", {})},
+            "trainer": {
+                "lame_duck_s": 0.0,
+                "data_dir": str(self.folder / "trainer"),
+                **self.options.sections.get("trainer", {}),
             },
         }
         text = settings_text(

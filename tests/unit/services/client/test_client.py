@@ -143,10 +143,9 @@ async def test_the_trace_context_goes_along() -> None:
     """With a tracer configured, traceparent carries the answer's trace id."""
     router = FakeRouter()
     server, address = await serve(router)
-    async with TiercelClient(address) as client:
-        client._tracer = TracerProvider().get_tracer("test")
+    async with TiercelClient(address, tracer_provider=TracerProvider()) as client:
         answer = await client.generate("ab", task="sort")
-        client._tracer = trace.NoOpTracer()
+    async with TiercelClient(address, tracer_provider=trace.NoOpTracerProvider()) as client:
         assert (await client.generate("ab", task="sort")).trace_id == ""
     await server.stop(0)
     assert router.metadata[0]["traceparent"].split("-")[1] == answer.trace_id

@@ -1,0 +1,92 @@
+"""``tiercel demo``: calm, burst, recovery on this machine, policy against policy."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.errors import InputError
+from services.cli.mesh.run import run_owning_children
+from services.cli.output import console, milliseconds, share, table
+from services.cli.showcase.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
+
+DEFAULT_OUT = pathlib.Path("build") / "demo"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals, prompts, training.")] = 1,
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the report.")] = DEFAULT_OUT,
+    train_s: Annotated[
+        float, typer.Option(min=5, max=3600, help="Seconds the learned policy trains for.")
+    ] = DemoPlan.train_s,
+    policies: Annotated[str, typer.Option(help="Policies to replay, comma separated.")] = ",".join(
+        POLICIES
+    ),
+    burst_factor: Annotated[
+        float, typer.Option(min=1, max=20, help="Burst over static-large's capacity.")
+    ] = DemoPlan.burst_factor,
+) -> None:
+    """Measure the tiers, train a policy, replay a burst against each policy, write a report."""
+    names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    if not names or len(set(names)) != len(names):
+        raise InputError("--policies: name at least one policy, each once")
+    plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
+    raise typer.Exit(run_owning_children(_run(plan, out)))
+
+
+async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
+    # Plots and measurements are needed here only; other commands start faster without them.
+    from services.cli.showcase.display import Display
+    from services.cli.showcase.run import Demo
+
+    terminal = console()
+    with Display(terminal) as display:
+        report = await Demo(plan, out, display).run()
+    terminal.print(result_table(report))
+    for note in report["notes"]:
+        terminal.print(note, markup=False)
+    page = (out / "report.html").absolute()
+    terminal.print(f"\nOpen next:  {page.as_uri()}", soft_wrap=True)
+    terminal.print(f"Numbers:    {out / 'report.json'}")
+    terminal.print("Type next:  tiercel up    (then: tiercel top, tiercel generate 'rev:tiercel=')")
+    missing = LEARNED_POLICY in plan.policies and LEARNED_POLICY not in report["policies"]
+    return 1 if missing else 0
+
+
+def result_table(report: dict[str, Any]) -> Any:
+    """The demo's final table, one row per policy and phase."""
+    rows = []
+    for name, policy in report["policies"].items():
+        for phase_name in PHASES:
+            phase = policy["phases"][phase_name]
+            label = "" if phase_name != PHASES[0] else name + ("" if policy["valid"] else " (!)")
+            unserved = phase["refused"] + phase["failed"] + phase["cancelled"]
+            rows.append(
+                (
+                    label,
+                    phase_name,
+                    phase["offered"],
+                    phase["on_time"],
+                    phase["late"],
+                    unserved,
+                    share(phase["availability"]),
+                    share(phase["performance"]),
+                    milliseconds(phase["p50_ms"]),
+                    milliseconds(phase["p99_ms"]),
+                    " ".join(f"{tier} {part:.2f}" for tier, part in phase["mix"].items()),
+                )
+            )
+    columns = ("policy", "phase", "offered", "on time", "late", "refused or failed")
+    scores = ("availability", "performance", "p50 ms", "p99 ms", "mix by tier")
+    title = (
+        f"static-large holds {report['static_large_capacity_rps']:.0f} requests/s;"
+        f" burst {report['burst_rps']:.0f}; deadline {report['deadline_s'] * 1e3:.0f} ms"
+    )
+    return table(title, (*columns, *scores), rows, numeric_from=2)

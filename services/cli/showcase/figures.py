@@ -1,0 +1,133 @@
+"""Plots of the demo: rate, mix, latency and quality over time, one column per policy."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from services.cli.showcase.series import Series
+
+TIER_COLORS = ("#3b9c6e", "#e0a82e", "#c8553d", "#7b5ea7", "#4a7ab5")
+INK, SOFT, GRID = "#20242a", "#6b7480", "#e3e6ea"
+COLUMN_WIDTH_IN, HEIGHT_IN = 4.4, 8.2
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tiercel",
+}
+
+
+def burst_figure(
+    series: Mapping[str, Series],
+    titles: Mapping[str, str],
+    *,
+    tiers: Sequence[str],
+    phases: Sequence[tuple[str, float]],
+    deadline_s: float,
+) -> Figure:
+    """Draws rate, mix, latency and quality over time.
+
+    Args:
+        series: Time series by policy; one column each.
+        titles: Column title by policy.
+        tiers: Tier names, lowest quality first.
+        phases: Name and length in seconds of each phase, in time order.
+        deadline_s: Drawn as a line in the latency row.
+    """
+    with mpl.rc_context(STYLE):
+        width = COLUMN_WIDTH_IN * max(1, len(series)) + 0.8
+        figure = Figure(figsize=(width, HEIGHT_IN), layout="constrained")
+        grid = figure.subplots(
+            4, len(series), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 3, 3, 3)
+        )
+        for column, (policy, one) in enumerate(series.items()):
+            axes = [grid[row][column] for row in range(4)]
+            axes[0].set_title(titles[policy], pad=18)
+            _rate(axes[0], one)
+            _mix(axes[1], one, tiers)
+            _latency(axes[2], one, deadline_s)
+            _quality(axes[3], one)
+            for row, each in enumerate(axes):
+                _phase_bands(each, phases, named=row == 0)
+            axes[3].set_xlabel("seconds")
+        labels = ("requests/s", "answers/s by tier", "latency, ms", "quality")
+        for row, label in enumerate(labels):
+            grid[row][0].set_ylabel(label)
+            grid[row][-1].legend(loc="upper right", fontsize=8, handlelength=1.4)
+    return figure
+
+
+def _rate(axes: Any, one: Series) -> None:
+    axes.fill_between(one.time_s, one.offered_rps, step="mid", color="#d7dbe0", label="offered")
+    axes.plot(one.time_s, one.on_time_rps, color="#2c6fbb", lw=1.8, label="answered on time")
+    axes.set_ylim(bottom=0)
+
+
+def _mix(axes: Any, one: Series, tiers: Sequence[str]) -> None:
+    layers = [one.mix[tier] for tier in reversed(tiers)]
+    colors = [TIER_COLORS[i % len(TIER_COLORS)] for i in reversed(range(len(tiers)))]
+    axes.stackplot(one.time_s, layers, labels=list(reversed(tiers)), colors=colors, alpha=0.92)
+    axes.set_ylim(bottom=0)
+
+
+def _latency(axes: Any, one: Series, deadline_s: float) -> None:
+    axes.plot(one.time_s, one.p99_ms, color="#9aa3ad", lw=1.4, label="p99")
+    axes.plot(one.time_s, one.p50_ms, color=INK, lw=1.8, label="p50")
+    axes.axhline(deadline_s * 1e3, color="#c8553d", lw=1.2, ls="--", label="deadline")
+    axes.set_ylim(bottom=0, top=deadline_s * 1e3 * 1.6)
+
+
+def _quality(axes: Any, one: Series) -> None:
+    axes.plot(one.time_s, one.quality, color="#7b5ea7", lw=1.4, label="of answers on time")
+    axes.plot(one.time_s, one.performance, color="#20242a", lw=1.9, label="x on time (performance)")
+    axes.set_ylim(0, 1.32)
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+def _phase_bands(axes: Any, phases: Sequence[tuple[str, float]], *, named: bool) -> None:
+    start_s = 0.0
+    for index, (name, length_s) in enumerate(phases):
+        if index % 2:
+            axes.axvspan(start_s, start_s + length_s, color="#f3efe4", zorder=0, lw=0)
+        if named:
+            axes.text(
+                start_s + length_s / 2, 1.02, name, transform=axes.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize=8.5, color=SOFT,
+            )  # fmt: skip
+        start_s += length_s
+    axes.set_xlim(0, start_s)
+
+
+def save(figure: Figure, stem: pathlib.Path) -> None:
+    """Writes ``stem.png`` and ``stem.svg``."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(stem.with_suffix(".png"), dpi=130)
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def inline_svg(figure: Figure) -> str:
+    """SVG text to put into a page, without the XML head."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
