@@ -38,12 +38,13 @@ MICROSECONDS_PER_S = 1e6
 NO_DEADLINE_S = float("inf")
 MAX_OUTPUT_TOKENS = 65_536
 DEFAULT_OUTPUT_TOKENS = 16  # vLLM's default
-# Asking Triton whether a request was cancelled is a round trip between processes, some 0.1 ms of
-# CPU time in all: one thread asks about all open requests, at most once per iteration (a slot is
-# freed between iterations anyhow), not more often than this, for at most this share of its time.
-CANCEL_SCAN_PAUSE_S = 0.02
-CANCEL_SCAN_SHARE = 0.05
-# A device that hangs has no iterations; its requests are asked about all the same.
+# Asking Triton whether a request was cancelled is a round trip between processes, some 0.05 ms
+# here and as much in Triton: one thread asks about all open requests, at most once per iteration (a
+# slot is freed between iterations anyhow), with a pause that grows with their number and keeps it
+# to about 5 % of a core.
+CANCEL_SCAN_PAUSE_S = 0.01
+CANCEL_SCAN_PAUSE_PER_REQUEST_S = 0.001
+# Also how long it waits for an iteration: a device that hangs has none.
 CANCEL_SCAN_LONGEST_PAUSE_S = 0.25
 JOIN_TIMEOUT_S = 2.0
 
@@ -196,12 +197,11 @@ class TritonPythonModel:
                 if not self._engine.outstanding() and not self._finalizing.is_set():
                     self._busy.wait()
                 continue
-            started = time.monotonic()
             for job in jobs:
                 if not job.cancelled and job.sink.is_cancelled():
                     job.cancelled = True
-            spent_s = time.monotonic() - started
-            self._finalizing.wait(max(CANCEL_SCAN_PAUSE_S, spent_s / CANCEL_SCAN_SHARE))
+            pause_s = max(CANCEL_SCAN_PAUSE_S, len(jobs) * CANCEL_SCAN_PAUSE_PER_REQUEST_S)
+            self._finalizing.wait(min(pause_s, CANCEL_SCAN_LONGEST_PAUSE_S))
             self._iterated.clear()
             self._iterated.wait(CANCEL_SCAN_LONGEST_PAUSE_S)
 
