@@ -45,7 +45,8 @@ class ExperienceConsumer:
         self._entries_of: dict[DecisionKey, list[str]] = defaultdict(list)
         self._to_ack: list[str] = []
         self._claim_due_s = 0.0
-        self._recovery_start_s: float | None = clock.monotonic_s()
+        self._is_recovering = True
+        self._recovery_start_s: float | None = None
         self.is_reachable = True
 
     @property
@@ -57,8 +58,8 @@ class ExperienceConsumer:
         """Returns new records, waiting up to `block_s` for the first; None if the store is away."""
         try:
             entries: list[StreamEntry] = []
-            if self._recovery_start_s is not None:
-                entries = await self._recover(self._recovery_start_s)
+            if self._is_recovering:
+                entries = await self._recover()
             elif self._clock.monotonic_s() >= self._claim_due_s:
                 entries = await self._claim()
             if not entries:
@@ -69,9 +70,8 @@ class ExperienceConsumer:
             if self.is_reachable:
                 self._log.warning("experience_unreachable", reason=str(error))
             self.is_reachable = False
-            if self._recovery_start_s is not None:
-                # A claim whose answer was lost has made its entries young again.
-                self._recovery_start_s = self._clock.monotonic_s()
+            # A claim whose answer was lost has made its entries young again.
+            self._recovery_start_s = None
             return None
         if not self.is_reachable:
             self._log.info("experience_reachable")
@@ -82,7 +82,8 @@ class ExperienceConsumer:
         """Forgets what is open, as after the loss of the worker that held it; it is read again."""
         self._open.clear()
         self._entries_of.clear()
-        self._recovery_start_s = self._clock.monotonic_s()
+        self._is_recovering = True
+        self._recovery_start_s = None
 
     async def settle(self, keys: Sequence[DecisionKey]) -> None:
         """Acknowledges what is saved; what cannot be acknowledged now is at the next call."""
@@ -100,18 +101,21 @@ class ExperienceConsumer:
         self._metrics.entries_acked.inc(len(self._to_ack))
         self._to_ack = []
 
-    async def _recover(self, start_s: float) -> list[StreamEntry]:
+    async def _recover(self) -> list[StreamEntry]:
         """Returns what a former life had read and not settled, before anything newer is read.
 
         Newer records would overtake it, and what comes behind its time is of no use.
         """
         # What this recovery has claimed itself is younger than the recovery.
-        idle_s = self._clock.monotonic_s() - start_s + _RECOVERY_MARGIN_S
+        now_s = self._clock.monotonic_s()
+        if self._recovery_start_s is None:
+            self._recovery_start_s = now_s
+        idle_s = now_s - self._recovery_start_s + _RECOVERY_MARGIN_S
         entries = await self._store.claim_stale_experience(
             self._group, self._consumer, idle_s, self._read_count
         )
         if not entries:
-            self._recovery_start_s = None
+            self._is_recovering = False
             self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
         return entries
 

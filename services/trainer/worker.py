@@ -117,9 +117,13 @@ class Worker:
         await asyncio.to_thread(self._end)
 
     def _start(self) -> None:
-        if self._process is not None and self._process.is_alive():
-            return
-        self._end()
+        if self._process is not None:
+            if self._process.is_alive():
+                return
+            # Whoever calls must learn that what the worker knew is lost.
+            pid = self.pid
+            self._end()
+            raise WorkerDiedError(f"worker process {pid} ended between two calls")
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(

@@ -98,7 +98,7 @@ def snapshot(seed: int = 0) -> bytes:
 
 
 @asynccontextmanager
-async def served(made: Settings) -> AsyncIterator[tuple[pb_grpc.TrainerServiceStub, Any]]:
+async def served(made: Settings) -> AsyncIterator[tuple[Any, Any]]:
     """Runs a trainer in this process; yields its stub and channel."""
     application: TrainerApplication = build_app(made)
     async with AsyncExitStack() as stack:

@@ -77,6 +77,13 @@ async def test_death_is_noticed_and_the_next_call_starts_afresh(worker: Worker) 
     with pytest.raises(WorkerDiedError):
         await worker.call("die", timeout_s=30.0)
     assert await worker.call("add", 1, timeout_s=30.0) == 11
+    assert worker.pid is not None
+    process: Any = worker._process
+    process.kill()
+    process.join(5.0)
+    with pytest.raises(WorkerDiedError, match="between two calls"):
+        await worker.call("add", 1, timeout_s=30.0)
+    assert await worker.call("add", 1, timeout_s=30.0) == 11
 
 
 async def test_silence_ends_the_worker(worker: Worker) -> None:

@@ -1,0 +1,313 @@
+"""Training a policy for one mesh in a minute, and scoring policies in the simulator.
+
+Policy iteration on paired returns (`paired.py`). Futures are first driven by the price policy, so
+the first network is one step better than price; later ones by the best network so far. The mesh is
+drawn anew for every episode (`scenario.py`). After each round the network is scored on validation
+seeds and the best one is kept: a bad round cannot do harm. The final evaluation, beside the
+baselines, is on seeds used for nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from router.catalog import QualityTable
+from router.dqn.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from router.policies.registry import make_policy
+from router.profile import LatencyProfile
+from router.types import Task
+from trainer.learner import initial_weights
+from trainer.paired import PairedSamples, paired_samples
+from trainer.paired_learner import PairedLearner
+from trainer.scenario import Mesh, Scenario, evaluation_scenarios, mean_scores, training_scenario
+from trainer.simulation.simulate import PolicySpec, simulate
+from trainer.simulation.workload import Lengths
+
+Progress = Callable[[float, dict[str, Any]], None]
+
+HIDDEN_COUNT = 32
+HORIZON_DEADLINES = 2.0
+EPSILON = 0.15
+KEPT_SAMPLES = 60_000
+BATCH_SIZE = 256
+VALIDATION_SEEDS = (700_001, 700_002)
+TEST_SEEDS = (800_001, 800_002, 800_003)
+AVAILABILITY_GOAL = 0.99
+MISS_COST = 0.25
+"""A miss costs this much beside its reward of zero: models err, and a deadline is a promise."""
+EVALUATION_SHARE = 0.12
+"""Share of the budget kept for the final evaluation."""
+
+
+def train_policy(
+    *,
+    profile: LatencyProfile,
+    quality: QualityTable,
+    tasks: Sequence[Task],
+    deadline_s: float,
+    devices: int | Sequence[Sequence[str]],
+    seed: int,
+    budget_s: float,
+    progress: Progress | None = None,
+    max_rate_rps: float | None = None,
+    initial_snapshot: bytes | None = None,
+    lengths: Lengths | None = None,
+    episode_requests: int = 2_000,
+) -> bytes:
+    """Trains a policy for one mesh and returns its snapshot, evaluation included.
+
+    Args:
+        profile: latency profile of a device, tiers from lowest quality to highest.
+        quality: quality table.
+        tasks: the tasks.
+        deadline_s: deadline, seconds.
+        devices: number of devices with every tier, or the tiers of each device.
+        seed: of everything drawn; the machine's speed decides how many rounds fit the budget.
+        budget_s: seconds to train and evaluate, compiling not counted.
+        progress: called with the share done and facts, at least every few seconds.
+        max_rate_rps: highest rate to train for; None: 0.7 of what the smallest tier can carry.
+        initial_snapshot: weights to start from.
+        lengths: distribution of lengths; None: OPT's setting or short texts, by the profile's name.
+        episode_requests: requests per training episode, about.
+
+    Raises:
+        ScenarioError: the mesh cannot be simulated.
+        SnapshotError: `initial_snapshot` is damaged or has another schema.
+    """
+    torch.set_num_threads(1)
+    mesh = Mesh.build(
+        profile=profile,
+        quality=quality,
+        tasks=tasks,
+        deadline_s=deadline_s,
+        devices=devices,
+        max_rate_rps=max_rate_rps,
+        lengths=lengths,
+    )
+    report = progress or (lambda _share, _facts: None)
+    report(0.0, {"phase": "compile"})
+    run = _Training(mesh, seed, initial_snapshot, episode_requests)
+    run.warm_up()
+    start_s = time.monotonic()
+    train_s = budget_s * (1.0 - EVALUATION_SHARE)
+    while (elapsed_s := time.monotonic() - start_s) < train_s:
+        run.round(min(1.0, elapsed_s / train_s))
+        report(
+            (1.0 - EVALUATION_SHARE) * min(1.0, (time.monotonic() - start_s) / train_s),
+            run.facts(time.monotonic() - start_s),
+        )
+    evaluation = run.evaluate()
+    report(1.0, {**run.facts(time.monotonic() - start_s), "phase": "done", **evaluation})
+    return run.snapshot(evaluation, budget_s, time.monotonic() - start_s)
+
+
+class _Training:
+    """State of one training run."""
+
+    def __init__(self, mesh: Mesh, seed: int, initial: bytes | None, episode_requests: int) -> None:
+        self._mesh = mesh
+        self._seed = seed
+        self._rng = np.random.default_rng(seed)
+        self._episode_requests = episode_requests
+        self._parent = ""
+        price = PolicySpec.of(make_policy("price", mesh.catalog))
+        if initial is not None:
+            snapshot = load_snapshot(initial, SCHEMA, "initial snapshot")
+            weights, self._parent = snapshot.weights, snapshot.version
+        else:
+            weights = initial_weights(FEATURE_COUNT, HIDDEN_COUNT, self._rng)
+        self._driver = PolicySpec.dqn(weights) if initial is not None else price
+        self._learner = PairedLearner(weights)
+        self._best: Weights = weights
+        self._validation = evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=600)
+        self._best_score = self._score(weights) if initial is not None else -np.inf
+        self._price_score = _score(price, self._validation)
+        self._samples: list[PairedSamples] = []
+        self._sample_count = 0
+        self._rounds = 0
+        self._loss: float | None = None
+        self._candidate_score = -np.inf
+
+    def warm_up(self) -> None:
+        """Compiles what the rounds use, so that the budget is spent on learning."""
+        scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
+        self._collect(scenario, self._driver, np.random.default_rng(0), 2)
+        _score(PolicySpec.dqn(self._best), self._validation[:1])
+
+    def round(self, done: float) -> None:
+        """Collects samples from a few episodes, learns, validates, and keeps the better network."""
+        for _ in range(6):
+            scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
+            samples = self._collect(scenario, self._driver, self._rng, 32)
+            if len(samples.x_BCF):
+                self._samples.append(samples)
+                self._sample_count += len(samples.x_BCF)
+        self._trim()
+        pool = PairedSamples(*(np.concatenate(parts) for parts in zip(*self._samples, strict=True)))
+        self._learner.set_learning_rate(2e-3 * 0.1**done)
+        for _ in range(60):
+            rows = self._rng.integers(len(pool.x_BCF), size=BATCH_SIZE)
+            loss = self._learner.step(PairedSamples(*(part[rows] for part in pool)))
+            self._loss = loss if self._loss is None else self._loss + 0.05 * (loss - self._loss)
+        self._rounds += 1
+        if self._rounds % 3 == 0:
+            self._validate()
+
+    def facts(self, elapsed_s: float) -> dict[str, Any]:
+        """Returns what progress shows."""
+        return {
+            "phase": "train",
+            "step_count": self._learner.step_count,
+            "steps_per_second": self._learner.step_count / max(elapsed_s, 1e-3),
+            "transition_count": self._sample_count,
+            "loss": self._loss,
+            "epsilon": EPSILON,
+            "score": None if np.isinf(self._best_score) else self._best_score,
+            "mean_reward": None if np.isinf(self._best_score) else max(0.0, self._best_score),
+            "price_score": self._price_score,
+        }
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns scores on the test seeds, the baselines' beside the policy's."""
+        self._validate()
+        scenarios = evaluation_scenarios(self._mesh, TEST_SEEDS, requests=800)
+        tiers = self._mesh.catalog.tiers
+        names = ("price", "greedy", f"static-{tiers[-1]}", f"static-{tiers[0]}")
+        found = {
+            name: _mean(PolicySpec.of(make_policy(name, self._mesh.catalog)), scenarios)
+            for name in names
+        }
+        own = _mean(PolicySpec.dqn(self._best), scenarios)
+        zeroed = _mean(PolicySpec.dqn(self._best.zeroed()), scenarios)
+        return {**own, "validation_score": self._best_score, "zeroed": zeroed, "baselines": found}
+
+    def snapshot(self, evaluation: dict[str, Any], budget_s: float, used_s: float) -> bytes:
+        """Returns the best network with everything known about it."""
+        mesh = self._mesh
+        return save_snapshot(
+            Snapshot(
+                self._best,
+                SCHEMA,
+                tuple(feature.name for feature in FEATURES),
+                training={
+                    "mode": "simulated",
+                    "method": "paired returns, policy iteration",
+                    "seed": self._seed,
+                    "parent": self._parent,
+                    "budget_s": budget_s,
+                    "used_s": round(used_s, 1),
+                    "rounds": self._rounds,
+                    "step_count": self._learner.step_count,
+                    "transition_count": self._sample_count,
+                    "hidden_count": HIDDEN_COUNT,
+                    "horizon_deadlines": HORIZON_DEADLINES,
+                    "epsilon": EPSILON,
+                    "episode_requests": self._episode_requests,
+                },
+                evaluation=evaluation,
+                fleet={
+                    "profile": mesh.profile.name,
+                    "tiers": list(mesh.catalog.tiers),
+                    "tasks": [task.name for task in mesh.catalog.tasks],
+                    "devices": [list(tiers) for tiers in mesh.devices],
+                    "deadline_s": mesh.deadline_s,
+                    "max_rate_rps": mesh.max_rate_rps,
+                },
+            )
+        )
+
+    def _collect(
+        self, scenario: Scenario, driver: PolicySpec, rng: np.random.Generator, count: int
+    ) -> PairedSamples:
+        mix_T: NDArray[np.float64] = rng.dirichlet(np.full(len(self._mesh.catalog.tiers), 0.7))
+        return paired_samples(
+            scenario,
+            driver,
+            rng,
+            sample_count=count,
+            horizon_s=HORIZON_DEADLINES * self._mesh.deadline_s,
+            epsilon=EPSILON if rng.random() < 0.7 else 0.0,
+            mix_T=tuple(mix_T.tolist()),
+            miss_cost=MISS_COST,
+        )
+
+    def _validate(self) -> None:
+        weights = self._learner.weights()
+        score = self._score(weights)
+        self._candidate_score = score
+        if score > self._best_score:
+            self._best, self._best_score = weights, score
+        # Futures are driven by the best policy known, price included.
+        if self._best_score >= self._price_score - 0.02:
+            self._driver = PolicySpec.dqn(self._best)
+
+    def _score(self, weights: Weights) -> float:
+        return _score(PolicySpec.dqn(weights), self._validation)
+
+    def _trim(self) -> None:
+        """Drops the oldest samples beyond the bound: they are of worse policies' futures."""
+        kept = sum(len(part.x_BCF) for part in self._samples)
+        while kept > KEPT_SAMPLES:
+            kept -= len(self._samples.pop(0).x_BCF)
+
+
+def evaluate_policy(
+    *,
+    profile: LatencyProfile,
+    quality: QualityTable,
+    tasks: Sequence[Task],
+    deadline_s: float,
+    devices: int | Sequence[Sequence[str]],
+    policy: str,
+    snapshot: bytes | None = None,
+    seeds: Sequence[int] = TEST_SEEDS,
+    max_rate_rps: float | None = None,
+    lengths: Lengths | None = None,
+) -> dict[str, float]:
+    """Returns mean performance and availability of a policy over rates and bursts of one mesh.
+
+    Raises:
+        UnknownPolicyError: unknown name.
+        SnapshotError: a damaged snapshot.
+    """
+    mesh = Mesh.build(
+        profile=profile,
+        quality=quality,
+        tasks=tasks,
+        deadline_s=deadline_s,
+        devices=devices,
+        max_rate_rps=max_rate_rps,
+        lengths=lengths,
+    )
+    if snapshot is not None:
+        spec = PolicySpec.dqn(load_snapshot(snapshot, SCHEMA).weights)
+    else:
+        spec = PolicySpec.of(make_policy(policy, mesh.catalog))
+    return _mean(spec, evaluation_scenarios(mesh, seeds, requests=800))
+
+
+def _run(spec: PolicySpec, scenarios: Sequence[Scenario]) -> tuple[Any, Any]:
+    performance, availability = [], []
+    for scenario in scenarios:
+        result = simulate(scenario.config, scenario.workload, spec, scenario.seed)
+        performance.append(result.performance())
+        availability.append(result.availability())
+    return np.array(performance), np.array(availability)
+
+
+def _mean(spec: PolicySpec, scenarios: Sequence[Scenario]) -> dict[str, float]:
+    return mean_scores(*_run(spec, scenarios))
+
+
+def _score(spec: PolicySpec, scenarios: Sequence[Scenario]) -> float:
+    """Returns mean performance, less twice what availability lacks of its goal."""
+    performance_S, availability_S = _run(spec, scenarios)
+    lacking = np.maximum(0.0, AVAILABILITY_GOAL - availability_S)
+    return float((performance_S - 2.0 * lacking).mean())

@@ -1,0 +1,285 @@
+"""Random training and fixed evaluation scenarios on one mesh: rates, bursts, errors of the model.
+
+What a policy meets live differs from what its router believes: costs are off by some ten percent,
+there is latency outside the devices, traffic comes in bursts. Training draws all of that at random
+(domain randomisation), so that the policy leans on what is robust.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router import kernels
+from router.catalog import Catalog, QualityTable
+from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.profile import LatencyProfile, TierProfile
+from router.types import Task
+from trainer.simulation.simulate import SimulationConfig
+from trainer.simulation.workload import (
+    OPT_LENGTHS,
+    REFERENCE_LENGTHS,
+    Lengths,
+    Times,
+    Workload,
+    gamma_renewal,
+    make_workload,
+    markov_modulated,
+    piecewise,
+    poisson,
+)
+
+_NOMINAL = "nominal"
+
+
+class ScenarioError(ValueError):
+    """A mesh cannot be simulated; the message names what is missing."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """One mesh to train for.
+
+    Attributes:
+        catalog: tiers, tasks, quality.
+        profile: costs as routers know them.
+        devices: tiers placed on each device.
+        deadline_s: deadline, seconds.
+        lengths: distribution of prompt and output lengths.
+        fleet: the fleet as routers know it.
+        large_rps: rate at which the largest tier alone would fill all devices.
+        small_rps: rate at which the smallest tier alone would fill all devices.
+        max_rate_rps: highest rate to train for.
+    """
+
+    catalog: Catalog
+    profile: LatencyProfile
+    devices: tuple[tuple[str, ...], ...]
+    deadline_s: float
+    lengths: Lengths
+    fleet: Fleet
+    large_rps: float
+    small_rps: float
+    max_rate_rps: float
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        profile: LatencyProfile,
+        quality: QualityTable,
+        tasks: Sequence[Task],
+        deadline_s: float,
+        devices: int | Sequence[Sequence[str]],
+        max_rate_rps: float | None = None,
+        lengths: Lengths | None = None,
+    ) -> Mesh:
+        """Builds a mesh; `devices` is a number (every tier on each) or the tiers of each.
+
+        Raises:
+            ScenarioError: something is missing or out of range.
+            InvalidFileError: the quality table lacks a cell.
+        """
+        if not deadline_s > 0.0 or not math.isfinite(deadline_s):
+            raise ScenarioError(f"deadline_s must be above 0 (got {deadline_s})")
+        if not tasks:
+            raise ScenarioError("tasks: at least one is needed")
+        placed = _placement(profile, devices)
+        tiers = tuple(t for t in profile.tiers if any(t in device for device in placed))
+        catalog = Catalog.build(
+            tiers, tuple(replace(t, default_deadline_s=deadline_s) for t in tasks), quality
+        )
+        fleet = _fleet(catalog, profile, placed)
+        lengths = lengths or default_lengths(profile, tasks)
+        prompt = lengths.prompt_median * math.exp(0.5 * lengths.prompt_sigma**2)
+        rows = range(fleet.candidate_count)
+        time_C = np.array(
+            [kernels.full_batch_time_s(fleet.arrays, c, prompt, lengths.output_mean) for c in rows]
+        )
+        by_tier = [
+            time_C[fleet.arrays.tier_C == t].min() / (fleet.arrays.tier_C == t).sum()
+            for t in range(len(tiers))
+        ]
+        small_rps = 1.0 / by_tier[0]
+        return cls(
+            catalog,
+            profile,
+            placed,
+            deadline_s,
+            lengths,
+            fleet,
+            1.0 / by_tier[-1],
+            small_rps,
+            max_rate_rps or 0.7 * small_rps,
+        )
+
+    def rates(self, count: int) -> list[float]:
+        """Returns `count` rates from a light load to the highest one, evenly in the logarithm."""
+        low = 0.25 * self.large_rps
+        high = max(self.max_rate_rps, 2.0 * low)
+        return [float(rate) for rate in np.geomspace(low, high, count)]
+
+
+def default_lengths(profile: LatencyProfile, tasks: Sequence[Task]) -> Lengths:
+    """Returns lengths that suit a mesh nobody has described: OPT's setting, or short texts."""
+    if profile.name.startswith("opt"):
+        return OPT_LENGTHS
+    mean = float(np.mean([task.expected_output_tokens for task in tasks]))
+    return replace(REFERENCE_LENGTHS, output_mean=mean, output_max=max(16, round(4 * mean)))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A world before it runs.
+
+    Attributes:
+        config: fleet, safety, events.
+        workload: the traffic.
+        seed: of the simulation.
+    """
+
+    config: SimulationConfig
+    workload: Workload
+    seed: int
+
+
+def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) -> Scenario:
+    """Returns a random scenario of about `request_count` requests."""
+    low, high = 0.2 * mesh.large_rps, max(mesh.max_rate_rps, 0.5 * mesh.large_rps)
+    rate = float(np.exp(rng.uniform(math.log(low), math.log(high))))
+    duration_s = max(request_count / rate, 12.0 * mesh.deadline_s)
+    deadline_s = mesh.deadline_s * float(np.exp(0.1 * rng.standard_normal()))
+    tasks = len(mesh.catalog.tasks)
+    workload = make_workload(
+        _arrivals(rate, high, duration_s, mesh.deadline_s, rng),
+        duration_s,
+        rng=rng,
+        deadline_s=deadline_s,
+        task_share=rng.dirichlet(np.full(tasks, 3.0)).tolist(),
+        lengths=mesh.lengths,
+    )
+    config = SimulationConfig(
+        fleet=mesh.fleet,
+        catalog=mesh.catalog,
+        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, rng)},
+        safety=bool(rng.random() < 0.5),
+    )
+    return Scenario(config, workload, int(rng.integers(2**31)))
+
+
+def true_profile(mesh: Mesh, rng: np.random.Generator) -> LatencyProfile:
+    """Returns costs as they might really be: off by about 15 % as a whole and 10 % per tier."""
+    common = float(np.exp(0.15 * rng.standard_normal()))
+    overhead_s = float(rng.uniform(0.0, 0.06)) * mesh.deadline_s
+    tiers: dict[str, TierProfile] = {}
+    for name, tier in mesh.profile.tiers.items():
+        scaled = tier.scaled(common * float(np.exp(0.1 * rng.standard_normal())))
+        tiers[name] = replace(scaled, overhead_s=tier.overhead_s + overhead_s)
+    return LatencyProfile(f"{mesh.profile.name}-true", "assumed", tiers)
+
+
+def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> list[Scenario]:
+    """Returns fixed scenarios: steady rates over the range, and bursts of three times the load."""
+    scenarios = []
+    for seed in seeds:
+        rates = mesh.rates(5)
+        for index, rate in enumerate(rates):
+            rng = np.random.default_rng([seed, index])
+            duration_s = max(requests / rate, 12.0 * mesh.deadline_s)
+            arrivals = poisson(rate, duration_s, rng)
+            scenarios.append(_evaluation(mesh, arrivals, duration_s, rng, f"{rate:.0f} req/s"))
+        for index, factor in enumerate((1.5, 3.0)):
+            rng = np.random.default_rng([seed, 100 + index])
+            base = 0.5 * mesh.large_rps
+            burst = min(factor * mesh.large_rps, mesh.max_rate_rps)
+            piece_s = max(requests / (base + burst) / 3.0, 8.0 * mesh.deadline_s)
+            pieces = [(piece_s, base), (piece_s, burst), (piece_s, base)]
+            arrivals = piecewise(pieces, rng)
+            scenarios.append(_evaluation(mesh, arrivals, 3 * piece_s, rng, f"burst {factor:g}x"))
+    return scenarios
+
+
+def _evaluation(
+    mesh: Mesh, arrivals: Times, duration_s: float, rng: np.random.Generator, name: str
+) -> Scenario:
+    workload = make_workload(
+        arrivals,
+        duration_s,
+        rng=rng,
+        deadline_s=mesh.deadline_s,
+        task_share=[1.0] * len(mesh.catalog.tasks),
+        lengths=mesh.lengths,
+        name=name,
+    )
+    profiles = {"": mesh.profile, _NOMINAL: true_profile(mesh, rng)}
+    config = SimulationConfig(
+        fleet=mesh.fleet, catalog=mesh.catalog, profiles=profiles, safety=True
+    )
+    return Scenario(config, workload, int(rng.integers(2**31)))
+
+
+def _arrivals(
+    rate: float, high: float, duration_s: float, deadline_s: float, rng: np.random.Generator
+) -> Times:
+    """Returns arrivals of a random kind around `rate`."""
+    kind = rng.random()
+    if kind < 0.35:
+        return poisson(rate, duration_s, rng)
+    if kind < 0.75:
+        burst = min(rate * float(rng.uniform(2.0, 6.0)), high)
+        # From quiet to burst and back, at random moments, so that every phase is met in each state.
+        cuts = np.sort(rng.random(2)) * duration_s
+        spans = np.diff([0.0, *cuts, duration_s])
+        return piecewise([(spans[0], rate), (spans[1], burst), (spans[2], rate)], rng)
+    if kind < 0.88:
+        return gamma_renewal(rate, float(rng.uniform(1.5, 5.0)), duration_s, rng)
+    rates = [rate * 0.4, rate, min(2.5 * rate, high)]
+    return markov_modulated(rates, float(rng.uniform(1.0, 8.0)) * deadline_s, duration_s, rng)
+
+
+def _placement(
+    profile: LatencyProfile, devices: int | Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], ...]:
+    if isinstance(devices, int):
+        if devices < 1:
+            raise ScenarioError(f"devices must be at least 1 (got {devices})")
+        return (tuple(profile.tiers),) * devices
+    placed = tuple(tuple(tiers) for tiers in devices)
+    unknown = {tier for tiers in placed for tier in tiers if tier not in profile.tiers}
+    if not placed or not all(placed):
+        raise ScenarioError("devices: at least one with at least one tier is needed")
+    if unknown:
+        known = ", ".join(profile.tiers)
+        raise ScenarioError(f"devices: unknown tiers {sorted(unknown)}; the profile has {known}")
+    return placed
+
+
+def _fleet(catalog: Catalog, profile: LatencyProfile, placed: tuple[tuple[str, ...], ...]) -> Fleet:
+    """Returns the fleet with nominal costs; its endpoints name the true ones for the simulator."""
+    endpoints = [
+        EndpointSpec(
+            name=f"e{index}",
+            address="127.0.0.1:1",
+            device=f"d{index}",
+            models={tier: tier for tier in tiers},
+            profile=_NOMINAL,
+        )
+        for index, tiers in enumerate(placed)
+    ]
+    profiles: Mapping[str, LatencyProfile] = {"": profile, _NOMINAL: profile}
+    return build_fleet(catalog, endpoints, profiles)
+
+
+def mean_scores(
+    performance_S: NDArray[np.float64], availability_S: NDArray[np.float64]
+) -> dict[str, float]:
+    """Returns mean and worst scores over scenarios."""
+    return {
+        "performance": float(performance_S.mean()),
+        "availability": float(availability_S.mean()),
+        "availability_min": float(availability_S.min()),
+    }
