@@ -138,6 +138,9 @@ class TritonServer:
     def start(self, progress: Progress | None = None) -> None:
         """Starts Triton and waits until every model is ready.
 
+        Call it from a thread that lives as long as the server: Linux ties the child to the thread
+        that made it, and Triton is told to stop when that thread ends.
+
         Args:
             progress: Called with (loaded, total) models whenever one more is loaded.
 
