@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import pathlib
+import tempfile
 import threading
 import time
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from device_turn import DeviceTurn
 from reference_engine import SlotDecoder
 from reference_request import Limits, RequestError, Sequence, parse_request
 
@@ -45,6 +48,10 @@ class TritonPythonModel:
         self._active: list[Sequence] = []
         self._changed = threading.Condition()
         self._stopping = False
+        # All reference tiers of a Triton server share its device: the processors it runs on.
+        self._turn = DeviceTurn(
+            pathlib.Path(tempfile.gettempdir()) / f"tiercel-device-{os.getppid()}"
+        )
         self._warm_up()
         self._threads = [
             threading.Thread(target=target, name=target.__name__, daemon=True)
@@ -93,6 +100,7 @@ class TritonPythonModel:
             _fail_sequence(
                 sequence, "the model is being unloaded", pb_utils.TritonError.UNAVAILABLE
             )
+        self._turn.close()
 
     def _warm_up(self) -> None:
         """Runs both kernels at the full batch, so that the first request meets a warm allocator."""
@@ -110,14 +118,12 @@ class TritonPythonModel:
                     self._changed.wait()
                 if self._stopping:
                     return
-                room = min(
-                    self._limits.slot_count - len(self._active), self._limits.max_prefill_count
-                )
-                admitted = []
-                while self._waiting and len(admitted) < room:
-                    admitted.append(self._waiting.popleft())
+            admitted: list[Sequence] = []
             try:
-                self._iterate(admitted)
+                with self._turn:
+                    # Admitted when the turn comes, so that nobody waits for the next one in vain.
+                    self._admit(admitted)
+                    self._iterate(admitted)
             except Exception as error:
                 self._logger.log_error(f"engine iteration failed: {error!r}")
                 for sequence in {id(each): each for each in [*self._active, *admitted]}.values():
@@ -128,6 +134,13 @@ class TritonPythonModel:
                     )
                 self._active.clear()
                 self._decoder.clear()
+
+    def _admit(self, admitted: list[Sequence]) -> None:
+        """Moves waiting requests to ``admitted``, as many as there is room for."""
+        with self._changed:
+            room = min(self._limits.slot_count - len(self._active), self._limits.max_prefill_count)
+            while self._waiting and len(admitted) < room:
+                admitted.append(self._waiting.popleft())
 
     def _iterate(self, admitted: list[Sequence]) -> None:
         """One iteration: drop the dead, one decode step for the running, prefill for the new."""

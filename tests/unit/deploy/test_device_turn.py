@@ -1,0 +1,113 @@
+"""Tiers of one device take turns: strictly in order, and past a tier that died."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import pathlib
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+SOURCE = pathlib.Path(__file__).parents[3] / "deploy" / "triton" / "common" / "device_turn.py"
+WORKER = """
+import pathlib, sys, time
+sys.path.insert(0, {folder!r})
+from device_turn import DeviceTurn
+turn = DeviceTurn(pathlib.Path({path!r}))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range({count}):
+    with turn:
+        start = time.monotonic()
+        while time.monotonic() - start < 0.002:
+            pass
+        print({name!r}, start, time.monotonic(), flush=True)
+{tail}
+"""
+
+
+def load() -> ModuleType:
+    """The module, which lies outside any package."""
+    spec = importlib.util.spec_from_file_location("device_turn", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(
+    path: pathlib.Path, name: str, count: int, tail: str = "turn.close()"
+) -> subprocess.Popen[str]:
+    """A tier as a process; it begins when its standard input gets a line."""
+    code = WORKER.format(
+        folder=str(SOURCE.parent), path=str(path), name=name, count=count, tail=tail
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_alternate_and_never_overlap(tmp_path: pathlib.Path) -> None:
+    """While all have work, each gets one turn per round, and no two turns meet."""
+    names = ("a", "b", "c")
+    processes = [start(tmp_path / "device", name, 40) for name in names]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    lines = [
+        line for process in processes for line in process.communicate(timeout=30)[0].split("\n")
+    ]
+    turns = sorted((float(s), float(e), n) for n, s, e in (line.split() for line in lines if line))
+    assert len(turns) == 120
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(turns))
+    # Between the moment the last one joins and the moment the first one ends, rounds are strict.
+    first_end = min(max(s for s, _, n in turns if n == name) for name in names)
+    last_start = max(min(s for s, _, n in turns if n == name) for name in names)
+    busy = [n for s, _, n in turns if last_start <= s <= first_end]
+    assert len(busy) > 20
+    assert all(len(set(busy[i : i + 3])) == 3 for i in range(len(busy) - 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_that_dies_does_not_block_the_others(tmp_path: pathlib.Path) -> None:
+    """The device goes on when the process that holds it is killed."""
+    tail = "turn.__enter__(); print('held', flush=True); time.sleep(600)"
+    holder = start(tmp_path / "device", "a", 0, tail)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "held\n"
+    other = start(tmp_path / "device", "b", 1)
+    assert other.stdin is not None
+    other.stdin.write("\n")
+    other.stdin.flush()
+    holder.kill()
+    holder.wait()
+    out, _ = other.communicate(timeout=30)
+    assert out.startswith("b ")
+    holder.stdin.close()
+    holder.stdout.close()
+
+
+def test_places_are_bounded_and_freed(tmp_path: pathlib.Path) -> None:
+    """One place more than there are is an error; a closed one is free again."""
+    module = load()
+    turns = [module.DeviceTurn(tmp_path / "device") for _ in range(module.SLOT_COUNT)]
+    with pytest.raises(module.DeviceTurnError, match="places are taken"):
+        module.DeviceTurn(tmp_path / "device")
+    turns.pop().close()
+    again = module.DeviceTurn(tmp_path / "device")
+    with again:
+        pass
+    for turn in [*turns, again]:
+        turn.close()
+    assert list(tmp_path.iterdir()) == []
