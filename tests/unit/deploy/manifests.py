@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import re
@@ -86,11 +88,16 @@ def dockerfile_stages() -> dict[str, Stage]:
 
 def compose(*layers: str, variables: dict[str, str] | None = None) -> dict[str, Any]:
     """Returns the merged Compose file, as Docker Compose itself resolves it (no daemon needed)."""
+    return copy.deepcopy(_resolved(layers, tuple(sorted((variables or {}).items()))))
+
+
+@functools.cache
+def _resolved(layers: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     command = [str(Path(sys.executable).with_name("docker-compose"))]
     for layer in ("compose.yaml", *layers):
         command += ["-f", str(DEPLOY / layer)]
     command += ["config", "--format", "json"]
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **(variables or {})}
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **dict(variables)}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment, check=False
     )
@@ -103,6 +110,11 @@ def compose(*layers: str, variables: dict[str, str] | None = None) -> dict[str, 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:
     """Returns the resources of deploy/kubernetes/<overlay>."""
+    return copy.deepcopy(_rendered(overlay))
+
+
+@functools.cache
+def _rendered(overlay: str) -> list[dict[str, Any]]:
     return kustomize.render(DEPLOY / "kubernetes" / overlay)
 
 

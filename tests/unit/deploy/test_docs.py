@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 from router.policies.dqn import DqnPolicy
 from router.policies.registry import KNOWN_POLICIES, SCORE_POLICIES
 from services.cli.app import make_app
-from tests.unit.deploy.manifests import ROOT
+from tests.unit.deploy.manifests import ROOT, load_yaml
 from tests.unit.deploy.settings_table import PAGE, page_with_tables
 
 _PAGES = sorted(
@@ -89,3 +90,13 @@ def test_named_commands_exist(page: Path) -> None:
         options = {name for parameter in command.params for name in parameter.opts}
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in options, f"{page.name}: tiercel {words}{rest}"
+
+
+def test_pre_commit_runs_the_projects_own_tools() -> None:
+    """Every hook's program is in the project's environment."""
+    hooks = load_yaml(ROOT / ".pre-commit-config.yaml")["repos"][0]["hooks"]
+    programs = {hook["entry"].split()[0] for hook in hooks} - {"bash"}
+    assert programs
+    for program in programs:
+        assert program.startswith(".venv/bin/")
+        assert Path(sys.executable).with_name(Path(program).name).is_file()
