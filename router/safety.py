@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
 
+SAME_DEVICE = 1.5
+"""Factor on predictions for the device a request is rescued from."""
+
 
 class SafetyLimits(NamedTuple):
     """How far predictions are trusted.
@@ -177,15 +180,20 @@ def choose_rescue(
 ) -> int:
     """Returns the smaller-tier candidate to rescue to, or -1 if none would be in time.
 
-    The highest quality whose predicted latency x margin fits the slack; among equals the fastest.
-    `load` must be without the request itself: it is about to be cancelled.
+    The highest quality whose predicted latency fits the slack with half of the margin to spare
+    (the timer was set for the whole margin; the other half is for a timer that fires late and a
+    load that has risen); among equals the fastest. The device the request is on has just been slower than predicted, so its predictions are
+    stretched by `SAME_DEVICE`. `load` must be without the request: it is about to be cancelled.
     """
     kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
+    spare = 0.5 * (1.0 + margin)
     best = -1
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
-        if margin * scratch_C[c] > slack_s:
+        if fleet.device_C[c] == fleet.device_C[action]:
+            scratch_C[c] *= SAME_DEVICE
+        if spare * scratch_C[c] > slack_s:
             continue
         if best < 0:
             best = c

@@ -43,7 +43,7 @@ class DebtQueuePolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("weight", 0.5, 1e-3, 100.0, "Worth of quality in units of backlog / slack."),
+        Parameter("weight", 0.5, 1e-3, 5.0, "Worth of quality in units of backlog / slack."),
         Parameter("step_share", 0.5, 0.0, 1.0, "Share of a shared step that is charged."),
     )
     KERNEL = staticmethod(scores.score_debt_queue)

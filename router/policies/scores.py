@@ -364,6 +364,12 @@ def score_debt_queue(
         out_C[c] = gain - debt * out_C[c] / unit_s - 1e-7 * min(predicted_s_C[c] / slack, HUGE)
 
 
+def marginal_time_s(fleet: FleetArrays, query: Query, c: int) -> float:
+    """Returns the device time a mean request adds to iterations that run anyway, seconds."""
+    time_s = mean_prompt(query) * fleet.per_prompt_token_s_C[c]
+    return float(time_s + query.output_tokens * fleet.per_sequence_s_C[c])
+
+
 def fluid_choice(fleet: FleetArrays, query: Query, task: int, price: float, unit_s: float) -> int:
     """Returns the candidate whose tier wins for `task` at `price` per large request's time."""
     best = -1
@@ -371,7 +377,7 @@ def fluid_choice(fleet: FleetArrays, query: Query, task: int, price: float, unit
     for c in range(len(fleet.tier_C)):
         if fleet.availability_C[c] <= 0.0:
             continue
-        time_s = kernels.full_batch_time_s(fleet, c, mean_prompt(query), query.output_tokens)
+        time_s = marginal_time_s(fleet, query, c)
         value = fleet.quality_KC[task][c] - price * time_s / unit_s
         if best < 0 or value > best_value:
             best = c
@@ -379,15 +385,28 @@ def fluid_choice(fleet: FleetArrays, query: Query, task: int, price: float, unit
     return best
 
 
-def fluid_time_s(fleet: FleetArrays, query: Query, price: float, unit_s: float) -> float:
-    """Returns the mean device time of a request if every task took its best tier at `price`."""
-    total = 0.0
+def fluid_load(fleet: FleetArrays, query: Query, price: float, unit_s: float) -> float:
+    """Returns the load of a device if every task took its best tier at `price`, 1 = full.
+
+    Requests bring their marginal time; each tier in use runs one step per cycle, and a cycle may
+    last slack / output tokens.
+    """
+    time_s = 0.0
+    steps_s = 0.0
     task_count = len(fleet.quality_KC)
     for k in range(task_count):
         c = fluid_choice(fleet, query, k, price, unit_s)
-        if c >= 0:
-            total += kernels.full_batch_time_s(fleet, c, mean_prompt(query), query.output_tokens)
-    return total / task_count
+        if c < 0:
+            continue
+        time_s += marginal_time_s(fleet, query, c) / task_count
+        seen = False
+        for m in range(k):
+            if fluid_choice(fleet, query, m, price, unit_s) == c:
+                seen = True
+        if not seen:
+            steps_s += fleet.step_s_C[c]
+    cycles_per_s = query.event_tokens / max(query.slack_s, 1e-4)
+    return query.rate_short_rps * time_s / usable_device_count(fleet) + steps_s * cycles_per_s
 
 
 def score_fluid(
@@ -403,29 +422,30 @@ def score_fluid(
 ) -> None:
     """Linear program on the estimated rate, with a guard on the backlog.
 
-    Maximise quality subject to device time <= utilisation x capacity, tasks assumed equally likely
-    and batches full. Its dual has one price, found by bisection; between the two neighbouring
-    mixes `query.draw` decides. Parameters: 0 utilisation, 1 backlog/slack above which it steps a
-    tier down.
+    Maximise quality subject to the load of a device being at most the utilisation, tasks assumed
+    equally likely. The dual has one price, found by bisection; between the two neighbouring mixes
+    `query.draw` decides. Parameters: 0 utilisation, 1 backlog/slack above which it steps a tier
+    down.
     """
     explain(fleet, load, query, 1.0, 8.0, predicted_s_C, probability_C, work_s_C)
     large = extreme_candidate(fleet, True)
-    unit_s = kernels.full_batch_time_s(fleet, large, mean_prompt(query), query.output_tokens)
-    budget_s = params_P[0] * usable_device_count(fleet) / max(query.rate_short_rps, 1e-6)
+    unit_s = marginal_time_s(fleet, query, large) + 1e-9
     low = 0.0
     high = 0.0
-    if fluid_time_s(fleet, query, 0.0, unit_s) > budget_s:
-        high = 64.0
-        for _ in range(24):
+    dear = fluid_load(fleet, query, 0.0, unit_s)
+    cheap = dear
+    if dear > params_P[0]:
+        high = 16.0
+        for _ in range(16):
             middle = 0.5 * (low + high)
-            if fluid_time_s(fleet, query, middle, unit_s) > budget_s:
+            if fluid_load(fleet, query, middle, unit_s) > params_P[0]:
                 low = middle
             else:
                 high = middle
-    cheap_s = fluid_time_s(fleet, query, high, unit_s)
-    dear_s = fluid_time_s(fleet, query, low, unit_s)
+        cheap = fluid_load(fleet, query, high, unit_s)
+        dear = fluid_load(fleet, query, low, unit_s)
     price = high
-    if dear_s > cheap_s and query.draw < (budget_s - cheap_s) / (dear_s - cheap_s):
+    if dear > cheap and query.draw < (params_P[0] - cheap) / (dear - cheap):
         price = low
     chosen = fluid_choice(fleet, query, query.task, price, unit_s)
     tier = float(fleet.tier_C[max(0, chosen)])

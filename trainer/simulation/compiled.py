@@ -33,8 +33,9 @@ _MODULES = (
 _ALLOCATING = ("router.dqn.network",)
 """Modules whose functions make arrays; the others only fill what they are given."""
 
-jit: Any = numba.njit(cache=True, error_model="numpy")
-jit_unmanaged: Any = numba.njit(cache=True, error_model="numpy", _nrt=False)
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy"}
+jit: Any = numba.njit(**_OPTIONS)
+jit_unmanaged: Any = numba.njit(**_OPTIONS, _nrt=False)
 """Compiles without reference counting: the world is a tuple of some thirty arrays, and counting
 each of them at every call would cost more than the calls do."""
 
@@ -82,7 +83,7 @@ def _compile(name: str, twins: dict[str, types.ModuleType]) -> types.ModuleType:
     return twin
 
 
-numba.config.CACHE_DIR = str(_cache_directory())
+numba.config.CACHE_DIR = str(_cache_directory())  # type: ignore[attr-defined]
 
 _twins: dict[str, types.ModuleType] = {}
 for _name in _MODULES:

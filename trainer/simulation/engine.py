@@ -152,6 +152,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
     request.first_reward = 0.0
     if request.attempt <= 1:
         request.first_reward = request.reward
+    w.clock[0].reward_sum += request.reward
 
 
 @jit_unmanaged

@@ -108,7 +108,7 @@ def heap_pop(w: World) -> int:
         j = child
     w.heap_s[j] = last_s
     w.heap_id[j] = last_id
-    return key
+    return int(key)
 
 
 @jit_unmanaged
@@ -289,7 +289,7 @@ def advance(w: World) -> int:
             clock.pending -= 1
             i = w.pending_N[clock.pending]
             if prepare(w, i, clock.now_s):
-                return i
+                return int(i)
             continue
         # The earliest of all sources; at equal times devices come before arrivals.
         source = -1
@@ -344,7 +344,7 @@ def advance(w: World) -> int:
             clock.arrivals += 1
             count_arrival(w, i, time_s)
             if prepare(w, i, time_s):
-                return i
+                return int(i)
 
 
 @jit_unmanaged
@@ -354,7 +354,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
     request = w.requests[i]
     predicted = float(request.predicted)
     return Query(
-        np.int64(request.task),
+        int(request.task),
         request.deadline_s - now_s,
         request.prompt,
         predicted,
@@ -395,7 +395,6 @@ def decide(
     w: World, kind: int, q: Query, params_P: np.ndarray, weights: Weights, with_features: bool
 ) -> int:
     """Returns the candidate the policy chooses, by the router's own kernels."""
-    clock = w.clock[0]
     fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
     a, b, c = w.predicted_C, w.probability_C, w.work_C
     if kind == KIND_STATIC:  # the only kernel that predicts nothing
@@ -437,7 +436,7 @@ def decide(
     action = kernels.best_allowed(out, allowed)
     if kind == KIND_ROUND_ROBIN:
         params_P[0] = action
-    return action
+    return int(action)
 
 
 @jit
@@ -489,7 +488,7 @@ def explore(w: World, i: int, action: int) -> int:
         request.probability = clock.epsilon * w.mix_T[t] / total * share
         if chosen == action:
             request.probability += 1.0 - clock.epsilon
-    return chosen
+    return int(chosen)
 
 
 @jit_unmanaged

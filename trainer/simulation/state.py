@@ -134,6 +134,7 @@ CLOCK = np.dtype(
         ("state_age_s", np.float64),
         ("rate_short", np.float64),
         ("rate_long", np.float64),
+        ("reward_sum", np.float64),
         ("arrivals", np.int64),
         ("cancels", np.int64),
         ("fleet_events", np.int64),

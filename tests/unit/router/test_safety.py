@@ -83,3 +83,11 @@ def test_about_to_miss_reads_progress() -> None:
     load = busy([2], 4.0)
     assert not safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 2.0, False, 0.7)
     assert safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 8.0, True, 0.7)
+
+
+def test_rescue_avoids_the_device_that_was_slow() -> None:
+    """With two idle devices, the rescue goes to the one the request is not on."""
+    row = safety.choose_rescue(
+        FLEET, zero_load(6), OPEN_C, 2, 0, 0.4, 100.0, 8.0, 1.25, np.zeros(6)
+    )
+    assert row == 4

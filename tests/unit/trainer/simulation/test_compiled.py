@@ -1,0 +1,160 @@
+"""The compiled kernels are the router's own: both decide alike on random states."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from router import features, kernels, safety
+from router.dqn import network
+from router.dqn.snapshot import Weights
+from router.ledger import LoadArrays
+from router.policies import scores
+from tests.unit.router import fleets
+from trainer.simulation import compiled
+
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+
+FLEET = fleets.fleet(4)
+COUNT = FLEET.candidate_count
+PARAMS = {
+    "static": [1.0],
+    "random": [0.0],
+    "round_robin": [4.0],
+    "greedy": [0.8],
+    "price": [-2.5, 4.0, 0.5, 2.0, 0.3, 0.5, 1.2, 8.0],
+    "threshold": [0.8],
+    "slackfit": [0.8],
+    "debt_queue": [0.5, 0.5],
+    "fluid": [0.85, 0.35],
+}
+
+
+def random_state(
+    rng: np.random.Generator,
+) -> tuple[LoadArrays, np.ndarray, scores.Query]:
+    """Returns a load, a mask with at least one candidate open, and a query."""
+    load = fleets.random_load(rng, COUNT, float(rng.choice([2.0, 20.0, 200.0])))
+    allowed_C = rng.random(COUNT) < 0.8
+    allowed_C[int(rng.integers(COUNT))] = True
+    query = scores.Query(
+        int(rng.integers(2)),
+        float(rng.uniform(0.01, 1.0)),
+        float(rng.integers(1, 400)),
+        float(rng.integers(1, 20)),
+        float(rng.integers(1, 20)),
+        float(rng.choice([0.0, 0.2])),
+        float(rng.choice([0.0, 110.0])),
+        float(rng.uniform(0, 3000)),
+        float(rng.uniform(0, 3000)),
+        float(rng.uniform(0, 1)),
+        float(rng.random()),
+    )
+    return load, allowed_C, query
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_scores_and_choices_agree(name: str) -> None:
+    """Compiled on arrays and plain on lists, each kernel gives the same scores and choice."""
+    rng = np.random.default_rng(4)
+    params_P = np.array(PARAMS[name])
+    for _ in range(60):
+        load, allowed_C, query = random_state(rng)
+        arrays = [np.zeros(COUNT) for _ in range(4)]
+        lists: list[list[float]] = [[0.0] * COUNT for _ in range(4)]
+        getattr(compiled.scores, f"score_{name}")(
+            FLEET.arrays, load, allowed_C, query, params_P, *arrays
+        )
+        getattr(scores, f"score_{name}")(
+            FLEET.lists,
+            LoadArrays(*(a.tolist() for a in load)),  # type: ignore[arg-type]
+            allowed_C.tolist(),
+            query,
+            params_P.tolist(),
+            *lists,
+        )
+        for array, plain in zip(arrays, lists, strict=True):
+            np.testing.assert_allclose(array, plain, rtol=1e-9, atol=1e-12)
+        assert compiled.kernels.best_allowed(arrays[3], allowed_C) == kernels.best_allowed(
+            np.array(lists[3]), allowed_C
+        )
+
+
+def test_features_agree() -> None:
+    """The feature matrix is the same to the last place of float32."""
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        load, allowed_C, q = random_state(rng)
+        results = []
+        for module in (features, compiled.features):
+            out_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
+            module.compute_features(
+                FLEET.arrays,
+                load,
+                allowed_C,
+                q.task,
+                q.slack_s,
+                q.prompt_tokens,
+                q.output_tokens,
+                q.event_tokens,
+                q.mean_prompt_tokens,
+                q.rate_short_rps,
+                q.rate_long_rps,
+                q.state_age_s,
+                np.zeros(COUNT),
+                np.zeros(COUNT),
+                out_CF,
+            )
+            results.append(out_CF)
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_safety_agrees() -> None:
+    """Admission, rescue time and rescue choice are the same."""
+    rng = np.random.default_rng(6)
+    for _ in range(60):
+        load, allowed_C, q = random_state(rng)
+        action = int(np.flatnonzero(allowed_C)[-1])
+        answers = []
+        for module in (safety, compiled.safety):
+            scratch_C = np.zeros(COUNT)
+            common = (FLEET.arrays, load, allowed_C)
+            answers.append(
+                (
+                    module.admit(*common, q.slack_s, q.prompt_tokens, 8.0, 0.7, scratch_C),
+                    module.rescue_at_s(
+                        *common, action, q.slack_s, q.prompt_tokens, 8.0, 1.25, 0.0, scratch_C
+                    ),
+                    module.choose_rescue(
+                        *common, action, q.task, q.slack_s, q.prompt_tokens, 8.0, 1.25, scratch_C
+                    ),
+                )
+            )
+        assert answers[0][0][0] == answers[1][0][0]
+        assert answers[0][0][1] == pytest.approx(answers[1][0][1])
+        assert answers[0][1] == pytest.approx(answers[1][1])
+        assert answers[0][2] == answers[1][2]
+
+
+def test_network_agrees() -> None:
+    """The Q-network scores and ranks alike."""
+    rng = np.random.default_rng(7)
+    hidden, count = 16, features.FEATURE_COUNT
+    shapes = ((count, hidden), (hidden,), (2 * hidden, hidden), (hidden,), (hidden + count,))
+    tensors = [rng.normal(0, 0.3, shape).astype(np.float32) for shape in shapes]
+    weights = Weights(*tensors, np.float32(0.1))
+    for _ in range(20):
+        x_CF = rng.random((COUNT, count)).astype(np.float32)
+        _, allowed_C, _ = random_state(rng)
+        results = []
+        for module in (network, compiled.network):
+            out_C = np.zeros(COUNT)
+            module.q_values(x_CF, allowed_C, *weights, out_C)
+            results.append(out_C)
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_code_is_the_routers_own() -> None:
+    """Compiled functions carry the very code objects of the router's modules."""
+    assert compiled.scores.score_price.py_func.__code__ is scores.score_price.__code__
+    assert compiled.kernels.logistic.py_func.__code__ is kernels.logistic.__code__
