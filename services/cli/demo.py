@@ -80,11 +80,12 @@ def result_table(report: dict[str, Any]) -> Any:
                     share(phase["performance"]),
                     milliseconds(phase["p50_ms"]),
                     milliseconds(phase["p99_ms"]),
-                    " ".join(f"{tier} {part:.2f}" for tier, part in phase["mix"].items()),
+                    "/".join(f"{part:.2f}" for part in phase["mix"].values()),
                 )
             )
-    columns = ("policy", "phase", "offered", "on time", "late", "refused or failed")
-    scores = ("availability", "performance", "p50 ms", "p99 ms", "mix by tier")
+    columns = ("policy", "phase", "offered", "on time", "late", "refused/failed")
+    tiers = "/".join(next(iter(report["policies"].values()))["phases"][PHASES[0]]["mix"])
+    scores = ("avail.", "perform.", "p50 ms", "p99 ms", f"mix {tiers}")
     title = (
         f"static-large holds {report['static_large_capacity_rps']:.0f} requests/s;"
         f" burst {report['burst_rps']:.0f}; deadline {report['deadline_s'] * 1e3:.0f} ms"

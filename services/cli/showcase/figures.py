@@ -69,6 +69,10 @@ def burst_figure(
             for row, each in enumerate(axes):
                 _phase_bands(each, phases, named=row == 0)
             axes[3].set_xlabel("seconds")
+        # The columns share their scales, so limits are set once everything is drawn.
+        for row in (0, 1):
+            top = max(line[row] for line in (_tops(one) for one in series.values()))
+            grid[row][0].set_ylim(0, top * 1.12)
         labels = ("requests/s", "answers/s by tier", "latency, ms", "quality")
         for row, label in enumerate(labels):
             grid[row][0].set_ylabel(label)
@@ -76,17 +80,21 @@ def burst_figure(
     return figure
 
 
+def _tops(one: Series) -> tuple[float, float]:
+    """Highest value of the rate row and of the mix row."""
+    answered = np.sum(list(one.mix.values()), axis=0) if one.mix else np.zeros(1)
+    return max(1.0, float(one.offered_rps.max())), max(1.0, float(answered.max()))
+
+
 def _rate(axes: Any, one: Series) -> None:
     axes.fill_between(one.time_s, one.offered_rps, step="mid", color="#d7dbe0", label="offered")
     axes.plot(one.time_s, one.on_time_rps, color="#2c6fbb", lw=1.8, label="answered on time")
-    axes.set_ylim(bottom=0)
 
 
 def _mix(axes: Any, one: Series, tiers: Sequence[str]) -> None:
     layers = [one.mix[tier] for tier in reversed(tiers)]
     colors = [TIER_COLORS[i % len(TIER_COLORS)] for i in reversed(range(len(tiers)))]
     axes.stackplot(one.time_s, layers, labels=list(reversed(tiers)), colors=colors, alpha=0.92)
-    axes.set_ylim(bottom=0)
 
 
 def _latency(axes: Any, one: Series, deadline_s: float) -> None:
