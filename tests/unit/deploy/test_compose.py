@@ -209,3 +209,16 @@ def _flag(service: dict[str, Any], name: str) -> str:
     """Returns the value of a `--name=value` flag of a service's command."""
     flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
     return str(flags[name])
+
+
+def test_own_images_carry_the_projects_version() -> None:
+    """Compose and Kubernetes run the version that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    images = {service["image"] for service in compose("compose.paced.yaml")["services"].values()}
+    images |= {
+        container["image"]
+        for name in (*SERVICES, "triton")
+        for container in pod(rendered("base"), name)["containers"]
+    }
+    own = {image for image in images if image.startswith("tiercel/")}
+    assert own == {f"tiercel/{name}:{project['version']}" for name in (*SERVICES, "triton")}
