@@ -2,9 +2,9 @@
 
 What one decision changes is a few hundredths of a request's quality; the sum over the hundreds
 of requests that its deadline spans varies by a hundred times as much. So the world is copied at a
-decision, every action of interest is tried in a copy, and all copies meet the same arrivals, lengths
-and draws (common random numbers) under the policy of the moment. Differences between the returns
-are then the actions' differences, own reward and harm to others included, and little else.
+decision, every action of interest is tried in a copy, and all copies meet the same arrivals,
+lengths and draws (common random numbers) under the policy of the moment. Differences between the
+returns are then the actions' differences, own reward and harm to others included, little else.
 
     y_a = sum of rewards of requests due within the horizon, action a taken now
 
@@ -14,7 +14,7 @@ deadlines what is left at its end is common to all.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from trainer.simulation.engine import settle
 from trainer.simulation.simulate import PolicySpec, make_world
 from trainer.simulation.state import FAILED, World
 
+_NEVER = 2**62
+"""A request that never comes."""
+
 
 class PairedSamples(NamedTuple):
     """Decisions with the return of every action tried.
@@ -38,85 +41,60 @@ class PairedSamples(NamedTuple):
         return_BC: the returns; 0 where not tried.
     """
 
-    x_BCF: NDArray[np.float32]
-    allowed_BC: NDArray[np.bool_]
-    tried_BC: NDArray[np.bool_]
-    return_BC: NDArray[np.float32]
+    x_BCF: NDArray[Any]
+    allowed_BC: NDArray[Any]
+    tried_BC: NDArray[Any]
+    return_BC: NDArray[Any]
 
 
 @jit
-def _run_until(w: World, kind: int, params_P: np.ndarray, weights: Weights, target: int) -> int:
-    """Runs to the first decision of request `target` or a later one; -1 at the end."""
-    while True:
-        i = loop.advance(w)
-        if i < 0:
-            return -1
-        if i >= target and w.requests[i].attempt == 0:
-            return i
-        now_s = w.clock[0].now_s
-        q = loop.query_for(w, i, now_s)
-        action = loop.decide(w, kind, q, params_P, weights, False)
-        if action < 0:
-            settle(w, i, FAILED, now_s)
-            continue
-        if w.requests[i].attempt == 0:
-            action = loop.explore(w, i, action)
-        loop.apply(w, i, action)
-
-
-@jit
-def _decide_here(w: World, i: int, kind: int, params_P: np.ndarray, weights: Weights) -> int:
-    """Returns the policy's action at a decision and fills features and predictions."""
-    q = loop.query_for(w, i, w.clock[0].now_s)
-    return loop.decide(w, kind, q, params_P, weights, True)
-
-
-@jit
-def _worth(w: World, k: int, miss_cost: float) -> float:
-    """Returns what a request brought: its first choice's reward, less the cost of a miss."""
-    reward = w.requests[k].first_reward
-    if reward <= 0.0:
-        return -miss_cost
-    return float(reward)
-
-
-@jit
-def _roll_out(
+def _advance_to(
     w: World,
     i: int,
     action: int,
+    explores: bool,
+    target: int,
+    end_s: float,
     kind: int,
     params_P: np.ndarray,
     weights: Weights,
-    horizon_s: float,
-    miss_cost: float,
-) -> float:
-    """Takes the action, runs on for the horizon and returns the rewards due within it."""
-    start_s = w.clock[0].now_s
-    end_s = start_s + horizon_s
-    loop.apply(w, i, action)
+) -> tuple[int, int]:
+    """Carries a decision out (if `i` >= 0) and runs on to the next one that is asked for.
+
+    That is the first decision of request `target` or of a later one; features and predictions are
+    filled there, and (request, the policy's action) is returned. (-1, -1) means that `end_s` or
+    the end of the workload came first. The only function compiled here: compiling is dear.
+    """
+    clock = w.clock[0]
+    if i >= 0:
+        if explores:
+            action = loop.explore(w, i, action)
+        loop.apply(w, i, action)
     while True:
         j = loop.advance(w)
-        if j < 0 or w.clock[0].now_s > end_s:
-            break
-        q = loop.query_for(w, j, w.clock[0].now_s)
-        chosen = loop.decide(w, kind, q, params_P, weights, False)
+        if j < 0 or clock.now_s > end_s:
+            return -1, -1
+        stops = j >= target and w.requests[j].attempt == 0
+        q = loop.query_for(w, j, clock.now_s)
+        chosen = loop.decide(w, kind, q, params_P, weights, stops)
+        if stops:
+            return j, chosen
         if chosen < 0:
-            settle(w, j, FAILED, w.clock[0].now_s)
+            settle(w, j, FAILED, clock.now_s)
             continue
+        if explores and w.requests[j].attempt == 0:
+            chosen = loop.explore(w, j, chosen)
         loop.apply(w, j, chosen)
-    total = 0.0
-    for k in range(i, -1, -1):
-        if w.requests[k].arrival_s < start_s - 4.0 * horizon_s:
-            break
-        if start_s < w.requests[k].deadline_s <= end_s:
-            total += _worth(w, k, miss_cost)
-    for k in range(i + 1, len(w.requests)):
-        if w.requests[k].arrival_s > end_s:
-            break
-        if w.requests[k].deadline_s <= end_s:
-            total += _worth(w, k, miss_cost)
-    return total
+
+
+def _worth(world: World, start_s: float, end_s: float, miss_cost: float) -> float:
+    """Returns what the requests due between two times brought, misses charged."""
+    requests = world.requests
+    # Deadlines differ by task; arrivals are sorted, so a generous range is cut out first.
+    low, high = np.searchsorted(requests["arrival_s"], (start_s - 4.0 * (end_s - start_s), end_s))
+    due_s, reward = requests["deadline_s"][low:high], requests["first_reward"][low:high]
+    reward = reward[(due_s > start_s) & (due_s <= end_s)]
+    return float(reward.sum() - miss_cost * (reward <= 0.0).sum())
 
 
 def _leaves(world: World) -> list[NDArray[np.generic]]:
@@ -171,27 +149,28 @@ def paired_samples(
     params_P, weights = policy.params_P.copy(), policy.weights
     last = int(np.searchsorted(workload.arrival_N, workload.duration_s - horizon_s))
     targets = np.sort(rng.integers(0, max(1, last), size=sample_count))
-    rows: list[tuple[NDArray[np.float32], ...]] = []
-    reached = -1
-    for target in targets:
-        if target <= reached:
+    rows: list[tuple[NDArray[Any], ...]] = []
+    i, action = -1, -1
+    for target in np.unique(targets):
+        if target <= i:
             continue
-        i = _run_until(world, policy.kind, params_P, weights, int(target))
+        i, action = _advance_to(
+            world, i, action, True, int(target), np.inf, policy.kind, params_P, weights
+        )
         if i < 0 or i >= last:
             break
-        reached = i
-        action = _decide_here(world, i, policy.kind, params_P, weights)
         tried_C = _actions(world, action, rng)
         return_C = np.zeros(len(tried_C), np.float32)
+        start_s = float(world.clock["now_s"][0])
+        end_s = start_s + horizon_s
+        for c in np.flatnonzero(tried_C):
+            future = copy.refill(world)
+            _advance_to(
+                future, i, int(c), False, _NEVER, end_s, policy.kind, params_P.copy(), weights
+            )
+            return_C[c] = _worth(future, start_s, end_s, miss_cost)
         if tried_C.sum() > 1:
-            for c in np.flatnonzero(tried_C):
-                future = copy.refill(world)
-                return_C[c] = _roll_out(
-                    future, i, int(c), policy.kind, params_P.copy(), weights, horizon_s, miss_cost
-                )
             rows.append((world.features_CF.copy(), world.allowed_C.copy(), tried_C, return_C))
-        # The episode itself goes on with an action of its own, explored or not.
-        loop.apply(world, i, int(loop.explore(world, i, action)))
     if not rows:
         count, features = world.features_CF.shape
         empty = np.zeros((0, count), bool)

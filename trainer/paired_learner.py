@@ -9,12 +9,16 @@ means off is the advantage normalisation of dueling networks (arXiv 1511.06581) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from router.dqn.snapshot import Weights
-from trainer.learner import Parameters, forward
+from trainer.learner import LearnerStateError, Parameters, forward
 from trainer.paired import PairedSamples
 
 _LARGEST_GAP = 4.0
@@ -100,3 +104,33 @@ class PairedLearner:
         arrays = {name: tensor.numpy().copy() for name, tensor in self._average.items()}
         w1, b1, w2, b2, w3, b3 = (arrays[name] for name in Weights._fields)
         return Weights(w1, b1, w2, b2, w3, np.float32(b3))
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Returns everything needed to go on, as plain arrays."""
+        state: dict[str, NDArray[Any]] = {"step_count": np.array(self.step_count, np.int64)}
+        for name, online in self._online.items():
+            state[f"online.{name}"] = online.detach().numpy().copy()
+            state[f"average.{name}"] = self._average[name].numpy().copy()
+            for key, value in self._optimizer.state.get(online, {}).items():
+                state[f"adam.{name}.{key}"] = value.numpy().copy()
+        return state
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Restores what `get_state` returned; raises LearnerStateError if it does not fit."""
+        for name, online in self._online.items():
+            saved = state.get(f"online.{name}")
+            if saved is None or saved.shape != tuple(online.shape):
+                raise LearnerStateError(f"saved learner state does not fit: {name}")
+        with torch.no_grad():
+            for name, online in self._online.items():
+                online.copy_(torch.from_numpy(np.array(state[f"online.{name}"])))
+                self._average[name].copy_(torch.from_numpy(np.array(state[f"average.{name}"])))
+                prefix = f"adam.{name}."
+                moments = {
+                    key.removeprefix(prefix): torch.from_numpy(np.array(value))
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }
+                if moments:
+                    self._optimizer.state[online] = moments
+        self.step_count = int(state["step_count"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.registry import make_policy
 from router.profile import LatencyProfile
 from router.types import Task
+from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainer.learner import initial_weights
 from trainer.paired import PairedSamples, paired_samples
 from trainer.paired_learner import PairedLearner
@@ -42,6 +44,7 @@ TEST_SEEDS = (800_001, 800_002, 800_003)
 AVAILABILITY_GOAL = 0.99
 MISS_COST = 0.25
 """A miss costs this much beside its reward of zero: models err, and a deadline is a promise."""
+CHECKPOINT_INTERVAL_S = 15.0
 EVALUATION_SHARE = 0.12
 """Share of the budget kept for the final evaluation."""
 
@@ -60,6 +63,8 @@ def train_policy(
     initial_snapshot: bytes | None = None,
     lengths: Lengths | None = None,
     episode_requests: int = 2_000,
+    checkpoint: Path | None = None,
+    rounds: int | None = None,
 ) -> bytes:
     """Trains a policy for one mesh and returns its snapshot, evaluation included.
 
@@ -76,8 +81,13 @@ def train_policy(
         initial_snapshot: weights to start from.
         lengths: distribution of lengths; None: OPT's setting or short texts, by the profile's name.
         episode_requests: requests per training episode, about.
+        checkpoint: file the run's state is kept in; a run that was killed goes on from it, and it
+            is deleted when the run is complete. None: no checkpoint.
+        rounds: rounds to do instead of what the budget allows: the result is then a function of
+            the arguments alone, whatever the machine's speed.
 
     Raises:
+        CheckpointError: the checkpoint is damaged, of another run, or cannot be written.
         ScenarioError: the mesh cannot be simulated.
         SnapshotError: `initial_snapshot` is damaged or has another schema.
     """
@@ -95,17 +105,25 @@ def train_policy(
     report(0.0, {"phase": "compile"})
     run = _Training(mesh, seed, initial_snapshot, episode_requests)
     run.warm_up()
-    start_s = time.monotonic()
+    start_s = time.monotonic() - run.restore(checkpoint)
+    saved_s = time.monotonic()
     train_s = budget_s * (1.0 - EVALUATION_SHARE)
-    while (elapsed_s := time.monotonic() - start_s) < train_s:
-        run.round(min(1.0, elapsed_s / train_s))
+    while (done := run.done(time.monotonic() - start_s, train_s, rounds)) < 1.0:
+        run.round(done)
+        elapsed_s = time.monotonic() - start_s
+        if checkpoint is not None and time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S:
+            run.save(checkpoint, elapsed_s)
+            saved_s = time.monotonic()
         report(
-            (1.0 - EVALUATION_SHARE) * min(1.0, (time.monotonic() - start_s) / train_s),
-            run.facts(time.monotonic() - start_s),
+            (1.0 - EVALUATION_SHARE) * run.done(elapsed_s, train_s, rounds),
+            run.facts(elapsed_s),
         )
     evaluation = run.evaluate()
     report(1.0, {**run.facts(time.monotonic() - start_s), "phase": "done", **evaluation})
-    return run.snapshot(evaluation, budget_s, time.monotonic() - start_s)
+    blob = run.snapshot(evaluation)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return blob
 
 
 class _Training:
@@ -133,13 +151,17 @@ class _Training:
         self._sample_count = 0
         self._rounds = 0
         self._loss: float | None = None
-        self._candidate_score = -np.inf
 
     def warm_up(self) -> None:
         """Compiles what the rounds use, so that the budget is spent on learning."""
         scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
         self._collect(scenario, self._driver, np.random.default_rng(0), 2)
         _score(PolicySpec.dqn(self._best), self._validation[:1])
+
+    def done(self, elapsed_s: float, train_s: float, rounds: int | None) -> float:
+        """Returns the share of the training that is done, 0 to 1."""
+        share = elapsed_s / train_s if rounds is None else self._rounds / rounds
+        return min(1.0, share)
 
     def round(self, done: float) -> None:
         """Collects samples from a few episodes, learns, validates, and keeps the better network."""
@@ -150,7 +172,7 @@ class _Training:
                 self._samples.append(samples)
                 self._sample_count += len(samples.x_BCF)
         self._trim()
-        pool = PairedSamples(*(np.concatenate(parts) for parts in zip(*self._samples, strict=True)))
+        pool = self._pool()
         self._learner.set_learning_rate(2e-3 * 0.1**done)
         for _ in range(60):
             rows = self._rng.integers(len(pool.x_BCF), size=BATCH_SIZE)
@@ -159,6 +181,61 @@ class _Training:
         self._rounds += 1
         if self._rounds % 3 == 0:
             self._validate()
+
+    def save(self, path: Path, elapsed_s: float) -> None:
+        """Writes the state to a checkpoint."""
+        pool = self._pool()
+        arrays: dict[str, NDArray[Any]] = {
+            f"learner.{k}": v for k, v in self._learner.get_state().items()
+        }
+        arrays |= {f"best.{k}": np.asarray(v) for k, v in self._best._asdict().items()}
+        arrays |= {f"samples.{k}": v for k, v in pool._asdict().items()}
+        meta = {
+            "key": self._key(),
+            "elapsed_s": elapsed_s,
+            "rounds": self._rounds,
+            "sample_count": self._sample_count,
+            "best_score": self._best_score if np.isfinite(self._best_score) else None,
+            "rng": self._rng.bit_generator.state,
+        }
+        save_checkpoint(path, meta, arrays)
+
+    def restore(self, path: Path | None) -> float:
+        """Goes on from a checkpoint if there is one; returns the seconds it had used."""
+        found = load_checkpoint(path) if path is not None else None
+        if found is None:
+            return 0.0
+        meta, arrays = found
+        if meta["key"] != self._key():
+            raise CheckpointError(f"{path}: is of another run; delete it or give its settings")
+
+        def part(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        self._learner.set_state(part("learner."))
+        w1, b1, w2, b2, w3, b3 = (part("best.")[name] for name in Weights._fields)
+        self._best = Weights(w1, b1, w2, b2, w3, np.float32(b3))
+        self._samples = [PairedSamples(**part("samples."))]
+        self._rounds, self._sample_count = meta["rounds"], meta["sample_count"]
+        self._rng.bit_generator.state = meta["rng"]
+        if meta["best_score"] is not None:
+            self._best_score = meta["best_score"]
+            self._choose_driver()
+        return float(meta["elapsed_s"])
+
+    def _key(self) -> list[Any]:
+        """Returns what makes two runs the same run."""
+        mesh = self._mesh
+        return [
+            self._seed,
+            self._parent,
+            SCHEMA,
+            mesh.profile.name,
+            [list(tiers) for tiers in mesh.devices],
+            [task.name for task in mesh.catalog.tasks],
+            mesh.deadline_s,
+            mesh.max_rate_rps,
+        ]
 
     def facts(self, elapsed_s: float) -> dict[str, Any]:
         """Returns what progress shows."""
@@ -188,7 +265,7 @@ class _Training:
         zeroed = _mean(PolicySpec.dqn(self._best.zeroed()), scenarios)
         return {**own, "validation_score": self._best_score, "zeroed": zeroed, "baselines": found}
 
-    def snapshot(self, evaluation: dict[str, Any], budget_s: float, used_s: float) -> bytes:
+    def snapshot(self, evaluation: dict[str, Any]) -> bytes:
         """Returns the best network with everything known about it."""
         mesh = self._mesh
         return save_snapshot(
@@ -201,8 +278,6 @@ class _Training:
                     "method": "paired returns, policy iteration",
                     "seed": self._seed,
                     "parent": self._parent,
-                    "budget_s": budget_s,
-                    "used_s": round(used_s, 1),
                     "rounds": self._rounds,
                     "step_count": self._learner.step_count,
                     "transition_count": self._sample_count,
@@ -241,12 +316,17 @@ class _Training:
     def _validate(self) -> None:
         weights = self._learner.weights()
         score = self._score(weights)
-        self._candidate_score = score
         if score > self._best_score:
             self._best, self._best_score = weights, score
-        # Futures are driven by the best policy known, price included.
+        self._choose_driver()
+
+    def _choose_driver(self) -> None:
+        """Has futures driven by the best network once it is about as good as price."""
         if self._best_score >= self._price_score - 0.02:
             self._driver = PolicySpec.dqn(self._best)
+
+    def _pool(self) -> PairedSamples:
+        return PairedSamples(*(np.concatenate(parts) for parts in zip(*self._samples, strict=True)))
 
     def _score(self, weights: Weights) -> float:
         return _score(PolicySpec.dqn(weights), self._validation)

@@ -19,7 +19,7 @@ from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.profile import LatencyProfile, TierProfile
 from router.types import Task
-from trainer.simulation.simulate import SimulationConfig
+from trainer.simulation.simulate import FleetEvent, SimulationConfig
 from trainer.simulation.workload import (
     OPT_LENGTHS,
     REFERENCE_LENGTHS,
@@ -165,21 +165,60 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
     config = SimulationConfig(
         fleet=mesh.fleet,
         catalog=mesh.catalog,
-        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, rng)},
+        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, TRAINING_ERROR, rng)},
         safety=bool(rng.random() < 0.5),
+        events=_slow_down(mesh, TRAINING_ERROR, duration_s, rng),
     )
     return Scenario(config, workload, int(rng.integers(2**31)))
 
 
-def true_profile(mesh: Mesh, rng: np.random.Generator) -> LatencyProfile:
-    """Returns costs as they might really be: off by about 15 % as a whole and 10 % per tier."""
-    common = float(np.exp(0.15 * rng.standard_normal()))
-    overhead_s = float(rng.uniform(0.0, 0.06)) * mesh.deadline_s
+@dataclass(frozen=True, slots=True)
+class ModelError:
+    """How far true costs may be from the profile.
+
+    Attributes:
+        bias: mean of the logarithm of the common factor; above 0 = slower than believed.
+        common: standard deviation of that logarithm.
+        per_tier: standard deviation of the logarithm of each tier's own factor.
+        overhead: largest latency outside the devices, in deadlines.
+        slow_down: probability of a temporary slow-down during the episode.
+    """
+
+    bias: float
+    common: float
+    per_tier: float
+    overhead: float
+    slow_down: float
+
+
+TRAINING_ERROR = ModelError(bias=0.1, common=0.3, per_tier=0.2, overhead=0.1, slow_down=0.3)
+"""Wide: a profile fitted on a busy machine is easily wrong by a third."""
+EVALUATION_ERROR = ModelError(bias=0.0, common=0.15, per_tier=0.1, overhead=0.05, slow_down=0.0)
+
+
+def true_profile(mesh: Mesh, error: ModelError, rng: np.random.Generator) -> LatencyProfile:
+    """Returns costs as they might really be."""
+    common = float(np.exp(error.bias + error.common * rng.standard_normal()))
+    overhead_s = float(rng.uniform(0.0, error.overhead)) * mesh.deadline_s
     tiers: dict[str, TierProfile] = {}
     for name, tier in mesh.profile.tiers.items():
-        scaled = tier.scaled(common * float(np.exp(0.1 * rng.standard_normal())))
+        scaled = tier.scaled(common * float(np.exp(error.per_tier * rng.standard_normal())))
         tiers[name] = replace(scaled, overhead_s=tier.overhead_s + overhead_s)
     return LatencyProfile(f"{mesh.profile.name}-true", "assumed", tiers)
+
+
+def _slow_down(
+    mesh: Mesh, error: ModelError, duration_s: float, rng: np.random.Generator
+) -> tuple[FleetEvent, ...]:
+    """Returns a device that turns slow for a while, unknown to routers, or nothing."""
+    if rng.random() >= error.slow_down:
+        return ()
+    device = int(rng.integers(len(mesh.devices)))
+    start_s, end_s = np.sort(rng.random(2)) * duration_s
+    return (
+        FleetEvent(float(start_s), device, "slow", float(rng.uniform(1.1, 1.8))),
+        FleetEvent(float(end_s), device, "slow", 1.0),
+    )
 
 
 def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> list[Scenario]:
@@ -215,7 +254,7 @@ def _evaluation(
         lengths=mesh.lengths,
         name=name,
     )
-    profiles = {"": mesh.profile, _NOMINAL: true_profile(mesh, rng)}
+    profiles = {"": mesh.profile, _NOMINAL: true_profile(mesh, EVALUATION_ERROR, rng)}
     config = SimulationConfig(
         fleet=mesh.fleet, catalog=mesh.catalog, profiles=profiles, safety=True
     )
