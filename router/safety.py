@@ -111,6 +111,9 @@ def rescue_at_s(
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
+        # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
+        if fleet.device_C[c] == fleet.device_C[action]:
+            scratch_C[c] *= SAME_DEVICE
         if least_s < 0.0 or scratch_C[c] < least_s:
             least_s = scratch_C[c]
     if least_s < 0.0:
@@ -182,8 +185,9 @@ def choose_rescue(
 
     The highest quality whose predicted latency fits the slack with half of the margin to spare
     (the timer was set for the whole margin; the other half is for a timer that fires late and a
-    load that has risen); among equals the fastest. The device the request is on has just been slower than predicted, so its predictions are
-    stretched by `SAME_DEVICE`. `load` must be without the request: it is about to be cancelled.
+    load that has risen); among equals the fastest. The device the request is on has just been
+    slower than predicted, so its predictions are stretched by `SAME_DEVICE`. `load` must be without
+    the request: it is about to be cancelled.
     """
     kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
     spare = 0.5 * (1.0 + margin)
