@@ -6,11 +6,18 @@ counted apart.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from services.router_inference.job import Job, Outcome
+from services.router_inference.job import Job, Outcome, StepDown
 
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
@@ -60,37 +67,9 @@ class Counts:
 
 
 class RouterMetrics:
-    """Prometheus metrics of the router.
-
-    Children are bound once, since a look-up per request costs microseconds.
-    """
+    """Metrics of what happens seldom; those of every request are counted by `Accounts`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "tiercel_requests",
-            "Requests by task, tier that answered or was chosen, and how they ended.",
-            ["task", "tier", "outcome"],
-            registry=registry,
-        )
-        self.latency = Histogram(
-            "tiercel_request_latency_seconds",
-            "From arrival to the complete answer, answered requests.",
-            ["task", "tier"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.quality = Counter(
-            "tiercel_delivered_reward",
-            "Sum of delivered rewards (quality if on time); over requests it is the performance.",
-            ["task"],
-            registry=registry,
-        )
-        self.decision_time = Histogram(
-            "tiercel_decision_seconds",
-            "Time of one decision, observation included.",
-            buckets=_DECISION_BUCKETS_S,
-            registry=registry,
-        )
         self.in_flight = Gauge(
             "tiercel_requests_in_flight", "Requests under way in this process.", registry=registry
         )
@@ -114,24 +93,6 @@ class RouterMetrics:
         )
         self.retries = Counter(
             "tiercel_retries", "Requests sent again after a failure.", ["reason"], registry=registry
-        )
-        self.step_downs = Counter(
-            "tiercel_step_downs",
-            "Answers of a smaller tier than the largest allowed one.",
-            ["reason"],
-            registry=registry,
-        )
-        self.refused = Counter(
-            "tiercel_refused_requests",
-            "Requests refused before any work.",
-            ["reason"],
-            registry=registry,
-        )
-        self.failed = Counter(
-            "tiercel_failed_requests",
-            "Requests that could not be answered.",
-            ["reason"],
-            registry=registry,
         )
         self.invalid = Counter(
             "tiercel_invalid_requests",
@@ -187,17 +148,51 @@ class RouterMetrics:
         )
 
 
-class Accounts:
-    """Counts every request once."""
+class Tally:
+    """A histogram in plain Python: Prometheus' own takes ten times as long per observation."""
 
-    def __init__(self, metrics: RouterMetrics) -> None:
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Takes the upper bounds of the buckets, ascending."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Returns (upper bound, values up to it) per bucket, as Prometheus wants them."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+
+    @property
+    def total(self) -> float:
+        """Sum of the values."""
+        return self._sum
+
+
+class Accounts(Collector):
+    """Counts every request once; counters per request become metrics when they are scraped."""
+
+    def __init__(self, metrics: RouterMetrics, registry: CollectorRegistry) -> None:
+        """Registers itself with `registry`."""
         self.metrics = metrics
         self.counts = Counts()
+        self.routed_count = 0
+        """Routed requests whose ticket is open; part of those under way."""
         self.tier_counts: dict[str, Counts] = {}
-        self._requests: dict[tuple[str, str, Outcome], Counter] = {}
-        self._latencies: dict[tuple[str, str], Histogram] = {}
-        self._quality: dict[str, Counter] = {}
+        self.decision_time = Tally(_DECISION_BUCKETS_S)
+        self._requests: dict[tuple[str, str, Outcome], int] = {}
+        self._latencies: dict[tuple[str, str], Tally] = {}
+        self._rewards: dict[str, float] = {}
+        self._step_downs: dict[StepDown, int] = {}
+        self._reasons: dict[tuple[Outcome, str], int] = {}
         metrics.in_flight.set_function(lambda: float(self.in_flight))
+        registry.register(self)
 
     @property
     def in_flight(self) -> int:
@@ -223,28 +218,72 @@ class Accounts:
                 counts = self.tier_counts[tier] = Counts()
             counts.offered += 1
             counts.add(outcome, delivered_reward)
-        self._observe(job, outcome, tier or NO_TIER, delivered_reward)
-
-    def _observe(self, job: Job, outcome: Outcome, tier: str, delivered_reward: float) -> None:
         task = job.task.name
         key = (task, tier, outcome)
-        counter = self._requests.get(key)
-        if counter is None:
-            counter = self.metrics.requests.labels(task=task, tier=tier, outcome=outcome.value)
-            self._requests[key] = counter
-        counter.inc()
-        if outcome is Outcome.REFUSED:
-            self.metrics.refused.labels(reason=job.reason).inc()
-        elif outcome is Outcome.FAILED:
-            self.metrics.failed.labels(reason=job.reason).inc()
-        if delivered_reward > 0.0:
-            quality = self._quality.get(task)
-            if quality is None:
-                quality = self._quality[task] = self.metrics.quality.labels(task=task)
-            quality.inc(delivered_reward)
-        if job.finish_reason or outcome is Outcome.ON_TIME:
-            latency = self._latencies.get((task, tier))
-            if latency is None:
-                latency = self.metrics.latency.labels(task=task, tier=tier)
-                self._latencies[task, tier] = latency
-            latency.observe(job.end_s - job.arrival_s)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self._rewards[task] = self._rewards.get(task, 0.0) + delivered_reward
+        if job.reason:
+            reason = (outcome, job.reason)
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        if job.step_down is not StepDown.NONE:
+            self._step_downs[job.step_down] = self._step_downs.get(job.step_down, 0) + 1
+        if job.is_complete:
+            tally = self._latencies.get((task, tier))
+            if tally is None:
+                tally = self._latencies[task, tier] = Tally(_LATENCY_BUCKETS_S)
+            tally.observe(job.end_s - job.arrival_s)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics; called by a scrape, from a thread of its own."""
+        requests = CounterMetricFamily(
+            "tiercel_requests",
+            "Requests by task, tier that answered or was chosen, and how they ended.",
+            labels=["task", "tier", "outcome"],
+        )
+        # Copies, since the loop goes on counting meanwhile.
+        for (task, tier, outcome), count in self._requests.copy().items():
+            requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
+        yield requests
+        latency = HistogramMetricFamily(
+            "tiercel_request_latency_seconds",
+            "From arrival to the complete answer, answered requests.",
+            labels=["task", "tier"],
+        )
+        for (task, tier), tally in self._latencies.copy().items():
+            latency.add_metric([task, tier or NO_TIER], tally.buckets(), tally.total)
+        yield latency
+        yield HistogramMetricFamily(
+            "tiercel_decision_seconds",
+            "Time of one decision, observation included.",
+            buckets=self.decision_time.buckets(),
+            sum_value=self.decision_time.total,
+        )
+        reward = CounterMetricFamily(
+            "tiercel_delivered_reward",
+            "Sum of delivered rewards (quality if on time); over requests it is the performance.",
+            labels=["task"],
+        )
+        for task, value in self._rewards.copy().items():
+            reward.add_metric([task], value)
+        yield reward
+        yield from self._reason_families()
+
+    def _reason_families(self) -> Iterator[Metric]:
+        step_downs = CounterMetricFamily(
+            "tiercel_step_downs",
+            "Answers of a smaller tier than the largest allowed one.",
+            labels=["reason"],
+        )
+        for kind, count in self._step_downs.copy().items():
+            step_downs.add_metric([kind.value], float(count))
+        yield step_downs
+        reasons = self._reasons.copy().items()
+        for wanted, name, text in (
+            (Outcome.REFUSED, "tiercel_refused_requests", "Requests refused before any work."),
+            (Outcome.FAILED, "tiercel_failed_requests", "Requests that could not be answered."),
+        ):
+            family = CounterMetricFamily(name, text, labels=["reason"])
+            for (outcome, reason), count in reasons:
+                if outcome is wanted:
+                    family.add_metric([reason], float(count))
+            yield family

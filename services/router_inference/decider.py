@@ -13,10 +13,10 @@ from router.fleet import Fleet
 from router.guard import Guard
 from router.ledger import LoadArrays
 from router.policy import observe
-from router.safety import SafetyLimits
+from router.safety import SAME_DEVICE, SafetyLimits
 from router.types import NoCandidateError, RewardKind, SloKind
 from services.common.errors import ResourceExhaustedError, UnavailableError
-from services.router_inference.accounts import RouterMetrics
+from services.router_inference.accounts import Accounts
 from services.router_inference.convert_records import DecisionEntry
 from services.router_inference.experience import ExperienceWriter
 from services.router_inference.job import Job
@@ -62,7 +62,7 @@ class Decider:
         view: View,
         guard: Guard,
         limits: SafetyLimits | None,
-        metrics: RouterMetrics,
+        accounts: Accounts,
         experience: ExperienceWriter,
         rng: np.random.Generator,
         monotonic_s: Callable[[], float],
@@ -71,12 +71,12 @@ class Decider:
         self._view = view
         self._guard = guard
         self._limits = limits
-        self._metrics = metrics
+        self._metrics = accounts.metrics
         self._experience = experience
         self._rng = rng
         self._monotonic_s = monotonic_s
         self._sequence = 0
-        self._observe_time = metrics.decision_time.observe
+        self._observe_time = accounts.decision_time.observe
 
     def decide(self, job: Job) -> Choice:
         """Chooses a candidate.
@@ -165,10 +165,11 @@ def rescue_delay_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> floa
     as much as the
     decision did.
     """
-    tier_C = choice.fleet.arrays.tier_C
-    smaller_C = choice.allowed_C & (tier_C < tier_C[choice.row])
-    predicted_C = choice.predicted_s_C[smaller_C]
-    if not predicted_C.size:
+    arrays, row = choice.fleet.arrays, choice.row
+    smaller_C = choice.allowed_C & (arrays.tier_C < arrays.tier_C[row])
+    if not smaller_C.any():
         return -1.0
-    delay_s = slack_s - limits.margin * float(predicted_C.min()) - limits.guard_s
+    stretch_C = np.where(arrays.device_C == arrays.device_C[row], SAME_DEVICE, 1.0)
+    least_s = float((choice.predicted_s_C * stretch_C)[smaller_C].min())
+    delay_s = slack_s - limits.margin * least_s - limits.guard_s
     return delay_s if delay_s > 0.0 and math.isfinite(delay_s) else -1.0

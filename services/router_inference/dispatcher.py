@@ -92,11 +92,13 @@ class DispatchLimits:
 
     Attributes:
         max_in_flight: most requests under way.
+        max_leases: most open tickets.
         max_retries: most retries of one request.
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
     """
 
     max_in_flight: int
+    max_leases: int
     max_retries: int
     stream_tiers: bool
 
@@ -145,18 +147,21 @@ class Dispatcher:
             raise
         self._finish(job)
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job, *, is_routed: bool = False) -> None:
         """Counts an arrival; refuses it if the router is full."""
         self._accounts.on_offered()
         self._view.on_arrival(job.arrival_s, job.request.prompt_tokens)
         self._budget.on_request()
         self._tracing.begin(job)
-        if self._accounts.in_flight > self._limits.max_in_flight:
+        accounts, limits = self._accounts, self._limits
+        if is_routed:
+            count, limit = accounts.routed_count + 1, limits.max_leases
+        else:
+            count, limit = accounts.in_flight - accounts.routed_count, limits.max_in_flight
+        if count > limit:
+            what = "open tickets" if is_routed else "requests under way"
             error = ResourceExhaustedError(
-                REASON_FULL,
-                f"{self._limits.max_in_flight} requests under way",
-                f"{self._accounts.in_flight}",
-                retry_after_s=0.1,
+                REASON_FULL, f"{limit} {what}", str(count), retry_after_s=0.1
             )
             self.end_with(job, error)
             raise error
@@ -293,7 +298,6 @@ class Dispatcher:
             largest = int(choice.fleet.arrays.tier_C[choice.allowed_C].max())
             chosen = choice.target.tier_index
             job.step_down = StepDown.UNAVAILABLE if chosen >= largest else StepDown.POLICY
-        self._accounts.metrics.step_downs.labels(reason=job.step_down.value).inc()
 
     # ---- what a run needs ----
 
@@ -307,6 +311,8 @@ class Dispatcher:
             return -1.0
         if request.reward_kind is not RewardKind.HARD:
             return -1.0  # late is better than worse there
+        if choice.target.tier_index == 0:
+            return -1.0  # nothing is smaller
         slack_s = job.deadline_s - self._monotonic_s()
         return rescue_delay_s(choice, slack_s, self._safety_limits)
 
@@ -349,11 +355,9 @@ class Dispatcher:
         except NoCandidateError:
             return None
         scratch_C = np.empty(fleet.candidate_count)
-        # The timer was set with the margin; by now any tier that is predicted to make it is worth
-        # a try, since where it is the request is lost.
         found = safety.choose_rescue(
             fleet.lists, without, observation.allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, event_tokens(job), 1.0, scratch_C,
+            request.prompt_tokens, event_tokens(job), limits.margin, scratch_C,
         )  # fmt: skip
         return None if found < 0 else view.targets[found]
 
@@ -364,7 +368,6 @@ class _Run:
     __slots__ = (
         "_d",
         "_key",
-        "_left_tokens",
         "_scope",
         "_waiting",
         "choice",
@@ -387,7 +390,6 @@ class _Run:
         self._d = dispatcher
         self._scope: asyncio.Timeout | None = None
         self._key = (job.sequence, len(job.attempts))
-        self._left_tokens = job.request.output_tokens
         self._waiting = True
         self.job = job
         self.choice = choice
@@ -488,7 +490,6 @@ class _Run:
                 d._view.touch()
             breaker.on_sign_of_life(job.first_token_s)
         job.output_tokens += chunk.token_count
-        self._left_tokens = max(1.0, self._left_tokens - chunk.token_count)
         d._view.ledger.progress(self._key, chunk.token_count)
         if job.is_stream:
             job.has_sent = True
@@ -504,8 +505,10 @@ class _Run:
         """Cancels the run if it is about to miss and a smaller tier would make it."""
         if self.job.has_sent or self._scope is None:
             return
+        # As the ledger counts it: at least one token stays due until the end.
+        left_tokens = max(1.0, self.job.request.output_tokens - self.job.output_tokens)
         self.rescue = self._d.rescue_target(
-            self.job, self.choice, self.target, self._left_tokens, self._waiting
+            self.job, self.choice, self.target, left_tokens, self._waiting
         )
         if self.rescue is not None:
             with suppress(RuntimeError):  # the run has just ended

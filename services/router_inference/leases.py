@@ -111,7 +111,7 @@ class Leases:
         Raises:
             DomainError: refused, or no endpoint; the job is ended.
         """
-        self._dispatcher.begin(job)
+        self._dispatcher.begin(job, is_routed=True)
         try:
             choice = self._decider.decide(job)
         except BaseException as error:
@@ -143,6 +143,7 @@ class Leases:
             job.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
         )
         self._open[job.sequence] = job
+        self._accounts.routed_count += 1
         self._ends.append((lease_end_ns, job.sequence))
         return Routed(job, choice, ticket, lease_end_ns)
 
@@ -167,6 +168,7 @@ class Leases:
         if job is None:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
         self._view.ledger.finish(ticket.sequence)
+        self._accounts.routed_count -= 1
         now_s = self._clock.monotonic_s()
         end_s = now_s if report.latency_s is None else job.decide_end_s + report.latency_s
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
@@ -218,6 +220,7 @@ class Leases:
             if job is None:
                 continue
             self._view.ledger.finish(sequence)
+            self._accounts.routed_count -= 1
             self._accounts.metrics.leases_expired.inc()
             self._ending.end(job, Outcome.FAILED, self._clock.monotonic_s(), REASON_LEASE_EXPIRED)
         if self._foreign_closed:

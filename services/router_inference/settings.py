@@ -54,7 +54,7 @@ class RouterInferenceSettings(ServerSettings):
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)
     """Highest limit of output tokens a request may ask for."""
     max_in_flight: int = Field(default=4_096, ge=1, le=1_000_000)
-    """Most requests under way in this process; more are refused."""
+    """Most requests under way in this process, routed ones aside; more are refused."""
     max_deadline_s: float = Field(default=3_600.0, gt=0.0, le=86_400.0)
     """Longest deadline a request may ask for, seconds.
 
@@ -105,6 +105,8 @@ class RouterInferenceSettings(ServerSettings):
     """Most records written at once."""
     experience_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
     """Longest time a record waits for its batch, seconds."""
+    max_leases: int = Field(default=65_536, ge=1, le=1_000_000)
+    """Most open tickets of `Route`; more are refused."""
     feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
     """Ended requests remembered for late quality feedback."""
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)

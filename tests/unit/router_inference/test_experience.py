@@ -117,3 +117,21 @@ async def test_the_last_flush_is_bounded_and_counts_what_it_loses() -> None:
     await rig.core.experience.flush(1.0)
     assert rig.core.experience.dropped_count == 2
     assert rig.core.experience.waiting_count == 0
+
+
+@scenario
+async def test_a_store_that_hangs_is_not_noticed_by_requests() -> None:
+    """No Redis on the request path: answers take what the tier takes while a write hangs."""
+
+    class HangingStore(MemoryStateStore):
+        async def append_experience(self, payloads: Sequence[bytes]) -> None:
+            await asyncio.sleep(1000.0)
+
+    rig = make_rig(store=HangingStore(LoopClock()))
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    await rig.answer(rig.job())
+    await asyncio.sleep(1.0)
+    job = rig.job()
+    await rig.answer(job)
+    assert job.end_s - job.arrival_s == pytest.approx(0.02)
+    writer.cancel()

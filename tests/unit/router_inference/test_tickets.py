@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from services.router_inference.job import Outcome
 from services.router_inference.leases import Report
 from services.router_inference.tickets import InvalidTicketError, Ticket, TicketSigner
@@ -123,3 +128,16 @@ async def test_late_feedback_changes_the_reward() -> None:
     assert (record.feedback_quality, record.reward, record.sequence) == (0.25, 0.25, 1)
     with pytest.raises(NotFoundError):
         rig.core.leases.feedback("unknown", 0.5)
+
+
+@scenario
+async def test_open_tickets_are_bounded_apart_from_requests() -> None:
+    """Clients that never report fill their own limit, not that of answered requests."""
+    rig = make_rig(max_leases=2, max_in_flight=1)
+    for _ in range(2):
+        rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10))
+    with pytest.raises(ResourceExhaustedError) as caught:
+        rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10))
+    assert caught.value.reason == "ROUTER_FULL"
+    await rig.answer(rig.job())
+    assert rig.core.accounts.counts.refused == 1
