@@ -1,6 +1,6 @@
 """Text tasks of the reference tiers: seeded examples, exact-match scores, graded difficulty.
 
-Four tasks, all at the level of characters, all with answers of about 5 to 11 characters so that one
+Four tasks, all at the level of characters, all with answers of 5 to 10 characters so that one
 deadline suits them all. A prompt names its task and ends in ``=``; the answer follows:
 
 ========  ========================  ============  ===============================================

@@ -31,6 +31,7 @@ CANCEL_POLLS_PER_ROUND = 8
 WARM_UP_TOKENS = 4
 
 _SENDING = threading.Lock()
+"""A final response frees what ``is_cancelled`` reads; where the two cross, Triton dies."""
 
 
 class TritonPythonModel:
@@ -63,7 +64,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Checks requests and queues them; answers go out through the response senders."""
         for request in requests:
-            sender = _Sender(request.get_response_sender())
+            sender = request.get_response_sender()
             try:
                 sequence = parse_request(request, sender, self._limits, pb_utils)
             except RequestError as error:
@@ -216,33 +217,6 @@ class TritonPythonModel:
             for sequence, why in dead:
                 _fail_sequence(sequence, *why)
             time.sleep(WATCH_INTERVAL_S)
-
-
-class _Sender:
-    """A response sender that is not asked anything once the final response has been sent.
-
-    Triton frees what ``is_cancelled`` reads with the final response: a question that crosses it
-    takes the whole server down.
-    """
-
-    def __init__(self, sender: Any) -> None:
-        self._sender = sender
-        self._closing = threading.Lock()
-        self._is_closed = False
-
-    def send(self, response: Any, flags: int = 0) -> None:
-        """Sends a response; the final one waits for a question that is under way."""
-        if not flags & pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL:
-            self._sender.send(response, flags=flags)
-            return
-        with self._closing:
-            self._is_closed = True
-            self._sender.send(response, flags=flags)
-
-    def is_cancelled(self) -> bool:
-        """Asks Triton whether the client is gone; a request that has ended is not asked for."""
-        with self._closing:
-            return not self._is_closed and bool(self._sender.is_cancelled())
 
 
 def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
