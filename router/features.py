@@ -150,97 +150,110 @@ def compute_features(
     kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, predicted_s_C, mean_prompt)
     kernels.device_backlog_s(fleet, load, scratch_C)
 
+    # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    tier_C = fleet.tier_C
+    peers_CP = fleet.peers_CP
+    step_s_C = fleet.step_s_C
+    sequence_s_C = fleet.per_sequence_s_C
+    prompt_s_C = fleet.per_prompt_token_s_C
+    max_batch_C = fleet.max_batch_C
+    availability_C = fleet.availability_C
+    quality_C = fleet.quality_KC[task]
+    in_flight_C = load.in_flight_C
+    waiting_C = load.waiting_prompt_tokens_C
+
     best_quality = 0.0
     smallest = -1
-    for c in range(count):
-        if allowed_C[c] and fleet.quality_KC[task][c] > best_quality:
-            best_quality = fleet.quality_KC[task][c]
-        if fleet.availability_C[c] <= 0.0:
-            continue
-        if smallest < 0 or fleet.tier_C[c] < fleet.tier_C[smallest]:
-            smallest = c
-
-    # A device is counted at its first usable candidate.
     usable_devices = 0
     backlog_sum = 0.0
     backlog_least = 0.0
     for c in range(count):
-        if fleet.availability_C[c] <= 0.0:
+        if allowed_C[c] and quality_C[c] > best_quality:
+            best_quality = quality_C[c]
+        if availability_C[c] <= 0.0:
             continue
-        seen = False
-        for j in range(c):
-            if fleet.device_C[j] == fleet.device_C[c] and fleet.availability_C[j] > 0.0:
-                seen = True
-        if seen:
-            continue
-        if usable_devices == 0 or scratch_C[c] < backlog_least:
-            backlog_least = scratch_C[c]
-        backlog_sum += scratch_C[c]
-        usable_devices += 1
+        if smallest < 0 or tier_C[c] < tier_C[smallest]:
+            smallest = c
+        if kernels.is_first_usable(fleet, c):
+            if usable_devices == 0 or scratch_C[c] < backlog_least:
+                backlog_least = scratch_C[c]
+            backlog_sum += scratch_C[c]
+            usable_devices += 1
     devices = max(1, usable_devices)
 
     load_smallest = 0.0
     if smallest >= 0:
         load_smallest = kernels.full_batch_time_s(fleet, smallest, mean_prompt, output_tokens)
         load_smallest /= devices
-    trend = 2.0 * log_unit(rate_short / max(rate_long, 1e-6), 0.125, 8.0) - 1.0
-    if not rate_long > 0.0:
-        trend = 0.0
+    trend = 0.0
+    if rate_long > 0.0:
+        trend = 2.0 * log_unit(rate_short / max(rate_long, 1e-6), 0.125, 8.0) - 1.0
+
+    # The same for every candidate.
+    mean_backlog = clip(backlog_sum / devices / slack, 0.0, 3.0)
+    least_backlog = clip(backlog_least / slack, 0.0, 3.0)
+    smallest_short = clip(rate_short * load_smallest, 0.0, 3.0)
+    smallest_long = clip(rate_long * load_smallest, 0.0, 3.0)
+    prompt_length = log_unit(prompt_tokens, 1.0, 16384.0)
+    output_length = log_unit(output_tokens, 1.0, 4096.0)
+    state_age = clip(state_age_s / slack, 0.0, 5.0)
+    trend = clip(trend, -1.0, 1.0)
 
     for c in range(count):
-        tier = fleet.tier_C[c]
+        tier = tier_C[c]
         smaller = 0.0
         same = 0.0
         larger = 0.0
         prompts = 0.0
         cycle = 0.0
-        for j in range(count):
-            if fleet.device_C[j] != fleet.device_C[c]:
+        for j in peers_CP[c]:
+            if j < 0:
+                break
+            running = in_flight_C[j]
+            if running > 0.0:
+                work = kernels.candidate_work_s(fleet, load, j)
+                if tier_C[j] < tier:
+                    smaller += work
+                elif tier_C[j] > tier:
+                    larger += work
+                else:
+                    same += work
+                prompts += waiting_C[j] * prompt_s_C[j]
+            elif j != c:
                 continue
-            work = kernels.candidate_work_s(fleet, load, j)
-            if fleet.tier_C[j] < tier:
-                smaller += work
-            elif fleet.tier_C[j] > tier:
-                larger += work
-            else:
-                same += work
-            prompts += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
-            running = load.in_flight_C[j]
             if j == c:
                 running += 1.0
-            if running > 0.0:
-                batch = min(running, fleet.max_batch_C[j])
-                cycle += fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch
-        batch = min(load.in_flight_C[c] + 1.0, fleet.max_batch_C[c])
-        own = prompt_tokens * fleet.per_prompt_token_s_C[c]
-        own += output_tokens * (fleet.per_sequence_s_C[c] + fleet.step_s_C[c] / batch)
-        unloaded = fleet.overhead_s_C[c] + prompt_tokens * fleet.per_prompt_token_s_C[c]
-        unloaded += event_tokens * (fleet.per_sequence_s_C[c] + fleet.step_s_C[c])
+            cycle += step_s_C[j] + sequence_s_C[j] * min(running, max_batch_C[j])
+        batch = min(in_flight_C[c] + 1.0, max_batch_C[c])
+        prompt_s = prompt_tokens * prompt_s_C[c]
+        own = prompt_s + output_tokens * (sequence_s_C[c] + step_s_C[c] / batch)
+        unloaded = fleet.overhead_s_C[c] + prompt_s
+        unloaded += event_tokens * (sequence_s_C[c] + step_s_C[c])
         tier_time = kernels.full_batch_time_s(fleet, c, mean_prompt, output_tokens) / devices
         ratio = predicted_s_C[c] / slack
         row = out_CF[c]
-        row[0] = clip(fleet.quality_KC[task][c], 0.0, 1.0)
-        row[1] = clip(best_quality - fleet.quality_KC[task][c], 0.0, 1.0)
+        row[0] = clip(quality_C[c], 0.0, 1.0)
+        row[1] = clip(best_quality - quality_C[c], 0.0, 1.0)
         row[2] = clip(ratio, 0.0, 3.0)
         row[3] = kernels.logistic(ON_TIME_SHARPNESS * (1.0 - ON_TIME_BIAS * ratio))
         row[4] = log_unit(own / slack, 1e-4, 10.0)
         row[5] = clip(1.0 / batch, 0.0, 1.0)
-        row[6] = clip(load.in_flight_C[c] / fleet.max_batch_C[c], 0.0, 2.0)
+        row[6] = clip(in_flight_C[c] / max_batch_C[c], 0.0, 2.0)
         row[7] = clip(smaller / slack, 0.0, 3.0)
         row[8] = clip(same / slack, 0.0, 3.0)
         row[9] = clip(larger / slack, 0.0, 3.0)
         row[10] = clip(scratch_C[c] / slack, 0.0, 3.0)
         row[11] = clip(prompts / slack, 0.0, 2.0)
         row[12] = clip(cycle * event_tokens / slack, 0.0, 3.0)
-        row[13] = clip(backlog_sum / devices / slack, 0.0, 3.0)
-        row[14] = clip(backlog_least / slack, 0.0, 3.0)
-        row[15] = clip(rate_short * load_smallest, 0.0, 3.0)
-        row[16] = clip(rate_long * load_smallest, 0.0, 3.0)
+        row[13] = mean_backlog
+        row[14] = least_backlog
+        row[15] = smallest_short
+        row[16] = smallest_long
         row[17] = log_unit(rate_short * tier_time, 0.01, 100.0)
         row[18] = log_unit(rate_long * tier_time, 0.01, 100.0)
-        row[19] = clip(trend, -1.0, 1.0)
+        row[19] = trend
         row[20] = log_unit(slack / max(unloaded, 1e-9), 0.1, 100.0)
-        row[21] = log_unit(prompt_tokens, 1.0, 16384.0)
-        row[22] = log_unit(output_tokens, 1.0, 4096.0)
-        row[23] = clip(state_age_s / slack, 0.0, 5.0)
-        row[24] = clip(fleet.availability_C[c], 0.0, 1.0)
+        row[21] = prompt_length
+        row[22] = output_length
+        row[23] = state_age
+        row[24] = clip(availability_C[c], 0.0, 1.0)

@@ -26,6 +26,7 @@ class FleetArrays(NamedTuple):
     Attributes:
         tier_C: tier index, int64.
         device_C: device index, int64.
+        peers_CP: candidates of the same device, itself among them, in rising order, -1 beyond.
         step_s_C: iteration cost independent of the batch, seconds.
         per_sequence_s_C: iteration cost per sequence, seconds.
         per_prompt_token_s_C: cost per admitted prompt token, seconds.
@@ -37,6 +38,7 @@ class FleetArrays(NamedTuple):
 
     tier_C: NDArray[np.int64]
     device_C: NDArray[np.int64]
+    peers_CP: NDArray[np.int64]
     step_s_C: NDArray[np.float64]
     per_sequence_s_C: NDArray[np.float64]
     per_prompt_token_s_C: NDArray[np.float64]
@@ -149,6 +151,7 @@ def build_fleet(
     arrays = FleetArrays(
         tier_C=np.ascontiguousarray(index_C3[:, 0]),
         device_C=np.ascontiguousarray(index_C3[:, 1]),
+        peers_CP=_peers(index_C3[:, 1]),
         step_s_C=np.ascontiguousarray(cost_C5[:, 0]),
         per_sequence_s_C=np.ascontiguousarray(cost_C5[:, 1]),
         per_prompt_token_s_C=np.ascontiguousarray(cost_C5[:, 2]),
@@ -165,3 +168,13 @@ def build_fleet(
         tuple(devices),
         row_of,
     )
+
+
+def _peers(device_C: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns each candidate's device mates [C, P], -1 where a device has fewer than P."""
+    widest = int(np.bincount(device_C).max()) if len(device_C) else 1
+    peers_CP = np.full((len(device_C), widest), -1, dtype=np.int64)
+    for c, device in enumerate(device_C):
+        mates = np.flatnonzero(device_C == device)
+        peers_CP[c, : len(mates)] = mates
+    return peers_CP

@@ -126,58 +126,79 @@ def predict_latency_s(
     mean_prompt = mean_prompt_tokens
     if not mean_prompt > 0.0:
         mean_prompt = prompt_tokens
-    candidate_count = len(fleet.tier_C)
-    for c in range(candidate_count):
-        device = fleet.device_C[c]
-        own = load.in_flight_C[c]
-        wait_cycles = 0.0
-        if own >= fleet.max_batch_C[c]:
-            mean_left = load.remaining_output_tokens_C[c] / own
-            wait_cycles = (own - fleet.max_batch_C[c] + 1.0) / fleet.max_batch_C[c] * mean_left
-        cycles = output_tokens + wait_cycles
-        total = fleet.overhead_s_C[c] + prompt_tokens * fleet.per_prompt_token_s_C[c]
-        for j in range(candidate_count):
-            if fleet.device_C[j] != device:
+    # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    peers_CP = fleet.peers_CP
+    step_s_C = fleet.step_s_C
+    sequence_s_C = fleet.per_sequence_s_C
+    prompt_s_C = fleet.per_prompt_token_s_C
+    max_batch_C = fleet.max_batch_C
+    overhead_s_C = fleet.overhead_s_C
+    in_flight_C = load.in_flight_C
+    waiting_C = load.waiting_prompt_tokens_C
+    remaining_C = load.remaining_output_tokens_C
+    for c in range(len(max_batch_C)):
+        own = in_flight_C[c]
+        limit = max_batch_C[c]
+        cycles = output_tokens
+        if own >= limit:
+            cycles += (own - limit + 1.0) / limit * (remaining_C[c] / own)
+        # Ours: the batch with one more; half an iteration is the wait for the one under way.
+        batch = min(own + 1.0, limit)
+        iteration = step_s_C[c] + sequence_s_C[c] * batch
+        cycles_c = cycles
+        if own > 0.0:
+            # Twice the mean of what remains is about what those sequences had in all.
+            leaving = min(own, limit) / max(2.0 * remaining_C[c] / own, 1.0)
+            iteration += persistence * leaving * mean_prompt * prompt_s_C[c]
+            cycles_c += 0.5
+        total = overhead_s_C[c] + (prompt_tokens + waiting_C[c]) * prompt_s_C[c]
+        total += cycles_c * iteration
+        for j in peers_CP[c]:
+            if j < 0:
+                break
+            running = in_flight_C[j]
+            if j == c or running <= 0.0:
                 continue
-            total += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
-            running = load.in_flight_C[j]
-            if j != c and running <= 0.0:
-                continue
-            batch = min(running + 1.0 if j == c else running, fleet.max_batch_C[j])
-            iteration = fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch
-            cycles_j = cycles
-            if running > 0.0:
-                # Twice the mean of what remains is about what those sequences had in all.
-                left = load.remaining_output_tokens_C[j] / running
-                leaving = min(running, fleet.max_batch_C[j]) / max(2.0 * left, 1.0)
-                iteration += persistence * leaving * mean_prompt * fleet.per_prompt_token_s_C[j]
-                if j == c:
-                    cycles_j += 0.5
-                else:
-                    dry = min(cycles, load.remaining_output_tokens_C[j] / batch)
-                    cycles_j = persistence * cycles + (1.0 - persistence) * dry
-            total += cycles_j * iteration
+            batch = min(running, max_batch_C[j])
+            left = remaining_C[j]
+            leaving = batch / max(2.0 * left / running, 1.0)
+            iteration = step_s_C[j] + sequence_s_C[j] * batch
+            iteration += persistence * leaving * mean_prompt * prompt_s_C[j]
+            dry = min(cycles, left / batch)
+            cycles_j = persistence * cycles + (1.0 - persistence) * dry
+            total += waiting_C[j] * prompt_s_C[j] + cycles_j * iteration
         out_C[c] = total
 
 
 def device_backlog_s(fleet: FleetArrays, load: LoadArrays, out_C: NDArray[np.float64]) -> None:
     """Computes the work outstanding on each candidate's device, seconds, into `out_C`."""
-    candidate_count = len(fleet.tier_C)
+    peers_CP = fleet.peers_CP
     # Summed up at the device's first candidate, then handed to its others.
-    for c in range(candidate_count):
+    for c in range(len(fleet.tier_C)):
         work = candidate_work_s(fleet, load, c)
-        first = 0
-        while fleet.device_C[first] != fleet.device_C[c]:
-            first += 1
+        first = peers_CP[c][0]
         if first == c:
             out_C[c] = work
         else:
             out_C[first] += work
-    for c in range(candidate_count):
-        first = 0
-        while fleet.device_C[first] != fleet.device_C[c]:
-            first += 1
-        out_C[c] = out_C[first]
+    for c in range(len(fleet.tier_C)):
+        out_C[c] = out_C[peers_CP[c][0]]
+
+
+def is_first_usable(fleet: FleetArrays, c: int) -> bool:
+    """Returns whether `c` is usable and the first such candidate of its device.
+
+    Counting devices at these counts each usable device once.
+    """
+    availability_C = fleet.availability_C
+    if availability_C[c] <= 0.0:
+        return False
+    for j in fleet.peers_CP[c]:
+        if j >= c or j < 0:
+            break
+        if availability_C[j] > 0.0:
+            return False
+    return True
 
 
 def request_device_time_s(

@@ -124,8 +124,8 @@ def prefill_decode(
             out_C[c] = -math.inf
             continue
         sequences = 0.0
-        for j in range(len(fleet.tier_C)):
-            if fleet.device_C[j] == fleet.device_C[c]:
+        for j in fleet.peers_CP[c]:
+            if j >= 0:
                 sequences += load.in_flight_C[j]
         delay_s = prompt_tokens * fleet.per_prompt_token_s_C[c] * sequences
         out_C[c] = -out_C[c] - delay_s / max(1.0, output_tokens)

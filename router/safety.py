@@ -136,11 +136,12 @@ def remaining_latency_s(
     has no token yet also waits for the prompts before it, about half of those that wait, and its
     own.
     """
-    device = fleet.device_C[action]
     own_prompt_s = prompt_tokens * fleet.per_prompt_token_s_C[action] if waiting else 0.0
     total = own_prompt_s
-    for j in range(len(fleet.tier_C)):
-        if fleet.device_C[j] != device or load.in_flight_C[j] <= 0.0:
+    for j in fleet.peers_CP[action]:
+        if j < 0:
+            break
+        if load.in_flight_C[j] <= 0.0:
             continue
         batch = min(load.in_flight_C[j], fleet.max_batch_C[j])
         cycles = remaining_tokens

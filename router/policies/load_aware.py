@@ -70,8 +70,8 @@ class FluidPolicy(ScorePolicy):
 class PricePolicy(ScorePolicy):
     """Takes the highest quality x P(on time) - price x device time, over tiers and devices jointly.
 
-    The price of a device's time is the exponential of a quadratic in its backlog (over the slack)
-    and in where the offered load stands between the tiers' capacities; see
+    The price of a device's time is exponential in its backlog (over the slack) and in a quadratic
+    of where the offered load stands between the tiers' capacities; see
     `router.policies.scores.score_price`. Every quantity is relative, so one set of parameters
     serves fleets of other sizes, profiles and deadlines. Parameters: eight, tuned by CMA-ES in the
     simulator on the `opt-a100` profile. Fails: when the rate estimate lags by more than the
@@ -80,13 +80,13 @@ class PricePolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("level", -2.5, -15.0, 10.0, "Log price of an idle device at ladder load 0."),
-        Parameter("backlog", 4.0, -10.0, 30.0, "Slope in backlog / slack."),
-        Parameter("backlog_square", 0.0, -10.0, 20.0, "Curvature in backlog / slack."),
-        Parameter("load", 2.0, -10.0, 20.0, "Slope in the ladder load."),
-        Parameter("load_square", 0.0, -10.0, 10.0, "Curvature in the ladder load."),
-        Parameter("step_share", 0.5, 0.0, 1.0, "Share of a shared step that is charged."),
-        Parameter("on_time_bias", 1.2, 0.2, 4.0, "Factor on predictions before P(on time)."),
-        Parameter("on_time_sharpness", 8.0, 0.5, 60.0, "Sharpness of P(on time)."),
+        Parameter("level", -6.0, -15.0, 5.0, "Log price of an idle device at ladder load 0."),
+        Parameter("backlog", 18.0, 0.0, 40.0, "Slope in backlog / slack."),
+        Parameter("load", 7.7, -5.0, 20.0, "Slope in the ladder load."),
+        Parameter("load_square", -4.6, -12.0, 8.0, "Curvature in the ladder load."),
+        Parameter("step_share", 0.56, 0.0, 1.0, "Share of a shared step that is charged."),
+        Parameter("foresight", 0.3, 0.0, 1.0, "Share of traffic to come that shares a step."),
+        Parameter("on_time_bias", 1.37, 0.2, 4.0, "Factor on predictions before P(on time)."),
+        Parameter("on_time_sharpness", 14.0, 0.5, 60.0, "Sharpness of P(on time)."),
     )
     KERNEL = staticmethod(scores.score_price)

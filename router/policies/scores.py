@@ -65,13 +65,7 @@ def usable_device_count(fleet: FleetArrays) -> int:
     """Returns the number of devices with at least one usable candidate, at least 1."""
     count = 0
     for c in range(len(fleet.tier_C)):
-        if fleet.availability_C[c] <= 0.0:
-            continue
-        first = True
-        for j in range(c):
-            if fleet.device_C[j] == fleet.device_C[c] and fleet.availability_C[j] > 0.0:
-                first = False
-        if first:
+        if kernels.is_first_usable(fleet, c):
             count += 1
     return max(1, count)
 
@@ -257,28 +251,34 @@ def score_price(
 ) -> None:
     """Quality x P(on time) - price x device time, tier and device chosen jointly.
 
-    The price of a device is exp(p0 + p1 x + p2 x^2 + p3 y + p4 y^2), with x its backlog / slack and
-    y the ladder load; device time is counted in units of one large request in full batches. So
-    neither fleet size nor absolute time enters. Parameters: 0-4 as above, 5 the share of a step
-    that is charged, 6 and 7 bias and sharpness of P(on time).
+    The price of a device is exp(p0 + p1 x + p2 y + p3 y^2), with x its backlog / slack and y the
+    ladder load; device time is counted in units of one large request in full batches. So neither
+    fleet size nor absolute time enters. A tier's step is shared by the sequences that run beside
+    the request, and by those to come: p5 of what the whole traffic would put there within one
+    slack. Without that, the first request to an idle tier would pay for a step that those after it
+    share, and nobody would ever be the first. Parameters: 0-3 as above, 4 the share of a step that
+    is charged, 5 foresight, 6 and 7 bias and sharpness of P(on time).
     """
     explain(fleet, load, query, params_P[6], params_P[7], predicted_s_C, probability_C, work_s_C)
-    kernels.request_device_time_s(
-        fleet, load, query.prompt_tokens, query.output_tokens, params_P[5], out_C
-    )
     y = ladder_load(fleet, query, query.rate_short_rps)
-    level = params_P[0] + params_P[3] * y + params_P[4] * y * y
+    level = params_P[0] + params_P[2] * y + params_P[3] * y * y
     large = extreme_candidate(fleet, True)
     unit_s = kernels.full_batch_time_s(fleet, large, mean_prompt(query), query.output_tokens)
     slack = max(query.slack_s, 1e-4)
+    to_come = params_P[5] * query.rate_short_rps * slack / usable_device_count(fleet)
+    step_share = params_P[4]
+    slope = params_P[1]
+    quality_C = fleet.quality_KC[query.task]
     for c in range(len(fleet.tier_C)):
+        batch = min(load.in_flight_C[c] + 1.0 + to_come, fleet.max_batch_C[c])
+        token_s = fleet.per_sequence_s_C[c] + step_share * fleet.step_s_C[c] / batch
+        time_s = query.prompt_tokens * fleet.per_prompt_token_s_C[c] + query.output_tokens * token_s
         x = min(work_s_C[c] / slack, 3.0)
-        exponent = level + params_P[1] * x + params_P[2] * x * x
-        price = math.exp(max(-20.0, min(20.0, exponent)))
+        price = math.exp(max(-20.0, min(20.0, level + slope * x)))
         share = reward_share(probability_C[c], predicted_s_C[c], query.slack_s, query.soft_decay_s)
-        value = fleet.quality_KC[query.task][c] * share
         # The last term only decides among candidates that are all hopeless or all free.
-        out_C[c] = value - price * out_C[c] / unit_s - 1e-7 * min(predicted_s_C[c] / slack, HUGE)
+        hopeless = 1e-7 * min(predicted_s_C[c] / slack, HUGE)
+        out_C[c] = quality_C[c] * share - price * time_s / unit_s - hopeless
 
 
 def score_threshold(

@@ -30,12 +30,15 @@ _MODULES = (
 )
 """Modules in an order in which each uses only earlier ones."""
 
+_COMPILED_HERE = ("compiled", "state", "engine", "loop")
+"""Modules of this package with compiled code or its types."""
+
 _ALLOCATING = ("router.dqn.network",)
 """Modules whose functions make arrays; the others only fill what they are given."""
 
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy"}
 jit: Any = numba.njit(**_OPTIONS)
-jit_unmanaged: Any = numba.njit(**_OPTIONS, _nrt=False)
+jit_unmanaged: Any = numba.njit(**{**_OPTIONS, "_nrt": False})
 """Compiles without reference counting: the world is a tuple of some thirty arrays, and counting
 each of them at every call would cost more than the calls do."""
 
@@ -47,7 +50,8 @@ def _cache_directory() -> Path:
     """Returns the directory for compiled code of exactly these sources."""
     digest = hashlib.sha256()
     files = [Path(inspect.getfile(importlib.import_module(name))) for name in _MODULES]
-    for path in sorted([*files, *Path(__file__).parent.glob("*.py")]):
+    files += [Path(__file__).with_name(f"{stem}.py") for stem in _COMPILED_HERE]
+    for path in sorted(files):
         digest.update(path.read_bytes())
     root = Path(__file__).parents[2]
     if CACHE_VARIABLE in os.environ:

@@ -51,7 +51,7 @@ class RoutingEnvironment(gymnasium.Env[Observation, np.int64]):
         low = np.tile([feature.low for feature in FEATURES], count).astype(np.float32)
         high = np.tile([feature.high for feature in FEATURES], count).astype(np.float32)
         self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Discrete(count)  # type: ignore[assignment]
+        self.action_space = gymnasium.spaces.Discrete(count)
         self._world: World | None = None
         self._workload: Workload | None = None
         self._request = -1

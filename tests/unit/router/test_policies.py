@@ -117,9 +117,9 @@ def test_idle_fleet_serves_large(name: str) -> None:
     assert tier_chosen(name, observation()) == LARGE
 
 
-@pytest.mark.parametrize("name", ["price", "fluid", "threshold"])
+@pytest.mark.parametrize("name", ["fluid", "threshold"])
 def test_rate_beyond_medium_serves_small(name: str) -> None:
-    """At a rate that medium cannot carry the policies that read the rate step down."""
+    """At a rate that medium cannot carry the policies that plan by the rate step down."""
     assert tier_chosen(name, observation(rate_rps=2200.0)) == SMALL
 
 
@@ -131,6 +131,15 @@ def test_backlog_steps_down(name: str) -> None:
     load.waiting_prompt_tokens_C[[2, 5]] = 3000.0
     load.remaining_output_tokens_C[[2, 5]] = 14.0 * 8.0
     assert tier_chosen(name, observation(load, rate_rps=200.0)) < LARGE
+
+
+def test_price_of_the_same_backlog_rises_with_the_rate() -> None:
+    """A backlog that is passing by keeps its quality; under heavy traffic it costs a tier."""
+    load = zero_load(6)
+    load.in_flight_C[[1, 4]] = 20.0
+    load.remaining_output_tokens_C[[1, 4]] = 20.0 * 4.0
+    tiers = [tier_chosen("price", observation(load, rate_rps=rate)) for rate in (1.0, 2000.0)]
+    assert tiers[0] > tiers[1]
 
 
 def test_greedy_steps_down_for_a_long_prompt() -> None:

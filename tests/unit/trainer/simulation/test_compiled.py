@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from router import features, kernels, safety
 from router.dqn import network
 from router.dqn.snapshot import Weights
 from router.ledger import LoadArrays
 from router.policies import scores
+from router.policies.base import load_lists
 from tests.unit.router import fleets
 from trainer.simulation import compiled
 
@@ -22,7 +24,7 @@ PARAMS = {
     "random": [0.0],
     "round_robin": [4.0],
     "greedy": [0.8],
-    "price": [-2.5, 4.0, 0.5, 2.0, 0.3, 0.5, 1.2, 8.0],
+    "price": [-6.0, 18.0, 7.7, -4.6, 0.56, 0.3, 1.37, 14.0],
     "threshold": [0.8],
     "slackfit": [0.8],
     "debt_queue": [0.5, 0.5],
@@ -67,7 +69,7 @@ def test_scores_and_choices_agree(name: str) -> None:
         )
         getattr(scores, f"score_{name}")(
             FLEET.lists,
-            LoadArrays(*(a.tolist() for a in load)),  # type: ignore[arg-type]
+            load_lists(load),
             allowed_C.tolist(),
             query,
             params_P.tolist(),
@@ -140,9 +142,18 @@ def test_network_agrees() -> None:
     """The Q-network scores and ranks alike."""
     rng = np.random.default_rng(7)
     hidden, count = 16, features.FEATURE_COUNT
-    shapes = ((count, hidden), (hidden,), (2 * hidden, hidden), (hidden,), (hidden + count,))
-    tensors = [rng.normal(0, 0.3, shape).astype(np.float32) for shape in shapes]
-    weights = Weights(*tensors, np.float32(0.1))
+
+    def tensor(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    weights = Weights(
+        tensor(count, hidden),
+        tensor(hidden),
+        tensor(2 * hidden, hidden),
+        tensor(hidden),
+        tensor(hidden + count),
+        np.float32(0.1),
+    )
     for _ in range(20):
         x_CF = rng.random((COUNT, count)).astype(np.float32)
         _, allowed_C, _ = random_state(rng)
