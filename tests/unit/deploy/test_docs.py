@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import typer
 
-from router.policies.dqn import DqnPolicy
-from router.policies.registry import KNOWN_POLICIES, SCORE_POLICIES
+from router.policies.registry import KNOWN_POLICIES
 from services.cli.app import make_app
+from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, page_with_tables
 from tests.unit.deploy.manifests import ROOT, load_yaml
-from tests.unit.deploy.settings_table import PAGE, page_with_tables
 
 _PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 )
 
 
-def test_configuration_page_is_up_to_date() -> None:
-    """Every key, default and limit of the settings is in docs/configuration.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    assert page_with_tables(text) == text, "run: python -m tests.unit.deploy.settings_table"
+@pytest.mark.parametrize("page", [CONFIGURATION, POLICIES], ids=lambda page: page.name)
+def test_tables_are_up_to_date(page: Path) -> None:
+    """Every setting and policy parameter is in its page, with its default and limits."""
+    text = page.read_text(encoding="utf-8")
+    assert page_with_tables(page) == text, "run: python -m tests.unit.deploy.doc_tables"
 
 
 def test_every_policy_is_described() -> None:
@@ -33,16 +33,6 @@ def test_every_policy_is_described() -> None:
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
     names = [heading.replace("&lt;", "<").replace("&gt;", ">") for heading in headings]
     assert names == list(KNOWN_POLICIES)
-
-
-@pytest.mark.parametrize("policy", [*SCORE_POLICIES, "dqn"])
-def test_policy_parameters_are_described(policy: str) -> None:
-    """Name and default of every parameter are in the policy's table, and no others."""
-    text = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
-    part = text.partition(f"\n## {policy}\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", part, flags=re.MULTILINE)
-    table = DqnPolicy.PARAMETERS if policy == "dqn" else SCORE_POLICIES[policy].PARAMETERS
-    assert {name: float(default) for name, default in rows} == {p.name: p.default for p in table}
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,9 +1,13 @@
-"""Writes the tables of docs/configuration.md: `python -m tests.unit.deploy.settings_table`."""
+"""Writes the tables of docs/configuration.md and docs/policies.md from the code they describe.
+
+Run `python -m tests.unit.deploy.doc_tables`; test_docs.py compares.
+"""
 
 from __future__ import annotations
 
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -11,6 +15,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from router.policies.base import Parameter
+from router.policies.dqn import DqnPolicy
+from router.policies.registry import SCORE_POLICIES
 from services.common.log import LogSettings
 from services.common.mesh_config import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
@@ -18,7 +25,8 @@ from services.router_inference.settings import RouterInferenceSettings
 from services.trainer.settings import TrainerSettings
 from tests.unit.deploy.manifests import ROOT
 
-PAGE = ROOT / "docs" / "configuration.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+POLICIES = ROOT / "docs" / "policies.md"
 SECTIONS: dict[str, type[BaseModel]] = {
     "mesh": MeshSettings,
     "mesh.tasks": TaskSettings,
@@ -68,19 +76,44 @@ def _limits(field: FieldInfo) -> str:
     return ", ".join(found)
 
 
-def page_with_tables(text: str) -> str:
-    """Returns the page with the text between each pair of markers replaced by its table."""
-    for name, model in SECTIONS.items():
+def parameter_table(parameters: tuple[Parameter, ...]) -> str:
+    """Returns a Markdown table of a policy's parameters."""
+    if not parameters:
+        return "No parameters."
+    lines = ["| parameter | default | from | to | meaning |", "|---|---|---|---|---|"]
+    for entry in parameters:
+        numbers = " | ".join(f"{value:g}" for value in (entry.default, entry.low, entry.high))
+        lines.append(f"| `{entry.name}` | {numbers} | {entry.meaning} |")
+    return "\n".join(lines)
+
+
+def tables(page: Path) -> dict[str, str]:
+    """Returns the tables of a page by the name in its markers."""
+    if page == CONFIGURATION:
+        return {name: table(model) for name, model in SECTIONS.items()}
+    policies = {name: kind.PARAMETERS for name, kind in SCORE_POLICIES.items()}
+    policies["dqn"] = DqnPolicy.PARAMETERS
+    return {name: parameter_table(parameters) for name, parameters in policies.items()}
+
+
+def page_with_tables(page: Path) -> str:
+    """Returns the page's text with its tables brought up to date.
+
+    Raises:
+        ValueError: The markers of a table are missing.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, content in tables(page).items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
         if not tail:
-            raise ValueError(f"{PAGE}: markers of {name} are missing")
-        text = f"{head}{begin}\n{table(model)}\n\n{end}{tail}"
+            raise ValueError(f"{page}: markers of {name} are missing")
+        text = f"{head}{begin}\n{content}\n\n{end}{tail}"
     return text
 
 
 if __name__ == "__main__":
-    updated = page_with_tables(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(updated, encoding="utf-8")
-    sys.stdout.write(f"{PAGE.relative_to(ROOT)} is up to date\n")
+    for document in (CONFIGURATION, POLICIES):
+        document.write_text(page_with_tables(document), encoding="utf-8")
+        sys.stdout.write(f"{document.relative_to(ROOT)} is up to date\n")
