@@ -19,7 +19,6 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from router.estimators import OutputLengthPredictor
-from router.features import SCHEMA
 from router.fleet import EndpointSpec
 from router.policies.registry import MissingSnapshotError
 from router.profile import LatencyProfile
@@ -232,7 +231,9 @@ class RouterInference:
             now_s=clock.monotonic_s(),
         )
         experience = ExperienceWriter(
-            builder=RecordBuilder(router_id=router_id, epoch=epoch, feature_schema=SCHEMA),
+            builder=RecordBuilder(
+                router_id=router_id, epoch=epoch, features_always=own.features_always
+            ),
             store=store if own.experience else None,
             metrics=self._metrics,
             clock=clock,

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 
+from router.features import FEATURE_COUNT, SCHEMA, compute_features
 from router.fleet import Fleet
-from router.types import Decision, Request
+from router.policies.base import load_lists, query_of
+from router.policy import Observation
+from router.types import Decision
 from services.router_inference.job import Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
 
@@ -34,13 +38,11 @@ class DecisionEntry:
     request_id: str
     decide_ns: int
     task: str
-    request: Request
+    observation: Observation
     slack_s: float
-    fleet: Fleet
     decision: Decision
     policy: str
     policy_version: str
-    rate_rps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,18 @@ class OutcomeEntry:
 class RecordBuilder:
     """Makes messages of entries for one router process."""
 
-    def __init__(self, *, router_id: str, epoch: int, feature_schema: str) -> None:
+    def __init__(self, *, router_id: str, epoch: int, features_always: bool = False) -> None:
+        """Takes the router's identity.
+
+        Args:
+            router_id: name of the process.
+            epoch: its start stamp, ns since 1970.
+            features_always: True computes the features of decisions whose policy used none, so that
+                a learner can learn from any policy's traffic; some 0.2 ms per record.
+        """
         self._router_id = router_id
         self._epoch = epoch
-        self._feature_schema = feature_schema
+        self._features_always = features_always
         self._templates: dict[int, tuple[Fleet, experience_pb2.DecisionRecord]] = {}
 
     def payload(self, entry: DecisionEntry | OutcomeEntry) -> bytes:
@@ -84,18 +94,22 @@ class RecordBuilder:
         return experience_pb2.ExperienceEntry(outcome=_outcome(entry)).SerializeToString()
 
     def _decision(self, entry: DecisionEntry) -> experience_pb2.DecisionRecord:
-        decision, request = entry.decision, entry.request
+        decision, observation = entry.decision, entry.observation
+        request = observation.request
         record = experience_pb2.DecisionRecord()
         # A dozen candidates that change only with the fleet: copied instead of built per record.
-        record.CopyFrom(self._template(entry.fleet))
+        record.CopyFrom(self._template(observation.fleet))
         record.sequence = entry.sequence
         record.request_id = entry.request_id
         record.decide_time.CopyFrom(timestamp(entry.decide_ns))
         record.task = entry.task
         record.slack.CopyFrom(duration(entry.slack_s))
-        record.feature_schema = self._feature_schema
-        if decision.features_CF is not None:
-            features_CF = np.ascontiguousarray(decision.features_CF, dtype="<f4")
+        record.feature_schema = SCHEMA
+        features_CF = decision.features_CF
+        if features_CF is None and self._features_always:
+            features_CF = features_of(observation)
+        if features_CF is not None:
+            features_CF = np.ascontiguousarray(features_CF, dtype="<f4")
             record.features = features_CF.tobytes()
             record.feature_count = features_CF.shape[1]
         record.action = decision.action
@@ -105,7 +119,7 @@ class RecordBuilder:
         record.policy_version = entry.policy_version
         record.prompt_token_count = max(1, round(request.prompt_tokens))
         record.predicted_output_token_count = max(1, round(request.output_tokens))
-        record.arrival_rate_rps = entry.rate_rps
+        record.arrival_rate_rps = observation.signals.rate_short_rps
         return record
 
     def _template(self, fleet: Fleet) -> experience_pb2.DecisionRecord:
@@ -120,6 +134,32 @@ class RecordBuilder:
             record.candidates.add(tier=tier, endpoint=endpoint.name)
         self._templates = {key: (fleet, record)}
         return record
+
+
+def features_of(observation: Observation) -> NDArray[np.float32]:
+    """Returns what a learned policy would have seen, float32 [C, F]."""
+    count = observation.fleet.candidate_count
+    query = query_of(observation, 0.0)
+    predicted, scratch = [0.0] * count, [0.0] * count
+    rows = [[0.0] * FEATURE_COUNT for _ in range(count)]
+    compute_features(
+        observation.fleet.lists,
+        load_lists(observation.load),
+        observation.allowed_C.tolist(),
+        query.task,
+        query.slack_s,
+        query.prompt_tokens,
+        query.output_tokens,
+        query.event_tokens,
+        query.mean_prompt_tokens,
+        query.rate_short_rps,
+        query.rate_long_rps,
+        query.state_age_s,
+        predicted,  # type: ignore[arg-type]  # kernels read lists and arrays alike
+        scratch,  # type: ignore[arg-type]
+        rows,  # type: ignore[arg-type]
+    )
+    return np.array(rows, dtype=np.float32)
 
 
 def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:

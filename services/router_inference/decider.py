@@ -122,13 +122,11 @@ class Decider:
                 job.request_id,
                 job.arrival_ns + int((end_s - job.arrival_s) * 1e9),
                 job.task.name,
-                job.request,
+                observation,
                 job.deadline_s - end_s,
-                fleet,
                 decision,
                 job.policy,
                 job.policy_version,
-                signals.rate_short_rps,
             )
         )
         choice = Choice(

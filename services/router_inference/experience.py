@@ -15,6 +15,8 @@ from services.common.state.store import StateStore, StateUnavailableError
 from services.router_inference.accounts import RouterMetrics
 from services.router_inference.convert_records import DecisionEntry, OutcomeEntry, RecordBuilder
 
+_BUILT_AT_ONCE = 20
+
 
 class ExperienceWriter:
     """Buffers records and writes them in batches; what does not fit is dropped and counted."""
@@ -99,7 +101,12 @@ class ExperienceWriter:
         """Writes the oldest records; returns False, keeping them, if the store is away."""
         assert self._store is not None
         batch = list(islice(self._buffer, self._batch_count))
-        payloads = [self._builder.payload(entry) for entry in batch]
+        payloads: list[bytes] = []
+        for entry in batch:
+            payloads.append(self._builder.payload(entry))
+            if len(payloads) % _BUILT_AT_ONCE == 0:
+                # Requests wait for the loop meanwhile; they come first.
+                await asyncio.sleep(0)
         try:
             await self._store.append_experience(payloads)
         except StateUnavailableError as error:

@@ -99,6 +99,8 @@ class RouterInferenceSettings(ServerSettings):
     """Longest time between two attempts to reach the monitor, the trainer or Redis, seconds."""
     experience: bool = True
     """True writes decisions and outcomes to Redis."""
+    features_always: bool = False
+    """True records features also where the policy used none, so that any traffic teaches."""
     experience_buffer_count: int = Field(default=20_000, ge=1, le=1_000_000)
     """Records kept while Redis is away; older ones are dropped and counted."""
     experience_batch_count: int = Field(default=500, ge=1, le=10_000)

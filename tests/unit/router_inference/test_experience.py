@@ -135,3 +135,17 @@ async def test_a_store_that_hangs_is_not_noticed_by_requests() -> None:
     await rig.answer(job)
     assert job.end_s - job.arrival_s == pytest.approx(0.02)
     writer.cancel()
+
+
+@scenario
+async def test_features_can_be_recorded_whatever_the_policy() -> None:
+    """What is recorded for another policy is what the learned one would have seen."""
+    rows = []
+    for policy in ("static-large", "dqn"):
+        rig = make_rig(features_always=True)
+        rig.core.slot._snapshot = snapshot_bytes(tier_bias=1.0)
+        rig.core.slot.use(policy)
+        await rig.answer(rig.job())
+        rows.append((await rig.records())[0].decision.features)
+    assert rows[0] == rows[1]
+    assert rows[0]
