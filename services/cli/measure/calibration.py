@@ -200,6 +200,7 @@ def _measured(samples: Sequence[Sample], batch: int) -> list[Measured]:
     return [
         Measured(
             each.total_s,
+            each.first_token_s,
             each.output_token_count,
             len(each.question.prompt),
             batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 from router.profile import TierProfile
 
 SMALLEST_STEP_S = 1e-6
+ROBUST_ROUNDS = 12
+HUBER = 1.345
+"""Residuals beyond this many robust standard deviations count linearly (Huber, 1964)."""
+Row = tuple[float, float, float, float]
 PARAMETERS = ("overhead_s", "step_s", "per_sequence_s", "per_prompt_token_s")
 
 
@@ -20,6 +25,7 @@ class Measured:
 
     Attributes:
         total_s: From sending to the end.
+        first_token_s: From sending to the first token.
         output_tokens: Tokens of the answer, the one that ends it included: its iterations.
         prompt_tokens: Tokens of its prompt.
         batch: Sequences that ran beside and with it, itself included.
@@ -28,22 +34,43 @@ class Measured:
     """
 
     total_s: float
+    first_token_s: float
     output_tokens: float
     prompt_tokens: float
     batch: float
     mean_output_tokens: float
     mean_prompt_tokens: float
 
-    def row(self) -> tuple[float, float, float, float]:
-        """What each parameter is multiplied with; order of ``PARAMETERS``.
+    def row(self) -> Row:
+        """What each parameter is multiplied with in the total; order of ``PARAMETERS``.
 
         While an answer of n tokens is made, n iterations pass. Each costs the step and every
         sequence in it. Its own prompt is worked off once; the other batch - 1 places change
         hands once per mean answer, and each newcomer's prompt is worked off meanwhile.
         """
-        turnover = (self.batch - 1.0) * self.output_tokens / self.mean_output_tokens
-        prompts = self.prompt_tokens + turnover * self.mean_prompt_tokens
+        prompts = self.prompt_tokens + self._others_prompts(self.output_tokens)
         return 1.0, self.output_tokens, self.output_tokens * self.batch, prompts
+
+    def equations(self) -> list[tuple[str, Row, float]]:
+        """Its equations for the fit: a kind, the row and the measured time in seconds.
+
+        The time from the first token to the last has no overhead in it, which keeps overhead and
+        iterations apart even for a tier whose whole answer takes a few milliseconds. The time to
+        the first token is used of answers alone: others would make it wait for an iteration.
+        """
+        found: list[tuple[str, Row, float]] = []
+        if self.batch == 1:
+            found.append(("first", (1.0, 1.0, 1.0, self.prompt_tokens), self.first_token_s))
+        later = self.output_tokens - 1.0
+        rest_s = self.total_s - self.first_token_s
+        if later > 0 and rest_s > 0:
+            row = (0.0, later, later * self.batch, self._others_prompts(later))
+            found.append((f"decode at {self.batch:g}", row, rest_s))
+        return found
+
+    def _others_prompts(self, iterations: float) -> float:
+        turnover = (self.batch - 1.0) * iterations / self.mean_output_tokens
+        return turnover * self.mean_prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +91,10 @@ class Fit:
 
 
 def fit_tier(samples: Sequence[Measured], *, max_batch: int, max_prompt_tokens: int) -> Fit:
-    """Fits one tier's parameters, none below zero, to the least squares of relative errors.
+    """Fits one tier's parameters, none below zero, to relative errors.
+
+    Kinds of equations count alike, however many there are of each. Answers that something else on
+    the machine delayed lose weight by Huber's rule.
 
     Args:
         samples: Answers at several batch sizes and prompt lengths.
@@ -76,27 +106,51 @@ def fit_tier(samples: Sequence[Measured], *, max_batch: int, max_prompt_tokens: 
     """
     if len(samples) < len(PARAMETERS):
         raise ValueError(f"samples: at least {len(PARAMETERS)} are needed, got {len(samples)}")
-    rows_NP = np.array([each.row() for each in samples])
-    totals_N = np.array([each.total_s for each in samples])
-    lowest_P = np.array([0.0, SMALLEST_STEP_S, 0.0, 0.0])
-    solution_P = nonnegative_least_squares(rows_NP / totals_N[:, None], np.ones(len(totals_N)))
-    solution_P = np.maximum(solution_P, lowest_P)
-    predicted_N = rows_NP @ solution_P
+    equations = [each for sample in samples for each in sample.equations()]
+    kinds = Counter(kind for kind, _, _ in equations)
+    targets_N = np.array([target for _, _, target in equations])
+    rows_NP = np.array([row for _, row, _ in equations])
+    shares_N = np.array([1.0 / kinds[kind] for kind, _, _ in equations])
+    solution_P = _robust_least_squares(rows_NP, targets_N, shares_N)
     overhead, step, per_sequence, per_prompt = (float(value) for value in solution_P)
     profile = TierProfile(
-        step_s=step,
+        step_s=max(SMALLEST_STEP_S, step),
         per_sequence_s=per_sequence,
         per_prompt_token_s=per_prompt,
         max_batch=max_batch,
         max_prompt_tokens_per_step=max_prompt_tokens,
         overhead_s=overhead,
     )
+    totals_N = np.array([each.total_s for each in samples])
+    predicted_N = np.array([each.row() for each in samples]) @ solution_P
     return Fit(
         profile,
         len(samples),
         float(np.median(np.abs(predicted_N - totals_N) / totals_N)),
         float(abs(predicted_N.sum() - totals_N.sum()) / totals_N.sum()),
     )
+
+
+def _robust_least_squares(
+    rows_NP: NDArray[np.float64], targets_N: NDArray[np.float64], shares_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Solves rows x parameters = targets by reweighting until outliers count little.
+
+    Errors are relative to the prediction: relative to the measured time itself, slow answers
+    would count less than quick ones and every cost would come out too low.
+    """
+    sizes_N = np.full(len(targets_N), float(np.median(targets_N)))
+    weights_N = shares_N
+    solution_P = np.zeros(rows_NP.shape[1])
+    for _ in range(ROBUST_ROUNDS):
+        root_N = np.sqrt(weights_N) / sizes_N
+        solution_P = nonnegative_least_squares(rows_NP * root_N[:, None], targets_N * root_N)
+        predicted_N = rows_NP @ solution_P
+        sizes_N = np.maximum(predicted_N, 0.05 * targets_N)
+        distance_N = np.abs(targets_N - predicted_N) / sizes_N
+        scale = max(1e-9, 1.4826 * float(np.median(distance_N)))
+        weights_N = shares_N * np.minimum(1.0, HUBER * scale / np.maximum(distance_N, 1e-12))
+    return solution_P
 
 
 def nonnegative_least_squares(

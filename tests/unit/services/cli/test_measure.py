@@ -22,22 +22,30 @@ from services.cli.measure.tiers import tiers_of_entries
 from services.cli.mesh.settings_file import EndpointEntry
 
 
-def answers(profile: TierProfile, *, noise: float = 0.0, seed: int = 0) -> list[Measured]:
+def answers(
+    profile: TierProfile, *, noise: float = 0.0, outliers: float = 0.0, seed: int = 0
+) -> list[Measured]:
     """What a tier of this profile would answer, alone and in batches."""
     rng = np.random.default_rng(seed)
     made = []
+    parameters = (
+        profile.overhead_s,
+        profile.step_s,
+        profile.per_sequence_s,
+        profile.per_prompt_token_s,
+    )
     for batch in (1, 2, 4, 8):
         for _ in range(60):
             output, prompt = int(rng.integers(4, 12)), int(rng.integers(8, 32))
-            row = Measured(1.0, output, prompt, batch, 8.0, 20.0).row()
-            parameters = (
-                profile.overhead_s,
-                profile.step_s,
-                profile.per_sequence_s,
-                profile.per_prompt_token_s,
+            row = Measured(1.0, 0.5, output, prompt, batch, 8.0, 20.0).row()
+            total_s = float(np.dot(row, parameters))
+            later = (0.0, output - 1, (output - 1) * batch, (batch - 1) * (output - 1) / 8 * 20)
+            rest_s = float(np.dot(later, parameters))
+            factor = float(np.exp(noise * rng.normal())) * (5.0 if rng.random() < outliers else 1.0)
+            first_s = (total_s - rest_s) * factor
+            made.append(
+                Measured(first_s + rest_s * factor, first_s, output, prompt, batch, 8.0, 20.0)
             )
-            total_s = float(np.dot(row, parameters)) * float(np.exp(noise * rng.normal()))
-            made.append(Measured(total_s, output, prompt, batch, 8.0, 20.0))
     return made
 
 
@@ -64,6 +72,15 @@ def test_noise_shows_in_the_error_and_not_as_negative_costs() -> None:
     assert fit.profile.per_prompt_token_s >= 0
     assert fit.profile.overhead_s >= 0
     assert fit.profile.step_s + 4 * fit.profile.per_sequence_s == pytest.approx(0.0032, rel=0.15)
+
+
+def test_answers_that_something_delayed_hardly_count() -> None:
+    """One answer in eight takes five times as long, as on a machine with other work."""
+    truth = TierProfile(0.0004, 0.0002, 0.00001, overhead_s=0.0015)
+    fit = fit_tier(answers(truth, noise=0.05, outliers=0.12), max_batch=8, max_prompt_tokens=64)
+    assert fit.profile.step_s + fit.profile.per_sequence_s == pytest.approx(0.0006, rel=0.25)
+    assert fit.profile.per_sequence_s == pytest.approx(0.0002, rel=0.25)
+    assert fit.profile.overhead_s == pytest.approx(0.0015, rel=0.4)
 
 
 def test_too_few_answers_are_an_error() -> None:
