@@ -97,25 +97,48 @@ def _worth(world: World, start_s: float, end_s: float, miss_cost: float) -> floa
     return float(reward.sum() - miss_cost * (reward <= 0.0).sum())
 
 
-def _leaves(world: World) -> list[NDArray[np.generic]]:
-    leaves: list[NDArray[np.generic]] = []
-    for part in world:
-        leaves.extend(part if isinstance(part, tuple) else (part,))
-    return leaves
+_BY_PART = ("requests", "heap_s", "heap_id", "pending_N")
+_NEVER_CHANGED = (
+    "cancel_N",
+    "slots_DS",
+    "fleet_events",
+    "record_CF",
+    "record_allowed_C",
+    "record_id",
+)
 
 
 class _Copy:
-    """A second world of the same shape, refilled from the first at little cost."""
+    """A second world, refilled from the first: only what can differ is copied."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, source: World) -> None:
         self.world = make_world(scenario.config, scenario.workload, scenario.seed)
-        self._leaves = _leaves(self.world)
+        self._source = source
+        self._low = 0
+        self._pairs: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        for name in World._fields:
+            if name not in _BY_PART + _NEVER_CHANGED:
+                own, new = getattr(self.world, name), getattr(source, name)
+                pairs = zip(own, new, strict=True) if isinstance(own, tuple) else ((own, new),)
+                self._pairs.extend(pairs)
 
-    def refill(self, source: World) -> World:
-        for own, new in zip(self._leaves, _leaves(source), strict=True):
-            np.copyto(own, new)
-        self.world.clock["epsilon"] = 0.0
-        return self.world
+    def refill(self, start_s: float, end_s: float) -> World:
+        """Returns the copy in the state of its source; its future may run until `end_s`."""
+        own, source = self.world, self._source
+        touched = int(own.clock["arrivals"][0])  # by the last future
+        for old, new in self._pairs:
+            np.copyto(old, new)
+        clock = source.clock[0]
+        heap, pending = int(clock["heap"]), int(clock["pending"])
+        own.heap_s[:heap], own.heap_id[:heap] = source.heap_s[:heap], source.heap_id[:heap]
+        own.pending_N[:pending] = source.pending_N[:pending]
+        # Requests long over are the same in both; those that have not arrived are untouched.
+        oldest_s = start_s - 8.0 * (end_s - start_s)
+        low = int(np.searchsorted(source.requests["arrival_s"], oldest_s))
+        part = slice(min(low, self._low), max(touched, int(clock["arrivals"])))
+        own.requests[part] = source.requests[part]
+        self._low = low
+        return own
 
 
 def paired_samples(
@@ -123,6 +146,7 @@ def paired_samples(
     policy: PolicySpec,
     rng: np.random.Generator,
     *,
+    future: PolicySpec | None = None,
     sample_count: int,
     horizon_s: float,
     epsilon: float,
@@ -133,8 +157,9 @@ def paired_samples(
 
     Args:
         scenario: where.
-        policy: how the episode and the futures are driven.
+        policy: what drives the episode, and so chooses the states that are met.
         rng: chooses the decisions and one of the actions.
+        future: what drives the futures; None: the same policy.
         sample_count: decisions to measure, at most.
         horizon_s: time the returns span, seconds; two deadlines or more.
         epsilon: share of the episode's own decisions drawn from `mix_T`; the futures explore not.
@@ -145,8 +170,9 @@ def paired_samples(
     world = make_world(scenario.config, scenario.workload, scenario.seed)
     world.clock["epsilon"] = epsilon
     world.mix_T[:] = mix_T
-    copy = _Copy(scenario)
+    copy = _Copy(scenario, world)
     params_P, weights = policy.params_P.copy(), policy.weights
+    future = future or policy
     last = int(np.searchsorted(workload.arrival_N, workload.duration_s - horizon_s))
     targets = np.sort(rng.integers(0, max(1, last), size=sample_count))
     rows: list[tuple[NDArray[Any], ...]] = []
@@ -164,11 +190,12 @@ def paired_samples(
         start_s = float(world.clock["now_s"][0])
         end_s = start_s + horizon_s
         for c in np.flatnonzero(tried_C):
-            future = copy.refill(world)
+            branch = copy.refill(start_s, end_s)
+            after_P = future.params_P.copy()
             _advance_to(
-                future, i, int(c), False, _NEVER, end_s, policy.kind, params_P.copy(), weights
+                branch, i, int(c), False, _NEVER, end_s, future.kind, after_P, future.weights
             )
-            return_C[c] = _worth(future, start_s, end_s, miss_cost)
+            return_C[c] = _worth(branch, start_s, end_s, miss_cost)
         if tried_C.sum() > 1:
             rows.append((world.features_CF.copy(), world.allowed_C.copy(), tried_C, return_C))
     if not rows:

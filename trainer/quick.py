@@ -1,9 +1,9 @@
 """Training a policy for one mesh in a minute, and scoring policies in the simulator.
 
-Policy iteration on paired returns (`paired.py`). Futures are first driven by the price policy, so
-the first network is one step better than price; later ones by the best network so far. The mesh is
-drawn anew for every episode (`scenario.py`). After each round the network is scored on validation
-seeds and the best one is kept: a bad round cannot do harm. The final evaluation, beside the
+Policy iteration on paired returns (`paired.py`). Futures are first driven by the price policy,
+later by the best network so far; states are those the newest network leads to, and others. The
+mesh is drawn anew for every episode (`scenario.py`). Every few rounds the network is scored on
+validation seeds and the best one is kept: a bad round cannot do harm. The final evaluation, beside the
 baselines, is on seeds used for nothing else.
 """
 
@@ -39,6 +39,8 @@ HORIZON_DEADLINES = 2.0
 EPSILON = 0.15
 KEPT_SAMPLES = 60_000
 BATCH_SIZE = 256
+DECISIONS_PER_EPISODE = 60_000
+"""Simulated decisions an episode's futures may take, about."""
 VALIDATION_SEEDS = (700_001, 700_002)
 TEST_SEEDS = (800_001, 800_002, 800_003)
 AVAILABILITY_GOAL = 0.99
@@ -141,6 +143,7 @@ class _Training:
             weights, self._parent = snapshot.weights, snapshot.version
         else:
             weights = initial_weights(FEATURE_COUNT, HIDDEN_COUNT, self._rng)
+        self._price = price
         self._driver = PolicySpec.dqn(weights) if initial is not None else price
         self._learner = PairedLearner(weights)
         self._best: Weights = weights
@@ -155,7 +158,7 @@ class _Training:
     def warm_up(self) -> None:
         """Compiles what the rounds use, so that the budget is spent on learning."""
         scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
-        self._collect(scenario, self._driver, np.random.default_rng(0), 2)
+        self._collect(scenario, self._driver, self._driver, np.random.default_rng(0), 2)
         _score(PolicySpec.dqn(self._best), self._validation[:1])
 
     def done(self, elapsed_s: float, train_s: float, rounds: int | None) -> float:
@@ -167,7 +170,7 @@ class _Training:
         """Collects samples from a few episodes, learns, validates, and keeps the better network."""
         for _ in range(6):
             scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
-            samples = self._collect(scenario, self._driver, self._rng, 32)
+            samples = self._collect(scenario, *self._drivers(), self._rng, 32)
             if len(samples.x_BCF):
                 self._samples.append(samples)
                 self._sample_count += len(samples.x_BCF)
@@ -298,14 +301,40 @@ class _Training:
             )
         )
 
+    def _drivers(self) -> tuple[PolicySpec, PolicySpec]:
+        """Returns what drives the next episode and its futures.
+
+        A network must meet the states it leads to itself (as in DAgger, arXiv 1011.0686), not only
+        the orderly ones of a good policy: half of the episodes are driven by the newest one.
+        Futures are driven by the best policy known, or by the same one.
+        """
+        draw = self._rng.random()
+        episode = self._driver
+        if draw < 0.5 and self._learner.step_count:
+            episode = PolicySpec.dqn(self._learner.weights())
+        elif draw < 0.7:
+            episode = self._price
+        return episode, self._driver if self._rng.random() < 0.7 else episode
+
     def _collect(
-        self, scenario: Scenario, driver: PolicySpec, rng: np.random.Generator, count: int
+        self,
+        scenario: Scenario,
+        episode: PolicySpec,
+        future: PolicySpec,
+        rng: np.random.Generator,
+        count: int,
     ) -> PairedSamples:
-        mix_T: NDArray[np.float64] = rng.dirichlet(np.full(len(self._mesh.catalog.tiers), 0.7))
+        # Futures of busy scenarios are long; they get fewer of them, for the same time.
+        rate_rps = len(scenario.workload) / scenario.workload.duration_s
+        tiers = len(self._mesh.catalog.tiers)
+        decisions = rate_rps * HORIZON_DEADLINES * self._mesh.deadline_s * (tiers + 1)
+        count = min(count, max(6, int(DECISIONS_PER_EPISODE / max(decisions, 1.0))))
+        mix_T: NDArray[np.float64] = rng.dirichlet(np.full(tiers, 0.7))
         return paired_samples(
             scenario,
-            driver,
+            episode,
             rng,
+            future=future,
             sample_count=count,
             horizon_s=HORIZON_DEADLINES * self._mesh.deadline_s,
             epsilon=EPSILON if rng.random() < 0.7 else 0.0,

@@ -14,7 +14,7 @@ from router.features import SCHEMA
 from router.policies.dqn import DqnPolicy
 from router.policies.registry import make_policy
 from tests.unit.trainer.test_scenario import PROFILE, QUALITY, TASKS
-from trainer import quick
+from trainer import paired, quick
 from trainer.checkpoint import CheckpointError
 from trainer.learner import initial_weights
 from trainer.paired import PairedSamples, paired_samples
@@ -121,10 +121,14 @@ def test_learner_finds_the_better_action() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> bytes:
-    """A policy trained for a few seconds."""
+    """A policy trained for a few rounds."""
     reports: list[float] = []
     blob = train_policy(
-        **SETTING, seed=1, budget_s=6.0, progress=lambda share, _facts: reports.append(share)
+        **SETTING,
+        seed=1,
+        budget_s=1.0,
+        rounds=18,
+        progress=lambda share, _facts: reports.append(share),
     )
     assert reports == sorted(reports)
     assert reports[-1] == 1.0
@@ -141,8 +145,8 @@ def test_trained_policy_is_a_sound_snapshot(trained: bytes) -> None:
     assert snapshot.fleet["tiers"] == ["small", "large"]
 
 
-def test_training_pays_within_seconds(trained: bytes) -> None:
-    """Even after seconds it beats both static policies and greedy on seeds it never saw."""
+def test_training_pays_within_few_rounds(trained: bytes) -> None:
+    """Even then it beats both static policies and greedy on seeds it never saw."""
     seeds = (910_001, 910_002)
     own = evaluate_policy(**SETTING, policy="dqn", snapshot=trained, seeds=seeds)
     for name in ("static-large", "static-small", "greedy"):
@@ -192,3 +196,29 @@ def test_training_goes_on_from_a_snapshot(trained: bytes) -> None:
     assert again.training["parent"] == first.version
     before = first.evaluation["validation_score"]
     assert again.evaluation["validation_score"] >= before - 1e-6
+
+
+def test_copied_world_equals_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy a future starts from is the source, though only parts of it are copied."""
+    refill = paired._Copy.refill
+    checked = 0
+
+    def check(self: Any, start_s: float, end_s: float) -> Any:
+        nonlocal checked
+        world, source = refill(self, start_s, end_s), self._source
+        used = {"heap_s": "heap", "heap_id": "heap", "pending_N": "pending"}
+        for name in world._fields:
+            own, new = getattr(world, name), getattr(source, name)
+            if name in used:
+                count = int(source.clock[used[name]][0])
+                own, new = own[:count], new[:count]
+            pairs = zip(own, new, strict=True) if isinstance(own, tuple) else [(own, new)]
+            for a, b in pairs:
+                assert a.tobytes() == b.tobytes(), name
+        checked += 1
+        return world
+
+    monkeypatch.setattr(paired._Copy, "refill", check)
+    for seed in range(6):
+        _samples(seed, 2.0)
+    assert checked > 50
