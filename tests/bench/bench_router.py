@@ -195,13 +195,15 @@ def show(subjects: list[Subject]) -> dict[str, dict[str, float]]:
     """Prints the table, medians with their spread over the rounds; returns the medians."""
     by_name = {subject.name: subject for subject in subjects}
     table: dict[str, dict[str, float]] = {}
-    head = f"{'':<16}{'req/s':>16}{'CPU us/req':>18}{'p50 us':>16}{'p99 us':>16}  beside reference"
+    names = ("", "req/s", "CPU us/req", "least", "p50 us", "p99 us")
+    head = f"{names[0]:<16}" + "".join(f"{name:>16}" for name in names[1:]) + "  beside reference"
     print(head)
     for subject in subjects:
         cells, medians = [], {}
         rows = (
             ("rps", subject.rps, 1.0),
             ("cpu_us", subject.cpu_s, 1e6),
+            ("least_cpu_us", [min(subject.cpu_s)], 1e6),
             ("p50_us", subject.p50_s, 1e6),
             ("p99_us", subject.p99_s, 1e6),
         )
@@ -209,14 +211,18 @@ def show(subjects: list[Subject]) -> dict[str, dict[str, float]]:
             median = statistics.median(values) * scale
             spread = (max(values) - min(values)) * scale / 2.0
             medians[key] = median
-            cells.append(f"{median:.0f} ±{spread:.0f}")
+            cells.append(f"{median:.0f} ±{spread:.0f}" if len(values) > 1 else f"{median:.0f}")
         tail = ""
         if subject.reference:
             other = by_name[subject.reference]
             rps = statistics.median(a / b for a, b in zip(subject.rps, other.rps, strict=True))
             cpu = statistics.median(b / a for a, b in zip(subject.cpu_s, other.cpu_s, strict=True))
             medians["rps_ratio"], medians["core_ratio"] = rps, cpu
-            tail = f"  {rps:.2f} of its req/s, {cpu:.2f} of its requests per CPU second"
+            least = min(other.cpu_s) / min(subject.cpu_s)
+            medians["least_core_ratio"] = least
+            tail = (
+                f"  {rps:.2f} of its req/s, {cpu:.2f} of its req/CPU s ({least:.2f} at the least)"
+            )
         table[subject.name] = medians
         print(f"{subject.name:<16}" + "".join(f"{cell:>16}" for cell in cells) + tail)
     return table
