@@ -6,7 +6,6 @@ that scores the candidates of one tier; the highest allowed score wins, other ti
 Shape letters: C candidates.
 """
 
-# ruff: noqa: ARG001 - one signature for all pickers; not each of them reads every argument.
 from __future__ import annotations
 
 import math

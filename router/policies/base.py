@@ -169,7 +169,7 @@ class ScorePolicy:
             on_time_probability_C=np.array(probability),
         )
 
-    def _draw(self, rng: np.random.Generator) -> float:  # noqa: ARG002 - for those that do
+    def _draw(self, rng: np.random.Generator) -> float:
         """Returns the uniform number of this decision; policies that need none draw none."""
         return 0.0
 

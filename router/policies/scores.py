@@ -12,7 +12,6 @@ choice skips them.
 Shape letters: K tasks, C candidates, P parameters.
 """
 
-# ruff: noqa: ARG001 - one signature for all kernels; not each of them reads every argument.
 from __future__ import annotations
 
 import math

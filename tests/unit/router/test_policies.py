@@ -136,8 +136,8 @@ def test_backlog_steps_down(name: str) -> None:
 def test_price_of_the_same_backlog_rises_with_the_rate() -> None:
     """A backlog that is passing by keeps its quality; under heavy traffic it costs a tier."""
     load = zero_load(6)
-    load.in_flight_C[[1, 4]] = 20.0
-    load.remaining_output_tokens_C[[1, 4]] = 20.0 * 4.0
+    load.in_flight_C[[1, 4]] = 6.0
+    load.remaining_output_tokens_C[[1, 4]] = 6.0 * 4.0
     tiers = [tier_chosen("price", observation(load, rate_rps=rate)) for rate in (1.0, 2000.0)]
     assert tiers[0] > tiers[1]
 
