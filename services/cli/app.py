@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import pathlib
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +81,20 @@ def run(arguments: Sequence[str]) -> int:
         # The reader has gone, for instance `| head`; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        return _complain(f"internal error: {_one_line(error)} (details: {_keep()})", 1)
     return result if isinstance(result, int) else 0
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _keep() -> str:
+    """Keeps the traceback of a bug in a file: a user needs one line, a report needs all."""
+    path = pathlib.Path(tempfile.gettempdir()) / f"tiercel-error-{os.getpid()}.log"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return str(path)
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -30,6 +30,7 @@ from services.cli.showcase.plan import LEARNED_POLICY, DemoPlan
 from services.cli.showcase.replay import PolicyRun, Replays
 from services.cli.showcase.versions import backend_versions
 from services.client.client import TiercelClient
+from services.client.errors import TiercelError
 from trainer.reference_tiers import tasks as reference_tasks
 
 MESH_NAME = "demo"
@@ -85,10 +86,10 @@ class Demo:
             await self._start_and_measure(mesh)
             async with self._controlled(mesh) as control:
                 replays = self._replays(mesh, control)
+                await self._trace_one(mesh)
                 await self._measure_capacity(control, replays)
                 await self._train(control)
                 await self._replay_all(control, replays)
-                await self._trace_one(mesh)
             self._found.versions = {
                 **reports.package_versions(),
                 **await backend_versions(mesh.addresses),
@@ -292,12 +293,15 @@ class Demo:
                 )
 
     async def _trace_one(self, mesh: EmbeddedMesh) -> None:
-        """One more request under a trace, whose id goes into the report."""
+        """One request under a trace, whose id goes into the report."""
         example = reference_tasks.eval_set("sort", 1, seed=self._plan.seed)[0]
         provider = TracerProvider()
         client = TiercelClient(mesh.router_addresses, tracer_provider=provider)
         async with client:
-            answer = await client.generate(example.prompt, task=example.task, deadline_s=5.0)
+            try:
+                answer = await client.generate(example.prompt, task=example.task, deadline_s=5.0)
+            except TiercelError as error:
+                raise CommandError(f"the first request through the mesh failed: {error}") from None
         provider.shutdown()
         self._found.trace_id = answer.trace_id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pathlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -179,3 +180,20 @@ def test_load_accounts_for_everything(
     assert summary["total"]["offered"] == summary["total"]["on_time"] > 10
     assert set(summary["phases"]) == {"calm", "burst"}
     assert out.exists()
+
+
+def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even what nobody expected does not spill a traceback over the user."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("services.cli.status.resolve", broken)
+    assert run(["status"]) == 1
+    line = complaint(capsys)
+    assert "internal error: RuntimeError: two lines" in line
+    path = pathlib.Path(line.rpartition("details: ")[2].rstrip(")\n"))
+    assert "Traceback" in path.read_text()
+    path.unlink()
