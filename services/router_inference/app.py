@@ -1,4 +1,4 @@
-"""Builds the router process; the only place where its parts are constructed."""
+"""The router process: settings and files in, a served application out."""
 
 from __future__ import annotations
 
@@ -8,54 +8,33 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import grpc.aio
-import numpy as np
 from prometheus_client import CollectorRegistry
 
-from router.estimators import OutputLengthPredictor
-from router.fleet import EndpointSpec
 from router.policies.registry import MissingSnapshotError
-from router.profile import LatencyProfile
-from router.safety import SafetyLimits
 from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import BackgroundTask, Running
 from services.common.log import Logger, get_logger
-from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
+from services.common.mesh_config import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
 from services.common.state.connect import connect_store
 from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry, setup_telemetry
-from services.common.triton.client import TritonClient
 from services.router_inference import health_notes
-from services.router_inference.accounts import Accounts, RouterMetrics
-from services.router_inference.breaker import BreakerLimits, RetryBudget
-from services.router_inference.convert_records import RecordBuilder
-from services.router_inference.decider import Decider
-from services.router_inference.dispatcher import Dispatcher, DispatchLimits
-from services.router_inference.ending import Ending
-from services.router_inference.experience import ExperienceWriter
-from services.router_inference.health_notes import HealthNotes
-from services.router_inference.leases import Leases
+from services.router_inference.accounts import RouterMetrics
+from services.router_inference.core import ClientPool, Core, Surroundings, build_core
 from services.router_inference.links import CHANNEL_OPTIONS, MonitorLink
 from services.router_inference.policy_link import PolicyLink
 from services.router_inference.policy_slot import PolicyParameterError, PolicySlot
-from services.router_inference.relay import StreamRelay
-from services.router_inference.servicer import RouterInferenceServicer
 from services.router_inference.settings import RouterInferenceSettings, Settings
-from services.router_inference.status import StatusReader
 from services.router_inference.tickets import TicketSigner
-from services.router_inference.tracing import Tracing
-from services.router_inference.validation import Limits, Validator
-from services.router_inference.view import View
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -83,22 +62,6 @@ def build_app(settings: Settings) -> RouterInference:
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     return app
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """The parts that the servicer and the links share."""
-
-    view: View
-    validator: Validator
-    dispatcher: Dispatcher
-    slot: PolicySlot
-    accounts: Accounts
-    experience: ExperienceWriter
-    notes: HealthNotes
-    leases: Leases
-    status: StatusReader
-    servicer: RouterInferenceServicer
 
 
 class RouterInference:
@@ -205,141 +168,21 @@ class RouterInference:
         self, router_id: str, telemetry: Telemetry, store: StateStore | None, clients: ClientPool
     ) -> Core:
         """Builds what needs no socket; tests give it clients of their own."""
-        own, mesh, clock, catalog = self._own, self.settings.mesh, self._clock, self._files.catalog
-        seed = own.seed or secrets.randbits(64)
-        rng = np.random.default_rng(seed)
-        ids = random.Random(seed)
-        epoch = clock.wall_ns()
-        lengths = OutputLengthPredictor(
-            {task.name: task.expected_output_tokens for task in catalog.tasks}
-        )
-        notes = HealthNotes(metrics=self._metrics, log=self._log)
-        accounts = Accounts(self._metrics, self._registry)
-        view = View(
-            catalog=catalog,
-            endpoints=endpoint_specs(mesh),
-            profiles=profiles_by_name(self._files),
-            limits=BreakerLimits(
-                own.eject_after_failures,
-                own.eject_s,
-                own.eject_max_s,
-                own.silent_eject_s,
-                own.ramp_s,
-            ),
-            state_max_age_s=own.state_max_age_s,
-            connect=clients.get,
-            now_s=clock.monotonic_s(),
-        )
-        experience = ExperienceWriter(
-            builder=RecordBuilder(
-                router_id=router_id, epoch=epoch, features_always=own.features_always
-            ),
-            store=store if own.experience else None,
-            metrics=self._metrics,
-            clock=clock,
-            log=self._log,
-            buffer_count=own.experience_buffer_count,
-            batch_count=own.experience_batch_count,
-            interval_s=own.experience_interval_s,
-            retry_s=own.reconnect_s,
-        )
-        tracing = Tracing(telemetry=telemetry, router_id=router_id, bad_per_s=own.bad_traces_per_s)
-        ending = Ending(
-            router_id=router_id,
-            epoch=epoch,
-            accounts=accounts,
-            experience=experience,
-            lengths=lengths,
-            tracing=tracing,
-            memory_count=own.feedback_memory_count,
-        )
-        limits = None
-        if own.safety_net:
-            limits = SafetyLimits(own.safety_optimism, own.safety_margin, own.safety_guard_s)
-        decider = Decider(
-            view=view,
-            guard=self._slot.guard,
-            limits=limits,
-            accounts=accounts,
-            experience=experience,
-            rng=rng,
-            monotonic_s=clock.monotonic_s,
-        )
-        dispatcher = Dispatcher(
-            view=view,
-            decider=decider,
-            safety_limits=limits,
-            limits=DispatchLimits(
-                own.max_in_flight, own.max_leases, own.max_retries, own.stream_tiers
-            ),
-            budget=RetryBudget(own.retry_share, own.retry_burst),
-            accounts=accounts,
-            ending=ending,
-            tracing=tracing,
-            rng=rng,
-            monotonic_s=clock.monotonic_s,
-        )
-        leases = Leases(
-            router_id=router_id,
-            epoch=epoch,
-            signer=self._signer,
-            lease_s=own.lease_s,
-            decider=decider,
-            dispatcher=dispatcher,
-            ending=ending,
-            view=view,
-            accounts=accounts,
-            experience=experience,
-            clock=clock,
-        )
-        typical = float(np.mean([task.expected_output_tokens for task in catalog.tasks]))
-        status = StatusReader(
-            router_id=router_id,
-            epoch=epoch,
-            view=view,
-            slot=self._slot,
-            accounts=accounts,
-            metrics=self._metrics,
-            experience=experience,
-            notes=notes,
-            clock=clock,
-            typical_output_tokens=typical,
-            has_monitor=bool(mesh.load_monitor_address),
-        )
-        validator = Validator(
-            catalog=catalog,
-            limits=Limits(
-                own.max_prompt_bytes,
-                own.max_output_tokens,
-                own.max_deadline_s,
-                own.soft_late_s,
-                mesh.bytes_per_token,
-            ),
-            lengths=lengths,
-            new_id=lambda: f"{ids.getrandbits(128):032x}",
-            new_seed=lambda: ids.getrandbits(31),
-        )
-        servicer = RouterInferenceServicer(
-            validator=validator,
-            dispatcher=dispatcher,
-            leases=leases,
-            slot=self._slot,
-            status=status,
-            accounts=accounts,
-            clock=clock,
-            new_relay=partial(StreamRelay, own.stream_coalesce_s),
-        )
-        return Core(
-            view=view,
-            validator=validator,
-            dispatcher=dispatcher,
-            slot=self._slot,
-            accounts=accounts,
-            experience=experience,
-            notes=notes,
-            leases=leases,
-            status=status,
-            servicer=servicer,
+        return build_core(
+            Surroundings(
+                settings=self.settings,
+                files=self._files,
+                router_id=router_id,
+                clock=self._clock,
+                log=self._log,
+                registry=self._registry,
+                metrics=self._metrics,
+                telemetry=telemetry,
+                store=store,
+                clients=clients,
+                slot=self._slot,
+                signer=self._signer,
+            )
         )
 
     def _links(
@@ -394,24 +237,6 @@ class RouterInference:
             raise SettingsError([f"router_inference: policy or fallback_policy: {error}"]) from None
 
 
-class ClientPool:
-    """One Triton client per address, made at first use, closed at the end of the process."""
-
-    def __init__(self) -> None:
-        self._clients: dict[str, TritonClient] = {}
-
-    def get(self, address: str) -> TritonClient:
-        """Returns the client of an address."""
-        client = self._clients.get(address)
-        if client is None:
-            client = self._clients[address] = TritonClient(address)
-        return client
-
-    async def close(self) -> None:
-        """Closes every channel."""
-        await asyncio.gather(*(client.close() for client in self._clients.values()))
-
-
 async def _until_ready(core: Core, clock: Clock) -> None:
     """Returns once there is a policy and at least one endpoint to send to."""
     while not core.view.targets:
@@ -450,28 +275,3 @@ def ticket_key(own: RouterInferenceSettings) -> bytes:
     if len(key) < 16:
         raise SettingsError([f"{origin}: needs at least 16 bytes (got {len(key)})"])
     return key
-
-
-def endpoint_specs(mesh: MeshSettings) -> list[EndpointSpec]:
-    """Returns the endpoints of the settings."""
-    return [
-        EndpointSpec(
-            name=endpoint.name,
-            address=endpoint.address,
-            device=endpoint.device or endpoint.name,
-            models={tier: endpoint.models.get(tier, tier) for tier in endpoint.tiers},
-            metrics_address=endpoint.metrics_address,
-        )
-        for endpoint in mesh.endpoints
-    ]
-
-
-def profiles_by_name(files: MeshFiles) -> Mapping[str, LatencyProfile]:
-    """Returns every profile by endpoint name and by its own name; the default one under ""."""
-    named = {profile.name: profile for profile in files.endpoint_profiles.values()}
-    return {
-        **named,
-        files.profile.name: files.profile,
-        **files.endpoint_profiles,
-        "": files.profile,
-    }

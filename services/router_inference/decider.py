@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from router.fleet import Fleet
 from router.guard import Guard
 from router.ledger import LoadArrays
 from router.policy import observe
-from router.safety import SAME_DEVICE, SafetyLimits
+from router.safety import SafetyLimits
 from router.types import NoCandidateError, RewardKind, SloKind
 from services.common.errors import ResourceExhaustedError, UnavailableError
 from services.router_inference.accounts import Accounts
@@ -154,20 +153,3 @@ class Decider:
             f"{least_s:.3f} s predicted on the fastest tier allowed",
             retry_after_s=max(0.05, least_s - slack_s),
         )
-
-
-def rescue_delay_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
-    """Returns after how many seconds a rescue would be just in time, -1 for never.
-
-    The rule of `router.safety.rescue_at_s` on predictions already made: predicting again would cost
-    as much as the
-    decision did.
-    """
-    arrays, row = choice.fleet.arrays, choice.row
-    smaller_C = choice.allowed_C & (arrays.tier_C < arrays.tier_C[row])
-    if not smaller_C.any():
-        return -1.0
-    stretch_C = np.where(arrays.device_C == arrays.device_C[row], SAME_DEVICE, 1.0)
-    least_s = float((choice.predicted_s_C * stretch_C)[smaller_C].min())
-    delay_s = slack_s - limits.margin * least_s - limits.guard_s
-    return delay_s if delay_s > 0.0 and math.isfinite(delay_s) else -1.0

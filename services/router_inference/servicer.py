@@ -11,11 +11,12 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError
 from services.router_inference import convert
 from services.router_inference.accounts import Accounts
-from services.router_inference.dispatcher import Dispatcher, TextSink
+from services.router_inference.dispatcher import Dispatcher
 from services.router_inference.job import Ask, Job
 from services.router_inference.leases import Leases
 from services.router_inference.policy_slot import PolicySlot
 from services.router_inference.relay import StreamRelay
+from services.router_inference.sink import TextSink
 from services.router_inference.status import StatusReader
 from services.router_inference.validation import Validator
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2

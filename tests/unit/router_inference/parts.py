@@ -17,7 +17,8 @@ from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TierChunk
 from services.common.triton.errors import TierError
-from services.router_inference.app import ClientPool, Core, RouterInference
+from services.router_inference.app import RouterInference
+from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Job
 from services.router_inference.settings import Settings
 from tests.fakes.virtual_time import LoopClock

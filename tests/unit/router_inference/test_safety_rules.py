@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from router import kernels, safety
 from router.ledger import LoadArrays
 from services.common.errors import ResourceExhaustedError
-from services.router_inference.decider import Choice, rescue_delay_s
+from services.router_inference.decider import Choice
+from services.router_inference.second_chance import just_in_time_s
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.router_inference.parts import make_rig
 
@@ -46,7 +47,7 @@ def test_short_cuts_equal_kernels(
             fleet.arrays, load, allowed_C, action, slack_s, *tokens, LIMITS.margin,
             LIMITS.guard_s, scratch_C,
         )  # fmt: skip
-        assert rescue_delay_s(choice, slack_s, LIMITS) == pytest.approx(moment_s)
+        assert just_in_time_s(choice, slack_s, LIMITS) == pytest.approx(moment_s)
         admitted, _ = safety.admit(
             fleet.arrays, load, allowed_C, slack_s, *tokens, LIMITS.optimism, scratch_C
         )

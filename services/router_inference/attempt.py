@@ -1,0 +1,220 @@
+"""One dispatch of a request to one candidate: relay, watch the clock, give up in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+from services.common.triton.client import TierChunk
+from services.common.triton.errors import (
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    TierOverloadedError,
+)
+from services.router_inference.accounts import Accounts
+from services.router_inference.decider import Choice
+from services.router_inference.job import Attempt, Job
+from services.router_inference.second_chance import SecondChance
+from services.router_inference.sink import Sink
+from services.router_inference.tracing import Tracing
+from services.router_inference.view import Target, View
+
+REASON_DEADLINE = "DEADLINE_EXCEEDED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptParts:
+    """What every attempt needs.
+
+    Attributes:
+        view: ledger and breakers.
+        second_chance: rescues.
+        accounts: counts.
+        tracing: spans.
+        stream_tiers: True has tiers stream even for answers that are sent as one piece.
+        monotonic_s: tells the time.
+    """
+
+    view: View
+    second_chance: SecondChance
+    accounts: Accounts
+    tracing: Tracing
+    stream_tiers: bool
+    monotonic_s: Callable[[], float]
+
+
+class AttemptRun:
+    """One dispatch of a job to one target."""
+
+    __slots__ = (
+        "_key",
+        "_parts",
+        "_scope",
+        "_waiting",
+        "choice",
+        "job",
+        "kind",
+        "rescue",
+        "sink",
+        "target",
+    )
+
+    def __init__(
+        self,
+        parts: AttemptParts,
+        job: Job,
+        choice: Choice,
+        target: Target,
+        kind: str,
+        sink: Sink,
+    ) -> None:
+        self._parts = parts
+        self._scope: asyncio.Timeout | None = None
+        self._key = (job.sequence, len(job.attempts))
+        self._waiting = True
+        self.job = job
+        self.choice = choice
+        self.target = target
+        self.kind = kind
+        self.sink = sink
+        self.rescue: Target | None = None
+
+    async def until_done(self) -> None:
+        """Returns once the answer is complete or a rescue is due (`rescue` says where to).
+
+        Raises:
+            TierError: the candidate failed, or the deadline came.
+        """
+        parts, job, target = self._parts, self.job, self.target
+        now_s = parts.monotonic_s()
+        attempt = Attempt(
+            target.tier, target.endpoint, parts.tracing.child(job), now_s, kind=self.kind
+        )
+        if job.attempts:
+            job.output_tokens = 0
+            job.first_token_s = 0.0
+            self.sink.restart()
+        job.attempts.append(attempt)
+        job.dispatch_s = now_s
+        job.tier, job.endpoint = target.candidate
+        job.quality = float(parts.view.catalog.quality_KT[job.request.task, target.tier_index])
+        parts.view.ledger.dispatch(
+            self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
+        )
+        target.breaker.on_dispatch()
+        timer = self._arm() if self.kind == "first" else None
+        try:
+            await self._receive(attempt, job.cutoff_s - now_s)
+            attempt.result = "ok"
+        except TimeoutError:
+            if self.rescue is None:
+                attempt.result = "deadline"
+                self._blame_silence(now_s)
+                raise TierDeadlineError(REASON_DEADLINE, "the deadline came") from None
+            attempt.result = "rescued"
+            target.breaker.on_unknown()
+            job.is_rescued = True
+            parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
+        except TierDeadlineError:
+            attempt.result = "deadline"
+            self._blame_silence(now_s)
+            raise
+        except TierError as error:
+            attempt.result = error.reason
+            self._blame(error)
+            raise
+        except BaseException:
+            attempt.result = "cancelled"
+            target.breaker.on_unknown()
+            raise
+        finally:
+            attempt.end_s = parts.monotonic_s()
+            if timer is not None:
+                timer.cancel()
+            parts.view.ledger.finish(self._key)
+
+    async def _receive(self, attempt: Attempt, left_s: float) -> None:
+        """Relays the answer; raises TimeoutError at the cutoff or at a rescue."""
+        parts, job, target = self._parts, self.job, self.target
+        stream = job.is_stream or parts.stream_tiers
+        metadata = attempt.trace.metadata() if attempt.trace.sampled else ()
+        async with asyncio.timeout(left_s) as self._scope:
+            chunks = target.client.generate(
+                target.model,
+                job.prompt,
+                job.max_output_tokens,
+                timeout_s=left_s,
+                temperature=job.temperature,
+                seed=job.seed,
+                metadata=metadata,
+                stream=stream,
+                request_id=job.request_id,
+            )
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    if chunk.token_count or chunk.text:
+                        self._on_tokens(chunk)
+                    if chunk.is_final:
+                        job.finish_reason = chunk.finish_reason
+        if self._waiting:
+            # An empty answer is an answer.
+            target.breaker.on_sign_of_life(parts.monotonic_s())
+            parts.view.touch()
+
+    def _on_tokens(self, chunk: TierChunk) -> None:
+        parts, job = self._parts, self.job
+        if self._waiting:
+            self._waiting = False
+            job.first_token_s = parts.monotonic_s()
+            breaker = self.target.breaker
+            if not breaker.settled:
+                parts.view.touch()
+            breaker.on_sign_of_life(job.first_token_s)
+        job.output_tokens += chunk.token_count
+        parts.view.ledger.progress(self._key, chunk.token_count)
+        if job.is_stream:
+            job.has_sent = True
+        self.sink.push(chunk)
+
+    def _arm(self) -> asyncio.TimerHandle | None:
+        delay_s = self._parts.second_chance.rescue_delay_s(self.job, self.choice)
+        if delay_s < 0.0:
+            return None
+        return asyncio.get_running_loop().call_later(delay_s, self._on_rescue_due)
+
+    def _on_rescue_due(self) -> None:
+        """Cancels the run if it is about to miss and a smaller tier would make it."""
+        if self.job.has_sent or self._scope is None:
+            return
+        # As the ledger counts it: at least one token stays due until the end.
+        left_tokens = max(1.0, self.job.request.output_tokens - self.job.output_tokens)
+        self.rescue = self._parts.second_chance.rescue_target(
+            self.job, self.choice, self.target, left_tokens, self._waiting
+        )
+        if self.rescue is not None:
+            with suppress(RuntimeError):  # the run has just ended
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def _blame(self, error: TierError) -> None:
+        """Counts a failure of the endpoint, not of the request or of its queue."""
+        if isinstance(error, TierInvalidError | TierOverloadedError):
+            self.target.breaker.on_unknown()
+            return
+        parts = self._parts
+        if self.target.breaker.on_failure(parts.monotonic_s(), error.reason):
+            self._count_ejection()
+        parts.view.touch()
+
+    def _blame_silence(self, dispatch_s: float) -> None:
+        if not self._waiting:
+            self.target.breaker.on_unknown()
+        elif self.target.breaker.on_silence(self._parts.monotonic_s(), dispatch_s):
+            self._count_ejection()
+            self._parts.view.touch()
+
+    def _count_ejection(self) -> None:
+        tier, endpoint = self.target.candidate
+        self._parts.accounts.metrics.ejections.labels(tier=tier, endpoint=endpoint).inc()

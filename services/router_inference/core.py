@@ -1,0 +1,308 @@
+"""Puts the router's parts together: everything but sockets and links."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from router.estimators import OutputLengthPredictor
+from router.fleet import EndpointSpec
+from router.profile import LatencyProfile
+from router.safety import SafetyLimits
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.common.mesh_config import MeshFiles, MeshSettings
+from services.common.state.store import StateStore
+from services.common.telemetry import Telemetry
+from services.common.triton.client import TritonClient
+from services.router_inference.accounts import Accounts, RouterMetrics
+from services.router_inference.attempt import AttemptParts
+from services.router_inference.breaker import BreakerLimits, RetryBudget
+from services.router_inference.convert_records import RecordBuilder
+from services.router_inference.decider import Decider
+from services.router_inference.dispatcher import Dispatcher, DispatchLimits
+from services.router_inference.ending import Ending
+from services.router_inference.experience import ExperienceWriter
+from services.router_inference.health_notes import HealthNotes
+from services.router_inference.leases import Leases
+from services.router_inference.policy_slot import PolicySlot
+from services.router_inference.relay import StreamRelay
+from services.router_inference.second_chance import SecondChance
+from services.router_inference.servicer import RouterInferenceServicer
+from services.router_inference.settings import RouterInferenceSettings, Settings
+from services.router_inference.status import StatusReader
+from services.router_inference.tickets import TicketSigner
+from services.router_inference.tracing import Tracing
+from services.router_inference.validation import Limits, Validator
+from services.router_inference.view import View
+
+
+class ClientPool:
+    """One Triton client per address, made at first use, closed at the end of the process."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, TritonClient] = {}
+
+    def get(self, address: str) -> TritonClient:
+        """Returns the client of an address."""
+        client = self._clients.get(address)
+        if client is None:
+            client = self._clients[address] = TritonClient(address)
+        return client
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a core is built into.
+
+    Attributes:
+        settings: the settings.
+        files: what the files they name hold.
+        router_id: name of the process.
+        clock: of everything.
+        log: of everything.
+        registry: the process's metrics.
+        metrics: the router's.
+        telemetry: traces.
+        store: where experience goes; None for nowhere.
+        clients: of Triton.
+        slot: the policy in use.
+        signer: of tickets.
+    """
+
+    settings: Settings
+    files: MeshFiles
+    router_id: str
+    clock: Clock
+    log: Logger
+    registry: CollectorRegistry
+    metrics: RouterMetrics
+    telemetry: Telemetry
+    store: StateStore | None
+    clients: ClientPool
+    slot: PolicySlot
+    signer: TicketSigner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """The parts that the process, its links and the tests need to reach."""
+
+    view: View
+    validator: Validator
+    dispatcher: Dispatcher
+    slot: PolicySlot
+    accounts: Accounts
+    experience: ExperienceWriter
+    notes: HealthNotes
+    leases: Leases
+    status: StatusReader
+    servicer: RouterInferenceServicer
+
+
+def build_core(env: Surroundings) -> Core:
+    """Builds the parts; nothing is opened but what `env.clients` opens."""
+    own, mesh, clock = env.settings.router_inference, env.settings.mesh, env.clock
+    epoch = clock.wall_ns()
+    seed = own.seed or secrets.randbits(64)
+    ids = random.Random(seed)
+    catalog = env.files.catalog
+    lengths = OutputLengthPredictor(
+        {task.name: task.expected_output_tokens for task in catalog.tasks}
+    )
+    notes = HealthNotes(metrics=env.metrics, log=env.log)
+    accounts = Accounts(env.metrics, env.registry)
+    view = _view(env)
+    experience = _experience(env, epoch)
+    tracing = Tracing(
+        telemetry=env.telemetry, router_id=env.router_id, bad_per_s=own.bad_traces_per_s
+    )
+    ending = Ending(
+        router_id=env.router_id,
+        epoch=epoch,
+        accounts=accounts,
+        experience=experience,
+        lengths=lengths,
+        tracing=tracing,
+        memory_count=own.feedback_memory_count,
+    )
+    decider, dispatcher = _request_path(
+        env, view, accounts, experience, ending, tracing, np.random.default_rng(seed)
+    )
+    leases = Leases(
+        router_id=env.router_id,
+        epoch=epoch,
+        signer=env.signer,
+        lease_s=own.lease_s,
+        decider=decider,
+        dispatcher=dispatcher,
+        ending=ending,
+        view=view,
+        accounts=accounts,
+        experience=experience,
+        clock=clock,
+    )
+    status = StatusReader(
+        router_id=env.router_id,
+        epoch=epoch,
+        view=view,
+        slot=env.slot,
+        accounts=accounts,
+        metrics=env.metrics,
+        experience=experience,
+        notes=notes,
+        clock=clock,
+        typical_output_tokens=float(
+            np.mean([task.expected_output_tokens for task in catalog.tasks])
+        ),
+        has_monitor=bool(mesh.load_monitor_address),
+    )
+    validator = Validator(
+        catalog=catalog,
+        limits=_limits(own, mesh),
+        lengths=lengths,
+        new_id=lambda: f"{ids.getrandbits(128):032x}",
+        new_seed=lambda: ids.getrandbits(31),
+    )
+    servicer = RouterInferenceServicer(
+        validator=validator,
+        dispatcher=dispatcher,
+        leases=leases,
+        slot=env.slot,
+        status=status,
+        accounts=accounts,
+        clock=clock,
+        new_relay=partial(StreamRelay, own.stream_coalesce_s),
+    )
+    return Core(
+        view=view,
+        validator=validator,
+        dispatcher=dispatcher,
+        slot=env.slot,
+        accounts=accounts,
+        experience=experience,
+        notes=notes,
+        leases=leases,
+        status=status,
+        servicer=servicer,
+    )
+
+
+def _request_path(
+    env: Surroundings,
+    view: View,
+    accounts: Accounts,
+    experience: ExperienceWriter,
+    ending: Ending,
+    tracing: Tracing,
+    rng: np.random.Generator,
+) -> tuple[Decider, Dispatcher]:
+    own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
+    safety_limits = None
+    if own.safety_net:
+        safety_limits = SafetyLimits(own.safety_optimism, own.safety_margin, own.safety_guard_s)
+    decider = Decider(
+        view=view,
+        guard=env.slot.guard,
+        limits=safety_limits,
+        accounts=accounts,
+        experience=experience,
+        rng=rng,
+        monotonic_s=monotonic_s,
+    )
+    second_chance = SecondChance(
+        view=view,
+        limits=safety_limits,
+        budget=RetryBudget(own.retry_share, own.retry_burst),
+        max_retries=own.max_retries,
+        rng=rng,
+        monotonic_s=monotonic_s,
+    )
+    parts = AttemptParts(
+        view=view,
+        second_chance=second_chance,
+        accounts=accounts,
+        tracing=tracing,
+        stream_tiers=own.stream_tiers,
+        monotonic_s=monotonic_s,
+    )
+    limits = DispatchLimits(own.max_in_flight, own.max_leases)
+    return decider, Dispatcher(decider=decider, parts=parts, limits=limits, ending=ending)
+
+
+def _view(env: Surroundings) -> View:
+    own = env.settings.router_inference
+    return View(
+        catalog=env.files.catalog,
+        endpoints=endpoint_specs(env.settings.mesh),
+        profiles=profiles_by_name(env.files),
+        limits=BreakerLimits(
+            own.eject_after_failures, own.eject_s, own.eject_max_s, own.silent_eject_s, own.ramp_s
+        ),
+        state_max_age_s=own.state_max_age_s,
+        connect=env.clients.get,
+        now_s=env.clock.monotonic_s(),
+    )
+
+
+def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:
+    own = env.settings.router_inference
+    return ExperienceWriter(
+        builder=RecordBuilder(
+            router_id=env.router_id, epoch=epoch, features_always=own.features_always
+        ),
+        store=env.store if own.experience else None,
+        metrics=env.metrics,
+        clock=env.clock,
+        log=env.log,
+        buffer_count=own.experience_buffer_count,
+        batch_count=own.experience_batch_count,
+        interval_s=own.experience_interval_s,
+        retry_s=own.reconnect_s,
+    )
+
+
+def _limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
+    return Limits(
+        max_prompt_bytes=own.max_prompt_bytes,
+        max_output_tokens=own.max_output_tokens,
+        max_deadline_s=own.max_deadline_s,
+        soft_late_s=own.soft_late_s,
+        bytes_per_token=mesh.bytes_per_token,
+    )
+
+
+def endpoint_specs(mesh: MeshSettings) -> list[EndpointSpec]:
+    """Returns the endpoints of the settings."""
+    return [
+        EndpointSpec(
+            name=endpoint.name,
+            address=endpoint.address,
+            device=endpoint.device or endpoint.name,
+            models={tier: endpoint.models.get(tier, tier) for tier in endpoint.tiers},
+            metrics_address=endpoint.metrics_address,
+        )
+        for endpoint in mesh.endpoints
+    ]
+
+
+def profiles_by_name(files: MeshFiles) -> Mapping[str, LatencyProfile]:
+    """Returns every profile by endpoint name and by its own name; the default one under ""."""
+    named = {profile.name: profile for profile in files.endpoint_profiles.values()}
+    return {
+        **named,
+        files.profile.name: files.profile,
+        **files.endpoint_profiles,
+        "": files.profile,
+    }
