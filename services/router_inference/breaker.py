@@ -36,8 +36,7 @@ class BreakerLimits:
 
 
 # The share a candidate starts with when it comes back, and the one that lets a probe through: the
-# policy still has to
-# choose it, and `allowed_mask` opens it to everybody when nothing else is left.
+# policy still has to choose it, and `allowed_mask` opens it to everybody when nothing else is left.
 _FIRST_SHARE = 0.1
 
 
@@ -130,8 +129,7 @@ class Breaker:
         """Counts a request that ran out of time without a token; returns True if it ejects.
 
         Under overload that is normal, so it counts only where nothing at all was heard for a while,
-        and only for the
-        time the request itself has waited.
+        and only for the time the request itself has waited.
         """
         if self.state is BreakerState.PROBING:
             return self.on_failure(now_s, "SILENT")

@@ -18,10 +18,8 @@ class StreamRelay:
     """Takes pieces without blocking and hands them over in (text, token count) portions.
 
     The first portion goes at once. After that a portion goes at most every `coalesce_s` seconds, so
-    that a fast tier
-    costs one message per interval instead of one per token; a slow one is not delayed at all. What
-    waits is bounded
-    by the request's own limit of output tokens.
+    that a fast tier costs one message per interval instead of one per token; a slow one is not
+    delayed at all. What waits is bounded by the request's own limit of output tokens.
     """
 
     def __init__(self, coalesce_s: float) -> None:

@@ -25,8 +25,7 @@ def just_in_time_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> floa
     """Returns after how many seconds a rescue would be just in time, -1 for never.
 
     The rule of `router.safety.rescue_at_s` on predictions already made: predicting again would cost
-    as much as the
-    decision did.
+    as much as the decision did.
     """
     arrays, row = choice.fleet.arrays, choice.row
     smaller_C = choice.allowed_C & (arrays.tier_C < arrays.tier_C[row])

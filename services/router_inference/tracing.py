@@ -1,10 +1,8 @@
 """Spans of requests, built after they have ended from the stamps taken on the way.
 
 Built for requests whose head was sampled, and for every bad one: missed, refused, failed, rescued,
-retried, or served
-by a smaller tier because the larger ones were not usable. (A step-down that the policy chose is its
-normal work under
-load; it is traced with the head's sample.)
+retried, or served by a smaller tier because the larger ones were not usable. (A step-down that the
+policy chose is its normal work under load; it is traced with the head's sample.)
 """
 
 from __future__ import annotations

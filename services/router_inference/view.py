@@ -1,10 +1,8 @@
 """What the router sees when it decides: fleet, load and traffic.
 
 Own load is the ledger, exact and at once. The others' is what the watched system state says, split
-by router, so that
-the own part is left out and nothing is counted twice. Without a fresh state the ledger and the own
-breakers are all
-there is.
+by router, so that the own part is left out and nothing is counted twice. Without a fresh state the
+ledger and the own breakers are all there is.
 """
 
 from __future__ import annotations
