@@ -118,11 +118,12 @@ def load_from_totals(
     candidate_count: int,
 ) -> LoadArrays:
     """Returns per-candidate arrays of totals by name; unknown candidates are left out."""
-    load = zero_load(candidate_count)
+    # Summed in lists: single elements of arrays take several times longer to read and write.
+    in_flight_C, waiting_C, remaining_C = ([0.0] * candidate_count for _ in range(3))
     for candidate, (in_flight, prompt_tokens, output_tokens) in totals.items():
         index = row.get(candidate)
         if index is not None:
-            load.in_flight_C[index] += in_flight
-            load.waiting_prompt_tokens_C[index] += prompt_tokens
-            load.remaining_output_tokens_C[index] += output_tokens
-    return load
+            in_flight_C[index] += in_flight
+            waiting_C[index] += prompt_tokens
+            remaining_C[index] += output_tokens
+    return LoadArrays(np.array(in_flight_C), np.array(waiting_C), np.array(remaining_C))
