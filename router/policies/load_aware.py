@@ -43,8 +43,8 @@ class DebtQueuePolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("weight", 0.5, 1e-3, 5.0, "Worth of quality in units of backlog / slack."),
-        Parameter("step_share", 0.5, 0.0, 1.0, "Share of a shared step that is charged."),
+        Parameter("weight", 0.164, 1e-3, 5.0, "Worth of quality in units of backlog / slack."),
+        Parameter("step_share", 0.563, 0.0, 1.0, "Share of a shared step that is charged."),
     )
     KERNEL = staticmethod(scores.score_debt_queue)
 
@@ -58,8 +58,8 @@ class FluidPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("utilisation", 0.85, 0.05, 2.0, "Share of capacity that is planned."),
-        Parameter("guard", 0.35, 0.01, 10.0, "Backlog / slack above which it steps down."),
+        Parameter("utilisation", 0.818, 0.05, 2.0, "Share of capacity that is planned."),
+        Parameter("guard", 0.197, 0.01, 10.0, "Backlog / slack above which it steps down."),
     )
     KERNEL = staticmethod(scores.score_fluid)
 

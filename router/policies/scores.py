@@ -6,8 +6,8 @@ compiles them. All share one signature, so that a policy is a kernel and a vecto
     score_X(fleet, load, allowed_C, query, params_P, predicted_s_C, probability_C, work_s_C, out_C)
 
 `out_C` gets the scores; `predicted_s_C`, `probability_C` and `work_s_C` (backlog of the candidate's
-device) are filled by those kernels that use them. Candidates that are not allowed may get any score: the
-choice skips them.
+device) are filled by those kernels that use them. Candidates that are not allowed may get any
+score: the choice skips them.
 
 Shape letters: K tasks, C candidates, P parameters.
 """

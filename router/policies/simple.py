@@ -110,7 +110,9 @@ class ThresholdPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("utilisation", 0.8, 0.01, 2.0, "Share of a tier's capacity that is planned for."),
+        Parameter(
+            "utilisation", 0.571, 0.01, 2.0, "Share of a tier's capacity that is planned for."
+        ),
     )
     KERNEL = staticmethod(scores.score_threshold)
 
