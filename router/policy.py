@@ -73,15 +73,17 @@ def observe(
     Raises:
         NoCandidateError: nothing is usable for this request.
     """
-    allowed_C = np.zeros(fleet.candidate_count, dtype=np.bool_)
+    # Lists, which kernels in plain Python read several times faster than arrays.
+    allowed = [False] * fleet.candidate_count
     count = kernels.allowed_mask(
-        fleet.arrays,
+        fleet.lists,
         request.task,
         request.quality_floor,
         request.tier_pin,
         float(rng.random()),
-        allowed_C,
+        allowed,  # type: ignore[arg-type]
     )
+    allowed_C = np.array(allowed, dtype=np.bool_)
     if excluded_C is not None:
         allowed_C &= ~excluded_C
         count = int(allowed_C.sum())
