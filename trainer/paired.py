@@ -219,3 +219,37 @@ def _actions(world: World, action: int, rng: np.random.Generator) -> NDArray[np.
             tried_C[rows[np.argmin(world.predicted_C[rows])]] = True
     tried_C[rng.choice(np.flatnonzero(allowed_C))] = True
     return tried_C
+
+
+def scored_samples(
+    scenario: Scenario,
+    policy: PolicySpec,
+    *,
+    sample_count: int,
+    epsilon: float,
+    mix_T: tuple[float, ...],
+) -> PairedSamples:
+    """Runs a scenario under a score policy and returns its scores in place of returns.
+
+    A network fitted to them starts where that policy stands, instead of nowhere.
+    """
+    workload = scenario.workload
+    world = make_world(scenario.config, workload, scenario.seed)
+    world.clock["epsilon"] = epsilon
+    world.mix_T[:] = mix_T
+    params_P, weights = policy.params_P.copy(), policy.weights
+    i, action = -1, -1
+    rows: list[tuple[NDArray[Any], ...]] = []
+    for target in np.linspace(0, len(workload) - 1, sample_count).astype(np.int64):
+        if target <= i:
+            continue
+        i, action = _advance_to(
+            world, i, action, True, int(target), np.inf, policy.kind, params_P, weights
+        )
+        if i < 0:
+            break
+        allowed_C = world.allowed_C.copy()
+        score_C = np.where(allowed_C, world.score_C, 0.0).astype(np.float32)
+        rows.append((world.features_CF.copy(), allowed_C, allowed_C, score_C))
+    x, allowed, tried, scores = (np.stack(part) for part in zip(*rows, strict=True))
+    return PairedSamples(x, allowed, tried, scores)

@@ -1,10 +1,10 @@
 """Training a policy for one mesh in a minute, and scoring policies in the simulator.
 
-Policy iteration on paired returns (`paired.py`). Futures are first driven by the price policy,
-later by the best network so far; states are those the newest network leads to, and others. The
-mesh is drawn anew for every episode (`scenario.py`). Every few rounds the network is scored on
-validation seeds and the best one is kept: a bad round cannot do harm. The final evaluation, beside the
-baselines, is on seeds used for nothing else.
+Policy iteration on paired returns (`paired.py`). The network starts as an imitation of the price
+policy. Futures are first driven by price, later by the best network so far; states are those the
+newest network leads to, and others. The mesh is drawn anew for every episode (`scenario.py`). Every
+few rounds the network is scored on validation seeds and the best one is kept: a bad round cannot do
+harm. The final evaluation, beside the baselines, is on seeds used for nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from router.profile import LatencyProfile
 from router.types import Task
 from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainer.learner import initial_weights
-from trainer.paired import PairedSamples, paired_samples
+from trainer.paired import PairedSamples, paired_samples, scored_samples
 from trainer.paired_learner import PairedLearner
 from trainer.scenario import Mesh, Scenario, evaluation_scenarios, mean_scores, training_scenario
 from trainer.simulation.simulate import PolicySpec, simulate
@@ -39,6 +39,8 @@ HORIZON_DEADLINES = 2.0
 EPSILON = 0.15
 KEPT_SAMPLES = 60_000
 BATCH_SIZE = 256
+IMITATED_EPISODES = 24
+IMITATION_STEPS = 600
 DECISIONS_PER_EPISODE = 60_000
 """Simulated decisions an episode's futures may take, about."""
 VALIDATION_SEEDS = (700_001, 700_002)
@@ -107,7 +109,10 @@ def train_policy(
     report(0.0, {"phase": "compile"})
     run = _Training(mesh, seed, initial_snapshot, episode_requests)
     run.warm_up()
-    start_s = time.monotonic() - run.restore(checkpoint)
+    used_s = run.restore(checkpoint)
+    start_s = time.monotonic() - used_s
+    if initial_snapshot is None and not used_s:
+        run.imitate()
     saved_s = time.monotonic()
     train_s = budget_s * (1.0 - EVALUATION_SHARE)
     while (done := run.done(time.monotonic() - start_s, train_s, rounds)) < 1.0:
@@ -151,6 +156,7 @@ class _Training:
         self._best_score = self._score(weights) if initial is not None else -np.inf
         self._price_score = _score(price, self._validation)
         self._samples: list[PairedSamples] = []
+        self._imitated: PairedSamples | None = None
         self._sample_count = 0
         self._rounds = 0
         self._loss: float | None = None
@@ -160,6 +166,26 @@ class _Training:
         scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
         self._collect(scenario, self._driver, self._driver, np.random.default_rng(0), 2)
         _score(PolicySpec.dqn(self._best), self._validation[:1])
+
+    def imitate(self) -> None:
+        """Fits the fresh network to the price policy's scores: a start that is not nowhere."""
+        samples = []
+        for _ in range(IMITATED_EPISODES):
+            scenario = training_scenario(self._mesh, self._rng, self._episode_requests // 2)
+            samples.append(
+                scored_samples(
+                    scenario,
+                    self._price,
+                    sample_count=200,
+                    epsilon=float(self._rng.choice([0.0, 0.2, 0.5])),
+                    mix_T=self._mix(),
+                )
+            )
+        self._imitated = _joined(samples)
+        for step in range(IMITATION_STEPS):
+            self._learner.set_learning_rate(3e-3 * 0.1 ** (step / IMITATION_STEPS))
+            self._learner.step(self._batch(self._imitated, BATCH_SIZE))
+        self._validate()
 
     def done(self, elapsed_s: float, train_s: float, rounds: int | None) -> float:
         """Returns the share of the training that is done, 0 to 1."""
@@ -178,8 +204,7 @@ class _Training:
         pool = self._pool()
         self._learner.set_learning_rate(2e-3 * 0.1**done)
         for _ in range(60):
-            rows = self._rng.integers(len(pool.x_BCF), size=BATCH_SIZE)
-            loss = self._learner.step(PairedSamples(*(part[rows] for part in pool)))
+            loss = self._learner.step(self._mixed_batch(pool, done))
             self._loss = loss if self._loss is None else self._loss + 0.05 * (loss - self._loss)
         self._rounds += 1
         if self._rounds % 3 == 0:
@@ -193,6 +218,8 @@ class _Training:
         }
         arrays |= {f"best.{k}": np.asarray(v) for k, v in self._best._asdict().items()}
         arrays |= {f"samples.{k}": v for k, v in pool._asdict().items()}
+        if self._imitated is not None:
+            arrays |= {f"imitated.{k}": v for k, v in self._imitated._asdict().items()}
         meta = {
             "key": self._key(),
             "elapsed_s": elapsed_s,
@@ -219,6 +246,8 @@ class _Training:
         w1, b1, w2, b2, w3, b3 = (part("best.")[name] for name in Weights._fields)
         self._best = Weights(w1, b1, w2, b2, w3, np.float32(b3))
         self._samples = [PairedSamples(**part("samples."))]
+        imitated = part("imitated.")
+        self._imitated = PairedSamples(**imitated) if imitated else None
         self._rounds, self._sample_count = meta["rounds"], meta["sample_count"]
         self._rng.bit_generator.state = meta["rng"]
         if meta["best_score"] is not None:
@@ -278,7 +307,7 @@ class _Training:
                 tuple(feature.name for feature in FEATURES),
                 training={
                     "mode": "simulated",
-                    "method": "paired returns, policy iteration",
+                    "method": "imitation of price, then policy iteration on paired returns",
                     "seed": self._seed,
                     "parent": self._parent,
                     "rounds": self._rounds,
@@ -329,7 +358,6 @@ class _Training:
         tiers = len(self._mesh.catalog.tiers)
         decisions = rate_rps * HORIZON_DEADLINES * self._mesh.deadline_s * (tiers + 1)
         count = min(count, max(6, int(DECISIONS_PER_EPISODE / max(decisions, 1.0))))
-        mix_T: NDArray[np.float64] = rng.dirichlet(np.full(tiers, 0.7))
         return paired_samples(
             scenario,
             episode,
@@ -338,7 +366,7 @@ class _Training:
             sample_count=count,
             horizon_s=HORIZON_DEADLINES * self._mesh.deadline_s,
             epsilon=EPSILON if rng.random() < 0.7 else 0.0,
-            mix_T=tuple(mix_T.tolist()),
+            mix_T=self._mix(),
             miss_cost=MISS_COST,
         )
 
@@ -354,8 +382,25 @@ class _Training:
         if self._best_score >= self._price_score - 0.02:
             self._driver = PolicySpec.dqn(self._best)
 
+    def _mix(self) -> tuple[float, ...]:
+        """Returns a random tier mix for one episode's exploration."""
+        tiers = len(self._mesh.catalog.tiers)
+        return tuple(self._rng.dirichlet(np.full(tiers, 0.7)).tolist())
+
+    def _batch(self, pool: PairedSamples, count: int) -> PairedSamples:
+        rows = self._rng.integers(len(pool.x_BCF), size=count)
+        return PairedSamples(*(part[rows] for part in pool))
+
+    def _mixed_batch(self, pool: PairedSamples, done: float) -> PairedSamples:
+        """Returns a batch of returns, at first half of it imitated scores: few returns mislead."""
+        imitated = int(0.5 * (1.0 - done) ** 2 * BATCH_SIZE) if self._imitated is not None else 0
+        batch = self._batch(pool, BATCH_SIZE - imitated)
+        if self._imitated is None or not imitated:
+            return batch
+        return _joined([batch, self._batch(self._imitated, imitated)])
+
     def _pool(self) -> PairedSamples:
-        return PairedSamples(*(np.concatenate(parts) for parts in zip(*self._samples, strict=True)))
+        return _joined(self._samples)
 
     def _score(self, weights: Weights) -> float:
         return _score(PolicySpec.dqn(weights), self._validation)
@@ -400,6 +445,10 @@ def evaluate_policy(
     else:
         spec = PolicySpec.of(make_policy(policy, mesh.catalog))
     return _mean(spec, evaluation_scenarios(mesh, seeds, requests=800))
+
+
+def _joined(samples: Sequence[PairedSamples]) -> PairedSamples:
+    return PairedSamples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
 
 
 def _run(spec: PolicySpec, scenarios: Sequence[Scenario]) -> tuple[Any, Any]:

@@ -76,6 +76,8 @@ claim_idle_s = 0.5
 learn_cpu_share = 0.5
 poll_interval_s = 0.1
 worker_nice = 0
+simulated_budget_s = 8.0
+gate_seeds = 1
 """
 
 
@@ -297,6 +299,38 @@ async def test_worker_death_is_survived(redis_server: RedisServer, tmp_path: Pat
 
         await until(has_more)
         assert (await progress(stub)).state == pb.TRAINING_STATE_RUNNING
+    await store.close()
+
+
+async def test_promotion_goes_through_the_gate(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A policy learned from noise is rejected, one trained in simulation is activated."""
+    store = RedisStateStore(redis_server.url)
+    await store.append_experience(experience(1, 400))
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+
+        async def run(**request: Any) -> Any:
+            started = await stub.StartTraining(pb.StartTrainingRequest(promote=True, **request))
+            watch = pb.WatchTrainingRequest(training_id=started.training_id)
+            return [item.progress async for item in stub.WatchTraining(watch, timeout=150.0)]
+
+        async def stages() -> dict[str, int]:
+            listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+            return {p.policy_version or p.policy: p.stage for p in listed}
+
+        await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
+        noise = (await run(step_count=10, seed=1))[-1]
+        assert noise.state == pb.TRAINING_STATE_SUCCEEDED, noise.error
+        found = await stages()
+        assert found[noise.policy_version] == pb.POLICY_STAGE_REJECTED
+        assert found["price"] == pb.POLICY_STAGE_ACTIVE
+        seen = await run(mode=pb.TRAINING_MODE_SIMULATED, seed=1, profile="tiny")
+        assert seen[-1].state == pb.TRAINING_STATE_SUCCEEDED, seen[-1].error
+        assert seen[-1].step_count > 0
+        assert any(progress.HasField("time_left") for progress in seen)
+        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=1)).read()
+        assert active.active.policy_version == seen[-1].policy_version
+        assert active.active.scores["performance"] > 0.5
+        assert (await stages())["price"] == pb.POLICY_STAGE_BUILT_IN
     await store.close()
 
 

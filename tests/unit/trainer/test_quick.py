@@ -35,6 +35,9 @@ SETTING: dict[str, Any] = {
 }
 
 
+SHORT: dict[str, Any] = {"budget_s": 1.0, "episode_requests": 600}
+
+
 def _samples(seed: int, rate_factor: float) -> PairedSamples:
     """Returns samples of steady traffic under the price policy."""
     mesh = Mesh.build(**SETTING, max_rate_rps=None)
@@ -170,7 +173,7 @@ def test_killed_run_goes_on_to_the_same_result(
 ) -> None:
     """With rounds for a budget a run is reproducible, across a kill too."""
     monkeypatch.setattr(quick, "CHECKPOINT_INTERVAL_S", 0.0)
-    run: dict[str, Any] = {**SETTING, "seed": 3, "budget_s": 1.0, "rounds": 4}
+    run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 4}
     straight = train_policy(**run)
     path = tmp_path / "checkpoint"
 
@@ -190,7 +193,7 @@ def test_killed_run_goes_on_to_the_same_result(
 def test_training_goes_on_from_a_snapshot(trained: bytes) -> None:
     """A second run starts from the first one's weights and never gets worse on validation."""
     again = load_snapshot(
-        train_policy(**SETTING, seed=2, budget_s=1.0, initial_snapshot=trained), SCHEMA
+        train_policy(**SETTING, **SHORT, seed=2, initial_snapshot=trained), SCHEMA
     )
     first = load_snapshot(trained, SCHEMA)
     assert again.training["parent"] == first.version
