@@ -1,4 +1,4 @@
-"""Build hook: generates the protobuf and gRPC stubs of protos/ into gen/ for wheels and editable installs."""
+"""Build hook: generates protobuf and gRPC stubs of protos/ into gen/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class StubBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Runs protoc over every .proto, so that `pip install` alone yields importable `tiercel.*_pb2`."""
+    """Runs protoc over every .proto, so that `pip install` alone yields importable stubs."""
 
     PLUGIN_NAME = "custom"
 

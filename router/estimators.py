@@ -10,7 +10,7 @@ from router import kernels
 class RateEstimator:
     """Arrivals per second, exponentially weighted in time.
 
-    Each arrival adds 1/tau, the sum decays with exp(-dt/tau): the estimate is unbiased for a steady rate once the
+    Each arrival adds 1/tau, the sum decays with exp(-dt/tau): unbiased for a steady rate once the
     estimator has run for a few tau; before, it is divided by the weight seen so far.
     """
 
@@ -40,10 +40,10 @@ class RateEstimator:
 
 
 class OutputLengthPredictor:
-    """Mean output length per task, exponentially weighted over answers; capped by the request's own limit."""
+    """Mean output length per task, weighted to recent answers, capped by the request's limit."""
 
     def __init__(self, priors: dict[str, float], weight: float = 0.02) -> None:
-        """Starts at `priors` (tokens per task name); each answer moves the mean by `weight` (0 to 1)."""
+        """Starts at `priors` (tokens per task); each answer moves the mean by `weight` (0 to 1)."""
         self._mean = dict(priors)
         self._weight = weight
 

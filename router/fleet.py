@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FleetArrays(NamedTuple):
-    """What kernels see of the fleet. A NamedTuple of arrays, so that the simulator can compile its users.
+    """What kernels see of the fleet: a NamedTuple of arrays, which the simulator can compile.
 
     Attributes:
         tier_C: tier index, int64.

@@ -49,7 +49,7 @@ class _Entry:
 
 
 class Ledger:
-    """Counts own requests per (tier, endpoint); survives changes of the fleet, since entries carry names.
+    """Counts own requests per (tier, endpoint), by name, so that it survives changes of the fleet.
 
     Not thread-safe: one event loop owns it.
     """
@@ -76,7 +76,7 @@ class Ledger:
         total[2] += output_tokens
 
     def progress(self, key: Hashable, token_count: int) -> None:
-        """Counts tokens that came; the first ends the wait for the prompt. Closed keys are ignored."""
+        """Counts tokens that came; the first ends the prompt's wait. Closed keys are ignored."""
         entry = self._entries.get(key)
         if entry is None:
             return
@@ -84,7 +84,7 @@ class Ledger:
         if entry.waiting:
             entry.waiting = False
             total[1] -= entry.prompt_tokens
-        # At least one token stays due until the request ends: a prediction that was too short must not read as idle.
+        # One token stays due until the request ends: too short a prediction must not read as idle.
         left = max(1.0, entry.remaining_tokens - token_count)
         total[2] += left - entry.remaining_tokens
         entry.remaining_tokens = left
@@ -104,11 +104,11 @@ class Ledger:
         return True
 
     def totals(self) -> Mapping[tuple[str, str], tuple[float, float, float]]:
-        """Returns in-flight count, waiting prompt tokens and remaining output tokens per (tier, endpoint)."""
+        """Returns in-flight count, waiting prompt and remaining output tokens per candidate."""
         return {candidate: (t[0], t[1], t[2]) for candidate, t in self._totals.items()}
 
     def load(self, row: Mapping[tuple[str, str], int], candidate_count: int) -> LoadArrays:
-        """Returns the load on a fleet's candidates; requests on endpoints that left the fleet are not in it."""
+        """Returns the load on a fleet's candidates, without endpoints that left it."""
         return load_from_totals(self._totals, row, candidate_count)
 
 

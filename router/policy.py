@@ -38,7 +38,7 @@ class Observation:
 
 
 class Policy(Protocol):
-    """A decision rule. Pure but for counters of its own: no clock, no I/O; randomness comes from `rng`."""
+    """A decision rule, pure but for counters of its own: no clock, no I/O, chance from `rng`."""
 
     @property
     def name(self) -> str:

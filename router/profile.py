@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ SOURCES = ("published", "measured", "assumed")
 
 @dataclass(frozen=True, slots=True)
 class TierProfile:
-    """Cost of one iteration: step_s + per_sequence_s * batch + per_prompt_token_s * prompt tokens admitted.
+    """Cost of one iteration: step + per sequence * batch + per prompt token * tokens admitted.
 
     Attributes:
         step_s: cost independent of the batch, seconds, > 0.
@@ -80,7 +81,8 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
     Args:
         text: the file's TOML text.
         origin: its name, for messages.
-        tier_order: tiers the profile must have, lowest quality first; their step cost must not fall with quality.
+        tier_order: tiers the profile must have, lowest quality first; their step cost must not
+            fall with quality.
 
     Raises:
         InvalidFileError: with every mistake found.
@@ -106,7 +108,7 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
     }
     missing = [tier for tier in tier_order if tier not in tiers]
     problems.extend(f"tiers.{tier}: missing" for tier in missing)
-    for lower, higher in zip(tier_order, tier_order[1:], strict=False):
+    for lower, higher in itertools.pairwise(tier_order):
         if lower in tiers and higher in tiers and tiers[lower].step_s > tiers[higher].step_s:
             problems.append(f"tiers.{higher}.step_s: smaller than that of the lower tier {lower}")
     if problems:
@@ -131,8 +133,10 @@ def _parse_tier(tier: str, table: Any, problems: list[str]) -> TierProfile:
         problems.append(f"tiers.{tier}: must be a table")
         return TierProfile(1.0, 0.0, 0.0)
     values: dict[str, Any] = {}
-    for key in table.keys() - _FIELDS.keys():
-        problems.append(f"tiers.{tier}.{key}: unknown; known: {', '.join(_FIELDS)}")
+    problems.extend(
+        f"tiers.{tier}.{key}: unknown; known: {', '.join(_FIELDS)}"
+        for key in table.keys() - _FIELDS.keys()
+    )
     for key, (lowest, required) in _FIELDS.items():
         if key not in table:
             if required:

@@ -21,7 +21,7 @@ class SloKind(enum.Enum):
     """What a deadline is measured against."""
 
     COMPLETE_ANSWER = "complete_answer"
-    FIRST_TOKEN = "first_token"
+    FIRST_TOKEN = "first_token"  # noqa: S105 - no password
 
 
 class RewardKind(enum.Enum):
@@ -117,7 +117,7 @@ class Signals:
     Attributes:
         rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 1 s.
         rate_long_rps: same over about 10 s.
-        state_age_s: age of the newest system state, seconds; 0 where this router's ledger is all there is.
+        state_age_s: age of the newest system state, seconds; 0 where the ledger is all there is.
         mean_prompt_tokens: mean prompt length of recent requests, tokens; 0 = unknown.
     """
 

@@ -77,7 +77,7 @@ def test_closed_candidates_do_not_leak(seed: int, candidates: int) -> None:
 
 def test_compiled_equals_plain() -> None:
     """The simulator's compiled path gives the request path's numbers."""
-    compiled = numba.njit(q_values)
+    compiled: Any = numba.njit(q_values)
     for seed in range(5):
         x_CF, allowed_C, w = _case(seed, 12)
         out_C = np.zeros(12)

@@ -98,7 +98,7 @@ def test_nan_is_refused_on_both_sides(field: str) -> None:
     good = _snapshot()
     bad = np.array(getattr(good.weights, field))
     bad.flat[0] = np.nan
-    broken = replace(good, weights=good.weights._replace(**{field: bad}))
+    broken = replace(good, weights=good.weights._replace(**{field: bad}))  # type: ignore[arg-type]
     with pytest.raises(SnapshotError) as caught:
         save_snapshot(broken)
     assert caught.value.reason == snapshots.REASON_NOT_FINITE
