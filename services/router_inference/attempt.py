@@ -104,7 +104,7 @@ class AttemptRun:
         parts.view.ledger.dispatch(
             self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
         )
-        target.breaker.on_dispatch()
+        target.breaker.on_dispatch(now_s)
         timer = self._arm() if self.kind == "first" else None
         try:
             await self._receive(attempt, job.cutoff_s - now_s)
@@ -112,7 +112,7 @@ class AttemptRun:
         except TimeoutError:
             if self.rescue is None:
                 attempt.result = "deadline"
-                self._blame_silence(now_s)
+                self._blame_silence()
                 raise TierDeadlineError(REASON_DEADLINE, "the deadline came") from None
             attempt.result = "rescued"
             target.breaker.on_unknown()
@@ -120,7 +120,7 @@ class AttemptRun:
             parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
         except TierDeadlineError:
             attempt.result = "deadline"
-            self._blame_silence(now_s)
+            self._blame_silence()
             raise
         except TierError as error:
             attempt.result = error.reason
@@ -208,10 +208,10 @@ class AttemptRun:
             self._count_ejection()
         parts.view.touch()
 
-    def _blame_silence(self, dispatch_s: float) -> None:
+    def _blame_silence(self) -> None:
         if not self._waiting:
             self.target.breaker.on_unknown()
-        elif self.target.breaker.on_silence(self._parts.monotonic_s(), dispatch_s):
+        elif self.target.breaker.on_silence(self._parts.monotonic_s()):
             self._count_ejection()
             self._parts.view.touch()
 

@@ -44,9 +44,9 @@ class Breaker:
     """Failures of one candidate: closed -> ejected -> one probe at a time -> ramp -> closed."""
 
     __slots__ = (
+        "_asked_s",
         "_backoff_s",
         "_failures",
-        "_heard_s",
         "_limits",
         "_probe_running",
         "_ramp_start_s",
@@ -55,15 +55,15 @@ class Breaker:
         "state",
     )
 
-    def __init__(self, limits: BreakerLimits, now_s: float) -> None:
-        """Starts closed at `now_s`, monotonic seconds."""
+    def __init__(self, limits: BreakerLimits) -> None:
+        """Starts closed."""
         self._limits = limits
         self._failures = 0
         self._backoff_s = limits.eject_s
         self._until_s = 0.0
         self._ramp_start_s = 0.0
         self._probe_running = False
-        self._heard_s = now_s
+        self._asked_s: float | None = None
         self.state = BreakerState.CLOSED
         self.last_reason = ""
 
@@ -95,16 +95,16 @@ class Breaker:
         """Returns how long it is still left alone, seconds; 0 if it is not."""
         return max(0.0, self._until_s - now_s) if self.state is BreakerState.EJECTED else 0.0
 
-    def on_dispatch(self) -> bool:
-        """Counts a request sent; returns True if it is the probe."""
+    def on_dispatch(self, now_s: float) -> None:
+        """Counts a request sent; while probing it is the probe."""
+        if self._asked_s is None:
+            self._asked_s = now_s
         if self.state is BreakerState.PROBING:
             self._probe_running = True
-            return True
-        return False
 
     def on_sign_of_life(self, now_s: float) -> None:
         """Counts a token or an answer."""
-        self._heard_s = now_s
+        self._asked_s = None
         self._failures = 0
         if self.state is BreakerState.PROBING:
             self.state = BreakerState.RAMPING
@@ -125,16 +125,15 @@ class Breaker:
         self._failures = 0
         return True
 
-    def on_silence(self, now_s: float, dispatch_s: float) -> bool:
+    def on_silence(self, now_s: float) -> bool:
         """Counts a request that ran out of time without a token; returns True if it ejects.
 
-        Under overload that is normal, so it counts only where nothing at all was heard for a while,
-        and only for the time the request itself has waited.
+        Under overload that is normal, so it counts only where nothing at all has come for a while,
+        since the first request that is still unanswered.
         """
         if self.state is BreakerState.PROBING:
             return self.on_failure(now_s, "SILENT")
-        silent_s = now_s - max(self._heard_s, 0.0)
-        if silent_s < self._limits.silent_eject_s or self._heard_s > dispatch_s:
+        if self._asked_s is None or now_s - self._asked_s < self._limits.silent_eject_s:
             return False
         return self.on_failure(now_s, "SILENT")
 

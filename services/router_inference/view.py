@@ -311,7 +311,7 @@ class View:
         candidate = (tier, spec.name)
         breaker = self._breakers.get(candidate)
         if breaker is None:
-            breaker = self._breakers[candidate] = Breaker(self._limits, now_s)
+            breaker = self._breakers[candidate] = Breaker(self._limits)
         return Target(
             tier=tier,
             tier_index=self.catalog.tier_index(tier),

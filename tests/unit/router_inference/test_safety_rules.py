@@ -15,7 +15,7 @@ from services.router_inference.second_chance import just_in_time_s
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.router_inference.parts import make_rig
 
-FLOATS = st.floats(0.0, 40.0)
+FLOATS = st.floats(0.0, 40.0).map(lambda value: round(value, 3))
 LIMITS = safety.SafetyLimits(0.7, 1.25, 0.005)
 
 
