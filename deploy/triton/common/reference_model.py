@@ -47,6 +47,7 @@ class TritonPythonModel:
         self._decoder = SlotDecoder(folder, self._limits.slot_count)
         self._waiting: collections.deque[Sequence] = collections.deque()
         self._active: list[Sequence] = []
+        self._outbox: list[tuple[Sequence, Any, bool]] = []
         self._changed = threading.Condition()
         self._stopping = False
         # All reference tiers of a Triton server share its device: the processors it runs on.
@@ -125,14 +126,18 @@ class TritonPythonModel:
                     # Admitted when the turn comes, so that nobody waits for the next one in vain.
                     self._admit(admitted)
                     self._iterate(admitted)
+                # Sending waits for the server process: the device is not held meanwhile.
+                self._flush()
             except Exception as error:
                 self._logger.log_error(f"engine iteration failed: {error!r}")
+                self._flush()
                 for sequence in {id(each): each for each in [*self._active, *admitted]}.values():
-                    _fail_sequence(
-                        sequence,
-                        "internal error in the engine",
-                        pb_utils.TritonError.INTERNAL,
-                    )
+                    if not sequence.closed:
+                        _fail_sequence(
+                            sequence,
+                            "internal error in the engine",
+                            pb_utils.TritonError.INTERNAL,
+                        )
                 self._active.clear()
                 self._decoder.clear()
 
@@ -147,11 +152,8 @@ class TritonPythonModel:
         """One iteration: drop the dead, one decode step for the running, prefill for the new."""
         for row in reversed(range(len(self._active))):
             if self._active[row].cancelled:
-                _fail_sequence(
-                    self._active[row],
-                    "cancelled by the client",
-                    pb_utils.TritonError.CANCELLED,
-                )
+                message, code = "cancelled by the client", pb_utils.TritonError.CANCELLED
+                self._outbox.append((self._active[row], _error(message, code), True))
                 self._free(row)
         if self._active:
             self._advance(0, self._decoder.step([each.last_token for each in self._active]))
@@ -159,7 +161,7 @@ class TritonPythonModel:
         for sequence in admitted:
             dead = _why_dead(sequence)
             if dead:
-                _fail_sequence(sequence, *dead)
+                self._outbox.append((sequence, _error(*dead), True))
             else:
                 entering.append(sequence)
         if entering:
@@ -169,7 +171,7 @@ class TritonPythonModel:
             self._advance(first, logits)
 
     def _advance(self, first: int, logits_BV: torch.Tensor) -> None:
-        """Chooses and sends the next token of the rows from ``first`` on; frees finished rows."""
+        """Chooses the next token of the rows from ``first`` on; frees finished rows."""
         chosen = logits_BV.argmax(-1).tolist()
         for row in reversed(range(first, first + len(chosen))):
             sequence = self._active[row]
@@ -178,9 +180,15 @@ class TritonPythonModel:
                 token = sequence.draw(logits_BV[row - first].numpy())
             finished = sequence.append(token)
             if finished or sequence.chunk_is_due():
-                _send(sequence, _response(sequence), finished)
+                self._outbox.append((sequence, _response(sequence), finished))
             if finished:
                 self._free(row)
+
+    def _flush(self) -> None:
+        """Sends what the iteration made, in order."""
+        outbox, self._outbox = self._outbox, []
+        for sequence, response, final in outbox:
+            _send(sequence, response, final)
 
     def _free(self, row: int) -> None:
         """Frees a row of the cache and mirrors the decoder's move of the last row."""
@@ -243,14 +251,16 @@ def _send(sequence: Sequence, response: Any, final: bool) -> None:
 
 
 def _fail_sequence(sequence: Sequence, message: str, code: int) -> None:
+    _send(sequence, _error(message, code), True)
+
+
+def _error(message: str, code: int) -> Any:
     error = pb_utils.TritonError(message, code)
-    _send(sequence, pb_utils.InferenceResponse(output_tensors=[], error=error), True)
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
 
 def _fail(sender: Any, message: str, code: int) -> None:
-    response = pb_utils.InferenceResponse(
-        output_tensors=[], error=pb_utils.TritonError(message, code)
-    )
+    response = _error(message, code)
     with _SENDING:
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

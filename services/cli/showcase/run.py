@@ -175,7 +175,7 @@ class Demo:
         )
         self._found.calibration = measured
         p95_s = measured.unloaded_p95_s[LARGEST]
-        self._found.deadline_s = plan.deadline_s(p95_s)
+        self._found.deadline_s = plan.deadline_s(measured.unloaded_p50_s[LARGEST], p95_s)
         error = max(fit.median_error for fit in measured.fits.values())
         show.done(
             f"latency profile: large alone p95 {p95_s * 1e3:.0f} ms, so the deadline is"

@@ -101,8 +101,8 @@ def test_the_burst_is_at_least_three_times_the_capacity() -> None:
     assert [phase["name"] for phase in phases] == list(PHASES)
     assert float(phases[1]["rate_rps"]) >= 60.0
     assert float(phases[0]["rate_rps"]) < 20.0
-    assert DemoPlan().deadline_s(0.0501) == 0.2
-    assert DemoPlan().deadline_s(0.0501) <= 4 * 0.0501
+    assert DemoPlan().deadline_s(0.04, 0.0501) == 0.2
+    assert DemoPlan().deadline_s(0.04, 0.6) == 0.24
 
 
 @pytest.mark.parametrize("truth_rps", [3.0, 17.0, 40.0])
