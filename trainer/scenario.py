@@ -114,7 +114,7 @@ class Mesh:
             fleet,
             1.0 / by_tier[-1],
             small_rps,
-            max_rate_rps or 0.7 * small_rps,
+            max_rate_rps or 0.55 * small_rps,
         )
 
     def rates(self, count: int) -> list[float]:
@@ -150,7 +150,9 @@ class Scenario:
 def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) -> Scenario:
     """Returns a random scenario of about `request_count` requests."""
     low, high = 0.2 * mesh.large_rps, max(mesh.max_rate_rps, 0.5 * mesh.large_rps)
-    rate = float(np.exp(rng.uniform(math.log(low), math.log(high))))
+    # Near the limit the choices are hardest: every fourth episode is from the upper part.
+    bottom = 0.5 * high if rng.random() < 0.25 else low
+    rate = float(np.exp(rng.uniform(math.log(bottom), math.log(high))))
     duration_s = max(request_count / rate, 12.0 * mesh.deadline_s)
     deadline_s = mesh.deadline_s * float(np.exp(0.1 * rng.standard_normal()))
     tasks = len(mesh.catalog.tasks)
