@@ -22,6 +22,7 @@ from typing import Self
 
 SLOT_COUNT = 16
 FREE = -1
+FILE_PREFIX = "tiercel-device-"
 _HEADER = struct.Struct("<q")  # slot that holds the device, or FREE
 _SLOT = struct.Struct("<qq")  # process id (0: unused), whether it waits
 _SIZE = _HEADER.size + SLOT_COUNT * _SLOT.size
@@ -178,6 +179,15 @@ class DeviceTurn:
 
     def _unlock(self) -> None:
         fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+
+def device_of_server(folder: pathlib.Path, server_pid: int) -> pathlib.Path:
+    """Path of the device that one server's tiers share; files of servers that were killed go."""
+    for path in folder.glob(f"{FILE_PREFIX}*"):
+        owner = path.name.removeprefix(FILE_PREFIX).partition(".")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            path.unlink(missing_ok=True)
+    return folder / f"{FILE_PREFIX}{server_pid}"
 
 
 def _fifo(path: pathlib.Path, slot: int) -> pathlib.Path:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from device_turn import DeviceTurn
+from device_turn import DeviceTurn, device_of_server
 from reference_engine import SlotDecoder
 from reference_request import Limits, RequestError, Sequence, parse_request
 
@@ -51,9 +51,7 @@ class TritonPythonModel:
         self._changed = threading.Condition()
         self._stopping = False
         # All reference tiers of a Triton server share its device: the processors it runs on.
-        self._turn = DeviceTurn(
-            pathlib.Path(tempfile.gettempdir()) / f"tiercel-device-{os.getppid()}"
-        )
+        self._turn = DeviceTurn(device_of_server(pathlib.Path(tempfile.gettempdir()), os.getppid()))
         self._warm_up()
         self._threads = [
             threading.Thread(target=target, name=target.__name__, daemon=True)
