@@ -323,14 +323,15 @@ async def test_promotion_goes_through_the_gate(redis_server: RedisServer, tmp_pa
         found = await stages()
         assert found[noise.policy_version] == pb.POLICY_STAGE_REJECTED
         assert found["price"] == pb.POLICY_STAGE_ACTIVE
+        await stub.PromotePolicy(pb.PromotePolicyRequest(policy="greedy"))
         seen = await run(mode=pb.TRAINING_MODE_SIMULATED, seed=1, profile="tiny")
         assert seen[-1].state == pb.TRAINING_STATE_SUCCEEDED, seen[-1].error
         assert seen[-1].step_count > 0
         assert any(progress.HasField("time_left") for progress in seen)
-        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=1)).read()
+        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=2)).read()
         assert active.active.policy_version == seen[-1].policy_version
         assert active.active.scores["performance"] > 0.5
-        assert (await stages())["price"] == pb.POLICY_STAGE_BUILT_IN
+        assert (await stages())["greedy"] == pb.POLICY_STAGE_BUILT_IN
     await store.close()
 
 
