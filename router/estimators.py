@@ -39,6 +39,47 @@ class RateEstimator:
         self._last_s = max(self._last_s, now_s)
 
 
+class SlownessEstimator:
+    """How slow a device is beside its profile, from what answers took beside what was predicted.
+
+    Profiles are measured at one time; processors and GPUs throttle, and neighbours come and go. The
+    estimate is the geometric mean of taken/predicted over about the last `window` answers, the
+    prediction being what an unstretched profile would have said at dispatch: so the estimate never
+    feeds on itself and cannot oscillate, however many requests are under way.
+    """
+
+    LOWEST, HIGHEST = 0.5, 4.0
+
+    def __init__(self, window: int = 40) -> None:
+        """Starts at 1 (as the profile says); `window` is the number of answers that count."""
+        self._window = window
+        self._count = 0
+        self._log = 0.0
+
+    @property
+    def slowness(self) -> float:
+        """Factor on every time of the profile, LOWEST to HIGHEST."""
+        return math.exp(self._log)
+
+    def observe(self, taken_s: float, profile_s: float, *, finished: bool = True) -> None:
+        """Learns from one request.
+
+        Args:
+            taken_s: time from dispatch to its end, seconds.
+            profile_s: time predicted at dispatch by the profile itself, seconds.
+            finished: False if it was cut off: then `taken_s` is a lower bound, which teaches only
+                if it is above the present estimate.
+        """
+        if taken_s <= 0.0 or profile_s <= 0.0:
+            return
+        ratio = math.log(min(max(taken_s / profile_s, self.LOWEST), self.HIGHEST))
+        if not finished and ratio < self._log:
+            return
+        # One answer alone says little, so the start at 1 counts as a few.
+        self._count = min(self._count + 1, self._window)
+        self._log += (ratio - self._log) / max(self._count, min(8, self._window))
+
+
 class OutputLengthPredictor:
     """Mean output length per task, weighted to recent answers, capped by the request's limit."""
 

@@ -5,7 +5,7 @@ Shape letters: K tasks, T tiers, C candidates, D devices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,6 +82,7 @@ class Fleet:
         endpoint_C: index into `endpoints` per candidate, int64.
         devices: device names.
         row: candidate row per (tier name, endpoint name).
+        slowness_D: factor on the profile's times that is in `arrays`, 1.0 = as the profile says.
     """
 
     arrays: FleetArrays
@@ -90,6 +91,7 @@ class Fleet:
     endpoint_C: NDArray[np.int64]
     devices: tuple[str, ...]
     row: Mapping[tuple[str, str], int]
+    slowness_D: NDArray[np.float64]
 
     @cached_property
     def lists(self) -> FleetArrays:
@@ -110,7 +112,18 @@ class Fleet:
     def with_availability(self, availability_C: NDArray[np.float64]) -> Fleet:
         """Returns the fleet with other availabilities; everything else is shared."""
         arrays = self.arrays._replace(availability_C=np.asarray(availability_C, dtype=np.float64))
-        return Fleet(arrays, self.tiers, self.endpoints, self.endpoint_C, self.devices, self.row)
+        return replace(self, arrays=arrays)
+
+    def with_slowness(self, slowness_D: NDArray[np.float64]) -> Fleet:
+        """Returns the fleet with the profile's times of each device stretched, float64 [D]."""
+        factor_C = (slowness_D / self.slowness_D)[self.arrays.device_C]
+        arrays = self.arrays._replace(
+            step_s_C=self.arrays.step_s_C * factor_C,
+            per_sequence_s_C=self.arrays.per_sequence_s_C * factor_C,
+            per_prompt_token_s_C=self.arrays.per_prompt_token_s_C * factor_C,
+            overhead_s_C=self.arrays.overhead_s_C * factor_C,
+        )
+        return replace(self, arrays=arrays, slowness_D=slowness_D)
 
 
 def build_fleet(
@@ -167,6 +180,7 @@ def build_fleet(
         np.ascontiguousarray(index_C3[:, 2]),
         tuple(devices),
         row_of,
+        np.ones(len(devices)),
     )
 
 

@@ -106,6 +106,12 @@ class RouterMetrics:
             ["tier", "endpoint"],
             registry=registry,
         )
+        self.device_slowness = Gauge(
+            "tiercel_device_slowness",
+            "How slow a device is beside its profile; 1 = as the profile says.",
+            ["device"],
+            registry=registry,
+        )
         self.state_age = Gauge(
             "tiercel_state_age_seconds",
             "Age of the newest system state; NaN if none.",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from router.types import SloKind
 from services.common.triton.client import TierChunk
 from services.common.triton.errors import (
     TierDeadlineError,
@@ -135,6 +136,20 @@ class AttemptRun:
             if timer is not None:
                 timer.cancel()
             parts.view.ledger.finish(self._key)
+            if self.kind == "first" and job.request.slo_kind is SloKind.COMPLETE_ANSWER:
+                self._teach_slowness(attempt)
+
+    def _teach_slowness(self, attempt: Attempt) -> None:
+        """Lets the view learn from a first dispatch, whose prediction was made just before."""
+        choice = self.choice
+        if attempt.result in ("ok", "deadline", "rescued"):
+            self._parts.view.on_end(
+                choice.row,
+                choice.fleet,
+                float(choice.predicted_s_C[choice.row]),
+                attempt.end_s - attempt.start_s,
+                finished=attempt.result == "ok",
+            )
 
     async def _receive(self, attempt: Attempt, left_s: float) -> None:
         """Relays the answer; raises TimeoutError at the cutoff or at a rescue."""

@@ -108,6 +108,9 @@ class StatusReader:
         view = self._view
         fleet = view.current_fleet(now_s)
         load = view.load()
+        metrics.device_slowness.clear()
+        for device, slowness in view.slowness().items():
+            metrics.device_slowness.labels(device=device).set(slowness)
         own = view.ledger.totals()
         others_C = view.other_in_flight()
         predicted_C = np.empty(fleet.candidate_count)

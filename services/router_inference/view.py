@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.catalog import Catalog
-from router.estimators import RateEstimator
+from router.estimators import RateEstimator, SlownessEstimator
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals, zero_load
 from router.profile import LatencyProfile
@@ -24,6 +24,9 @@ from services.router_inference.breaker import Breaker, BreakerLimits, BreakerSta
 
 _SHORT_S = 1.0
 _LONG_S = 10.0
+# Estimates of a device's slowness are applied at most this often, and only if they moved this much.
+_SLOWNESS_EVERY_S = 0.1
+_SLOWNESS_STEP = 0.02
 # Weight of one request in the mean prompt length; about the last 50 count.
 _PROMPT_WEIGHT = 0.02
 
@@ -144,7 +147,10 @@ class View:
         self._is_stale = True
         self._is_dirty = True
         self._specs: tuple[EndpointSpec, ...] = ()
-        self.fleet = build_fleet(catalog, (), profiles)
+        self._slowness: dict[str, SlownessEstimator] = {}
+        self._applied_D: NDArray[np.float64] = np.ones(0)
+        self._applied_s = now_s
+        self.fleet = self._profile_fleet = build_fleet(catalog, (), profiles)
         self._rebuild(tuple(endpoints), now_s)
 
     # ---- what comes in ----
@@ -156,6 +162,28 @@ class View:
         mean = self._mean_prompt_tokens
         weight = _PROMPT_WEIGHT if mean > 0.0 else 1.0
         self._mean_prompt_tokens = mean + weight * (prompt_tokens - mean)
+
+    def on_end(
+        self, row: int, fleet: Fleet, predicted_s: float, taken_s: float, *, finished: bool
+    ) -> None:
+        """Learns how slow a device is from one dispatch.
+
+        Args:
+            row: candidate in `fleet`.
+            fleet: fleet the prediction was made on.
+            predicted_s: predicted time to the complete answer, seconds.
+            taken_s: time it took, or until it was cut off, seconds.
+            finished: False if it was cut off.
+        """
+        device = int(fleet.arrays.device_C[row])
+        estimator = self._slowness.get(fleet.devices[device])
+        if estimator is not None:
+            profile_s = predicted_s / fleet.slowness_D[device]
+            estimator.observe(taken_s, profile_s, finished=finished)
+
+    def slowness(self) -> Mapping[str, float]:
+        """Returns per device how slow it is beside its profile, 1.0 = as the profile says."""
+        return {name: each.slowness for name, each in self._slowness.items()}
 
     def apply(self, state: SeenState, now_s: float) -> None:
         """Takes in a newer system state."""
@@ -189,7 +217,9 @@ class View:
         """Returns the fleet with availabilities as of now."""
         if not self._is_stale and now_s - self._state_s > self._state_max_age_s:
             self._forget_state()
-        if self._is_dirty:
+        if self._is_dirty or (
+            now_s - self._applied_s > _SLOWNESS_EVERY_S and self._slowness_moved(now_s)
+        ):
             self._refresh(now_s)
         return self.fleet
 
@@ -268,9 +298,19 @@ class View:
             if not breaker.settled:
                 own_C[row] = breaker.availability(now_s)
                 settled = settled and breaker.settled
-        self.fleet = self.fleet.with_availability(self._seen_C * own_C)
+        self._applied_D = self._slowness_D()
+        fleet = self._profile_fleet.with_slowness(self._applied_D)
+        self.fleet = fleet.with_availability(self._seen_C * own_C)
         # A breaker that is not settled changes with time, so the next look computes again.
         self._is_dirty = not settled
+
+    def _slowness_D(self) -> NDArray[np.float64]:
+        return np.array([self._slowness[name].slowness for name in self._profile_fleet.devices])
+
+    def _slowness_moved(self, now_s: float) -> bool:
+        self._applied_s = now_s
+        change_D = np.abs(self._slowness_D() / self._applied_D - 1.0)
+        return bool((change_D > _SLOWNESS_STEP).any())
 
     def _rebuild(self, specs: tuple[EndpointSpec, ...], now_s: float) -> None:
         known: list[EndpointSpec] = []
@@ -289,7 +329,11 @@ class View:
             known.append(replace(spec, profile=profile, models=models))
         self.unknown_endpoints = tuple(unknown)
         self._specs = specs
-        self.fleet = build_fleet(self.catalog, known, self._profiles)
+        self.fleet = self._profile_fleet = build_fleet(self.catalog, known, self._profiles)
+        self._slowness = {
+            name: self._slowness.get(name) or SlownessEstimator() for name in self.fleet.devices
+        }
+        self._applied_D = self._slowness_D()
         self.targets = tuple(self._target(row, now_s) for row in range(self.fleet.candidate_count))
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
         self.candidates = tuple(target.candidate for target in self.targets)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.estimators import OutputLengthPredictor, RateEstimator
+from router.estimators import OutputLengthPredictor, RateEstimator, SlownessEstimator
 
 
 @given(rate=st.floats(min_value=1.0, max_value=2000.0))
@@ -53,3 +53,32 @@ def test_output_length_starts_at_its_prior_and_learns() -> None:
         predictor.observe("sort", 20)
     assert predictor.predict("sort", 100) == pytest.approx(20.0, abs=0.1)
     assert predictor.predict("sort", 5) == 5.0
+
+
+def test_slowness_is_found_and_survives_a_stray_answer() -> None:
+    """A window of answers at 1.5 times the profile is found; one hundredfold answer adds little."""
+    estimator = SlownessEstimator(window=40)
+    for _ in range(200):
+        estimator.observe(0.15, 0.10)
+    assert estimator.slowness == pytest.approx(1.5, rel=0.01)
+    estimator.observe(10.0, 0.10)
+    assert estimator.slowness < 1.6
+
+
+def test_a_cut_off_teaches_only_that_it_was_slower() -> None:
+    """A request cut off early says nothing; one cut off late raises the estimate."""
+    estimator = SlownessEstimator()
+    estimator.observe(0.05, 0.10, finished=False)
+    assert estimator.slowness == 1.0
+    for _ in range(100):
+        estimator.observe(0.30, 0.10, finished=False)
+    assert estimator.slowness == pytest.approx(3.0, rel=0.05)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1e6), st.booleans()), max_size=50))
+def test_slowness_stays_within_its_limits(answers: list[tuple[float, float, bool]]) -> None:
+    """Whatever is observed, the factor keeps between its bounds."""
+    estimator = SlownessEstimator()
+    for taken_s, profile_s, finished in answers:
+        estimator.observe(taken_s, profile_s, finished=finished)
+    assert 0.499 <= estimator.slowness <= 4.001

@@ -133,3 +133,26 @@ def test_health_words_become_weights() -> None:
     assert [item.weight for item in seen.endpoints] == [0.5, 0.0, 0.0, 1.0]
     assert seen.endpoints[0].spec.models == {"small": "small"}
     assert seen.endpoints[0].spec.speed == 1.0
+
+
+@scenario
+async def test_a_slow_device_stretches_its_predictions_and_no_others() -> None:
+    """Answers at twice their prediction double the times of that device and of no other."""
+    rig = make_rig()
+    view = rig.core.view
+    before = view.current_fleet(rig.clock.monotonic_s())
+    row = before.row["large", "e0"]
+    for _ in range(300):
+        fleet = view.current_fleet(rig.clock.monotonic_s())
+        # The prediction follows the stretched fleet, as a policy's does.
+        predicted_s = 0.1 * fleet.slowness_D[fleet.arrays.device_C[row]]
+        view.on_end(row, fleet, predicted_s, 0.2, finished=True)
+        await asyncio.sleep(0.05)
+    after = view.current_fleet(rig.clock.monotonic_s())
+    ratio_C = after.arrays.step_s_C / before.arrays.step_s_C
+    is_slow_C = before.arrays.device_C == before.arrays.device_C[row]
+    np.testing.assert_allclose(ratio_C[is_slow_C], 2.0, rtol=0.03)
+    np.testing.assert_array_equal(ratio_C[~is_slow_C], 1.0)
+    assert view.slowness()[after.devices[int(after.arrays.device_C[row])]] == pytest.approx(
+        2.0, 0.03
+    )
