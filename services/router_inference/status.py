@@ -108,9 +108,6 @@ class StatusReader:
         view = self._view
         fleet = view.current_fleet(now_s)
         load = view.load()
-        metrics.device_slowness.clear()
-        for device, slowness in view.slowness().items():
-            metrics.device_slowness.labels(device=device).set(slowness)
         own = view.ledger.totals()
         others_C = view.other_in_flight()
         predicted_C = np.empty(fleet.candidate_count)
@@ -175,6 +172,9 @@ class StatusReader:
         age_s = view.state_age_s(now_s)
         metrics.state_age.set(math.nan if age_s is None else age_s)
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
+        metrics.device_slowness.clear()
+        for device, slowness in view.slowness().items():
+            metrics.device_slowness.labels(device=device).set(slowness)
         own = view.ledger.totals()
         availability_C = view.fleet.arrays.availability_C
         # Endpoints that left must not keep their last value for ever.
