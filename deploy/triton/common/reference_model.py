@@ -149,9 +149,9 @@ class TritonPythonModel:
     def _iterate(self, admitted: list[Sequence]) -> None:
         """One iteration: drop the dead, one decode step for the running, prefill for the new."""
         for row in reversed(range(len(self._active))):
-            if self._active[row].cancelled:
-                message, code = "cancelled by the client", pb_utils.TritonError.CANCELLED
-                self._outbox.append((self._active[row], _error(message, code), True))
+            dead = _why_dead(self._active[row])
+            if dead:
+                self._outbox.append((self._active[row], _error(*dead), True))
                 self._free(row)
         if self._active:
             self._advance(0, self._decoder.step([each.last_token for each in self._active]))
@@ -226,13 +226,13 @@ class TritonPythonModel:
 
 
 def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
-    """Message and code for a waiting request that nobody wants any more, else None."""
+    """Message and code for a request that nobody wants any more, else None."""
     if sequence.cancelled:
         return "cancelled by the client", pb_utils.TritonError.CANCELLED
     late_s = time.monotonic() - sequence.expires_s
     if late_s > 0.0:
         return (
-            f"timeout: {sequence.timeout_us} us passed in the queue, over by {late_s * 1e6:.0f} us",
+            f"timeout: {sequence.timeout_us} us have passed, over by {late_s * 1e6:.0f} us",
             pb_utils.TritonError.UNAVAILABLE,
         )
     return None
