@@ -132,7 +132,7 @@ def compute_features(
         event_tokens: tokens until the deadline's event: `output_tokens` for a complete answer,
             1 for a first token.
         mean_prompt_tokens: of recent requests; 0 or less = unknown, this request's is used.
-        rate_short_rps: arrivals per second over about 1 s.
+        rate_short_rps: arrivals per second over about 0.2 s.
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds.
         predicted_s_C: also written: the predicted latency per candidate, seconds.

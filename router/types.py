@@ -115,7 +115,7 @@ class Signals:
     """What is known of the traffic besides the load.
 
     Attributes:
-        rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 1 s.
+        rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 0.2 s.
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds; 0 where the ledger is all there is.
         mean_prompt_tokens: mean prompt length of recent requests, tokens; 0 = unknown.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.catalog import Catalog
-from router.estimators import RateEstimator, SlownessEstimator
+from router.estimators import LONG_TAU_S, SHORT_TAU_S, RateEstimator, SlownessEstimator
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals, zero_load
 from router.profile import LatencyProfile
@@ -22,8 +22,6 @@ from router.types import Signals
 from services.common.triton.client import TritonClient
 from services.router_inference.breaker import Breaker, BreakerLimits, BreakerState
 
-_SHORT_S = 1.0
-_LONG_S = 10.0
 # Estimates of a device's slowness are applied at most this often, and only if they moved this much.
 _SLOWNESS_EVERY_S = 0.1
 _SLOWNESS_STEP = 0.02
@@ -137,8 +135,8 @@ class View:
         self._state_max_age_s = state_max_age_s
         self._connect = connect
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._rate_short = RateEstimator(_SHORT_S, now_s)
-        self._rate_long = RateEstimator(_LONG_S, now_s)
+        self._rate_short = RateEstimator(SHORT_TAU_S, now_s)
+        self._rate_long = RateEstimator(LONG_TAU_S, now_s)
         self._mean_prompt_tokens = 0.0
         self._others = zero_load(0)
         self._others_are_idle = True
@@ -244,7 +242,7 @@ class View:
         )
 
     def own_rate_rps(self, now_s: float) -> float:
-        """Returns arrivals at this router per second, over about 1 s."""
+        """Returns arrivals at this router per second, over about 0.2 s."""
         return self._rate_short.rate_rps(now_s)
 
     def state_age_s(self, now_s: float) -> float | None:

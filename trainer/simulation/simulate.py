@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT
+from router.estimators import LONG_TAU_S, SHORT_TAU_S
 from router.fleet import Fleet
 from router.ledger import LoadArrays
 from router.policies.base import ScorePolicy
@@ -398,7 +399,7 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     clock = np.zeros(1, state.CLOCK)
     clock["tick_s"] = config.report_interval_s
     clock["delay_s"] = config.staleness_s
-    clock["short_tau_s"], clock["long_tau_s"] = 1.0, 10.0
+    clock["short_tau_s"], clock["long_tau_s"] = SHORT_TAU_S, LONG_TAU_S
     clock["optimism"], clock["margin"], clock["guard_s"] = config.limits
     clock["epsilon"] = config.epsilon
     clock["stride"] = config.feature_stride
