@@ -6,7 +6,6 @@ import math
 
 from router import kernels
 
-
 SHORT_TAU_S = 0.2
 """Time constant of the short arrival rate. A burst must show within a deadline: with 1 s the first
 requests of a burst were still sent to large tiers, which then were in the way of the rest."""

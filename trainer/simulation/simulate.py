@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
-from router.features import FEATURE_COUNT
 from router.estimators import LONG_TAU_S, SHORT_TAU_S
+from router.features import FEATURE_COUNT
 from router.fleet import Fleet
 from router.ledger import LoadArrays
 from router.policies.base import ScorePolicy
