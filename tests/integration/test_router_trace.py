@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2
 
 pytestmark = pytest.mark.triton
 
+EXPORT_LIMIT_S = 30.0
 TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PROFILE = """
 name = "brisk"
@@ -76,8 +79,13 @@ async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpS
         }
         with router_process(tmp_path, toml, environ=environ) as router:
             await _ask(router.address)
+        # Leaving the router's process flushed its spans. Triton exports on its own schedule of a
+        # few seconds, and a stop that runs into its exit timeout loses what it still holds.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXPORT_LIMIT_S):
+                while _edges(sink.of_trace(TRACE)) != EDGES:
+                    await asyncio.sleep(0.1)
     finally:
-        # Stopping flushes what was not exported yet, the router's spans and Triton's.
         await server.stop_async()
     spans = sink.of_trace(TRACE)
     assert _edges(spans) == EDGES
