@@ -21,7 +21,7 @@ class _Router:
 class Aggregator:
     """The last report of every router.
 
-    The arrival rate over about 1 second is the sum of what the routers report (each an estimate
+    The arrival rate over about 0.2 seconds is the sum of what the routers report (each an estimate
     over about a second); the one over 10 seconds follows that sum exponentially, so that traffic
     that moves from one router to another does not look like a change.
 
@@ -87,7 +87,7 @@ class Aggregator:
 
     @property
     def arrival_rate_short_rps(self) -> float:
-        """Mesh-wide arrivals per second over about 1 second."""
+        """Mesh-wide arrivals per second over about 0.2 seconds."""
         return math.fsum(router.report.arrival_rate_rps for router in self._routers.values())
 
     @property

@@ -109,7 +109,7 @@ class RouterReport:
         router_id: Name of the router process.
         epoch: Start stamp of the process; a restart is a new, larger epoch.
         sequence: Number of the report within the epoch, from 1.
-        arrival_rate_rps: Arrivals at this router per second, over about one second.
+        arrival_rate_rps: Arrivals at this router per second, over about 0.2 seconds.
         in_flight: Requests under way per (tier, endpoint).
         encoded: The whole report as it came; published again without being taken apart.
     """
@@ -132,7 +132,7 @@ class Picture:
         publish_wall_ns: When, nanoseconds since 1970.
         endpoints: Every known endpoint.
         routers: Every router heard of lately, with its last report.
-        arrival_rate_short_rps: Mesh-wide arrivals per second over about 1 second.
+        arrival_rate_short_rps: Mesh-wide arrivals per second over about 0.2 seconds.
         arrival_rate_long_rps: Same over about 10 seconds.
         topology_version: Number of the endpoint list.
     """

@@ -56,7 +56,7 @@ class SeenState:
         endpoints: every endpoint.
         other_totals: the other routers' in-flight, waiting prompt tokens and remaining output
             tokens per candidate.
-        other_rate_rps: the other routers' arrivals per second over about 1 s.
+        other_rate_rps: the other routers' arrivals per second over about 0.2 s.
         rate_long_rps: everybody's arrivals per second over about 10 s.
         monitor_id: who published it.
     """

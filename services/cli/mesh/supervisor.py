@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from services.cli.mesh.child import Child, ChildError, ChildSpec
+from services.common.settings import SETTINGS_EXIT_CODE
 
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 10.0
 HEALTHY_S = 30.0
 """A child that ran this long starts again without a growing delay."""
-SETTINGS_EXIT_CODE = 2
-"""A child that ends with this code has wrong settings; starting it again would not help."""
 
 
 class Supervisor:
@@ -102,7 +101,7 @@ class Supervisor:
         name = child.spec.name
         while True:
             code = await child.wait()
-            if code == SETTINGS_EXIT_CODE:
+            if code == SETTINGS_EXIT_CODE:  # starting it again would not help
                 self._say(f"{name} refuses its settings and stays down: {child.last_words()}")
                 self._changed()
                 return
