@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from router.profile import LatencyProfile, TierProfile, format_profile
-from services.cli.measure.fit import Fit, Measured, fit_tier, ordered
+from services.cli.measure.fit import Measured, fit_tier
 from services.cli.measure.probe import Question, Sample, ask, closed_loop
 from services.cli.measure.quality import questions
 from services.cli.measure.tiers import LiveTier, with_facts
 from services.common.triton.client import TritonClient
+from trainer.fitting import Fit, ordered
 from trainer.reference_tiers import tasks as reference_tasks
 
 DEFAULT_MAX_BATCH = 64

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.profile import TierProfile
+from trainer.fitting import SMALLEST_STEP_S, Fit, robust_least_squares
 
-SMALLEST_STEP_S = 1e-6
-ROBUST_ROUNDS = 12
-HUBER = 1.345
-"""Residuals beyond this many robust standard deviations count linearly (Huber, 1964)."""
 Row = tuple[float, float, float, float]
 PARAMETERS = ("overhead_s", "step_s", "per_sequence_s", "per_prompt_token_s")
 
@@ -73,23 +69,6 @@ class Measured:
         return turnover * self.mean_prompt_tokens
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Fit:
-    """A tier's profile with how well it explains what was measured.
-
-    Attributes:
-        profile: The parameters.
-        sample_count: Answers it was fitted to.
-        median_error: Median of |predicted - measured| / measured.
-        mean_error: |sum predicted - sum measured| / sum measured.
-    """
-
-    profile: TierProfile
-    sample_count: int
-    median_error: float
-    mean_error: float
-
-
 def fit_tier(samples: Sequence[Measured], *, max_batch: int, max_prompt_tokens: int) -> Fit:
     """Fits one tier's parameters, none below zero, to relative errors.
 
@@ -111,7 +90,7 @@ def fit_tier(samples: Sequence[Measured], *, max_batch: int, max_prompt_tokens: 
     targets_N = np.array([target for _, _, target in equations])
     rows_NP = np.array([row for _, row, _ in equations])
     shares_N = np.array([1.0 / kinds[kind] for kind, _, _ in equations])
-    solution_P = _robust_least_squares(rows_NP, targets_N, shares_N)
+    solution_P = robust_least_squares(rows_NP, targets_N, shares_N)
     overhead, step, per_sequence, per_prompt = (float(value) for value in solution_P)
     profile = TierProfile(
         step_s=max(SMALLEST_STEP_S, step),
@@ -129,52 +108,3 @@ def fit_tier(samples: Sequence[Measured], *, max_batch: int, max_prompt_tokens: 
         float(np.median(np.abs(predicted_N - totals_N) / totals_N)),
         float(abs(predicted_N.sum() - totals_N.sum()) / totals_N.sum()),
     )
-
-
-def _robust_least_squares(
-    rows_NP: NDArray[np.float64], targets_N: NDArray[np.float64], shares_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Solves rows x parameters = targets by reweighting until outliers count little.
-
-    Errors are relative to the prediction: relative to the measured time itself, slow answers
-    would count less than quick ones and every cost would come out too low.
-    """
-    sizes_N = np.full(len(targets_N), float(np.median(targets_N)))
-    weights_N = shares_N
-    solution_P = np.zeros(rows_NP.shape[1])
-    for _ in range(ROBUST_ROUNDS):
-        root_N = np.sqrt(weights_N) / sizes_N
-        solution_P = nonnegative_least_squares(rows_NP * root_N[:, None], targets_N * root_N)
-        predicted_N = rows_NP @ solution_P
-        sizes_N = np.maximum(predicted_N, 0.05 * targets_N)
-        distance_N = np.abs(targets_N - predicted_N) / sizes_N
-        scale = max(1e-9, 1.4826 * float(np.median(distance_N)))
-        weights_N = shares_N * np.minimum(1.0, HUBER * scale / np.maximum(distance_N, 1e-12))
-    return solution_P
-
-
-def nonnegative_least_squares(
-    rows_NP: NDArray[np.float64], targets_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Least squares with no negative parameter; rows [N, P], targets [N], solution [P]."""
-    # Imported here: every other command starts faster without scipy.
-    from scipy.optimize import nnls
-
-    solution_P, _ = nnls(rows_NP, targets_N)
-    return np.asarray(solution_P, dtype=np.float64)
-
-
-def ordered(fits: Mapping[str, Fit], tiers: Sequence[str]) -> dict[str, Fit]:
-    """Makes step costs rise with the tiers, as a profile must; noise may have swapped neighbours.
-
-    A tier whose step came out below that of a smaller one gets the smaller one's.
-    """
-    done: dict[str, Fit] = {}
-    floor_s = 0.0
-    for tier in tiers:
-        fit = fits[tier]
-        if fit.profile.step_s < floor_s:
-            fit = dataclasses.replace(fit, profile=dataclasses.replace(fit.profile, step_s=floor_s))
-        floor_s = fit.profile.step_s
-        done[tier] = fit
-    return done

@@ -10,16 +10,11 @@ from hypothesis import strategies as st
 from router.catalog import parse_quality
 from router.profile import TierProfile, parse_profile
 from services.cli.measure.calibration import Calibration, PairCheck
-from services.cli.measure.fit import (
-    Fit,
-    Measured,
-    fit_tier,
-    nonnegative_least_squares,
-    ordered,
-)
+from services.cli.measure.fit import Measured, fit_tier
 from services.cli.measure.quality import QualityMeasurement, Score
 from services.cli.measure.tiers import tiers_of_entries
 from services.cli.mesh.settings_file import EndpointEntry
+from trainer.fitting import Fit, nonnegative_least_squares, ordered
 
 
 def answers(
