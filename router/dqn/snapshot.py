@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -141,6 +141,11 @@ def save_snapshot(snapshot: Snapshot) -> bytes:
         "evaluation": dict(snapshot.evaluation),
         "fleet": dict(snapshot.fleet),
     }
+    return pack(meta, tensors)
+
+
+def pack(meta: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Returns a snapshot file of any kind: JSON metadata and named float32 arrays."""
     header: dict[str, Any] = {}
     chunks: list[bytes] = []
     offset = 0
@@ -174,12 +179,50 @@ def load_snapshot(
     Raises:
         SnapshotError: with the reason why it was refused.
     """
+    meta, tensors, version = unpack(blob, FORMAT, _WEIGHT_NAMES, feature_schema, origin)
+    if tensors["b3"].shape != ():
+        raise SnapshotError(REASON_SHAPE, f"{origin}: b3 is not a scalar")
+    w1_FH, b1_H, w2_GH, b2_H, w3_P, b3 = (tensors[name] for name in _WEIGHT_NAMES)
+    weights = Weights(w1_FH, b1_H, w2_GH, b2_H, w3_P, np.float32(b3))
+    names = tuple(meta["feature_names"])
+    _check_weights(weights, names, origin)
+    return Snapshot(
+        weights=weights,
+        feature_schema=meta["feature_schema"],
+        feature_names=names,
+        policy=meta["policy"],
+        version=version,
+        training=meta["training"],
+        evaluation=meta["evaluation"],
+        fleet=meta["fleet"],
+    )
+
+
+def unpack(
+    blob: bytes,
+    layout: str,
+    names: Sequence[str],
+    feature_schema: str | None = None,
+    origin: str = "snapshot",
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]], str]:
+    """Reads and checks a snapshot file of any kind; returns metadata, arrays and version.
+
+    Args:
+        blob: the file.
+        layout: name and version of its layout, the `format` of its metadata.
+        names: arrays it must hold.
+        feature_schema: schema it must follow, or None to accept any.
+        origin: its name, for messages.
+
+    Raises:
+        SnapshotError: with the reason why it was refused.
+    """
     header, data = _split(blob, origin)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("tiercel"), str):
         raise SnapshotError(REASON_FORMAT, f"{origin}: carries no tiercel metadata")
     text = metadata["tiercel"]
-    meta = _parse_meta(text, origin)
+    meta = _parse_meta(text, layout, origin)
     if metadata.get("sha256") != _content_hash(text, data):
         raise SnapshotError(REASON_CHECKSUM, f"{origin}: checksum does not match the content")
     if feature_schema is not None and meta["feature_schema"] != feature_schema:
@@ -188,26 +231,11 @@ def load_snapshot(
             f"{origin}: feature schema {meta['feature_schema']!r}, expected {feature_schema!r}",
         )
     tensors = {name: _tensor(name, entry, data, origin) for name, entry in header.items()}
-    missing = [name for name in _WEIGHT_NAMES if name not in tensors]
+    missing = [name for name in names if name not in tensors]
     if missing:
         raise SnapshotError(REASON_SHAPE, f"{origin}: lacks {', '.join(missing)}")
-    if tensors["b3"].shape != ():
-        raise SnapshotError(REASON_SHAPE, f"{origin}: b3 is not a scalar")
-    w1_FH, b1_H, w2_GH, b2_H, w3_P, b3 = (tensors[name] for name in _WEIGHT_NAMES)
-    weights = Weights(w1_FH, b1_H, w2_GH, b2_H, w3_P, np.float32(b3))
-    names = tuple(meta["feature_names"])
-    _check_weights(weights, names, origin)
     _check_finite(tensors, origin)
-    snapshot = Snapshot(
-        weights=weights,
-        feature_schema=meta["feature_schema"],
-        feature_names=names,
-        policy=meta["policy"],
-        training=meta["training"],
-        evaluation=meta["evaluation"],
-        fleet=meta["fleet"],
-    )
-    return replace(snapshot, version=str(metadata["sha256"])[:12])
+    return meta, tensors, str(metadata["sha256"])[:12]
 
 
 def snapshot_version(blob: bytes) -> str:
@@ -259,13 +287,13 @@ def _split(blob: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
     return header, blob[8 + length :]
 
 
-def _parse_meta(text: str, origin: str) -> dict[str, Any]:
+def _parse_meta(text: str, layout: str, origin: str) -> dict[str, Any]:
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SnapshotError(REASON_MALFORMED, f"{origin}: metadata is not JSON") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise SnapshotError(REASON_FORMAT, f"{origin}: format is not {FORMAT}")
+    if not isinstance(meta, dict) or meta.get("format") != layout:
+        raise SnapshotError(REASON_FORMAT, f"{origin}: format is not {layout}")
     for key, kind in _META_TYPES.items():
         if not isinstance(meta.get(key), kind):
             raise SnapshotError(REASON_MALFORMED, f"{origin}: metadata.{key} is missing or wrong")
