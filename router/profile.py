@@ -24,6 +24,9 @@ class TierProfile:
         max_batch: most sequences in one iteration, >= 1.
         max_prompt_tokens_per_step: most prompt tokens admitted in one iteration, >= 1.
         overhead_s: fixed latency outside the device (RPC, tokenising), seconds, >= 0.
+        max_kv_tokens: the tier's room for keys and values on one device, tokens, >= 1; None = it
+            never runs out. A sequence holds its prompt and its answer from its admission to its
+            end; one that does not fit waits. Predictions do not see this limit.
     """
 
     step_s: float
@@ -32,6 +35,7 @@ class TierProfile:
     max_batch: int = 64
     max_prompt_tokens_per_step: int = 4096
     overhead_s: float = 0.0
+    max_kv_tokens: int | None = None
 
     def unloaded_latency_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """Returns the time of one request alone on the device, seconds."""
@@ -50,6 +54,7 @@ class TierProfile:
             max_batch=self.max_batch,
             max_prompt_tokens_per_step=self.max_prompt_tokens_per_step,
             overhead_s=self.overhead_s * factor,
+            max_kv_tokens=self.max_kv_tokens,
         )
 
 
@@ -124,6 +129,7 @@ _FIELDS: dict[str, tuple[float, bool]] = {
     "max_batch": (1, False),
     "max_prompt_tokens_per_step": (1, False),
     "overhead_s": (0.0, False),
+    "max_kv_tokens": (1, False),
 }
 
 
@@ -169,7 +175,8 @@ def format_profile(profile: LatencyProfile) -> str:
     ]
     for name, tier in profile.tiers.items():
         lines += ["", f"[tiers.{name}]"]
-        lines += [f"{key} = {getattr(tier, key)!r}" for key in _FIELDS]
+        values = {key: getattr(tier, key) for key in _FIELDS}
+        lines += [f"{key} = {value!r}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
 
 
