@@ -1,170 +1,186 @@
 """Endpoint pickers: which endpoint of a tier already chosen (the ablation of a joint choice).
 
-Each picker is a kernel `(fleet, load, allowed_C, tier, prompt_tokens, output_tokens, draws, out_C)`
-that scores the candidates of one tier; the highest allowed score wins, other tiers get -inf.
+A picker is a number, `PICKERS[name]`, and `pick` is the one kernel that knows them all: plain
+Python for live policies, compiled for the simulator. Each picker only says what an endpoint costs;
+that the choice stays in the tier and among the allowed is seen to in one place.
 
-Shape letters: C candidates.
+Shape letters: C candidates, T tiers.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from router import kernels
+from router.types import UnknownPolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
+    from router.policies.scores import Query
 
+NO_PICKER = 0
+"""The policy's own choice of an endpoint stands."""
+JOIN_SHORTEST_QUEUE = 1
+POWER_OF_TWO = 2
+LEAST_WORK_LEFT = 3
+PREFILL_DECODE = 4
+ROUND_ROBIN = 5
+RANDOM = 6
 
-def least_outstanding(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    tier: int,
-    prompt_tokens: float,
-    output_tokens: float,
-    draw: float,
-    out_C: NDArray[np.float64],
-) -> None:
-    """Join the shortest queue: fewest requests outstanding on the candidate."""
-    for c in range(len(fleet.tier_C)):
-        out_C[c] = -load.in_flight_C[c] if fleet.tier_C[c] == tier else -math.inf
-
-
-def least_work(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    tier: int,
-    prompt_tokens: float,
-    output_tokens: float,
-    draw: float,
-    out_C: NDArray[np.float64],
-) -> None:
-    """Least outstanding work on the candidate's device, all its tiers counted, in seconds."""
-    kernels.device_backlog_s(fleet, load, out_C)
-    for c in range(len(fleet.tier_C)):
-        out_C[c] = -out_C[c] if fleet.tier_C[c] == tier else -math.inf
-
-
-def power_of_two(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    tier: int,
-    prompt_tokens: float,
-    output_tokens: float,
-    draw: float,
-    out_C: NDArray[np.float64],
-) -> None:
-    """The less loaded of two candidates drawn at random; avoids herding on a stale view."""
-    count = 0
-    for c in range(len(fleet.tier_C)):
-        out_C[c] = -math.inf
-        if fleet.tier_C[c] == tier and allowed_C[c]:
-            count += 1
-    if count == 0:
-        return
-    # One uniform number names an ordered pair of different candidates.
-    pair = int(draw * count * max(1, count - 1))
-    first = pair % count
-    second = (first + 1 + pair // count) % count
-    index = 0
-    for c in range(len(fleet.tier_C)):
-        if fleet.tier_C[c] == tier and allowed_C[c]:
-            if index in (first, second):
-                out_C[c] = -load.in_flight_C[c]
-            index += 1
-
-
-def round_robin(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    tier: int,
-    prompt_tokens: float,
-    output_tokens: float,
-    draw: float,
-    out_C: NDArray[np.float64],
-) -> None:
-    """The next candidate in turn: `draw` is the last row chosen (-1 at first)."""
-    count = len(fleet.tier_C)
-    for c in range(count):
-        turn = (c - int(draw) - 1) % count
-        out_C[c] = -float(turn) if fleet.tier_C[c] == tier else -math.inf
-
-
-def prefill_decode(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    tier: int,
-    prompt_tokens: float,
-    output_tokens: float,
-    draw: float,
-    out_C: NDArray[np.float64],
-) -> None:
-    """Least predicted latency plus the delay our prompt causes to what decodes there.
-
-    After the mixing penalty of arXiv 2408.13510: a long prompt holds up every sequence that is
-    decoding on the device, so it is charged once per sequence it would delay, relative to them.
-    """
-    kernels.predict_latency_s(fleet, load, prompt_tokens, output_tokens, out_C)
-    for c in range(len(fleet.tier_C)):
-        if fleet.tier_C[c] != tier:
-            out_C[c] = -math.inf
-            continue
-        sequences = 0.0
-        for j in fleet.peers_CP[c]:
-            if j >= 0:
-                sequences += load.in_flight_C[j]
-        delay_s = prompt_tokens * fleet.per_prompt_token_s_C[c] * sequences
-        out_C[c] = -out_C[c] - delay_s / max(1.0, output_tokens)
-
-
-PICKERS: dict[str, Callable[..., None]] = {
-    "least-outstanding": least_outstanding,
-    "least-work": least_work,
-    "power-of-two": power_of_two,
-    "round-robin": round_robin,
-    "prefill-decode": prefill_decode,
+PICKERS: Final[Mapping[str, int]] = {
+    "join-shortest-queue": JOIN_SHORTEST_QUEUE,
+    "power-of-two": POWER_OF_TWO,
+    "least-work-left": LEAST_WORK_LEFT,
+    "prefill-decode": PREFILL_DECODE,
+    "round-robin": ROUND_ROBIN,
+    "random": RANDOM,
 }
+"""Number of each picker by name."""
+
+
+class UnknownPickerError(UnknownPolicyError):
+    """A picker's name is not known; the message lists the known ones."""
+
+    def __init__(self, name: str) -> None:
+        """Keeps the name asked for."""
+        super().__init__(name, tuple(PICKERS))
+
+    def __str__(self) -> str:
+        """Names the picker and the known ones."""
+        return f"unknown endpoint picker {self.name!r}; known: {', '.join(self.known)}"
+
+
+def prefill_decode_cost_s(
+    fleet: FleetArrays, load: LoadArrays, query: Query, out_C: NDArray[np.float64]
+) -> None:
+    """Computes what a request would cost all requests together on each candidate, in seconds.
+
+    After the mixing impact of arXiv 2408.13510: a router that only looks for the shortest wait
+    puts long prompts beside many sequences that decode, all of which its prefill holds up. The
+    cost is the request's own predicted latency plus the delay of every sequence on the device: the
+    prompt once, and for each token they share with the request its part of the iteration (with the
+    whole step, if the request wakes a tier that is idle). The weights are those of the sum of
+    latencies, so there is nothing to fit; the paper fits its own by regression.
+    """
+    kernels.predict_latency_s(
+        fleet, load, query.prompt_tokens, query.output_tokens, out_C, query.mean_prompt_tokens
+    )
+    for c in range(len(fleet.tier_C)):
+        prompt_s = query.prompt_tokens * fleet.per_prompt_token_s_C[c]
+        token_s = fleet.per_sequence_s_C[c]
+        if load.in_flight_C[c] <= 0.0:
+            token_s += fleet.step_s_C[c]
+        for j in fleet.peers_CP[c]:
+            if j < 0:
+                break
+            running = load.in_flight_C[j]
+            if running > 0.0:
+                shared = min(query.output_tokens, load.remaining_output_tokens_C[j] / running)
+                out_C[c] += running * (prompt_s + shared * token_s)
+
+
+def pick(
+    picker: int,
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    query: Query,
+    tier: int,
+    last_T: NDArray[np.int64],
+    draw: float,
+    out_C: NDArray[np.float64],
+) -> int:
+    """Returns the allowed candidate of `tier` that a picker takes, -1 if there is none.
+
+    Args:
+        picker: one of `PICKERS`.
+        fleet: candidates.
+        load: outstanding load.
+        allowed_C: candidates the request may go to.
+        query: the request.
+        tier: index of the tier chosen.
+        last_T: last candidate taken of each tier, -1 at first; brought up to date.
+        draw: uniform random number in [0, 1) of this choice alone.
+        out_C: scratch; ends as the score of each candidate, -inf outside the choice.
+    """
+    count = len(fleet.tier_C)
+    if picker == LEAST_WORK_LEFT:
+        kernels.device_backlog_s(fleet, load, out_C)
+    elif picker == PREFILL_DECODE:
+        prefill_decode_cost_s(fleet, load, query, out_C)
+    else:  # the queue's length; the two others below do without
+        for c in range(count):
+            out_C[c] = load.in_flight_C[c]
+    members = 0
+    for c in range(count):
+        if fleet.tier_C[c] == tier and allowed_C[c]:
+            members += 1
+    # One uniform number names an ordered pair of different members.
+    first, second = -1, -1
+    if members > 0 and picker in (POWER_OF_TWO, RANDOM):
+        pair = int(draw * members * max(1, members - 1))
+        first = pair % members
+        second = (first + 1 + pair // members) % members
+        if picker == RANDOM:
+            second = first
+    index = 0
+    for c in range(count):
+        cost = out_C[c]
+        out_C[c] = -math.inf
+        if fleet.tier_C[c] != tier or not allowed_C[c]:
+            continue
+        if picker == ROUND_ROBIN:
+            cost = (c - last_T[tier] - 1) % count
+        if first < 0 or index in (first, second):
+            out_C[c] = -cost
+        index += 1
+    row = kernels.best_allowed(out_C, allowed_C)
+    if row >= 0:
+        last_T[tier] = row
+    return row
 
 
 class Picker:
-    """A picker by name, with the memory round robin needs."""
+    """A picker by name, with the memory that round robin needs."""
 
     def __init__(self, name: str) -> None:
-        """Raises LookupError naming the known pickers."""
+        """Raises UnknownPickerError naming the known pickers."""
         if name not in PICKERS:
-            raise LookupError(f"unknown picker {name!r}; known: {', '.join(PICKERS)}")
+            raise UnknownPickerError(name)
         self.name = name
-        self._kernel = PICKERS[name]
-        self._last = -1
+        self.number = PICKERS[name]
+        self._last_T: list[int] = []
 
     def pick(
         self,
         fleet: FleetArrays,
         load: LoadArrays,
         allowed_C: NDArray[np.bool_],
+        query: Query,
         tier: int,
-        prompt_tokens: float,
-        output_tokens: float,
         rng: np.random.Generator,
     ) -> int:
-        """Returns the row of an allowed candidate of `tier`, -1 if there is none."""
-        draw = float(self._last) if self.name == "round-robin" else float(rng.random())
-        out_C = np.zeros(len(allowed_C))
-        self._kernel(fleet, load, allowed_C, tier, prompt_tokens, output_tokens, draw, out_C)
-        row = kernels.best_allowed(out_C, allowed_C)
-        if row >= 0:
-            self._last = row
-        return row
+        """Returns the row of an allowed candidate of `tier`, -1 if there is none.
+
+        Fleet, load and mask may be lists, which plain Python reads faster.
+        """
+        self._last_T.extend([-1] * (tier + 1 - len(self._last_T)))
+        return pick(
+            self.number,
+            fleet,
+            load,
+            allowed_C,
+            query,
+            tier,
+            self._last_T,  # type: ignore[arg-type]
+            float(rng.random()),
+            [0.0] * len(allowed_C),  # type: ignore[arg-type]
+        )

@@ -1,10 +1,10 @@
-"""Policies that look at the load: greedy, SlackFit, debt queue, fluid, price."""
+"""Policies that look at the load: greedy, weighted, SlackFit, debt queue, fluid, price."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from router.policies import scores
+from router.policies import baselines, scores
 from router.policies.base import Parameter, ScorePolicy
 
 if TYPE_CHECKING:
@@ -23,6 +23,22 @@ class GreedyPolicy(ScorePolicy):
     KERNEL = staticmethod(scores.score_greedy)
 
 
+class RouteBalancePolicy(ScorePolicy):
+    """Takes the highest quality less weighted latency, queue and cost, tier and endpoint jointly.
+
+    After RouteBalance (arXiv 2606.17949). Parameters: the three weights, against a weight of 1 for
+    quality. Fails: the weights are the same in calm and in a burst, so that a setting which holds
+    a burst gives quality away in calm; and it knows no deadline but through the slack as a unit.
+    """
+
+    PARAMETERS = (
+        Parameter("latency", 0.3, 0.0, 5.0, "Weight of predicted latency / slack."),
+        Parameter("queue", 0.3, 0.0, 5.0, "Weight of the device's backlog / slack."),
+        Parameter("cost", 0.1, 0.0, 2.0, "Weight of device time / the largest tier's."),
+    )
+    KERNEL = staticmethod(baselines.score_routebalance)
+
+
 class SlackFitPolicy(ScorePolicy):
     """Takes the slowest (tier, batch) whose profiled latency fits the slack (after SuperServe).
 
@@ -31,7 +47,7 @@ class SlackFitPolicy(ScorePolicy):
     """
 
     PARAMETERS = (Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack a latency may use."),)
-    KERNEL = staticmethod(scores.score_slackfit)
+    KERNEL = staticmethod(baselines.score_slackfit)
 
 
 class DebtQueuePolicy(ScorePolicy):
@@ -46,7 +62,7 @@ class DebtQueuePolicy(ScorePolicy):
         Parameter("weight", 0.164, 1e-3, 5.0, "Worth of quality in units of backlog / slack."),
         Parameter("step_share", 0.563, 0.0, 1.0, "Share of a shared step that is charged."),
     )
-    KERNEL = staticmethod(scores.score_debt_queue)
+    KERNEL = staticmethod(baselines.score_debt_queue)
 
 
 class FluidPolicy(ScorePolicy):
@@ -61,7 +77,7 @@ class FluidPolicy(ScorePolicy):
         Parameter("utilisation", 0.818, 0.05, 2.0, "Share of capacity that is planned."),
         Parameter("guard", 0.197, 0.01, 10.0, "Backlog / slack above which it steps down."),
     )
-    KERNEL = staticmethod(scores.score_fluid)
+    KERNEL = staticmethod(baselines.score_fluid)
 
     def _draw(self, rng: np.random.Generator) -> float:
         return float(rng.random())

@@ -1,18 +1,17 @@
-"""Policies without a view of the load: static per tier, random, round robin."""
+"""Policies without a view of the backlog: static, random, round robin, threshold, prior."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from router.picker import Picker
-from router.policies import scores
+from router.policies import baselines, scores
 from router.policies.base import Parameter, PolicyParameterError, ScorePolicy
 from router.types import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
 
     from router.policy import Observation
 
@@ -21,43 +20,17 @@ class StaticPolicy(ScorePolicy):
     """Sends every request to one tier, on the endpoint whose device has the least work.
 
     Where the tier is not allowed or not there, the next lower tier is taken, then the next higher.
-    Parameters: none; the tier is in the name, and a picker other than `least-work` may be given.
-    Fails: a large tier under a burst (every answer is late), a small one in calm (quality given
-    away for nothing).
+    Parameters: none; the tier is in the name. Fails: a large tier under a burst (every answer is
+    late), a small one in calm (quality given away for nothing).
     """
 
     KERNEL = staticmethod(scores.score_static)
     EXPLAINS = False
 
-    def __init__(self, name: str, tier: int, picker: str = "least-work") -> None:
-        """Serves tier index `tier`; raises LookupError for an unknown picker."""
+    def __init__(self, name: str, tier: int) -> None:
+        """Serves tier index `tier`."""
         super().__init__(name)
         self._params = [float(tier)]
-        self._tier = tier
-        self._picker = None if picker == "least-work" else Picker(picker)
-        self._version = f"{name}@{picker}"
-
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the tier's least loaded allowed endpoint, or the picker's choice among them."""
-        decision = super().decide(observation, rng)
-        tier = int(observation.fleet.arrays.tier_C[decision.action])
-        if self._picker is None:
-            return decision
-        row = self._picker.pick(
-            observation.fleet.arrays,
-            observation.load,
-            observation.allowed_C,
-            tier,
-            observation.request.prompt_tokens,
-            observation.request.output_tokens,
-            rng,
-        )
-        return Decision(
-            row,
-            decision.score_C,
-            decision.predicted_latency_s_C,
-            decision.on_time_probability_C,
-        )
 
 
 class RandomPolicy(ScorePolicy):
@@ -104,20 +77,36 @@ class RoundRobinPolicy(ScorePolicy):
 class ThresholdPolicy(ScorePolicy):
     """Takes the largest tier that could carry the whole estimated rate in full batches.
 
-    Parameters: `utilisation`, the share of that capacity it plans for. Fails: between two tiers'
-    capacities, where it serves all on the smaller one; in a burst, as long as the estimate lags;
-    on a lost or slow device it sees only the count of devices, not the backlog.
+    Parameters: `top_utilisation` and `utilisation`, the shares of that capacity it plans for on
+    the largest tier and on those below it. Fails: between two tiers' capacities, where it serves
+    all on the smaller one; in a burst, as long as the estimate lags; on a lost or slow device it
+    sees only the count of devices, not the backlog.
     """
 
     PARAMETERS = (
-        Parameter(
-            "utilisation", 0.571, 0.01, 2.0, "Share of a tier's capacity that is planned for."
-        ),
+        Parameter("top_utilisation", 0.571, 0.01, 2.0, "Planned share of the largest tier."),
+        Parameter("utilisation", 0.571, 0.01, 2.0, "Planned share of the tiers below it."),
     )
-    KERNEL = staticmethod(scores.score_threshold)
+    KERNEL = staticmethod(baselines.score_threshold)
+
+
+class GreedyPriorPolicy(ScorePolicy):
+    """Takes the largest tier whose latency by the profile alone fits the slack; sees no load.
+
+    Parameters: `margin`, the share of the slack a latency may use; `typical_batch`, the batch it
+    assumes, as a share of the largest one. Fails: wherever load matters. It gives every request of
+    one length and one deadline the same tier, so it is a static policy in calm and in a burst.
+    """
+
+    PARAMETERS = (
+        Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack a latency may use."),
+        Parameter("typical_batch", 0.25, 0.0, 1.0, "Assumed batch / largest batch."),
+    )
+    KERNEL = staticmethod(baselines.score_greedy_prior)
 
 
 __all__ = [
+    "GreedyPriorPolicy",
     "PolicyParameterError",
     "RandomPolicy",
     "RoundRobinPolicy",

@@ -7,19 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from router.catalog import Catalog
-from router.dqn.snapshot import REASON_CHECKSUM, SnapshotError, load_snapshot
+from router.dqn.paper_snapshot import PaperSnapshot, load_paper_snapshot
+from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError, load_snapshot
 from router.features import SCHEMA
 from router.guard import Guard
+from router.picker import PICKERS, UnknownPickerError
 from router.policies.base import PolicyParameterError
-from router.policies.dqn import DqnPolicy
-from router.policies.registry import MissingSnapshotError, known_policies, make_policy
+from router.policies.registry import (
+    DQN,
+    LEARNED,
+    MissingSnapshotError,
+    base_name,
+    known_policies,
+    make_policy,
+)
 from router.policy import Policy
 from router.types import UnknownPolicyError
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.log import Logger
 from services.router_inference.accounts import RouterMetrics
 
-DQN = "dqn"
 REASON_UNKNOWN = "POLICY_UNKNOWN"
 REASON_NO_SNAPSHOT = "SNAPSHOT_MISSING"
 
@@ -56,26 +63,32 @@ class PolicySlot:
         max_state_age_s: float,
         metrics: RouterMetrics,
         log: Logger,
+        snapshot: bytes = b"",
     ) -> None:
-        """Starts with a policy by name; `dqn` starts on the fallback until a snapshot comes.
+        """Starts with a policy by name; a learned one is the fallback until a snapshot comes.
+
+        `snapshot` is the file of the learned policy `policy`, or empty.
 
         Raises:
             UnknownPolicyError: policy or fallback is not known.
+            UnknownPickerError: the endpoint picker after a policy's name is not known.
             PolicyParameterError: a parameter is wrong.
             MissingSnapshotError: the fallback needs a snapshot.
+            SnapshotError: the snapshot is refused.
         """
         self._catalog = catalog
         self._parameters = parameters
         self._metrics = metrics
         self._log = log
-        self._snapshot: bytes = b""
+        self._snapshots = {base_name(policy): snapshot} if snapshot else {}
         self.activation = 0
         self.wanted = policy
         self.refused: dict[str, int] = {}
         self.known = known_policies(catalog)
-        if policy not in self.known:
+        if base_name(policy) not in self.known:
             raise UnknownPolicyError(policy, self.known)
-        first = None if policy == DQN else self._make(policy)
+        waits = base_name(policy) in LEARNED and not snapshot
+        first = None if waits else self._make(policy, snapshot)
         self.guard = Guard(
             policy=first, fallback=self._make(fallback), max_state_age_s=max_state_age_s
         )
@@ -103,17 +116,18 @@ class PolicySlot:
             NotFoundError: the name is not known.
             FailedPreconditionError: it needs a snapshot and none is here.
         """
-        if name not in self.known:
+        if base_name(name) not in self.known:
             raise NotFoundError("policy", name[:64], self.known)
-        if name == DQN:
-            if not self._snapshot:
-                raise FailedPreconditionError(
-                    "policy 'dqn' needs a snapshot, and none has reached this router yet",
-                    reason=REASON_NO_SNAPSHOT,
-                )
-            policy = self._make_dqn(self._snapshot)
-        else:
-            policy = self._make(name)
+        try:
+            policy = self._make(name, self._snapshots.get(base_name(name), b""))
+        except UnknownPickerError as error:
+            raise NotFoundError("endpoint picker", error.name[:64], tuple(PICKERS)) from None
+        except MissingSnapshotError:
+            raise FailedPreconditionError(
+                f"policy {base_name(name)!r} needs a snapshot, and none has reached this router "
+                "yet",
+                reason=REASON_NO_SNAPSHOT,
+            ) from None
         self._swap(policy)
 
     def promote(self, promoted: Promoted) -> bool:
@@ -131,32 +145,33 @@ class PolicySlot:
             return False
         self.activation = promoted.activation
         if promoted.snapshot:
-            self._snapshot = promoted.snapshot
+            self._snapshots[base_name(promoted.name)] = promoted.snapshot
         self._swap(policy)
         return True
 
     def _promoted_policy(self, promoted: Promoted) -> Policy:
-        if promoted.name not in self.known:
+        if base_name(promoted.name) not in self.known:
             raise UnknownPolicyError(promoted.name, self.known)
-        if promoted.name != DQN:
-            return self._make(promoted.name)
-        if not promoted.snapshot:
-            raise MissingSnapshotError("policy 'dqn' was promoted without a snapshot")
         digest = hashlib.sha256(promoted.snapshot).digest()
-        if promoted.sha256 and digest != promoted.sha256:
+        if promoted.snapshot and promoted.sha256 and digest != promoted.sha256:
             raise SnapshotError(REASON_CHECKSUM, "the snapshot was damaged on its way")
-        return self._make_dqn(promoted.snapshot)
+        return self._make(promoted.name, promoted.snapshot)
 
-    def _make(self, name: str) -> Policy:
-        return make_policy(name, self._catalog, self._parameters.get(name))
-
-    def _make_dqn(self, blob: bytes) -> Policy:
-        return DqnPolicy(load_snapshot(blob, SCHEMA), self._parameters.get(DQN))
+    def _make(self, name: str, blob: bytes = b"") -> Policy:
+        """Returns a policy; a learned one is read from its snapshot file `blob`."""
+        base = base_name(name)
+        snapshot: Snapshot | PaperSnapshot | None = None
+        if base in LEARNED and blob:
+            if base == DQN:
+                snapshot = load_snapshot(blob, SCHEMA)
+            else:
+                snapshot = load_paper_snapshot(blob, self._catalog)
+        return make_policy(name, self._catalog, self._parameters.get(base), snapshot)
 
     def _swap(self, policy: Policy) -> None:
         self.wanted = policy.name
         # Between two decisions: requests under way keep the decision they have.
-        self.guard.replace(policy, SCHEMA if policy.name == DQN else "")
+        self.guard.replace(policy, SCHEMA if base_name(policy.name) == DQN else "")
         self._show()
         self._log.info("policy_in_use", policy=policy.name, policy_version=policy.version)
 

@@ -10,7 +10,7 @@ import grpc.aio
 
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.features import SCHEMA
-from router.policies.registry import known_policies
+from router.policies.registry import LEARNED, known_policies
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
@@ -33,7 +33,6 @@ from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
 REDIS_HEALTH = f"{SERVICE_NAME}.redis"
 """Name under which grpc.health.v1 tells whether the registry's Redis is there."""
-_LEARNED = "dqn"
 _GATE_SEED = 900_000
 """First of the gate's seeds; training seeds stay below."""
 
@@ -62,7 +61,7 @@ class TrainerApplication:
         metrics = TrainerMetrics(prometheus)
         store = connect_store(self._settings.mesh.redis_url, clock=clock)
         stack.push_async_callback(store.close)
-        built_in = [n for n in known_policies(self._files.catalog) if n != _LEARNED]
+        built_in = [n for n in known_policies(self._files.catalog) if n not in LEARNED]
         registry = PolicyRegistry(
             store=store,
             built_in=built_in,

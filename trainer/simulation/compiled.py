@@ -26,14 +26,17 @@ _MODULES = (
     "router.features",
     "router.safety",
     "router.policies.scores",
+    "router.policies.baselines",
+    "router.picker",
     "router.dqn.network",
+    "router.dqn.paper",
 )
 """Modules in an order in which each uses only earlier ones."""
 
 _COMPILED_HERE = ("compiled", "state", "engine", "loop")
 """Modules of this package with compiled code or its types."""
 
-_ALLOCATING = ("router.dqn.network",)
+_ALLOCATING = ("router.dqn.network", "router.dqn.paper")
 """Modules whose functions make arrays; the others only fill what they are given."""
 
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy"}
@@ -98,4 +101,7 @@ kernels: Any = _twins["router.kernels"]
 features: Any = _twins["router.features"]
 safety: Any = _twins["router.safety"]
 scores: Any = _twins["router.policies.scores"]
+baselines: Any = _twins["router.policies.baselines"]
+picker: Any = _twins["router.picker"]
 network: Any = _twins["router.dqn.network"]
+paper: Any = _twins["router.dqn.paper"]

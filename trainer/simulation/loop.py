@@ -11,11 +11,14 @@ import numpy as np
 from router.dqn.snapshot import Weights
 from router.policies.scores import Query
 from trainer.simulation.compiled import (
+    baselines,
     features,
     jit,
     jit_unmanaged,
     kernels,
     network,
+    paper,
+    picker,
     safety,
     scores,
 )
@@ -54,6 +57,9 @@ KIND_SLACKFIT = 6
 KIND_DEBT_QUEUE = 7
 KIND_FLUID = 8
 KIND_DQN = 9
+KIND_GREEDY_PRIOR = 10
+KIND_ROUTEBALANCE = 11
+KIND_DQN_PAPER = 12
 
 
 @jit_unmanaged
@@ -414,13 +420,19 @@ def decide(
     elif kind == KIND_PRICE:
         scores.score_price(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_THRESHOLD:
-        scores.score_threshold(fleet, view, allowed, q, params_P, a, b, c, out)
+        baselines.score_threshold(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_SLACKFIT:
-        scores.score_slackfit(fleet, view, allowed, q, params_P, a, b, c, out)
+        baselines.score_slackfit(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_DEBT_QUEUE:
-        scores.score_debt_queue(fleet, view, allowed, q, params_P, a, b, c, out)
+        baselines.score_debt_queue(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_FLUID:
-        scores.score_fluid(fleet, view, allowed, q, params_P, a, b, c, out)
+        baselines.score_fluid(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_GREEDY_PRIOR:
+        baselines.score_greedy_prior(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_ROUTEBALANCE:
+        baselines.score_routebalance(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_DQN_PAPER:
+        paper.score_dqn_paper(fleet, view, allowed, q, params_P, a, b, c, out)
     else:
         network.q_values(
             w.features_CF,
@@ -436,6 +448,10 @@ def decide(
     action = kernels.best_allowed(out, allowed)
     if kind == KIND_ROUND_ROBIN:
         params_P[0] = action
+    chosen = w.clock[0].picker
+    if chosen > 0 and action >= 0:
+        tier = fleet.tier_C[action]
+        action = picker.pick(chosen, fleet, view, allowed, q, tier, w.picked_T, uniform(w), out)
     return int(action)
 
 

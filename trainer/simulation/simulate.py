@@ -11,7 +11,7 @@ Shape letters: N requests, E recorded decisions, C candidates, F features, T tie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from router.estimators import LONG_TAU_S, SHORT_TAU_S
 from router.features import FEATURE_COUNT
 from router.fleet import Fleet
 from router.ledger import LoadArrays
+from router.picker import NO_PICKER
 from router.policies.base import ScorePolicy
+from router.policies.picked import PickedPolicy
 from router.policy import Policy
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
@@ -41,6 +43,9 @@ KINDS: Mapping[str, int] = {
     "debt-queue": loop.KIND_DEBT_QUEUE,
     "fluid": loop.KIND_FLUID,
     "dqn": loop.KIND_DQN,
+    "greedy-prior": loop.KIND_GREEDY_PRIOR,
+    "routebalance": loop.KIND_ROUTEBALANCE,
+    "dqn-paper": loop.KIND_DQN_PAPER,
 }
 """Kind in compiled code by policy name; static policies are recognised by their prefix."""
 
@@ -114,16 +119,21 @@ class PolicySpec:
         params_P: parameters of a score kernel.
         weights: network of a DQN.
         name: for tables.
+        picker: number of the endpoint picker that chooses inside the policy's tier; 0 = none.
     """
 
     kind: int
     params_P: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     weights: Weights = _NO_WEIGHTS
     name: str = ""
+    picker: int = NO_PICKER
 
     @classmethod
     def of(cls, policy: Policy) -> PolicySpec:
         """Returns the spec of a policy with a score kernel; raises SimulationError otherwise."""
+        if isinstance(policy, PickedPolicy):
+            inner = cls.of(policy.inner)
+            return replace(inner, name=policy.name, picker=policy.picker.number)
         if not isinstance(policy, ScorePolicy):
             raise SimulationError(f"policy {policy.name!r} has no score kernel")
         kind = loop.KIND_STATIC if policy.name.startswith("static-") else KINDS[policy.name]
@@ -218,6 +228,7 @@ def simulate(
         SimulationError: workload, config and policy do not fit together.
     """
     world = make_world(config, workload, seed)
+    world.clock["picker"] = policy.picker
     loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
     return result_of(world, workload)
 
@@ -270,6 +281,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         score_C=zeros[6],
         features_CF=np.zeros((candidates, FEATURE_COUNT), np.float32),
         mix_T=mix_T,
+        picked_T=np.full(len(fleet.tiers), -1, np.int64),
         record_CF=np.zeros((records, candidates, FEATURE_COUNT), np.float32),
         record_allowed_C=np.zeros((records, candidates), np.bool_),
         record_id=np.full(records, -1, np.int64),

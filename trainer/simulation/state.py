@@ -150,6 +150,7 @@ CLOCK = np.dtype(
         ("admission", np.int64),
         ("rescue", np.int64),
         ("retry", np.int64),
+        ("picker", np.int64),
         ("random", np.uint64),
     ],
     align=True,
@@ -187,6 +188,7 @@ class World(NamedTuple):
         score_C: scores.
         features_CF: features of the decision at hand.
         mix_T: tier mix that exploration draws from.
+        picked_T: last candidate an endpoint picker took of each tier, -1 at first.
         record_CF: recorded features, one block per recorded decision.
         record_allowed_C: recorded masks.
         record_id: request of each record.
@@ -219,6 +221,7 @@ class World(NamedTuple):
     score_C: NDArray[np.float64]
     features_CF: NDArray[np.float32]
     mix_T: NDArray[np.float64]
+    picked_T: NDArray[np.int64]
     record_CF: NDArray[np.float32]
     record_allowed_C: NDArray[np.bool_]
     record_id: NDArray[np.int64]

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.ledger import LoadArrays, zero_load
+from router.picker import UnknownPickerError
 from router.policies import registry
 from router.policies.base import PolicyParameterError
 from router.policy import Observation, observe
 from router.types import Request, RewardKind, Signals, UnknownPolicyError
 from tests.unit.router import fleets
 
-NAMES = tuple(name for name in registry.known_policies(fleets.catalog()) if name != "dqn")
+NAMES = tuple(
+    name for name in registry.known_policies(fleets.catalog()) if name not in registry.LEARNED
+)
 SMALL, MEDIUM, LARGE = 0, 1, 2
 
 
@@ -47,7 +50,7 @@ def tier_chosen(name: str, seen: Observation, params: dict[str, float] | None = 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(NAMES),
+    name=st.sampled_from((*NAMES, "price+power-of-two", "fluid+round-robin")),
     seed=st.integers(0, 2**31),
     scale=st.sampled_from([0.0, 5.0, 80.0, 1e6]),
     slack_s=st.floats(-1.0, 100.0),
@@ -121,6 +124,60 @@ def test_idle_fleet_serves_large(name: str) -> None:
 def test_rate_beyond_medium_serves_small(name: str) -> None:
     """At a rate that medium cannot carry the policies that plan by the rate step down."""
     assert tier_chosen(name, observation(rate_rps=2200.0)) == SMALL
+
+
+def test_threshold_plans_for_the_largest_tier_by_itself() -> None:
+    """A small share of the largest tier gives it up early and leaves the tier below alone."""
+    seen = observation(rate_rps=60.0)
+    assert tier_chosen("threshold", seen, {"top_utilisation": 1.5, "utilisation": 0.5}) == LARGE
+    assert tier_chosen("threshold", seen, {"top_utilisation": 0.05, "utilisation": 0.5}) == MEDIUM
+
+
+@pytest.mark.parametrize(("slack_s", "tier"), [(0.4, LARGE), (0.08, MEDIUM), (0.02, SMALL)])
+def test_greedy_prior_goes_by_the_profile_and_sees_no_load(slack_s: float, tier: int) -> None:
+    """The tier follows from deadline and profile; twenty requests in front of it change nothing."""
+    load = zero_load(6)
+    load.in_flight_C[:] = 20.0
+    load.remaining_output_tokens_C[:] = 160.0
+    request = Request(0, slack_s, 100.0, 8.0)
+    assert tier_chosen("greedy-prior", observation(request=request)) == tier
+    assert tier_chosen("greedy-prior", observation(load, request=request)) == tier
+
+
+NO_WEIGHTS = {"latency": 0.0, "queue": 0.0, "cost": 0.0}
+
+
+@pytest.mark.parametrize("weight", ["latency", "cost"])
+def test_routebalance_gives_quality_up_for_latency_and_cost(weight: str) -> None:
+    """With no weights it takes the largest tier; a heavy one brings it down."""
+    assert tier_chosen("routebalance", observation(), NO_WEIGHTS) == LARGE
+    assert tier_chosen("routebalance", observation(), NO_WEIGHTS | {weight: 2.0}) < LARGE
+
+
+def test_routebalance_moves_to_the_device_with_the_shorter_queue() -> None:
+    """The queue's weight counts the device's work, of whichever tier."""
+    load = zero_load(6)
+    load.in_flight_C[[0, 5]] = [30.0, 1.0]
+    load.remaining_output_tokens_C[[0, 5]] = [240.0, 1.0]
+    policy = registry.make_policy("routebalance", fleets.catalog(), NO_WEIGHTS | {"queue": 2.0})
+    assert policy.decide(observation(load), np.random.default_rng(0)).action == 5
+
+
+def test_picker_keeps_the_policys_tier_and_moves_the_endpoint() -> None:
+    """`static-large+round-robin` visits the large endpoints in turn, whatever their load."""
+    load = zero_load(6)
+    load.in_flight_C[2] = 9.0
+    load.remaining_output_tokens_C[2] = 70.0
+    policy = registry.make_policy("static-large+round-robin", fleets.catalog())
+    rng = np.random.default_rng(0)
+    assert [policy.decide(observation(load), rng).action for _ in range(3)] == [2, 5, 2]
+    assert policy.name == "static-large+round-robin"
+
+
+def test_unknown_picker_lists_the_known() -> None:
+    """The error names every picker that exists."""
+    with pytest.raises(UnknownPickerError, match=r"join-shortest-queue.*random"):
+        registry.make_policy("price+best", fleets.catalog())
 
 
 @pytest.mark.parametrize("name", ["price", "debt-queue"])
@@ -204,7 +261,8 @@ def test_version_changes_with_parameters() -> None:
     assert versions[0] == versions[2] != versions[1]
 
 
-def test_dqn_without_snapshot_is_refused() -> None:
-    """The learned policy says what it lacks."""
-    with pytest.raises(registry.MissingSnapshotError, match="snapshot"):
-        registry.make_policy("dqn", fleets.catalog())
+@pytest.mark.parametrize("name", registry.LEARNED)
+def test_learned_policy_without_snapshot_is_refused(name: str) -> None:
+    """A learned policy says what it lacks."""
+    with pytest.raises(registry.MissingSnapshotError, match=f"{name}.*snapshot"):
+        registry.make_policy(name, fleets.catalog())

@@ -8,13 +8,20 @@ import hashlib
 import numpy as np
 import pytest
 
+from router.catalog import Catalog
+from router.dqn.paper_snapshot import (
+    PaperSnapshot,
+    PaperWeights,
+    feature_names,
+    save_paper_snapshot,
+)
 from router.dqn.snapshot import Snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.settings import SettingsError
 from services.router_inference.job import Outcome
 from services.router_inference.policy_slot import Promoted
-from tests.unit.router_inference.parts import Behaviour, make_rig
+from tests.unit.router_inference.parts import QUALITY, TASKS, TIERS, Behaviour, make_rig
 from tests.unit.router_inference.test_dispatcher import scenario
 
 
@@ -72,6 +79,42 @@ async def test_dqn_from_the_start_waits_on_the_fallback() -> None:
     assert "POLICY_UNAVAILABLE" in status.degraded_reasons
     assert rig.core.slot.promote(promoted(snapshot_bytes()))
     assert not rig.core.status.read().fallback_active
+
+
+@scenario
+async def test_an_endpoint_picker_follows_a_policys_name() -> None:
+    """`static-small+round-robin` decides live; an unknown picker lists the known ones."""
+    rig = make_rig()
+    rig.core.slot.use("static-small+round-robin")
+    job = rig.job()
+    await rig.answer(job)
+    assert (job.policy, job.tier) == ("static-small+round-robin", "small")
+    with pytest.raises(NotFoundError, match="join-shortest-queue"):
+        rig.core.slot.use("static-small+best")
+    assert rig.core.slot.name == "static-small+round-robin"
+
+
+@scenario
+async def test_the_papers_policy_decides_from_its_own_snapshot() -> None:
+    """Promoted with its snapshot it decides; with one of the other network it is refused."""
+    rig = make_rig()
+    assert not rig.core.slot.promote(promoted(snapshot_bytes(), "dqn-paper"))
+    assert rig.core.slot.refused == {"SNAPSHOT_FORMAT_UNKNOWN": 1}
+    assert rig.core.slot.promote(promoted(paper_bytes("small"), "dqn-paper", 2))
+    job = rig.job()
+    await rig.answer(job)
+    assert (job.policy, job.tier) == ("dqn-paper", "small")
+
+
+def paper_bytes(tier: str) -> bytes:
+    """Returns a snapshot of the paper's network that prefers one tier of the rig's catalog."""
+    catalog = Catalog.build(TIERS, TASKS, QUALITY)
+    names = feature_names(catalog)
+    bias_T = np.array([float(name == tier) for name in catalog.tiers], np.float32)
+    hidden = np.zeros((len(names), 2), np.float32)
+    out = np.zeros((2, len(bias_T)), np.float32)
+    weights = PaperWeights(hidden, np.zeros(2, np.float32), out, bias_T)
+    return save_paper_snapshot(PaperSnapshot(weights, names))
 
 
 @scenario

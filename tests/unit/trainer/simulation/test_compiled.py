@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from router import features, kernels, safety
-from router.dqn import network
+from router import features, kernels, picker, safety
+from router.dqn import network, paper
 from router.dqn.snapshot import Weights
 from router.ledger import LoadArrays
-from router.policies import scores
+from router.policies import baselines, scores
 from router.policies.base import load_lists
 from tests.unit.router import fleets
 from trainer.simulation import compiled
@@ -19,13 +19,25 @@ pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
 FLEET = fleets.fleet(4)
 COUNT = FLEET.candidate_count
+PAPER_HIDDEN, TIERS, TASKS = 3, 3, 2
+PAPER_SIZE = (TASKS + TIERS + 2) * PAPER_HIDDEN + (PAPER_HIDDEN + 1) * TIERS
+PAPER_WEIGHTS = np.random.default_rng(3).normal(size=PAPER_SIZE).tolist()
+KERNELS = {
+    name: module
+    for module in (scores, baselines, paper)
+    for name in vars(module)
+    if name.startswith("score_")
+}
 PARAMS = {
     "static": [1.0],
     "random": [0.0],
     "round_robin": [4.0],
     "greedy": [0.8],
     "price": [-6.0, 18.0, 7.7, -4.6, 0.56, 0.3, 1.37, 14.0],
-    "threshold": [0.8],
+    "threshold": [0.6, 0.8],
+    "greedy_prior": [0.3, 0.25],
+    "routebalance": [0.4, 0.2, 0.1],
+    "dqn_paper": [PAPER_HIDDEN, TIERS, *PAPER_WEIGHTS],
     "slackfit": [0.8],
     "debt_queue": [0.5, 0.5],
     "fluid": [0.85, 0.35],
@@ -59,15 +71,17 @@ def random_state(
 def test_scores_and_choices_agree(name: str) -> None:
     """Compiled on arrays and plain on lists, each kernel gives the same scores and choice."""
     rng = np.random.default_rng(4)
-    params_P = np.array(PARAMS[name])
+    params_P = np.array(PARAMS[name], np.float64)
+    plain_module = KERNELS[f"score_{name}"]
+    compiled_module = getattr(compiled, plain_module.__name__.rpartition(".")[2])
     for _ in range(60):
         load, allowed_C, query = random_state(rng)
         arrays = [np.zeros(COUNT) for _ in range(4)]
         lists: list[list[float]] = [[0.0] * COUNT for _ in range(4)]
-        getattr(compiled.scores, f"score_{name}")(
+        getattr(compiled_module, f"score_{name}")(
             FLEET.arrays, load, allowed_C, query, params_P, *arrays
         )
-        getattr(scores, f"score_{name}")(
+        getattr(plain_module, f"score_{name}")(
             FLEET.lists,
             load_lists(load),
             allowed_C.tolist(),
@@ -80,6 +94,38 @@ def test_scores_and_choices_agree(name: str) -> None:
         assert compiled.kernels.best_allowed(arrays[3], allowed_C) == kernels.best_allowed(
             np.array(lists[3]), allowed_C
         )
+
+
+def test_every_score_kernel_is_compared() -> None:
+    """No kernel of a policy is left out of the comparison above."""
+    assert {f"score_{name}" for name in PARAMS} == set(KERNELS)
+
+
+@pytest.mark.parametrize("name", picker.PICKERS)
+def test_pickers_agree(name: str) -> None:
+    """Compiled and plain, a picker takes the same endpoint and remembers the same."""
+    rng = np.random.default_rng(8)
+    last_T, plain_last_T = np.full(TIERS, -1), [-1] * TIERS
+    for _ in range(60):
+        load, allowed_C, query = random_state(rng)
+        tier, draw = int(rng.integers(TIERS)), float(rng.random())
+        number = picker.PICKERS[name]
+        row = compiled.picker.pick(
+            number, FLEET.arrays, load, allowed_C, query, tier, last_T, draw, np.zeros(COUNT)
+        )
+        plain = picker.pick(
+            number,
+            FLEET.lists,
+            load_lists(load),
+            allowed_C.tolist(),  # type: ignore[arg-type]
+            query,
+            tier,
+            plain_last_T,  # type: ignore[arg-type]
+            draw,
+            [0.0] * COUNT,  # type: ignore[arg-type]
+        )
+        assert row == plain
+        assert last_T.tolist() == plain_last_T
 
 
 def test_features_agree() -> None:

@@ -1,0 +1,124 @@
+"""The paper's policy: its state, its choice, and which snapshots it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from router.dqn import paper
+from router.dqn.paper_snapshot import (
+    PaperSnapshot,
+    PaperWeights,
+    feature_names,
+    flat,
+    load_paper_snapshot,
+    save_paper_snapshot,
+)
+from router.dqn.snapshot import REASON_FORMAT, REASON_SCHEMA, REASON_SHAPE, SnapshotError
+from router.ledger import zero_load
+from router.policies import registry
+from router.policies.base import query_of
+from router.policy import Observation, observe
+from router.types import Request, Signals
+from tests.unit.router import fleets
+
+CATALOG = fleets.catalog()
+FLEET = fleets.fleet(2)
+
+
+def weights(seed: int = 0, hidden: int = 5) -> PaperWeights:
+    """Returns random layers for two tasks and three tiers."""
+    rng = np.random.default_rng(seed)
+    shapes = ((6, hidden), (hidden,), (hidden, 3), (3,))
+    return PaperWeights(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
+
+
+def snapshot(seed: int = 0) -> PaperSnapshot:
+    """Returns a snapshot for the test catalog."""
+    return PaperSnapshot(weights(seed), feature_names(CATALOG), training={"seed": seed})
+
+
+def observation(task: int = 0, rate_rps: float = 300.0) -> Observation:
+    """Returns an observation of two devices, the first of them loaded."""
+    load = zero_load(6)
+    load.in_flight_C[:3] = [7.0, 20.0, 3.0]
+    load.remaining_output_tokens_C[:3] = [50.0, 90.0, 20.0]
+    signals = Signals(rate_rps, rate_rps, 0.0)
+    request = Request(task, 0.4, 100.0, 8.0)
+    return observe(FLEET, load, request, signals, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("seed", range(6))
+def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
+    """Scores are those of relu(x W1 + b1) W2 + b2 on the paper's state, by matrix algebra."""
+    seen = observation(task)
+    w1_IH, b1_H, w2_HT, b2_T = weights(seed)
+    slots = 2 * FLEET.arrays.max_batch_C[0]
+    x_I = [0.0, 0.0, 7 / slots, 20 / slots, 3 / slots, np.log1p(300.0 / paper.RATE_UNIT_RPS)]
+    x_I[task] = 1.0
+    value_T = np.maximum(np.array(x_I) @ w1_IH + b1_H, 0.0) @ w2_HT + b2_T
+    out_C = np.zeros(6)
+    scratch = [np.zeros(6) for _ in range(3)]
+    query = query_of(seen, 0.0)
+    paper.score_dqn_paper(
+        seen.fleet.arrays, seen.load, seen.allowed_C, query, flat(weights(seed)), *scratch, out_C
+    )
+    np.testing.assert_allclose(out_C, value_T[FLEET.arrays.tier_C], rtol=1e-5, atol=1e-5)
+
+
+def test_takes_the_best_tier_on_the_idle_device() -> None:
+    """The action is a model; the endpoint is the one whose device has the least work."""
+    parts = weights()._replace(b2_T=np.array([0.0, 100.0, 0.0], np.float32))
+    policy = registry.make_policy(
+        "dqn-paper", CATALOG, snapshot=PaperSnapshot(parts, feature_names(CATALOG))
+    )
+    assert policy.decide(observation(), np.random.default_rng(0)).action == 4
+
+
+def test_batch_counts_usable_slots_and_is_limited() -> None:
+    """A lost endpoint takes its slots with it, and a long queue reads as the limit."""
+    load = zero_load(6)
+    load.in_flight_C[2] = 32.0
+    lost = FLEET.with_availability(np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]))
+    assert paper.tier_batch(FLEET.arrays, load, 2) == pytest.approx(0.25)
+    assert paper.tier_batch(lost.arrays, load, 2) == pytest.approx(0.5)
+    load.in_flight_C[2] = 1e6
+    assert paper.tier_batch(FLEET.arrays, load, 2) == paper.BATCH_LIMIT
+
+
+def test_snapshot_survives_its_file() -> None:
+    """Weights, names and notes come back as they were, with a version."""
+    loaded = load_paper_snapshot(save_paper_snapshot(snapshot()), CATALOG)
+    np.testing.assert_array_equal(flat(loaded.weights), flat(snapshot().weights))
+    assert loaded.feature_names == feature_names(CATALOG)
+    assert loaded.training == {"seed": 0}
+    policy = registry.make_policy("dqn-paper", CATALOG, snapshot=loaded)
+    assert policy.version == loaded.version != ""
+
+
+def test_snapshot_of_another_catalog_is_refused() -> None:
+    """The network's inputs are this catalog's tasks and tiers, or it must not decide."""
+    names = ("task_other", *feature_names(CATALOG)[1:])
+    blob = save_paper_snapshot(PaperSnapshot(weights(), names))
+    with pytest.raises(SnapshotError, match="task_other") as caught:
+        load_paper_snapshot(blob, CATALOG)
+    assert caught.value.reason == REASON_SCHEMA
+
+
+def test_snapshot_of_another_kind_is_refused() -> None:
+    """A file of the candidate network is not read as the paper's."""
+    from router.dqn.snapshot import Snapshot, save_snapshot, zero_weights
+
+    blob = save_snapshot(Snapshot(zero_weights(1, 1), "s", ("a",)))
+    with pytest.raises(SnapshotError) as caught:
+        load_paper_snapshot(blob)
+    assert caught.value.reason == REASON_FORMAT
+
+
+def test_snapshot_whose_layers_do_not_fit_is_refused() -> None:
+    """A layer of another width is named with its shape."""
+    broken = weights()._replace(b1_H=np.zeros(4, np.float32))
+    with pytest.raises(SnapshotError, match="w1_IH") as caught:
+        save_paper_snapshot(PaperSnapshot(broken, feature_names(CATALOG)))
+    assert caught.value.reason == REASON_SHAPE
