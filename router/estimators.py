@@ -11,6 +11,8 @@ SHORT_TAU_S = 0.2
 requests of a burst were still sent to large tiers, which then were in the way of the rest."""
 LONG_TAU_S = 10.0
 """Time constant of the long arrival rate."""
+BURSTINESS_WINDOW = 200.0
+"""Gaps between arrivals that count in the estimate of how bursty they are."""
 
 
 class RateEstimator:
@@ -43,6 +45,35 @@ class RateEstimator:
     def _decay(self, now_s: float) -> None:
         self._value = kernels.decayed(self._value, now_s - self._last_s, self._tau_s)
         self._last_s = max(self._last_s, now_s)
+
+
+class BurstinessEstimator:
+    """How irregularly requests arrive: the squared coefficient of variation of their gaps.
+
+    A rate alone cannot tell a burst that will go on (the rate has risen) from one that is over as
+    it is seen (arrivals come in clumps): in clumped traffic the short rate says nothing about what
+    comes next. A plain mean over the first BURSTINESS_WINDOW gaps, exponentially weighted after.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        """Starts empty at `now_s` (monotonic seconds); reads 1, as for Poisson arrivals."""
+        self._last_s = now_s
+        self._count = 0.0
+        self._gap_s = 0.0
+        self._square_s2 = 0.0
+
+    def observe(self, now_s: float) -> None:
+        """Counts an arrival at `now_s`."""
+        gap_s = max(0.0, now_s - self._last_s)
+        self._last_s = now_s
+        self._count = min(self._count + 1.0, BURSTINESS_WINDOW)
+        self._gap_s += (gap_s - self._gap_s) / self._count
+        self._square_s2 += (gap_s * gap_s - self._square_s2) / self._count
+
+    @property
+    def burstiness(self) -> float:
+        """The estimate; 1 = Poisson, above = bursty."""
+        return kernels.burstiness(self._gap_s, self._square_s2)
 
 
 class SlownessEstimator:

@@ -5,33 +5,46 @@ time: times are divided by the request's slack or by the candidate's own unloade
 network trained on one profile reads another one. The schema string changes with every change of
 meaning; a snapshot carries it and is refused where it differs.
 
+A learned policy corrects the price score (`router/policies/scores.py`), so the kernel computes that
+score on the way, on the load as it is seen. The features are computed on the load as it is
+*reckoned*: see `reckon_load`.
+
 The kernel uses only `len`, chained indexing, `math` and scalars: it runs on numpy arrays and on
 lists alike, and the simulator compiles this very function.
 
-Shape letters: K tasks, C candidates, F features.
+Shape letters: K tasks, C candidates, F features, P parameters of the price.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router import kernels
+from router.ledger import LoadArrays
+from router.policies import scores
+from router.policies.scores import Query
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
     from router.fleet import FleetArrays
-    from router.ledger import LoadArrays
 
-SCHEMA = "tiercel-features-1"
+SCHEMA = "tiercel-features-2"
 """Identity of the table below; changes whenever a feature's meaning, order or range does."""
 
 ON_TIME_BIAS = 1.0
 ON_TIME_SHARPNESS = 8.0
 """Fixed logistic of the feature `on_time_probability`; a policy may use its own."""
+
+
+LEAST_SHARE = 0.05
+"""Smallest share of the traffic from which the whole is scaled up; below, a few requests say too
+little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +92,20 @@ FEATURES: tuple[Feature, ...] = (
     Feature("output_length", "log", 0.0, 1.0, "Predicted output tokens, 1 to 4096."),
     Feature("state_age", "1", 0.0, 5.0, "Age of the system state / slack."),
     Feature("availability", "1", 0.0, 1.0, "0 = unusable, between = ramping up."),
+    Feature("price_gap", "1", -1.0, 0.0, "Price score less the best allowed one, as seen."),
+    Feature("price_shift", "1", -1.0, 1.0, "Same gap on the load reckoned, less price_gap."),
+    Feature("price_charge", "1", 0.0, 2.0, "What price charges for the device's time."),
+    Feature("price_on_time", "1", 0.0, 1.0, "P(on time) as price reads it."),
+    Feature("burstiness", "log", 0.0, 1.0, "Squared CV of arrival gaps, 1/4 to 64."),
+    Feature("own_share", "1", 0.0, 1.0, "Share of the traffic that is this router's."),
+    Feature("device_in_flight", "log", 0.0, 1.0, "1 + outstanding on the device, 1 to 1000."),
+    Feature("disturbance", "1", 0.0, 3.0, "Delay of all on the device together / 10 slacks."),
+    Feature("soft_decay", "1", 0.0, 3.0, "Decay time of a soft deadline / slack; 0 = hard."),
 )
 
 FEATURE_COUNT = len(FEATURES)
+BASE_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "price_gap")
+"""Column of the score that a network corrects, as far as it matters for a choice."""
 
 
 def clip(value: float, low: float, high: float) -> float:
@@ -102,55 +126,199 @@ def log_unit(value: float, low: float, high: float) -> float:
     return 1.0
 
 
+class FeatureScratch(NamedTuple):
+    """Working space of `compute_features`, [C] each; the first four are results as well.
+
+    Attributes:
+        predicted_s_C: predicted latency on the load as seen, seconds.
+        probability_C: P(on time) as price reads it, on the load as seen.
+        base_C: the price score on the load as seen.
+        work_s_C: backlog of each candidate's device on the load as seen, seconds.
+        in_flight_C: the load as reckoned; `router.ledger.LoadArrays`.
+        waiting_prompt_tokens_C: same.
+        remaining_output_tokens_C: same.
+        reckoned_predicted_s_C: the first four on the load as reckoned.
+        reckoned_probability_C: same.
+        reckoned_base_C: same.
+        reckoned_work_s_C: same.
+    """
+
+    predicted_s_C: NDArray[np.float64]
+    probability_C: NDArray[np.float64]
+    base_C: NDArray[np.float64]
+    work_s_C: NDArray[np.float64]
+    in_flight_C: NDArray[np.float64]
+    waiting_prompt_tokens_C: NDArray[np.float64]
+    remaining_output_tokens_C: NDArray[np.float64]
+    reckoned_predicted_s_C: NDArray[np.float64]
+    reckoned_probability_C: NDArray[np.float64]
+    reckoned_base_C: NDArray[np.float64]
+    reckoned_work_s_C: NDArray[np.float64]
+
+
+def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> FeatureScratch:
+    """Returns working space made of `zeros(candidate_count)`: arrays or lists."""
+    return FeatureScratch(*(zeros(candidate_count) for _ in FeatureScratch._fields))
+
+
+def with_rate(query: Query, rate_short_rps: float) -> Query:
+    """Returns the query with another short rate (compiled code has no `_replace`)."""
+    return Query(
+        query.task,
+        query.slack_s,
+        query.prompt_tokens,
+        query.output_tokens,
+        query.event_tokens,
+        query.soft_decay_s,
+        query.mean_prompt_tokens,
+        rate_short_rps,
+        query.rate_long_rps,
+        query.state_age_s,
+        query.draw,
+        query.own_share,
+        query.own_rate_rps,
+        query.burstiness,
+    )
+
+
+def reckoned_share(query: Query) -> float:
+    """Returns how much of the others' load is reckoned from the own one, 0 to 1.
+
+    What others had on the devices is gone after about a deadline, so the share is the age of the
+    state over the slack; 0 where this router has all the traffic.
+    """
+    if query.own_share >= 1.0 or not query.state_age_s > 0.0:
+        return 0.0
+    return clip(query.state_age_s / max(query.slack_s, 1e-4), 0.0, 1.0)
+
+
+def reckon(seen: float, own: float, share: float, own_share: float) -> float:
+    """Returns a total of which `own` is exact and the rest is old, partly scaled up from `own`."""
+    others = max(0.0, seen - own)
+    return own + (1.0 - share) * others + share * own * (1.0 - own_share) / own_share
+
+
+def reckon_load(
+    load: LoadArrays, own: LoadArrays, share: float, own_share: float, s: FeatureScratch
+) -> None:
+    """Fills the load as reckoned: the older the picture of others, the more by the own load.
+
+    Routers that all act on the same old picture herd to the device that looked free, and swing
+    between tiers together. The own load is exact and fresh; where clients balance over routers it
+    is a sample of the total, `own_share` of it. The older the picture, the more of the others' part
+    is taken from that sample.
+    """
+    for c in range(len(s.in_flight_C)):
+        s.in_flight_C[c] = reckon(load.in_flight_C[c], own.in_flight_C[c], share, own_share)
+        s.waiting_prompt_tokens_C[c] = reckon(
+            load.waiting_prompt_tokens_C[c], own.waiting_prompt_tokens_C[c], share, own_share
+        )
+        s.remaining_output_tokens_C[c] = reckon(
+            load.remaining_output_tokens_C[c], own.remaining_output_tokens_C[c], share, own_share
+        )
+
+
 def compute_features(
     fleet: FleetArrays,
     load: LoadArrays,
+    own: LoadArrays,
     allowed_C: NDArray[np.bool_],
-    task: int,
-    slack_s: float,
-    prompt_tokens: float,
-    output_tokens: float,
-    event_tokens: float,
-    mean_prompt_tokens: float,
-    rate_short_rps: float,
-    rate_long_rps: float,
-    state_age_s: float,
-    predicted_s_C: NDArray[np.float64],
-    scratch_C: NDArray[np.float64],
+    query: Query,
+    base_P: NDArray[np.float64],
+    scratch: FeatureScratch,
     out_CF: NDArray[np.float32],
 ) -> None:
     """Computes the features of every candidate, in the order of FEATURES, into `out_CF`.
 
     Args:
         fleet: candidates.
-        load: outstanding load.
-        allowed_C: candidates the request may go to; the best quality is taken over these.
-        task: index of the task.
-        slack_s: time left, seconds.
-        prompt_tokens: of this request.
-        output_tokens: predicted, of this request.
-        event_tokens: tokens until the deadline's event: `output_tokens` for a complete answer,
-            1 for a first token.
-        mean_prompt_tokens: of recent requests; 0 or less = unknown, this request's is used.
-        rate_short_rps: arrivals per second over about 0.2 s.
-        rate_long_rps: same over about 10 s.
-        state_age_s: age of the newest system state, seconds.
-        predicted_s_C: also written: the predicted latency per candidate, seconds.
-        scratch_C: working space; afterwards the backlog of each candidate's device, seconds.
+        load: outstanding load as seen: own and others'.
+        own: the part of it that is this router's.
+        allowed_C: candidates the request may go to; the best of anything is taken over these.
+        query: the request and the traffic.
+        base_P: parameters of the price score.
+        scratch: working space; its first four arrays are results.
         out_CF: the features.
     """
-    count = len(fleet.tier_C)
+    s = scratch
+    scores.score_price(
+        fleet,
+        load,
+        allowed_C,
+        query,
+        base_P,
+        s.predicted_s_C,
+        s.probability_C,
+        s.work_s_C,
+        s.base_C,
+    )
+    view = load
+    rate_short = clip(query.rate_short_rps, 0.0, 1e9)
+    predicted_s_C = s.predicted_s_C
+    probability_C = s.probability_C
+    price_C = s.base_C
+    backlog_s_C = s.work_s_C
+    share = reckoned_share(query)
+    if share > 0.0:
+        own_share = max(query.own_share, LEAST_SHARE)
+        if query.own_rate_rps > 0.0:
+            rate_short = (1.0 - share) * rate_short + share * query.own_rate_rps / own_share
+        reckon_load(load, own, share, own_share, s)
+        view = LoadArrays(s.in_flight_C, s.waiting_prompt_tokens_C, s.remaining_output_tokens_C)
+        predicted_s_C = s.reckoned_predicted_s_C
+        probability_C = s.reckoned_probability_C
+        price_C = s.reckoned_base_C
+        backlog_s_C = s.reckoned_work_s_C
+        scores.score_price(
+            fleet,
+            view,
+            allowed_C,
+            with_rate(query, rate_short),
+            base_P,
+            predicted_s_C,
+            probability_C,
+            backlog_s_C,
+            price_C,
+        )
+    _fill(
+        fleet,
+        view,
+        allowed_C,
+        query,
+        rate_short,
+        predicted_s_C,
+        probability_C,
+        price_C,
+        backlog_s_C,
+        s.base_C,
+        out_CF,
+    )
+
+
+def _fill(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    query: Query,
+    rate_short: float,
+    predicted_s_C: NDArray[np.float64],
+    probability_C: NDArray[np.float64],
+    price_C: NDArray[np.float64],
+    backlog_s_C: NDArray[np.float64],
+    seen_price_C: NDArray[np.float64],
+    out_CF: NDArray[np.float32],
+) -> None:
+    """Fills the matrix from the load as reckoned and what the price score found on it."""
     # A slack of nothing would divide by zero; below 0.1 ms everything is late alike.
-    slack = clip(slack_s, 1e-4, 1e9)
-    rate_short = clip(rate_short_rps, 0.0, 1e9)
-    rate_long = clip(rate_long_rps, 0.0, 1e9)
-    mean_prompt = clip(mean_prompt_tokens, 0.0, 1e9)
-    if not mean_prompt > 0.0:
-        mean_prompt = prompt_tokens
-    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, predicted_s_C, mean_prompt)
-    kernels.device_backlog_s(fleet, load, scratch_C)
+    slack = clip(query.slack_s, 1e-4, 1e9)
+    rate_long = clip(query.rate_long_rps, 0.0, 1e9)
+    prompt_tokens = query.prompt_tokens
+    output_tokens = query.output_tokens
+    event_tokens = query.event_tokens
+    mean_prompt = clip(scores.mean_prompt(query), 0.0, 1e9)
 
     # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    count = len(fleet.tier_C)
     tier_C = fleet.tier_C
     peers_CP = fleet.peers_CP
     step_s_C = fleet.step_s_C
@@ -158,10 +326,15 @@ def compute_features(
     prompt_s_C = fleet.per_prompt_token_s_C
     max_batch_C = fleet.max_batch_C
     availability_C = fleet.availability_C
-    quality_C = fleet.quality_KC[task]
+    quality_C = fleet.quality_KC[query.task]
     in_flight_C = load.in_flight_C
     waiting_C = load.waiting_prompt_tokens_C
+    remaining_C = load.remaining_output_tokens_C
 
+    best = kernels.best_allowed(price_C, allowed_C)
+    best_price = price_C[best] if best >= 0 else 0.0
+    best = kernels.best_allowed(seen_price_C, allowed_C)
+    best_seen = seen_price_C[best] if best >= 0 else 0.0
     best_quality = 0.0
     smallest = -1
     usable_devices = 0
@@ -175,9 +348,9 @@ def compute_features(
         if smallest < 0 or tier_C[c] < tier_C[smallest]:
             smallest = c
         if kernels.is_first_usable(fleet, c):
-            if usable_devices == 0 or scratch_C[c] < backlog_least:
-                backlog_least = scratch_C[c]
-            backlog_sum += scratch_C[c]
+            if usable_devices == 0 or backlog_s_C[c] < backlog_least:
+                backlog_least = backlog_s_C[c]
+            backlog_sum += backlog_s_C[c]
             usable_devices += 1
     devices = max(1, usable_devices)
 
@@ -196,7 +369,10 @@ def compute_features(
     smallest_long = clip(rate_long * load_smallest, 0.0, 3.0)
     prompt_length = log_unit(prompt_tokens, 1.0, 16384.0)
     output_length = log_unit(output_tokens, 1.0, 4096.0)
-    state_age = clip(state_age_s / slack, 0.0, 5.0)
+    state_age = clip(query.state_age_s / slack, 0.0, 5.0)
+    burstiness = log_unit(query.burstiness, 0.25, 64.0)
+    own_share = clip(query.own_share, 0.0, 1.0)
+    soft_decay = clip(query.soft_decay_s / slack, 0.0, 3.0)
     trend = clip(trend, -1.0, 1.0)
 
     for c in range(count):
@@ -206,6 +382,12 @@ def compute_features(
         larger = 0.0
         prompts = 0.0
         cycle = 0.0
+        outstanding = 0.0
+        disturbed = 0.0
+        prompt_s = prompt_tokens * prompt_s_C[c]
+        token_s = sequence_s_C[c]
+        if in_flight_C[c] <= 0.0:
+            token_s += step_s_C[c]
         for j in peers_CP[c]:
             if j < 0:
                 break
@@ -219,13 +401,15 @@ def compute_features(
                 else:
                     same += work
                 prompts += waiting_C[j] * prompt_s_C[j]
+                outstanding += running
+                shared = min(output_tokens, remaining_C[j] / running)
+                disturbed += running * (prompt_s + shared * token_s)
             elif j != c:
                 continue
             if j == c:
                 running += 1.0
             cycle += step_s_C[j] + sequence_s_C[j] * min(running, max_batch_C[j])
         batch = min(in_flight_C[c] + 1.0, max_batch_C[c])
-        prompt_s = prompt_tokens * prompt_s_C[c]
         own = prompt_s + output_tokens * (sequence_s_C[c] + step_s_C[c] / batch)
         unloaded = fleet.overhead_s_C[c] + prompt_s
         unloaded += event_tokens * (sequence_s_C[c] + step_s_C[c])
@@ -242,7 +426,7 @@ def compute_features(
         row[7] = clip(smaller / slack, 0.0, 3.0)
         row[8] = clip(same / slack, 0.0, 3.0)
         row[9] = clip(larger / slack, 0.0, 3.0)
-        row[10] = clip(scratch_C[c] / slack, 0.0, 3.0)
+        row[10] = clip(backlog_s_C[c] / slack, 0.0, 3.0)
         row[11] = clip(prompts / slack, 0.0, 2.0)
         row[12] = clip(cycle * event_tokens / slack, 0.0, 3.0)
         row[13] = mean_backlog
@@ -257,3 +441,13 @@ def compute_features(
         row[22] = output_length
         row[23] = state_age
         row[24] = clip(availability_C[c], 0.0, 1.0)
+        gap = clip(seen_price_C[c] - best_seen, -1.0, 0.0)
+        row[25] = gap
+        row[26] = clip(price_C[c] - best_price, -1.0, 0.0) - gap
+        row[27] = clip(quality_C[c] * probability_C[c] - price_C[c], 0.0, 2.0)
+        row[28] = clip(probability_C[c], 0.0, 1.0)
+        row[29] = burstiness
+        row[30] = own_share
+        row[31] = log_unit(1.0 + outstanding, 1.0, 1000.0)
+        row[32] = clip(0.1 * disturbed / slack, 0.0, 3.0)
+        row[33] = soft_decay

@@ -90,6 +90,16 @@ def rate_from_sum(value: float, age_s: float, tau_s: float) -> float:
     return value / (1.0 - math.exp(-max(age_s, 0.1 * tau_s) / tau_s))
 
 
+def burstiness(mean_gap_s: float, mean_square_s2: float) -> float:
+    """Returns the squared coefficient of variation of gaps between arrivals, 1 if unknown.
+
+    1 for Poisson arrivals, 64 for a renewal process of CV 8; from 0 (a clock's ticks) to 1000.
+    """
+    if not mean_gap_s > 0.0:
+        return 1.0
+    return max(0.0, min(1000.0, mean_square_s2 / (mean_gap_s * mean_gap_s) - 1.0))
+
+
 def predict_latency_s(
     fleet: FleetArrays,
     load: LoadArrays,

@@ -28,6 +28,7 @@ class Observation:
         request: the request.
         signals: traffic.
         allowed_C: candidates the request may go to; at least one is True.
+        own: the part of `load` that this router sent itself; None = all of it.
     """
 
     fleet: Fleet
@@ -35,6 +36,7 @@ class Observation:
     request: Request
     signals: Signals
     allowed_C: NDArray[np.bool_]
+    own: LoadArrays | None = None
 
 
 class Policy(Protocol):
@@ -59,6 +61,7 @@ def observe(
     signals: Signals,
     rng: np.random.Generator,
     excluded_C: NDArray[np.bool_] | None = None,
+    own: LoadArrays | None = None,
 ) -> Observation:
     """Builds an observation.
 
@@ -69,6 +72,7 @@ def observe(
         signals: traffic.
         rng: draws which requests a ramping endpoint gets.
         excluded_C: candidates to leave out besides (a retry's failed ones), or None.
+        own: the part of `load` that this router sent itself; None = all of it.
 
     Raises:
         NoCandidateError: nothing is usable for this request.
@@ -89,4 +93,4 @@ def observe(
         count = int(allowed_C.sum())
     if count == 0:
         raise NoCandidateError("no usable endpoint serves a tier this request allows")
-    return Observation(fleet, load, request, signals, allowed_C)
+    return Observation(fleet, load, request, signals, allowed_C, own)

@@ -119,12 +119,19 @@ class Signals:
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds; 0 where the ledger is all there is.
         mean_prompt_tokens: mean prompt length of recent requests, tokens; 0 = unknown.
+        own_share: share of the traffic that comes through this router, (0, 1], over about 10 s.
+        own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
+        burstiness: squared coefficient of variation of recent gaps between this router's
+            arrivals; 1 = Poisson, above = bursty.
     """
 
     rate_short_rps: float
     rate_long_rps: float
     state_age_s: float
     mean_prompt_tokens: float = 0.0
+    own_share: float = 1.0
+    own_rate_rps: float = 0.0
+    burstiness: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ def initial_weights(
     rng: np.random.Generator,
     linear_F: NDArray[np.float32] | None = None,
 ) -> Weights:
-    """Returns random layers (He et al., arXiv 1502.01852) and a chosen linear term.
+    """Returns random layers (He et al., arXiv 1502.01852) whose output is a linear term.
 
-    The hidden layers' output weights start small, so that the linear term rules at first.
+    That is `linear_F`, nothing unless given: a network that corrects a score starts as that score.
     """
 
     def he(*shape: int) -> NDArray[np.float32]:
@@ -45,7 +45,7 @@ def initial_weights(
         return drawn * np.float32(np.sqrt(2.0 / shape[0]))
 
     linear_F = np.zeros(feature_count, np.float32) if linear_F is None else linear_F
-    out_H = 0.01 * rng.normal(size=hidden_count) / np.sqrt(hidden_count)
+    out_H = np.zeros(hidden_count, np.float32)
     return Weights(
         he(feature_count, hidden_count),
         np.zeros(hidden_count, np.float32),
@@ -56,8 +56,17 @@ def initial_weights(
     )
 
 
-def forward(p: Mapping[str, Tensor], x_BCF: Tensor, allowed_BC: Tensor) -> Tensor:
-    """Returns q_BC: the batched, differentiable twin of `network.q_values`, not masked."""
+def forward(
+    p: Mapping[str, Tensor], x_BCF: Tensor, allowed_BC: Tensor, base_column: int | None = None
+) -> Tensor:
+    """Returns q_BC: the batched, differentiable twin of `network.q_values`, not masked.
+
+    Args:
+        p: weights by name.
+        x_BCF: features.
+        allowed_BC: candidates allowed.
+        base_column: feature that holds the score the network corrects; None: it corrects nothing.
+    """
     hidden = p["b1_H"].shape[0]
     h_BCH = torch.relu(x_BCF @ p["w1_FH"] + p["b1_H"])
     open_BC = allowed_BC.to(x_BCF.dtype)
@@ -65,7 +74,8 @@ def forward(p: Mapping[str, Tensor], x_BCF: Tensor, allowed_BC: Tensor) -> Tenso
     g_BH = (open_BC.unsqueeze(2) * h_BCH).sum(dim=1) / count_B1
     context_BH = g_BH @ p["w2_GH"][hidden:] + p["b2_H"]
     z_BCH = torch.relu(h_BCH @ p["w2_GH"][:hidden] + context_BH.unsqueeze(1))
-    return z_BCH @ p["w3_P"][:hidden] + x_BCF @ p["w3_P"][hidden:] + p["b3"]
+    q_BC = z_BCH @ p["w3_P"][:hidden] + x_BCF @ p["w3_P"][hidden:] + p["b3"]
+    return q_BC if base_column is None else q_BC + x_BCF[:, :, base_column]
 
 
 def double_dqn_targets(
@@ -75,22 +85,36 @@ def double_dqn_targets(
     discount_B: Tensor,
     next_x_BCF: Tensor,
     next_allowed_BC: Tensor,
+    base_column: int | None = None,
 ) -> Tensor:
     """Returns the targets y_B; a discount of 0 leaves the return alone."""
     with torch.no_grad():
-        q_BC = forward(online, next_x_BCF, next_allowed_BC)
+        q_BC = forward(online, next_x_BCF, next_allowed_BC, base_column)
         best_B1 = q_BC.masked_fill(~next_allowed_BC, -torch.inf).argmax(dim=1, keepdim=True)
-        value_B = forward(target, next_x_BCF, next_allowed_BC).gather(1, best_B1).squeeze(1)
-        return return_B + discount_B * value_B
+        value_BC = forward(target, next_x_BCF, next_allowed_BC, base_column)
+        return return_B + discount_B * value_BC.gather(1, best_B1).squeeze(1)
 
 
 class Learner:
     """Online and target network, and the optimiser between them."""
 
     def __init__(
-        self, config: LearnerConfig, weights: Weights, *, planned_step_count: int = 0
+        self,
+        config: LearnerConfig,
+        weights: Weights,
+        *,
+        planned_step_count: int = 0,
+        base_column: int | None = None,
     ) -> None:
-        """Starts from `weights`; the learning rate falls over `planned_step_count` (0: never)."""
+        """Starts from `weights`.
+
+        Args:
+            config: the learner's settings.
+            weights: the network to start from.
+            planned_step_count: steps over which the learning rate falls; 0: it never does.
+            base_column: feature that holds the score the network corrects; None: none.
+        """
+        self._base_column = base_column
         self._config = config
         self._planned_step_count = planned_step_count
         self._online = _parameters(weights, learn=True)
@@ -113,9 +137,11 @@ class Learner:
             torch.from_numpy(batch.discount_B),
             torch.from_numpy(batch.next_x_BCF),
             torch.from_numpy(batch.next_allowed_BC),
+            self._base_column,
         )
         action_B1 = torch.from_numpy(batch.action_B).unsqueeze(1)
-        chosen_B = forward(self._online, x_BCF, allowed_BC).gather(1, action_B1).squeeze(1)
+        q_BC = forward(self._online, x_BCF, allowed_BC, self._base_column)
+        chosen_B = q_BC.gather(1, action_B1).squeeze(1)
         loss = torch.nn.functional.huber_loss(chosen_B, target_B, delta=config.huber_delta)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -139,9 +165,7 @@ class Learner:
         for name, online in self._online.items():
             state[f"online.{name}"] = online.detach().numpy().copy()
             state[f"target.{name}"] = self._target[name].numpy().copy()
-            for key, value in self._optimizer.state.get(online, {}).items():
-                state[f"adam.{name}.{key}"] = value.numpy().copy()
-        return state
+        return state | optimizer_state(self._optimizer, self._online)
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restores what `get_state` returned.
@@ -158,14 +182,7 @@ class Learner:
             for name, online in self._online.items():
                 online.copy_(torch.from_numpy(np.array(state[f"online.{name}"])))
                 self._target[name].copy_(torch.from_numpy(np.array(state[f"target.{name}"])))
-                prefix = f"adam.{name}."
-                moments = {
-                    key.removeprefix(prefix): torch.from_numpy(np.array(value))
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-                if moments:
-                    self._optimizer.state[online] = moments
+        restore_optimizer(self._optimizer, self._online, state)
         self.step_count = int(state["step_count"])
 
     def _schedule(self) -> None:
@@ -177,6 +194,32 @@ class Learner:
         ratio = config.learning_rate_end / config.learning_rate
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * ratio**done
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Parameters
+) -> dict[str, NDArray[Any]]:
+    """Returns an optimiser's state by `adam.<parameter>.<part>`, as plain arrays."""
+    return {
+        f"adam.{name}.{part}": value.numpy().copy()
+        for name, parameter in parameters.items()
+        for part, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, state: Mapping[str, NDArray[Any]]
+) -> None:
+    """Restores what `optimizer_state` returned; parameters without a state start afresh."""
+    for name, parameter in parameters.items():
+        prefix = f"adam.{name}."
+        parts = {
+            key.removeprefix(prefix): torch.from_numpy(np.array(value))
+            for key, value in state.items()
+            if key.startswith(prefix)
+        }
+        if parts:
+            optimizer.state[parameter] = parts
 
 
 def _parameters(weights: Weights, *, learn: bool) -> Parameters:

@@ -44,6 +44,7 @@ class OnlineConfig:
         feature_schema: schema learned on; records of another one only serve as rewards.
         feature_names: names of its features.
         availability_column: column that is 0 for candidates that must not be used.
+        base_column: column of the score that the network corrects; None: it corrects nothing.
         seed: seed of sampling and of fresh weights.
     """
 
@@ -53,6 +54,7 @@ class OnlineConfig:
     feature_schema: str
     feature_names: tuple[str, ...]
     availability_column: int
+    base_column: int | None = None
     sample_reuse: float = 8.0
     min_transitions: int = 512
     seed: int = 0
@@ -98,12 +100,14 @@ class OnlineLoop:
         self._rng = np.random.default_rng(config.seed)
         count = len(config.feature_names)
         self._parent = ""
+        self._base: dict[str, float] = {}
         if initial is not None:
             snapshot = load_snapshot(initial, config.feature_schema)
             weights, self._parent = snapshot.weights, snapshot.version
+            self._base = dict(snapshot.base)
         else:
             weights = initial_weights(count, config.learner.hidden_count, self._rng)
-        self._learner = Learner(config.learner, weights)
+        self._learner = Learner(config.learner, weights, base_column=config.base_column)
         self._replay = Replay(capacity=config.learner.replay_capacity, feature_count=count)
         self._baseline = RewardBaseline()
         self._joiner = TransitionJoiner(patience_s=config.patience_s)
@@ -221,6 +225,7 @@ class OnlineLoop:
                 training=training,
                 evaluation=evaluation,
                 fleet={"deadline_s": config.deadline_s},
+                base=self._base,
             )
         )
 

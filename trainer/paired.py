@@ -14,6 +14,7 @@ deadlines what is left at its end is common to all.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def _advance_to(
             return -1, -1
         stops = j >= target and w.requests[j].attempt == 0
         q = loop.query_for(w, j, clock.now_s)
-        chosen = loop.decide(w, kind, q, params_P, weights, stops)
+        chosen = loop.decide(w, j, kind, q, params_P, weights, stops)
         if stops:
             return j, chosen
         if chosen < 0:
@@ -87,14 +88,18 @@ def _advance_to(
         loop.apply(w, j, chosen)
 
 
-def _worth(world: World, start_s: float, end_s: float, miss_cost: float) -> float:
-    """Returns what the requests due between two times brought, misses charged."""
+def _worth(
+    world: World, start_s: float, end_s: float, miss_cost: float, discount_tau_s: float
+) -> float:
+    """Returns what the requests due between two times brought, misses charged, later ones less."""
     requests = world.requests
     # Deadlines differ by task; arrivals are sorted, so a generous range is cut out first.
     low, high = np.searchsorted(requests["arrival_s"], (start_s - 4.0 * (end_s - start_s), end_s))
-    due_s, reward = requests["deadline_s"][low:high], requests["first_reward"][low:high]
-    reward = reward[(due_s > start_s) & (due_s <= end_s)]
-    return float(reward.sum() - miss_cost * (reward <= 0.0).sum())
+    arrival_s, due_s = requests["arrival_s"][low:high], requests["deadline_s"][low:high]
+    reward = requests["first_reward"][low:high]
+    discount = np.exp(-np.maximum(0.0, arrival_s - start_s) / discount_tau_s)
+    worth = discount * (reward - miss_cost * (reward <= 0.0))
+    return float(worth[(due_s > start_s) & (due_s <= end_s)].sum())
 
 
 _BY_PART = ("requests", "heap_s", "heap_id", "pending_N")
@@ -152,6 +157,7 @@ def paired_samples(
     epsilon: float,
     mix_T: tuple[float, ...],
     miss_cost: float = 0.0,
+    discount_tau_s: float = math.inf,
 ) -> PairedSamples:
     """Runs a scenario under a policy and measures actions at some of its decisions.
 
@@ -165,12 +171,16 @@ def paired_samples(
         epsilon: share of the episode's own decisions drawn from `mix_T`; the futures explore not.
         mix_T: tier mix of that exploration.
         miss_cost: what a miss costs beside its reward of zero, in units of quality.
+        discount_tau_s: time constant by which later arrivals count less, seconds.
     """
     workload = scenario.workload
     world = make_world(scenario.config, scenario.workload, scenario.seed)
     world.clock["epsilon"] = epsilon
     world.mix_T[:] = mix_T
     copy = _Copy(scenario, world)
+    # A soft deadline's answer may come, and earn, a while after it.
+    requests = world.requests
+    grace_s = float((requests["cancel_s"] - requests["deadline_s"]).max(initial=0.0))
     params_P, weights = policy.params_P.copy(), policy.weights
     future = future or policy
     last = int(np.searchsorted(workload.arrival_N, workload.duration_s - horizon_s))
@@ -185,71 +195,61 @@ def paired_samples(
         )
         if i < 0 or i >= last:
             break
+        if action < 0:
+            break
         tried_C = _actions(world, action, rng)
+        if tried_C.sum() < 2:
+            continue
         return_C = np.zeros(len(tried_C), np.float32)
         start_s = float(world.clock["now_s"][0])
         end_s = start_s + horizon_s
         for c in np.flatnonzero(tried_C):
-            branch = copy.refill(start_s, end_s)
+            branch = copy.refill(start_s, end_s + grace_s)
             after_P = future.params_P.copy()
             _advance_to(
-                branch, i, int(c), False, _NEVER, end_s, future.kind, after_P, future.weights
+                branch,
+                i,
+                int(c),
+                False,
+                _NEVER,
+                end_s + grace_s,
+                future.kind,
+                after_P,
+                future.weights,
             )
-            return_C[c] = _worth(branch, start_s, end_s, miss_cost)
-        if tried_C.sum() > 1:
-            rows.append((world.features_CF.copy(), world.allowed_C.copy(), tried_C, return_C))
+            return_C[c] = _worth(branch, start_s, end_s, miss_cost, discount_tau_s)
+        rows.append((world.features_CF.copy(), world.allowed_C.copy(), tried_C, return_C))
     if not rows:
-        count, features = world.features_CF.shape
-        empty = np.zeros((0, count), bool)
-        return PairedSamples(
-            np.zeros((0, count, features), np.float32), empty, empty, np.zeros((0, count), "f4")
-        )
+        return _no_samples(*world.features_CF.shape)
     x, allowed, tried, returns = (np.stack(part) for part in zip(*rows, strict=True))
     return PairedSamples(x, allowed.astype(bool), tried.astype(bool), returns)
 
 
+def _no_samples(count: int, features: int) -> PairedSamples:
+    mask, number = np.zeros((0, count), bool), np.zeros((0, count), np.float32)
+    return PairedSamples(np.zeros((0, count, features), np.float32), mask, mask, number)
+
+
+SERIOUS_GAP = 0.5
+"""Candidates this far below the best in price score are tried only now and then."""
+
+
 def _actions(world: World, action: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Returns what is tried: the policy's action, each tier's fastest candidate, a random one."""
-    allowed_C = world.allowed_C
-    tried_C = np.zeros(len(allowed_C), bool)
-    tried_C[action] = True
-    for tier in range(len(world.mix_T)):
-        rows = np.flatnonzero(allowed_C & (world.fleet.tier_C == tier))
-        if len(rows):
-            tried_C[rows[np.argmin(world.predicted_C[rows])]] = True
-    tried_C[rng.choice(np.flatnonzero(allowed_C))] = True
-    return tried_C
+    """Returns what is tried: the policy's action, its rivals, and one of all at random.
 
-
-def scored_samples(
-    scenario: Scenario,
-    policy: PolicySpec,
-    *,
-    sample_count: int,
-    epsilon: float,
-    mix_T: tuple[float, ...],
-) -> PairedSamples:
-    """Runs a scenario under a score policy and returns its scores in place of returns.
-
-    A network fitted to them starts where that policy stands, instead of nowhere.
+    The rivals are each tier's best candidate and the best one on another device, by the price
+    score; mostly only where they are in the race.
     """
-    workload = scenario.workload
-    world = make_world(scenario.config, workload, scenario.seed)
-    world.clock["epsilon"] = epsilon
-    world.mix_T[:] = mix_T
-    params_P, weights = policy.params_P.copy(), policy.weights
-    i, action = -1, -1
-    rows: list[tuple[NDArray[Any], ...]] = []
-    for target in np.linspace(0, len(workload) - 1, sample_count).astype(np.int64):
-        if target <= i:
-            continue
-        i, action = _advance_to(
-            world, i, action, True, int(target), np.inf, policy.kind, params_P, weights
-        )
-        if i < 0:
-            break
-        allowed_C = world.allowed_C.copy()
-        score_C = np.where(allowed_C, world.score_C, 0.0).astype(np.float32)
-        rows.append((world.features_CF.copy(), allowed_C, allowed_C, score_C))
-    x, allowed, tried, scores = (np.stack(part) for part in zip(*rows, strict=True))
-    return PairedSamples(x, allowed, tried, scores)
+    allowed_C, fleet = world.allowed_C, world.fleet
+    score_C = np.where(allowed_C, world.scratch.base_C, -np.inf)
+    tried_C = np.zeros(len(allowed_C), bool)
+    groups = [fleet.tier_C == tier for tier in range(len(world.mix_T))]
+    groups.append(fleet.device_C != fleet.device_C[action])
+    for group_C in groups:
+        rows = np.flatnonzero(allowed_C & group_C)
+        if len(rows):
+            row = rows[np.argmax(score_C[rows])]
+            tried_C[row] = score_C[row] > score_C.max() - SERIOUS_GAP or rng.random() < 0.2
+    tried_C[action] = True
+    tried_C[rng.choice(np.flatnonzero(allowed_C))] |= bool(rng.random() < 0.3)
+    return tried_C

@@ -1,7 +1,7 @@
 """Fitting the Q-network to paired returns: differences between actions, nothing else.
 
     loss = mean over decisions, sum over tried actions of
-           huber( (q_a - mean of tried q) - (y_a - mean of tried y) )
+           huber( (q_a - mean of tried q) - (y_a - mean of tried y) ),   q_a = price score + network
 
 The level of a return is the same for every action and would drown the differences; taking both
 means off is the advantage normalisation of dueling networks (arXiv 1511.06581) done on the targets.
@@ -10,6 +10,7 @@ means off is the advantage normalisation of dueling networks (arXiv 1511.06581) 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.dqn.snapshot import Weights
-from trainer.learner import LearnerStateError, Parameters, forward
+from trainer.learner import (
+    LearnerStateError,
+    Parameters,
+    forward,
+    optimizer_state,
+    restore_optimizer,
+)
 from trainer.paired import PairedSamples
 
-_LARGEST_GAP = 4.0
-"""Differences beyond this many requests' worth are cut: they come from rare collapses."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedConfig:
+    """How the network is fitted.
+
+    Attributes:
+        batch_size: decisions per step.
+        average_rate: share of the newest weights that the exported average takes over per step.
+        huber_delta: error at which the loss turns linear, in requests' worth. Not small: what a
+            decision does to others is rarely much and mostly nothing, and its mean is wanted.
+        largest_gap: differences are cut at this many requests' worth; larger ones come from rare
+            collapses.
+        weight_decay: of AdamW.
+        shrinkage: weight of the mean square of the correction, which keeps it at zero where returns
+            say nothing.
+        gradient_norm_limit: longest gradient.
+    """
+
+    batch_size: int = 256
+    average_rate: float = 0.01
+    huber_delta: float = 2.0
+    largest_gap: float = 4.0
+    weight_decay: float = 1e-5
+    shrinkage: float = 0.0
+    gradient_norm_limit: float = 5.0
 
 
 def paired_loss(
@@ -31,9 +61,10 @@ def paired_loss(
     allowed_BC: Tensor,
     tried_BC: Tensor,
     return_BC: Tensor,
-    huber_delta: float,
+    config: PairedConfig,
+    base_BC: Tensor | None = None,
 ) -> Tensor:
-    """Returns the loss; see the module's docstring."""
+    """Returns the loss; see the module's docstring. `base_BC` is the score corrected, if any."""
     tried = tried_BC.to(x_BCF.dtype)
     count_B1 = tried.sum(dim=1, keepdim=True).clamp_min(1.0)
 
@@ -41,9 +72,15 @@ def paired_loss(
         mean_B1 = (value_BC * tried).sum(dim=1, keepdim=True) / count_B1
         return (value_BC - mean_B1) * tried
 
-    gap_BC = centred(return_BC).clamp(-_LARGEST_GAP, _LARGEST_GAP)
-    q_BC = centred(forward(parameters, x_BCF, allowed_BC))
-    loss_BC = torch.nn.functional.huber_loss(q_BC, gap_BC, delta=huber_delta, reduction="none")
+    gap_BC = centred(return_BC).clamp(-config.largest_gap, config.largest_gap)
+    correction_BC = centred(forward(parameters, x_BCF, allowed_BC))
+    q_BC = correction_BC
+    if base_BC is not None:
+        q_BC = q_BC + centred(base_BC)
+    loss_BC = torch.nn.functional.huber_loss(
+        q_BC, gap_BC, delta=config.huber_delta, reduction="none"
+    )
+    loss_BC = loss_BC + config.shrinkage * correction_BC.square()
     return (loss_BC * tried).sum(dim=1).mean()
 
 
@@ -53,13 +90,13 @@ class PairedLearner:
     def __init__(
         self,
         weights: Weights,
+        config: PairedConfig | None = None,
         *,
-        learning_rate: float = 2e-3,
-        average_rate: float = 0.01,
-        huber_delta: float = 0.5,
-        weight_decay: float = 1e-5,
+        base_column: int | None = None,
     ) -> None:
-        """Starts from `weights`."""
+        """Starts from `weights`; `base_column` holds the score they correct, None: none."""
+        self._config = config = config or PairedConfig()
+        self._base_column = base_column
         arrays = weights._asdict()
         self._online: Parameters = {
             name: torch.tensor(np.asarray(array), dtype=torch.float32, requires_grad=True)
@@ -67,10 +104,8 @@ class PairedLearner:
         }
         self._average = {name: tensor.detach().clone() for name, tensor in self._online.items()}
         self._optimizer = torch.optim.AdamW(
-            list(self._online.values()), lr=learning_rate, weight_decay=weight_decay, foreach=True
+            list(self._online.values()), lr=2e-3, weight_decay=config.weight_decay, foreach=True
         )
-        self._average_rate = average_rate
-        self._huber_delta = huber_delta
         self.step_count = 0
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -78,23 +113,29 @@ class PairedLearner:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def step(self, batch: PairedSamples) -> float:
-        """Does one gradient step and returns the loss."""
+    def step(self, batch: PairedSamples, keep_F: NDArray[np.float32] | None = None) -> float:
+        """Does one gradient step and returns the loss; `keep_F` zeroes features it is 0 for."""
+        x_BCF = torch.from_numpy(batch.x_BCF)
+        base_BC = None if self._base_column is None else x_BCF[:, :, self._base_column]
         loss = paired_loss(
             self._online,
-            torch.from_numpy(batch.x_BCF),
+            x_BCF if keep_F is None else x_BCF * torch.from_numpy(keep_F),
             torch.from_numpy(batch.allowed_BC),
             torch.from_numpy(batch.tried_BC),
             torch.from_numpy(batch.return_BC),
-            self._huber_delta,
+            self._config,
+            base_BC,
         )
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(self._online.values()), 5.0)
+        limit = self._config.gradient_norm_limit
+        torch.nn.utils.clip_grad_norm_(list(self._online.values()), limit)
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
-                list(self._average.values()), list(self._online.values()), self._average_rate
+                list(self._average.values()),
+                list(self._online.values()),
+                self._config.average_rate,
             )
         self.step_count += 1
         return float(loss.detach())
@@ -111,9 +152,7 @@ class PairedLearner:
         for name, online in self._online.items():
             state[f"online.{name}"] = online.detach().numpy().copy()
             state[f"average.{name}"] = self._average[name].numpy().copy()
-            for key, value in self._optimizer.state.get(online, {}).items():
-                state[f"adam.{name}.{key}"] = value.numpy().copy()
-        return state
+        return state | optimizer_state(self._optimizer, self._online)
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restores what `get_state` returned; raises LearnerStateError if it does not fit."""
@@ -125,12 +164,5 @@ class PairedLearner:
             for name, online in self._online.items():
                 online.copy_(torch.from_numpy(np.array(state[f"online.{name}"])))
                 self._average[name].copy_(torch.from_numpy(np.array(state[f"average.{name}"])))
-                prefix = f"adam.{name}."
-                moments = {
-                    key.removeprefix(prefix): torch.from_numpy(np.array(value))
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-                if moments:
-                    self._optimizer.state[online] = moments
+        restore_optimizer(self._optimizer, self._online, state)
         self.step_count = int(state["step_count"])

@@ -18,7 +18,7 @@ from router import kernels
 from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.profile import LatencyProfile, TierProfile
-from router.types import Task
+from router.types import RewardKind, Task
 from trainer.simulation.simulate import FleetEvent, SimulationConfig
 from trainer.simulation.workload import (
     OPT_LENGTHS,
@@ -155,23 +155,56 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
     rate = float(np.exp(rng.uniform(math.log(bottom), math.log(high))))
     duration_s = max(request_count / rate, 12.0 * mesh.deadline_s)
     deadline_s = mesh.deadline_s * float(np.exp(0.1 * rng.standard_normal()))
-    tasks = len(mesh.catalog.tasks)
+    soft = rng.random() < SOFT_SHARE
+    catalog = mesh.catalog if not soft else _soft(mesh.catalog, deadline_s, rng)
     workload = make_workload(
         _arrivals(rate, high, duration_s, mesh.deadline_s, rng),
         duration_s,
         rng=rng,
         deadline_s=deadline_s,
-        task_share=rng.dirichlet(np.full(tasks, 3.0)).tolist(),
+        task_share=rng.dirichlet(np.full(len(catalog.tasks), 3.0)).tolist(),
         lengths=mesh.lengths,
     )
+    error = TRAINING_ERROR if rng.random() < 0.5 else NO_ERROR
+    routers = int(rng.choice([1, 2, 4], p=[0.6, 0.2, 0.2]))
     config = SimulationConfig(
         fleet=mesh.fleet,
-        catalog=mesh.catalog,
-        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, TRAINING_ERROR, rng)},
+        catalog=catalog,
+        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, error, rng)},
         safety=bool(rng.random() < 0.5),
-        events=_slow_down(mesh, TRAINING_ERROR, duration_s, rng),
+        routers=routers,
+        staleness_s=float(rng.uniform(0.05, 1.5)) * mesh.deadline_s if routers > 1 else 0.0,
+        report_interval_s=0.125 * mesh.deadline_s,
+        events=(*_slow_down(mesh, error, duration_s, rng), *_loss(mesh, duration_s, rng)),
     )
     return Scenario(config, workload, int(rng.integers(2**31)))
+
+
+SOFT_SHARE = 0.1
+"""Share of training episodes with soft deadlines."""
+LOSS_SHARE = 0.2
+"""Share of training episodes in which a device is lost for a while."""
+
+
+def _soft(catalog: Catalog, deadline_s: float, rng: np.random.Generator) -> Catalog:
+    """Returns the catalog with soft deadlines of a random decay time."""
+    decay_s = deadline_s * float(rng.uniform(0.2, 1.0))
+    tasks = tuple(
+        replace(task, reward_kind=RewardKind.SOFT, soft_decay_s=decay_s) for task in catalog.tasks
+    )
+    return replace(catalog, tasks=tasks)
+
+
+def _loss(mesh: Mesh, duration_s: float, rng: np.random.Generator) -> tuple[FleetEvent, ...]:
+    """Returns a device that is lost for a while, or nothing; one device always stays."""
+    if len(mesh.devices) < 2 or rng.random() >= LOSS_SHARE:
+        return ()
+    device = int(rng.integers(len(mesh.devices)))
+    start_s, end_s = np.sort(rng.random(2)) * duration_s
+    return (
+        FleetEvent(float(start_s), device, "lost"),
+        FleetEvent(float(end_s), device, "back"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +226,9 @@ class ModelError:
     slow_down: float
 
 
-TRAINING_ERROR = ModelError(bias=0.1, common=0.3, per_tier=0.2, overhead=0.1, slow_down=0.3)
-"""Wide: a profile fitted on a busy machine is easily wrong by a third."""
+TRAINING_ERROR = ModelError(bias=0.05, common=0.2, per_tier=0.15, overhead=0.1, slow_down=0.4)
+"""Wide: a profile fitted on a busy machine is easily wrong by a quarter."""
+NO_ERROR = ModelError(bias=0.0, common=0.0, per_tier=0.0, overhead=0.0, slow_down=0.0)
 EVALUATION_ERROR = ModelError(bias=0.0, common=0.15, per_tier=0.1, overhead=0.05, slow_down=0.0)
 
 
@@ -224,7 +258,13 @@ def _slow_down(
 
 
 def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> list[Scenario]:
-    """Returns fixed scenarios: steady rates over the range, and bursts of three times the load."""
+    """Returns fixed scenarios: steady rates, bursts, clumped traffic, stale views, a lost device.
+
+    Args:
+        mesh: the mesh.
+        seeds: each gives every scenario once more, with other arrivals and other errors of costs.
+        requests: per scenario, about.
+    """
     scenarios = []
     for seed in seeds:
         rates = mesh.rates(5)
@@ -241,7 +281,42 @@ def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> 
             pieces = [(piece_s, base), (piece_s, burst), (piece_s, base)]
             arrivals = piecewise(pieces, rng)
             scenarios.append(_evaluation(mesh, arrivals, 3 * piece_s, rng, f"burst {factor:g}x"))
+        for index, rate in enumerate((rates[1], rates[3])):
+            scenarios.extend(_hard_scenarios(mesh, rate, requests, [seed, 200 + index]))
     return scenarios
+
+
+def _hard_scenarios(mesh: Mesh, rate: float, requests: int, seed: list[int]) -> list[Scenario]:
+    """Returns one scenario of each kind that is hard for price, at a mean rate."""
+    duration_s = max(requests / rate, 12.0 * mesh.deadline_s)
+    peak = min(2.2 * rate, mesh.max_rate_rps)
+    found = []
+    for index, kind in enumerate(("cv 4", "cv 8", "markov", "stale 2", "stale 4", "loss")):
+        rng = np.random.default_rng([*seed, index])
+        if kind.startswith("cv"):
+            arrivals = gamma_renewal(rate, float(kind[3:]), duration_s, rng)
+        elif kind == "markov":
+            arrivals = markov_modulated(
+                [0.3 * rate, rate, peak], 5.0 * mesh.deadline_s, duration_s, rng
+            )
+        else:
+            arrivals = poisson(rate, duration_s, rng)
+        scenario = _evaluation(mesh, arrivals, duration_s, rng, f"{kind} at {rate:.0f} req/s")
+        config = scenario.config
+        if kind.startswith("stale"):
+            config = replace(
+                config,
+                routers=int(kind[6:]),
+                staleness_s=1.25 * mesh.deadline_s,
+                report_interval_s=0.125 * mesh.deadline_s,
+            )
+        elif kind == "loss":
+            if len(mesh.devices) < 2:
+                continue
+            lost = FleetEvent(0.3 * duration_s, 0, "lost")
+            config = replace(config, events=(lost, FleetEvent(0.8 * duration_s, 0, "back")))
+        found.append(replace(scenario, config=config))
+    return found
 
 
 def _evaluation(
@@ -268,18 +343,19 @@ def _arrivals(
 ) -> Times:
     """Returns arrivals of a random kind around `rate`."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.25:
         return poisson(rate, duration_s, rng)
-    if kind < 0.75:
+    if kind < 0.5:
         burst = min(rate * float(rng.uniform(2.0, 6.0)), high)
         # From quiet to burst and back, at random moments, so that every phase is met in each state.
         cuts = np.sort(rng.random(2)) * duration_s
         spans = np.diff([0.0, *cuts, duration_s])
         return piecewise([(spans[0], rate), (spans[1], burst), (spans[2], rate)], rng)
-    if kind < 0.88:
-        return gamma_renewal(rate, float(rng.uniform(1.5, 5.0)), duration_s, rng)
-    rates = [rate * 0.4, rate, min(2.5 * rate, high)]
-    return markov_modulated(rates, float(rng.uniform(1.0, 8.0)) * deadline_s, duration_s, rng)
+    if kind < 0.8:
+        cv = float(np.exp(rng.uniform(math.log(1.5), math.log(9.0))))
+        return gamma_renewal(rate, cv, duration_s, rng)
+    rates = [rate * 0.3, rate, min(2.2 * rate, high)]
+    return markov_modulated(rates, float(rng.uniform(1.0, 10.0)) * deadline_s, duration_s, rng)
 
 
 def _placement(

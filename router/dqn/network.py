@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def q_values(
     x_CF: NDArray[np.float32],
     allowed_C: NDArray[np.bool_],
+    base_C: NDArray[np.float64],
     w1_FH: NDArray[np.float32],
     b1_H: NDArray[np.float32],
     w2_GH: NDArray[np.float32],
@@ -39,6 +40,7 @@ def q_values(
     Args:
         x_CF: features, C-contiguous float32.
         allowed_C: candidates the request may go to; at least one is True.
+        base_C: score that the network corrects, in units of quality.
         w1_FH: first layer.
         b1_H: its bias.
         w2_GH: second layer: rows 0 to H-1 read the candidate, the others the pooled context.
@@ -60,4 +62,4 @@ def q_values(
     q_C = z_CH @ w3_P[:hidden]
     q_C += x_CF @ w3_P[hidden:]
     q_C += b3
-    out_C[:] = np.where(allowed_C, q_C, np.float32(-np.inf))
+    out_C[:] = np.where(allowed_C, base_C + q_C, -np.inf)

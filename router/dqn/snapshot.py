@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FORMAT: Final = "tiercel-dqn/1"
+FORMAT: Final = "tiercel-dqn/2"
 """Name and version of the layout; a reader refuses any other."""
 
 MAX_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
@@ -34,6 +34,7 @@ REASON_MALFORMED: Final = "SNAPSHOT_MALFORMED"
 REASON_FORMAT: Final = "SNAPSHOT_FORMAT_UNKNOWN"
 REASON_SCHEMA: Final = "SNAPSHOT_SCHEMA_MISMATCH"
 REASON_SHAPE: Final = "SNAPSHOT_SHAPE_MISMATCH"
+REASON_BASE: Final = "SNAPSHOT_BASE_INVALID"
 REASON_NOT_FINITE: Final = "SNAPSHOT_NOT_FINITE"
 REASON_CHECKSUM: Final = "SNAPSHOT_CHECKSUM_MISMATCH"
 
@@ -71,13 +72,11 @@ class Weights(NamedTuple):
         return int(self.w1_FH.shape[1])
 
     def zeroed(self) -> Weights:
-        """Returns the network without its hidden layers: only the linear term is left.
+        """Returns the network with an output of zero: what is left is the score it corrects.
 
         For the ablation that shows whether the learned part does any work.
         """
-        w3_P = self.w3_P.copy()
-        w3_P[: self.hidden_count] = 0.0
-        return self._replace(w3_P=w3_P)
+        return self._replace(w3_P=np.zeros_like(self.w3_P), b3=np.float32(0.0))
 
 
 def zero_weights(feature_count: int, hidden_count: int) -> Weights:
@@ -104,6 +103,8 @@ class Snapshot:
         version: content hash, set by `load_snapshot`; empty on a snapshot never saved.
         training: training config, seed, profile, transition count: JSON values only.
         evaluation: scores by policy or by name: JSON values only.
+        base: parameters of the price score that the network corrects, by name; those left out
+            have their defaults.
         fleet: hints on the fleet it was trained for (tiers, devices, deadlines): JSON values.
     """
 
@@ -115,6 +116,7 @@ class Snapshot:
     training: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     fleet: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def transition_count(self) -> int:
@@ -140,6 +142,7 @@ def save_snapshot(snapshot: Snapshot) -> bytes:
         "training": dict(snapshot.training),
         "evaluation": dict(snapshot.evaluation),
         "fleet": dict(snapshot.fleet),
+        "base": dict(snapshot.base),
     }
     return pack(meta, tensors)
 
@@ -195,7 +198,18 @@ def load_snapshot(
         training=meta["training"],
         evaluation=meta["evaluation"],
         fleet=meta["fleet"],
+        base=_base(meta.get("base"), origin),
     )
+
+
+def _base(base: Any, origin: str) -> dict[str, float]:
+    """Returns the base's parameters; whether they suit a policy is for the policy to say."""
+    numbers = isinstance(base, dict) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in base.values()
+    )
+    if not numbers:
+        raise SnapshotError(REASON_BASE, f"{origin}: metadata.base must hold numbers by name")
+    return {str(name): float(value) for name, value in base.items()}
 
 
 def unpack(

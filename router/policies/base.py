@@ -88,6 +88,9 @@ def query_of(observation: Observation, draw: float) -> Query:
         rate_long_rps=signals.rate_long_rps,
         state_age_s=signals.state_age_s,
         draw=draw,
+        own_share=signals.own_share,
+        own_rate_rps=signals.own_rate_rps,
+        burstiness=signals.burstiness,
     )
 
 

@@ -1,26 +1,53 @@
-"""The learned policy: a Q-value per candidate, the highest allowed one is chosen."""
+"""The learned policy: the price score and what a network adds to it; the highest is chosen."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from router import features, kernels
 from router.dqn.network import q_values
-from router.dqn.snapshot import REASON_SCHEMA, REASON_SHAPE, SnapshotError
-from router.policies.base import Parameter, load_lists, parameter_vector, query_of
+from router.dqn.snapshot import REASON_BASE, REASON_SCHEMA, REASON_SHAPE, SnapshotError
+from router.policies.base import (
+    Parameter,
+    PolicyParameterError,
+    load_lists,
+    parameter_vector,
+    query_of,
+)
+from router.policies.load_aware import PricePolicy
 from router.types import Decision, NoCandidateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from router.dqn.snapshot import Snapshot
     from router.policy import Observation
 
+PRICE_DEFAULTS_P: Final = parameter_vector("price", PricePolicy.PARAMETERS, None)
+"""Parameters of the price score that a network corrects unless its snapshot states others."""
+_PRICE_DEFAULTS: Final[list[float]] = PRICE_DEFAULTS_P.tolist()
+
+
+def price_parameters(snapshot: Snapshot) -> NDArray[np.float64]:
+    """Returns the parameters of the price score a snapshot corrects.
+
+    Raises:
+        SnapshotError: it names one that does not exist, or a value is out of range.
+    """
+    try:
+        return parameter_vector("price", PricePolicy.PARAMETERS, snapshot.base)
+    except PolicyParameterError as error:
+        raise SnapshotError(REASON_BASE, f"snapshot: {error}") from error
+
 
 class DqnPolicy:
-    """Scores every (tier, endpoint) with a trained Q-network and takes the best.
+    """Adds a trained network's correction to the price score of every (tier, endpoint).
+
+    With every weight zero it decides as `price` does.
 
     Parameters: `epsilon`, the share of decisions drawn at random among the allowed candidates that
     should make the deadline (among all allowed if none should); such a decision says so and
@@ -51,6 +78,8 @@ class DqnPolicy:
                 f"snapshot reads {snapshot.weights.feature_count} features, "
                 f"{features.SCHEMA} has {features.FEATURE_COUNT}",
             )
+        self._base_P = price_parameters(snapshot)
+        self._base: list[float] = self._base_P.tolist()
         self._snapshot = snapshot
         self._epsilon, self._explore_on_time = parameter_vector(
             "dqn", self.PARAMETERS, params
@@ -71,38 +100,21 @@ class DqnPolicy:
         """The snapshot it decides with."""
         return self._snapshot
 
+    @property
+    def base_P(self) -> NDArray[np.float64]:
+        """Parameters of the price score that the network corrects."""
+        return self._base_P
+
     def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
         """Returns the allowed candidate of the highest Q-value, or an explored one.
 
         Raises:
             NoCandidateError: no allowed candidate has a finite Q-value.
         """
-        fleet = observation.fleet.lists
         allowed_C = observation.allowed_C
-        count = len(allowed_C)
-        query = query_of(observation, 0.0)
-        predicted, scratch = [0.0] * count, [0.0] * count
-        rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
-        features.compute_features(
-            fleet,
-            load_lists(observation.load),
-            allowed_C.tolist(),
-            query.task,
-            query.slack_s,
-            query.prompt_tokens,
-            query.output_tokens,
-            query.event_tokens,
-            query.mean_prompt_tokens,
-            query.rate_short_rps,
-            query.rate_long_rps,
-            query.state_age_s,
-            predicted,  # type: ignore[arg-type]
-            scratch,  # type: ignore[arg-type]
-            rows,  # type: ignore[arg-type]
-        )
-        x_CF = np.array(rows, dtype=np.float32)
-        score_C = np.empty(count)
-        q_values(x_CF, allowed_C, *self._snapshot.weights, score_C)
+        x_CF, seen = features_of(observation, self._base)
+        score_C = np.empty(len(allowed_C))
+        q_values(x_CF, allowed_C, np.array(seen.base_C), *self._snapshot.weights, score_C)
         action = kernels.best_allowed(score_C, allowed_C)
         if action < 0:
             raise NoCandidateError("the Q-network has no finite value among the allowed")
@@ -113,7 +125,7 @@ class DqnPolicy:
         return Decision(
             action=action,
             score_C=score_C,
-            predicted_latency_s_C=np.array(predicted),
+            predicted_latency_s_C=np.array(seen.predicted_s_C),
             on_time_probability_C=on_time_C,
             behavior_probability=probability,
             explored=explored,
@@ -138,6 +150,38 @@ class DqnPolicy:
         if action == greedy:
             probability += 1.0 - self._epsilon
         return action, probability, explored
+
+
+def features_of(
+    observation: Observation, base: Sequence[float] = _PRICE_DEFAULTS
+) -> tuple[NDArray[np.float32], features.FeatureScratch]:
+    """Returns the features of an observation [C, F], and the price score they correct.
+
+    Args:
+        observation: the observation.
+        base: parameters of the price score.
+    """
+    fleet = observation.fleet.lists
+    count = observation.fleet.candidate_count
+    load = load_lists(observation.load)
+    own = load if observation.own is None else load_lists(observation.own)
+    scratch = features.feature_scratch(count, _zeros)
+    rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
+    features.compute_features(
+        fleet,
+        load,
+        own,
+        observation.allowed_C.tolist(),
+        query_of(observation, 0.0),
+        base,  # type: ignore[arg-type]  # kernels read lists and arrays alike
+        scratch,
+        rows,  # type: ignore[arg-type]
+    )
+    return np.array(rows, dtype=np.float32), scratch
+
+
+def _zeros(count: int) -> list[float]:
+    return [0.0] * count
 
 
 _ON_TIME = next(

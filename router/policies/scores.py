@@ -45,6 +45,9 @@ class Query(NamedTuple):
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds.
         draw: uniform random number in [0, 1), for policies that randomise.
+        own_share: share of the traffic that comes through this router, (0, 1].
+        own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
+        burstiness: squared coefficient of variation of recent gaps between arrivals, 1 = Poisson.
     """
 
     task: int
@@ -58,6 +61,9 @@ class Query(NamedTuple):
     rate_long_rps: float
     state_age_s: float
     draw: float
+    own_share: float = 1.0
+    own_rate_rps: float = 0.0
+    burstiness: float = 1.0
 
 
 def usable_device_count(fleet: FleetArrays) -> int:

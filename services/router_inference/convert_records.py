@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from numpy.typing import NDArray
 
-from router.features import FEATURE_COUNT, SCHEMA, compute_features
+from router.features import SCHEMA
 from router.fleet import Fleet
-from router.policies.base import load_lists, query_of
+from router.policies.dqn import features_of
 from router.policy import Observation
 from router.types import Decision
 from services.router_inference.job import Outcome
@@ -107,7 +106,7 @@ class RecordBuilder:
         record.feature_schema = SCHEMA
         features_CF = decision.features_CF
         if features_CF is None and self._features_always:
-            features_CF = features_of(observation)
+            features_CF, _ = features_of(observation)
         if features_CF is not None:
             features_CF = np.ascontiguousarray(features_CF, dtype="<f4")
             record.features = features_CF.tobytes()
@@ -134,32 +133,6 @@ class RecordBuilder:
             record.candidates.add(tier=tier, endpoint=endpoint.name)
         self._templates = {key: (fleet, record)}
         return record
-
-
-def features_of(observation: Observation) -> NDArray[np.float32]:
-    """Returns what a learned policy would have seen, float32 [C, F]."""
-    count = observation.fleet.candidate_count
-    query = query_of(observation, 0.0)
-    predicted, scratch = [0.0] * count, [0.0] * count
-    rows = [[0.0] * FEATURE_COUNT for _ in range(count)]
-    compute_features(
-        observation.fleet.lists,
-        load_lists(observation.load),
-        observation.allowed_C.tolist(),
-        query.task,
-        query.slack_s,
-        query.prompt_tokens,
-        query.output_tokens,
-        query.event_tokens,
-        query.mean_prompt_tokens,
-        query.rate_short_rps,
-        query.rate_long_rps,
-        query.state_age_s,
-        predicted,  # type: ignore[arg-type]  # kernels read lists and arrays alike
-        scratch,  # type: ignore[arg-type]
-        rows,  # type: ignore[arg-type]
-    )
-    return np.array(rows, dtype=np.float32)
 
 
 def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:

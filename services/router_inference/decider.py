@@ -90,7 +90,9 @@ class Decider:
         load = view.load()
         signals = view.signals(start_s)
         try:
-            observation = observe(fleet, load, job.request, signals, self._rng)
+            observation = observe(
+                fleet, load, job.request, signals, self._rng, own=view.own_load(load)
+            )
         except NoCandidateError as error:
             raise UnavailableError(
                 REASON_NO_ENDPOINT, error.reason, retry_after_s=view.retry_after_s(start_s)

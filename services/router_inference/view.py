@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.catalog import Catalog
-from router.estimators import LONG_TAU_S, SHORT_TAU_S, RateEstimator, SlownessEstimator
+from router.estimators import (
+    LONG_TAU_S,
+    SHORT_TAU_S,
+    BurstinessEstimator,
+    RateEstimator,
+    SlownessEstimator,
+)
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals, zero_load
 from router.profile import LatencyProfile
@@ -137,6 +143,7 @@ class View:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._rate_short = RateEstimator(SHORT_TAU_S, now_s)
         self._rate_long = RateEstimator(LONG_TAU_S, now_s)
+        self._gaps = BurstinessEstimator(now_s)
         self._mean_prompt_tokens = 0.0
         self._others = zero_load(0)
         self._others_are_idle = True
@@ -157,6 +164,7 @@ class View:
         """Counts a request."""
         self._rate_short.observe(now_s)
         self._rate_long.observe(now_s)
+        self._gaps.observe(now_s)
         mean = self._mean_prompt_tokens
         weight = _PROMPT_WEIGHT if mean > 0.0 else 1.0
         self._mean_prompt_tokens = mean + weight * (prompt_tokens - mean)
@@ -226,19 +234,38 @@ class View:
         own = self.ledger.load(self.fleet.row, self.fleet.candidate_count)
         return own if self._others_are_idle else own.plus(self._others)
 
+    def own_load(self, load: LoadArrays) -> LoadArrays | None:
+        """Returns the own part of what `load` returned; None if that is all of it."""
+        if self._others_are_idle:
+            return None
+        pairs = zip(load, self._others, strict=True)
+        return LoadArrays(*(seen_C - others_C for seen_C, others_C in pairs))
+
     def signals(self, now_s: float) -> Signals:
         """Returns what is known of the traffic."""
         short = self._rate_short.rate_rps(now_s)
         long = self._rate_long.rate_rps(now_s)
         if self._is_stale or self.state is None:
-            return Signals(short, long, 0.0, self._mean_prompt_tokens)
+            return Signals(
+                short,
+                long,
+                0.0,
+                self._mean_prompt_tokens,
+                own_rate_rps=short,
+                burstiness=self._gaps.burstiness,
+            )
         # The state's long rate trails and contains our own; it can only add to what we see
         # ourselves.
+        all_long = max(long, self.state.rate_long_rps)
+        is_shared = self.state.other_rate_rps > 0.0 and all_long > 0.0
         return Signals(
             short + self.state.other_rate_rps,
-            max(long, self.state.rate_long_rps),
+            all_long,
             now_s - self._state_s,
             self._mean_prompt_tokens,
+            own_share=long / all_long if is_shared else 1.0,
+            own_rate_rps=short,
+            burstiness=self._gaps.burstiness,
         )
 
     def own_rate_rps(self, now_s: float) -> float:

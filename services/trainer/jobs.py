@@ -71,7 +71,7 @@ class OnlineJob:
         """Restores or starts the loop; raises CheckpointError or SnapshotError."""
         import torch
 
-        from router.features import FEATURES, SCHEMA
+        from router.features import BASE_COLUMN, FEATURES, SCHEMA
         from trainer.config import LearnerConfig
         from trainer.loop import OnlineConfig, OnlineLoop
 
@@ -90,6 +90,7 @@ class OnlineJob:
             feature_schema=SCHEMA,
             feature_names=names,
             availability_column=names.index("availability"),
+            base_column=BASE_COLUMN,
             min_transitions=spec.min_transitions,
             seed=spec.seed,
         )

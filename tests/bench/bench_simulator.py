@@ -13,7 +13,7 @@ import pytest
 
 from router import features
 from router.dqn.network import q_values
-from router.dqn.snapshot import zero_weights
+from router.dqn.snapshot import Snapshot, zero_weights
 from router.policies.registry import make_policy
 from router.policy import observe
 from router.types import Request, Signals
@@ -44,11 +44,13 @@ def test_decision_time(capsys: pytest.CaptureFixture[str]) -> None:
     request, signals = Request(0, 0.4, 100.0, 8.0), Signals(300.0, 300.0, 0.0, 110.0)
     weights = zero_weights(features.FEATURE_COUNT, 64)
     x_CF = rng.random((12, features.FEATURE_COUNT)).astype(np.float32)
-    open_C, out_C = np.ones(12, np.bool_), np.zeros(12)
-    bare_s = fastest_s(lambda: q_values(x_CF, open_C, *weights, out_C))
+    open_C, base_C, out_C = np.ones(12, np.bool_), np.zeros(12), np.zeros(12)
+    names = tuple(feature.name for feature in features.FEATURES)
+    snapshot = Snapshot(weights, features.SCHEMA, names)
+    bare_s = fastest_s(lambda: q_values(x_CF, open_C, base_C, *weights, out_C))
     lines = [f"bare Q-network {bare_s * 1e6:.1f} us"]
-    for name in ("static-large", "greedy", "price"):
-        policy = make_policy(name, fleets.catalog())
+    for name in ("static-large", "greedy", "price", "dqn"):
+        policy = make_policy(name, fleets.catalog(), snapshot=snapshot if name == "dqn" else None)
         taken_s = fastest_s(
             lambda p=policy: p.decide(observe(fleet, load, request, signals, rng), rng)  # type: ignore[misc]
         )

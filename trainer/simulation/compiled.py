@@ -23,9 +23,9 @@ import numba
 
 _MODULES = (
     "router.kernels",
-    "router.features",
     "router.safety",
     "router.policies.scores",
+    "router.features",
     "router.policies.baselines",
     "router.picker",
     "router.dqn.network",

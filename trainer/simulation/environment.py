@@ -104,7 +104,7 @@ class RoutingEnvironment(gymnasium.Env[Observation, np.int64]):
         now_s = float(world.clock[0]["now_s"])
         if self._request >= 0:
             query = loop.query_for(world, self._request, now_s)
-            loop.fill_features(world, query)
+            loop.fill_features(world, self._request, query, world.base_P)
             allowed_C = world.allowed_C.copy()
         else:
             world.features_CF[:] = 0.0

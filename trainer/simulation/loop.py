@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from router.dqn.snapshot import Weights
+from router.estimators import BURSTINESS_WINDOW
+from router.ledger import LoadArrays
 from router.policies.scores import Query
 from trainer.simulation.compiled import (
     baselines,
@@ -147,6 +149,8 @@ def see(w: World, router: int, now_s: float) -> None:
     elapsed_s = now_s - own.last_s
     short = kernels.decayed(own.short, elapsed_s, clock.short_tau_s)
     long = kernels.decayed(own.long, elapsed_s, clock.long_tau_s)
+    own_short = short
+    own_long = long
     clock.state_age_s = 0.0
     if len(w.routers) > 1:
         clock.state_age_s = now_s
@@ -166,6 +170,11 @@ def see(w: World, router: int, now_s: float) -> None:
                     w.seen.remaining_output_tokens_C[c] += w.ring_SRLC[newest, r, REMAINING, c]
                 short += w.ring_rate_SR2[newest, r, 0]
                 long += w.ring_rate_SR2[newest, r, 1]
+    clock.own_share = 1.0
+    clock.own_rate = kernels.rate_from_sum(own_short, now_s, clock.short_tau_s)
+    if long > 0.0:
+        clock.own_share = own_long / long
+    clock.burstiness = kernels.burstiness(own.gap_s, own.gap_square_s2)
     clock.rate_short = kernels.rate_from_sum(short, now_s, clock.short_tau_s)
     clock.rate_long = kernels.rate_from_sum(long, now_s, clock.long_tau_s)
 
@@ -182,6 +191,9 @@ def count_arrival(w: World, i: int, now_s: float) -> None:
     router.short += 1.0 / clock.short_tau_s
     router.long += 1.0 / clock.long_tau_s
     router.last_s = now_s
+    router.gaps = min(router.gaps + 1.0, BURSTINESS_WINDOW)
+    router.gap_s += (elapsed_s - router.gap_s) / router.gaps
+    router.gap_square_s2 += (elapsed_s * elapsed_s - router.gap_square_s2) / router.gaps
     if router.mean_prompt <= 0.0:
         router.mean_prompt = request.prompt
     router.mean_prompt += 0.02 * (request.prompt - router.mean_prompt)
@@ -371,44 +383,46 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         clock.rate_long,
         clock.state_age_s,
         uniform(w),
+        clock.own_share,
+        clock.own_rate,
+        clock.burstiness,
     )
 
 
 @jit_unmanaged
-def fill_features(w: World, q: Query) -> None:
-    """Computes the features of the decision at hand."""
+def fill_features(w: World, i: int, q: Query, params_P: np.ndarray) -> None:
+    """Computes the features of the decision at hand, and the price score they correct."""
+    ledger_LC = w.ledger_RLC[w.requests[i].router]
+    own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
     features.compute_features(
-        w.fleet,
-        w.seen,
-        w.allowed_C,
-        q.task,
-        q.slack_s,
-        q.prompt_tokens,
-        q.output_tokens,
-        q.event_tokens,
-        q.mean_prompt_tokens,
-        q.rate_short_rps,
-        q.rate_long_rps,
-        q.state_age_s,
-        w.predicted_C,
-        w.work_C,
-        w.features_CF,
+        w.fleet, w.seen, own, w.allowed_C, q, params_P, w.scratch, w.features_CF
     )
 
 
 @jit
 def decide(
-    w: World, kind: int, q: Query, params_P: np.ndarray, weights: Weights, with_features: bool
+    w: World,
+    i: int,
+    kind: int,
+    q: Query,
+    params_P: np.ndarray,
+    weights: Weights,
+    with_features: bool,
 ) -> int:
-    """Returns the candidate the policy chooses, by the router's own kernels."""
+    """Returns the candidate the policy chooses for a request, by the router's own kernels.
+
+    `params_P` are a score kernel's parameters; a DQN's are those of the price it corrects.
+    """
     fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
     a, b, c = w.predicted_C, w.probability_C, w.work_C
     if kind == KIND_STATIC:  # the only kernel that predicts nothing
         kernels.predict_latency_s(
             fleet, view, q.prompt_tokens, q.event_tokens, a, q.mean_prompt_tokens
         )
-    if with_features or kind == KIND_DQN:
-        fill_features(w, q)
+    if kind == KIND_DQN:
+        fill_features(w, i, q, params_P)
+    elif with_features:
+        fill_features(w, i, q, w.base_P)
     if kind == KIND_STATIC:
         scores.score_static(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_RANDOM:
@@ -437,6 +451,7 @@ def decide(
         network.q_values(
             w.features_CF,
             allowed,
+            w.scratch.base_C,
             weights.w1_FH,
             weights.b1_H,
             weights.w2_GH,
@@ -550,7 +565,7 @@ def run(w: World, kind: int, params_P: np.ndarray, weights: Weights) -> None:
         record = first and clock.stride > 0 and clock.decisions % clock.stride == 0
         record = record and clock.records < len(w.record_id)
         q = query_for(w, i, clock.now_s)
-        action = decide(w, kind, q, params_P, weights, record)
+        action = decide(w, i, kind, q, params_P, weights, record)
         if action < 0:
             settle(w, i, FAILED, clock.now_s)
             continue

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
 from router.estimators import LONG_TAU_S, SHORT_TAU_S
-from router.features import FEATURE_COUNT
+from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
 from router.ledger import LoadArrays
 from router.picker import NO_PICKER
 from router.policies.base import ScorePolicy
+from router.policies.dqn import PRICE_DEFAULTS_P, DqnPolicy
 from router.policies.picked import PickedPolicy
 from router.policy import Policy
 from router.profile import LatencyProfile
@@ -134,15 +135,19 @@ class PolicySpec:
         if isinstance(policy, PickedPolicy):
             inner = cls.of(policy.inner)
             return replace(inner, name=policy.name, picker=policy.picker.number)
+        if isinstance(policy, DqnPolicy):
+            return cls.dqn(policy.snapshot.weights, policy.name, policy.base_P)
         if not isinstance(policy, ScorePolicy):
             raise SimulationError(f"policy {policy.name!r} has no score kernel")
         kind = loop.KIND_STATIC if policy.name.startswith("static-") else KINDS[policy.name]
         return cls(kind, np.append(policy.params_P, 0.0), name=policy.name)
 
     @classmethod
-    def dqn(cls, weights: Weights, name: str = "dqn") -> PolicySpec:
-        """Returns the spec of a Q-network."""
-        return cls(loop.KIND_DQN, weights=weights, name=name)
+    def dqn(
+        cls, weights: Weights, name: str = "dqn", base_P: NDArray[np.float64] = PRICE_DEFAULTS_P
+    ) -> PolicySpec:
+        """Returns the spec of a Q-network that corrects the price score of `base_P`."""
+        return cls(loop.KIND_DQN, np.array(base_P), weights, name)
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,8 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         work_C=zeros[5],
         score_C=zeros[6],
         features_CF=np.zeros((candidates, FEATURE_COUNT), np.float32),
+        base_P=PRICE_DEFAULTS_P.copy(),
+        scratch=feature_scratch(candidates, np.zeros)._replace(predicted_s_C=zeros[3]),
         mix_T=mix_T,
         picked_T=np.full(len(fleet.tiers), -1, np.int64),
         record_CF=np.zeros((records, candidates, FEATURE_COUNT), np.float32),

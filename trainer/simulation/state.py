@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router.features import FeatureScratch
 from router.fleet import FleetArrays
 from router.ledger import LoadArrays
 
@@ -110,6 +111,9 @@ ROUTER = np.dtype(
         ("long", np.float64),
         ("last_s", np.float64),
         ("mean_prompt", np.float64),
+        ("gap_s", np.float64),
+        ("gap_square_s2", np.float64),
+        ("gaps", np.float64),
     ],
     align=True,
 )
@@ -134,6 +138,9 @@ CLOCK = np.dtype(
         ("state_age_s", np.float64),
         ("rate_short", np.float64),
         ("rate_long", np.float64),
+        ("own_share", np.float64),
+        ("own_rate", np.float64),
+        ("burstiness", np.float64),
         ("reward_sum", np.float64),
         ("arrivals", np.int64),
         ("cancels", np.int64),
@@ -187,6 +194,8 @@ class World(NamedTuple):
         work_C: scratch and explanation.
         score_C: scores.
         features_CF: features of the decision at hand.
+        base_P: parameters of the price score in the features of decisions by other policies.
+        scratch: what computing them needs, the score they are a correction of among it.
         mix_T: tier mix that exploration draws from.
         picked_T: last candidate an endpoint picker took of each tier, -1 at first.
         record_CF: recorded features, one block per recorded decision.
@@ -220,6 +229,8 @@ class World(NamedTuple):
     work_C: NDArray[np.float64]
     score_C: NDArray[np.float64]
     features_CF: NDArray[np.float32]
+    base_P: NDArray[np.float64]
+    scratch: FeatureScratch
     mix_T: NDArray[np.float64]
     picked_T: NDArray[np.int64]
     record_CF: NDArray[np.float32]

@@ -35,9 +35,10 @@ def _case(seed: int, candidates: int) -> tuple[Any, Any, Weights]:
     return x_CF, allowed_C, _weights(rng, 7, 8)
 
 
-def _run(x_CF: Any, allowed_C: Any, weights: Weights) -> Any:
+def _run(x_CF: Any, allowed_C: Any, weights: Weights, base_C: Any = None) -> Any:
     out_C = np.zeros(len(allowed_C))
-    q_values(x_CF, allowed_C, *weights, out_C)
+    base_C = np.zeros(len(allowed_C)) if base_C is None else base_C
+    q_values(x_CF, allowed_C, base_C, *weights, out_C)
     return out_C
 
 
@@ -81,5 +82,14 @@ def test_compiled_equals_plain() -> None:
     for seed in range(5):
         x_CF, allowed_C, w = _case(seed, 12)
         out_C = np.zeros(12)
-        compiled(x_CF, allowed_C, *w, out_C)
+        compiled(x_CF, allowed_C, np.zeros(12), *w, out_C)
         np.testing.assert_allclose(out_C, _run(x_CF, allowed_C, w), rtol=1e-5, atol=1e-5)
+
+
+def test_zeroed_network_leaves_the_base_alone() -> None:
+    """With an output of zero the value of an allowed candidate is its base, bit by bit."""
+    x_CF, allowed_C, w = _case(3, 12)
+    base_C = np.random.default_rng(0).normal(size=12)
+    out_C = _run(x_CF, allowed_C, w.zeroed(), base_C)
+    np.testing.assert_array_equal(out_C[allowed_C], base_C[allowed_C])
+    assert not np.array_equal(_run(x_CF, allowed_C, w, base_C)[allowed_C], base_C[allowed_C])

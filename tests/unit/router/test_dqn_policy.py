@@ -9,6 +9,7 @@ import pytest
 
 from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import (
+    REASON_BASE,
     REASON_SCHEMA,
     REASON_SHAPE,
     Snapshot,
@@ -25,6 +26,7 @@ from router.policies.registry import make_policy
 from router.policy import Observation, observe
 from router.profile import LatencyProfile, TierProfile
 from router.types import Request, Signals, Task
+from tests.unit.router.fleets import random_load
 
 TIERS = ("small", "large")
 CATALOG = Catalog.build(
@@ -74,11 +76,40 @@ def test_takes_the_highest_value_and_explains_it() -> None:
     assert fleet.candidate(decision.action)[0] == "large"
     assert decision.features_CF is not None
     assert decision.features_CF.shape == (4, FEATURE_COUNT)
-    np.testing.assert_allclose(decision.score_C, decision.features_CF[:, 0])
+    price = make_policy("price", CATALOG).decide(_observation(fleet), np.random.default_rng(0))
+    np.testing.assert_allclose(decision.score_C - price.score_C, decision.features_CF[:, 0])
     assert (decision.predicted_latency_s_C > 0.0).all()
     assert (decision.on_time_probability_C > 0.9).all()
     assert decision.behavior_probability == 1.0
     assert not decision.explored
+
+
+def test_untrained_network_decides_as_price_does() -> None:
+    """With every weight zero, scores and choice are the price policy's, to the last bit."""
+    fleet = _fleet()
+    policy, price = DqnPolicy(_snapshot()), make_policy("price", CATALOG)
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        load = random_load(np.random.default_rng(seed), fleet.candidate_count, 30.0)
+        observation = _observation(fleet, load)
+        own, other = policy.decide(observation, rng), price.decide(observation, rng)
+        assert own.action == other.action
+        np.testing.assert_array_equal(own.score_C, other.score_C)
+
+
+def test_snapshot_states_the_price_it_corrects() -> None:
+    """The base's parameters come from the snapshot, and a wrong one is refused by name."""
+    names = tuple(feature.name for feature in FEATURES)
+    snapshot = Snapshot(zero_weights(FEATURE_COUNT, 4), SCHEMA, names, base={"level": -9.0})
+    policy = DqnPolicy(load_snapshot(save_snapshot(snapshot)))
+    cheap = make_policy("price", CATALOG, {"level": -9.0})
+    rng = np.random.default_rng(0)
+    own, other = (each.decide(_observation(_fleet()), rng) for each in (policy, cheap))
+    np.testing.assert_array_equal(own.score_C, other.score_C)
+    for base in ({"levle": 1.0}, {"level": 1e9}):
+        with pytest.raises(SnapshotError, match=next(iter(base))) as caught:
+            DqnPolicy(replace(snapshot, base=base))
+        assert caught.value.reason == REASON_BASE
 
 
 def test_load_moves_the_choice_to_the_idle_device() -> None:

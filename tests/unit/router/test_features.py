@@ -9,48 +9,69 @@ from numpy.typing import NDArray
 
 from router import features
 from router.ledger import LoadArrays, zero_load
+from router.policies.base import compute_scores
+from router.policies.dqn import PRICE_DEFAULTS_P
+from router.policies.scores import Query, score_price
 from tests.unit.router import fleets
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
-positive = st.floats(min_value=0.0, max_value=1e12)
+positive = st.floats(min_value=1.0, max_value=1e12)
+QUERY = Query(
+    task=0,
+    slack_s=0.4,
+    prompt_tokens=100.0,
+    output_tokens=8.0,
+    event_tokens=8.0,
+    soft_decay_s=0.0,
+    mean_prompt_tokens=0.0,
+    rate_short_rps=10.0,
+    rate_long_rps=10.0,
+    state_age_s=0.0,
+    draw=0.0,
+)
 INDEX = {feature.name: i for i, feature in enumerate(features.FEATURES)}
 
 
 def compute(
     load: LoadArrays,
     *,
+    own: LoadArrays | None = None,
     device_count: int = 2,
-    task: int = 0,
-    slack_s: float = 0.4,
-    prompt_tokens: float = 100.0,
-    output_tokens: float = 8.0,
-    mean_prompt_tokens: float = 0.0,
-    rate_short_rps: float = 10.0,
-    rate_long_rps: float = 10.0,
-    state_age_s: float = 0.0,
+    speed: float = 1.0,
+    allowed: list[bool] | None = None,
+    **query: float,
 ) -> NDArray[np.float32]:
     """Returns the feature matrix of a test fleet."""
-    fleet = fleets.fleet(device_count)
+    return computed(
+        load, own=own, device_count=device_count, speed=speed, allowed=allowed, **query
+    )[0]
+
+
+def computed(
+    load: LoadArrays,
+    *,
+    own: LoadArrays | None = None,
+    device_count: int = 2,
+    speed: float = 1.0,
+    allowed: list[bool] | None = None,
+    **query: float,
+) -> tuple[NDArray[np.float32], features.FeatureScratch]:
+    """Returns the feature matrix of a test fleet and what it rests on."""
+    fleet = fleets.fleet(device_count, speed=speed)
     count = fleet.candidate_count
     out_CF = np.full((count, features.FEATURE_COUNT), np.nan, dtype=np.float32)
+    scratch = features.feature_scratch(count, np.zeros)
     features.compute_features(
         fleet.arrays,
         load,
-        np.ones(count, dtype=np.bool_),
-        task,
-        slack_s,
-        prompt_tokens,
-        output_tokens,
-        output_tokens,
-        mean_prompt_tokens,
-        rate_short_rps,
-        rate_long_rps,
-        state_age_s,
-        np.zeros(count),
-        np.zeros(count),
+        load if own is None else own,
+        np.array(allowed) if allowed else np.ones(count, dtype=np.bool_),
+        QUERY._replace(**query),  # type: ignore[arg-type]
+        PRICE_DEFAULTS_P,
+        scratch,
         out_CF,
     )
-    return out_CF
+    return out_CF, scratch
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,30 +85,18 @@ def compute(
     rate_short_rps=anything,
     rate_long_rps=anything,
     state_age_s=anything,
+    own_share=anything,
+    own_rate_rps=anything,
+    burstiness=anything,
+    soft_decay_s=st.sampled_from([0.0, 0.2]),
 )
-def test_always_finite_and_in_range(
-    seed: int,
-    scale: float,
-    slack_s: float,
-    prompt_tokens: float,
-    output_tokens: float,
-    mean_prompt_tokens: float,
-    rate_short_rps: float,
-    rate_long_rps: float,
-    state_age_s: float,
-) -> None:
+def test_always_finite_and_in_range(seed: int, scale: float, **query: float) -> None:
     """Every feature is finite and inside its stated range for any input."""
-    load = fleets.random_load(np.random.default_rng(seed), 6, scale)
-    out_CF = compute(
-        load,
-        slack_s=slack_s,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        mean_prompt_tokens=mean_prompt_tokens,
-        rate_short_rps=rate_short_rps,
-        rate_long_rps=rate_long_rps,
-        state_age_s=state_age_s,
-    )
+    rng = np.random.default_rng(seed)
+    load, own = (fleets.random_load(rng, 6, scale) for _ in range(2))
+    query["event_tokens"] = query["output_tokens"]
+    with np.errstate(all="ignore"):
+        out_CF = compute(load, own=own, **query)
     assert np.isfinite(out_CF).all()
     for f, feature in enumerate(features.FEATURES):
         assert (out_CF[:, f] >= feature.low).all(), feature.name
@@ -112,30 +121,24 @@ def test_fleet_size_changes_only_shared_load() -> None:
 
 def test_time_scale_leaves_them_unchanged() -> None:
     """Stretching every time of profile, slack and arrivals by one factor changes no feature."""
-    load = fleets.random_load(np.random.default_rng(3), 6, 20.0)
-    factor = 5.0
-    results = []
-    for scale in (1.0, factor):
-        fleet = fleets.fleet(2, speed=1.0 / scale)
-        out_CF = np.zeros((6, features.FEATURE_COUNT), dtype=np.float32)
-        features.compute_features(
-            fleet.arrays,
+    rng = np.random.default_rng(3)
+    load, own = (fleets.random_load(rng, 6, 20.0) for _ in range(2))
+    results = [
+        compute(
             load,
-            np.ones(6, dtype=np.bool_),
-            1,
-            0.4 * scale,
-            100.0,
-            8.0,
-            8.0,
-            110.0,
-            300.0 / scale,
-            200.0 / scale,
-            0.1 * scale,
-            np.zeros(6),
-            np.zeros(6),
-            out_CF,
+            own=own,
+            speed=1.0 / scale,
+            task=1,
+            slack_s=0.4 * scale,
+            mean_prompt_tokens=110.0,
+            rate_short_rps=300.0 / scale,
+            rate_long_rps=200.0 / scale,
+            state_age_s=0.1 * scale,
+            own_share=0.5,
+            own_rate_rps=140.0 / scale,
         )
-        results.append(out_CF)
+        for scale in (1.0, 5.0)
+    ]
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
@@ -153,24 +156,61 @@ def test_work_is_split_by_tier() -> None:
 
 def test_pinned_request_measures_quality_against_what_is_allowed() -> None:
     """The quality gap of a request that may not use the large tier is zero on the medium tier."""
-    fleet = fleets.fleet(1)
-    out_CF = np.zeros((3, features.FEATURE_COUNT), dtype=np.float32)
-    features.compute_features(
-        fleet.arrays,
-        zero_load(3),
-        np.array([True, True, False]),
-        0,
-        0.4,
-        100.0,
-        8.0,
-        8.0,
-        0.0,
-        1.0,
-        1.0,
-        0.0,
-        np.zeros(3),
-        np.zeros(3),
-        out_CF,
-    )
+    out_CF = compute(zero_load(3), device_count=1, allowed=[True, True, False])
     assert out_CF[1, INDEX["quality_gap"]] == 0.0
     assert out_CF[0, INDEX["quality_gap"]] > 0.1
+
+
+def test_base_is_the_price_score() -> None:
+    """What a network corrects is the price policy's own score, to the last bit."""
+    load = fleets.random_load(np.random.default_rng(1), 6, 20.0)
+    query = QUERY._replace(rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
+    out_CF, scratch = computed(load, rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
+    expected_C = compute_scores(
+        score_price, fleets.fleet(2).arrays, load, np.ones(6, np.bool_), query, PRICE_DEFAULTS_P
+    )
+    np.testing.assert_array_equal(scratch.base_C, expected_C)
+    gap_C = np.maximum(expected_C - expected_C.max(), -1.0)
+    np.testing.assert_allclose(out_CF[:, features.BASE_COLUMN], gap_C, atol=1e-6)
+
+
+def test_alone_nothing_is_reckoned() -> None:
+    """A router with all the traffic takes the load as it is, however old the state."""
+    load = fleets.random_load(np.random.default_rng(2), 6, 20.0)
+    fresh_CF = compute(load, own=zero_load(6))
+    old_CF = compute(load, own=zero_load(6), state_age_s=0.2)
+    columns = [i for name, i in INDEX.items() if name != "state_age"]
+    np.testing.assert_array_equal(fresh_CF[:, columns], old_CF[:, columns])
+
+
+def test_old_picture_gives_way_to_the_own_load() -> None:
+    """With a state older than the slack the load is the own one, scaled up by the own share."""
+    own, seen, whole = zero_load(6), zero_load(6), zero_load(6)
+    for load, count in ((own, 5.0), (whole, 20.0)):
+        load.in_flight_C[4] = count
+        load.remaining_output_tokens_C[4] = 4.0 * count
+    seen.in_flight_C[:] = own.in_flight_C
+    seen.in_flight_C[1] += 60.0
+    seen.remaining_output_tokens_C[:] = 4.0 * seen.in_flight_C
+    late = {"state_age_s": 0.5, "own_share": 0.25, "own_rate_rps": 10.0, "rate_short_rps": 90.0}
+    reckoned_CF = compute(seen, own=own, **late)
+    known_CF = compute(whole, rate_short_rps=40.0)
+    same = ("predicted_over_slack", "device_backlog", "batch_fill", "load_tier_short")
+    columns = [INDEX[name] for name in same]
+    np.testing.assert_allclose(reckoned_CF[:, columns], known_CF[:, columns], rtol=1e-5)
+    shift = INDEX["price_shift"]
+    assert reckoned_CF[1, shift] > reckoned_CF[4, shift]
+
+
+def test_disturbance_counts_who_waits() -> None:
+    """A request disturbs in proportion to how many run beside it, and nobody on an idle device."""
+    load = zero_load(6)
+    load.in_flight_C[1] = 4.0
+    load.remaining_output_tokens_C[1] = 16.0
+    few_CF = compute(load)
+    load.in_flight_C[1], load.remaining_output_tokens_C[1] = 8.0, 32.0
+    many_CF = compute(load)
+    column = INDEX["disturbance"]
+    np.testing.assert_allclose(many_CF[:3, column], 2.0 * few_CF[:3, column], rtol=1e-5)
+    assert (few_CF[2, column] > few_CF[0, column] > 0.0).all()
+    assert not few_CF[3:, column].any()

@@ -48,14 +48,16 @@ def _batch(seed: int = 0, count: int = 64, candidates: int = 4) -> Transitions:
 
 def test_batched_network_equals_the_request_path() -> None:
     """The differentiable network and the numpy kernel are one function."""
-    learner = _learner()
+    learner = _learner(target_rate=0.5, learning_rate=0.01)
+    for step in range(20):
+        learner.step(_batch(step))
     batch = _batch()
-    q_BC = forward(
-        _tensors(learner), torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
-    ).numpy()
+    x, allowed_BC = torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
+    q_BC = forward(_tensors(learner), x, allowed_BC, base_column=1).numpy()
     for b in range(len(q_BC)):
         out_C = np.zeros(4)
-        q_values(batch.x_BCF[b], batch.allowed_BC[b], *learner.weights(), out_C)
+        base_C = batch.x_BCF[b, :, 1].astype(np.float64)
+        q_values(batch.x_BCF[b], batch.allowed_BC[b], base_C, *learner.weights(), out_C)
         allowed = batch.allowed_BC[b]
         np.testing.assert_allclose(out_C[allowed], q_BC[b][allowed], rtol=1e-4, atol=1e-5)
 

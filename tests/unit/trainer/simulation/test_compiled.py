@@ -12,6 +12,7 @@ from router.dqn.snapshot import Weights
 from router.ledger import LoadArrays
 from router.policies import baselines, scores
 from router.policies.base import load_lists
+from router.policies.dqn import PRICE_DEFAULTS_P
 from tests.unit.router import fleets
 from trainer.simulation import compiled
 
@@ -133,26 +134,16 @@ def test_features_agree() -> None:
     rng = np.random.default_rng(5)
     for _ in range(60):
         load, allowed_C, q = random_state(rng)
+        q = q._replace(own_share=float(rng.uniform(0.1, 1.0)), own_rate_rps=50.0, burstiness=4.0)
+        own, open_C = fleets.random_load(rng, COUNT, 5.0), allowed_C.copy()
         results = []
         for module in (features, compiled.features):
             out_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
+            scratch = features.feature_scratch(COUNT, np.zeros)
             module.compute_features(
-                FLEET.arrays,
-                load,
-                allowed_C,
-                q.task,
-                q.slack_s,
-                q.prompt_tokens,
-                q.output_tokens,
-                q.event_tokens,
-                q.mean_prompt_tokens,
-                q.rate_short_rps,
-                q.rate_long_rps,
-                q.state_age_s,
-                np.zeros(COUNT),
-                np.zeros(COUNT),
-                out_CF,
+                FLEET.arrays, load, own, allowed_C, q, PRICE_DEFAULTS_P, scratch, out_CF
             )
+            np.testing.assert_array_equal(allowed_C, open_C)
             results.append(out_CF)
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
@@ -202,11 +193,12 @@ def test_network_agrees() -> None:
     )
     for _ in range(20):
         x_CF = rng.random((COUNT, count)).astype(np.float32)
+        base_C = rng.normal(size=COUNT)
         _, allowed_C, _ = random_state(rng)
         results = []
         for module in (network, compiled.network):
             out_C = np.zeros(COUNT)
-            module.q_values(x_CF, allowed_C, *weights, out_C)
+            module.q_values(x_CF, allowed_C, base_C, *weights, out_C)
             results.append(out_C)
         np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,387 @@
+"""Policy improvement on paired returns: the state of one training run, round by round.
+
+The network starts at zero, so the policy starts as `price`. A round drives a few episodes, each in
+a mesh drawn anew (`scenario.py`), measures what actions are worth at some of their decisions
+(`paired.py`), and fits the network to all samples kept. Episodes are driven by the newest network,
+the best one or price, so that the network meets the states it leads to itself (as in DAgger, arXiv
+1011.0686); futures by price at first, by the best network once there is one. Every few rounds the
+network is scored on validation seeds beside price, and the best one is kept: a bad round cannot do
+harm, and what leaves a run is never worse there than price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.dqn.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
+from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA
+from router.policies.dqn import PRICE_DEFAULTS_P, price_parameters
+from router.policies.load_aware import PricePolicy
+from router.policies.registry import make_policy
+from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainer.learner import initial_weights
+from trainer.paired import PairedSamples, paired_samples
+from trainer.paired_learner import PairedConfig, PairedLearner
+from trainer.scenario import (
+    Mesh,
+    Scenario,
+    evaluation_scenarios,
+    mean_scores,
+    training_scenario,
+)
+from trainer.simulation.simulate import PolicySpec, simulate
+
+VALIDATION_SEEDS = (700_001, 700_002, 700_003)
+TEST_SEEDS = (800_001, 800_002, 800_003)
+AVAILABILITY_GOAL = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImprovementConfig:
+    """How a run learns.
+
+    Attributes:
+        hidden_count: hidden units per layer.
+        horizon_deadlines: time the returns span, deadlines: 2 takes in the requests that are there
+            and those that arrive within one deadline.
+        discount_deadlines: time constant by which later arrivals count less, deadlines. What a
+            decision does to them fades, the noise does not.
+        miss_cost: what a miss costs beside its reward of zero: models err, and a deadline is a
+            promise.
+        epsilon: share of explored decisions in those episodes that explore.
+        explored_episodes: share of episodes that explore.
+        kept_samples: samples kept; the oldest go first, they are of worse policies' futures.
+        episodes_per_round: episodes a round drives.
+        samples_per_episode: decisions measured in an episode, at most.
+        decisions_per_episode: simulated decisions an episode's futures may take, about.
+        steps_per_round: gradient steps of a round.
+        learning_rate: at the start; it falls to a tenth.
+        validate_every: rounds between two validations.
+    """
+
+    hidden_count: int = 32
+    horizon_deadlines: float = 2.0
+    discount_deadlines: float = 0.5
+    miss_cost: float = 0.3
+    epsilon: float = 0.1
+    explored_episodes: float = 0.5
+    kept_samples: int = 60_000
+    episodes_per_round: int = 6
+    samples_per_episode: int = 32
+    decisions_per_episode: int = 60_000
+    steps_per_round: int = 60
+    learning_rate: float = 2e-3
+    validate_every: int = 3
+
+
+def collect_samples(
+    mesh: Mesh,
+    scenario: Scenario,
+    episode: PolicySpec,
+    future: PolicySpec,
+    rng: np.random.Generator,
+    config: ImprovementConfig,
+) -> PairedSamples:
+    """Returns the samples of one episode driven by `episode`, futures by `future`."""
+    # Futures of busy scenarios are long; they get fewer of them, for the same time.
+    rate_rps = len(scenario.workload) / scenario.workload.duration_s
+    horizon_s = config.horizon_deadlines * mesh.deadline_s
+    tiers = len(mesh.catalog.tiers)
+    decisions = rate_rps * horizon_s * (tiers + 1)
+    affordable = max(8, int(config.decisions_per_episode / max(decisions, 1.0)))
+    explores = rng.random() < config.explored_episodes
+    return paired_samples(
+        scenario,
+        episode,
+        rng,
+        future=future,
+        sample_count=min(config.samples_per_episode, affordable),
+        horizon_s=horizon_s,
+        epsilon=config.epsilon if explores else 0.0,
+        mix_T=tuple(rng.dirichlet(np.full(tiers, 0.7)).tolist()),
+        miss_cost=config.miss_cost,
+        discount_tau_s=config.discount_deadlines * mesh.deadline_s,
+    )
+
+
+def joined(samples: Sequence[PairedSamples]) -> PairedSamples:
+    """Returns samples one after the other."""
+    return PairedSamples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
+
+
+class Improvement:
+    """One training run: collect, fit, validate, keep the best; saved and restored whole."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        *,
+        seed: int,
+        initial: bytes | None = None,
+        episode_requests: int = 2_000,
+        config: ImprovementConfig | None = None,
+        paired: PairedConfig | None = None,
+    ) -> None:
+        """Starts at price, or at the snapshot `initial`.
+
+        Raises:
+            SnapshotError: `initial` is damaged, of another schema, or corrects no price score.
+        """
+        self._mesh = mesh
+        self._seed = seed
+        self._config = config or ImprovementConfig()
+        self._paired = paired or PairedConfig()
+        self._rng = np.random.default_rng(seed)
+        self._episode_requests = episode_requests
+        self._parent, self._base_P = "", PRICE_DEFAULTS_P
+        weights = initial_weights(FEATURE_COUNT, self._config.hidden_count, self._rng)
+        if initial is not None:
+            snapshot = load_snapshot(initial, SCHEMA, "initial snapshot")
+            weights, self._parent = snapshot.weights, snapshot.version
+            self._base_P = price_parameters(snapshot)
+        self._price = self._spec(weights.zeroed())
+        self._fast_price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
+        self._best, self._driver = weights, self._fast_price
+        self._learner = PairedLearner(weights, self._paired, base_column=BASE_COLUMN)
+        self._validation = evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
+        self._price_scores = _run(self._fast_price, self._validation)
+        self._price_score = self._score(self._fast_price)
+        self._best_score = self._price_score
+        if initial is not None:
+            self._best_score = self._score(self._spec(weights))
+            self._choose_driver()
+        self._samples: list[PairedSamples] = []
+        self._sample_count = 0
+        self._rounds = 0
+        self._loss: float | None = None
+
+    def warm_up(self) -> None:
+        """Compiles what the rounds use, so that the budget is spent on learning."""
+        scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
+        few = replace(self._config, samples_per_episode=2)
+        rng = np.random.default_rng(0)
+        collect_samples(self._mesh, scenario, self._price, self._price, rng, few)
+
+    def done(self, elapsed_s: float, train_s: float, rounds: int | None) -> float:
+        """Returns the share of the training that is done, 0 to 1."""
+        share = elapsed_s / train_s if rounds is None else self._rounds / rounds
+        return min(1.0, share)
+
+    def round(self, done: float) -> None:
+        """Collects samples from a few episodes, learns, validates, and keeps the better network."""
+        config = self._config
+        for _ in range(config.episodes_per_round):
+            scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
+            samples = collect_samples(self._mesh, scenario, *self._drivers(), self._rng, config)
+            if len(samples.x_BCF):
+                self._samples.append(samples)
+                self._sample_count += len(samples.x_BCF)
+        self._trim()
+        if self._samples:
+            self._learn(self._pool(), done)
+        self._rounds += 1
+        if self._rounds % config.validate_every == 0:
+            self._validate()
+
+    def _learn(self, pool: PairedSamples, done: float) -> None:
+        self._learner.set_learning_rate(self._config.learning_rate * 0.1**done)
+        for _ in range(self._config.steps_per_round):
+            rows = self._rng.integers(len(pool.x_BCF), size=self._paired.batch_size)
+            loss = self._learner.step(PairedSamples(*(part[rows] for part in pool)))
+            self._loss = loss if self._loss is None else self._loss + 0.05 * (loss - self._loss)
+
+    # ---- state ----
+
+    def save(self, path: Path, elapsed_s: float) -> None:
+        """Writes the state to a checkpoint; raises CheckpointError if it cannot be written."""
+        arrays: dict[str, NDArray[Any]] = {
+            f"learner.{k}": v for k, v in self._learner.get_state().items()
+        }
+        arrays |= {f"best.{k}": np.asarray(v) for k, v in self._best._asdict().items()}
+        if self._samples:
+            arrays |= {f"samples.{k}": v for k, v in self._pool()._asdict().items()}
+        meta = {
+            "key": self._key(),
+            "elapsed_s": elapsed_s,
+            "rounds": self._rounds,
+            "sample_count": self._sample_count,
+            "best_score": self._best_score,
+            "rng": self._rng.bit_generator.state,
+        }
+        save_checkpoint(path, meta, arrays)
+
+    def restore(self, path: Path | None) -> float:
+        """Goes on from a checkpoint if there is one; returns the seconds it had used.
+
+        Raises:
+            CheckpointError: it is damaged, or of a run with other settings.
+        """
+        found = load_checkpoint(path) if path is not None else None
+        if found is None:
+            return 0.0
+        meta, arrays = found
+        if meta["key"] != self._key():
+            raise CheckpointError(f"{path}: is of another run; delete it or give its settings")
+
+        def part(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        self._learner.set_state(part("learner."))
+        w1, b1, w2, b2, w3, b3 = (part("best.")[name] for name in Weights._fields)
+        self._best = Weights(w1, b1, w2, b2, w3, np.float32(b3))
+        samples = part("samples.")
+        self._samples = [PairedSamples(**samples)] if samples else []
+        self._rounds, self._sample_count = meta["rounds"], meta["sample_count"]
+        self._rng.bit_generator.state = meta["rng"]
+        self._best_score = meta["best_score"]
+        self._choose_driver()
+        return float(meta["elapsed_s"])
+
+    def _key(self) -> list[Any]:
+        """Returns what makes two runs the same run."""
+        mesh = self._mesh
+        return [
+            self._seed,
+            self._parent,
+            SCHEMA,
+            mesh.profile.name,
+            [list(tiers) for tiers in mesh.devices],
+            [task.name for task in mesh.catalog.tasks],
+            mesh.deadline_s,
+            mesh.max_rate_rps,
+            asdict(self._config),
+            asdict(self._paired),
+        ]
+
+    # ---- results ----
+
+    def facts(self, elapsed_s: float) -> dict[str, Any]:
+        """Returns what progress shows."""
+        return {
+            "phase": "train",
+            "step_count": self._learner.step_count,
+            "steps_per_second": self._learner.step_count / max(elapsed_s, 1e-3),
+            "transition_count": self._sample_count,
+            "loss": self._loss,
+            "epsilon": self._config.epsilon * self._config.explored_episodes,
+            "score": self._best_score,
+            "mean_reward": max(0.0, self._best_score),
+            "price_score": self._price_score,
+        }
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns scores on the test seeds, the baselines' beside the policy's."""
+        self._validate()
+        scenarios = evaluation_scenarios(self._mesh, TEST_SEEDS, requests=800)
+        tiers = self._mesh.catalog.tiers
+        names = ("price", "greedy", f"static-{tiers[-1]}", f"static-{tiers[0]}")
+        found = {
+            name: score(PolicySpec.of(make_policy(name, self._mesh.catalog)), scenarios)
+            for name in names
+        }
+        own = score(self._spec(self._best), scenarios)
+        zeroed = score(self._price, scenarios)
+        return {**own, "validation_score": self._best_score, "zeroed": zeroed, "baselines": found}
+
+    def snapshot(self, evaluation: dict[str, Any]) -> bytes:
+        """Returns the best network with everything known about it."""
+        mesh = self._mesh
+        return save_snapshot(
+            Snapshot(
+                self._best,
+                SCHEMA,
+                tuple(feature.name for feature in FEATURES),
+                training={
+                    "mode": "simulated",
+                    "method": "policy improvement on paired returns, as a correction of price",
+                    "seed": self._seed,
+                    "parent": self._parent,
+                    "rounds": self._rounds,
+                    "step_count": self._learner.step_count,
+                    "transition_count": self._sample_count,
+                    "episode_requests": self._episode_requests,
+                    **asdict(self._config),
+                    **asdict(self._paired),
+                },
+                evaluation=evaluation,
+                fleet={
+                    "profile": mesh.profile.name,
+                    "tiers": list(mesh.catalog.tiers),
+                    "tasks": [task.name for task in mesh.catalog.tasks],
+                    "devices": [list(tiers) for tiers in mesh.devices],
+                    "deadline_s": mesh.deadline_s,
+                    "max_rate_rps": mesh.max_rate_rps,
+                },
+                base=self._base(),
+            )
+        )
+
+    # ---- inside ----
+
+    def _base(self) -> dict[str, float]:
+        names = (parameter.name for parameter in PricePolicy.PARAMETERS)
+        return dict(zip(names, self._base_P.tolist(), strict=True))
+
+    def _spec(self, weights: Weights) -> PolicySpec:
+        return PolicySpec.dqn(weights, base_P=self._base_P)
+
+    def _drivers(self) -> tuple[PolicySpec, PolicySpec]:
+        """Returns what drives the next episode and its futures."""
+        draw = self._rng.random()
+        episode = self._driver
+        if draw < 0.4 and self._learner.step_count:
+            episode = self._spec(self._learner.weights())
+        elif draw < 0.7:
+            episode = self._price
+        return episode, self._driver
+
+    def _validate(self) -> None:
+        weights = self._learner.weights()
+        score = self._score(self._spec(weights))
+        if score > self._best_score:
+            self._best, self._best_score = weights, score
+        self._choose_driver()
+
+    def _choose_driver(self) -> None:
+        """Has futures driven by the best network once it is better than price."""
+        if self._best_score > self._price_score:
+            self._driver = self._spec(self._best)
+
+    def _score(self, spec: PolicySpec) -> float:
+        """Returns mean performance, less twice what availability lacks of its goal.
+
+        Where price itself misses the goal, its availability is the goal: no policy can answer what
+        no device has the time for.
+        """
+        performance_S, availability_S = _run(spec, self._validation)
+        goal_S = np.minimum(AVAILABILITY_GOAL, self._price_scores[1])
+        return float((performance_S - 2.0 * np.maximum(0.0, goal_S - availability_S)).mean())
+
+    def _pool(self) -> PairedSamples:
+        if len(self._samples) > 1:
+            self._samples = [joined(self._samples)]
+        return self._samples[0]
+
+    def _trim(self) -> None:
+        """Drops the oldest samples beyond the bound."""
+        kept = self._config.kept_samples
+        if sum(len(part.x_BCF) for part in self._samples) > kept:
+            self._samples = [PairedSamples(*(part[-kept:] for part in self._pool()))]
+
+
+def _run(spec: PolicySpec, scenarios: Sequence[Scenario]) -> tuple[Any, Any]:
+    """Returns performance and availability per scenario."""
+    results = [simulate(s.config, s.workload, spec, s.seed) for s in scenarios]
+    performance_S = np.array([result.performance() for result in results])
+    return performance_S, np.array([result.availability() for result in results])
+
+
+def score(spec: PolicySpec, scenarios: Sequence[Scenario]) -> dict[str, float]:
+    """Returns mean performance, mean and worst availability over scenarios."""
+    return mean_scores(*_run(spec, scenarios))
