@@ -130,7 +130,7 @@ class RouterInference:
             metrics_server = start_metrics_server(own.metrics_listen, self._registry)
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
-        clients = ClientPool()
+        clients = ClientPool(own.tier_cancel_grace_s)
         stack.push_async_callback(clients.close)
         router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
         core = self.core = self.build_core(router_id, telemetry, store, clients)
