@@ -1,6 +1,10 @@
 """Prints what a trace is like, and what its replay is like by length of window.
 
     python -m trainer.traces FILE [--kind KIND] [--windows 10,60,300]
+        [--profile profiles/opt-a100.toml --limits 0.2,0.4]
+
+With a profile: the share of the trace's requests whose answer takes at most so many seconds alone
+on an idle device, by tier.
 
 FILE may also be the name of a synthetic stand-in. Exit code 2: the file or an argument is wrong.
 """
@@ -9,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 
+from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError
 from trainer.simulation.workload import Times, WorkloadError
 from trainer.traces.fit import fit_trace, gap_cv
 from trainer.traces.read import KINDS
-from trainer.traces.resample import replay_arrivals
+from trainer.traces.resample import replay_arrivals, unloaded_s
 from trainer.traces.synthetic import open_trace
 from trainer.traces.trace import Trace
 
@@ -74,24 +80,49 @@ def report(trace: Trace, windows_s: list[float]) -> str:
     return "\n".join([head, *lines])
 
 
+def fit_report(trace: Trace, profile: LatencyProfile, limits_s: list[float]) -> str:
+    """Returns the share of requests with known lengths within each limit, one row per tier."""
+    if trace.prompt_tokens_N is None or trace.output_tokens_N is None:
+        return "no lengths"
+    known_N = (trace.prompt_tokens_N > 0) & (trace.output_tokens_N > 0)
+    lines = []
+    for name, tier in profile.tiers.items():
+        time_N = unloaded_s(tier, trace.prompt_tokens_N[known_N], trace.output_tokens_N[known_N])
+        shares = [f"{(time_N <= limit).mean():.3f} in {limit:g} s" for limit in limits_s]
+        lines.append(f"alone on {profile.name} {name}: {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+def _numbers(text: str) -> list[float]:
+    """Returns numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers by commas (got {text!r})") from None
+
+
 def _row(name: str, values: list[float]) -> tuple[str, ...]:
     return (name, *(f"{value:.2f}" for value in values))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.traces", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.traces", description="Statistics of a trace."
+    )
     parser.add_argument("file")
     parser.add_argument("--kind", choices=sorted(KINDS))
-    parser.add_argument("--windows", default="10,60,300", help="lengths in seconds, by commas")
+    parser.add_argument("--windows", type=_numbers, default="10,60,300", help="seconds, by commas")
+    parser.add_argument("--profile", type=Path, help="latency profile")
+    parser.add_argument("--limits", type=_numbers, default="0.2,0.4", help="seconds, by commas")
     options = parser.parse_args(arguments)
     try:
-        windows_s = [float(part) for part in options.windows.split(",")]
-    except ValueError:
-        parser.error(f"--windows: must be numbers separated by commas (got {options.windows!r})")
-    try:
-        print(report(open_trace(options.file, options.kind), windows_s))
-    except (InvalidFileError, WorkloadError) as error:
+        trace = open_trace(options.file, options.kind)
+        print(report(trace, options.windows))
+        if options.profile is not None:
+            profile = parse_profile(options.profile.read_text(), options.profile.name)
+            print(fit_report(trace, profile, options.limits))
+    except (InvalidFileError, WorkloadError, OSError, UnicodeDecodeError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.catalog import QualityTable
-from router.profile import LatencyProfile, TierProfile
+from router.profile import LatencyProfile, TierProfile, format_profile
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.simulation.workload import WorkloadError, gamma_renewal, poisson
 from trainer.traces.__main__ import main, statistics
@@ -322,14 +322,20 @@ def test_the_stand_ins_lengths_are_the_published_ones() -> None:
     assert np.percentile(trace.output_tokens_N, [50, 90]) == pytest.approx([13, 55], rel=0.08)
 
 
-def test_the_command_shows_trace_and_replays(capsys: pytest.CaptureFixture[str]) -> None:
-    """One row for the trace, one per length of window, and the lengths."""
-    assert main(["azure-llm-code-like", "--windows", "60,600"]) == 0
+def test_the_command_shows_trace_and_replays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row for the trace, one per length of window, the lengths, and which of them fit."""
+    profile = tmp_path / "p.toml"
+    profile.write_text(format_profile(setting().profiles[""]))
+    options = ["--windows", "60,600", "--profile", str(profile), "--limits", "0.001,1e6"]
+    assert main(["azure-llm-code-like", *options]) == 0
     shown = capsys.readouterr().out
     assert "azure-llm-code-like (synthetic)" in shown
     assert "replay, 60 s windows" in shown
     assert "replay, 600 s windows" in shown
     assert "prompt Lognormal" in shown
+    assert "alone on p large: 0.000 in 0.001 s, 1.000 in 1e+06 s" in shown
 
 
 @pytest.mark.skipif(CODE_TRACE not in os.environ, reason=f"{CODE_TRACE} does not name the file")
