@@ -165,6 +165,20 @@ async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: 
         assert router.core.accounts.counts.late == 1
 
 
+async def test_late_requests_are_ended_by_their_tier(tmp_path: Path, triton: FakeTriton) -> None:
+    """Of many misses at once none is a cancelled stream, whose state Triton may use once freed."""
+    triton.default = Script(times_out=True)
+    toml = mesh_toml([("e0", triton.address)], router="safety_net = false")
+    async with running_router(tmp_path, toml) as router:
+        request = pb2.GenerateRequest(spec=spec())
+        request.spec.deadline.FromMilliseconds(150)
+        calls = [refused(router.stub.Generate(request, timeout=5.0)) for _ in range(20)]
+        codes = {code.name for code, _, _ in await asyncio.gather(*calls)}
+        assert codes == {"DEADLINE_EXCEEDED"}
+        await until(lambda: all(each.end for each in triton.received), "every call has ended")
+        assert [each.end for each in triton.received] == ["timeout"] * 20
+
+
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 async def test_a_client_that_cancels_stops_the_work(
     tmp_path: Path, triton: FakeTriton, method: str
