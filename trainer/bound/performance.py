@@ -20,8 +20,10 @@ from trainer.simulation.workload import Workload
 
 Floats = NDArray[np.float64]
 
-CELLS_PER_WINDOW = 8
+CELLS_PER_WINDOW = 16
 MOST_CELLS = 1000
+LEVELS = 48
+ROUNDS = 3
 SAMPLE = 3000
 SEARCH_STEPS = (1.0, 0.5, 0.25, 0.12)
 """Shares of the weight that the search for step shares moves at a time."""
@@ -63,9 +65,8 @@ def _bound(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np.bo
     if len(jobs.group_O) == 0:
         return 0.0
     dual = make_dual(config, jobs)
-    price_GM = np.full(dual.capacity_GM.shape, dual.best_flat_price())
-    price_GM = dual.improve(price_GM, (3.0, 10.0, 30.0), 60)
-    return dual.value(price_GM) / count
+    price_GM = dual.improve(dual.flat(), LEVELS, ROUNDS)
+    return min(float(jobs.value_JO.max()), dual.value(price_GM) / count)
 
 
 def make_dual(config: SimulationConfig, jobs: Jobs) -> Dual:
@@ -79,7 +80,7 @@ def make_dual(config: SimulationConfig, jobs: Jobs) -> Dual:
     last_J = np.clip(np.searchsorted(edge_M1, jobs.end_J, side="left") - 1, first_J, last)
     pairs_W2, window_J = np.unique(np.stack([first_J, last_J], 1), axis=0, return_inverse=True)
     available_GM = capacity_GM(config, jobs, edge_M1, float(length_J.max()))
-    level_LO = jobs.levels_LO()
+    level_LO = jobs.level_LO()
     weight_LO = best_weights(jobs, level_LO, available_GM.sum(axis=1))
     return Dual(
         capacity_GM=available_GM,
@@ -101,8 +102,8 @@ def best_weights(jobs: Jobs, level_LO: Floats, capacity_G: Floats) -> Floats:
     count = len(jobs.start_N1) - 1
     part = jobs.every(max(1, count // SAMPLE))
     capacity_G1 = capacity_G[:, None] * ((len(part.start_N1) - 1) / count)
-    levels, options = level_LO.shape
-    weight_LO = np.zeros((levels, options))
+    terms, options = len(level_LO) + 2, len(jobs.group_O)
+    weight_LO = np.zeros((terms, options))
     weight_LO[0] = 1.0
 
     def score(trial_LO: Floats) -> float:
@@ -112,15 +113,15 @@ def best_weights(jobs: Jobs, level_LO: Floats, capacity_G: Floats) -> Floats:
         dual = Dual(
             capacity_G1, zeros, zeros, window_J, part.start_N1, part.value_JO, cost_JO, part.group_O
         )
-        return dual.flat(dual.best_flat_price())[0]
+        return dual.value(dual.flat())
 
     best = score(weight_LO)
     for step in SEARCH_STEPS:
         for option in range(options):
-            for level in range(levels):
+            for term in range(terms):
                 trial_LO = weight_LO.copy()
                 trial_LO[:, option] *= 1.0 - step
-                trial_LO[level, option] += step
+                trial_LO[term, option] += step
                 if (value := score(trial_LO)) < best:
                     best, weight_LO = value, trial_LO
     return weight_LO

@@ -22,10 +22,12 @@ on the device only adds to the left side, so nothing is assumed about them.
 **Shares.** Let levels E^1, E^2, ... and weights theta_0 + theta_1 + ... = 1, all >= 0, be any
 numbers. Charge request i the share
 
-    s_i = theta_0 / max_batch + sum_{l: E_i <= E^l} theta_l g_i / E^l
+    s_i = theta_0 / max_batch + theta_1 (p_i + o_i) / max_kv_tokens
+          + sum_{l > 1: E_i <= E^l} theta_l g_i / E^l
 
 of the step of every iteration of its run. The shares charged at one iteration sum to at most 1: the
-first term since a batch has at most max_batch members, the l-th by the lemma for the members with
+first term since a batch has at most max_batch members, the second since a batch's prompts and
+answers fit the tier's room for keys and values, the l-th by the lemma for the members with
 E_i <= E^l. So the device time of an iteration, step + sequence |batch| + prompt (tokens admitted),
 is at least what its requests are charged, and request i is charged in all
 
@@ -67,6 +69,8 @@ from trainer.simulation.workload import Workload
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+LEVELS = 4
+"""Most levels of E; more than one pays where deadlines differ."""
 SOFT_BRACKETS = 8
 """Brackets of lateness of a soft deadline; more are tighter and slower."""
 _ROUNDING = 1e-9
@@ -84,6 +88,7 @@ class Option:
         prompt_token_s: cost per prompt token, seconds.
         overhead_s: latency outside the device, seconds.
         max_batch: most sequences per iteration.
+        room: most tokens of keys and values, infinite where there is no limit.
         quality: quality on each task.
     """
 
@@ -93,6 +98,7 @@ class Option:
     prompt_token_s: float
     overhead_s: float
     max_batch: float
+    room: float
     quality: tuple[float, ...]
 
 
@@ -109,7 +115,10 @@ class Jobs:
         steps_JO: cost of the steps of its run, seconds of nominal work.
         share_JO: g_i, seconds.
         budget_JO: E_i, seconds.
+        tokens_J: prompt and output tokens.
+        step_O: step of each option, seconds.
         batch_O: max_batch.
+        room_O: max_kv_tokens, infinite where there is no limit.
         group_O: group of each option.
         devices_G: devices of each group.
     """
@@ -122,27 +131,40 @@ class Jobs:
     steps_JO: Floats
     share_JO: Floats
     budget_JO: Floats
+    tokens_J: Floats
+    step_O: Floats
     batch_O: Floats
+    room_O: Floats
     group_O: Integers
     devices_G: tuple[tuple[int, ...], ...]
 
-    def cost_JO(self, levels_LO: Floats, weight_LO: Floats) -> Floats:
+    def cost_JO(self, level_LO: Floats, weight_LO: Floats) -> Floats:
         """Returns the cost of each option, seconds of nominal work.
 
         Args:
-            levels_LO: levels E^l of each option, seconds; row 0 is not read.
-            weight_LO: weights theta, >= 0, columns summing to 1; row 0 is that of the batch limit.
+            level_LO: levels E^l of each option, seconds.
+            weight_LO: weights theta, >= 0, columns summing to 1: that of the batch limit, that of
+                the room for keys and values, those of the levels.
         """
-        share_JO = np.broadcast_to(weight_LO[0] / self.batch_O, self.steps_JO.shape).copy()
-        for level_O, weight_O in zip(levels_LO[1:], weight_LO[1:], strict=True):
+        share_JO = weight_LO[0] / self.batch_O + self.tokens_J[:, None] * (
+            weight_LO[1] / self.room_O
+        )
+        for level_O, weight_O in zip(level_LO, weight_LO[2:], strict=True):
             inside_JO = self.budget_JO <= level_O
             share_JO += np.where(inside_JO, self.share_JO * (weight_O / level_O), 0.0)
-        return self.fixed_JO + self.steps_JO * share_JO
+        cost_JO: Floats = np.maximum(self.fixed_JO + self.steps_JO * share_JO, 1e-12)
+        return cost_JO
 
-    def levels_LO(self) -> Floats:
-        """Returns levels E^l of each option, the highest that occurs; row 0 is not read."""
-        top_O = np.maximum(self.budget_JO.max(axis=0, initial=0.0), 1e-12)
-        return np.stack([top_O, top_O])
+    def level_LO(self) -> Floats:
+        """Returns levels E^l of each option: the highest that occurs per length of window.
+
+        Windows of like length are merged, so that there are at most LEVELS.
+        """
+        length_J = np.round(self.end_J - self.release_J, 6)
+        places = np.linspace(0.0, 1.0, LEVELS + 1)[1:]
+        edge_L = np.unique(np.quantile(length_J, places, method="lower"))
+        rows = [self.budget_JO[length_J <= edge].max(axis=0, initial=0.0) for edge in edge_L]
+        return np.maximum(np.stack(rows), 1e-12)
 
     def every(self, n: int) -> Jobs:
         """Returns every n-th request, each with all its jobs."""
@@ -152,6 +174,7 @@ class Jobs:
         job_J = np.repeat(self.start_N1[index_N] - start_N1[:-1], count_N)
         job_J += np.arange(start_N1[-1])
         names = ("release_J", "end_J", "value_JO", "fixed_JO", "steps_JO", "share_JO", "budget_JO")
+        names += ("tokens_J",)
         rows = {name: getattr(self, name)[job_J] for name in names}
         return replace(self, start_N1=start_N1, **rows)
 
@@ -176,7 +199,8 @@ def options_of(config: SimulationConfig) -> tuple[list[Option], tuple[tuple[int,
             cost = config.profiles[endpoint.profile].tiers[tier].scaled(1.0 / endpoint.speed)
             times = (cost.step_s, cost.per_sequence_s, cost.per_prompt_token_s, cost.overhead_s)
             quality = tuple(arrays.quality_KC[:, c].tolist())
-            rows.add((*times, float(cost.max_batch), quality))
+            room = np.inf if cost.max_kv_tokens is None else float(cost.max_kv_tokens)
+            rows.add((*times, float(cost.max_batch), room, quality))
         key = (tuple(sorted(rows)), tuple(events))
         members.setdefault(key, []).append(d)
         kinds[key] = sorted(rows)
@@ -212,9 +236,10 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     output_J = np.where(first_K[task_J], 1.0, np.maximum(1.0, workload.output_N[pick_J]))
     length_J = (workload.slack_N[pick_J] + late_J) * (1.0 + _ROUNDING) + _ROUNDING
     release_J = workload.arrival_N[pick_J]
-    step_O, sequence_O, token_O, overhead_O, batch_O = (
-        np.array([getattr(option, name) for option in options], dtype=np.float64)
-        for name in ("step_s", "sequence_s", "prompt_token_s", "overhead_s", "max_batch")
+    tokens_J = prompt_J + workload.output_N[pick_J]
+    names = ("step_s", "sequence_s", "prompt_token_s", "overhead_s", "max_batch", "room")
+    step_O, sequence_O, token_O, overhead_O, batch_O, room_O = (
+        np.array([getattr(option, name) for option in options], dtype=np.float64) for name in names
     )
     group_O = np.array([option.group for option in options], dtype=np.int64)
     speed_G = np.array([_top_speed(config.events, devices[0]) for devices in devices_G])
@@ -222,7 +247,7 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     quality_KO = np.array([option.quality for option in options]).reshape(-1, len(tasks)).T
     fixed_JO = prompt_J[:, None] * token_O + output_J[:, None] * sequence_O
     steps_JO = output_J[:, None] * step_O
-    possible_JO = fixed_JO + steps_JO <= budget_JO
+    possible_JO = (fixed_JO + steps_JO <= budget_JO) & (tokens_J[:, None] <= room_O)
     spare_JO = budget_JO - steps_JO - (output_J[:, None] - 1.0) * sequence_O
     return Jobs(
         start_N1=start_N1,
@@ -233,7 +258,10 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
         steps_JO=steps_JO,
         share_JO=prompt_J[:, None] * token_O + sequence_O,
         budget_JO=np.where(possible_JO, spare_JO, 0.0),
+        tokens_J=tokens_J,
+        step_O=step_O,
         batch_O=batch_O,
+        room_O=room_O,
         group_O=group_O,
         devices_G=devices_G,
     )
