@@ -31,6 +31,7 @@ class StaticPolicy(ScorePolicy):
         """Serves tier index `tier`."""
         super().__init__(name)
         self._params = [float(tier)]
+        self._version = f"{name}@least-work"
 
 
 class RandomPolicy(ScorePolicy):

@@ -37,6 +37,8 @@ class RouterInferenceSettings(ServerSettings):
 
     What is left out keeps its default.
     """
+    policy_snapshot: OptionalRelativePath = ""
+    """Snapshot file of a learned `policy`; empty means the fallback decides until one comes."""
     follow_trainer: bool = True
     """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
     safety_net: bool = True
