@@ -26,7 +26,7 @@ from typing import Any, Protocol
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
 DEVICE_LOST = "paced device is lost"
-TOO_LARGE = "request exceeds the tier's room for keys and values"
+TOO_LARGE = "text_input: with its answer beyond the tier's room for keys and values"
 STOPPING = "paced tier is stopping"
 STATES = ("ok", "lost", "hung")
 _HUNG_CHECK_S = 0.05
