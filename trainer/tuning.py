@@ -23,6 +23,7 @@ from pathlib import Path
 import cma
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import qmc
 
 from router import kernels
 from router.catalog import QualityTable, parse_quality
@@ -49,6 +50,19 @@ BURSTY_LOADS = (0.7, 1.6, 4.0, 10.0)
 BURSTY = ("gamma-cv4", "gamma-cv8", "markov")
 FULL_SHARE = 0.6
 """Share of its capacity in full batches that the largest tier holds, about; unit of the loads."""
+
+HIGHEST_SHARE = 0.95
+"""No case goes beyond this share of what the smallest tier carries in full batches."""
+
+FIRST_STEP = 0.15
+"""First step of the search, as a share of each parameter's range."""
+SPREAD_SHARE = 0.15
+"""Share of the budget that is spread over the whole space before the search."""
+LUCK = 0.003
+"""A single point must beat the population's mean by this much not to count as a lucky draw."""
+
+Progress = Callable[[int, float, dict[str, float]], None]
+"""Told scores computed, best score, its parameters."""
 
 
 class TuningError(ValueError):
@@ -126,20 +140,30 @@ def make_case(
     return TuningCase(config, workload, reference, weight, seed)
 
 
-def unit_rate_rps(setting: Setting) -> float:
-    """Returns the unit of loads: about what the largest tier holds by itself, requests/s."""
+def full_rate_rps(setting: Setting, largest: bool) -> float:
+    """Returns the rate at which the largest (or smallest) tier alone fills all devices, req/s."""
     fleet, lengths = setting.fleet.arrays, setting.lengths
-    rows = np.flatnonzero(fleet.tier_C == fleet.tier_C.max())
+    rows = np.flatnonzero(fleet.tier_C == (fleet.tier_C.max() if largest else fleet.tier_C.min()))
     prompt = lengths.prompt_median * math.exp(0.5 * lengths.prompt_sigma**2)
     time_s = [kernels.full_batch_time_s(fleet, int(c), prompt, lengths.output_mean) for c in rows]
-    return FULL_SHARE * len(rows) / min(time_s)
+    return len(rows) / min(time_s)
+
+
+def unit_rate_rps(setting: Setting) -> float:
+    """Returns the unit of loads: about what the largest tier holds by itself, requests/s."""
+    return FULL_SHARE * full_rate_rps(setting, largest=True)
 
 
 def tuning_cases(setting: Setting, seed: int) -> list[TuningCase]:
-    """Returns the cases every policy is tuned on: steady and bursty, safety net off and on."""
+    """Returns the cases every policy is tuned on: steady and bursty, safety net off and on.
+
+    Loads that not even the smallest tier could carry are left out.
+    """
     unit_rps = unit_rate_rps(setting)
     plan = [("poisson", load) for load in STEADY_LOADS]
     plan += [(scenario, load) for load in BURSTY_LOADS for scenario in BURSTY]
+    highest = HIGHEST_SHARE * full_rate_rps(setting, largest=False) / unit_rps
+    plan = [(scenario, load) for scenario, load in plan if load <= highest]
     references = {load: fluid_reference(setting, load * unit_rps) for _, load in plan}
     return [
         make_case(
@@ -180,8 +204,8 @@ def tune(
     evaluations: int,
     seed: int,
     start: Mapping[str, float] | None = None,
-    step: float = 0.15,
-    progress: Callable[[int, float, dict[str, float]], None] | None = None,
+    step: float = FIRST_STEP,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, float], float]:
     """Returns the best parameters found and their score.
 
@@ -198,31 +222,8 @@ def tune(
         TuningError: the policy has no parameters to tune.
     """
     search = _Search(policy, cases, start)
-    if len(search.table) == 1:  # CMA-ES needs two dimensions; a scan does for one
-        units = np.linspace(0.0, 1.0, evaluations)
-        losses = [search.loss(np.array([u])) for u in units]
-        top = int(np.argmin(losses))
-        return search.named(np.array([units[top]])), -losses[top]
-    options = {"bounds": [0.0, 1.0], "maxfevals": evaluations - 1, "seed": seed, "verbose": -9}
-    strategy = cma.CMAEvolutionStrategy(search.first_P, step, options)
-    while not strategy.stop():
-        asked = strategy.ask()
-        strategy.tell(asked, [search.loss(np.asarray(unit_P)) for unit_P in asked])
-        if progress is not None:
-            best_P = np.asarray(strategy.result.xbest)
-            found = search.named(best_P)
-            progress(strategy.result.evaluations, -float(strategy.result.fbest), found)
-    # The mean of the last population is less of a lucky draw than its best member.
-    favourite_P = np.clip(np.asarray(strategy.result.xfavorite), 0.0, 1.0)
-    loss = search.loss(favourite_P)
-    best_P = np.clip(np.asarray(strategy.result.xbest), 0.0, 1.0)
-    if float(strategy.result.fbest) < loss - LUCK:
-        return search.named(best_P), -float(strategy.result.fbest)
-    return search.named(favourite_P), -loss
-
-
-LUCK = 0.003
-"""A single candidate must beat the population's mean by this much not to count as a lucky draw."""
+    best_P = search.run(evaluations, seed, step, progress)
+    return search.named(best_P), search.score_of(best_P)
 
 
 class _Search:
@@ -238,6 +239,7 @@ class _Search:
             )
         self.table: tuple[Parameter, ...] = SCORE_POLICIES[policy].PARAMETERS
         self._kind = KINDS[policy]
+        self._losses: dict[bytes, float] = {}
         self._cases = cases
         self._low_P = np.array([p.low for p in self.table])
         self._span_P = np.array([p.high for p in self.table]) - self._low_P
@@ -250,8 +252,45 @@ class _Search:
         return {p.name: float(v) for p, v in zip(self.table, value_P, strict=True)}
 
     def loss(self, unit_P: NDArray[np.float64]) -> float:
-        params_P = np.append(self._low_P + self._span_P * unit_P, 0.0)
-        return -score(PolicySpec(self._kind, params_P), self._cases)
+        key = unit_P.tobytes()
+        if key not in self._losses:
+            params_P = np.append(self._low_P + self._span_P * unit_P, 0.0)
+            self._losses[key] = -score(PolicySpec(self._kind, params_P), self._cases)
+        return self._losses[key]
+
+    def score_of(self, unit_P: NDArray[np.float64]) -> float:
+        return -self.loss(unit_P)
+
+    @property
+    def evaluations(self) -> int:
+        """Number of scores computed."""
+        return len(self._losses)
+
+    def run(
+        self, evaluations: int, seed: int, step: float, progress: Progress | None
+    ) -> NDArray[np.float64]:
+        """Returns the best point found within the budget."""
+        if len(self.table) == 1:  # CMA-ES needs two dimensions; a scan does for one
+            points = [self.first_P, *np.linspace(0.0, 1.0, evaluations - 1)[:, None]]
+            return min(points, key=self.loss)
+        # A score can be flat around the defaults: the search starts at the best of a spread.
+        spread = max(1, round(SPREAD_SHARE * evaluations))
+        sampler = qmc.Sobol(len(self.table), scramble=True, seed=seed)
+        drawn = sampler.random_base2(math.ceil(math.log2(max(2, spread))))
+        first_P = min([self.first_P, *drawn[: spread - 1]], key=self.loss)
+        left = evaluations - self.evaluations - 1
+        options = {"bounds": [0.0, 1.0], "maxfevals": left, "seed": seed, "verbose": -9}
+        strategy = cma.CMAEvolutionStrategy(first_P, step, options)
+        while not strategy.stop() and self.evaluations + strategy.popsize < evaluations:
+            asked = [np.clip(unit_P, 0.0, 1.0) for unit_P in strategy.ask()]
+            strategy.tell(asked, [self.loss(unit_P) for unit_P in asked])
+            if progress is not None:
+                best_P = np.asarray(strategy.result.xbest)
+                progress(self.evaluations, self.score_of(best_P), self.named(best_P))
+        # The mean of the last population is less of a lucky draw than the best point met.
+        favourite_P = np.clip(np.asarray(strategy.result.xfavorite), 0.0, 1.0)
+        lucky_P = min(first_P, np.asarray(strategy.result.xbest), key=self.loss)
+        return lucky_P if self.loss(lucky_P) < self.loss(favourite_P) - LUCK else favourite_P
 
 
 def tune_within(
@@ -260,7 +299,7 @@ def tune_within(
     *,
     requests: int,
     seed: int,
-    progress: Callable[[int, float, dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Tunes a policy with a budget of simulated requests, from the defaults.
 
@@ -273,10 +312,17 @@ def tune_within(
         raise TuningError(
             f"requests must be at least {10 * per_score}, ten scores (got {requests})"
         )
-    first = _Search(policy, cases, None)
-    default_score = -first.loss(first.first_P)
-    found, best = tune(policy, cases, evaluations=evaluations, seed=seed, progress=progress)
-    return Tuned(policy, found, best, default_score, evaluations, evaluations * per_score, seed)
+    search = _Search(policy, cases, None)
+    best_P = search.run(evaluations, seed, FIRST_STEP, progress)
+    return Tuned(
+        policy,
+        search.named(best_P),
+        search.score_of(best_P),
+        search.score_of(search.first_P),
+        search.evaluations,
+        search.evaluations * per_score,
+        seed,
+    )
 
 
 def add_profile_options(parser: argparse.ArgumentParser) -> None:

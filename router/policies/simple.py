@@ -100,7 +100,7 @@ class GreedyPriorPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack a latency may use."),
+        Parameter("margin", 0.8, 0.02, 1.0, "Share of the slack a latency may use."),
         Parameter("typical_batch", 0.25, 0.0, 1.0, "Assumed batch / largest batch."),
     )
     KERNEL = staticmethod(baselines.score_greedy_prior)

@@ -46,6 +46,13 @@ def test_one_parameter_is_scanned_over_its_whole_range() -> None:
     assert best >= max(ends)
 
 
+def test_search_leaves_a_plateau() -> None:
+    """Where every point near the defaults scores alike, the spread of points finds a better one."""
+    found, best = tuning.tune("greedy-prior", CASES, evaluations=60, seed=1)
+    assert best > tuning.score(spec("greedy-prior"), CASES) + 0.1
+    assert found["margin"] < 0.4
+
+
 def test_availability_below_holding_costs_score() -> None:
     """With answers of equal quality the score is performance less the stated penalty."""
     case = tuning.make_case(SETTING, 400.0, seed=1, requests=300, reference=1.0)
@@ -61,6 +68,8 @@ def test_budget_is_counted_in_simulated_requests() -> None:
     tuned = tuning.tune_within("greedy", CASES, requests=11 * CASE_REQUESTS + 5, seed=1)
     assert tuned.evaluations == 11
     assert tuned.requests == 11 * CASE_REQUESTS
+    searched = tuning.tune_within("debt-queue", CASES, requests=30 * CASE_REQUESTS, seed=1)
+    assert 20 <= searched.evaluations <= 30
     assert tuned.score >= tuned.default_score
 
 
@@ -77,14 +86,14 @@ def test_policy_without_parameters_cannot_be_tuned() -> None:
 
 
 def test_cases_span_the_rates_and_the_kinds_of_burst(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steady rates from a quarter to 24 times what large holds, and every kind of burst."""
+    """Rates from a quarter of what large holds to what small can carry; bursts; net off and on."""
     monkeypatch.setattr(tuning, "fluid_reference", lambda _setting, _rate: 1.0)
     cases = tuning.tuning_cases(SETTING, 1)
     rates = [len(case.workload) / case.workload.duration_s for case in cases]
     unit = tuning.unit_rate_rps(SETTING)
-    assert len(cases) == len(tuning.STEADY_LOADS) + 3 * len(tuning.BURSTY_LOADS)
+    small = tuning.full_rate_rps(SETTING, largest=False)
     assert min(rates) == pytest.approx(0.25 * unit, rel=0.15)
-    assert max(rates) == pytest.approx(24.0 * unit, rel=0.05)
+    assert 0.6 * small < max(rates) < 0.98 * small
     assert {case.config.safety for case in cases} == {False, True}
     gaps = [np.diff(case.workload.arrival_N) for case in cases]
     assert max(gap.std() / gap.mean() for gap in gaps) > 4.0
