@@ -12,6 +12,7 @@ PROTOS := $(shell find protos -name '*.proto')
 VENV := .venv/.up-to-date
 TRITON_VENV := .venv-triton/.up-to-date
 STUBS := gen/.up-to-date
+KERNELS := build/numba/.up-to-date
 
 .PHONY: help
 help: ## list the targets
@@ -21,11 +22,11 @@ help: ## list the targets
 setup: $(VENV) $(TRITON_VENV) $(STUBS) ## make both environments (services, Triton)
 
 .PHONY: demo
-demo: setup ## serve calm -> burst -> recovery on this machine, and open a report
+demo: setup $(KERNELS) ## serve calm -> burst -> recovery on this machine, and open a report
 	@.venv/bin/tiercel demo
 
 .PHONY: test
-test: setup checkers ## run every test: unit, integration on real Redis and Triton, end to end
+test: setup checkers $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
 	.venv/bin/python -m pytest
 
 .PHONY: lint
@@ -70,6 +71,14 @@ $(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt
 $(STUBS): $(PROTOS) hatch_build.py $(VENV)
 	@.venv/bin/python hatch_build.py >/dev/null 2>&1 || .venv/bin/python hatch_build.py
 	@touch $(STUBS)
+
+# Once for each version of the sources, so that no run of the demo and no test waits for the compiler.
+$(KERNELS): $(VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py)
+	@echo "compiling the simulator's kernels (about a minute)"
+	@mkdir -p $(@D)
+	@.venv/bin/tiercel train --profile profiles/reference.toml --quality quality/reference.toml \
+		--devices 1 --deadline-s 0.2 --rounds 1 --json --out $(@D)/compiled.safetensors >/dev/null
+	@touch $(KERNELS)
 
 .PHONY: checkers
 checkers:

@@ -64,27 +64,38 @@ def prefill_decode_cost_s(
     """Computes what a request would cost all requests together on each candidate, in seconds.
 
     After the mixing impact of arXiv 2408.13510: a router that only looks for the shortest wait
-    puts long prompts beside many sequences that decode, all of which its prefill holds up. The
-    cost is the request's own predicted latency plus the delay of every sequence on the device: the
-    prompt once, and for each token they share with the request its part of the iteration (with the
-    whole step, if the request wakes a tier that is idle). The weights are those of the sum of
-    latencies, so there is nothing to fit; the paper fits its own by regression.
+    puts long prompts beside many sequences that decode, all of which its prefill holds up. With n
+    sequences on the device, of which n_c on the candidate's tier, p and o prompt and output tokens:
+
+        own latency   waiting prompts + p x prompt_c + o x cycle
+        cycle         sum over tiers with work, and c, of step + sequence x batch
+        others' delay n x (p x prompt_c + o x (sequence_c, and step_c if n_c = 0))
+
+    What runs is taken to run as long as this request: with long-tailed outputs the tokens still
+    predicted of an old sequence say little. The weights are those of the sum of latencies, so
+    there is nothing to fit; the paper fits its own by regression.
     """
-    kernels.predict_latency_s(
-        fleet, load, query.prompt_tokens, query.output_tokens, out_C, query.mean_prompt_tokens
-    )
     for c in range(len(fleet.tier_C)):
         prompt_s = query.prompt_tokens * fleet.per_prompt_token_s_C[c]
-        token_s = fleet.per_sequence_s_C[c]
-        if load.in_flight_C[c] <= 0.0:
-            token_s += fleet.step_s_C[c]
+        waiting_s = 0.0
+        cycle_s = 0.0
+        sequences = 0.0
         for j in fleet.peers_CP[c]:
             if j < 0:
                 break
             running = load.in_flight_C[j]
+            sequences += running
+            waiting_s += load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
+            if j == c:
+                running += 1.0
             if running > 0.0:
-                shared = min(query.output_tokens, load.remaining_output_tokens_C[j] / running)
-                out_C[c] += running * (prompt_s + shared * token_s)
+                batch = min(running, fleet.max_batch_C[j])
+                cycle_s += fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch
+        added_s = fleet.per_sequence_s_C[c]
+        if load.in_flight_C[c] <= 0.0:
+            added_s += fleet.step_s_C[c]
+        out_C[c] = fleet.overhead_s_C[c] + waiting_s + prompt_s + query.output_tokens * cycle_s
+        out_C[c] += sequences * (prompt_s + query.output_tokens * added_s)
 
 
 def pick(

@@ -127,10 +127,13 @@ def score_slackfit(
     work_s_C: NDArray[np.float64],
     out_C: NDArray[np.float64],
 ) -> None:
-    """The slowest (tier, batch) that fits the slack after the tier's own queue.
+    """The slowest tier whose (tier, batch) latency fits the slack, after the tier's own queue.
 
-    After SuperServe's SlackFit: latencies per tier and batch come from the profile alone; tiers
-    that share the device are not seen. Parameters: 0 the margin on the slack.
+    After SuperServe's SlackFit, where the largest model whose batch still fits the slack of the
+    most urgent request runs next, on a worker that is free: latencies per tier and batch come from
+    the profile alone, the batch is the endpoint's own queue and this request, and inside a tier
+    the endpoint of the lowest latency is taken. Tiers that share the device are not seen.
+    Parameters: 0 the margin on the slack.
     """
     scores.explain(fleet, load, query, 1.0, 8.0, predicted_s_C, probability_C, work_s_C)
     limit_s = params_P[0] * query.slack_s
@@ -143,7 +146,7 @@ def score_slackfit(
         prompts = query.prompt_tokens + load.waiting_prompt_tokens_C[c]
         latency_s += prompts * fleet.per_prompt_token_s_C[c]
         if latency_s <= limit_s:
-            out_C[c] = 1.0 + latency_s / limit_s
+            out_C[c] = 2.0 * fleet.tier_C[c] + 2.0 - latency_s / limit_s
         else:
             out_C[c] = -min(latency_s, scores.HUGE)
 

@@ -40,7 +40,7 @@ class RouteBalancePolicy(ScorePolicy):
 
 
 class SlackFitPolicy(ScorePolicy):
-    """Takes the slowest (tier, batch) whose profiled latency fits the slack (after SuperServe).
+    """Takes the largest tier whose profiled (tier, batch) latency fits the slack (SuperServe).
 
     Parameters: `margin`, as in greedy. Fails: where tiers share a device, since it knows each
     tier's own queue only.

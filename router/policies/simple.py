@@ -31,6 +31,7 @@ class StaticPolicy(ScorePolicy):
         """Serves tier index `tier`."""
         super().__init__(name)
         self._params = [float(tier)]
+        self._version = f"{name}@least-work"
 
 
 class RandomPolicy(ScorePolicy):
@@ -99,7 +100,7 @@ class GreedyPriorPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("margin", 0.8, 0.05, 2.0, "Share of the slack a latency may use."),
+        Parameter("margin", 0.8, 0.02, 1.0, "Share of the slack a latency may use."),
         Parameter("typical_batch", 0.25, 0.0, 1.0, "Assumed batch / largest batch."),
     )
     KERNEL = staticmethod(baselines.score_greedy_prior)

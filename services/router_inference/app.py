@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from router.dqn.snapshot import SnapshotError
 from router.policies.registry import MissingSnapshotError
 from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
@@ -130,7 +131,7 @@ class RouterInference:
             metrics_server = start_metrics_server(own.metrics_listen, self._registry)
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
-        clients = ClientPool()
+        clients = ClientPool(own.tier_cancel_grace_s)
         stack.push_async_callback(clients.close)
         router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
         core = self.core = self.build_core(router_id, telemetry, store, clients)
@@ -232,9 +233,21 @@ class RouterInference:
                 max_state_age_s=own.state_max_age_s,
                 metrics=self._metrics,
                 log=self._log,
+                snapshot=_read_snapshot(own.policy_snapshot),
             )
         except (UnknownPolicyError, PolicyParameterError, MissingSnapshotError) as error:
             raise SettingsError([f"router_inference: policy or fallback_policy: {error}"]) from None
+        except SnapshotError as error:
+            raise SettingsError([f"router_inference: policy_snapshot: {error}"]) from None
+
+
+def _read_snapshot(path: str) -> bytes:
+    """Returns a file's bytes, none for no path; raises SettingsError if it cannot be read."""
+    try:
+        return Path(path).read_bytes() if path else b""
+    except OSError as error:
+        problem = f"router_inference: policy_snapshot: {path}: {error.strerror or error}"
+        raise SettingsError([problem]) from None
 
 
 async def _until_ready(core: Core, clock: Clock) -> None:

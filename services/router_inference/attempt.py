@@ -1,10 +1,16 @@
-"""One dispatch of a request to one candidate: relay, watch the clock, give up in time."""
+"""One dispatch of a request to one candidate: relay, watch the clock, give up in time.
+
+The answer is read by a task of its own. At the deadline the request leaves that task behind
+(`Stragglers`) instead of cancelling it: the tier knows the deadline too and ends the request
+itself, so that a burst of misses is no storm of cancelled streams, which Triton does not survive.
+What is given up before the deadline (the client is gone, a rescue) is cancelled at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from router.types import SloKind
@@ -24,6 +30,33 @@ from services.router_inference.tracing import Tracing
 from services.router_inference.view import Target, View
 
 REASON_DEADLINE = "DEADLINE_EXCEEDED"
+# The call's own deadline cancels a request at about the moment its timer would end it.
+CUTOFF_TOLERANCE_S = 0.02
+
+
+class Stragglers:
+    """Calls whose deadline has passed, until their tiers have ended them.
+
+    The calls end by themselves: `TritonClient.generate` gives them a deadline of their own.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Returns how many calls there are."""
+        return len(self._tasks)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Holds on to a call until it has ended, however it ends."""
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a late end has no more to say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +68,7 @@ class AttemptParts:
         second_chance: rescues.
         accounts: counts.
         tracing: spans.
+        stragglers: calls past their deadline.
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
         monotonic_s: tells the time.
     """
@@ -43,6 +77,7 @@ class AttemptParts:
     second_chance: SecondChance
     accounts: Accounts
     tracing: Tracing
+    stragglers: Stragglers
     stream_tiers: bool
     monotonic_s: Callable[[], float]
 
@@ -51,9 +86,10 @@ class AttemptRun:
     """One dispatch of a job to one target."""
 
     __slots__ = (
+        "_ended",
+        "_is_over",
         "_key",
         "_parts",
-        "_scope",
         "_waiting",
         "choice",
         "job",
@@ -73,7 +109,8 @@ class AttemptRun:
         sink: Sink,
     ) -> None:
         self._parts = parts
-        self._scope: asyncio.Timeout | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_over = False
         self._key = (job.sequence, len(job.attempts))
         self._waiting = True
         self.job = job
@@ -108,17 +145,14 @@ class AttemptRun:
         target.breaker.on_dispatch(now_s)
         timer = self._arm() if self.kind == "first" else None
         try:
-            await self._receive(attempt, job.cutoff_s - now_s)
-            attempt.result = "ok"
-        except TimeoutError:
+            await self._until_ended(attempt, job.cutoff_s - now_s)
             if self.rescue is None:
-                attempt.result = "deadline"
-                self._blame_silence()
-                raise TierDeadlineError(REASON_DEADLINE, "the deadline came") from None
-            attempt.result = "rescued"
-            target.breaker.on_unknown()
-            job.is_rescued = True
-            parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
+                attempt.result = "ok"
+            else:
+                attempt.result = "rescued"
+                target.breaker.on_unknown()
+                job.is_rescued = True
+                parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
         except TierDeadlineError:
             attempt.result = "deadline"
             self._blame_silence()
@@ -151,30 +185,55 @@ class AttemptRun:
                 finished=attempt.result == "ok",
             )
 
+    async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
+        """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""
+        loop = asyncio.get_running_loop()
+        receiving = loop.create_task(self._receive(attempt, left_s))
+        receiving.add_done_callback(self._end)
+        cutoff = loop.call_later(max(0.0, left_s), self._end)
+        try:
+            await self._ended
+            if receiving.done():
+                receiving.result()
+            elif self.rescue is None:
+                raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
+        finally:
+            cutoff.cancel()
+            self._is_over = True
+            if not receiving.done():
+                left_s = self.job.cutoff_s - self._parts.monotonic_s()
+                if left_s > CUTOFF_TOLERANCE_S:
+                    receiving.cancel()
+                self._parts.stragglers.keep(receiving)
+
+    def _end(self, _: object = None) -> None:
+        """Wakes the attempt: the answer is complete or failed, its time is up, a rescue is due."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
     async def _receive(self, attempt: Attempt, left_s: float) -> None:
-        """Relays the answer; raises TimeoutError at the cutoff or at a rescue."""
+        """Relays the answer; raises TierError."""
         parts, job, target = self._parts, self.job, self.target
-        stream = job.is_stream or parts.stream_tiers
-        metadata = attempt.trace.metadata() if attempt.trace.sampled else ()
-        async with asyncio.timeout(left_s) as self._scope:
-            chunks = target.client.generate(
-                target.model,
-                job.prompt,
-                job.max_output_tokens,
-                timeout_s=left_s,
-                temperature=job.temperature,
-                seed=job.seed,
-                metadata=metadata,
-                stream=stream,
-                request_id=job.request_id,
-            )
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    if chunk.token_count or chunk.text:
-                        self._on_tokens(chunk)
-                    if chunk.is_final:
-                        job.finish_reason = chunk.finish_reason
-        if self._waiting:
+        chunks = target.client.generate(
+            target.model,
+            job.prompt,
+            job.max_output_tokens,
+            timeout_s=left_s,
+            temperature=job.temperature,
+            seed=job.seed,
+            metadata=attempt.trace.metadata() if attempt.trace.sampled else (),
+            stream=job.is_stream or parts.stream_tiers,
+            request_id=job.request_id,
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if self._is_over:
+                    continue
+                if chunk.token_count or chunk.text:
+                    self._on_tokens(chunk)
+                if chunk.is_final:
+                    job.finish_reason = chunk.finish_reason
+        if self._waiting and not self._is_over:
             # An empty answer is an answer.
             target.breaker.on_sign_of_life(parts.monotonic_s())
             parts.view.touch()
@@ -201,8 +260,8 @@ class AttemptRun:
         return asyncio.get_running_loop().call_later(delay_s, self._on_rescue_due)
 
     def _on_rescue_due(self) -> None:
-        """Cancels the run if it is about to miss and a smaller tier would make it."""
-        if self.job.has_sent or self._scope is None:
+        """Ends the run if it is about to miss and a smaller tier would make it."""
+        if self.job.has_sent or self._ended.done():
             return
         # As the ledger counts it: at least one token stays due until the end.
         left_tokens = max(1.0, self.job.request.output_tokens - self.job.output_tokens)
@@ -210,8 +269,7 @@ class AttemptRun:
             self.job, self.choice, self.target, left_tokens, self._waiting
         )
         if self.rescue is not None:
-            with suppress(RuntimeError):  # the run has just ended
-                self._scope.reschedule(asyncio.get_running_loop().time())
+            self._end()
 
     def _blame(self, error: TierError) -> None:
         """Counts a failure of the endpoint, not of the request or of its queue."""

@@ -23,7 +23,7 @@ from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient
 from services.router_inference.accounts import Accounts, RouterMetrics
-from services.router_inference.attempt import AttemptParts
+from services.router_inference.attempt import AttemptParts, Stragglers
 from services.router_inference.breaker import BreakerLimits, RetryBudget
 from services.router_inference.convert_records import RecordBuilder
 from services.router_inference.decider import Decider
@@ -47,14 +47,18 @@ from services.router_inference.view import View
 class ClientPool:
     """One Triton client per address, made at first use, closed at the end of the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, cancel_grace_s: float = 0.0) -> None:
+        """Opens nothing; see `TritonClient` for the grace."""
+        self._cancel_grace_s = cancel_grace_s
         self._clients: dict[str, TritonClient] = {}
 
     def get(self, address: str) -> TritonClient:
         """Returns the client of an address."""
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = TritonClient(address)
+            client = self._clients[address] = TritonClient(
+                address, cancel_grace_s=self._cancel_grace_s
+            )
         return client
 
     async def close(self) -> None:
@@ -234,6 +238,7 @@ def _request_path(
         second_chance=second_chance,
         accounts=accounts,
         tracing=tracing,
+        stragglers=Stragglers(),
         stream_tiers=own.stream_tiers,
         monotonic_s=monotonic_s,
     )

@@ -1,7 +1,7 @@
 """The request path: decide, dispatch to Triton, rescue, retry, end.
 
-One coroutine per request owns everything about it. Timers are the loop's; a rescue or the cutoff
-cancels the running Triton call, and Triton stops the work.
+One coroutine per request owns everything about it. Timers are the loop's; a rescue or a client that
+goes away cancels the running Triton call, and Triton stops the work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from services.common.triton.errors import (
     TierInvalidError,
     TierOverloadedError,
 )
-from services.router_inference.attempt import REASON_DEADLINE, AttemptParts, AttemptRun
+from services.router_inference.attempt import (
+    CUTOFF_TOLERANCE_S,
+    REASON_DEADLINE,
+    AttemptParts,
+    AttemptRun,
+)
 from services.router_inference.decider import Choice, Decider
 from services.router_inference.ending import Ending
 from services.router_inference.job import Job, Outcome, StepDown
@@ -35,8 +40,6 @@ REASON_ENDPOINT_FAILED = "ENDPOINT_FAILED"
 REASON_TIER_OVERLOADED = "TIER_OVERLOADED"
 REASON_TIER_REFUSED = "TIER_REFUSED_REQUEST"
 REASON_INTERNAL = "INTERNAL"
-# A timer and Triton's own deadline end a call at about the same moment; either means the cutoff.
-_CUTOFF_TOLERANCE_S = 0.02
 _NONE_FAILED: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -118,7 +121,7 @@ class Dispatcher:
             self._ending.end(job, Outcome.LATE, now_s, error.reason)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             # The call's own deadline reaches us as a cancellation too.
-            is_late = now_s >= job.cutoff_s - _CUTOFF_TOLERANCE_S
+            is_late = now_s >= job.cutoff_s - CUTOFF_TOLERANCE_S
             outcome = Outcome.LATE if is_late else Outcome.CANCELLED
             self._ending.end(job, outcome, now_s, REASON_DEADLINE if is_late else "")
         elif isinstance(error, DomainError):

@@ -37,6 +37,8 @@ class RouterInferenceSettings(ServerSettings):
 
     What is left out keeps its default.
     """
+    policy_snapshot: OptionalRelativePath = ""
+    """Snapshot file of a learned `policy`; empty means the fallback decides until one comes."""
     follow_trainer: bool = True
     """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
     safety_net: bool = True
@@ -93,6 +95,12 @@ class RouterInferenceSettings(ServerSettings):
     """Least time between two messages of a streamed answer, seconds; the first goes at once."""
     stream_tiers: bool = True
     """True has tiers stream even for `Generate`, so that the ledger knows their progress."""
+    tier_cancel_grace_s: float = Field(default=0.25, ge=0.0, le=10.0)
+    """Time after a deadline in which the tier may end the request before it is cancelled, seconds.
+
+    Tiers know the deadline as Triton's request timeout; Triton may hang when many streams are
+    cancelled while their tiers answer. 0 cancels at the deadline.
+    """
     report_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
     """Time between two traffic reports, seconds."""
     reconnect_s: float = Field(default=1.0, gt=0.0, le=60.0)

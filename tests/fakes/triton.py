@@ -25,6 +25,7 @@ class Script:
         error: gRPC status to end with instead of answering; None for none.
         error_after: Pieces sent before the error.
         hang: True never answers.
+        times_out: True says nothing until the request's timeout and ends it then with an error.
     """
 
     tokens: tuple[str, ...] = ("a", "b", "c")
@@ -34,6 +35,7 @@ class Script:
     error_text: str = "broken by the test"
     error_after: int = 0
     hang: bool = False
+    times_out: bool = False
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Received:
         metadata: The call's metadata.
         time_left_s: The call's own deadline, seconds.
         timeout_us: Triton's timeout parameter.
-        end: "done", "cancelled", "error", or empty while it runs.
+        end: "done", "cancelled", "error", "timeout", or empty while it runs.
     """
 
     model: str
@@ -114,6 +116,11 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         try:
             if script.hang:
                 await asyncio.sleep(3600.0)
+            if script.times_out:
+                await asyncio.sleep(entry.timeout_us / 1e6)
+                entry.end = "timeout"
+                yield kserve.ModelStreamInferResponse(error_message="Request timeout expired")
+                return
             await asyncio.sleep(script.first_s)
             limit = int(entry.sampling.get("max_tokens", 16))
             tokens = script.tokens[:limit]

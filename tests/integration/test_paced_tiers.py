@@ -35,6 +35,7 @@ step_s = 0.02
 per_sequence_s = 0.0
 per_prompt_token_s = 0.0
 max_batch = 1
+max_kv_tokens = 600
 """
 
 
@@ -178,6 +179,9 @@ async def test_slot_life_cycle_and_clean_end(
     """
     server, _ = narrow
     async with TritonClient(server.grpc_address) as client:
+        # What is larger than the room for keys and values is refused for good.
+        with pytest.raises(TierInvalidError, match="601 of 600 tokens"):
+            await _ask(client, "gpu0_small", tokens=600)
         # A request of ten seconds takes the slot.
         holder = client.generate("gpu0_small", "w", 500, timeout_s=60.0)
         await anext(holder)

@@ -148,9 +148,10 @@ async def test_bytes_that_are_no_message(
 
 
 async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: FakeTriton) -> None:
-    """DEADLINE_EXCEEDED at the deadline; Triton's call carried it and was cancelled."""
+    """DEADLINE_EXCEEDED at the deadline; Triton's call carried it and is cancelled in the end."""
     triton.default = Script(hang=True)
-    toml = mesh_toml([("e0", triton.address)], router="safety_net = false")
+    settings = "safety_net = false\ntier_cancel_grace_s = 0.1"
+    toml = mesh_toml([("e0", triton.address)], router=settings)
     async with running_router(tmp_path, toml) as router:
         request = pb2.GenerateRequest(spec=spec())
         request.spec.deadline.FromMilliseconds(200)
@@ -158,10 +159,24 @@ async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: 
         assert (code.name, reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         [received] = triton.received
         assert received.time_left_s is not None
-        assert received.time_left_s <= 0.2
+        assert 0.2 < received.time_left_s <= 0.3
         assert received.timeout_us <= 200_000
         await until(lambda: received.end == "cancelled", "Triton's call is cancelled")
         assert router.core.accounts.counts.late == 1
+
+
+async def test_late_requests_are_ended_by_their_tier(tmp_path: Path, triton: FakeTriton) -> None:
+    """Of many misses at once none is a cancelled stream, whose state Triton may use once freed."""
+    triton.default = Script(times_out=True)
+    toml = mesh_toml([("e0", triton.address)], router="safety_net = false")
+    async with running_router(tmp_path, toml) as router:
+        request = pb2.GenerateRequest(spec=spec())
+        request.spec.deadline.FromMilliseconds(150)
+        calls = [refused(router.stub.Generate(request, timeout=5.0)) for _ in range(20)]
+        codes = {code.name for code, _, _ in await asyncio.gather(*calls)}
+        assert codes == {"DEADLINE_EXCEEDED"}
+        await until(lambda: all(each.end for each in triton.received), "every call has ended")
+        assert [each.end for each in triton.received] == ["timeout"] * 20
 
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])

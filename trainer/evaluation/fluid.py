@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linprog
 
+from trainer.evaluation.jobs import Context
 from trainer.evaluation.setting import Setting
 
 
@@ -85,3 +87,19 @@ def _fluid_program(
     gain = (w_K[:, None] * quality_KT).ravel()
     solution = linprog(-gain, A_ub=np.array(rows), b_ub=limits, bounds=(0.0, 1.0), method="highs")
     return float(-solution.fun) if solution.success else 0.0
+
+
+@dataclass(frozen=True)
+class FluidJob:
+    """Works out the fluid reference of the nominal setting at one rate."""
+
+    rate_rps: float
+
+    @property
+    def cost(self) -> float:
+        """As many simulated requests as take about the time of its linear programs."""
+        return 200_000.0
+
+    def run(self, context: Context) -> float:
+        """Returns the reference."""
+        return fluid_reference(context.settings[""], self.rate_rps)

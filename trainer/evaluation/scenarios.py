@@ -24,6 +24,17 @@ class Scenario:
     make: Callable[[float, float, np.random.Generator], NDArray[np.float64]]
 
 
+MARKOV_FACTORS = (0.3, 1.0, 2.2)
+"""Rates of the Markov-modulated states, relative to each other; all states are equally likely."""
+MARKOV_DWELL_S = 2.0
+
+
+def _markov(rate_rps: float, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    unit_rps = rate_rps * len(MARKOV_FACTORS) / sum(MARKOV_FACTORS)
+    rates_rps = [factor * unit_rps for factor in MARKOV_FACTORS]
+    return markov_modulated(rates_rps, MARKOV_DWELL_S, duration_s, rng)
+
+
 SCENARIOS: Mapping[str, Scenario] = {
     s.name: s
     for s in (
@@ -34,11 +45,6 @@ SCENARIOS: Mapping[str, Scenario] = {
             "square-wave",
             lambda rate, duration, rng: square_wave(0.4 * rate, 1.6 * rate, 4.0, duration, rng),
         ),
-        Scenario(
-            "markov",
-            lambda rate, duration, rng: markov_modulated(
-                (0.3 * rate, rate, 2.2 * rate), 2.0, duration, rng
-            ),
-        ),
+        Scenario("markov", _markov),
     )
 }

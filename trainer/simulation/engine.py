@@ -5,6 +5,12 @@ of a batch of b sequences that admits p prompt tokens takes step + per_sequence 
 gives every sequence one token, those just admitted their first. A sequence therefore ends a known
 number of its tier's iterations after it was admitted, which is where it is filed: an iteration
 costs nothing per sequence, only per sequence that starts or ends.
+
+A tier's room for keys and values is finite if its profile says so. A sequence takes the room of its
+prompt and its whole answer when it is admitted and gives it back when it leaves, so nothing that
+runs ever has to be thrown out; the queue waits in order until its head fits. What is larger than
+the room is refused at dispatch, so a tier without a running sequence has room for its head, and no
+queue waits for ever.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from trainer.simulation.state import (
     IN_FLIGHT,
     PENDING,
     PROMPTS,
+    REFUSED,
     REMAINING,
     RUNNING,
     WAITING,
@@ -53,6 +60,9 @@ def take_out(w: World, i: int) -> None:
         ledger_LC[PROMPTS, c] -= request.prompt
     else:
         candidate.running -= 1
+        candidate.kv_used -= request.prompt + request.output
+        if candidate.running == 0:  # fractions of tokens leave no rounding error behind
+            candidate.kv_used = 0.0
         done = candidate.iteration - request.first_iteration
         if done == 0:
             ledger_LC[PROMPTS, c] -= request.prompt
@@ -83,11 +93,16 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         # How many of the queue fit; a prompt beyond the limit goes alone rather than never.
         tokens = 0.0
         admitted = 0
+        used = candidate.kv_used
         i = candidate.head
         while i >= 0 and candidate.running + admitted < candidate.max_batch:
             prompt = w.requests[i].prompt
             if admitted > 0 and tokens + prompt > candidate.max_prompt:
                 break
+            used += prompt + w.requests[i].output
+            if used > candidate.kv_room:
+                break
+            candidate.kv_used = used
             tokens += prompt
             admitted += 1
             i = w.requests[i].next
@@ -181,13 +196,16 @@ def finish_iteration(w: World, d: int, now_s: float) -> None:
 
 @jit_unmanaged
 def dispatch(w: World, i: int, c: int, now_s: float) -> None:
-    """Sends a request to a candidate's queue."""
+    """Sends a request to a candidate's queue; one that could never run there is refused."""
     request = w.requests[i]
     candidate = w.candidates[c]
     request.candidate = c
     request.attempt += 1
     if w.devices[candidate.device].alive == 0:
         settle(w, i, FAILED, now_s)
+        return
+    if request.prompt + request.output > candidate.kv_room:
+        settle(w, i, REFUSED, now_s)
         return
     request.status = WAITING
     request.next = -1

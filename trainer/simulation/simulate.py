@@ -382,6 +382,8 @@ def _candidates(config: SimulationConfig) -> NDArray[np.void]:
         candidates[c]["overhead_s"] = profile.overhead_s
         candidates[c]["max_prompt"] = profile.max_prompt_tokens_per_step
         candidates[c]["max_batch"] = profile.max_batch
+        room = profile.max_kv_tokens
+        candidates[c]["kv_room"] = np.inf if room is None else room
     candidates["device"] = arrays.device_C
     candidates["head"] = candidates["tail"] = -1
     return candidates

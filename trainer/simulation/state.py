@@ -81,6 +81,8 @@ CANDIDATE = np.dtype(
         ("per_prompt_token_s", np.float64),
         ("overhead_s", np.float64),
         ("max_prompt", np.float64),
+        ("kv_room", np.float64),  # tokens; infinite where there is no limit
+        ("kv_used", np.float64),
         ("max_batch", np.int64),
         ("device", np.int64),
         ("running", np.int64),

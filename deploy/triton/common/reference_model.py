@@ -232,7 +232,7 @@ def _why_dead(sequence: Sequence) -> tuple[str, int] | None:
     late_s = time.monotonic() - sequence.expires_s
     if late_s > 0.0:
         return (
-            f"timeout: {sequence.timeout_us} us have passed, over by {late_s * 1e6:.0f} us",
+            f"Request timeout expired: {sequence.timeout_us} us, {late_s * 1e6:.0f} us ago",
             pb_utils.TritonError.UNAVAILABLE,
         )
     return None

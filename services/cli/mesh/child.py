@@ -31,6 +31,8 @@ class ChildSpec:
         name: Name in messages, unique in the mesh.
         command: Program (absolute path) and arguments.
         is_ready: Asked until it says yes; must return within a second or so.
+        is_alive: Asked while it runs; one that says no for long is killed and started again. None:
+            a process that runs is taken for alive.
         log_path: File its output is appended to.
         stage: Children start stage by stage and stop in the reverse order.
         variables: Environment variables beside the inherited ones.
@@ -48,6 +50,7 @@ class ChildSpec:
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cores: tuple[int, ...] = ()
     nice: int = 0
+    is_alive: Callable[[], Awaitable[bool]] | None = None
     ready_timeout_s: float = 60.0
     stop_timeout_s: float = 20.0
 

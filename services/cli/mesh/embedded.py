@@ -156,6 +156,10 @@ class EmbeddedMesh:
         except ChildError as error:
             raise CommandError(str(error)) from None
 
+    def start_count(self, name: str) -> int:
+        """How often a child was started, the first time included."""
+        return self._supervisor.children[name].start_count
+
     async def restart(self, name: str) -> None:
         """Restarts one child by name (``router-inference-0``, ``trainer``, ...).
 
@@ -267,11 +271,12 @@ class EmbeddedMesh:
             nice=self.layout.tier_nice,
             log_path=self.folder / "logs" / "triton-server.log",
         )
-        address = self._address("triton_http")
+        http, grpc = self._address("triton_http"), self._address("triton_grpc")
         return ChildSpec(
             name="triton",
             command=command,
-            is_ready=lambda: probes.http_ok(address, "/v2/health/ready"),
+            is_ready=lambda: probes.http_ok(http, "/v2/health/ready"),
+            is_alive=lambda: probes.triton_answers(grpc),
             log_path=self.folder / "logs" / "triton.log",
             stage=STAGE_BACKENDS,
             ready_timeout_s=180.0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import pathlib
 
+from services.common.triton.client import TritonClient
+
 TIMEOUT_S = 1.0
 
 
@@ -18,6 +20,15 @@ async def http_ok(address: str, path: str) -> bool:
     request = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     reply = await _ask(address, request.encode(), 64)
     return reply.split(b"\r\n", 1)[0].split(b" ")[1:2] == [b"200"]
+
+
+async def triton_answers(address: str) -> bool:
+    """Says whether a Triton at host:port answers gRPC.
+
+    A Triton whose crash handler is stuck still accepts connections, so only an answer counts.
+    """
+    async with TritonClient(address, control_timeout_s=TIMEOUT_S) as client:
+        return await client.is_live()
 
 
 async def file_exists(path: pathlib.Path) -> bool:

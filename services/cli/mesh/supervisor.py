@@ -17,6 +17,9 @@ FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 10.0
 HEALTHY_S = 30.0
 """A child that ran this long starts again without a growing delay."""
+ALIVE_INTERVAL_S = 1.0
+DEAD_AFTER_MISSES = 5
+"""Unanswered questions in a row after which a child that runs is taken for stuck."""
 
 
 class Supervisor:
@@ -100,7 +103,7 @@ class Supervisor:
         backoff_s = FIRST_BACKOFF_S
         name = child.spec.name
         while True:
-            code = await child.wait()
+            code = await self._until_ended(child)
             if code == SETTINGS_EXIT_CODE:  # starting it again would not help
                 self._say(f"{name} refuses its settings and stays down: {child.last_words()}")
                 self._changed()
@@ -118,6 +121,23 @@ class Supervisor:
                 self._say(str(error))
                 child.ready_s = self._clock()
             self._changed()
+
+    async def _until_ended(self, child: Child) -> int:
+        """Waits for a child's end, and brings it about if the child answers nothing any more."""
+        is_alive = child.spec.is_alive
+        if is_alive is None:
+            return await child.wait()
+        ended = asyncio.ensure_future(child.wait())
+        misses = 0
+        try:
+            while not (await asyncio.wait([ended], timeout=ALIVE_INTERVAL_S))[0]:
+                misses = 0 if await is_alive() else misses + 1
+                if misses >= DEAD_AFTER_MISSES:
+                    self._say(f"{child.spec.name} runs but answers nothing; ending it")
+                    await child.stop(graceful=False)
+            return await ended
+        finally:
+            ended.cancel()
 
 
 def _ending(code: int) -> str:

@@ -27,7 +27,8 @@ class PolicyRun:
         policy_version: Its version, as the router named it.
         records: Every offered request.
         summary: ``records.run_summary``.
-        repeated: Whether a first run was thrown away because its load generator lagged.
+        repeated: Whether a first run was thrown away: its load generator lagged or Triton died.
+        triton_died: Whether Triton was restarted during this run.
     """
 
     policy: str
@@ -35,11 +36,12 @@ class PolicyRun:
     records: RunRecords
     summary: dict[str, Any]
     repeated: bool
+    triton_died: bool = False
 
     @property
     def is_valid(self) -> bool:
-        """Whether the load generator kept up."""
-        return bool(self.summary["valid"])
+        """Whether the load generator kept up and Triton lived."""
+        return bool(self.summary["valid"]) and not self.triton_died
 
 
 class Replays:
@@ -55,6 +57,7 @@ class Replays:
         folder: pathlib.Path,
         cores: Sequence[int],
         on_progress: OnProgress,
+        triton_starts: Callable[[], int],
     ) -> None:
         """Runs nothing yet.
 
@@ -66,12 +69,14 @@ class Replays:
             folder: Where records go.
             cores: Processors of the load generator.
             on_progress: Gets the generator's counts while a run lasts.
+            triton_starts: How often Triton was started so far.
         """
         self._control = control
         self._plan = plan
         self._folder = folder
         self._cores = cores
         self._on_progress = on_progress
+        self._triton_starts = triton_starts
         self._base = {
             "router_addresses": list(routers),
             "deadline_s": deadline_s,
@@ -97,7 +102,7 @@ class Replays:
         )
 
     async def policy(self, policy: str, version: str, capacity_rps: float) -> PolicyRun:
-        """Switches to a policy and replays calm, burst and recovery; a lagging run once more.
+        """Switches to a policy and replays calm, burst and recovery; an invalid run once more.
 
         Raises:
             CommandError: The policy could not be used, or a run failed.
@@ -106,8 +111,10 @@ class Replays:
         in_use = await self._control.switch_policy(policy, version)
         for attempt in range(2):
             await self._control.wait_for_quiet(self._plan.settle_s)
+            starts = self._triton_starts()
             records = await self._run(self._spec(phases, seed=self._plan.seed), policy)
-            run = PolicyRun(policy, in_use, records, run_summary(records), repeated=attempt > 0)
+            died = self._triton_starts() > starts
+            run = PolicyRun(policy, in_use, records, run_summary(records), attempt > 0, died)
             if run.is_valid:
                 break
         return run

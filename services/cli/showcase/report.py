@@ -71,7 +71,7 @@ def _round(value: Any) -> Any:
 def machine_facts(service_cores: Sequence[int], device_cores: Sequence[int]) -> dict[str, Any]:
     """What the demo ran on."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -82,7 +82,8 @@ def machine_facts(service_cores: Sequence[int], device_cores: Sequence[int]) -> 
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Name of the processor."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -91,10 +92,10 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what matters of the Python side."""
     versions = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -208,6 +208,7 @@ class Demo:
             folder=self._out / "records",
             cores=mesh.layout.service_cores,
             on_progress=self._on_load,
+            triton_starts=lambda: mesh.start_count("triton"),
         )
 
     def _on_load(self, event: dict[str, Any]) -> None:
@@ -286,7 +287,11 @@ class Demo:
                 f"{reports.title(policy):14} burst: availability {burst['availability']:.3f},"
                 f" performance {burst['performance']:.3f}"
             )
-            if not run.is_valid:
+            if run.triton_died:
+                found.notes.append(
+                    f"Triton died twice in the run of {policy}: do not use its figures."
+                )
+            elif not run.is_valid:
                 found.notes.append(
                     f"The load generator lagged twice in the run of {policy} (p99"
                     f" {run.summary['generator_lag_p99_ms']:.0f} ms): do not use its figures."

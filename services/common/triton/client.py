@@ -120,14 +120,24 @@ class TierModelConfig:
 class TritonClient:
     """Calls one Triton endpoint. Make it once per endpoint inside a running event loop."""
 
-    def __init__(self, address: str, *, control_timeout_s: float = CONTROL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        control_timeout_s: float = CONTROL_TIMEOUT_S,
+        cancel_grace_s: float = 0.0,
+    ) -> None:
         """Opens a channel lazily; nothing is sent yet.
 
         Args:
             address: `host:port` of Triton's gRPC listener.
             control_timeout_s: Deadline of every call but `generate`.
+            cancel_grace_s: How much longer than its timeout a call of `generate` may take before
+                gRPC cancels it, seconds. The tier gets the bare timeout and ends the request
+                itself; streams that are cancelled while their tier answers can hang Triton.
         """
         self.address = address
+        self._cancel_grace_s = cancel_grace_s
         self._control_timeout_s = control_timeout_s
         self._channel = grpc.aio.insecure_channel(address, options=list(_CHANNEL_OPTIONS))
         stub: Any = kserve_grpc.GRPCInferenceServiceStub(self._channel)
@@ -228,7 +238,8 @@ class TritonClient:
             model: Triton model name.
             prompt: The prompt.
             max_output_tokens: Longest answer in tokens.
-            timeout_s: Time left; the gRPC deadline, and Triton's request timeout beside it.
+            timeout_s: Time left: Triton's request timeout and, with the grace added, the gRPC
+                deadline.
             temperature: Sampling temperature; 0: greedy.
             seed: Sampling seed.
             metadata: gRPC metadata, for example `traceparent`; one that says "not sampled" is
@@ -247,7 +258,8 @@ class TritonClient:
         if request_id:
             request.id = request_id
         call = self._stream_infer(
-            timeout=timeout_s, metadata=_headers(metadata) if metadata else None
+            timeout=timeout_s + self._cancel_grace_s,
+            metadata=_headers(metadata) if metadata else None,
         )
         complete = False
         try:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
 DEVICE_LOST = "paced device is lost"
+TOO_LARGE = "text_input: with its answer beyond the tier's room for keys and values"
 STOPPING = "paced tier is stopping"
 STATES = ("ok", "lost", "hung")
 _HUNG_CHECK_S = 0.05
@@ -42,6 +43,7 @@ class TierTiming:
         max_batch: Most sequences in one iteration.
         max_prompt_tokens_per_step: Most prompt tokens that join in one iteration; one longer
             prompt still joins, alone.
+        max_kv_tokens: Room for keys and values, tokens; infinite: it never runs out.
     """
 
     step_s: float
@@ -49,6 +51,7 @@ class TierTiming:
     per_prompt_token_s: float
     max_batch: int
     max_prompt_tokens_per_step: int
+    max_kv_tokens: float = math.inf
 
     def duration_s(self, batch: int, prompt_token_count: int) -> float:
         """Returns the time of one iteration, seconds."""
@@ -71,6 +74,7 @@ class TierTiming:
                 per_prompt_token_s=float(costs["per_prompt_token_s"]) * time_scale,
                 max_batch=int(costs.get("max_batch", 64)),
                 max_prompt_tokens_per_step=int(costs.get("max_prompt_tokens_per_step", 4096)),
+                max_kv_tokens=float(costs.get("max_kv_tokens", math.inf)),
             )
         except KeyError as error:
             raise ValueError(f"profile {profile.get('name')!r}: {error} is missing") from error
@@ -101,6 +105,11 @@ class Job:
     cancelled: bool = False
     produced_count: int = 0
     sent_count: int = 0
+
+    @property
+    def kv_tokens(self) -> int:
+        """Room it holds from the iteration it joins in until it leaves: prompt and whole answer."""
+        return self.prompt_token_count + self.output_token_count
 
     @property
     def is_complete(self) -> bool:
@@ -213,7 +222,12 @@ class PacedEngine:
         self.statistics = EngineStatistics()
 
     def submit(self, job: Job) -> str:
-        """Queues a job; returns why it was refused instead, "" when it was not."""
+        """Queues a job; returns why it was refused instead, "" when it was not.
+
+        A job larger than the whole room would hold the queue up for ever.
+        """
+        if job.kv_tokens > self._timing.max_kv_tokens:
+            return f"{TOO_LARGE}: {job.kv_tokens} of {self._timing.max_kv_tokens:.0f} tokens"
         with self._arrived:
             if self._stopping:
                 return STOPPING
@@ -287,12 +301,16 @@ class PacedEngine:
             waiting = [job for job in self._queue if self._keep(job, start_s, dropped)]
             self._queue = collections.deque(waiting)
             prompt_token_count = 0
+            kv_tokens = sum(job.kv_tokens for job in self._running)
             while self._queue and len(self._running) < self._timing.max_batch:
                 job = self._queue[0]
                 total = prompt_token_count + job.prompt_token_count
                 is_over = total > self._timing.max_prompt_tokens_per_step
                 if job.arrival_s > start_s or (is_over and prompt_token_count > 0):
                     break
+                kv_tokens += job.kv_tokens
+                if kv_tokens > self._timing.max_kv_tokens:
+                    break  # the queue waits in order: a small request does not overtake
                 prompt_token_count = total
                 self._running.append(self._queue.popleft())
             batch = len(self._running)

@@ -13,9 +13,9 @@ from router.types import Task
 TIERS = ("small", "medium", "large")
 
 
-def catalog() -> Catalog:
-    """Returns three tiers and two tasks."""
-    table = QualityTable(
+def quality() -> QualityTable:
+    """Returns the quality of three tiers on an easy and a hard task."""
+    return QualityTable(
         "test",
         "assumed",
         {
@@ -24,7 +24,11 @@ def catalog() -> Catalog:
         },
         {},
     )
-    return Catalog.build(TIERS, (Task("easy", 0.4), Task("hard", 0.4)), table)
+
+
+def catalog() -> Catalog:
+    """Returns three tiers and two tasks."""
+    return Catalog.build(TIERS, (Task("easy", 0.4), Task("hard", 0.4)), quality())
 
 
 def profile() -> LatencyProfile:

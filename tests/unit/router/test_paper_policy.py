@@ -17,7 +17,7 @@ from router.dqn.paper_snapshot import (
 from router.dqn.snapshot import REASON_FORMAT, REASON_SCHEMA, REASON_SHAPE, SnapshotError
 from router.ledger import zero_load
 from router.policies import registry
-from router.policies.base import query_of
+from router.policies.base import compute_scores, query_of
 from router.policy import Observation, observe
 from router.types import Request, Signals
 from tests.unit.router import fleets
@@ -58,11 +58,13 @@ def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
     x_I = [0.0, 0.0, 7 / slots, 20 / slots, 3 / slots, np.log1p(300.0 / paper.RATE_UNIT_RPS)]
     x_I[task] = 1.0
     value_T = np.maximum(np.array(x_I) @ w1_IH + b1_H, 0.0) @ w2_HT + b2_T
-    out_C = np.zeros(6)
-    scratch = [np.zeros(6) for _ in range(3)]
-    query = query_of(seen, 0.0)
-    paper.score_dqn_paper(
-        seen.fleet.arrays, seen.load, seen.allowed_C, query, flat(weights(seed)), *scratch, out_C
+    out_C = compute_scores(
+        paper.score_dqn_paper,
+        seen.fleet.arrays,
+        seen.load,
+        seen.allowed_C,
+        query_of(seen, 0.0),
+        flat(weights(seed)),
     )
     np.testing.assert_allclose(out_C, value_T[FLEET.arrays.tier_C], rtol=1e-5, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,8 @@ def test_a_written_profile_reads_back_the_same(
 ) -> None:
     """Formatting and parsing a profile loses nothing, quotes and newlines included."""
     tier = TierProfile(step_s, per_sequence_s, per_prompt_token_s, 8, 512, overhead_s)
-    profile = LatencyProfile("a", "measured", {"large": tier}, 'card "x"\nback\\slash')
+    tiers = {"large": tier, "larger": replace(tier, max_kv_tokens=4096)}
+    profile = LatencyProfile("a", "measured", tiers, 'card "x"\nback\\slash')
     assert parse_profile(format_profile(profile), "file") == profile
 
 
@@ -33,6 +36,7 @@ def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
     per_sequence_s = -1
     per_prompt_token_s = nan
     colour = 1
+    max_kv_tokens = 0
     [tiers.large]
     step_s = 0.1
     """
@@ -45,6 +49,7 @@ def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
         "tiers.small.per_sequence_s:",
         "tiers.small.per_prompt_token_s:",
         "tiers.small.colour:",
+        "tiers.small.max_kv_tokens: must be at least 1",
         "tiers.large.per_sequence_s: missing",
         "tiers.medium: missing",
     ):

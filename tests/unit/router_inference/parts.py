@@ -16,7 +16,7 @@ from services.common.state.memory_store import MemoryStateStore
 from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TierChunk
-from services.common.triton.errors import TierError
+from services.common.triton.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Job
@@ -56,7 +56,7 @@ class Behaviour:
         step_s: Time before each piece, seconds.
         error: Raised after `error_after` pieces; None for none.
         error_after: Pieces before the error.
-        hang: True sends nothing, for ever.
+        hang: True sends nothing until the request's timeout.
     """
 
     pieces: tuple[str, ...] = ("a", "b")
@@ -87,7 +87,9 @@ class FakeTier:
         self.calls.append(call)
         behaviour = self.behaviours.get(model, self.default)
         if behaviour.hang:
-            await asyncio.sleep(10_000.0)
+            await asyncio.sleep(options["timeout_s"])
+            call["end"] = "timeout"
+            raise TierOverloadedError("QUEUE_TIMEOUT", "Request timeout expired")
         pieces = behaviour.pieces[:max_output_tokens]
         for index, piece in enumerate((*pieces, "")):
             if behaviour.error is not None and index >= behaviour.error_after:

@@ -21,7 +21,7 @@ from services.common.triton.errors import (
 )
 from services.router_inference.job import Outcome, StepDown
 from tests.fakes.virtual_time import run_virtual
-from tests.unit.router_inference.parts import Behaviour, Rig, make_rig
+from tests.unit.router_inference.parts import Behaviour, Rig, Sink, make_rig
 
 GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
 HANG = Behaviour(hang=True)
@@ -62,8 +62,8 @@ async def test_the_remaining_time_travels_to_triton() -> None:
 
 
 @scenario
-async def test_a_hard_deadline_cancels_the_work() -> None:
-    """At the deadline the tier's call is cancelled and the request is late."""
+async def test_a_hard_deadline_leaves_the_end_to_the_tier() -> None:
+    """At the deadline the request is late; its call is not cancelled, the tier ends it."""
     rig = make_rig(safety_net=False)
     rig.tier().default = HANG
     job = rig.job()
@@ -71,9 +71,37 @@ async def test_a_hard_deadline_cancels_the_work() -> None:
         await rig.answer(job)
     assert caught.value.metadata["tier"] == "large"
     assert job.end_s - job.arrival_s == pytest.approx(0.4)
-    assert rig.tier().calls[0]["end"] == "cancelled"
+    await asyncio.sleep(0.001)
+    assert rig.tier().calls[0]["end"] == "timeout"
     assert job.outcome is Outcome.LATE
     rig.assert_settled()
+
+
+@scenario
+async def test_an_answer_after_the_deadline_changes_nothing() -> None:
+    """What a tier still sends after the deadline reaches neither the client nor the ledger."""
+    rig = make_rig(safety_net=False)
+    rig.tier().default = Behaviour(pieces=("a", "b", "c"), step_s=0.25)
+    job = rig.job()
+    sink = Sink()
+    with pytest.raises(DeadlineExceededError):
+        await rig.core.dispatcher.answer(job, sink)
+    await asyncio.sleep(1.0)
+    assert rig.tier().calls[0]["end"] == "done"
+    assert (sink.text, job.output_tokens, job.finish_reason) == ("a", 1, "")
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_call_that_ends_at_the_deadline_is_not_cancelled() -> None:
+    """A client whose own deadline is the request's leaves the end to the tier as well."""
+    rig = make_rig(safety_net=False)
+    rig.tier().default = HANG
+    task = asyncio.create_task(rig.answer(rig.job()))
+    await asyncio.sleep(0.39)
+    task.cancel()
+    await asyncio.sleep(0.02)
+    assert rig.tier().calls[0]["end"] == "timeout"
 
 
 @scenario

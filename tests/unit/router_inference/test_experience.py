@@ -60,7 +60,7 @@ async def test_a_request_leaves_a_decision_and_an_outcome() -> None:
 async def test_a_learned_decision_carries_its_features() -> None:
     """Row-major little-endian float32, one row per candidate."""
     rig = make_rig()
-    rig.core.slot._snapshot = snapshot_bytes()
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes()
     rig.core.slot.use("dqn")
     await rig.answer(rig.job())
     decision = (await rig.records())[0].decision
@@ -143,7 +143,7 @@ async def test_features_can_be_recorded_whatever_the_policy() -> None:
     rows = []
     for policy in ("static-large", "dqn"):
         rig = make_rig(features_always=True)
-        rig.core.slot._snapshot = snapshot_bytes(tier_bias=1.0)
+        rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
         rig.core.slot.use(policy)
         await rig.answer(rig.job())
         rows.append((await rig.records())[0].decision.features)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +106,28 @@ async def test_the_papers_policy_decides_from_its_own_snapshot() -> None:
     job = rig.job()
     await rig.answer(job)
     assert (job.policy, job.tier) == ("dqn-paper", "small")
+
+
+@scenario
+async def test_a_snapshot_file_serves_from_the_start() -> None:
+    """Named in the settings with its file, a learned policy needs no trainer."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(paper_bytes("small"))
+        file.flush()
+        rig = make_rig(policy="dqn-paper", policy_snapshot=file.name)
+    job = rig.job()
+    await rig.answer(job)
+    assert (job.policy, job.tier) == ("dqn-paper", "small")
+
+
+def test_a_bad_snapshot_file_stops_the_start(tmp_path: Path) -> None:
+    """A damaged or missing file is a mistake in the settings, with its reason."""
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(b"short")
+    with pytest.raises(SettingsError, match=r"policy_snapshot.*SNAPSHOT_TRUNCATED"):
+        make_rig(policy="dqn-paper", policy_snapshot=str(path))
+    with pytest.raises(SettingsError, match=r"policy_snapshot.*No such file"):
+        make_rig(policy="dqn-paper", policy_snapshot=str(tmp_path / "none"))
 
 
 def paper_bytes(tier: str) -> bytes:

@@ -120,7 +120,7 @@ async def test_every_name_emitted_is_registered() -> None:
     rig.tier().behaviours["large"] = Behaviour(error=TierUnavailableError("UNAVAILABLE", "gone"))
     from tests.unit.router_inference.test_policy_slot import snapshot_bytes
 
-    rig.core.slot._snapshot = snapshot_bytes(tier_bias=1.0)
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
     rig.core.slot.use("dqn")
     await rig.answer(rig.job())
     for span in exporter.get_finished_spans():

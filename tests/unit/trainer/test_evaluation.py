@@ -1,4 +1,4 @@
-"""Evaluation: the fluid reference on cases with known answers, intervals, sweeps, tuning."""
+"""Evaluation: the fluid reference on cases with known answers, intervals, sweeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from router.catalog import parse_quality
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.settings import spec
-from trainer import evaluation, tuning
+from trainer import evaluation
 from trainer.simulation.workload import Lengths
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
@@ -85,19 +85,3 @@ def test_highest_held_rate_is_between_holding_and_not() -> None:
         SETTING, {"p": policy}, [0.8 * held, 1.3 * held], [2], duration_s=6.0, safety=False
     )
     assert rows[0].availability.mean > 0.99 > rows[1].availability.mean
-
-
-def test_tuning_improves_a_bad_start_and_is_reproducible() -> None:
-    """CMA-ES leaves a bad start behind; the same seed finds the same parameters."""
-    cases = [tuning.make_case(SETTING, rate, seed=1, requests=300) for rate in (60.0, 400.0)]
-    start = {"weight": 4.5, "step_share": 0.0}
-    runs = [tuning.tune("debt-queue", cases, evaluations=24, seed=1, start=start) for _ in range(2)]
-    first = tuning.score(spec("debt-queue", **start), cases)
-    assert runs[0] == runs[1]
-    assert runs[0][1] > first
-
-
-def test_policy_without_parameters_cannot_be_tuned() -> None:
-    """The error lists those that can."""
-    with pytest.raises(LookupError, match="price"):
-        tuning.tune("random", [], evaluations=1, seed=0)

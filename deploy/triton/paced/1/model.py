@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from device_clock import DeviceClock
 from paced_engine import (
+    TOO_LARGE,
     Control,
     Job,
     PacedEngine,
@@ -98,7 +99,9 @@ class TritonPythonModel:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
             refusal = self._engine.submit(job)
-            if refusal:
+            if refusal.startswith(TOO_LARGE):
+                _fail(sender, refusal, pb_utils.TritonError.INVALID_ARG)
+            elif refusal:
                 _fail(sender, refusal, pb_utils.TritonError.UNAVAILABLE)
             else:
                 self._busy.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import pathlib
 import signal
@@ -92,6 +93,36 @@ async def test_a_child_that_is_never_ready_is_ended(tmp_path: pathlib.Path) -> N
     with pytest.raises(ChildError, match="not ready after"):
         await child.start()
     assert not child.is_running
+
+
+async def test_the_supervisor_ends_a_child_that_answers_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that runs but is not alive is killed and started again."""
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(supervisor, "ALIVE_INTERVAL_S", 0.01)
+    answers = [True] * 3 + [False] * supervisor.DEAD_AFTER_MISSES
+    asked: list[bool] = []
+
+    async def is_alive() -> bool:
+        asked.append(answers[len(asked)] if len(asked) < len(answers) else True)
+        return asked[-1]
+
+    said: list[str] = []
+    keeper = Supervisor(say=said.append)
+    await keeper.start([dataclasses.replace(spec_of(tmp_path), is_alive=is_alive)])
+    first = keeper.children["one"].pid
+    for _ in range(500):
+        if "one is back" in said:
+            break
+        await asyncio.sleep(0.02)
+    assert said == [
+        "one runs but answers nothing; ending it",
+        "one ended (signal 9); starting it again in 0.01 s",
+        "one is back",
+    ]
+    assert keeper.children["one"].pid != first
+    await keeper.stop()
 
 
 async def test_the_supervisor_starts_an_ended_child_again(

@@ -118,7 +118,7 @@ def test_pickers_agree(name: str) -> None:
             number,
             FLEET.lists,
             load_lists(load),
-            allowed_C.tolist(),  # type: ignore[arg-type]
+            allowed_C.tolist(),
             query,
             tier,
             plain_last_T,  # type: ignore[arg-type]

@@ -1,0 +1,212 @@
+"""``tiercel evaluate``: every policy in the simulator, by the whole protocol, with a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.errors import CommandError, InputError
+from services.cli.output import console, table
+
+DEFAULT_OUT = pathlib.Path("build") / "evaluate"
+MOST_WORKERS = 64
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    suite: Annotated[str, typer.Option(help="quick (minutes) or full (for the record).")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="Latency profile: a file, or the name of a shipped one.")
+    ] = "opt-a100",
+    quality: Annotated[
+        str, typer.Option(help="Quality table: a file or a shipped name; none = the profile's own.")
+    ] = "",
+    trace: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(help="Arrival trace to resample as an unpredictable workload; repeatable."),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Unpredictable arrival process by name; repeatable; none = the protocol's."
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Policy by name, or a snapshot file; repeatable; none = all there are."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
+    ] = 0,
+    deadline_s: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Deadline of every task, seconds.")
+    ] = 0.4,
+    devices: Annotated[int, typer.Option(min=1, max=256, help="Devices with every tier.")] = 4,
+    output_tokens: Annotated[
+        float, typer.Option(min=1, max=4096, help="Mean output tokens, for profiles but opt-*.")
+    ] = 8.0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 = one per core.")
+    ] = 0,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help=f"Folder of the report [default: {DEFAULT_OUT}].")
+    ] = None,
+    json_file: Annotated[
+        pathlib.Path | None,
+        typer.Option("--json", help="Write report.json alone, to this file; - = standard output."),
+    ] = None,
+    record: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Also write the record that documents quote (evaluation.md) here."),
+    ] = None,
+) -> None:
+    """Measure every policy against the bound in the simulator; write tables and a report."""
+    # The simulator is needed here only; other commands start faster without it.
+    from services.cli.evaluation.inputs import Asked, read_inputs
+    from trainer.evaluation.plan import PLANS
+
+    if suite not in PLANS:
+        raise InputError(f"--suite: unknown suite {suite!r}; known: {', '.join(PLANS)}")
+    asked = Asked(
+        profile=profile,
+        quality=quality,
+        policies=tuple(dict.fromkeys(policy or ())),
+        workloads=tuple(workload or ()),
+        traces=tuple(trace or ()),
+        deadline_s=deadline_s,
+        devices=devices,
+        output_tokens=output_tokens,
+    )
+    inputs = read_inputs(asked)
+    report = _run(inputs, PLANS[suite], seeds, workers, quiet=json_file is not None)
+    if json_file is None:
+        _print(report)
+    _write(report, out, json_file, record)
+    if report["violations"]:
+        raise CommandError(_above(report["violations"]))
+
+
+def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> dict[str, Any]:
+    from services.cli.evaluation import facts, progress
+    from services.common.triton.environment import project_root
+    from trainer.evaluation.seeds import evaluation_seeds
+    from trainer.evaluation.suite import EvaluationError, Subject, run_suite
+    from trainer.simulation.workload import WorkloadError
+
+    workers = workers or min(facts.usable_cores(), MOST_WORKERS)
+    subject = Subject(
+        inputs.setting, inputs.contenders, inputs.learned, inputs.workloads, inputs.traces
+    )
+    began = time.monotonic()
+    # Set before workers start, which inherit it: two processes with two threads each fight.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    try:
+        with progress.Display(quiet=quiet) as display:
+            results = run_suite(
+                subject, plan, workers=workers, seed_count=seeds, progress=display.show
+            )
+    except (EvaluationError, WorkloadError) as error:
+        raise InputError(str(error)) from None
+    return {
+        "suite": plan.name,
+        "command": shlex.join(["tiercel", *sys.argv[1:]]),
+        "commit": facts.commit(project_root()),
+        "seeds": list(evaluation_seeds(seeds or plan.seed_count)),
+        "setting": facts.setting(inputs),
+        "plan": facts.plan(plan),
+        "policies": {
+            name: {"kind": each.kind, "version": each.version}
+            for name, each in inputs.contenders.items()
+        },
+        "learned": inputs.learned,
+        "notes": list(inputs.notes),
+        **results,
+        "picker": facts.optional("picker"),
+        "crosscheck": facts.optional("crosscheck"),
+        "machine": facts.machine(),
+        "versions": facts.versions(),
+        "run": {
+            "date": facts.now(),
+            "took_s": round(time.monotonic() - began, 1),
+            "workers": workers,
+        },
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    from services.cli.evaluation import page, tables
+
+    terminal = console()
+    sections = page.report_tables(report)
+    shown = [
+        *(t for t in sections["sweep"] if "net on" in t.title),
+        *sections["loads"],
+        *(t for t in sections["windows"] if "net on" in t.title),
+        *sections["gpus"],
+        *sections["shifts"],
+        tables.regret_table([row for row in report["regret"] if row["safety_net"]]),
+        tables.headline_table(report["headlines"]),
+    ]
+    for each in shown:
+        terminal.print(table(each.title, each.columns, each.rows, numeric_from=each.numeric_from))
+    unit = report["load_unit"]
+    terminal.print(
+        f"Load 1x = {unit['rate_rps']:.1f} requests/s, what {unit['policy']} holds; "
+        f"{len(report['seeds'])} seeds; {report['run']['took_s']:.0f} s",
+        markup=False,
+    )
+    for note in report["notes"]:
+        terminal.print(note, markup=False, soft_wrap=True)
+
+
+def _write(
+    report: dict[str, Any],
+    out: pathlib.Path | None,
+    json_file: pathlib.Path | None,
+    record: pathlib.Path | None,
+) -> None:
+    from services.cli.evaluation import page
+    from services.cli.evaluation.record import write_record
+
+    try:
+        if json_file is not None and str(json_file) == "-":
+            print(json.dumps(report, indent=1, allow_nan=False))
+        elif json_file is not None:
+            page.write_json(json_file, report)
+        if json_file is None or out is not None:
+            folder = out or DEFAULT_OUT
+            page.write_json(folder / "report.json", report)
+            page.write_page(folder / "report.html", report)
+            if json_file is None:
+                terminal = console()
+                uri = (folder / "report.html").absolute().as_uri()
+                terminal.print(f"\nOpen next:  {uri}", soft_wrap=True)
+                terminal.print(f"Numbers:    {folder / 'report.json'}", soft_wrap=True)
+        if record is not None:
+            write_record(record, report)
+    except OSError as error:
+        name = error.filename or record or out or json_file
+        raise CommandError(f"{name}: cannot be written: {error.strerror or error}") from None
+
+
+def _above(violations: list[dict[str, Any]]) -> str:
+    """One line for the first run above the bound."""
+    first = violations[0]
+    return (
+        f"{len(violations)} runs earned more than the bound allows: bound or simulator is wrong; "
+        f"first: {first['policy']} in {first['suite']} {first['label']} at load "
+        f"{first['load']:.3g}, seed {first['seed']}: {first['performance']:.6f} above "
+        f"{first['bound']:.6f}"
+    )

@@ -1,0 +1,94 @@
+"""An evaluation's files: ``report.json`` for machines, ``report.html`` for people."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from services.cli.evaluation import figures, tables
+from services.cli.evaluation.figures import Palette
+from services.cli.evaluation.tables import Table
+from services.cli.showcase.figures import inline_svg
+
+Report = Mapping[str, Any]
+
+
+def write_json(path: pathlib.Path, report: Report) -> None:
+    """Writes the report; numbers that are none are null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_page(path: pathlib.Path, report: Report) -> None:
+    """Writes the page; plots and style are inside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {name: inline_svg(figure) for name, figure in report_figures(report).items()}
+    page = _template().render(
+        report=report,
+        pictures=pictures,
+        headlines=report["headlines"],
+        sections=report_tables(report),
+        policies=report["policies"],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def palette(report: Report) -> Palette:
+    """Colors of the report's policies."""
+    return Palette(
+        list(report["policies"]),
+        report["learned"],
+        report["always_small"][0]["policy"],
+        report["load_unit"]["policy"],
+    )
+
+
+def report_figures(report: Report) -> dict[str, Figure]:
+    """Every plot of a report by name."""
+    colors = palette(report)
+    return {
+        "sweep": figures.sweep_figure(report["sweep"], colors),
+        "share": figures.share_figure(report["sweep"], colors),
+        "windows": figures.windows_figure(report["windows"], colors),
+        "gpus": figures.gpus_figure(report["per_gpu"], colors),
+        "shifts": figures.shifts_figure(report["shifts"], colors),
+        "soft": figures.sweep_figure(report["soft"], colors),
+    }
+
+
+def report_tables(report: Report) -> dict[str, list[Table]]:
+    """Every table of a report by section."""
+    return {
+        "sweep": tables.sweep_tables(report["sweep"]),
+        "soft": tables.sweep_tables(report["soft"], "Soft deadlines"),
+        "loads": [tables.ratio_table(report["load_ratio"])],
+        "windows": tables.window_tables(report["window_loads"]),
+        "gpus": [tables.gpu_table(report["per_gpu"])],
+        "shifts": [tables.shift_table(report["shifts"], shown_in_shifts(report))],
+        "regret": [tables.regret_table(report["regret"])],
+    }
+
+
+def shown_in_shifts(report: Report) -> list[str]:
+    """Policies the table of shifts has room for: learned, the regret's baseline, always-small."""
+    wanted = (report["learned"], "price", report["always_small"][0]["policy"])
+    return [name for name in dict.fromkeys(wanted) if name in report["policies"]]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["found"] = tables.found
+    return environment.get_template("report.html.jinja")
+
+
+def _source(name: str) -> str:
+    files = importlib.resources.files("services.cli.evaluation") / "templates" / name
+    return files.read_text(encoding="utf-8")

@@ -1,0 +1,37 @@
+"""Progress of an evaluation on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """One bar per stage: what runs, how much of it is done, time left."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Shows nothing if `quiet`; writes to standard error, where it is in nobody's way."""
+        self._progress = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[requests]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            disable=quiet,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, text: str, done: float, total: float) -> None:
+        """Takes in how much of a stage is done, in simulated requests."""
+        if text not in self._tasks:
+            self._tasks[text] = self._progress.add_task(text, total=max(total, 1.0), requests="")
+        millions = f"{done / 1e6:.1f} of {total / 1e6:.1f} M requests"
+        self._progress.update(self._tasks[text], completed=done, requests=millions)

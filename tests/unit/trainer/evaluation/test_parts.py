@@ -1,0 +1,242 @@
+"""Parts of the evaluation with answers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.router import fleets
+from tests.unit.trainer.evaluation import subjects
+from tests.unit.trainer.simulation.settings import spec
+from trainer.evaluation.cases import Case, CaseResult, Outcome, outcome_of
+from trainer.evaluation.fluid import fluid_reference
+from trainer.evaluation.gpus import large_only
+from trainer.evaluation.headlines import headlines
+from trainer.evaluation.hold import bracket_rps, highest_held_rps, holds
+from trainer.evaluation.jobs import Context
+from trainer.evaluation.regret import regret_rows
+from trainer.evaluation.rows import violations
+from trainer.evaluation.scenarios import SCENARIOS
+from trainer.evaluation.setting import shared_fleet_setting
+from trainer.evaluation.shifts import shifted_settings, shifts_of
+from trainer.evaluation.statistics import interval
+from trainer.evaluation.suite import soft
+from trainer.evaluation.windows import crossing, window_rows
+from trainer.simulation.simulate import PolicySpec, simulate
+from trainer.simulation.workload import Lengths
+
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+
+SETTING = subjects.setting()
+
+
+def outcome(performance: float, windows: tuple[float, ...] = ()) -> Outcome:
+    """Returns an outcome of which only performance and windows matter."""
+    return Outcome(1.0, performance, 0.1, 0.2, 1.0, 1.0, np.zeros(3), np.array(windows))
+
+
+def result(
+    label: str, seed: int, performance: dict[str, float], bound: float | None = 1.0
+) -> CaseResult:
+    """Returns a result with the safety net on."""
+    case = Case("shifts", label, 2.0, 100.0, seed, 5.0, tuple(performance))
+    return CaseResult(case, {(n, True): outcome(p) for n, p in performance.items()}, bound)
+
+
+def test_reference_is_peak_when_large_can_carry_all() -> None:
+    """At a low rate the best mix is the large tier alone."""
+    assert fluid_reference(SETTING, 20.0, grid=6) == pytest.approx(1.0)
+
+
+def test_reference_falls_with_the_rate_to_nothing() -> None:
+    """More traffic never raises it; far beyond capacity hardly anything is served."""
+    values = [fluid_reference(SETTING, rate, grid=6) for rate in (50.0, 400.0, 1e5)]
+    assert (np.diff(values) <= 1e-9).all()
+    assert values[-1] < 0.05
+
+
+def test_reference_of_one_full_device_is_worked_out_by_hand() -> None:
+    """With one tier the optimum serves the share its best cycle can carry."""
+    setting = shared_fleet_setting(
+        "one",
+        fleets.profile(),
+        subjects.QUALITY,
+        tiers=("large",),
+        device_count=1,
+        lengths=Lengths(prompt_median=100.0, prompt_sigma=0.0),
+    )
+    tier = fleets.profile().tiers["large"]
+    cycle_s = (0.4 - 100 * tier.per_prompt_token_s) / 8
+    each_s = 100 * tier.per_prompt_token_s + 8 * tier.per_sequence_s
+    capacity = (cycle_s - tier.step_s) / cycle_s / each_s
+    assert fluid_reference(setting, 4 * capacity) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_interval_is_students() -> None:
+    """Three values: half width is 4.303 standard errors; one value has none."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    assert interval([5.0]).half == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_arrivals_have_the_rate_they_are_asked_for(name: str) -> None:
+    """A load means the same whatever the arrival process."""
+    rng = np.random.default_rng(3)
+    counts = [len(SCENARIOS[name].make(200.0, 400.0, rng)) for _ in range(4)]
+    assert np.mean(counts) == pytest.approx(200.0 * 400.0, rel=0.08)
+
+
+def test_highest_held_rate_is_between_holding_and_not() -> None:
+    """Static-large holds the rate found, and no longer 1.3 times it."""
+    policy = spec("static-large")
+    low, high = bracket_rps(SETTING, policy, 40.0, [1], 5.0, safety=False)
+    held = highest_held_rps(
+        SETTING, policy, low_rps=low, high_rps=high, seeds=[1], duration_s=5.0, safety=False
+    )
+    assert high == pytest.approx(2.0 * low)
+    assert low <= held < high
+    assert holds(SETTING, policy, 0.9 * held, [2], 5.0, safety=False)
+    assert not holds(SETTING, policy, 1.3 * held, [2], 5.0, safety=False)
+
+
+def test_no_bracket_where_nothing_is_held() -> None:
+    """A search ends even if no rate is held."""
+    short = replace(SETTING, deadline_s=0.001)
+    assert bracket_rps(short, spec("static-large"), 10.0, [1], 1.5, safety=False) == (0.0, 0.0)
+
+
+def test_late_answers_count_in_smooth_goodput_alone() -> None:
+    """With soft deadlines beyond capacity, late work is discounted, not zeroed."""
+    setting = soft(SETTING)
+    rng = np.random.default_rng(1)
+    workload = setting.workload(SCENARIOS["poisson"].make(150.0, 4.0, rng), 4.0, rng)
+    run = simulate(setting.config(safety=False), workload, spec("static-large"), 1)
+    found = outcome_of(run, 3, windowed=False)
+    assert found.goodput_rps < found.smooth_goodput_rps < 150.0
+
+
+def test_large_only_deployment_behaves_like_the_static_policy() -> None:
+    """Tiers that nobody uses cost nothing: the deployment for the GPU count is the same."""
+    alone = large_only(SETTING, 2)
+    rng = np.random.default_rng(5)
+    workload = SETTING.workload(SCENARIOS["poisson"].make(90.0, 4.0, rng), 4.0, rng)
+    policy = PolicySpec.of(subjects.policies.make_policy("static-large", alone.catalog))
+    one = simulate(alone.config(safety=False), workload, policy, 1)
+    two = simulate(SETTING.config(safety=False), workload, spec("static-large"), 1)
+    assert one.performance() == pytest.approx(two.performance(), abs=1e-12)
+
+
+def test_crossing_is_interpolated_and_ends_are_named() -> None:
+    """0.9 between 1.0 at load 1 and 0.8 at load 2 is crossed at 1.5."""
+    assert crossing([1.0, 2.0], [1.0, 0.8], 0.9) == (pytest.approx(1.5), False)
+    assert crossing([1.0, 2.0], [0.5, 0.4], 0.9) == (0.0, False)
+    assert crossing([1.0, 2.0], [1.0, 0.95], 0.9) == (2.0, True)
+
+
+def test_windows_above_a_level_are_counted_and_empty_ones_left_out() -> None:
+    """Of three windows with requests two are above 0.96, one above 0.98."""
+    case = Case("windows", "w", 1.0, 100.0, 1, 41.0, ("price",), windowed=True)
+    found = CaseResult(case, {("price", True): outcome(0.9, (0.97, 0.99, 0.5, np.nan))}, None)
+    (row,) = window_rows([found])
+    assert row["windows"] == 3
+    assert row["above_96"] == pytest.approx(2 / 3, abs=1e-6)
+    assert row["above_98"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_regret_removed_is_worked_out_by_hand() -> None:
+    """Price loses 0.2 and 0.4 against the bound, dqn 0.1 and 0.2: half of it is removed."""
+    results = [
+        result("burst", 1, {"price": 0.8, "dqn": 0.9}),
+        result("square", 1, {"price": 0.6, "dqn": 0.8}),
+        result("other", 1, {"price": 0.1, "dqn": 0.1}),
+    ]
+    rows = regret_rows(results, {"burst": "bursty", "square": "bursty"}, "price")
+    removed = {row["policy"]: row["removed"] for row in rows}
+    assert removed == {"price": pytest.approx(0.0), "dqn": pytest.approx(0.5)}
+    assert rows[0]["regret"] == pytest.approx(0.3)
+
+
+def test_run_above_the_bound_is_a_violation() -> None:
+    """It is listed with policy, seed and both numbers; one that equals the bound is not."""
+    results = [result("a", 7, {"price": 0.9, "dqn": 0.8}, bound=0.8)]
+    (row,) = violations(results)
+    assert (row["policy"], row["seed"], row["performance"], row["bound"]) == ("price", 7, 0.9, 0.8)
+
+
+def test_lost_device_is_gone_for_good_and_its_hardware_has_one_less() -> None:
+    """The loss is inside the run; always-small's limit is that of the smaller fleet."""
+    settings = shifted_settings(SETTING)
+    shift = next(s for s in shifts_of(settings) if s.lost)
+    (event,) = shift.events(9.0)
+    assert (event.kind, event.time_s) == ("lost", pytest.approx(3.0))
+    available_C = settings[shift.hardware].fleet.arrays.availability_C
+    assert available_C.sum() == SETTING.fleet.candidate_count / 2
+
+
+def test_slower_hardware_is_slower_and_routers_know_it_only_where_said() -> None:
+    """True costs are 1.3 times the profile's; what routers believe is either."""
+    settings = shifted_settings(SETTING)
+    believed = SETTING.fleet.arrays.step_s_C
+    assert settings["slower"].profiles[""].tiers["large"].step_s == pytest.approx(1.3 * 0.0105)
+    np.testing.assert_array_equal(settings["slower"].fleet.arrays.step_s_C, believed)
+    known = settings["slower, known"].fleet.arrays.step_s_C
+    np.testing.assert_allclose(known, 1.3 * believed)
+
+
+def test_cases_with_the_same_requests_are_paired() -> None:
+    """Two routers get the very requests that one gets; another label gets others."""
+    context = Context({"": SETTING}, {})
+    one = Case("shifts", "nominal", 2.0, 100.0, 1, 3.0, ())
+    two = Case("shifts", "2 routers, stale", 2.0, 100.0, 1, 3.0, (), requests_of="nominal")
+    own = Case("shifts", "2 routers, stale", 2.0, 100.0, 1, 3.0, ())
+    arrivals = [case.workload(context).arrival_N for case in (one, two, own)]
+    np.testing.assert_array_equal(arrivals[0], arrivals[1])
+    assert not np.array_equal(arrivals[0], arrivals[2])
+
+
+def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
+    """Returns a report of one sweep row per policy and nothing else."""
+
+    def row(policy: str, performance: float) -> dict[str, Any]:
+        return {
+            "policy": policy,
+            "safety_net": True,
+            "load": 1.0,
+            "availability": availability,
+            "performance": performance,
+            "performance_ci95": [performance - 0.01, performance + 0.01],
+            "bound": 1.0,
+            "bound_share": performance,
+        }
+
+    empty: dict[str, Any] = {
+        name: [] for name in ("load_ratio", "windows", "window_loads", "per_gpu", "shifts",
+                              "regret", "violations")
+    }  # fmt: skip
+    return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.99, True), (0.955, False)])
+def test_headlines_say_met_and_missed(share: float, met: bool) -> None:
+    """The share of the bound decides its own target."""
+    rows = {row["name"]: row for row in headlines(headline_report(share), "dqn", "static-large")}
+    assert rows["share of the bound"]["met"] is met
+    assert rows["share of the bound"]["value"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.96, True), (0.94, False)])
+def test_below_the_best_baseline_beyond_the_interval_is_missed(share: float, met: bool) -> None:
+    """0.96 against 0.97 is within two intervals of 0.01; 0.94 is not."""
+    rows = {row["name"]: row for row in headlines(headline_report(share), "dqn", "static-large")}
+    assert rows["beside the best baseline"]["met"] is met
+
+
+def test_headlines_without_a_learned_policy_are_not_judged() -> None:
+    """Nothing is counted as met that was not run."""
+    rows = headlines(headline_report(0.99), "", "static-large")
+    assert {row["met"] for row in rows if row["name"] != "no policy above the bound"} == {None}

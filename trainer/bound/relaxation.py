@@ -1,0 +1,321 @@
+"""What serving a request costs at least, and when: the relaxation behind the performance bound.
+
+Notation. A request i that earns its reward from candidate c is admitted to one iteration of c and
+takes part in `o_i` consecutive iterations of c, its run R_i (`trainer.simulation.engine`); prompt
+and output tokens are p_i and o_i, the candidate's costs are step, sequence (per iteration), prompt
+(per token) and overhead, and B_i is the time from its arrival to the last moment that earns the
+reward, less the overhead. For a deadline on the first token only the first iteration counts
+(o_i = 1). Iterations of one device never overlap.
+
+**Lemma (step sharing).** Let g_i = prompt p_i + sequence and E_i = B_i - o_i (step + sequence) +
+sequence. At every iteration x of c, the requests U(x) that earn their reward and have x in their
+run satisfy sum_{i in U(x)} g_i <= max_{i in U(x)} E_i, and the same holds for the sum over any
+subset of U(x) with the maximum over that subset.
+
+*Proof.* Take a subset and its member a admitted first. Every other member was admitted at or after
+a's admission and not after x, hence at an iteration of R_a, since x is in R_a and a run is
+consecutive. So all its members' prompts, and at least one sequence cost of each, are paid in
+iterations of R_a, beside o_a steps and a's other o_a - 1 sequence costs. All of it lies between a's
+arrival and the end of B_a: sum g_i + o_a step + (o_a - 1) sequence <= B_a. QED. What other tiers do
+on the device only adds to the left side, so nothing is assumed about them.
+
+**Shares.** Let levels E^1, E^2, ... and weights theta_0 + theta_1 + ... = 1, all >= 0, be any
+numbers. Charge request i the share
+
+    s_i = theta_0 / max_batch + theta_1 (p_i + o_i) / max_kv_tokens
+          + sum_{l > 1: E_i <= E^l} theta_l g_i / E^l
+
+of the step of every iteration of its run. The shares charged at one iteration sum to at most 1: the
+first term since a batch has at most max_batch members, the second since a batch's prompts and
+answers fit the tier's room for keys and values, the l-th by the lemma for the members with
+E_i <= E^l. So the device time of an iteration, step + sequence |batch| + prompt (tokens admitted),
+is at least what its requests are charged, and request i is charged in all
+
+    cost_i = prompt p_i + sequence o_i + step o_i s_i
+
+inside its own window, from its arrival to the end of B_i. Requests that are cancelled, rescued or
+late only take time away. Hence what any policy achieves is a solution of this relaxation: every
+request picks at most one candidate, occupies `cost_i` of its device's time inside its window, and
+the charges on a device never exceed the time it is there. It is far weaker than the truth in
+places (a request's iterations need not be in order, devices of one kind are pooled, tiers that
+share a device are charged as if each had it alone), so nothing about the schedule is assumed.
+
+**Devices that change.** On a slowed device an iteration takes `slow` times as long, fixed when it
+starts. With speed 1 / slow, all of the above holds in units of nominal work if B_i in E_i is
+multiplied by the highest speed, and the time available is replaced by the integral of the highest
+speed over the last max B_i seconds, zero while the device is lost (iterations cut off by a loss
+serve nobody).
+
+**Soft deadlines.** A request may pick between windows: lateness up to l_v at the reward of the
+least lateness of that bracket, l_{v-1}. The last bracket ends where the simulator cancels.
+
+Shape letters: N requests, J (request, window) pairs, O options (kinds of candidate), G groups of
+like devices, M cells of time, W distinct windows, L levels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.types import RewardKind, SloKind
+from trainer.simulation.simulate import SOFT_GRACE, FleetEvent, SimulationConfig
+from trainer.simulation.workload import Workload
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LEVELS = 4
+"""Most levels of E; more than one pays where deadlines differ."""
+SOFT_BRACKETS = 8
+"""Brackets of lateness of a soft deadline; more are tighter and slower."""
+_ROUNDING = 1e-9
+"""Relative room left for rounding in the simulator's sums of times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A kind of candidate: what it costs, what it is worth, where it runs.
+
+    Attributes:
+        group: index of the group of like devices it is on.
+        step_s: cost of an iteration independent of its batch, seconds.
+        sequence_s: cost per sequence and iteration, seconds.
+        prompt_token_s: cost per prompt token, seconds.
+        overhead_s: latency outside the device, seconds.
+        max_batch: most sequences per iteration.
+        room: most tokens of keys and values, infinite where there is no limit.
+        quality: quality on each task.
+    """
+
+    group: int
+    step_s: float
+    sequence_s: float
+    prompt_token_s: float
+    overhead_s: float
+    max_batch: float
+    room: float
+    quality: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The requests as jobs: every (request, window) pair and what each option costs it.
+
+    Attributes:
+        start_N1: jobs of request i are start_N1[i] to start_N1[i + 1].
+        release_J: arrival, seconds.
+        end_J: last moment of device time that can earn the reward, seconds.
+        value_JO: reward of an option; 0 where the request could not even be served alone.
+        fixed_JO: prompt and sequence cost, seconds of nominal work.
+        steps_JO: cost of the steps of its run, seconds of nominal work.
+        share_JO: g_i, seconds.
+        budget_JO: E_i, seconds.
+        tokens_J: prompt and output tokens.
+        step_O: step of each option, seconds.
+        batch_O: max_batch.
+        room_O: max_kv_tokens, infinite where there is no limit.
+        group_O: group of each option.
+        devices_G: devices of each group.
+    """
+
+    start_N1: Integers
+    release_J: Floats
+    end_J: Floats
+    value_JO: Floats
+    fixed_JO: Floats
+    steps_JO: Floats
+    share_JO: Floats
+    budget_JO: Floats
+    tokens_J: Floats
+    step_O: Floats
+    batch_O: Floats
+    room_O: Floats
+    group_O: Integers
+    devices_G: tuple[tuple[int, ...], ...]
+
+    def cost_JO(self, level_LO: Floats, weight_LO: Floats) -> Floats:
+        """Returns the cost of each option, seconds of nominal work.
+
+        Args:
+            level_LO: levels E^l of each option, seconds.
+            weight_LO: weights theta, >= 0, columns summing to 1: that of the batch limit, that of
+                the room for keys and values, those of the levels.
+        """
+        share_JO = weight_LO[0] / self.batch_O + self.tokens_J[:, None] * (
+            weight_LO[1] / self.room_O
+        )
+        for level_O, weight_O in zip(level_LO, weight_LO[2:], strict=True):
+            inside_JO = self.budget_JO <= level_O
+            share_JO += np.where(inside_JO, self.share_JO * (weight_O / level_O), 0.0)
+        cost_JO: Floats = np.maximum(self.fixed_JO + self.steps_JO * share_JO, 1e-12)
+        return cost_JO
+
+    def level_LO(self) -> Floats:
+        """Returns levels E^l of each option: the highest that occurs per length of window.
+
+        Windows of like length are merged, so that there are at most LEVELS.
+        """
+        length_J = np.round(self.end_J - self.release_J, 6)
+        places = np.linspace(0.0, 1.0, LEVELS + 1)[1:]
+        edge_L = np.unique(np.quantile(length_J, places, method="lower"))
+        rows = [self.budget_JO[length_J <= edge].max(axis=0, initial=0.0) for edge in edge_L]
+        return np.maximum(np.stack(rows), 1e-12)
+
+    def every(self, n: int) -> Jobs:
+        """Returns every n-th request, each with all its jobs."""
+        index_N = np.arange(0, len(self.start_N1) - 1, n)
+        count_N = (self.start_N1[1:] - self.start_N1[:-1])[index_N]
+        start_N1 = np.concatenate([[0], np.cumsum(count_N)]).astype(np.int64)
+        job_J = np.repeat(self.start_N1[index_N] - start_N1[:-1], count_N)
+        job_J += np.arange(start_N1[-1])
+        names = ("release_J", "end_J", "value_JO", "fixed_JO", "steps_JO", "share_JO", "budget_JO")
+        names += ("tokens_J",)
+        rows = {name: getattr(self, name)[job_J] for name in names}
+        return replace(self, start_N1=start_N1, **rows)
+
+
+def options_of(config: SimulationConfig) -> tuple[list[Option], tuple[tuple[int, ...], ...]]:
+    """Returns the kinds of candidate and the devices of each group of like devices.
+
+    Devices are alike if their candidates cost and are worth the same and nothing happens to them,
+    or the same at the same times. Candidates of devices that are never usable are left out.
+    """
+    fleet, arrays = config.fleet, config.fleet.arrays
+    members: dict[tuple[object, ...], list[int]] = {}
+    kinds: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
+    for d in range(len(fleet.devices)):
+        events = sorted((e.time_s, e.kind, e.value) for e in config.events if e.device == d)
+        comes_back = any(kind == "back" for _, kind, _ in events)
+        rows = set()
+        for c in np.flatnonzero(arrays.device_C == d):
+            if arrays.availability_C[c] <= 0.0 and not comes_back:
+                continue
+            tier, endpoint = fleet.candidate(int(c))
+            cost = config.profiles[endpoint.profile].tiers[tier].scaled(1.0 / endpoint.speed)
+            times = (cost.step_s, cost.per_sequence_s, cost.per_prompt_token_s, cost.overhead_s)
+            quality = tuple(arrays.quality_KC[:, c].tolist())
+            room = np.inf if cost.max_kv_tokens is None else float(cost.max_kv_tokens)
+            rows.add((*times, float(cost.max_batch), room, quality))
+        key = (tuple(sorted(rows)), tuple(events))
+        members.setdefault(key, []).append(d)
+        kinds[key] = sorted(rows)
+    options = [
+        Option(group, *row)  # type: ignore[arg-type]
+        for group, rows in enumerate(kinds.values())
+        for row in rows
+    ]
+    return options, tuple(tuple(devices) for devices in members.values())
+
+
+def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np.bool_]) -> Jobs:
+    """Returns the jobs of the chosen requests of a workload."""
+    options, devices_G = options_of(config)
+    index_N = np.flatnonzero(chosen_N)
+    task_N = workload.task_N[index_N]
+    tasks = config.catalog.tasks
+    brackets = [
+        _brackets(t.soft_decay_s if t.reward_kind is RewardKind.SOFT else 0.0) for t in tasks
+    ]
+    count_K = np.array([len(b) for b in brackets])
+    start_N1 = np.concatenate([[0], np.cumsum(count_K[task_N])]).astype(np.int64)
+    request_J = np.repeat(np.arange(len(index_N)), count_K[task_N])
+    bracket_J = np.arange(len(request_J)) - start_N1[request_J]
+    table_KV2 = np.zeros((len(tasks), int(count_K.max(initial=1)), 2))
+    for k, rows in enumerate(brackets):
+        table_KV2[k, : len(rows)] = rows
+    task_J = task_N[request_J]
+    late_J, factor_J = table_KV2[task_J, bracket_J].T
+    first_K = np.array([t.slo_kind is SloKind.FIRST_TOKEN for t in tasks])
+    pick_J = index_N[request_J]
+    prompt_J = workload.prompt_N[pick_J]
+    output_J = np.where(first_K[task_J], 1.0, np.maximum(1.0, workload.output_N[pick_J]))
+    length_J = (workload.slack_N[pick_J] + late_J) * (1.0 + _ROUNDING) + _ROUNDING
+    release_J = workload.arrival_N[pick_J]
+    tokens_J = prompt_J + workload.output_N[pick_J]
+    names = ("step_s", "sequence_s", "prompt_token_s", "overhead_s", "max_batch", "room")
+    step_O, sequence_O, token_O, overhead_O, batch_O, room_O = (
+        np.array([getattr(option, name) for option in options], dtype=np.float64) for name in names
+    )
+    group_O = np.array([option.group for option in options], dtype=np.int64)
+    speed_G = np.array([_top_speed(config.events, devices[0]) for devices in devices_G])
+    budget_JO = (length_J[:, None] - overhead_O) * speed_G[group_O]
+    quality_KO = np.array([option.quality for option in options]).reshape(-1, len(tasks)).T
+    fixed_JO = prompt_J[:, None] * token_O + output_J[:, None] * sequence_O
+    steps_JO = output_J[:, None] * step_O
+    possible_JO = (fixed_JO + steps_JO <= budget_JO) & (tokens_J[:, None] <= room_O)
+    spare_JO = budget_JO - steps_JO - (output_J[:, None] - 1.0) * sequence_O
+    return Jobs(
+        start_N1=start_N1,
+        release_J=release_J,
+        end_J=release_J + length_J - overhead_O.min(initial=0.0 if not options else np.inf),
+        value_JO=np.where(possible_JO, quality_KO[task_J] * factor_J[:, None], 0.0),
+        fixed_JO=fixed_JO,
+        steps_JO=steps_JO,
+        share_JO=prompt_J[:, None] * token_O + sequence_O,
+        budget_JO=np.where(possible_JO, spare_JO, 0.0),
+        tokens_J=tokens_J,
+        step_O=step_O,
+        batch_O=batch_O,
+        room_O=room_O,
+        group_O=group_O,
+        devices_G=devices_G,
+    )
+
+
+def _brackets(decay_s: float) -> list[tuple[float, float]]:
+    """Returns (latest lateness, factor on the quality) of each bracket of lateness."""
+    if decay_s <= 0.0:
+        return [(0.0, 1.0)]
+    late = np.linspace(0.0, SOFT_GRACE * decay_s, SOFT_BRACKETS + 1)
+    factor = np.exp(-np.concatenate([[0.0], late[:-1]]) / decay_s)
+    return list(zip(late.tolist(), factor.tolist(), strict=True))
+
+
+def _speeds(events: Sequence[FleetEvent], device: int) -> list[tuple[float, float, bool]]:
+    """Returns (time from which on, speed, alive) of a device, the first from minus infinity."""
+    rows = [(-np.inf, 1.0, True)]
+    for event in sorted(events, key=lambda e: e.time_s):
+        if event.device == device:
+            _, speed, alive = rows[-1]
+            speed = 1.0 / event.value if event.kind == "slow" else speed
+            alive = event.kind == "back" or (alive and event.kind != "lost")
+            rows.append((event.time_s, speed, alive))
+    return rows
+
+
+def _top_speed(events: Sequence[FleetEvent], device: int) -> float:
+    """Returns the highest speed a device ever has."""
+    return max(speed for _, speed, _ in _speeds(events, device))
+
+
+def capacity_GM(config: SimulationConfig, jobs: Jobs, edge_M1: Floats, memory_s: float) -> Floats:
+    """Returns the nominal work each group of devices can do in each cell of time, seconds [G, M].
+
+    Args:
+        config: what happens to devices.
+        jobs: the groups.
+        edge_M1: edges of the cells, seconds.
+        memory_s: longest an iteration that serves anybody can last, seconds.
+    """
+    work_GM = np.zeros((len(jobs.devices_G), len(edge_M1) - 1))
+    for group, devices in enumerate(jobs.devices_G):
+        rows = _speeds(config.events, devices[0])
+        starts = [row[0] for row in rows]
+        # Between two of these times neither the speeds remembered nor the state change.
+        points = np.unique([s for t in starts[1:] for s in (t, t + memory_s)])
+        times = np.unique(np.concatenate([edge_M1, points]))
+        times = times[(times >= edge_M1[0]) & (times <= edge_M1[-1])]
+        for low, high in itertools.pairwise(times):
+            middle = (low + high) / 2.0
+            now = int(np.searchsorted(starts, middle, side="right")) - 1
+            first = max(0, int(np.searchsorted(starts, middle - memory_s, side="right")) - 1)
+            if rows[now][2]:
+                cell = int(np.searchsorted(edge_M1, middle, side="right")) - 1
+                speed = max(row[1] for row in rows[first : now + 1])
+                work_GM[group, cell] += (high - low) * speed * len(devices)
+    return work_GM

@@ -1,0 +1,156 @@
+"""GPUs: how many of them static-large needs to equal what a policy earns on the nominal fleet.
+
+A static deployment has its one tier loaded and nothing else. So with the safety net on it can
+refuse, and retry elsewhere, but has no smaller tier to rescue to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from router.catalog import Catalog
+from router.fleet import EndpointSpec, build_fleet
+from router.policies.registry import make_policy
+from trainer.evaluation.cases import WARM_UP_S
+from trainer.evaluation.jobs import Context
+from trainer.evaluation.rows import Row, measured, rounded
+from trainer.evaluation.seeds import stream
+from trainer.evaluation.setting import Setting
+from trainer.simulation.simulate import PolicySpec, simulate
+from trainer.simulation.workload import Workload, poisson
+
+PAPER_DEVICES = 8
+"""Devices of the static deployment the paper compares with (arXiv 2401.07886)."""
+
+
+def large_only(setting: Setting, device_count: int) -> Setting:
+    """Returns a deployment of the largest tier alone on a number of devices."""
+    tier, profile = setting.catalog.tiers[-1], setting.profiles[""]
+    catalog = Catalog(
+        (tier,), setting.catalog.tasks, np.ascontiguousarray(setting.catalog.quality_KT[:, -1:])
+    )
+    endpoints = [
+        EndpointSpec(f"device-{i}", "127.0.0.1:1", f"device-{i}", {tier: tier})
+        for i in range(device_count)
+    ]
+    fleet = build_fleet(catalog, endpoints, {"": profile})
+    return replace(setting, catalog=catalog, fleet=fleet, profiles={"": profile})
+
+
+@dataclass(frozen=True)
+class GpuCount:
+    """Result of one search.
+
+    Attributes:
+        performance: of the policy on the nominal fleet.
+        paper_performance: of static-large on PAPER_DEVICES devices.
+        devices: fewest devices with which static-large earns at least `performance`; None if
+            `limit` are too few.
+        limit: most devices tried.
+    """
+
+    performance: float
+    paper_performance: float
+    devices: int | None
+    limit: int
+
+
+@dataclass(frozen=True)
+class GpuJob:
+    """Compares one policy with static-large on ever more devices, over the same requests.
+
+    Attributes:
+        policy: name in the context.
+        safety: safety net on or off, for both.
+        load: offered rate as a multiple of what static-large holds on the nominal fleet.
+        rate_rps: offered rate.
+        seed: evaluation seed.
+        duration_s: length of a run, seconds.
+    """
+
+    policy: str
+    safety: bool
+    load: float
+    rate_rps: float
+    seed: int
+    duration_s: float
+
+    @property
+    def cost(self) -> float:
+        """Simulated requests, about; runs with many devices are slow."""
+        return self.rate_rps * self.duration_s * 8.0 * (1.0 + self.load / 4.0)
+
+    def run(self, context: Context) -> GpuCount:
+        """Finds the number by bisection; performance is taken to rise with the devices."""
+        setting = context.settings[""]
+        rng = stream(self.seed, f"gpus/{self.load:.6g}")
+        arrival_N = poisson(self.rate_rps, self.duration_s, rng)
+        workload = setting.workload(arrival_N, self.duration_s, rng)
+        config = setting.config(safety=self.safety)
+        result = simulate(config, workload, context.policies[self.policy], self.seed)
+        goal = result.performance(WARM_UP_S)
+        paper = self._static(setting, PAPER_DEVICES, workload)
+        # Twice what the load needs: more devices than that add nothing.
+        limit = int(2.0 * self.load * len(setting.fleet.devices)) + 4
+        low, high = 0, limit
+        if self._static(setting, limit, workload) < goal:
+            return GpuCount(goal, paper, None, limit)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._static(setting, middle, workload) >= goal:
+                high = middle
+            else:
+                low = middle
+        return GpuCount(goal, paper, high, limit)
+
+    def _static(self, setting: Setting, device_count: int, workload: Workload) -> float:
+        """Returns the performance of static-large on a number of devices."""
+        alone = large_only(setting, device_count)
+        policy = make_policy(f"static-{alone.catalog.tiers[0]}", alone.catalog)
+        result = simulate(
+            alone.config(safety=self.safety), workload, PolicySpec.of(policy), self.seed
+        )
+        return result.performance(WARM_UP_S)
+
+
+def gpu_rows(jobs: Sequence[GpuJob], counts: Sequence[GpuCount], device_count: int) -> list[Row]:
+    """Returns a row per policy, net and load.
+
+    The number of GPUs is None where it was not found in some seed: more than the most tried.
+
+    Args:
+        jobs: what was searched.
+        counts: what was found, in the same order.
+        device_count: devices of the nominal fleet.
+    """
+    groups: dict[tuple[str, bool, float, float], list[GpuCount]] = {}
+    for job, count in zip(jobs, counts, strict=True):
+        groups.setdefault((job.policy, job.safety, job.load, job.rate_rps), []).append(count)
+    rows = []
+    for (policy, net, load, rate_rps), found in groups.items():
+        needed = [count.devices for count in found if count.devices is not None]
+        column = "static_large_devices"
+        unknown: Row = {column: None, f"{column}_ci95": None}
+        ratios = [
+            (c.performance / device_count) / max(c.paper_performance / PAPER_DEVICES, 1e-9)
+            for c in found
+        ]
+        rows.append(
+            {
+                "policy": policy,
+                "safety_net": net,
+                "rate_rps": rounded(rate_rps),
+                "load": rounded(load),
+                "devices": device_count,
+                **measured("performance", (c.performance for c in found)),
+                **(measured(column, needed) if len(needed) == len(found) else unknown),
+                "most_devices_tried": found[0].limit,
+                "paper_devices": PAPER_DEVICES,
+                **measured("paper_devices_performance", (c.paper_performance for c in found)),
+                **measured("per_gpu_ratio", ratios),
+            }
+        )
+    return rows

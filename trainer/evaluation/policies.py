@@ -1,0 +1,107 @@
+"""Which policies an evaluation compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from router.catalog import Catalog
+from router.dqn.paper_snapshot import load_paper_snapshot
+from router.dqn.snapshot import REASON_FORMAT, SnapshotError, load_snapshot
+from router.features import SCHEMA
+from router.policies.registry import (
+    LEARNED,
+    SCORE_POLICIES,
+    STATIC_PREFIX,
+    known_policies,
+    make_policy,
+)
+from trainer.simulation.simulate import PolicySpec
+
+REGRET_BASELINE = "price"
+"""The joint price policy: the one to beat."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy in an evaluation.
+
+    Attributes:
+        name: in tables.
+        spec: as the simulator takes it.
+        version: name and digest of parameters, or version of a snapshot.
+        kind: "static", "baseline", "learned", or "zeroed" (a learned one without its network).
+    """
+
+    name: str
+    spec: PolicySpec
+    version: str
+    kind: str
+
+    def renamed(self, old: str, new: str) -> Contender:
+        """Returns it under a name in which `old` is replaced by `new`."""
+        name = self.name.replace(old, new, 1)
+        return replace(self, name=name, spec=replace(self.spec, name=name))
+
+
+def baseline(name: str, catalog: Catalog) -> Contender:
+    """Returns a policy that needs no snapshot.
+
+    Raises:
+        UnknownPolicyError: the name is not known; the message lists the known ones.
+        MissingSnapshotError: it is a learned policy's name.
+    """
+    policy = make_policy(name, catalog)
+    kind = "static" if name.startswith(STATIC_PREFIX) else "baseline"
+    return Contender(name, PolicySpec.of(policy), policy.version, kind)
+
+
+def baseline_names(catalog: Catalog) -> tuple[str, ...]:
+    """Returns every policy that needs no snapshot: the static ones and those scored by hand."""
+    names = known_policies(catalog)
+    return tuple(n for n in names if n in SCORE_POLICIES or n not in LEARNED)
+
+
+def learned(blob: bytes, catalog: Catalog, origin: str) -> list[Contender]:
+    """Returns a snapshot's policy and, beside a `dqn`, the same with its network zeroed.
+
+    Raises:
+        SnapshotError: damaged, or of another feature schema or catalog.
+    """
+    try:
+        snapshot = load_snapshot(blob, SCHEMA, origin)
+    except SnapshotError as error:
+        if error.reason != REASON_FORMAT:
+            raise
+        paper = load_paper_snapshot(blob, catalog, origin)
+        policy = make_policy("dqn-paper", catalog, snapshot=paper)
+        return [Contender("dqn-paper", PolicySpec.of(policy), policy.version, "learned")]
+    spec = PolicySpec.dqn(snapshot.weights)
+    return with_zeroed(Contender("dqn", spec, snapshot.version, "learned"))
+
+
+def with_zeroed(contender: Contender) -> list[Contender]:
+    """Returns a `dqn` and its twin without the network: their difference is what was learned."""
+    spec = replace(
+        contender.spec,
+        weights=contender.spec.weights.zeroed(),
+        name=zeroed_name(contender.name),
+    )
+    version = f"{contender.version}, network zeroed"
+    return [contender, Contender(spec.name, spec, version, "zeroed")]
+
+
+def zeroed_name(name: str) -> str:
+    """Returns the name of a learned policy's zeroed twin."""
+    return f"{name}, zeroed"
+
+
+def yardsticks(catalog: Catalog) -> tuple[str, str, str]:
+    """Returns what every evaluation needs: always-small, static-large, the regret's baseline."""
+    tiers = catalog.tiers
+    return f"{STATIC_PREFIX}{tiers[0]}", f"{STATIC_PREFIX}{tiers[-1]}", REGRET_BASELINE
+
+
+def specs(contenders: Mapping[str, Contender]) -> dict[str, PolicySpec]:
+    """Returns the specs alone."""
+    return {name: contender.spec for name, contender in contenders.items()}

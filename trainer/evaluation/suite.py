@@ -1,0 +1,320 @@
+"""The whole protocol: what runs, in which order, and the report that comes of it.
+
+1. The rates that loads are multiples of: what static-large holds, what always-small holds.
+2. All cases, side by side: sweep (hard and soft deadlines), unpredictable workloads, GPUs, shifts.
+3. The highest rate each policy holds, searched where its sweep broke off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from router.types import RewardKind
+from trainer.evaluation.cases import TRACE_PREFIX, WARM_UP_S, WINDOW_S, Case
+from trainer.evaluation.fluid import FluidJob
+from trainer.evaluation.gpus import GpuJob, gpu_rows
+from trainer.evaluation.headlines import headlines
+from trainer.evaluation.hold import HoldJob, first_rate_rps
+from trainer.evaluation.jobs import Context, Job, Progress, Runner
+from trainer.evaluation.plan import Plan
+from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
+from trainer.evaluation.regret import regret_rows
+from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
+from trainer.evaluation.seeds import evaluation_seeds
+from trainer.evaluation.setting import HOLDS, Setting
+from trainer.evaluation.shifts import NOMINAL, shift_rows, shifted_settings, shifts_of
+from trainer.evaluation.windows import window_hold_rows, window_rows
+from trainer.traces.fit import TraceModel
+from trainer.traces.resample import trace_setting
+
+SOFT = "soft"
+UNPREDICTABLE = ("gamma-cv4", "gamma-cv8", "markov")
+"""Unpredictable arrival processes unless others are asked for; traces come on top."""
+
+
+class EvaluationError(ValueError):
+    """The protocol cannot be run on this setting; the message says why."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        setting: fleet, tasks, deadline.
+        contenders: policies by name, in the order of the tables; the yardsticks among them.
+        learned: the learned policy the headlines are about; empty if there is none.
+        workloads: unpredictable arrival processes, names in SCENARIOS.
+        traces: fitted arrival traces by name.
+    """
+
+    setting: Setting
+    contenders: Mapping[str, Contender]
+    learned: str = ""
+    workloads: tuple[str, ...] = UNPREDICTABLE
+    traces: Mapping[str, TraceModel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What loads are multiples of.
+
+    Attributes:
+        large_rps: highest rate static-large holds, safety net off, by setting.
+        small_rps: highest rate always-small holds, safety net off, by setting.
+    """
+
+    large_rps: Mapping[str, float]
+    small_rps: Mapping[str, float]
+
+
+def soft(setting: Setting) -> Setting:
+    """Returns the setting with soft deadlines: a late answer earns less instead of nothing."""
+    tasks = tuple(replace(t, reward_kind=RewardKind.SOFT) for t in setting.catalog.tasks)
+    return replace(setting, catalog=replace(setting.catalog, tasks=tasks))
+
+
+def run_suite(
+    subject: Subject,
+    plan: Plan,
+    *,
+    workers: int = 1,
+    seed_count: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Runs the protocol and returns the report's results, JSON values only.
+
+    Args:
+        subject: what is evaluated.
+        plan: how much of it.
+        workers: processes; the results do not depend on their number.
+        seed_count: evaluation seeds; 0: the plan's own number.
+        progress: told what runs and how much of it is done.
+
+    Raises:
+        EvaluationError: static-large or always-small holds no rate at all.
+        WorkloadError: next to no request of a trace fits its deadline.
+    """
+    suite = _Suite(subject, plan, evaluation_seeds(seed_count or plan.seed_count))
+    with Runner(suite.context, workers, progress) as runner:
+        return suite.run(runner)
+
+
+class _Suite:
+    """One run of the protocol."""
+
+    def __init__(self, subject: Subject, plan: Plan, seeds: tuple[int, ...]) -> None:
+        self._subject = subject
+        self._plan = plan
+        self._seeds = seeds
+        self._hold_seeds = seeds[: plan.hold_seed_count]
+        settings = shifted_settings(subject.setting)
+        self._shifts = shifts_of(settings)
+        settings[SOFT] = soft(subject.setting)
+        for name, model in subject.traces.items():
+            settings[TRACE_PREFIX + name] = trace_setting(model, subject.setting)
+        self.context = Context(settings, specs(subject.contenders), subject.traces)
+        self._tiers = subject.setting.catalog.tiers
+        self._small, self._large, _ = yardsticks(subject.setting.catalog)
+        self._all = tuple(subject.contenders)
+        # A zeroed twin is there to show what was learned, which the regret does.
+        self._main = tuple(n for n, each in subject.contenders.items() if each.kind != "zeroed")
+
+    def run(self, runner: Runner) -> dict[str, Any]:
+        """Returns the report's results."""
+        rates = self._rates(runner)
+        gpu_jobs = self._gpu_jobs(rates)
+        found = _run_parts(
+            runner,
+            "policies",
+            {
+                "sweep": self._sweep_cases(rates),
+                "soft": self._soft_cases(rates),
+                "windows": self._window_cases(rates),
+                "shifts": self._shift_cases(rates),
+                "gpus": gpu_jobs,
+                "fluid": [FluidJob(load * rates.large_rps[""]) for load in self._plan.sweep_loads],
+            },
+        )
+        fluid = dict(zip(self._plan.sweep_loads, found["fluid"], strict=True))
+        sweep = score_rows(found["sweep"], self._tiers, fluid)
+        windows = window_rows(found["windows"])
+        devices = len(self._subject.setting.fleet.devices)
+        report: dict[str, Any] = {
+            "load_unit": self._unit_rows(rates.large_rps, self._large, rates)[0],
+            "load_units": self._unit_rows(rates.large_rps, self._large, rates),
+            "always_small": self._unit_rows(rates.small_rps, self._small, rates),
+            "sweep": labelled(sweep, "deadline", "hard"),
+            "soft": labelled(score_rows(found["soft"], self._tiers), "deadline", "soft"),
+            "load_ratio": self._load_ratio(runner, rates, sweep),
+            "windows": windows,
+            "window_loads": window_hold_rows(windows),
+            "per_gpu": gpu_rows(gpu_jobs, found["gpus"], devices),
+            "shifts": shift_rows(
+                score_rows(found["shifts"], self._tiers), self._shifts, rates.small_rps
+            ),
+            "regret": regret_rows(
+                found["shifts"], {s.name: s.family for s in self._shifts}, REGRET_BASELINE
+            ),
+            "violations": violations([*found["sweep"], *found["soft"], *found["shifts"]]),
+        }
+        report["headlines"] = headlines(report, self._subject.learned, self._large)
+        return report
+
+    def _rates(self, runner: Runner) -> Rates:
+        """Measures what loads are multiples of."""
+        settings = self.context.settings
+        large = ["", *(TRACE_PREFIX + name for name in self._subject.traces)]
+        small = list(dict.fromkeys(shift.hardware for shift in self._shifts))
+        pairs = [(self._large, self._tiers[-1], name) for name in large]
+        pairs += [(self._small, self._tiers[0], name) for name in small]
+        jobs = [
+            HoldJob(
+                policy,
+                safety=False,
+                seeds=self._hold_seeds,
+                duration_s=self._plan.hold_s,
+                start_rps=first_rate_rps(settings[name], tier),
+                setting=name,
+            )
+            for policy, tier, name in pairs
+        ]
+        held = runner.run("capacities", jobs)
+        for (policy, _, name), rps in zip(pairs, held, strict=True):
+            if rps <= 0.0:
+                raise EvaluationError(
+                    f"{policy} holds no rate in setting {name or NOMINAL!r}: too few answers are "
+                    f"inside the deadline of {settings[name].deadline_s:g} s even on idle devices; "
+                    "give a longer deadline"
+                )
+        return Rates(
+            dict(zip(large, held[: len(large)], strict=True)),
+            dict(zip(small, held[len(large) :], strict=True)),
+        )
+
+    def _unit_rows(self, held: Mapping[str, float], policy: str, rates: Rates) -> list[Row]:
+        return [
+            {
+                "setting": name or NOMINAL,
+                "policy": policy,
+                "safety_net": False,
+                "rate_rps": round(rps, 3),
+                "load": round(rps / rates.large_rps[""], 4),
+            }
+            for name, rps in held.items()
+        ]
+
+    def _case(self, suite: str, load: float, rates: Rates, seed: int, **changes: Any) -> Case:
+        """Returns a case whose load is in units of its own setting."""
+        unit_rps = rates.large_rps.get(changes.get("setting", ""), rates.large_rps[""])
+        rate_rps = load * unit_rps
+        duration_s = self._plan.duration_s(rate_rps)
+        case = Case(suite, "poisson", load, rate_rps, seed, duration_s, self._main)
+        return replace(case, **changes)
+
+    def _sweep_cases(self, rates: Rates) -> list[Case]:
+        return [
+            self._case("sweep", load, rates, seed)
+            for load in self._plan.sweep_loads
+            for seed in self._seeds
+        ]
+
+    def _soft_cases(self, rates: Rates) -> list[Case]:
+        return [
+            self._case("soft", load, rates, seed, setting=SOFT)
+            for load in self._plan.soft_loads
+            for seed in self._seeds
+        ]
+
+    def _window_cases(self, rates: Rates) -> list[Case]:
+        traces = [TRACE_PREFIX + name for name in self._subject.traces]
+        length_s = WARM_UP_S + WINDOW_S * self._plan.windows_per_seed
+        return [
+            self._case(
+                "windows",
+                load,
+                rates,
+                seed,
+                label=name,
+                scenario=name,
+                setting=name if name in traces else "",
+                duration_s=length_s,
+                windowed=True,
+                bounded=False,
+            )
+            for name in (*self._subject.workloads, *traces)
+            for load in self._plan.window_loads
+            for seed in self._seeds
+        ]
+
+    def _shift_cases(self, rates: Rates) -> list[Case]:
+        points = [
+            (shift, share * rates.small_rps[shift.hardware])
+            for shift in self._shifts
+            for share in self._plan.shift_shares
+        ]
+        return [
+            Case(
+                "shifts",
+                shift.name,
+                rate_rps / rates.large_rps[""],
+                rate_rps,
+                seed,
+                duration_s,
+                self._all,
+                scenario=shift.scenario,
+                setting=shift.setting,
+                routers=shift.routers,
+                staleness_s=shift.staleness_s,
+                events=shift.events(duration_s),
+                # With several routers, the very requests that one router gets.
+                requests_of=NOMINAL if shift.routers > 1 else "",
+            )
+            for shift, rate_rps in points
+            for duration_s in (self._plan.duration_s(rate_rps),)
+            for seed in self._seeds
+        ]
+
+    def _gpu_jobs(self, rates: Rates) -> list[GpuJob]:
+        names = dict.fromkeys((self._subject.learned or REGRET_BASELINE, REGRET_BASELINE))
+        points = [(load, load * rates.large_rps[""]) for load in self._plan.gpu_loads]
+        return [
+            GpuJob(name, net, load, rate_rps, seed, self._plan.duration_s(rate_rps))
+            for name in names
+            for net in (False, True)
+            for load, rate_rps in points
+            for seed in self._seeds
+        ]
+
+    def _load_ratio(self, runner: Runner, rates: Rates, sweep: Sequence[Row]) -> list[Row]:
+        """Searches the highest rate each policy holds, above all rates of the sweep it holds."""
+        pairs = [(name, net) for name in self._main for net in (False, True)]
+        unit_rps = rates.large_rps[""]
+        jobs, reached = [], []
+        for name, net in pairs:
+            curve = sorted(
+                (row["load"], row["availability"])
+                for row in sweep
+                if row["policy"] == name and row["safety_net"] is net
+            )
+            kept = 0
+            while kept < len(curve) and curve[kept][1] >= HOLDS:
+                kept += 1
+            reached.append(curve[kept - 1][0] if kept else 0.0)
+            start_rps = curve[max(kept - 1, 0)][0] * unit_rps
+            high_rps = curve[kept][0] * unit_rps if 0 < kept < len(curve) else 0.0
+            jobs.append(
+                HoldJob(name, net, self._hold_seeds, self._plan.hold_s, start_rps, high_rps)
+            )
+        held = runner.run("highest loads", jobs)
+        return ratio_rows(pairs, held, reached, unit_rps, self._large)
+
+
+def _run_parts(
+    runner: Runner, text: str, parts: Mapping[str, Sequence[Job]]
+) -> dict[str, list[Any]]:
+    """Runs all jobs of all parts together and returns their results by part."""
+    results = iter(runner.run(text, [job for jobs in parts.values() for job in jobs]))
+    return {name: [next(results) for _ in jobs] for name, jobs in parts.items()}
