@@ -106,6 +106,8 @@ FEATURES: tuple[Feature, ...] = (
 FEATURE_COUNT = len(FEATURES)
 BASE_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "price_gap")
 """Column of the score that a network corrects, as far as it matters for a choice."""
+SHIFT_COLUMN = BASE_COLUMN + 1
+"""Column of what that score would be more or less on the load as reckoned."""
 
 
 def clip(value: float, low: float, high: float) -> float:

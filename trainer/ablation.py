@@ -27,13 +27,13 @@ import torch
 
 from router.catalog import parse_quality
 from router.dqn.snapshot import Weights
-from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES
+from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SHIFT_COLUMN
 from router.policies.registry import make_policy
 from router.profile import parse_profile
 from router.types import Task
 from trainer.config import LearnerConfig
-from trainer.improvement import ImprovementConfig, collect_samples, joined
-from trainer.learner import Learner, initial_weights
+from trainer.improvement import ImprovementConfig, collect_samples, joined, start_weights
+from trainer.learner import Learner
 from trainer.paired import PairedSamples
 from trainer.paired_learner import PairedConfig, PairedLearner
 from trainer.replay import Replay, Transitions
@@ -88,7 +88,7 @@ class Variant:
     samples: str = ""
     residual: bool = True
     without: str = ""
-    hidden_count: int = 32
+    hidden_count: int = 64
     double: LearnerConfig | None = None
     per_request: bool = False
     uniform: bool = False
@@ -112,7 +112,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="Huber 0.5 (near the median)", paired=PairedConfig(huber_delta=0.5)),
     Variant(name="no shrinkage", paired=PairedConfig(shrinkage=0.0)),
     Variant(name="16 hidden units", hidden_count=16),
-    Variant(name="64 hidden units", hidden_count=64),
+    Variant(name="32 hidden units", hidden_count=32),
     *(Variant(name=f"without {group}", without=group) for group in GROUPS),
     Variant(name="Double DQN, by time, n steps over a deadline", paired=None, double=DOUBLE),
     Variant(
@@ -161,7 +161,7 @@ class Ablation:
         """Returns a variant's gain over price and availability, per kind of scenario."""
         start_s = time.process_time()
         rng = np.random.default_rng(self._seed)
-        weights = initial_weights(FEATURE_COUNT, variant.hidden_count, rng)
+        weights = start_weights(variant.hidden_count, rng)
         if variant.paired is not None:
             weights = self._fit(variant, weights, rng)
         if variant.double is not None:
@@ -190,7 +190,8 @@ class Ablation:
         config = variant.paired
         assert config is not None
         base_column = BASE_COLUMN if variant.residual else None
-        learner = PairedLearner(weights, config, base_column=base_column)
+        prior_column = SHIFT_COLUMN if variant.without != "staleness" else None
+        learner = PairedLearner(weights, config, base_column=base_column, prior_column=prior_column)
         for step in range(self._budget.steps):
             learner.set_learning_rate(2e-3 * 0.1 ** (step / self._budget.steps))
             rows = rng.integers(len(pool.x_BCF), size=config.batch_size)

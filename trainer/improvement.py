@@ -1,12 +1,12 @@
 """Policy improvement on paired returns: the state of one training run, round by round.
 
-The network starts at zero, so the policy starts as `price`. A round drives a few episodes, each in
-a mesh drawn anew (`scenario.py`), measures what actions are worth at some of their decisions
-(`paired.py`), and fits the network to all samples kept. Episodes are driven by the newest network,
-the best one or price, so that the network meets the states it leads to itself (as in DAgger, arXiv
-1011.0686); futures by price at first, by the best network once there is one. Every few rounds the
-network is scored on validation seeds beside price, and the best one is kept: a bad round cannot do
-harm, and what leaves a run is never worse there than price.
+The network starts with one weight, so that the policy starts as `price` on the load as reckoned
+(`router/features.py`). A round drives a few episodes, each in a mesh drawn anew (`scenario.py`),
+measures what actions are worth at some of their decisions (`paired.py`), and fits the network to
+all samples kept. Episodes are driven by the newest network, the best one or price, so that the
+network meets the states it leads to itself (as in DAgger, arXiv 1011.0686); futures by price at
+first, then by the best network too. Every few rounds the network is scored on validation seeds
+beside price, and the best one is kept: a bad round cannot do harm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
-from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA
+from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_COLUMN
 from router.policies.dqn import PRICE_DEFAULTS_P, price_parameters
 from router.policies.load_aware import PricePolicy
 from router.policies.registry import make_policy
@@ -65,7 +65,7 @@ class ImprovementConfig:
         validate_every: rounds between two validations.
     """
 
-    hidden_count: int = 32
+    hidden_count: int = 64
     horizon_deadlines: float = 2.0
     discount_deadlines: float = 0.5
     miss_cost: float = 0.3
@@ -75,9 +75,16 @@ class ImprovementConfig:
     episodes_per_round: int = 6
     samples_per_episode: int = 32
     decisions_per_episode: int = 60_000
-    steps_per_round: int = 60
+    steps_per_round: int = 40
     learning_rate: float = 2e-3
     validate_every: int = 3
+
+
+def start_weights(hidden_count: int, rng: np.random.Generator) -> Weights:
+    """Returns the network a run starts with: price, on the load as reckoned (`features.py`)."""
+    linear_F = np.zeros(FEATURE_COUNT, np.float32)
+    linear_F[SHIFT_COLUMN] = 1.0
+    return initial_weights(FEATURE_COUNT, hidden_count, rng, linear_F)
 
 
 def collect_samples(
@@ -140,7 +147,7 @@ class Improvement:
         self._rng = np.random.default_rng(seed)
         self._episode_requests = episode_requests
         self._parent, self._base_P = "", PRICE_DEFAULTS_P
-        weights = initial_weights(FEATURE_COUNT, self._config.hidden_count, self._rng)
+        weights = start_weights(self._config.hidden_count, self._rng)
         if initial is not None:
             snapshot = load_snapshot(initial, SCHEMA, "initial snapshot")
             weights, self._parent = snapshot.weights, snapshot.version
@@ -148,14 +155,14 @@ class Improvement:
         self._price = self._spec(weights.zeroed())
         self._fast_price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
         self._best, self._driver = weights, self._fast_price
-        self._learner = PairedLearner(weights, self._paired, base_column=BASE_COLUMN)
+        self._learner = PairedLearner(
+            weights, self._paired, base_column=BASE_COLUMN, prior_column=SHIFT_COLUMN
+        )
         self._validation = evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
         self._price_scores = _run(self._fast_price, self._validation)
         self._price_score = self._score(self._fast_price)
-        self._best_score = self._price_score
-        if initial is not None:
-            self._best_score = self._score(self._spec(weights))
-            self._choose_driver()
+        self._best_score = self._score(self._spec(weights))
+        self._choose_driver()
         self._samples: list[PairedSamples] = []
         self._sample_count = 0
         self._rounds = 0
@@ -178,7 +185,9 @@ class Improvement:
         config = self._config
         for _ in range(config.episodes_per_round):
             scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
-            samples = collect_samples(self._mesh, scenario, *self._drivers(), self._rng, config)
+            samples = collect_samples(
+                self._mesh, scenario, *self._drivers(scenario), self._rng, config
+            )
             if len(samples.x_BCF):
                 self._samples.append(samples)
                 self._sample_count += len(samples.x_BCF)
@@ -331,15 +340,20 @@ class Improvement:
     def _spec(self, weights: Weights) -> PolicySpec:
         return PolicySpec.dqn(weights, base_P=self._base_P)
 
-    def _drivers(self) -> tuple[PolicySpec, PolicySpec]:
-        """Returns what drives the next episode and its futures."""
-        draw = self._rng.random()
+    def _drivers(self, scenario: Scenario) -> tuple[PolicySpec, PolicySpec]:
+        """Returns what drives an episode and its futures.
+
+        Futures under price cost a third, and are half of all; but not where routers see each other
+        late, where price may collapse and no choice would matter.
+        """
+        draw, price_draw = self._rng.random(2)
         episode = self._driver
         if draw < 0.4 and self._learner.step_count:
             episode = self._spec(self._learner.weights())
         elif draw < 0.7:
             episode = self._price
-        return episode, self._driver
+        is_alone = scenario.config.routers == 1
+        return episode, self._fast_price if is_alone and price_draw < 0.5 else self._driver
 
     def _validate(self) -> None:
         weights = self._learner.weights()

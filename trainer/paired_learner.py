@@ -41,8 +41,9 @@ class PairedConfig:
         largest_gap: differences are cut at this many requests' worth; larger ones come from rare
             collapses.
         weight_decay: of AdamW.
-        shrinkage: weight of the mean square of the correction, which keeps it at zero where returns
-            say nothing.
+        shrinkage: weight of the mean square of what the network adds to price on the load as
+            reckoned, which keeps it at nothing where returns say nothing. Returns are so noisy
+            that without it a network is worse than price.
         gradient_norm_limit: longest gradient.
     """
 
@@ -51,7 +52,7 @@ class PairedConfig:
     huber_delta: float = 2.0
     largest_gap: float = 4.0
     weight_decay: float = 1e-5
-    shrinkage: float = 0.0
+    shrinkage: float = 0.5
     gradient_norm_limit: float = 5.0
 
 
@@ -63,8 +64,20 @@ def paired_loss(
     return_BC: Tensor,
     config: PairedConfig,
     base_BC: Tensor | None = None,
+    prior_BC: Tensor | None = None,
 ) -> Tensor:
-    """Returns the loss; see the module's docstring. `base_BC` is the score corrected, if any."""
+    """Returns the loss; see the module's docstring.
+
+    Args:
+        parameters: the network.
+        x_BCF: features.
+        allowed_BC: candidates allowed.
+        tried_BC: candidates whose return was measured.
+        return_BC: the returns.
+        config: how it is fitted.
+        base_BC: the score that the network corrects; None: it corrects none.
+        prior_BC: the correction that shrinkage pulls to; None: none at all.
+    """
     tried = tried_BC.to(x_BCF.dtype)
     count_B1 = tried.sum(dim=1, keepdim=True).clamp_min(1.0)
 
@@ -80,6 +93,8 @@ def paired_loss(
     loss_BC = torch.nn.functional.huber_loss(
         q_BC, gap_BC, delta=config.huber_delta, reduction="none"
     )
+    if prior_BC is not None:
+        correction_BC = correction_BC - centred(prior_BC)
     loss_BC = loss_BC + config.shrinkage * correction_BC.square()
     return (loss_BC * tried).sum(dim=1).mean()
 
@@ -93,8 +108,17 @@ class PairedLearner:
         config: PairedConfig | None = None,
         *,
         base_column: int | None = None,
+        prior_column: int | None = None,
     ) -> None:
-        """Starts from `weights`; `base_column` holds the score they correct, None: none."""
+        """Starts from `weights`.
+
+        Args:
+            weights: the network.
+            config: how it is fitted; None: the defaults.
+            base_column: feature that holds the score the network corrects; None: it corrects none.
+            prior_column: feature that holds the correction shrinkage pulls to; None: none.
+        """
+        self._prior_column = prior_column
         self._config = config = config or PairedConfig()
         self._base_column = base_column
         arrays = weights._asdict()
@@ -116,7 +140,7 @@ class PairedLearner:
     def step(self, batch: PairedSamples, keep_F: NDArray[np.float32] | None = None) -> float:
         """Does one gradient step and returns the loss; `keep_F` zeroes features it is 0 for."""
         x_BCF = torch.from_numpy(batch.x_BCF)
-        base_BC = None if self._base_column is None else x_BCF[:, :, self._base_column]
+        base, prior = self._base_column, self._prior_column
         loss = paired_loss(
             self._online,
             x_BCF if keep_F is None else x_BCF * torch.from_numpy(keep_F),
@@ -124,7 +148,8 @@ class PairedLearner:
             torch.from_numpy(batch.tried_BC),
             torch.from_numpy(batch.return_BC),
             self._config,
-            base_BC,
+            None if base is None else x_BCF[:, :, base],
+            None if prior is None else x_BCF[:, :, prior],
         )
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
