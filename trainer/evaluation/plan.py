@@ -27,8 +27,10 @@ class Plan:
         shortest_s: shortest run, seconds.
         longest_s: longest run, seconds.
         windows_per_seed: windows of 10 s in each unpredictable workload.
+        window_bound_seed_count: seeds for which the bound of every window is computed.
         hold_seed_count: seeds of a search for the highest rate held.
-        hold_s: length of its runs, seconds.
+        hold_s: shortest of its runs, seconds.
+        pickers: run the comparison of endpoint pickers too.
     """
 
     name: str
@@ -42,8 +44,10 @@ class Plan:
     shortest_s: float
     longest_s: float
     windows_per_seed: int
+    window_bound_seed_count: int
     hold_seed_count: int
     hold_s: float
+    pickers: bool = False
 
     def duration_s(self, rate_rps: float) -> float:
         """Returns the length of a run at a rate, seconds."""
@@ -65,6 +69,7 @@ PLANS: Mapping[str, Plan] = {
             shortest_s=3.0,
             longest_s=15.0,
             windows_per_seed=7,
+            window_bound_seed_count=1,
             hold_seed_count=2,
             hold_s=5.0,
         ),
@@ -86,8 +91,10 @@ PLANS: Mapping[str, Plan] = {
             shortest_s=6.0,
             longest_s=30.0,
             windows_per_seed=20,
+            window_bound_seed_count=3,
             hold_seed_count=5,
             hold_s=8.0,
+            pickers=True,
         ),
     )
 }
