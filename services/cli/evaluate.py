@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -132,7 +133,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
         raise InputError(str(error)) from None
     return {
         "suite": plan.name,
-        "command": shlex.join(["tiercel", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
         "commit": facts.commit(project_root()),
         "seeds": list(evaluation_seeds(seeds or plan.seed_count)),
         "setting": facts.setting(inputs),
@@ -157,6 +158,12 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
             "workers": workers,
         },
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line; a file outside the project goes by its name, whatever its place here."""
+    shown = [pathlib.Path(each).name if each.startswith("/") else each for each in arguments]
+    return shlex.join(["tiercel", *shown])
 
 
 def _print(report: dict[str, Any]) -> None:

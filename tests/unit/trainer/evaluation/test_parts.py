@@ -253,3 +253,21 @@ def test_headlines_without_a_learned_policy_are_not_judged() -> None:
     """Nothing is counted as met that was not run."""
     rows = headlines(headline_report(0.99), "", "static-large")
     assert {row["met"] for row in rows if row["name"] != "no policy above the bound"} == {None}
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.98, True), (0.96, None)])
+def test_near_the_bound_is_near_any_retrained_policy(share: float, met: bool | None) -> None:
+    """Within 3 % of the bound is within 3 % of whatever retraining gives; else nothing is said."""
+    row = {
+        "policy": "dqn",
+        "safety_net": True,
+        "shift": "mix",
+        "family": "task",
+        "load": 2.0,
+        "availability": 1.0,
+        "performance": share,
+        "bound_share": share,
+    }
+    report = {**headline_report(0.99), "shifts": [row]}
+    rows = {each["name"]: each for each in headlines(report, "dqn", "static-large")}
+    assert rows["performance under shifts"]["met"] is met
