@@ -172,7 +172,7 @@ class _Suite:
         pickers = found["picker"]
         reason = "it is part of the full suite"
         report["picker"] = studies.done(pickers[0]) if pickers else studies.not_run(reason)
-        report["headlines"] = headlines(report, self._subject.learned, self._large)
+        report["headlines"] = headlines(report, self._subject.learned, self._large, self._small)
         return report
 
     def _rates(self, runner: Runner) -> Rates:

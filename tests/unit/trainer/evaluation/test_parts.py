@@ -237,7 +237,10 @@ def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
 @pytest.mark.parametrize(("share", "met"), [(0.99, True), (0.955, False)])
 def test_headlines_say_met_and_missed(share: float, met: bool) -> None:
     """The share of the bound decides its own target."""
-    rows = {row["name"]: row for row in headlines(headline_report(share), "dqn", "static-large")}
+    rows = {
+        row["name"]: row
+        for row in headlines(headline_report(share), "dqn", "static-large", "static-small")
+    }
     assert rows["share of the bound"]["met"] is met
     assert rows["share of the bound"]["value"] == pytest.approx(share)
 
@@ -245,13 +248,16 @@ def test_headlines_say_met_and_missed(share: float, met: bool) -> None:
 @pytest.mark.parametrize(("share", "met"), [(0.96, True), (0.94, False)])
 def test_below_the_best_baseline_beyond_the_interval_is_missed(share: float, met: bool) -> None:
     """0.96 against 0.97 is within two intervals of 0.01; 0.94 is not."""
-    rows = {row["name"]: row for row in headlines(headline_report(share), "dqn", "static-large")}
+    rows = {
+        row["name"]: row
+        for row in headlines(headline_report(share), "dqn", "static-large", "static-small")
+    }
     assert rows["beside the best baseline"]["met"] is met
 
 
 def test_headlines_without_a_learned_policy_are_not_judged() -> None:
     """Nothing is counted as met that was not run."""
-    rows = headlines(headline_report(0.99), "", "static-large")
+    rows = headlines(headline_report(0.99), "", "static-large", "static-small")
     assert {row["met"] for row in rows if row["name"] != "no policy above the bound"} == {None}
 
 
@@ -268,6 +274,26 @@ def test_near_the_bound_is_near_any_retrained_policy(share: float, met: bool | N
         "performance": share,
         "bound_share": share,
     }
-    report = {**headline_report(0.99), "shifts": [row]}
-    rows = {each["name"]: each for each in headlines(report, "dqn", "static-large")}
+    report = {**headline_report(0.99), "shifts": [row, {**row, "policy": "static-small"}]}
+    rows = {each["name"]: each for each in headlines(report, "dqn", "static-large", "static-small")}
     assert rows["performance under shifts"]["met"] is met
+
+
+@pytest.mark.parametrize(("small", "met"), [(0.99, False), (0.5, None)])
+def test_overload_nobody_copes_with_is_judged_apart(small: float, met: bool | None) -> None:
+    """A missed availability counts against the policy where always-small has it, and only there."""
+    row = {
+        "policy": "dqn",
+        "safety_net": True,
+        "shift": "markov",
+        "family": "bursty",
+        "load": 20.0,
+        "availability": 0.9,
+        "performance": 0.7,
+        "bound_share": 0.9,
+    }
+    other = {**row, "policy": "static-small", "availability": small}
+    report = {**headline_report(0.99), "shifts": [row, other]}
+    rows = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
+    assert rows["availability under shifts"]["met"] is False
+    assert rows["availability under shifts, where always-small copes"]["met"] is met
