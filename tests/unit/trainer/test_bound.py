@@ -227,15 +227,40 @@ def test_no_clairvoyant_exceeds_the_bound(
     assert best <= bound + ROOM
 
 
-def test_bound_of_one_burst_is_worked_out_by_hand() -> None:
-    """Ten prompts of 0.1 s each at once and 0.25 s to answer: two and a half at most."""
-    tier = TierProfile(1e-6, 0.0, 0.001)
+def alone(tier: TierProfile) -> SimulationConfig:
+    """Returns one device with one tier, of quality 0.8."""
     profiles = {"": LatencyProfile("one", "assumed", {"small": tier})}
     catalog = fleets.catalog()
     endpoint = EndpointSpec("e", "127.0.0.1:9000", "d", {"small": "small"})
-    setup = SimulationConfig(build_fleet(catalog, [endpoint], profiles), catalog, profiles)
+    fleet = build_fleet(catalog, [endpoint], profiles)
+    return SimulationConfig(fleet, catalog, profiles, safety=False)
+
+
+def test_bound_of_one_burst_is_worked_out_by_hand() -> None:
+    """Ten prompts of 0.1 s each at once and 0.25 s to answer: two and a half at most."""
     offered = requests(*[(1.0, 100.0, 1)] * 10, slack_s=0.25)
-    assert performance_bound(setup, offered) == pytest.approx(0.25 * 0.8, rel=1e-3)
+    bound = performance_bound(alone(TierProfile(1e-6, 0.0, 0.001)), offered)
+    assert bound == pytest.approx(0.25 * 0.8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [
+        pytest.param(TierProfile(0.01, 0.00001, 0.0001), id="deadline"),
+        pytest.param(TierProfile(0.01, 0.00001, 0.000001, max_batch=20), id="batch"),
+        pytest.param(TierProfile(0.01, 0.00001, 0.000001, max_kv_tokens=2400), id="room"),
+    ],
+)
+def test_burst_that_just_fits_is_within_the_bound_and_a_tenth_less_time_is_not(
+    tier: TierProfile,
+) -> None:
+    """Twenty requests share their steps as the deadline, the batch or the room just allows."""
+    rows = [(1.0, 100.0, 20)] * 20
+    needed_s = float(simulate(alone(tier), requests(*rows), spec("static-small")).latency_N.max())
+    fits = requests(*rows, slack_s=needed_s * 1.000001)
+    assert simulate(alone(tier), fits, spec("static-small")).performance() == pytest.approx(0.8)
+    assert performance_bound(alone(tier), fits) >= 0.8 - ROOM
+    assert performance_bound(alone(tier), requests(*rows, slack_s=needed_s * 0.9)) < 0.8 - 0.005
 
 
 def test_bound_is_one_where_the_largest_tier_carries_all() -> None:
