@@ -289,7 +289,8 @@ class _Search:
                 progress(self.evaluations, self.score_of(best_P), self.named(best_P))
         # The mean of the last population is less of a lucky draw than the best point met.
         favourite_P: NDArray[np.float64] = np.clip(strategy.result.xfavorite, 0.0, 1.0)
-        lucky_P: NDArray[np.float64] = min(first_P, np.asarray(strategy.result.xbest), key=self.loss)
+        met: list[NDArray[np.float64]] = [first_P, np.asarray(strategy.result.xbest)]
+        lucky_P = min(met, key=self.loss)
         return lucky_P if self.loss(lucky_P) < self.loss(favourite_P) - LUCK else favourite_P
 
 
