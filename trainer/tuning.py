@@ -30,10 +30,11 @@ from router.catalog import QualityTable, parse_quality
 from router.policies.base import Parameter
 from router.policies.registry import SCORE_POLICIES
 from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError
+from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import HOLDS, Setting, shared_fleet_setting, with_routers
+from trainer.scenario import default_lengths
 from trainer.simulation.simulate import KINDS, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 
@@ -361,6 +362,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
     if options.devices < 1 or not options.deadline_s > 0.0:
         raise TuningError("--devices must be at least 1, --deadline-s above 0")
     profile, quality = profile_of(options)
+    tasks = [Task(name, options.deadline_s) for name in quality.quality]
     return shared_fleet_setting(
         profile.name,
         profile,
@@ -368,6 +370,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         tiers=tuple(profile.tiers),
         device_count=options.devices,
         deadline_s=options.deadline_s,
+        lengths=default_lengths(profile, tasks),
     )
 
 

@@ -75,8 +75,8 @@ class FluidPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("utilisation", 0.818, 0.05, 2.0, "Share of capacity that is planned."),
-        Parameter("guard", 0.197, 0.01, 10.0, "Backlog / slack above which it steps down."),
+        Parameter("utilisation", 0.667, 0.05, 2.0, "Share of capacity that is planned."),
+        Parameter("guard", 0.236, 0.01, 10.0, "Backlog / slack above which it steps down."),
     )
     KERNEL = staticmethod(baselines.score_fluid)
 
