@@ -30,10 +30,11 @@ from router.catalog import QualityTable, parse_quality
 from router.policies.base import Parameter
 from router.policies.registry import SCORE_POLICIES
 from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError
+from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import HOLDS, Setting, shared_fleet_setting, with_routers
+from trainer.scenario import default_lengths
 from trainer.simulation.simulate import KINDS, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 
@@ -289,9 +290,8 @@ class _Search:
                 progress(self.evaluations, self.score_of(best_P), self.named(best_P))
         # The mean of the last population is less of a lucky draw than the best point met.
         favourite_P: NDArray[np.float64] = np.clip(strategy.result.xfavorite, 0.0, 1.0)
-        lucky_P: NDArray[np.float64] = min(
-            first_P, np.asarray(strategy.result.xbest), key=self.loss
-        )
+        met: list[NDArray[np.float64]] = [first_P, np.asarray(strategy.result.xbest)]
+        lucky_P = min(met, key=self.loss)
         return lucky_P if self.loss(lucky_P) < self.loss(favourite_P) - LUCK else favourite_P
 
 
@@ -362,6 +362,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
     if options.devices < 1 or not options.deadline_s > 0.0:
         raise TuningError("--devices must be at least 1, --deadline-s above 0")
     profile, quality = profile_of(options)
+    tasks = [Task(name, options.deadline_s) for name in quality.quality]
     return shared_fleet_setting(
         profile.name,
         profile,
@@ -369,6 +370,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         tiers=tuple(profile.tiers),
         device_count=options.devices,
         deadline_s=options.deadline_s,
+        lengths=default_lengths(profile, tasks),
     )
 
 

@@ -85,8 +85,8 @@ class ThresholdPolicy(ScorePolicy):
     """
 
     PARAMETERS = (
-        Parameter("top_utilisation", 0.571, 0.01, 2.0, "Planned share of the largest tier."),
-        Parameter("utilisation", 0.571, 0.01, 2.0, "Planned share of the tiers below it."),
+        Parameter("top_utilisation", 0.554, 0.01, 2.0, "Planned share of the largest tier."),
+        Parameter("utilisation", 1.269, 0.01, 2.0, "Planned share of the tiers below it."),
     )
     KERNEL = staticmethod(baselines.score_threshold)
 

@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,10 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(help="Policy by name, or a snapshot file; repeatable; none = all there are."),
+    ] = None,
+    crosscheck: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Rows that `python -m trainer.crosscheck --json FILE` wrote, to show."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
@@ -84,6 +89,7 @@ def evaluate(
         policies=tuple(dict.fromkeys(policy or ())),
         workloads=tuple(workload or ()),
         traces=tuple(trace or ()),
+        crosscheck=crosscheck,
         deadline_s=deadline_s,
         devices=devices,
         output_tokens=output_tokens,
@@ -100,13 +106,19 @@ def evaluate(
 def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> dict[str, Any]:
     from services.cli.evaluation import facts, progress
     from services.common.triton.environment import project_root
+    from trainer.evaluation import studies
     from trainer.evaluation.seeds import evaluation_seeds
     from trainer.evaluation.suite import EvaluationError, Subject, run_suite
     from trainer.simulation.workload import WorkloadError
 
     workers = workers or min(facts.usable_cores(), MOST_WORKERS)
     subject = Subject(
-        inputs.setting, inputs.contenders, inputs.learned, inputs.workloads, inputs.traces
+        inputs.setting,
+        inputs.contenders,
+        inputs.learned,
+        inputs.workloads,
+        inputs.traces,
+        (inputs.profile, inputs.quality) if plan.pickers else None,
     )
     began = time.monotonic()
     # Set before workers start, which inherit it: two processes with two threads each fight.
@@ -121,7 +133,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
         raise InputError(str(error)) from None
     return {
         "suite": plan.name,
-        "command": shlex.join(["tiercel", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
         "commit": facts.commit(project_root()),
         "seeds": list(evaluation_seeds(seeds or plan.seed_count)),
         "setting": facts.setting(inputs),
@@ -133,8 +145,11 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
         "learned": inputs.learned,
         "notes": list(inputs.notes),
         **results,
-        "picker": facts.optional("picker"),
-        "crosscheck": facts.optional("crosscheck"),
+        "crosscheck": (
+            studies.done(list(inputs.crosscheck))
+            if inputs.crosscheck
+            else studies.not_run("it trains for itself: python -m trainer.crosscheck")
+        ),
         "machine": facts.machine(),
         "versions": facts.versions(),
         "run": {
@@ -143,6 +158,12 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
             "workers": workers,
         },
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line; a file outside the project goes by its name, whatever its place here."""
+    shown = [pathlib.Path(each).name if each.startswith("/") else each for each in arguments]
+    return shlex.join(["tiercel", *shown])
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -180,25 +201,28 @@ def _write(
     from services.cli.evaluation import page
     from services.cli.evaluation.record import write_record
 
+    to_folder = json_file is None or out is not None
+    folder = out or DEFAULT_OUT
     try:
         if json_file is not None and str(json_file) == "-":
             print(json.dumps(report, indent=1, allow_nan=False))
         elif json_file is not None:
             page.write_json(json_file, report)
-        if json_file is None or out is not None:
-            folder = out or DEFAULT_OUT
+        if to_folder or record is not None:
+            drawn = page.report_figures(report)
+        if to_folder:
             page.write_json(folder / "report.json", report)
-            page.write_page(folder / "report.html", report)
-            if json_file is None:
-                terminal = console()
-                uri = (folder / "report.html").absolute().as_uri()
-                terminal.print(f"\nOpen next:  {uri}", soft_wrap=True)
-                terminal.print(f"Numbers:    {folder / 'report.json'}", soft_wrap=True)
+            page.write_page(folder / "report.html", report, drawn)
         if record is not None:
-            write_record(record, report)
+            write_record(record, report, drawn)
     except OSError as error:
         name = error.filename or record or out or json_file
         raise CommandError(f"{name}: cannot be written: {error.strerror or error}") from None
+    if json_file is None:
+        terminal = console()
+        page_uri = (folder / "report.html").absolute().as_uri()
+        terminal.print(f"\nOpen next:  {page_uri}", soft_wrap=True)
+        terminal.print(f"Numbers:    {folder / 'report.json'}", soft_wrap=True)
 
 
 def _above(violations: list[dict[str, Any]]) -> str:

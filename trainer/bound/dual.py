@@ -28,9 +28,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.simulation.compiled import jit
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -151,10 +152,7 @@ def _levels(price_M: Floats, levels: int, top: float, *, first: bool) -> Floats:
     return np.concatenate([[0.0], inner_P])
 
 
-_jit = numba.njit(cache=True, error_model="numpy")
-
-
-@_jit
+@jit
 def _respond(
     price_GW: Floats,
     start_N1: Integers,
@@ -184,7 +182,7 @@ def _respond(
     return total
 
 
-@_jit
+@jit
 def least_prices(price_GM: Floats, first_W: Integers, last_W: Integers) -> Floats:
     """Returns the least price of the cells of each window [G, W]."""
     price_GW = np.empty((len(price_GM), len(first_W)))
@@ -197,7 +195,7 @@ def least_prices(price_GM: Floats, first_W: Integers, last_W: Integers) -> Float
     return price_GW
 
 
-@_jit
+@jit
 def _demand(
     group: int,
     price_P: Floats,
@@ -236,7 +234,7 @@ def _demand(
     return work_PW
 
 
-@_jit
+@jit
 def _dense_sets(
     work_PW: Floats, capacity_M: Floats, first_W: Integers, last_W: Integers
 ) -> NDArray[np.bool_]:

@@ -55,15 +55,14 @@ like devices, M cells of time, W distinct windows, L levels.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.types import RewardKind, SloKind
-from trainer.simulation.simulate import SOFT_GRACE, FleetEvent, SimulationConfig
+from trainer.bound.devices import options_of, top_speed
+from trainer.simulation.simulate import SOFT_GRACE, SimulationConfig
 from trainer.simulation.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -73,33 +72,31 @@ LEVELS = 4
 """Most levels of E; more than one pays where deadlines differ."""
 SOFT_BRACKETS = 8
 """Brackets of lateness of a soft deadline; more are tighter and slower."""
+_LEAST_COST_S = 1e-12
+"""Keeps a profile without costs from dividing by zero."""
 _ROUNDING = 1e-9
 """Relative room left for rounding in the simulator's sums of times."""
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """A kind of candidate: what it costs, what it is worth, where it runs.
+class Shares:
+    """How the steps are charged to those that share them.
 
     Attributes:
-        group: index of the group of like devices it is on.
-        step_s: cost of an iteration independent of its batch, seconds.
-        sequence_s: cost per sequence and iteration, seconds.
-        prompt_token_s: cost per prompt token, seconds.
-        overhead_s: latency outside the device, seconds.
-        max_batch: most sequences per iteration.
-        room: most tokens of keys and values, infinite where there is no limit.
-        quality: quality on each task.
+        level_LO: levels E^l of each option, seconds, > 0.
+        weight_LO: weights theta, >= 0, columns summing to 1: that of the batch limit, that of the
+            room for keys and values, those of the levels.
     """
 
-    group: int
-    step_s: float
-    sequence_s: float
-    prompt_token_s: float
-    overhead_s: float
-    max_batch: float
-    room: float
-    quality: tuple[float, ...]
+    level_LO: Floats
+    weight_LO: Floats
+
+    def moved(self, term: int, option: int, step: float) -> Shares:
+        """Returns the shares with a part `step` of an option's weight moved to one term."""
+        weight_LO = self.weight_LO.copy()
+        weight_LO[:, option] *= 1.0 - step
+        weight_LO[term, option] += step
+        return Shares(self.level_LO, weight_LO)
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,7 @@ class Jobs:
         room_O: max_kv_tokens, infinite where there is no limit.
         group_O: group of each option.
         devices_G: devices of each group.
+        memory_s: longest window, seconds.
     """
 
     start_N1: Integers
@@ -137,22 +135,22 @@ class Jobs:
     room_O: Floats
     group_O: Integers
     devices_G: tuple[tuple[int, ...], ...]
+    memory_s: float
 
-    def cost_JO(self, level_LO: Floats, weight_LO: Floats) -> Floats:
-        """Returns the cost of each option, seconds of nominal work.
+    @property
+    def request_count(self) -> int:
+        """Number of requests."""
+        return len(self.start_N1) - 1
 
-        Args:
-            level_LO: levels E^l of each option, seconds.
-            weight_LO: weights theta, >= 0, columns summing to 1: that of the batch limit, that of
-                the room for keys and values, those of the levels.
-        """
-        share_JO = weight_LO[0] / self.batch_O + self.tokens_J[:, None] * (
-            weight_LO[1] / self.room_O
-        )
-        for level_O, weight_O in zip(level_LO, weight_LO[2:], strict=True):
+    def cost_JO(self, shares: Shares) -> Floats:
+        """Returns the cost of each option, seconds of nominal work."""
+        weight_LO = shares.weight_LO
+        share_JO = weight_LO[0] / self.batch_O
+        share_JO = share_JO + self.tokens_J[:, None] * (weight_LO[1] / self.room_O)
+        for level_O, weight_O in zip(shares.level_LO, weight_LO[2:], strict=True):
             inside_JO = self.budget_JO <= level_O
             share_JO += np.where(inside_JO, self.share_JO * (weight_O / level_O), 0.0)
-        cost_JO: Floats = np.maximum(self.fixed_JO + self.steps_JO * share_JO, 1e-12)
+        cost_JO: Floats = np.maximum(self.fixed_JO + self.steps_JO * share_JO, _LEAST_COST_S)
         return cost_JO
 
     def level_LO(self) -> Floats:
@@ -164,7 +162,8 @@ class Jobs:
         places = np.linspace(0.0, 1.0, LEVELS + 1)[1:]
         edge_L = np.unique(np.quantile(length_J, places, method="lower"))
         rows = [self.budget_JO[length_J <= edge].max(axis=0, initial=0.0) for edge in edge_L]
-        return np.maximum(np.stack(rows), 1e-12)
+        level_LO: Floats = np.maximum(np.stack(rows), _LEAST_COST_S)
+        return level_LO
 
     def every(self, n: int) -> Jobs:
         """Returns every n-th request, each with all its jobs."""
@@ -173,43 +172,10 @@ class Jobs:
         start_N1 = np.concatenate([[0], np.cumsum(count_N)]).astype(np.int64)
         job_J = np.repeat(self.start_N1[index_N] - start_N1[:-1], count_N)
         job_J += np.arange(start_N1[-1])
-        names = ("release_J", "end_J", "value_JO", "fixed_JO", "steps_JO", "share_JO", "budget_JO")
-        names += ("tokens_J",)
+        names = ["release_J", "end_J", "value_JO", "fixed_JO", "steps_JO", "share_JO", "budget_JO"]
+        names.append("tokens_J")
         rows = {name: getattr(self, name)[job_J] for name in names}
         return replace(self, start_N1=start_N1, **rows)
-
-
-def options_of(config: SimulationConfig) -> tuple[list[Option], tuple[tuple[int, ...], ...]]:
-    """Returns the kinds of candidate and the devices of each group of like devices.
-
-    Devices are alike if their candidates cost and are worth the same and nothing happens to them,
-    or the same at the same times. Candidates of devices that are never usable are left out.
-    """
-    fleet, arrays = config.fleet, config.fleet.arrays
-    members: dict[tuple[object, ...], list[int]] = {}
-    kinds: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
-    for d in range(len(fleet.devices)):
-        events = sorted((e.time_s, e.kind, e.value) for e in config.events if e.device == d)
-        comes_back = any(kind == "back" for _, kind, _ in events)
-        rows = set()
-        for c in np.flatnonzero(arrays.device_C == d):
-            if arrays.availability_C[c] <= 0.0 and not comes_back:
-                continue
-            tier, endpoint = fleet.candidate(int(c))
-            cost = config.profiles[endpoint.profile].tiers[tier].scaled(1.0 / endpoint.speed)
-            times = (cost.step_s, cost.per_sequence_s, cost.per_prompt_token_s, cost.overhead_s)
-            quality = tuple(arrays.quality_KC[:, c].tolist())
-            room = np.inf if cost.max_kv_tokens is None else float(cost.max_kv_tokens)
-            rows.add((*times, float(cost.max_batch), room, quality))
-        key = (tuple(sorted(rows)), tuple(events))
-        members.setdefault(key, []).append(d)
-        kinds[key] = sorted(rows)
-    options = [
-        Option(group, *row)  # type: ignore[arg-type]
-        for group, rows in enumerate(kinds.values())
-        for row in rows
-    ]
-    return options, tuple(tuple(devices) for devices in members.values())
 
 
 def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np.bool_]) -> Jobs:
@@ -242,7 +208,7 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
         np.array([getattr(option, name) for option in options], dtype=np.float64) for name in names
     )
     group_O = np.array([option.group for option in options], dtype=np.int64)
-    speed_G = np.array([_top_speed(config.events, devices[0]) for devices in devices_G])
+    speed_G = np.array([top_speed(config.events, devices[0]) for devices in devices_G])
     budget_JO = (length_J[:, None] - overhead_O) * speed_G[group_O]
     quality_KO = np.array([option.quality for option in options]).reshape(-1, len(tasks)).T
     fixed_JO = prompt_J[:, None] * token_O + output_J[:, None] * sequence_O
@@ -264,6 +230,7 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
         room_O=room_O,
         group_O=group_O,
         devices_G=devices_G,
+        memory_s=float(length_J.max(initial=0.0)),
     )
 
 
@@ -274,48 +241,3 @@ def _brackets(decay_s: float) -> list[tuple[float, float]]:
     late = np.linspace(0.0, SOFT_GRACE * decay_s, SOFT_BRACKETS + 1)
     factor = np.exp(-np.concatenate([[0.0], late[:-1]]) / decay_s)
     return list(zip(late.tolist(), factor.tolist(), strict=True))
-
-
-def _speeds(events: Sequence[FleetEvent], device: int) -> list[tuple[float, float, bool]]:
-    """Returns (time from which on, speed, alive) of a device, the first from minus infinity."""
-    rows = [(-np.inf, 1.0, True)]
-    for event in sorted(events, key=lambda e: e.time_s):
-        if event.device == device:
-            _, speed, alive = rows[-1]
-            speed = 1.0 / event.value if event.kind == "slow" else speed
-            alive = event.kind == "back" or (alive and event.kind != "lost")
-            rows.append((event.time_s, speed, alive))
-    return rows
-
-
-def _top_speed(events: Sequence[FleetEvent], device: int) -> float:
-    """Returns the highest speed a device ever has."""
-    return max(speed for _, speed, _ in _speeds(events, device))
-
-
-def capacity_GM(config: SimulationConfig, jobs: Jobs, edge_M1: Floats, memory_s: float) -> Floats:
-    """Returns the nominal work each group of devices can do in each cell of time, seconds [G, M].
-
-    Args:
-        config: what happens to devices.
-        jobs: the groups.
-        edge_M1: edges of the cells, seconds.
-        memory_s: longest an iteration that serves anybody can last, seconds.
-    """
-    work_GM = np.zeros((len(jobs.devices_G), len(edge_M1) - 1))
-    for group, devices in enumerate(jobs.devices_G):
-        rows = _speeds(config.events, devices[0])
-        starts = [row[0] for row in rows]
-        # Between two of these times neither the speeds remembered nor the state change.
-        points = np.unique([s for t in starts[1:] for s in (t, t + memory_s)])
-        times = np.unique(np.concatenate([edge_M1, points]))
-        times = times[(times >= edge_M1[0]) & (times <= edge_M1[-1])]
-        for low, high in itertools.pairwise(times):
-            middle = (low + high) / 2.0
-            now = int(np.searchsorted(starts, middle, side="right")) - 1
-            first = max(0, int(np.searchsorted(starts, middle - memory_s, side="right")) - 1)
-            if rows[now][2]:
-                cell = int(np.searchsorted(edge_M1, middle, side="right")) - 1
-                speed = max(row[1] for row in rows[first : now + 1])
-                work_GM[group, cell] += (high - low) * speed * len(devices)
-    return work_GM

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.bound.performance import performance_bound
+from trainer.bound.performance import performance_bound, window_bounds
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.seeds import stream
@@ -52,7 +52,7 @@ class Case:
         events: what happens to devices.
         requests_of: label whose requests are used, for rows that are compared in pairs; empty: own.
         windowed: keep the performance of every window of WINDOW_S.
-        bounded: compute the bound.
+        bounded: compute the bound: of the run or, if windowed, of each window.
     """
 
     suite: str
@@ -81,9 +81,11 @@ class Case:
         """Runs every policy over the case's requests."""
         workload = self.workload(context)
         setting = context.settings[self.setting]
-        bound = None
-        if self.bounded:
-            world = self.config(setting, safety=True)
+        bound, bound_W = None, np.zeros(0)
+        world = self.config(setting, safety=True)
+        if self.bounded and self.windowed:
+            bound_W = window_bounds(world, workload, WINDOW_S, warm_up_s=WARM_UP_S)
+        elif self.bounded:
             bound = performance_bound(world, workload, warm_up_s=WARM_UP_S)
         outcomes = {}
         for name in self.policies:
@@ -91,7 +93,7 @@ class Case:
                 config = self.config(setting, safety=net)
                 result = simulate(config, workload, context.policies[name], self.seed)
                 outcomes[name, net] = outcome_of(result, len(setting.fleet.tiers), self.windowed)
-        return CaseResult(self, outcomes, bound)
+        return CaseResult(self, outcomes, bound, bound_W)
 
     def config(self, setting: Setting, *, safety: bool) -> SimulationConfig:
         """Returns what is simulated beside workload and policy."""
@@ -149,11 +151,13 @@ class CaseResult:
         case: the case.
         outcomes: by policy and safety net.
         bound: performance no policy can exceed on these requests; None if not computed.
+        bound_W: the same for each window by itself; empty if not computed.
     """
 
     case: Case
     outcomes: Mapping[tuple[str, bool], Outcome]
     bound: float | None
+    bound_W: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def outcome_of(result: SimulationResult, tier_count: int, windowed: bool) -> Outcome:

@@ -27,8 +27,10 @@ class Plan:
         shortest_s: shortest run, seconds.
         longest_s: longest run, seconds.
         windows_per_seed: windows of 10 s in each unpredictable workload.
+        window_bound_seed_count: seeds for which the bound of every window is computed.
         hold_seed_count: seeds of a search for the highest rate held.
-        hold_s: length of its runs, seconds.
+        hold_s: shortest of its runs, seconds.
+        pickers: run the comparison of endpoint pickers too.
     """
 
     name: str
@@ -42,8 +44,10 @@ class Plan:
     shortest_s: float
     longest_s: float
     windows_per_seed: int
+    window_bound_seed_count: int
     hold_seed_count: int
     hold_s: float
+    pickers: bool = False
 
     def duration_s(self, rate_rps: float) -> float:
         """Returns the length of a run at a rate, seconds."""
@@ -65,6 +69,7 @@ PLANS: Mapping[str, Plan] = {
             shortest_s=3.0,
             longest_s=15.0,
             windows_per_seed=7,
+            window_bound_seed_count=1,
             hold_seed_count=2,
             hold_s=5.0,
         ),
@@ -76,18 +81,17 @@ PLANS: Mapping[str, Plan] = {
                 *(5.0, 6.0, 8.0, 10.0, 12.5, 16.0, 20.0, 25.0),
             ),
             soft_loads=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 25.0),
-            window_loads=(
-                *(0.1, 0.15, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-                *(1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5),
-            ),
+            window_loads=(0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05, 1.25, 1.5, 1.75, 2.0),
             gpu_loads=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 20.0, 25.0),
             shift_shares=(0.05, 0.15, 0.35, 0.6, 0.8),
             requests=16_000,
             shortest_s=6.0,
             longest_s=30.0,
             windows_per_seed=20,
+            window_bound_seed_count=3,
             hold_seed_count=5,
             hold_s=8.0,
+            pickers=True,
         ),
     )
 }

@@ -104,10 +104,7 @@ def _without_device(base: Setting, device: int) -> Setting:
 def shift_rows(
     rows: Sequence[Row], shifts: Sequence[Shift], small_rps: Mapping[str, float]
 ) -> list[Row]:
-    """Returns score rows with their shift instead of a label.
-
-    No policy is retrained for a shift here; the column says so instead of being left out.
-    """
+    """Returns score rows with their shift instead of a label."""
     by_name = {shift.name: shift for shift in shifts}
     named = []
     for row in rows:
@@ -118,7 +115,6 @@ def shift_rows(
                 "family": shift.family,
                 "share_of_always_small": rounded(row["rate_rps"] / small_rps[shift.hardware]),
                 **{key: value for key, value in row.items() if key != "label"},
-                "retrained_performance": None,
             }
         )
     return named

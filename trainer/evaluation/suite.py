@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from router.catalog import QualityTable
+from router.profile import LatencyProfile
 from router.types import RewardKind
+from trainer.evaluation import studies
 from trainer.evaluation.cases import TRACE_PREFIX, WARM_UP_S, WINDOW_S, Case
 from trainer.evaluation.fluid import FluidJob
 from trainer.evaluation.gpus import GpuJob, gpu_rows
@@ -25,7 +28,8 @@ from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, viola
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
 from trainer.evaluation.shifts import NOMINAL, shift_rows, shifted_settings, shifts_of
-from trainer.evaluation.windows import window_hold_rows, window_rows
+from trainer.evaluation.studies import PickerJob
+from trainer.evaluation.windows import window_bound_rows, window_hold_rows, window_rows
 from trainer.traces.fit import TraceModel
 from trainer.traces.resample import trace_setting
 
@@ -48,6 +52,7 @@ class Subject:
         learned: the learned policy the headlines are about; empty if there is none.
         workloads: unpredictable arrival processes, names in SCENARIOS.
         traces: fitted arrival traces by name.
+        study: profile and quality table of the comparison of endpoint pickers; None: not run.
     """
 
     setting: Setting
@@ -55,6 +60,7 @@ class Subject:
     learned: str = ""
     workloads: tuple[str, ...] = UNPREDICTABLE
     traces: Mapping[str, TraceModel] = field(default_factory=dict)
+    study: tuple[LatencyProfile, QualityTable] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ class _Suite:
         """Returns the report's results."""
         rates = self._rates(runner)
         gpu_jobs = self._gpu_jobs(rates)
+        study = self._subject.study
         found = _run_parts(
             runner,
             "policies",
@@ -136,6 +143,7 @@ class _Suite:
                 "shifts": self._shift_cases(rates),
                 "gpus": gpu_jobs,
                 "fluid": [FluidJob(load * rates.large_rps[""]) for load in self._plan.sweep_loads],
+                "picker": [PickerJob(*study, self._seeds)] if study is not None else [],
             },
         )
         fluid = dict(zip(self._plan.sweep_loads, found["fluid"], strict=True))
@@ -150,6 +158,7 @@ class _Suite:
             "soft": labelled(score_rows(found["soft"], self._tiers), "deadline", "soft"),
             "load_ratio": self._load_ratio(runner, rates, sweep),
             "windows": windows,
+            "window_bounds": window_bound_rows(found["windows"]),
             "window_loads": window_hold_rows(windows),
             "per_gpu": gpu_rows(gpu_jobs, found["gpus"], devices),
             "shifts": shift_rows(
@@ -160,7 +169,10 @@ class _Suite:
             ),
             "violations": violations([*found["sweep"], *found["soft"], *found["shifts"]]),
         }
-        report["headlines"] = headlines(report, self._subject.learned, self._large)
+        pickers = found["picker"]
+        reason = "it is part of the full suite"
+        report["picker"] = studies.done(pickers[0]) if pickers else studies.not_run(reason)
+        report["headlines"] = headlines(report, self._subject.learned, self._large, self._small)
         return report
 
     def _rates(self, runner: Runner) -> Rates:
@@ -231,6 +243,7 @@ class _Suite:
     def _window_cases(self, rates: Rates) -> list[Case]:
         traces = [TRACE_PREFIX + name for name in self._subject.traces]
         length_s = WARM_UP_S + WINDOW_S * self._plan.windows_per_seed
+        bound_seeds = self._seeds[: self._plan.window_bound_seed_count]
         return [
             self._case(
                 "windows",
@@ -242,7 +255,7 @@ class _Suite:
                 setting=name if name in traces else "",
                 duration_s=length_s,
                 windowed=True,
-                bounded=False,
+                bounded=seed in bound_seeds,
             )
             for name in (*self._subject.workloads, *traces)
             for load in self._plan.window_loads

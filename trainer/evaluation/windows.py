@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.evaluation.cases import CaseResult
 from trainer.evaluation.rows import Row, grouped, measured, rounded
@@ -39,6 +40,31 @@ def window_rows(results: Sequence[CaseResult]) -> list[Row]:
             row |= measured(level_name(level), shares)
         rows.append(row)
     return rows
+
+
+def window_bound_rows(results: Sequence[CaseResult]) -> list[Row]:
+    """Returns per workload and load the share of windows that any policy could keep above.
+
+    A window whose bound is below a level is above it under no policy. Over those seeds for which
+    the bound was computed.
+    """
+    groups: dict[tuple[str, float], list[NDArray[np.float64]]] = {}
+    for result in results:
+        bound_W = result.bound_W[np.isfinite(result.bound_W)]
+        if len(bound_W):
+            groups.setdefault((result.case.label, result.case.load), []).append(bound_W)
+    return [
+        {
+            "workload": label,
+            "load": rounded(load),
+            "windows": sum(len(bound_W) for bound_W in seeds),
+            **{
+                level_name(level): rounded(np.mean([(b > level).mean() for b in seeds]))
+                for level in WINDOW_LEVELS
+            },
+        }
+        for (label, load), seeds in groups.items()
+    ]
 
 
 def level_name(level: float) -> str:

@@ -90,12 +90,3 @@ def plan(chosen: Plan) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(chosen).items()
     }
-
-
-def optional(name: str) -> dict[str, Any]:
-    """The place of a part that this run did not do, and why."""
-    reasons = {
-        "picker": "the comparison of endpoint pickers is a study of its own",
-        "crosscheck": "the cross-check trains two policies of an RL library and is run by itself",
-    }
-    return {"status": "not run", "reason": reasons[name]}

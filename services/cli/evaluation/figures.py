@@ -144,8 +144,10 @@ def share_figure(rows: Sequence[Row], palette: Palette) -> Figure:
     return figure
 
 
-def windows_figure(rows: Sequence[Row], palette: Palette) -> Figure:
+def windows_figure(rows: Sequence[Row], bounds: Sequence[Row], palette: Palette) -> Figure:
     """Share of 10 s windows above each level over load, a column per workload.
+
+    Black: the share of windows that any policy could keep above, by the bound of each window.
 
     Dotted: the paper's factor times static-large's share; where a policy's line is above it, the
     paper's claim is reached at that load.
@@ -158,8 +160,9 @@ def windows_figure(rows: Sequence[Row], palette: Palette) -> Figure:
         )
         for column, workload in enumerate(workloads):
             chosen = [row for row in rows if row["workload"] == workload]
+            most = [row for row in bounds if row["workload"] == workload]
             for line, level in enumerate(WINDOW_LEVELS):
-                _windows_panel(grid[line][column], chosen, palette, level)
+                _windows_panel(grid[line][column], chosen, most, palette, level)
             grid[0][column].set_title(workload)
             grid[-1][column].set_xlabel("load")
         for line, level in enumerate(WINDOW_LEVELS):
@@ -169,8 +172,15 @@ def windows_figure(rows: Sequence[Row], palette: Palette) -> Figure:
     return figure
 
 
-def _windows_panel(axes: Any, rows: Sequence[Row], palette: Palette, level: float) -> None:
+def _windows_panel(
+    axes: Any, rows: Sequence[Row], bounds: Sequence[Row], palette: Palette, level: float
+) -> None:
     column = level_name(level)
+    if bounds:
+        axes.plot(
+            [row["load"] for row in bounds], [row[column] for row in bounds],
+            color=INK, lw=1.4, label="bound", zorder=6,
+        )  # fmt: skip
     curves = _curves(rows)
     for curve in curves.values():
         _draw(axes, curve, column, palette)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.catalog import QualityTable, parse_quality
-from router.dqn.snapshot import SnapshotError
-from router.policies.registry import LEARNED, MissingSnapshotError, known_policies
 from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError, Task, UnknownPolicyError
+from router.types import InvalidFileError, Task
 from services.cli.errors import InputError
+from services.cli.evaluation.entrants import entrants
+from services.cli.evaluation.study_tables import crosscheck_table
+from services.cli.evaluation.tables import Row
 from services.common.triton.environment import project_root
-from trainer.evaluation.policies import Contender, baseline, baseline_names, learned, yardsticks
+from trainer.evaluation.policies import Contender
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
@@ -21,8 +23,6 @@ from trainer.scenario import default_lengths
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
 from trainer.traces.read import read_trace
-
-SNAPSHOT_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Asked:
         policies: names or snapshot files; empty: every policy there is.
         workloads: unpredictable arrival processes by name; empty: the protocol's own.
         traces: trace files.
+        crosscheck: file of the cross-check's rows; None: not shown.
         deadline_s: deadline of every task, seconds.
         devices: devices with every tier.
         output_tokens: mean output tokens, for profiles but opt-*.
@@ -45,6 +46,7 @@ class Asked:
     policies: tuple[str, ...]
     workloads: tuple[str, ...]
     traces: tuple[pathlib.Path, ...]
+    crosscheck: pathlib.Path | None
     deadline_s: float
     devices: int
     output_tokens: float
@@ -62,6 +64,7 @@ class Inputs:
         learned: name of the learned policy the headlines are about; empty if there is none.
         workloads: unpredictable arrival processes by name.
         traces: fitted traces by name.
+        crosscheck: the cross-check's rows.
         notes: what the reader of the report must know.
     """
 
@@ -72,6 +75,7 @@ class Inputs:
     learned: str
     workloads: tuple[str, ...]
     traces: dict[str, TraceModel]
+    crosscheck: tuple[Row, ...]
     notes: tuple[str, ...]
 
 
@@ -84,16 +88,19 @@ def read_inputs(asked: Asked) -> Inputs:
     profile = _parsed_profile(profile_path, quality, problems)
     workloads = _workloads(asked.workloads, problems)
     traces = _traces(asked.traces, problems)
+    checked = _crosscheck(asked.crosscheck, problems)
     if problems or profile is None or quality is None or profile_path is None:
         raise InputError("\n".join(problems))
     setting = _setting(asked, profile, quality)
     notes: list[str] = []
-    contenders = _contenders(asked, setting, profile_path, problems, notes)
+    contenders = entrants(asked.policies, setting.catalog, profile_path.stem, problems, notes)
     if problems:
         raise InputError("\n".join(problems))
     ours = [name for name, each in contenders.items() if each.kind == "learned"]
     first = next((name for name in ours if name.startswith("dqn")), ours[0] if ours else "")
-    return Inputs(setting, profile, quality, contenders, first, workloads, traces, tuple(notes))
+    return Inputs(
+        setting, profile, quality, contenders, first, workloads, traces, checked, tuple(notes)
+    )
 
 
 def _shipped(option: str, folder: str, name: str, problems: list[str]) -> pathlib.Path | None:
@@ -184,6 +191,22 @@ def _traces(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, Tra
     return models
 
 
+def _crosscheck(path: pathlib.Path | None, problems: list[str]) -> tuple[Row, ...]:
+    """Returns the rows of a cross-check; appends what is wrong with its file."""
+    if path is None:
+        return ()
+    try:
+        rows = json.loads(_text(path))["crosscheck"]
+        crosscheck_table(rows)
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    except (ValueError, LookupError, TypeError):
+        problems.append(f"--crosscheck: {path} is not what `python -m trainer.crosscheck` writes")
+    else:
+        return tuple(rows)
+    return ()
+
+
 def _setting(asked: Asked, profile: LatencyProfile, quality: QualityTable) -> Setting:
     tasks = [
         Task(name, asked.deadline_s, expected_output_tokens=asked.output_tokens)
@@ -202,79 +225,3 @@ def _setting(asked: Asked, profile: LatencyProfile, quality: QualityTable) -> Se
         )
     except InvalidFileError as error:
         raise InputError(str(error)) from None
-
-
-def _contenders(
-    asked: Asked,
-    setting: Setting,
-    profile: pathlib.Path,
-    problems: list[str],
-    notes: list[str],
-) -> dict[str, Contender]:
-    """Returns the policies asked for, or all; the yardsticks always."""
-    catalog = setting.catalog
-    names: list[str] = list(yardsticks(catalog))
-    snapshots: list[pathlib.Path] = []
-    shipped = sorted((project_root() / "policies").glob(f"{profile.stem}*{SNAPSHOT_SUFFIX}"))
-    for name in asked.policies:
-        if name.endswith(SNAPSHOT_SUFFIX):
-            snapshots.append(pathlib.Path(name))
-        elif name in LEARNED:
-            found = [path for path in shipped if _is_of(path, name)]
-            snapshots.extend(found)
-            if not found:
-                problems.append(
-                    f"--policy: {name} needs a snapshot and none is shipped for {profile.stem}; "
-                    "give its file"
-                )
-        else:
-            names.append(name)
-    if not asked.policies:
-        names, snapshots = list(baseline_names(catalog)), shipped
-    found_baselines: dict[str, Contender] = {}
-    for name in names:
-        try:
-            found_baselines[name] = baseline(name, catalog)
-        except (UnknownPolicyError, MissingSnapshotError):
-            known = ", ".join(known_policies(catalog))
-            problems.append(
-                f"--policy: unknown policy {name!r}; known: {known}, or a *{SNAPSHOT_SUFFIX} file"
-            )
-        except LookupError as error:
-            problems.append(f"--policy: {error}")
-    found = _in_order(found_baselines, baseline_names(catalog))
-    for path in snapshots:
-        refused = problems if asked.policies else notes
-        _add_snapshot(found, path, setting, refused)
-    if not any(each.kind == "learned" for each in found.values()) and not problems:
-        notes.append("no learned policy was evaluated: give a snapshot with --policy")
-    return found
-
-
-def _in_order(found: dict[str, Contender], order: Sequence[str]) -> dict[str, Contender]:
-    """Returns policies in the registry's order, others behind."""
-    names = [name for name in order if name in found]
-    names += [name for name in found if name not in names]
-    return {name: found[name] for name in names}
-
-
-def _is_of(path: pathlib.Path, policy: str) -> bool:
-    """Returns whether a shipped snapshot's file name is that of a policy."""
-    return (".dqn-paper" in path.name) == (policy == "dqn-paper")
-
-
-def _add_snapshot(
-    found: dict[str, Contender], path: pathlib.Path, setting: Setting, problems: list[str]
-) -> None:
-    try:
-        contenders = learned(path.read_bytes(), setting.catalog, str(path))
-    except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror or error}")
-        return
-    except SnapshotError as error:
-        problems.append(str(error))
-        return
-    if contenders[0].name in found:
-        # A second snapshot of the same policy goes by its file's name.
-        contenders = [each.renamed(contenders[0].name, path.stem) for each in contenders]
-    found |= {each.name: each for each in contenders}

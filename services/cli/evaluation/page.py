@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from services.cli.evaluation import figures, tables
+from services.cli.evaluation import figures, study_tables, tables
 from services.cli.evaluation.figures import Palette
 from services.cli.evaluation.tables import Table
 from services.cli.showcase.figures import inline_svg
@@ -25,16 +25,23 @@ def write_json(path: pathlib.Path, report: Report) -> None:
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_page(path: pathlib.Path, report: Report) -> None:
-    """Writes the page; plots and style are inside it."""
+def write_page(path: pathlib.Path, report: Report, drawn: Mapping[str, Figure]) -> None:
+    """Writes the page; plots and style are inside it.
+
+    Args:
+        path: where to.
+        report: the report.
+        drawn: its plots by name, from `report_figures`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = {name: inline_svg(figure) for name, figure in report_figures(report).items()}
+    pictures = {name: inline_svg(figure) for name, figure in drawn.items()}
     page = _template().render(
         report=report,
         pictures=pictures,
         headlines=report["headlines"],
         sections=report_tables(report),
         policies=report["policies"],
+        studies=study_sections(report),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -55,7 +62,7 @@ def report_figures(report: Report) -> dict[str, Figure]:
     return {
         "sweep": figures.sweep_figure(report["sweep"], colors),
         "share": figures.share_figure(report["sweep"], colors),
-        "windows": figures.windows_figure(report["windows"], colors),
+        "windows": figures.windows_figure(report["windows"], report["window_bounds"], colors),
         "gpus": figures.gpus_figure(report["per_gpu"], colors),
         "shifts": figures.shifts_figure(report["shifts"], colors),
         "soft": figures.sweep_figure(report["soft"], colors),
@@ -73,6 +80,12 @@ def report_tables(report: Report) -> dict[str, list[Table]]:
         "shifts": [tables.shift_table(report["shifts"], shown_in_shifts(report))],
         "regret": [tables.regret_table(report["regret"])],
     }
+
+
+def study_sections(report: Report) -> list[Table]:
+    """Tables of the studies that were run."""
+    made = {"picker": study_tables.picker_table, "crosscheck": study_tables.crosscheck_table}
+    return [make(report[name]["rows"]) for name, make in made.items() if report[name]["rows"]]
 
 
 def shown_in_shifts(report: Report) -> list[str]:

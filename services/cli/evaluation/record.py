@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
+from PIL import Image
 
-from services.cli.evaluation import tables
-from services.cli.evaluation.page import report_figures, shown_in_shifts
+from services.cli.evaluation import study_tables, tables
+from services.cli.evaluation.page import shown_in_shifts, study_sections
 from services.cli.evaluation.tables import Table
 from services.cli.showcase.figures import STYLE
 
 NAME = "evaluation"
 PICTURES = ("sweep", "share", "windows", "gpus", "shifts")
 DPI = 80
+COLORS = 96
+DEFAULT_PROFILE = "opt-a100"
 
 
-def write_record(folder: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Writes evaluation.md and its pictures; what stands there from before is replaced."""
+def write_record(
+    folder: pathlib.Path, report: Mapping[str, Any], drawn: Mapping[str, Figure]
+) -> None:
+    """Writes evaluation.md and its pictures; what stands there from before is replaced.
+
+    The record of another profile than DEFAULT_PROFILE has the profile in its name.
+
+    Args:
+        folder: where to.
+        report: the report.
+        drawn: its plots by name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    name = NAME if report["setting"]["profile"] == "opt-a100" else _name(report)
-    drawn = report_figures(report)
-    with mpl.rc_context(STYLE):
-        for picture in PICTURES:
-            drawn[picture].savefig(folder / f"{name}-{picture}.png", dpi=DPI)
+    profile = report["setting"]["profile"]
+    name = NAME if profile == DEFAULT_PROFILE else f"{NAME}-{profile}"
+    for picture in PICTURES:
+        _save_small(drawn[picture], folder / f"{name}-{picture}.png")
     text = "\n".join(_lines(report, name)) + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def _name(report: Mapping[str, Any]) -> str:
-    return f"{NAME}-{report['setting']['profile']}"
+def _save_small(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a picture with few colors: a plot needs no more, and the record stays small."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=DPI)
+    buffer.seek(0)
+    picture = Image.open(buffer).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    picture.save(path, optimize=True)
 
 
 def _lines(report: Mapping[str, Any], name: str) -> list[str]:
@@ -90,6 +110,7 @@ def _lines(report: Mapping[str, Any], name: str) -> list[str]:
         "",
         *_all([tables.regret_table([r for r in report["regret"] if r["safety_net"]])]),
         *_all(tables.sweep_tables(report["soft"], "Soft deadlines")),
+        *_all(study_sections(report)),
     ]
 
 
@@ -105,7 +126,7 @@ def _learned_rows(report: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]])
     rows = [row for row in sweep if row["policy"] == report["learned"]]
     if not rows:
         return []
-    return [*_markdown(tables.detail_table(rows, f"{report['learned']}, safety net on")), ""]
+    return [*_markdown(study_tables.detail_table(rows, f"{report['learned']}, safety net on")), ""]
 
 
 def _all(made: Sequence[Table]) -> list[str]:

@@ -215,29 +215,3 @@ def regret_table(rows: Sequence[Row]) -> Table:
         ),
         numeric_from=3,
     )
-
-
-def detail_table(rows: Sequence[Row], title: str) -> Table:
-    """One policy's sweep: every number with its interval, latency, mix."""
-    return Table(
-        title,
-        ("load", "requests/s", "availability", "performance", "bound", "share of the bound",
-         "regret", "p50 ms", "p99 ms", "smooth goodput/s", "mix"),
-        tuple(
-            (
-                f"{row['load']:g}x",
-                number(row["rate_rps"], 0),
-                with_interval(row, "availability", 4),
-                with_interval(row, "performance", 4),
-                number(row["bound"], 4),
-                with_interval(row, "bound_share", 4),
-                with_interval(row, "regret", 4),
-                number(None if row["p50_s"] is None else 1e3 * row["p50_s"], 0),
-                number(None if row["p99_s"] is None else 1e3 * row["p99_s"], 0),
-                number(row["smooth_goodput_rps"], 0),
-                "/".join(number(part, 2) for part in row["tier_mix"].values()),
-            )
-            for row in rows
-        ),
-        numeric_from=0,
-    )  # fmt: skip

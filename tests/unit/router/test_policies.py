@@ -114,10 +114,24 @@ def test_round_robin_takes_turns_and_skips_what_is_closed() -> None:
     assert [policy.decide(seen, rng).action for _ in range(6)] == [0, 2, 3, 5, 0, 2]
 
 
-@pytest.mark.parametrize("name", ["greedy", "slackfit", "price", "fluid", "threshold"])
-def test_idle_fleet_serves_large(name: str) -> None:
+MARGIN = {"margin": 0.8}
+"""The whole slack but for a reserve; the tuned margins give quality away to survive overload."""
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("greedy", MARGIN), ("slackfit", MARGIN), ("price", {}), ("fluid", {}), ("threshold", {})],
+)
+def test_idle_fleet_serves_large(name: str, params: dict[str, float]) -> None:
     """With nothing to do and little traffic every load-aware policy gives the best quality."""
-    assert tier_chosen(name, observation()) == LARGE
+    assert tier_chosen(name, observation(), params) == LARGE
+
+
+def test_slackfit_goes_down_with_the_endpoints_own_queue() -> None:
+    """A queue of large requests that no longer fits sends the next one a tier down."""
+    load = zero_load(6)
+    load.waiting_prompt_tokens_C[[2, 5]] = 4000.0
+    assert tier_chosen("slackfit", observation(load), MARGIN) == MEDIUM
 
 
 @pytest.mark.parametrize("name", ["fluid", "threshold"])
@@ -198,7 +212,9 @@ def test_price_of_a_device_rises_with_the_rate() -> None:
 
 def test_greedy_steps_down_for_a_long_prompt() -> None:
     """A prompt that large cannot compute in the slack goes to medium."""
-    assert tier_chosen("greedy", observation(request=Request(0, 0.4, 3500.0, 8.0))) == MEDIUM
+    assert (
+        tier_chosen("greedy", observation(request=Request(0, 0.4, 3500.0, 8.0)), MARGIN) == MEDIUM
+    )
 
 
 def test_greedy_takes_the_fastest_when_nothing_fits() -> None:

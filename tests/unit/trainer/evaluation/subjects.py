@@ -26,11 +26,12 @@ PLAN = Plan(
     soft_loads=(2.0,),
     window_loads=(0.5, 2.0),
     gpu_loads=(1.0, 4.0),
-    shift_shares=(0.3,),
+    shift_shares=(0.1,),
     requests=300,
     shortest_s=1.5,
     longest_s=3.0,
     windows_per_seed=1,
+    window_bound_seed_count=1,
     hold_seed_count=1,
     hold_s=2.0,
 )

@@ -50,6 +50,14 @@ def test_no_policy_is_above_the_bound(report: dict[str, Any]) -> None:
     assert all(row["regret"] >= -1e-9 for row in report["sweep"] + report["shifts"])
 
 
+def test_no_policy_keeps_more_windows_than_the_bound_allows(report: dict[str, Any]) -> None:
+    """With one seed's windows bounded, nobody has more of them above a level than is possible."""
+    most = {(row["workload"], row["load"]): row["above_96"] for row in report["window_bounds"]}
+    assert set(most) == {("gamma-cv4", load) for load in subjects.PLAN.window_loads}
+    assert all(0.0 <= share <= 1.0 for share in most.values())
+    assert most["gamma-cv4", 0.5] >= most["gamma-cv4", 2.0]
+
+
 def test_static_large_holds_load_one_and_not_four(report: dict[str, Any]) -> None:
     """The unit of load is its own limit."""
     rows = {(row["load"], row["policy"]): row for row in report["sweep"] if not row["safety_net"]}
@@ -65,7 +73,7 @@ def test_shifts_name_their_family_and_stay_below_always_small(report: dict[str, 
     shifts = {row["shift"] for row in report["shifts"]}
     assert {"task easy", "task hard", "mix reversed", "one device lost"} < shifts
     assert {"latency +30 %, not known", "2 routers, stale", "4 routers, stale"} < shifts
-    assert {row["share_of_always_small"] for row in report["shifts"]} == {0.3}
+    assert {row["share_of_always_small"] for row in report["shifts"]} == {0.1}
 
 
 def test_more_load_needs_more_static_gpus(report: dict[str, Any]) -> None:
@@ -88,11 +96,6 @@ def test_zeroed_twin_of_a_zero_network_removes_what_the_network_does(
             assert removed[family, net, "dqn, zeroed"] == value
         if policy == "price":
             assert value == 0.0
-
-
-def test_other_seeds_change_the_numbers(report: dict[str, Any]) -> None:
-    """Three seeds are not two."""
-    assert run_suite(subjects.subject(), subjects.PLAN, seed_count=3) != report
 
 
 def test_deadline_nobody_can_make_is_an_error_that_says_so() -> None:
