@@ -4,8 +4,8 @@ The network starts with one weight, so that the policy starts as `price` on the 
 (`router/features.py`). A round drives a few episodes, each in a mesh drawn anew (`scenario.py`),
 measures what actions are worth at some of their decisions (`paired.py`), and fits the network to
 all samples kept. Episodes are driven by the newest network, the best one or price, so that the
-network meets the states it leads to itself (as in DAgger, arXiv 1011.0686); futures by price at
-first, then by the best network too. Every few rounds the network is scored on validation seeds
+network meets the states it leads to itself (as in DAgger, arXiv 1011.0686); futures by price, at
+last by the best network. Every few rounds the network is scored on validation seeds
 beside price, and the best one is kept: a bad round cannot do harm.
 """
 
@@ -37,7 +37,7 @@ from trainer.scenario import (
 )
 from trainer.simulation.simulate import PolicySpec, simulate
 
-VALIDATION_SEEDS = (700_001, 700_002, 700_003)
+VALIDATION_SEEDS = (700_001, 700_002)
 TEST_SEEDS = (800_001, 800_002, 800_003)
 AVAILABILITY_GOAL = 0.99
 
@@ -63,6 +63,7 @@ class ImprovementConfig:
         steps_per_round: gradient steps of a round.
         learning_rate: at the start; it falls to a tenth.
         validate_every: rounds between two validations.
+        price_futures: share of the run in which price drives the futures.
     """
 
     hidden_count: int = 64
@@ -77,7 +78,8 @@ class ImprovementConfig:
     decisions_per_episode: int = 60_000
     steps_per_round: int = 40
     learning_rate: float = 2e-3
-    validate_every: int = 3
+    validate_every: int = 6
+    price_futures: float = 0.7
 
 
 def start_weights(hidden_count: int, rng: np.random.Generator) -> Weights:
@@ -340,20 +342,21 @@ class Improvement:
     def _spec(self, weights: Weights) -> PolicySpec:
         return PolicySpec.dqn(weights, base_P=self._base_P)
 
-    def _drivers(self, scenario: Scenario) -> tuple[PolicySpec, PolicySpec]:
+    def _drivers(self, scenario: Scenario, done: float) -> tuple[PolicySpec, PolicySpec]:
         """Returns what drives an episode and its futures.
 
-        Futures under price cost a third, and are half of all; but not where routers see each other
-        late, where price may collapse and no choice would matter.
+        Futures under price cost less than half, and what a choice is worth differs little between
+        two good policies; so the best network takes them over only towards the end. But where
+        routers see each other late price may collapse, and no choice would matter.
         """
-        draw, price_draw = self._rng.random(2)
+        draw = self._rng.random()
         episode = self._driver
         if draw < 0.4 and self._learner.step_count:
             episode = self._spec(self._learner.weights())
         elif draw < 0.7:
             episode = self._price
-        is_alone = scenario.config.routers == 1
-        return episode, self._fast_price if is_alone and price_draw < 0.5 else self._driver
+        by_price = scenario.config.routers == 1 and done < self._config.price_futures
+        return episode, self._fast_price if by_price else self._driver
 
     def _validate(self) -> None:
         weights = self._learner.weights()

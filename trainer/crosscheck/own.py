@@ -114,7 +114,8 @@ def chooser(weights: Weights) -> Choose:
 
 def _best(weights: Weights, x_CF: NDArray[np.float32], allowed_C: NDArray[np.bool_]) -> int:
     q_C = np.zeros(len(x_CF))
-    network.q_values(x_CF, allowed_C, *weights, q_C)
+    # Nothing to correct: here the network stands alone, as the library's does.
+    network.q_values(x_CF, allowed_C, np.zeros(len(x_CF)), *weights, q_C)
     return int(np.argmax(np.where(allowed_C, q_C, -np.inf)))
 
 

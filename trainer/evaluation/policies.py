@@ -76,7 +76,7 @@ def learned(blob: bytes, catalog: Catalog, origin: str) -> list[Contender]:
         paper = load_paper_snapshot(blob, catalog, origin)
         policy = make_policy("dqn-paper", catalog, snapshot=paper)
         return [Contender("dqn-paper", PolicySpec.of(policy), policy.version, "learned")]
-    spec = PolicySpec.dqn(snapshot.weights)
+    spec = PolicySpec.of(make_policy("dqn", catalog, snapshot=snapshot))
     return with_zeroed(Contender("dqn", spec, snapshot.version, "learned"))
 
 

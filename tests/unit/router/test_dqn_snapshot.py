@@ -41,6 +41,7 @@ def _snapshot(seed: int = 0, hidden: int = 4) -> Snapshot:
         training={"seed": seed, "transition_count": 12},
         evaluation={"performance": 0.9},
         fleet={"tiers": ["s", "l"]},
+        base={"level": -4.0},
     )
 
 
@@ -181,10 +182,18 @@ def test_damaged_header_is_refused(change: Any, reason: str) -> None:
     assert caught.value.reason == reason
 
 
-def test_zeroed_keeps_only_the_linear_term() -> None:
-    """The ablation removes the hidden layers' say and nothing else."""
+def test_zeroed_network_says_nothing() -> None:
+    """The ablation silences the network, hidden layers and linear term, and changes no original."""
     weights = _snapshot().weights
     zeroed = weights.zeroed()
-    assert not zeroed.w3_P[:4].any()
-    np.testing.assert_array_equal(zeroed.w3_P[4:], weights.w3_P[4:])
-    assert weights.w3_P[:4].any()
+    assert not zeroed.w3_P.any()
+    assert zeroed.b3 == 0.0
+    assert weights.w3_P.any()
+
+
+@pytest.mark.parametrize("base", [{"level": "low"}, {"level": True}])
+def test_base_must_hold_numbers(base: Any) -> None:
+    """Parameters of the score it corrects that are no numbers are refused."""
+    with pytest.raises(SnapshotError) as caught:
+        load_snapshot(save_snapshot(replace(_snapshot(), base=base)))
+    assert caught.value.reason == snapshots.REASON_BASE

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.estimators import OutputLengthPredictor, RateEstimator, SlownessEstimator
+from router.estimators import (
+    BurstinessEstimator,
+    OutputLengthPredictor,
+    RateEstimator,
+    SlownessEstimator,
+)
 
 
 @given(rate=st.floats(min_value=1.0, max_value=2000.0))
@@ -82,3 +88,26 @@ def test_slowness_stays_within_its_limits(answers: list[tuple[float, float, bool
     for taken_s, profile_s, finished in answers:
         estimator.observe(taken_s, profile_s, finished=finished)
     assert 0.499 <= estimator.slowness <= 4.001
+
+
+@pytest.mark.parametrize("squared_cv", [1.0, 16.0])
+def test_burstiness_is_the_squared_cv_of_gaps(squared_cv: float) -> None:
+    """Over many arrivals the estimate averages to the process's own figure."""
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(40):
+        estimator, now_s = BurstinessEstimator(0.0), 0.0
+        assert estimator.burstiness == 1.0
+        for gap_s in rng.gamma(1.0 / squared_cv, squared_cv, 400):
+            now_s += gap_s
+            estimator.observe(now_s)
+        seen.append(estimator.burstiness)
+    assert np.mean(seen) == pytest.approx(squared_cv, rel=0.25)
+
+
+def test_a_clock_has_no_burstiness() -> None:
+    """Arrivals at even intervals read 0, whatever the rate."""
+    estimator = BurstinessEstimator(0.0)
+    for i in range(1, 300):
+        estimator.observe(0.25 * i)
+    assert estimator.burstiness == pytest.approx(0.0, abs=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,7 +92,7 @@ def computed(
     burstiness=anything,
     soft_decay_s=st.sampled_from([0.0, 0.2]),
 )
-def test_always_finite_and_in_range(seed: int, scale: float, **query: float) -> None:
+def test_always_finite_and_in_range(seed: int, scale: float, **query: Any) -> None:
     """Every feature is finite and inside its stated range for any input."""
     rng = np.random.default_rng(seed)
     load, own = (fleets.random_load(rng, 6, scale) for _ in range(2))
@@ -112,7 +114,7 @@ def test_fleet_size_changes_only_shared_load() -> None:
     """An idle candidate looks alike in small and big fleets, but for the load per device."""
     small_CF = compute(zero_load(6), device_count=2)
     big_CF = compute(zero_load(24), device_count=8)
-    shared = [name for name in INDEX if not name.startswith("load_")]
+    shared = [name for name in INDEX if not name.startswith(("load_", "price_"))]
     columns = [INDEX[name] for name in shared]
     np.testing.assert_array_equal(small_CF[:3, columns], big_CF[:3, columns])
     smallest = INDEX["load_smallest_short"]
@@ -192,8 +194,9 @@ def test_old_picture_gives_way_to_the_own_load() -> None:
     seen.in_flight_C[:] = own.in_flight_C
     seen.in_flight_C[1] += 60.0
     seen.remaining_output_tokens_C[:] = 4.0 * seen.in_flight_C
-    late = {"state_age_s": 0.5, "own_share": 0.25, "own_rate_rps": 10.0, "rate_short_rps": 90.0}
-    reckoned_CF = compute(seen, own=own, **late)
+    reckoned_CF = compute(
+        seen, own=own, state_age_s=0.5, own_share=0.25, own_rate_rps=10.0, rate_short_rps=90.0
+    )
     known_CF = compute(whole, rate_short_rps=40.0)
     same = ("predicted_over_slack", "device_backlog", "batch_fill", "load_tier_short")
     columns = [INDEX[name] for name in same]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,28 @@ async def test_load_is_own_plus_others() -> None:
     assert view.load().in_flight_C.tolist() == [4.0, 0.0, 0.0]
     assert view.load().remaining_output_tokens_C.tolist() == [32.0, 0.0, 0.0]
     assert view.other_in_flight().tolist() == [3.0, 0.0, 0.0]
+
+
+@scenario
+async def test_own_part_of_load_and_traffic_is_told_apart() -> None:
+    """Beside others, the own load and share are known; alone, everything is the router's own."""
+    rig = make_rig()
+    view, now_s = rig.core.view, rig.clock.monotonic_s()
+    view.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
+    for i in range(10):
+        view.on_arrival(now_s + 0.01 * i, 10.0)
+    now_s += 0.1
+    assert view.own_load(view.load()) is None
+    assert view.signals(now_s).own_share == 1.0
+    own_long = view.signals(now_s).rate_long_rps
+    others = state(endpoint(0))
+    view.apply(replace(others, rate_long_rps=4.0 * own_long), now_s)
+    own = view.own_load(view.load())
+    assert own is not None
+    assert own.in_flight_C.tolist() == [1.0, 0.0, 0.0]
+    signals = view.signals(now_s)
+    assert signals.own_share == pytest.approx(0.25)
+    assert signals.own_rate_rps == pytest.approx(signals.rate_short_rps - 20.0)
 
 
 def test_own_reports_are_left_out_of_a_state_whatever_their_epoch() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile, TierProfile
-from router.types import Task
+from router.types import RewardKind, Task
 from trainer.scenario import Mesh, ScenarioError, evaluation_scenarios, training_scenario
 
 PROFILE = LatencyProfile(
@@ -84,11 +84,35 @@ def test_training_scenarios_vary_and_repeat_by_seed() -> None:
     assert min(costs) < PROFILE.tiers["large"].step_s < max(costs)
 
 
+def test_training_meets_what_is_hard() -> None:
+    """Routers with old views, lost devices, clumped traffic and soft deadlines all come up."""
+    mesh = _mesh()
+    drawn = [training_scenario(mesh, np.random.default_rng(seed), 200) for seed in range(80)]
+    configs = [scenario.config for scenario in drawn]
+    assert {config.routers for config in configs} == {1, 2, 4}
+    assert all((config.staleness_s > 0.0) == (config.routers > 1) for config in configs)
+    assert {event.kind for config in configs for event in config.events} == {"lost", "back", "slow"}
+    assert {task.reward_kind for c in configs for task in c.catalog.tasks} == set(RewardKind)
+    gaps = [np.diff(s.workload.arrival_N) for s in drawn if len(s.workload) > 50]
+    assert max(float(gap.std() / gap.mean()) for gap in gaps) > 3.0
+
+
+def test_one_device_is_never_lost() -> None:
+    """On a mesh of one device no scenario takes it away."""
+    mesh = _mesh(1)
+    drawn = [training_scenario(mesh, np.random.default_rng(seed), 100) for seed in range(40)]
+    drawn += evaluation_scenarios(mesh, [5], requests=100)
+    assert not any(event.kind == "lost" for s in drawn for event in s.config.events)
+
+
 def test_evaluation_scenarios_are_fixed() -> None:
-    """They cover the range of rates and bursts, and never change."""
+    """They cover rates, bursts, clumped traffic, old views and losses, and never change."""
     mesh = _mesh()
     first, again = (evaluation_scenarios(mesh, [5], requests=200) for _ in range(2))
-    assert [s.workload.name for s in first] == [s.workload.name for s in again]
-    assert len(first) == 7
+    names = [scenario.workload.name for scenario in first]
+    assert names == [scenario.workload.name for scenario in again]
+    assert len(set(names)) == len(names) == 19
+    for kind in ("burst", "cv 4", "cv 8", "markov", "stale 2", "stale 4", "loss"):
+        assert sum(name.startswith(kind) for name in names) == 2, kind
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.workload.arrival_N, two.workload.arrival_N)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer import quick
+from trainer import improvement
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.seeds import MIN_FULL_SEEDS, entropy, evaluation_seeds, stream
 
@@ -18,7 +18,7 @@ def test_numbers_are_none_that_training_validates_or_tests_on() -> None:
     """Even the most seeds the command takes reach none of training's fixed ones."""
     seeds = set(evaluation_seeds(1000))
     assert len(seeds) == 1000
-    assert not seeds & {*quick.VALIDATION_SEEDS, *quick.TEST_SEEDS}
+    assert not seeds & {*improvement.VALIDATION_SEEDS, *improvement.TEST_SEEDS}
 
 
 def test_streams_are_disjoint_by_the_length_of_their_entropy() -> None:
