@@ -188,7 +188,7 @@ class Improvement:
         for _ in range(config.episodes_per_round):
             scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
             samples = collect_samples(
-                self._mesh, scenario, *self._drivers(scenario), self._rng, config
+                self._mesh, scenario, *self._drivers(scenario, done), self._rng, config
             )
             if len(samples.x_BCF):
                 self._samples.append(samples)
