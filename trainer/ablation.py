@@ -111,6 +111,10 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="misses cost nothing beside the reward", samples="free misses"),
     Variant(name="Huber 0.5 (near the median)", paired=PairedConfig(huber_delta=0.5)),
     Variant(name="no shrinkage", paired=PairedConfig(shrinkage=0.0)),
+    Variant(name="no weight decay", paired=PairedConfig(weight_decay=0.0)),
+    Variant(
+        name="neither shrinkage nor decay", paired=PairedConfig(shrinkage=0.0, weight_decay=0.0)
+    ),
     Variant(name="16 hidden units", hidden_count=16),
     Variant(name="32 hidden units", hidden_count=32),
     *(Variant(name=f"without {group}", without=group) for group in GROUPS),
@@ -140,7 +144,7 @@ class Budget:
     """
 
     episodes: int = 400
-    steps: int = 3000
+    steps: int = 2000
     requests: int = 2000
 
 
@@ -193,7 +197,7 @@ class Ablation:
         prior_column = SHIFT_COLUMN if variant.without != "staleness" else None
         learner = PairedLearner(weights, config, base_column=base_column, prior_column=prior_column)
         for step in range(self._budget.steps):
-            learner.set_learning_rate(2e-3 * 0.1 ** (step / self._budget.steps))
+            learner.set_learning_rate(2e-3 * 0.05 ** (step / self._budget.steps))
             rows = rng.integers(len(pool.x_BCF), size=config.batch_size)
             batch = PairedSamples(*(part[rows] for part in pool))
             # The base's own column is needed for the loss; the network gets it blinded.

@@ -1,16 +1,18 @@
 """Policy improvement on paired returns: the state of one training run, round by round.
 
-The network starts with one weight, so that the policy starts as `price` on the load as reckoned
-(`router/features.py`). A round drives a few episodes, each in a mesh drawn anew (`scenario.py`),
-measures what actions are worth at some of their decisions (`paired.py`), and fits the network to
-all samples kept. Episodes are driven by the newest network, the best one or price, so that the
-network meets the states it leads to itself (as in DAgger, arXiv 1011.0686); futures by price, at
-last by the best network. Every few rounds the network is scored on validation seeds
-beside price, and the best one is kept: a bad round cannot do harm.
+The policy starts as `price` on the load as reckoned (`router/features.py`): a network of one
+weight. A run has two stages. Each collects samples first: episodes in meshes drawn anew
+(`scenario.py`), and what actions are worth at some of their decisions (`paired.py`). Then it fits
+a network to all samples so far, afresh: one that has fitted the first few of them, noise and all,
+never quite lets go of it. In the second stage the first one's network drives half of the episodes,
+so that it meets the states it leads to itself (as in DAgger, arXiv 1011.0686), and at last the
+futures too, which makes it policy iteration. Networks are scored on validation seeds beside price,
+and the best one is kept: a bad fit cannot do harm.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,12 +59,12 @@ class ImprovementConfig:
         epsilon: share of explored decisions in those episodes that explore.
         explored_episodes: share of episodes that explore.
         kept_samples: samples kept; the oldest go first, they are of worse policies' futures.
-        episodes_per_round: episodes a round drives.
+        episodes_per_round: episodes of a round that collects.
         samples_per_episode: decisions measured in an episode, at most.
         decisions_per_episode: simulated decisions an episode's futures may take, about.
-        steps_per_round: gradient steps of a round.
-        learning_rate: at the start; it falls to a tenth.
-        validate_every: rounds between two validations.
+        steps_per_round: gradient steps of a round that fits.
+        learning_rate: at the start of a fit; it falls to a twentieth.
+        fits: from which to which share of the run a network is fitted.
         price_futures: share of the run in which price drives the futures.
     """
 
@@ -76,9 +78,9 @@ class ImprovementConfig:
     episodes_per_round: int = 6
     samples_per_episode: int = 32
     decisions_per_episode: int = 60_000
-    steps_per_round: int = 40
+    steps_per_round: int = 200
     learning_rate: float = 2e-3
-    validate_every: int = 6
+    fits: tuple[tuple[float, float], ...] = ((0.4, 0.5), (0.85, 1.0))
     price_futures: float = 0.7
 
 
@@ -157,9 +159,10 @@ class Improvement:
         self._price = self._spec(weights.zeroed())
         self._fast_price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
         self._best, self._driver = weights, self._fast_price
-        self._learner = PairedLearner(
-            weights, self._paired, base_column=BASE_COLUMN, prior_column=SHIFT_COLUMN
-        )
+        self._start = weights
+        self._learner = self._fresh_learner()
+        self._fit = -1
+        self._step_count = 0
         self._validation = evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
         self._price_scores = _run(self._fast_price, self._validation)
         self._price_score = self._score(self._fast_price)
@@ -183,29 +186,48 @@ class Improvement:
         return min(1.0, share)
 
     def round(self, done: float) -> None:
-        """Collects samples from a few episodes, learns, validates, and keeps the better network."""
-        config = self._config
-        for _ in range(config.episodes_per_round):
+        """Does the next round: one that collects or one that fits, by the share that is done."""
+        fit = next(
+            (i for i, (start, end) in enumerate(self._config.fits) if start <= done < end), -1
+        )
+        if fit != self._fit:
+            if self._fit >= 0:
+                self._validate()
+            if fit >= 0:
+                self._learner = self._fresh_learner()
+            self._fit = fit
+        if fit < 0 or not self._samples:
+            self._collect(done)
+        else:
+            start, end = self._config.fits[fit]
+            self._learn((done - start) / (end - start))
+        self._rounds += 1
+
+    def _collect(self, done: float) -> None:
+        for _ in range(self._config.episodes_per_round):
             scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
+            episode, future = self._drivers(scenario, done)
             samples = collect_samples(
-                self._mesh, scenario, *self._drivers(scenario, done), self._rng, config
+                self._mesh, scenario, episode, future, self._rng, self._config
             )
             if len(samples.x_BCF):
                 self._samples.append(samples)
                 self._sample_count += len(samples.x_BCF)
         self._trim()
-        if self._samples:
-            self._learn(self._pool(), done)
-        self._rounds += 1
-        if self._rounds % config.validate_every == 0:
-            self._validate()
 
-    def _learn(self, pool: PairedSamples, done: float) -> None:
-        self._learner.set_learning_rate(self._config.learning_rate * 0.1**done)
+    def _learn(self, fitted: float) -> None:
+        pool = self._pool()
+        self._learner.set_learning_rate(self._config.learning_rate * 0.05**fitted)
         for _ in range(self._config.steps_per_round):
             rows = self._rng.integers(len(pool.x_BCF), size=self._paired.batch_size)
             loss = self._learner.step(PairedSamples(*(part[rows] for part in pool)))
             self._loss = loss if self._loss is None else self._loss + 0.05 * (loss - self._loss)
+        self._step_count += self._config.steps_per_round
+
+    def _fresh_learner(self) -> PairedLearner:
+        return PairedLearner(
+            self._start, self._paired, base_column=BASE_COLUMN, prior_column=SHIFT_COLUMN
+        )
 
     # ---- state ----
 
@@ -222,6 +244,8 @@ class Improvement:
             "elapsed_s": elapsed_s,
             "rounds": self._rounds,
             "sample_count": self._sample_count,
+            "step_count": self._step_count,
+            "fit": self._fit,
             "best_score": self._best_score,
             "rng": self._rng.bit_generator.state,
         }
@@ -249,6 +273,7 @@ class Improvement:
         samples = part("samples.")
         self._samples = [PairedSamples(**samples)] if samples else []
         self._rounds, self._sample_count = meta["rounds"], meta["sample_count"]
+        self._step_count, self._fit = meta["step_count"], meta["fit"]
         self._rng.bit_generator.state = meta["rng"]
         self._best_score = meta["best_score"]
         self._choose_driver()
@@ -266,8 +291,7 @@ class Improvement:
             [task.name for task in mesh.catalog.tasks],
             mesh.deadline_s,
             mesh.max_rate_rps,
-            asdict(self._config),
-            asdict(self._paired),
+            json.loads(json.dumps([asdict(self._config), asdict(self._paired)])),
         ]
 
     # ---- results ----
@@ -276,8 +300,8 @@ class Improvement:
         """Returns what progress shows."""
         return {
             "phase": "train",
-            "step_count": self._learner.step_count,
-            "steps_per_second": self._learner.step_count / max(elapsed_s, 1e-3),
+            "step_count": self._step_count,
+            "steps_per_second": self._step_count / max(elapsed_s, 1e-3),
             "transition_count": self._sample_count,
             "loss": self._loss,
             "epsilon": self._config.epsilon * self._config.explored_episodes,
@@ -314,7 +338,7 @@ class Improvement:
                     "seed": self._seed,
                     "parent": self._parent,
                     "rounds": self._rounds,
-                    "step_count": self._learner.step_count,
+                    "step_count": self._step_count,
                     "transition_count": self._sample_count,
                     "episode_requests": self._episode_requests,
                     **asdict(self._config),
@@ -349,12 +373,7 @@ class Improvement:
         two good policies; so the best network takes them over only towards the end. But where
         routers see each other late price may collapse, and no choice would matter.
         """
-        draw = self._rng.random()
-        episode = self._driver
-        if draw < 0.4 and self._learner.step_count:
-            episode = self._spec(self._learner.weights())
-        elif draw < 0.7:
-            episode = self._price
+        episode = self._driver if self._rng.random() < 0.5 else self._price
         by_price = scenario.config.routers == 1 and done < self._config.price_futures
         return episode, self._fast_price if by_price else self._driver
 

@@ -40,18 +40,18 @@ class PairedConfig:
             decision does to others is rarely much and mostly nothing, and its mean is wanted.
         largest_gap: differences are cut at this many requests' worth; larger ones come from rare
             collapses.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW, per unit of the learning rate.
         shrinkage: weight of the mean square of what the network adds to price on the load as
             reckoned, which keeps it at nothing where returns say nothing. Returns are so noisy
             that without it a network is worse than price.
         gradient_norm_limit: longest gradient.
     """
 
-    batch_size: int = 256
+    batch_size: int = 512
     average_rate: float = 0.01
     huber_delta: float = 2.0
     largest_gap: float = 4.0
-    weight_decay: float = 1e-5
+    weight_decay: float = 0.3
     shrinkage: float = 0.5
     gradient_norm_limit: float = 5.0
 
