@@ -149,7 +149,7 @@ class Scenario:
 
 def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) -> Scenario:
     """Returns a random scenario of about `request_count` requests."""
-    low, high = 0.2 * mesh.large_rps, max(mesh.max_rate_rps, 0.5 * mesh.large_rps)
+    low, high = 0.12 * mesh.large_rps, max(mesh.max_rate_rps, 0.5 * mesh.large_rps)
     # Near the limit the choices are hardest: every fourth episode is from the upper part.
     bottom = 0.5 * high if rng.random() < 0.25 else low
     rate = float(np.exp(rng.uniform(math.log(bottom), math.log(high))))
@@ -165,7 +165,7 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
         task_share=rng.dirichlet(np.full(len(catalog.tasks), 3.0)).tolist(),
         lengths=mesh.lengths,
     )
-    error = TRAINING_ERROR if rng.random() < 0.5 else NO_ERROR
+    error = TRAINING_ERROR if rng.random() < ERROR_SHARE else NO_ERROR
     routers = int(rng.choice([1, 2, 4], p=[0.6, 0.2, 0.2]))
     config = SimulationConfig(
         fleet=mesh.fleet,
@@ -180,6 +180,8 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
     return Scenario(config, workload, int(rng.integers(2**31)))
 
 
+ERROR_SHARE = 0.35
+"""Share of training episodes whose true costs are not those of the profile."""
 SOFT_SHARE = 0.1
 """Share of training episodes with soft deadlines."""
 LOSS_SHARE = 0.2
@@ -343,15 +345,15 @@ def _arrivals(
 ) -> Times:
     """Returns arrivals of a random kind around `rate`."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.4:
         return poisson(rate, duration_s, rng)
-    if kind < 0.5:
+    if kind < 0.58:
         burst = min(rate * float(rng.uniform(2.0, 6.0)), high)
         # From quiet to burst and back, at random moments, so that every phase is met in each state.
         cuts = np.sort(rng.random(2)) * duration_s
         spans = np.diff([0.0, *cuts, duration_s])
         return piecewise([(spans[0], rate), (spans[1], burst), (spans[2], rate)], rng)
-    if kind < 0.8:
+    if kind < 0.82:
         cv = float(np.exp(rng.uniform(math.log(1.5), math.log(9.0))))
         return gamma_renewal(rate, cv, duration_s, rng)
     rates = [rate * 0.3, rate, min(2.2 * rate, high)]

@@ -175,7 +175,7 @@ def test_killed_run_goes_on_to_the_same_result(
 ) -> None:
     """With rounds for a budget a run is reproducible, across a kill too."""
     monkeypatch.setattr(quick, "CHECKPOINT_INTERVAL_S", 0.0)
-    run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 4}
+    run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 12}
     straight = train_policy(**run)
     path = tmp_path / "checkpoint"
 
