@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from router.policies.registry import make_policy
+from router.types import UnknownPolicyError
 from tests.unit.router import fleets
 from tests.unit.trainer.evaluation import subjects
 from tests.unit.trainer.simulation.settings import spec
@@ -18,6 +19,7 @@ from trainer.evaluation.gpus import large_only
 from trainer.evaluation.headlines import headlines
 from trainer.evaluation.hold import bracket_rps, highest_held_rps, holds
 from trainer.evaluation.jobs import Context
+from trainer.evaluation.policies import baseline, baseline_names
 from trainer.evaluation.regret import gap_rows, regret_rows
 from trainer.evaluation.rows import violations
 from trainer.evaluation.scenarios import SCENARIOS
@@ -306,3 +308,14 @@ def test_overload_nobody_copes_with_is_judged_apart(small: float, met: bool | No
     rows = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
     assert rows["availability under shifts"]["met"] is False
     assert rows["availability under shifts, where always-small copes"]["met"] is met
+
+
+def test_tuned_variants_stand_beside_the_defaults() -> None:
+    """A variant is the same kernel with the parameters tuning found, under a name of its own."""
+    names = baseline_names(SETTING.catalog)
+    assert names.index("price-tuned") == names.index("price") + 1
+    default, tuned = (baseline(name, SETTING.catalog) for name in ("price", "price-tuned"))
+    assert (tuned.spec.name, tuned.spec.kind) == ("price-tuned", default.spec.kind)
+    assert not np.array_equal(tuned.spec.params_P, default.spec.params_P)
+    with pytest.raises(UnknownPolicyError):
+        baseline("round-robin-tuned", SETTING.catalog)
