@@ -194,6 +194,7 @@ class AttemptRun:
         try:
             await self._ended
             if receiving.done():
+                self.rescue = None  # the end came while the rescue was being arranged
                 receiving.result()
             elif self.rescue is None:
                 raise TierDeadlineError(REASON_DEADLINE, "the deadline came")

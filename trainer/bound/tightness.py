@@ -1,6 +1,6 @@
 """How tight the bound is: beside it the price policy and a plan made with the requests in hand.
 
-    python -m trainer.bound.tightness --scenario poisson --loads 0.25,1,2,4,8,16,22 --seeds 2
+    python -m trainer.bound.tightness --scenario poisson --rates-rps 101,404,1616 --seeds 2
 
 The plan is a witness, not a policy: it gives every device one tier for the whole run, sends each
 request to the tier of highest quality - lambda_tier x work, inside the tier to the device with the
@@ -33,8 +33,7 @@ from trainer.simulation.simulate import PolicySpec, make_world, result_of, simul
 from trainer.simulation.state import PROMPTS, REMAINING, World
 from trainer.simulation.workload import Workload
 
-STATIC_LARGE_RPS = 202.0
-"""Highest rate static-large holds on four devices of profiles/opt-a100.toml."""
+RATES_RPS = "50.5,101,202,303,404,606,808,1212,1616,2424,3232,4040,4444"
 WARM_UP_S = 1.0
 TRIALS = 60
 """Trials of the plan's search per placement of tiers."""
@@ -106,7 +105,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", default="poisson", choices=sorted(SCENARIOS))
-    parser.add_argument("--loads", default="0.25,0.5,1,1.5,2,3,4,6,8,12,16,20,22")
+    parser.add_argument("--rates-rps", default=RATES_RPS)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--duration-s", type=float, default=20.0)
     parser.add_argument("--no-plan", action="store_true", help="leave out the plan, which is slow")
@@ -121,10 +120,10 @@ def main() -> None:
     )
     price = PolicySpec.of(make_policy("price", setting.catalog, {}))
     config = setting.config(safety=True)
-    print("| load | req/s | fluid | bound | price | share | plan | share |")
-    print("|---|---|---|---|---|---|---|---|")
-    for load in map(float, arguments.loads.split(",")):
-        rate_rps, rows = load * STATIC_LARGE_RPS, []
+    print("| req/s | fluid reference | bound | price | share | plan | share |")
+    print("|---|---|---|---|---|---|---|")
+    for rate_rps in map(float, arguments.rates_rps.split(",")):
+        rows = []
         for seed in range(901, 901 + arguments.seeds):
             rng = np.random.default_rng([seed, 7])
             make = SCENARIOS[arguments.scenario].make
@@ -138,7 +137,7 @@ def main() -> None:
             rows.append((bound, earned, planned))
         bound, earned, planned = np.mean(rows, axis=0)
         print(
-            f"| {load:g} | {rate_rps:.0f} | {fluid_reference(setting, rate_rps):.3f} | {bound:.3f} "
+            f"| {rate_rps:.0f} | {fluid_reference(setting, rate_rps):.3f} | {bound:.3f} "
             f"| {earned:.3f} | {earned / bound:.3f} | {planned:.3f} | {planned / bound:.3f} |",
             flush=True,
         )

@@ -62,7 +62,7 @@ class _View:
         ]
 
     def baselines(self, part: str) -> list[Row]:
-        own = (self.learned, zeroed_name(self.learned))
+        own = self.report["not_baselines"]
         return [r for r in self.report[part] if r["policy"] not in own and r["safety_net"]]
 
 
@@ -134,28 +134,17 @@ def _share_on_average(view: _View) -> Row:
 def _best_baseline(view: _View) -> Row:
     name = "beside the best baseline"
     target = "never below the best static or tuned baseline beyond the interval"
-    rows = view.rows("sweep")
-    others = view.baselines("sweep")
-    if not rows or not others:
+    rows = view.rows("beside_baselines")
+    if not rows:
         return _missing(name, target, NO_LEARNED)
-    worst, where = float("inf"), ""
-    for row in rows:
-        rivals = [other for other in others if other["load"] == row["load"]]
-        best = max(rivals, key=lambda other: other["performance"])
-        room = _half(row) + _half(best)
-        gap = row["performance"] - best["performance"]
-        if gap + room < worst:
-            worst = gap + room
-            where = (
-                f"load {row['load']:g}: {gap:+.4f} against {best['policy']} (interval {room:.4f})"
-            )
-    return _row(name, target, worst, worst >= 0.0, f"least room at {where}")
-
-
-def _half(row: Row) -> float:
-    """Returns half the width of a performance's interval."""
-    low, high = row["performance_ci95"]
-    return float(high - low) / 2.0
+    worst = min(rows, key=lambda row: row["gap"])
+    beaten = [row for row in rows if row["gap_ci95"][1] < 0.0]
+    low, high = worst["gap_ci95"]
+    detail = (
+        f"largest gap at load {worst['load']:g}, {worst['best_baseline']}: interval {low:+.4f} to "
+        f"{high:+.4f}; beaten at {len(beaten)} of {len(rows)} rates"
+    )
+    return _row(name, target, worst["gap"], not beaten, detail)
 
 
 def _regret(family: str) -> Judge:
@@ -169,7 +158,8 @@ def _regret(family: str) -> Judge:
         zeroed = view.rows("regret", zeroed_name(view.learned))
         twins = [row for row in zeroed if row["family"] == family]
         if not rows or not twins:
-            return _missing(name, target, NO_BOUND if view.learned else NO_LEARNED)
+            why = "it is no dqn, so there is no zeroed twin" if rows else NO_BOUND
+            return _missing(name, target, why if view.learned else NO_LEARNED)
         value, twin = rows[0]["removed"], twins[0]["removed"]
         met = value >= REGRET_REMOVED > twin
         low, high = rows[0]["removed_ci95"]

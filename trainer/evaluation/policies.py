@@ -21,6 +21,26 @@ from trainer.simulation.simulate import PolicySpec
 REGRET_BASELINE = "price"
 """The joint price policy: the one to beat."""
 
+TUNED_SUFFIX = "-tuned"
+TUNED: Mapping[str, Mapping[str, float]] = {
+    "greedy": {"margin": 0.0774},
+    "slackfit": {"margin": 0.0705},
+    "price": {
+        "level": -6.844,
+        "backlog": 12.289,
+        "load": 8.377,
+        "load_square": -2.3,
+        "step_share": 0.5,
+        "foresight": 0.0201,
+        "on_time_bias": 1.423,
+        "on_time_sharpness": 5.776,
+    },
+}
+"""What `python -m trainer.tuning` found where the default serves live traffic better.
+
+The others' defaults are what it found; see docs/baselines.md.
+"""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -45,12 +65,18 @@ class Contender:
 
 
 def baseline(name: str, catalog: Catalog) -> Contender:
-    """Returns a policy that needs no snapshot.
+    """Returns a policy that needs no snapshot; `NAME-tuned` is one of `TUNED`.
 
     Raises:
         UnknownPolicyError: the name is not known; the message lists the known ones.
         MissingSnapshotError: it is a learned policy's name.
     """
+    tuned = TUNED.get(name.removesuffix(TUNED_SUFFIX)) if name.endswith(TUNED_SUFFIX) else None
+    if tuned is not None:
+        policy = make_policy(name.removesuffix(TUNED_SUFFIX), catalog, tuned)
+        return Contender(
+            name, replace(PolicySpec.of(policy), name=name), policy.version, "baseline"
+        )
     policy = make_policy(name, catalog)
     kind = "static" if name.startswith(STATIC_PREFIX) else "baseline"
     return Contender(name, PolicySpec.of(policy), policy.version, kind)
@@ -58,8 +84,8 @@ def baseline(name: str, catalog: Catalog) -> Contender:
 
 def baseline_names(catalog: Catalog) -> tuple[str, ...]:
     """Returns every policy that needs no snapshot: the static ones and those scored by hand."""
-    names = known_policies(catalog)
-    return tuple(n for n in names if n in SCORE_POLICIES or n not in LEARNED)
+    names = [n for n in known_policies(catalog) if n in SCORE_POLICIES or n not in LEARNED]
+    return tuple(each for n in names for each in ((n, n + TUNED_SUFFIX) if n in TUNED else (n,)))
 
 
 def learned(blob: bytes, catalog: Catalog, origin: str) -> list[Contender]:

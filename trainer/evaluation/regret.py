@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trainer.evaluation.cases import CaseResult
-from trainer.evaluation.rows import Row, measured
+from trainer.evaluation.rows import Row, measured, rounded
 
 
 def regret_rows(
@@ -45,6 +45,41 @@ def regret_rows(
                 **measured("regret", (sum(r) / len(r) for r in per_seed.values())),
                 **measured("baseline_regret", (sum(r) / len(r) for r in base.values())),
                 **measured("removed", removed),
+            }
+        )
+    return rows
+
+
+def gap_rows(results: Sequence[CaseResult], policy: str, leave_out: Sequence[str]) -> list[Row]:
+    """Returns per load and net how far a policy is from the best of the others, in pairs.
+
+    The best is the one of the highest mean performance; the gap is taken seed by seed, on the same
+    requests, so that its interval is free of what the requests themselves vary.
+
+    Args:
+        results: cases of the sweep.
+        policy: whose gap it is; without it there are no rows.
+        leave_out: policies that are no baselines.
+    """
+    scores: dict[tuple[float, bool], dict[str, list[float]]] = {}
+    for result in results:
+        for (name, net), outcome in result.outcomes.items():
+            by_name = scores.setdefault((result.case.load, net), {})
+            by_name.setdefault(name, []).append(outcome.performance)
+    rows = []
+    for (load, net), by_name in scores.items():
+        rivals = [name for name in by_name if name != policy and name not in leave_out]
+        if policy not in by_name or not rivals:
+            continue
+        best = max(rivals, key=lambda name: sum(by_name[name]))
+        pairs = zip(by_name[policy], by_name[best], strict=True)
+        rows.append(
+            {
+                "policy": policy,
+                "safety_net": net,
+                "load": rounded(load),
+                "best_baseline": best,
+                **measured("gap", (own - other for own, other in pairs)),
             }
         )
     return rows

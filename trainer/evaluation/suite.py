@@ -23,7 +23,7 @@ from trainer.evaluation.hold import HoldJob, first_rate_rps
 from trainer.evaluation.jobs import Context, Job, Progress, Runner
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
-from trainer.evaluation.regret import regret_rows
+from trainer.evaluation.regret import gap_rows, regret_rows
 from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
@@ -128,6 +128,11 @@ class _Suite:
         # A zeroed twin is there to show what was learned, which the regret does.
         self._main = tuple(n for n, each in subject.contenders.items() if each.kind != "zeroed")
 
+        # Other learned policies are shown, but the learned one is held against hand-made ones.
+        self._not_baselines = [
+            n for n, each in subject.contenders.items() if each.kind in ("learned", "zeroed")
+        ]
+
     def run(self, runner: Runner) -> dict[str, Any]:
         """Returns the report's results."""
         rates = self._rates(runner)
@@ -167,6 +172,10 @@ class _Suite:
             "regret": regret_rows(
                 found["shifts"], {s.name: s.family for s in self._shifts}, REGRET_BASELINE
             ),
+            "beside_baselines": gap_rows(
+                found["sweep"], self._subject.learned, self._not_baselines
+            ),
+            "not_baselines": self._not_baselines,
             "violations": violations([*found["sweep"], *found["soft"], *found["shifts"]]),
         }
         pickers = found["picker"]

@@ -15,7 +15,7 @@ from services.cli.evaluation.entrants import entrants
 from services.cli.evaluation.study_tables import crosscheck_table
 from services.cli.evaluation.tables import Row
 from services.common.triton.environment import project_root
-from trainer.evaluation.policies import Contender
+from trainer.evaluation.policies import Contender, zeroed_name
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
@@ -96,8 +96,10 @@ def read_inputs(asked: Asked) -> Inputs:
     contenders = entrants(asked.policies, setting.catalog, profile_path.stem, problems, notes)
     if problems:
         raise InputError("\n".join(problems))
+    # The headlines are about a `dqn` if there is one: only that has a zeroed twin beside it.
     ours = [name for name, each in contenders.items() if each.kind == "learned"]
-    first = next((name for name in ours if name.startswith("dqn")), ours[0] if ours else "")
+    first = next((name for name in ours if zeroed_name(name) in contenders), "")
+    first = first or next(iter(ours), "")
     return Inputs(
         setting, profile, quality, contenders, first, workloads, traces, checked, tuple(notes)
     )

@@ -120,6 +120,7 @@ def ratio_table(rows: Sequence[Row]) -> Table:
             for row in rows
         ),
         numeric_from=2,
+        open=True,
     )
 
 
@@ -140,6 +141,7 @@ def window_tables(rows: Sequence[Row]) -> list[Table]:
                 f"safety net {word}",
                 ("policy", *(f"{w} {level:g}" for w, level in columns)),
                 tuple((name, *(line[key] for key in columns)) for name, line in lines.items()),
+                open=net,
             )
         )
     return tables
@@ -214,4 +216,5 @@ def regret_table(rows: Sequence[Row]) -> Table:
             for row in rows
         ),
         numeric_from=3,
+        open=True,
     )

@@ -19,9 +19,11 @@ from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, SloKind, Task
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.settings import config, requests, spec, traffic
+from trainer.bound import tightness
 from trainer.bound.dual import Dual
 from trainer.bound.performance import best_shares, make_dual, performance_bound, window_bounds
 from trainer.bound.relaxation import Shares, make_jobs
+from trainer.evaluation.setting import Setting
 from trainer.simulation import engine, loop, state
 from trainer.simulation.simulate import (
     FleetEvent,
@@ -261,6 +263,20 @@ def test_burst_that_just_fits_is_within_the_bound_and_a_tenth_less_time_is_not(
     assert simulate(alone(tier), fits, spec("static-small")).performance() == pytest.approx(0.8)
     assert performance_bound(alone(tier), fits) >= 0.8 - ROOM
     assert performance_bound(alone(tier), requests(*rows, slack_s=needed_s * 0.9)) < 0.8 - 0.005
+
+
+def test_plan_made_with_the_requests_in_hand_is_between_a_single_tier_and_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The witness of tightness beats every static policy and stays below the bound."""
+    monkeypatch.setattr(tightness, "TRIALS", 12)
+    catalog = fleets.catalog()
+    setup = config(2, safety=True)
+    setting = Setting("test", catalog, setup.fleet, setup.profiles, 0.4)
+    offered = traffic(300.0, 2.0)
+    planned = tightness.planned_performance(setting, offered, 0.0)
+    statics = [simulate(setup, offered, spec(f"static-{t}")).performance() for t in fleets.TIERS]
+    assert max(statics) < planned <= performance_bound(setup, offered) + ROOM
 
 
 def test_bound_is_one_where_the_largest_tier_carries_all() -> None:
