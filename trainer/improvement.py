@@ -71,7 +71,7 @@ class ImprovementConfig:
     hidden_count: int = 64
     horizon_deadlines: float = 2.0
     discount_deadlines: float = 0.5
-    miss_cost: float = 0.15
+    miss_cost: float = 0.3
     epsilon: float = 0.1
     explored_episodes: float = 0.5
     kept_samples: int = 60_000

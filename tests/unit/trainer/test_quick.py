@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from router.features import SCHEMA
 from router.policies.dqn import DqnPolicy
 from router.policies.registry import make_policy
 from tests.unit.trainer.test_scenario import PROFILE, QUALITY, TASKS
-from trainer import paired, quick
+from trainer import improvement, paired, quick
 from trainer.checkpoint import CheckpointError
-from trainer.learner import initial_weights
+from trainer.improvement import ImprovementConfig
+from trainer.learner import forward, initial_weights
 from trainer.paired import PairedSamples, paired_samples
 from trainer.paired_learner import PairedConfig, PairedLearner, paired_loss
 from trainer.quick import evaluate_policy, train_policy
@@ -111,7 +113,8 @@ def test_loss_ignores_the_level() -> None:
 def test_learner_finds_the_better_action() -> None:
     """On returns with a known best action the network comes to prefer it."""
     rng = np.random.default_rng(1)
-    learner = PairedLearner(initial_weights(3, 8, rng), PairedConfig(average_rate=0.1))
+    config = PairedConfig(average_rate=0.1, shrinkage=0.0, weight_decay=0.0)
+    learner = PairedLearner(initial_weights(3, 8, rng), config)
 
     def batch() -> PairedSamples:
         x = rng.random((128, 3, 3)).astype(np.float32)
@@ -121,6 +124,34 @@ def test_learner_finds_the_better_action() -> None:
 
     losses = [learner.step(batch()) for _ in range(300)]
     assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:20])
+
+
+def test_shrinkage_keeps_noise_out() -> None:
+    """Where returns say nothing, the network stays near the correction it is pulled to."""
+    sizes = {}
+    for shrinkage in (0.0, 3.0):
+        rng = np.random.default_rng(2)
+        config = PairedConfig(shrinkage=shrinkage, weight_decay=0.0, average_rate=0.1)
+        learner = PairedLearner(initial_weights(3, 16, rng), config, prior_column=2)
+        x = rng.random((64, 3, 3)).astype(np.float32)
+        everything = np.ones((64, 3), bool)
+        noise = rng.normal(size=(64, 3)).astype(np.float32)
+        for _ in range(300):
+            learner.step(PairedSamples(x, everything, everything, noise))
+        weights = {k: torch.tensor(np.asarray(w)) for k, w in learner.weights()._asdict().items()}
+        q = forward(weights, torch.from_numpy(x), torch.from_numpy(everything)).numpy()
+        off = (q - q.mean(axis=1, keepdims=True)) - (x - x.mean(axis=1, keepdims=True))[:, :, 2]
+        sizes[shrinkage] = float(off.std())
+    assert sizes[3.0] < 0.5 * sizes[0.0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_seeds() -> Iterator[None]:
+    """Validates and evaluates on one seed each: what is tested here needs no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(improvement, "VALIDATION_SEEDS", (700_001,))
+        patch.setattr(improvement, "TEST_SEEDS", (800_001,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +206,8 @@ def test_killed_run_goes_on_to_the_same_result(
 ) -> None:
     """With rounds for a budget a run is reproducible, across a kill too."""
     monkeypatch.setattr(quick, "CHECKPOINT_INTERVAL_S", 0.0)
-    run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 12}
+    tiny = ImprovementConfig(hidden_count=8, episodes_per_round=2, steps_per_round=5)
+    run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 12, "config": tiny}
     straight = train_policy(**run)
     path = tmp_path / "checkpoint"
 
