@@ -132,7 +132,7 @@ def _print(rows: Sequence[Row], devices: int, taken_s: float) -> None:
     for name, value in mean.items():
         own = [row for row in rows if row["learner"] == name]
         cells = "  ".join(f"{row['performance']:.3f} ({row['availability']:.3f})" for row in own)
-        print(f"{name:14} {value:.3f}  {cells}  {own[0]['seconds']:6.0f} s")
+        print(f"{name:20} {value:.3f}  {cells}  {own[0]['seconds']:6.0f} s")
     loads = "  ".join(f"{row['load']:g}x" for row in rows if row["learner"] == rows[0]["learner"])
     print(f"columns: mean over loads, {loads}, processor seconds of a run; took {taken_s:.0f} s")
 

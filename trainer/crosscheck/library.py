@@ -63,7 +63,7 @@ def train_library(
     model = make[learner](
         "MlpPolicy",
         environment,
-        gamma=_gamma(arena),
+        gamma=gamma(arena),
         batch_size=schedule.batch_size,
         policy_kwargs={"net_arch": list(HIDDEN)},
         seed=seed,
@@ -76,7 +76,7 @@ def train_library(
     return _chooser(model)
 
 
-def _gamma(arena: Arena) -> float:
+def gamma(arena: Arena) -> float:
     """Returns the discount per step that matches ours per time at the mean rate."""
     tau_s = LearnerConfig().tau_deadlines * arena.setting.deadline_s
     return math.exp(-arena.mean_step_s / tau_s)

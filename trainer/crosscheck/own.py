@@ -1,12 +1,13 @@
 """This repository's Double DQN on the Gymnasium environment, as any library would use it.
 
-The same network, targets and replay as in the services (`trainer/learner.py`), fed by steps of the
-environment: returns span one deadline of time and are discounted by elapsed time. What the services
-add to it, paired returns and a start from the price policy, is left out.
+The same network, learner and replay as in the services (`trainer/learner.py`), fed by steps of the
+environment. What training adds to it, paired returns and a start from the price policy, is left
+out. It is run with two kinds of targets, `Target`: those of the library and those of the services.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -52,6 +53,19 @@ class Schedule:
         return max(self.epsilon_end, 1.0 - (1.0 - self.epsilon_end) * share)
 
 
+class Target(enum.Enum):
+    """What the network is moved towards: rewards up to a later decision, and its value there.
+
+    Rewards between the two are those of the actions that were taken, exploration included (no
+    correction, as in Rainbow, arXiv 1710.02298), so a long span says what exploring is worth.
+    """
+
+    DECISION = "decision"
+    """Up to the next decision, discounted per decision: what the library's DQN does."""
+    DEADLINE = "deadline"
+    """Over one deadline, discounted by elapsed time: what the services do."""
+
+
 @dataclass
 class _Episode:
     """What happened since the last reset."""
@@ -64,7 +78,11 @@ class _Episode:
 
 
 def train_double_dqn(
-    arena: Arena, schedule: Schedule, seed: int, on_step: OnStep = lambda step: None
+    arena: Arena,
+    schedule: Schedule,
+    seed: int,
+    on_step: OnStep = lambda step: None,
+    target: Target = Target.DECISION,
 ) -> Weights:
     """Trains for `schedule.steps` steps of the environment; deterministic by seed."""
     rng = np.random.default_rng([seed, 2])
@@ -92,7 +110,7 @@ def train_double_dqn(
         _, reward, _, done, info = environment.step(np.int64(action))
         episode.reward.append(float(reward))
         if done:
-            _keep(replay, episode, config, arena.setting.deadline_s)
+            _keep(replay, episode, config, arena, target)
             episode = _Episode()
             _, info = environment.reset()
         due = step >= schedule.warm_up_steps and step % schedule.steps_per_gradient == 0
@@ -119,15 +137,23 @@ def _best(weights: Weights, x_CF: NDArray[np.float32], allowed_C: NDArray[np.boo
     return int(np.argmax(np.where(allowed_C, q_C, -np.inf)))
 
 
-def _keep(replay: Replay, episode: _Episode, config: LearnerConfig, deadline_s: float) -> None:
+def _keep(
+    replay: Replay, episode: _Episode, config: LearnerConfig, arena: Arena, target: Target
+) -> None:
     """Turns an episode into transitions; decisions whose return is not complete are left out."""
-    time_N = np.array(episode.time_s)
+    count, deadline_s = len(episode.reward), arena.setting.deadline_s
+    if target is Target.DEADLINE:
+        time_N, horizon_s = np.array(episode.time_s), config.horizon_deadlines * deadline_s
+    else:
+        # As if decisions were the mean time of one apart, whatever the rate: values then are of one
+        # size at every rate, and the discount per decision is the library's.
+        time_N, horizon_s = np.arange(count) * arena.mean_step_s, 0.5 * arena.mean_step_s
     returns = time_returns(
         time_N,
         np.array(episode.reward),
-        np.zeros(len(time_N), bool),
+        np.zeros(count, bool),
         config.tau_deadlines * deadline_s,
-        config.horizon_deadlines * deadline_s,
+        horizon_s,
     )
     rows = np.flatnonzero(returns.complete_N)
     if not len(rows):

@@ -14,13 +14,14 @@ import numpy as np
 from router.policies.registry import make_policy
 from trainer.crosscheck.arena import Arena, Choose, Score, play, play_compiled
 from trainer.crosscheck.library import LIBRARY_LEARNERS, train_library
-from trainer.crosscheck.own import OnStep, Schedule, chooser, train_double_dqn
+from trainer.crosscheck.own import OnStep, Schedule, Target, chooser, train_double_dqn
 from trainer.evaluation.rows import Row, measured
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Workload
 
 OWN = "double-dqn"
-LEARNERS = (OWN, *LIBRARY_LEARNERS)
+OWN_TARGETS = {OWN: Target.DECISION, f"{OWN}-deadline": Target.DEADLINE}
+LEARNERS = (*OWN_TARGETS, *LIBRARY_LEARNERS)
 REFERENCES = ("random", "price")
 """Policies without learning that are scored on the same tests, the statics beside them."""
 
@@ -84,8 +85,8 @@ def crosscheck(
 
 
 def _train(learner: str, arena: Arena, schedule: Schedule, seed: int, on_step: OnStep) -> Choose:
-    if learner == OWN:
-        return chooser(train_double_dqn(arena, schedule, seed, on_step))
+    if learner in OWN_TARGETS:
+        return chooser(train_double_dqn(arena, schedule, seed, on_step, OWN_TARGETS[learner]))
     return train_library(learner, arena, schedule, seed, on_step)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.trainer.simulation.settings import config, spec
+from trainer.config import LearnerConfig
 from trainer.crosscheck import library
 from trainer.crosscheck.__main__ import main
 from trainer.crosscheck.arena import Arena, play, play_compiled
 from trainer.crosscheck.library import LibraryMissingError
-from trainer.crosscheck.own import Schedule, chooser, train_double_dqn
+from trainer.crosscheck.own import Schedule, Target, chooser, train_double_dqn
 from trainer.crosscheck.run import LEARNERS, OWN, crosscheck, overall
 from trainer.evaluation.setting import Setting
+from trainer.learner import Learner
+from trainer.replay import Transitions
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -73,6 +78,38 @@ def test_own_learner_is_a_function_of_its_seed() -> None:
     runs = [train_double_dqn(arena(), SMALL_SCHEDULE, seed) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(runs[0].w1_FH, runs[1].w1_FH)
     assert (runs[0].w1_FH != runs[2].w1_FH).any()
+
+
+def sampled(where: Arena, target: Target, monkeypatch: pytest.MonkeyPatch) -> Transitions:
+    """Returns what a short training run with this target learned from, all batches together."""
+    batches: list[Transitions] = []
+
+    def step(_: Learner, batch: Transitions) -> float:
+        batches.append(batch)
+        return 0.0
+
+    monkeypatch.setattr(Learner, "step", step)
+    train_double_dqn(where, Schedule(800, warm_up_steps=500, batch_size=16), 1, target=target)
+    return Transitions(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+@pytest.mark.parametrize("rate_rps", [20.0, 60.0])
+def test_targets_of_one_decision_are_the_librarys(
+    rate_rps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every discount is the library's per decision, at every rate."""
+    where = replace(arena(), low_rps=rate_rps, high_rps=rate_rps)
+    seen = sampled(where, Target.DECISION, monkeypatch)
+    np.testing.assert_allclose(seen.discount_B, library.gamma(where), rtol=1e-6)
+
+
+def test_targets_of_a_deadline_span_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values a deadline or more away count by elapsed time: at most exp(-deadline / tau)."""
+    where = replace(arena(), low_rps=60.0)
+    seen = sampled(where, Target.DEADLINE, monkeypatch)
+    limit = math.exp(-1.0 / LearnerConfig().tau_deadlines)
+    assert seen.discount_B.max() <= limit * (1 + 1e-6)
+    assert np.median(seen.discount_B) > 0.8 * limit
 
 
 def test_own_learner_learns_what_a_random_policy_does_not() -> None:
