@@ -35,7 +35,10 @@ def evaluate(
     ] = "",
     trace: Annotated[
         list[pathlib.Path] | None,
-        typer.Option(help="Arrival trace to resample as an unpredictable workload; repeatable."),
+        typer.Option(
+            help="Arrival trace to resample as an unpredictable workload: a file, or the synthetic "
+            "azure-llm-code-like; repeatable."
+        ),
     ] = None,
     workload: Annotated[
         list[str] | None,
@@ -174,7 +177,7 @@ def _print(report: dict[str, Any]) -> None:
     shown = [
         *(t for t in sections["sweep"] if "net on" in t.title),
         *sections["loads"],
-        *(t for t in sections["windows"] if "net on" in t.title),
+        *(t for t in sections["windows"] if "net off" not in t.title),
         *sections["gpus"],
         *sections["shifts"],
         tables.regret_table([row for row in report["regret"] if row["safety_net"]]),

@@ -29,7 +29,12 @@ from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
 from trainer.evaluation.shifts import NOMINAL, shift_rows, shifted_settings, shifts_of
 from trainer.evaluation.studies import PickerJob
-from trainer.evaluation.windows import window_bound_rows, window_hold_rows, window_rows
+from trainer.evaluation.windows import (
+    window_bound_rows,
+    window_count_rows,
+    window_hold_rows,
+    window_rows,
+)
 from trainer.traces.fit import TraceModel
 from trainer.traces.resample import trace_setting
 
@@ -164,6 +169,7 @@ class _Suite:
             "load_ratio": self._load_ratio(runner, rates, sweep),
             "windows": windows,
             "window_bounds": window_bound_rows(found["windows"]),
+            "window_counts": window_count_rows(windows),
             "window_loads": window_hold_rows(windows),
             "per_gpu": gpu_rows(gpu_jobs, found["gpus"], devices),
             "shifts": shift_rows(
@@ -251,7 +257,8 @@ class _Suite:
 
     def _window_cases(self, rates: Rates) -> list[Case]:
         traces = [TRACE_PREFIX + name for name in self._subject.traces]
-        length_s = WARM_UP_S + WINDOW_S * self._plan.windows_per_seed
+        counts = dict.fromkeys(self._subject.workloads, self._plan.windows_per_seed)
+        counts |= dict.fromkeys(traces, self._plan.trace_windows_per_seed)
         bound_seeds = self._seeds[: self._plan.window_bound_seed_count]
         return [
             self._case(
@@ -262,11 +269,11 @@ class _Suite:
                 label=name,
                 scenario=name,
                 setting=name if name in traces else "",
-                duration_s=length_s,
+                duration_s=WARM_UP_S + WINDOW_S * count,
                 windowed=True,
                 bounded=seed in bound_seeds,
             )
-            for name in (*self._subject.workloads, *traces)
+            for name, count in counts.items()
             for load in self._plan.window_loads
             for seed in self._seeds
         ]

@@ -67,6 +67,19 @@ def window_bound_rows(results: Sequence[CaseResult]) -> list[Row]:
     ]
 
 
+def window_count_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns per workload the fewest windows with requests in them at any load, over all seeds."""
+    fewest: dict[str, Row] = {}
+    for row in rows:
+        known = fewest.get(row["workload"])
+        if known is None or row["windows"] < known["windows"]:
+            fewest[row["workload"]] = row
+    return [
+        {"workload": workload, "windows": row["windows"], "load": row["load"]}
+        for workload, row in fewest.items()
+    ]
+
+
 def level_name(level: float) -> str:
     """Returns the column of a level, e.g. "above_96"."""
     return f"above_{round(100 * level)}"

@@ -22,7 +22,7 @@ from trainer.evaluation.suite import UNPREDICTABLE
 from trainer.scenario import default_lengths
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
-from trainer.traces.read import read_trace
+from trainer.traces.synthetic import STAND_INS, open_trace
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Asked:
         quality: file or name of a shipped quality table; empty: the one that fits the profile.
         policies: names or snapshot files; empty: every policy there is.
         workloads: unpredictable arrival processes by name; empty: the protocol's own.
-        traces: trace files.
+        traces: trace files, or names of stand-ins.
         crosscheck: file of the cross-check's rows; None: not shown.
         deadline_s: deadline of every task, seconds.
         devices: devices with every tier.
@@ -184,8 +184,14 @@ def _workloads(names: Sequence[str], problems: list[str]) -> tuple[str, ...]:
 def _traces(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, TraceModel]:
     models: dict[str, TraceModel] = {}
     for path in paths:
+        if str(path) not in STAND_INS and not path.exists():
+            known = ", ".join(STAND_INS)
+            problems.append(f"--trace: no file and no stand-in {str(path)!r}; stand-ins: {known}")
+            continue
         try:
-            models[path.stem] = fit_trace(read_trace(path))
+            model = fit_trace(open_trace(path))
+            # A stand-in's own name says in every table that it is synthetic.
+            models[model.name if str(path) in STAND_INS else path.stem] = model
         except (InvalidFileError, WorkloadError) as error:
             problems.append(str(error))
         except OSError as error:

@@ -75,7 +75,10 @@ def report_tables(report: Report) -> dict[str, list[Table]]:
         "sweep": tables.sweep_tables(report["sweep"]),
         "soft": tables.sweep_tables(report["soft"], "Soft deadlines"),
         "loads": [tables.ratio_table(report["load_ratio"])],
-        "windows": tables.window_tables(report["window_loads"]),
+        "windows": [
+            *tables.window_tables(report["window_loads"]),
+            tables.window_count_table(report["window_counts"]),
+        ],
         "gpus": [tables.gpu_table(report["per_gpu"])],
         "shifts": [tables.shift_table(report["shifts"], shown_in_shifts(report))],
         "regret": [tables.regret_table(report["regret"])],

@@ -96,6 +96,7 @@ def _lines(report: Mapping[str, Any], name: str) -> list[str]:
         f"![Share of windows above 0.96 and 0.98 over load]({name}-windows.png)",
         "",
         *_all(tables.window_tables(report["window_loads"])),
+        *_all([tables.window_count_table(report["window_counts"])]),
         "## GPUs",
         "",
         f"![GPUs that static-large needs]({name}-gpus.png)",

@@ -147,6 +147,15 @@ def window_tables(rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
+def window_count_table(rows: Sequence[Row]) -> Table:
+    """How many windows the shares are of."""
+    return Table(
+        "Windows with requests in them, all seeds: the fewest at any load",
+        ("workload", "windows", "at load"),
+        tuple((row["workload"], str(row["windows"]), f"{row['load']:g}x") for row in rows),
+    )
+
+
 def gpu_table(rows: Sequence[Row]) -> Table:
     """GPUs static-large needs, by load."""
     return Table(

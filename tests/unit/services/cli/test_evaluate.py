@@ -126,7 +126,7 @@ def test_policy_above_the_bound_fails_the_suite(
         (["--quality", "no-such"], ["--quality", "known:", "opt"]),
         (["--policy", "psychic"], ["unknown policy 'psychic'", "greedy", "price", "dqn"]),
         (["--workload", "tides"], ["unknown workload 'tides'", "gamma-cv4", "markov"]),
-        (["--trace", "missing.csv"], ["missing.csv"]),
+        (["--trace", "missing.csv"], ["--trace", "missing.csv", "azure-llm-code-like"]),
         (["--policy", "missing.safetensors"], ["missing.safetensors: cannot be read"]),
         (["--seeds", "-1"], ["--seeds"]),
         (["--crosscheck", "missing.json"], ["missing.json"]),
@@ -178,6 +178,12 @@ def test_shipped_profiles_find_their_own_quality_table() -> None:
     """opt-a100 goes with opt, reference with reference."""
     assert read_inputs(asked()).quality.name == "opt"
     assert "sort" in read_inputs(asked(profile="reference")).quality.quality
+
+
+def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:
+    """No table can take it for the published trace."""
+    traces = read_inputs(asked(traces=(pathlib.Path("azure-llm-code-like"),))).traces
+    assert list(traces) == ["azure-llm-code-like (synthetic)"]
 
 
 def test_every_policy_of_the_registry_takes_part() -> None:

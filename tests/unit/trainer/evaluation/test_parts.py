@@ -13,23 +13,27 @@ from router.types import UnknownPolicyError
 from tests.unit.router import fleets
 from tests.unit.trainer.evaluation import subjects
 from tests.unit.trainer.simulation.settings import spec
-from trainer.evaluation.cases import Case, CaseResult, Outcome, outcome_of
+from trainer.evaluation.cases import WARM_UP_S, WINDOW_S, Case, CaseResult, Outcome, outcome_of
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.gpus import large_only
 from trainer.evaluation.headlines import headlines
 from trainer.evaluation.hold import bracket_rps, highest_held_rps, holds
 from trainer.evaluation.jobs import Context
+from trainer.evaluation.plan import PLANS
 from trainer.evaluation.policies import baseline, baseline_names
 from trainer.evaluation.regret import gap_rows, regret_rows
 from trainer.evaluation.rows import violations
 from trainer.evaluation.scenarios import SCENARIOS
+from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.evaluation.shifts import shifted_settings, shifts_of
 from trainer.evaluation.statistics import interval
 from trainer.evaluation.suite import soft
-from trainer.evaluation.windows import crossing, window_rows
+from trainer.evaluation.windows import crossing, window_count_rows, window_rows
 from trainer.simulation.simulate import PolicySpec, simulate
 from trainer.simulation.workload import Lengths
+from trainer.traces.fit import fit_trace
+from trainer.traces.synthetic import open_trace
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -151,6 +155,33 @@ def test_windows_above_a_level_are_counted_and_empty_ones_left_out() -> None:
     assert row["windows"] == 3
     assert row["above_96"] == pytest.approx(2 / 3, abs=1e-6)
     assert row["above_98"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_fewest_windows_with_requests_are_stated() -> None:
+    """Per workload, over its loads and policies."""
+    rows = [
+        {"workload": name, "load": load, "windows": count}
+        for name, load, count in (("a", 0.1, 7), ("a", 1.0, 5), ("b", 0.1, 9))
+    ]
+    assert window_count_rows(rows) == [
+        {"workload": "a", "windows": 5, "load": 1.0},
+        {"workload": "b", "windows": 9, "load": 0.1},
+    ]
+
+
+def test_full_suite_has_200_windows_of_a_trace_with_requests_in_them() -> None:
+    """At a rate below that of the lowest load on the shipped profile, where most are empty."""
+    full = PLANS["full"]
+    trace = fit_trace(open_trace("azure-llm-code-like"))
+    context = Context({"": SETTING}, {}, {"t": replace(trace, lengths=None)})
+    length_s = WARM_UP_S + WINDOW_S * full.trace_windows_per_seed
+    count = 0
+    for seed in evaluation_seeds(full.seed_count):
+        case = Case("windows", "trace:t", 0.1, 1.5, seed, length_s, (), scenario="trace:t")
+        arrival_N = case.workload(context).arrival_N
+        window_N = ((arrival_N[arrival_N >= WARM_UP_S] - WARM_UP_S) // WINDOW_S).astype(int)
+        count += len(np.unique(window_N))
+    assert count >= 200
 
 
 def test_regret_removed_is_worked_out_by_hand() -> None:
