@@ -54,6 +54,10 @@ def evaluate(
         pathlib.Path | None,
         typer.Option(help="Rows that `python -m trainer.crosscheck --json FILE` wrote, to show."),
     ] = None,
+    retrained: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="What `python -m trainer.retrained --json FILE` wrote, to judge by."),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
     ] = 0,
@@ -93,6 +97,7 @@ def evaluate(
         workloads=tuple(workload or ()),
         traces=tuple(trace or ()),
         crosscheck=crosscheck,
+        retrained=retrained,
         deadline_s=deadline_s,
         devices=devices,
         output_tokens=output_tokens,
@@ -110,8 +115,9 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
     from services.cli.evaluation import facts, progress
     from services.common.triton.environment import project_root
     from trainer.evaluation import studies
+    from trainer.evaluation.rates import EvaluationError
     from trainer.evaluation.seeds import evaluation_seeds
-    from trainer.evaluation.suite import EvaluationError, Subject, run_suite
+    from trainer.evaluation.suite import Subject, run_suite
     from trainer.simulation.workload import WorkloadError
 
     workers = workers or min(facts.usable_cores(), MOST_WORKERS)
@@ -122,6 +128,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
         inputs.workloads,
         inputs.traces,
         (inputs.profile, inputs.quality) if plan.pickers else None,
+        inputs.retrained,
     )
     began = time.monotonic()
     # Set before workers start, which inherit it: two processes with two threads each fight.

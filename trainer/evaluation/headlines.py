@@ -283,6 +283,9 @@ def _lowest_availability(view: _View, name: str, target: str, rows: Sequence[Row
 def _shift_performance(view: _View) -> Row:
     name = "performance under shifts"
     target = f"within {SHIFT_LOSS:.0%} of a policy retrained for the shift"
+    study = view.report["retrained"]
+    if study["rows"] and view.learned:
+        return _beside_retrained(view, name, target, study)
     rows = [row for row in view.rows("shifts") if row["bound_share"] is not None]
     if not rows:
         return _missing(name, target, NO_BOUND if view.learned else NO_LEARNED)
@@ -296,7 +299,26 @@ def _shift_performance(view: _View) -> Row:
     )
     if len(near) == len(rows):
         return _row(name, target, value, True, detail)
-    return _row(name, target, value, None, f"not judged, no policy was retrained: {detail}")
+    return _row(name, target, value, None, f"not judged, {study['reason']}: {detail}")
+
+
+def _beside_retrained(view: _View, name: str, target: str, study: Row) -> Row:
+    """Judges by the retrained policies, met on the same requests."""
+    rows = [row for row in study["rows"] if row["safety_net"]]
+    missing = {row["shift"] for row in view.rows("shifts")} - {row["shift"] for row in rows}
+    worst = min(rows, key=lambda row: row["ratio"])
+    low, high = worst["ratio_ci95"]
+    near = [row for row in rows if row["ratio"] >= 1.0 - SHIFT_LOSS]
+    kept = sum(row["kept"] == "retrained" for row in study["training"])
+    detail = (
+        f"lowest in {worst['shift']!r} at load {worst['load']:.2f}: interval {low:.3f} to "
+        f"{high:.3f}; {len(near)} of {len(rows)} points are within {SHIFT_LOSS:.0%}; training on "
+        f"paid on validation in {kept} of {len(study['training'])} shifts"
+    )
+    met: bool | None = len(near) == len(rows)
+    if met and missing:
+        met, detail = None, f"not judged, not retrained for {', '.join(sorted(missing))}: {detail}"
+    return _row(name, target, worst["ratio"], met, detail)
 
 
 def _stale(view: _View) -> Row:

@@ -80,9 +80,24 @@ def report_tables(report: Report) -> dict[str, list[Table]]:
             tables.window_count_table(report["window_counts"]),
         ],
         "gpus": [tables.gpu_table(report["per_gpu"])],
-        "shifts": [tables.shift_table(report["shifts"], shown_in_shifts(report))],
+        "shifts": [
+            tables.shift_table(report["shifts"], shown_in_shifts(report)),
+            *retrained_tables(report),
+        ],
         "regret": [tables.regret_table(report["regret"])],
     }
+
+
+def retrained_tables(report: Report) -> list[Table]:
+    """The comparison with retrained policies, if it was given."""
+    study = report["retrained"]
+    if not study["rows"]:
+        return []
+    made = (
+        study_tables.retrained_table(study["rows"]),
+        study_tables.training_table(study["training"]),
+    )
+    return list(made)
 
 
 def study_sections(report: Report) -> list[Table]:

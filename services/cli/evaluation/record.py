@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from services.cli.evaluation import study_tables, tables
-from services.cli.evaluation.page import shown_in_shifts, study_sections
+from services.cli.evaluation.page import retrained_tables, shown_in_shifts, study_sections
 from services.cli.evaluation.tables import Table
 from services.cli.showcase.figures import STYLE
 
@@ -107,6 +107,7 @@ def _lines(report: Mapping[str, Any], name: str) -> list[str]:
         f"![Performance in every shift]({name}-shifts.png)",
         "",
         *_all([tables.shift_table(report["shifts"], shown_in_shifts(report))]),
+        *_all(retrained_tables(report)),
         "## Regret removed",
         "",
         *_all([tables.regret_table([r for r in report["regret"] if r["safety_net"]])]),

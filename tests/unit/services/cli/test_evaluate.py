@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
+from services.cli.errors import InputError
 from services.cli.evaluation.inputs import Asked, read_inputs
+from services.common.triton.environment import project_root
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
+from trainer.retrained.study import setting_facts
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -43,6 +47,7 @@ def asked(**changes: Any) -> Asked:
         "workloads": (),
         "traces": (),
         "crosscheck": None,
+        "retrained": None,
         "deadline_s": 0.4,
         "devices": 4,
         "output_tokens": 8.0,
@@ -130,6 +135,7 @@ def test_policy_above_the_bound_fails_the_suite(
         (["--policy", "missing.safetensors"], ["missing.safetensors: cannot be read"]),
         (["--seeds", "-1"], ["--seeds"]),
         (["--crosscheck", "missing.json"], ["missing.json"]),
+        (["--retrained", "missing.json"], ["missing.json"]),
     ],
 )
 def test_bad_input_is_named_with_what_is_known(
@@ -178,6 +184,60 @@ def test_shipped_profiles_find_their_own_quality_table() -> None:
     """opt-a100 goes with opt, reference with reference."""
     assert read_inputs(asked()).quality.name == "opt"
     assert "sort" in read_inputs(asked(profile="reference")).quality.quality
+
+
+def retrained_file(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Writes a comparison with a retrained policy for the shipped snapshot."""
+    shipped = load_snapshot((project_root() / "policies" / "opt-a100.safetensors").read_bytes())
+    setting = read_inputs(asked()).setting
+    number = {"performance": 0.9, "retrained_performance": 0.9, "ratio": 1.0, "availability": 1.0}
+    row = {"shift": "mix", "load": 2.0, "share_of_always_small": 0.1, "safety_net": True, **number,
+           "ratio_ci95": [0.9, 1.1], "retrained_availability": 1.0}  # fmt: skip
+    training = {"shift": "mix", "rounds": 9, "samples": 5, "validation_original": 0.9,
+                "validation_trained": 0.8, "kept": "original"}  # fmt: skip
+    found = {
+        "snapshot_version": shipped.version,
+        "setting": setting_facts(setting),
+        "rounds": 9,
+        "rows": [row],
+        "training": [training],
+    }
+    path = folder / "retrained.json"
+    path.write_text(json.dumps({"retrained": {**found, **changes}}))
+    return path
+
+
+def test_comparison_with_retrained_policies_is_taken_for_the_same_snapshot(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Rows and training facts come into the report."""
+    inputs = read_inputs(asked(retrained=retrained_file(tmp_path)))
+    assert inputs.retrained["status"] == "run"
+    assert len(inputs.retrained["rows"]) == len(inputs.retrained["training"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"snapshot_version": "0ther"}, "0ther"),
+        ({"setting": {"profile": "opt-a100", "devices": 3}}, "devices 3"),
+    ],
+)
+def test_comparison_of_something_else_is_stale(
+    changes: dict[str, Any], named: str, tmp_path: pathlib.Path
+) -> None:
+    """Another snapshot or fleet: no rows are used, and a note says why."""
+    inputs = read_inputs(asked(retrained=retrained_file(tmp_path, **changes)))
+    assert inputs.retrained["status"] == "stale"
+    assert inputs.retrained["rows"] == []
+    assert any(named in note for note in inputs.notes)
+
+
+def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
+    """The file and its maker are named."""
+    path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])
+    with pytest.raises(InputError, match=r"retrained\.json.*trainer\.retrained"):
+        read_inputs(asked(retrained=path))
 
 
 def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:

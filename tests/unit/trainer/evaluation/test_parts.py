@@ -28,6 +28,7 @@ from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.evaluation.shifts import shifted_settings, shifts_of
 from trainer.evaluation.statistics import interval
+from trainer.evaluation.studies import done, not_run
 from trainer.evaluation.suite import soft
 from trainer.evaluation.windows import crossing, window_count_rows, window_rows
 from trainer.simulation.simulate import PolicySpec, simulate
@@ -264,6 +265,7 @@ def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
         name: [] for name in ("load_ratio", "windows", "window_loads", "per_gpu", "shifts",
                               "regret", "violations", "beside_baselines", "not_baselines")
     }  # fmt: skip
+    empty["retrained"] = not_run("none")
     return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}
 
 
@@ -319,6 +321,28 @@ def test_near_the_bound_is_near_any_retrained_policy(share: float, met: bool | N
     report = {**headline_report(0.99), "shifts": [row, {**row, "policy": "static-small"}]}
     rows = {each["name"]: each for each in headlines(report, "dqn", "static-large", "static-small")}
     assert rows["performance under shifts"]["met"] is met
+
+
+@pytest.mark.parametrize(
+    ("ratios", "shift", "met"),
+    [((0.98, 1.01), "mix", True), ((0.98, 0.96), "mix", False), ((0.98, 1.01), "loss", None)],
+)
+def test_retrained_policies_decide_where_they_are_known(
+    ratios: tuple[float, float], shift: str, met: bool | None
+) -> None:
+    """Every point within 3 % is met, one beyond is missed, a shift not retrained for is open."""
+    own = {"policy": "dqn", "safety_net": True, "family": "", "availability": 1.0,
+           "performance": 0.9, "bound_share": 0.9, "load": 1.0}  # fmt: skip
+    shifts = [{**own, "shift": shift}, {**own, "shift": shift, "policy": "static-small"}]
+    rows = [
+        {"shift": "mix", "load": i, "safety_net": True, "ratio": r, "ratio_ci95": [r, r]}
+        for i, r in enumerate(ratios)
+    ]
+    study = {**done(rows), "training": [{"kept": "retrained"}]}
+    report = {**headline_report(0.99), "shifts": shifts, "retrained": study}
+    found = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
+    assert found["performance under shifts"]["met"] is met
+    assert found["performance under shifts"]["value"] == min(ratios)
 
 
 @pytest.mark.parametrize(("small", "met"), [(0.99, False), (0.5, None)])
