@@ -187,7 +187,7 @@ def _print(report: dict[str, Any]) -> None:
         *(t for t in sections["windows"] if "net off" not in t.title),
         *sections["gpus"],
         *sections["shifts"],
-        tables.regret_table([row for row in report["regret"] if row["safety_net"]]),
+        *page.regret_tables(report, nets=(True,))[:2],
         tables.headline_table(report["headlines"]),
     ]
     for each in shown:

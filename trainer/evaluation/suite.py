@@ -24,13 +24,14 @@ from trainer.evaluation.jobs import Context, Job, Progress, Runner
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
-from trainer.evaluation.regret import gap_rows, regret_rows
+from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
 from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
 from trainer.evaluation.shifts import shift_cases, shift_rows, shifted_settings, shifts_of
 from trainer.evaluation.studies import PickerJob
 from trainer.evaluation.windows import (
+    window_bound_hold_rows,
     window_bound_rows,
     window_count_rows,
     window_hold_rows,
@@ -164,6 +165,10 @@ class _Suite:
         fluid = dict(zip(self._plan.sweep_loads, found["fluid"], strict=True))
         sweep = score_rows(found["sweep"], self._tiers, fluid)
         windows = window_rows(found["windows"])
+        window_bounds = window_bound_rows(found["windows"])
+        shifts = shift_rows(score_rows(found["shifts"], self._tiers), self._shifts, rates.small_rps)
+        families = {shift.name: shift.family for shift in self._shifts}
+        points = coping_points(shifts, self._small)
         devices = len(self._subject.setting.fleet.devices)
         report: dict[str, Any] = {
             "load_unit": rates.unit_rows(rates.large_rps, self._large)[0],
@@ -173,16 +178,17 @@ class _Suite:
             "soft": labelled(score_rows(found["soft"], self._tiers), "deadline", "soft"),
             "load_ratio": self._load_ratio(runner, rates, sweep),
             "windows": windows,
-            "window_bounds": window_bound_rows(found["windows"]),
+            "window_bounds": window_bounds,
+            "window_bound_loads": window_bound_hold_rows(window_bounds),
             "window_counts": window_count_rows(windows),
             "window_loads": window_hold_rows(windows),
             "per_gpu": gpu_rows(gpu_jobs, found["gpus"], devices),
-            "shifts": shift_rows(
-                score_rows(found["shifts"], self._tiers), self._shifts, rates.small_rps
+            "shifts": shifts,
+            "regret": regret_rows(found["shifts"], families, REGRET_BASELINE),
+            "regret_where_small_copes": regret_rows(
+                found["shifts"], families, REGRET_BASELINE, points
             ),
-            "regret": regret_rows(
-                found["shifts"], {s.name: s.family for s in self._shifts}, REGRET_BASELINE
-            ),
+            "regret_points": regret_point_rows(found["shifts"], families, REGRET_BASELINE, points),
             "beside_baselines": gap_rows(
                 found["sweep"], self._subject.learned, self._not_baselines
             ),

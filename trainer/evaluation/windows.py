@@ -115,6 +115,16 @@ def window_hold_rows(rows: Sequence[Row]) -> list[Row]:
     return held
 
 
+def window_bound_hold_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns per workload and level the highest load at which the bound keeps its windows above.
+
+    Beyond it no policy can; see `window_hold_rows` for the columns, `window_bound_rows` for `rows`.
+    """
+    held = window_hold_rows([{**row, "policy": "", "safety_net": True} for row in rows])
+    left_out = ("policy", "safety_net")
+    return [{k: v for k, v in row.items() if k not in left_out} for row in held]
+
+
 def crossing(loads: Sequence[float], values: Sequence[float], limit: float) -> tuple[float, bool]:
     """Returns where a falling curve first goes below a limit, and whether it never does."""
     for index, value in enumerate(values):

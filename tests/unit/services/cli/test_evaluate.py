@@ -13,6 +13,8 @@ from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
 from services.cli.errors import InputError
 from services.cli.evaluation.inputs import Asked, read_inputs
+from services.cli.evaluation.regret_figure import regret_figure
+from services.cli.evaluation.tables import gpu_table, regret_point_table
 from services.common.triton.environment import project_root
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
@@ -84,6 +86,25 @@ def test_page_stands_alone_and_shows_every_plot(written: pathlib.Path) -> None:
     assert not re.search(r"<(script|link|img|iframe)\b", page)
     assert "not judged" in page
     assert "nan" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
+
+
+def test_picture_of_removed_regret_has_a_panel_per_family(written: pathlib.Path) -> None:
+    """The rows of a policy that a report has are enough; points without regret are left out."""
+    rows = json.loads((written / "report.json").read_text())["regret_points"]
+    own = [row for row in rows if row["policy"] == "static-small" and row["safety_net"]]
+    figure = regret_figure([*own[1:], {**own[0], "removed": None}])
+    assert len(figure.axes) == len({row["family"] for row in own})
+    table = regret_point_table(rows, "static-small", "price")
+    assert len(table.rows) == len(own)
+
+
+def test_ratio_against_nothing_is_said_in_words(written: pathlib.Path) -> None:
+    """The table names the limit where the report has no number."""
+    row = json.loads((written / "report.json").read_text())["per_gpu"][0]
+    known = {**row, "static_serves_nothing": False, "per_gpu_ratio": 2.5}
+    none = {**row, "static_serves_nothing": True, "per_gpu_ratio": None}
+    cells = [line[-1] for line in gpu_table([known, none]).rows]
+    assert cells == ["2.50x", "static serves < 0.1%"]
 
 
 def test_record_is_small_and_names_its_pictures(written: pathlib.Path) -> None:
