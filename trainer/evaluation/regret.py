@@ -99,7 +99,9 @@ def regret_point_rows(
     """
     rows = []
     for (label, load, policy, net), found in grouped(results).items():
-        known = [(result.bound, outcome, result) for outcome, result in found if result.bound]
+        known = [
+            (result.bound, outcome, result) for outcome, result in found if result.bound is not None
+        ]
         if not known or (baseline, net) not in known[0][2].outcomes:
             continue
         own = [bound - outcome.performance for bound, outcome, _ in known]

@@ -217,6 +217,8 @@ def setting_facts(setting: Setting) -> Row:
         "devices": len(setting.fleet.devices),
         "tasks": [task.name for task in setting.catalog.tasks],
         "deadline_s": setting.deadline_s,
+        "output_tokens": setting.lengths.output_mean,
+        "quality": setting.catalog.quality_KT.tolist(),
     }
 
 

@@ -24,6 +24,8 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
         training_table(found["training"])
         for row in found["rows"]:
             float(row["ratio"]), row["ratio_ci95"][1]
+        if not found["training"] or not any(row["safety_net"] for row in found["rows"]):
+            raise ValueError("nothing was compared")
         str(found["snapshot_version"]), dict(found["setting"]), int(found["rounds"])
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")

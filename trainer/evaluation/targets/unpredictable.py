@@ -44,7 +44,7 @@ def window_loads(level: float) -> Judge:
             notes.append(
                 f"{row['workload']}: {row['load']:.2f} ({view.large} {large:.2f}: {shown}; best "
                 f"baseline {best['policy']} {best['load']:.2f}; "
-                f"{_possible(bounds.get(row['workload']), factor * large)})"
+                f"{_possible(bounds.get(row['workload']), max(factor * large, best['load']))})"
             )
         known = [ratio for ratio in ratios if ratio is not None]
         return judged(name, target, min(known) if known else None, met, "; ".join(notes))
@@ -80,12 +80,15 @@ def window_curve(level: float) -> Judge:
 def _possible(bound: Row | None, wanted: float) -> str:
     """Returns the highest load at which the bound itself keeps 90 % of windows, and what follows.
 
-    The bound's windows are those of the first seeds alone.
+    Args:
+        bound: row of the bound, over the windows of the first seeds; None if there is none.
+        wanted: the load that the goal asks for.
     """
     if bound is None:
         return "bound not known"
     more = "or more" if bound["open_end"] else ""
-    verdict = "" if bound["open_end"] or bound["load"] >= wanted else ", so the goal is impossible"
+    can = bound["open_end"] or (bound["load"] >= wanted and bound["load"] > 0.0)
+    verdict = "" if can else ", the goal is beyond it"
     return f"bound {bound['load']:.2f} {more}".rstrip() + verdict
 
 

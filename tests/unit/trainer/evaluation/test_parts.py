@@ -299,7 +299,7 @@ def test_ratio_against_nothing_is_flagged_and_not_a_number() -> None:
 
 @pytest.mark.parametrize(
     ("shares", "said"),
-    [((1.0, 0.8), "bound 1.50)"), ((0.8, 0.7), "bound 0.00, so the goal is impossible")],
+    [((1.0, 0.8), "bound 1.50)"), ((0.8, 0.7), "bound 0.00, the goal is beyond it")],
 )
 def test_miss_is_told_from_an_impossibility(shares: tuple[float, float], said: str) -> None:
     """The load at which the bound itself keeps 90 % of windows stands beside the policies'."""
