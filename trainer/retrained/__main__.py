@@ -127,12 +127,14 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [title, "", f"| {' | '.join(columns)} |", "|---" + "|---:" * 7 + "|"]
     for row in found["rows"]:
         if row["safety_net"]:
-            low, high = row["ratio_ci95"]
+            ratio = "-"
+            if row["ratio"] is not None:
+                low, high = row["ratio_ci95"]
+                ratio = f"{row['ratio']:.4f} ±{(high - low) / 2:.4f}"
             lines.append(
                 f"| {row['shift']} | {row['share_of_always_small']:.2f} | {row['load']:.2f}x "
                 f"| {row['performance']:.4f} | {row['retrained_performance']:.4f} "
-                f"| {row['ratio']:.4f} ±{(high - low) / 2:.4f} "
-                f"| {row['availability']:.4f} | {row['retrained_availability']:.4f} |"
+                f"| {ratio} | {row['availability']:.4f} | {row['retrained_availability']:.4f} |"
             )
     lines += [
         "",

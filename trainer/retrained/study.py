@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
 from trainer.evaluation.cases import CaseResult
+from trainer.evaluation.gpus import SERVES_NOTHING
 from trainer.evaluation.jobs import Context, Progress, Runner
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import baseline, learned, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
-from trainer.evaluation.rows import Row, measured, rounded
+from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_cases, shifted_settings, shifts_of
@@ -250,7 +252,10 @@ def _job(task: Task, shift: Shift, settings: Mapping[str, Setting], rates: Rates
 def compared_rows(
     results: Sequence[CaseResult], shifts: Sequence[Shift], small_rps: Mapping[str, float]
 ) -> list[Row]:
-    """Returns a row per shift, load and net: both performances and their ratio, in pairs.
+    """Returns a row per shift, load and net: both performances and the ratio of means, in pairs.
+
+    The ratio is None where the retrained policy too serves less than SERVES_NOTHING: the load is
+    then beyond everybody, and there is nothing to be near to.
 
     Args:
         results: cases of two policies each, the original one first.
@@ -266,9 +271,10 @@ def compared_rows(
     for (name, load, net), found in groups.items():
         case = found[0].case
         before, after = ([r.outcomes[policy, net] for r in found] for policy in case.policies)
-        ratios = [
-            a.performance / max(b.performance, 1e-12) for a, b in zip(before, after, strict=True)
-        ]
+        own, other = ([o.performance for o in side] for side in (before, after))
+        ratio: Row = {"ratio": None, "ratio_ci95": None}
+        if np.mean(other) >= SERVES_NOTHING:
+            ratio = measured("ratio", ratio_of_means(own, other))
         rows.append(
             {
                 "shift": name,
@@ -276,9 +282,9 @@ def compared_rows(
                 "load": rounded(load),
                 "share_of_always_small": rounded(case.rate_rps / small_rps[by_name[name].hardware]),
                 "safety_net": net,
-                **measured("performance", (o.performance for o in before)),
-                **measured("retrained_performance", (o.performance for o in after)),
-                **measured("ratio", ratios),
+                **measured("performance", own),
+                **measured("retrained_performance", other),
+                **ratio,
                 **measured("availability", (o.availability for o in before)),
                 **measured("retrained_availability", (o.availability for o in after)),
             }

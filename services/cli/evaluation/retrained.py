@@ -22,9 +22,8 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
         found = json.loads(path.read_bytes())["retrained"]
         retrained_table(found["rows"])
         training_table(found["training"])
-        for row in found["rows"]:
-            float(row["ratio"]), row["ratio_ci95"][1]
-        if not found["training"] or not any(row["safety_net"] for row in found["rows"]):
+        known = [row for row in found["rows"] if row["safety_net"] and row["ratio"] is not None]
+        if not known or not found["training"] or not all(len(r["ratio_ci95"]) == 2 for r in known):
             raise ValueError("nothing was compared")
         str(found["snapshot_version"]), dict(found["setting"]), int(found["rounds"])
     except OSError as error:

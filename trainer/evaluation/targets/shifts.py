@@ -103,7 +103,7 @@ def shift_performance(view: View) -> Row:
 
 def _beside_retrained(view: View, name: str, target: str, study: Row) -> Row:
     """Judges by the retrained policies, met on the same requests."""
-    rows = [row for row in study["rows"] if row["safety_net"]]
+    rows = [row for row in study["rows"] if row["safety_net"] and row["ratio"] is not None]
     missing = {row["shift"] for row in view.rows("shifts")} - {row["shift"] for row in rows}
     worst = min(rows, key=lambda row: row["ratio"])
     low, high = worst["ratio_ci95"]

@@ -134,18 +134,28 @@ def test_policy_that_is_worse_on_validation_is_not_kept(study: dict[str, Any]) -
         assert better or {row["ratio"] for row in rows} == {1.0}
 
 
-def test_ratio_is_taken_in_pairs() -> None:
-    """0.9 of 1.0 and 0.45 of 0.5 is 0.9 without spread, however far the seeds differ."""
+def compared(*pairs: tuple[float, float]) -> dict[str, Any]:
+    """Returns the row of an original's and a retrained policy's performances, by seed."""
 
     def outcome(performance: float) -> Outcome:
         return Outcome(1.0, performance, 0.1, 0.2, 1.0, 1.0, np.zeros(3), np.zeros(0))
 
     results = []
-    for seed, (before, after) in enumerate(((0.9, 1.0), (0.45, 0.5))):
+    for seed, (before, after) in enumerate(pairs):
         case = Case("shifts", "nominal", 2.0, 100.0, seed, 5.0, ("a", "b"), nets=(True,))
         pair = {("a", True): outcome(before), ("b", True): outcome(after)}
         results.append(CaseResult(case, pair, None))
-    (row,) = compared_rows(results, [Shift("nominal")], {"": 1000.0})
+    return compared_rows(results, [Shift("nominal")], {"": 1000.0})[0]
+
+
+def test_where_nobody_serves_anything_there_is_no_ratio() -> None:
+    """Nothing beside nothing is neither near nor far."""
+    assert compared((0.0, 0.0), (0.0, 0.001))["ratio"] is None
+
+
+def test_ratio_is_taken_in_pairs() -> None:
+    """0.9 of 1.0 and 0.45 of 0.5 is 0.9 without spread, however far the seeds differ."""
+    row = compared((0.9, 1.0), (0.45, 0.5))
     assert row["ratio"] == pytest.approx(0.9)
     assert row["ratio_ci95"] == [pytest.approx(0.9), pytest.approx(0.9)]
     assert row["share_of_always_small"] == pytest.approx(0.1)
