@@ -22,7 +22,7 @@ def regret_figure(rows: Sequence[Row]) -> Figure:
     families = list(dict.fromkeys(row["family"] for row in rows))
     loads = sorted({row["load"] for row in rows})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
         panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
         for axes, family in zip(panels, families, strict=True):
             chosen = [row for row in rows if row["family"] == family]
@@ -41,6 +41,6 @@ def regret_figure(rows: Sequence[Row]) -> Figure:
             axes.set_ylim(LOWEST - 0.05, HIGHEST + 0.05)
             axes.set_title(family or "nominal")
             axes.set_xlabel("load")
-            axes.legend(fontsize=7, loc="upper left")
+            axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panels[0].set_ylabel("regret removed")
     return figure
