@@ -5,8 +5,6 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Compiled simulator kernels are kept between runs.
-export NUMBA_CACHE_DIR := $(CURDIR)/build/numba
 
 PROTOS := $(shell find protos -name '*.proto')
 VENV := .venv/.up-to-date
@@ -72,7 +70,8 @@ $(STUBS): $(PROTOS) hatch_build.py $(VENV)
 	@.venv/bin/python hatch_build.py >/dev/null 2>&1 || .venv/bin/python hatch_build.py
 	@touch $(STUBS)
 
-# Once for each version of the sources, so that no run of the demo and no test waits for the compiler.
+# Once for each version of the sources, so that no run of the demo and no test waits for the compiler. The code is kept in
+# build/numba, in a folder per version (trainer/simulation/compiled.py); TIERCEL_NUMBA_CACHE names another place.
 $(KERNELS): $(VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py)
 	@echo "compiling the simulator's kernels (about a minute)"
 	@mkdir -p $(@D)

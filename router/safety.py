@@ -2,9 +2,10 @@
 
 Kernels in the manner of `router.kernels`, used by the live services and compiled by the simulator.
 All of them rest on predictions, which have errors; so each acts only with a margin on its own side:
-admission refuses only what would be late even if the prediction were too long by `optimism`, a
-rescue goes only where the prediction leaves `margin` to spare, and a request is given up as "about
-to miss" only if its prediction, shortened by `optimism`, is still too late.
+admission refuses only what would be late even if the prediction were too long by `optimism` (and
+grows more cautious while what it admits is late, see `Caution`), a rescue goes only where the
+prediction leaves `margin` to spare, and a request is given up as "about to miss" only if its
+prediction, shortened by `optimism`, is still too late.
 
 Shape letters: K tasks, C candidates.
 """
@@ -12,6 +13,7 @@ Shape letters: K tasks, C candidates.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from router import kernels
@@ -26,6 +28,21 @@ if TYPE_CHECKING:
 SAME_DEVICE = 1.5
 """Factor on predictions for the device a request is rescued from."""
 
+# How admission learns its caution, found by measuring overload, bursts and calm (ADR 9). Time is
+# counted in deadlines: that is how long a decision takes to show.
+TOLERATED_MISSES = 0.05
+"""Share of misses among recent ends up to which the caution does not rise."""
+RISE = 16.0
+"""Rise of the logarithm of the factor per deadline, per share of misses beyond the tolerated."""
+FALL = 0.01
+"""Fall of the logarithm of the factor per deadline while requests are still being refused."""
+QUIET_FALL = 0.05
+"""The same once nothing has been refused for a whole deadline."""
+LEAST_ENDS = 10.0
+"""Recent ends below which a share of misses is taken as if there had been this many."""
+SHORTEST_WINDOW_S = 1e-3
+"""A deadline shorter than this is no measure of time to learn by."""
+
 
 class SafetyLimits(NamedTuple):
     """How far predictions are trusted.
@@ -34,11 +51,105 @@ class SafetyLimits(NamedTuple):
         optimism: factor (0 to 1] on a prediction before something is declared hopeless.
         margin: factor (>= 1) on a prediction before something is declared safe.
         guard_s: time kept in hand for cancelling and dispatching again, seconds.
+        pessimism: highest factor admission learns while deadlines are missed; `optimism` or less
+            keeps it from learning.
     """
 
     optimism: float = 0.7
     margin: float = 1.25
     guard_s: float = 0.0
+    pessimism: float = 1.75
+
+
+@dataclass(slots=True)
+class Caution:
+    """What one router's admission has learned from how admitted hard requests ended.
+
+    Kernels change it in place. The simulator keeps the same fields in a record per router.
+
+    Attributes:
+        raised: logarithm of the factor over `optimism`; 0 where deadlines are met.
+        ended: recent ends of admitted requests, decaying by 1/e per deadline.
+        missed: those of them that missed.
+        at_s: when the above held, seconds.
+        refused_s: time of the last refusal, seconds.
+    """
+
+    raised: float = 0.0
+    ended: float = 0.0
+    missed: float = 0.0
+    at_s: float = 0.0
+    refused_s: float = 0.0
+
+
+def relax(caution: Caution, now_s: float, window_s: float) -> None:
+    """Brings a caution to the present: it falls with time, and what ended fades.
+
+    It falls slowly while requests are being refused: then the overload goes on, and each fall
+    is a test that some requests pay for. It falls quickly once nothing was refused for a deadline.
+
+    Args:
+        caution: of the router, changed in place.
+        now_s: the present, seconds; a time before `caution.at_s` changes nothing.
+        window_s: deadline of the request at hand, as time from its arrival, seconds.
+    """
+    elapsed_s = now_s - caution.at_s
+    if elapsed_s <= 0.0:
+        return
+    window_s = max(window_s, SHORTEST_WINDOW_S)
+    quiet_s = max(0.0, now_s - max(caution.at_s, caution.refused_s + window_s))
+    fall = (FALL * (elapsed_s - quiet_s) + QUIET_FALL * quiet_s) / window_s
+    caution.raised = max(0.0, caution.raised - fall)
+    kept = math.exp(-elapsed_s / window_s)
+    caution.ended *= kept
+    caution.missed *= kept
+    caution.at_s = now_s
+
+
+def learn_end(
+    caution: Caution,
+    now_s: float,
+    window_s: float,
+    missed: bool,
+    optimism: float,
+    pessimism: float,
+) -> None:
+    """Learns from the end of a request that was admitted with a hard deadline.
+
+    Integral control: each miss raises the logarithm of the factor by RISE x (recent share of misses
+    beyond the tolerated one) / (ends per deadline), time lets it fall (`relax`). The limit
+    `pessimism` matters: what is decided now shows one deadline later, so without it the factor
+    overshoots; the devices then run empty, policies take that for calm and choose larger tiers, and
+    most requests are refused.
+
+    Args:
+        caution: of the router, changed in place.
+        now_s: when it ended, seconds.
+        window_s: its deadline, as time from its arrival, seconds.
+        missed: late, or cut off by the deadline.
+        optimism: factor the caution rests at.
+        pessimism: highest factor.
+    """
+    relax(caution, now_s, window_s)
+    caution.ended += 1.0
+    if not missed:
+        return
+    caution.missed += 1.0
+    ended = max(caution.ended, LEAST_ENDS)
+    excess = caution.missed / ended - TOLERATED_MISSES
+    if excess > 0.0 and pessimism > optimism:
+        highest = math.log(pessimism / optimism)
+        caution.raised = min(highest, caution.raised + RISE * excess / ended)
+
+
+def admission_factor(caution: Caution, optimism: float) -> float:
+    """Returns the factor admission puts on predictions; exactly `optimism` while none is raised."""
+    return optimism * math.exp(caution.raised)
+
+
+def in_reach(predicted_s: float, slack_s: float, factor: float) -> bool:
+    """Returns whether a request of this predicted latency could be in time, by this factor."""
+    return slack_s > 0.0 and factor * predicted_s <= slack_s
 
 
 def smallest_latency_s(
@@ -65,7 +176,7 @@ def admit(
     slack_s: float,
     prompt_tokens: float,
     event_tokens: float,
-    optimism: float,
+    factor: float,
     scratch_C: NDArray[np.float64],
 ) -> tuple[bool, float]:
     """Decides whether any allowed candidate could still answer in time.
@@ -77,15 +188,15 @@ def admit(
         slack_s: time left, seconds.
         prompt_tokens: of the request.
         event_tokens: predicted tokens until the deadline's event.
-        optimism: factor (0 to 1] on the prediction; below 1, errors of the prediction admit.
+        factor: on the prediction (`admission_factor`); below 1, its errors admit.
         scratch_C: afterwards the predicted latencies, seconds.
 
     Returns:
-        Whether to admit (False only if even `optimism` x the least latency exceeds the slack), and
+        Whether to admit (False only if even `factor` x the least latency exceeds the slack), and
         the least predicted latency, seconds. A soft deadline is never refused: do not ask.
     """
     least_s = smallest_latency_s(fleet, load, allowed_C, prompt_tokens, event_tokens, scratch_C)
-    return slack_s > 0.0 and optimism * least_s <= slack_s, least_s
+    return in_reach(least_s, slack_s, factor), least_s
 
 
 def rescue_at_s(
@@ -107,17 +218,26 @@ def rescue_at_s(
     allowed or the moment has passed: then no timer is set.
     """
     kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
-    least_s = -1.0
+    return rescue_moment_s(fleet, allowed_C, action, slack_s, margin, guard_s, scratch_C)
+
+
+def rescue_moment_s(
+    fleet: FleetArrays,
+    allowed_C: NDArray[np.bool_],
+    action: int,
+    slack_s: float,
+    margin: float,
+    guard_s: float,
+    predicted_s_C: NDArray[np.float64],
+) -> float:
+    """Returns what `rescue_at_s` does, from predictions already made."""
+    least_s = math.inf
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
         # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
-        if fleet.device_C[c] == fleet.device_C[action]:
-            scratch_C[c] *= SAME_DEVICE
-        if least_s < 0.0 or scratch_C[c] < least_s:
-            least_s = scratch_C[c]
-    if least_s < 0.0:
-        return -1.0
+        stretch = SAME_DEVICE if fleet.device_C[c] == fleet.device_C[action] else 1.0
+        least_s = min(least_s, stretch * predicted_s_C[c])
     moment_s = slack_s - margin * least_s - guard_s
     return moment_s if moment_s > 0.0 else -1.0
 

@@ -13,7 +13,7 @@ and the best one is kept: a bad fit cannot do harm.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ from trainer.scenario import (
     training_scenario,
 )
 from trainer.simulation.simulate import PolicySpec, simulate
+
+ScenarioSource = Callable[[Mesh, np.random.Generator, int], Scenario]
+"""Draws a training episode for a mesh, of about so many requests."""
 
 VALIDATION_SEEDS = (700_001, 700_002)
 TEST_SEEDS = (800_001, 800_002, 800_003)
@@ -138,8 +141,20 @@ class Improvement:
         episode_requests: int = 2_000,
         config: ImprovementConfig | None = None,
         paired: PairedConfig | None = None,
+        scenarios: ScenarioSource = training_scenario,
+        validation: Sequence[Scenario] | None = None,
     ) -> None:
         """Starts at price, or at the snapshot `initial`.
+
+        Args:
+            mesh: the mesh.
+            seed: of everything drawn.
+            initial: snapshot to start from; None: afresh.
+            episode_requests: requests of a training episode, about.
+            config: how the run learns; None: the defaults.
+            paired: how the network is fitted; None: the defaults.
+            scenarios: draws the training episodes.
+            validation: what networks are scored on; None: the mesh's own, on VALIDATION_SEEDS.
 
         Raises:
             SnapshotError: `initial` is damaged, of another schema, or corrects no price score.
@@ -163,7 +178,8 @@ class Improvement:
         self._learner = self._fresh_learner()
         self._fit = -1
         self._step_count = 0
-        self._validation = evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
+        self._scenarios = scenarios
+        self._validation = validation or evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
         self._price_scores = _run(self._fast_price, self._validation)
         self._price_score = self._score(self._fast_price)
         self._best_score = self._score(self._spec(weights))
@@ -175,7 +191,7 @@ class Improvement:
 
     def warm_up(self) -> None:
         """Compiles what the rounds use, so that the budget is spent on learning."""
-        scenario = training_scenario(self._mesh, np.random.default_rng(0), 60)
+        scenario = self._scenarios(self._mesh, np.random.default_rng(0), 60)
         few = replace(self._config, samples_per_episode=2)
         rng = np.random.default_rng(0)
         collect_samples(self._mesh, scenario, self._price, self._price, rng, few)
@@ -205,7 +221,7 @@ class Improvement:
 
     def _collect(self, done: float) -> None:
         for _ in range(self._config.episodes_per_round):
-            scenario = training_scenario(self._mesh, self._rng, self._episode_requests)
+            scenario = self._scenarios(self._mesh, self._rng, self._episode_requests)
             episode, future = self._drivers(scenario, done)
             samples = collect_samples(
                 self._mesh, scenario, episode, future, self._rng, self._config
@@ -309,6 +325,11 @@ class Improvement:
             "mean_reward": max(0.0, self._best_score),
             "price_score": self._price_score,
         }
+
+    def finish(self) -> float:
+        """Scores what the last fit made, keeps it if it is the best, and returns the best score."""
+        self._validate()
+        return self._best_score
 
     def evaluate(self) -> dict[str, Any]:
         """Returns scores on the test seeds, the baselines' beside the policy's."""

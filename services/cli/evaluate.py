@@ -35,7 +35,10 @@ def evaluate(
     ] = "",
     trace: Annotated[
         list[pathlib.Path] | None,
-        typer.Option(help="Arrival trace to resample as an unpredictable workload; repeatable."),
+        typer.Option(
+            help="Arrival trace to resample as an unpredictable workload: a file, or the synthetic "
+            "azure-llm-code-like; repeatable."
+        ),
     ] = None,
     workload: Annotated[
         list[str] | None,
@@ -50,6 +53,10 @@ def evaluate(
     crosscheck: Annotated[
         pathlib.Path | None,
         typer.Option(help="Rows that `python -m trainer.crosscheck --json FILE` wrote, to show."),
+    ] = None,
+    retrained: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="What `python -m trainer.retrained --json FILE` wrote, to judge by."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
@@ -90,6 +97,7 @@ def evaluate(
         workloads=tuple(workload or ()),
         traces=tuple(trace or ()),
         crosscheck=crosscheck,
+        retrained=retrained,
         deadline_s=deadline_s,
         devices=devices,
         output_tokens=output_tokens,
@@ -107,8 +115,9 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
     from services.cli.evaluation import facts, progress
     from services.common.triton.environment import project_root
     from trainer.evaluation import studies
+    from trainer.evaluation.rates import EvaluationError
     from trainer.evaluation.seeds import evaluation_seeds
-    from trainer.evaluation.suite import EvaluationError, Subject, run_suite
+    from trainer.evaluation.suite import Subject, run_suite
     from trainer.simulation.workload import WorkloadError
 
     workers = workers or min(facts.usable_cores(), MOST_WORKERS)
@@ -119,6 +128,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
         inputs.workloads,
         inputs.traces,
         (inputs.profile, inputs.quality) if plan.pickers else None,
+        inputs.retrained,
     )
     began = time.monotonic()
     # Set before workers start, which inherit it: two processes with two threads each fight.
@@ -174,10 +184,10 @@ def _print(report: dict[str, Any]) -> None:
     shown = [
         *(t for t in sections["sweep"] if "net on" in t.title),
         *sections["loads"],
-        *(t for t in sections["windows"] if "net on" in t.title),
+        *(t for t in sections["windows"] if "net off" not in t.title),
         *sections["gpus"],
         *sections["shifts"],
-        tables.regret_table([row for row in report["regret"] if row["safety_net"]]),
+        *page.regret_tables(report, nets=(True,))[:2],
         tables.headline_table(report["headlines"]),
     ]
     for each in shown:

@@ -112,17 +112,24 @@ class ResourceExhaustedError(DomainError):
         limit: The limit's value with its unit.
         measured: The measured value with its unit.
         retry_after_s: When trying again may work, seconds; None if unknown.
+        metadata: Further facts for `ErrorInfo.metadata`.
     """
 
     default_reason = "RESOURCE_EXHAUSTED"
 
     def __init__(
-        self, reason: str, limit: str, measured: str, retry_after_s: float | None = None
+        self,
+        reason: str,
+        limit: str,
+        measured: str,
+        retry_after_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         message = (
             f"refused: {reason.lower().replace('_', ' ')} (limit {limit}, measured {measured})"
         )
-        super().__init__(message, reason=reason, metadata={"limit": limit, "measured": measured})
+        facts = {"limit": limit, "measured": measured, **(metadata or {})}
+        super().__init__(message, reason=reason, metadata=facts)
         self.retry_after_s = retry_after_s
 
     def details(self) -> Iterable[Message]:

@@ -106,6 +106,11 @@ class RouterMetrics:
             ["tier", "endpoint"],
             registry=registry,
         )
+        self.admission_factor = Gauge(
+            "tiercel_admission_factor",
+            "Factor on predictions at admission; 0 = the safety net is off.",
+            registry=registry,
+        )
         self.device_slowness = Gauge(
             "tiercel_device_slowness",
             "How slow a device is beside its profile; 1 = as the profile says.",

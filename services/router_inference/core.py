@@ -23,6 +23,7 @@ from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient
 from services.router_inference.accounts import Accounts, RouterMetrics
+from services.router_inference.admission import Admission
 from services.router_inference.attempt import AttemptParts, Stragglers
 from services.router_inference.breaker import BreakerLimits, RetryBudget
 from services.router_inference.convert_records import RecordBuilder
@@ -108,6 +109,7 @@ class Core:
     dispatcher: Dispatcher
     slot: PolicySlot
     accounts: Accounts
+    admission: Admission
     experience: ExperienceWriter
     notes: HealthNotes
     leases: Leases
@@ -127,6 +129,7 @@ def build_core(env: Surroundings) -> Core:
     )
     notes = HealthNotes(metrics=env.metrics, log=env.log)
     accounts = Accounts(env.metrics, env.registry)
+    admission = Admission(_safety_limits(own), clock.monotonic_s)
     view = _view(env)
     experience = _experience(env, epoch)
     tracing = Tracing(
@@ -136,13 +139,14 @@ def build_core(env: Surroundings) -> Core:
         router_id=env.router_id,
         epoch=epoch,
         accounts=accounts,
+        admission=admission,
         experience=experience,
         lengths=lengths,
         tracing=tracing,
         memory_count=own.feedback_memory_count,
     )
     decider, dispatcher = _request_path(
-        env, view, accounts, experience, ending, tracing, np.random.default_rng(seed)
+        env, view, accounts, admission, experience, ending, tracing, np.random.default_rng(seed)
     )
     leases = Leases(
         router_id=env.router_id,
@@ -163,6 +167,7 @@ def build_core(env: Surroundings) -> Core:
         view=view,
         slot=env.slot,
         accounts=accounts,
+        admission=admission,
         metrics=env.metrics,
         experience=experience,
         notes=notes,
@@ -195,6 +200,7 @@ def build_core(env: Surroundings) -> Core:
         dispatcher=dispatcher,
         slot=env.slot,
         accounts=accounts,
+        admission=admission,
         experience=experience,
         notes=notes,
         leases=leases,
@@ -207,19 +213,17 @@ def _request_path(
     env: Surroundings,
     view: View,
     accounts: Accounts,
+    admission: Admission,
     experience: ExperienceWriter,
     ending: Ending,
     tracing: Tracing,
     rng: np.random.Generator,
 ) -> tuple[Decider, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
-    safety_limits = None
-    if own.safety_net:
-        safety_limits = SafetyLimits(own.safety_optimism, own.safety_margin, own.safety_guard_s)
     decider = Decider(
         view=view,
         guard=env.slot.guard,
-        limits=safety_limits,
+        admission=admission,
         accounts=accounts,
         experience=experience,
         rng=rng,
@@ -227,7 +231,7 @@ def _request_path(
     )
     second_chance = SecondChance(
         view=view,
-        limits=safety_limits,
+        limits=_safety_limits(own),
         budget=RetryBudget(own.retry_share, own.retry_burst),
         max_retries=own.max_retries,
         rng=rng,
@@ -275,6 +279,15 @@ def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:
         batch_count=own.experience_batch_count,
         interval_s=own.experience_interval_s,
         retry_s=own.reconnect_s,
+    )
+
+
+def _safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:
+    """Returns how far the safety net trusts predictions; None if it is off."""
+    if not own.safety_net:
+        return None
+    return SafetyLimits(
+        own.safety_optimism, own.safety_margin, own.safety_guard_s, own.safety_pessimism
     )
 
 

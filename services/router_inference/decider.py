@@ -12,17 +12,16 @@ from router.fleet import Fleet
 from router.guard import Guard
 from router.ledger import LoadArrays
 from router.policy import observe
-from router.safety import SafetyLimits
-from router.types import NoCandidateError, RewardKind, SloKind
-from services.common.errors import ResourceExhaustedError, UnavailableError
+from router.types import NoCandidateError, SloKind
+from services.common.errors import UnavailableError
 from services.router_inference.accounts import Accounts
+from services.router_inference.admission import Admission
 from services.router_inference.convert_records import DecisionEntry
 from services.router_inference.experience import ExperienceWriter
 from services.router_inference.job import Job
 from services.router_inference.view import Target, View
 
 REASON_NO_ENDPOINT = "NO_USABLE_ENDPOINT"
-REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 
 
 @dataclass(slots=True)
@@ -60,16 +59,16 @@ class Decider:
         *,
         view: View,
         guard: Guard,
-        limits: SafetyLimits | None,
+        admission: Admission,
         accounts: Accounts,
         experience: ExperienceWriter,
         rng: np.random.Generator,
         monotonic_s: Callable[[], float],
     ) -> None:
-        """Takes its parts; `limits` None switches admission off."""
+        """Takes its parts."""
         self._view = view
         self._guard = guard
-        self._limits = limits
+        self._admission = admission
         self._metrics = accounts.metrics
         self._experience = experience
         self._rng = rng
@@ -133,25 +132,5 @@ class Decider:
         choice = Choice(
             row, target, fleet, load, observation.allowed_C, decision.predicted_latency_s_C
         )
-        if self._limits is not None and job.request.reward_kind is RewardKind.HARD:
-            self._admit(job, choice, self._limits)
+        self._admission.check(job.request, row, choice.allowed_C, choice.predicted_s_C)
         return choice
-
-    def _admit(self, job: Job, choice: Choice, limits: SafetyLimits) -> None:
-        """Refuses what would be late everywhere.
-
-        The rule of `router.safety.admit` on predictions already made.
-        """
-        slack_s = job.request.slack_s
-        chosen_s = choice.predicted_s_C[choice.row]
-        if limits.optimism * chosen_s <= slack_s:
-            return  # the usual case, without looking at the others
-        least_s = float(choice.predicted_s_C[choice.allowed_C].min())
-        if limits.optimism * least_s <= slack_s:
-            return
-        raise ResourceExhaustedError(
-            REASON_DEADLINE,
-            f"{slack_s:.3f} s until the deadline",
-            f"{least_s:.3f} s predicted on the fastest tier allowed",
-            retry_after_s=max(0.05, least_s - slack_s),
-        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from router.estimators import OutputLengthPredictor
 from router.types import RewardKind, SloKind
 from services.router_inference.accounts import Accounts
+from services.router_inference.admission import Admission
 from services.router_inference.convert_records import (
     LEASE_EXPIRED,
     OUTCOME_STATUS,
@@ -54,6 +55,7 @@ class Ending:
         router_id: str,
         epoch: int,
         accounts: Accounts,
+        admission: Admission,
         experience: ExperienceWriter,
         lengths: OutputLengthPredictor,
         tracing: Tracing,
@@ -63,6 +65,7 @@ class Ending:
         self._router_id = router_id
         self._epoch = epoch
         self._accounts = accounts
+        self._admission = admission
         self._experience = experience
         self._lengths = lengths
         self._tracing = tracing
@@ -87,6 +90,7 @@ class Ending:
         if is_answered:
             self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
+        self._admission.on_end(job)
         if job.sequence:
             self._record(job, outcome, reward)
         self._tracing.emit(job)

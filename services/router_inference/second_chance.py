@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from router import safety
 from router.ledger import LoadArrays
 from router.policy import observe
-from router.safety import SAME_DEVICE, SafetyLimits
+from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
 from services.router_inference.breaker import RetryBudget
 from services.router_inference.decider import Choice, event_tokens
@@ -24,17 +23,12 @@ _OVERDUE_FACTOR = 2.0
 def just_in_time_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
     """Returns after how many seconds a rescue would be just in time, -1 for never.
 
-    The rule of `router.safety.rescue_at_s` on predictions already made: predicting again would cost
-    as much as the decision did.
+    From the decision's predictions: predicting again would cost as much as the decision did.
     """
-    arrays, row = choice.fleet.arrays, choice.row
-    smaller_C = choice.allowed_C & (arrays.tier_C < arrays.tier_C[row])
-    if not smaller_C.any():
-        return -1.0
-    stretch_C = np.where(arrays.device_C == arrays.device_C[row], SAME_DEVICE, 1.0)
-    least_s = float((choice.predicted_s_C * stretch_C)[smaller_C].min())
-    delay_s = slack_s - limits.margin * least_s - limits.guard_s
-    return delay_s if delay_s > 0.0 and math.isfinite(delay_s) else -1.0
+    return safety.rescue_moment_s(
+        choice.fleet.lists, choice.allowed_C.tolist(), choice.row, slack_s, limits.margin,
+        limits.guard_s, choice.predicted_s_C.tolist(),
+    )  # fmt: skip
 
 
 class SecondChance:

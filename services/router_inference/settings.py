@@ -51,6 +51,11 @@ class RouterInferenceSettings(ServerSettings):
     """Factor on a prediction before a rescue is declared safe."""
     safety_guard_s: float = Field(default=0.005, ge=0.0, le=60.0)
     """Time kept in hand for cancelling and dispatching again at a rescue, seconds."""
+    safety_pessimism: float = Field(default=1.75, gt=0.0, le=10.0)
+    """Highest factor on a prediction that admission learns while deadlines are missed.
+
+    It rests at `safety_optimism`; a value no higher than that keeps it from learning.
+    """
     max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
     """Longest prompt, bytes of UTF-8."""
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)

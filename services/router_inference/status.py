@@ -12,6 +12,7 @@ from router import kernels
 from services.common.clock import Clock
 from services.router_inference import health_notes
 from services.router_inference.accounts import Accounts, RouterMetrics
+from services.router_inference.admission import Admission
 from services.router_inference.experience import ExperienceWriter
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.policy_slot import PolicySlot
@@ -65,6 +66,7 @@ class StatusReader:
         view: View,
         slot: PolicySlot,
         accounts: Accounts,
+        admission: Admission,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
         notes: HealthNotes,
@@ -80,6 +82,7 @@ class StatusReader:
             view: what it sees.
             slot: the policy in use.
             accounts: counts of ends.
+            admission: how cautious it is.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
             notes: reasons for which the mesh is degraded.
@@ -92,6 +95,7 @@ class StatusReader:
         self._view = view
         self._slot = slot
         self._accounts = accounts
+        self._admission = admission
         self._metrics = metrics
         self._experience = experience
         self._notes = notes
@@ -172,6 +176,7 @@ class StatusReader:
         age_s = view.state_age_s(now_s)
         metrics.state_age.set(math.nan if age_s is None else age_s)
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
+        metrics.admission_factor.set(self._admission.factor())
         metrics.device_slowness.clear()
         for device, slowness in view.slowness().items():
             metrics.device_slowness.labels(device=device).set(slowness)

@@ -16,7 +16,7 @@ from router.fleet import EndpointSpec, build_fleet
 from router.policies.registry import make_policy
 from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.jobs import Context
-from trainer.evaluation.rows import Row, measured, rounded
+from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import stream
 from trainer.evaluation.setting import Setting
 from trainer.simulation.simulate import PolicySpec, simulate
@@ -24,6 +24,8 @@ from trainer.simulation.workload import Workload, poisson
 
 PAPER_DEVICES = 8
 """Devices of the static deployment the paper compares with (arXiv 2401.07886)."""
+SERVES_NOTHING = 1e-3
+"""Performance below which a ratio against it says nothing."""
 
 
 def large_only(setting: Setting, device_count: int) -> Setting:
@@ -119,7 +121,9 @@ class GpuJob:
 def gpu_rows(jobs: Sequence[GpuJob], counts: Sequence[GpuCount], device_count: int) -> list[Row]:
     """Returns a row per policy, net and load.
 
-    The number of GPUs is None where it was not found in some seed: more than the most tried.
+    The number of GPUs is None where it was not found in some seed: more than the most tried. The
+    ratio per GPU is None, and `static_serves_nothing` true, where the static deployment serves less
+    than SERVES_NOTHING: it has no limit there.
 
     Args:
         jobs: what was searched.
@@ -134,10 +138,12 @@ def gpu_rows(jobs: Sequence[GpuJob], counts: Sequence[GpuCount], device_count: i
         needed = [count.devices for count in found if count.devices is not None]
         column = "static_large_devices"
         unknown: Row = {column: None, f"{column}_ci95": None}
-        ratios = [
-            (c.performance / device_count) / max(c.paper_performance / PAPER_DEVICES, 1e-9)
-            for c in found
-        ]
+        paper = [c.paper_performance for c in found]
+        nothing = float(np.mean(paper)) < SERVES_NOTHING
+        ratio: Row = {"per_gpu_ratio": None, "per_gpu_ratio_ci95": None}
+        if not nothing:
+            each = [PAPER_DEVICES / device_count * c.performance for c in found]
+            ratio = measured("per_gpu_ratio", ratio_of_means(each, paper))
         rows.append(
             {
                 "policy": policy,
@@ -149,8 +155,9 @@ def gpu_rows(jobs: Sequence[GpuJob], counts: Sequence[GpuCount], device_count: i
                 **(measured(column, needed) if len(needed) == len(found) else unknown),
                 "most_devices_tried": found[0].limit,
                 "paper_devices": PAPER_DEVICES,
-                **measured("paper_devices_performance", (c.paper_performance for c in found)),
-                **measured("per_gpu_ratio", ratios),
+                **measured("paper_devices_performance", paper),
+                "static_serves_nothing": nothing,
+                **ratio,
             }
         )
     return rows

@@ -57,6 +57,7 @@ class Runner:
         self._workers = workers
         self._progress = progress or (lambda _text, _done, _all: None)
         self._pool: ProcessPoolExecutor | None = None
+        self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> Self:
         if self._workers > 1:
@@ -75,6 +76,10 @@ class Runner:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
+            if kind is KeyboardInterrupt:
+                # Workers ignore Ctrl-C, and nobody wants to wait for jobs of minutes.
+                for worker in set(multiprocessing.active_children()) - self._others:
+                    worker.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, text: str, jobs: Sequence[Job]) -> list[Any]:

@@ -27,6 +27,7 @@ class Plan:
         shortest_s: shortest run, seconds.
         longest_s: longest run, seconds.
         windows_per_seed: windows of 10 s in each unpredictable workload.
+        trace_windows_per_seed: the same in a resampled trace, where up to half of them are empty.
         window_bound_seed_count: seeds for which the bound of every window is computed.
         hold_seed_count: seeds of a search for the highest rate held.
         hold_s: shortest of its runs, seconds.
@@ -44,6 +45,7 @@ class Plan:
     shortest_s: float
     longest_s: float
     windows_per_seed: int
+    trace_windows_per_seed: int
     window_bound_seed_count: int
     hold_seed_count: int
     hold_s: float
@@ -69,6 +71,7 @@ PLANS: Mapping[str, Plan] = {
             shortest_s=3.0,
             longest_s=15.0,
             windows_per_seed=7,
+            trace_windows_per_seed=9,
             window_bound_seed_count=1,
             hold_seed_count=2,
             hold_s=5.0,
@@ -88,6 +91,8 @@ PLANS: Mapping[str, Plan] = {
             shortest_s=6.0,
             longest_s=30.0,
             windows_per_seed=20,
+            # At least 200 with requests in them over ten seeds, at every load.
+            trace_windows_per_seed=36,
             window_bound_seed_count=3,
             hold_seed_count=5,
             hold_s=8.0,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.evaluation.cases import Case, CaseResult, Outcome
 from trainer.evaluation.statistics import interval
@@ -28,6 +29,18 @@ def measured(name: str, values: Iterable[float]) -> Row:
     found = interval(values)
     low, high = found.mean - found.half, found.mean + found.half
     return {name: rounded(found.mean), f"{name}_ci95": [rounded(low), rounded(high)]}
+
+
+def ratio_of_means(top: Sequence[float], bottom: Sequence[float]) -> NDArray[np.float64]:
+    """Returns a value per seed whose mean is mean(top) / mean(bottom), for `measured`.
+
+    Ratios of single seeds have no bound where a denominator is near zero. The spread of these is
+    the ratio's to first order (delta method): R + (top - R bottom) / mean(bottom).
+    """
+    top_S, bottom_S = np.asarray(top, np.float64), np.asarray(bottom, np.float64)
+    ratio = top_S.mean() / bottom_S.mean()
+    found: NDArray[np.float64] = ratio + (top_S - ratio * bottom_S) / bottom_S.mean()
+    return found
 
 
 def rounded(value: float) -> float | None:

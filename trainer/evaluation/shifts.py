@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trainer.evaluation.cases import Case
+from trainer.evaluation.plan import Plan
 from trainer.evaluation.rows import Row, rounded
 from trainer.evaluation.setting import Setting
 from trainer.simulation.simulate import FleetEvent
@@ -99,6 +101,62 @@ def _without_device(base: Setting, device: int) -> Setting:
     arrays = base.fleet.arrays
     availability_C = np.where(arrays.device_C == device, 0.0, arrays.availability_C)
     return replace(base, fleet=base.fleet.with_availability(availability_C))
+
+
+def shift_cases(
+    shift: Shift,
+    plan: Plan,
+    seeds: Sequence[int],
+    policies: tuple[str, ...],
+    *,
+    small_rps: float,
+    unit_rps: float,
+) -> list[Case]:
+    """Returns a shift's cases, by load, then by seed.
+
+    Args:
+        shift: the shift.
+        plan: shares of `small_rps`, and how long runs are.
+        seeds: evaluation seeds.
+        policies: names in the context.
+        small_rps: what always-small holds on the shift's hardware.
+        unit_rps: rate of load 1.
+    """
+    return [
+        shift_case(
+            shift, rate_rps, plan.duration_s(rate_rps), policies, seed=seed, unit_rps=unit_rps
+        )
+        for rate_rps in (share * small_rps for share in plan.shift_shares)
+        for seed in seeds
+    ]
+
+
+def shift_case(
+    shift: Shift,
+    rate_rps: float,
+    duration_s: float,
+    policies: tuple[str, ...],
+    *,
+    seed: int,
+    unit_rps: float,
+) -> Case:
+    """Returns one run of a shift; see `shift_cases`."""
+    return Case(
+        "shifts",
+        shift.name,
+        rate_rps / unit_rps,
+        rate_rps,
+        seed,
+        duration_s,
+        policies,
+        scenario=shift.scenario,
+        setting=shift.setting,
+        routers=shift.routers,
+        staleness_s=shift.staleness_s,
+        events=shift.events(duration_s),
+        # With several routers, the very requests that one router gets.
+        requests_of=NOMINAL if shift.routers > 1 else "",
+    )
 
 
 def shift_rows(

@@ -19,27 +19,31 @@ from trainer.evaluation.cases import TRACE_PREFIX, WARM_UP_S, WINDOW_S, Case
 from trainer.evaluation.fluid import FluidJob
 from trainer.evaluation.gpus import GpuJob, gpu_rows
 from trainer.evaluation.headlines import headlines
-from trainer.evaluation.hold import HoldJob, first_rate_rps
+from trainer.evaluation.hold import HoldJob
 from trainer.evaluation.jobs import Context, Job, Progress, Runner
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
-from trainer.evaluation.regret import gap_rows, regret_rows
+from trainer.evaluation.rates import Rates, measured_rates
+from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
 from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
-from trainer.evaluation.shifts import NOMINAL, shift_rows, shifted_settings, shifts_of
+from trainer.evaluation.shifts import shift_cases, shift_rows, shifted_settings, shifts_of
 from trainer.evaluation.studies import PickerJob
-from trainer.evaluation.windows import window_bound_rows, window_hold_rows, window_rows
+from trainer.evaluation.windows import (
+    window_bound_hold_rows,
+    window_bound_rows,
+    window_count_rows,
+    window_hold_rows,
+    window_rows,
+)
 from trainer.traces.fit import TraceModel
 from trainer.traces.resample import trace_setting
 
 SOFT = "soft"
+RETRAINED_ASIDE = "it trains for itself: python -m trainer.retrained"
 UNPREDICTABLE = ("gamma-cv4", "gamma-cv8", "markov")
 """Unpredictable arrival processes unless others are asked for; traces come on top."""
-
-
-class EvaluationError(ValueError):
-    """The protocol cannot be run on this setting; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Subject:
         workloads: unpredictable arrival processes, names in SCENARIOS.
         traces: fitted arrival traces by name.
         study: profile and quality table of the comparison of endpoint pickers; None: not run.
+        retrained: the learned policy beside policies retrained for each shift, as a study.
     """
 
     setting: Setting
@@ -61,19 +66,7 @@ class Subject:
     workloads: tuple[str, ...] = UNPREDICTABLE
     traces: Mapping[str, TraceModel] = field(default_factory=dict)
     study: tuple[LatencyProfile, QualityTable] | None = None
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What loads are multiples of.
-
-    Attributes:
-        large_rps: highest rate static-large holds, safety net off, by setting.
-        small_rps: highest rate always-small holds, safety net off, by setting.
-    """
-
-    large_rps: Mapping[str, float]
-    small_rps: Mapping[str, float]
+    retrained: Row = field(default_factory=lambda: studies.not_run(RETRAINED_ASIDE))
 
 
 def soft(setting: Setting) -> Setting:
@@ -135,7 +128,14 @@ class _Suite:
 
     def run(self, runner: Runner) -> dict[str, Any]:
         """Returns the report's results."""
-        rates = self._rates(runner)
+        rates = measured_rates(
+            runner,
+            self.context,
+            self._subject.setting.catalog,
+            self._shifts,
+            self._plan,
+            self._seeds,
+        )
         gpu_jobs = self._gpu_jobs(rates)
         study = self._subject.study
         found = _run_parts(
@@ -145,7 +145,18 @@ class _Suite:
                 "sweep": self._sweep_cases(rates),
                 "soft": self._soft_cases(rates),
                 "windows": self._window_cases(rates),
-                "shifts": self._shift_cases(rates),
+                "shifts": [
+                    case
+                    for shift in self._shifts
+                    for case in shift_cases(
+                        shift,
+                        self._plan,
+                        self._seeds,
+                        self._all,
+                        small_rps=rates.small_rps[shift.hardware],
+                        unit_rps=rates.large_rps[""],
+                    )
+                ],
                 "gpus": gpu_jobs,
                 "fluid": [FluidJob(load * rates.large_rps[""]) for load in self._plan.sweep_loads],
                 "picker": [PickerJob(*study, self._seeds)] if study is not None else [],
@@ -154,24 +165,30 @@ class _Suite:
         fluid = dict(zip(self._plan.sweep_loads, found["fluid"], strict=True))
         sweep = score_rows(found["sweep"], self._tiers, fluid)
         windows = window_rows(found["windows"])
+        window_bounds = window_bound_rows(found["windows"])
+        shifts = shift_rows(score_rows(found["shifts"], self._tiers), self._shifts, rates.small_rps)
+        families = {shift.name: shift.family for shift in self._shifts}
+        points = coping_points(shifts, self._small)
         devices = len(self._subject.setting.fleet.devices)
         report: dict[str, Any] = {
-            "load_unit": self._unit_rows(rates.large_rps, self._large, rates)[0],
-            "load_units": self._unit_rows(rates.large_rps, self._large, rates),
-            "always_small": self._unit_rows(rates.small_rps, self._small, rates),
+            "load_unit": rates.unit_rows(rates.large_rps, self._large)[0],
+            "load_units": rates.unit_rows(rates.large_rps, self._large),
+            "always_small": rates.unit_rows(rates.small_rps, self._small),
             "sweep": labelled(sweep, "deadline", "hard"),
             "soft": labelled(score_rows(found["soft"], self._tiers), "deadline", "soft"),
             "load_ratio": self._load_ratio(runner, rates, sweep),
             "windows": windows,
-            "window_bounds": window_bound_rows(found["windows"]),
+            "window_bounds": window_bounds,
+            "window_bound_loads": window_bound_hold_rows(window_bounds),
+            "window_counts": window_count_rows(windows),
             "window_loads": window_hold_rows(windows),
             "per_gpu": gpu_rows(gpu_jobs, found["gpus"], devices),
-            "shifts": shift_rows(
-                score_rows(found["shifts"], self._tiers), self._shifts, rates.small_rps
+            "shifts": shifts,
+            "regret": regret_rows(found["shifts"], families, REGRET_BASELINE),
+            "regret_where_small_copes": regret_rows(
+                found["shifts"], families, REGRET_BASELINE, points
             ),
-            "regret": regret_rows(
-                found["shifts"], {s.name: s.family for s in self._shifts}, REGRET_BASELINE
-            ),
+            "regret_points": regret_point_rows(found["shifts"], families, REGRET_BASELINE, points),
             "beside_baselines": gap_rows(
                 found["sweep"], self._subject.learned, self._not_baselines
             ),
@@ -181,51 +198,9 @@ class _Suite:
         pickers = found["picker"]
         reason = "it is part of the full suite"
         report["picker"] = studies.done(pickers[0]) if pickers else studies.not_run(reason)
+        report["retrained"] = self._subject.retrained
         report["headlines"] = headlines(report, self._subject.learned, self._large, self._small)
         return report
-
-    def _rates(self, runner: Runner) -> Rates:
-        """Measures what loads are multiples of."""
-        settings = self.context.settings
-        large = ["", *(TRACE_PREFIX + name for name in self._subject.traces)]
-        small = list(dict.fromkeys(shift.hardware for shift in self._shifts))
-        pairs = [(self._large, self._tiers[-1], name) for name in large]
-        pairs += [(self._small, self._tiers[0], name) for name in small]
-        jobs = [
-            HoldJob(
-                policy,
-                safety=False,
-                seeds=self._hold_seeds,
-                duration_s=self._plan.hold_s,
-                start_rps=first_rate_rps(settings[name], tier),
-                setting=name,
-            )
-            for policy, tier, name in pairs
-        ]
-        held = runner.run("capacities", jobs)
-        for (policy, _, name), rps in zip(pairs, held, strict=True):
-            if rps <= 0.0:
-                raise EvaluationError(
-                    f"{policy} holds no rate in setting {name or NOMINAL!r}: too few answers are "
-                    f"inside the deadline of {settings[name].deadline_s:g} s even on idle devices; "
-                    "give a longer deadline"
-                )
-        return Rates(
-            dict(zip(large, held[: len(large)], strict=True)),
-            dict(zip(small, held[len(large) :], strict=True)),
-        )
-
-    def _unit_rows(self, held: Mapping[str, float], policy: str, rates: Rates) -> list[Row]:
-        return [
-            {
-                "setting": name or NOMINAL,
-                "policy": policy,
-                "safety_net": False,
-                "rate_rps": round(rps, 3),
-                "load": round(rps / rates.large_rps[""], 4),
-            }
-            for name, rps in held.items()
-        ]
 
     def _case(self, suite: str, load: float, rates: Rates, seed: int, **changes: Any) -> Case:
         """Returns a case whose load is in units of its own setting."""
@@ -251,7 +226,8 @@ class _Suite:
 
     def _window_cases(self, rates: Rates) -> list[Case]:
         traces = [TRACE_PREFIX + name for name in self._subject.traces]
-        length_s = WARM_UP_S + WINDOW_S * self._plan.windows_per_seed
+        counts = dict.fromkeys(self._subject.workloads, self._plan.windows_per_seed)
+        counts |= dict.fromkeys(traces, self._plan.trace_windows_per_seed)
         bound_seeds = self._seeds[: self._plan.window_bound_seed_count]
         return [
             self._case(
@@ -262,40 +238,12 @@ class _Suite:
                 label=name,
                 scenario=name,
                 setting=name if name in traces else "",
-                duration_s=length_s,
+                duration_s=WARM_UP_S + WINDOW_S * count,
                 windowed=True,
                 bounded=seed in bound_seeds,
             )
-            for name in (*self._subject.workloads, *traces)
+            for name, count in counts.items()
             for load in self._plan.window_loads
-            for seed in self._seeds
-        ]
-
-    def _shift_cases(self, rates: Rates) -> list[Case]:
-        points = [
-            (shift, share * rates.small_rps[shift.hardware])
-            for shift in self._shifts
-            for share in self._plan.shift_shares
-        ]
-        return [
-            Case(
-                "shifts",
-                shift.name,
-                rate_rps / rates.large_rps[""],
-                rate_rps,
-                seed,
-                duration_s,
-                self._all,
-                scenario=shift.scenario,
-                setting=shift.setting,
-                routers=shift.routers,
-                staleness_s=shift.staleness_s,
-                events=shift.events(duration_s),
-                # With several routers, the very requests that one router gets.
-                requests_of=NOMINAL if shift.routers > 1 else "",
-            )
-            for shift, rate_rps in points
-            for duration_s in (self._plan.duration_s(rate_rps),)
             for seed in self._seeds
         ]
 

@@ -67,6 +67,19 @@ def window_bound_rows(results: Sequence[CaseResult]) -> list[Row]:
     ]
 
 
+def window_count_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns per workload the fewest windows with requests in them at any load, over all seeds."""
+    fewest: dict[str, Row] = {}
+    for row in rows:
+        known = fewest.get(row["workload"])
+        if known is None or row["windows"] < known["windows"]:
+            fewest[row["workload"]] = row
+    return [
+        {"workload": workload, "windows": row["windows"], "load": row["load"]}
+        for workload, row in fewest.items()
+    ]
+
+
 def level_name(level: float) -> str:
     """Returns the column of a level, e.g. "above_96"."""
     return f"above_{round(100 * level)}"
@@ -100,6 +113,16 @@ def window_hold_rows(rows: Sequence[Row]) -> list[Row]:
                 }
             )
     return held
+
+
+def window_bound_hold_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns per workload and level the highest load at which the bound keeps its windows above.
+
+    Beyond it no policy can; see `window_hold_rows` for the columns, `window_bound_rows` for `rows`.
+    """
+    held = window_hold_rows([{**row, "policy": "", "safety_net": True} for row in rows])
+    left_out = ("policy", "safety_net")
+    return [{k: v for k, v in row.items() if k not in left_out} for row in held]
 
 
 def crossing(loads: Sequence[float], values: Sequence[float], limit: float) -> tuple[float, bool]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.simulation.compiled import jit_unmanaged, kernels
+from trainer.simulation.compiled import jit_unmanaged, kernels, safety
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -168,6 +168,30 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
     if request.attempt <= 1:
         request.first_reward = request.reward
     w.clock[0].reward_sum += request.reward
+    teach_admission(w, i, now_s)
+
+
+@jit_unmanaged
+def teach_admission(w: World, i: int, now_s: float) -> None:
+    """Lets the router's admission learn from a settled request.
+
+    Of a hard deadline, admitted and served to its end or its deadline. One that was dispatched anew
+    after its device was lost says nothing about predictions.
+    """
+    clock = w.clock[0]
+    request = w.requests[i]
+    served = request.status == ANSWERED or request.status == CANCELLED
+    resent = request.attempt - request.rescued > 1
+    if clock.admission == 0 or request.decay_s > 0.0 or not served or resent:
+        return
+    safety.learn_end(
+        w.routers[request.router],
+        now_s,
+        request.deadline_s - request.arrival_s,
+        request.on_time == 0,
+        clock.optimism,
+        clock.pessimism,
+    )
 
 
 @jit_unmanaged

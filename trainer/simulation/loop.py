@@ -213,6 +213,8 @@ def prepare(w: World, i: int, now_s: float) -> bool:
         return False
     if clock.admission != 0 and request.decay_s <= 0.0:
         event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
+        own = w.routers[request.router]
+        safety.relax(own, now_s, request.deadline_s - request.arrival_s)
         admitted, _ = safety.admit(
             w.fleet,
             w.seen,
@@ -220,10 +222,11 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             request.deadline_s - now_s,
             request.prompt,
             event_tokens,
-            clock.optimism,
+            safety.admission_factor(own, clock.optimism),
             w.predicted_C,
         )
         if not admitted:
+            own.refused_s = now_s
             settle(w, i, REFUSED, now_s)
             return False
     return True

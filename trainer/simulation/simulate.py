@@ -421,7 +421,8 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     clock["tick_s"] = config.report_interval_s
     clock["delay_s"] = config.staleness_s
     clock["short_tau_s"], clock["long_tau_s"] = SHORT_TAU_S, LONG_TAU_S
-    clock["optimism"], clock["margin"], clock["guard_s"] = config.limits
+    for name, value in config.limits._asdict().items():
+        clock[name] = value
     clock["epsilon"] = config.epsilon
     clock["stride"] = config.feature_stride
     for name in ("admission", "rescue", "retry"):

@@ -116,6 +116,12 @@ ROUTER = np.dtype(
         ("gap_s", np.float64),
         ("gap_square_s2", np.float64),
         ("gaps", np.float64),
+        # the fields of `router.safety.Caution`
+        ("raised", np.float64),
+        ("ended", np.float64),
+        ("missed", np.float64),
+        ("at_s", np.float64),
+        ("refused_s", np.float64),
     ],
     align=True,
 )
@@ -136,6 +142,7 @@ CLOCK = np.dtype(
         ("optimism", np.float64),
         ("margin", np.float64),
         ("guard_s", np.float64),
+        ("pessimism", np.float64),
         ("epsilon", np.float64),
         ("state_age_s", np.float64),
         ("rate_short", np.float64),
@@ -174,7 +181,7 @@ class World(NamedTuple):
         requests: one record per request, by arrival.
         candidates: one record per candidate: true costs, queue, batch.
         devices: one record per device.
-        routers: one record per router: its own rate estimate.
+        routers: one record per router: its own rate estimate, and the caution of its admission.
         fleet_events: losses, returns and slow-downs, by time.
         cancel_N: request indices by the time they are cancelled if not done.
         slots_DS: candidate rows of each device, -1 beyond its number.

@@ -82,7 +82,7 @@ def _draw(axes: Any, curve: Sequence[Row], column: str, palette: Palette) -> Non
         axes.fill_between(loads, low, high, color=style["color"], alpha=0.14, lw=0, zorder=2)
 
 
-def _load_axis(axes: Any, loads: Sequence[float]) -> None:
+def load_axis(axes: Any, loads: Sequence[float]) -> None:
     """Logarithmic loads with plain numbers."""
     axes.set_xscale("log")
     low, high = min(loads), max(loads)
@@ -118,7 +118,7 @@ def sweep_figure(rows: Sequence[Row], palette: Palette, *, net: bool = True) -> 
         left.text(loads[0], HOLDS - 0.015, f" {HOLDS}: holds", va="top", fontsize=8, color=SOFT)
         for axes, title in ((left, "availability"), (right, "performance")):
             axes.set_title(title)
-            _load_axis(axes, loads)
+            load_axis(axes, loads)
             axes.set_ylim(0, 1.03)
             axes.set_xlabel("load, multiples of what static-large holds")
         handles, labels = right.get_legend_handles_labels()
@@ -136,7 +136,7 @@ def share_figure(rows: Sequence[Row], palette: Palette) -> Figure:
         for curve in _curves(rows).values():
             _draw(axes, curve, column, palette)
         axes.axhline(0.96, color=SOFT, lw=1, ls="--")
-        _load_axis(axes, sorted({row["load"] for row in rows}))
+        load_axis(axes, sorted({row["load"] for row in rows}))
         axes.set_ylim(0.7, 1.005 if bounded else 1.06)
         axes.set_title("share of the bound" if bounded else "share of the fluid reference")
         axes.set_xlabel("load, multiples of what static-large holds")
@@ -197,7 +197,7 @@ def _windows_panel(
             ha="right", va="top", fontsize=7.5, color=LARGE_COLOR,
         )  # fmt: skip
     axes.axhline(WINDOW_SHARE, color=SOFT, lw=0.9, ls="--")
-    _load_axis(axes, sorted({row["load"] for row in rows}))
+    load_axis(axes, sorted({row["load"] for row in rows}))
     axes.set_ylim(-0.02, 1.03)
 
 
@@ -224,7 +224,7 @@ def gpus_figure(rows: Sequence[Row], palette: Palette) -> Figure:
         right.set_ylim(0, min(12.0, 1.1 * max(top, PAPER_GPU_RATIO)))
         right.set_title("performance per GPU against 8 static GPUs")
         for axes in (left, right):
-            _load_axis(axes, loads)
+            load_axis(axes, loads)
             axes.set_xlabel("load, multiples of what static-large holds on 4 GPUs")
         right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.92))
     return figure
@@ -250,7 +250,7 @@ def shifts_figure(rows: Sequence[Row], palette: Palette) -> Figure:
                 color=INK, lw=1.2, label="bound", zorder=6,
             )  # fmt: skip
             axes.set_title(shift, fontsize=9)
-            _load_axis(axes, sorted({row["load"] for row in chosen}))
+            load_axis(axes, sorted({row["load"] for row in chosen}))
             axes.set_ylim(0.4, 1.02)
         for axes in cells[len(shifts) :]:
             axes.set_visible(False)

@@ -6,12 +6,14 @@ import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from router.catalog import QualityTable, parse_quality
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from services.cli.errors import InputError
 from services.cli.evaluation.entrants import entrants
+from services.cli.evaluation.retrained import read_retrained, retrained_study
 from services.cli.evaluation.study_tables import crosscheck_table
 from services.cli.evaluation.tables import Row
 from services.common.triton.environment import project_root
@@ -19,10 +21,11 @@ from trainer.evaluation.policies import Contender, zeroed_name
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
+from trainer.retrained.study import setting_facts
 from trainer.scenario import default_lengths
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
-from trainer.traces.read import read_trace
+from trainer.traces.synthetic import STAND_INS, open_trace
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Asked:
         quality: file or name of a shipped quality table; empty: the one that fits the profile.
         policies: names or snapshot files; empty: every policy there is.
         workloads: unpredictable arrival processes by name; empty: the protocol's own.
-        traces: trace files.
+        traces: trace files, or names of stand-ins.
         crosscheck: file of the cross-check's rows; None: not shown.
+        retrained: file of the comparison with retrained policies; None: not shown.
         deadline_s: deadline of every task, seconds.
         devices: devices with every tier.
         output_tokens: mean output tokens, for profiles but opt-*.
@@ -47,6 +51,7 @@ class Asked:
     workloads: tuple[str, ...]
     traces: tuple[pathlib.Path, ...]
     crosscheck: pathlib.Path | None
+    retrained: pathlib.Path | None
     deadline_s: float
     devices: int
     output_tokens: float
@@ -65,6 +70,7 @@ class Inputs:
         workloads: unpredictable arrival processes by name.
         traces: fitted traces by name.
         crosscheck: the cross-check's rows.
+        retrained: the comparison with retrained policies, as a study.
         notes: what the reader of the report must know.
     """
 
@@ -76,6 +82,7 @@ class Inputs:
     workloads: tuple[str, ...]
     traces: dict[str, TraceModel]
     crosscheck: tuple[Row, ...]
+    retrained: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -89,6 +96,7 @@ def read_inputs(asked: Asked) -> Inputs:
     workloads = _workloads(asked.workloads, problems)
     traces = _traces(asked.traces, problems)
     checked = _crosscheck(asked.crosscheck, problems)
+    compared = read_retrained(asked.retrained, problems)
     if problems or profile is None or quality is None or profile_path is None:
         raise InputError("\n".join(problems))
     setting = _setting(asked, profile, quality)
@@ -100,8 +108,19 @@ def read_inputs(asked: Asked) -> Inputs:
     ours = [name for name, each in contenders.items() if each.kind == "learned"]
     first = next((name for name in ours if zeroed_name(name) in contenders), "")
     first = first or next(iter(ours), "")
+    version = contenders[first].version if first else ""
+    retrained = retrained_study(compared, setting_facts(setting), version, notes)
     return Inputs(
-        setting, profile, quality, contenders, first, workloads, traces, checked, tuple(notes)
+        setting,
+        profile,
+        quality,
+        contenders,
+        first,
+        workloads,
+        traces,
+        checked,
+        retrained,
+        tuple(notes),
     )
 
 
@@ -184,8 +203,14 @@ def _workloads(names: Sequence[str], problems: list[str]) -> tuple[str, ...]:
 def _traces(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, TraceModel]:
     models: dict[str, TraceModel] = {}
     for path in paths:
+        if str(path) not in STAND_INS and not path.exists():
+            known = ", ".join(STAND_INS)
+            problems.append(f"--trace: no file and no stand-in {str(path)!r}; stand-ins: {known}")
+            continue
         try:
-            models[path.stem] = fit_trace(read_trace(path))
+            model = fit_trace(open_trace(path))
+            # A stand-in's own name says in every table that it is synthetic.
+            models[model.name if str(path) in STAND_INS else path.stem] = model
         except (InvalidFileError, WorkloadError) as error:
             problems.append(str(error))
         except OSError as error:

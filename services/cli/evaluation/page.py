@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -13,8 +13,11 @@ from matplotlib.figure import Figure
 
 from services.cli.evaluation import figures, study_tables, tables
 from services.cli.evaluation.figures import Palette
+from services.cli.evaluation.regret_figure import regret_figure
 from services.cli.evaluation.tables import Table
 from services.cli.showcase.figures import inline_svg
+from trainer.evaluation.policies import zeroed_name
+from trainer.evaluation.targets.shifts import COPES
 
 Report = Mapping[str, Any]
 
@@ -59,7 +62,7 @@ def palette(report: Report) -> Palette:
 def report_figures(report: Report) -> dict[str, Figure]:
     """Every plot of a report by name."""
     colors = palette(report)
-    return {
+    drawn = {
         "sweep": figures.sweep_figure(report["sweep"], colors),
         "share": figures.share_figure(report["sweep"], colors),
         "windows": figures.windows_figure(report["windows"], report["window_bounds"], colors),
@@ -67,6 +70,10 @@ def report_figures(report: Report) -> dict[str, Figure]:
         "shifts": figures.shifts_figure(report["shifts"], colors),
         "soft": figures.sweep_figure(report["soft"], colors),
     }
+    own = [r for r in report["regret_points"] if r["policy"] == report["learned"]]
+    if own:
+        drawn["regret"] = regret_figure([row for row in own if row["safety_net"]])
+    return drawn
 
 
 def report_tables(report: Report) -> dict[str, list[Table]]:
@@ -75,11 +82,46 @@ def report_tables(report: Report) -> dict[str, list[Table]]:
         "sweep": tables.sweep_tables(report["sweep"]),
         "soft": tables.sweep_tables(report["soft"], "Soft deadlines"),
         "loads": [tables.ratio_table(report["load_ratio"])],
-        "windows": tables.window_tables(report["window_loads"]),
+        "windows": [
+            *tables.window_tables(report["window_loads"], report["window_bound_loads"]),
+            tables.window_count_table(report["window_counts"]),
+        ],
         "gpus": [tables.gpu_table(report["per_gpu"])],
-        "shifts": [tables.shift_table(report["shifts"], shown_in_shifts(report))],
-        "regret": [tables.regret_table(report["regret"])],
+        "shifts": [
+            tables.shift_table(report["shifts"], shown_in_shifts(report)),
+            *retrained_tables(report),
+        ],
+        "regret": regret_tables(report),
     }
+
+
+def regret_tables(report: Report, nets: Sequence[bool] = (True, False)) -> list[Table]:
+    """Regret over families, over the points always-small copes with, and point by point."""
+
+    def chosen(part: str) -> list[tables.Row]:
+        return [row for row in report[part] if row["safety_net"] in nets]
+
+    made = [
+        tables.regret_table(chosen("regret")),
+        tables.regret_table(chosen("regret_where_small_copes"), COPES),
+    ]
+    learned = report["learned"]
+    if learned and report["regret_points"]:
+        points = report["regret_points"]
+        made.append(tables.regret_point_table(points, learned, zeroed_name(learned)))
+    return made
+
+
+def retrained_tables(report: Report) -> list[Table]:
+    """The comparison with retrained policies, if it was given."""
+    study = report["retrained"]
+    if not study["rows"]:
+        return []
+    made = (
+        study_tables.retrained_table(study["rows"]),
+        study_tables.training_table(study["training"]),
+    )
+    return list(made)
 
 
 def study_sections(report: Report) -> list[Table]:

@@ -12,12 +12,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from services.cli.evaluation import study_tables, tables
-from services.cli.evaluation.page import shown_in_shifts, study_sections
+from services.cli.evaluation.page import (
+    regret_tables,
+    retrained_tables,
+    shown_in_shifts,
+    study_sections,
+)
 from services.cli.evaluation.tables import Table
 from services.cli.showcase.figures import STYLE
 
 NAME = "evaluation"
-PICTURES = ("sweep", "share", "windows", "gpus", "shifts")
+PICTURES = ("sweep", "share", "windows", "gpus", "shifts", "regret")
 DPI = 80
 COLORS = 96
 DEFAULT_PROFILE = "opt-a100"
@@ -39,8 +44,9 @@ def write_record(
     profile = report["setting"]["profile"]
     name = NAME if profile == DEFAULT_PROFILE else f"{NAME}-{profile}"
     for picture in PICTURES:
-        _save_small(drawn[picture], folder / f"{name}-{picture}.png")
-    text = "\n".join(_lines(report, name)) + "\n"
+        if picture in drawn:
+            _save_small(drawn[picture], folder / f"{name}-{picture}.png")
+    text = "\n".join(_lines(report, name, "regret" in drawn)) + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
@@ -54,7 +60,7 @@ def _save_small(figure: Figure, path: pathlib.Path) -> None:
     picture.save(path, optimize=True)
 
 
-def _lines(report: Mapping[str, Any], name: str) -> list[str]:
+def _lines(report: Mapping[str, Any], name: str, drawn_regret: bool) -> list[str]:
     setting, run, unit = report["setting"], report["run"], report["load_unit"]
     sweep = [row for row in report["sweep"] if row["safety_net"]]
     machine, seeds = report["machine"], report["seeds"]
@@ -95,7 +101,8 @@ def _lines(report: Mapping[str, Any], name: str) -> list[str]:
         "",
         f"![Share of windows above 0.96 and 0.98 over load]({name}-windows.png)",
         "",
-        *_all(tables.window_tables(report["window_loads"])),
+        *_all(tables.window_tables(report["window_loads"], report["window_bound_loads"])),
+        *_all([tables.window_count_table(report["window_counts"])]),
         "## GPUs",
         "",
         f"![GPUs that static-large needs]({name}-gpus.png)",
@@ -106,9 +113,11 @@ def _lines(report: Mapping[str, Any], name: str) -> list[str]:
         f"![Performance in every shift]({name}-shifts.png)",
         "",
         *_all([tables.shift_table(report["shifts"], shown_in_shifts(report))]),
+        *_all(retrained_tables(report)),
         "## Regret removed",
         "",
-        *_all([tables.regret_table([r for r in report["regret"] if r["safety_net"]])]),
+        *([f"![Share of regret removed over load]({name}-regret.png)", ""] if drawn_regret else []),
+        *_all(regret_tables(report, nets=(True,))),
         *_all(tables.sweep_tables(report["soft"], "Soft deadlines")),
         *_all(study_sections(report)),
     ]

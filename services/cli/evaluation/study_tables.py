@@ -58,6 +58,48 @@ def picker_table(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
+def retrained_table(rows: Sequence[Row]) -> Table:
+    """The learned policy beside one retrained for each shift, on the same requests."""
+    return Table(
+        "Shifts, beside a policy retrained for each, safety net on",
+        ("shift", "of always-small", "load", "performance", "retrained", "ratio", "availability",
+         "retrained"),
+        tuple(
+            (
+                row["shift"],
+                number(row["share_of_always_small"], 2),
+                f"{row['load']:.1f}x",
+                with_interval(row, "performance"),
+                with_interval(row, "retrained_performance"),
+                with_interval(row, "ratio"),
+                number(row["availability"]),
+                number(row["retrained_availability"]),
+            )
+            for row in rows
+            if row["safety_net"]
+        ),
+    )  # fmt: skip
+
+
+def training_table(rows: Sequence[Row]) -> Table:
+    """What retraining did for each shift, by streams that evaluation does not use."""
+    return Table(
+        "Retraining for each shift: performance on its validation streams",
+        ("shift", "rounds", "samples", "original", "trained on", "kept"),
+        tuple(
+            (
+                row["shift"],
+                str(row["rounds"]),
+                str(row["samples"]),
+                number(row["validation_original"], 4),
+                number(row["validation_trained"], 4),
+                row["kept"],
+            )
+            for row in rows
+        ),
+    )
+
+
 def crosscheck_table(rows: Sequence[Row]) -> Table:
     """Learners of the same budget in the same environment."""
     return Table(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.evaluation.gpus import SERVES_NOTHING
 from trainer.evaluation.windows import WINDOW_LEVELS
 
 Row = Mapping[str, Any]
@@ -124,8 +125,13 @@ def ratio_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def window_tables(rows: Sequence[Row]) -> list[Table]:
-    """Highest load with 90 % of its windows above each level, by policy and workload."""
+def window_tables(rows: Sequence[Row], bounds: Sequence[Row]) -> list[Table]:
+    """Highest load with 90 % of its windows above each level, by policy and workload.
+
+    Args:
+        rows: of the policies.
+        bounds: of what is possible at all; the last line.
+    """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     columns = [(w, level) for w in workloads for level in WINDOW_LEVELS]
     tables = []
@@ -133,18 +139,36 @@ def window_tables(rows: Sequence[Row]) -> list[Table]:
         lines: dict[str, dict[tuple[str, float], str]] = {}
         for row in rows:
             if row["safety_net"] is net:
-                load = f"{row['load']:.2f}{'+' if row['open_end'] else ''}"
-                lines.setdefault(row["policy"], {})[row["workload"], row["level"]] = load
+                own = lines.setdefault(row["policy"], {})
+                own[row["workload"], row["level"]] = _open_load(row)
+        if bounds:
+            own = {(row["workload"], row["level"]): _open_load(row) for row in bounds}
+            lines["bound, first seeds"] = own
         tables.append(
             Table(
                 "Highest load with 90 % of 10 s windows above a share of peak performance, "
                 f"safety net {word}",
                 ("policy", *(f"{w} {level:g}" for w, level in columns)),
-                tuple((name, *(line[key] for key in columns)) for name, line in lines.items()),
+                tuple(
+                    (name, *(line.get(key, "-") for key in columns)) for name, line in lines.items()
+                ),
                 open=net,
             )
         )
     return tables
+
+
+def _open_load(row: Row) -> str:
+    return f"{row['load']:.2f}{'+' if row['open_end'] else ''}"
+
+
+def window_count_table(rows: Sequence[Row]) -> Table:
+    """How many windows the shares are of."""
+    return Table(
+        "Windows with requests in them, all seeds: the fewest at any load",
+        ("workload", "windows", "at load"),
+        tuple((row["workload"], str(row["windows"]), f"{row['load']:g}x") for row in rows),
+    )
 
 
 def gpu_table(rows: Sequence[Row]) -> Table:
@@ -162,7 +186,9 @@ def gpu_table(rows: Sequence[Row]) -> Table:
                 if row["static_large_devices"] is not None
                 else f"> {row['most_devices_tried']}",
                 with_interval(row, "paper_devices_performance"),
-                f"{row['per_gpu_ratio']:.2f}x",
+                f"static serves < {SERVES_NOTHING:.1%}"
+                if row["static_serves_nothing"]
+                else f"{row['per_gpu_ratio']:.2f}x",
             )
             for row in rows
         ),
@@ -199,10 +225,10 @@ def shift_table(rows: Sequence[Row], policies: Sequence[str]) -> Table:
     )
 
 
-def regret_table(rows: Sequence[Row]) -> Table:
-    """Share of the baseline's regret each policy removes."""
+def regret_table(rows: Sequence[Row], where: str = "") -> Table:
+    """Share of the baseline's regret each policy removes; `where` says over which points."""
     return Table(
-        "Regret removed (1 = all of price's; negative: regret added)",
+        f"Regret removed (1 = all of price's; negative: regret added){where}",
         ("family", "net", "policy", "regret", "price's regret", "removed"),
         tuple(
             (
@@ -217,4 +243,29 @@ def regret_table(rows: Sequence[Row]) -> Table:
         ),
         numeric_from=3,
         open=True,
+    )
+
+
+def regret_point_table(rows: Sequence[Row], learned: str, zeroed: str) -> Table:
+    """Where the learned policy removes regret, and whether its network does it; safety net on."""
+    lines: dict[tuple[str, float], dict[str, Row]] = {}
+    for row in rows:
+        if row["safety_net"] and row["policy"] in (learned, zeroed):
+            lines.setdefault((row["shift"], row["load"]), {})[row["policy"]] = row
+    found = [(key, line[learned], line.get(zeroed)) for key, line in lines.items()]
+    return Table(
+        f"Regret removed by {learned}, by shift and load, safety net on",
+        ("shift", "load", "price's regret", "regret", "removed", "zeroed", "always-small copes"),
+        tuple(
+            (
+                shift,
+                f"{load:.2f}x",
+                number(own["baseline_regret"], 4),
+                with_interval(own, "regret", 4),
+                with_interval(own, "removed"),
+                "-" if twin is None else with_interval(twin, "removed"),
+                "yes" if own["small_copes"] else "no",
+            )
+            for (shift, load), own, twin in found
+        ),
     )

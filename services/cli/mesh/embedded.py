@@ -283,12 +283,6 @@ class EmbeddedMesh:
             stop_timeout_s=30.0,
         )
 
-    def _compile_cache(self) -> dict[str, str]:
-        """Where compiled simulator kernels are kept between runs, unless the user says where."""
-        if os.environ.get("NUMBA_CACHE_DIR"):
-            return {}
-        return {"NUMBA_CACHE_DIR": str(self.folder.parent.parent / "numba")}
-
     def _router(self, index: int) -> ChildSpec:
         return self._service(
             "router_inference",
@@ -325,7 +319,7 @@ class EmbeddedMesh:
             is_ready=lambda: probes.file_exists(ready_file),
             log_path=self.folder / "logs" / f"{name}.log",
             stage=stage,
-            variables=THREAD_VARIABLES | self._compile_cache(),
+            variables=THREAD_VARIABLES,
             cores=self.layout.service_cores,
             nice=nice,
         )

@@ -17,6 +17,7 @@ from tests.unit.deploy.manifests import (
     port,
     section,
 )
+from trainer.simulation.compiled import CACHE_VARIABLE
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -33,6 +34,14 @@ def test_service_stage_runs_its_module_on_its_ports(service: str) -> None:
     assert probe[:2] == ["python", "-m"]
     assert importlib.util.find_spec(probe[2]) is not None
     assert probe[3:] == [f"127.0.0.1:{port(own['listen'])}"]
+
+
+def test_trainer_keeps_compiled_kernels_where_it_may_write() -> None:
+    """Its user has no home; numba refuses to compile if its cache can be nowhere."""
+    (value,) = dockerfile_stages()["image-trainer"].values("ENV")
+    assert value == f"{CACHE_VARIABLE}=/opt/tiercel/build/numba"
+    owned = dockerfile_stages()["runtime"].values("RUN")[0]
+    assert "install -d -o tiercel -g tiercel /opt/tiercel /opt/tiercel/build" in owned
 
 
 def test_the_argument_chooses_the_last_stage() -> None:

@@ -316,7 +316,8 @@ async def test_a_hopeless_hard_request_is_refused() -> None:
         await rig.answer(job)
     error = caught.value
     assert error.reason == "DEADLINE_NOT_REACHABLE"
-    assert error.metadata.keys() == {"limit", "measured"}
+    assert error.metadata.keys() == {"limit", "measured", "factor"}
+    assert error.metadata["factor"] == "0.700"
     assert error.retry_after_s is not None
     assert job.outcome is Outcome.REFUSED
     assert not rig.tier().calls

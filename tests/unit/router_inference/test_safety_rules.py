@@ -51,9 +51,8 @@ def test_short_cuts_equal_kernels(
         admitted, _ = safety.admit(
             fleet.arrays, load, allowed_C, slack_s, *tokens, LIMITS.optimism, scratch_C
         )
-        decider = rig.core.dispatcher._decider
         try:
-            decider._admit(job, choice, LIMITS)
+            rig.core.admission.check(request, action, allowed_C, predicted_C)
         except ResourceExhaustedError:
             assert not admitted
         else:

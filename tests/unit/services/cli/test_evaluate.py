@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 
+from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
+from services.cli.errors import InputError
 from services.cli.evaluation.inputs import Asked, read_inputs
+from services.cli.evaluation.regret_figure import regret_figure
+from services.cli.evaluation.tables import gpu_table, regret_point_table
+from services.common.triton.environment import project_root
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
+from trainer.retrained.study import setting_facts
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -43,6 +49,7 @@ def asked(**changes: Any) -> Asked:
         "workloads": (),
         "traces": (),
         "crosscheck": None,
+        "retrained": None,
         "deadline_s": 0.4,
         "devices": 4,
         "output_tokens": 8.0,
@@ -79,6 +86,25 @@ def test_page_stands_alone_and_shows_every_plot(written: pathlib.Path) -> None:
     assert not re.search(r"<(script|link|img|iframe)\b", page)
     assert "not judged" in page
     assert "nan" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
+
+
+def test_picture_of_removed_regret_has_a_panel_per_family(written: pathlib.Path) -> None:
+    """The rows of a policy that a report has are enough; points without regret are left out."""
+    rows = json.loads((written / "report.json").read_text())["regret_points"]
+    own = [row for row in rows if row["policy"] == "static-small" and row["safety_net"]]
+    figure = regret_figure([*own[1:], {**own[0], "removed": None}])
+    assert len(figure.axes) == len({row["family"] for row in own})
+    table = regret_point_table(rows, "static-small", "price")
+    assert len(table.rows) == len(own)
+
+
+def test_ratio_against_nothing_is_said_in_words(written: pathlib.Path) -> None:
+    """The table names the limit where the report has no number."""
+    row = json.loads((written / "report.json").read_text())["per_gpu"][0]
+    known = {**row, "static_serves_nothing": False, "per_gpu_ratio": 2.5}
+    none = {**row, "static_serves_nothing": True, "per_gpu_ratio": None}
+    cells = [line[-1] for line in gpu_table([known, none]).rows]
+    assert cells == ["2.50x", "static serves < 0.1%"]
 
 
 def test_record_is_small_and_names_its_pictures(written: pathlib.Path) -> None:
@@ -126,10 +152,11 @@ def test_policy_above_the_bound_fails_the_suite(
         (["--quality", "no-such"], ["--quality", "known:", "opt"]),
         (["--policy", "psychic"], ["unknown policy 'psychic'", "greedy", "price", "dqn"]),
         (["--workload", "tides"], ["unknown workload 'tides'", "gamma-cv4", "markov"]),
-        (["--trace", "missing.csv"], ["missing.csv"]),
+        (["--trace", "missing.csv"], ["--trace", "missing.csv", "azure-llm-code-like"]),
         (["--policy", "missing.safetensors"], ["missing.safetensors: cannot be read"]),
         (["--seeds", "-1"], ["--seeds"]),
         (["--crosscheck", "missing.json"], ["missing.json"]),
+        (["--retrained", "missing.json"], ["missing.json"]),
     ],
 )
 def test_bad_input_is_named_with_what_is_known(
@@ -178,6 +205,66 @@ def test_shipped_profiles_find_their_own_quality_table() -> None:
     """opt-a100 goes with opt, reference with reference."""
     assert read_inputs(asked()).quality.name == "opt"
     assert "sort" in read_inputs(asked(profile="reference")).quality.quality
+
+
+def retrained_file(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Writes a comparison with a retrained policy for the shipped snapshot."""
+    shipped = load_snapshot((project_root() / "policies" / "opt-a100.safetensors").read_bytes())
+    setting = read_inputs(asked()).setting
+    number = {"performance": 0.9, "retrained_performance": 0.9, "ratio": 1.0, "availability": 1.0}
+    row = {"shift": "mix", "load": 2.0, "share_of_always_small": 0.1, "safety_net": True, **number,
+           "ratio_ci95": [0.9, 1.1], "retrained_availability": 1.0}  # fmt: skip
+    training = {"shift": "mix", "rounds": 9, "samples": 5, "validation_original": 0.9,
+                "validation_trained": 0.8, "kept": "original"}  # fmt: skip
+    found = {
+        "snapshot_version": shipped.version,
+        "setting": setting_facts(setting),
+        "rounds": 9,
+        "rows": [row],
+        "training": [training],
+    }
+    path = folder / "retrained.json"
+    path.write_text(json.dumps({"retrained": {**found, **changes}}))
+    return path
+
+
+def test_comparison_with_retrained_policies_is_taken_for_the_same_snapshot(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Rows and training facts come into the report."""
+    inputs = read_inputs(asked(retrained=retrained_file(tmp_path)))
+    assert inputs.retrained["status"] == "run"
+    assert len(inputs.retrained["rows"]) == len(inputs.retrained["training"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"snapshot_version": "0ther"}, "0ther"),
+        ({"setting": {"profile": "opt-a100", "devices": 3}}, "devices 3"),
+    ],
+)
+def test_comparison_of_something_else_is_stale(
+    changes: dict[str, Any], named: str, tmp_path: pathlib.Path
+) -> None:
+    """Another snapshot or fleet: no rows are used, and a note says why."""
+    inputs = read_inputs(asked(retrained=retrained_file(tmp_path, **changes)))
+    assert inputs.retrained["status"] == "stale"
+    assert inputs.retrained["rows"] == []
+    assert any(named in note for note in inputs.notes)
+
+
+def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
+    """The file and its maker are named."""
+    path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])
+    with pytest.raises(InputError, match=r"retrained\.json.*trainer\.retrained"):
+        read_inputs(asked(retrained=path))
+
+
+def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:
+    """No table can take it for the published trace."""
+    traces = read_inputs(asked(traces=(pathlib.Path("azure-llm-code-like"),))).traces
+    assert list(traces) == ["azure-llm-code-like (synthetic)"]
 
 
 def test_every_policy_of_the_registry_takes_part() -> None:

@@ -31,6 +31,7 @@ PLAN = Plan(
     shortest_s=1.5,
     longest_s=3.0,
     windows_per_seed=1,
+    trace_windows_per_seed=1,
     window_bound_seed_count=1,
     hold_seed_count=1,
     hold_s=2.0,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.evaluation import subjects
-from trainer.evaluation.suite import EvaluationError, Subject, run_suite
+from trainer.evaluation.rates import EvaluationError
+from trainer.evaluation.suite import Subject, run_suite
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 

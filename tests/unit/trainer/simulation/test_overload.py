@@ -1,0 +1,114 @@
+"""Overload: admission that learns keeps answering; calm traffic never notices it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router.safety import SafetyLimits
+from tests.unit.trainer.simulation.settings import config, spec, traffic
+from trainer.simulation import engine, loop, state
+from trainer.simulation.simulate import FleetEvent, SimulationConfig, make_world, simulate
+from trainer.simulation.workload import Workload, make_workload, piecewise
+
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+
+FIXED = SafetyLimits(pessimism=SafetyLimits().optimism)
+"""Admission as it is without learning."""
+
+
+def small_capacity_rps() -> float:
+    """Returns what the two test devices answer per second in full batches of the small tier."""
+    offered = traffic(20_000.0, 0.5, deadline_s=1_000.0)
+    result = simulate(config(), offered, spec("static-small"))
+    return float(len(offered) / (offered.arrival_N + result.latency_N).max())
+
+
+def run(setup: SimulationConfig, offered: Workload, name: str) -> state.World:
+    """Returns the world after a run."""
+    world, policy = make_world(setup, offered, 0), spec(name)
+    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    return world
+
+
+@pytest.mark.parametrize("name", ["price", "static-small"])
+@pytest.mark.parametrize("load", [1.3, 2.0])
+def test_overload_keeps_goodput(name: str, load: float) -> None:
+    """Beyond capacity most of the capacity goes to answers in time; without learning, hardly any.
+
+    Goodput is counted against the share that the smallest tier alone could answer.
+    """
+    offered = traffic(load * small_capacity_rps(), 4.0)
+    share = 1.0 / load
+    learned = simulate(config(safety=True), offered, spec(name))
+    fixed = simulate(config(safety=True, limits=FIXED), offered, spec(name))
+    assert learned.availability(1.0) >= 0.7 * share
+    assert learned.performance(1.0) >= 0.7 * share * 0.6  # quality of small, mean of both tasks
+    assert fixed.availability(1.0) < 0.5 * learned.availability(1.0)
+
+
+@pytest.mark.parametrize("name", ["price", "static-small", "debt-queue"])
+def test_calm_traffic_is_unchanged_to_the_bit(name: str) -> None:
+    """Where every deadline is met, learning decides exactly what the constant decides."""
+    offered = traffic(300.0, 2.0)
+    learned = simulate(config(safety=True), offered, spec(name))
+    fixed = simulate(config(safety=True, limits=FIXED), offered, spec(name))
+    assert learned.on_time_N.all()
+    np.testing.assert_array_equal(learned.action_N, fixed.action_N)
+    np.testing.assert_array_equal(learned.latency_N, fixed.latency_N)
+
+
+def test_soon_after_a_burst_traffic_is_answered_again() -> None:
+    """A second after twofold overload 99 % are answered in time, and the caution comes to rest."""
+    rng = np.random.default_rng(1)
+    arrival_N = piecewise([(2.0, 2.0 * small_capacity_rps()), (10.0, 100.0)], rng)
+    offered = make_workload(arrival_N, 12.0, rng=rng, deadline_s=0.4, task_share=(0.5, 0.5))
+    world = run(config(safety=True), offered, "price")
+    assert (world.requests["status"] == state.REFUSED).any()
+    late_N = offered.arrival_N > 3.0
+    assert world.requests["on_time"][late_N].mean() >= 0.99
+    assert world.routers["raised"][0] == 0.0
+
+
+def test_a_lost_device_does_not_raise_the_caution_of_a_calm_mesh() -> None:
+    """Requests that went down with a device say nothing about predictions."""
+    events = (FleetEvent(0.5, 0, "lost"),)
+    offered = traffic(300.0, 2.0)
+    world = run(config(safety=True, events=events), offered, "static-small")
+    assert (world.requests["attempt"] > 1).any()
+    assert world.routers["raised"][0] == 0.0
+
+
+def teach(changes: dict[str, Any], soft: bool = False, safety: bool = True) -> float:
+    """Returns the misses counted after settling one cancelled request with these fields."""
+    world = make_world(config(safety=safety), traffic(50.0, 1.0), 0)
+    request = world.requests[0]
+    request["status"], request["attempt"] = state.CANCELLED, 1
+    request["decay_s"] = 0.2 if soft else 0.0
+    for name, value in changes.items():
+        request[name] = value
+    engine.teach_admission(world, 0, 1.0)
+    return float(world.routers["missed"][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "counted"),
+    [
+        ({}, 1.0),
+        ({"rescued": 1, "attempt": 2}, 1.0),
+        ({"attempt": 2}, 0.0),
+        ({"status": state.FAILED}, 0.0),
+        ({"status": state.REFUSED}, 0.0),
+    ],
+)
+def test_what_counts_as_a_miss(changes: dict[str, Any], counted: float) -> None:
+    """Cut off or late, rescued or not; not failed, refused, or sent again after a loss."""
+    assert teach(changes) == counted
+
+
+def test_soft_deadlines_and_a_net_that_is_off_teach_nothing() -> None:
+    """Neither is ever refused, so there is nothing to learn."""
+    assert teach({}, soft=True) == 0.0
+    assert teach({}, safety=False) == 0.0
