@@ -31,6 +31,8 @@ class LearnerConfig:
         huber_delta: error at which the loss turns linear, > 0.
         gradient_norm_limit: longest gradient, > 0.
         replay_capacity: transitions kept, >= batch_size.
+        anchor: transitions that the network it starts from counts as (see anchored.py), >= 0;
+            0: nothing holds it there.
     """
 
     hidden_count: int = 32
@@ -43,14 +45,17 @@ class LearnerConfig:
     huber_delta: float = 1.0
     gradient_norm_limit: float = 10.0
     replay_capacity: int = 200_000
+    anchor: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks every limit; raises TrainingConfigError with all mistakes."""
         problems = [
             f"{field.name}: must be above 0 (got {getattr(self, field.name)!r})"
             for field in dataclasses.fields(self)
-            if not getattr(self, field.name) > 0
+            if field.name != "anchor" and not getattr(self, field.name) > 0
         ]
+        if not self.anchor >= 0.0:
+            problems.append(f"anchor: must be at least 0 (got {self.anchor!r})")
         if self.hidden_count > 1024:
             problems.append(f"hidden_count: must be at most 1024 (got {self.hidden_count})")
         if self.target_rate > 1.0:
@@ -63,3 +68,8 @@ class LearnerConfig:
     def as_dict(self) -> dict[str, Any]:
         """Returns the config as JSON values."""
         return dataclasses.asdict(self)
+
+
+ONLINE_LEARNER = LearnerConfig(learning_rate=1e-4, batch_size=128, anchor=50_000.0)
+"""For online runs: data are few and the start is good, so small steps, and the start counts as much
+as all that a service holds in its replay."""

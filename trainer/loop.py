@@ -7,7 +7,7 @@ stream forget it. Records that come again after a crash are recognised and settl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
+from router.features import BASE_COLUMN, FEATURES, SCHEMA
+from trainer.anchored import AnchoredLearner
 from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.config import LearnerConfig
-from trainer.learner import Learner, initial_weights
+from trainer.config import ONLINE_LEARNER, LearnerConfig
+from trainer.learner import Learner, LearnerStateError, initial_weights
 from trainer.replay import Replay, Transitions
-from trainer.reward import RewardBaseline
+from trainer.reward import Promise, RewardBaseline
 from trainer.transition import (
     DecisionKey,
     DecisionRecord,
@@ -55,9 +57,38 @@ class OnlineConfig:
     feature_names: tuple[str, ...]
     availability_column: int
     base_column: int | None = None
+    promise: Promise | None = None
     sample_reuse: float = 8.0
     min_transitions: int = 512
     seed: int = 0
+
+
+def online_config(
+    *,
+    hidden_count: int,
+    replay_capacity: int,
+    deadline_s: float,
+    patience_s: float,
+    min_transitions: int,
+    seed: int,
+) -> OnlineConfig:
+    """Returns the config of an online run on the features and with the learner of the services."""
+    names = tuple(feature.name for feature in FEATURES)
+    return OnlineConfig(
+        learner=replace(ONLINE_LEARNER, hidden_count=hidden_count, replay_capacity=replay_capacity),
+        deadline_s=deadline_s,
+        patience_s=patience_s,
+        feature_schema=SCHEMA,
+        feature_names=names,
+        availability_column=names.index("availability"),
+        base_column=BASE_COLUMN,
+        promise=Promise(
+            quality_column=names.index("quality"),
+            on_time_column=names.index("on_time_probability"),
+        ),
+        min_transitions=min_transitions,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +138,8 @@ class OnlineLoop:
             self._base = dict(snapshot.base)
         else:
             weights = initial_weights(count, config.learner.hidden_count, self._rng)
-        self._learner = Learner(config.learner, weights, base_column=config.base_column)
+        kind = AnchoredLearner if config.learner.anchor > 0.0 else Learner
+        self._learner: Learner = kind(config.learner, weights, base_column=config.base_column)
         self._replay = Replay(capacity=config.learner.replay_capacity, feature_count=count)
         self._baseline = RewardBaseline()
         self._joiner = TransitionJoiner(patience_s=config.patience_s)
@@ -174,6 +206,8 @@ class OnlineLoop:
         allowed = int(config.sample_reuse * self._replay.total_count / batch)
         end_s = monotonic_s() + budget_s
         done = 0
+        if isinstance(self._learner, AnchoredLearner):
+            self._learner.transition_count = len(self._replay)
         while self._learner.step_count < allowed and monotonic_s() < end_s:
             loss = self._learner.step(self._replay.sample(batch, self._rng))
             self._loss = loss if self._loss is None else self._loss + 0.02 * (loss - self._loss)
@@ -271,11 +305,24 @@ class OnlineLoop:
                     returns.discount_N[rows].astype(np.float32),
                     next_x,
                     next_allowed,
+                    self._surprises([self._pending[i] for i in rows]),
                 )
             )
         self._unsaved += [step.decision.key for step in self._pending[:count]]
         del self._pending[:count]
         del self._pending_baseline[:count]
+
+    def _surprises(self, steps: Sequence[Step]) -> NDArray[np.float32]:
+        """Returns `surprise_B` of steps that have features."""
+        promise = self._config.promise
+        if promise is None:
+            return np.full(len(steps), np.nan, np.float32)
+        chosen = [
+            step.decision.features_CF[step.decision.action]
+            for step in steps
+            if step.decision.features_CF is not None
+        ]
+        return promise.surprises(np.stack(chosen), np.array([step.reward for step in steps]))
 
     def _is_usable(self, step: Step) -> bool:
         return step.counts and self._usable_features(step)
@@ -318,7 +365,9 @@ class OnlineLoop:
         self._mean_reward = meta["mean_reward"]
         if meta["parent"] == self._parent:
             prefix = "learner."
-            self._learner.set_state(
-                {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-            )
+            saved = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            try:
+                self._learner.set_state(saved)
+            except LearnerStateError:
+                return  # another learner's, of an older build: afresh from the parent's weights
             self._rng.bit_generator.state = meta["rng"]

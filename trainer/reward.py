@@ -1,4 +1,6 @@
-"""Reward baselines: what a request of a task earns anyway, taken off before returns are formed.
+"""What is taken off rewards: what a task earns anyway, and what the features promised.
+
+A task's mean reward is taken off before returns are formed.
 
 What one decision changes is small (0.05 to 0.2 of one request's quality) against a sum over the
 hundreds of requests its deadline spans. A baseline that depends on nothing the decision can change
@@ -8,6 +10,7 @@ leaves every difference between actions as it is, and takes most of the noise aw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,3 +58,33 @@ def episode_baseline(
     total_K = np.bincount(task_N, weights=reward_N)
     baseline: NDArray[np.float64] = (total_K / np.maximum(count_K, 1))[task_N]
     return baseline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What features promise of a decision's own reward: quality times P(on time).
+
+    Attributes:
+        quality_column: column of the quality, 0 to 1.
+        on_time_column: column of the probability of an answer on time, 0 to 1.
+        miss_cost: what a miss costs beside its reward of zero, in training as well.
+    """
+
+    quality_column: int
+    on_time_column: int
+    miss_cost: float = 0.3
+
+    def surprises(
+        self, x_NF: NDArray[np.float32], reward_N: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Returns what decisions earned beyond the promise, misses at their cost on both sides.
+
+        Args:
+            x_NF: features of the candidates chosen.
+            reward_N: what they earned; 0 is a miss.
+        """
+        on_time_N = x_NF[:, self.on_time_column].astype(np.float64)
+        earned_N = reward_N - self.miss_cost * (reward_N <= 0.0)
+        promised_N = x_NF[:, self.quality_column] * on_time_N - self.miss_cost * (1.0 - on_time_N)
+        surprise_N: NDArray[np.float32] = (earned_N - promised_N).astype(np.float32)
+        return surprise_N

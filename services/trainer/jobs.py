@@ -71,26 +71,14 @@ class OnlineJob:
         """Restores or starts the loop; raises CheckpointError or SnapshotError."""
         import torch
 
-        from router.features import BASE_COLUMN, FEATURES, SCHEMA
-        from trainer.config import LearnerConfig
-        from trainer.loop import OnlineConfig, OnlineLoop
+        from trainer.loop import OnlineLoop, online_config
 
         torch.set_num_threads(1)
-        names = tuple(feature.name for feature in FEATURES)
-        config = OnlineConfig(
-            learner=LearnerConfig(
-                hidden_count=spec.hidden_count,
-                replay_capacity=spec.replay_capacity,
-                # Online data are few and the start is good: small steps, slow target.
-                learning_rate=1e-4,
-                batch_size=128,
-            ),
+        config = online_config(
+            hidden_count=spec.hidden_count,
+            replay_capacity=spec.replay_capacity,
             deadline_s=spec.deadline_s,
             patience_s=spec.patience_s,
-            feature_schema=SCHEMA,
-            feature_names=names,
-            availability_column=names.index("availability"),
-            base_column=BASE_COLUMN,
             min_transitions=spec.min_transitions,
             seed=spec.seed,
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from router.dqn.network import q_values
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from trainer.checkpoint import CheckpointError
 from trainer.config import LearnerConfig
-from trainer.loop import OnlineConfig, OnlineLoop
+from trainer.loop import OnlineConfig, OnlineLoop, online_config
+from trainer.reward import Promise
 from trainer.transition import DecisionRecord, Ending, OutcomeRecord
 
 NAMES = ("a", "b", "availability")
@@ -158,3 +161,78 @@ def test_starts_from_a_snapshot_and_refuses_a_bad_one() -> None:
     assert loaded.training["parent"] == load_snapshot(parent).version
     with pytest.raises(SnapshotError):
         OnlineLoop(_config(), initial=parent[:-3])
+
+
+def _anchored(anchor: float, promise: Promise | None = None) -> OnlineConfig:
+    config = _config()
+    return replace(config, learner=replace(config.learner, anchor=anchor), promise=promise)
+
+
+def test_anchored_run_stays_near_its_start() -> None:
+    """On noise alone no candidate's value moves by more than a few hundredths."""
+    start = OnlineLoop(_config(seed=3)).snapshot()
+    loop = OnlineLoop(_anchored(1e5), initial=start)
+    loop.ingest(*_records(1, 1000))
+    assert loop.learn(1e9, _ticks()) > 400  # type: ignore[arg-type]
+    x = np.random.default_rng(0).random((50, 3, 3)).astype(np.float32)
+    allowed = np.array([True, True, False])
+    for x_CF in x:
+        values = []
+        for blob in (start, loop.snapshot()):
+            q_C = np.zeros(3)
+            q_values(x_CF, allowed, np.zeros(3), *load_snapshot(blob).weights, q_C)
+            values.append(q_C[:2])
+        np.testing.assert_allclose(values[0], values[1], atol=0.03)
+
+
+def test_surprises_are_rewards_beyond_what_features_promise() -> None:
+    """What was earned, a miss at its cost, less quality times P(on time), a miss at its cost."""
+    loop = OnlineLoop(_anchored(1.0, Promise(quality_column=0, on_time_column=1, miss_cost=0.5)))
+    decisions, outcomes = _records(1, 20)
+    x = np.tile(np.array([0.8, 0.75, 1.0], np.float32), (3, 1))
+    decisions = [replace(d, features_CF=x) for d in decisions]
+    outcomes = [replace(o, reward=0.8 if o.key[2] % 2 else 0.0) for o in outcomes]
+    loop.ingest(decisions, outcomes)
+    surprise_B = loop._replay.sample(200, np.random.default_rng(0)).surprise_B
+    promised = 0.8 * 0.75 - 0.5 * 0.25
+    np.testing.assert_allclose(np.unique(surprise_B), [-0.5 - promised, 0.8 - promised], rtol=1e-3)
+
+
+def test_anchor_survives_a_restart(tmp_path: Path) -> None:
+    """A restored run is held by the network it started from, not by the one it had become."""
+    config = _anchored(10.0)
+    loop = OnlineLoop(config, path=tmp_path / "state")
+    loop.ingest(*_records(1, 200))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(config, path=tmp_path / "state")
+    state, restored = loop._learner.get_state(), again._learner.get_state()
+    np.testing.assert_array_equal(state["start.w1_FH"], restored["start.w1_FH"])
+    assert not np.array_equal(restored["start.w1_FH"], restored["online.w1_FH"])
+
+
+def test_state_of_another_learner_gives_way_to_the_parent(tmp_path: Path) -> None:
+    """After an update to an anchored learner a run keeps its experience and starts afresh."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(_anchored(10.0), path=tmp_path / "state")
+    assert again.status.step_count == 0
+    assert again.status.transition_count == loop.status.transition_count
+
+
+def test_services_learn_with_an_anchor() -> None:
+    """The learner of the services is held by what it starts from and knows what was promised."""
+    config = online_config(
+        hidden_count=8,
+        replay_capacity=1000,
+        deadline_s=0.2,
+        patience_s=5.0,
+        min_transitions=16,
+        seed=0,
+    )
+    assert config.learner.anchor > 0.0
+    assert config.promise is not None
+    assert config.feature_names[config.promise.quality_column] == "quality"
+    assert config.feature_names[config.promise.on_time_column] == "on_time_probability"
