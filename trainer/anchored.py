@@ -11,13 +11,13 @@ by a hundred times that, and nothing in the data holds the actions that were not
 
   A is 0 for the best action whatever the weights, so only other actions, explored ones, speak;
 - the reward of the decision itself is known almost without noise, whatever others earn. What the
-  action taken earned beyond what its features promised is a correction of its value as it stands
-  (`surprise_B` of `Transitions`), and tells of wrong costs without any exploration;
+  action taken earned less than its features promised is a correction of its value as it stands
+  (`shortfall_B` of `Transitions`), and tells of wrong costs without any exploration;
 - the anchor is a Gaussian prior: the start network's values of all allowed candidates, taken or
   not, count as much as `anchor` transitions of unit spread, whatever number N there are.
 
     loss = huber((y - V - A(s, a)) / deviation(s))
-           + (surprise - (q - q_start)(s, a))^2 / (2 OWN_SPREAD^2)
+           + (shortfall - (q - q_start)(s, a))^2 / (2 OWN_SPREAD^2)
            + anchor / N * mean over allowed of (q - q_start)^2 / 2
 
 Shape letters: B batch, C candidates, F features, H hidden units.
@@ -191,9 +191,9 @@ def state_value(
 
 def _own_loss(moved_B: Tensor, batch: Transitions) -> Tensor:
     """Returns the loss of the own rewards; transitions without one add nothing."""
-    surprise_B = torch.from_numpy(batch.surprise_B)
-    known_B = torch.isfinite(surprise_B)
-    error_B = torch.where(known_B, surprise_B, moved_B.detach()) - moved_B
+    shortfall_B = torch.from_numpy(batch.shortfall_B)
+    known_B = torch.isfinite(shortfall_B)
+    error_B = torch.where(known_B, shortfall_B, moved_B.detach()) - moved_B
     return 0.5 * (error_B / OWN_SPREAD).square().mean()
 
 

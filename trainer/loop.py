@@ -305,15 +305,15 @@ class OnlineLoop:
                     returns.discount_N[rows].astype(np.float32),
                     next_x,
                     next_allowed,
-                    self._surprises([self._pending[i] for i in rows]),
+                    self._shortfalls([self._pending[i] for i in rows]),
                 )
             )
         self._unsaved += [step.decision.key for step in self._pending[:count]]
         del self._pending[:count]
         del self._pending_baseline[:count]
 
-    def _surprises(self, steps: Sequence[Step]) -> NDArray[np.float32]:
-        """Returns `surprise_B` of steps that have features."""
+    def _shortfalls(self, steps: Sequence[Step]) -> NDArray[np.float32]:
+        """Returns `shortfall_B` of steps that have features."""
         promise = self._config.promise
         if promise is None:
             return np.full(len(steps), np.nan, np.float32)
@@ -322,7 +322,7 @@ class OnlineLoop:
             for step in steps
             if step.decision.features_CF is not None
         ]
-        return promise.surprises(np.stack(chosen), np.array([step.reward for step in steps]))
+        return promise.shortfalls(np.stack(chosen), np.array([step.reward for step in steps]))
 
     def _is_usable(self, step: Step) -> bool:
         return step.counts and self._usable_features(step)

@@ -27,8 +27,8 @@ class Transitions(NamedTuple):
         discount_B: discount of the bootstrap; 0 if there is none.
         next_x_BCF: features at the decision to bootstrap from.
         next_allowed_BC: candidates allowed there.
-        surprise_B: what the decision itself earned beyond what its features promised; NaN where
-            that is not known, empty if it is known of none.
+        shortfall_B: what the decision itself earned less than its features promised, <= 0; NaN
+            where that is not known, empty if it is known of none.
     """
 
     x_BCF: NDArray[Any]
@@ -38,7 +38,7 @@ class Transitions(NamedTuple):
     discount_B: NDArray[Any]
     next_x_BCF: NDArray[Any]
     next_allowed_BC: NDArray[Any]
-    surprise_B: NDArray[Any] = np.zeros(0, np.float32)
+    shortfall_B: NDArray[Any] = np.zeros(0, np.float32)
 
 
 _EMPTY_CANDIDATES = 1
@@ -80,8 +80,8 @@ class Replay:
                 f"transitions have {batch.x_BCF.shape[2]} features, not {self._feature_count}"
             )
         count = len(batch.action_B)
-        if not len(batch.surprise_B):
-            batch = batch._replace(surprise_B=np.full(count, np.nan, np.float32))
+        if not len(batch.shortfall_B):
+            batch = batch._replace(shortfall_B=np.full(count, np.nan, np.float32))
         self.total_count += count
         if count > self._capacity:
             batch = Transitions(*(array[count - self._capacity :] for array in batch))
@@ -128,8 +128,8 @@ class Replay:
         try:
             with np.load(io.BytesIO(blob), allow_pickle=False) as file:
                 saved: dict[str, Any] = {name: file[name] for name in file.files}
-            # Replays saved before there were surprises have none.
-            saved.setdefault("surprise_B", np.full(len(saved["action_B"]), np.nan, np.float32))
+            # Replays saved before there were shortfalls have none.
+            saved.setdefault("shortfall_B", np.full(len(saved["action_B"]), np.nan, np.float32))
             batch = Transitions(*(saved[name] for name in Transitions._fields))
             total_count = int(saved["total_count"])
             lengths = {len(array) for array in batch}

@@ -74,10 +74,13 @@ class Promise:
     on_time_column: int
     miss_cost: float = 0.3
 
-    def surprises(
+    def shortfalls(
         self, x_NF: NDArray[np.float32], reward_N: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        """Returns what decisions earned beyond the promise, misses at their cost on both sides.
+        """Returns by how much decisions fell short of the promise, <= 0; misses cost on both sides.
+
+        One that kept its promise tells nothing: P(on time) is cautious, the start network knows it,
+        and what exceeds a cautious promise would drive it to the largest tiers at every load.
 
         Args:
             x_NF: features of the candidates chosen.
@@ -86,5 +89,5 @@ class Promise:
         on_time_N = x_NF[:, self.on_time_column].astype(np.float64)
         earned_N = reward_N - self.miss_cost * (reward_N <= 0.0)
         promised_N = x_NF[:, self.quality_column] * on_time_N - self.miss_cost * (1.0 - on_time_N)
-        surprise_N: NDArray[np.float32] = (earned_N - promised_N).astype(np.float32)
-        return surprise_N
+        shortfall_N: NDArray[np.float32] = np.minimum(earned_N - promised_N, 0.0).astype(np.float32)
+        return shortfall_N

@@ -30,7 +30,7 @@ def _learner(anchor: float, seed: int = 0) -> AnchoredLearner:
 
 
 def _batch(
-    seed: int, *, surprise: float = np.nan, noise: float = 5.0, count: int = 64
+    seed: int, *, shortfall: float = np.nan, noise: float = 5.0, count: int = 64
 ) -> Transitions:
     """Candidate 0 is taken always; returns are noise about a value of the state."""
     rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def _batch(
         np.zeros(count, np.float32),
         x,
         allowed,
-        np.full(count, surprise, np.float32),
+        np.full(count, shortfall, np.float32),
     )
 
 
@@ -61,9 +61,11 @@ def _moved(learner: AnchoredLearner, start: Weights) -> torch.Tensor:
     return q(learner.weights()) - q(start)
 
 
-def _learn(learner: AnchoredLearner, steps: int = 300, **of_batch: float) -> AnchoredLearner:
-    for step in range(steps):
-        learner.step(_batch(step % 40, **of_batch))
+def _learn(
+    learner: AnchoredLearner, shortfall: float = np.nan, noise: float = 5.0
+) -> AnchoredLearner:
+    for step in range(300):
+        learner.step(_batch(step % 40, shortfall=shortfall, noise=noise))
     return learner
 
 
@@ -78,20 +80,20 @@ def test_anchor_holds_actions_never_taken() -> None:
 
 
 def test_anchor_weighs_less_the_more_transitions_there_are() -> None:
-    """It counts as a number of transitions, so the same surprise moves more if it came often."""
+    """It counts as a number of transitions, so the same shortfall moves more if it came often."""
     few, many = _learner(1000.0), _learner(1000.0)
     few.transition_count, many.transition_count = 10, 100_000
     few_moved, many_moved = (
-        _moved(_learn(learner, surprise=-0.5, noise=0.0), _weights())[:, 0].mean()
+        _moved(_learn(learner, shortfall=-0.5, noise=0.0), _weights())[:, 0].mean()
         for learner in (few, many)
     )
     assert float(many_moved) < -0.3
     assert float(few_moved) > -0.2
 
 
-def test_surprise_corrects_the_value_of_the_action_taken() -> None:
+def test_shortfall_corrects_the_value_of_the_action_taken() -> None:
     """An action that keeps earning .2 less than promised ends about .2 lower."""
-    learner = _learn(_learner(1.0), surprise=-0.2)
+    learner = _learn(_learner(1.0), shortfall=-0.2)
     assert float(_moved(learner, _weights())[:, 0].mean()) == pytest.approx(-0.2, abs=0.05)
 
 
@@ -130,7 +132,7 @@ def test_state_without_an_anchor_is_refused() -> None:
     state = {k: v for k, v in learner.get_state().items() if not k.startswith("start.")}
     before = learner.weights()
     with pytest.raises(LearnerStateError, match=r"start\."):
-        _learn(learner, 0).set_state(state)
+        learner.set_state(state)
     np.testing.assert_array_equal(before.w1_FH, learner.weights().w1_FH)
 
 

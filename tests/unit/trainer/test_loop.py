@@ -185,17 +185,17 @@ def test_anchored_run_stays_near_its_start() -> None:
         np.testing.assert_allclose(values[0], values[1], atol=0.03)
 
 
-def test_surprises_are_rewards_beyond_what_features_promise() -> None:
-    """What was earned, a miss at its cost, less quality times P(on time), a miss at its cost."""
+def test_only_what_falls_short_of_the_promise_counts() -> None:
+    """A miss falls short by quality times P(on time) and its cost; a kept promise by nothing."""
     loop = OnlineLoop(_anchored(1.0, Promise(quality_column=0, on_time_column=1, miss_cost=0.5)))
     decisions, outcomes = _records(1, 20)
     x = np.tile(np.array([0.8, 0.75, 1.0], np.float32), (3, 1))
     decisions = [replace(d, features_CF=x) for d in decisions]
     outcomes = [replace(o, reward=0.8 if o.key[2] % 2 else 0.0) for o in outcomes]
     loop.ingest(decisions, outcomes)
-    surprise_B = loop._replay.sample(200, np.random.default_rng(0)).surprise_B
+    shortfall_B = loop._replay.sample(200, np.random.default_rng(0)).shortfall_B
     promised = 0.8 * 0.75 - 0.5 * 0.25
-    np.testing.assert_allclose(np.unique(surprise_B), [-0.5 - promised, 0.8 - promised], rtol=1e-3)
+    np.testing.assert_allclose(np.unique(shortfall_B), [-0.5 - promised, 0.0], rtol=1e-5)
 
 
 def test_anchor_survives_a_restart(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_worlds_change_what_they_say() -> None:
 
 
 def test_rows_follow_a_run_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row per exploration and seed, the same at every call; told what it knew, it is the start."""
+    """A row per exploration and seed, the same every time; knowing more changes nothing here."""
     monkeypatch.setattr(online_study, "RATES_RPS", (40.0,))
     monkeypatch.setattr(online_study, "MARKS", (1, 2))
     monkeypatch.setattr(online_study, "STRETCH_REQUESTS", 400)
