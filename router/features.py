@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router import kernels
 from router.ledger import LoadArrays
-from router.policies import scores
+from router.policies import schedule, scores
 from router.policies.scores import Query
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from router.fleet import FleetArrays
 
-SCHEMA = "tiercel-features-2"
+SCHEMA = "tiercel-features-3"
 """Identity of the table below; changes whenever a feature's meaning, order or range does."""
 
 ON_TIME_BIAS = 1.0
@@ -93,14 +93,18 @@ FEATURES: tuple[Feature, ...] = (
     Feature("state_age", "1", 0.0, 5.0, "Age of the system state / slack."),
     Feature("availability", "1", 0.0, 1.0, "0 = unusable, between = ramping up."),
     Feature("price_gap", "1", -1.0, 0.0, "Price score less the best allowed one, as seen."),
-    Feature("price_shift", "1", -1.0, 1.0, "Same gap on the load reckoned, less price_gap."),
-    Feature("price_charge", "1", 0.0, 2.0, "What price charges for the device's time."),
-    Feature("price_on_time", "1", 0.0, 1.0, "P(on time) as price reads it."),
+    Feature(
+        "prior_shift", "1", -1.0, 1.0, "Gap of the prior on reckoned load, less price_gap."
+    ),
+    Feature("prior_charge", "1", 0.0, 2.0, "What the prior charges for the device's time."),
+    Feature("prior_on_time", "1", 0.0, 1.0, "P(on time) as the prior reads it."),
     Feature("burstiness", "log", 0.0, 1.0, "Squared CV of arrival gaps, 1/4 to 64."),
     Feature("own_share", "1", 0.0, 1.0, "Share of the traffic that is this router's."),
     Feature("device_in_flight", "log", 0.0, 1.0, "1 + outstanding on the device, 1 to 1000."),
     Feature("disturbance", "1", 0.0, 3.0, "Delay of all on the device together / 10 slacks."),
     Feature("soft_decay", "1", 0.0, 3.0, "Decay time of a soft deadline / slack; 0 = hard."),
+    Feature("band_distance", "1", 0.0, 1.0, "How far the device is outside its tier's band."),
+    Feature("ladder_load", "1", -2.0, 2.0, "Load: 0 fills the largest tier, 1 the smallest."),
 )
 
 FEATURE_COUNT = len(FEATURES)
@@ -143,6 +147,7 @@ class FeatureScratch(NamedTuple):
         reckoned_probability_C: same.
         reckoned_base_C: same.
         reckoned_work_s_C: same.
+        band_C: how far each candidate is outside its tier's band.
     """
 
     predicted_s_C: NDArray[np.float64]
@@ -156,6 +161,7 @@ class FeatureScratch(NamedTuple):
     reckoned_probability_C: NDArray[np.float64]
     reckoned_base_C: NDArray[np.float64]
     reckoned_work_s_C: NDArray[np.float64]
+    band_C: NDArray[np.float64]
 
 
 def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> FeatureScratch:
@@ -261,27 +267,48 @@ def compute_features(
     price_C = s.base_C
     backlog_s_C = s.work_s_C
     share = reckoned_share(query)
+    has_schedule = schedule.has_schedule(base_P)
     if share > 0.0:
         own_share = max(query.own_share, LEAST_SHARE)
         if query.own_rate_rps > 0.0:
             rate_short = (1.0 - share) * rate_short + share * query.own_rate_rps / own_share
         reckon_load(load, own, share, own_share, s)
         view = LoadArrays(s.in_flight_C, s.waiting_prompt_tokens_C, s.remaining_output_tokens_C)
+    if share > 0.0 or has_schedule:
         predicted_s_C = s.reckoned_predicted_s_C
         probability_C = s.reckoned_probability_C
         price_C = s.reckoned_base_C
         backlog_s_C = s.reckoned_work_s_C
-        scores.score_price(
+    reckoned = with_rate(query, rate_short)
+    if has_schedule:
+        schedule.score_scheduled(
             fleet,
             view,
             allowed_C,
-            with_rate(query, rate_short),
+            reckoned,
             base_P,
             predicted_s_C,
             probability_C,
             backlog_s_C,
             price_C,
         )
+    elif share > 0.0:
+        scores.score_price(
+            fleet,
+            view,
+            allowed_C,
+            reckoned,
+            base_P,
+            predicted_s_C,
+            probability_C,
+            backlog_s_C,
+            price_C,
+        )
+    ladder_load = schedule.schedule_load(fleet, reckoned)
+    for c in range(len(s.band_C)):
+        s.band_C[c] = 0.0
+    if has_schedule:
+        schedule.band_distance(fleet, base_P, ladder_load, s.band_C)
     _fill(
         fleet,
         view,
@@ -293,6 +320,8 @@ def compute_features(
         price_C,
         backlog_s_C,
         s.base_C,
+        s.band_C,
+        ladder_load,
         out_CF,
     )
 
@@ -308,6 +337,8 @@ def _fill(
     price_C: NDArray[np.float64],
     backlog_s_C: NDArray[np.float64],
     seen_price_C: NDArray[np.float64],
+    band_C: NDArray[np.float64],
+    ladder_load: float,
     out_CF: NDArray[np.float32],
 ) -> None:
     """Fills the matrix from the load as reckoned and what the price score found on it."""
@@ -453,3 +484,5 @@ def _fill(
         row[31] = log_unit(1.0 + outstanding, 1.0, 1000.0)
         row[32] = clip(0.1 * disturbed / slack, 0.0, 3.0)
         row[33] = soft_decay
+        row[34] = band_C[c]
+        row[35] = clip(ladder_load, -2.0, 2.0)

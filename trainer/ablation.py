@@ -2,8 +2,10 @@
 
     python -m trainer.ablation --json build/ablation.json --markdown build/ablation.md
 
-Variants on paired returns are fitted to one common set of samples, measured under price. Variants
-of Double DQN learn from episodes that they drive themselves, from the same training scenarios.
+All variants start from the scheduled price of the shipped snapshot, but for those that say they do
+not: the search itself is not repeated. Variants on paired returns are fitted to one common set of
+samples, measured under that prior. Variants of Double DQN learn from episodes that they drive
+themselves, from the same training scenarios.
 Everything is a function of the seed. What a variant gains over price is given per kind of scenario
 of `scenario.evaluation_scenarios`, with costs that differ from the profile, as they do live.
 
@@ -24,11 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from router.catalog import parse_quality
-from router.dqn.snapshot import Weights
-from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SHIFT_COLUMN
+from router.dqn.snapshot import Weights, load_snapshot
+from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_COLUMN
+from router.policies.dqn import price_parameters
 from router.policies.registry import make_policy
+from router.policies.schedule import HEADER, PRICE_COUNT, VALUE_COUNT, VALUES, has_schedule
 from router.profile import parse_profile
 from router.types import Task
 from trainer.config import LearnerConfig
@@ -39,13 +44,16 @@ from trainer.paired_learner import PairedConfig, PairedLearner
 from trainer.replay import Replay, Transitions
 from trainer.reward import episode_baseline
 from trainer.scenario import Mesh, Scenario, evaluation_scenarios, training_scenario
+from trainer.schedule import spec_of
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
+from trainer.threads import side_by_side
 from trainer.transition import time_returns
 
 TEST_SEEDS = (860_001, 860_002, 860_003, 860_004)
 GROUPS: dict[str, tuple[str, ...]] = {
-    "staleness": ("price_shift", "own_share", "state_age"),
-    "price's terms": ("price_gap", "price_charge", "price_on_time"),
+    "staleness and the prior": ("prior_shift", "own_share", "state_age"),
+    "bands": ("band_distance", "ladder_load"),
+    "price's terms": ("price_gap", "prior_charge", "prior_on_time"),
     "burstiness": ("burstiness", "rate_trend"),
     "work by tier": (
         "smaller_work",
@@ -81,6 +89,7 @@ class Variant:
         double: Double DQN settings; None: no Double DQN. After paired returns, if there are both.
         per_request: discount and horizon count requests, not time.
         uniform: exploration draws tiers evenly instead of from one random mix per episode.
+        prior: what policy search found: "whole", "no bands", or "price", as if there had been none.
     """
 
     name: str
@@ -92,6 +101,7 @@ class Variant:
     double: LearnerConfig | None = None
     per_request: bool = False
     uniform: bool = False
+    prior: str = "whole"
 
 
 SAMPLE_SETS: dict[str, dict[str, Any]] = {
@@ -104,7 +114,12 @@ SAMPLE_SETS: dict[str, dict[str, Any]] = {
 
 DOUBLE = LearnerConfig(learning_rate=1e-3, target_rate=0.005)
 VARIANTS: tuple[Variant, ...] = (
-    Variant(name="shipped: paired returns, correcting price"),
+    Variant(name="as shipped: search, then paired returns"),
+    Variant(name="search only", paired=None),
+    Variant(name="search only, no bands", paired=None, prior="no bands"),
+    Variant(name="no search, load as reckoned", paired=None, prior="price"),
+    Variant(name="no search, paired returns", prior="price"),
+    Variant(name="no bands, paired returns", prior="no bands"),
     Variant(name="not correcting price", residual=False),
     Variant(name="returns not discounted", samples="undiscounted"),
     Variant(name="episodes do not explore", samples="unexplored"),
@@ -143,7 +158,7 @@ class Budget:
         requests: requests of an episode, about.
     """
 
-    episodes: int = 400
+    episodes: int = 300
     steps: int = 2000
     requests: int = 2000
 
@@ -151,12 +166,22 @@ class Budget:
 class Ablation:
     """Runs variants on one mesh."""
 
-    def __init__(self, mesh: Mesh, *, seed: int, budget: Budget) -> None:
-        """Draws nothing yet; sets of samples are measured when first asked for."""
+    def __init__(
+        self, mesh: Mesh, *, seed: int, budget: Budget, base_P: NDArray[np.float64]
+    ) -> None:
+        """Draws nothing yet; sets of samples are measured when first asked for.
+
+        Args:
+            mesh: the mesh.
+            seed: of everything drawn.
+            budget: of a variant.
+            base_P: parameters of price, and the table that policy search found.
+        """
+        self._base_P = base_P
         self._mesh = mesh
         self._seed = seed
         self._budget = budget
-        self._sets: dict[str, PairedSamples] = {}
+        self._sets: dict[tuple[str, str], PairedSamples] = {}
         self._scenarios = evaluation_scenarios(mesh, TEST_SEEDS, requests=800)
         price = PolicySpec.of(make_policy("price", mesh.catalog))
         self._price = [simulate(s.config, s.workload, price, s.seed) for s in self._scenarios]
@@ -171,30 +196,47 @@ class Ablation:
         if variant.double is not None:
             weights = self._double(variant, weights, rng)
         weights = _blind(weights, _columns(variant.without))
-        row = self._evaluate(weights, variant.residual)
+        row = self._evaluate(weights, variant)
         return {"name": variant.name, **row, "cpu_s": time.process_time() - start_s}
 
-    def samples(self, name: str) -> PairedSamples:
-        """Returns a set of paired samples under price."""
-        if name not in self._sets:
-            rng = np.random.default_rng([self._seed, 1])
+    def samples(self, name: str, prior: str) -> PairedSamples:
+        """Returns a set of paired samples under a prior."""
+        if (name, prior) not in self._sets:
             config = replace(ImprovementConfig(), **SAMPLE_SETS[name])
-            price = PolicySpec.of(make_policy("price", self._mesh.catalog))
-            parts = []
-            for _ in range(self._budget.episodes):
+            base_P = self._prior(prior)
+            start = start_weights(config.hidden_count, np.random.default_rng(0))
+            episode = PolicySpec.dqn(start, base_P=base_P)
+            future = PolicySpec.of(make_policy("price", self._mesh.catalog))
+            if has_schedule(base_P):
+                future = spec_of(base_P)
+
+            def collect(seed: int) -> PairedSamples:
+                rng = np.random.default_rng([self._seed, seed])
                 scenario = training_scenario(self._mesh, rng, self._budget.requests)
-                parts.append(collect_samples(self._mesh, scenario, price, price, rng, config))
-            self._sets[name] = joined([part for part in parts if len(part.x_BCF)])
-        return self._sets[name]
+                return collect_samples(self._mesh, scenario, episode, future, rng, config)
+
+            parts = side_by_side(collect, range(self._budget.episodes))
+            self._sets[name, prior] = joined([part for part in parts if len(part.x_BCF)])
+        return self._sets[name, prior]
+
+    def _prior(self, name: str) -> NDArray[np.float64]:
+        """Returns the parameters of price and the table a variant starts from."""
+        if name == "price":
+            return self._base_P[:PRICE_COUNT]
+        base_P = self._base_P.copy()
+        if name == "no bands":
+            width = VALUE_COUNT + int(base_P[PRICE_COUNT + 1])
+            base_P[PRICE_COUNT + HEADER + VALUES.index("band_penalty") :: width] = 0.0
+        return base_P
 
     def _fit(self, variant: Variant, weights: Weights, rng: np.random.Generator) -> Weights:
-        pool = self.samples(variant.samples)
+        pool = self.samples(variant.samples, variant.prior)
         keep_F = np.ones(FEATURE_COUNT, np.float32)
         keep_F[_columns(variant.without)] = 0.0
         config = variant.paired
         assert config is not None
         base_column = BASE_COLUMN if variant.residual else None
-        prior_column = SHIFT_COLUMN if variant.without != "staleness" else None
+        prior_column = SHIFT_COLUMN if variant.without != "staleness and the prior" else None
         learner = PairedLearner(weights, config, base_column=base_column, prior_column=prior_column)
         for step in range(self._budget.steps):
             learner.set_learning_rate(2e-3 * 0.05 ** (step / self._budget.steps))
@@ -223,7 +265,7 @@ class Ablation:
                 feature_stride=1,
                 max_records=self._budget.requests,
             )
-            driver = self._spec(learner.weights(), variant.residual)
+            driver = self._spec(learner.weights(), variant)
             result = simulate(world, scenario.workload, driver, scenario.seed)
             replay.append(self._transitions(result, config, variant.per_request))
             for _ in range(steps * (episode + 1) // episodes - learner.step_count):
@@ -259,16 +301,17 @@ class Ablation:
             result.allowed_EC[there],
         )
 
-    def _spec(self, weights: Weights, residual: bool) -> PolicySpec:
-        if residual:
-            return PolicySpec.dqn(weights)
+    def _spec(self, weights: Weights, variant: Variant) -> PolicySpec:
+        base_P = self._prior(variant.prior)
+        if variant.residual:
+            return PolicySpec.dqn(weights, base_P=base_P)
         # What cancels the base: the network's own score is then all there is.
         linear = weights.w3_P.copy()
         linear[weights.hidden_count + BASE_COLUMN] -= 1.0
-        return PolicySpec.dqn(weights._replace(w3_P=linear))
+        return PolicySpec.dqn(weights._replace(w3_P=linear), base_P=base_P)
 
-    def _evaluate(self, weights: Weights, residual: bool) -> dict[str, Any]:
-        spec = self._spec(weights, residual)
+    def _evaluate(self, weights: Weights, variant: Variant) -> dict[str, Any]:
+        spec = self._spec(weights, variant)
         gains: dict[str, list[float]] = {}
         availabilities = []
         for scenario, price in zip(self._scenarios, self._price, strict=True):
@@ -346,7 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     budget = Budget(episodes=options.episodes, steps=options.steps)
-    ablation = Ablation(opt_mesh(), seed=options.seed, budget=budget)
+    path = Path(__file__).parents[1] / "policies" / "opt-a100.safetensors"
+    base_P = price_parameters(load_snapshot(path.read_bytes(), SCHEMA, str(path)))
+    ablation = Ablation(opt_mesh(), seed=options.seed, budget=budget, base_P=base_P)
     rows = []
     for variant in VARIANTS:
         if options.words and not any(word in variant.name for word in options.words):

@@ -1,7 +1,8 @@
 """Policy improvement on paired returns: the state of one training run, round by round.
 
-The policy starts as `price` on the load as reckoned (`router/features.py`): a network of one
-weight. A run has two stages. Each collects samples first: episodes in meshes drawn anew
+First a policy search finds a scheduled price (`schedule.py`), the prior. Learning starts from the
+network of one weight that follows it, on the load as reckoned (`router/features.py`). Then come two
+stages. Each collects samples first: episodes in meshes drawn anew
 (`scenario.py`), and what actions are worth at some of their decisions (`paired.py`). Then it fits
 a network to all samples so far, afresh: one that has fitted the first few of them, noise and all,
 never quite lets go of it. In the second stage the first one's network drives half of the episodes,
@@ -13,8 +14,8 @@ and the best one is kept: a bad fit cannot do harm.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_
 from router.policies.dqn import PRICE_DEFAULTS_P, price_parameters
 from router.policies.load_aware import PricePolicy
 from router.policies.registry import make_policy
+from router.policies.schedule import PRICE_COUNT, has_schedule, table_of
 from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainer.learner import initial_weights
 from trainer.paired import PairedSamples, paired_samples
@@ -37,7 +39,9 @@ from trainer.scenario import (
     mean_scores,
     training_scenario,
 )
-from trainer.simulation.simulate import PolicySpec, simulate
+from trainer.schedule import ScheduleConfig, ScheduleSearch, spec_of
+from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
+from trainer.threads import side_by_side
 
 ScenarioSource = Callable[[Mesh, np.random.Generator, int], Scenario]
 """Draws a training episode for a mesh, of about so many requests."""
@@ -68,7 +72,11 @@ class ImprovementConfig:
         steps_per_round: gradient steps of a round that fits.
         learning_rate: at the start of a fit; it falls to a twentieth.
         fits: from which to which share of the run a network is fitted.
-        price_futures: share of the run in which price drives the futures.
+        prior_futures: share of the run in which the prior drives the futures.
+        search_share: share of a run's time the search for the scheduled price takes, where time
+            is what limits the run.
+        full_rounds: rounds of a run from which on the search is whole.
+        schedule: how much is searched; None: not at all, the prior is price.
     """
 
     hidden_count: int = 64
@@ -84,11 +92,14 @@ class ImprovementConfig:
     steps_per_round: int = 200
     learning_rate: float = 2e-3
     fits: tuple[tuple[float, float], ...] = ((0.4, 0.5), (0.85, 1.0))
-    price_futures: float = 0.7
+    prior_futures: float = 0.7
+    search_share: float = 0.35
+    full_rounds: int = 120
+    schedule: ScheduleConfig | None = field(default_factory=ScheduleConfig)
 
 
 def start_weights(hidden_count: int, rng: np.random.Generator) -> Weights:
-    """Returns the network a run starts with: price, on the load as reckoned (`features.py`)."""
+    """Returns the network a run starts with: the prior, on the load as reckoned (`features.py`)."""
     linear_F = np.zeros(FEATURE_COUNT, np.float32)
     linear_F[SHIFT_COLUMN] = 1.0
     return initial_weights(FEATURE_COUNT, hidden_count, rng, linear_F)
@@ -171,19 +182,21 @@ class Improvement:
             snapshot = load_snapshot(initial, SCHEMA, "initial snapshot")
             weights, self._parent = snapshot.weights, snapshot.version
             self._base_P = price_parameters(snapshot)
-        self._price = self._spec(weights.zeroed())
-        self._fast_price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
-        self._best, self._driver = weights, self._fast_price
-        self._start = weights
+        self._search: ScheduleSearch | None = None
+        if initial is None and self._config.schedule is not None:
+            self._search = ScheduleSearch(mesh, self._base_P, seed, self._config.schedule)
+        self.learning_from_s = 0.0
+        """When learning from samples began, seconds of the run: after the search."""
+        self._price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
+        self._best = self._start = weights
         self._learner = self._fresh_learner()
         self._fit = -1
         self._step_count = 0
         self._scenarios = scenarios
         self._validation = validation or evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
-        self._price_scores = _run(self._fast_price, self._validation)
-        self._price_score = self._score(self._fast_price)
-        self._best_score = self._score(self._spec(weights))
-        self._choose_driver()
+        self._price_scores = _run(self._price, self._validation)
+        self._price_score = self._score(self._price)
+        self._start_from_prior()
         self._samples: list[PairedSamples] = []
         self._sample_count = 0
         self._rounds = 0
@@ -194,12 +207,41 @@ class Improvement:
         scenario = self._scenarios(self._mesh, np.random.default_rng(0), 60)
         few = replace(self._config, samples_per_episode=2)
         rng = np.random.default_rng(0)
-        collect_samples(self._mesh, scenario, self._price, self._price, rng, few)
+        collect_samples(self._mesh, scenario, self._spec(self._start), self._prior, rng, few)
+        if self._search is not None:
+            self._search.warm_up()
+
+    @property
+    def searches(self) -> bool:
+        """Whether the search for the prior is still to be done, or to be ended."""
+        return self._search is not None
+
+    def search(self, train_s: float, rounds: int | None) -> Iterator[float]:
+        """Searches for the prior if that is still to be done; yields the share done.
+
+        By `rounds` the search is in proportion to them, whatever the machine, and whole from
+        `full_rounds` on; else it gets its share of the time.
+        """
+        if self._search is None:
+            return
+        config = self._config
+        if self._search.knots_done == 0 and rounds is not None:
+            self._search.shorten(rounds / config.full_rounds)
+        elif self._search.knots_done == 0:
+            self._search.shorten(config.search_share * train_s / self._search.full_s())
+        while self._search.share_done < 1.0:
+            self._search.next_knot()
+            self._base_P = self._search.table_P.copy()
+            yield self._search.share_done
+        self._search = None
+        self._start_from_prior()
 
     def done(self, elapsed_s: float, train_s: float, rounds: int | None) -> float:
-        """Returns the share of the training that is done, 0 to 1."""
-        share = elapsed_s / train_s if rounds is None else self._rounds / rounds
-        return min(1.0, share)
+        """Returns the share of the learning from samples that is done, 0 to 1."""
+        if rounds is not None:
+            return min(1.0, self._rounds / rounds)
+        left_s = train_s - self.learning_from_s
+        return min(1.0, (elapsed_s - self.learning_from_s) / left_s) if left_s > 0.0 else 1.0
 
     def round(self, done: float) -> None:
         """Does the next round: one that collects or one that fits, by the share that is done."""
@@ -220,12 +262,16 @@ class Improvement:
         self._rounds += 1
 
     def _collect(self, done: float) -> None:
-        for _ in range(self._config.episodes_per_round):
-            scenario = self._scenarios(self._mesh, self._rng, self._episode_requests)
-            episode, future = self._drivers(scenario, done)
-            samples = collect_samples(
-                self._mesh, scenario, episode, future, self._rng, self._config
-            )
+
+        def collect(seed: int) -> PairedSamples:
+            rng = np.random.default_rng([self._seed, seed])
+            scenario = self._scenarios(self._mesh, rng, self._episode_requests)
+            episode, future = self._drivers(scenario, done, rng)
+            return collect_samples(self._mesh, scenario, episode, future, rng, self._config)
+
+        # A generator of its own for each episode: how many run side by side changes nothing.
+        seeds = self._rng.integers(2**62, size=self._config.episodes_per_round)
+        for samples in side_by_side(collect, [int(seed) for seed in seeds]):
             if len(samples.x_BCF):
                 self._samples.append(samples)
                 self._sample_count += len(samples.x_BCF)
@@ -264,6 +310,9 @@ class Improvement:
             "fit": self._fit,
             "best_score": self._best_score,
             "rng": self._rng.bit_generator.state,
+            "base": self._base_P.tolist(),
+            "learning_from_s": self.learning_from_s,
+            "search": None if self._search is None else self._search.get_state(),
         }
         save_checkpoint(path, meta, arrays)
 
@@ -292,6 +341,13 @@ class Improvement:
         self._step_count, self._fit = meta["step_count"], meta["fit"]
         self._rng.bit_generator.state = meta["rng"]
         self._best_score = meta["best_score"]
+        self._base_P = np.array(meta["base"], np.float64)
+        self.learning_from_s = meta["learning_from_s"]
+        if meta["search"] is None:
+            self._search = None
+        elif self._search is not None:
+            self._search.set_state(meta["search"])
+        self._prior = self._fast_prior()
         self._choose_driver()
         return float(meta["elapsed_s"])
 
@@ -342,8 +398,15 @@ class Improvement:
             for name in names
         }
         own = score(self._spec(self._best), scenarios)
-        zeroed = score(self._price, scenarios)
-        return {**own, "validation_score": self._best_score, "zeroed": zeroed, "baselines": found}
+        zeroed = score(self._spec(self._best.zeroed()), scenarios)
+        prior = score(self._spec(self._start), scenarios)
+        return {
+            **own,
+            "validation_score": self._best_score,
+            "zeroed": zeroed,
+            "prior": prior,
+            "baselines": found,
+        }
 
     def snapshot(self, evaluation: dict[str, Any]) -> bytes:
         """Returns the best network with everything known about it."""
@@ -355,7 +418,8 @@ class Improvement:
                 tuple(feature.name for feature in FEATURES),
                 training={
                     "mode": "simulated",
-                    "method": "policy improvement on paired returns, as a correction of price",
+                    "method": "policy search for a scheduled price, then policy improvement on "
+                    "paired returns, as a correction of price",
                     "seed": self._seed,
                     "parent": self._parent,
                     "rounds": self._rounds,
@@ -375,6 +439,7 @@ class Improvement:
                     "max_rate_rps": mesh.max_rate_rps,
                 },
                 base=self._base(),
+                schedule=table_of(self._base_P),
             )
         )
 
@@ -382,21 +447,24 @@ class Improvement:
 
     def _base(self) -> dict[str, float]:
         names = (parameter.name for parameter in PricePolicy.PARAMETERS)
-        return dict(zip(names, self._base_P.tolist(), strict=True))
+        return dict(zip(names, self._base_P[:PRICE_COUNT].tolist(), strict=True))
 
     def _spec(self, weights: Weights) -> PolicySpec:
         return PolicySpec.dqn(weights, base_P=self._base_P)
 
-    def _drivers(self, scenario: Scenario, done: float) -> tuple[PolicySpec, PolicySpec]:
+    def _drivers(
+        self, scenario: Scenario, done: float, rng: np.random.Generator
+    ) -> tuple[PolicySpec, PolicySpec]:
         """Returns what drives an episode and its futures.
 
-        Futures under price cost less than half, and what a choice is worth differs little between
-        two good policies; so the best network takes them over only towards the end. But where
-        routers see each other late price may collapse, and no choice would matter.
+        Futures under the prior cost less than half, and what a choice is worth differs little
+        between two good policies; so the best network takes them over only towards the end. But
+        where routers see each other late the prior, which reckons no load, may collapse, and no
+        choice would matter.
         """
-        episode = self._driver if self._rng.random() < 0.5 else self._price
-        by_price = scenario.config.routers == 1 and done < self._config.price_futures
-        return episode, self._fast_price if by_price else self._driver
+        episode = self._driver if rng.random() < 0.5 else self._prior
+        by_prior = scenario.config.routers == 1 and done < self._config.prior_futures
+        return episode, self._prior if by_prior else self._driver
 
     def _validate(self) -> None:
         weights = self._learner.weights()
@@ -405,10 +473,22 @@ class Improvement:
             self._best, self._best_score = weights, score
         self._choose_driver()
 
+    def _start_from_prior(self) -> None:
+        """Starts over from the network that follows the prior."""
+        self._prior = self._fast_prior()
+        self._best_score = self._score(self._spec(self._start))
+        self._choose_driver()
+
+    def _fast_prior(self) -> PolicySpec:
+        """Returns the prior on the load as seen, without features."""
+        if has_schedule(self._base_P):
+            return spec_of(self._base_P)
+        return PolicySpec.of(make_policy("price", self._mesh.catalog, self._base()))
+
     def _choose_driver(self) -> None:
-        """Has futures driven by the best network once it is better than price."""
-        if self._best_score > self._price_score:
-            self._driver = self._spec(self._best)
+        """Has episodes driven by the best network, unless not even it comes up to price."""
+        is_better = self._best_score > self._price_score
+        self._driver = self._spec(self._best) if is_better else self._prior
 
     def _score(self, spec: PolicySpec) -> float:
         """Returns mean performance, less twice what availability lacks of its goal.
@@ -434,7 +514,11 @@ class Improvement:
 
 def _run(spec: PolicySpec, scenarios: Sequence[Scenario]) -> tuple[Any, Any]:
     """Returns performance and availability per scenario."""
-    results = [simulate(s.config, s.workload, spec, s.seed) for s in scenarios]
+
+    def run(s: Scenario) -> SimulationResult:
+        return simulate(s.config, s.workload, spec, s.seed)
+
+    results = side_by_side(run, scenarios)
     performance_S = np.array([result.performance() for result in results])
     return performance_S, np.array([result.availability() for result in results])
 

@@ -132,10 +132,11 @@ class OnlineLoop:
         count = len(config.feature_names)
         self._parent = ""
         self._base: dict[str, float] = {}
+        self._schedule: dict[str, Any] = {}
         if initial is not None:
             snapshot = load_snapshot(initial, config.feature_schema)
             weights, self._parent = snapshot.weights, snapshot.version
-            self._base = dict(snapshot.base)
+            self._base, self._schedule = dict(snapshot.base), dict(snapshot.schedule)
         else:
             weights = initial_weights(count, config.learner.hidden_count, self._rng)
         kind = AnchoredLearner if config.learner.anchor > 0.0 else Learner
@@ -260,6 +261,7 @@ class OnlineLoop:
                 evaluation=evaluation,
                 fleet={"deadline_s": config.deadline_s},
                 base=self._base,
+                schedule=self._schedule,
             )
         )
 

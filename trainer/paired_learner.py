@@ -52,7 +52,7 @@ class PairedConfig:
     huber_delta: float = 2.0
     largest_gap: float = 4.0
     weight_decay: float = 0.3
-    shrinkage: float = 0.5
+    shrinkage: float = 2.0
     gradient_norm_limit: float = 5.0
 
 

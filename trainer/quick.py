@@ -30,6 +30,8 @@ Progress = Callable[[float, dict[str, Any]], None]
 CHECKPOINT_INTERVAL_S = 15.0
 EVALUATION_SHARE = 0.12
 """Share of the budget kept for the final evaluation."""
+SEARCH_SHARE = 0.35
+"""Share of the progress shown that the search for the scheduled price takes."""
 
 
 def train_policy(
@@ -103,16 +105,25 @@ def train_policy(
     start_s = time.monotonic() - used_s
     saved_s = time.monotonic()
     train_s = budget_s * (1.0 - EVALUATION_SHARE)
+    searched = SEARCH_SHARE if run.learning_from_s > 0.0 or run.searches else 0.0
+    if run.searches:
+        for share in run.search(train_s, rounds):
+            elapsed_s = time.monotonic() - start_s
+            if checkpoint is not None:
+                run.save(checkpoint, elapsed_s)
+            report(
+                (1.0 - EVALUATION_SHARE) * searched * share,
+                {**run.facts(elapsed_s), "phase": "search"},
+            )
+        run.learning_from_s = time.monotonic() - start_s
     while (done := run.done(time.monotonic() - start_s, train_s, rounds)) < 1.0:
         run.round(done)
         elapsed_s = time.monotonic() - start_s
         if checkpoint is not None and time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S:
             run.save(checkpoint, elapsed_s)
             saved_s = time.monotonic()
-        report(
-            (1.0 - EVALUATION_SHARE) * run.done(elapsed_s, train_s, rounds),
-            run.facts(elapsed_s),
-        )
+        share = searched + (1.0 - searched) * run.done(elapsed_s, train_s, rounds)
+        report((1.0 - EVALUATION_SHARE) * share, run.facts(elapsed_s))
     evaluation = run.evaluate()
     report(1.0, {**run.facts(time.monotonic() - start_s), "phase": "done", **evaluation})
     blob = run.snapshot(evaluation)

@@ -180,7 +180,7 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
     return Scenario(config, workload, int(rng.integers(2**31)))
 
 
-ERROR_SHARE = 0.35
+ERROR_SHARE = 0.2
 """Share of training episodes whose true costs are not those of the profile."""
 SOFT_SHARE = 0.1
 """Share of training episodes with soft deadlines."""

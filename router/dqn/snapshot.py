@@ -105,6 +105,8 @@ class Snapshot:
         evaluation: scores by policy or by name: JSON values only.
         base: parameters of the price score that the network corrects, by name; those left out
             have their defaults.
+        schedule: table of the scheduled price that the features read (see
+            `router/policies/schedule.py`): first load, step, rows; empty = price itself.
         fleet: hints on the fleet it was trained for (tiers, devices, deadlines): JSON values.
     """
 
@@ -117,6 +119,7 @@ class Snapshot:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     fleet: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, float] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def transition_count(self) -> int:
@@ -143,6 +146,7 @@ def save_snapshot(snapshot: Snapshot) -> bytes:
         "evaluation": dict(snapshot.evaluation),
         "fleet": dict(snapshot.fleet),
         "base": dict(snapshot.base),
+        "schedule": dict(snapshot.schedule),
     }
     return pack(meta, tensors)
 
@@ -199,6 +203,7 @@ def load_snapshot(
         evaluation=meta["evaluation"],
         fleet=meta["fleet"],
         base=_base(meta.get("base"), origin),
+        schedule=_schedule(meta.get("schedule", {}), origin),
     )
 
 
@@ -210,6 +215,13 @@ def _base(base: Any, origin: str) -> dict[str, float]:
     if not numbers:
         raise SnapshotError(REASON_BASE, f"{origin}: metadata.base must hold numbers by name")
     return {str(name): float(value) for name, value in base.items()}
+
+
+def _schedule(schedule: Any, origin: str) -> dict[str, Any]:
+    """Returns the table of a scheduled price; whether it suits is for the policy to say."""
+    if not isinstance(schedule, dict):
+        raise SnapshotError(REASON_BASE, f"{origin}: metadata.schedule is not an object")
+    return schedule
 
 
 def unpack(

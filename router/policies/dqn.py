@@ -9,6 +9,7 @@ import numpy as np
 from router import features, kernels
 from router.dqn.network import q_values
 from router.dqn.snapshot import REASON_BASE, REASON_SCHEMA, REASON_SHAPE, SnapshotError
+from router.policies import schedule
 from router.policies.base import (
     Parameter,
     PolicyParameterError,
@@ -33,14 +34,15 @@ _PRICE_DEFAULTS: Final[list[float]] = PRICE_DEFAULTS_P.tolist()
 
 
 def price_parameters(snapshot: Snapshot) -> NDArray[np.float64]:
-    """Returns the parameters of the price score a snapshot corrects.
+    """Returns the parameters of the price a snapshot corrects, and its scheduled price's table.
 
     Raises:
         SnapshotError: it names one that does not exist, or a value is out of range.
     """
     try:
-        return parameter_vector("price", PricePolicy.PARAMETERS, snapshot.base)
-    except PolicyParameterError as error:
+        price_P = parameter_vector("price", PricePolicy.PARAMETERS, snapshot.base)
+        return np.array([*price_P, *schedule.parameters_of(snapshot.schedule)])
+    except (PolicyParameterError, schedule.ScheduleError) as error:
         raise SnapshotError(REASON_BASE, f"snapshot: {error}") from error
 
 

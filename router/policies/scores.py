@@ -267,12 +267,45 @@ def score_price(
     explain(fleet, load, query, params_P[6], params_P[7], predicted_s_C, probability_C, work_s_C)
     y = ladder_load(fleet, query, query.rate_short_rps)
     level = params_P[0] + params_P[2] * y + params_P[3] * y * y
+    for c in range(len(fleet.tier_C)):
+        out_C[c] = 0.0
+    charge(
+        fleet,
+        load,
+        query,
+        level,
+        params_P[1],
+        params_P[4],
+        params_P[5],
+        predicted_s_C,
+        probability_C,
+        work_s_C,
+        out_C,
+    )
+
+
+def charge(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    query: Query,
+    level: float,
+    slope: float,
+    step_share: float,
+    foresight: float,
+    predicted_s_C: NDArray[np.float64],
+    probability_C: NDArray[np.float64],
+    work_s_C: NDArray[np.float64],
+    out_C: NDArray[np.float64],
+) -> None:
+    """Adds quality x P(on time) - exp(level + slope x backlog / slack) x device time to `out_C`.
+
+    `step_share` is the share of a step that is charged, `foresight` the share of the traffic to
+    come within one slack that is taken as sharing it; see `score_price`.
+    """
     large = extreme_candidate(fleet, True)
     unit_s = kernels.full_batch_time_s(fleet, large, mean_prompt(query), query.output_tokens)
     slack = max(query.slack_s, 1e-4)
-    to_come = params_P[5] * query.rate_short_rps * slack / usable_device_count(fleet)
-    step_share = params_P[4]
-    slope = params_P[1]
+    to_come = foresight * query.rate_short_rps * slack / usable_device_count(fleet)
     quality_C = fleet.quality_KC[query.task]
     for c in range(len(fleet.tier_C)):
         batch = min(load.in_flight_C[c] + 1.0 + to_come, fleet.max_batch_C[c])
@@ -283,4 +316,4 @@ def score_price(
         share = reward_share(probability_C[c], predicted_s_C[c], query.slack_s, query.soft_decay_s)
         # The last term only decides among candidates that are all hopeless or all free.
         hopeless = 1e-7 * min(predicted_s_C[c] / slack, HUGE)
-        out_C[c] = quality_C[c] * share - price * time_s / unit_s - hopeless
+        out_C[c] += quality_C[c] * share - price * time_s / unit_s - hopeless

@@ -149,7 +149,7 @@ class _Display:
                 f"(price {facts['price_score']:.4f})  epsilon {facts['epsilon']:.2f}  "
                 f"{facts['steps_per_second']:.0f} steps/s"
             )
-        words = {"compile": "compiling", "train": "training", "done": "done"}
+        words = {"compile": "compiling", "search": "searching", "train": "training", "done": "done"}
         self._progress.update(
             self._task, completed=share, description=words.get(phase, phase), facts=text
         )

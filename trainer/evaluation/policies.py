@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from router.catalog import Catalog
 from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import REASON_FORMAT, SnapshotError, load_snapshot
-from router.features import SCHEMA
+from router.features import SCHEMA, SHIFT_COLUMN
 from router.policies.registry import (
     LEARNED,
     SCORE_POLICIES,
@@ -107,14 +107,25 @@ def learned(blob: bytes, catalog: Catalog, origin: str) -> list[Contender]:
 
 
 def with_zeroed(contender: Contender) -> list[Contender]:
-    """Returns a `dqn` and its twin without the network: their difference is what was learned."""
+    """Returns a `dqn` and its twins without the network, which show what was learned and how.
+
+    One has its network zeroed, which leaves the price. The other follows the prior that policy
+    search found before the network was trained, on the load as reckoned.
+    """
     spec = replace(
         contender.spec,
         weights=contender.spec.weights.zeroed(),
         name=zeroed_name(contender.name),
     )
     version = f"{contender.version}, network zeroed"
-    return [contender, Contender(spec.name, spec, version, "zeroed")]
+    weights = contender.spec.weights.zeroed()
+    weights.w3_P[weights.hidden_count + SHIFT_COLUMN] = 1.0
+    prior = replace(contender.spec, weights=weights, name=f"{contender.name}, search only")
+    return [
+        contender,
+        Contender(spec.name, spec, version, "zeroed"),
+        Contender(prior.name, prior, f"{contender.version}, search only", "zeroed"),
+    ]
 
 
 def zeroed_name(name: str) -> str:

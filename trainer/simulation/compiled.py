@@ -25,6 +25,7 @@ _MODULES = (
     "router.kernels",
     "router.safety",
     "router.policies.scores",
+    "router.policies.schedule",
     "router.features",
     "router.policies.baselines",
     "router.picker",
@@ -39,7 +40,8 @@ _COMPILED_HERE = ("compiled", "state", "engine", "loop")
 _ALLOCATING = ("router.dqn.network", "router.dqn.paper")
 """Modules whose functions make arrays; the others only fill what they are given."""
 
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy"}
+# Without the interpreter's lock: two simulations run side by side in two threads.
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
 jit: Any = numba.njit(**_OPTIONS)
 jit_unmanaged: Any = numba.njit(**{**_OPTIONS, "_nrt": False})
 """Compiles without reference counting: the world is a tuple of some thirty arrays, and counting
@@ -101,6 +103,7 @@ kernels: Any = _twins["router.kernels"]
 features: Any = _twins["router.features"]
 safety: Any = _twins["router.safety"]
 scores: Any = _twins["router.policies.scores"]
+schedule: Any = _twins["router.policies.schedule"]
 baselines: Any = _twins["router.policies.baselines"]
 picker: Any = _twins["router.picker"]
 network: Any = _twins["router.dqn.network"]

@@ -22,6 +22,7 @@ from trainer.simulation.compiled import (
     paper,
     picker,
     safety,
+    schedule,
     scores,
 )
 from trainer.simulation.engine import (
@@ -62,6 +63,7 @@ KIND_DQN = 9
 KIND_GREEDY_PRIOR = 10
 KIND_ROUTEBALANCE = 11
 KIND_DQN_PAPER = 12
+KIND_SCHEDULED = 13
 
 
 @jit_unmanaged
@@ -436,6 +438,8 @@ def decide(
         scores.score_greedy(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_PRICE:
         scores.score_price(fleet, view, allowed, q, params_P, a, b, c, out)
+    elif kind == KIND_SCHEDULED:
+        schedule.score_scheduled(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_THRESHOLD:
         baselines.score_threshold(fleet, view, allowed, q, params_P, a, b, c, out)
     elif kind == KIND_SLACKFIT:

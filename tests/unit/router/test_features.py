@@ -114,7 +114,9 @@ def test_fleet_size_changes_only_shared_load() -> None:
     """An idle candidate looks alike in small and big fleets, but for the load per device."""
     small_CF = compute(zero_load(6), device_count=2)
     big_CF = compute(zero_load(24), device_count=8)
-    shared = [name for name in INDEX if not name.startswith(("load_", "price_"))]
+    shared = [
+        name for name in INDEX if not name.startswith(("load_", "ladder_", "price_", "prior_"))
+    ]
     columns = [INDEX[name] for name in shared]
     np.testing.assert_array_equal(small_CF[:3, columns], big_CF[:3, columns])
     smallest = INDEX["load_smallest_short"]
@@ -201,7 +203,7 @@ def test_old_picture_gives_way_to_the_own_load() -> None:
     same = ("predicted_over_slack", "device_backlog", "batch_fill", "load_tier_short")
     columns = [INDEX[name] for name in same]
     np.testing.assert_allclose(reckoned_CF[:, columns], known_CF[:, columns], rtol=1e-5)
-    shift = INDEX["price_shift"]
+    shift = INDEX["prior_shift"]
     assert reckoned_CF[1, shift] > reckoned_CF[4, shift]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from router.dqn.network import q_values
-from router.dqn.snapshot import SnapshotError, load_snapshot
+from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
 from trainer.checkpoint import CheckpointError
 from trainer.config import LearnerConfig
 from trainer.loop import OnlineConfig, OnlineLoop, online_config
@@ -220,6 +220,17 @@ def test_state_of_another_learner_gives_way_to_the_parent(tmp_path: Path) -> Non
     again = OnlineLoop(_anchored(10.0), path=tmp_path / "state")
     assert again.status.step_count == 0
     assert again.status.transition_count == loop.status.transition_count
+
+
+def test_snapshots_keep_what_the_network_corrects() -> None:
+    """Parameters of the price and the table of the scheduled price are the parent's."""
+    parent = replace(
+        load_snapshot(OnlineLoop(_config()).snapshot()),
+        base={"caution": 2.0},
+        schedule={"first": 0.0},
+    )
+    child = load_snapshot(OnlineLoop(_config(), initial=save_snapshot(parent)).snapshot())
+    assert (child.base, child.schedule) == (parent.base, parent.schedule)
 
 
 def test_services_learn_with_an_anchor() -> None:

@@ -23,6 +23,7 @@ from trainer.paired import PairedSamples, paired_samples
 from trainer.paired_learner import PairedConfig, PairedLearner, paired_loss
 from trainer.quick import evaluate_policy, train_policy
 from trainer.scenario import Mesh, training_scenario
+from trainer.schedule import ScheduleConfig
 from trainer.simulation.simulate import PolicySpec
 
 # The first test of a run compiles the simulator.
@@ -37,6 +38,7 @@ SETTING: dict[str, Any] = {
 }
 
 
+SHORT_SEARCH = ScheduleConfig(step=0.6, passes=1, generations=2, population=4, requests=100)
 SHORT: dict[str, Any] = {"budget_s": 1.0, "episode_requests": 600}
 
 
@@ -206,7 +208,9 @@ def test_killed_run_goes_on_to_the_same_result(
 ) -> None:
     """With rounds for a budget a run is reproducible, across a kill too."""
     monkeypatch.setattr(quick, "CHECKPOINT_INTERVAL_S", 0.0)
-    tiny = ImprovementConfig(hidden_count=8, episodes_per_round=2, steps_per_round=5)
+    tiny = ImprovementConfig(
+        hidden_count=8, episodes_per_round=2, steps_per_round=5, schedule=SHORT_SEARCH
+    )
     run: dict[str, Any] = {**SETTING, **SHORT, "seed": 3, "rounds": 12, "config": tiny}
     straight = train_policy(**run)
     path = tmp_path / "checkpoint"
