@@ -79,8 +79,8 @@ class Promise:
     ) -> NDArray[np.float32]:
         """Returns by how much decisions fell short of the promise, <= 0; misses cost on both sides.
 
-        One that kept its promise tells nothing: P(on time) is cautious, the start network knows it,
-        and what exceeds a cautious promise would drive it to the largest tiers at every load.
+        One that kept its promise tells nothing: P(on time) is cautious, and the start network knows
+        it. With both signs a run in a world of another task mix lost a sixth (docs/learning.md).
 
         Args:
             x_NF: features of the candidates chosen.
