@@ -233,6 +233,7 @@ class Improvement:
             self._search.next_knot()
             self._base_P = self._search.table_P.copy()
             yield self._search.share_done
+        self._base_P = self._search.table_P.copy()
         self._search = None
         self._start_from_prior()
 
