@@ -93,9 +93,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("state_age", "1", 0.0, 5.0, "Age of the system state / slack."),
     Feature("availability", "1", 0.0, 1.0, "0 = unusable, between = ramping up."),
     Feature("price_gap", "1", -1.0, 0.0, "Price score less the best allowed one, as seen."),
-    Feature(
-        "prior_shift", "1", -1.0, 1.0, "Gap of the prior on reckoned load, less price_gap."
-    ),
+    Feature("prior_shift", "1", -1.0, 1.0, "Gap of the prior on reckoned load, less price_gap."),
     Feature("prior_charge", "1", 0.0, 2.0, "What the prior charges for the device's time."),
     Feature("prior_on_time", "1", 0.0, 1.0, "P(on time) as the prior reads it."),
     Feature("burstiness", "log", 0.0, 1.0, "Squared CV of arrival gaps, 1/4 to 64."),

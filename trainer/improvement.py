@@ -233,6 +233,7 @@ class Improvement:
             self._search.next_knot()
             self._base_P = self._search.table_P.copy()
             yield self._search.share_done
+        self._base_P = self._search.table_P.copy()
         self._search = None
         self._start_from_prior()
 
@@ -340,7 +341,7 @@ class Improvement:
         self._rounds, self._sample_count = meta["rounds"], meta["sample_count"]
         self._step_count, self._fit = meta["step_count"], meta["fit"]
         self._rng.bit_generator.state = meta["rng"]
-        self._best_score = meta["best_score"]
+        self._best_score = float(meta["best_score"])
         self._base_P = np.array(meta["base"], np.float64)
         self.learning_from_s = meta["learning_from_s"]
         if meta["search"] is None:

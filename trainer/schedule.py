@@ -45,8 +45,6 @@ LOW = (-15.0, 0.0, 0.0, 0.0, 0.3, 1.0, 0.0)
 HIGH = (8.0, 60.0, 1.5, 2.0, 5.0, 60.0, 0.4)
 WIDTH = (0.8, 4.0, 0.15, 0.15, 0.25, 2.5, 0.04)
 """Least, largest value and first step of the search, in the order of `schedule.VALUES`."""
-LEAST_REQUESTS = 100
-"""Of one simulation, however short the search."""
 BOUNDARY_LOW, BOUNDARY_HIGH, BOUNDARY_WIDTH = -0.3, 1.3, 0.08
 
 
@@ -283,17 +281,19 @@ class ScheduleSearch:
         return config.passes * config.generations * self._knots * self.generation_s()
 
     def shorten(self, share: float) -> None:
-        """Has the search do about `share` of its work: one pass, fewer generations, less traffic.
+        """Has the search do about `share` of its work: one pass, fewer generations.
 
-        Less traffic only where a single generation is too much; then there is little to be found.
+        Where that is not even one generation per knot the table stays as it starts: price, with
+        bands by capacity.
         """
         config = self._config
         if share >= 1.0:
             return
-        wanted = share * config.passes * config.generations
-        requests = max(LEAST_REQUESTS, int(config.requests * min(1.0, wanted)))
-        generations = min(config.generations, max(1, int(wanted)))
-        self._config = replace(config, passes=1, generations=generations, requests=requests)
+        generations = min(config.generations, int(share * config.passes * config.generations))
+        if generations < 1:
+            self.knots_done = config.passes * self._knots
+        else:
+            self._config = replace(config, passes=1, generations=generations)
 
     def next_knot(self) -> float:
         """Searches for the next knot; returns its gain over price on traffic not searched on."""
@@ -341,7 +341,6 @@ class ScheduleSearch:
             "knots_done": self.knots_done,
             "passes": self._config.passes,
             "generations": self._config.generations,
-            "requests": self._config.requests,
             "rng": self._rng.bit_generator.state,
         }
 
@@ -351,6 +350,6 @@ class ScheduleSearch:
         self.knots_done = int(state["knots_done"])
         self._config = replace(
             self._config,
-            **{name: int(state[name]) for name in ("passes", "generations", "requests")},
+            **{name: int(state[name]) for name in ("passes", "generations")},
         )
         self._rng.bit_generator.state = state["rng"]
