@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
+from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.errors import error_info
 from services.common.settings import load_settings
@@ -302,37 +302,57 @@ async def test_worker_death_is_survived(redis_server: RedisServer, tmp_path: Pat
     await store.close()
 
 
-async def test_promotion_goes_through_the_gate(redis_server: RedisServer, tmp_path: Path) -> None:
-    """A policy learned from noise is rejected, one trained in simulation is activated."""
+def contrary() -> bytes:
+    """Returns a snapshot that takes what price likes least."""
+    names = tuple(feature.name for feature in FEATURES)
+    weights = zero_weights(FEATURE_COUNT, 8)
+    weights.w3_P[8 + names.index("price_gap")] = -5.0
+    return save_snapshot(Snapshot(weights, SCHEMA, names))
+
+
+async def trained(stub: Any, **request: Any) -> Any:
+    """Runs a training that promotes; returns what it reported."""
+    started = await stub.StartTraining(pb.StartTrainingRequest(promote=True, **request))
+    watch = pb.WatchTrainingRequest(training_id=started.training_id)
+    return [item.progress async for item in stub.WatchTraining(watch, timeout=150.0)]
+
+
+async def stages(stub: Any) -> dict[str, int]:
+    """Returns the stage of each policy by version, by name where it has none."""
+    listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+    return {p.policy_version or p.policy: p.stage for p in listed}
+
+
+async def test_bad_policy_is_stopped_at_the_gate(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A few steps from a contrary policy are no better: rejected, the active one stays."""
     store = RedisStateStore(redis_server.url)
     await store.append_experience(experience(1, 400))
-    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
-
-        async def run(**request: Any) -> Any:
-            started = await stub.StartTraining(pb.StartTrainingRequest(promote=True, **request))
-            watch = pb.WatchTrainingRequest(training_id=started.training_id)
-            return [item.progress async for item in stub.WatchTraining(watch, timeout=150.0)]
-
-        async def stages() -> dict[str, int]:
-            listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
-            return {p.policy_version or p.policy: p.stage for p in listed}
-
+    (tmp_path / "contrary.safetensors").write_bytes(contrary())
+    made = settings(tmp_path, redis_server.url, "contrary.safetensors")
+    async with served(made) as (stub, _):
         await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
-        noise = (await run(step_count=10, seed=1))[-1]
-        assert noise.state == pb.TRAINING_STATE_SUCCEEDED, noise.error
-        found = await stages()
-        assert found[noise.policy_version] == pb.POLICY_STAGE_REJECTED
+        last = (await trained(stub, step_count=10, seed=1))[-1]
+        assert last.state == pb.TRAINING_STATE_SUCCEEDED, last.error
+        found = await stages(stub)
+        assert found[last.policy_version] == pb.POLICY_STAGE_REJECTED
         assert found["price"] == pb.POLICY_STAGE_ACTIVE
+    await store.close()
+
+
+async def test_simulated_training_passes_the_gate(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A policy trained in simulation is activated in place of a weaker one."""
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         await stub.PromotePolicy(pb.PromotePolicyRequest(policy="greedy"))
-        seen = await run(mode=pb.TRAINING_MODE_SIMULATED, seed=1, profile="tiny")
+        seen = await trained(stub, mode=pb.TRAINING_MODE_SIMULATED, seed=1, profile="tiny")
         assert seen[-1].state == pb.TRAINING_STATE_SUCCEEDED, seen[-1].error
         assert seen[-1].step_count > 0
         assert any(progress.HasField("time_left") for progress in seen)
-        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=2)).read()
+        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=1)).read()
         assert active.active.policy_version == seen[-1].policy_version
         assert active.active.scores["performance"] > 0.5
-        assert (await stages())["greedy"] == pb.POLICY_STAGE_BUILT_IN
-    await store.close()
+        assert (await stages(stub))["greedy"] == pb.POLICY_STAGE_BUILT_IN
 
 
 async def test_bad_shipped_snapshot_does_not_stop_the_start(
