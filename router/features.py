@@ -7,7 +7,8 @@ meaning; a snapshot carries it and is refused where it differs.
 
 A learned policy corrects the price score (`router/policies/scores.py`), so the kernel computes that
 score on the way, on the load as it is seen. The features are computed on the load as it is
-*reckoned*: see `reckon_load`.
+*reckoned* (`reckon_load`), beside what the *prior* says there: the scheduled price where parameters
+come with a table (`router/policies/schedule.py`), else price.
 
 The kernel uses only `len`, chained indexing, `math` and scalars: it runs on numpy arrays and on
 lists alike, and the simulator compiles this very function.
@@ -108,8 +109,8 @@ FEATURES: tuple[Feature, ...] = (
 FEATURE_COUNT = len(FEATURES)
 BASE_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "price_gap")
 """Column of the score that a network corrects, as far as it matters for a choice."""
-SHIFT_COLUMN = BASE_COLUMN + 1
-"""Column of what that score would be more or less on the load as reckoned."""
+SHIFT_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "prior_shift")
+"""Column of what the prior would add to that score: a network of this one weight follows it."""
 
 
 def clip(value: float, low: float, high: float) -> float:
@@ -141,7 +142,7 @@ class FeatureScratch(NamedTuple):
         in_flight_C: the load as reckoned; `router.ledger.LoadArrays`.
         waiting_prompt_tokens_C: same.
         remaining_output_tokens_C: same.
-        reckoned_predicted_s_C: the first four on the load as reckoned.
+        reckoned_predicted_s_C: the first four of the prior, on the load as reckoned.
         reckoned_probability_C: same.
         reckoned_base_C: same.
         reckoned_work_s_C: same.
@@ -242,7 +243,7 @@ def compute_features(
         own: the part of it that is this router's.
         allowed_C: candidates the request may go to; the best of anything is taken over these.
         query: the request and the traffic.
-        base_P: parameters of the price score.
+        base_P: parameters of the price score, and the scheduled price's table if there is one.
         scratch: working space; its first four arrays are results.
         out_CF: the features.
     """
@@ -278,35 +279,35 @@ def compute_features(
         price_C = s.reckoned_base_C
         backlog_s_C = s.reckoned_work_s_C
     reckoned = with_rate(query, rate_short)
-    if has_schedule:
-        schedule.score_scheduled(
-            fleet,
-            view,
-            allowed_C,
-            reckoned,
-            base_P,
-            predicted_s_C,
-            probability_C,
-            backlog_s_C,
-            price_C,
-        )
-    elif share > 0.0:
-        scores.score_price(
-            fleet,
-            view,
-            allowed_C,
-            reckoned,
-            base_P,
-            predicted_s_C,
-            probability_C,
-            backlog_s_C,
-            price_C,
-        )
     ladder_load = schedule.schedule_load(fleet, reckoned)
-    for c in range(len(s.band_C)):
-        s.band_C[c] = 0.0
     if has_schedule:
         schedule.band_distance(fleet, base_P, ladder_load, s.band_C)
+        schedule.score_in_bands(
+            fleet,
+            view,
+            reckoned,
+            base_P,
+            s.band_C,
+            predicted_s_C,
+            probability_C,
+            backlog_s_C,
+            price_C,
+        )
+    else:
+        for c in range(len(s.band_C)):
+            s.band_C[c] = 0.0
+        if share > 0.0:
+            scores.score_price(
+                fleet,
+                view,
+                allowed_C,
+                reckoned,
+                base_P,
+                predicted_s_C,
+                probability_C,
+                backlog_s_C,
+                price_C,
+            )
     _fill(
         fleet,
         view,
@@ -339,7 +340,7 @@ def _fill(
     ladder_load: float,
     out_CF: NDArray[np.float32],
 ) -> None:
-    """Fills the matrix from the load as reckoned and what the price score found on it."""
+    """Fills the matrix from the load as reckoned and what the prior found on it."""
     # A slack of nothing would divide by zero; below 0.1 ms everything is late alike.
     slack = clip(query.slack_s, 1e-4, 1e9)
     rate_long = clip(query.rate_long_rps, 0.0, 1e9)

@@ -33,18 +33,24 @@ from router.dqn.snapshot import Weights, load_snapshot
 from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_COLUMN
 from router.policies.dqn import price_parameters
 from router.policies.registry import make_policy
-from router.policies.schedule import HEADER, PRICE_COUNT, VALUE_COUNT, VALUES, has_schedule
+from router.policies.schedule import (
+    PRICE_COUNT,
+    VALUES,
+    has_schedule,
+    parameters_of,
+    table_of,
+)
 from router.profile import parse_profile
 from router.types import Task
 from trainer.config import LearnerConfig
-from trainer.improvement import ImprovementConfig, collect_samples, joined, start_weights
+from trainer.episodes import ImprovementConfig, collect_samples, start_weights
 from trainer.learner import Learner
-from trainer.paired import PairedSamples
+from trainer.paired import PairedSamples, joined
 from trainer.paired_learner import PairedConfig, PairedLearner
 from trainer.replay import Replay, Transitions
 from trainer.reward import episode_baseline
 from trainer.scenario import Mesh, Scenario, evaluation_scenarios, training_scenario
-from trainer.schedule import spec_of
+from trainer.schedule import reckoning_spec_of, spec_of
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
 from trainer.threads import side_by_side
 from trainer.transition import time_returns
@@ -204,8 +210,7 @@ class Ablation:
         if (name, prior) not in self._sets:
             config = replace(ImprovementConfig(), **SAMPLE_SETS[name])
             base_P = self._prior(prior)
-            start = start_weights(config.hidden_count, np.random.default_rng(0))
-            episode = PolicySpec.dqn(start, base_P=base_P)
+            episode = reckoning_spec_of(base_P)
             future = PolicySpec.of(make_policy("price", self._mesh.catalog))
             if has_schedule(base_P):
                 future = spec_of(base_P)
@@ -223,11 +228,12 @@ class Ablation:
         """Returns the parameters of price and the table a variant starts from."""
         if name == "price":
             return self._base_P[:PRICE_COUNT]
-        base_P = self._base_P.copy()
-        if name == "no bands":
-            width = VALUE_COUNT + int(base_P[PRICE_COUNT + 1])
-            base_P[PRICE_COUNT + HEADER + VALUES.index("band_penalty") :: width] = 0.0
-        return base_P
+        if name == "whole":
+            return self._base_P
+        table = table_of(self._base_P)
+        for row in table["rows"]:
+            row[VALUES.index("band_penalty")] = 0.0
+        return np.array([*self._base_P[:PRICE_COUNT], *parameters_of(table)])
 
     def _fit(self, variant: Variant, weights: Weights, rng: np.random.Generator) -> Weights:
         pool = self.samples(variant.samples, variant.prior)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
-from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_COLUMN
+from router.features import BASE_COLUMN, FEATURES, SCHEMA, SHIFT_COLUMN
 from router.policies.dqn import PRICE_DEFAULTS_P, price_parameters
 from router.policies.load_aware import PricePolicy
 from router.policies.registry import make_policy
 from router.policies.schedule import PRICE_COUNT, has_schedule, table_of
 from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from trainer.learner import initial_weights
-from trainer.paired import PairedSamples, paired_samples
+from trainer.episodes import ImprovementConfig, collect_samples, start_weights
+from trainer.paired import PairedSamples, joined
 from trainer.paired_learner import PairedConfig, PairedLearner
 from trainer.scenario import (
     Mesh,
@@ -39,7 +39,7 @@ from trainer.scenario import (
     mean_scores,
     training_scenario,
 )
-from trainer.schedule import ScheduleConfig, ScheduleSearch, spec_of
+from trainer.schedule import ScheduleSearch, spec_of
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
 from trainer.threads import side_by_side
 
@@ -49,95 +49,6 @@ ScenarioSource = Callable[[Mesh, np.random.Generator, int], Scenario]
 VALIDATION_SEEDS = (700_001, 700_002)
 TEST_SEEDS = (800_001, 800_002, 800_003)
 AVAILABILITY_GOAL = 0.99
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImprovementConfig:
-    """How a run learns.
-
-    Attributes:
-        hidden_count: hidden units per layer.
-        horizon_deadlines: time the returns span, deadlines: 2 takes in the requests that are there
-            and those that arrive within one deadline.
-        discount_deadlines: time constant by which later arrivals count less, deadlines. What a
-            decision does to them fades, the noise does not.
-        miss_cost: what a miss costs beside its reward of zero: models err, and a deadline is a
-            promise.
-        epsilon: share of explored decisions in those episodes that explore.
-        explored_episodes: share of episodes that explore.
-        kept_samples: samples kept; the oldest go first, they are of worse policies' futures.
-        episodes_per_round: episodes of a round that collects.
-        samples_per_episode: decisions measured in an episode, at most.
-        decisions_per_episode: simulated decisions an episode's futures may take, about.
-        steps_per_round: gradient steps of a round that fits.
-        learning_rate: at the start of a fit; it falls to a twentieth.
-        fits: from which to which share of the run a network is fitted.
-        prior_futures: share of the run in which the prior drives the futures.
-        search_share: share of a run's time the search for the scheduled price takes, where time
-            is what limits the run.
-        full_rounds: rounds of a run from which on the search is whole.
-        schedule: how much is searched; None: not at all, the prior is price.
-    """
-
-    hidden_count: int = 64
-    horizon_deadlines: float = 2.0
-    discount_deadlines: float = 0.5
-    miss_cost: float = 0.3
-    epsilon: float = 0.1
-    explored_episodes: float = 0.5
-    kept_samples: int = 60_000
-    episodes_per_round: int = 6
-    samples_per_episode: int = 32
-    decisions_per_episode: int = 60_000
-    steps_per_round: int = 200
-    learning_rate: float = 2e-3
-    fits: tuple[tuple[float, float], ...] = ((0.4, 0.5), (0.85, 1.0))
-    prior_futures: float = 0.7
-    search_share: float = 0.35
-    full_rounds: int = 120
-    schedule: ScheduleConfig | None = field(default_factory=ScheduleConfig)
-
-
-def start_weights(hidden_count: int, rng: np.random.Generator) -> Weights:
-    """Returns the network a run starts with: the prior, on the load as reckoned (`features.py`)."""
-    linear_F = np.zeros(FEATURE_COUNT, np.float32)
-    linear_F[SHIFT_COLUMN] = 1.0
-    return initial_weights(FEATURE_COUNT, hidden_count, rng, linear_F)
-
-
-def collect_samples(
-    mesh: Mesh,
-    scenario: Scenario,
-    episode: PolicySpec,
-    future: PolicySpec,
-    rng: np.random.Generator,
-    config: ImprovementConfig,
-) -> PairedSamples:
-    """Returns the samples of one episode driven by `episode`, futures by `future`."""
-    # Futures of busy scenarios are long; they get fewer of them, for the same time.
-    rate_rps = len(scenario.workload) / scenario.workload.duration_s
-    horizon_s = config.horizon_deadlines * mesh.deadline_s
-    tiers = len(mesh.catalog.tiers)
-    decisions = rate_rps * horizon_s * (tiers + 1)
-    affordable = max(8, int(config.decisions_per_episode / max(decisions, 1.0)))
-    explores = rng.random() < config.explored_episodes
-    return paired_samples(
-        scenario,
-        episode,
-        rng,
-        future=future,
-        sample_count=min(config.samples_per_episode, affordable),
-        horizon_s=horizon_s,
-        epsilon=config.epsilon if explores else 0.0,
-        mix_T=tuple(rng.dirichlet(np.full(tiers, 0.7)).tolist()),
-        miss_cost=config.miss_cost,
-        discount_tau_s=config.discount_deadlines * mesh.deadline_s,
-    )
-
-
-def joined(samples: Sequence[PairedSamples]) -> PairedSamples:
-    """Returns samples one after the other."""
-    return PairedSamples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
 
 
 class Improvement:
@@ -155,7 +66,7 @@ class Improvement:
         scenarios: ScenarioSource = training_scenario,
         validation: Sequence[Scenario] | None = None,
     ) -> None:
-        """Starts at price, or at the snapshot `initial`.
+        """Starts at price until the search has found a prior, or at the snapshot `initial`.
 
         Args:
             mesh: the mesh.
@@ -172,19 +83,20 @@ class Improvement:
         """
         self._mesh = mesh
         self._seed = seed
-        self._config = config or ImprovementConfig()
+        self.config = config or ImprovementConfig()
+        """How the run learns."""
         self._paired = paired or PairedConfig()
         self._rng = np.random.default_rng(seed)
         self._episode_requests = episode_requests
         self._parent, self._base_P = "", PRICE_DEFAULTS_P
-        weights = start_weights(self._config.hidden_count, self._rng)
+        weights = start_weights(self.config.hidden_count, self._rng)
         if initial is not None:
             snapshot = load_snapshot(initial, SCHEMA, "initial snapshot")
             weights, self._parent = snapshot.weights, snapshot.version
             self._base_P = price_parameters(snapshot)
         self._search: ScheduleSearch | None = None
-        if initial is None and self._config.schedule is not None:
-            self._search = ScheduleSearch(mesh, self._base_P, seed, self._config.schedule)
+        if initial is None and self.config.schedule is not None:
+            self._search = ScheduleSearch(mesh, self._base_P, seed, self.config.schedule)
         self.learning_from_s = 0.0
         """When learning from samples began, seconds of the run: after the search."""
         self._price = PolicySpec.of(make_policy("price", mesh.catalog, self._base()))
@@ -205,7 +117,7 @@ class Improvement:
     def warm_up(self) -> None:
         """Compiles what the rounds use, so that the budget is spent on learning."""
         scenario = self._scenarios(self._mesh, np.random.default_rng(0), 60)
-        few = replace(self._config, samples_per_episode=2)
+        few = replace(self.config, samples_per_episode=2)
         rng = np.random.default_rng(0)
         collect_samples(self._mesh, scenario, self._spec(self._start), self._prior, rng, few)
         if self._search is not None:
@@ -224,16 +136,15 @@ class Improvement:
         """
         if self._search is None:
             return
-        config = self._config
+        config = self.config
         if self._search.knots_done == 0 and rounds is not None:
             self._search.shorten(rounds / config.full_rounds)
         elif self._search.knots_done == 0:
             self._search.shorten(config.search_share * train_s / self._search.full_s())
         while self._search.share_done < 1.0:
             self._search.next_knot()
-            self._base_P = self._search.table_P.copy()
             yield self._search.share_done
-        self._base_P = self._search.table_P.copy()
+        self._base_P = self._search.table_P
         self._search = None
         self._start_from_prior()
 
@@ -247,7 +158,7 @@ class Improvement:
     def round(self, done: float) -> None:
         """Does the next round: one that collects or one that fits, by the share that is done."""
         fit = next(
-            (i for i, (start, end) in enumerate(self._config.fits) if start <= done < end), -1
+            (i for i, (start, end) in enumerate(self.config.fits) if start <= done < end), -1
         )
         if fit != self._fit:
             if self._fit >= 0:
@@ -258,7 +169,7 @@ class Improvement:
         if fit < 0 or not self._samples:
             self._collect(done)
         else:
-            start, end = self._config.fits[fit]
+            start, end = self.config.fits[fit]
             self._learn((done - start) / (end - start))
         self._rounds += 1
 
@@ -268,10 +179,10 @@ class Improvement:
             rng = np.random.default_rng([self._seed, seed])
             scenario = self._scenarios(self._mesh, rng, self._episode_requests)
             episode, future = self._drivers(scenario, done, rng)
-            return collect_samples(self._mesh, scenario, episode, future, rng, self._config)
+            return collect_samples(self._mesh, scenario, episode, future, rng, self.config)
 
         # A generator of its own for each episode: how many run side by side changes nothing.
-        seeds = self._rng.integers(2**62, size=self._config.episodes_per_round)
+        seeds = self._rng.integers(2**62, size=self.config.episodes_per_round)
         for samples in side_by_side(collect, [int(seed) for seed in seeds]):
             if len(samples.x_BCF):
                 self._samples.append(samples)
@@ -280,12 +191,12 @@ class Improvement:
 
     def _learn(self, fitted: float) -> None:
         pool = self._pool()
-        self._learner.set_learning_rate(self._config.learning_rate * 0.05**fitted)
-        for _ in range(self._config.steps_per_round):
+        self._learner.set_learning_rate(self.config.learning_rate * 0.05**fitted)
+        for _ in range(self.config.steps_per_round):
             rows = self._rng.integers(len(pool.x_BCF), size=self._paired.batch_size)
             loss = self._learner.step(PairedSamples(*(part[rows] for part in pool)))
             self._loss = loss if self._loss is None else self._loss + 0.05 * (loss - self._loss)
-        self._step_count += self._config.steps_per_round
+        self._step_count += self.config.steps_per_round
 
     def _fresh_learner(self) -> PairedLearner:
         return PairedLearner(
@@ -364,7 +275,7 @@ class Improvement:
             [task.name for task in mesh.catalog.tasks],
             mesh.deadline_s,
             mesh.max_rate_rps,
-            json.loads(json.dumps([asdict(self._config), asdict(self._paired)])),
+            json.loads(json.dumps([asdict(self.config), asdict(self._paired)])),
         ]
 
     # ---- results ----
@@ -377,7 +288,7 @@ class Improvement:
             "steps_per_second": self._step_count / max(elapsed_s, 1e-3),
             "transition_count": self._sample_count,
             "loss": self._loss,
-            "epsilon": self._config.epsilon * self._config.explored_episodes,
+            "epsilon": self.config.epsilon * self.config.explored_episodes,
             "score": self._best_score,
             "mean_reward": max(0.0, self._best_score),
             "price_score": self._price_score,
@@ -427,7 +338,7 @@ class Improvement:
                     "step_count": self._step_count,
                     "transition_count": self._sample_count,
                     "episode_requests": self._episode_requests,
-                    **asdict(self._config),
+                    **asdict(self.config),
                     **asdict(self._paired),
                 },
                 evaluation=evaluation,
@@ -464,7 +375,7 @@ class Improvement:
         choice would matter.
         """
         episode = self._driver if rng.random() < 0.5 else self._prior
-        by_prior = scenario.config.routers == 1 and done < self._config.prior_futures
+        by_prior = scenario.config.routers == 1 and done < self.config.prior_futures
         return episode, self._prior if by_prior else self._driver
 
     def _validate(self) -> None:
@@ -508,7 +419,7 @@ class Improvement:
 
     def _trim(self) -> None:
         """Drops the oldest samples beyond the bound."""
-        kept = self._config.kept_samples
+        kept = self.config.kept_samples
         if sum(len(part.x_BCF) for part in self._samples) > kept:
             self._samples = [PairedSamples(*(part[-kept:] for part in self._pool()))]
 

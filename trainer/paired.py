@@ -15,6 +15,7 @@ deadlines what is left at its end is common to all.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,11 @@ class PairedSamples(NamedTuple):
     allowed_BC: NDArray[Any]
     tried_BC: NDArray[Any]
     return_BC: NDArray[Any]
+
+
+def joined(samples: Sequence[PairedSamples]) -> PairedSamples:
+    """Returns samples one after the other."""
+    return PairedSamples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
 
 
 @jit

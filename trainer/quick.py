@@ -19,7 +19,8 @@ from router.features import SCHEMA
 from router.policies.registry import make_policy
 from router.profile import LatencyProfile
 from router.types import Task
-from trainer.improvement import TEST_SEEDS, Improvement, ImprovementConfig, score
+from trainer.episodes import ImprovementConfig
+from trainer.improvement import TEST_SEEDS, Improvement, score
 from trainer.paired_learner import PairedConfig
 from trainer.scenario import Mesh, evaluation_scenarios
 from trainer.simulation.simulate import PolicySpec
@@ -30,8 +31,6 @@ Progress = Callable[[float, dict[str, Any]], None]
 CHECKPOINT_INTERVAL_S = 15.0
 EVALUATION_SHARE = 0.12
 """Share of the budget kept for the final evaluation."""
-SEARCH_SHARE = 0.35
-"""Share of the progress shown that the search for the scheduled price takes."""
 
 
 def train_policy(
@@ -105,7 +104,9 @@ def train_policy(
     start_s = time.monotonic() - used_s
     saved_s = time.monotonic()
     train_s = budget_s * (1.0 - EVALUATION_SHARE)
-    searched = SEARCH_SHARE if run.learning_from_s > 0.0 or run.searches else 0.0
+    # The share of the time is a guess at the share of the work where rounds limit the run.
+    has_search = run.learning_from_s > 0.0 or run.searches
+    searched = run.config.search_share if has_search else 0.0
     if run.searches:
         for share in run.search(train_s, rounds):
             elapsed_s = time.monotonic() - start_s

@@ -95,11 +95,7 @@ class Mesh:
         )
         fleet = _fleet(catalog, profile, placed)
         lengths = lengths or default_lengths(profile, tasks)
-        prompt = lengths.prompt_median * math.exp(0.5 * lengths.prompt_sigma**2)
-        rows = range(fleet.candidate_count)
-        time_C = np.array(
-            [kernels.full_batch_time_s(fleet.arrays, c, prompt, lengths.output_mean) for c in rows]
-        )
+        time_C = full_batch_times_s(fleet, lengths)
         by_tier = [
             time_C[fleet.arrays.tier_C == t].min() / (fleet.arrays.tier_C == t).sum()
             for t in range(len(tiers))
@@ -122,6 +118,13 @@ class Mesh:
         low = 0.25 * self.large_rps
         high = max(self.max_rate_rps, 2.0 * low)
         return [float(rate) for rate in np.geomspace(low, high, count)]
+
+
+def full_batch_times_s(fleet: Fleet, lengths: Lengths) -> NDArray[np.float64]:
+    """Returns the device time of a mean request on each candidate in full batches, seconds [C]."""
+    prompt, output = lengths.prompt_mean, lengths.output_mean
+    rows = range(fleet.candidate_count)
+    return np.array([kernels.full_batch_time_s(fleet.arrays, c, prompt, output) for c in rows])
 
 
 def default_lengths(profile: LatencyProfile, tasks: Sequence[Task]) -> Lengths:

@@ -20,20 +20,19 @@ import cma
 import numpy as np
 from numpy.typing import NDArray
 
-from router import kernels
 from router.dqn.snapshot import zero_weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
 from router.policies import schedule
 from router.profile import LatencyProfile
-from trainer.scenario import Mesh, Scenario
+from trainer.scenario import Mesh, Scenario, full_batch_times_s
 from trainer.simulation import loop
 from trainer.simulation.simulate import FleetEvent, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import gamma_renewal, make_workload, markov_modulated, poisson
 from trainer.threads import side_by_side
 
 GOAL = 0.997
-"""Availability below which a member of the search is charged, where price has it too."""
 PENALTY = 4.0
+"""Charged per unit of availability a table lacks of the goal, or of price's if that is less."""
 KINDS = ("poisson", "poisson", "poisson", "slower", "loss", "clumps", "markov", "stale")
 """What each member of the search meets; much of it steady, since the network sees the rest.
 
@@ -46,6 +45,13 @@ HIGH = (8.0, 60.0, 1.5, 2.0, 5.0, 60.0, 0.4)
 WIDTH = (0.8, 4.0, 0.15, 0.15, 0.25, 2.5, 0.04)
 """Least, largest value and first step of the search, in the order of `schedule.VALUES`."""
 BOUNDARY_LOW, BOUNDARY_HIGH, BOUNDARY_WIDTH = -0.3, 1.3, 0.08
+FIRST_RATE, LAST_RATE = 0.3, 1.15
+"""Rates of the first and last knot: shares of the rate at which the largest tier alone would fill
+all devices, and of the highest rate to train for."""
+START_PENALTY = 0.1
+START_LEAD = 0.3
+"""Where bands start: the penalty outside of them, and how much of the way to the next smaller
+tier's capacity a band begins to shrink before the larger tier is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,32 +78,23 @@ class Ladder:
 
     def __init__(self, mesh: Mesh) -> None:
         """Reads the full-batch times of the tiers."""
-        arrays, lengths = mesh.fleet.arrays, mesh.lengths
-        prompt = lengths.prompt_median * math.exp(0.5 * lengths.prompt_sigma**2)
-        count = int(arrays.tier_C.max()) + 1
-        self.time_T = np.array(
-            [
-                min(
-                    kernels.full_batch_time_s(arrays, int(c), prompt, lengths.output_mean)
-                    for c in np.flatnonzero(arrays.tier_C == tier)
-                )
-                for tier in range(count)
-            ]
-        )
+        tier_C, time_C = mesh.fleet.arrays.tier_C, full_batch_times_s(mesh.fleet, mesh.lengths)
+        tiers = range(len(mesh.catalog.tiers))
+        self._time_T = np.array([time_C[tier_C == tier].min() for tier in tiers])
         self._devices = len(mesh.devices)
-        self._width = math.log(max(self.time_T[-1] / self.time_T[0], 1.5))
+        self._width = math.log(max(self._time_T[-1] / self._time_T[0], 1.5))
 
     def rate_rps(self, load: float) -> float:
         """Returns the rate at a ladder load."""
-        return math.exp(load * self._width) * self._devices / float(self.time_T[-1])
+        return math.exp(load * self._width) * self._devices / float(self._time_T[-1])
 
     def load(self, rate_rps: float) -> float:
         """Returns the ladder load of a rate."""
-        return math.log(rate_rps * float(self.time_T[-1]) / self._devices) / self._width
+        return math.log(rate_rps * float(self._time_T[-1]) / self._devices) / self._width
 
     def full_load(self, tier: int) -> float:
         """Returns the load at which a tier alone would just be full."""
-        return math.log(float(self.time_T[-1] / self.time_T[tier])) / self._width
+        return math.log(float(self._time_T[-1] / self._time_T[tier])) / self._width
 
 
 def start_schedule(
@@ -110,8 +107,8 @@ def start_schedule(
     """
     ladder = Ladder(mesh)
     tiers = len(mesh.catalog.tiers)
-    first = ladder.load(0.3 * mesh.large_rps)
-    last = ladder.load(1.15 * mesh.max_rate_rps)
+    first = ladder.load(FIRST_RATE * mesh.large_rps)
+    last = ladder.load(LAST_RATE * mesh.max_rate_rps)
     knots = max(2, round((last - first) / config.step) + 1)
     step = (last - first) / (knots - 1)
     header = [float(knots), float(max(1, tiers - 1)), first, step]
@@ -119,10 +116,10 @@ def start_schedule(
     for k in range(knots):
         y = first + k * step
         level = price_P[0] + price_P[2] * y + price_P[3] * y * y
-        rows += [level, price_P[1], price_P[4], price_P[5], price_P[6], price_P[7], 0.1]
+        rows += [level, price_P[1], price_P[4], price_P[5], price_P[6], price_P[7], START_PENALTY]
         for tier in range(1, max(2, tiers)):
             upper, lower = ladder.full_load(min(tier, tiers - 1)), ladder.full_load(tier - 1)
-            share = (y - upper + 0.3 * (lower - upper)) / max(lower - upper, 1e-6)
+            share = (y - upper + START_LEAD * (lower - upper)) / max(lower - upper, 1e-6)
             rows.append(min(1.0, max(0.0, share)))
     return np.array([*price_P[: schedule.PRICE_COUNT], *header, *rows])
 
@@ -325,7 +322,7 @@ class ScheduleSearch:
             points = search.ask()
             found = gains([member(x) for x in points], self._base, scenarios, warm_up_s)
             search.tell(points, (-found).tolist())
-        # The mean of the population: a single member may have been lucky.
+        # The mean of what is drawn from: a single member may have been lucky.
         new_V = np.asarray(search.result.xfavorite)
         fresh = knot_scenarios(self._mesh, load, self._step, rng, 3 * config.requests)
         old, new = gains([member(old_V), member(new_V)], self._base, fresh, warm_up_s)
@@ -349,7 +346,6 @@ class ScheduleSearch:
         self.table_P = np.array(state["table"], np.float64)
         self.knots_done = int(state["knots_done"])
         self._config = replace(
-            self._config,
-            **{name: int(state[name]) for name in ("passes", "generations")},
+            self._config, passes=int(state["passes"]), generations=int(state["generations"])
         )
         self._rng.bit_generator.state = state["rng"]

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from router import kernels
 from router.catalog import QualityTable, parse_quality
 from router.policies.base import Parameter
 from router.policies.registry import SCORE_POLICIES
@@ -34,7 +33,7 @@ from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import HOLDS, Setting, shared_fleet_setting, with_routers
-from trainer.scenario import default_lengths
+from trainer.scenario import default_lengths, full_batch_times_s
 from trainer.simulation.simulate import KINDS, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 
@@ -143,11 +142,10 @@ def make_case(
 
 def full_rate_rps(setting: Setting, largest: bool) -> float:
     """Returns the rate at which the largest (or smallest) tier alone fills all devices, req/s."""
-    fleet, lengths = setting.fleet.arrays, setting.lengths
-    rows = np.flatnonzero(fleet.tier_C == (fleet.tier_C.max() if largest else fleet.tier_C.min()))
-    prompt = lengths.prompt_median * math.exp(0.5 * lengths.prompt_sigma**2)
-    time_s = [kernels.full_batch_time_s(fleet, int(c), prompt, lengths.output_mean) for c in rows]
-    return len(rows) / min(time_s)
+    tier_C = setting.fleet.arrays.tier_C
+    rows_C = tier_C == (tier_C.max() if largest else tier_C.min())
+    time_C = full_batch_times_s(setting.fleet, setting.lengths)
+    return float(rows_C.sum() / time_C[rows_C].min())
 
 
 def unit_rate_rps(setting: Setting) -> float:

@@ -104,7 +104,7 @@ class DqnPolicy:
 
     @property
     def base_P(self) -> NDArray[np.float64]:
-        """Parameters of the price score that the network corrects."""
+        """Parameters of the price that the network corrects, and its scheduled price's table."""
         return self._base_P
 
     def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
@@ -161,7 +161,7 @@ def features_of(
 
     Args:
         observation: the observation.
-        base: parameters of the price score.
+        base: parameters of the price, and a scheduled price's table if there is one.
     """
     fleet = observation.fleet.lists
     count = observation.fleet.candidate_count

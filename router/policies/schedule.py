@@ -53,6 +53,8 @@ VALUES = (
 )
 """Values of a knot before its boundaries."""
 VALUE_COUNT = len(VALUES)
+LEVEL, BACKLOG, STEP_SHARE, FORESIGHT, ON_TIME_BIAS, ON_TIME_SHARPNESS, BAND_PENALTY = range(7)
+"""Their columns."""
 MOST_KNOTS = 100
 LARGEST = 1e3
 """Limits of a table that is read from a file."""
@@ -231,29 +233,46 @@ def score_scheduled(
 
     Parameters: those of `price`, which are not used here, and the table.
     """
+    band_distance(fleet, params_P, schedule_load(fleet, query), out_C)
+    score_in_bands(
+        fleet, load, query, params_P, out_C, predicted_s_C, probability_C, work_s_C, out_C
+    )
+
+
+def score_in_bands(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    query: Query,
+    params_P: NDArray[np.float64],
+    distance_C: NDArray[np.float64],
+    predicted_s_C: NDArray[np.float64],
+    probability_C: NDArray[np.float64],
+    work_s_C: NDArray[np.float64],
+    out_C: NDArray[np.float64],
+) -> None:
+    """Scores as `score_scheduled` does, from distances already computed; they may be `out_C`."""
     y = scores.ladder_load(fleet, query, query.rate_short_rps)
     scores.explain(
         fleet,
         load,
         query,
-        scheduled(params_P, y, 4),
-        scheduled(params_P, y, 5),
+        scheduled(params_P, y, ON_TIME_BIAS),
+        scheduled(params_P, y, ON_TIME_SHARPNESS),
         predicted_s_C,
         probability_C,
         work_s_C,
     )
-    band_distance(fleet, params_P, schedule_load(fleet, query), out_C)
-    penalty = scheduled(params_P, y, 6)
+    penalty = scheduled(params_P, y, BAND_PENALTY)
     for c in range(len(fleet.tier_C)):
-        out_C[c] *= -penalty
+        out_C[c] = -penalty * distance_C[c]
     scores.charge(
         fleet,
         load,
         query,
-        scheduled(params_P, y, 0),
-        scheduled(params_P, y, 1),
-        scheduled(params_P, y, 2),
-        scheduled(params_P, y, 3),
+        scheduled(params_P, y, LEVEL),
+        scheduled(params_P, y, BACKLOG),
+        scheduled(params_P, y, STEP_SHARE),
+        scheduled(params_P, y, FORESIGHT),
         predicted_s_C,
         probability_C,
         work_s_C,

@@ -6,7 +6,6 @@ Shape letters: K tasks, T tiers.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +35,7 @@ def fluid_reference(setting: Setting, rate_rps: float, grid: int = 16) -> float:
     """
     profile = setting.profiles[""]
     tiers = [profile.tiers[tier] for tier in setting.catalog.tiers]
-    prompt = setting.lengths.prompt_median * math.exp(setting.lengths.prompt_sigma**2 / 2.0)
+    prompt = setting.lengths.prompt_mean
     best = 0.0
     for size in range(1, len(tiers) + 1):
         for chosen in itertools.combinations(range(len(tiers)), size):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from router.catalog import Catalog
 from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import REASON_FORMAT, SnapshotError, load_snapshot
-from router.features import SCHEMA, SHIFT_COLUMN
+from router.features import SCHEMA
 from router.policies.registry import (
     LEARNED,
     SCORE_POLICIES,
@@ -16,6 +16,7 @@ from router.policies.registry import (
     known_policies,
     make_policy,
 )
+from trainer.schedule import reckoning_spec_of
 from trainer.simulation.simulate import PolicySpec
 
 REGRET_BASELINE = "price"
@@ -50,7 +51,8 @@ class Contender:
         name: in tables.
         spec: as the simulator takes it.
         version: name and digest of parameters, or version of a snapshot.
-        kind: "static", "baseline", "learned", or "zeroed" (a learned one without its network).
+        kind: "static", "baseline", "learned", or "zeroed" (a learned one's twin without what its
+            network was trained to add).
     """
 
     name: str
@@ -89,7 +91,7 @@ def baseline_names(catalog: Catalog) -> tuple[str, ...]:
 
 
 def learned(blob: bytes, catalog: Catalog, origin: str) -> list[Contender]:
-    """Returns a snapshot's policy and, beside a `dqn`, the same with its network zeroed.
+    """Returns a snapshot's policy and, beside a `dqn`, its twins without the network.
 
     Raises:
         SnapshotError: damaged, or of another feature schema or catalog.
@@ -118,9 +120,9 @@ def with_zeroed(contender: Contender) -> list[Contender]:
         name=zeroed_name(contender.name),
     )
     version = f"{contender.version}, network zeroed"
-    weights = contender.spec.weights.zeroed()
-    weights.w3_P[weights.hidden_count + SHIFT_COLUMN] = 1.0
-    prior = replace(contender.spec, weights=weights, name=f"{contender.name}, search only")
+    prior = replace(
+        reckoning_spec_of(contender.spec.params_P), name=f"{contender.name}, search only"
+    )
     return [
         contender,
         Contender(spec.name, spec, version, "zeroed"),

@@ -19,6 +19,7 @@ import torch
 from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
+from trainer.episodes import ImprovementConfig
 from trainer.evaluation.cases import CaseResult
 from trainer.evaluation.gpus import SERVES_NOTHING
 from trainer.evaluation.jobs import Context, Progress, Runner
@@ -29,7 +30,7 @@ from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_cases, shifted_settings, shifts_of
-from trainer.improvement import Improvement, ImprovementConfig, score
+from trainer.improvement import Improvement, score
 from trainer.retrained.scenarios import ShiftScenarios, shift_scenarios, training_seed
 from trainer.scenario import Mesh
 from trainer.simulation.simulate import PolicySpec

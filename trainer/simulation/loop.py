@@ -416,7 +416,8 @@ def decide(
 ) -> int:
     """Returns the candidate the policy chooses for a request, by the router's own kernels.
 
-    `params_P` are a score kernel's parameters; a DQN's are those of the price it corrects.
+    `params_P` are a score kernel's parameters; a DQN's are those of the price it corrects and, if
+    it has one, of its scheduled price.
     """
     fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
     a, b, c = w.predicted_C, w.probability_C, w.work_C

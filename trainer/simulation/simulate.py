@@ -47,7 +47,6 @@ KINDS: Mapping[str, int] = {
     "greedy-prior": loop.KIND_GREEDY_PRIOR,
     "routebalance": loop.KIND_ROUTEBALANCE,
     "dqn-paper": loop.KIND_DQN_PAPER,
-    "scheduled": loop.KIND_SCHEDULED,
 }
 """Kind in compiled code by policy name; static policies are recognised by their prefix."""
 

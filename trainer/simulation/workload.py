@@ -42,6 +42,11 @@ class Lengths:
     output_spread: float = 0.5
     output_max: int = 64
 
+    @property
+    def prompt_mean(self) -> float:
+        """Mean prompt tokens, the cut at `prompt_max` left out."""
+        return self.prompt_median * math.exp(0.5 * self.prompt_sigma**2)
+
     def sample(
         self, count: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

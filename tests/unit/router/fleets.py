@@ -7,10 +7,25 @@ import numpy as np
 from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import LoadArrays
+from router.policies.scores import Query
 from router.profile import LatencyProfile, TierProfile
 from router.types import Task
 
 TIERS = ("small", "medium", "large")
+QUERY = Query(
+    task=0,
+    slack_s=0.4,
+    prompt_tokens=100.0,
+    output_tokens=8.0,
+    event_tokens=8.0,
+    soft_decay_s=0.0,
+    mean_prompt_tokens=0.0,
+    rate_short_rps=10.0,
+    rate_long_rps=10.0,
+    state_age_s=0.0,
+    draw=0.0,
+)
+"""An easy request in steady traffic."""
 
 
 def quality() -> QualityTable:

@@ -13,24 +13,11 @@ from router import features
 from router.ledger import LoadArrays, zero_load
 from router.policies.base import compute_scores
 from router.policies.dqn import PRICE_DEFAULTS_P
-from router.policies.scores import Query, score_price
+from router.policies.scores import score_price
 from tests.unit.router import fleets
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 positive = st.floats(min_value=1.0, max_value=1e12)
-QUERY = Query(
-    task=0,
-    slack_s=0.4,
-    prompt_tokens=100.0,
-    output_tokens=8.0,
-    event_tokens=8.0,
-    soft_decay_s=0.0,
-    mean_prompt_tokens=0.0,
-    rate_short_rps=10.0,
-    rate_long_rps=10.0,
-    state_age_s=0.0,
-    draw=0.0,
-)
 INDEX = {feature.name: i for i, feature in enumerate(features.FEATURES)}
 
 
@@ -68,7 +55,7 @@ def computed(
         load,
         load if own is None else own,
         np.array(allowed) if allowed else np.ones(count, dtype=np.bool_),
-        QUERY._replace(**query),  # type: ignore[arg-type]
+        fleets.QUERY._replace(**query),  # type: ignore[arg-type]
         PRICE_DEFAULTS_P,
         scratch,
         out_CF,
@@ -168,7 +155,7 @@ def test_pinned_request_measures_quality_against_what_is_allowed() -> None:
 def test_base_is_the_price_score() -> None:
     """What a network corrects is the price policy's own score, to the last bit."""
     load = fleets.random_load(np.random.default_rng(1), 6, 20.0)
-    query = QUERY._replace(rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
+    query = fleets.QUERY._replace(rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
     out_CF, scratch = computed(load, rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
     expected_C = compute_scores(
         score_price, fleets.fleet(2).arrays, load, np.ones(6, np.bool_), query, PRICE_DEFAULTS_P

@@ -15,22 +15,10 @@ from router.policies import schedule
 from router.policies.base import compute_scores
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.schedule import ScheduleError, parameters_of, table_of
-from router.policies.scores import Query, ladder_load, score_price
+from router.policies.scores import ladder_load, score_price
 from tests.unit.router import fleets
 
-QUERY = Query(
-    task=0,
-    slack_s=0.4,
-    prompt_tokens=100.0,
-    output_tokens=8.0,
-    event_tokens=8.0,
-    soft_decay_s=0.0,
-    mean_prompt_tokens=0.0,
-    rate_short_rps=100.0,
-    rate_long_rps=100.0,
-    state_age_s=0.0,
-    draw=0.0,
-)
+QUERY = fleets.QUERY._replace(rate_short_rps=100.0, rate_long_rps=100.0)
 
 
 def table(boundaries: tuple[float, ...] = (0.25, 0.75), penalty: float = 0.1) -> dict[str, Any]:

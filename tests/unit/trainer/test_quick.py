@@ -17,7 +17,7 @@ from router.policies.registry import make_policy
 from tests.unit.trainer.test_scenario import PROFILE, QUALITY, TASKS
 from trainer import improvement, paired, quick
 from trainer.checkpoint import CheckpointError
-from trainer.improvement import ImprovementConfig
+from trainer.episodes import ImprovementConfig
 from trainer.learner import forward, initial_weights
 from trainer.paired import PairedSamples, paired_samples
 from trainer.paired_learner import PairedConfig, PairedLearner, paired_loss

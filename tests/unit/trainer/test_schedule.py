@@ -11,7 +11,7 @@ import pytest
 from router.policies import schedule
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scores import ladder_load
-from tests.unit.router.test_schedule import QUERY
+from tests.unit.router.fleets import QUERY
 from tests.unit.trainer.test_scenario import PROFILE, QUALITY, TASKS
 from trainer.scenario import Mesh
 from trainer.schedule import Ladder, ScheduleConfig, ScheduleSearch, start_schedule

@@ -1,15 +1,21 @@
-"""A small subject and plan: two devices, two tasks, a whole protocol in about a second."""
+"""A small subject and plan, and results and reports made by hand."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
 
 from router.catalog import parse_quality
 from router.dqn.snapshot import zero_weights
 from router.features import FEATURE_COUNT
 from tests.unit.router import fleets
 from trainer.evaluation import policies
+from trainer.evaluation.cases import Case, CaseResult, Outcome
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import Contender
 from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.evaluation.studies import not_run
 from trainer.evaluation.suite import Subject
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Lengths
@@ -59,3 +65,40 @@ def contenders() -> dict[str, Contender]:
 def subject() -> Subject:
     """Returns the setting with its contenders."""
     return Subject(setting(), contenders(), "dqn", workloads=("gamma-cv4",))
+
+
+def outcome(performance: float, windows: tuple[float, ...] = ()) -> Outcome:
+    """Returns an outcome of which only performance and windows matter."""
+    return Outcome(1.0, performance, 0.1, 0.2, 1.0, 1.0, np.zeros(3), np.array(windows))
+
+
+def result(
+    label: str, seed: int, performance: dict[str, float], bound: float | None = 1.0
+) -> CaseResult:
+    """Returns a result with the safety net on."""
+    case = Case("shifts", label, 2.0, 100.0, seed, 5.0, tuple(performance))
+    return CaseResult(case, {(n, True): outcome(p) for n, p in performance.items()}, bound)
+
+
+def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
+    """Returns a report of one sweep row per policy and nothing else."""
+
+    def row(policy: str, performance: float) -> dict[str, Any]:
+        return {
+            "policy": policy,
+            "safety_net": True,
+            "load": 1.0,
+            "availability": availability,
+            "performance": performance,
+            "performance_ci95": [performance - 0.01, performance + 0.01],
+            "bound": 1.0,
+            "bound_share": performance,
+        }
+
+    empty: dict[str, Any] = {
+        name: [] for name in ("load_ratio", "windows", "window_loads", "window_bound_loads",
+                              "per_gpu", "shifts", "regret", "regret_where_small_copes",
+                              "violations", "beside_baselines", "not_baselines")
+    }  # fmt: skip
+    empty["retrained"] = not_run("none")
+    return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}

@@ -12,8 +12,9 @@ from router.policies.registry import make_policy
 from router.types import UnknownPolicyError
 from tests.unit.router import fleets
 from tests.unit.trainer.evaluation import subjects
+from tests.unit.trainer.evaluation.subjects import headline_report, outcome, result
 from tests.unit.trainer.simulation.settings import spec
-from trainer.evaluation.cases import WARM_UP_S, WINDOW_S, Case, CaseResult, Outcome, outcome_of
+from trainer.evaluation.cases import WARM_UP_S, WINDOW_S, Case, CaseResult, outcome_of
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.gpus import GpuCount, GpuJob, gpu_rows, large_only
 from trainer.evaluation.headlines import headlines
@@ -21,18 +22,16 @@ from trainer.evaluation.hold import bracket_rps, highest_held_rps, holds
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.policies import baseline, baseline_names
-from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
+from trainer.evaluation.regret import coping_points, regret_point_rows, regret_rows
 from trainer.evaluation.rows import ratio_of_means, violations
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.evaluation.shifts import shifted_settings, shifts_of
 from trainer.evaluation.statistics import interval
-from trainer.evaluation.studies import done, not_run
 from trainer.evaluation.suite import soft
 from trainer.evaluation.windows import (
     crossing,
-    window_bound_hold_rows,
     window_count_rows,
     window_rows,
 )
@@ -44,19 +43,6 @@ from trainer.traces.synthetic import open_trace
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
 SETTING = subjects.setting()
-
-
-def outcome(performance: float, windows: tuple[float, ...] = ()) -> Outcome:
-    """Returns an outcome of which only performance and windows matter."""
-    return Outcome(1.0, performance, 0.1, 0.2, 1.0, 1.0, np.zeros(3), np.array(windows))
-
-
-def result(
-    label: str, seed: int, performance: dict[str, float], bound: float | None = 1.0
-) -> CaseResult:
-    """Returns a result with the safety net on."""
-    case = Case("shifts", label, 2.0, 100.0, seed, 5.0, tuple(performance))
-    return CaseResult(case, {(n, True): outcome(p) for n, p in performance.items()}, bound)
 
 
 def test_reference_is_peak_when_large_can_carry_all() -> None:
@@ -251,27 +237,6 @@ def test_ratio_of_means_does_not_explode() -> None:
     np.testing.assert_allclose(values, [2.0 + 2.0 / 1.5, 2.0 - 2.0 / 1.5])
 
 
-@pytest.mark.parametrize("missing_twin", [False, True])
-def test_regret_is_judged_twice_over_all_points_and_where_small_copes(missing_twin: bool) -> None:
-    """Each by its own rows; a zeroed twin that removes as much is a miss."""
-
-    def row(policy: str, removed: float) -> dict[str, Any]:
-        return {"policy": policy, "safety_net": True, "family": "bursty", "points": 3,
-                "removed": removed, "removed_ci95": [removed, removed]}  # fmt: skip
-
-    twin = [] if missing_twin else [row("dqn, zeroed", 0.0)]
-    report = {
-        **headline_report(0.99),
-        "regret": [row("dqn", 0.1), *twin],
-        "regret_where_small_copes": [row("dqn", 0.3), *twin],
-    }
-    found = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
-    everywhere = found["regret removed, bursty"]["met"]
-    coping = found["regret removed, bursty, where always-small copes"]["met"]
-    assert (everywhere, coping) == ((None, None) if missing_twin else (False, True))
-    assert found["regret removed, loss, where always-small copes"]["met"] is None
-
-
 def gpu_row(ours: float, static: tuple[float, float]) -> dict[str, Any]:
     """Returns the row of a policy on 4 devices beside what 8 static ones serve in two seeds."""
     jobs = [GpuJob("dqn", True, 25.0, 1000.0, seed, 5.0) for seed in (1, 2)]
@@ -295,30 +260,6 @@ def test_ratio_against_nothing_is_flagged_and_not_a_number() -> None:
     found = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
     assert found["performance per GPU"]["met"] is True
     assert "static-large serves < 0.1% at loads 25 to 25" in found["performance per GPU"]["detail"]
-
-
-@pytest.mark.parametrize(
-    ("shares", "said"),
-    [((1.0, 0.8), "bound 1.50)"), ((0.8, 0.7), "bound 0.00, the goal is beyond it")],
-)
-def test_miss_is_told_from_an_impossibility(shares: tuple[float, float], said: str) -> None:
-    """The load at which the bound itself keeps 90 % of windows stands beside the policies'."""
-    bounds = [
-        {"workload": "cv8", "load": load, "above_96": share, "above_98": share}
-        for load, share in zip((1.0, 2.0), shares, strict=True)
-    ]
-    row = {"workload": "cv8", "safety_net": True, "level": 0.96, "open_end": False}
-    loads = [{**row, "policy": "dqn", "load": 0.6}, {**row, "policy": "static-large", "load": 0.5}]
-    report = {
-        **headline_report(0.99),
-        "window_loads": loads,
-        "window_bound_loads": window_bound_hold_rows(bounds),
-        "not_baselines": ["dqn"],
-    }
-    found = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
-    judged = found["unpredictable workloads, windows above 0.96"]
-    assert judged["met"] is False
-    assert said in judged["detail"]
 
 
 def test_run_above_the_bound_is_a_violation() -> None:
@@ -367,126 +308,6 @@ def test_seeds_and_loads_draw_requests_of_their_own() -> None:
     seed = Case("sweep", "poisson", 2.0, 100.0, 2, 3.0, ()).workload(context)
     load = Case("sweep", "poisson", 3.0, 100.0, 1, 3.0, ()).workload(context)
     assert len({float(each.arrival_N[0]) for each in (first, seed, load)}) == 3
-
-
-def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
-    """Returns a report of one sweep row per policy and nothing else."""
-
-    def row(policy: str, performance: float) -> dict[str, Any]:
-        return {
-            "policy": policy,
-            "safety_net": True,
-            "load": 1.0,
-            "availability": availability,
-            "performance": performance,
-            "performance_ci95": [performance - 0.01, performance + 0.01],
-            "bound": 1.0,
-            "bound_share": performance,
-        }
-
-    empty: dict[str, Any] = {
-        name: [] for name in ("load_ratio", "windows", "window_loads", "window_bound_loads",
-                              "per_gpu", "shifts", "regret", "regret_where_small_copes",
-                              "violations", "beside_baselines", "not_baselines")
-    }  # fmt: skip
-    empty["retrained"] = not_run("none")
-    return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}
-
-
-@pytest.mark.parametrize(("share", "met"), [(0.99, True), (0.955, False)])
-def test_headlines_say_met_and_missed(share: float, met: bool) -> None:
-    """The share of the bound decides its own target."""
-    rows = {
-        row["name"]: row
-        for row in headlines(headline_report(share), "dqn", "static-large", "static-small")
-    }
-    assert rows["share of the bound"]["met"] is met
-    assert rows["share of the bound"]["value"] == pytest.approx(share)
-
-
-@pytest.mark.parametrize(("scores", "met"), [((0.9, 0.8), True), ((0.89, 0.79), False)])
-def test_below_the_best_baseline_beyond_the_paired_interval_is_missed(
-    scores: tuple[float, float], met: bool
-) -> None:
-    """Two seeds, one harder for all: 0.01 below in both is a loss, however far seeds differ."""
-    results = [
-        result(
-            "poisson", seed, {"price": 0.9 - 0.1 * seed, "dqn": own, "other": 1.0, "random": 0.1}
-        )
-        for seed, own in enumerate(scores)
-    ]
-    (row,) = gap_rows(results, "dqn", ["other"])
-    assert row["best_baseline"] == "price"
-    assert row["gap"] == pytest.approx(scores[0] - 0.9)
-    report = {**headline_report(0.97), "beside_baselines": [row]}
-    rows = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
-    assert rows["beside the best baseline"]["met"] is met
-
-
-def test_headlines_without_a_learned_policy_are_not_judged() -> None:
-    """Nothing is counted as met that was not run."""
-    rows = headlines(headline_report(0.99), "", "static-large", "static-small")
-    assert {row["met"] for row in rows if row["name"] != "no policy above the bound"} == {None}
-
-
-@pytest.mark.parametrize(("share", "met"), [(0.98, True), (0.96, None)])
-def test_near_the_bound_is_near_any_retrained_policy(share: float, met: bool | None) -> None:
-    """Within 3 % of the bound is within 3 % of whatever retraining gives; else nothing is said."""
-    row = {
-        "policy": "dqn",
-        "safety_net": True,
-        "shift": "mix",
-        "family": "task",
-        "load": 2.0,
-        "availability": 1.0,
-        "performance": share,
-        "bound_share": share,
-    }
-    report = {**headline_report(0.99), "shifts": [row, {**row, "policy": "static-small"}]}
-    rows = {each["name"]: each for each in headlines(report, "dqn", "static-large", "static-small")}
-    assert rows["performance under shifts"]["met"] is met
-
-
-@pytest.mark.parametrize(
-    ("ratios", "shift", "met"),
-    [((0.98, 1.01), "mix", True), ((0.98, 0.96), "mix", False), ((0.98, 1.01), "loss", None)],
-)
-def test_retrained_policies_decide_where_they_are_known(
-    ratios: tuple[float, float], shift: str, met: bool | None
-) -> None:
-    """Every point within 3 % is met, one beyond is missed, a shift not retrained for is open."""
-    own = {"policy": "dqn", "safety_net": True, "family": "", "availability": 1.0,
-           "performance": 0.9, "bound_share": 0.9, "load": 1.0}  # fmt: skip
-    shifts = [{**own, "shift": shift}, {**own, "shift": shift, "policy": "static-small"}]
-    rows = [
-        {"shift": "mix", "load": i, "safety_net": True, "ratio": r, "ratio_ci95": [r, r]}
-        for i, r in enumerate(ratios)
-    ]
-    study = {**done(rows), "training": [{"kept": "retrained"}]}
-    report = {**headline_report(0.99), "shifts": shifts, "retrained": study}
-    found = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
-    assert found["performance under shifts"]["met"] is met
-    assert found["performance under shifts"]["value"] == min(ratios)
-
-
-@pytest.mark.parametrize(("small", "met"), [(0.99, False), (0.5, None)])
-def test_overload_nobody_copes_with_is_judged_apart(small: float, met: bool | None) -> None:
-    """A missed availability counts against the policy where always-small has it, and only there."""
-    row = {
-        "policy": "dqn",
-        "safety_net": True,
-        "shift": "markov",
-        "family": "bursty",
-        "load": 20.0,
-        "availability": 0.9,
-        "performance": 0.7,
-        "bound_share": 0.9,
-    }
-    other = {**row, "policy": "static-small", "availability": small}
-    report = {**headline_report(0.99), "shifts": [row, other]}
-    rows = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
-    assert rows["availability under shifts"]["met"] is False
-    assert rows["availability under shifts, where always-small copes"]["met"] is met
 
 
 def test_tuned_variants_stand_beside_the_defaults() -> None:

@@ -12,12 +12,12 @@ import pytest
 from router.dqn.snapshot import Snapshot, save_snapshot
 from router.features import FEATURES, SCHEMA
 from tests.unit.trainer.evaluation import subjects
+from trainer.episodes import ImprovementConfig, start_weights
 from trainer.evaluation import policies
 from trainer.evaluation.cases import Case, CaseResult, Outcome
 from trainer.evaluation.policies import Contender
 from trainer.evaluation.shifts import Shift, shifted_settings, shifts_of
 from trainer.evaluation.suite import Subject, run_suite
-from trainer.improvement import ImprovementConfig, start_weights
 from trainer.retrained.__main__ import main, markdown
 from trainer.retrained.scenarios import shift_scenarios, training_seed
 from trainer.retrained.study import Task, compared_rows, dqn_spec, run_study
