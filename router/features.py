@@ -7,8 +7,9 @@ meaning; a snapshot carries it and is refused where it differs.
 
 A learned policy corrects the price score (`router/policies/scores.py`), so the kernel computes that
 score on the way, on the load as it is seen. The features are computed on the load as it is
-*reckoned* (`reckon_load`), beside what the *prior* says there: the scheduled price where parameters
-come with a table (`router/policies/schedule.py`), else price.
+*reckoned* (`reckon_load`) and in time as devices lately kept it (`router/slowdown.py`), beside what
+the *prior* says there: the scheduled price where parameters come with a table
+(`router/policies/schedule.py`), else price.
 
 The kernel uses only `len`, chained indexing, `math` and scalars: it runs on numpy arrays and on
 lists alike, and the simulator compiles this very function.
@@ -22,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router import kernels
+from router import kernels, slowdown
 from router.ledger import LoadArrays
 from router.policies import schedule, scores
 from router.policies.scores import Query
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from router.fleet import FleetArrays
 
-SCHEMA = "tiercel-features-3"
+SCHEMA = "tiercel-features-4"
 """Identity of the table below; changes whenever a feature's meaning, order or range does."""
 
 ON_TIME_BIAS = 1.0
@@ -185,6 +186,7 @@ def with_rate(query: Query, rate_short_rps: float) -> Query:
         query.own_share,
         query.own_rate_rps,
         query.burstiness,
+        query.slowdown,
     )
 
 
@@ -259,6 +261,7 @@ def compute_features(
         s.work_s_C,
         s.base_C,
     )
+    query = slowdown.stretched(query)
     view = load
     rate_short = clip(query.rate_short_rps, 0.0, 1e9)
     predicted_s_C = s.predicted_s_C

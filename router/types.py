@@ -123,6 +123,7 @@ class Signals:
         own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
         burstiness: squared coefficient of variation of recent gaps between this router's
             arrivals; 1 = Poisson, above = bursty.
+        slowdown: how much slower answers came lately than predicted, 1 or more (`slowdown.py`).
     """
 
     rate_short_rps: float
@@ -132,6 +133,7 @@ class Signals:
     own_share: float = 1.0
     own_rate_rps: float = 0.0
     burstiness: float = 1.0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,7 +379,7 @@ def opt_mesh() -> Mesh:
         tasks=[Task(name, 0.4, expected_output_tokens=8.0) for name in table.quality],
         deadline_s=0.4,
         devices=4,
-        max_rate_rps=4300.0,
+        max_rate_rps=5100.0,
     )
 
 

@@ -33,7 +33,7 @@ from trainer.threads import side_by_side
 GOAL = 0.997
 PENALTY = 4.0
 """Charged per unit of availability a table lacks of the goal, or of price's if that is less."""
-KINDS = ("poisson", "poisson", "poisson", "slower", "loss", "clumps", "markov", "stale")
+KINDS = (*("poisson",) * 4, "slower", "loss", "clumps", "markov", "stale")
 """What each member of the search meets; much of it steady, since the network sees the rest.
 
 slower: steady, the devices up to `SLOWEST` times slower than routers believe. loss: steady, a
@@ -45,6 +45,8 @@ HIGH = (8.0, 60.0, 1.5, 2.0, 5.0, 60.0, 0.4)
 WIDTH = (0.8, 4.0, 0.15, 0.15, 0.25, 2.5, 0.04)
 """Least, largest value and first step of the search, in the order of `schedule.VALUES`."""
 BOUNDARY_LOW, BOUNDARY_HIGH, BOUNDARY_WIDTH = -0.3, 1.3, 0.08
+NARROWING = 0.6
+"""First step of a pass over that of the pass before."""
 FIRST_RATE, LAST_RATE = 0.3, 1.15
 """Rates of the first and last knot: shares of the rate at which the largest tier alone would fill
 all devices, and of the highest rate to train for."""
@@ -60,15 +62,13 @@ class ScheduleConfig:
 
     Attributes:
         step: ladder load between knots.
-        passes: times every knot is searched for; the step narrows by half each time.
-        generations: of a knot, per pass.
+        generations: of a knot, for each pass over the knots; steps narrow from pass to pass.
         population: members of a generation.
         requests: of one simulation, about.
     """
 
     step: float = 0.16
-    passes: int = 2
-    generations: int = 18
+    generations: tuple[int, ...] = (18, 14, 10)
     population: int = 12
     requests: int = 1500
 
@@ -256,7 +256,7 @@ class ScheduleSearch:
     @property
     def share_done(self) -> float:
         """Share of the search that is done, 0 to 1."""
-        return self.knots_done / (self._config.passes * self._knots)
+        return self.knots_done / (len(self._config.generations) * self._knots)
 
     def warm_up(self) -> None:
         """Compiles what the search runs."""
@@ -274,8 +274,7 @@ class ScheduleSearch:
 
     def full_s(self) -> float:
         """Returns the time the whole search would take here, about, seconds."""
-        config = self._config
-        return config.passes * config.generations * self._knots * self.generation_s()
+        return sum(self._config.generations) * self._knots * self.generation_s()
 
     def shorten(self, share: float) -> None:
         """Has the search do about `share` of its work: one pass, fewer generations.
@@ -286,11 +285,16 @@ class ScheduleSearch:
         config = self._config
         if share >= 1.0:
             return
-        generations = min(config.generations, int(share * config.passes * config.generations))
+        generations = min(config.generations[0], int(share * sum(config.generations)))
         if generations < 1:
-            self.knots_done = config.passes * self._knots
+            self.knots_done = len(config.generations) * self._knots
         else:
-            self._config = replace(config, passes=1, generations=generations)
+            self._config = replace(config, generations=(generations,))
+
+    def _gains(
+        self, tables: Sequence[NDArray[np.float64]], scenarios: Sequence[Scenario]
+    ) -> NDArray[np.float64]:
+        return gains(tables, self._base, scenarios, self._mesh.deadline_s)
 
     def next_knot(self) -> float:
         """Searches for the next knot; returns its gain over price on traffic not searched on."""
@@ -308,7 +312,7 @@ class ScheduleSearch:
 
         search = cma.CMAEvolutionStrategy(
             old_V,
-            0.5**turn,
+            NARROWING**turn,
             {
                 "bounds": [self._low_V, self._high_V],
                 "popsize": config.population,
@@ -316,16 +320,14 @@ class ScheduleSearch:
                 "verbose": -9,
             },
         )
-        warm_up_s = self._mesh.deadline_s
-        for _ in range(config.generations):
+        for _ in range(config.generations[turn]):
             scenarios = knot_scenarios(self._mesh, load, self._step, rng, config.requests)
             points = search.ask()
-            found = gains([member(x) for x in points], self._base, scenarios, warm_up_s)
-            search.tell(points, (-found).tolist())
+            search.tell(points, (-self._gains([member(x) for x in points], scenarios)).tolist())
         # The mean of what is drawn from: a single member may have been lucky.
         new_V = np.asarray(search.result.xfavorite)
         fresh = knot_scenarios(self._mesh, load, self._step, rng, 3 * config.requests)
-        old, new = gains([member(old_V), member(new_V)], self._base, fresh, warm_up_s)
+        old, new = self._gains([member(old_V), member(new_V)], fresh)
         if new > old:
             self.table_P[part] = member(new_V)[part]
         self.knots_done += 1
@@ -336,8 +338,7 @@ class ScheduleSearch:
         return {
             "table": self.table_P.tolist(),
             "knots_done": self.knots_done,
-            "passes": self._config.passes,
-            "generations": self._config.generations,
+            "generations": list(self._config.generations),
             "rng": self._rng.bit_generator.state,
         }
 
@@ -345,7 +346,5 @@ class ScheduleSearch:
         """Goes on from what `get_state` returned."""
         self.table_P = np.array(state["table"], np.float64)
         self.knots_done = int(state["knots_done"])
-        self._config = replace(
-            self._config, passes=int(state["passes"]), generations=int(state["generations"])
-        )
+        self._config = replace(self._config, generations=tuple(state["generations"]))
         self._rng.bit_generator.state = state["rng"]

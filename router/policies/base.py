@@ -91,6 +91,7 @@ def query_of(observation: Observation, draw: float) -> Query:
         own_share=signals.own_share,
         own_rate_rps=signals.own_rate_rps,
         burstiness=signals.burstiness,
+        slowdown=signals.slowdown,
     )
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from router import kernels
+from router import kernels, slowdown
 from router.policies import scores
 
 if TYPE_CHECKING:
@@ -233,9 +233,10 @@ def score_scheduled(
 
     Parameters: those of `price`, which are not used here, and the table.
     """
-    band_distance(fleet, params_P, schedule_load(fleet, query), out_C)
+    told = slowdown.stretched(query)
+    band_distance(fleet, params_P, schedule_load(fleet, told), out_C)
     score_in_bands(
-        fleet, load, query, params_P, out_C, predicted_s_C, probability_C, work_s_C, out_C
+        fleet, load, told, params_P, out_C, predicted_s_C, probability_C, work_s_C, out_C
     )
 
 
@@ -250,7 +251,7 @@ def score_in_bands(
     work_s_C: NDArray[np.float64],
     out_C: NDArray[np.float64],
 ) -> None:
-    """Scores as `score_scheduled` does, from distances already computed; they may be `out_C`."""
+    """Scores as `score_scheduled` does a stretched query; its distances may be `out_C`."""
     y = scores.ladder_load(fleet, query, query.rate_short_rps)
     scores.explain(
         fleet,

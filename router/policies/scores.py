@@ -48,6 +48,7 @@ class Query(NamedTuple):
         own_share: share of the traffic that comes through this router, (0, 1].
         own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
         burstiness: squared coefficient of variation of recent gaps between arrivals, 1 = Poisson.
+        slowdown: how much slower answers came lately than predicted, 1 or more.
     """
 
     task: int
@@ -64,6 +65,7 @@ class Query(NamedTuple):
     own_share: float = 1.0
     own_rate_rps: float = 0.0
     burstiness: float = 1.0
+    slowdown: float = 1.0
 
 
 def usable_device_count(fleet: FleetArrays) -> int:

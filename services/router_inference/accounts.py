@@ -117,6 +117,11 @@ class RouterMetrics:
             ["device"],
             registry=registry,
         )
+        self.latency_slowdown = Gauge(
+            "tiercel_latency_slowdown",
+            "Observed over predicted latency of recent answers, at least 1; 1 = as predicted.",
+            registry=registry,
+        )
         self.state_age = Gauge(
             "tiercel_state_age_seconds",
             "Age of the newest system state; NaN if none.",

@@ -184,6 +184,13 @@ class AttemptRun:
                 attempt.end_s - attempt.start_s,
                 finished=attempt.result == "ok",
             )
+        if attempt.result in ("ok", "deadline"):
+            self._parts.view.compare(
+                attempt.end_s,
+                self.job.request.slack_s,
+                attempt.end_s - attempt.start_s,
+                float(choice.predicted_s_C[choice.row]),
+            )
 
     async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
         """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""

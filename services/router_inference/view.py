@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from router import slowdown
 from router.catalog import Catalog
 from router.estimators import (
     LONG_TAU_S,
@@ -24,6 +25,7 @@ from router.estimators import (
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals, zero_load
 from router.profile import LatencyProfile
+from router.slowdown import Slowdown
 from router.types import Signals
 from services.common.triton.client import TritonClient
 from services.router_inference.breaker import Breaker, BreakerLimits, BreakerState
@@ -153,6 +155,8 @@ class View:
         self._is_dirty = True
         self._specs: tuple[EndpointSpec, ...] = ()
         self._slowness: dict[str, SlownessEstimator] = {}
+        self._slowdown = Slowdown()
+        self._window_s = 0.0
         self._applied_D: NDArray[np.float64] = np.ones(0)
         self._applied_s = now_s
         self.fleet = self._profile_fleet = build_fleet(catalog, (), profiles)
@@ -186,6 +190,22 @@ class View:
         if estimator is not None:
             profile_s = predicted_s / fleet.slowness_D[device]
             estimator.observe(taken_s, profile_s, finished=finished)
+
+    def compare(self, now_s: float, window_s: float, taken_s: float, predicted_s: float) -> None:
+        """Learns how predictions, as corrected for slow devices, compare with what came.
+
+        Args:
+            now_s: when the request ended, monotonic seconds.
+            window_s: its deadline, as time from its arrival, seconds.
+            taken_s: time from dispatch to its end, or until the deadline cut it off, seconds.
+            predicted_s: predicted time to the complete answer, seconds.
+        """
+        self._window_s = window_s
+        slowdown.compare(self._slowdown, now_s, window_s, taken_s, predicted_s)
+
+    def slowdown(self, now_s: float) -> float:
+        """Returns how much slower answers came lately than predicted, 1 or more."""
+        return slowdown.factor(self._slowdown, now_s, self._window_s)
 
     def slowness(self) -> Mapping[str, float]:
         """Returns per device how slow it is beside its profile, 1.0 = as the profile says."""
@@ -253,6 +273,7 @@ class View:
                 self._mean_prompt_tokens,
                 own_rate_rps=short,
                 burstiness=self._gaps.burstiness,
+                slowdown=self.slowdown(now_s),
             )
         # The state's long rate trails and contains our own; it can only add to what we see
         # ourselves.
@@ -266,6 +287,7 @@ class View:
             own_share=long / all_long if is_shared else 1.0,
             own_rate_rps=short,
             burstiness=self._gaps.burstiness,
+            slowdown=self.slowdown(now_s),
         )
 
     def own_rate_rps(self, now_s: float) -> float:

@@ -25,6 +25,7 @@ _MODULES = (
     "router.kernels",
     "router.safety",
     "router.policies.scores",
+    "router.slowdown",
     "router.policies.schedule",
     "router.features",
     "router.policies.baselines",
@@ -103,6 +104,7 @@ kernels: Any = _twins["router.kernels"]
 features: Any = _twins["router.features"]
 safety: Any = _twins["router.safety"]
 scores: Any = _twins["router.policies.scores"]
+slowdown: Any = _twins["router.slowdown"]
 schedule: Any = _twins["router.policies.schedule"]
 baselines: Any = _twins["router.policies.baselines"]
 picker: Any = _twins["router.picker"]

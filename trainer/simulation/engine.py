@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.simulation.compiled import jit_unmanaged, kernels, safety
+from trainer.simulation.compiled import jit_unmanaged, kernels, safety, slowdown
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -169,6 +169,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.first_reward = request.reward
     w.clock[0].reward_sum += request.reward
     teach_admission(w, i, now_s)
+    teach_slowdown(w, i, now_s)
 
 
 @jit_unmanaged
@@ -191,6 +192,25 @@ def teach_admission(w: World, i: int, now_s: float) -> None:
         request.on_time == 0,
         clock.optimism,
         clock.pessimism,
+    )
+
+
+@jit_unmanaged
+def teach_slowdown(w: World, i: int, now_s: float) -> None:
+    """Lets the router compare a settled request with its prediction, unless it was sent twice.
+
+    First-token deadlines teach nothing: their predictions are of another event than the end.
+    """
+    request = w.requests[i]
+    served = request.status == ANSWERED or request.status == CANCELLED
+    if not served or request.attempt != 1 or request.first_token != 0:
+        return
+    slowdown.compare(
+        w.routers[request.router],
+        now_s,
+        request.deadline_s - request.arrival_s,
+        request.end_s - request.arrival_s,
+        request.predicted_s,
     )
 
 

@@ -24,6 +24,7 @@ from trainer.simulation.compiled import (
     safety,
     schedule,
     scores,
+    slowdown,
 )
 from trainer.simulation.engine import (
     cancel_late,
@@ -391,6 +392,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         clock.own_share,
         clock.own_rate,
         clock.burstiness,
+        slowdown.factor(w.routers[request.router], now_s, request.deadline_s - request.arrival_s),
     )
 
 

@@ -122,6 +122,10 @@ ROUTER = np.dtype(
         ("missed", np.float64),
         ("at_s", np.float64),
         ("refused_s", np.float64),
+        # the fields of `router.slowdown.Slowdown`
+        ("compared", np.float64),
+        ("ratios", np.float64),
+        ("compared_s", np.float64),
     ],
     align=True,
 )
@@ -181,7 +185,8 @@ class World(NamedTuple):
         requests: one record per request, by arrival.
         candidates: one record per candidate: true costs, queue, batch.
         devices: one record per device.
-        routers: one record per router: its own rate estimate, and the caution of its admission.
+        routers: one record per router: its own rate estimate, the caution of its admission, and the
+            slowdown it has seen.
         fleet_events: losses, returns and slow-downs, by time.
         cancel_N: request indices by the time they are cancelled if not done.
         slots_DS: candidate rows of each device, -1 beyond its number.

@@ -38,7 +38,7 @@ SETTING: dict[str, Any] = {
 }
 
 
-SHORT_SEARCH = ScheduleConfig(step=0.6, passes=1, generations=2, population=4, requests=100)
+SHORT_SEARCH = ScheduleConfig(step=0.6, generations=(2,), population=4, requests=100)
 SHORT: dict[str, Any] = {"budget_s": 1.0, "episode_requests": 600}
 
 
