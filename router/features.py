@@ -261,6 +261,7 @@ def compute_features(
         s.work_s_C,
         s.base_C,
     )
+    is_slow = query.slowdown > 1.0
     query = slowdown.stretched(query)
     view = load
     rate_short = clip(query.rate_short_rps, 0.0, 1e9)
@@ -276,7 +277,7 @@ def compute_features(
             rate_short = (1.0 - share) * rate_short + share * query.own_rate_rps / own_share
         reckon_load(load, own, share, own_share, s)
         view = LoadArrays(s.in_flight_C, s.waiting_prompt_tokens_C, s.remaining_output_tokens_C)
-    if share > 0.0 or has_schedule:
+    if share > 0.0 or has_schedule or is_slow:
         predicted_s_C = s.reckoned_predicted_s_C
         probability_C = s.reckoned_probability_C
         price_C = s.reckoned_base_C
@@ -299,7 +300,7 @@ def compute_features(
     else:
         for c in range(len(s.band_C)):
             s.band_C[c] = 0.0
-        if share > 0.0:
+        if share > 0.0 or is_slow:
             scores.score_price(
                 fleet,
                 view,

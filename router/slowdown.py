@@ -2,9 +2,9 @@
 
 A profile is measured once; devices then throttle, drivers change, neighbours move in. The ratio of
 observed to predicted latency tells within a few deadlines: in a steady simulation it stays within
-0.9 to 1.1 whatever the load, and where all devices are 30 % slower than their profile it is 1.2 to
-1.3 (docs/learning.md). Slower devices are the same as a faster clock for all the rest, so a policy
-that reads `stretched` queries acts as if it had been told the true costs.
+0.9 to 1.1 whatever the load, and where all devices are 30 % slower than their profile it is 1.15 to
+1.3 (ADR 11). Slower devices are the same as a faster clock for all the rest, so a policy that reads
+`stretched` queries acts nearly as if it had been told the true costs.
 
 Live, each device's slowness is learned too (`SlownessEstimator`) and put into the fleet, for every
 policy; then the ratio is about 1, and what is left of it is what no profile has: crowds that came
@@ -19,19 +19,21 @@ import math
 from dataclasses import dataclass
 
 from router.policies.scores import Query
+from router.safety import SHORTEST_WINDOW_S
 
 MEMORY = 4.0
 """Deadlines after which an end counts 1/e."""
 ORDINARY = 1.05
 """Mean ratio up to which nothing is amiss: predictions miss by as much either way on any day."""
 DOUBT = 20.0
-"""Ends that agree with the profile, taken as seen beforehand: a few tell little."""
+"""Ends that agree with the profile, taken as seen beforehand: a few tell little.
+
+At few requests per deadline the factor therefore stays near 1; there is room then, too.
+"""
 LARGEST = 2.0
 """Highest factor. Beyond it the profile is wrong, not the moment."""
 LARGEST_RATIO = 4.0
-"""Ratio of a single end above which it counts no more: one straggler must not decide."""
-SHORTEST_WINDOW_S = 1e-3
-"""A deadline shorter than this is no measure of time to learn by."""
+"""Ratio as which a single end counts at most: one straggler must not decide."""
 
 
 @dataclass(slots=True)
@@ -52,23 +54,42 @@ class Slowdown:
 
 
 def compare(
-    slowdown: Slowdown, now_s: float, window_s: float, observed_s: float, predicted_s: float
+    slowdown: Slowdown,
+    now_s: float,
+    window_s: float,
+    observed_s: float,
+    predicted_s: float,
+    finished: bool,
 ) -> None:
-    """Learns from the end of a request that was served where it was first sent.
+    """Learns from the end of a request where it was first sent.
+
+    One that was cut off took longer than it was given, nobody knows how much. Where that is less
+    than the present mean it teaches nothing: else requests that never had a chance would read as
+    fast devices, and the factor would fall when it should rise.
 
     Args:
         slowdown: of the router, changed in place.
         now_s: when it ended, seconds.
         window_s: its deadline, as time from its arrival, seconds.
-        observed_s: time to the deadline's event; of one that was cut off, the time it had.
+        observed_s: time to the complete answer, or until it was cut off, seconds.
         predicted_s: the same as predicted at the decision; without one (0) nothing is learned.
+        finished: False if it was cut off: at its deadline, or to be rescued.
     """
     if not predicted_s > 0.0 or not observed_s >= 0.0:
         return
+    ratio = min(observed_s / predicted_s, LARGEST_RATIO)
+    if not finished and ratio < mean_ratio(slowdown, now_s, window_s):
+        return
     kept = _kept(slowdown, now_s, window_s)
     slowdown.compared = slowdown.compared * kept + 1.0
-    slowdown.ratios = slowdown.ratios * kept + min(observed_s / predicted_s, LARGEST_RATIO)
+    slowdown.ratios = slowdown.ratios * kept + ratio
     slowdown.compared_s = max(slowdown.compared_s, now_s)
+
+
+def mean_ratio(slowdown: Slowdown, now_s: float, window_s: float) -> float:
+    """Returns the recent mean of observed over predicted latency, 1 where nothing is known."""
+    kept = _kept(slowdown, now_s, window_s)
+    return (DOUBT + slowdown.ratios * kept) / (DOUBT + slowdown.compared * kept)
 
 
 def factor(slowdown: Slowdown, now_s: float, window_s: float) -> float:
@@ -76,14 +97,17 @@ def factor(slowdown: Slowdown, now_s: float, window_s: float) -> float:
 
     Never below 1: that answers come early while load is light is no reason to plan tighter.
     """
-    kept = _kept(slowdown, now_s, window_s)
-    mean = (DOUBT + slowdown.ratios * kept) / (DOUBT + slowdown.compared * kept)
-    return max(1.0, min(LARGEST, mean / ORDINARY))
+    return max(1.0, min(LARGEST, mean_ratio(slowdown, now_s, window_s) / ORDINARY))
 
 
 def stretched(query: Query) -> Query:
-    """Returns a query to slower devices in their own time: less of it, and a faster world."""
+    """Returns a query to slower devices in their own time: less of it, and a faster world.
+
+    What is returned has no slowdown left.
+    """
     by = query.slowdown
+    if not by > 1.0:
+        return query
     return Query(
         query.task,
         query.slack_s / by,

@@ -277,7 +277,7 @@ class ScheduleSearch:
         return sum(self._config.generations) * self._knots * self.generation_s()
 
     def shorten(self, share: float) -> None:
-        """Has the search do about `share` of its work: one pass, fewer generations.
+        """Has the search do about `share` of its work: fewer passes, the last of them shorter.
 
         Where that is not even one generation per knot the table stays as it starts: price, with
         bands by capacity.
@@ -285,11 +285,15 @@ class ScheduleSearch:
         config = self._config
         if share >= 1.0:
             return
-        generations = min(config.generations[0], int(share * sum(config.generations)))
-        if generations < 1:
+        left = int(share * sum(config.generations))
+        if left < 1:
             self.knots_done = len(config.generations) * self._knots
-        else:
-            self._config = replace(config, generations=(generations,))
+            return
+        kept: list[int] = []
+        for generations in config.generations:
+            if sum(kept) < left:
+                kept.append(min(generations, left - sum(kept)))
+        self._config = replace(config, generations=tuple(kept))
 
     def _gains(
         self, tables: Sequence[NDArray[np.float64]], scenarios: Sequence[Scenario]

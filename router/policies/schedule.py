@@ -251,7 +251,7 @@ def score_in_bands(
     work_s_C: NDArray[np.float64],
     out_C: NDArray[np.float64],
 ) -> None:
-    """Scores as `score_scheduled` does a stretched query; its distances may be `out_C`."""
+    """Scores as `score_scheduled` does, a query stretched already; distances may be `out_C`."""
     y = scores.ladder_load(fleet, query, query.rate_short_rps)
     scores.explain(
         fleet,

@@ -119,7 +119,7 @@ class RouterMetrics:
         )
         self.latency_slowdown = Gauge(
             "tiercel_latency_slowdown",
-            "Observed over predicted latency of recent answers, at least 1; 1 = as predicted.",
+            "Factor by which answers come slower than predicted, beyond an ordinary 5 %, 1 to 2.",
             registry=registry,
         )
         self.state_age = Gauge(

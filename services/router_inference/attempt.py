@@ -162,7 +162,8 @@ class AttemptRun:
             self._blame(error)
             raise
         except BaseException:
-            attempt.result = "cancelled"
+            at_deadline = parts.monotonic_s() >= job.cutoff_s - CUTOFF_TOLERANCE_S
+            attempt.result = "deadline" if at_deadline else "cancelled"
             target.breaker.on_unknown()
             raise
         finally:
@@ -171,26 +172,19 @@ class AttemptRun:
                 timer.cancel()
             parts.view.ledger.finish(self._key)
             if self.kind == "first" and job.request.slo_kind is SloKind.COMPLETE_ANSWER:
-                self._teach_slowness(attempt)
+                self._teach(attempt)
 
-    def _teach_slowness(self, attempt: Attempt) -> None:
+    def _teach(self, attempt: Attempt) -> None:
         """Lets the view learn from a first dispatch, whose prediction was made just before."""
-        choice = self.choice
-        if attempt.result in ("ok", "deadline", "rescued"):
-            self._parts.view.on_end(
-                choice.row,
-                choice.fleet,
-                float(choice.predicted_s_C[choice.row]),
-                attempt.end_s - attempt.start_s,
-                finished=attempt.result == "ok",
-            )
-        if attempt.result in ("ok", "deadline"):
-            self._parts.view.compare(
-                attempt.end_s,
-                self.job.request.slack_s,
-                attempt.end_s - attempt.start_s,
-                float(choice.predicted_s_C[choice.row]),
-            )
+        if attempt.result not in ("ok", "deadline", "rescued"):
+            return
+        choice, view, finished = self.choice, self._parts.view, attempt.result == "ok"
+        predicted_s = float(choice.predicted_s_C[choice.row])
+        taken_s = attempt.end_s - attempt.start_s
+        view.on_end(choice.row, choice.fleet, predicted_s, taken_s, finished=finished)
+        view.on_compared(
+            attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
+        )
 
     async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
         """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""

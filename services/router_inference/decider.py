@@ -87,7 +87,7 @@ class Decider:
         view = self._view
         fleet = view.current_fleet(start_s)
         load = view.load()
-        signals = view.signals(start_s)
+        signals = view.signals(start_s, job.request.slack_s)
         try:
             observation = observe(
                 fleet, load, job.request, signals, self._rng, own=view.own_load(load)

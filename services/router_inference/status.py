@@ -177,7 +177,7 @@ class StatusReader:
         metrics.state_age.set(math.nan if age_s is None else age_s)
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
-        metrics.latency_slowdown.set(view.slowdown(now_s))
+        metrics.latency_slowdown.set(view.latency_slowdown(now_s))
         metrics.device_slowness.clear()
         for device, slowness in view.slowness().items():
             metrics.device_slowness.labels(device=device).set(slowness)

@@ -191,7 +191,9 @@ class View:
             profile_s = predicted_s / fleet.slowness_D[device]
             estimator.observe(taken_s, profile_s, finished=finished)
 
-    def compare(self, now_s: float, window_s: float, taken_s: float, predicted_s: float) -> None:
+    def on_compared(
+        self, now_s: float, window_s: float, taken_s: float, predicted_s: float, *, finished: bool
+    ) -> None:
         """Learns how predictions, as corrected for slow devices, compare with what came.
 
         Args:
@@ -199,11 +201,11 @@ class View:
             window_s: its deadline, as time from its arrival, seconds.
             taken_s: time from dispatch to its end, or until the deadline cut it off, seconds.
             predicted_s: predicted time to the complete answer, seconds.
+            finished: False if it was cut off.
         """
-        self._window_s = window_s
-        slowdown.compare(self._slowdown, now_s, window_s, taken_s, predicted_s)
+        slowdown.compare(self._slowdown, now_s, window_s, taken_s, predicted_s, finished)
 
-    def slowdown(self, now_s: float) -> float:
+    def latency_slowdown(self, now_s: float) -> float:
         """Returns how much slower answers came lately than predicted, 1 or more."""
         return slowdown.factor(self._slowdown, now_s, self._window_s)
 
@@ -261,8 +263,13 @@ class View:
         pairs = zip(load, self._others, strict=True)
         return LoadArrays(*(seen_C - others_C for seen_C, others_C in pairs))
 
-    def signals(self, now_s: float) -> Signals:
-        """Returns what is known of the traffic."""
+    def signals(self, now_s: float, window_s: float | None = None) -> Signals:
+        """Returns what is known of the traffic, for a request of `window_s` to its deadline.
+
+        None: as for the last request that said.
+        """
+        if window_s is not None:
+            self._window_s = window_s
         short = self._rate_short.rate_rps(now_s)
         long = self._rate_long.rate_rps(now_s)
         if self._is_stale or self.state is None:
@@ -273,7 +280,7 @@ class View:
                 self._mean_prompt_tokens,
                 own_rate_rps=short,
                 burstiness=self._gaps.burstiness,
-                slowdown=self.slowdown(now_s),
+                slowdown=self.latency_slowdown(now_s),
             )
         # The state's long rate trails and contains our own; it can only add to what we see
         # ourselves.
@@ -287,7 +294,7 @@ class View:
             own_share=long / all_long if is_shared else 1.0,
             own_rate_rps=short,
             burstiness=self._gaps.burstiness,
-            slowdown=self.slowdown(now_s),
+            slowdown=self.latency_slowdown(now_s),
         )
 
     def own_rate_rps(self, now_s: float) -> float:

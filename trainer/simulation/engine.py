@@ -197,20 +197,24 @@ def teach_admission(w: World, i: int, now_s: float) -> None:
 
 @jit_unmanaged
 def teach_slowdown(w: World, i: int, now_s: float) -> None:
-    """Lets the router compare a settled request with its prediction, unless it was sent twice.
+    """Lets the router compare a request that ends, or is rescued, with its first prediction.
 
-    First-token deadlines teach nothing: their predictions are of another event than the end.
+    First-token deadlines teach nothing: their predictions are of another event than the end. Nor
+    do requests that were sent twice, or that were lost.
     """
     request = w.requests[i]
-    served = request.status == ANSWERED or request.status == CANCELLED
-    if not served or request.attempt != 1 or request.first_token != 0:
+    lost = request.status == FAILED or request.status == REFUSED
+    if lost or request.attempt != 1 or request.first_token != 0:
         return
+    finished = request.status == ANSWERED
+    end_s = request.end_s if finished else now_s
     slowdown.compare(
         w.routers[request.router],
         now_s,
         request.deadline_s - request.arrival_s,
-        request.end_s - request.arrival_s,
+        end_s - request.arrival_s,
         request.predicted_s,
+        finished,
     )
 
 

@@ -34,6 +34,7 @@ from trainer.simulation.engine import (
     settle,
     start_iteration,
     take_out,
+    teach_slowdown,
 )
 from trainer.simulation.state import (
     EVENT_BACK,
@@ -282,6 +283,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     )
     if target < 0:
         return
+    teach_slowdown(w, i, now_s)
     take_out(w, i)
     request.rescued = 1
     clock.rescues += 1

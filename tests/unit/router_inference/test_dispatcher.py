@@ -468,3 +468,39 @@ def test_every_offered_request_ends_in_exactly_one_count(safety_net: bool) -> No
         assert sorted(ended) == sorted(decided)
 
     run_virtual(run())
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "task", "cancel_s", "teaches"),
+    [
+        (Behaviour(step_s=0.01), "hard", None, False),  # sooner than predicted
+        (Behaviour(step_s=0.15), "hard", None, True),
+        (Behaviour(step_s=0.15), "first", None, False),  # predictions are of the first token
+        (HANG, "hard", None, True),  # cut off by the deadline
+        (HANG, "hard", 0.395, True),  # the call's own deadline came first
+        (HANG, "hard", 0.2, False),  # a client that left
+        (Behaviour(error=GONE), "hard", None, False),
+    ],
+)
+def test_slow_answers_teach_the_slowdown(
+    behaviour: Behaviour, task: str, cancel_s: float | None, teaches: bool
+) -> None:
+    """What was served where it was first sent, or cut off by its deadline, and nothing else."""
+
+    async def run() -> None:
+        rig = make_rig(safety_net=False, max_retries=0)
+        rig.tier().default = behaviour
+        answers = [
+            asyncio.create_task(rig.answer(rig.job(task=task, is_stream=task == "first")))
+            for _ in range(30)
+        ]
+        if cancel_s is not None:
+            await asyncio.sleep(cancel_s)
+            for answer in answers:
+                answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+        found = rig.core.view.latency_slowdown(rig.clock.monotonic_s())
+        assert (found > 1.2) is teaches
+        assert found == 1.0 or teaches
+
+    run_virtual(run())

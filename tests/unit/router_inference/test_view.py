@@ -186,9 +186,9 @@ async def test_answers_slower_than_predicted_reach_the_signals() -> None:
     """What ends late beside its prediction is in the next decision's signals."""
     rig = make_rig()
     view, now_s = rig.core.view, rig.clock.monotonic_s()
-    assert view.signals(now_s).slowdown == 1.0
+    assert view.signals(now_s, 0.4).slowdown == 1.0
     for k in range(100):
-        view.compare(now_s + 0.001 * k, 0.4, 0.13, 0.1)
+        view.on_compared(now_s + 0.001 * k, 0.4, 0.13, 0.1, finished=True)
     assert view.signals(now_s + 0.1).slowdown == pytest.approx(1.19, abs=0.03)
     view.apply(state(endpoint(0)), now_s + 0.1)
-    assert view.signals(now_s + 0.1).slowdown == view.slowdown(now_s + 0.1)
+    assert view.signals(now_s + 0.1).slowdown == view.latency_slowdown(now_s + 0.1)

@@ -36,7 +36,7 @@ def factor(by: float, setup: SimulationConfig | None = None, **kinds: float) -> 
 @pytest.mark.parametrize("by", [1.3, 1.6])
 def test_slower_devices_are_noticed(by: float) -> None:
     """The factor learned is about the true one, less what is ordinary; no one told the router."""
-    assert factor(by) == pytest.approx(by / slowdown.ORDINARY, rel=0.2)
+    assert factor(by) == pytest.approx(by / slowdown.ORDINARY, rel=0.1)
     assert factor(1.0) < 1.1
 
 
