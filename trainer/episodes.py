@@ -69,6 +69,14 @@ def start_weights(hidden_count: int, rng: np.random.Generator) -> Weights:
     return initial_weights(FEATURE_COUNT, hidden_count, rng, linear_F)
 
 
+def scaled_correction(weights: Weights, scale: float) -> Weights:
+    """Returns the network whose correction of the prior is `scale` times that of `weights`."""
+    prior_P = np.zeros_like(weights.w3_P)
+    prior_P[weights.hidden_count + SHIFT_COLUMN] = 1.0
+    w3_P = prior_P + np.float32(scale) * (weights.w3_P - prior_P)
+    return weights._replace(w3_P=w3_P, b3=np.float32(scale * weights.b3))
+
+
 def collect_samples(
     mesh: Mesh,
     scenario: Scenario,

@@ -29,7 +29,12 @@ from router.policies.load_aware import PricePolicy
 from router.policies.registry import make_policy
 from router.policies.schedule import PRICE_COUNT, has_schedule, table_of
 from trainer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from trainer.episodes import ImprovementConfig, collect_samples, start_weights
+from trainer.episodes import (
+    ImprovementConfig,
+    collect_samples,
+    scaled_correction,
+    start_weights,
+)
 from trainer.paired import PairedSamples, joined
 from trainer.paired_learner import PairedConfig, PairedLearner
 from trainer.scenario import (
@@ -37,6 +42,7 @@ from trainer.scenario import (
     Scenario,
     evaluation_scenarios,
     mean_scores,
+    steady_scenarios,
     training_scenario,
 )
 from trainer.schedule import ScheduleSearch, spec_of
@@ -49,6 +55,10 @@ ScenarioSource = Callable[[Mesh, np.random.Generator, int], Scenario]
 VALIDATION_SEEDS = (700_001, 700_002)
 TEST_SEEDS = (800_001, 800_002, 800_003)
 AVAILABILITY_GOAL = 0.99
+HARM_COST = 0.5
+"""What validation charges, beside the loss itself, where a network earns less than the prior."""
+SCALES = (1.0, 0.75, 0.5, 0.25)
+"""Parts of a fitted correction that validation chooses from: noise asks for less than all of it."""
 
 
 class Improvement:
@@ -105,8 +115,12 @@ class Improvement:
         self._fit = -1
         self._step_count = 0
         self._scenarios = scenarios
-        self._validation = validation or evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800)
+        self._validation = validation or [
+            *evaluation_scenarios(mesh, VALIDATION_SEEDS, requests=800),
+            *steady_scenarios(mesh, VALIDATION_SEEDS[0], requests=800),
+        ]
         self._price_scores = _run(self._price, self._validation)
+        self._prior_S = np.full(len(self._validation), -np.inf)
         self._price_score = self._score(self._price)
         self._start_from_prior()
         self._samples: list[PairedSamples] = []
@@ -260,6 +274,7 @@ class Improvement:
         elif self._search is not None:
             self._search.set_state(meta["search"])
         self._prior = self._fast_prior()
+        self._measure_prior()
         self._choose_driver()
         return float(meta["elapsed_s"])
 
@@ -379,17 +394,24 @@ class Improvement:
         return episode, self._prior if by_prior else self._driver
 
     def _validate(self) -> None:
-        weights = self._learner.weights()
-        score = self._score(self._spec(weights))
-        if score > self._best_score:
-            self._best, self._best_score = weights, score
+        fitted = self._learner.weights()
+        for scale in SCALES:
+            weights = scaled_correction(fitted, scale)
+            score = self._score(self._spec(weights))
+            if score > self._best_score:
+                self._best, self._best_score = weights, score
         self._choose_driver()
 
     def _start_from_prior(self) -> None:
         """Starts over from the network that follows the prior."""
         self._prior = self._fast_prior()
+        self._measure_prior()
         self._best_score = self._score(self._spec(self._start))
         self._choose_driver()
+
+    def _measure_prior(self) -> None:
+        """Finds what the network that follows the prior earns in each scenario of validation."""
+        self._prior_S = _run(self._spec(self._start), self._validation)[0]
 
     def _fast_prior(self) -> PolicySpec:
         """Returns the prior on the load as seen, without features."""
@@ -403,14 +425,17 @@ class Improvement:
         self._driver = self._spec(self._best) if is_better else self._prior
 
     def _score(self, spec: PolicySpec) -> float:
-        """Returns mean performance, less twice what availability lacks of its goal.
+        """Returns mean performance, less twice what availability lacks of its goal, less harm.
 
         Where price itself misses the goal, its availability is the goal: no policy can answer what
-        no device has the time for.
+        no device has the time for. Harm is what the prior earned more, scenario by scenario: what a
+        fit gains in many places it must not pay for with a few.
         """
         performance_S, availability_S = _run(spec, self._validation)
         goal_S = np.minimum(AVAILABILITY_GOAL, self._price_scores[1])
-        return float((performance_S - 2.0 * np.maximum(0.0, goal_S - availability_S)).mean())
+        lacking_S = np.maximum(0.0, goal_S - availability_S)
+        harm_S = np.maximum(0.0, self._prior_S - performance_S)
+        return float((performance_S - 2.0 * lacking_S - HARM_COST * harm_S).mean())
 
     def _pool(self) -> PairedSamples:
         if len(self._samples) > 1:

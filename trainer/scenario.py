@@ -187,6 +187,8 @@ ERROR_SHARE = 0.2
 """Share of training episodes whose true costs are not those of the profile."""
 SOFT_SHARE = 0.1
 """Share of training episodes with soft deadlines."""
+SKEWED_SHARE = 0.95
+"""Share of the one task in skewed traffic."""
 LOSS_SHARE = 0.2
 """Share of training episodes in which a device is lost for a while."""
 
@@ -291,6 +293,36 @@ def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> 
     return scenarios
 
 
+def skewed_share(mesh: Mesh, task: int) -> list[float]:
+    """Returns the shares of the tasks where nearly all requests are of one."""
+    tasks = len(mesh.catalog.tasks)
+    if tasks == 1:
+        return [1.0]
+    share = [(1.0 - SKEWED_SHARE) / (tasks - 1)] * tasks
+    share[task] = SKEWED_SHARE
+    return share
+
+
+def steady_scenarios(mesh: Mesh, seed: int, requests: int) -> list[Scenario]:
+    """Returns fixed scenarios of steady traffic as believed, safety net off.
+
+    An even mix at twelve rates, and nearly one task, each at half of them: where all requests want
+    the same tier nothing but the price of its backlog holds them back.
+    """
+    tasks = len(mesh.catalog.tasks)
+    found = []
+    for mix, share in enumerate([[1.0] * tasks, *(skewed_share(mesh, t) for t in range(tasks))]):
+        for index, rate in enumerate(mesh.rates(12)[:: 2 if mix else 1]):
+            rng = np.random.default_rng([seed, mix, index])
+            duration_s = max(requests / rate, 12.0 * mesh.deadline_s)
+            arrivals = poisson(rate, duration_s, rng)
+            scenario = _evaluation(mesh, arrivals, duration_s, rng, f"mix {mix}", share)
+            profiles = {"": mesh.profile, _NOMINAL: mesh.profile}
+            config = replace(scenario.config, profiles=profiles, safety=False)
+            found.append(replace(scenario, config=config))
+    return found
+
+
 def _hard_scenarios(mesh: Mesh, rate: float, requests: int, seed: list[int]) -> list[Scenario]:
     """Returns one scenario of each kind that is hard for price, at a mean rate."""
     duration_s = max(requests / rate, 12.0 * mesh.deadline_s)
@@ -325,14 +357,19 @@ def _hard_scenarios(mesh: Mesh, rate: float, requests: int, seed: list[int]) -> 
 
 
 def _evaluation(
-    mesh: Mesh, arrivals: Times, duration_s: float, rng: np.random.Generator, name: str
+    mesh: Mesh,
+    arrivals: Times,
+    duration_s: float,
+    rng: np.random.Generator,
+    name: str,
+    task_share: Sequence[float] = (),
 ) -> Scenario:
     workload = make_workload(
         arrivals,
         duration_s,
         rng=rng,
         deadline_s=mesh.deadline_s,
-        task_share=[1.0] * len(mesh.catalog.tasks),
+        task_share=task_share or [1.0] * len(mesh.catalog.tasks),
         lengths=mesh.lengths,
         name=name,
     )

@@ -24,7 +24,7 @@ from router.dqn.snapshot import zero_weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
 from router.policies import schedule
 from router.profile import LatencyProfile
-from trainer.scenario import Mesh, Scenario, full_batch_times_s
+from trainer.scenario import Mesh, Scenario, full_batch_times_s, skewed_share
 from trainer.simulation import loop
 from trainer.simulation.simulate import FleetEvent, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import gamma_renewal, make_workload, markov_modulated, poisson
@@ -33,11 +33,12 @@ from trainer.threads import side_by_side
 GOAL = 0.997
 PENALTY = 4.0
 """Charged per unit of availability a table lacks of the goal, or of price's if that is less."""
-KINDS = (*("poisson",) * 4, "slower", "loss", "clumps", "markov", "stale")
+KINDS = (*("poisson",) * 4, "skewed", "slower", "loss", "clumps", "markov", "stale")
 """What each member of the search meets; much of it steady, since the network sees the rest.
 
-slower: steady, the devices up to `SLOWEST` times slower than routers believe. loss: steady, a
-device lost for a while. stale: steady, two or four routers that see each other late.
+skewed: steady, nearly all of it one task. slower: steady, the devices up to `SLOWEST` times slower
+than routers believe. loss: steady, a device lost for a while. stale: steady, two or four routers
+that see each other late.
 """
 SLOWEST = 1.35
 LOW = (-15.0, 0.0, 0.0, 0.0, 0.3, 1.0, 0.0)
@@ -165,12 +166,20 @@ def knot_scenarios(
             duration_s,
             rng=rng,
             deadline_s=mesh.deadline_s,
-            task_share=rng.dirichlet(np.full(len(mesh.catalog.tasks), 8.0)).tolist(),
+            task_share=_task_share(mesh, kind, rng),
             lengths=mesh.lengths,
         )
         config = _world(mesh, kind, duration_s, rng)
         found.append(Scenario(config, workload, int(rng.integers(2**31))))
     return found
+
+
+def _task_share(mesh: Mesh, kind: str, rng: np.random.Generator) -> list[float]:
+    """Returns the shares of the tasks: about even, or nearly all one task."""
+    tasks = len(mesh.catalog.tasks)
+    if kind == "skewed":
+        return skewed_share(mesh, int(rng.integers(tasks)))
+    return list(rng.dirichlet(np.full(tasks, 8.0)))
 
 
 def _world(mesh: Mesh, kind: str, duration_s: float, rng: np.random.Generator) -> SimulationConfig:

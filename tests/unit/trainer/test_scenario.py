@@ -8,7 +8,13 @@ import pytest
 from router.catalog import QualityTable
 from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, Task
-from trainer.scenario import Mesh, ScenarioError, evaluation_scenarios, training_scenario
+from trainer.scenario import (
+    Mesh,
+    ScenarioError,
+    evaluation_scenarios,
+    steady_scenarios,
+    training_scenario,
+)
 
 PROFILE = LatencyProfile(
     "tiny",
@@ -116,3 +122,14 @@ def test_evaluation_scenarios_are_fixed() -> None:
         assert sum(name.startswith(kind) for name in names) == 2, kind
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.workload.arrival_N, two.workload.arrival_N)
+
+
+def test_steady_scenarios_are_even_or_of_one_task() -> None:
+    """An even mix at twelve rates, each task alone at six; costs as believed, no safety net."""
+    found = steady_scenarios(_mesh(), 5, requests=200)
+    shares = [np.bincount(s.workload.task_N, minlength=2) / len(s.workload) for s in found]
+    assert [bool(share.max() > 0.85) for share in shares] == [False] * 12 + [True] * 12
+    assert [int(share.argmax()) for share in shares[12:]] == [0] * 6 + [1] * 6
+    for scenario in found:
+        assert not scenario.config.safety
+        assert scenario.config.profiles["nominal"] == scenario.config.profiles[""]

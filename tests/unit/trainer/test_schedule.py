@@ -14,7 +14,14 @@ from router.policies.scores import ladder_load
 from tests.unit.router.fleets import QUERY
 from tests.unit.trainer.test_scenario import PROFILE, QUALITY, TASKS
 from trainer.scenario import Mesh
-from trainer.schedule import Ladder, ScheduleConfig, ScheduleSearch, start_schedule
+from trainer.schedule import (
+    KINDS,
+    Ladder,
+    ScheduleConfig,
+    ScheduleSearch,
+    knot_scenarios,
+    start_schedule,
+)
 
 # The first test of a run compiles the simulator.
 pytestmark = pytest.mark.timeout(300)
@@ -54,6 +61,19 @@ def test_search_starts_at_price_with_bands_by_capacity() -> None:
     assert (np.diff(boundaries, axis=0) >= 0.0).all()
     assert boundaries[0].max() == 0.0
     assert (rows[:, 1] == PRICE_DEFAULTS_P[1]).all()
+
+
+def test_a_knot_meets_every_kind_of_world() -> None:
+    """Skewed traffic is of one task, only stale routers are several, only a loss has events."""
+    found = knot_scenarios(mesh(), 0.5, 0.1, np.random.default_rng(2), 400)
+    for kind, scenario in zip(KINDS, found, strict=True):
+        workload, world = scenario.workload, scenario.config
+        most = np.bincount(workload.task_N).max() / len(workload)
+        assert bool(most > 0.88) is (kind == "skewed"), kind
+        assert (world.routers > 1) is (kind == "stale"), kind
+        assert bool(world.events) is (kind == "loss"), kind
+        slower = world.profiles["nominal"].tiers != world.profiles[""].tiers
+        assert slower is (kind == "slower"), kind
 
 
 def test_search_is_a_function_of_its_seed() -> None:
