@@ -7,8 +7,8 @@ stages. Each collects samples first: episodes in meshes drawn anew
 a network to all samples so far, afresh: one that has fitted the first few of them, noise and all,
 never quite lets go of it. In the second stage the first one's network drives half of the episodes,
 so that it meets the states it leads to itself (as in DAgger, arXiv 1011.0686), and at last the
-futures too, which makes it policy iteration. Networks are scored on validation seeds beside price,
-and the best one is kept: a bad fit cannot do harm.
+futures too, which makes it policy iteration. Networks are scored on validation seeds beside price
+and the prior, whole and in parts of their correction, and the best one is kept.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Improvement:
         ]
         self._price_scores = _run(self._price, self._validation)
         self._prior_S = np.full(len(self._validation), -np.inf)
-        self._price_score = self._score(self._price)
+        self._price_score = self._judge(*self._price_scores)
         self._start_from_prior()
         self._samples: list[PairedSamples] = []
         self._sample_count = 0
@@ -405,13 +405,13 @@ class Improvement:
     def _start_from_prior(self) -> None:
         """Starts over from the network that follows the prior."""
         self._prior = self._fast_prior()
-        self._measure_prior()
-        self._best_score = self._score(self._spec(self._start))
+        self._best_score = self._measure_prior()
         self._choose_driver()
 
-    def _measure_prior(self) -> None:
-        """Finds what the network that follows the prior earns in each scenario of validation."""
-        self._prior_S = _run(self._spec(self._start), self._validation)[0]
+    def _measure_prior(self) -> float:
+        """Finds what the start network earns in each scenario of validation; returns its score."""
+        self._prior_S, availability_S = _run(self._spec(self._start), self._validation)
+        return self._judge(self._prior_S, availability_S)
 
     def _fast_prior(self) -> PolicySpec:
         """Returns the prior on the load as seen, without features."""
@@ -425,13 +425,18 @@ class Improvement:
         self._driver = self._spec(self._best) if is_better else self._prior
 
     def _score(self, spec: PolicySpec) -> float:
+        """Returns the score of a policy on validation."""
+        return self._judge(*_run(spec, self._validation))
+
+    def _judge(
+        self, performance_S: NDArray[np.float64], availability_S: NDArray[np.float64]
+    ) -> float:
         """Returns mean performance, less twice what availability lacks of its goal, less harm.
 
         Where price itself misses the goal, its availability is the goal: no policy can answer what
         no device has the time for. Harm is what the prior earned more, scenario by scenario: what a
         fit gains in many places it must not pay for with a few.
         """
-        performance_S, availability_S = _run(spec, self._validation)
         goal_S = np.minimum(AVAILABILITY_GOAL, self._price_scores[1])
         lacking_S = np.maximum(0.0, goal_S - availability_S)
         harm_S = np.maximum(0.0, self._prior_S - performance_S)
