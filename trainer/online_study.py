@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from router.catalog import QualityTable
 from router.dqn.snapshot import Weights, load_snapshot
@@ -296,6 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     options = parser.parse_args(arguments)
+    # Networks this small lose by being spread over cores, above all beside another process.
+    torch.set_num_threads(1)
 
     def work() -> None:
         profile, quality = profile_of(options)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from router.catalog import parse_quality
 from router.policies.registry import make_policy
 from router.profile import parse_profile
@@ -34,6 +36,8 @@ TEST_SEED_COUNT = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compares and prints; returns 0, 1 where it cannot be done, 2 for a wrong option."""
     options = _parse(arguments)
+    # Networks this small lose by being spread over cores, above all beside another process.
+    torch.set_num_threads(1)
     start_s = time.monotonic()
     try:
         profile = parse_profile(options.profile.read_text(encoding="utf-8"), str(options.profile))
