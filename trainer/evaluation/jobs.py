@@ -7,7 +7,9 @@ results come back in the order of the jobs. So the number of workers changes not
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -114,7 +116,16 @@ def _start_worker(context: Context) -> None:
     global _worker_context
     # Ctrl-C reaches the whole group of processes; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     _worker_context = context
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: a killed one ends nobody, and jobs take minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_here(job: Job) -> Any:

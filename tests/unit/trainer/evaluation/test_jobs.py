@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import pytest
 
 from trainer.evaluation.jobs import Context, Runner
@@ -34,3 +40,46 @@ def test_interrupted_run_does_not_wait_for_its_workers() -> None:
 
     with pytest.raises(KeyboardInterrupt), Runner(Context({}, {}), 2, interrupt) as runner:
         runner.run("waiting", [Waiting(False), Waiting(True)])
+
+
+@dataclass(frozen=True)
+class Noting:
+    """A job that leaves its process id in a file and never ends."""
+
+    folder: Path
+    name: str
+    cost: float = 1.0
+
+    def run(self, context: Context) -> None:
+        """Notes the process, and waits."""
+        partial = self.folder / f"{self.name}.new"
+        partial.write_text(str(os.getpid()))
+        partial.rename(self.folder / f"{self.name}.pid")
+        threading.Event().wait()
+
+
+def _run_noting(folder: Path) -> None:
+    with Runner(Context({}, {}), 2) as runner:
+        runner.run("noting", [Noting(folder, "a"), Noting(folder, "b")])
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """A run that is killed leaves no worker behind, not even one in the middle of a job."""
+    parent = multiprocessing.get_context("spawn").Process(target=_run_noting, args=(tmp_path,))
+    parent.start()
+    files = [tmp_path / "a.pid", tmp_path / "b.pid"]
+    give_up_s = time.monotonic() + 60.0
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < give_up_s, "workers did not start"
+        time.sleep(0.05)
+    workers = [psutil.Process(int(file.read_text())) for file in files]
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    try:
+        _, alive = psutil.wait_procs(workers, timeout=30.0)
+        assert not alive
+    finally:
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
