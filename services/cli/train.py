@@ -14,7 +14,7 @@ from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from services.cli.errors import CommandError, InputError
-from services.cli.output import console
+from services.cli.output import ProgressLines, console
 
 DEFAULT_OUT = pathlib.Path("build") / "train" / "policy.safetensors"
 
@@ -112,14 +112,16 @@ class _Display:
     def __init__(self, *, quiet: bool, folder: pathlib.Path | None) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        terminal = console()
+        self._lines = None if quiet or terminal.is_terminal else ProgressLines()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
-            console=console(),
-            disable=quiet,
+            console=terminal,
+            disable=quiet or self._lines is not None,
         )
         self._task = self._progress.add_task("compiling", total=1.0, facts="")
         self._writer: Any = None
@@ -150,9 +152,10 @@ class _Display:
                 f"{facts['steps_per_second']:.0f} steps/s"
             )
         words = {"compile": "compiling", "search": "searching", "train": "training", "done": "done"}
-        self._progress.update(
-            self._task, completed=share, description=words.get(phase, phase), facts=text
-        )
+        word = words.get(phase, phase)
+        self._progress.update(self._task, completed=share, description=word, facts=text)
+        if self._lines is not None:
+            self._lines.show(word, share, text)
         if self._writer is not None and "step_count" in facts:
             for name in ("score", "loss", "transition_count", "performance", "availability"):
                 if facts.get(name) is not None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from services.cli.output import ProgressLines
+
 
 class Display:
-    """One bar per stage: what runs, how much of it is done, time left."""
+    """One bar per stage: what runs, how much of it is done, time left; into a file, lines."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Shows nothing if `quiet`; writes to standard error, where it is in nobody's way."""
+        terminal = Console(stderr=True, highlight=False)
+        self._lines = None if quiet or terminal.is_terminal else ProgressLines()
         self._progress = Progress(
             TextColumn("{task.description:16}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[requests]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
-            disable=quiet,
+            console=terminal,
+            disable=quiet or self._lines is not None,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -35,3 +39,5 @@ class Display:
             self._tasks[text] = self._progress.add_task(text, total=max(total, 1.0), requests="")
         millions = f"{done / 1e6:.1f} of {total / 1e6:.1f} M requests"
         self._progress.update(self._tasks[text], completed=done, requests=millions)
+        if self._lines is not None:
+            self._lines.show(text, done / max(total, 1.0), millions)

@@ -1,0 +1,36 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from services.cli.evaluation.progress import Display
+from services.cli.output import ProgressLines
+
+
+def test_progress_into_a_file_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    """However often it is told, each stage writes when another tenth is done, from 0 to 100 %."""
+    lines = ProgressLines()
+    for done in range(101):
+        lines.show("sweep", done / 100, "some")
+        lines.show("shifts", done / 200)
+    found = capsys.readouterr().err.splitlines()
+    sweep = [line for line in found if line.startswith("sweep")]
+    assert [line.split("%")[0] for line in sweep] == [f"sweep {10 * i}" for i in range(11)]
+    assert all(re.fullmatch(r"sweep \d+%  some  \d+ s", line) for line in sweep)
+    assert len(found) == 11 + 6
+
+
+def test_an_evaluation_shows_progress_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Standard error that is no terminal gets lines, and nothing at all if quiet."""
+    for quiet, expected in ((False, 2), (True, 0)):
+        with Display(quiet=quiet) as display:
+            display.show("sweep", 0.0, 4e6)
+            display.show("sweep", 2e6, 4e6)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == expected
