@@ -103,7 +103,7 @@ def evaluate(
         output_tokens=output_tokens,
     )
     inputs = read_inputs(asked)
-    report = _run(inputs, PLANS[suite], seeds, workers, quiet=json_file is not None)
+    report = _run(inputs, PLANS[suite], seeds, workers)
     if json_file is None:
         _print(report)
     _write(report, out, json_file, record)
@@ -111,7 +111,7 @@ def evaluate(
         raise CommandError(_above(report["violations"]))
 
 
-def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> dict[str, Any]:
+def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
     from services.cli.evaluation import facts, progress
     from services.common.triton.environment import project_root
     from trainer.evaluation import studies
@@ -135,7 +135,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int, *, quiet: bool) -> di
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     try:
-        with progress.Display(quiet=quiet) as display:
+        with progress.Display() as display:
             results = run_suite(
                 subject, plan, workers=workers, seed_count=seeds, progress=display.show
             )

@@ -11,10 +11,10 @@ from services.cli.output import ProgressLines
 class Display:
     """One bar per stage: what runs, how much of it is done, time left; into a file, lines."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        """Shows nothing if `quiet`; writes to standard error, where it is in nobody's way."""
+    def __init__(self) -> None:
+        """Starts nothing yet; writes to standard error, where it is in nobody's way."""
         terminal = Console(stderr=True, highlight=False)
-        self._lines = None if quiet or terminal.is_terminal else ProgressLines()
+        self._lines = None if terminal.is_terminal else ProgressLines()
         self._progress = Progress(
             TextColumn("{task.description:16}"),
             BarColumn(),
@@ -22,7 +22,7 @@ class Display:
             TextColumn("{task.fields[requests]}"),
             TimeRemainingColumn(),
             console=terminal,
-            disable=quiet or self._lines is not None,
+            disable=self._lines is not None,
         )
         self._tasks: dict[str, TaskID] = {}
 
