@@ -120,6 +120,7 @@ class Improvement:
             *steady_scenarios(mesh, VALIDATION_SEEDS[0], requests=800),
         ]
         self._price_scores = _run(self._price, self._validation)
+        # No prior has been measured yet, and price is charged no harm beside it.
         self._prior_S = np.full(len(self._validation), -np.inf)
         self._price_score = self._judge(*self._price_scores)
         self._start_from_prior()
