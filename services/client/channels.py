@@ -56,12 +56,16 @@ class RouterPool:
         self.routers = [Router(each, _open(each, credentials)) for each in addresses]
 
     def attempts(self) -> Iterator[Router]:
-        """Yields every router once: the next in turn first, the ones to avoid last."""
+        """Yields every router once: the next in turn first, the ones to avoid last.
+
+        The only one comes twice: its address may stand for several routers behind a balancer, and
+        the one that is stopping just now is not the one that takes the next call.
+        """
         count = len(self.routers)
         start = self._next
         self._next = (start + 1) % count
         if count == 1:
-            yield self.routers[0]
+            yield from (self.routers[0], self.routers[0])
             return
         now_s = self._clock()
         line = [self.routers[(start + offset) % count] for offset in range(count)]

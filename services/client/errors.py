@@ -80,7 +80,7 @@ class DeadlineMissedError(TiercelError):
 
 
 class RequestCancelledError(TiercelError):
-    """The call was cancelled before its end."""
+    """The mesh cancelled the call before its end."""
 
 
 class PreconditionError(TiercelError):
@@ -105,6 +105,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[TiercelError]] = {
     grpc.StatusCode.ABORTED: PreconditionError,
     grpc.StatusCode.ALREADY_EXISTS: PreconditionError,
 }
+
+_BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 def parse_details(trailing_metadata: Sequence[tuple[str, str | bytes]]) -> ErrorDetails:
@@ -141,16 +143,21 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> TiercelError:
 
 def from_status(code: grpc.StatusCode, message: str, trailing_metadata: object) -> TiercelError:
     """Makes the error of a status code from what a failed call carries."""
+    details = parse_details(_pairs(trailing_metadata))
     kind = _BY_CODE.get(code, ServerError)
-    return kind(code, message or "no message", parse_details(_pairs(trailing_metadata)))
+    if code in _BROKEN_OFF and not details.reason:
+        kind = UnavailableError
+    return kind(code, message or "no message", details)
 
 
 def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:
     """Says whether the router was not reached or broke off, so that another router may be tried.
 
-    A router that answers UNAVAILABLE for the mesh's own reasons names one in ErrorInfo.
+    A router that answers UNAVAILABLE for the mesh's own reasons names one in ErrorInfo. CANCELLED
+    comes from the other side only (a call cancelled here raises CancelledError): gRPC's server ends
+    so what arrives in the instant in which it stops.
     """
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+    if error.code() not in _BROKEN_OFF:
         return False
     return not parse_details(_pairs(error.trailing_metadata())).reason
 

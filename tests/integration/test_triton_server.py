@@ -142,7 +142,10 @@ def sink() -> Iterator[tuple[str, list[dict[str, object]]]]:
 async def test_triton_joins_a_sampled_trace(
     tmp_path: Path, repository: Path, sink: tuple[str, list[dict[str, object]]]
 ) -> None:
-    """Triton's spans are children of the caller's span; unsampled requests make none."""
+    """Triton's spans are children of the caller's span; unsampled requests make none.
+
+    Several sampled ones, because Triton overlooks some: see docs/operations.md.
+    """
     endpoint, spans = sink
     loaded: list[tuple[int, int]] = []
     core = min(os.sched_getaffinity(0))
@@ -157,9 +160,9 @@ async def test_triton_joins_a_sampled_trace(
             assert member.nice() == os.nice(0) + 1
             assert member.cpu_affinity() == [core]
         async with TritonClient(server.grpc_address) as client:
-            for trace, span, flags in (("a", "1", "01"), ("b", "2", "00"), ("", "", "")):
-                parent = f"00-{trace * 32}-{span * 16}-{flags}"
-                metadata = [("traceparent", parent)] if trace else []
+            sampled = [(f"{index:x}" * 32, "1" * 16, "01") for index in range(1, 9)]
+            for trace, span, flags in (*sampled, ("b" * 32, "2" * 16, "00"), ("", "", "")):
+                metadata = [("traceparent", f"00-{trace}-{span}-{flags}")] if trace else []
                 async for _ in client.generate(
                     "gpu0_small", "w", 2, timeout_s=10.0, metadata=metadata
                 ):
@@ -167,11 +170,15 @@ async def test_triton_joins_a_sampled_trace(
     finally:
         # Stopping flushes what was not exported yet.
         await server.stop_async()
-    assert {span["traceId"] for span in spans} == {"a" * 32}
-    roots = [span for span in spans if span.get("parentSpanId") == "1" * 16]
-    assert [span["name"] for span in roots] == ["InferRequest"]
-    children = [span["name"] for span in spans if span.get("parentSpanId") == roots[0]["spanId"]]
-    assert children == ["gpu0_small"]
+    joined = {span["traceId"] for span in spans}
+    assert joined
+    assert joined <= {trace for trace, _, _ in sampled}
+    for trace in joined:
+        own = [span for span in spans if span["traceId"] == trace]
+        [root] = [span for span in own if span.get("parentSpanId") == "1" * 16]
+        assert root["name"] == "InferRequest"
+        children = [span["name"] for span in own if span.get("parentSpanId") == root["spanId"]]
+        assert children == ["gpu0_small"]
 
 
 async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: Path) -> None:

@@ -114,6 +114,42 @@ async def test_nothing_is_tried_again_when_a_router_has_answered() -> None:
     assert other.specs == []
 
 
+class _Stopping(FakeRouter):
+    """Ends its first calls as gRPC's server does in the instant in which it stops."""
+
+    def __init__(self, cancelled_calls: int = 1) -> None:
+        super().__init__()
+        self.left = cancelled_calls
+
+    async def Generate(self, request: Any, context: Any) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+        return await super().Generate(request, context)
+
+
+async def test_a_call_that_a_stopping_router_cancels_goes_to_another() -> None:
+    """The caller did not cancel it, so it is not the caller's to notice."""
+    started = [await serve(_Stopping()), await serve(FakeRouter())]
+    async with TiercelClient([address for _, address in started]) as client:
+        assert (await client.generate("ab", task="sort")).text == "AB"
+    for server, _ in started:
+        await server.stop(0)
+
+
+async def test_the_only_address_is_tried_twice() -> None:
+    """A balancer may stand behind it; two failures in a row are the mesh's."""
+    server, address = await serve(_Stopping())
+    async with TiercelClient(address) as client:
+        assert (await client.generate("ab", task="sort")).text == "AB"
+    await server.stop(0)
+    server, address = await serve(_Stopping(cancelled_calls=2))
+    async with TiercelClient(address) as client:
+        with pytest.raises(UnavailableError, match=r"CANCELLED \(TRANSPORT\)"):
+            await client.generate("ab", task="sort")
+    await server.stop(0)
+
+
 async def test_no_router_at_all_is_unavailable() -> None:
     """The transport's failure is named as such."""
     gone, address = await serve(FakeRouter())
