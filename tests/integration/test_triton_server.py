@@ -173,8 +173,8 @@ async def test_triton_joins_a_sampled_trace(
     joined = {span["traceId"] for span in spans}
     assert joined
     assert joined <= {trace for trace, _, _ in sampled}
-    for trace in joined:
-        own = [span for span in spans if span["traceId"] == trace]
+    for joined_trace in joined:
+        own = [span for span in spans if span["traceId"] == joined_trace]
         [root] = [span for span in own if span.get("parentSpanId") == "1" * 16]
         assert root["name"] == "InferRequest"
         children = [span["name"] for span in own if span.get("parentSpanId") == root["spanId"]]
