@@ -19,28 +19,29 @@ class RateEstimator:
     """Arrivals per second, exponentially weighted in time.
 
     Each arrival adds 1/tau, the sum decays with exp(-dt/tau): unbiased for a steady rate once the
-    estimator has run for a few tau; before, it is divided by the weight seen so far.
+    estimator has run for a few tau; before, it is divided by the weight seen so far. It runs from
+    the first arrival: the time before says nothing about a traffic that could not reach it yet.
     """
 
-    def __init__(self, tau_s: float, now_s: float) -> None:
-        """Starts empty at `now_s` (monotonic seconds) with time constant `tau_s` (> 0)."""
+    def __init__(self, tau_s: float) -> None:
+        """Starts empty, with time constant `tau_s` (> 0)."""
         self._tau_s = tau_s
-        self._start_s = now_s
-        self._last_s = now_s
+        self._start_s = self._last_s = -math.inf
         self._value = 0.0
 
     def observe(self, now_s: float, count: int = 1) -> None:
-        """Counts `count` arrivals at `now_s`."""
+        """Counts `count` arrivals at `now_s` (monotonic seconds)."""
+        if self._start_s == -math.inf:
+            self._start_s = self._last_s = now_s
         self._decay(now_s)
         self._value += count / self._tau_s
 
     def rate_rps(self, now_s: float) -> float:
         """Returns the estimate, requests per second."""
+        if self._start_s == -math.inf:
+            return 0.0
         self._decay(now_s)
-        age_s = self._last_s - self._start_s
-        # The floor of a tenth of tau keeps the first arrivals from reading as an infinite rate.
-        weight = 1.0 - math.exp(-max(age_s, 0.1 * self._tau_s) / self._tau_s)
-        return self._value / weight
+        return kernels.rate_from_sum(self._value, self._last_s - self._start_s, self._tau_s)
 
     def _decay(self, now_s: float) -> None:
         self._value = kernels.decayed(self._value, now_s - self._last_s, self._tau_s)

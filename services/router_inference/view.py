@@ -143,8 +143,8 @@ class View:
         self._state_max_age_s = state_max_age_s
         self._connect = connect
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._rate_short = RateEstimator(SHORT_TAU_S, now_s)
-        self._rate_long = RateEstimator(LONG_TAU_S, now_s)
+        self._rate_short = RateEstimator(SHORT_TAU_S)
+        self._rate_long = RateEstimator(LONG_TAU_S)
         self._gaps = BurstinessEstimator(now_s)
         self._mean_prompt_tokens = 0.0
         self._others = zero_load(0)

@@ -18,7 +18,7 @@ from router.estimators import (
 @given(rate=st.floats(min_value=1.0, max_value=2000.0))
 def test_a_steady_rate_is_found(rate: float) -> None:
     """After several time constants the mean over one interval of arrivals equals the true rate."""
-    estimator = RateEstimator(1.0, 0.0)
+    estimator = RateEstimator(1.0)
     now_s = 0.0
     while now_s < 6.0:
         now_s += 1.0 / rate
@@ -29,15 +29,31 @@ def test_a_steady_rate_is_found(rate: float) -> None:
 
 def test_the_estimate_is_corrected_while_it_warms_up() -> None:
     """Half a time constant after the start a steady rate already reads right."""
-    estimator = RateEstimator(10.0, 0.0)
+    estimator = RateEstimator(10.0)
     for i in range(1, 501):
         estimator.observe(i * 0.01)
     assert estimator.rate_rps(5.0) == pytest.approx(100.0, rel=0.02)
 
 
+def test_a_start_under_full_load_is_known_soon() -> None:
+    """A router that has been up for long and gets 5,000 requests/s at once sees them in 20 ms."""
+    estimator = RateEstimator(0.2)
+    assert estimator.rate_rps(99.0) == 0.0
+    for i in range(101):
+        estimator.observe(100.0 + i * 0.0002)
+    assert estimator.rate_rps(100.02) == pytest.approx(5000.0, rel=0.1)
+
+
+def test_the_first_arrival_is_no_endless_rate() -> None:
+    """It reads as one in about a tenth of the time constant."""
+    estimator = RateEstimator(0.2)
+    estimator.observe(7.0)
+    assert 50.0 < estimator.rate_rps(7.0) < 55.0
+
+
 def test_silence_lets_the_rate_fall() -> None:
     """Five time constants without arrivals leave under a hundredth."""
-    estimator = RateEstimator(1.0, 0.0)
+    estimator = RateEstimator(1.0)
     for i in range(1, 1001):
         estimator.observe(i * 0.01)
     before = estimator.rate_rps(10.0)
@@ -46,7 +62,7 @@ def test_silence_lets_the_rate_fall() -> None:
 
 def test_a_clock_that_steps_back_changes_nothing() -> None:
     """An earlier stamp than the last neither decays nor inflates."""
-    estimator = RateEstimator(1.0, 0.0)
+    estimator = RateEstimator(1.0)
     estimator.observe(5.0, 10)
     assert estimator.rate_rps(4.0) == estimator.rate_rps(5.0)
 
