@@ -52,11 +52,15 @@ def evaluate(
     ] = None,
     crosscheck: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Rows that `python -m trainer.crosscheck --json FILE` wrote, to show."),
+        typer.Option(
+            help="Rows that `python -m trainer.studies.crosscheck --json FILE` wrote, to show."
+        ),
     ] = None,
     retrained: Annotated[
         pathlib.Path | None,
-        typer.Option(help="What `python -m trainer.retrained --json FILE` wrote, to judge by."),
+        typer.Option(
+            help="What `python -m trainer.studies.retrained --json FILE` wrote, to judge by."
+        ),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
@@ -158,7 +162,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
         "crosscheck": (
             studies.done(list(inputs.crosscheck))
             if inputs.crosscheck
-            else studies.not_run("it trains for itself: python -m trainer.crosscheck")
+            else studies.not_run("it trains for itself: python -m trainer.studies.crosscheck")
         ),
         "machine": facts.machine(),
         "versions": facts.versions(),

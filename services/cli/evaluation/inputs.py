@@ -21,9 +21,9 @@ from trainer.evaluation.policies import Contender, zeroed_name
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
-from trainer.retrained.study import setting_facts
 from trainer.scenario import default_lengths
 from trainer.simulation.workload import WorkloadError
+from trainer.studies.retrained.study import setting_facts
 from trainer.traces.fit import TraceModel, fit_trace
 from trainer.traces.synthetic import STAND_INS, open_trace
 
@@ -228,7 +228,8 @@ def _crosscheck(path: pathlib.Path | None, problems: list[str]) -> tuple[Row, ..
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")
     except (ValueError, LookupError, TypeError):
-        problems.append(f"--crosscheck: {path} is not what `python -m trainer.crosscheck` writes")
+        written_by = "python -m trainer.studies.crosscheck"
+        problems.append(f"--crosscheck: {path} is not what `{written_by}` writes")
     else:
         return tuple(rows)
     return ()

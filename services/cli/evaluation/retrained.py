@@ -1,4 +1,4 @@
-"""The learned policy beside policies retrained for each shift: what ``trainer.retrained`` wrote."""
+"""The learned policy beside policies retrained for each shift (``trainer.studies.retrained``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")
     except (ValueError, LookupError, TypeError):
-        problems.append(f"--retrained: {path} is not what `python -m trainer.retrained` writes")
+        problems.append(
+            f"--retrained: {path} is not what `python -m trainer.studies.retrained` writes"
+        )
     else:
         return dict(found)
     return None
@@ -42,7 +44,7 @@ def retrained_study(
 
     Args:
         found: the comparison; None: none was given.
-        setting: what the evaluation runs on, as `trainer.retrained` describes it.
+        setting: what the evaluation runs on, as `trainer.studies.retrained` describes it.
         version: version of the learned policy that is evaluated; empty if there is none.
         notes: gets why the comparison cannot be used.
     """

@@ -18,7 +18,7 @@ from services.cli.evaluation.tables import gpu_table, regret_point_table
 from services.common.triton.environment import project_root
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
-from trainer.retrained.study import setting_facts
+from trainer.studies.retrained.study import setting_facts
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -257,7 +257,7 @@ def test_comparison_of_something_else_is_stale(
 def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
     """The file and its maker are named."""
     path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])
-    with pytest.raises(InputError, match=r"retrained\.json.*trainer\.retrained"):
+    with pytest.raises(InputError, match=r"retrained\.json.*trainer\.studies\.retrained"):
         read_inputs(asked(retrained=path))
 
 

@@ -10,10 +10,10 @@ import pytest
 from router.dqn.snapshot import Snapshot, save_snapshot
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from tests.unit.router import fleets
-from trainer import online_study
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.learner import initial_weights
-from trainer.online_study import WORLDS, header_lines, known_setting, main, row_line, study_rows
+from trainer.studies import online
+from trainer.studies.online import WORLDS, header_lines, known_setting, main, row_line, study_rows
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -45,18 +45,18 @@ def test_worlds_change_what_they_say() -> None:
 
 def test_rows_follow_a_run_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row per exploration and seed, the same every time; knowing more changes nothing here."""
-    monkeypatch.setattr(online_study, "RATES_RPS", (40.0,))
-    monkeypatch.setattr(online_study, "MARKS", (1, 2))
-    monkeypatch.setattr(online_study, "STRETCH_REQUESTS", 400)
-    monkeypatch.setattr(online_study, "TEST_REQUESTS", 200)
-    monkeypatch.setattr(online_study, "MIN_TRANSITIONS", 100)
+    monkeypatch.setattr(online, "RATES_RPS", (40.0,))
+    monkeypatch.setattr(online, "MARKS", (1, 2))
+    monkeypatch.setattr(online, "STRETCH_REQUESTS", 400)
+    monkeypatch.setattr(online, "TEST_REQUESTS", 200)
+    monkeypatch.setattr(online, "MIN_TRANSITIONS", 100)
 
-    def rows() -> list[online_study.StudyRow]:
+    def rows() -> list[online.StudyRow]:
         found = study_rows(PROFILE, QUALITY, NOMINAL, _start(), worlds=("nominal",), seeds=(1,))
         return list(found)
 
     first = rows()
-    assert [row.epsilon for row in first] == list(online_study.EXPLORATION)
+    assert [row.epsilon for row in first] == list(online.EXPLORATION)
     assert all(row.start == row.told and len(row.after) == 2 for row in first)
     assert first == rows()
     columns = header_lines().splitlines()[0].count("|")

@@ -1,6 +1,6 @@
 """Online learning from a good snapshot: what it keeps, and what it gains where the world differs.
 
-    python -m trainer.online_study --seeds 1 2
+    python -m trainer.studies.online --seeds 1 2
 
 The loop of the services (`trainer/loop.py`, its learner, its replay of 50,000) goes on from a
 snapshot on four devices: Poisson traffic of 3,000 requests or 5 s at 100, 300, 1,000 and 3,000
@@ -290,7 +290,7 @@ def _requests(mark: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; a row at a time, since a run takes a minute."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.online_study", description="Learns online from a good snapshot."
+        prog="python -m trainer.studies.online", description="Learns online from a good snapshot."
     )
     add_setting_options(parser)
     parser.add_argument("--snapshot", type=Path, default=Path("policies/opt-a100.safetensors"))

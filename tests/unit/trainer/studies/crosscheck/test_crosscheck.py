@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from tests.unit.trainer.simulation.settings import config, spec
 from trainer.config import LearnerConfig
-from trainer.crosscheck import library
-from trainer.crosscheck.__main__ import main
-from trainer.crosscheck.arena import Arena, play, play_compiled
-from trainer.crosscheck.library import LibraryMissingError
-from trainer.crosscheck.own import Schedule, Target, chooser, train_double_dqn
-from trainer.crosscheck.run import LEARNERS, OWN, crosscheck, overall
 from trainer.evaluation.setting import Setting
 from trainer.learner import Learner
 from trainer.replay import Transitions
+from trainer.studies.crosscheck import library
+from trainer.studies.crosscheck.__main__ import main
+from trainer.studies.crosscheck.arena import Arena, play, play_compiled
+from trainer.studies.crosscheck.library import LibraryMissingError
+from trainer.studies.crosscheck.own import Schedule, Target, chooser, train_double_dqn
+from trainer.studies.crosscheck.run import LEARNERS, OWN, crosscheck, overall
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -190,8 +190,8 @@ def test_the_command_writes_rows_and_prints_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One command: rows as JSON, a line per learner."""
-    monkeypatch.setattr("trainer.crosscheck.__main__.held_rps", lambda *_: 40.0)
-    monkeypatch.setattr("trainer.crosscheck.__main__.LOADS", (0.5, 1.0))
+    monkeypatch.setattr("trainer.studies.crosscheck.__main__.held_rps", lambda *_: 40.0)
+    monkeypatch.setattr("trainer.studies.crosscheck.__main__.LOADS", (0.5, 1.0))
     out = tmp_path / "rows.json"
     assert main(["--steps", "200", "--seeds", "1", "--learners", OWN, "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["crosscheck"]

@@ -1,4 +1,4 @@
-"""Cross-check of the learner by a library: ``python -m trainer.crosscheck``.
+"""Cross-check of the learner by a library: ``python -m trainer.studies.crosscheck``.
 
 Trains DQN and PPO of stable-baselines3 and this repository's Double DQN on the same Gymnasium
 environment with the same budget of steps, and scores them on the same requests.
@@ -19,14 +19,14 @@ from router.catalog import parse_quality
 from router.policies.registry import make_policy
 from router.profile import parse_profile
 from router.types import InvalidFileError
-from trainer.crosscheck.arena import Arena, held_rps
-from trainer.crosscheck.library import LibraryMissingError
-from trainer.crosscheck.own import Schedule
-from trainer.crosscheck.run import LEARNERS, crosscheck, overall
 from trainer.evaluation.rows import Row
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec
+from trainer.studies.crosscheck.arena import Arena, held_rps
+from trainer.studies.crosscheck.library import LibraryMissingError
+from trainer.studies.crosscheck.own import Schedule
+from trainer.studies.crosscheck.run import LEARNERS, crosscheck, overall
 
 LOADS = (0.5, 2.0, 8.0, 16.0, 22.0)
 """Tested rates in multiples of what the largest tier alone holds."""
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.crosscheck",
+        prog="python -m trainer.studies.crosscheck",
         description="Compares a library's DQN and PPO with this repository's Double DQN.",
     )
     parser.add_argument("--profile", type=Path, default=Path("profiles/opt-a100.toml"))

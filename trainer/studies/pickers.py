@@ -1,6 +1,6 @@
 """Endpoint pickers against round robin: latency, availability and the load held.
 
-    python -m trainer.picker_study --seeds 10
+    python -m trainer.studies.pickers --seeds 10
 
 Three fleets of four devices. `own`: every device serves the largest tier alone, so that the
 endpoints are replicas of one model, as in arXiv 2408.13510, whose router gains 11.43 % of the
@@ -291,7 +291,7 @@ def _scaled(value: Interval, factor: float) -> Interval:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table for a profile."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.picker_study", description="Compares endpoint pickers."
+        prog="python -m trainer.studies.pickers", description="Compares endpoint pickers."
     )
     add_profile_options(parser)
     parser.add_argument("--seeds", type=int, default=10, help="number of evaluation seeds")

@@ -31,9 +31,9 @@ from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_cases, shifted_settings, shifts_of
 from trainer.improvement import Improvement, score
-from trainer.retrained.scenarios import ShiftScenarios, shift_scenarios, training_seed
 from trainer.scenario import Mesh
 from trainer.simulation.simulate import PolicySpec
+from trainer.studies.retrained.scenarios import ShiftScenarios, shift_scenarios, training_seed
 
 ORIGINAL, RETRAINED = "original", "retrained"
 

@@ -18,10 +18,10 @@ from router.dqn import network
 from router.dqn.snapshot import Weights
 from router.features import FEATURE_COUNT
 from trainer.config import LearnerConfig
-from trainer.crosscheck.arena import Arena, Choose
 from trainer.learner import Learner, initial_weights
 from trainer.replay import Replay, Transitions
 from trainer.simulation.environment import Observation
+from trainer.studies.crosscheck.arena import Arena, Choose
 from trainer.transition import time_returns
 
 OnStep = Callable[[int], None]

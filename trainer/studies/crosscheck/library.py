@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import LearnerConfig
-from trainer.crosscheck.arena import Arena, Choose
-from trainer.crosscheck.own import OnStep, Schedule
 from trainer.simulation.environment import Observation
+from trainer.studies.crosscheck.arena import Arena, Choose
+from trainer.studies.crosscheck.own import OnStep, Schedule
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

@@ -1,6 +1,6 @@
 """The learner's ablation: one choice changed at a time, scored beside price on unseen scenarios.
 
-    python -m trainer.ablation --json build/ablation.json --markdown build/ablation.md
+    python -m trainer.studies.ablation --json build/ablation.json --markdown build/ablation.md
 
 All variants start from the scheduled price of the shipped snapshot, but for those that say they do
 not: the search itself is not repeated. Variants on paired returns are fitted to one common set of
@@ -369,7 +369,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def opt_mesh() -> Mesh:
     """Returns the evaluation setting's mesh: four A100 with OPT's three tiers."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     profile = root / "profiles" / "opt-a100.toml"
     quality = root / "quality" / "opt.toml"
     table = parse_quality(quality.read_text(), str(quality))
@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     budget = Budget(episodes=options.episodes, steps=options.steps)
-    path = Path(__file__).parents[1] / "policies" / "opt-a100.safetensors"
+    path = Path(__file__).parents[2] / "policies" / "opt-a100.safetensors"
     base_P = price_parameters(load_snapshot(path.read_bytes(), SCHEMA, str(path)))
     ablation = Ablation(opt_mesh(), seed=options.seed, budget=budget, base_P=base_P)
     rows = []

@@ -18,10 +18,10 @@ from trainer.evaluation.cases import Case, CaseResult, Outcome
 from trainer.evaluation.policies import Contender
 from trainer.evaluation.shifts import Shift, shifted_settings, shifts_of
 from trainer.evaluation.suite import Subject, run_suite
-from trainer.retrained.__main__ import main, markdown
-from trainer.retrained.scenarios import shift_scenarios, training_seed
-from trainer.retrained.study import Task, compared_rows, dqn_spec, run_study
 from trainer.scenario import Mesh
+from trainer.studies.retrained.__main__ import main, markdown
+from trainer.studies.retrained.scenarios import shift_scenarios, training_seed
+from trainer.studies.retrained.study import Task, compared_rows, dqn_spec, run_study
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 

@@ -1,6 +1,6 @@
-"""What retraining for each shift would gain: ``python -m trainer.retrained``.
+"""What retraining for each shift would gain: ``python -m trainer.studies.retrained``.
 
-python -m trainer.retrained policies/opt-a100.safetensors --json build/retrained.json
+python -m trainer.studies.retrained policies/opt-a100.safetensors --json build/retrained.json
 tiercel evaluate --retrained build/retrained.json
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from router.dqn.snapshot import SnapshotError
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.rates import EvaluationError
-from trainer.retrained.study import RETRAINED, Task, run_study
+from trainer.studies.retrained.study import RETRAINED, Task, run_study
 from trainer.tuning import TuningError, add_setting_options, profile_of, run_command, setting_of
 
 ROUNDS = 45
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.retrained",
+        prog="python -m trainer.studies.retrained",
         description="Compares a policy with one retrained for each shift of the evaluation.",
     )
     parser.add_argument("snapshot", type=Path, help="snapshot of the policy")

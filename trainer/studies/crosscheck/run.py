@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from router.policies.registry import make_policy
-from trainer.crosscheck.arena import Arena, Choose, Score, play, play_compiled
-from trainer.crosscheck.library import LIBRARY_LEARNERS, train_library
-from trainer.crosscheck.own import OnStep, Schedule, Target, chooser, train_double_dqn
 from trainer.evaluation.rows import Row, measured
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Workload
+from trainer.studies.crosscheck.arena import Arena, Choose, Score, play, play_compiled
+from trainer.studies.crosscheck.library import LIBRARY_LEARNERS, train_library
+from trainer.studies.crosscheck.own import OnStep, Schedule, Target, chooser, train_double_dqn
 
 OWN = "double-dqn"
 OWN_TARGETS = {OWN: Target.DECISION, f"{OWN}-deadline": Target.DEADLINE}

@@ -9,8 +9,8 @@ import pytest
 
 from router.picker import PICKERS
 from tests.unit.router import fleets
-from trainer import picker_study
-from trainer.picker_study import LENGTHS, main, picker_rows, picker_settings, picker_table
+from trainer.studies import pickers
+from trainer.studies.pickers import LENGTHS, main, picker_rows, picker_settings, picker_table
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -35,15 +35,15 @@ def test_fleets_place_tiers_alone_and_together() -> None:
 
 def test_rows_compare_every_picker_with_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each picker has a row per fleet; round robin saves nothing against itself."""
-    monkeypatch.setattr(picker_study, "_held_rps", lambda *_: 40.0)
-    pickers = ("join-shortest-queue", "random")
-    rows = picker_rows(PROFILE, QUALITY, seeds=(1, 2), duration_s=6.0, pickers=pickers)
+    monkeypatch.setattr(pickers, "_held_rps", lambda *_: 40.0)
+    names = ("join-shortest-queue", "random")
+    rows = picker_rows(PROFILE, QUALITY, seeds=(1, 2), duration_s=6.0, pickers=names)
     own = {row.picker: row for row in rows if row.fleet == "own"}
-    assert set(own) == {"round-robin", *pickers}
+    assert set(own) == {"round-robin", *names}
     assert {row.picker for row in rows if row.fleet == "price"} == {*own, "joint"}
     assert own["round-robin"].gain.mean == 0.0
     assert own["join-shortest-queue"].gain.mean > 0.0 > own["random"].gain.mean
-    again = picker_rows(PROFILE, QUALITY, seeds=(1, 2), duration_s=6.0, pickers=pickers)
+    again = picker_rows(PROFILE, QUALITY, seeds=(1, 2), duration_s=6.0, pickers=names)
     assert rows == again
     assert picker_table(rows).count("\n") == len(rows) + 1
 
