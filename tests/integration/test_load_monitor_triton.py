@@ -67,10 +67,14 @@ async def test_gauges_follow_what_triton_serves(paced_triton: PacedTriton, tmp_p
     """Kind, readiness, queue depth and counters are Triton's own; means need served requests."""
     path = write_settings(tmp_path, paced_triton, 1)
     async with serving(path) as served:
-        state = await served.wait_for(all_ready)
+        # A state may be published in the middle of a probe: readiness comes first, kinds after it.
+        state = await served.wait_for(
+            lambda s: all_ready(s) and all(gauge.kind for gauge in s.endpoints[0].gauges)
+        )
         (seen,) = state.endpoints
         assert [gauge.kind for gauge in seen.gauges] == ["paced"] * 3
-        assert all(gauge.ready and gauge.HasField("queue_depth") for gauge in seen.gauges)
+        assert all(gauge.ready for gauge in seen.gauges)
+        await wait_gauge(served, lambda g: g.HasField("queue_depth"))
         before = (await wait_gauge(served, lambda g: not g.HasField("mean_compute"))).success_count
         model = seen.endpoint.tiers[2].model_name
         async with TritonClient(paced_triton.address) as client:
