@@ -145,7 +145,7 @@ def from_status(code: grpc.StatusCode, message: str, trailing_metadata: object) 
     """Makes the error of a status code from what a failed call carries."""
     details = parse_details(_pairs(trailing_metadata))
     kind = _BY_CODE.get(code, ServerError)
-    if code in _BROKEN_OFF and not details.reason:
+    if _broke_off(code, details):
         kind = UnavailableError
     return kind(code, message or "no message", details)
 
@@ -157,9 +157,11 @@ def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:
     comes from the other side only (a call cancelled here raises CancelledError): gRPC's server ends
     so what arrives in the instant in which it stops.
     """
-    if error.code() not in _BROKEN_OFF:
-        return False
-    return not parse_details(_pairs(error.trailing_metadata())).reason
+    return _broke_off(error.code(), parse_details(_pairs(error.trailing_metadata())))
+
+
+def _broke_off(code: grpc.StatusCode, details: ErrorDetails) -> bool:
+    return code in _BROKEN_OFF and not details.reason
 
 
 def _pairs(metadata: object) -> list[tuple[str, str | bytes]]:

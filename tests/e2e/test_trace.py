@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 
 from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
-from tests.fakes.otlp_sink import OtlpSink, Span
+from tests.fakes.otlp_sink import OtlpSink, Span, edges
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
@@ -24,6 +24,8 @@ CLIENT = ("client", "ask")
 REQUEST = ("router-inference", "tiercel.request")
 DECISION = ("router-inference", "tiercel.decision")
 DISPATCH = ("router-inference", "tiercel.dispatch")
+# Paced models are named by their device: gpu0_large serves the tier large.
+TIER = ("triton", "gpu0_large")
 ATTEMPTS = 8
 # Triton exports once per second.
 EXPORT_LIMIT_S = 5.0
@@ -33,8 +35,8 @@ EDGES = [
     (REQUEST, DECISION),
     (REQUEST, DISPATCH),
     (DISPATCH, ("triton", "InferRequest")),
-    (("triton", "InferRequest"), ("triton", "large")),
-    (("triton", "large"), ("triton", "compute")),
+    (("triton", "InferRequest"), TIER),
+    (TIER, ("triton", "compute")),
 ]
 
 
@@ -75,10 +77,10 @@ def spans(traced_mesh: Mesh, sink: OtlpSink) -> list[Span]:
     for _ in range(ATTEMPTS):
         own = _ask(traced_mesh.routers[0])
         give_up_s = time.monotonic() + EXPORT_LIMIT_S
-        while not _edges(found).issuperset(EDGES) and time.monotonic() < give_up_s:
+        while not edges(found).issuperset(EDGES) and time.monotonic() < give_up_s:
             time.sleep(0.1)
             found = [own, *sink.of_trace(own.trace_id)]
-        if _edges(found).issuperset(EDGES):
+        if edges(found).issuperset(EDGES):
             break
     return found
 
@@ -100,23 +102,9 @@ def _ask(address: str) -> Span:
             pb.GenerateRequest(spec=spec), timeout=5.0, metadata=tuple(headers.items())
         )
     assert answer.completion.tier == "large"
-    trace_id, span_id = (
-        trace.format_trace_id(context.trace_id),
-        trace.format_span_id(context.span_id),
-    )
+    trace_id = trace.format_trace_id(context.trace_id)
+    span_id = trace.format_span_id(context.span_id)
     return Span("client", "ask", trace_id, span_id, "", {}, ())
-
-
-def _edges(spans: list[Span]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
-    by_id = {span.span_id: span for span in spans}
-    return {
-        (_place(by_id[span.parent_id]), _place(span)) for span in spans if span.parent_id in by_id
-    }
-
-
-def _place(span: Span) -> tuple[str, str]:
-    # Paced models are named by their device: gpu0_large serves the tier large.
-    return span.service, span.name.removeprefix("gpu0_")
 
 
 @pytest.mark.parametrize(("parent", "child"), EDGES, ids=lambda place: "/".join(place))
@@ -124,8 +112,8 @@ def test_the_trace_has_the_edge(
     spans: list[Span], parent: tuple[str, str], child: tuple[str, str]
 ) -> None:
     """Each edge of the table stands in the real trace."""
-    edges = _edges(spans)
-    assert (parent, child) in edges, sorted(edges)
+    found = edges(spans)
+    assert (parent, child) in found, sorted(found)
 
 
 def test_the_decision_span_explains_the_choice(spans: list[Span]) -> None:

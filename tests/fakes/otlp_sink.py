@@ -79,6 +79,20 @@ class OtlpSink:
         return [span for span in list(self.spans) if span.trace_id == trace_id]
 
 
+Place = tuple[str, str]
+"""Service and name of a span."""
+
+
+def edges(spans: list[Span]) -> set[tuple[Place, Place]]:
+    """Returns (parent, child) of every span but roots; a parent not given is ("?", its id)."""
+    places = {span.span_id: (span.service, span.name) for span in spans}
+    return {
+        (places.get(span.parent_id, ("?", span.parent_id)), (span.service, span.name))
+        for span in spans
+        if span.parent_id
+    }
+
+
 def _from_protobuf(body: bytes) -> list[Span]:
     request = ExportTraceServiceRequest.FromString(body)
     spans = []

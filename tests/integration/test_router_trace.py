@@ -13,7 +13,7 @@ import pytest
 
 from services.common.triton.repository import PacedFleet, PacedRepository, write_paced_repository
 from services.common.triton.server import TritonServer, TritonServerConfig
-from tests.fakes.otlp_sink import OtlpSink, Span
+from tests.fakes.otlp_sink import OtlpSink, Span, edges
 from tests.fakes.router_process import mesh_toml, router_process
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
@@ -91,7 +91,7 @@ async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpS
     finally:
         await server.stop_async()
     whole = _whole(sink)
-    assert whole, [_edges(sink.of_trace(trace)) for trace in TRACES]
+    assert whole, [edges(_spans(sink, trace)) for trace in TRACES]
     spans = sink.of_trace(whole[0])
     [decision] = [span for span in spans if span.name == "tiercel.decision"]
     assert decision.attributes["tiercel.decision.choice"] == "small@e0"
@@ -116,13 +116,9 @@ async def _ask(address: str) -> None:
 
 def _whole(sink: OtlpSink) -> list[str]:
     """Returns the traces that have every edge of the table."""
-    return [trace for trace in TRACES if _edges(sink.of_trace(trace)) == EDGES]
+    return [trace for trace in TRACES if edges(_spans(sink, trace)) == EDGES]
 
 
-def _edges(spans: list[Span]) -> set[tuple[tuple[str, str], tuple[str, str]]]:
-    names = {span.span_id: (span.service, span.name) for span in spans}
-    names[CLIENT_SPAN] = ("client", "call")
-    return {
-        (names.get(span.parent_id, ("?", span.parent_id)), (span.service, span.name))
-        for span in spans
-    }
+def _spans(sink: OtlpSink, trace: str) -> list[Span]:
+    """Returns the spans of a trace, the test's own included."""
+    return [Span("client", "call", trace, CLIENT_SPAN, "", {}, ()), *sink.of_trace(trace)]

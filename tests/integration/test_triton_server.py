@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.server
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +26,7 @@ from services.common.triton.errors import (
 )
 from services.common.triton.repository import PacedFleet, write_paced_repository
 from services.common.triton.server import TritonServer, TritonServerConfig, _choose_ports
+from tests.fakes.otlp_sink import OtlpSink
 
 pytestmark = pytest.mark.triton
 
@@ -110,43 +108,22 @@ def test_model_that_fails_to_load_says_why(tmp_path: Path, repository: Path) -> 
     assert not server.running
 
 
-class _Sink(http.server.BaseHTTPRequestHandler):
-    """An OTLP/HTTP receiver that keeps the spans."""
-
-    spans: list[dict[str, object]]
-
-    def do_POST(self) -> None:
-        """Takes a batch of spans."""
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        for resource in body["resourceSpans"]:
-            for scope in resource["scopeSpans"]:
-                self.spans.extend(scope["spans"])
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture
-def sink() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """The address of an OTLP receiver and the spans it got."""
-    spans: list[dict[str, object]] = []
-    handler = type("Sink", (_Sink,), {"spans": spans})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as receiver:
-        threading.Thread(target=receiver.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{receiver.server_port}/v1/traces", spans
-        receiver.shutdown()
+def sink() -> Iterator[OtlpSink]:
+    """A collector."""
+    opened = OtlpSink()
+    yield opened
+    opened.close()
 
 
 async def test_triton_joins_a_sampled_trace(
-    tmp_path: Path, repository: Path, sink: tuple[str, list[dict[str, object]]]
+    tmp_path: Path, repository: Path, sink: OtlpSink
 ) -> None:
     """Triton's spans are children of the caller's span; unsampled requests make none.
 
     Several sampled ones, because Triton overlooks some: see docs/operations.md.
     """
-    endpoint, spans = sink
+    endpoint = f"{sink.endpoint}/v1/traces"
     loaded: list[tuple[int, int]] = []
     core = min(os.sched_getaffinity(0))
     server = TritonServer(
@@ -170,14 +147,14 @@ async def test_triton_joins_a_sampled_trace(
     finally:
         # Stopping flushes what was not exported yet.
         await server.stop_async()
-    joined = {span["traceId"] for span in spans}
+    joined = {span.trace_id for span in sink.spans}
     assert joined
     assert joined <= {trace for trace, _, _ in sampled}
-    for joined_trace in joined:
-        own = [span for span in spans if span["traceId"] == joined_trace]
-        [root] = [span for span in own if span.get("parentSpanId") == "1" * 16]
-        assert root["name"] == "InferRequest"
-        children = [span["name"] for span in own if span.get("parentSpanId") == root["spanId"]]
+    for trace in joined:
+        own = sink.of_trace(trace)
+        [root] = [span for span in own if span.parent_id == "1" * 16]
+        assert root.name == "InferRequest"
+        children = [span.name for span in own if span.parent_id == root.span_id]
         assert children == ["gpu0_small"]
 
 
