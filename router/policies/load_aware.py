@@ -91,7 +91,8 @@ class PricePolicy(ScorePolicy):
     of where the offered load stands between the tiers' capacities; see
     `router.policies.scores.score_price`. Every quantity is relative, so one set of parameters
     serves fleets of other sizes, profiles and deadlines. Parameters: eight, tuned by CMA-ES in the
-    simulator on the `opt-a100` profile, steady and bursty (`python -m trainer.tuning price`).
+    simulator on the `opt-a100` profile, steady and bursty
+    (`python -m trainer.research.tuning price`).
     Fails: on views that are stale by more than a deadline with four routers or more, which all
     herd to the device that looked free; when the rate estimate lags by more than the backlog term
     makes up for; and where the mix of tasks makes the price right for none of them.

@@ -9,7 +9,8 @@ it, and so on. A candidate whose device lies outside its tier's band pays a pena
 two bands share serve both. Every router counts devices in the same order, so all agree on the bands
 without a word.
 
-The table is found by policy search in the simulator (`trainer/schedule.py`) and travels with a
+The table is found by policy search in the simulator
+(`trainer/learning/offline/price_search.py`) and travels with a
 snapshot. Its layout, after the parameters of the price that the snapshot corrects:
 
     knots, boundaries, first load, step, then per knot: level, backlog, step_share, foresight,

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from services.cli.measure.calibration import Calibration
-from services.cli.measure.calibration import calibrate as measure
-from services.cli.measure.tiers import LiveTier, tiers_of_mesh
+from services.calibrate.calibration import Calibration
+from services.calibrate.calibration import calibrate as measure
+from services.calibrate.tiers import LiveTier, tiers_of_mesh
 from services.cli.output import console, note, print_json, table
 from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.errors import InputError
-from services.cli.mesh.run import run_owning_children
 from services.cli.output import console, milliseconds, share, table
-from services.cli.showcase.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
+from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
+from services.local.run import run_owning_children
 
 DEFAULT_OUT = pathlib.Path("build") / "demo"
 
@@ -43,8 +43,8 @@ def demo(
 
 async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
     # Plots and measurements are needed here only; other commands start faster without them.
-    from services.cli.showcase.display import Display
-    from services.cli.showcase.run import Demo
+    from services.demo.display import Display
+    from services.demo.run import Demo
 
     terminal = console()
     with Display(terminal) as display:

@@ -53,13 +53,13 @@ def evaluate(
     crosscheck: Annotated[
         pathlib.Path | None,
         typer.Option(
-            help="Rows that `python -m trainer.studies.crosscheck --json FILE` wrote, to show."
+            help="Rows that `python -m trainer.research.crosscheck --json FILE` wrote, to show."
         ),
     ] = None,
     retrained: Annotated[
         pathlib.Path | None,
         typer.Option(
-            help="What `python -m trainer.studies.retrained --json FILE` wrote, to judge by."
+            help="What `python -m trainer.research.retrained --json FILE` wrote, to judge by."
         ),
     ] = None,
     seeds: Annotated[
@@ -89,7 +89,7 @@ def evaluate(
 ) -> None:
     """Measure every policy against the bound in the simulator; write tables and a report."""
     # The simulator is needed here only; other commands start faster without it.
-    from services.cli.evaluation.inputs import Asked, read_inputs
+    from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
     from trainer.evaluation.plan import PLANS
 
     if suite not in PLANS:
@@ -106,7 +106,10 @@ def evaluate(
         devices=devices,
         output_tokens=output_tokens,
     )
-    inputs = read_inputs(asked)
+    try:
+        inputs = read_inputs(asked)
+    except EvaluationInputError as error:
+        raise InputError(str(error)) from None
     report = _run(inputs, PLANS[suite], seeds, workers)
     if json_file is None:
         _print(report)
@@ -116,12 +119,13 @@ def evaluate(
 
 
 def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
-    from services.cli.evaluation import facts, progress
-    from services.common.triton.environment import project_root
+    from services.cli import evaluate_progress as progress
     from trainer.evaluation import studies
     from trainer.evaluation.rates import EvaluationError
+    from trainer.evaluation.report import facts
     from trainer.evaluation.seeds import evaluation_seeds
     from trainer.evaluation.suite import Subject, run_suite
+    from trainer.shipped import project_root
     from trainer.simulation.workload import WorkloadError
 
     workers = workers or min(facts.usable_cores(), MOST_WORKERS)
@@ -162,7 +166,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
         "crosscheck": (
             studies.done(list(inputs.crosscheck))
             if inputs.crosscheck
-            else studies.not_run("it trains for itself: python -m trainer.studies.crosscheck")
+            else studies.not_run("it trains for itself: python -m trainer.research.crosscheck")
         ),
         "machine": facts.machine(),
         "versions": facts.versions(),
@@ -181,7 +185,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from services.cli.evaluation import page, tables
+    from trainer.evaluation.report import page, tables
 
     terminal = console()
     sections = page.report_tables(report)
@@ -212,8 +216,8 @@ def _write(
     json_file: pathlib.Path | None,
     record: pathlib.Path | None,
 ) -> None:
-    from services.cli.evaluation import page
-    from services.cli.evaluation.record import write_record
+    from trainer.evaluation.report import page
+    from trainer.evaluation.report.record import write_record
 
     to_folder = json_file is None or out is not None
     folder = out or DEFAULT_OUT

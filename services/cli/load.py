@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from services.cli import reference
 from services.cli.errors import CommandError, InputError
-from services.cli.mesh.cores import machine_layout
 from services.cli.output import console, milliseconds, note, print_json, share, table
 from services.cli.target import JsonOption, MeshOption, RouterOption, need_routers, resolve
-from services.client.load_process import LoadProcessError, run_load
-from services.client.load_spec import LoadSpec, LoadSpecError, parse_spec, read_spec
-from services.client.records import RunRecords, run_summary
-from services.client.schedule import ScheduleError, square_wave
+from services.loadgen.arrivals import ScheduleError, square_wave
+from services.loadgen.process import LoadProcessError, run_load
+from services.loadgen.records import RunRecords, run_summary
+from services.loadgen.spec import LoadSpec, LoadSpecError, parse_spec, read_spec
+from services.local import reference
+from services.local.cores import machine_layout
 
 DEFAULT_OUT = pathlib.Path("build") / "load" / "last.npz"
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")

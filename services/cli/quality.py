@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from services.cli.measure.quality import QualityMeasurement, measure_quality
-from services.cli.measure.tiers import LiveTier, tiers_of_mesh
+from services.calibrate.quality import QualityMeasurement, measure_quality
+from services.calibrate.tiers import LiveTier, tiers_of_mesh
 from services.cli.output import console, note, print_json, table
 from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
 from trainer.reference_tiers import tasks as reference_tasks

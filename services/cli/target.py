@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from services.cli.errors import InputError
-from services.cli.mesh.manifest import DEFAULT_NAME, Manifest, find_mesh, running_names
 from services.common.addresses import parse_address
+from services.local.manifest import DEFAULT_NAME, Manifest, find_mesh, running_names
 
 MESH_VARIABLE = "TIERCEL_MESH"
 

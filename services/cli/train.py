@@ -53,9 +53,9 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a policy in the simulator and write its snapshot; a killed run goes on where it was."""
-    from trainer.checkpoint import CheckpointError, write_atomically
-    from trainer.quick import train_policy
-    from trainer.scenario import ScenarioError
+    from trainer.learning.checkpoint import CheckpointError, write_atomically
+    from trainer.learning.offline.training import train_policy
+    from trainer.simulation.scenarios import ScenarioError
 
     costs = _profile(profile)
     table = _quality(quality)

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import reference
 from services.cli.errors import InputError
-from services.cli.mesh import backends
-from services.cli.mesh.embedded import EmbeddedMesh, MeshOptions
-from services.cli.mesh.manifest import DEFAULT_NAME, Manifest, run_folder
-from services.cli.mesh.run import run_owning_children
-from services.cli.mesh.settings_file import TaskEntry
 from services.cli.output import console, note, table
+from services.local import backends, reference
+from services.local.embedded import EmbeddedMesh, MeshOptions
+from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
+from services.local.run import run_owning_children
+from services.local.settings_file import TaskEntry
 
 PACED_TASK_DEADLINE_S = 0.4
 PACED_OUTPUT_TOKENS = 8

@@ -29,13 +29,13 @@ from services.common.state.connect import connect_store
 from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry, setup_telemetry
 from services.router_inference import health_notes
-from services.router_inference.accounts import RouterMetrics
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
-from services.router_inference.links import CHANNEL_OPTIONS, MonitorLink
-from services.router_inference.policy_link import PolicyLink
-from services.router_inference.policy_slot import PolicyParameterError, PolicySlot
+from services.router_inference.path.tickets import TicketSigner
+from services.router_inference.policy.link import PolicyLink
+from services.router_inference.policy.slot import PolicyParameterError, PolicySlot
+from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings
-from services.router_inference.tickets import TicketSigner
+from services.router_inference.view.links import CHANNEL_OPTIONS, MonitorLink
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 

@@ -22,27 +22,27 @@ from services.common.mesh_config import MeshFiles, MeshSettings
 from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient
-from services.router_inference.accounts import Accounts, RouterMetrics
-from services.router_inference.admission import Admission
-from services.router_inference.attempt import AttemptParts, Stragglers
-from services.router_inference.breaker import BreakerLimits, RetryBudget
-from services.router_inference.convert_records import RecordBuilder
-from services.router_inference.decider import Decider
-from services.router_inference.dispatcher import Dispatcher, DispatchLimits
-from services.router_inference.ending import Ending
-from services.router_inference.experience import ExperienceWriter
+from services.router_inference.doors.servicer import RouterInferenceServicer
+from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.health_notes import HealthNotes
-from services.router_inference.leases import Leases
-from services.router_inference.policy_slot import PolicySlot
-from services.router_inference.relay import StreamRelay
-from services.router_inference.second_chance import SecondChance
-from services.router_inference.servicer import RouterInferenceServicer
+from services.router_inference.path.admission import Admission
+from services.router_inference.path.attempt import AttemptParts, Stragglers
+from services.router_inference.path.decide import Decider
+from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
+from services.router_inference.path.end import Ending
+from services.router_inference.path.leases import Leases
+from services.router_inference.path.relay import StreamRelay
+from services.router_inference.path.second_chance import SecondChance
+from services.router_inference.path.tickets import TicketSigner
+from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.records.accounts import Accounts, RouterMetrics
+from services.router_inference.records.convert import RecordBuilder
+from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.status import StatusReader
-from services.router_inference.tickets import TicketSigner
-from services.router_inference.tracing import Tracing
-from services.router_inference.validation import Limits, Validator
-from services.router_inference.view import View
+from services.router_inference.view.breaker import BreakerLimits, RetryBudget
+from services.router_inference.view.view import View
 
 
 class ClientPool:

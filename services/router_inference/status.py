@@ -11,12 +11,12 @@ import numpy as np
 from router import kernels
 from services.common.clock import Clock
 from services.router_inference import health_notes
-from services.router_inference.accounts import Accounts, RouterMetrics
-from services.router_inference.admission import Admission
-from services.router_inference.experience import ExperienceWriter
 from services.router_inference.health_notes import HealthNotes
-from services.router_inference.policy_slot import PolicySlot
-from services.router_inference.view import View
+from services.router_inference.path.admission import Admission
+from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.records.accounts import Accounts, RouterMetrics
+from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.view.view import View
 
 _REFRESH_S = 0.5
 

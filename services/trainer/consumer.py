@@ -10,7 +10,7 @@ from services.common.log import Logger
 from services.common.state.store import StateStore, StateUnavailableError, StreamEntry
 from services.trainer.convert import BadRecordError, experience_from
 from services.trainer.metrics import TrainerMetrics
-from trainer.transition import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.transitions import DecisionKey, DecisionRecord, OutcomeRecord
 
 _RECOVERY_MARGIN_S = 0.01
 

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.trainer.records import Mode, PolicyRecord, RunProgress, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from trainer.transition import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
 
 _NS_PER_S = 1_000_000_000
 _MOST_FEATURE_BYTES = 16 * 1024 * 1024

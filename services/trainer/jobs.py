@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import Task
-from trainer.transition import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.transitions import DecisionKey, DecisionRecord, OutcomeRecord
 
 if TYPE_CHECKING:
-    from trainer.loop import LoopStatus
+    from trainer.learning.online.loop import LoopStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class OnlineJob:
         """Restores or starts the loop; raises CheckpointError or SnapshotError."""
         import torch
 
-        from trainer.loop import OnlineLoop, online_config
+        from trainer.learning.online.loop import OnlineLoop, online_config
 
         torch.set_num_threads(1)
         config = online_config(
@@ -116,7 +116,7 @@ class SimulationJob:
         report: Callable[[tuple[float, dict[str, Any]]], None],
     ) -> bytes:
         """Trains a policy and returns its snapshot; reports (share done, facts)."""
-        from trainer.quick import train_policy
+        from trainer.learning.offline.training import train_policy
 
         return train_policy(
             profile=spec.profile,
@@ -134,7 +134,7 @@ class SimulationJob:
         self, spec: MeshSpec, policies: Sequence[tuple[str, bytes | None]], seeds: Sequence[int]
     ) -> list[dict[str, float]]:
         """Returns mean scores of each (name, snapshot) over the simulated rates and seeds."""
-        from trainer.quick import evaluate_policy
+        from trainer.learning.offline.training import evaluate_policy
 
         return [
             evaluate_policy(

@@ -20,7 +20,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Worker, WorkerDiedError, WorkerError
 
 if TYPE_CHECKING:
-    from trainer.loop import LoopStatus
+    from trainer.learning.online.loop import LoopStatus
 
 _LEARN_S = 0.2
 _BACKOFF_S = 1.0

@@ -29,10 +29,10 @@ import grpc.aio
 import psutil
 import uvloop
 
-from services.common.triton.environment import project_root
 from tests.bench.router_peers import STREAM, UNARY
 from tests.fakes.router_process import mesh_toml, router_process
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from trainer.shipped import project_root
 
 SERVICE = "/tiercel.router_inference.v1.RouterInferenceService"
 IN_FLIGHT = 16

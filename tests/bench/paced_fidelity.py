@@ -18,8 +18,8 @@ from pathlib import Path
 
 from router.profile import LatencyProfile, TierProfile, parse_profile
 from services.common.triton.client import TritonClient
-from services.common.triton.repository import PacedFleet, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository import PacedFleet, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("small", "medium", "large")

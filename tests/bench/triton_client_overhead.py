@@ -19,8 +19,8 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from services.common.triton.client import TritonClient
-from services.common.triton.repository import PacedFleet, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository import PacedFleet, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 6

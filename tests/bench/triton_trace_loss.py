@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from services.common.triton.client import TritonClient
-from services.common.triton.repository import PacedFleet, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository import PacedFleet, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig
 from tests.fakes.otlp_sink import OtlpSink
 
 ROOT = Path(__file__).resolve().parents[2]

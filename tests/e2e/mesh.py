@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from services.client.load_process import run_load
-from services.client.load_spec import parse_spec
-from services.client.records import RunRecords
+from services.loadgen.process import run_load
+from services.loadgen.records import RunRecords
+from services.loadgen.spec import parse_spec
 
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from services.client.records import FAILED, ON_TIME, RunRecords, summarize
+from services.loadgen.records import FAILED, ON_TIME, RunRecords, summarize
 from tests.e2e.mesh import Mesh
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc

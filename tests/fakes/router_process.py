@@ -24,11 +24,11 @@ from services.common.mesh_config import load_mesh_files
 from services.common.settings import load_settings
 from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
-from services.common.triton.environment import project_root
 from services.router_inference.app import RouterInference
 from services.router_inference.core import Core
 from services.router_inference.settings import Settings
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+from trainer.shipped import project_root
 
 TIERS = ("small", "medium", "large")
 TASKS = ("hellaswag", "piqa", "copa", "openbookqa")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.common.triton.environment import project_root
-from services.common.triton.repository import PacedFleet, PacedRepository, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig
+from trainer.shipped import project_root
 
 TIERS = ("small", "medium", "large")
 DEVICES = 2

@@ -20,8 +20,8 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnavailableError,
 )
-from services.common.triton.repository import PacedFleet, PacedRepository, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig
 from tests.integration.conftest import TIERS, PacedTriton
 
 pytestmark = pytest.mark.triton

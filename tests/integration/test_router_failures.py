@@ -24,7 +24,7 @@ from tests.conftest import RedisServer
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.trainer import FakeTrainer
 from tests.fakes.triton import FakeTriton, Script
-from tests.unit.router_inference.test_policy_slot import snapshot_bytes
+from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc

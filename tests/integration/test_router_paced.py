@@ -18,11 +18,11 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.errors import error_info
-from services.common.triton.environment import project_root
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.integration.conftest import PacedTriton
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+from trainer.shipped import project_root
 
 pytestmark = pytest.mark.triton
 

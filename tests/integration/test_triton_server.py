@@ -17,16 +17,16 @@ import psutil
 import pytest
 
 from services.common.triton.client import TritonClient
-from services.common.triton.environment import project_root
 from services.common.triton.errors import (
     ModelLoadError,
     PortInUseError,
     TritonEnvironmentError,
     TritonServerError,
 )
-from services.common.triton.repository import PacedFleet, write_paced_repository
-from services.common.triton.server import TritonServer, TritonServerConfig, _choose_ports
+from services.local.triton.repository import PacedFleet, write_paced_repository
+from services.local.triton.server import TritonServer, TritonServerConfig, _choose_ports
 from tests.fakes.otlp_sink import OtlpSink
+from trainer.shipped import project_root
 
 pytestmark = pytest.mark.triton
 
@@ -91,7 +91,7 @@ def test_port_lost_to_another_process_is_chosen_again(
             attempts.append(ports if attempts else (other.getsockname()[1], *ports[1:]))
             return attempts[-1]
 
-        monkeypatch.setattr("services.common.triton.server._choose_ports", choose)
+        monkeypatch.setattr("services.local.triton.server._choose_ports", choose)
         with TritonServer(_config(repository, tmp_path)) as server:
             assert server.running
             assert server.grpc_address == f"127.0.0.1:{attempts[1][0]}"
@@ -160,7 +160,7 @@ async def test_triton_joins_a_sampled_trace(
 
 async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: Path) -> None:
     """The command prints where it listens; killed hard, it takes Triton and stubs with it."""
-    command = [sys.executable, "-m", "services.common.triton.server", "--repository"]
+    command = [sys.executable, "-m", "services.local.triton.server", "--repository"]
     process = await asyncio.create_subprocess_exec(
         *command,
         str(repository),

@@ -16,7 +16,7 @@ from router.policies.registry import (
     known_policies,
     make_policy,
 )
-from trainer.schedule import reckoning_spec_of
+from trainer.learning.offline.price_search import reckoning_spec_of
 from trainer.simulation.simulate import PolicySpec
 
 REGRET_BASELINE = "price"
@@ -37,7 +37,7 @@ TUNED: Mapping[str, Mapping[str, float]] = {
         "on_time_sharpness": 5.776,
     },
 }
-"""What `python -m trainer.tuning` found where the default serves live traffic better.
+"""What `python -m trainer.research.tuning` found where the default serves live traffic better.
 
 The others' defaults are what it found; see docs/baselines.md.
 """

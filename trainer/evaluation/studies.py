@@ -9,7 +9,7 @@ from router.profile import LatencyProfile
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import Row, rounded
 from trainer.evaluation.statistics import Interval
-from trainer.studies.pickers import picker_rows
+from trainer.research.pickers import picker_rows
 
 RUN, NOT_RUN = "run", "not run"
 

@@ -41,7 +41,7 @@ from trainer.traces.fit import TraceModel
 from trainer.traces.resample import trace_setting
 
 SOFT = "soft"
-RETRAINED_ASIDE = "it trains for itself: python -m trainer.studies.retrained"
+RETRAINED_ASIDE = "it trains for itself: python -m trainer.research.retrained"
 UNPREDICTABLE = ("gamma-cv4", "gamma-cv8", "markov")
 """Unpredictable arrival processes unless others are asked for; traces come on top."""
 

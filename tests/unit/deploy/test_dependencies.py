@@ -61,11 +61,11 @@ def _closure(name: str, extras: frozenset[str]) -> set[str]:
         ("services.load_monitor.app", ""),
         ("services.client.sync_client", ""),
         ("services.common.health_probe", ""),
-        ("services.common.triton.repository", ""),
+        ("services.local.triton.repository", ""),
         ("services.trainer.app", "trainer"),
         ("services.trainer.jobs", "trainer"),
         ("trainer.simulation.environment", "trainer"),
-        ("services.cli.showcase.report", "trainer"),
+        ("services.demo.report", "trainer"),
     ],
 )
 def test_imports_come_from_declared_dependencies(module: str, extra: str) -> None:

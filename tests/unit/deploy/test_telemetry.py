@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.metrics import RpcMetrics
 from services.load_monitor.metrics import MonitorCounters
-from services.router_inference.accounts import RouterMetrics
+from services.router_inference.records.accounts import RouterMetrics
 from services.trainer.metrics import TrainerMetrics
 from tests.unit.deploy.manifests import (
     DEPLOY,
@@ -143,7 +143,9 @@ def test_every_attribute_and_span_of_the_code_is_registered() -> None:
     """Every quoted `tiercel.*` telemetry name in the router and the client has a row."""
     registry = _registry()
     known = {row["name"] for kind in ("spans", "attributes") for row in registry[kind]}
-    text = (ROOT / "services" / "router_inference" / "tracing.py").read_text(encoding="utf-8")
+    text = (ROOT / "services" / "router_inference" / "records" / "tracing.py").read_text(
+        encoding="utf-8"
+    )
     text += (ROOT / "services" / "client" / "client.py").read_text(encoding="utf-8")
     used = set(re.findall(r'"(tiercel\.[a-z_.]+)"', text)) - {"tiercel.client"}
     assert used

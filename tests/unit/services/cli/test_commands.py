@@ -112,7 +112,7 @@ def test_a_mesh_that_is_not_there_is_one_line_and_exit_code_1(
 ) -> None:
     """An unreachable part is named with what to do about it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("services.client.load_run.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("services.loadgen.run.CONNECT_TIMEOUT_S", 0.2)
     assert run(arguments) == 1
     assert "127.0.0.1:1" in (text := complaint(capsys)) or "tiercel up" in text
 

@@ -11,14 +11,13 @@ import pytest
 
 from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
-from services.cli.errors import InputError
-from services.cli.evaluation.inputs import Asked, read_inputs
-from services.cli.evaluation.regret_figure import regret_figure
-from services.cli.evaluation.tables import gpu_table, regret_point_table
-from services.common.triton.environment import project_root
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
-from trainer.studies.retrained.study import setting_facts
+from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
+from trainer.evaluation.report.regret_figure import regret_figure
+from trainer.evaluation.report.tables import gpu_table, regret_point_table
+from trainer.research.retrained.study import setting_facts
+from trainer.shipped import project_root
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -257,7 +256,9 @@ def test_comparison_of_something_else_is_stale(
 def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
     """The file and its maker are named."""
     path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])
-    with pytest.raises(InputError, match=r"retrained\.json.*trainer\.studies\.retrained"):
+    with pytest.raises(
+        EvaluationInputError, match=r"retrained\.json.*trainer\.research\.retrained"
+    ):
         read_inputs(asked(retrained=path))
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from services.cli.evaluation.progress import Display
+from services.cli.evaluate_progress import Display
 from services.cli.output import ProgressLines
 
 

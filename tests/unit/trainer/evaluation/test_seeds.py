@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer import improvement
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.seeds import MIN_FULL_SEEDS, entropy, evaluation_seeds, stream
+from trainer.learning.offline import policy_iteration as improvement
 
 
 def test_full_suite_has_ten_seeds_or_more() -> None:

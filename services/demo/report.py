@@ -1,0 +1,153 @@
+"""The demo's report: ``report.json`` for machines, ``report.html`` for people."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.resources
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import psutil
+
+from services.demo import figures
+from services.demo.plan import LEARNED_POLICY, PHASES
+from services.demo.replay import PolicyRun
+from services.demo.series import make_series
+from trainer.evaluation.report import style
+from trainer.evaluation.report.facts import cpu_model
+
+PHASE_KEYS = (
+    "offered",
+    "on_time",
+    "late",
+    "refused",
+    "cancelled",
+    "failed",
+    "availability",
+    "performance",
+    "p50_ms",
+    "p99_ms",
+    "mix",
+)
+"""Keys of a phase in ``report.json``; readers rely on them."""
+PACKAGES = ("tiercel", "grpcio", "numpy", "torch", "protobuf")
+ROUND_DIGITS = 5
+REFERENCE_POLICY = "static-large"
+
+
+def policy_entry(run: PolicyRun, tiers: Sequence[str]) -> dict[str, Any]:
+    """A policy's part of ``report.json``."""
+    total = _phase(run.summary["total"], tiers)
+    return {
+        "policy_version": run.policy_version,
+        "valid": run.is_valid,
+        "repeated": run.repeated,
+        "generator_lag_p99_ms": run.summary["generator_lag_p99_ms"],
+        "exact_performance": _round(run.summary["total"]["exact_performance"]),
+        "rescued": run.summary["total"]["rescued"],
+        "reasons": run.summary["total"]["reasons"],
+        "total": total,
+        "phases": {name: _phase(run.summary["phases"][name], tiers) for name in PHASES},
+    }
+
+
+def _phase(summary: Mapping[str, Any], tiers: Sequence[str]) -> dict[str, Any]:
+    """A phase with exactly ``PHASE_KEYS``, every tier in its mix, and the sum checked."""
+    phase = {key: _round(summary[key]) for key in PHASE_KEYS}
+    phase["mix"] = {tier: round(summary["mix"].get(tier, 0.0), ROUND_DIGITS) for tier in tiers}
+    ends = ("on_time", "late", "refused", "cancelled", "failed")
+    assert sum(phase[end] for end in ends) == phase["offered"], f"requests unaccounted: {phase}"
+    return phase
+
+
+def _round(value: Any) -> Any:
+    return round(value, ROUND_DIGITS) if isinstance(value, float) else value
+
+
+def machine_facts(service_cores: Sequence[int], device_cores: Sequence[int]) -> dict[str, Any]:
+    """What the demo ran on."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "service_cores": list(service_cores),
+        "device_cores": list(device_cores),
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def write_report(
+    folder: pathlib.Path,
+    facts: Mapping[str, Any],
+    runs: Sequence[PolicyRun],
+    *,
+    tiers: Sequence[str],
+) -> dict[str, Any]:
+    """Writes ``report.json``, ``report.html``, ``burst.png`` and ``burst.svg``.
+
+    Args:
+        folder: Where to.
+        facts: Everything but the policies, JSON-ready; ``phases`` and ``deadline_s`` among it.
+        runs: The replays, in the order of the report.
+        tiers: Tier names, lowest quality first.
+
+    Returns:
+        The report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "policies": {run.policy: policy_entry(run, tiers) for run in runs},
+        **facts,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    series = {run.policy: make_series(run.records, tiers) for run in runs}
+    phases = [(str(p["name"]), float(p["duration_s"])) for p in facts["phases"]]
+    shape: dict[str, Any] = {"tiers": tiers, "phases": phases, "deadline_s": facts["deadline_s"]}
+    shown = [p for p in (REFERENCE_POLICY, LEARNED_POLICY) if p in series] or list(series)[:2]
+    picture = figures.burst_figure(
+        {policy: series[policy] for policy in shown}, {p: title(p) for p in shown}, **shape
+    )
+    style.save(picture, folder / "burst")
+    others = {
+        policy: style.inline_svg(
+            figures.burst_figure({policy: one}, {policy: title(policy)}, **shape)
+        )
+        for policy, one in series.items()
+    }
+    page = _template().render(
+        report=report,
+        picture=style.inline_svg(picture),
+        pictures=others,
+        tiers=tiers,
+        title=title,
+        phase_names=PHASES,
+    )
+    (folder / "report.html").write_text(page)
+    return report
+
+
+def title(policy: str) -> str:
+    """A policy's name as people read it."""
+    return "learned (dqn)" if policy == LEARNED_POLICY else policy
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["share"] = lambda value: "-" if value is None else f"{value:.3f}"
+    environment.filters["ms"] = lambda value: "-" if value is None else f"{value:.0f}"
+    return environment.get_template("report.html.jinja")
+
+
+def _source(name: str) -> str:
+    files = importlib.resources.files("services.demo") / "templates" / name
+    return files.read_text(encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Runs the load generator as a process of its own and follows its progress."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from services.loadgen.records import RunRecords
+from services.loadgen.spec import LoadSpec
+from services.local import launch
+
+EXTRA_TIME_S = 60.0
+"""What the process may take beyond its schedule and deadline: start, stragglers, writing."""
+END_WAIT_S = 10.0
+MAX_LINE_BYTES = 1 << 20
+LAUNCHER = str(pathlib.Path(launch.__file__).resolve())
+
+
+class LoadProcessError(Exception):
+    """The load generator ended without records; the text is its own last line."""
+
+
+async def run_load(
+    spec: LoadSpec,
+    out: pathlib.Path,
+    *,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    cores: Sequence[int] = (),
+) -> RunRecords:
+    """Runs a spec in a process of its own; cancelling ends the process.
+
+    Args:
+        spec: What to do.
+        out: Records file to write; the spec is kept beside it.
+        on_progress: Gets the counts about twice a second, see ``load_run.Progress``.
+        cores: Processors the generator may use; empty means all.
+
+    Raises:
+        LoadProcessError: No router was reached, or the process failed or hung.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    spec_path = out.with_suffix(".spec.json")
+    spec_path.write_text(spec.model_dump_json())
+    command = [sys.executable, "-I", "-S", LAUNCHER]
+    command += ["--parent-pid", str(os.getpid())]
+    if cores:
+        command += ["--cpu-cores", ",".join(str(core) for core in cores)]
+    command += ["--", sys.executable, "-m", "services.loadgen"]
+    command += ["--spec", str(spec_path), "--out", str(out)]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=MAX_LINE_BYTES,
+        start_new_session=True,
+    )
+    limit_s = spec.schedule().duration_s + spec.deadline_s + spec.grace_s + EXTRA_TIME_S
+    try:
+        async with asyncio.timeout(limit_s):
+            complaint = await _follow(process, on_progress)
+    except TimeoutError:
+        raise LoadProcessError(f"the load generator did not end within {limit_s:.0f} s") from None
+    finally:
+        await _end(process)
+    if process.returncode:
+        raise LoadProcessError(complaint.removeprefix("error: ") or f"exit {process.returncode}")
+    return await asyncio.to_thread(RunRecords.load, out)
+
+
+async def _follow(
+    process: asyncio.subprocess.Process, on_progress: Callable[[dict[str, Any]], None] | None
+) -> str:
+    """Reads progress until the process ends; returns the last line of its standard error."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.create_task(process.stderr.read(MAX_LINE_BYTES))
+    try:
+        async for line in process.stdout:
+            event = json.loads(line)
+            if on_progress is not None and event["event"] == "progress":
+                on_progress(event)
+        await process.wait()
+        lines = (await errors).decode(errors="replace").strip().splitlines()
+    finally:
+        errors.cancel()
+    return lines[-1] if lines else ""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends a process that still runs, gracefully first."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), END_WAIT_S)
+    if process.returncode is None:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,352 @@
+"""The open-loop run itself: sends on schedule whatever the mesh does, decodes at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from services.client import convert, errors
+from services.client.channels import Router, RouterPool
+from services.loadgen.prompts import Prompt, draw_prompts
+from services.loadgen.records import (
+    CANCELLED,
+    COLUMNS,
+    FAILED,
+    LATE,
+    NAMED,
+    ON_TIME,
+    REFUSED,
+    RunRecords,
+)
+from services.loadgen.spec import LoadSpec
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+
+CONNECT_TIMEOUT_S = 5.0
+END_WAIT_S = 5.0
+"""How long stragglers may take beyond their own time limit before they are cancelled and.
+
+Counted as failed.
+"""
+METHOD = "/tiercel.router_inference.v1.RouterInferenceService/"
+
+
+class LoadRunError(Exception):
+    """A run that could not start."""
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """What happened to one request; decoded when the run is over.
+
+    Attributes:
+        lag_s: How late it was sent.
+        latency_s: From its intended send time to its end.
+        first_token_s: The same to its first chunk; NaN if none was seen.
+        status: Index into ``records.STATUSES``; -1 while under way.
+        payload: Raw GenerateResponse, or the raw stream messages.
+        error: The RPC's failure.
+        reason: Reason given on this side, where there is no RPC failure to take it from.
+    """
+
+    lag_s: float = 0.0
+    latency_s: float = math.nan
+    first_token_s: float = math.nan
+    status: int = -1
+    payload: bytes | list[bytes] | None = None
+    error: grpc.aio.AioRpcError | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass(slots=True)
+class Progress:
+    """Counts so far, for the live view; all monotonic but ``in_flight``."""
+
+    elapsed_s: float
+    planned: int
+    offered: int
+    on_time: int
+    late: int
+    refused: int
+    cancelled: int
+    failed: int
+    in_flight: int
+
+
+class LoadRun:
+    """One run of a spec; made and used inside one event loop."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        """Draws arrivals and prompts; nothing is sent yet."""
+        self._spec = spec
+        self._schedule = spec.schedule()
+        count = len(self._schedule.send_s)
+        self._prompts = draw_prompts(spec.task_mix, spec.pools(), count, seed=spec.seed)
+        self._specs = {id(each): self._message(each) for each in self._prompts}
+        draws = np.random.default_rng([spec.seed, 2]).random(count)
+        self._cancels = draws < spec.cancel_share
+        self._rows: list[Row] = []
+        self._counts = [0] * 5
+        self._start_s = 0.0
+        self._stop = asyncio.Event()
+        self._pool = RouterPool(spec.router_addresses)
+        self._calls = {router.address: self._callable(router) for router in self._pool.routers}
+
+    def stop(self) -> None:
+        """Ends the sending early; what was sent is still waited for and counted."""
+        self._stop.set()
+
+    async def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunRecords:
+        """Sends everything on schedule and returns the records.
+
+        Raises:
+            LoadRunError: No router can be reached at the start.
+        """
+        await self._connect()
+        started_unix_s = time.time()
+        self._start_s = time.monotonic() + 0.05
+        reporter = asyncio.create_task(self._report(on_progress)) if on_progress else None
+        tasks = await self._send_all()
+        if tasks:
+            limit_s = self._spec.deadline_s + self._spec.grace_s + END_WAIT_S
+            _, pending = await asyncio.wait(tasks, timeout=limit_s)
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending, timeout=1.0)
+        if reporter:
+            reporter.cancel()
+        if on_progress:
+            on_progress(self._progress())
+        await self._pool.close()
+        return self._records(started_unix_s)
+
+    async def _connect(self) -> None:
+        waits = [router.channel.channel_ready() for router in self._pool.routers]
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        done, pending = await asyncio.wait(
+            tasks, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in pending:
+            task.cancel()
+        if not done:
+            addresses = ", ".join(self._spec.router_addresses)
+            await self._pool.close()
+            raise LoadRunError(f"no router answers at {addresses}")
+
+    async def _send_all(self) -> list[asyncio.Task[None]]:
+        tasks = []
+        send_s = self._schedule.send_s.tolist()
+        for index, offset_s in enumerate(send_s):
+            delay_s = self._start_s + offset_s - time.monotonic()
+            if delay_s > 0 and await self._stopped_within(delay_s):
+                break
+            if self._stop.is_set():
+                break
+            row = Row()
+            self._rows.append(row)
+            tasks.append(asyncio.create_task(self._one(index, row)))
+        return tasks
+
+    async def _stopped_within(self, delay_s: float) -> bool:
+        """Sleeps; a stop is noticed before the next send, at the latest after half a second."""
+        while delay_s > 0.5:
+            await asyncio.sleep(0.5)
+            if self._stop.is_set():
+                return True
+            delay_s -= 0.5
+        await asyncio.sleep(max(delay_s, 0.0))
+        return self._stop.is_set()
+
+    async def _one(self, index: int, row: Row) -> None:
+        intended_s = self._start_s + float(self._schedule.send_s[index])
+        due_s = intended_s + self._spec.deadline_s
+        row.lag_s = max(0.0, time.monotonic() - intended_s)
+        try:
+            if self._cancels[index]:
+                left_s = intended_s + self._spec.cancel_after_s - time.monotonic()
+                async with asyncio.timeout(max(left_s, 0.0)):
+                    await self._attempt(index, row, intended_s, due_s)
+            else:
+                await self._attempt(index, row, intended_s, due_s)
+        except TimeoutError:
+            row.status = CANCELLED
+        except asyncio.CancelledError:
+            row.status, row.reason = FAILED, "NO_END"
+        except grpc.aio.AioRpcError as error:
+            row.error = error
+            row.status = _status_of(error)
+        row.latency_s = time.monotonic() - intended_s
+        if row.status == -1:
+            row.status = ON_TIME if row.latency_s <= self._spec.deadline_s else LATE
+        self._counts[row.status] += 1
+
+    async def _attempt(self, index: int, row: Row, intended_s: float, due_s: float) -> None:
+        failure: grpc.aio.AioRpcError | None = None
+        for router in self._pool.attempts():
+            left_s = due_s - time.monotonic()
+            told_s = left_s - self._spec.network_allowance_s
+            if told_s <= 0:
+                break
+            request = self._request(self._prompts[index], told_s)
+            call = self._calls[router.address](request, timeout=left_s + self._spec.grace_s)
+            try:
+                if self._spec.stream:
+                    await self._read_stream(call, row, intended_s)
+                else:
+                    row.payload = await call
+                return
+            except grpc.aio.AioRpcError as error:
+                if not self._spec.failover or row.payload or not errors.is_transport_failure(error):
+                    raise
+                self._pool.avoid(router)
+                failure = error
+        if failure is not None:
+            raise failure
+        row.status, row.reason = LATE, "SENT_TOO_LATE"
+
+    async def _read_stream(self, call: Any, row: Row, intended_s: float) -> None:
+        messages: list[bytes] = []
+        row.payload = messages
+        async for message in call:
+            if not messages:
+                row.first_token_s = time.monotonic() - intended_s
+            messages.append(message)
+
+    def _message(self, prompt: Prompt) -> pb.GenerationSpec:
+        return convert.generation_spec(
+            prompt.text,
+            task=prompt.task,
+            max_output_tokens=self._spec.max_output_tokens,
+            quality_floor=self._spec.quality_floor,
+            tier=self._spec.tier,
+        )
+
+    def _request(self, prompt: Prompt, deadline_s: float) -> bytes:
+        """Serializes a request; Generate and GenerateStream have the same layout."""
+        message = pb.GenerateRequest(spec=self._specs[id(prompt)])
+        message.spec.deadline.FromNanoseconds(int(deadline_s * 1e9))
+        return message.SerializeToString()
+
+    def _callable(self, router: Router) -> Any:
+        """A bare method of raw bytes: nothing is parsed while the run lasts."""
+        if self._spec.stream:
+            return router.channel.unary_stream(METHOD + "GenerateStream")
+        return router.channel.unary_unary(METHOD + "Generate")
+
+    async def _report(self, on_progress: Callable[[Progress], None]) -> None:
+        while True:
+            await asyncio.sleep(self._spec.progress_interval_s)
+            on_progress(self._progress())
+
+    def _progress(self) -> Progress:
+        offered = len(self._rows)
+        ended = sum(self._counts)
+        elapsed_s = max(0.0, time.monotonic() - self._start_s)
+        planned = len(self._schedule.send_s)
+        on_time, late, refused, cancelled, failed = self._counts
+        return Progress(
+            elapsed_s, planned, offered, on_time, late, refused, cancelled, failed, offered - ended
+        )
+
+    def _records(self, started_unix_s: float) -> RunRecords:
+        table = _Table([phase.name for phase in self._schedule.phases])
+        for index, row in enumerate(self._rows):
+            prompt = self._prompts[index]
+            table.add(row, prompt)
+        count = len(self._rows)
+        table.columns["intended_s"] = self._schedule.send_s[:count].tolist()
+        table.columns["phase"] = self._schedule.phase_index[:count].tolist()
+        meta = {
+            "deadline_s": self._spec.deadline_s,
+            "started_unix_s": started_unix_s,
+            "duration_s": self._schedule.duration_s,
+            "planned": len(self._schedule.send_s),
+            "interrupted": count < len(self._schedule.send_s),
+            "spec": self._spec.model_dump(mode="json"),
+        }
+        return table.records(meta)
+
+
+class _Table:
+    """Rows become columns; texts become indexes."""
+
+    def __init__(self, phases: list[str]) -> None:
+        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self._names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
+        self._phases = phases
+
+    def add(self, row: Row, prompt: Prompt) -> None:
+        """Adds a row, its payload decoded."""
+        text, completion = _decode(row.payload)
+        reason = row.reason or (_reason_of(row.error) if row.error else "")
+        served = completion is not None and row.status in (ON_TIME, LATE)
+        add = self.columns
+        add["lag_s"].append(row.lag_s)
+        add["latency_s"].append(row.latency_s)
+        add["first_token_s"].append(row.first_token_s)
+        add["status"].append(row.status)
+        add["task"].append(self._index("task", prompt.task))
+        add["reason"].append(self._index("reason", reason))
+        add["answered"].append(served)
+        if completion is None or not served:
+            completion = pb.Completion(quality=math.nan)
+        add["tier"].append(self._index("tier", completion.tier))
+        add["endpoint"].append(self._index("endpoint", completion.endpoint))
+        policy, version = completion.policy, completion.policy_version
+        label = version if version.startswith(policy) else f"{policy}@{version}"
+        add["policy_version"].append(self._index("policy_version", label))
+        add["quality"].append(completion.quality)
+        add["exact"].append(prompt.score(text) if served else math.nan)
+        add["rescued"].append(completion.rescued)
+        add["retries"].append(min(completion.retry_count, 127))
+
+    def records(self, meta: dict[str, Any]) -> RunRecords:
+        """Builds the arrays."""
+        columns = {name: np.array(self.columns[name], dtype) for name, dtype in COLUMNS.items()}
+        names = {name: tuple(self._names[name]) for name in NAMED}
+        names["phase"] = tuple(self._phases)
+        return RunRecords(columns, names, meta)
+
+    def _index(self, column: str, name: str) -> int:
+        if not name:
+            return -1
+        known = self._names[column]
+        return known.setdefault(name, len(known))
+
+
+def _decode(payload: bytes | list[bytes] | None) -> tuple[str, pb.Completion | None]:
+    """Text and completion of a unary answer or of a stream.
+
+    No completion if the stream broke off.
+    """
+    if isinstance(payload, bytes):
+        response = pb.GenerateResponse.FromString(payload)
+        return response.text, response.completion
+    text, completion = "", None
+    for message in payload or ():
+        event = pb.GenerateStreamResponse.FromString(message)
+        if event.WhichOneof("event") == "chunk":
+            text += event.chunk.text
+        else:
+            completion = event.completion
+    return text, completion
+
+
+def _status_of(error: grpc.aio.AioRpcError) -> int:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return LATE
+    return REFUSED if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else FAILED
+
+
+def _reason_of(error: grpc.aio.AioRpcError) -> str:
+    failure = errors.from_rpc_error(error)
+    if failure.details.reason:
+        return failure.details.reason
+    return f"{errors.TRANSPORT_REASON}_{error.code().name}"

@@ -1,0 +1,214 @@
+"""What a load run shall do, checked before anything is sent."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import pathlib
+import tomllib
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.loadgen.arrivals import (
+    MAX_CV,
+    MAX_DURATION_S,
+    MAX_RATE_RPS,
+    Phase,
+    Process,
+    Schedule,
+    ScheduleError,
+    make_schedule,
+)
+from services.loadgen.prompts import Prompt, made_up_pool
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class LoadSpecError(ValueError):
+    """A load spec with mistakes; the text names every field and its limit."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PhaseSpec(_Model):
+    """A stretch of time with one mean rate.
+
+    Attributes:
+        name: Name in tables.
+        duration_s: Length in seconds.
+        rate_rps: Mean arrivals per second; 0 means a pause.
+    """
+
+    name: Name
+    duration_s: float = Field(gt=0, le=MAX_DURATION_S)
+    rate_rps: float = Field(ge=0, le=MAX_RATE_RPS)
+
+
+class PromptSpec(_Model):
+    """One prompt.
+
+    Attributes:
+        text: What is sent.
+        answer: The only right answer, for scoring by exact match; None if it cannot be scored.
+    """
+
+    text: str = Field(min_length=1, max_length=65_536)
+    answer: str | None = None
+
+
+class LoadSpec(_Model):
+    """One bounded open-loop run against routers on this machine.
+
+    Attributes:
+        router_addresses: host:port of each router, loopback only; used in turn.
+        phases: The rate schedule.
+        deadline_s: Deadline of every request, from its intended send time, in seconds.
+        task_mix: Share of each task; only ratios count.
+        seed: Seed of arrivals, tasks and prompts.
+        process: Kind of arrivals.
+        cv: Coefficient of variation of ``gamma`` arrivals.
+        prompts: Pool of prompts per task, used in order, over again from its end.
+        prompt_chars: Length of made-up prompts, for tasks without a pool.
+        max_output_tokens: Limit per request; None means the task's default.
+        tier: Pins every request to one tier; empty means that the router chooses.
+        quality_floor: Lowest quality accepted, 0 to 1.
+        stream: Uses GenerateStream and records first-token times.
+        failover: Tries the next router when one is not reached, as the Python client does.
+        cancel_share: Share of requests cancelled by the client.
+        cancel_after_s: When, from their intended send time.
+        network_allowance_s: Taken off the deadline told to the router, because the answer still has
+            to come back.
+        grace_s: How long beyond its deadline an answer is waited for, so that lateness is seen and
+            not only cut off.
+        nice: Scheduling priority asked for, -20 to 19; not being allowed to raise it is no error.
+        core: Processor the generator is pinned to; None means any.
+        progress_interval_s: Time between progress lines.
+    """
+
+    router_addresses: list[str] = Field(min_length=1, max_length=64)
+    phases: list[PhaseSpec] = Field(min_length=1, max_length=10_000)
+    deadline_s: float = Field(gt=0, le=600)
+    task_mix: dict[Name, Annotated[float, Field(ge=0)]] = Field(min_length=1, max_length=64)
+    seed: int = Field(default=0, ge=0)
+    process: Process = "poisson"
+    cv: float = Field(default=1.0, gt=0, le=MAX_CV)
+    prompts: dict[Name, list[PromptSpec]] = Field(default_factory=dict)
+    prompt_chars: int = Field(default=64, ge=1, le=65_536)
+    max_output_tokens: int | None = Field(default=None, ge=1, le=65_536)
+    tier: str = Field(default="", max_length=64)
+    quality_floor: float = Field(default=0.0, ge=0, le=1)
+    stream: bool = False
+    failover: bool = True
+    cancel_share: float = Field(default=0.0, ge=0, le=1)
+    cancel_after_s: float = Field(default=0.05, ge=0, le=600)
+    network_allowance_s: float = Field(default=0.002, ge=0, le=1)
+    grace_s: float = Field(default=0.25, ge=0, le=60)
+    nice: int = Field(default=-5, ge=-20, le=19)
+    core: int | None = Field(default=None, ge=0)
+    progress_interval_s: float = Field(default=0.5, ge=0.1, le=60)
+
+    @pydantic.field_validator("router_addresses")
+    @classmethod
+    def _loopback_only(cls, addresses: list[str]) -> list[str]:
+        for address in addresses:
+            check_loopback(address)
+        return addresses
+
+    @pydantic.field_validator("task_mix")
+    @classmethod
+    def _some_share(cls, mix: dict[str, float]) -> dict[str, float]:
+        if not math.fsum(mix.values()) > 0:
+            raise ValueError("at least one share must be above 0")
+        return mix
+
+    @pydantic.model_validator(mode="after")
+    def _drawable(self) -> LoadSpec:
+        self.schedule()
+        return self
+
+    def pools(self) -> dict[str, list[Prompt]]:
+        """Prompts per task of the mix: the given ones, else 64 made-up ones."""
+        pools = {}
+        for task in self.task_mix:
+            given = [Prompt(task, each.text, each.answer) for each in self.prompts.get(task, ())]
+            pools[task] = given or made_up_pool(task, 64, self.seed, self.prompt_chars)
+        return pools
+
+    def schedule(self) -> Schedule:
+        """Draws the arrivals.
+
+        Raises:
+            ScheduleError: The phases together exceed a limit.
+        """
+        phases = [Phase(each.name, each.duration_s, each.rate_rps) for each in self.phases]
+        return make_schedule(phases, seed=self.seed, process=self.process, cv=self.cv)
+
+
+def check_loopback(address: str) -> None:
+    """Refuses an address that is not host:port on this machine: load is never aimed at others.
+
+    Raises:
+        ValueError: It is not; the text says what is accepted.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError(f"{address!r} is not host:port")
+    host = host.strip("[]")
+    if host == "localhost":
+        return
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(
+            f"{address!r} is not on this machine; load is sent to loopback addresses only"
+            " (127.0.0.0/8, [::1] or localhost)"
+        )
+
+
+def parse_spec(fields: Any, where: str = "load spec") -> LoadSpec:
+    """Checks a spec.
+
+    Raises:
+        LoadSpecError: All mistakes at once, each with its field.
+    """
+    if not isinstance(fields, dict):
+        raise LoadSpecError(f"{where}: must be a table of fields")
+    try:
+        return LoadSpec.model_validate(fields)
+    except pydantic.ValidationError as error:
+        lines = []
+        for each in error.errors(include_url=False):
+            field = ".".join(str(part) for part in each["loc"]) or "spec"
+            lines.append(f"{field}: {each['msg'].removeprefix('Value error, ')}")
+        raise LoadSpecError(f"{where}: " + "; ".join(lines)) from None
+    except ScheduleError as error:
+        raise LoadSpecError(f"{where}: {error}") from None
+
+
+def read_spec(path: pathlib.Path) -> LoadSpec:
+    """Reads a spec from a TOML or JSON file.
+
+    Raises:
+        LoadSpecError: The file cannot be read or holds mistakes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadSpecError(f"{path}: cannot be read: {error}") from None
+    if path.suffix == ".toml":
+        try:
+            fields = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise LoadSpecError(f"{path}: not TOML: {error}") from None
+        return parse_spec(fields, str(path))
+    try:
+        return parse_spec(json.loads(text), str(path))
+    except json.JSONDecodeError as error:
+        raise LoadSpecError(f"{path}: not JSON: {error}") from None

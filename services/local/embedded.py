@@ -1,0 +1,344 @@
+"""An embedded mesh: Redis, Triton, load monitor.
+
+Trainer and routers as children of this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from services.cli.errors import CommandError
+from services.local import backends, probes
+from services.local.child import ChildError, ChildSpec
+from services.local.cores import CoreLayout, machine_layout
+from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
+from services.local.ports import DEFAULT_PORTS, HOST, choose_ports
+from services.local.settings_file import TaskEntry, settings_text
+from services.local.supervisor import Supervisor, kill_descendants
+
+STAGE_BACKENDS, STAGE_MONITOR, STAGE_TRAINER, STAGE_ROUTERS = range(4)
+THREAD_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """What to start.
+
+    Attributes:
+        name: Name of the mesh; its files lie in ``build/run/NAME``.
+        router_count: Router processes, each with its own port.
+        fleet: Reference tiers, or a paced fleet.
+        profile: Latency profile the services start with.
+        quality: Quality table the services start with.
+        tasks: Classes of requests.
+        policy: Policy the routers start with.
+        trainer: Whether a trainer is started.
+        sections: Further keys per settings section, for instance ``router_inference``.
+        fresh: Whether files of an earlier mesh of the name, its policies included, are deleted.
+    """
+
+    name: str
+    fleet: backends.Fleet
+    profile: pathlib.Path
+    quality: pathlib.Path
+    tasks: tuple[TaskEntry, ...]
+    router_count: int = 1
+    policy: str = "price"
+    trainer: bool = True
+    sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    fresh: bool = False
+
+
+class EmbeddedMesh:
+    """Starts the mesh on ``async with``; after the block no process of it is left.
+
+    ``start_backends`` and ``start_services`` may be called apart, so that the tiers can be measured
+    before the services read what was measured.
+    """
+
+    def __init__(
+        self,
+        options: MeshOptions,
+        *,
+        say: Callable[[str], None],
+        layout: CoreLayout | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Raises:
+            CommandError: A mesh of this name runs already.
+        """
+        self.options = options
+        self.layout = layout or machine_layout()
+        self.folder = run_folder(options.name).absolute()
+        _refuse_second(self.folder, options.name)
+        self._started_unix_s = time.time()
+        self._say = say
+        self._supervisor = Supervisor(say=say, changed=self._write_manifest)
+        self._ports = choose_ports(_wanted_ports(options.router_count))
+        self._repository: backends.Repository | None = None
+        self.profile, self.quality, self.tasks = options.profile, options.quality, options.tasks
+
+    @property
+    def config_path(self) -> pathlib.Path:
+        """Settings file of the services."""
+        return self.folder / "tiercel.toml"
+
+    @property
+    def router_addresses(self) -> tuple[str, ...]:
+        """Addresses of the routers (gRPC)."""
+        count = self.options.router_count
+        return tuple(self._address(f"router{index or ''}") for index in range(count))
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Addresses of everything but the routers, by what listens there."""
+        names = ["redis", "triton_grpc", "triton_http", "triton_metrics", "load_monitor"]
+        names += ["trainer"] if self.options.trainer else []
+        return {name: self._address(name) for name in names}
+
+    async def __aenter__(self) -> Self:
+        """Returns the mesh; nothing is started yet."""
+        if self.options.fresh and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends every child."""
+        await asyncio.shield(self.stop())
+
+    async def start_backends(self) -> None:
+        """Starts Redis and Triton.
+
+        Raises:
+            CommandError: One of them did not start.
+        """
+        try:
+            self._repository = self.options.fleet.write(self.folder / "triton")
+            specs = [self._redis(), self._triton(self._repository)]
+            await self._supervisor.start(specs)
+        except (ChildError, backends.BackendError) as error:
+            raise CommandError(str(error)) from None
+
+    async def start_services(self) -> None:
+        """Writes the settings file and starts monitor, trainer and routers.
+
+        Raises:
+            CommandError: One of them did not start.
+        """
+        self.write_settings()
+        specs = [self._service("load_monitor", STAGE_MONITOR)]
+        if self.options.trainer:
+            specs.append(self._service("trainer", STAGE_TRAINER, nice=self.layout.trainer_nice))
+        specs += [self._router(index) for index in range(self.options.router_count)]
+        try:
+            await self._supervisor.start(specs)
+        except ChildError as error:
+            raise CommandError(str(error)) from None
+
+    def start_count(self, name: str) -> int:
+        """How often a child was started, the first time included."""
+        return self._supervisor.children[name].start_count
+
+    async def restart(self, name: str) -> None:
+        """Restarts one child by name (``router-inference-0``, ``trainer``, ...).
+
+        Raises:
+            CommandError: It did not start again.
+        """
+        try:
+            await self._supervisor.restart(name)
+        except ChildError as error:
+            raise CommandError(str(error)) from None
+
+    async def stop(self, *, graceful: bool = True) -> None:
+        """Ends every child and removes the manifest."""
+        await self._supervisor.stop(graceful=graceful)
+        left = kill_descendants()
+        if left:
+            self._say(f"ended leftover processes: {', '.join(left)}")
+        (self.folder / FILE_NAME).unlink(missing_ok=True)
+
+    def write_settings(self) -> None:
+        """Writes the settings file from the present profile, quality table and tasks."""
+        assert self._repository is not None, "the backends come first"
+        endpoints = self._repository.endpoints(
+            self._address("triton_grpc"), self._address("triton_metrics")
+        )
+        sections = {
+            "router_inference": {
+                "policy": self.options.policy,
+                "lame_duck_s": 0.2,
+                **self.options.sections.get("router_inference", {}),
+            },
+            "load_monitor": {"lame_duck_s": 0.0, **self.options.sections.get("load_monitor", {})},
+            "trainer": {
+                "lame_duck_s": 0.0,
+                "data_dir": str(self.folder / "trainer"),
+                **self.options.sections.get("trainer", {}),
+            },
+        }
+        text = settings_text(
+            name=self.options.name,
+            tiers=self.options.fleet.tiers,
+            profile=self.profile.absolute(),
+            quality=self.quality.absolute(),
+            addresses=self.addresses,
+            tasks=self.tasks,
+            endpoints=endpoints,
+            sections=sections,
+        )
+        self.config_path.write_text(text)
+
+    def manifest(self) -> Manifest:
+        """What other commands need to know about the mesh."""
+        metrics = {"load_monitor": self._address("load_monitor_metrics")}
+        if self.options.trainer:
+            metrics["trainer"] = self._address("trainer_metrics")
+        for index in range(self.options.router_count):
+            name = f"router-inference-{index}"
+            metrics[name] = self._address(f"router{index or ''}_metrics")
+        processes = {
+            name: {
+                "pid": child.pid,
+                "log": str(child.spec.log_path),
+                "start_count": child.start_count,
+            }
+            for name, child in self._supervisor.children.items()
+        }
+        return Manifest(
+            name=self.options.name,
+            pid=os.getpid(),
+            started_unix_s=self._started_unix_s,
+            kind=self.options.fleet.kind,
+            config=str(self.config_path),
+            routers=self.router_addresses,
+            addresses=self.addresses,
+            metrics=metrics,
+            processes=processes,
+            cores={
+                "service": list(self.layout.service_cores),
+                "device": list(self.layout.device_cores),
+            },
+        )
+
+    def _write_manifest(self) -> None:
+        self.manifest().write(self.folder)
+
+    def _address(self, port_name: str) -> str:
+        return f"{HOST}:{self._ports[port_name]}"
+
+    def _redis(self) -> ChildSpec:
+        data = self.folder / "redis"
+        data.mkdir(exist_ok=True)
+        address = self._address("redis")
+        command = backends.redis_command(self._ports["redis"], data)
+        return ChildSpec(
+            name="redis",
+            command=command,
+            is_ready=lambda: probes.redis_answers(address),
+            log_path=self.folder / "logs" / "redis.log",
+            stage=STAGE_BACKENDS,
+            cores=self.layout.service_cores,
+            ready_timeout_s=20.0,
+        )
+
+    def _triton(self, repository: backends.Repository) -> ChildSpec:
+        command = backends.triton_command(
+            repository,
+            ports={name: self._ports[f"triton_{name}"] for name in ("grpc", "http", "metrics")},
+            cores=self.layout.device_cores,
+            nice=self.layout.tier_nice,
+            log_path=self.folder / "logs" / "triton-server.log",
+        )
+        http, grpc = self._address("triton_http"), self._address("triton_grpc")
+        return ChildSpec(
+            name="triton",
+            command=command,
+            is_ready=lambda: probes.http_ok(http, "/v2/health/ready"),
+            is_alive=lambda: probes.triton_answers(grpc),
+            log_path=self.folder / "logs" / "triton.log",
+            stage=STAGE_BACKENDS,
+            ready_timeout_s=180.0,
+            stop_timeout_s=30.0,
+        )
+
+    def _router(self, index: int) -> ChildSpec:
+        return self._service(
+            "router_inference",
+            STAGE_ROUTERS,
+            name=f"router-inference-{index}",
+            port=f"router{index or ''}",
+            extra=("--set", f"router_inference.router_id={self.options.name}-{index}"),
+        )
+
+    def _service(
+        self,
+        section: str,
+        stage: int,
+        *,
+        name: str = "",
+        port: str = "",
+        nice: int = 0,
+        extra: tuple[str, ...] = (),
+    ) -> ChildSpec:
+        name, port = name or section.replace("_", "-"), port or section
+        ready_file = self.folder / "ready" / f"{name}.json"
+        ready_file.parent.mkdir(exist_ok=True)
+        ready_file.unlink(missing_ok=True)
+        command = (
+            *(sys.executable, "-m", f"services.{section}", "--config", str(self.config_path)),
+            *("--listen", self._address(port)),
+            *("--metrics-listen", self._address(f"{port}_metrics")),
+            *("--ready-file", str(ready_file)),
+            *extra,
+        )
+        return ChildSpec(
+            name=name,
+            command=command,
+            is_ready=lambda: probes.file_exists(ready_file),
+            log_path=self.folder / "logs" / f"{name}.log",
+            stage=stage,
+            variables=THREAD_VARIABLES,
+            cores=self.layout.service_cores,
+            nice=nice,
+        )
+
+
+def _wanted_ports(router_count: int) -> dict[str, int]:
+    """Default ports; further routers ask for the ports after those of all first ones."""
+    wanted = dict(DEFAULT_PORTS)
+    for index in range(1, router_count):
+        wanted[f"router{index}"] = DEFAULT_PORTS["trainer"] + index
+        wanted[f"router{index}_metrics"] = DEFAULT_PORTS["trainer_metrics"] + index
+    return wanted
+
+
+def _refuse_second(folder: pathlib.Path, name: str) -> None:
+    try:
+        running = find_mesh(name)
+    except CommandError:
+        return
+    raise CommandError(
+        f"a mesh {name!r} runs already (pid {running.pid}, {folder}); use another --name"
+    )

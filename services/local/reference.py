@@ -1,0 +1,84 @@
+"""Facts about the reference tiers' mesh: its files, tasks and scorable examples."""
+
+from __future__ import annotations
+
+import pathlib
+
+from services.cli.errors import InputError
+from services.local.settings_file import TaskEntry
+from trainer.reference_tiers import tasks as reference_tasks
+from trainer.shipped import project_root
+
+DEFAULT_DEADLINE_S = 0.5
+"""Deadline of requests that bring none, until a measurement on this machine sets a better one."""
+
+
+def project_file(folder: str, name: str) -> pathlib.Path:
+    """Path of a shipped profile or quality file."""
+    return project_root() / folder / name
+
+
+def shipped_profile() -> pathlib.Path:
+    """Latency profile of the reference tiers, measured on one machine when they were trained."""
+    return project_file("profiles", "reference.toml")
+
+
+def shipped_quality() -> pathlib.Path:
+    """Quality table of the reference tiers, measured through a live endpoint."""
+    return project_file("quality", "reference.toml")
+
+
+def task_entries(deadline_s: float = DEFAULT_DEADLINE_S) -> tuple[TaskEntry, ...]:
+    """Settings of the four reference tasks."""
+    return tuple(
+        TaskEntry(
+            name=name,
+            default_deadline_s=round(deadline_s, 4),
+            default_max_output_tokens=reference_tasks.MAX_ANSWER_CHARS + 2,
+            expected_output_tokens=expected_output_tokens(name),
+        )
+        for name in reference_tasks.task_names()
+    )
+
+
+def expected_output_tokens(task: str) -> float:
+    """Mean answer length of a task in characters, plus the token that ends it."""
+    examples = reference_tasks.eval_set(task, 200, seed=0)
+    return round(sum(len(each.answer) for each in examples) / len(examples) + 1, 2)
+
+
+def example_pools(count: int, seed: int) -> dict[str, list[dict[str, str]]]:
+    """Held-out prompts with their right answers per task, as a load spec takes them."""
+    return {
+        name: [
+            {"text": each.prompt, "answer": each.answer}
+            for each in reference_tasks.eval_set(name, count, seed)
+        ]
+        for name in reference_tasks.task_names()
+    }
+
+
+def even_mix() -> dict[str, float]:
+    """All reference tasks in equal shares."""
+    return dict.fromkeys(reference_tasks.task_names(), 1.0)
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Parses ``sort=2,reverse=1`` (a name without a number counts once).
+
+    Raises:
+        InputError: Not of that form, or a share that is no number from 0 up.
+    """
+    mix: dict[str, float] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        name, separator, share = part.partition("=")
+        try:
+            value = float(share) if separator else 1.0
+        except ValueError:
+            raise InputError(f"--mix: {share!r} is no number") from None
+        if not name or not 0 <= value < float("inf"):
+            raise InputError(f"--mix: expected TASK=SHARE with a share from 0 up, got {part!r}")
+        mix[name] = value
+    if not mix:
+        raise InputError("--mix: name at least one task, for instance sort=2,reverse=1")
+    return mix

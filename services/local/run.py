@@ -1,0 +1,51 @@
+"""Runs a command that owns child processes: signals end it in order, a second one at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from services.cli.output import note
+from services.local.supervisor import kill_descendants
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNAL_EXIT_BASE = 128
+
+
+def run_owning_children(work: Coroutine[Any, Any, int]) -> int:
+    """Runs ``work``; the first signal cancels it, a second one kills every child and exits.
+
+    Returns:
+        What ``work`` returns, or 128 + the signal's number if it was cut off.
+    """
+    return asyncio.run(_guard(work))
+
+
+async def _guard(work: Coroutine[Any, Any, int]) -> int:
+    task = asyncio.ensure_future(work)
+    received: list[int] = []
+
+    def on_signal(number: int) -> None:
+        received.append(number)
+        if len(received) == 1:
+            note("stopping (once more to kill)")
+            task.cancel()
+        else:
+            kill_descendants()
+            os._exit(SIGNAL_EXIT_BASE + number)
+
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return SIGNAL_EXIT_BASE + received[0]
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,298 @@
+"""Writes model repositories for Triton: a fleet of paced devices, or the reference tiers.
+
+A written repository is complete in itself (paced) or links to the sources (reference), and goes
+with the `[[mesh.endpoints]]` entries that a mesh needs to use it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from services.common.triton import device_clock
+from services.common.triton.errors import TritonServerError
+from trainer.shipped import project_root
+
+# What every paced model directory gets from this package; standard library only, both of them.
+_SHARED_MODULES = ("device_clock.py", "paced_engine.py")
+_MARKER = "generated-by-tiercel"
+STATES = ("ok", "lost", "hung")
+
+
+class RepositoryError(TritonServerError):
+    """A model repository cannot be written as asked; the text names the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacedFleet:
+    """A fleet of paced devices.
+
+    Attributes:
+        profile: Latency profile file (`profiles/*.toml`).
+        tiers: Tier names, all of them in the profile.
+        device_count: Number of devices. With `sharing="own"`, devices per tier.
+        time_scale: Factor on every time, 1.0: as in the profile.
+        sharing: `shared`: every device carries all tiers, which take turns on it. `own`: every
+            device carries one tier.
+        servers: `one`: one Triton carries all devices. `per_device`: each device has its own.
+        output_tokens_mean: Mean length of an answer, drawn per request; 0: always the limit.
+        output_tokens_variation: Coefficient of variation of that length.
+        max_queue_count: Most requests that may wait per model.
+    """
+
+    profile: Path
+    tiers: tuple[str, ...]
+    device_count: int = 1
+    time_scale: float = 1.0
+    sharing: Literal["shared", "own"] = "shared"
+    servers: Literal["one", "per_device"] = "one"
+    output_tokens_mean: float = 0.0
+    output_tokens_variation: float = 0.5
+    max_queue_count: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlacement:
+    """One device and the Triton model of each tier on it."""
+
+    device: str
+    models: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRepository:
+    """The repository of one Triton server.
+
+    Attributes:
+        name: Server name, unique in the fleet.
+        path: Model repository for `TritonServerConfig.repository`.
+        devices: What it carries.
+    """
+
+    name: str
+    path: Path
+    devices: tuple[DevicePlacement, ...]
+
+    def endpoints(self, grpc_address: str, metrics_address: str = "") -> list[dict[str, Any]]:
+        """Returns its `[[mesh.endpoints]]` entries, one per device."""
+        single = len(self.devices) == 1
+        entries: list[dict[str, Any]] = []
+        for placement in self.devices:
+            entry: dict[str, Any] = {
+                "name": self.name if single else f"{self.name}-{placement.device}",
+                "address": grpc_address,
+                "device": placement.device,
+                "tiers": list(placement.models),
+                "models": {t: model for t, model in placement.models.items() if t != model},
+            }
+            if metrics_address:
+                entry["metrics_address"] = metrics_address
+            entries.append(entry)
+        return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacedRepository:
+    """A written paced fleet.
+
+    Attributes:
+        servers: One entry per Triton server to start.
+        state_directory: Clock and control files of the devices.
+    """
+
+    servers: tuple[ServerRepository, ...]
+    state_directory: Path
+
+    def set_device(self, device: str, *, slow_down: float = 1.0, state: str = "ok") -> None:
+        """Injects a fault into a device, or with the defaults heals it, from now on.
+
+        Args:
+            device: Device name, for example `gpu0`.
+            slow_down: Factor on the device's times, > 0.
+            state: `ok`, `lost` (requests fail at once) or `hung` (nothing moves).
+        """
+        if state not in STATES or not slow_down > 0.0:
+            raise RepositoryError(f"state must be one of {', '.join(STATES)}, slow_down above 0")
+        target = self.state_directory / f"{device}.control.json"
+        draft = target.with_suffix(".tmp")
+        draft.write_text(json.dumps({"slow_down": slow_down, "state": state}))
+        draft.replace(target)
+
+
+def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepository:
+    """Writes a paced fleet's repositories under `directory`, replacing an earlier one there.
+
+    Models are named `<device>_<tier>`, for example `gpu0_small`.
+
+    Raises:
+        RepositoryError: A field of the fleet is out of range, or the directory holds other files.
+    """
+    profile = _check_fleet(fleet)
+    _clear(directory)
+    state_directory = directory / "state"
+    state_directory.mkdir(parents=True)
+    placements = _place(fleet)
+    if fleet.servers == "one":
+        groups = [("triton-0", placements)]
+    else:
+        groups = [(f"triton-{index}", (place,)) for index, place in enumerate(placements)]
+    servers = []
+    for name, devices in groups:
+        path = directory / name
+        for placement in devices:
+            for slot, (tier, model) in enumerate(placement.models.items()):
+                parameters = {
+                    "tiercel_kind": "paced",
+                    "tiercel_tier": tier,
+                    "tiercel_device": placement.device,
+                    "tiercel_profile": str(profile["name"]),
+                    "tiercel_profile_source": str(profile["source"]),
+                    "tiercel_time_scale": repr(fleet.time_scale),
+                    "tiercel_state_directory": str(state_directory.absolute()),
+                    "tiercel_slot": str(slot),
+                    "tiercel_output_tokens_mean": repr(fleet.output_tokens_mean),
+                    "tiercel_output_tokens_variation": repr(fleet.output_tokens_variation),
+                    "tiercel_max_queue": str(fleet.max_queue_count),
+                }
+                _write_paced_model(path / model, model, parameters, fleet.profile)
+        servers.append(ServerRepository(name=name, path=path, devices=devices))
+    return PacedRepository(servers=tuple(servers), state_directory=state_directory)
+
+
+def write_reference_repository(
+    directory: Path, tiers: tuple[str, ...], *, max_batch: int | None = None
+) -> ServerRepository:
+    """Writes a repository of the reference tiers that links to their sources.
+
+    Args:
+        directory: Where to write; an earlier repository there is replaced.
+        tiers: Tier names, each a directory of `deploy/triton/reference`.
+        max_batch: Most sequences in one iteration, for all tiers; None: as in their sources.
+
+    Raises:
+        RepositoryError: A tier is not there, or the directory holds other files.
+    """
+    source = _models_root() / "reference"
+    missing = [tier for tier in tiers if not (source / tier / "config.pbtxt").is_file()]
+    if missing or not tiers:
+        raise RepositoryError(f"tiers: no reference tier named {', '.join(missing) or '(none)'}")
+    if max_batch is not None and max_batch < 1:
+        raise RepositoryError(f"max_batch: must be at least 1 (got {max_batch})")
+    _clear(directory)
+    path = directory / "triton-0"
+    for tier in tiers:
+        config = read_model_config(source / tier / "config.pbtxt")
+        if max_batch is not None:
+            config.parameters["tiercel_max_batch"].string_value = str(max_batch)
+        (path / tier).mkdir(parents=True)
+        (path / tier / "config.pbtxt").write_text(text_format.MessageToString(config))
+        # The model finds its shared parts from its own, resolved place.
+        (path / tier / "1").symlink_to((source / tier / "1").absolute())
+    placement = DevicePlacement(device="triton-0", models={tier: tier for tier in tiers})
+    return ServerRepository(name="triton-0", path=path, devices=(placement,))
+
+
+def read_model_config(path: Path) -> Any:
+    """Parses a `config.pbtxt` into Triton's own message, which knows every field.
+
+    Raises:
+        RepositoryError: The file is missing or is no model configuration.
+    """
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path}: {error}") from error
+
+
+def _check_fleet(fleet: PacedFleet) -> dict[str, Any]:
+    """Checks every field, all problems in one error; returns the parsed profile."""
+    try:
+        profile = tomllib.loads(fleet.profile.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise RepositoryError(f"profile {fleet.profile}: {error}") from error
+    known = profile.get("tiers", {})
+    problems = [
+        f"tiers: {tier!r} is not in the profile, which has {', '.join(known)}"
+        for tier in fleet.tiers
+        if tier not in known
+    ]
+    if not fleet.tiers or len(set(fleet.tiers)) != len(fleet.tiers):
+        problems.append("tiers: needs at least one, each once")
+    if len(fleet.tiers) > device_clock.SLOT_COUNT:
+        problems.append(f"tiers: at most {device_clock.SLOT_COUNT} share a device")
+    if "name" not in profile or "source" not in profile:
+        problems.append("profile: needs a name and a source")
+    for field, value, lowest in (
+        ("device_count", fleet.device_count, 1),
+        ("max_queue_count", fleet.max_queue_count, 1),
+        ("output_tokens_mean", fleet.output_tokens_mean, 0),
+        ("output_tokens_variation", fleet.output_tokens_variation, 0),
+    ):
+        if not value >= lowest:
+            problems.append(f"{field}: must be at least {lowest} (got {value})")
+    if not 0.0 < fleet.time_scale < float("inf"):
+        problems.append(f"time_scale: must be above 0 (got {fleet.time_scale})")
+    if problems:
+        raise RepositoryError("; ".join(problems))
+    return profile
+
+
+def _place(fleet: PacedFleet) -> tuple[DevicePlacement, ...]:
+    """Names devices and models."""
+    if fleet.sharing == "shared":
+        tiers_of_device = [fleet.tiers] * fleet.device_count
+    else:
+        tiers_of_device = [(tier,) for tier in fleet.tiers for _ in range(fleet.device_count)]
+    return tuple(
+        DevicePlacement(device=f"gpu{index}", models={tier: f"gpu{index}_{tier}" for tier in tiers})
+        for index, tiers in enumerate(tiers_of_device)
+    )
+
+
+def _write_paced_model(
+    directory: Path, name: str, parameters: Mapping[str, str], profile: Path
+) -> None:
+    """Writes one model directory."""
+    source = _models_root() / "paced"
+    config = read_model_config(source / "config.pbtxt")
+    config.name = name
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    version = directory / "1"
+    version.mkdir(parents=True)
+    (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
+    shutil.copy2(source / "1" / "model.py", version / "model.py")
+    shutil.copy2(profile, version / "profile.toml")
+    for module in _SHARED_MODULES:
+        shutil.copy2(Path(device_clock.__file__).with_name(module), version / module)
+
+
+def _models_root() -> Path:
+    root = project_root() / "deploy" / "triton"
+    if not root.is_dir():
+        raise RepositoryError(f"the model sources are missing: no directory {root}")
+    return root
+
+
+def _clear(directory: Path) -> None:
+    """Makes an empty directory; deletes only what an earlier call wrote."""
+    if directory.exists():
+        if any(directory.iterdir()) and not (directory / _MARKER).exists():
+            raise RepositoryError(f"{directory} is not empty and was not written by this command")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    (directory / _MARKER).touch()
+
+
+if __name__ == "__main__":
+    from services.local.triton.repository_command import main
+
+    main()

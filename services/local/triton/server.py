@@ -1,0 +1,445 @@
+"""Starts, watches and stops a real Triton Inference Server as a child process.
+
+The binary comes out of the `nvidia-pytriton` wheel; no container and no GPU is needed. Use
+`TritonServer` from code, or `python -m services.local.triton.server --repository DIRECTORY`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from services.common.triton.errors import ModelLoadError, PortInUseError, TritonServerError
+from services.local.triton.environment import prepare_environment
+from trainer.shipped import project_root
+
+_SHARED_MEMORY = Path("/dev/shm")
+_START_ATTEMPTS = 3
+_POLL_S = 0.05
+_READY_CALL_TIMEOUT_S = 2.0
+_KILL_WAIT_S = 5.0
+_REAP_WAIT_S = 1.0
+# How long Triton waits for its models before it exits hard. It can be in vain: error responses of
+# decoupled models that cross each other leave a reference behind which keeps the model loaded.
+_TRITON_EXIT_TIMEOUT_S = 5
+# Enough for a stub that imports torch on a machine with busy cores.
+_STUB_TIMEOUT_S = 120
+# Triton traces one request in this many by itself; requests that carry a sampled `traceparent`
+# are traced whatever the rate, which is what a head-sampled mesh wants.
+_NEVER_BY_ITSELF = 2**31 - 1
+_TRACE_EXPORT_MS = 1000
+# Variables of the parent's interpreter that would lead the stubs to the wrong packages.
+_FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV")
+_QUIET_DEFAULTS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+_FAILED = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.+)")
+_PORT_TAKEN = re.compile(r"(Socket '[^']*' |[Aa]ddress )already in use")
+_EXPLICIT_LOADING = "--model-control-mode=explicit"
+
+Progress = Callable[[int, int], None]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonServerConfig:
+    """How to run one Triton server.
+
+    Attributes:
+        repository: Model repository: one directory per model, each with a `config.pbtxt`.
+        environment: Python environment with Triton in it; None: see `find_environment`.
+        host: Address of all three listeners.
+        grpc_port: gRPC port; 0: any free one.
+        http_port: HTTP port (health); 0: any free one.
+        metrics_port: Prometheus port; 0: any free one.
+        cpu_cores: Cores that Triton and its stubs may use; empty: all.
+        nice: Nice level of Triton and its stubs, 0 to 19.
+        trace_endpoint: OTLP/HTTP address for spans, for example
+            `http://127.0.0.1:4318/v1/traces`; empty: no tracing.
+        trace_service_name: `service.name` of Triton's spans.
+        trace_self_sampled: Whether Triton also traces requests without a `traceparent`.
+        log_path: File for everything Triton and its models print; None: `build/triton/`.
+        ready_timeout_s: Longest time from start to ready.
+        exit_timeout_s: Time for a graceful stop before the process group is killed. Triton
+            takes about 4 s; less leaves its stubs behind.
+        build_directory: Where the backends directory is laid out; None: `build/triton`.
+        variables: Further environment variables for Triton and its stubs.
+        extra_arguments: Further arguments for tritonserver.
+    """
+
+    repository: Path
+    environment: Path | None = None
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    http_port: int = 0
+    metrics_port: int = 0
+    cpu_cores: tuple[int, ...] = ()
+    nice: int = 0
+    trace_endpoint: str = ""
+    trace_service_name: str = "triton"
+    trace_self_sampled: bool = False
+    log_path: Path | None = None
+    ready_timeout_s: float = 120.0
+    exit_timeout_s: float = 15.0
+    build_directory: Path | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    extra_arguments: tuple[str, ...] = ()
+
+
+class TritonServer:
+    """One Triton process: `start`, then `stop`; or a context manager, plain or async.
+
+    Attributes:
+        config: What it was made with.
+        token: Triton's id, and the prefix of its shared-memory segments.
+        log_path: File that holds what Triton and its stubs print.
+        grpc_address: `host:port` of gRPC, valid after the start; likewise `http_address` and
+            `metrics_address`.
+    """
+
+    def __init__(self, config: TritonServerConfig) -> None:
+        """Prepares nothing yet; all checks happen in `start`."""
+        self.config = config
+        self.token = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}"
+        directory = config.build_directory or project_root() / "build" / "triton"
+        self.log_path = config.log_path or directory / "logs" / f"{self.token}.log"
+        self.grpc_address = self.http_address = self.metrics_address = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of tritonserver, None when none was started."""
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive, ready or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, progress: Progress | None = None) -> None:
+        """Starts Triton and waits until every model is ready.
+
+        Call it from a thread that lives as long as the server: Linux ties the child to the thread
+        that made it, and Triton is told to stop when that thread ends.
+
+        Args:
+            progress: Called with (loaded, total) models whenever one more is loaded.
+
+        Raises:
+            TritonServerError: It did not become ready; the subclass and text say why. Nothing
+                is left running.
+        """
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self._spawn()
+            try:
+                watch = _StartWatch(self, progress)
+                while not watch.ready():
+                    time.sleep(_POLL_S)
+                return
+            except PortInUseError:
+                self.stop()
+                if attempt == _START_ATTEMPTS or self._ports_are_fixed():
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+
+    async def start_async(self, progress: Progress | None = None) -> None:
+        """Does what `start` does without blocking the event loop, and can be cancelled."""
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            # In the loop's own thread: the death signal follows the thread that forks, and a
+            # worker thread may end long before this process does.
+            self._spawn()
+            try:
+                watch = _StartWatch(self, progress)
+                while not await asyncio.to_thread(watch.ready):
+                    await asyncio.sleep(_POLL_S)
+                return
+            except PortInUseError:
+                await self.stop_async()
+                if attempt == _START_ATTEMPTS or self._ports_are_fixed():
+                    raise
+            except BaseException:
+                await self.stop_async()
+                raise
+
+    def stop(self) -> None:
+        """Stops Triton gracefully, then by force; removes what it left. Safe to call again."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(self.config.exit_timeout_s)
+            except subprocess.TimeoutExpired:
+                _log.warning("Triton did not stop in %.0f s: killed", self.config.exit_timeout_s)
+        self._end_group(process)
+        self._remove_shared_memory()
+        self._process = None
+
+    async def stop_async(self) -> None:
+        """Does what `stop` does without blocking the event loop."""
+        await asyncio.shield(asyncio.to_thread(self.stop))
+
+    def __enter__(self) -> TritonServer:
+        """Starts the server."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops the server."""
+        self.stop()
+
+    async def __aenter__(self) -> TritonServer:
+        """Starts the server."""
+        await self.start_async()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stops the server."""
+        await self.stop_async()
+
+    def exit_reason(self) -> str:
+        """Returns why Triton is not running, one line, from its own log."""
+        lines = _log_lines(self.log_path)
+        for line in reversed(lines):
+            if failed := _FAILED.search(line):
+                return f"model {failed[1]} failed to load: {_tail(lines, failed[2])}"
+        errors = [line for line in lines if line.startswith(("E", "error:"))]
+        code = self._process.poll() if self._process else None
+        return errors[-1].split("] ", 1)[-1].strip('"') if errors else f"exit code {code}"
+
+    def _ports_are_fixed(self) -> bool:
+        config = self.config
+        return 0 not in (config.grpc_port, config.http_port, config.metrics_port)
+
+    def _spawn(self) -> None:
+        """Starts the process in a session of its own, with its output in the log file."""
+        config = self.config
+        if not config.repository.is_dir():
+            raise TritonServerError(f"no model repository at {config.repository}")
+        if self.running:
+            raise TritonServerError("this Triton server is running already")
+        environment = prepare_environment(config.environment, config.build_directory)
+        ports = _choose_ports(
+            config.host, (config.grpc_port, config.http_port, config.metrics_port)
+        )
+        self.grpc_address, self.http_address, self.metrics_address = (
+            f"{config.host}:{port}" for port in ports
+        )
+        variables = {k: v for k, v in os.environ.items() if k not in _FOREIGN_VARIABLES}
+        variables = _QUIET_DEFAULTS | variables | dict(config.variables)
+        variables["PATH"] = f"{environment.bin_directory}:{variables.get('PATH', '')}"
+        variables["LD_LIBRARY_PATH"] = environment.library_path
+        command = [
+            *_launcher(config),
+            str(environment.binary),
+            *_arguments(config, ports, self.token),
+            f"--backend-directory={environment.backends_directory}",
+            f"--cache-directory={environment.cache_directory}",
+            *config.extra_arguments,
+        ]
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = _popen(command, variables, log)
+
+    def _end_group(self, process: subprocess.Popen[bytes]) -> None:
+        """Kills what is left of the server's own process group: itself, or orphaned stubs."""
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+            _log.info("ended leftover processes of Triton's group %d", process.pid)
+            process.wait(_KILL_WAIT_S)
+            # Orphans are reaped by somebody else; wait for that, but not for ever.
+            give_up_s = time.monotonic() + _REAP_WAIT_S
+            while time.monotonic() < give_up_s:
+                os.killpg(process.pid, 0)
+                time.sleep(_POLL_S)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _remove_shared_memory(self) -> None:
+        """Removes this server's shared-memory segments, known by their prefix."""
+        for segment in _SHARED_MEMORY.glob(f"{self.token}*"):
+            segment.unlink(missing_ok=True)
+
+
+class _StartWatch:
+    """Follows one start: progress, readiness, failure, time."""
+
+    def __init__(self, server: TritonServer, progress: Progress | None) -> None:
+        self._server = server
+        self._progress = progress
+        self._deadline_s = time.monotonic() + server.config.ready_timeout_s
+        # With explicit loading Triton is ready with the models that its arguments name.
+        is_explicit = _EXPLICIT_LOADING in server.config.extra_arguments
+        configs = server.config.repository.glob("*/config.pbtxt")
+        self._total = 0 if is_explicit else sum(1 for _ in configs)
+        self._reported = -1
+
+    def ready(self) -> bool:
+        """Returns whether every model is ready.
+
+        Raises:
+            TritonServerError: The process ended, or the time is over.
+        """
+        server = self._server
+        loaded = {m[1] for line in _log_lines(server.log_path) if (m := _LOADED.search(line))}
+        if self._progress and len(loaded) != self._reported:
+            self._reported = len(loaded)
+            self._progress(len(loaded), self._total)
+        if not server.running:
+            raise _start_error(server)
+        if len(loaded) >= self._total and _is_ready(server.http_address):
+            return True
+        if time.monotonic() > self._deadline_s:
+            raise TritonServerError(
+                f"Triton was not ready after {server.config.ready_timeout_s:.0f} s, "
+                f"{len(loaded)} of {self._total} models loaded (log: {server.log_path})"
+            )
+        return False
+
+
+def _start_error(server: TritonServer) -> TritonServerError:
+    """Names why a starting server ended, in one line."""
+    text = "\n".join(_log_lines(server.log_path))
+    reason = f"{server.exit_reason()} (log: {server.log_path})"
+    if _PORT_TAKEN.search(text):
+        return PortInUseError(f"Triton could not listen: {reason}")
+    if _FAILED.search(text):
+        return ModelLoadError(reason)
+    return TritonServerError(f"Triton ended while starting: {reason}")
+
+
+def _popen(
+    command: list[str], variables: Mapping[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise TritonServerError(f"Triton could not be started: {error}") from error
+
+
+def _launcher(config: TritonServerConfig) -> list[str]:
+    """Returns the command that ties the server to this process; see `launch.py`."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "launch.py")]
+    command += ["--parent-pid", str(os.getpid()), "--nice", str(config.nice)]
+    if config.cpu_cores:
+        command += ["--cpu-cores", ",".join(str(core) for core in config.cpu_cores)]
+    return [*command, "--"]
+
+
+def _arguments(config: TritonServerConfig, ports: tuple[int, ...], token: str) -> list[str]:
+    """Returns tritonserver's own arguments."""
+    grpc_port, http_port, metrics_port = ports
+    arguments = [
+        f"--id={token}",
+        f"--model-repository={config.repository.absolute()}",
+        "--disable-auto-complete-config",
+        "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
+        f"--exit-timeout-secs={_TRITON_EXIT_TIMEOUT_S}",
+        f"--backend-config=python,shm-region-prefix-name={token}",
+        f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
+    ]
+    # Every listener would otherwise be open to all interfaces.
+    for name, port in (("grpc", grpc_port), ("http", http_port), ("metrics", metrics_port)):
+        arguments += [f"--{name}-address={config.host}", f"--{name}-port={port}"]
+    if config.trace_endpoint:
+        rate = 1 if config.trace_self_sampled else _NEVER_BY_ITSELF
+        settings = (
+            "mode=opentelemetry",
+            "level=TIMESTAMPS",
+            f"rate={rate}",
+            f"opentelemetry,url={config.trace_endpoint}",
+            f"opentelemetry,resource=service.name={config.trace_service_name}",
+            f"opentelemetry,bsp_schedule_delay={_TRACE_EXPORT_MS}",
+        )
+        arguments += [f"--trace-config={setting}" for setting in settings]
+    return arguments
+
+
+def _choose_ports(host: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the wanted ports with each 0 replaced by a free one.
+
+    Triton itself cannot pick a port. The sockets stay open until all are chosen, so that no port
+    is chosen twice.
+
+    Raises:
+        PortInUseError: A port that was asked for is taken.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for port in wanted:
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+                listener.listen(1)
+            except OSError as error:
+                raise PortInUseError(
+                    f"Triton cannot listen on {host}:{port}: {error.strerror}"
+                ) from error
+        return tuple(listener.getsockname()[1] for listener in sockets)
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def _is_ready(http_address: str) -> bool:
+    """Asks Triton's health endpoint once."""
+    connection = http.client.HTTPConnection(http_address, timeout=_READY_CALL_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _log_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _tail(lines: list[str], reason: str) -> str:
+    """Adds the last line of a Python traceback, which says more than Triton's first line."""
+    causes = [line.strip() for line in lines if re.match(r"^\w*(Error|Exception)\b.*: ", line)]
+    return f"{reason} ({causes[-1]})" if causes and causes[-1] not in reason else reason
+
+
+if __name__ == "__main__":
+    from services.local.triton.server_command import main
+
+    main()

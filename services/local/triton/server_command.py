@@ -1,0 +1,92 @@
+"""Command line of the Triton process class: runs one server in the foreground until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from services.common.triton.errors import TritonServerError
+from services.local.triton.server import TritonServer, TritonServerConfig
+
+_WATCH_S = 0.5
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs Triton until SIGTERM or SIGINT; exits 1 with one line when it fails.
+
+    Exit code 2 is kept for wrong arguments: a supervisor starts again after any other code, and a
+    port that the last server still held, or a crash, is worth another try.
+    """
+    server = TritonServer(_parse(arguments))
+    stopping = threading.Event()
+    started = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        stopping.set()
+        if not started.is_set():
+            # Nothing watches `stopping` yet: break the start off.
+            raise KeyboardInterrupt
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, on_signal)
+    try:
+        server.start(lambda loaded, total: _say(f"loading models: {loaded}/{total}"))
+        started.set()
+        _say(
+            f"ready: grpc {server.grpc_address} http {server.http_address} "
+            f"metrics {server.metrics_address} log {server.log_path}"
+        )
+        while server.running and not stopping.wait(_WATCH_S):
+            pass
+        if not stopping.is_set():
+            raise TritonServerError(f"Triton ended: {server.exit_reason()}")
+    except TritonServerError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        started.set()
+        server.stop()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _parse(arguments: list[str] | None) -> TritonServerConfig:
+    parser = argparse.ArgumentParser(
+        prog="python -m services.local.triton.server", description=__doc__
+    )
+    parser.add_argument("--repository", type=Path, required=True)
+    parser.add_argument("--environment", type=Path, help="default: TIERCEL_TRITON_ENV")
+    parser.add_argument("--host", default="127.0.0.1")
+    for name in ("grpc", "http", "metrics"):
+        parser.add_argument(f"--{name}-port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--cpu-cores", default="", help="for example 0,1; default: all")
+    parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--trace-endpoint", default="", help="OTLP/HTTP address for spans")
+    parser.add_argument("--log", type=Path, help="default: a file in build/triton/logs")
+    parser.add_argument("--ready-timeout-s", type=float, default=120.0)
+    options = parser.parse_args(arguments)
+    try:
+        cores = tuple(int(core) for core in options.cpu_cores.split(",") if core)
+    except ValueError:
+        parser.error(f"--cpu-cores: not a list of core numbers: {options.cpu_cores}")
+    return TritonServerConfig(
+        repository=options.repository,
+        environment=options.environment,
+        host=options.host,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        cpu_cores=cores,
+        nice=options.nice,
+        trace_endpoint=options.trace_endpoint,
+        log_path=options.log,
+        ready_timeout_s=options.ready_timeout_s,
+    )

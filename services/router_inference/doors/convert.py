@@ -1,0 +1,229 @@
+"""Messages of the router's own service to and from dataclasses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from router.types import SloKind
+from services.common.errors import InvalidArgumentError
+from services.router_inference.path.job import Ask, Job, Outcome, StepDown
+from services.router_inference.path.leases import Report, Routed
+from services.router_inference.status import RouterStatus
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+_SLO_KINDS: dict[int, SloKind] = {
+    common_pb2.SLO_KIND_COMPLETE_ANSWER: SloKind.COMPLETE_ANSWER,
+    common_pb2.SLO_KIND_FIRST_TOKEN: SloKind.FIRST_TOKEN,
+}
+_STEP_DOWNS: dict[StepDown, common_pb2.StepDownReason.ValueType] = {
+    StepDown.NONE: common_pb2.STEP_DOWN_REASON_UNSPECIFIED,
+    StepDown.POLICY: common_pb2.STEP_DOWN_REASON_POLICY,
+    StepDown.RESCUE: common_pb2.STEP_DOWN_REASON_RESCUE,
+    StepDown.RETRY: common_pb2.STEP_DOWN_REASON_RETRY,
+    StepDown.UNAVAILABLE: common_pb2.STEP_DOWN_REASON_UNAVAILABLE,
+    StepDown.PINNED: common_pb2.STEP_DOWN_REASON_PINNED,
+}
+REPORTED_OUTCOMES: dict[int, Outcome] = {
+    common_pb2.OUTCOME_STATUS_ON_TIME: Outcome.ON_TIME,
+    common_pb2.OUTCOME_STATUS_LATE: Outcome.LATE,
+    common_pb2.OUTCOME_STATUS_CANCELLED: Outcome.CANCELLED,
+    common_pb2.OUTCOME_STATUS_FAILED: Outcome.FAILED,
+}
+"""Ends a client may report for a routed request."""
+
+
+def seconds(value: Duration) -> float:
+    """Returns a duration in seconds."""
+    return float(value.seconds) + value.nanos * 1e-9
+
+
+def ask_of_spec(
+    spec: pb2.GenerationSpec, call_left_s: float | None, metadata: Any, *, is_stream: bool
+) -> Ask:
+    """Reads what a Generate or GenerateStream request asks for; nothing is checked."""
+    ask = Ask(
+        task=spec.task,
+        prompt=spec.prompt,
+        quality_floor=spec.quality_floor,
+        tier=spec.tier,
+        request_id=spec.request_id,
+        call_left_s=call_left_s,
+        is_stream=is_stream,
+        metadata=metadata or (),
+    )
+    if spec.HasField("max_output_tokens"):
+        ask.max_output_tokens = spec.max_output_tokens
+    if spec.HasField("deadline"):
+        ask.deadline_s = seconds(spec.deadline)
+    if spec.slo_kind:
+        ask.slo_kind = _SLO_KINDS.get(spec.slo_kind)
+    if spec.HasField("sampling"):
+        ask.temperature = spec.sampling.temperature
+        if spec.sampling.HasField("seed"):
+            ask.seed = spec.sampling.seed
+    return ask
+
+
+def ask_of_route(request: pb2.RouteRequest, metadata: Any) -> Ask:
+    """Reads what a Route request asks for.
+
+    Its deadline is not bound by the call's, which ends with the decision.
+    """
+    ask = Ask(
+        task=request.task,
+        prompt_tokens=request.prompt_token_count,
+        quality_floor=request.quality_floor,
+        tier=request.tier,
+        request_id=request.request_id,
+        metadata=metadata or (),
+    )
+    if request.HasField("max_output_tokens"):
+        ask.max_output_tokens = request.max_output_tokens
+    if request.HasField("deadline"):
+        ask.deadline_s = seconds(request.deadline)
+    if request.slo_kind:
+        ask.slo_kind = _SLO_KINDS.get(request.slo_kind)
+    return ask
+
+
+def completion(job: Job) -> pb2.Completion:
+    """Returns what is known about an answer."""
+    message = pb2.Completion(
+        request_id=job.request_id,
+        tier=job.tier,
+        endpoint=job.endpoint,
+        policy=job.policy,
+        policy_version=job.policy_version,
+        on_time=job.outcome is Outcome.ON_TIME,
+        quality=job.quality,
+        output_token_count=job.output_tokens,
+        finish_reason=job.finish_reason,
+    )
+    timings = message.timings
+    _set_duration(timings.dispatch, job.dispatch_s - job.arrival_s)
+    _set_duration(timings.total, job.end_s - job.arrival_s)
+    if job.first_token_s:
+        _set_duration(timings.first_token, job.first_token_s - job.arrival_s)
+    if job.step_down is not StepDown.NONE:
+        message.step_down_reason = _STEP_DOWNS[job.step_down]
+    if job.is_rescued:
+        message.rescued = True
+    if job.retry_count:
+        message.retry_count = job.retry_count
+    return message
+
+
+def _set_duration(message: Duration, value_s: float) -> None:
+    """Writes a span that cannot be negative in place: half the time of building and copying one."""
+    nanos = max(0, int(value_s * 1e9))
+    message.seconds = nanos // 1_000_000_000
+    message.nanos = nanos % 1_000_000_000
+
+
+def generate_response(job: Job, text: str) -> pb2.GenerateResponse:
+    """Returns the answer to Generate."""
+    return pb2.GenerateResponse(text=text, completion=completion(job))
+
+
+def chunk_response(text: str, token_count: int) -> pb2.GenerateStreamResponse:
+    """Returns a piece of a streamed answer."""
+    return pb2.GenerateStreamResponse(chunk=pb2.Chunk(text=text, token_count=max(1, token_count)))
+
+
+def completion_response(job: Job) -> pb2.GenerateStreamResponse:
+    """Returns the end of a streamed answer."""
+    return pb2.GenerateStreamResponse(completion=completion(job))
+
+
+def route_response(routed: Routed) -> pb2.RouteResponse:
+    """Returns a decision."""
+    job, target = routed.job, routed.choice.target
+    response = pb2.RouteResponse(
+        request_id=job.request_id,
+        tier=job.tier,
+        endpoint=job.endpoint,
+        address=target.address,
+        model_name=target.model,
+        ticket=routed.ticket,
+        quality=job.quality,
+        policy=job.policy,
+        policy_version=job.policy_version,
+    )
+    expire = response.lease_expire_time
+    expire.seconds, expire.nanos = divmod(routed.lease_end_ns, 1_000_000_000)
+    _set_duration(response.predicted_latency, float(routed.choice.predicted_s_C[routed.choice.row]))
+    return response
+
+
+def report(request: pb2.ReportOutcomeRequest) -> Report:
+    """Reads how a routed request ended.
+
+    Raises:
+        InvalidArgumentError: with every field that is wrong.
+    """
+    problems: list[tuple[str, str]] = []
+    outcome = REPORTED_OUTCOMES.get(request.status)
+    if not request.ticket:
+        problems.append(("ticket", "is empty; give a ticket, or a request id with a quality"))
+    if outcome is None:
+        problems.append(("status", "must be ON_TIME, LATE, CANCELLED or FAILED"))
+    latency_s = seconds(request.latency) if request.HasField("latency") else None
+    if latency_s is not None and latency_s < 0.0:
+        problems.append(("latency", f"is {latency_s:g} s (limit: at least 0)"))
+    if request.output_token_count < 0:
+        problems.append(
+            ("output_token_count", f"is {request.output_token_count} (limit: at least 0)")
+        )
+    quality = request.quality if request.HasField("quality") else None
+    if quality is not None and not 0.0 <= quality <= 1.0:
+        problems.append(("quality", f"is {quality:g} (limit: 0 to 1)"))
+    if problems or outcome is None:
+        (field, what), *more = problems
+        raise InvalidArgumentError(field, what, more=more)
+    return Report(outcome, latency_s, request.output_token_count, quality)
+
+
+def feedback_quality(request: pb2.ReportOutcomeRequest) -> float:
+    """Reads late feedback.
+
+    Raises InvalidArgumentError if its quality is missing or out of range.
+    """
+    if not request.HasField("quality"):
+        raise InvalidArgumentError(
+            "quality", "is missing; with a request id it is needed", "0 to 1"
+        )
+    if not 0.0 <= request.quality <= 1.0:
+        raise InvalidArgumentError("quality", f"is {request.quality:g}", "0 to 1")
+    return request.quality
+
+
+def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
+    """Returns the status."""
+    response = pb2.GetRouterStatusResponse(
+        router_id=status.router_id,
+        epoch=status.epoch,
+        policy=status.policy,
+        policy_version=status.policy_version,
+        fallback_active=status.fallback_active,
+        degraded_reasons=status.degraded_reasons,
+        topology_version=status.topology_version,
+        arrival_rate_rps=status.arrival_rate_rps,
+        in_flight_count=status.in_flight,
+        refused_snapshot_counts=status.refused_snapshots,
+        known_policies=status.known_policies,
+    )
+    if status.state_age_s is not None:
+        _set_duration(response.state_age, status.state_age_s)
+    for item in status.candidates:
+        entry = response.candidates.add(
+            candidate=common_pb2.Candidate(tier=item.tier, endpoint=item.endpoint),
+            own_in_flight_count=item.own_in_flight,
+            other_in_flight_count=item.other_in_flight,
+            usable=not item.reason,
+            reason=item.reason,
+        )
+        _set_duration(entry.predicted_latency, item.predicted_s)
+    return response

@@ -1,0 +1,130 @@
+"""The router's gRPC service: convert, call, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+
+from services.common.clock import Clock
+from services.common.errors import DomainError, InvalidArgumentError
+from services.router_inference.doors import convert
+from services.router_inference.doors.validation import Validator
+from services.router_inference.path.dispatch import Dispatcher
+from services.router_inference.path.job import Ask, Job
+from services.router_inference.path.leases import Leases
+from services.router_inference.path.relay import StreamRelay
+from services.router_inference.path.sink import TextSink
+from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.records.accounts import Accounts
+from services.router_inference.status import StatusReader
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
+    """Serves the data plane."""
+
+    def __init__(
+        self,
+        *,
+        validator: Validator,
+        dispatcher: Dispatcher,
+        leases: Leases,
+        slot: PolicySlot,
+        status: StatusReader,
+        accounts: Accounts,
+        clock: Clock,
+        new_relay: Callable[[], StreamRelay],
+    ) -> None:
+        """Takes its parts; `new_relay` makes the relay of one streamed answer."""
+        self._validator = validator
+        self._dispatcher = dispatcher
+        self._leases = leases
+        self._slot = slot
+        self._status = status
+        self._accounts = accounts
+        self._clock = clock
+        self._new_relay = new_relay
+
+    async def Generate(
+        self, request: pb2.GenerateRequest, context: Context
+    ) -> pb2.GenerateResponse:
+        """Answers a prompt in one piece."""
+        job = self._job(
+            convert.ask_of_spec(
+                request.spec,
+                context.time_remaining(),
+                context.invocation_metadata(),
+                is_stream=False,
+            )
+        )
+        sink = TextSink()
+        await self._dispatcher.answer(job, sink)
+        return convert.generate_response(job, sink.text())
+
+    async def GenerateStream(
+        self, request: pb2.GenerateStreamRequest, context: Context
+    ) -> AsyncIterator[pb2.GenerateStreamResponse]:
+        """Answers a prompt piece by piece; the completion comes last."""
+        job = self._job(
+            convert.ask_of_spec(
+                request.spec,
+                context.time_remaining(),
+                context.invocation_metadata(),
+                is_stream=True,
+            )
+        )
+        async for text, token_count in self._new_relay().answer(self._dispatcher, job):
+            yield convert.chunk_response(text, token_count)
+        yield convert.completion_response(job)
+
+    async def Route(self, request: pb2.RouteRequest, context: Context) -> pb2.RouteResponse:
+        """Decides only."""
+        ask = convert.ask_of_route(request, context.invocation_metadata())
+        return convert.route_response(self._leases.route(self._job(ask, prefix="")))
+
+    async def ReportOutcome(
+        self,
+        request: pb2.ReportOutcomeRequest,
+        context: Context,
+    ) -> pb2.ReportOutcomeResponse:
+        """Closes a ticket, or takes late feedback."""
+        try:
+            if request.WhichOneof("subject") == "request_id":
+                quality = convert.feedback_quality(request)
+                self._leases.feedback(request.request_id, quality)
+            else:
+                self._leases.close(request.ticket, convert.report(request))
+        except InvalidArgumentError as error:
+            self._accounts.on_invalid(error.reason)
+            raise
+        return pb2.ReportOutcomeResponse()
+
+    async def GetRouterStatus(
+        self,
+        request: pb2.GetRouterStatusRequest,
+        context: Context,
+    ) -> pb2.GetRouterStatusResponse:
+        """Says what this process sees and uses."""
+        return convert.status_response(self._status.read())
+
+    async def UsePolicy(
+        self,
+        request: pb2.UsePolicyRequest,
+        context: Context,
+    ) -> pb2.UsePolicyResponse:
+        """Uses a policy from the next decision on."""
+        self._slot.use(request.policy)
+        return pb2.UsePolicyResponse(policy=self._slot.name, policy_version=self._slot.version)
+
+    def _job(self, ask: Ask, prefix: str = "spec.") -> Job:
+        clock = self._clock
+        try:
+            return self._validator.job(ask, clock.monotonic_s(), clock.wall_ns(), prefix)
+        except DomainError as error:
+            self._accounts.on_invalid(error.reason)
+            raise

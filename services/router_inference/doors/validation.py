@@ -1,0 +1,217 @@
+"""Checks what a client asked for and turns it into a job.
+
+All mistakes of a request are named at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.catalog import Catalog
+from router.estimators import OutputLengthPredictor
+from router.types import NO_TIER_PIN, Request, RewardKind, SloKind
+from services.common.errors import InvalidArgumentError, NotFoundError
+from services.router_inference.path.job import Ask, Job
+
+MAX_REQUEST_ID_CHARACTERS = 128
+MAX_TEMPERATURE = 2.0
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        max_prompt_bytes: longest prompt, bytes of UTF-8.
+        max_output_tokens: highest limit of output tokens.
+        max_deadline_s: longest deadline, seconds.
+        soft_late_s: how long after its deadline a soft request is still worked on, seconds.
+        bytes_per_token: bytes of prompt per token, for the estimate of prompt tokens.
+    """
+
+    max_prompt_bytes: int
+    max_output_tokens: int
+    max_deadline_s: float
+    soft_late_s: float
+    bytes_per_token: float
+
+
+class Validator:
+    """Makes jobs of what was asked."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        limits: Limits,
+        lengths: OutputLengthPredictor,
+        new_id: Callable[[], str],
+        new_seed: Callable[[], int],
+    ) -> None:
+        """Takes catalog, limits, length predictor, and sources of request ids and seeds."""
+        self._catalog = catalog
+        self._limits = limits
+        self._lengths = lengths
+        self._new_id = new_id
+        self._new_seed = new_seed
+        self._task_index = {task.name: index for index, task in enumerate(catalog.tasks)}
+        self._tier_index = {name: index for index, name in enumerate(catalog.tiers)}
+
+    def job(self, ask: Ask, now_s: float, now_ns: int, prefix: str = "spec.") -> Job:
+        """Returns the job.
+
+        Args:
+            ask: what was asked.
+            now_s: when it arrived, monotonic seconds.
+            now_ns: same, ns since 1970.
+            prefix: path of the fields in the request message.
+
+        Raises:
+            InvalidArgumentError: with every field that is wrong.
+            NotFoundError: the task or the tier is not known.
+        """
+        prompt_tokens = self._check(ask, prefix)
+        task_index = self._task_index.get(ask.task)
+        if task_index is None:
+            raise NotFoundError("task", ask.task[:64], self._task_index)
+        task = self._catalog.tasks[task_index]
+        tier_pin = NO_TIER_PIN
+        if ask.tier:
+            found = self._tier_index.get(ask.tier)
+            if found is None:
+                raise NotFoundError("tier", ask.tier[:64], self._tier_index)
+            tier_pin = found
+        self._check_floor(ask, task_index, tier_pin, prefix)
+        slack_s = self._slack_s(ask, task.default_deadline_s)
+        output_limit = min(
+            ask.max_output_tokens or task.default_max_output_tokens, self._limits.max_output_tokens
+        )
+        slo_kind = ask.slo_kind or task.slo_kind
+        if not ask.is_stream and ask.prompt is not None:
+            # Without streaming the first token reaches the client together with the last one.
+            slo_kind = SloKind.COMPLETE_ANSWER
+        request = Request(
+            task_index,
+            slack_s,
+            prompt_tokens,
+            self._lengths.predict(task.name, output_limit),
+            ask.quality_floor,
+            tier_pin,
+            slo_kind,
+            task.reward_kind,
+            task.soft_decay_s,
+        )
+        deadline_s = now_s + slack_s
+        return Job(
+            request_id=ask.request_id or self._new_id(),
+            task=task,
+            request=request,
+            prompt=ask.prompt or "",
+            max_output_tokens=output_limit,
+            temperature=ask.temperature,
+            seed=ask.seed if ask.seed is not None else self._new_seed(),
+            arrival_s=now_s,
+            arrival_ns=now_ns,
+            deadline_s=deadline_s,
+            cutoff_s=self._cutoff_s(ask, request, now_s, deadline_s),
+            is_stream=ask.is_stream,
+            metadata=ask.metadata,
+        )
+
+    def _cutoff_s(self, ask: Ask, request: Request, now_s: float, deadline_s: float) -> float:
+        """Returns when work stops.
+
+        A hard deadline at once, a soft one later, never after the call's own end.
+        """
+        cutoff_s = deadline_s
+        if request.slo_kind is SloKind.FIRST_TOKEN:
+            cutoff_s = now_s + self._limits.max_deadline_s
+        elif request.reward_kind is RewardKind.SOFT:
+            cutoff_s = deadline_s + self._limits.soft_late_s
+        if ask.call_left_s is not None:
+            cutoff_s = min(cutoff_s, now_s + ask.call_left_s)
+        return cutoff_s
+
+    def _slack_s(self, ask: Ask, default_s: float) -> float:
+        """Returns the time until the deadline.
+
+        The request's own, else the call's, else the task's; never after the call's.
+        """
+        call_left_s = ask.call_left_s
+        if ask.deadline_s is not None:
+            slack_s = ask.deadline_s
+        elif call_left_s is not None:
+            # Some clients set hours on every call; that is bounded, not refused.
+            slack_s = min(call_left_s, self._limits.max_deadline_s)
+        else:
+            slack_s = default_s
+        return slack_s if call_left_s is None else min(slack_s, call_left_s)
+
+    def _check(self, ask: Ask, prefix: str) -> float:
+        """Returns the number of prompt tokens.
+
+        Raises InvalidArgumentError with every field that is wrong.
+        """
+        limits = self._limits
+        problems: list[tuple[str, str, str]] = []
+        prompt_tokens = 1.0
+        if ask.prompt is not None:
+            # The cheap bound first: UTF-8 has at least one byte per character.
+            size = len(ask.prompt)
+            if size <= limits.max_prompt_bytes and not ask.prompt.isascii():
+                size = len(ask.prompt.encode("utf-8", "replace"))
+            if not 1 <= size <= limits.max_prompt_bytes:
+                what = "is empty" if size == 0 else f"has {size} bytes or more"
+                problems.append(("prompt", what, f"1 to {limits.max_prompt_bytes} bytes"))
+            prompt_tokens = max(1.0, size / limits.bytes_per_token)
+        elif ask.prompt_tokens is not None:
+            high = max(1, int(limits.max_prompt_bytes / limits.bytes_per_token))
+            if not 1 <= ask.prompt_tokens <= high:
+                problems.append(("prompt_token_count", f"is {ask.prompt_tokens}", f"1 to {high}"))
+            prompt_tokens = float(max(1, ask.prompt_tokens))
+        if not ask.task:
+            problems.append(("task", "is empty", "a task of the mesh"))
+        output = ask.max_output_tokens
+        if output is not None and not 1 <= output <= limits.max_output_tokens:
+            problems.append(
+                ("max_output_tokens", f"is {output}", f"1 to {limits.max_output_tokens}")
+            )
+        if ask.deadline_s is not None and not 0.0 < ask.deadline_s <= limits.max_deadline_s:
+            what = f"is {ask.deadline_s:g} s" + (", already past" if ask.deadline_s < 0.0 else "")
+            problems.append(("deadline", what, f"above 0 to {limits.max_deadline_s:g} s"))
+        elif ask.call_left_s is not None and ask.call_left_s <= 0.0:
+            problems.append(("deadline", "the call's own deadline is already past", "above 0 s"))
+        if not (math.isfinite(ask.quality_floor) and 0.0 <= ask.quality_floor <= 1.0):
+            problems.append(("quality_floor", f"is {ask.quality_floor:g}", "0 to 1"))
+        if not (math.isfinite(ask.temperature) and 0.0 <= ask.temperature <= MAX_TEMPERATURE):
+            problems.append(("sampling.temperature", f"is {ask.temperature:g}", "0 to 2"))
+        if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
+            problems.append(("sampling.seed", f"is {ask.seed}", f"0 to {MAX_SEED}"))
+        if len(ask.request_id) > MAX_REQUEST_ID_CHARACTERS:
+            what = f"has {len(ask.request_id)} characters"
+            problems.append(("request_id", what, f"at most {MAX_REQUEST_ID_CHARACTERS}"))
+        if problems:
+            field, what, limit = problems[0]
+            more = [
+                (prefix + other, f"{text} (limit: {bound})") for other, text, bound in problems[1:]
+            ]
+            raise InvalidArgumentError(prefix + field, what, limit, more=more)
+        return prompt_tokens
+
+    def _check_floor(self, ask: Ask, task_index: int, tier_pin: int, prefix: str) -> None:
+        """Raises InvalidArgumentError if no tier can reach the floor, whatever its load."""
+        if ask.quality_floor <= 0.0:
+            return
+        row_T = self._catalog.quality_KT[task_index]
+        best = float(row_T.max() if tier_pin == NO_TIER_PIN else row_T[tier_pin])
+        if ask.quality_floor > best:
+            who = f"tier {ask.tier}" if ask.tier else "any tier"
+            raise InvalidArgumentError(
+                f"{prefix}quality_floor",
+                f"is {ask.quality_floor:g}, above the quality of {who} on task {ask.task}",
+                f"0 to {best:g}",
+                reason="QUALITY_FLOOR_NOT_REACHABLE",
+            )

@@ -1,0 +1,86 @@
+"""Admission: refuses at once what would be late everywhere, and learns how cautious to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router import safety
+from router.safety import Caution, SafetyLimits
+from router.types import Request, RewardKind
+from services.common.errors import ResourceExhaustedError
+from services.router_inference.path.job import Job, Outcome
+
+REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
+
+
+class Admission:
+    """Admission of one process. Soft deadlines are never refused and teach nothing."""
+
+    def __init__(self, limits: SafetyLimits | None, monotonic_s: Callable[[], float]) -> None:
+        """Starts at rest; `limits` None switches admission off."""
+        self._limits = limits
+        self._monotonic_s = monotonic_s
+        self._window_s = 0.0
+        self.caution = Caution()
+
+    def factor(self) -> float:
+        """Returns the factor on predictions at present; 0 if nothing is ever refused."""
+        if self._limits is None:
+            return 0.0
+        safety.relax(self.caution, self._monotonic_s(), self._window_s)
+        return safety.admission_factor(self.caution, self._limits.optimism)
+
+    def check(
+        self,
+        request: Request,
+        row: int,
+        allowed_C: NDArray[np.bool_],
+        predicted_s_C: NDArray[np.float64],
+    ) -> None:
+        """Lets a request pass, by the rule of `router.safety.admit` on predictions already made.
+
+        Args:
+            request: what is asked for.
+            row: chosen candidate.
+            allowed_C: candidates it may go to.
+            predicted_s_C: predicted time to the deadline's event per candidate, seconds.
+
+        Raises:
+            ResourceExhaustedError: even the fastest candidate would miss its hard deadline.
+        """
+        if self._limits is None or request.reward_kind is not RewardKind.HARD:
+            return
+        slack_s = self._window_s = request.slack_s
+        factor = self.factor()
+        if safety.in_reach(float(predicted_s_C[row]), slack_s, factor):
+            return  # the usual case, without looking at the others
+        least_s = float(predicted_s_C[allowed_C].min())
+        if safety.in_reach(least_s, slack_s, factor):
+            return
+        self.caution.refused_s = self._monotonic_s()
+        raise ResourceExhaustedError(
+            REASON_DEADLINE,
+            f"{slack_s:.3f} s until the deadline",
+            f"{least_s:.3f} s predicted on the fastest tier allowed, counted {factor:.2f} times",
+            retry_after_s=max(0.05, least_s - slack_s),
+            metadata={"factor": f"{factor:.3f}"},
+        )
+
+    def on_end(self, job: Job) -> None:
+        """Learns from the end of an admitted request.
+
+        Late ones count as misses, rescued ones by how they ended. What a client cancelled or an
+        endpoint failed says nothing about predictions, nor does what was sent again after that.
+        """
+        served = job.outcome is Outcome.ON_TIME or job.outcome is Outcome.LATE
+        if self._limits is None or not served or not job.sequence or job.retry_count:
+            return
+        if job.request.reward_kind is not RewardKind.HARD:
+            return
+        safety.learn_end(
+            self.caution, self._monotonic_s(), job.request.slack_s, job.outcome is Outcome.LATE,
+            self._limits.optimism, self._limits.pessimism,
+        )  # fmt: skip

@@ -1,0 +1,295 @@
+"""One dispatch of a request to one candidate: relay, watch the clock, give up in time.
+
+The answer is read by a task of its own. At the deadline the request leaves that task behind
+(`Stragglers`) instead of cancelling it: the tier knows the deadline too and ends the request
+itself, so that a burst of misses is no storm of cancelled streams, which Triton does not survive.
+What is given up before the deadline (the client is gone, a rescue) is cancelled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from router.types import SloKind
+from services.common.triton.client import TierChunk
+from services.common.triton.errors import (
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    TierOverloadedError,
+)
+from services.router_inference.path.decide import Choice
+from services.router_inference.path.job import Attempt, Job
+from services.router_inference.path.second_chance import SecondChance
+from services.router_inference.path.sink import Sink
+from services.router_inference.records.accounts import Accounts
+from services.router_inference.records.tracing import Tracing
+from services.router_inference.view.view import Target, View
+
+REASON_DEADLINE = "DEADLINE_EXCEEDED"
+# The call's own deadline cancels a request at about the moment its timer would end it.
+CUTOFF_TOLERANCE_S = 0.02
+
+
+class Stragglers:
+    """Calls whose deadline has passed, until their tiers have ended them.
+
+    The calls end by themselves: `TritonClient.generate` gives them a deadline of their own.
+    """
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Returns how many calls there are."""
+        return len(self._tasks)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Holds on to a call until it has ended, however it ends."""
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a late end has no more to say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptParts:
+    """What every attempt needs.
+
+    Attributes:
+        view: ledger and breakers.
+        second_chance: rescues.
+        accounts: counts.
+        tracing: spans.
+        stragglers: calls past their deadline.
+        stream_tiers: True has tiers stream even for answers that are sent as one piece.
+        monotonic_s: tells the time.
+    """
+
+    view: View
+    second_chance: SecondChance
+    accounts: Accounts
+    tracing: Tracing
+    stragglers: Stragglers
+    stream_tiers: bool
+    monotonic_s: Callable[[], float]
+
+
+class AttemptRun:
+    """One dispatch of a job to one target."""
+
+    __slots__ = (
+        "_ended",
+        "_is_over",
+        "_key",
+        "_parts",
+        "_waiting",
+        "choice",
+        "job",
+        "kind",
+        "rescue",
+        "sink",
+        "target",
+    )
+
+    def __init__(
+        self,
+        parts: AttemptParts,
+        job: Job,
+        choice: Choice,
+        target: Target,
+        kind: str,
+        sink: Sink,
+    ) -> None:
+        self._parts = parts
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_over = False
+        self._key = (job.sequence, len(job.attempts))
+        self._waiting = True
+        self.job = job
+        self.choice = choice
+        self.target = target
+        self.kind = kind
+        self.sink = sink
+        self.rescue: Target | None = None
+
+    async def until_done(self) -> None:
+        """Returns once the answer is complete or a rescue is due (`rescue` says where to).
+
+        Raises:
+            TierError: the candidate failed, or the deadline came.
+        """
+        parts, job, target = self._parts, self.job, self.target
+        now_s = parts.monotonic_s()
+        attempt = Attempt(
+            target.tier, target.endpoint, parts.tracing.child(job), now_s, kind=self.kind
+        )
+        if job.attempts:
+            job.output_tokens = 0
+            job.first_token_s = 0.0
+            self.sink.restart()
+        job.attempts.append(attempt)
+        job.dispatch_s = now_s
+        job.tier, job.endpoint = target.candidate
+        job.quality = float(parts.view.catalog.quality_KT[job.request.task, target.tier_index])
+        parts.view.ledger.dispatch(
+            self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
+        )
+        target.breaker.on_dispatch(now_s)
+        timer = self._arm() if self.kind == "first" else None
+        try:
+            await self._until_ended(attempt, job.cutoff_s - now_s)
+            if self.rescue is None:
+                attempt.result = "ok"
+            else:
+                attempt.result = "rescued"
+                target.breaker.on_unknown()
+                job.is_rescued = True
+                parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
+        except TierDeadlineError:
+            attempt.result = "deadline"
+            self._blame_silence()
+            raise
+        except TierError as error:
+            attempt.result = error.reason
+            self._blame(error)
+            raise
+        except BaseException:
+            at_deadline = parts.monotonic_s() >= job.cutoff_s - CUTOFF_TOLERANCE_S
+            attempt.result = "deadline" if at_deadline else "cancelled"
+            target.breaker.on_unknown()
+            raise
+        finally:
+            attempt.end_s = parts.monotonic_s()
+            if timer is not None:
+                timer.cancel()
+            parts.view.ledger.finish(self._key)
+            if self.kind == "first" and job.request.slo_kind is SloKind.COMPLETE_ANSWER:
+                self._teach(attempt)
+
+    def _teach(self, attempt: Attempt) -> None:
+        """Lets the view learn from a first dispatch, whose prediction was made just before."""
+        if attempt.result not in ("ok", "deadline", "rescued"):
+            return
+        choice, view, finished = self.choice, self._parts.view, attempt.result == "ok"
+        predicted_s = float(choice.predicted_s_C[choice.row])
+        taken_s = attempt.end_s - attempt.start_s
+        view.on_end(choice.row, choice.fleet, predicted_s, taken_s, finished=finished)
+        view.on_compared(
+            attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
+        )
+
+    async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
+        """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""
+        loop = asyncio.get_running_loop()
+        receiving = loop.create_task(self._receive(attempt, left_s))
+        receiving.add_done_callback(self._end)
+        cutoff = loop.call_later(max(0.0, left_s), self._end)
+        try:
+            await self._ended
+            if receiving.done():
+                self.rescue = None  # the end came while the rescue was being arranged
+                receiving.result()
+            elif self.rescue is None:
+                raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
+        finally:
+            cutoff.cancel()
+            self._is_over = True
+            if not receiving.done():
+                left_s = self.job.cutoff_s - self._parts.monotonic_s()
+                if left_s > CUTOFF_TOLERANCE_S:
+                    receiving.cancel()
+                self._parts.stragglers.keep(receiving)
+
+    def _end(self, _: object = None) -> None:
+        """Wakes the attempt: the answer is complete or failed, its time is up, a rescue is due."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _receive(self, attempt: Attempt, left_s: float) -> None:
+        """Relays the answer; raises TierError."""
+        parts, job, target = self._parts, self.job, self.target
+        chunks = target.client.generate(
+            target.model,
+            job.prompt,
+            job.max_output_tokens,
+            timeout_s=left_s,
+            temperature=job.temperature,
+            seed=job.seed,
+            metadata=attempt.trace.metadata() if attempt.trace.sampled else (),
+            stream=job.is_stream or parts.stream_tiers,
+            request_id=job.request_id,
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if self._is_over:
+                    continue
+                if chunk.token_count or chunk.text:
+                    self._on_tokens(chunk)
+                if chunk.is_final:
+                    job.finish_reason = chunk.finish_reason
+        if self._waiting and not self._is_over:
+            # An empty answer is an answer.
+            target.breaker.on_sign_of_life(parts.monotonic_s())
+            parts.view.touch()
+
+    def _on_tokens(self, chunk: TierChunk) -> None:
+        parts, job = self._parts, self.job
+        if self._waiting:
+            self._waiting = False
+            job.first_token_s = parts.monotonic_s()
+            breaker = self.target.breaker
+            if not breaker.settled:
+                parts.view.touch()
+            breaker.on_sign_of_life(job.first_token_s)
+        job.output_tokens += chunk.token_count
+        parts.view.ledger.progress(self._key, chunk.token_count)
+        if job.is_stream:
+            job.has_sent = True
+        self.sink.push(chunk)
+
+    def _arm(self) -> asyncio.TimerHandle | None:
+        delay_s = self._parts.second_chance.rescue_delay_s(self.job, self.choice)
+        if delay_s < 0.0:
+            return None
+        return asyncio.get_running_loop().call_later(delay_s, self._on_rescue_due)
+
+    def _on_rescue_due(self) -> None:
+        """Ends the run if it is about to miss and a smaller tier would make it."""
+        if self.job.has_sent or self._ended.done():
+            return
+        # As the ledger counts it: at least one token stays due until the end.
+        left_tokens = max(1.0, self.job.request.output_tokens - self.job.output_tokens)
+        self.rescue = self._parts.second_chance.rescue_target(
+            self.job, self.choice, self.target, left_tokens, self._waiting
+        )
+        if self.rescue is not None:
+            self._end()
+
+    def _blame(self, error: TierError) -> None:
+        """Counts a failure of the endpoint, not of the request or of its queue."""
+        if isinstance(error, TierInvalidError | TierOverloadedError):
+            self.target.breaker.on_unknown()
+            return
+        parts = self._parts
+        if self.target.breaker.on_failure(parts.monotonic_s(), error.reason):
+            self._count_ejection()
+        parts.view.touch()
+
+    def _blame_silence(self) -> None:
+        if not self._waiting:
+            self.target.breaker.on_unknown()
+        elif self.target.breaker.on_silence(self._parts.monotonic_s()):
+            self._count_ejection()
+            self._parts.view.touch()
+
+    def _count_ejection(self) -> None:
+        tier, endpoint = self.target.candidate
+        self._parts.accounts.metrics.ejections.labels(tier=tier, endpoint=endpoint).inc()

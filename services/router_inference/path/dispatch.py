@@ -1,0 +1,214 @@
+"""The request path: decide, dispatch to Triton, rescue, retry, end.
+
+One coroutine per request owns everything about it. Timers are the loop's; a rescue or a client that
+goes away cancels the running Triton call, and Triton stops the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from router.types import NO_TIER_PIN, SloKind
+from services.common.errors import (
+    DeadlineExceededError,
+    DomainError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.common.triton.errors import (
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    TierOverloadedError,
+)
+from services.router_inference.path.attempt import (
+    CUTOFF_TOLERANCE_S,
+    REASON_DEADLINE,
+    AttemptParts,
+    AttemptRun,
+)
+from services.router_inference.path.decide import Choice, Decider
+from services.router_inference.path.end import Ending
+from services.router_inference.path.job import Job, Outcome, StepDown
+from services.router_inference.path.sink import Sink
+from services.router_inference.view.view import Target
+
+REASON_FULL = "ROUTER_FULL"
+REASON_ENDPOINT_FAILED = "ENDPOINT_FAILED"
+REASON_TIER_OVERLOADED = "TIER_OVERLOADED"
+REASON_TIER_REFUSED = "TIER_REFUSED_REQUEST"
+REASON_INTERNAL = "INTERNAL"
+_NONE_FAILED: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchLimits:
+    """Bounds of the request path.
+
+    Attributes:
+        max_in_flight: most requests under way.
+        max_leases: most open tickets.
+    """
+
+    max_in_flight: int
+    max_leases: int
+
+
+class Dispatcher:
+    """Runs requests to their end."""
+
+    def __init__(
+        self,
+        *,
+        decider: Decider,
+        parts: AttemptParts,
+        limits: DispatchLimits,
+        ending: Ending,
+    ) -> None:
+        """Takes its parts."""
+        self._view = parts.view
+        self._decider = decider
+        self._parts = parts
+        self._limits = limits
+        self._accounts = parts.accounts
+        self._ending = ending
+        self._tracing = parts.tracing
+        self._second_chance = parts.second_chance
+        self._monotonic_s = parts.monotonic_s
+
+    async def answer(self, job: Job, sink: Sink) -> None:
+        """Runs a job; every piece of the answer goes to the sink as it comes.
+
+        Raises:
+            DomainError: there is no answer, or no complete one; the job's outcome says how it
+                ended.
+        """
+        self.begin(job)
+        try:
+            await self._serve(job, self._decider.decide(job), sink)
+        except BaseException as error:
+            self.end_with(job, error)
+            raise
+        self._finish(job)
+
+    def begin(self, job: Job, *, is_routed: bool = False) -> None:
+        """Counts an arrival; refuses it if the router is full."""
+        self._accounts.on_offered()
+        self._view.on_arrival(job.arrival_s, job.request.prompt_tokens)
+        self._second_chance.on_request()
+        self._tracing.begin(job)
+        accounts, limits = self._accounts, self._limits
+        if is_routed:
+            count, limit = accounts.routed_count + 1, limits.max_leases
+        else:
+            count, limit = accounts.in_flight - accounts.routed_count, limits.max_in_flight
+        if count > limit:
+            what = "open tickets" if is_routed else "requests under way"
+            error = ResourceExhaustedError(
+                REASON_FULL, f"{limit} {what}", str(count), retry_after_s=0.1
+            )
+            self.end_with(job, error)
+            raise error
+
+    def end_with(self, job: Job, error: BaseException) -> None:
+        """Ends a job without a complete answer."""
+        now_s = self._monotonic_s()
+        if isinstance(error, ResourceExhaustedError) and not job.attempts:
+            self._ending.end(job, Outcome.REFUSED, now_s, error.reason)
+        elif isinstance(error, DeadlineExceededError):
+            self._ending.end(job, Outcome.LATE, now_s, error.reason)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            # The call's own deadline reaches us as a cancellation too.
+            is_late = now_s >= job.cutoff_s - CUTOFF_TOLERANCE_S
+            outcome = Outcome.LATE if is_late else Outcome.CANCELLED
+            self._ending.end(job, outcome, now_s, REASON_DEADLINE if is_late else "")
+        elif isinstance(error, DomainError):
+            self._ending.end(job, Outcome.FAILED, now_s, error.reason)
+        else:
+            self._ending.end(job, Outcome.FAILED, now_s, REASON_INTERNAL)
+
+    def _finish(self, job: Job) -> None:
+        """Ends a job that was answered."""
+        now_s = self._monotonic_s()
+        is_first = job.request.slo_kind is SloKind.FIRST_TOKEN
+        done_s = job.first_token_s if is_first and job.first_token_s else now_s
+        outcome = Outcome.ON_TIME if done_s <= job.deadline_s else Outcome.LATE
+        self._ending.end(job, outcome, now_s)
+
+    # ---- attempts ----
+
+    async def _serve(self, job: Job, choice: Choice, sink: Sink) -> None:
+        """Dispatches until there is an answer or no candidate is left."""
+        target, kind = choice.target, "first"
+        failed: frozenset[tuple[str, str]] = _NONE_FAILED
+        while True:
+            run = AttemptRun(self._parts, job, choice, target, kind, sink)
+            try:
+                await run.until_done()
+            except TierError as error:
+                failed = failed | {target.candidate}
+                target = self._after_failure(job, target, failed, error)
+                kind = "retry"
+                continue
+            if run.rescue is None:
+                job.is_complete = True
+                self._explain_step_down(job, choice, target)
+                return
+            target, kind = run.rescue, "rescue"
+
+    def _after_failure(
+        self, job: Job, target: Target, failed: frozenset[tuple[str, str]], error: TierError
+    ) -> Target:
+        """Returns where to send a failed request next; raises the error it ends with if nowhere."""
+        now_s = self._monotonic_s()
+        if isinstance(error, TierDeadlineError) or now_s >= job.cutoff_s:
+            raise self._deadline_error(job) from None
+        if isinstance(error, TierInvalidError):
+            raise InvalidArgumentError(
+                "spec.prompt",
+                f"the tier refused the request: {error.detail}",
+                reason=REASON_TIER_REFUSED,
+            ) from None
+        found = self._second_chance.retry_target(job, target, failed)
+        if found is not None:
+            job.retry_count += 1
+            self._accounts.metrics.retries.labels(reason=error.reason).inc()
+            return found
+        overloaded = isinstance(error, TierOverloadedError)
+        raise UnavailableError(
+            REASON_TIER_OVERLOADED if overloaded else REASON_ENDPOINT_FAILED,
+            f"tier {target.tier} on endpoint {target.endpoint} failed: {error.detail}",
+            retry_after_s=self._view.retry_after_s(now_s),
+            metadata={"tier": target.tier, "endpoint": target.endpoint, "cause": error.reason},
+        ) from None
+
+    def _deadline_error(self, job: Job) -> DeadlineExceededError:
+        spent_s = self._monotonic_s() - job.arrival_s
+        return DeadlineExceededError(
+            f"no complete answer within {job.deadline_s - job.arrival_s:.3f} s",
+            reason=REASON_DEADLINE,
+            metadata={
+                "deadline_s": f"{job.deadline_s - job.arrival_s:.3f}",
+                "spent_s": f"{spent_s:.3f}",
+                "tier": job.tier,
+                "endpoint": job.endpoint,
+            },
+        )
+
+    def _explain_step_down(self, job: Job, choice: Choice, target: Target) -> None:
+        """Says why a smaller tier than the largest answered."""
+        tier = target.tier_index
+        if tier >= self._view.top_tier:
+            return
+        if job.request.tier_pin != NO_TIER_PIN:
+            job.step_down = StepDown.PINNED
+        elif job.is_rescued:
+            job.step_down = StepDown.RESCUE
+        elif job.retry_count and tier < choice.target.tier_index:
+            job.step_down = StepDown.RETRY
+        else:
+            largest = int(choice.fleet.arrays.tier_C[choice.allowed_C].max())
+            chosen = choice.target.tier_index
+            job.step_down = StepDown.UNAVAILABLE if chosen >= largest else StepDown.POLICY

@@ -1,0 +1,136 @@
+"""The one place where a request ends: counted, learned from, recorded, traced."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from router.estimators import OutputLengthPredictor
+from router.types import RewardKind, SloKind
+from services.router_inference.path.admission import Admission
+from services.router_inference.path.job import Job, Outcome
+from services.router_inference.records.accounts import Accounts
+from services.router_inference.records.convert import (
+    LEASE_EXPIRED,
+    OUTCOME_STATUS,
+    OutcomeEntry,
+)
+from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.tracing import Tracing
+
+REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
+"""Reason of routed requests nobody reported on."""
+
+
+def reward_of(quality: float, lateness_s: float, kind: RewardKind, soft_decay_s: float) -> float:
+    """Returns quality if on time.
+
+    Late: 0 for a hard deadline, quality x exp(-lateness/decay) for a soft one.
+    """
+    if lateness_s <= 0.0:
+        return quality
+    return quality * math.exp(-lateness_s / soft_decay_s) if kind is RewardKind.SOFT else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What late quality feedback needs to know of an ended request.
+
+    Attributes:
+        entry: its outcome record.
+        is_rewarded: True if it earned its quality, so that another quality changes the reward.
+    """
+
+    entry: OutcomeEntry
+    is_rewarded: bool
+
+
+class Ending:
+    """Ends requests; every offered one exactly once."""
+
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        epoch: int,
+        accounts: Accounts,
+        admission: Admission,
+        experience: ExperienceWriter,
+        lengths: OutputLengthPredictor,
+        tracing: Tracing,
+        memory_count: int,
+    ) -> None:
+        """Takes its parts; `memory_count` ended requests are remembered for feedback."""
+        self._router_id = router_id
+        self._epoch = epoch
+        self._accounts = accounts
+        self._admission = admission
+        self._experience = experience
+        self._lengths = lengths
+        self._tracing = tracing
+        self._memory_count = memory_count
+        self._memory: OrderedDict[str, Remembered] = OrderedDict()
+
+    def end(self, job: Job, outcome: Outcome, end_s: float, reason: str = "") -> None:
+        """Ends a request.
+
+        Args:
+            job: the request.
+            outcome: how it ended.
+            end_s: when, monotonic seconds.
+            reason: why it was refused or failed; empty otherwise.
+        """
+        assert job.outcome is None, f"request {job.request_id} ended twice"
+        job.outcome = outcome
+        job.end_s = end_s
+        job.reason = reason
+        is_answered = job.is_complete
+        reward = self._delivered_reward(job) if is_answered else 0.0
+        if is_answered:
+            self._lengths.observe(job.task.name, job.output_tokens)
+        self._accounts.on_end(job, outcome, reward)
+        self._admission.on_end(job)
+        if job.sequence:
+            self._record(job, outcome, reward)
+        self._tracing.emit(job)
+
+    def _delivered_reward(self, job: Job) -> float:
+        request = job.request
+        is_first = request.slo_kind is SloKind.FIRST_TOKEN
+        done_s = job.first_token_s if is_first and job.first_token_s else job.end_s
+        return reward_of(
+            job.quality, done_s - job.deadline_s, request.reward_kind, request.soft_decay_s
+        )
+
+    def _record(self, job: Job, outcome: Outcome, reward: float) -> None:
+        reason = job.reason
+        entry = OutcomeEntry(
+            router_id=self._router_id,
+            epoch=self._epoch,
+            sequence=job.sequence,
+            request_id=job.request_id,
+            end_ns=job.arrival_ns + int((job.end_s - job.arrival_s) * 1e9),
+            status=LEASE_EXPIRED if reason == REASON_LEASE_EXPIRED else OUTCOME_STATUS[outcome],
+            latency_s=job.end_s - job.arrival_s,
+            first_token_s=job.first_token_s - job.arrival_s if job.first_token_s else None,
+            output_tokens=job.output_tokens,
+            served_by=(job.tier, job.endpoint) if job.is_complete else None,
+            quality=job.quality if job.is_complete else 0.0,
+            # A first choice that was given up or that failed earned nothing of what came after it
+            # (rescues are for hard deadlines only, so it would have earned nothing).
+            reward=0.0 if job.is_rescued or job.retry_count else reward,
+            delivered_reward=reward,
+            is_rescued=job.is_rescued,
+            retry_count=job.retry_count,
+            reason=job.reason,
+        )
+        self._experience.add(entry)
+        if job.is_complete and self._memory_count:
+            self._memory[job.request_id] = Remembered(entry, reward > 0.0)
+            if len(self._memory) > self._memory_count:
+                self._memory.popitem(last=False)
+
+    def recall(self, request_id: str) -> Remembered | None:
+        """Returns an ended request that feedback may still be given for."""
+        return self._memory.get(request_id)

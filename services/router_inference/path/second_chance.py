@@ -1,0 +1,149 @@
+"""What the safety net does for a request that was dispatched: rescue it, or retry it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from router import safety
+from router.ledger import LoadArrays
+from router.policy import observe
+from router.safety import SafetyLimits
+from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
+from services.router_inference.path.decide import Choice, event_tokens
+from services.router_inference.path.job import Job
+from services.router_inference.view.breaker import RetryBudget
+from services.router_inference.view.view import Target, View
+
+# A request without a token after this many times its predicted time is taken for stuck.
+_OVERDUE_FACTOR = 2.0
+
+
+def just_in_time_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
+    """Returns after how many seconds a rescue would be just in time, -1 for never.
+
+    From the decision's predictions: predicting again would cost as much as the decision did.
+    """
+    return safety.rescue_moment_s(
+        choice.fleet.lists, choice.allowed_C.tolist(), choice.row, slack_s, limits.margin,
+        limits.guard_s, choice.predicted_s_C.tolist(),
+    )  # fmt: skip
+
+
+class SecondChance:
+    """Finds other places for requests; the same for every policy, and can be switched off."""
+
+    def __init__(
+        self,
+        *,
+        view: View,
+        limits: SafetyLimits | None,
+        budget: RetryBudget,
+        max_retries: int,
+        rng: np.random.Generator,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        """Takes its parts; `limits` None switches rescues and retries off."""
+        self._view = view
+        self._limits = limits
+        self._budget = budget
+        self._max_retries = max_retries
+        self._rng = rng
+        self._monotonic_s = monotonic_s
+
+    def on_request(self) -> None:
+        """Counts a request, which earns a share of a retry."""
+        self._budget.on_request()
+
+    def rescue_delay_s(self, job: Job, choice: Choice) -> float:
+        """Returns when the rescue timer of a first dispatch is due, seconds from now.
+
+        -1 for none.
+        """
+        request = job.request
+        if self._limits is None or request.tier_pin != NO_TIER_PIN:
+            return -1.0
+        if request.reward_kind is not RewardKind.HARD:
+            return -1.0  # late is better than worse there
+        if choice.target.tier_index == 0:
+            return -1.0  # nothing is smaller
+        slack_s = job.deadline_s - self._monotonic_s()
+        return just_in_time_s(choice, slack_s, self._limits)
+
+    def rescue_target(
+        self, job: Job, choice: Choice, target: Target, left_tokens: float, waiting: bool
+    ) -> Target | None:
+        """Returns the smaller tier a request should be sent to now, None if it should stay.
+
+        Args:
+            job: the request.
+            choice: its decision.
+            target: where it is.
+            left_tokens: predicted output tokens still to come.
+            waiting: True if no token has come yet.
+        """
+        limits, view, now_s = self._limits, self._view, self._monotonic_s()
+        assert limits is not None
+        fleet = view.current_fleet(now_s)
+        row = fleet.row.get(target.candidate)
+        if row is None:
+            return None
+        load, request = view.load(), job.request
+        slack_s = job.deadline_s - now_s
+        # Load alone never tells that an endpoint hangs; twice the predicted time in silence does.
+        predicted_s = float(choice.predicted_s_C[choice.row])
+        is_overdue = waiting and now_s - job.dispatch_s > _OVERDUE_FACTOR * predicted_s
+        event_left = min(left_tokens, event_tokens(job))
+        if not is_overdue and not safety.about_to_miss(
+            fleet.lists, load, row, slack_s, request.prompt_tokens, event_left, waiting,
+            limits.optimism,
+        ):  # fmt: skip
+            return None
+        without = LoadArrays(*(part.copy() for part in load))
+        without.in_flight_C[row] -= 1.0
+        without.remaining_output_tokens_C[row] -= left_tokens
+        if waiting:
+            without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
+        try:
+            observation = observe(fleet, without, request, view.signals(now_s), self._rng)
+        except NoCandidateError:
+            return None
+        scratch_C = np.empty(fleet.candidate_count)
+        found = safety.choose_rescue(
+            fleet.lists, without, observation.allowed_C, row, request.task, slack_s,
+            request.prompt_tokens, event_tokens(job), limits.margin, scratch_C,
+        )  # fmt: skip
+        return None if found < 0 else view.targets[found]
+
+    def retry_target(
+        self, job: Job, target: Target, failed: frozenset[tuple[str, str]]
+    ) -> Target | None:
+        """Returns another endpoint of the tier, else the best tier below, else any tier above.
+
+        None if there is none, or no retry is allowed any more.
+        """
+        if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
+            return None
+        view, now_s = self._view, self._monotonic_s()
+        fleet = view.current_fleet(now_s)
+        excluded_C = np.array([item.candidate in failed for item in view.targets], dtype=np.bool_)
+        try:
+            observation = observe(
+                fleet, view.load(), job.request, view.signals(now_s), self._rng, excluded_C
+            )
+        except NoCandidateError:
+            return None
+        predicted_C = np.empty(fleet.candidate_count)
+        safety.smallest_latency_s(
+            fleet.arrays, observation.load, observation.allowed_C, job.request.prompt_tokens,
+            event_tokens(job), predicted_C,
+        )  # fmt: skip
+        rows = np.flatnonzero(observation.allowed_C).tolist()
+
+        def rank(row: int) -> tuple[int, float]:
+            step = target.tier_index - view.targets[row].tier_index
+            # The tier itself, then downwards, then upwards.
+            return (step if step >= 0 else len(view.catalog.tiers) - step, float(predicted_C[row]))
+
+        return view.targets[min(rows, key=rank)] if self._budget.take() else None

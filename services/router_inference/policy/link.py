@@ -1,0 +1,113 @@
+"""Follows what the trainer promotes.
+
+Reads the registry in Redis where there is no trainer to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.common.state.store import StateStore, StateUnavailableError
+from services.router_inference.health_notes import (
+    POLICY_UNAVAILABLE,
+    TRAINER_UNREACHABLE,
+    HealthNotes,
+)
+from services.router_inference.policy.slot import PolicySlot, Promoted
+from services.router_inference.view.links import reconnecting
+from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb2
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
+
+_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
+
+
+class PolicyLink:
+    """Watches activations over a trainer's channel; without one, only the registry is read."""
+
+    def __init__(
+        self,
+        *,
+        channel: grpc.aio.Channel | None,
+        store: StateStore | None,
+        slot: PolicySlot,
+        notes: HealthNotes,
+        clock: Clock,
+        log: Logger,
+        longest_wait_s: float,
+    ) -> None:
+        """Takes its parts."""
+        self._stub = None if channel is None else trainer_grpc.TrainerServiceStub(channel)
+        self._store = store
+        self._slot = slot
+        self._notes = notes
+        self._clock = clock
+        self._log = log
+        self._longest_wait_s = longest_wait_s
+
+    async def watch(self) -> None:
+        """Takes in activations for ever."""
+        if self._stub is None:
+            return
+        await reconnecting(
+            session=self._watch_once,
+            on_down=lambda reason: self._notes.set(TRAINER_UNREACHABLE, True, reason),
+            clock=self._clock,
+            longest_wait_s=self._longest_wait_s,
+            log=self._log,
+            peer="trainer",
+        )
+
+    async def read_registry(self) -> None:
+        """Takes the active policy from the registry once, as soon as the store answers."""
+        store = self._store
+        while store is not None and self._slot.activation == 0:
+            try:
+                active = await store.active()
+                if active is None:
+                    return
+                found = await store.get_policy(active.name, active.version)
+            except StateUnavailableError:
+                await self._clock.sleep(self._longest_wait_s)
+                continue
+            snapshot = (found[1] if found else None) or b""
+            # The trainer may have spoken while the store was asked.
+            if self._slot.activation < active.activation:
+                self._take(Promoted(active.name, active.version, snapshot, b"", active.activation))
+            return
+
+    async def _watch_once(self, works: Callable[[], None]) -> None:
+        assert self._stub is not None
+        request = trainer_pb2.WatchPoliciesRequest(after_activation=self._slot.activation)
+        call = self._stub.WatchPolicies(request)
+        try:
+            # Activations are rare: reaching the peer is what shows that the link works.
+            await call.wait_for_connection()
+            works()
+            self._notes.set(TRAINER_UNREACHABLE, False)
+            while True:
+                response: Any = await call.read()
+                if response is _END_OF_STREAM:
+                    return
+                active = response.active
+                self._take(
+                    Promoted(
+                        active.policy,
+                        active.policy_version,
+                        response.snapshot,
+                        response.snapshot_sha256,
+                        response.activation,
+                    )
+                )
+        finally:
+            call.cancel()
+
+    def _take(self, promoted: Promoted) -> None:
+        if promoted.activation <= self._slot.activation:
+            return
+        self._slot.promote(promoted)
+        self._notes.set(POLICY_UNAVAILABLE, self._slot.is_waiting, self._slot.wanted)

@@ -1,0 +1,195 @@
+"""The policy in use: made by name or from a snapshot, guarded, swapped between two decisions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from router.catalog import Catalog
+from router.dqn.paper_snapshot import PaperSnapshot, load_paper_snapshot
+from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError, load_snapshot
+from router.features import SCHEMA
+from router.guard import Guard
+from router.picker import PICKERS, UnknownPickerError
+from router.policies.base import PolicyParameterError
+from router.policies.registry import (
+    DQN,
+    LEARNED,
+    MissingSnapshotError,
+    base_name,
+    known_policies,
+    make_policy,
+)
+from router.policy import Policy
+from router.types import UnknownPolicyError
+from services.common.errors import FailedPreconditionError, NotFoundError
+from services.common.log import Logger
+from services.router_inference.records.accounts import RouterMetrics
+
+REASON_UNKNOWN = "POLICY_UNKNOWN"
+REASON_NO_SNAPSHOT = "SNAPSHOT_MISSING"
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """A policy somebody wants used.
+
+    Attributes:
+        name: its name.
+        version: its version; empty if unknown.
+        snapshot: its weights; empty for policies without one.
+        sha256: checksum of the snapshot; empty if none was sent.
+        activation: number of the activation.
+    """
+
+    name: str
+    version: str
+    snapshot: bytes
+    sha256: bytes
+    activation: int
+
+
+class PolicySlot:
+    """Holds the guard, makes policies, remembers the newest good snapshot."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        parameters: Mapping[str, Mapping[str, float]],
+        policy: str,
+        fallback: str,
+        max_state_age_s: float,
+        metrics: RouterMetrics,
+        log: Logger,
+        snapshot: bytes = b"",
+    ) -> None:
+        """Starts with a policy by name; a learned one is the fallback until a snapshot comes.
+
+        `snapshot` is the file of the learned policy `policy`, or empty.
+
+        Raises:
+            UnknownPolicyError: policy or fallback is not known.
+            UnknownPickerError: the endpoint picker after a policy's name is not known.
+            PolicyParameterError: a parameter is wrong.
+            MissingSnapshotError: the fallback needs a snapshot.
+            SnapshotError: the snapshot is refused.
+        """
+        self._catalog = catalog
+        self._parameters = parameters
+        self._metrics = metrics
+        self._log = log
+        self._snapshots = {base_name(policy): snapshot} if snapshot else {}
+        self.activation = 0
+        self.wanted = policy
+        self.refused: dict[str, int] = {}
+        self.known = known_policies(catalog)
+        if base_name(policy) not in self.known:
+            raise UnknownPolicyError(policy, self.known)
+        waits = base_name(policy) in LEARNED and not snapshot
+        first = None if waits else self._make(policy, snapshot)
+        self.guard = Guard(
+            policy=first, fallback=self._make(fallback), max_state_age_s=max_state_age_s
+        )
+        self._show()
+
+    @property
+    def name(self) -> str:
+        """Name of the policy that decides when nothing is wrong."""
+        return self.guard.name
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+        return self.guard.version
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while the fallback decides because the wanted policy has no snapshot yet."""
+        return self.guard.name != self.wanted
+
+    def use(self, name: str) -> None:
+        """Uses a policy by name from the next decision on.
+
+        Raises:
+            NotFoundError: the name is not known.
+            FailedPreconditionError: it needs a snapshot and none is here.
+        """
+        if base_name(name) not in self.known:
+            raise NotFoundError("policy", name[:64], self.known)
+        try:
+            policy = self._make(name, self._snapshots.get(base_name(name), b""))
+        except UnknownPickerError as error:
+            raise NotFoundError("endpoint picker", error.name[:64], tuple(PICKERS)) from None
+        except MissingSnapshotError:
+            raise FailedPreconditionError(
+                f"policy {base_name(name)!r} needs a snapshot, and none has reached this router "
+                "yet",
+                reason=REASON_NO_SNAPSHOT,
+            ) from None
+        self._swap(policy)
+
+    def promote(self, promoted: Promoted) -> bool:
+        """Uses what was promoted; returns False, keeping the old policy, if it is refused."""
+        try:
+            policy = self._promoted_policy(promoted)
+        except SnapshotError as error:
+            self._refuse(error.reason, promoted, str(error))
+            return False
+        except MissingSnapshotError as error:
+            self._refuse(REASON_NO_SNAPSHOT, promoted, str(error))
+            return False
+        except UnknownPolicyError as error:
+            self._refuse(REASON_UNKNOWN, promoted, str(error))
+            return False
+        self.activation = promoted.activation
+        if promoted.snapshot:
+            self._snapshots[base_name(promoted.name)] = promoted.snapshot
+        self._swap(policy)
+        return True
+
+    def _promoted_policy(self, promoted: Promoted) -> Policy:
+        if base_name(promoted.name) not in self.known:
+            raise UnknownPolicyError(promoted.name, self.known)
+        digest = hashlib.sha256(promoted.snapshot).digest()
+        if promoted.snapshot and promoted.sha256 and digest != promoted.sha256:
+            raise SnapshotError(REASON_CHECKSUM, "the snapshot was damaged on its way")
+        return self._make(promoted.name, promoted.snapshot)
+
+    def _make(self, name: str, blob: bytes = b"") -> Policy:
+        """Returns a policy; a learned one is read from its snapshot file `blob`."""
+        base = base_name(name)
+        snapshot: Snapshot | PaperSnapshot | None = None
+        if base in LEARNED and blob:
+            if base == DQN:
+                snapshot = load_snapshot(blob, SCHEMA)
+            else:
+                snapshot = load_paper_snapshot(blob, self._catalog)
+        return make_policy(name, self._catalog, self._parameters.get(base), snapshot)
+
+    def _swap(self, policy: Policy) -> None:
+        self.wanted = policy.name
+        # Between two decisions: requests under way keep the decision they have.
+        self.guard.replace(policy, SCHEMA if base_name(policy.name) == DQN else "")
+        self._show()
+        self._log.info("policy_in_use", policy=policy.name, policy_version=policy.version)
+
+    def _refuse(self, reason: str, promoted: Promoted, detail: str) -> None:
+        self.activation = promoted.activation  # asking for it again would only refuse it again
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        self._metrics.refused_snapshots.labels(reason=reason).inc()
+        self._log.warning(
+            "policy_refused",
+            reason=reason,
+            policy=promoted.name,
+            detail=detail,
+            kept=self.guard.name,
+        )
+
+    def _show(self) -> None:
+        self._metrics.policy_info.clear()
+        self._metrics.policy_info.labels(policy=self.name, policy_version=self.version).set(1.0)
+
+
+__all__ = ["PolicyParameterError", "PolicySlot", "Promoted"]

@@ -1,0 +1,305 @@
+"""Counts of how requests ended: exact for reports and status, and as Prometheus metrics.
+
+Invariant: offered = on_time + late + refused + cancelled + failed + under way. Bad input is
+counted apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from services.router_inference.path.job import Job, Outcome, StepDown
+
+_LATENCY_BUCKETS_S = (
+    0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
+    30.0,
+)  # fmt: skip
+_DECISION_BUCKETS_S = (
+    0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01,
+)  # fmt: skip
+NO_TIER = "none"
+"""Tier label of requests for which none was chosen."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Requests by how they ended, since the process started.
+
+    Attributes:
+        offered: that reached the service, bad input excluded.
+        on_time: answered inside the deadline.
+        late: answered late or cut off by the deadline.
+        refused: refused before any work.
+        cancelled: cancelled by the client.
+        failed: without an answer for any other reason.
+        invalid: bad input.
+        delivered_reward_sum: sum of delivered rewards.
+    """
+
+    offered: int = 0
+    on_time: int = 0
+    late: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    invalid: int = 0
+    delivered_reward_sum: float = 0.0
+
+    @property
+    def ended(self) -> int:
+        """Requests that ended."""
+        return self.on_time + self.late + self.refused + self.cancelled + self.failed
+
+    def add(self, outcome: Outcome, reward: float) -> None:
+        """Counts one end."""
+        name = outcome.value
+        setattr(self, name, getattr(self, name) + 1)
+        self.delivered_reward_sum += reward
+
+
+class RouterMetrics:
+    """Metrics of what happens seldom; those of every request are counted by `Accounts`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.in_flight = Gauge(
+            "tiercel_requests_in_flight", "Requests under way in this process.", registry=registry
+        )
+        self.candidate_in_flight = Gauge(
+            "tiercel_candidate_in_flight",
+            "Own requests dispatched and unfinished.",
+            ["tier", "endpoint"],
+            registry=registry,
+        )
+        self.candidate_availability = Gauge(
+            "tiercel_candidate_availability",
+            "Share of its normal traffic a candidate may get, 0 to 1.",
+            ["tier", "endpoint"],
+            registry=registry,
+        )
+        self.rescues = Counter(
+            "tiercel_rescues",
+            "Requests sent to a smaller tier to make it.",
+            ["tier"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "tiercel_retries", "Requests sent again after a failure.", ["reason"], registry=registry
+        )
+        self.invalid = Counter(
+            "tiercel_invalid_requests",
+            "Requests rejected as bad input.",
+            ["reason"],
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "tiercel_ejections",
+            "Candidates left alone for failing.",
+            ["tier", "endpoint"],
+            registry=registry,
+        )
+        self.admission_factor = Gauge(
+            "tiercel_admission_factor",
+            "Factor on predictions at admission; 0 = the safety net is off.",
+            registry=registry,
+        )
+        self.device_slowness = Gauge(
+            "tiercel_device_slowness",
+            "How slow a device is beside its profile; 1 = as the profile says.",
+            ["device"],
+            registry=registry,
+        )
+        self.latency_slowdown = Gauge(
+            "tiercel_latency_slowdown",
+            "Factor by which answers come slower than predicted, beyond an ordinary 5 %, 1 to 2.",
+            registry=registry,
+        )
+        self.state_age = Gauge(
+            "tiercel_state_age_seconds",
+            "Age of the newest system state; NaN if none.",
+            registry=registry,
+        )
+        self.policy_info = Gauge(
+            "tiercel_policy_info",
+            "1 for the policy in use.",
+            ["policy", "policy_version"],
+            registry=registry,
+        )
+        self.fallback_active = Gauge(
+            "tiercel_fallback_active", "1 while the fallback policy decides.", registry=registry
+        )
+        self.fallbacks = Counter(
+            "tiercel_fallback_decisions",
+            "Decisions made by the fallback policy.",
+            ["reason"],
+            registry=registry,
+        )
+        self.refused_snapshots = Counter(
+            "tiercel_refused_snapshots", "Policy snapshots refused.", ["reason"], registry=registry
+        )
+        self.degraded = Gauge(
+            "tiercel_degraded",
+            "1 for each reason the mesh is degraded.",
+            ["reason"],
+            registry=registry,
+        )
+        self.experience_written = Counter(
+            "tiercel_experience_written", "Experience records written.", registry=registry
+        )
+        self.experience_dropped = Counter(
+            "tiercel_experience_dropped",
+            "Experience records lost because Redis was away.",
+            registry=registry,
+        )
+        self.leases_expired = Counter(
+            "tiercel_leases_expired", "Routed requests nobody reported on.", registry=registry
+        )
+
+
+class Tally:
+    """A histogram in plain Python: Prometheus' own takes ten times as long per observation."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Takes the upper bounds of the buckets, ascending."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Returns (upper bound, values up to it) per bucket, as Prometheus wants them."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+
+    @property
+    def total(self) -> float:
+        """Sum of the values."""
+        return self._sum
+
+
+class Accounts(Collector):
+    """Counts every request once; counters per request become metrics when they are scraped."""
+
+    def __init__(self, metrics: RouterMetrics, registry: CollectorRegistry) -> None:
+        """Registers itself with `registry`."""
+        self.metrics = metrics
+        self.counts = Counts()
+        self.routed_count = 0
+        """Routed requests whose ticket is open; part of those under way."""
+        self.tier_counts: dict[str, Counts] = {}
+        self.decision_time = Tally(_DECISION_BUCKETS_S)
+        self._requests: dict[tuple[str, str, Outcome], int] = {}
+        self._latencies: dict[tuple[str, str], Tally] = {}
+        self._rewards: dict[str, float] = {}
+        self._step_downs: dict[StepDown, int] = {}
+        self._reasons: dict[tuple[Outcome, str], int] = {}
+        metrics.in_flight.set_function(lambda: float(self.in_flight))
+        registry.register(self)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+        return self.counts.offered - self.counts.ended
+
+    def on_offered(self) -> None:
+        """Counts a request that passed the checks."""
+        self.counts.offered += 1
+
+    def on_invalid(self, reason: str) -> None:
+        """Counts bad input."""
+        self.counts.invalid += 1
+        self.metrics.invalid.labels(reason=reason).inc()
+
+    def on_end(self, job: Job, outcome: Outcome, delivered_reward: float) -> None:
+        """Counts the end of an offered request."""
+        self.counts.add(outcome, delivered_reward)
+        tier = job.tier if outcome is not Outcome.REFUSED else ""
+        if tier:
+            counts = self.tier_counts.get(tier)
+            if counts is None:
+                counts = self.tier_counts[tier] = Counts()
+            counts.offered += 1
+            counts.add(outcome, delivered_reward)
+        task = job.task.name
+        key = (task, tier, outcome)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self._rewards[task] = self._rewards.get(task, 0.0) + delivered_reward
+        if job.reason:
+            reason = (outcome, job.reason)
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        if job.step_down is not StepDown.NONE:
+            self._step_downs[job.step_down] = self._step_downs.get(job.step_down, 0) + 1
+        if job.is_complete:
+            tally = self._latencies.get((task, tier))
+            if tally is None:
+                tally = self._latencies[task, tier] = Tally(_LATENCY_BUCKETS_S)
+            tally.observe(job.end_s - job.arrival_s)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics; called by a scrape, from a thread of its own."""
+        requests = CounterMetricFamily(
+            "tiercel_requests",
+            "Requests by task, tier that answered or was chosen, and how they ended.",
+            labels=["task", "tier", "outcome"],
+        )
+        # Copies, since the loop goes on counting meanwhile.
+        for (task, tier, outcome), count in self._requests.copy().items():
+            requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
+        yield requests
+        latency = HistogramMetricFamily(
+            "tiercel_request_latency_seconds",
+            "From arrival to the complete answer, answered requests.",
+            labels=["task", "tier"],
+        )
+        for (task, tier), tally in self._latencies.copy().items():
+            latency.add_metric([task, tier or NO_TIER], tally.buckets(), tally.total)
+        yield latency
+        yield HistogramMetricFamily(
+            "tiercel_decision_seconds",
+            "Time of one decision, observation included.",
+            buckets=self.decision_time.buckets(),
+            sum_value=self.decision_time.total,
+        )
+        reward = CounterMetricFamily(
+            "tiercel_delivered_reward",
+            "Sum of delivered rewards (quality if on time); over requests it is the performance.",
+            labels=["task"],
+        )
+        for task, value in self._rewards.copy().items():
+            reward.add_metric([task], value)
+        yield reward
+        yield from self._reason_families()
+
+    def _reason_families(self) -> Iterator[Metric]:
+        step_downs = CounterMetricFamily(
+            "tiercel_step_downs",
+            "Answers of a smaller tier than the largest allowed one.",
+            labels=["reason"],
+        )
+        for kind, count in self._step_downs.copy().items():
+            step_downs.add_metric([kind.value], float(count))
+        yield step_downs
+        reasons = self._reasons.copy().items()
+        for wanted, name, text in (
+            (Outcome.REFUSED, "tiercel_refused_requests", "Requests refused before any work."),
+            (Outcome.FAILED, "tiercel_failed_requests", "Requests that could not be answered."),
+        ):
+            family = CounterMetricFamily(name, text, labels=["reason"])
+            for (outcome, reason), count in reasons:
+                if outcome is wanted:
+                    family.add_metric([reason], float(count))
+            yield family

@@ -1,0 +1,119 @@
+"""System states in, traffic reports out."""
+
+from __future__ import annotations
+
+from router.fleet import EndpointSpec
+from services.router_inference.records.accounts import Accounts, Counts
+from services.router_inference.records.convert import timestamp
+from services.router_inference.view.view import SeenEndpoint, SeenState, View
+from tiercel.common.v1 import common_pb2
+from tiercel.load_monitor.v1 import system_state_pb2
+
+REASON_DRAINING = "DRAINING"
+
+
+def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenState:
+    """Reads a system state, leaving out what this router itself reported.
+
+    Whatever epoch the own entry carries: an older one speaks of requests that died with that
+    process.
+    """
+    totals: dict[tuple[str, str], tuple[float, float, float]] = {}
+    other_rate_rps = 0.0
+    for router in message.routers:
+        if router.router_id == router_id:
+            continue
+        other_rate_rps += router.arrival_rate_rps
+        for load in router.loads:
+            key = (load.candidate.tier, load.candidate.endpoint)
+            before = totals.get(key, (0.0, 0.0, 0.0))
+            totals[key] = (
+                before[0] + load.in_flight_count,
+                before[1] + load.waiting_prompt_token_count,
+                before[2] + load.remaining_output_token_count,
+            )
+    return SeenState(
+        version=message.version,
+        topology_version=message.topology_version,
+        endpoints=tuple(_endpoint(state) for state in message.endpoints),
+        other_totals=totals,
+        other_rate_rps=other_rate_rps,
+        rate_long_rps=message.arrival_rate_long_rps,
+        monitor_id=message.monitor_id,
+    )
+
+
+def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:
+    endpoint = state.endpoint
+    models = {served.tier: served.model_name or served.tier for served in endpoint.tiers}
+    spec = EndpointSpec(
+        name=endpoint.endpoint,
+        address=endpoint.address,
+        device=endpoint.device or endpoint.endpoint,
+        models=models,
+        profile=endpoint.profile,
+        metrics_address=endpoint.metrics_address,
+        # Rounded, so that a drifting estimate does not rebuild the fleet ten times a second.
+        speed=round(endpoint.speed, 2) or 1.0,
+    )
+    health = state.health
+    weight, reason = state.ramp_weight, state.reason
+    ready = frozenset(models)
+    if health == common_pb2.ENDPOINT_HEALTH_UNSPECIFIED:
+        # A monitor that has just started has not probed yet; until it has, the own breakers decide.
+        weight = 1.0
+    elif health == common_pb2.ENDPOINT_HEALTH_PARTIAL:
+        ready = frozenset(gauge.tier for gauge in state.gauges if gauge.ready)
+    elif health == common_pb2.ENDPOINT_HEALTH_DOWN:
+        weight, reason = 0.0, reason or "DOWN"
+    elif health == common_pb2.ENDPOINT_HEALTH_DRAINING:
+        weight, reason = 0.0, REASON_DRAINING
+    return SeenEndpoint(spec, min(1.0, max(0.0, weight)), ready, reason)
+
+
+def router_load(
+    *,
+    router_id: str,
+    epoch: int,
+    sequence: int,
+    view: View,
+    accounts: Accounts,
+    policy: str,
+    policy_version: str,
+    now_s: float,
+    now_ns: int,
+) -> system_state_pb2.RouterLoad:
+    """Returns what this router reports of itself."""
+    message = system_state_pb2.RouterLoad(
+        router_id=router_id,
+        epoch=epoch,
+        sequence=sequence,
+        report_time=timestamp(now_ns),
+        arrival_rate_rps=view.own_rate_rps(now_s),
+        policy=policy,
+        policy_version=policy_version,
+        outcomes=_counts(accounts.counts),
+    )
+    for (tier, endpoint), (in_flight, prompt, output) in view.ledger.totals().items():
+        message.loads.add(
+            candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
+            in_flight_count=round(in_flight),
+            waiting_prompt_token_count=round(prompt),
+            remaining_output_token_count=round(output),
+        )
+    for tier, counts in accounts.tier_counts.items():
+        message.tier_outcomes.add(tier=tier, outcomes=_counts(counts))
+    return message
+
+
+def _counts(counts: Counts) -> system_state_pb2.OutcomeCounts:
+    return system_state_pb2.OutcomeCounts(
+        offered_count=counts.offered,
+        on_time_count=counts.on_time,
+        late_count=counts.late,
+        refused_count=counts.refused,
+        cancelled_count=counts.cancelled,
+        failed_count=counts.failed,
+        delivered_reward_sum=counts.delivered_reward_sum,
+        invalid_count=counts.invalid,
+    )

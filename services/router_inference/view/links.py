@@ -1,0 +1,190 @@
+"""Links to the other services: watch the system state, report traffic, watch policies.
+
+Each is one long task that reconnects for ever. A link that is down never touches the request path;
+it sets a reason for which the mesh is degraded and clears it when the peer is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.router_inference.health_notes import MONITOR_UNREACHABLE, HealthNotes
+from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.records.accounts import Accounts
+from services.router_inference.view.convert_state import router_load, seen_state
+from services.router_inference.view.view import View
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+
+_FIRST_WAIT_S = 0.05
+_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
+
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+)
+
+
+async def reconnecting(
+    *,
+    session: Callable[[Callable[[], None]], Awaitable[None]],
+    on_down: Callable[[str], None],
+    clock: Clock,
+    longest_wait_s: float,
+    log: Logger,
+    peer: str,
+) -> None:
+    """Runs sessions for ever, waiting a little longer after each failure in a row.
+
+    Args:
+        session: one connection; calls its argument once it works, returns or raises when it ends.
+        on_down: called with the reason whenever a session ended.
+        clock: waits.
+        longest_wait_s: longest wait between two sessions, seconds.
+        log: where bugs go.
+        peer: name of the peer, for the log.
+    """
+    wait_s = _FIRST_WAIT_S
+
+    def works() -> None:
+        nonlocal wait_s
+        wait_s = _FIRST_WAIT_S
+
+    while True:
+        reason = "the stream ended"
+        try:
+            await session(works)
+        except grpc.aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details() or 'no message'}"
+        except Exception as error:
+            # A message nobody expected must not end the router.
+            log.exception("link_failed", error, peer=peer)
+            reason = type(error).__name__
+        on_down(reason)
+        await clock.sleep(wait_s * random.uniform(0.8, 1.2))
+        wait_s = min(longest_wait_s, 2.0 * wait_s)
+
+
+class MonitorLink:
+    """Watches the system state and reports traffic, over one channel."""
+
+    def __init__(
+        self,
+        *,
+        channel: grpc.aio.Channel,
+        router_id: str,
+        epoch: int,
+        view: View,
+        accounts: Accounts,
+        slot: PolicySlot,
+        notes: HealthNotes,
+        clock: Clock,
+        log: Logger,
+        report_interval_s: float,
+        silence_s: float,
+        longest_wait_s: float,
+    ) -> None:
+        """Takes its parts; a stream silent for `silence_s` seconds is given up."""
+        self._stub = monitor_grpc.LoadMonitorServiceStub(channel)
+        self._router_id = router_id
+        self._epoch = epoch
+        self._view = view
+        self._accounts = accounts
+        self._slot = slot
+        self._notes = notes
+        self._clock = clock
+        self._log = log
+        self._report_interval_s = report_interval_s
+        self._silence_s = silence_s
+        self._longest_wait_s = longest_wait_s
+        self._sequence = 0
+        self._version = 0
+
+    async def watch(self) -> None:
+        """Takes in system states for ever."""
+        await reconnecting(
+            session=self._watch_once,
+            on_down=lambda reason: self._notes.set(MONITOR_UNREACHABLE, True, reason),
+            clock=self._clock,
+            longest_wait_s=self._longest_wait_s,
+            log=self._log,
+            peer="load-monitor",
+        )
+
+    async def report(self) -> None:
+        """Reports traffic for ever."""
+        await reconnecting(
+            session=self._report_once,
+            on_down=lambda _: None,
+            clock=self._clock,
+            longest_wait_s=self._longest_wait_s,
+            log=self._log,
+            peer="load-monitor",
+        )
+
+    async def _watch_once(self, works: Callable[[], None]) -> None:
+        request = monitor_pb2.WatchSystemStateRequest(after_version=self._version)
+        call = self._stub.WatchSystemState(request)
+        async for response in with_silence_limit(call, self._silence_s):
+            works()
+            state = response.state
+            # A monitor that lost its store may count from 1 again; its states are newer all the
+            # same.
+            self._version = state.version
+            self._view.apply(seen_state(state, self._router_id), self._clock.monotonic_s())
+            self._notes.set(MONITOR_UNREACHABLE, False)
+        self._version = 0
+
+    async def _report_once(self, works: Callable[[], None]) -> None:
+        call = self._stub.ReportTraffic(self._reports(works))
+        await call
+
+    async def _reports(
+        self, works: Callable[[], None]
+    ) -> AsyncIterator[monitor_pb2.ReportTrafficRequest]:
+        sent_count = 0
+        while True:
+            self._sequence += 1
+            load = router_load(
+                router_id=self._router_id,
+                epoch=self._epoch,
+                sequence=self._sequence,
+                view=self._view,
+                accounts=self._accounts,
+                policy=self._slot.name,
+                policy_version=self._slot.version,
+                now_s=self._clock.monotonic_s(),
+                now_ns=self._clock.wall_ns(),
+            )
+            yield monitor_pb2.ReportTrafficRequest(load=load)
+            sent_count += 1
+            if sent_count > 1:
+                works()
+            await self._clock.sleep(self._report_interval_s)
+
+
+async def with_silence_limit(call: Any, silence_s: float) -> AsyncIterator[Any]:
+    """Yields a stream's messages; ends it after `silence_s` seconds without one."""
+    try:
+        while True:
+            async with asyncio.timeout(silence_s):
+                message = await call.read()
+            if message is _END_OF_STREAM:
+                return
+            yield message
+    except TimeoutError:
+        return
+    finally:
+        call.cancel()

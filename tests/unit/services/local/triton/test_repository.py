@@ -1,0 +1,235 @@
+"""Written model repositories, and the profiles and production files that ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.profile import parse_profile
+from services.local.triton.repository import (
+    PacedFleet,
+    RepositoryError,
+    read_model_config,
+    write_paced_repository,
+    write_reference_repository,
+)
+from services.local.triton.repository_command import main
+from trainer.shipped import project_root
+
+TIERS = ("small", "medium", "large")
+PROFILE = project_root() / "profiles" / "opt-a100.toml"
+PRODUCTION = project_root() / "deploy" / "triton" / "production"
+# Triton's protobuf numbers of the two kinds of instance that are used here.
+KIND_CPU, KIND_MODEL = 2, 3
+INTERFACE = {"text_input", "stream", "sampling_parameters", "exclude_input_in_output"}
+
+
+def _fleet(**changes: Any) -> PacedFleet:
+    return PacedFleet(**{"profile": PROFILE, "tiers": TIERS, **changes})
+
+
+def _parameters(config: Any) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def test_shared_devices_carry_all_tiers_in_one_server(tmp_path: Path) -> None:
+    """Two devices of three tiers are six models, each tier of a device in a slot of its own."""
+    written = write_paced_repository(tmp_path / "fleet", _fleet(device_count=2, time_scale=4.0))
+    [server] = written.servers
+    configs = {path.parent.name: path for path in server.path.glob("*/config.pbtxt")}
+    assert set(configs) == {f"gpu{device}_{tier}" for device in (0, 1) for tier in TIERS}
+    parameters = [_parameters(read_model_config(configs[f"gpu1_{tier}"])) for tier in TIERS]
+    assert [entry["tiercel_slot"] for entry in parameters] == ["0", "1", "2"]
+    for tier, entry in zip(TIERS, parameters, strict=True):
+        assert entry["tiercel_kind"] == "paced"
+        assert entry["tiercel_tier"] == tier
+        assert entry["tiercel_device"] == "gpu1"
+        assert entry["tiercel_profile"] == "opt-a100"
+        assert float(entry["tiercel_time_scale"]) == 4.0
+        assert Path(entry["tiercel_state_directory"]).is_dir()
+
+
+def test_written_model_is_complete(tmp_path: Path) -> None:
+    """The model directory has everything the stub imports and reads."""
+    [server] = write_paced_repository(tmp_path / "fleet", _fleet()).servers
+    version = server.path / "gpu0_small" / "1"
+    files = {path.name for path in version.iterdir()}
+    assert files == {"model.py", "device_clock.py", "paced_engine.py", "profile.toml"}
+    config = read_model_config(server.path / "gpu0_small" / "config.pbtxt")
+    assert config.name == "gpu0_small"
+    assert config.model_transaction_policy.decoupled
+    assert config.instance_group[0].kind == KIND_CPU
+    assert {tensor.name for tensor in config.input} >= INTERFACE
+
+
+def test_own_devices_carry_one_tier_each(tmp_path: Path) -> None:
+    """With own devices, every device has one tier and one endpoint."""
+    written = write_paced_repository(tmp_path / "fleet", _fleet(sharing="own"))
+    endpoints = written.servers[0].endpoints("127.0.0.1:8001")
+    assert [(entry["device"], entry["tiers"]) for entry in endpoints] == [
+        ("gpu0", ["small"]),
+        ("gpu1", ["medium"]),
+        ("gpu2", ["large"]),
+    ]
+
+
+def test_server_per_device(tmp_path: Path) -> None:
+    """Each device gets a repository and a name of its own, and the clocks stay together."""
+    written = write_paced_repository(
+        tmp_path / "fleet", _fleet(device_count=2, servers="per_device")
+    )
+    assert [server.name for server in written.servers] == ["triton-0", "triton-1"]
+    endpoint = written.servers[1].endpoints("127.0.0.1:8001", "127.0.0.1:8002")
+    assert endpoint == [
+        {
+            "name": "triton-1",
+            "address": "127.0.0.1:8001",
+            "device": "gpu1",
+            "tiers": list(TIERS),
+            "models": {tier: f"gpu1_{tier}" for tier in TIERS},
+            "metrics_address": "127.0.0.1:8002",
+        }
+    ]
+
+
+def test_endpoints_fit_the_mesh_configuration(tmp_path: Path) -> None:
+    """What is written is what the mesh's own settings accept."""
+    mesh_config = pytest.importorskip("services.common.mesh_config")
+    [server] = write_paced_repository(tmp_path / "fleet", _fleet(device_count=2)).servers
+    for entry in server.endpoints("127.0.0.1:8001", "127.0.0.1:8002"):
+        settings = mesh_config.EndpointSettings.model_validate(entry)
+        assert settings.tiers == TIERS
+
+
+def test_all_problems_of_a_fleet_are_named(tmp_path: Path) -> None:
+    """Several mistakes come in one error, each with its field."""
+    fleet = _fleet(tiers=("small", "huge"), device_count=0, time_scale=-1.0)
+    with pytest.raises(RepositoryError) as caught:
+        write_paced_repository(tmp_path / "fleet", fleet)
+    for part in ("'huge' is not in the profile", "device_count", "time_scale"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "fleet").exists()
+
+
+def test_foreign_files_are_not_deleted(tmp_path: Path) -> None:
+    """A directory with other people's files is refused; one written before is replaced."""
+    (tmp_path / "keep").write_text("mine")
+    with pytest.raises(RepositoryError, match="not empty"):
+        write_paced_repository(tmp_path, _fleet())
+    assert (tmp_path / "keep").read_text() == "mine"
+    write_paced_repository(tmp_path / "fleet", _fleet(device_count=2))
+    write_paced_repository(tmp_path / "fleet", _fleet(device_count=1))
+    assert not (tmp_path / "fleet" / "triton-0" / "gpu1_small").exists()
+
+
+def test_injected_fault_is_written_for_the_device(tmp_path: Path) -> None:
+    """The control file is the one the device's tiers read."""
+    written = write_paced_repository(tmp_path / "fleet", _fleet())
+    written.set_device("gpu0", slow_down=2.0)
+    content = json.loads((written.state_directory / "gpu0.control.json").read_text())
+    assert content == {"slow_down": 2.0, "state": "ok"}
+    with pytest.raises(RepositoryError, match="state must be one of"):
+        written.set_device("gpu0", state="burning")
+
+
+def test_reference_repository_links_and_sets_the_batch(tmp_path: Path) -> None:
+    """Sources are linked, not copied, and the batch limit is the one asked for."""
+    server = write_reference_repository(tmp_path / "reference", TIERS, max_batch=3)
+    for tier in TIERS:
+        config = read_model_config(server.path / tier / "config.pbtxt")
+        assert _parameters(config)["tiercel_max_batch"] == "3"
+        assert _parameters(config)["tiercel_kind"] == "reference"
+        assert (server.path / tier / "1" / "model.py").resolve().is_relative_to(project_root())
+    [endpoint] = server.endpoints("127.0.0.1:8001")
+    assert endpoint["models"] == {}
+
+
+def test_unknown_reference_tier_is_named(tmp_path: Path) -> None:
+    """A tier that is not there is named."""
+    with pytest.raises(RepositoryError, match="huge"):
+        write_reference_repository(tmp_path / "reference", ("small", "huge"))
+
+
+def test_command_prints_endpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the command prints is TOML that the mesh can read."""
+    tomllib = pytest.importorskip("tomllib")
+    main(["paced", "--out", str(tmp_path / "fleet"), "--profile", str(PROFILE), "--devices", "2"])
+    entries = tomllib.loads(capsys.readouterr().out)["mesh"]["endpoints"]
+    assert [entry["device"] for entry in entries] == ["gpu0", "gpu1"]
+    assert entries[1]["models"]["large"] == "gpu1_large"
+
+
+def test_command_reports_a_mistake_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing profile is one line on stderr and exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(["paced", "--out", str(tmp_path / "f"), "--profile", str(tmp_path / "none.toml")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_shipped_profile_is_valid_and_says_what_is_inferred() -> None:
+    """opt-a100 parses, is ordered, and labels the tier that nobody published."""
+    text = PROFILE.read_text()
+    profile = parse_profile(text, PROFILE.name, TIERS)
+    assert profile.source == "published"
+    assert "inferred" in profile.description
+    assert {tier.max_batch for tier in profile.tiers.values()} == {64}
+
+
+@pytest.mark.parametrize(
+    ("tier", "prompt", "output", "batch", "published_ms"),
+    [
+        # FasterTransformer's GPT guide, A100-80GB, FP16: end-to-end time of a whole batch.
+        ("medium", 128, 8, 1, 36.76),
+        ("large", 128, 8, 1, 98.29),
+        ("medium", 128, 8, 8, 52.92),
+        ("large", 128, 8, 8, 162.51),
+        ("medium", 512, 32, 1, 135.85),
+        ("large", 512, 32, 1, 384.70),
+        ("medium", 512, 32, 64, 1036.21),
+        ("large", 512, 32, 64, 3306.41),
+    ],
+)
+def test_shipped_profile_meets_the_published_times(
+    tier: str, prompt: int, output: int, batch: int, published_ms: float
+) -> None:
+    """Batches up to 8, and long requests at any batch, are met within 10 %."""
+    costs = parse_profile(PROFILE.read_text(), PROFILE.name, TIERS).tiers[tier]
+    steps_s = output * (costs.step_s + batch * costs.per_sequence_s)
+    total_s = steps_s + batch * prompt * costs.per_prompt_token_s
+    assert 1e3 * total_s == pytest.approx(published_ms, rel=0.10)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PRODUCTION.glob("*/config.pbtxt")), ids=lambda p: p.parent.name
+)
+def test_production_configs_are_triton_configs(path: Path) -> None:
+    """Every production file parses as Triton's message and has the interface of a tier."""
+    config = read_model_config(path)
+    assert config.name == path.parent.name
+    assert config.backend == "vllm"
+    assert config.max_batch_size == 0
+    assert config.model_transaction_policy.decoupled
+    assert [group.kind for group in config.instance_group] == [KIND_MODEL]
+    assert {tensor.name for tensor in config.input} >= INTERFACE
+    assert _parameters(config)["tiercel_kind"] == "production"
+    engine = json.loads((path.parent / "1" / "model.json").read_text())
+    assert engine["model"].startswith("/checkpoints/")
+    assert engine["max_num_seqs"] >= 1
+
+
+def test_production_tiers_fit_one_gpu() -> None:
+    """One config per tier, and together they leave room on the GPU."""
+    paths = sorted(PRODUCTION.glob("*/config.pbtxt"))
+    tiers = {_parameters(read_model_config(path))["tiercel_tier"] for path in paths}
+    assert tiers == set(TIERS)
+    shares = [
+        json.loads((path.parent / "1" / "model.json").read_text())["gpu_memory_utilization"]
+        for path in paths
+    ]
+    assert sum(shares) < 0.9

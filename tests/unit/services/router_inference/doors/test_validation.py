@@ -1,0 +1,156 @@
+"""Bad input: every field with its limit, all at once; the deadline rule; estimates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.catalog import Catalog
+from router.estimators import OutputLengthPredictor
+from router.types import SloKind
+from services.common.errors import InvalidArgumentError, NotFoundError
+from services.router_inference.doors.validation import Limits, Validator
+from services.router_inference.path.job import Ask, Job
+from tests.unit.services.router_inference.parts import QUALITY, TASKS, TIERS
+
+LIMITS = Limits(100, 64, 3600.0, 30.0, 4.0)
+
+
+def validator() -> Validator:
+    """A validator over three tasks and three tiers."""
+    return Validator(
+        catalog=Catalog.build(TIERS, TASKS, QUALITY),
+        limits=LIMITS,
+        lengths=OutputLengthPredictor({task.name: 8.0 for task in TASKS}),
+        new_id=lambda: "made",
+        new_seed=lambda: 5,
+    )
+
+
+def job(**fields: Any) -> Job:
+    """Checks a request, by default a good one, that arrived at 100 s."""
+    return validator().job(Ask(**{"task": "hard", "prompt": "hello", **fields}), 100.0, 10**18)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "limit"),
+    [
+        ({"prompt": ""}, "spec.prompt", "1 to 100 bytes"),
+        ({"prompt": "x" * 101}, "spec.prompt", "1 to 100 bytes"),
+        ({"prompt": "é" * 51}, "spec.prompt", "1 to 100 bytes"),
+        ({"task": ""}, "spec.task", "a task of the mesh"),
+        ({"deadline_s": 0.0}, "spec.deadline", "above 0 to 3600 s"),
+        ({"deadline_s": -1.0}, "spec.deadline", "above 0 to 3600 s"),
+        ({"deadline_s": 3601.0}, "spec.deadline", "above 0 to 3600 s"),
+        ({"call_left_s": 0.0}, "spec.deadline", "above 0 s"),
+        ({"call_left_s": -0.5}, "spec.deadline", "above 0 s"),
+        ({"max_output_tokens": 0}, "spec.max_output_tokens", "1 to 64"),
+        ({"max_output_tokens": -3}, "spec.max_output_tokens", "1 to 64"),
+        ({"max_output_tokens": 65}, "spec.max_output_tokens", "1 to 64"),
+        ({"quality_floor": -0.1}, "spec.quality_floor", "0 to 1"),
+        ({"quality_floor": 1.1}, "spec.quality_floor", "0 to 1"),
+        ({"quality_floor": math.nan}, "spec.quality_floor", "0 to 1"),
+        ({"quality_floor": 0.9, "tier": "small"}, "spec.quality_floor", "0 to 0.5"),
+        ({"temperature": 2.5}, "spec.sampling.temperature", "0 to 2"),
+        ({"temperature": math.inf}, "spec.sampling.temperature", "0 to 2"),
+        ({"seed": -1}, "spec.sampling.seed", "0 to 9223372036854775807"),
+        ({"request_id": "x" * 129}, "spec.request_id", "at most 128"),
+    ],
+)
+def test_bad_fields_are_named_with_their_limit(
+    fields: dict[str, Any], field: str, limit: str
+) -> None:
+    """Each bad field gives INVALID_ARGUMENT that names it and what would be right."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        job(**fields)
+    assert caught.value.metadata["field"] == field
+    assert caught.value.metadata["limit"] == limit
+
+
+def test_all_bad_fields_are_named_at_once() -> None:
+    """Three mistakes, one answer."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        job(prompt="", max_output_tokens=0, temperature=9.0)
+    names = [name for name, _ in caught.value.violations]
+    assert names == ["spec.prompt", "spec.max_output_tokens", "spec.sampling.temperature"]
+
+
+@pytest.mark.parametrize(("field", "kind"), [("task", "TASK"), ("tier", "TIER")])
+def test_unknown_names_list_the_known_ones(field: str, kind: str) -> None:
+    """NOT_FOUND says what there is."""
+    with pytest.raises(NotFoundError) as caught:
+        job(**{field: "nonsense"})
+    assert caught.value.reason == f"{kind}_NOT_FOUND"
+    known = TIERS if field == "tier" else [task.name for task in TASKS]
+    assert all(name in caught.value.metadata["known"] for name in known)
+
+
+@pytest.mark.parametrize(
+    ("own", "call", "slack_s"),
+    [
+        (None, None, 0.4),  # the task's default
+        (0.2, None, 0.2),  # its own
+        (None, 0.3, 0.3),  # the call's
+        (0.2, 0.3, 0.2),
+        (0.5, 0.3, 0.3),  # never later than the call's
+        (None, 9000.0, 3600.0),  # a client that sets hours is bounded, not refused
+    ],
+)
+def test_the_deadline_rule(own: float | None, call: float | None, slack_s: float) -> None:
+    """The request's own, else the call's, else the task's; never later than the call's."""
+    made = job(deadline_s=own, call_left_s=call)
+    assert made.request.slack_s == pytest.approx(slack_s)
+    assert made.deadline_s == pytest.approx(100.0 + slack_s)
+
+
+def test_work_stops_at_a_hard_deadline_and_later_at_a_soft_one() -> None:
+    """Hard: at the deadline. Soft: `soft_late_s` after it, but never after the call's end."""
+    assert job().cutoff_s == pytest.approx(100.4)
+    assert job(task="soft").cutoff_s == pytest.approx(130.4)
+    assert job(task="soft", call_left_s=2.0, deadline_s=0.4).cutoff_s == pytest.approx(102.0)
+
+
+def test_a_first_token_deadline_needs_a_stream() -> None:
+    """In one piece the first token comes with the last, so the whole answer has to be in time."""
+    assert job(task="first", is_stream=True).request.slo_kind is SloKind.FIRST_TOKEN
+    assert job(task="first").request.slo_kind is SloKind.COMPLETE_ANSWER
+
+
+def test_tokens_are_estimated_and_limits_default() -> None:
+    """Prompt tokens from bytes; output tokens from the task's mean, capped by the limit."""
+    made = job(prompt="x" * 40, max_output_tokens=3)
+    assert made.request.prompt_tokens == 10.0
+    assert made.request.output_tokens == 3.0
+    assert job().max_output_tokens == 16
+    assert (made.request_id, made.seed) == ("made", 5)
+
+
+@given(
+    st.builds(
+        Ask,
+        task=st.sampled_from(["hard", "soft", "first", "", "\ud800", "x" * 300]),
+        prompt=st.one_of(st.none(), st.text(max_size=120)),
+        prompt_tokens=st.one_of(st.none(), st.integers()),
+        max_output_tokens=st.one_of(st.none(), st.integers()),
+        temperature=st.floats(),
+        seed=st.one_of(st.none(), st.integers()),
+        deadline_s=st.one_of(st.none(), st.floats()),
+        quality_floor=st.floats(),
+        tier=st.sampled_from(["", "small", "huge"]),
+        request_id=st.text(max_size=140),
+        call_left_s=st.one_of(st.none(), st.floats(allow_nan=False)),
+    )
+)
+def test_whatever_comes_is_taken_or_refused_cleanly(ask: Ask) -> None:
+    """Any input gives a job with a finite, positive deadline, or one of the two errors."""
+    try:
+        made = validator().job(ask, 100.0, 10**18)
+    except (InvalidArgumentError, NotFoundError):
+        return
+    assert 0.0 < made.request.slack_s <= 3600.0
+    assert made.cutoff_s > 100.0
+    assert 1 <= made.max_output_tokens <= 64

@@ -1,0 +1,219 @@
+"""A router without sockets: real parts, scripted tiers, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.catalog import Catalog, QualityTable
+from router.profile import LatencyProfile, TierProfile
+from router.types import RewardKind, SloKind, Task
+from services.common.log import get_logger
+from services.common.mesh_config import MeshFiles
+from services.common.state.memory_store import MemoryStateStore
+from services.common.state.store import StateStore
+from services.common.telemetry import Telemetry
+from services.common.triton.client import TierChunk
+from services.common.triton.errors import TierError, TierOverloadedError
+from services.router_inference.app import RouterInference
+from services.router_inference.core import ClientPool, Core
+from services.router_inference.path.job import Ask, Job
+from services.router_inference.settings import Settings
+from tests.fakes.virtual_time import LoopClock
+from tiercel.common.v1 import experience_pb2
+
+TIERS = ("small", "medium", "large")
+TASKS = (
+    Task("hard", 0.4),
+    Task("soft", 0.4, reward_kind=RewardKind.SOFT, soft_decay_s=0.2),
+    Task("first", 0.4, slo_kind=SloKind.FIRST_TOKEN),
+)
+QUALITY = QualityTable(
+    "table",
+    "assumed",
+    {task.name: {"small": 0.5, "medium": 0.8, "large": 1.0} for task in TASKS},
+    {},
+)
+PROFILE = LatencyProfile(
+    "test",
+    "assumed",
+    {
+        "small": TierProfile(0.002, 0.0, 0.0, max_batch=64),
+        "medium": TierProfile(0.005, 0.0, 0.0, max_batch=64),
+        "large": TierProfile(0.010, 0.0, 0.0, max_batch=64),
+    },
+)
+
+
+@dataclass
+class Behaviour:
+    """How a tier of an endpoint answers.
+
+    Attributes:
+        pieces: Pieces of the answer.
+        step_s: Time before each piece, seconds.
+        error: Raised after `error_after` pieces; None for none.
+        error_after: Pieces before the error.
+        hang: True sends nothing until the request's timeout.
+    """
+
+    pieces: tuple[str, ...] = ("a", "b")
+    step_s: float = 0.01
+    error: TierError | None = None
+    error_after: int = 0
+    hang: bool = False
+
+
+@dataclass
+class FakeTier:
+    """Calls one address got: (model, time, end), end "done", "error" or "cancelled"."""
+
+    address: str
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    default: Behaviour = field(default_factory=Behaviour)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    async def close(self) -> None:
+        """Does nothing."""
+
+    async def generate(
+        self, model: str, prompt: str, max_output_tokens: int, **options: Any
+    ) -> AsyncGenerator[TierChunk, None]:
+        """Answers as told."""
+        call = {"model": model, "prompt": prompt, "end": "cancelled", **options}
+        call["at_s"] = asyncio.get_running_loop().time()
+        self.calls.append(call)
+        behaviour = self.behaviours.get(model, self.default)
+        if behaviour.hang:
+            await asyncio.sleep(options["timeout_s"])
+            call["end"] = "timeout"
+            raise TierOverloadedError("QUEUE_TIMEOUT", "Request timeout expired")
+        pieces = behaviour.pieces[:max_output_tokens]
+        for index, piece in enumerate((*pieces, "")):
+            if behaviour.error is not None and index >= behaviour.error_after:
+                call["end"] = "error"
+                raise behaviour.error
+            if index < len(pieces):
+                await asyncio.sleep(behaviour.step_s)
+            is_last = index == len(pieces)
+            if is_last:
+                call["end"] = "done"
+            count = 0 if is_last else 1
+            yield TierChunk(piece, count, is_last, "stop" if is_last else "")
+
+
+class FakePool(ClientPool):
+    """Hands out fake tiers by address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiers: dict[str, FakeTier] = {}
+
+    def get(self, address: str) -> Any:
+        """Returns the fake tier of an address."""
+        return self.tiers.setdefault(address, FakeTier(address))
+
+
+class Sink:
+    """Keeps the text of an answer."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.restarts = 0
+
+    def push(self, chunk: TierChunk) -> None:
+        """Takes a piece."""
+        self.text += chunk.text
+
+    def restart(self) -> None:
+        """Starts again."""
+        self.text = ""
+        self.restarts += 1
+
+
+@dataclass
+class Rig:
+    """A router's parts and the tiers they talk to."""
+
+    app: RouterInference
+    core: Core
+    pool: FakePool
+    clock: LoopClock
+
+    def tier(self, index: int = 0) -> FakeTier:
+        """Returns the fake behind endpoint `e<index>`."""
+        tier: FakeTier = self.pool.get(f"127.0.0.1:{9000 + index}")
+        return tier
+
+    def job(self, **fields: Any) -> Job:
+        """Returns a checked request; by default a hard one with 0.4 s."""
+        ask = Ask(**{"task": "hard", "prompt": "hello", **fields})
+        return self.core.validator.job(ask, self.clock.monotonic_s(), self.clock.wall_ns())
+
+    async def answer(self, job: Job) -> Sink:
+        """Runs a request."""
+        sink = Sink()
+        await self.core.dispatcher.answer(job, sink)
+        return sink
+
+    async def records(self) -> list[experience_pb2.ExperienceEntry]:
+        """Flushes and returns what was written to the store."""
+        await self.core.experience.flush(1.0)
+        store = self.app._store
+        assert store is not None
+        entries = await store.read_experience("test", "test", 10_000, 0.0)
+        return [experience_pb2.ExperienceEntry.FromString(entry.payload) for entry in entries]
+
+    def assert_settled(self) -> None:
+        """Nothing is under way and every offered request is in exactly one count."""
+        counts = self.core.accounts.counts
+        assert counts.offered == counts.ended
+        assert self.core.accounts.in_flight == 0
+        assert len(self.core.view.ledger) == 0
+
+
+def make_rig(
+    *,
+    endpoint_count: int = 1,
+    policy: str = "static-large",
+    tiers: Sequence[str] = TIERS,
+    store: StateStore | None = None,
+    telemetry: Telemetry | None = None,
+    profile: LatencyProfile = PROFILE,
+    **own: Any,
+) -> Rig:
+    """Builds a router; call it inside a running loop."""
+    clock = LoopClock()
+    settings = Settings.model_validate(
+        {
+            "mesh": {
+                "tiers": TIERS,
+                "profile": "unused.toml",
+                "quality": "unused.toml",
+                "tasks": [{"name": task.name, "default_deadline_s": 0.4} for task in TASKS],
+                "endpoints": [
+                    {"name": f"e{i}", "address": f"127.0.0.1:{9000 + i}", "tiers": tuple(tiers)}
+                    for i in range(endpoint_count)
+                ],
+            },
+            "router_inference": {"policy": policy, "fallback_policy": "greedy", "seed": 7, **own},
+        }
+    )
+    files = MeshFiles(
+        catalog=Catalog.build(TIERS, TASKS, QUALITY),
+        quality=QUALITY,
+        profile=profile,
+        endpoint_profiles={f"e{i}": profile for i in range(endpoint_count)},
+    )
+    store = store or MemoryStateStore(clock)
+    app = RouterInference(
+        settings=settings, files=files, clock=clock, log=get_logger("test"), store=store
+    )
+    pool = FakePool()
+    core = app.build_core("r1", telemetry or Telemetry(None, _RANDOM), store, pool)
+    return Rig(app, core, pool, clock)
+
+
+_RANDOM = __import__("random").Random(3)

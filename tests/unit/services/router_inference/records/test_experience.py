@@ -1,0 +1,151 @@
+"""Experience: written in the background, bounded while Redis is away, counted when lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from router.features import FEATURE_COUNT, SCHEMA
+from services.common.state.memory_store import MemoryStateStore
+from services.common.state.store import StateUnavailableError
+from tests.fakes.virtual_time import LoopClock
+from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
+
+
+class BrokenStore(MemoryStateStore):
+    """A store that can be switched off."""
+
+    def __init__(self) -> None:
+        super().__init__(LoopClock())
+        self.is_down = False
+
+    def _check(self) -> None:
+        if self.is_down:
+            raise StateUnavailableError("down by the test")
+
+    async def append_experience(self, payloads: Sequence[bytes]) -> None:
+        """Fails while switched off."""
+        self._check()
+        await super().append_experience(payloads)
+
+
+@scenario
+async def test_a_request_leaves_a_decision_and_an_outcome() -> None:
+    """Both records carry the same identity and what the trainer joins them by."""
+    rig = make_rig()
+    await rig.answer(rig.job(request_id="mine"))
+    decision, outcome = [
+        getattr(entry, entry.WhichOneof("record") or "") for entry in await rig.records()
+    ]
+    assert (decision.router_id, decision.sequence) == ("r1", 1)
+    assert (outcome.router_id, outcome.epoch, outcome.sequence) == (
+        "r1", decision.epoch, 1,
+    )  # fmt: skip
+    assert [c.tier for c in decision.candidates] == ["small", "medium", "large"]
+    assert decision.action == 2
+    assert decision.feature_schema == SCHEMA
+    assert decision.slack.ToTimedelta().total_seconds() == pytest.approx(0.4)
+    assert (outcome.status, outcome.served_by.tier, outcome.reward) == (1, "large", 1.0)
+    assert outcome.latency.ToTimedelta().total_seconds() == pytest.approx(0.02)
+    assert outcome.first_token_latency.ToTimedelta().total_seconds() == pytest.approx(0.01)
+    assert decision.decide_time.ToNanoseconds() < outcome.end_time.ToNanoseconds()
+
+
+@scenario
+async def test_a_learned_decision_carries_its_features() -> None:
+    """Row-major little-endian float32, one row per candidate."""
+    rig = make_rig()
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes()
+    rig.core.slot.use("dqn")
+    await rig.answer(rig.job())
+    decision = (await rig.records())[0].decision
+    assert decision.feature_count == FEATURE_COUNT
+    features_CF = np.frombuffer(decision.features, "<f4").reshape(3, FEATURE_COUNT)
+    # Feature 0 is the quality.
+    assert features_CF[:, 0].tolist() == pytest.approx([0.5, 0.8, 1.0])
+
+
+@scenario
+async def test_records_wait_for_redis_and_the_oldest_give_way() -> None:
+    """While the store is away the buffer is bounded, losses are counted, the rest arrives."""
+    store = BrokenStore()
+    rig = make_rig(store=store, experience_buffer_count=6, reconnect_s=0.5)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    store.is_down = True
+    for _ in range(5):
+        await rig.answer(rig.job())
+    await asyncio.sleep(1.0)
+    assert "REDIS_UNREACHABLE" in rig.core.status.read().degraded_reasons
+    assert rig.core.experience.dropped_count == 4
+    assert rig.core.experience.waiting_count == 6
+    store.is_down = False
+    await asyncio.sleep(1.0)
+    assert await store.experience_count() == 6
+    assert "REDIS_UNREACHABLE" not in rig.core.status.read().degraded_reasons
+    writer.cancel()
+
+
+@scenario
+async def test_a_store_that_is_back_is_noticed_without_traffic() -> None:
+    """Nothing has to be lost for the reason to clear."""
+    store = BrokenStore()
+    rig = make_rig(store=store, reconnect_s=0.5)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    store.is_down = True
+    await rig.answer(rig.job())
+    await asyncio.sleep(1.0)
+    assert "REDIS_UNREACHABLE" in rig.core.status.read().degraded_reasons
+    store.is_down = False
+    rig.core.experience._buffer.clear()
+    await asyncio.sleep(1.0)
+    assert "REDIS_UNREACHABLE" not in rig.core.status.read().degraded_reasons
+    writer.cancel()
+
+
+@scenario
+async def test_the_last_flush_is_bounded_and_counts_what_it_loses() -> None:
+    """A store that is away cannot hold up the end of the process."""
+    store = BrokenStore()
+    rig = make_rig(store=store)
+    store.is_down = True
+    await rig.answer(rig.job())
+    await rig.core.experience.flush(1.0)
+    assert rig.core.experience.dropped_count == 2
+    assert rig.core.experience.waiting_count == 0
+
+
+@scenario
+async def test_a_store_that_hangs_is_not_noticed_by_requests() -> None:
+    """No Redis on the request path: answers take what the tier takes while a write hangs."""
+
+    class HangingStore(MemoryStateStore):
+        async def append_experience(self, payloads: Sequence[bytes]) -> None:
+            await asyncio.sleep(1000.0)
+
+    rig = make_rig(store=HangingStore(LoopClock()))
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    await rig.answer(rig.job())
+    await asyncio.sleep(1.0)
+    job = rig.job()
+    await rig.answer(job)
+    assert job.end_s - job.arrival_s == pytest.approx(0.02)
+    writer.cancel()
+
+
+@scenario
+async def test_features_can_be_recorded_whatever_the_policy() -> None:
+    """What is recorded for another policy is what the learned one would have seen."""
+    rows = []
+    for policy in ("static-large", "dqn"):
+        rig = make_rig(features_always=True)
+        rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
+        rig.core.slot.use(policy)
+        await rig.answer(rig.job())
+        rows.append((await rig.records())[0].decision.features)
+    assert rows[0] == rows[1]
+    assert rows[0]

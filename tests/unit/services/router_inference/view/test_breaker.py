@@ -1,0 +1,61 @@
+"""Ejection by silence: a black hole is left alone, an overloaded or an idle candidate is not."""
+
+from __future__ import annotations
+
+from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState, RetryBudget
+
+LIMITS = BreakerLimits(eject_after_failures=2, silent_eject_s=3.0, eject_s=0.5, eject_max_s=1.0)
+
+
+def test_an_idle_candidate_is_not_blamed_for_its_first_misses() -> None:
+    """Never heard of for minutes, then three misses within a second: overload, not silence."""
+    breaker = Breaker(LIMITS)
+    for number in range(3):
+        breaker.on_dispatch(600.0 + 0.1 * number)
+        assert not breaker.on_silence(600.4 + 0.1 * number)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_a_black_hole_is_ejected() -> None:
+    """Misses that go on for longer than the limit, without one token, count as failures."""
+    breaker = Breaker(LIMITS)
+    breaker.on_dispatch(600.0)
+    assert not breaker.on_silence(602.0)
+    assert not breaker.on_silence(603.1)
+    assert breaker.on_silence(603.2)
+    assert breaker.availability(603.3) == 0.0
+
+
+def test_one_token_ends_the_silence() -> None:
+    """An overloaded tier that answers some requests is alive."""
+    breaker = Breaker(LIMITS)
+    breaker.on_dispatch(600.0)
+    breaker.on_sign_of_life(602.9)
+    breaker.on_dispatch(603.0)
+    assert not breaker.on_silence(605.9)
+    assert not breaker.on_silence(605.95)
+
+
+def test_ejections_double_up_to_their_limit() -> None:
+    """0.5 s, then 1 s, then 1 s again."""
+    breaker = Breaker(LIMITS)
+    breaker.on_failure(0.0, "X")
+    assert breaker.on_failure(0.0, "X")
+    now_s, waits = 0.0, []
+    for _ in range(3):
+        waits.append(breaker.retry_after_s(now_s))
+        now_s += waits[-1]
+        assert breaker.availability(now_s) > 0.0
+        breaker.on_dispatch(now_s)
+        assert breaker.availability(now_s) == 0.0
+        breaker.on_failure(now_s, "X")
+    assert waits == [0.5, 1.0, 1.0]
+
+
+def test_the_retry_budget_is_a_share_of_requests() -> None:
+    """A burst, then one retry per so many requests."""
+    budget = RetryBudget(0.1, 2)
+    assert [budget.take() for _ in range(3)] == [True, True, False]
+    for _ in range(11):
+        budget.on_request()
+    assert [budget.take() for _ in range(2)] == [True, False]

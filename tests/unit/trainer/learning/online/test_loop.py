@@ -1,0 +1,249 @@
+"""The online loop: records in, transitions kept, nothing lost or learned twice over a restart."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from router.dqn.network import q_values
+from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
+from trainer.learning.checkpoint import CheckpointError
+from trainer.learning.config import LearnerConfig
+from trainer.learning.offline.reward import Promise
+from trainer.learning.online.loop import OnlineConfig, OnlineLoop, online_config
+from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
+
+NAMES = ("a", "b", "availability")
+
+
+def _config(seed: int = 0) -> OnlineConfig:
+    return OnlineConfig(
+        learner=LearnerConfig(hidden_count=4, batch_size=16, replay_capacity=1000),
+        deadline_s=0.2,
+        patience_s=5.0,
+        feature_schema="s",
+        feature_names=NAMES,
+        availability_column=2,
+        min_transitions=16,
+        seed=seed,
+    )
+
+
+def _records(
+    first: int, count: int, router: str = "r", schema: str = "s"
+) -> tuple[list[DecisionRecord], list[OutcomeRecord]]:
+    """`count` decisions 50 ms apart on three candidates, the third unavailable."""
+    decisions, outcomes = [], []
+    for sequence in range(first, first + count):
+        rng = np.random.default_rng(sequence)
+        x = rng.random((3, 3)).astype(np.float32)
+        x[:, 2] = (1.0, 1.0, 0.0)
+        key = (router, 1, sequence)
+        decisions.append(
+            DecisionRecord(key, 0.05 * sequence, x, sequence % 2, schema, "v", 1.0, 0.2, "t")
+        )
+        outcomes.append(OutcomeRecord(key, float(rng.random()), Ending.ANSWERED))
+    return decisions, outcomes
+
+
+def _ticks(step_s: float = 0.01) -> object:
+    counter = itertools.count()
+    return lambda: next(counter) * step_s
+
+
+def test_records_become_transitions_after_their_horizon() -> None:
+    """A transition is taken in once a deadline of later decisions is known."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 20))
+    # 0.2 s are four decisions: the last four wait for theirs.
+    assert loop.status.transition_count == 16
+    assert loop.status.waiting_count == 4
+    loop.ingest(*_records(21, 1))
+    assert loop.status.transition_count == 17
+
+
+def test_learns_and_publishes() -> None:
+    """Learner steps follow the data, and the snapshot says what it was trained on."""
+    loop = OnlineLoop(_config())
+    before = load_snapshot(loop.snapshot(), "s")
+    loop.ingest(*_records(1, 200))
+    done = loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    assert done == loop.status.step_count == int(8 * 196 / 16)
+    assert loop.learn(10.0, _ticks()) == 0  # type: ignore[arg-type]
+    after = load_snapshot(loop.snapshot(), "s")
+    assert after.version != before.version
+    assert after.transition_count == 196
+    assert loop.status.loss is not None
+    assert 0.3 < (loop.status.mean_reward or 0.0) < 0.7
+
+
+def test_learning_keeps_to_its_budget() -> None:
+    """No step begins after the time is up."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 200))
+    assert loop.learn(0.05, _ticks(0.01)) <= 5  # type: ignore[arg-type]
+
+
+def test_only_saved_records_are_settled(tmp_path: Path) -> None:
+    """Keys are settled by a save, and only those whose transitions it holds."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    assert loop.ingest(*_records(1, 20)) == []
+    settled = loop.save()
+    assert [key[2] for key in settled] == list(range(1, 17))
+    assert loop.save() == []
+
+
+def test_restart_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    """After a crash redelivered records complete what was open; settled ones are recognised."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 20))
+    loop.save()
+    loop.ingest(*_records(21, 5))  # not saved before the crash
+    again = OnlineLoop(_config(), path=tmp_path / "state")
+    assert again.status.transition_count == 16
+    known = again.ingest(*_records(1, 25))
+    assert {key[2] for key in known} == set(range(1, 17))
+    assert again.status.transition_count == 21
+    straight = OnlineLoop(_config())
+    straight.ingest(*_records(1, 25))
+    assert straight.status.transition_count == 21
+
+
+def test_restart_goes_on_learning_from_the_same_weights(tmp_path: Path) -> None:
+    """Weights and step count survive."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(_config(seed=9), path=tmp_path / "state")
+    assert again.status.step_count == loop.status.step_count > 0
+    np.testing.assert_array_equal(
+        load_snapshot(again.snapshot()).weights.w2_GH, load_snapshot(loop.snapshot()).weights.w2_GH
+    )
+
+
+def test_failed_save_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk nothing is settled; the next save settles all of it."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 20))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError):
+            loop.save()
+    assert len(loop.save()) == 16
+
+
+def test_foreign_records_serve_as_rewards_only() -> None:
+    """Decisions of a policy without our features are counted in returns but not trained on."""
+    loop = OnlineLoop(_config())
+    loop.ingest(*_records(1, 10))
+    loop.ingest(*_records(11, 10, schema="other"))
+    loop.ingest(*_records(21, 10))
+    # 26 are final; 10 are foreign, and 4 more bootstrap from a foreign one.
+    assert loop.status.transition_count == 26 - 10 - 4
+
+
+def test_starts_from_a_snapshot_and_refuses_a_bad_one() -> None:
+    """The parent's weights are the start, and its version is recorded."""
+    parent = OnlineLoop(_config(seed=3)).snapshot()
+    child = OnlineLoop(_config(seed=4), initial=parent)
+    loaded = load_snapshot(child.snapshot())
+    np.testing.assert_array_equal(load_snapshot(parent).weights.w1_FH, loaded.weights.w1_FH)
+    assert loaded.training["parent"] == load_snapshot(parent).version
+    with pytest.raises(SnapshotError):
+        OnlineLoop(_config(), initial=parent[:-3])
+
+
+def _anchored(anchor: float, promise: Promise | None = None) -> OnlineConfig:
+    config = _config()
+    return replace(config, learner=replace(config.learner, anchor=anchor), promise=promise)
+
+
+def test_anchored_run_stays_near_its_start() -> None:
+    """On noise alone no candidate's value moves by more than a few hundredths."""
+    start = OnlineLoop(_config(seed=3)).snapshot()
+    loop = OnlineLoop(_anchored(1e5), initial=start)
+    loop.ingest(*_records(1, 1000))
+    assert loop.learn(1e9, _ticks()) > 400  # type: ignore[arg-type]
+    x = np.random.default_rng(0).random((50, 3, 3)).astype(np.float32)
+    allowed = np.array([True, True, False])
+    for x_CF in x:
+        values = []
+        for blob in (start, loop.snapshot()):
+            q_C = np.zeros(3)
+            q_values(x_CF, allowed, np.zeros(3), *load_snapshot(blob).weights, q_C)
+            values.append(q_C[:2])
+        np.testing.assert_allclose(values[0], values[1], atol=0.03)
+
+
+def test_only_what_falls_short_of_the_promise_counts() -> None:
+    """A miss falls short by quality times P(on time) and its cost; a kept promise by nothing."""
+    loop = OnlineLoop(_anchored(1.0, Promise(quality_column=0, on_time_column=1, miss_cost=0.5)))
+    decisions, outcomes = _records(1, 20)
+    x = np.tile(np.array([0.8, 0.75, 1.0], np.float32), (3, 1))
+    decisions = [replace(d, features_CF=x) for d in decisions]
+    outcomes = [replace(o, reward=0.8 if o.key[2] % 2 else 0.0) for o in outcomes]
+    loop.ingest(decisions, outcomes)
+    shortfall_B = loop._replay.sample(200, np.random.default_rng(0)).shortfall_B
+    promised = 0.8 * 0.75 - 0.5 * 0.25
+    np.testing.assert_allclose(np.unique(shortfall_B), [-0.5 - promised, 0.0], rtol=1e-5)
+
+
+def test_anchor_survives_a_restart(tmp_path: Path) -> None:
+    """A restored run is held by the network it started from, not by the one it had become."""
+    config = _anchored(10.0)
+    loop = OnlineLoop(config, path=tmp_path / "state")
+    loop.ingest(*_records(1, 200))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(config, path=tmp_path / "state")
+    state, restored = loop._learner.get_state(), again._learner.get_state()
+    np.testing.assert_array_equal(state["start.w1_FH"], restored["start.w1_FH"])
+    assert not np.array_equal(restored["start.w1_FH"], restored["online.w1_FH"])
+
+
+def test_state_of_another_learner_gives_way_to_the_parent(tmp_path: Path) -> None:
+    """After an update to an anchored learner a run keeps its experience and starts afresh."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(_anchored(10.0), path=tmp_path / "state")
+    assert again.status.step_count == 0
+    assert again.status.transition_count == loop.status.transition_count
+
+
+def test_snapshots_keep_what_the_network_corrects() -> None:
+    """Parameters of the price and the table of the scheduled price are the parent's."""
+    parent = replace(
+        load_snapshot(OnlineLoop(_config()).snapshot()),
+        base={"caution": 2.0},
+        schedule={"first": 0.0},
+    )
+    child = load_snapshot(OnlineLoop(_config(), initial=save_snapshot(parent)).snapshot())
+    assert (child.base, child.schedule) == (parent.base, parent.schedule)
+
+
+def test_services_learn_with_an_anchor() -> None:
+    """The learner of the services is held by what it starts from and knows what was promised."""
+    config = online_config(
+        hidden_count=8,
+        replay_capacity=1000,
+        deadline_s=0.2,
+        patience_s=5.0,
+        min_transitions=16,
+        seed=0,
+    )
+    assert config.learner.anchor > 0.0
+    assert config.promise is not None
+    assert config.feature_names[config.promise.quality_column] == "quality"
+    assert config.feature_names[config.promise.on_time_column] == "on_time_probability"

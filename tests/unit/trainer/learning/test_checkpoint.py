@@ -1,0 +1,59 @@
+"""Checkpoints are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.learning.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What is read is what was written; a missing file is None."""
+    path = tmp_path / "deep" / "state"
+    assert load_checkpoint(path) is None
+    save_checkpoint(path, {"step": 3}, {"a": np.arange(4), "b.c": np.zeros((2, 2))})
+    loaded = load_checkpoint(path)
+    assert loaded is not None
+    meta, arrays = loaded
+    assert meta == {"step": 3}
+    np.testing.assert_array_equal(arrays["a"], np.arange(4))
+    assert set(arrays) == {"a", "b.c"}
+
+
+def test_full_disk_leaves_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that fails half way changes nothing and leaves no litter."""
+    path = tmp_path / "state"
+    save_checkpoint(path, {"step": 1}, {})
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_checkpoint(path, {"step": 2}, {})
+    loaded = load_checkpoint(path)
+    assert loaded is not None
+    assert loaded[0] == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    """Truncated and changed files are refused."""
+    path = tmp_path / "state"
+    save_checkpoint(path, {"step": 1}, {"a": np.arange(10)})
+    blob = path.read_bytes()
+    for bad in (b"", blob[:-1], blob[:60], blob[:-5] + b"xxxxx", b"garbage"):
+        write_atomically(path, bad)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(path)

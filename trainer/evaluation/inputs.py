@@ -1,0 +1,258 @@
+"""What the user names for an evaluation: profile, quality, policies, traces; checked at once."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router.catalog import QualityTable, parse_quality
+from router.profile import LatencyProfile, parse_profile
+from router.types import InvalidFileError, Task
+from trainer.evaluation.entrants import entrants
+from trainer.evaluation.policies import Contender, zeroed_name
+from trainer.evaluation.report.retrained import read_retrained, retrained_study
+from trainer.evaluation.report.study_tables import crosscheck_table
+from trainer.evaluation.report.tables import Row
+from trainer.evaluation.scenarios import SCENARIOS
+from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.evaluation.suite import UNPREDICTABLE
+from trainer.research.retrained.study import setting_facts
+from trainer.shipped import project_root
+from trainer.simulation.scenarios import default_lengths
+from trainer.simulation.workload import WorkloadError
+from trainer.traces.fit import TraceModel, fit_trace
+from trainer.traces.synthetic import STAND_INS, open_trace
+
+
+class EvaluationInputError(ValueError):
+    """What was asked for cannot be evaluated; one line per mistake."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed.
+
+    Attributes:
+        profile: file or name of a shipped profile.
+        quality: file or name of a shipped quality table; empty: the one that fits the profile.
+        policies: names or snapshot files; empty: every policy there is.
+        workloads: unpredictable arrival processes by name; empty: the protocol's own.
+        traces: trace files, or names of stand-ins.
+        crosscheck: file of the cross-check's rows; None: not shown.
+        retrained: file of the comparison with retrained policies; None: not shown.
+        deadline_s: deadline of every task, seconds.
+        devices: devices with every tier.
+        output_tokens: mean output tokens, for profiles but opt-*.
+    """
+
+    profile: str
+    quality: str
+    policies: tuple[str, ...]
+    workloads: tuple[str, ...]
+    traces: tuple[pathlib.Path, ...]
+    crosscheck: pathlib.Path | None
+    retrained: pathlib.Path | None
+    deadline_s: float
+    devices: int
+    output_tokens: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was typed, read and checked.
+
+    Attributes:
+        setting: fleet, tasks, deadline.
+        profile: the latency profile.
+        quality: the quality table.
+        contenders: policies by name, in the order of the tables.
+        learned: name of the learned policy the headlines are about; empty if there is none.
+        workloads: unpredictable arrival processes by name.
+        traces: fitted traces by name.
+        crosscheck: the cross-check's rows.
+        retrained: the comparison with retrained policies, as a study.
+        notes: what the reader of the report must know.
+    """
+
+    setting: Setting
+    profile: LatencyProfile
+    quality: QualityTable
+    contenders: dict[str, Contender]
+    learned: str
+    workloads: tuple[str, ...]
+    traces: dict[str, TraceModel]
+    crosscheck: tuple[Row, ...]
+    retrained: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_inputs(asked: Asked) -> Inputs:
+    """Reads everything; raises EvaluationInputError with one line per mistake, over all of it."""
+    problems: list[str] = []
+    profile_path = _shipped("profile", "profiles", asked.profile, problems)
+    quality_path = _quality_path(asked, profile_path, problems)
+    quality = _parsed_quality(quality_path, problems)
+    profile = _parsed_profile(profile_path, quality, problems)
+    workloads = _workloads(asked.workloads, problems)
+    traces = _traces(asked.traces, problems)
+    checked = _crosscheck(asked.crosscheck, problems)
+    compared = read_retrained(asked.retrained, problems)
+    if problems or profile is None or quality is None or profile_path is None:
+        raise EvaluationInputError("\n".join(problems))
+    setting = _setting(asked, profile, quality)
+    notes: list[str] = []
+    contenders = entrants(asked.policies, setting.catalog, profile_path.stem, problems, notes)
+    if problems:
+        raise EvaluationInputError("\n".join(problems))
+    # The headlines are about a `dqn` if there is one: only that has a zeroed twin beside it.
+    ours = [name for name, each in contenders.items() if each.kind == "learned"]
+    first = next((name for name in ours if zeroed_name(name) in contenders), "")
+    first = first or next(iter(ours), "")
+    version = contenders[first].version if first else ""
+    retrained = retrained_study(compared, setting_facts(setting), version, notes)
+    return Inputs(
+        setting,
+        profile,
+        quality,
+        contenders,
+        first,
+        workloads,
+        traces,
+        checked,
+        retrained,
+        tuple(notes),
+    )
+
+
+def _shipped(option: str, folder: str, name: str, problems: list[str]) -> pathlib.Path | None:
+    """Returns the file a path or a shipped name stands for; appends the known ones if neither."""
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    shipped = project_root() / folder / f"{name}.toml"
+    if not path.suffix and len(path.parts) == 1 and shipped.is_file():
+        return shipped
+    known = ", ".join(_shipped_names(folder))
+    problems.append(f"--{option}: no file and no shipped name {name!r}; known: {known}")
+    return None
+
+
+def _shipped_names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (project_root() / folder).glob("*.toml"))
+
+
+def _quality_path(
+    asked: Asked, profile: pathlib.Path | None, problems: list[str]
+) -> pathlib.Path | None:
+    """Returns the quality file asked for, or the shipped one that the profile is named after."""
+    if asked.quality:
+        return _shipped("quality", "quality", asked.quality, problems)
+    if profile is None:
+        return None
+    known = _shipped_names("quality")
+    for name in known:
+        if profile.stem == name or profile.stem.startswith(f"{name}-"):
+            return project_root() / "quality" / f"{name}.toml"
+    problems.append(
+        f"--quality: needed, none of the shipped ones ({', '.join(known)}) fits {profile.name}"
+    )
+    return None
+
+
+def _parsed_quality(path: pathlib.Path | None, problems: list[str]) -> QualityTable | None:
+    if path is None:
+        return None
+    try:
+        return parse_quality(_text(path), str(path))
+    except InvalidFileError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    return None
+
+
+def _parsed_profile(
+    path: pathlib.Path | None, quality: QualityTable | None, problems: list[str]
+) -> LatencyProfile | None:
+    """Reads the profile; it must have the tiers of the quality table, costs rising with quality."""
+    if path is None:
+        return None
+    tiers = tuple(next(iter(quality.quality.values()))) if quality is not None else ()
+    try:
+        return parse_profile(_text(path), str(path), tiers)
+    except InvalidFileError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    return None
+
+
+def _text(path: pathlib.Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace")
+
+
+def _workloads(names: Sequence[str], problems: list[str]) -> tuple[str, ...]:
+    problems.extend(
+        f"--workload: unknown workload {name!r}; known: {', '.join(SCENARIOS)}"
+        for name in names
+        if name not in SCENARIOS
+    )
+    return tuple(dict.fromkeys(names)) or UNPREDICTABLE
+
+
+def _traces(paths: Sequence[pathlib.Path], problems: list[str]) -> dict[str, TraceModel]:
+    models: dict[str, TraceModel] = {}
+    for path in paths:
+        if str(path) not in STAND_INS and not path.exists():
+            known = ", ".join(STAND_INS)
+            problems.append(f"--trace: no file and no stand-in {str(path)!r}; stand-ins: {known}")
+            continue
+        try:
+            model = fit_trace(open_trace(path))
+            # A stand-in's own name says in every table that it is synthetic.
+            models[model.name if str(path) in STAND_INS else path.stem] = model
+        except (InvalidFileError, WorkloadError) as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    return models
+
+
+def _crosscheck(path: pathlib.Path | None, problems: list[str]) -> tuple[Row, ...]:
+    """Returns the rows of a cross-check; appends what is wrong with its file."""
+    if path is None:
+        return ()
+    try:
+        rows = json.loads(_text(path))["crosscheck"]
+        crosscheck_table(rows)
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    except (ValueError, LookupError, TypeError):
+        written_by = "python -m trainer.research.crosscheck"
+        problems.append(f"--crosscheck: {path} is not what `{written_by}` writes")
+    else:
+        return tuple(rows)
+    return ()
+
+
+def _setting(asked: Asked, profile: LatencyProfile, quality: QualityTable) -> Setting:
+    tasks = [
+        Task(name, asked.deadline_s, expected_output_tokens=asked.output_tokens)
+        for name in quality.quality
+    ]
+    tiers = tuple(next(iter(quality.quality.values())))
+    try:
+        return shared_fleet_setting(
+            profile.name,
+            profile,
+            quality,
+            tiers=tiers,
+            device_count=asked.devices,
+            deadline_s=asked.deadline_s,
+            lengths=default_lengths(profile, tasks),
+        )
+    except InvalidFileError as error:
+        raise EvaluationInputError(str(error)) from None

@@ -1,0 +1,259 @@
+"""Plots of an evaluation, drawn from the rows of its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
+from trainer.evaluation.policies import REGRET_BASELINE
+from trainer.evaluation.report.style import INK, SOFT, STYLE
+from trainer.evaluation.setting import HOLDS
+from trainer.evaluation.windows import WINDOW_LEVELS, WINDOW_SHARE, level_name
+
+Row = Mapping[str, Any]
+LEARNED_COLOR, LARGE_COLOR, SMALL_COLOR, PRICE_COLOR = "#2c6fbb", "#c8553d", "#3b9c6e", "#e09a1a"
+OTHER_COLORS = ("#7b5ea7", "#2a9d9d", "#b5446e", "#8a8f3c", "#6b7480", "#9c6b4a", "#d98cb3")
+OTHER_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+WIDTH_IN = 11.5
+
+
+class Palette:
+    """One color and width per policy, the same in every plot."""
+
+    def __init__(self, policies: Sequence[str], learned: str, small: str, large: str) -> None:
+        """Takes the policies in the order of the legend."""
+        self.learned, self.large = learned, large
+        self._strong = {
+            small: SMALL_COLOR,
+            large: LARGE_COLOR,
+            REGRET_BASELINE: PRICE_COLOR,
+            learned: LEARNED_COLOR,
+        }
+        self._others = [name for name in policies if name not in self._strong]
+
+    def is_strong(self, policy: str) -> bool:
+        """Whether the policy is one the eye should follow; only those get a band."""
+        return policy in self._strong
+
+    def line(self, policy: str) -> dict[str, Any]:
+        """Keyword arguments of a policy's line."""
+        if self.is_strong(policy):
+            own = policy == self.learned
+            width, order = (2.6, 5) if own else (1.9, 4)
+            color = self._strong[policy]
+            return {"color": color, "lw": width, "zorder": order, "label": policy}
+        number = self._others.index(policy) if policy in self._others else 0
+        turn, index = divmod(number, len(OTHER_COLORS))
+        return {
+            "color": OTHER_COLORS[index],
+            "ls": OTHER_DASHES[turn % len(OTHER_DASHES)],
+            "lw": 1.1,
+            "zorder": 3,
+            "label": policy,
+        }
+
+
+def _curves(rows: Iterable[Row], net: bool = True) -> dict[str, list[Row]]:
+    """Rows by policy, by load."""
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["safety_net"] is net:
+            curves.setdefault(row["policy"], []).append(row)
+    return {name: sorted(curve, key=lambda row: row["load"]) for name, curve in curves.items()}
+
+
+def _draw(axes: Any, curve: Sequence[Row], column: str, palette: Palette) -> None:
+    """A policy's line, with its 95 % band if the eye should follow it."""
+    known = [row for row in curve if row[column] is not None]
+    if not known:
+        return
+    policy = known[0]["policy"]
+    style = palette.line(policy)
+    loads = [row["load"] for row in known]
+    axes.plot(loads, [row[column] for row in known], **style)
+    if palette.is_strong(policy) and known[0].get(f"{column}_ci95"):
+        low, high = zip(*(row[f"{column}_ci95"] for row in known), strict=True)
+        axes.fill_between(loads, low, high, color=style["color"], alpha=0.14, lw=0, zorder=2)
+
+
+def load_axis(axes: Any, loads: Sequence[float]) -> None:
+    """Logarithmic loads with plain numbers."""
+    axes.set_xscale("log")
+    low, high = min(loads), max(loads)
+    ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 25, 50) if low * 0.99 <= t <= high * 1.01]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_xlim(low * 0.95, high * 1.05)
+
+
+def sweep_figure(rows: Sequence[Row], palette: Palette, *, net: bool = True) -> Figure:
+    """Availability and performance over load, one line per policy, and the bound."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 5.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        curves = _curves(rows, net)
+        loads = sorted({row["load"] for row in rows})
+        for curve in curves.values():
+            _draw(left, curve, "availability", palette)
+            _draw(right, curve, "performance", palette)
+        some = next(iter(curves.values()))
+        for column, dashes, label in (
+            ("bound", "-", "bound"),
+            ("fluid_reference", ":", "fluid reference"),
+        ):
+            known = [row for row in some if row.get(column) is not None]
+            if known:
+                right.plot(
+                    [row["load"] for row in known], [row[column] for row in known],
+                    color=INK, lw=1.5, ls=dashes, label=label, zorder=6,
+                )  # fmt: skip
+        left.axhline(HOLDS, color=SOFT, lw=1, ls="--")
+        left.text(loads[0], HOLDS - 0.015, f" {HOLDS}: holds", va="top", fontsize=8, color=SOFT)
+        for axes, title in ((left, "availability"), (right, "performance")):
+            axes.set_title(title)
+            load_axis(axes, loads)
+            axes.set_ylim(0, 1.03)
+            axes.set_xlabel("load, multiples of what static-large holds")
+        handles, labels = right.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8, handlelength=1.6)
+    return figure
+
+
+def share_figure(rows: Sequence[Row], palette: Palette) -> Figure:
+    """Performance as a share of the bound over load; of the fluid reference if none is known."""
+    bounded = any(row["bound_share"] is not None for row in rows)
+    column = "bound_share" if bounded else "fluid_share"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 5.0), layout="constrained")
+        axes = figure.subplots()
+        for curve in _curves(rows).values():
+            _draw(axes, curve, column, palette)
+        axes.axhline(0.96, color=SOFT, lw=1, ls="--")
+        load_axis(axes, sorted({row["load"] for row in rows}))
+        axes.set_ylim(0.7, 1.005 if bounded else 1.06)
+        axes.set_title("share of the bound" if bounded else "share of the fluid reference")
+        axes.set_xlabel("load, multiples of what static-large holds")
+        figure.legend(loc="outside right center", fontsize=8, handlelength=1.6)
+    return figure
+
+
+def windows_figure(rows: Sequence[Row], bounds: Sequence[Row], palette: Palette) -> Figure:
+    """Share of 10 s windows above each level over load, a column per workload.
+
+    Black: the share of windows that any policy could keep above, by the bound of each window.
+
+    Dotted: the paper's factor times static-large's share; where a policy's line is above it, the
+    paper's claim is reached at that load.
+    """
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 5.4), layout="constrained")
+        grid = figure.subplots(
+            len(WINDOW_LEVELS), len(workloads), sharex=True, sharey=True, squeeze=False
+        )
+        for column, workload in enumerate(workloads):
+            chosen = [row for row in rows if row["workload"] == workload]
+            most = [row for row in bounds if row["workload"] == workload]
+            for line, level in enumerate(WINDOW_LEVELS):
+                _windows_panel(grid[line][column], chosen, most, palette, level)
+            grid[0][column].set_title(workload)
+            grid[-1][column].set_xlabel("load")
+        for line, level in enumerate(WINDOW_LEVELS):
+            grid[line][0].set_ylabel(f"windows above {level:g}")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8, handlelength=1.6)
+    return figure
+
+
+def _windows_panel(
+    axes: Any, rows: Sequence[Row], bounds: Sequence[Row], palette: Palette, level: float
+) -> None:
+    column = level_name(level)
+    if bounds:
+        axes.plot(
+            [row["load"] for row in bounds], [row[column] for row in bounds],
+            color=INK, lw=1.4, label="bound", zorder=6,
+        )  # fmt: skip
+    curves = _curves(rows)
+    for curve in curves.values():
+        _draw(axes, curve, column, palette)
+    static = curves.get(palette.large)
+    if static:
+        factor = PAPER_WINDOW_RATIOS[level]
+        marked = [min(1.0, factor * row[column]) for row in static]
+        axes.plot(
+            [row["load"] for row in static], marked,
+            color=LARGE_COLOR, lw=1.2, ls=":", label="paper's ratio to static-large",
+        )  # fmt: skip
+        axes.text(
+            0.97, 0.95, f"dotted: {factor:g}x", transform=axes.transAxes,
+            ha="right", va="top", fontsize=7.5, color=LARGE_COLOR,
+        )  # fmt: skip
+    axes.axhline(WINDOW_SHARE, color=SOFT, lw=0.9, ls="--")
+    load_axis(axes, sorted({row["load"] for row in rows}))
+    axes.set_ylim(-0.02, 1.03)
+
+
+def gpus_figure(rows: Sequence[Row], palette: Palette) -> Figure:
+    """GPUs static-large needs to equal the fleet, and performance per GPU against 8 of them."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        loads = sorted({row["load"] for row in rows})
+        for curve in _curves(rows).values():
+            _draw(left, curve, "static_large_devices", palette)
+            _draw(right, curve, "per_gpu_ratio", palette)
+        left.axhline(rows[0]["devices"], color=SOFT, lw=1, ls="--")
+        left.set_yscale("log", base=2)
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.set_title(f"GPUs static-large needs to equal {rows[0]['devices']}")
+        top = max((row["per_gpu_ratio"] for row in rows if row["per_gpu_ratio"]), default=1.0)
+        right.axhline(PAPER_GPU_RATIO, color=LARGE_COLOR, lw=1.2, ls=":")
+        right.text(
+            loads[0], PAPER_GPU_RATIO, f" paper: {PAPER_GPU_RATIO:g}x",
+            va="bottom", fontsize=8, color=LARGE_COLOR,
+        )  # fmt: skip
+        # With 8 GPUs overrun completely the ratio has no limit; the axis has.
+        right.set_ylim(0, min(12.0, 1.1 * max(top, PAPER_GPU_RATIO)))
+        right.set_title("performance per GPU against 8 static GPUs")
+        for axes in (left, right):
+            load_axis(axes, loads)
+            axes.set_xlabel("load, multiples of what static-large holds on 4 GPUs")
+        right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.92))
+    return figure
+
+
+def shifts_figure(rows: Sequence[Row], palette: Palette) -> Figure:
+    """Performance over load in every shift, small multiples."""
+    shifts = list(dict.fromkeys(row["shift"] for row in rows))
+    columns = 4
+    lines = math.ceil(len(shifts) / columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 2.2 * lines + 0.4), layout="constrained")
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        cells = [axes for line in grid for axes in line]
+        for axes, shift in zip(cells, shifts, strict=False):
+            chosen = [row for row in rows if row["shift"] == shift]
+            curves = _curves(chosen)
+            for curve in curves.values():
+                _draw(axes, curve, "performance", palette)
+            some = [row for row in next(iter(curves.values())) if row["bound"] is not None]
+            axes.plot(
+                [row["load"] for row in some], [row["bound"] for row in some],
+                color=INK, lw=1.2, label="bound", zorder=6,
+            )  # fmt: skip
+            axes.set_title(shift, fontsize=9)
+            load_axis(axes, sorted({row["load"] for row in chosen}))
+            axes.set_ylim(0.4, 1.02)
+        for axes in cells[len(shifts) :]:
+            axes.set_visible(False)
+        handles, labels = cells[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8, handlelength=1.6)
+    return figure
