@@ -225,10 +225,7 @@ class TiercelClient:
     async def _stream(
         self, request: pb.GenerateStreamRequest, metadata: Any, deadline_s: float | None
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
-        """Streams from the first router that is reached.
-
-        Never starts again after the first message.
-        """
+        """Streams from the first router that is reached; never starts again after a message."""
         end_s = time.monotonic() + self._limit_s(deadline_s)
         failure: grpc.aio.AioRpcError | None = None
         for router in self._pool.attempts():

@@ -11,10 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 TRANSPORT_REASON = "TRANSPORT"
-"""Reason given to a failure that carries no ErrorInfo.
-
-The router itself was not reached or broke off.
-"""
+"""Reason of a failure without ErrorInfo: the router was not reached, or it broke off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,10 +62,7 @@ class UnknownNameError(TiercelError):
 
 
 class RefusedError(TiercelError):
-    """The mesh refused the request at once.
-
-    Because no tier could make its deadline or a limit is reached.
-    """
+    """The mesh refused at once: no tier could make the deadline, or a limit is reached."""
 
 
 class UnavailableError(TiercelError):
@@ -84,10 +78,7 @@ class RequestCancelledError(TiercelError):
 
 
 class PreconditionError(TiercelError):
-    """The call does not fit the present state.
-
-    For instance a closed ticket or a lost version race.
-    """
+    """The call does not fit the present state, for instance a closed ticket."""
 
 
 class ServerError(TiercelError):

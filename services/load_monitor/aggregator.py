@@ -21,9 +21,9 @@ class _Router:
 class Aggregator:
     """The last report of every router.
 
-    The arrival rate over about 0.2 seconds is the sum of what the routers report (each an estimate
-    over about a second); the one over 10 seconds follows that sum exponentially, so that traffic
-    that moves from one router to another does not look like a change.
+    The arrival rate over about 0.2 seconds is the sum of what the routers report. The one over 10
+    seconds follows that sum exponentially, so that traffic that moves from one router to another
+    does not look like a change.
 
     Args:
         clock: Tells when reports came.

@@ -1,7 +1,4 @@
-"""Open-loop load generator as a process of its own.
-
-``python -m services.loadgen --spec FILE --out FILE``.
-"""
+"""Runs the load generator: ``python -m services.loadgen --spec FILE --out FILE``."""
 
 from __future__ import annotations
 
@@ -81,10 +78,7 @@ def _say(fields: dict[str, object]) -> None:
 
 
 def _take_priority(spec: LoadSpec) -> bool:
-    """Pins and prioritizes this process as the spec asks and the system allows.
-
-    Says if the priority was taken.
-    """
+    """Pins and prioritizes this process as the spec asks; returns whether it has the priority."""
     if spec.core is not None:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {spec.core})

@@ -60,10 +60,7 @@ class Schedule:
 def square_wave(
     low_rps: float, high_rps: float, half_period_s: float, cycle_count: int
 ) -> tuple[Phase, ...]:
-    """Makes phases ``low``, ``high``, ``low``.
-
-    ... that alternate every ``half_period_s`` seconds.
-    """
+    """Makes phases ``low`` and ``high`` that alternate every ``half_period_s`` seconds."""
     if cycle_count < 1:
         raise ScheduleError(f"cycle_count: must be at least 1, got {cycle_count}")
     pair = (Phase("low", half_period_s, low_rps), Phase("high", half_period_s, high_rps))

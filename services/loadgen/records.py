@@ -155,10 +155,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
 
 
 def run_summary(records: RunRecords) -> dict[str, Any]:
-    """Summarizes a run: ``total``, ``phases`` by name.
-
-    Generator lag and whether the run may be used.
-    """
+    """Summarizes a run: total, phases by name, the generator's lag, whether it may be used."""
     phase_names = list(dict.fromkeys(records.names["phase"]))
     return {
         "total": summarize(records),

@@ -30,10 +30,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 CONNECT_TIMEOUT_S = 5.0
 END_WAIT_S = 5.0
-"""How long stragglers may take beyond their own time limit before they are cancelled and.
-
-Counted as failed.
-"""
+"""Time stragglers get beyond their own limit before they are cancelled and counted as failed."""
 METHOD = "/tiercel.router_inference.v1.RouterInferenceService/"
 
 
@@ -322,10 +319,7 @@ class _Table:
 
 
 def _decode(payload: bytes | list[bytes] | None) -> tuple[str, pb.Completion | None]:
-    """Text and completion of a unary answer or of a stream.
-
-    No completion if the stream broke off.
-    """
+    """Text and completion of an answer; no completion if its stream broke off."""
     if isinstance(payload, bytes):
         response = pb.GenerateResponse.FromString(payload)
         return response.text, response.completion

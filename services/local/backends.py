@@ -203,10 +203,7 @@ def triton_command(
 
 
 def trace_endpoint(variables: Mapping[str, str]) -> str:
-    """Where Triton sends spans: the standard OTEL_* address with OTLP/HTTP's path.
-
-    Empty for none.
-    """
+    """Where Triton sends spans: the standard OTEL_* address with OTLP/HTTP's path, or empty."""
     traces, general = (variables.get(name, "") for name in TRACE_VARIABLES)
     names = [name.replace("ENDPOINT", "PROTOCOL") for name in TRACE_VARIABLES]
     protocol = next((variables[name] for name in names if variables.get(name)), "grpc")

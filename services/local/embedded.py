@@ -1,7 +1,4 @@
-"""An embedded mesh: Redis, Triton, load monitor.
-
-Trainer and routers as children of this process.
-"""
+"""An embedded mesh: Redis, Triton, load monitor, trainer and routers as child processes."""
 
 from __future__ import annotations
 

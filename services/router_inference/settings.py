@@ -33,10 +33,7 @@ class RouterInferenceSettings(ServerSettings):
     fallback_policy: str = Field(default="price", min_length=1, max_length=64)
     """Policy that decides when the other one cannot; must need no snapshot."""
     policy_parameters: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Parameters per policy name, e.g. `dqn = { epsilon = 0.02 }`.
-
-    What is left out keeps its default.
-    """
+    """Parameters per policy name, e.g. `dqn = { epsilon = 0.02 }`; the rest keep their defaults."""
     policy_snapshot: OptionalRelativePath = ""
     """Snapshot file of a learned `policy`; empty means the fallback decides until one comes."""
     follow_trainer: bool = True
@@ -63,10 +60,7 @@ class RouterInferenceSettings(ServerSettings):
     max_in_flight: int = Field(default=4_096, ge=1, le=1_000_000)
     """Most requests under way in this process, routed ones aside; more are refused."""
     max_deadline_s: float = Field(default=3_600.0, gt=0.0, le=86_400.0)
-    """Longest deadline a request may ask for, seconds.
-
-    Bounds how long an answer may take at all.
-    """
+    """Longest deadline a request may ask for, seconds; no answer may take longer."""
     soft_late_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     """How long after its deadline a soft request is still worked on, seconds."""
     state_max_age_s: float = Field(default=2.0, gt=0.0, le=300.0)
@@ -90,10 +84,7 @@ class RouterInferenceSettings(ServerSettings):
     lease_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
     """Lease of a ticket of `Route`, seconds; never shorter than the request's deadline."""
     ticket_key: str = Field(default="", max_length=1_024)
-    """Key that signs tickets, at least 16 characters.
-
-    Empty with no file: made at start, valid for this process.
-    """
+    """Key that signs tickets, at least 16 characters; with no file either, each start makes one."""
     ticket_key_file: OptionalRelativePath = ""
     """File that holds the key; empty means none."""
     stream_coalesce_s: float = Field(default=0.003, ge=0.0, le=1.0)
@@ -125,15 +116,9 @@ class RouterInferenceSettings(ServerSettings):
     feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
     """Ended requests remembered for late quality feedback."""
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
-    """Most bad requests traced per second beyond the sampled ones.
-
-    A mesh under water is not to drown in spans.
-    """
+    """Most bad requests traced per second beyond the sampled ones."""
     sample_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of requests traced from here where the caller brings no trace.
-
-    `OTEL_TRACES_SAMPLER` wins if set.
-    """
+    """Share of requests traced where the caller brings no trace; `OTEL_TRACES_SAMPLER` wins."""
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:

@@ -187,9 +187,10 @@ def report(request: pb2.ReportOutcomeRequest) -> Report:
 
 
 def feedback_quality(request: pb2.ReportOutcomeRequest) -> float:
-    """Reads late feedback.
+    """Returns the quality of late feedback.
 
-    Raises InvalidArgumentError if its quality is missing or out of range.
+    Raises:
+        InvalidArgumentError: It is missing or out of range.
     """
     if not request.HasField("quality"):
         raise InvalidArgumentError(

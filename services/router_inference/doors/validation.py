@@ -1,7 +1,4 @@
-"""Checks what a client asked for and turns it into a job.
-
-All mistakes of a request are named at once.
-"""
+"""Checks what a client asked for, all mistakes at once, and turns it into a job."""
 
 from __future__ import annotations
 
@@ -122,10 +119,7 @@ class Validator:
         )
 
     def _cutoff_s(self, ask: Ask, request: Request, now_s: float, deadline_s: float) -> float:
-        """Returns when work stops.
-
-        A hard deadline at once, a soft one later, never after the call's own end.
-        """
+        """Returns when work stops: at a hard deadline, after a soft one, with the call at last."""
         cutoff_s = deadline_s
         if request.slo_kind is SloKind.FIRST_TOKEN:
             cutoff_s = now_s + self._limits.max_deadline_s
@@ -136,9 +130,9 @@ class Validator:
         return cutoff_s
 
     def _slack_s(self, ask: Ask, default_s: float) -> float:
-        """Returns the time until the deadline.
+        """Returns the time until the request's deadline, else the call's, else the task's.
 
-        The request's own, else the call's, else the task's; never after the call's.
+        It never goes beyond the call's own end.
         """
         call_left_s = ask.call_left_s
         if ask.deadline_s is not None:
@@ -153,7 +147,8 @@ class Validator:
     def _check(self, ask: Ask, prefix: str) -> float:
         """Returns the number of prompt tokens.
 
-        Raises InvalidArgumentError with every field that is wrong.
+        Raises:
+            InvalidArgumentError: With every field that is wrong.
         """
         limits = self._limits
         problems: list[tuple[str, str, str]] = []

@@ -24,9 +24,9 @@ REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
 
 
 def reward_of(quality: float, lateness_s: float, kind: RewardKind, soft_decay_s: float) -> float:
-    """Returns quality if on time.
+    """Returns the quality of an answer on time, and what is left of it if late.
 
-    Late: 0 for a hard deadline, quality x exp(-lateness/decay) for a soft one.
+    A late answer is worth 0 with a hard deadline, quality x exp(-lateness/decay) with a soft one.
     """
     if lateness_s <= 0.0:
         return quality

@@ -235,10 +235,7 @@ class Leases:
             self.expire()
 
     def _close_foreign(self, ticket: Ticket, report: Report, now_ns: int) -> None:
-        """Writes the outcome of another worker's ticket.
-
-        That worker's load goes back with its lease.
-        """
+        """Writes the outcome of another worker's ticket, whose load goes back with its lease."""
         key = (ticket.router_id, ticket.epoch, ticket.sequence)
         if key in self._foreign_closed:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)

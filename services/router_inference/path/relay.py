@@ -1,7 +1,4 @@
-"""Streamed answers.
-
-Pieces come from a task of their own and go out as messages, coalesced under load.
-"""
+"""Streamed answers: pieces come from a task of their own, and go out coalesced under load."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _OVERDUE_FACTOR = 2.0
 def just_in_time_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
     """Returns after how many seconds a rescue would be just in time, -1 for never.
 
-    From the decision's predictions: predicting again would cost as much as the decision did.
+    It uses the decision's predictions: predicting again would cost as much as the decision did.
     """
     return safety.rescue_moment_s(
         choice.fleet.lists, choice.allowed_C.tolist(), choice.row, slack_s, limits.margin,
@@ -57,10 +57,7 @@ class SecondChance:
         self._budget.on_request()
 
     def rescue_delay_s(self, job: Job, choice: Choice) -> float:
-        """Returns when the rescue timer of a first dispatch is due, seconds from now.
-
-        -1 for none.
-        """
+        """Returns in how many seconds a first dispatch's rescue timer is due, -1 for none."""
         request = job.request
         if self._limits is None or request.tier_pin != NO_TIER_PIN:
             return -1.0
@@ -121,7 +118,7 @@ class SecondChance:
     ) -> Target | None:
         """Returns another endpoint of the tier, else the best tier below, else any tier above.
 
-        None if there is none, or no retry is allowed any more.
+        Returns None if there is none, or if no retry is allowed any more.
         """
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None

@@ -1,7 +1,4 @@
-"""Follows what the trainer promotes.
-
-Reads the registry in Redis where there is no trainer to ask.
-"""
+"""Follows what the trainer promotes; without a trainer, reads the registry in Redis."""
 
 from __future__ import annotations
 

@@ -182,9 +182,9 @@ def decision_attributes(job: Job) -> Mapping[str, AttributeValue]:
 
 
 def _finite(values: NDArray[Any] | None) -> list[float]:
-    """Returns plain floats.
+    """Returns plain floats, with -1e308 for -inf, which OTLP/JSON cannot carry.
 
-    What is not allowed has a score of -inf, which OTLP/JSON cannot carry: it becomes -1e308.
+    A candidate that is not allowed has a score of -inf.
     """
     if values is None:
         return []

@@ -15,8 +15,8 @@ REASON_DRAINING = "DRAINING"
 def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenState:
     """Reads a system state, leaving out what this router itself reported.
 
-    Whatever epoch the own entry carries: an older one speaks of requests that died with that
-    process.
+    Its own entry is left out whatever its epoch: an older one speaks of requests that died with
+    that process.
     """
     totals: dict[tuple[str, str], tuple[float, float, float]] = {}
     other_rate_rps = 0.0

@@ -1,7 +1,7 @@
-"""Links to the other services: watch the system state, report traffic, watch policies.
+"""The link to the load monitor, and the loop that keeps any link to another service up.
 
-Each is one long task that reconnects for ever. A link that is down never touches the request path;
-it sets a reason for which the mesh is degraded and clears it when the peer is back.
+A link is a long task that reconnects for ever. One that is down never touches the request path; it
+sets a reason for which the mesh is degraded and clears it when the peer is back.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ class View:
     def signals(self, now_s: float, window_s: float | None = None) -> Signals:
         """Returns what is known of the traffic, for a request of `window_s` to its deadline.
 
-        None: as for the last request that said.
+        Without `window_s` it is that of the last request that named one.
         """
         if window_s is not None:
             self._window_s = window_s
@@ -324,10 +324,7 @@ class View:
         return ""
 
     def retry_after_s(self, now_s: float) -> float:
-        """Returns when an ejected candidate is tried again at the earliest, seconds.
-
-        At least 0.1.
-        """
+        """Returns in how many seconds, at least 0.1, an ejected candidate is tried again."""
         waits = [target.breaker.retry_after_s(now_s) for target in self.targets]
         return max(0.1, min((wait for wait in waits if wait > 0.0), default=0.5))
 
