@@ -19,7 +19,6 @@ from trainer.evaluation.report.tables import Row
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
-from trainer.research.retrained.study import setting_facts
 from trainer.shipped import project_root
 from trainer.simulation.scenarios import default_lengths
 from trainer.simulation.workload import WorkloadError
@@ -112,7 +111,7 @@ def read_inputs(asked: Asked) -> Inputs:
     first = next((name for name in ours if zeroed_name(name) in contenders), "")
     first = first or next(iter(ours), "")
     version = contenders[first].version if first else ""
-    retrained = retrained_study(compared, setting_facts(setting), version, notes)
+    retrained = retrained_study(compared, setting.facts(), version, notes)
     return Inputs(
         setting,
         profile,

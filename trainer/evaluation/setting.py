@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,14 @@ from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.profile import LatencyProfile
 from router.types import Task
+from trainer.simulation.scenarios import full_batch_times_s
 from trainer.simulation.simulate import SimulationConfig
 from trainer.simulation.workload import OPT_LENGTHS, Lengths, Workload, make_workload
 
 HOLDS = 0.99
 """Availability from which on a policy is said to hold a load."""
+FULL_SHARE = 0.6
+"""Share of its capacity in full batches that the largest tier holds, about; unit of the loads."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,17 @@ class Setting:
     def shares(self) -> tuple[float, ...]:
         """Share of each task, even unless given."""
         return self.task_share or tuple(1.0 for _ in self.catalog.tasks)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what must be the same where two sets of numbers stand side by side."""
+        return {
+            "profile": self.profiles[""].name,
+            "devices": len(self.fleet.devices),
+            "tasks": [task.name for task in self.catalog.tasks],
+            "deadline_s": self.deadline_s,
+            "output_tokens": self.lengths.output_mean,
+            "quality": self.catalog.quality_KT.tolist(),
+        }
 
     def config(self, *, safety: bool = True) -> SimulationConfig:
         """Returns a simulation config of this setting; use `dataclasses.replace` for the rest."""
@@ -96,3 +111,16 @@ def shared_fleet_setting(
 def with_routers(config: SimulationConfig, routers: int, staleness_s: float) -> SimulationConfig:
     """Returns the config with several routers that see each other late."""
     return replace(config, routers=routers, staleness_s=staleness_s)
+
+
+def full_rate_rps(setting: Setting, largest: bool) -> float:
+    """Returns the rate at which the largest (or smallest) tier alone fills all devices, req/s."""
+    tier_C = setting.fleet.arrays.tier_C
+    rows_C = tier_C == (tier_C.max() if largest else tier_C.min())
+    time_C = full_batch_times_s(setting.fleet, setting.lengths)
+    return float(rows_C.sum() / time_C[rows_C].min())
+
+
+def unit_rate_rps(setting: Setting) -> float:
+    """Returns the unit of loads: about what the largest tier holds by itself, requests/s."""
+    return FULL_SHARE * full_rate_rps(setting, largest=True)

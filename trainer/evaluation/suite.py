@@ -21,6 +21,7 @@ from trainer.evaluation.gpus import GpuJob, gpu_rows
 from trainer.evaluation.headlines import headlines
 from trainer.evaluation.hold import HoldJob
 from trainer.evaluation.jobs import Context, Job, Progress, Runner
+from trainer.evaluation.pickers import PickerJob
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
@@ -29,7 +30,6 @@ from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, viola
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import HOLDS, Setting
 from trainer.evaluation.shifts import shift_cases, shift_rows, shifted_settings, shifts_of
-from trainer.evaluation.studies import PickerJob
 from trainer.evaluation.windows import (
     window_bound_hold_rows,
     window_bound_rows,

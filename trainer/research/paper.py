@@ -38,7 +38,7 @@ from router.dqn.paper_snapshot import (
     flat,
     save_paper_snapshot,
 )
-from trainer.evaluation.setting import Setting
+from trainer.evaluation.setting import Setting, unit_rate_rps
 from trainer.learning.checkpoint import write_atomically
 from trainer.research.tuning import (
     TuningCase,
@@ -48,7 +48,6 @@ from trainer.research.tuning import (
     run_command,
     score,
     setting_of,
-    unit_rate_rps,
 )
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit, paper

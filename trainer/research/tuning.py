@@ -32,8 +32,15 @@ from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import HOLDS, Setting, shared_fleet_setting, with_routers
-from trainer.simulation.scenarios import default_lengths, full_batch_times_s
+from trainer.evaluation.setting import (
+    HOLDS,
+    Setting,
+    full_rate_rps,
+    shared_fleet_setting,
+    unit_rate_rps,
+    with_routers,
+)
+from trainer.simulation.scenarios import default_lengths
 from trainer.simulation.simulate import KINDS, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 
@@ -48,9 +55,6 @@ BURSTY_LOADS = (0.7, 1.6, 4.0, 10.0)
 """Loads of the cases, as multiples of what the largest tier holds alone."""
 
 BURSTY = ("gamma-cv4", "gamma-cv8", "markov")
-FULL_SHARE = 0.6
-"""Share of its capacity in full batches that the largest tier holds, about; unit of the loads."""
-
 HIGHEST_SHARE = 0.95
 """No case goes beyond this share of what the smallest tier carries in full batches."""
 
@@ -138,19 +142,6 @@ def make_case(
     if reference is None:
         reference = fluid_reference(setting, rate_rps)
     return TuningCase(config, workload, reference, weight, seed)
-
-
-def full_rate_rps(setting: Setting, largest: bool) -> float:
-    """Returns the rate at which the largest (or smallest) tier alone fills all devices, req/s."""
-    tier_C = setting.fleet.arrays.tier_C
-    rows_C = tier_C == (tier_C.max() if largest else tier_C.min())
-    time_C = full_batch_times_s(setting.fleet, setting.lengths)
-    return float(rows_C.sum() / time_C[rows_C].min())
-
-
-def unit_rate_rps(setting: Setting) -> float:
-    """Returns the unit of loads: about what the largest tier holds by itself, requests/s."""
-    return FULL_SHARE * full_rate_rps(setting, largest=True)
 
 
 def tuning_cases(setting: Setting, seed: int) -> list[TuningCase]:

@@ -201,7 +201,7 @@ def run_study(task: Task, *, workers: int = 1, progress: Progress | None = None)
         results = runner.run("comparing", cases)
     return {
         "snapshot_version": load_snapshot(task.snapshot, SCHEMA).version,
-        "setting": setting_facts(task.setting),
+        "setting": task.setting.facts(),
         "plan": task.plan.name,
         "seeds": list(seeds),
         "rounds": task.rounds,
@@ -210,18 +210,6 @@ def run_study(task: Task, *, workers: int = 1, progress: Progress | None = None)
         "rows": compared_rows(results, shifts, rates.small_rps),
         "training": [each.facts for each in trained],
         "cpu_s": [round(each.cpu_s, 1) for each in trained],
-    }
-
-
-def setting_facts(setting: Setting) -> Row:
-    """Returns what must be the same where two sets of numbers stand side by side."""
-    return {
-        "profile": setting.profiles[""].name,
-        "devices": len(setting.fleet.devices),
-        "tasks": [task.name for task in setting.catalog.tasks],
-        "deadline_s": setting.deadline_s,
-        "output_tokens": setting.lengths.output_mean,
-        "quality": setting.catalog.quality_KT.tolist(),
     }
 
 

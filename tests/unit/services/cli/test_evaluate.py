@@ -16,7 +16,6 @@ from trainer.evaluation import cases, plan
 from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
 from trainer.evaluation.report.regret_figure import regret_figure
 from trainer.evaluation.report.tables import gpu_table, regret_point_table
-from trainer.research.retrained.study import setting_facts
 from trainer.shipped import project_root
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
@@ -217,7 +216,7 @@ def retrained_file(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
                 "validation_trained": 0.8, "kept": "original"}  # fmt: skip
     found = {
         "snapshot_version": shipped.version,
-        "setting": setting_facts(setting),
+        "setting": setting.facts(),
         "rounds": 9,
         "rows": [row],
         "training": [training],

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.settings import spec
-from trainer.evaluation.setting import shared_fleet_setting
+from trainer.evaluation.setting import full_rate_rps, shared_fleet_setting, unit_rate_rps
 from trainer.research import tuning
 from trainer.simulation.simulate import simulate
 from trainer.simulation.workload import Lengths
@@ -90,8 +90,8 @@ def test_cases_span_the_rates_and_the_kinds_of_burst(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tuning, "fluid_reference", lambda _setting, _rate: 1.0)
     cases = tuning.tuning_cases(SETTING, 1)
     rates = [len(case.workload) / case.workload.duration_s for case in cases]
-    unit = tuning.unit_rate_rps(SETTING)
-    small = tuning.full_rate_rps(SETTING, largest=False)
+    unit = unit_rate_rps(SETTING)
+    small = full_rate_rps(SETTING, largest=False)
     assert min(rates) == pytest.approx(0.25 * unit, rel=0.15)
     assert 0.6 * small < max(rates) < 0.98 * small
     assert {case.config.safety for case in cases} == {False, True}
