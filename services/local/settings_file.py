@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import tomli_w
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,26 +72,12 @@ def settings_text(
         "load_monitor_address": addresses.get("load_monitor", ""),
         "trainer_address": addresses.get("trainer", ""),
     }
-    lines = ["# Written by `tiercel up`; changed at its next start.", "[mesh]", *_pairs(mesh)]
-    for task in tasks:
-        lines += ["", "[[mesh.tasks]]", *_pairs(dataclasses.asdict(task))]
-    for endpoint in endpoints:
-        lines += ["", "[[mesh.endpoints]]", *_pairs(dataclasses.asdict(endpoint))]
-    for section, values in sections.items():
-        lines += ["", f"[{section}]", *_pairs(values)]
-    return "\n".join(lines) + "\n"
-
-
-def _pairs(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in values.items()]
-
-
-def _value(value: Any) -> str:
-    """A TOML value; JSON's text, number, list and boolean notation is TOML's too."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_value(key)} = {_value(each)}" for key, each in value.items())
-        return "{" + inner + "}"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_value(each) for each in value) + "]"
-    # Escapes of characters beyond the basic plane differ from TOML, so they are not escaped.
-    return json.dumps(value, ensure_ascii=False)
+    document: dict[str, Any] = {
+        "mesh": mesh
+        | {
+            "tasks": [dataclasses.asdict(task) for task in tasks],
+            "endpoints": [dataclasses.asdict(endpoint) for endpoint in endpoints],
+        },
+        **sections,
+    }
+    return f"# Written by `tiercel up`; changed at its next start.\n{tomli_w.dumps(document)}"

@@ -8,9 +8,9 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import tomli_w
 
 from services.common.triton.client import TritonClient
 from tests.integration.conftest import TIERS, PacedTriton
@@ -24,28 +24,19 @@ pytestmark = pytest.mark.triton
 
 def write_settings(folder: Path, triton: PacedTriton, count: int) -> Path:
     """Writes the settings of a mesh of the first `count` paced endpoints, without Redis."""
-    lines = [
-        "[mesh]",
-        f"tiers = {list(TIERS)}",
-        f'profile = "{triton.profile}"',
-        'quality = "q.toml"',
-        "[[mesh.tasks]]",
-        'name = "reverse"',
-        "default_deadline_s = 0.5",
-    ]
-    for entry in triton.endpoints[:count]:
-        lines.append("[[mesh.endpoints]]")
-        lines += [f"{key} = {_toml(value)}" for key, value in entry.items()]
-    lines += ["[load_monitor]", 'listen = "127.0.0.1:0"', 'metrics_listen = ""']
+    document = {
+        "mesh": {
+            "tiers": list(TIERS),
+            "profile": str(triton.profile),
+            "quality": "q.toml",
+            "tasks": [{"name": "reverse", "default_deadline_s": 0.5}],
+            "endpoints": triton.endpoints[:count],
+        },
+        "load_monitor": {"listen": "127.0.0.1:0", "metrics_listen": ""},
+    }
     path = folder / "tiercel.toml"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(tomli_w.dumps(document))
     return path
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f'{key} = "{text}"' for key, text in value.items()) + " }"
-    return str(list(value)) if isinstance(value, list | tuple) else f'"{value}"'
 
 
 def all_ready(state: state_pb2.SystemState) -> bool:

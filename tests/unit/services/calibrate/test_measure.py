@@ -127,6 +127,7 @@ def test_a_pair_is_judged_by_its_worse_tier() -> None:
     assert PairCheck(("a", "b"), (0.1, 0.2), (0.11, 0.3)).error == pytest.approx(0.5)
 
 
+@settings(deadline=None)  # the first example loads scipy
 @given(st.integers(1, 2000), st.data())
 def test_the_interval_holds_the_share(asked: int, data: st.DataObject) -> None:
     """The 95 % interval lies in 0 to 1 around the share."""
