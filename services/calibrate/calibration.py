@@ -12,6 +12,7 @@ import random
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,36 @@ class Calibration:
     def to_toml(self) -> str:
         """The text of a profile file."""
         return format_profile(self.profile)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile with its errors, for machines."""
+        return {
+            "took_s": round(self.took_s, 2),
+            "tiers": {
+                tier: {
+                    "step_s": fit.profile.step_s,
+                    "per_sequence_s": fit.profile.per_sequence_s,
+                    "per_prompt_token_s": fit.profile.per_prompt_token_s,
+                    "overhead_s": fit.profile.overhead_s,
+                    "max_batch": fit.profile.max_batch,
+                    "unloaded_p50_s": self.unloaded_p50_s[tier],
+                    "unloaded_p95_s": self.unloaded_p95_s[tier],
+                    "median_error": fit.median_error,
+                    "mean_error": fit.mean_error,
+                    "sample_count": fit.sample_count,
+                }
+                for tier, fit in self.fits.items()
+            },
+            "pairs": [
+                {
+                    "tiers": list(pair.tiers),
+                    "measured_s": list(pair.measured_s),
+                    "predicted_s": list(pair.predicted_s),
+                    "error": pair.error,
+                }
+                for pair in self.pairs
+            ],
+        }
 
 
 async def calibrate(

@@ -8,9 +8,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from services.cli.errors import CommandError
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
+from services.local.errors import CommandError
 
 REQUEST_TIMEOUT_S = 30.0
 

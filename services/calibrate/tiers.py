@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from services.cli.calls import call
-from services.cli.errors import CommandError, InputError
-from services.cli.target import Target
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
+from services.local.calls import call
+from services.local.errors import CommandError, InputError
+from services.local.target import Target
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from services.cli.errors import CommandError
+from services.local.errors import CommandError
 
 COMMANDS = (
     "up",

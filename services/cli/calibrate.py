@@ -12,8 +12,9 @@ from rich.progress import Progress
 from services.calibrate.calibration import Calibration
 from services.calibrate.calibration import calibrate as measure
 from services.calibrate.tiers import LiveTier, tiers_of_mesh
+from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
-from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
+from services.local.target import resolve
 
 DEFAULT_OUT = pathlib.Path("build") / "profiles" / "measured.toml"
 
@@ -40,7 +41,7 @@ def calibrate(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(measured.to_toml())
     if as_json:
-        print_json(calibration_json(measured))
+        print_json(measured.to_json())
         return
     for each in calibration_tables(measured):
         console().print(each)
@@ -93,34 +94,3 @@ def calibration_tables(measured: Calibration) -> list[Any]:
         heads = ("tiers", "measured ms", "predicted ms", "largest error")
         made.append(table("two tiers at once (not used for the fit)", heads, pair_rows))
     return made
-
-
-def calibration_json(measured: Calibration) -> dict[str, Any]:
-    """The profile with its errors, for machines."""
-    return {
-        "took_s": round(measured.took_s, 2),
-        "tiers": {
-            tier: {
-                "step_s": fit.profile.step_s,
-                "per_sequence_s": fit.profile.per_sequence_s,
-                "per_prompt_token_s": fit.profile.per_prompt_token_s,
-                "overhead_s": fit.profile.overhead_s,
-                "max_batch": fit.profile.max_batch,
-                "unloaded_p50_s": measured.unloaded_p50_s[tier],
-                "unloaded_p95_s": measured.unloaded_p95_s[tier],
-                "median_error": fit.median_error,
-                "mean_error": fit.mean_error,
-                "sample_count": fit.sample_count,
-            }
-            for tier, fit in measured.fits.items()
-        },
-        "pairs": [
-            {
-                "tiers": list(pair.tiers),
-                "measured_s": list(pair.measured_s),
-                "predicted_s": list(pair.predicted_s),
-                "error": pair.error,
-            }
-            for pair in measured.pairs
-        ],
-    }

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.errors import InputError
-from services.cli.output import console, milliseconds, share, table
+from services.cli.output import console, milliseconds, note, share, table
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
+from services.local.errors import InputError
 from services.local.run import run_owning_children
 
 DEFAULT_OUT = pathlib.Path("build") / "demo"
@@ -38,7 +38,7 @@ def demo(
     if not names or len(set(names)) != len(names):
         raise InputError("--policies: name at least one policy, each once")
     plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
-    raise typer.Exit(run_owning_children(_run(plan, out)))
+    raise typer.Exit(run_owning_children(_run(plan, out), note))
 
 
 async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
@@ -50,8 +50,8 @@ async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
     with Display(terminal) as display:
         report = await Demo(plan, out, display).run()
     terminal.print(result_table(report))
-    for note in report["notes"]:
-        terminal.print(note, markup=False)
+    for each in report["notes"]:
+        terminal.print(each, markup=False)
     page = (out / "report.html").absolute()
     terminal.print(f"\nOpen next:  {page.as_uri()}", soft_wrap=True)
     terminal.print(f"Numbers:    {out / 'report.json'}")

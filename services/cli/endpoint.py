@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.calls import call
-from services.cli.errors import InputError
+from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
-from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
 from services.client.convert import duration
 from services.common.addresses import parse_address
+from services.local.calls import call
+from services.local.errors import InputError
+from services.local.target import resolve
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.errors import CommandError, InputError
 from services.cli.output import console, table
+from services.cli.progress import EvaluationProgress
+from services.local.errors import CommandError, InputError
 
 DEFAULT_OUT = pathlib.Path("build") / "evaluate"
 MOST_WORKERS = 64
@@ -119,7 +120,6 @@ def evaluate(
 
 
 def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
-    from services.cli import evaluate_progress as progress
     from trainer.evaluation import studies
     from trainer.evaluation.rates import EvaluationError
     from trainer.evaluation.report import facts
@@ -143,7 +143,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     try:
-        with progress.Display() as display:
+        with EvaluationProgress() as display:
             results = run_suite(
                 subject, plan, workers=workers, seed_count=seeds, progress=display.show
             )

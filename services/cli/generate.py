@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.errors import CommandError, InputError
+from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
-from services.cli.target import JsonOption, MeshOption, RouterOption, need_routers, resolve
 from services.client.client import TiercelClient
 from services.client.convert import Answer, Chunk
 from services.client.errors import InvalidRequestError, TiercelError, UnknownNameError
+from services.local.errors import CommandError, InputError
+from services.local.target import need_routers, resolve
 
 PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
 """Prompts of the reference tiers name their task; with any other prompt it has to be given."""

@@ -10,15 +10,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from services.cli.errors import CommandError, InputError
+from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
-from services.cli.target import JsonOption, MeshOption, RouterOption, need_routers, resolve
 from services.loadgen.arrivals import ScheduleError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
 from services.loadgen.spec import LoadSpec, LoadSpecError, parse_spec, read_spec
 from services.local import reference
 from services.local.cores import machine_layout
+from services.local.errors import CommandError, InputError
+from services.local.target import need_routers, resolve
 
 DEFAULT_OUT = pathlib.Path("build") / "load" / "last.npz"
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
@@ -66,7 +67,7 @@ def load(
                 "process": process,
                 "cv": cv,
                 "deadline_s": deadline,
-                "task_mix": reference.parse_mix(mix) if mix else reference.even_mix(),
+                "task_mix": parse_mix(mix) if mix else reference.even_mix(),
                 "tier": tier,
                 "stream": stream,
                 "seed": seed,
@@ -160,3 +161,24 @@ def _phase(text: str) -> dict[str, Any]:
         return {"name": name, "duration_s": float(length), "rate_rps": float(rate)}
     except ValueError:
         raise InputError(f"--phases: expected NAME:SECONDS@RATE, got {text!r}") from None
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Parses ``sort=2,reverse=1`` (a name without a number counts once).
+
+    Raises:
+        InputError: Not of that form, or a share that is no number from 0 up.
+    """
+    mix: dict[str, float] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        name, separator, share = part.partition("=")
+        try:
+            value = float(share) if separator else 1.0
+        except ValueError:
+            raise InputError(f"--mix: {share!r} is no number") from None
+        if not name or not 0 <= value < float("inf"):
+            raise InputError(f"--mix: expected TASK=SHARE with a share from 0 up, got {part!r}")
+        mix[name] = value
+    if not mix:
+        raise InputError("--mix: name at least one task, for instance sort=2,reverse=1")
+    return mix

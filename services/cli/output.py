@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,24 +20,6 @@ def console() -> Console:
 def note(text: str) -> None:
     """One line for the user on standard error, so that standard output stays parseable."""
     print(text, file=sys.stderr, flush=True)
-
-
-class ProgressLines:
-    """Progress for a file or a pipe: a line on standard error for each tenth of each stage."""
-
-    def __init__(self) -> None:
-        """Starts the clock that lines tell."""
-        self._start_s = time.monotonic()
-        self._tenths: dict[str, int] = {}
-
-    def show(self, stage: str, share: float, detail: str = "") -> None:
-        """Takes in that `share` (0 to 1) of a stage is done; writes if that is another tenth."""
-        tenth = int(10.0 * share + 1e-9)
-        if self._tenths.get(stage) == tenth:
-            return
-        self._tenths[stage] = tenth
-        parts = (f"{stage} {10 * tenth}%", detail, f"{time.monotonic() - self._start_s:.0f} s")
-        note("  ".join(part for part in parts if part))
 
 
 def print_json(value: Any) -> None:

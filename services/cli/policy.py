@@ -6,18 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.calls import call
-from services.cli.errors import CommandError
+from services.cli.options import JsonOption, MeshOption, RouterOption, TrainerOption
 from services.cli.output import console, note, print_json, table
-from services.cli.target import (
-    JsonOption,
-    MeshOption,
-    RouterOption,
-    Target,
-    TrainerOption,
-    need_routers,
-    resolve,
-)
+from services.local.calls import call
+from services.local.errors import CommandError
+from services.local.target import Target, need_routers, resolve
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
 

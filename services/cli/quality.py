@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from services.calibrate.quality import QualityMeasurement, measure_quality
 from services.calibrate.tiers import LiveTier, tiers_of_mesh
+from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
-from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
+from services.local.target import resolve
 from trainer.reference_tiers import tasks as reference_tasks
 
 DEFAULT_OUT = pathlib.Path("build") / "quality" / "measured.toml"

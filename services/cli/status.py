@@ -7,20 +7,13 @@ from typing import Any
 
 import typer
 
-from services.cli.calls import call
 from services.cli.endpoint import endpoint_facts, endpoint_table
-from services.cli.errors import CommandError
+from services.cli.options import JsonOption, MeshOption, MonitorOption, RouterOption, TrainerOption
 from services.cli.output import console, print_json, table
-from services.cli.target import (
-    JsonOption,
-    MeshOption,
-    MonitorOption,
-    RouterOption,
-    Target,
-    TrainerOption,
-    resolve,
-)
 from services.client.convert import seconds
+from services.local.calls import call
+from services.local.errors import CommandError
+from services.local.target import Target, resolve
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from services.cli.calls import connected
-from services.cli.errors import CommandError
-from services.cli.live import LiveFacts, StateTracker, render
+from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console
-from services.cli.target import JsonOption, MeshOption, MonitorOption, resolve
+from services.local.calls import connected
+from services.local.errors import CommandError
+from services.local.live import LiveFacts, StateTracker, tier_order
+from services.local.live_view import render
+from services.local.target import resolve
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
-from tiercel.load_monitor.v1 import system_state_pb2
 
 REDRAW_S = 0.25
 LONGEST_S = 7 * 24 * 3600.0
@@ -71,12 +72,6 @@ def _print_lines(stream: Any) -> None:
     tracker = StateTracker()
     for message in stream:
         print(json.dumps(facts_json(tracker.push(message.state))), flush=True)
-
-
-def tier_order(state: system_state_pb2.SystemState) -> tuple[str, ...]:
-    """Tiers in the order in which endpoints list them, which is the settings' order."""
-    names = [tier.tier for each in state.endpoints for tier in each.endpoint.tiers]
-    return tuple(dict.fromkeys(names))
 
 
 def facts_json(facts: LiveFacts) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from router.catalog import QualityTable, parse_quality
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
-from services.cli.errors import CommandError, InputError
-from services.cli.output import ProgressLines, console
+from services.cli.output import console
+from services.cli.progress import ProgressLines
+from services.local.errors import CommandError, InputError
 
 DEFAULT_OUT = pathlib.Path("build") / "train" / "policy.safetensors"
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.errors import InputError
 from services.cli.output import console, note, table
 from services.local import backends, reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
+from services.local.errors import InputError
 from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
 from services.local.run import run_owning_children
 from services.local.settings_file import TaskEntry
@@ -56,7 +56,8 @@ def up(
     options = dataclasses.replace(
         options, router_count=routers, policy=policy, trainer=trainer, fresh=fresh
     )
-    raise typer.Exit(run_owning_children(_serve(EmbeddedMesh(options, say=note), as_json)))
+    mesh = EmbeddedMesh(options, say=note)
+    raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))
 
 
 async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:

@@ -10,7 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.cli.live import LiveFacts, render
+from services.local.live import LiveFacts
+from services.local.live_view import render
 
 REFRESH_PER_S = 4
 

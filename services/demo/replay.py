@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from services.cli.errors import CommandError
 from services.demo.control import MeshControl
 from services.demo.plan import DemoPlan
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary, summarize
 from services.loadgen.spec import LoadSpec, parse_spec
 from services.local import reference
+from services.local.errors import CommandError
 
 OnProgress = Callable[[dict[str, Any]], None]
 

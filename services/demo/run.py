@@ -17,8 +17,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from services.calibrate.calibration import Calibration, calibrate
 from services.calibrate.quality import QualityMeasurement, measure_quality
 from services.calibrate.tiers import LiveTier
-from services.cli.calibrate import calibration_json
-from services.cli.errors import CommandError
 from services.client.client import TiercelClient
 from services.client.errors import TiercelError
 from services.demo import report as reports
@@ -31,6 +29,7 @@ from services.demo.versions import backend_versions
 from services.local import reference
 from services.local.backends import REFERENCE_TIERS, ReferenceFleet
 from services.local.embedded import EmbeddedMesh, MeshOptions
+from services.local.errors import CommandError
 from trainer.evaluation.report.facts import package_versions
 from trainer.reference_tiers import tasks as reference_tasks
 
@@ -327,7 +326,7 @@ class Demo:
             "trace_id": found.trace_id,
             "phases": phases,
             "capacity_probes": [dataclasses.asdict(each) for each in found.probes],
-            "calibration": calibration_json(found.calibration),
+            "calibration": found.calibration.to_json(),
             "kind": mesh.options.fleet.kind,
             "notes": found.notes,
             "took_s": round(time.monotonic() - self._began_s, 1),

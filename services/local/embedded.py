@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from services.cli.errors import CommandError
 from services.local import backends, probes
 from services.local.child import ChildError, ChildSpec
 from services.local.cores import CoreLayout, machine_layout
+from services.local.errors import CommandError
 from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
 from services.local.ports import DEFAULT_PORTS, HOST, choose_ports
 from services.local.settings_file import TaskEntry, settings_text

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from services.cli.errors import CommandError, InputError
+from services.local.errors import CommandError, InputError
 
 FILE_NAME = "mesh.json"
 DEFAULT_NAME = "default"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-from services.cli.errors import InputError
 from services.local.settings_file import TaskEntry
 from trainer.reference_tiers import tasks as reference_tasks
 from trainer.shipped import project_root
@@ -61,24 +60,3 @@ def example_pools(count: int, seed: int) -> dict[str, list[dict[str, str]]]:
 def even_mix() -> dict[str, float]:
     """All reference tasks in equal shares."""
     return dict.fromkeys(reference_tasks.task_names(), 1.0)
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """Parses ``sort=2,reverse=1`` (a name without a number counts once).
-
-    Raises:
-        InputError: Not of that form, or a share that is no number from 0 up.
-    """
-    mix: dict[str, float] = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        name, separator, share = part.partition("=")
-        try:
-            value = float(share) if separator else 1.0
-        except ValueError:
-            raise InputError(f"--mix: {share!r} is no number") from None
-        if not name or not 0 <= value < float("inf"):
-            raise InputError(f"--mix: expected TASK=SHARE with a share from 0 up, got {part!r}")
-        mix[name] = value
-    if not mix:
-        raise InputError("--mix: name at least one task, for instance sort=2,reverse=1")
-    return mix

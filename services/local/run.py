@@ -5,33 +5,36 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from services.cli.output import note
 from services.local.supervisor import kill_descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_EXIT_BASE = 128
 
 
-def run_owning_children(work: Coroutine[Any, Any, int]) -> int:
+def run_owning_children(work: Coroutine[Any, Any, int], say: Callable[[str], None]) -> int:
     """Runs ``work``; the first signal cancels it, a second one kills every child and exits.
+
+    Args:
+        work: What the command does; returns its exit code.
+        say: Tells the user that the command is being stopped.
 
     Returns:
         What ``work`` returns, or 128 + the signal's number if it was cut off.
     """
-    return asyncio.run(_guard(work))
+    return asyncio.run(_guard(work, say))
 
 
-async def _guard(work: Coroutine[Any, Any, int]) -> int:
+async def _guard(work: Coroutine[Any, Any, int], say: Callable[[str], None]) -> int:
     task = asyncio.ensure_future(work)
     received: list[int] = []
 
     def on_signal(number: int) -> None:
         received.append(number)
         if len(received) == 1:
-            note("stopping (once more to kill)")
+            say("stopping (once more to kill)")
             task.cancel()
         else:
             kill_descendants()

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.errors import CommandError, InputError
 from services.local import probes, supervisor
 from services.local.backends import redis_command, trace_endpoint
 from services.local.child import Child, ChildError, ChildSpec
 from services.local.cores import plan_cores
+from services.local.errors import CommandError, InputError
 from services.local.manifest import Manifest, find_mesh, run_folder, running_names
 from services.local.ports import choose_ports
 from services.local.settings_file import EndpointEntry, TaskEntry, settings_text

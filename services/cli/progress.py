@@ -1,14 +1,34 @@
-"""Progress of an evaluation on the terminal."""
+"""Progress of long commands, on a terminal and in a file."""
 
 from __future__ import annotations
+
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from services.cli.output import ProgressLines
+from services.cli.output import note
 
 
-class Display:
+class ProgressLines:
+    """Progress for a file or a pipe: a line on standard error for each tenth of each stage."""
+
+    def __init__(self) -> None:
+        """Starts the clock that lines tell."""
+        self._start_s = time.monotonic()
+        self._tenths: dict[str, int] = {}
+
+    def show(self, stage: str, share: float, detail: str = "") -> None:
+        """Takes in that `share` (0 to 1) of a stage is done; writes if that is another tenth."""
+        tenth = int(10.0 * share + 1e-9)
+        if self._tenths.get(stage) == tenth:
+            return
+        self._tenths[stage] = tenth
+        parts = (f"{stage} {10 * tenth}%", detail, f"{time.monotonic() - self._start_s:.0f} s")
+        note("  ".join(part for part in parts if part))
+
+
+class EvaluationProgress:
     """One bar per stage: what runs, how much of it is done, time left; into a file, lines."""
 
     def __init__(self) -> None:
@@ -26,7 +46,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> EvaluationProgress:
         self._progress.start()
         return self
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from services.cli.errors import CommandError, InputError
 from services.client.errors import TiercelError, from_status
+from services.local.errors import CommandError, InputError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc

@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Progress of long commands."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from services.cli.evaluate_progress import Display
-from services.cli.output import ProgressLines
+from services.cli.progress import EvaluationProgress, ProgressLines
 
 
 def test_progress_into_a_file_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +26,7 @@ def test_an_evaluation_shows_progress_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Standard error that is no terminal gets lines; standard output is for results alone."""
-    with Display() as display:
+    with EvaluationProgress() as display:
         display.show("sweep", 0.0, 4e6)
         display.show("sweep", 2e6, 4e6)
     captured = capsys.readouterr()

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
-from services.cli.live import StateTracker, render
-from services.cli.top import facts_json, tier_order
+from services.local.live import StateTracker, tier_order
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -79,16 +75,6 @@ def test_a_router_that_restarts_does_not_make_rates_negative() -> None:
     assert facts.mix == {}
 
 
-def test_the_view_shows_rate_mix_queue_health_and_policy() -> None:
-    """What operators look for is on the screen."""
-    tracker = StateTracker()
-    tracker.push(state_at(100.0, 0, 0, 0.0, 0))
-    state = state_at(101.0, 20, 20, 18.0, 10)
-    facts = tracker.push(state)
-    out = Console(width=120, record=True, file=io.StringIO())
-    out.print(render(facts, tier_order(state)))
-    text = out.export_text()
-    for shown in ("20.0 requests/s", "on time 1.000", "quality 0.900", "large 0.50", "ready"):
-        assert shown in text
-    assert "r: price 1" in text
-    assert facts_json(facts)["queue_depth"] == [{"tier": "large", "endpoint": "e", "count": 2}]
+def test_tiers_come_in_the_order_in_which_endpoints_list_them() -> None:
+    """That is the settings' order, lowest quality first."""
+    assert tier_order(state_at(100.0, 0, 0, 0.0, 0)) == ("small", "large")

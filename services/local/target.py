@@ -1,31 +1,16 @@
-"""Which mesh a command talks to: a running one by name, or addresses given by hand."""
+"""Which mesh is meant: a running one by name, or addresses given by hand."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
-
-from services.cli.errors import InputError
 from services.common.addresses import parse_address
+from services.local.errors import InputError
 from services.local.manifest import DEFAULT_NAME, Manifest, find_mesh, running_names
 
 MESH_VARIABLE = "TIERCEL_MESH"
-
-MeshOption = Annotated[
-    str,
-    typer.Option("--mesh", help="Name of a mesh started here [default: the one that runs]."),
-]
-RouterOption = Annotated[
-    list[str] | None,
-    typer.Option("--router", help="Address of a router, host:port; may be given several times."),
-]
-MonitorOption = Annotated[str, typer.Option("--monitor", help="Address of the load monitor.")]
-TrainerOption = Annotated[str, typer.Option("--trainer", help="Address of the trainer.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
