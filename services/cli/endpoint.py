@@ -8,8 +8,8 @@ import typer
 
 from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
-from services.client.convert import duration
 from services.common.addresses import parse_address
+from services.common.times import duration_of
 from services.local.calls import call
 from services.local.errors import InputError
 from services.local.target import resolve
@@ -82,7 +82,7 @@ def remove(
     if not 0 <= drain <= 3600:
         raise InputError(f"--drain: must be 0 to 3600 seconds, got {drain:g}")
     where = resolve(mesh, load_monitor=monitor).need("load_monitor")
-    request = pb.RemoveEndpointRequest(endpoint=name, drain=duration(drain))
+    request = pb.RemoveEndpointRequest(endpoint=name, drain=duration_of(drain))
     call("load monitor", where, "RemoveEndpoint", request)
     note(f"endpoint {name} drains and leaves")
 

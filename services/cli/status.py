@@ -10,7 +10,7 @@ import typer
 from services.cli.endpoint import endpoint_facts, endpoint_table
 from services.cli.options import JsonOption, MeshOption, MonitorOption, RouterOption, TrainerOption
 from services.cli.output import console, print_json, table
-from services.client.convert import seconds
+from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError
 from services.local.target import Target, resolve
@@ -70,7 +70,7 @@ def _ask(question: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _router_facts(address: str) -> dict[str, Any]:
     reply = call("router", address, "GetRouterStatus", router_pb.GetRouterStatusRequest())
-    age_s = round(seconds(reply.state_age), 3) if reply.HasField("state_age") else None
+    age_s = round(seconds_of(reply.state_age), 3) if reply.HasField("state_age") else None
     return {
         "router_id": reply.router_id,
         "policy": reply.policy,
@@ -86,7 +86,7 @@ def _router_facts(address: str) -> dict[str, Any]:
                 "endpoint": each.candidate.endpoint,
                 "own_in_flight": each.own_in_flight_count,
                 "other_in_flight": each.other_in_flight_count,
-                "predicted_latency_s": round(seconds(each.predicted_latency), 4),
+                "predicted_latency_s": round(seconds_of(each.predicted_latency), 4),
                 "usable": each.usable,
                 "reason": each.reason,
             }

@@ -114,7 +114,7 @@ def duration(seconds: float) -> Duration:
 
 def seconds(message: Duration) -> float:
     """Reads a protobuf duration as seconds."""
-    return message.seconds + message.nanos * 1e-9
+    return message.ToNanoseconds() / 1e9
 
 
 def step_down_name(reason: int) -> str:
@@ -165,7 +165,7 @@ def ticket_of(response: pb.RouteResponse) -> Ticket:
         endpoint=response.endpoint,
         address=response.address,
         model_name=response.model_name,
-        lease_expire_unix_s=response.lease_expire_time.ToNanoseconds() * 1e-9,
+        lease_expire_unix_s=response.lease_expire_time.ToNanoseconds() / 1e9,
         predicted_latency_s=predicted,
         quality=response.quality,
         policy=response.policy,

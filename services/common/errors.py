@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.common.state.store import StateUnavailableError, VersionMismatchError
+from services.common.times import duration_of
 
 ERROR_DOMAIN = "tiercel"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -285,9 +286,7 @@ def _status(
 
 
 def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
-    delay = duration_pb2.Duration()
-    delay.FromNanoseconds(round(max(retry_after_s, 0.0) * 1e9))
-    return error_details_pb2.RetryInfo(retry_delay=delay)
+    return error_details_pb2.RetryInfo(retry_delay=duration_of(max(retry_after_s, 0.0)))
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from services.client.convert import seconds
+from services.common.times import seconds_of
 from services.local.calls import explain
 from services.local.errors import CommandError
 from services.local.live import LiveFacts, StateTracker, tier_order
@@ -138,4 +138,4 @@ class MeshControl:
 
 def seconds_left(progress: Any) -> float | None:
     """Time left of a training run, None if unknown."""
-    return seconds(progress.time_left) if progress.HasField("time_left") else None
+    return seconds_of(progress.time_left) if progress.HasField("time_left") else None

@@ -12,7 +12,6 @@ from services.load_monitor.topology import Topology
 
 # Routers report ten times a second; after this time without load an endpoint really is empty.
 _SHORTEST_DRAIN_S = 1.0
-_NS_PER_S = 1e9
 
 
 class Board:

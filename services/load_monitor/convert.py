@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from services.common.addresses import parse_address
 from services.common.errors import InvalidArgumentError
 from services.common.mesh_config import MeshSettings
+from services.common.times import duration_of, seconds_of, timestamp_of
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
     EndpointDefinition,
@@ -31,7 +29,6 @@ _LONGEST_ROUTER_ID = 128
 _LONGEST_DRAIN_S = 3600.0
 _MOST_LOADS = 10_000
 _LARGEST_REPORT_BYTES = 256 * 1024
-_NS_PER_S = 1e9
 
 HEALTH_TO_MESSAGE = {
     Health.UNKNOWN: common_pb2.ENDPOINT_HEALTH_UNSPECIFIED,
@@ -148,7 +145,7 @@ def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:
     """Returns how long an endpoint may drain, seconds; InvalidArgumentError if out of range."""
     if not request.HasField("drain"):
         return DEFAULT_DRAIN_S
-    drain_s = request.drain.seconds + request.drain.nanos / _NS_PER_S
+    drain_s = seconds_of(request.drain)
     if not 0.0 <= drain_s <= _LONGEST_DRAIN_S:
         raise InvalidArgumentError("drain", f"is {drain_s:g} s", f"0 to {_LONGEST_DRAIN_S:g} s")
     return drain_s
@@ -181,7 +178,7 @@ def encode_picture(picture: Picture) -> Publication:
     state = state_pb2.SystemState(
         version=picture.version,
         monitor_id=picture.monitor_id,
-        publish_time=_timestamp(picture.publish_wall_ns),
+        publish_time=timestamp_of(picture.publish_wall_ns),
         arrival_rate_short_rps=picture.arrival_rate_short_rps,
         arrival_rate_long_rps=picture.arrival_rate_long_rps,
         topology_version=picture.topology_version,
@@ -243,7 +240,7 @@ def _endpoint_state(view: EndpointView) -> state_pb2.EndpointState:
         ),
         health=HEALTH_TO_MESSAGE[view.health],
         ramp_weight=view.ramp_weight,
-        probe_time=_timestamp(view.probe_wall_ns) if view.probe_wall_ns else None,
+        probe_time=timestamp_of(view.probe_wall_ns) if view.probe_wall_ns else None,
         gauges=[_tier_gauges(gauge) for gauge in view.gauges],
         reason=view.reason,
     )
@@ -256,24 +253,10 @@ def _tier_gauges(gauge: TierGauge) -> state_pb2.TierGauges:
         queue_depth=gauge.queue_depth,
         success_count=gauge.success_count,
         failure_count=gauge.failure_count,
-        mean_queue=_duration(gauge.mean_queue_s),
-        mean_compute=_duration(gauge.mean_compute_s),
+        mean_queue=None if gauge.mean_queue_s is None else duration_of(gauge.mean_queue_s),
+        mean_compute=None if gauge.mean_compute_s is None else duration_of(gauge.mean_compute_s),
         kind=gauge.kind,
     )
-
-
-def _timestamp(wall_ns: int) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(wall_ns)
-    return stamp
-
-
-def _duration(seconds: float | None) -> Duration | None:
-    if seconds is None:
-        return None
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * _NS_PER_S))
-    return duration
 
 
 def _is_name(text: str) -> bool:

@@ -9,10 +9,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.common.clock import Clock
+from services.common.times import from_ns
 from services.load_monitor.coordination import Role
 from services.load_monitor.model import Health, Picture, Publication
-
-_NS_PER_S = 1e9
 
 
 class MonitorCounters:
@@ -86,7 +85,7 @@ class MonitorCollector(Collector):
         yield failures
         publication = self._publication()
         if publication is not None:
-            age_s = (self._clock.wall_ns() - publication.publish_wall_ns) / _NS_PER_S
+            age_s = from_ns(self._clock.wall_ns() - publication.publish_wall_ns)
             yield _single("tiercel_monitor_state_age_seconds", "Age of the state served.", age_s)
             yield _single(
                 "tiercel_monitor_state_version", "Number of the state served.", publication.version

@@ -12,6 +12,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from services.common.times import to_ns
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
@@ -22,7 +23,6 @@ from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 
 _NS_PER_MS = 1_000_000
-_NS_PER_S = 1e9
 _MOST_AHEAD_MS = 60_000
 
 
@@ -133,7 +133,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         if not request.endpoint:
             raise InvalidArgumentError("endpoint", "must not be empty")
         drain_s = convert.drain_from_message(request)
-        until_wall_ns = self._clock.wall_ns() + round(drain_s * _NS_PER_S)
+        until_wall_ns = self._clock.wall_ns() + to_ns(drain_s)
         version = await self._coordinator.change(
             lambda topology: topology.drain(request.endpoint, until_wall_ns)
         )

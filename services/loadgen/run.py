@@ -14,6 +14,7 @@ import numpy as np
 
 from services.client import convert, errors
 from services.client.channels import Router, RouterPool
+from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
 from services.loadgen.records import (
     CANCELLED,
@@ -228,7 +229,7 @@ class LoadRun:
     def _request(self, prompt: Prompt, deadline_s: float) -> bytes:
         """Serializes a request; Generate and GenerateStream have the same layout."""
         message = pb.GenerateRequest(spec=self._specs[id(prompt)])
-        message.spec.deadline.FromNanoseconds(int(deadline_s * 1e9))
+        set_duration(message.spec.deadline, deadline_s)
         return message.SerializeToString()
 
     def _callable(self, router: Router) -> Any:

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 
+from services.common.times import seconds_of
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -55,7 +56,7 @@ class StateTracker:
 
     def push(self, state: pb.SystemState) -> LiveFacts:
         """Takes the next state in and says what it means together with the last ones."""
-        now_s = state.publish_time.ToNanoseconds() * 1e-9
+        now_s = seconds_of(state.publish_time)
         totals, tiers = _totals(state)
         self._history.append((now_s, totals, tiers))
         while len(self._history) > 2 and now_s - self._history[1][0] >= self._window_s:

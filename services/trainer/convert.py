@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.common.times import seconds_of, set_duration
 from services.trainer.records import Mode, PolicyRecord, RunProgress, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
 
-_NS_PER_S = 1_000_000_000
 _MOST_FEATURE_BYTES = 16 * 1024 * 1024
 
 _ENDINGS = {
@@ -65,13 +63,13 @@ def _decision_from(record: experience_pb2.DecisionRecord) -> DecisionRecord:
         raise BadRecordError(f"behavior_probability {record.behavior_probability}")
     return DecisionRecord(
         key=key,
-        time_s=record.decide_time.seconds + record.decide_time.nanos / _NS_PER_S,
+        time_s=seconds_of(record.decide_time),
         features_CF=features_CF,
         action=record.action,
         feature_schema=record.feature_schema,
         policy_version=record.policy_version,
         behavior_probability=record.behavior_probability,
-        slack_s=record.slack.seconds + record.slack.nanos / _NS_PER_S,
+        slack_s=seconds_of(record.slack),
         task=record.task,
     )
 
@@ -105,8 +103,7 @@ def policy_info(record: PolicyRecord) -> pb.PolicyInfo:
         scores=dict(record.scores),
     )
     if record.publish_ns:
-        seconds, nanos = divmod(record.publish_ns, _NS_PER_S)
-        info.publish_time.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
+        info.publish_time.FromNanoseconds(record.publish_ns)
     return info
 
 
@@ -124,7 +121,7 @@ def decode_policy(blob: bytes) -> PolicyRecord:
         version=info.policy_version,
         stage=Stage(int(stage)),
         feature_schema=info.feature_schema,
-        publish_ns=info.publish_time.seconds * _NS_PER_S + info.publish_time.nanos,
+        publish_ns=info.publish_time.ToNanoseconds(),
         transition_count=info.transition_count,
         description=info.description,
         scores=dict(info.scores),
@@ -157,6 +154,5 @@ def progress_message(progress: RunProgress) -> pb.TrainingProgress:
     if progress.mean_reward is not None:
         message.mean_reward = progress.mean_reward
     if progress.time_left_s is not None:
-        nanos = round(max(0.0, progress.time_left_s) * _NS_PER_S)
-        message.time_left.CopyFrom(Duration(seconds=nanos // _NS_PER_S, nanos=nanos % _NS_PER_S))
+        set_duration(message.time_left, progress.time_left_s)
     return message

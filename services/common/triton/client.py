@@ -18,6 +18,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.times import from_ns
 from services.common.triton.errors import (
     TierDeadlineError,
     TierError,
@@ -45,7 +46,6 @@ _FINAL = "triton_final_response"
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _TRUE = b"\x01"
 _FALSE = b"\x00"
-_NS_PER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +388,8 @@ def _counters(stats: kserve.ModelStatistics) -> ModelCounters:
         success_count=inference.success.count,
         fail_count=inference.fail.count,
         cancel_count=sum(entry.cancel.count for entry in stats.response_stats.values()),
-        queue_s=inference.queue.ns / _NS_PER_S,
-        compute_s=inference.compute_infer.ns / _NS_PER_S,
+        queue_s=from_ns(inference.queue.ns),
+        compute_s=from_ns(inference.compute_infer.ns),
         last_inference_ms=stats.last_inference,
     )
 

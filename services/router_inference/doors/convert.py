@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from router.types import SloKind
 from services.common.errors import InvalidArgumentError
+from services.common.times import seconds_of, set_duration
 from services.router_inference.path.job import Ask, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
 from services.router_inference.status import RouterStatus
@@ -35,11 +34,6 @@ REPORTED_OUTCOMES: dict[int, Outcome] = {
 """Ends a client may report for a routed request."""
 
 
-def seconds(value: Duration) -> float:
-    """Returns a duration in seconds."""
-    return float(value.seconds) + value.nanos * 1e-9
-
-
 def ask_of_spec(
     spec: pb2.GenerationSpec, call_left_s: float | None, metadata: Any, *, is_stream: bool
 ) -> Ask:
@@ -57,7 +51,7 @@ def ask_of_spec(
     if spec.HasField("max_output_tokens"):
         ask.max_output_tokens = spec.max_output_tokens
     if spec.HasField("deadline"):
-        ask.deadline_s = seconds(spec.deadline)
+        ask.deadline_s = seconds_of(spec.deadline)
     if spec.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(spec.slo_kind)
     if spec.HasField("sampling"):
@@ -83,7 +77,7 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any) -> Ask:
     if request.HasField("max_output_tokens"):
         ask.max_output_tokens = request.max_output_tokens
     if request.HasField("deadline"):
-        ask.deadline_s = seconds(request.deadline)
+        ask.deadline_s = seconds_of(request.deadline)
     if request.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(request.slo_kind)
     return ask
@@ -103,10 +97,10 @@ def completion(job: Job) -> pb2.Completion:
         finish_reason=job.finish_reason,
     )
     timings = message.timings
-    _set_duration(timings.dispatch, job.dispatch_s - job.arrival_s)
-    _set_duration(timings.total, job.end_s - job.arrival_s)
+    set_duration(timings.dispatch, job.dispatch_s - job.arrival_s)
+    set_duration(timings.total, job.end_s - job.arrival_s)
     if job.first_token_s:
-        _set_duration(timings.first_token, job.first_token_s - job.arrival_s)
+        set_duration(timings.first_token, job.first_token_s - job.arrival_s)
     if job.step_down is not StepDown.NONE:
         message.step_down_reason = _STEP_DOWNS[job.step_down]
     if job.is_rescued:
@@ -114,13 +108,6 @@ def completion(job: Job) -> pb2.Completion:
     if job.retry_count:
         message.retry_count = job.retry_count
     return message
-
-
-def _set_duration(message: Duration, value_s: float) -> None:
-    """Writes a span that cannot be negative in place: half the time of building and copying one."""
-    nanos = max(0, int(value_s * 1e9))
-    message.seconds = nanos // 1_000_000_000
-    message.nanos = nanos % 1_000_000_000
 
 
 def generate_response(job: Job, text: str) -> pb2.GenerateResponse:
@@ -152,9 +139,8 @@ def route_response(routed: Routed) -> pb2.RouteResponse:
         policy=job.policy,
         policy_version=job.policy_version,
     )
-    expire = response.lease_expire_time
-    expire.seconds, expire.nanos = divmod(routed.lease_end_ns, 1_000_000_000)
-    _set_duration(response.predicted_latency, float(routed.choice.predicted_s_C[routed.choice.row]))
+    response.lease_expire_time.FromNanoseconds(routed.lease_end_ns)
+    set_duration(response.predicted_latency, float(routed.choice.predicted_s_C[routed.choice.row]))
     return response
 
 
@@ -170,7 +156,7 @@ def report(request: pb2.ReportOutcomeRequest) -> Report:
         problems.append(("ticket", "is empty; give a ticket, or a request id with a quality"))
     if outcome is None:
         problems.append(("status", "must be ON_TIME, LATE, CANCELLED or FAILED"))
-    latency_s = seconds(request.latency) if request.HasField("latency") else None
+    latency_s = seconds_of(request.latency) if request.HasField("latency") else None
     if latency_s is not None and latency_s < 0.0:
         problems.append(("latency", f"is {latency_s:g} s (limit: at least 0)"))
     if request.output_token_count < 0:
@@ -217,7 +203,7 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         known_policies=status.known_policies,
     )
     if status.state_age_s is not None:
-        _set_duration(response.state_age, status.state_age_s)
+        set_duration(response.state_age, status.state_age_s)
     for item in status.candidates:
         entry = response.candidates.add(
             candidate=common_pb2.Candidate(tier=item.tier, endpoint=item.endpoint),
@@ -226,5 +212,5 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
             usable=not item.reason,
             reason=item.reason,
         )
-        _set_duration(entry.predicted_latency, item.predicted_s)
+        set_duration(entry.predicted_latency, item.predicted_s)
     return response

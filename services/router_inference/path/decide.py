@@ -120,7 +120,7 @@ class Decider:
             DecisionEntry(
                 job.sequence,
                 job.request_id,
-                job.arrival_ns + int((end_s - job.arrival_s) * 1e9),
+                job.wall_ns(end_s),
                 job.task.name,
                 observation,
                 job.deadline_s - end_s,

@@ -110,7 +110,7 @@ class Ending:
             epoch=self._epoch,
             sequence=job.sequence,
             request_id=job.request_id,
-            end_ns=job.arrival_ns + int((job.end_s - job.arrival_s) * 1e9),
+            end_ns=job.wall_ns(job.end_s),
             status=LEASE_EXPIRED if reason == REASON_LEASE_EXPIRED else OUTCOME_STATUS[outcome],
             latency_s=job.end_s - job.arrival_s,
             first_token_s=job.first_token_s - job.arrival_s if job.first_token_s else None,

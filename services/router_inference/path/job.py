@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from router.types import Decision, Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
+from services.common.times import to_ns
 
 
 class Outcome(enum.Enum):
@@ -182,3 +183,7 @@ class Job:
     step_down: StepDown = StepDown.NONE
     has_sent: bool = False
     is_complete: bool = False
+
+    def wall_ns(self, moment_s: float) -> int:
+        """Returns a monotonic moment as nanoseconds since 1970."""
+        return self.arrival_ns + to_ns(moment_s - self.arrival_s)

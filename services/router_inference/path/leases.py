@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from router.types import RewardKind
 from services.common.clock import Clock
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.common.times import from_ns, to_ns
 from services.router_inference.path.decide import Choice, Decider
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending, reward_of
@@ -21,7 +22,6 @@ from services.router_inference.view.view import View
 REASON_CLOSED = "TICKET_CLOSED"
 REASON_EXPIRED = "TICKET_EXPIRED"
 REASON_INVALID = "TICKET_INVALID"
-_NS_PER_S = 1_000_000_000
 _SWEEP_S = 0.05
 
 
@@ -119,7 +119,7 @@ class Leases:
             raise
         lease_s = max(self._lease_s, job.request.slack_s)
         decide_ns = job.arrival_ns
-        lease_end_ns = decide_ns + int(lease_s * _NS_PER_S)
+        lease_end_ns = decide_ns + to_ns(lease_s)
         request = job.request
         is_soft = request.reward_kind is RewardKind.SOFT
         ticket = self._signer.sign(
@@ -241,9 +241,7 @@ class Leases:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
         self._foreign_closed[key] = ticket.lease_end_ns
         latency_s = (
-            (now_ns - ticket.decide_ns) / _NS_PER_S
-            if report.latency_s is None
-            else report.latency_s
+            from_ns(now_ns - ticket.decide_ns) if report.latency_s is None else report.latency_s
         )
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         quality = ticket.quality if report.quality is None else report.quality

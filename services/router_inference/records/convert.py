@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from router.features import SCHEMA
 from router.fleet import Fleet
 from router.policies.dqn import features_of
 from router.policy import Observation
 from router.types import Decision
+from services.common.times import duration_of, set_duration, timestamp_of
 from services.router_inference.path.job import Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
-
-_NS_PER_S = 1_000_000_000
 
 OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
     Outcome.ON_TIME: common_pb2.OUTCOME_STATUS_ON_TIME,
@@ -100,9 +97,9 @@ class RecordBuilder:
         record.CopyFrom(self._template(observation.fleet))
         record.sequence = entry.sequence
         record.request_id = entry.request_id
-        record.decide_time.CopyFrom(timestamp(entry.decide_ns))
+        record.decide_time.FromNanoseconds(entry.decide_ns)
         record.task = entry.task
-        record.slack.CopyFrom(duration(entry.slack_s))
+        record.slack.CopyFrom(duration_of(entry.slack_s))
         record.feature_schema = SCHEMA
         features_CF = decision.features_CF
         if features_CF is None and self._features_always:
@@ -141,9 +138,9 @@ def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:
         epoch=entry.epoch,
         sequence=entry.sequence,
         request_id=entry.request_id,
-        end_time=timestamp(entry.end_ns),
+        end_time=timestamp_of(entry.end_ns),
         status=entry.status,
-        latency=duration(max(0.0, entry.latency_s)),
+        latency=duration_of(max(0.0, entry.latency_s)),
         output_token_count=entry.output_tokens,
         quality=entry.quality,
         reward=entry.reward,
@@ -153,26 +150,9 @@ def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:
         reason=entry.reason,
     )
     if entry.first_token_s is not None:
-        record.first_token_latency.CopyFrom(duration(entry.first_token_s))
+        set_duration(record.first_token_latency, entry.first_token_s)
     if entry.served_by is not None:
         record.served_by.tier, record.served_by.endpoint = entry.served_by
     if entry.feedback_quality is not None:
         record.feedback_quality = entry.feedback_quality
     return record
-
-
-def timestamp(time_ns: int) -> Timestamp:
-    """Returns the message for nanoseconds since 1970."""
-    seconds, nanos = divmod(time_ns, _NS_PER_S)
-    return Timestamp(seconds=seconds, nanos=nanos)
-
-
-def duration(value_s: float) -> Duration:
-    """Returns the message for seconds; sign and rounding as protobuf wants them."""
-    total = round(value_s * _NS_PER_S)
-    seconds, nanos = divmod(abs(total), _NS_PER_S)
-    return (
-        Duration(seconds=-seconds, nanos=-nanos)
-        if total < 0
-        else Duration(seconds=seconds, nanos=nanos)
-    )

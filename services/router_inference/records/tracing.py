@@ -74,9 +74,6 @@ class Tracing:
         self._bad_left -= 1.0
         return True
 
-    def _ns(self, job: Job, moment_s: float) -> int:
-        return job.arrival_ns + int((moment_s - job.arrival_s) * 1e9)
-
     def _emit_request(self, job: Job) -> None:
         assert job.outcome is not None
         attributes: dict[str, AttributeValue] = {
@@ -99,13 +96,13 @@ class Tracing:
             attributes["error.type"] = job.reason
         events: tuple[SpanEvent, ...] = ()
         if job.first_token_s:
-            events = (SpanEvent(FIRST_TOKEN_EVENT, self._ns(job, job.first_token_s)),)
+            events = (SpanEvent(FIRST_TOKEN_EVENT, job.wall_ns(job.first_token_s)),)
         is_error = job.outcome in _BAD_OUTCOMES
         self._telemetry.emit(
             job.trace,
             REQUEST_SPAN,
             start_ns=job.arrival_ns,
-            end_ns=self._ns(job, job.end_s),
+            end_ns=job.wall_ns(job.end_s),
             kind=SpanKind.SERVER,
             attributes=attributes,
             events=events,
@@ -117,8 +114,8 @@ class Tracing:
         self._telemetry.emit(
             self._telemetry.child(job.trace),
             DECISION_SPAN,
-            start_ns=self._ns(job, job.decide_start_s),
-            end_ns=self._ns(job, job.decide_end_s),
+            start_ns=job.wall_ns(job.decide_start_s),
+            end_ns=job.wall_ns(job.decide_end_s),
             attributes=decision_attributes(job),
             force=True,
         )
@@ -129,12 +126,12 @@ class Tracing:
             identity = self._telemetry.child(job.trace)
         events: tuple[SpanEvent, ...] = ()
         if job.first_token_s and attempt is job.attempts[-1]:
-            events = (SpanEvent(FIRST_TOKEN_EVENT, self._ns(job, job.first_token_s)),)
+            events = (SpanEvent(FIRST_TOKEN_EVENT, job.wall_ns(job.first_token_s)),)
         self._telemetry.emit(
             identity,
             DISPATCH_SPAN,
-            start_ns=self._ns(job, attempt.start_s),
-            end_ns=self._ns(job, attempt.end_s),
+            start_ns=job.wall_ns(attempt.start_s),
+            end_ns=job.wall_ns(attempt.end_s),
             kind=SpanKind.CLIENT,
             attributes={
                 "tiercel.tier": attempt.tier,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from router.fleet import EndpointSpec
+from services.common.times import timestamp_of
 from services.router_inference.records.accounts import Accounts, Counts
-from services.router_inference.records.convert import timestamp
 from services.router_inference.view.view import SeenEndpoint, SeenState, View
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
@@ -88,7 +88,7 @@ def router_load(
         router_id=router_id,
         epoch=epoch,
         sequence=sequence,
-        report_time=timestamp(now_ns),
+        report_time=timestamp_of(now_ns),
         arrival_rate_rps=view.own_rate_rps(now_s),
         policy=policy,
         policy_version=policy_version,
