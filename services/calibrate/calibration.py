@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from router.profile import LatencyProfile, TierProfile, format_profile
-from services.calibrate.fit import Measured, fit_tier
+from services.calibrate.answers import Measured, fit_answers
 from services.calibrate.probe import Question, Sample, ask, closed_loop
 from services.calibrate.quality import questions
 from services.calibrate.tiers import LiveTier, with_facts
@@ -149,7 +149,7 @@ async def calibrate(
         for done, tier in enumerate(known):
             on_step(f"latency of {tier.tier}", done / step_count)
             alone[tier.tier], measured = await work.measure(tier)
-            fits[tier.tier] = fit_tier(
+            fits[tier.tier] = fit_answers(
                 measured,
                 max_batch=tier.max_batch or DEFAULT_MAX_BATCH,
                 max_prompt_tokens=tier.max_prompt_tokens or DEFAULT_MAX_PROMPT_TOKENS,

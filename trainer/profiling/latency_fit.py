@@ -6,6 +6,7 @@ Shape letters: N equations, P parameters.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,15 +29,72 @@ class Fit:
         sample_count: Measurements it was fitted to.
         median_error: Median of |predicted - measured| / measured.
         mean_error: |sum predicted - sum measured| / sum measured.
-        largest_error: Largest of |predicted - measured| / measured; NaN where single
-            measurements say little.
+        largest_error: Largest of |predicted - measured| / measured.
     """
 
     profile: TierProfile
     sample_count: int
     median_error: float
     mean_error: float
-    largest_error: float = float("nan")
+    largest_error: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Equation:
+    """A measured time and how often each cost is in it.
+
+    Attributes:
+        kind: What was measured. Kinds count alike, however many equations there are of each.
+        row: Multiples of ``overhead_s``, ``step_s``, ``per_sequence_s``, ``per_prompt_token_s``.
+        measured_s: The time, seconds, > 0.
+    """
+
+    kind: str
+    row: tuple[float, float, float, float]
+    measured_s: float
+
+
+def fit_tier(
+    equations: Sequence[Equation],
+    checked: Sequence[Equation],
+    *,
+    max_batch: int,
+    max_prompt_tokens: int,
+) -> Fit:
+    """Fits one tier's costs, none below zero, to relative errors.
+
+    Measurements that something else on the machine delayed lose weight by Huber's rule.
+
+    Args:
+        equations: What the costs have to explain.
+        checked: What the errors are told of; may be the same.
+        max_batch: Most sequences in one iteration.
+        max_prompt_tokens: Most prompt tokens admitted in one iteration.
+    """
+    kinds = Counter(each.kind for each in equations)
+    solution_P = robust_least_squares(
+        np.array([each.row for each in equations]),
+        np.array([each.measured_s for each in equations]),
+        np.array([1.0 / kinds[each.kind] for each in equations]),
+    )
+    overhead_s, step_s, per_sequence_s, per_prompt_token_s = (float(each) for each in solution_P)
+    measured_N = np.array([each.measured_s for each in checked])
+    predicted_N = np.array([each.row for each in checked]) @ solution_P
+    errors_N = np.abs(predicted_N - measured_N) / measured_N
+    return Fit(
+        profile=TierProfile(
+            step_s=max(SMALLEST_STEP_S, step_s),
+            per_sequence_s=per_sequence_s,
+            per_prompt_token_s=per_prompt_token_s,
+            max_batch=max_batch,
+            max_prompt_tokens_per_step=max_prompt_tokens,
+            overhead_s=overhead_s,
+        ),
+        sample_count=len(checked),
+        median_error=float(np.median(errors_N)),
+        mean_error=float(abs(predicted_N.sum() - measured_N.sum()) / measured_N.sum()),
+        largest_error=float(errors_N.max()),
+    )
 
 
 def robust_least_squares(

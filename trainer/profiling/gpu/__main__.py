@@ -79,12 +79,17 @@ def as_json(found: Measurement) -> dict[str, Any]:
     document: dict[str, Any] = {"name": found.profile.name, "tiers": {}}
     for tier, points in found.points.items():
         costs = found.profile.tiers[tier]
-        parameters = (costs.step_s, costs.per_sequence_s, costs.per_prompt_token_s)
+        parameters = (
+            costs.overhead_s,
+            costs.step_s,
+            costs.per_sequence_s,
+            costs.per_prompt_token_s,
+        )
         document["tiers"][tier] = [
             dataclasses.asdict(point.work)
             | {
                 "taken_s": point.taken_s,
-                "fitted_s": sum(a * b for a, b in zip(point.row, parameters, strict=True)),
+                "fitted_s": sum(a * b for a, b in zip(point.equation.row, parameters, strict=True)),
             }
             for point in points
         ]

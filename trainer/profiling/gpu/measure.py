@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from router.profile import LatencyProfile, TierProfile
+from router.profile import LatencyProfile
 from trainer.profiling.gpu.decoder import DecoderShape, Iteration
 from trainer.profiling.gpu.machine import DeviceMemoryError, Machine
-from trainer.profiling.latency_fit import SMALLEST_STEP_S, Fit, ordered, robust_least_squares
+from trainer.profiling.latency_fit import Equation, Fit, fit_tier, ordered
 
-PARAMETERS = ("step_s", "per_sequence_s", "per_prompt_token_s")
+FEWEST_POINTS = 4
+"""One more than an iteration has costs."""
 CONTEXTS = (128, 512)
 """Cached tokens of sequences that decode."""
 PROMPTS = (32, 128, 512)
@@ -76,9 +74,11 @@ class Point:
         return "both" if self.work.running else "prompt"
 
     @property
-    def row(self) -> tuple[float, float, float]:
-        """What each of PARAMETERS is multiplied with."""
-        return 1.0, self.work.batch, self.work.admitted_tokens
+    def equation(self) -> Equation:
+        """Its time as a sum of costs; an iteration alone has no overhead of a request in it."""
+        return Equation(
+            self.kind, (0.0, 1.0, self.work.batch, self.work.admitted_tokens), self.taken_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,31 +203,18 @@ def fit_points(points: Sequence[Point], limits: Limits) -> Fit:
     Raises:
         MeasurementError: fewer points than parameters, or none with a prompt.
     """
-    kinds = Counter(point.kind for point in points)
-    if len(points) <= len(PARAMETERS) or len(kinds) < 2:
+    kinds = {point.kind for point in points}
+    if len(points) < FEWEST_POINTS or len(kinds) < 2:
         raise MeasurementError(
             f"{len(points)} iterations of {len(kinds)} kinds are too few for a fit (--max-batch, "
             "--max-prompt-tokens)"
         )
-    rows_NP = np.array([point.row for point in points])
-    targets_N = np.array([point.taken_s for point in points])
-    shares_N = np.array([1.0 / kinds[point.kind] for point in points])
-    solution_P = robust_least_squares(rows_NP, targets_N, shares_N)
-    step_s, per_sequence_s, per_prompt_token_s = (float(value) for value in solution_P)
-    predicted_N = rows_NP @ solution_P
-    errors_N = np.abs(predicted_N - targets_N) / targets_N
-    return Fit(
-        TierProfile(
-            step_s=max(SMALLEST_STEP_S, step_s),
-            per_sequence_s=per_sequence_s,
-            per_prompt_token_s=per_prompt_token_s,
-            max_batch=limits.max_batch,
-            max_prompt_tokens_per_step=limits.max_prompt_tokens,
-        ),
-        len(points),
-        float(np.median(errors_N)),
-        float(abs(predicted_N.sum() - targets_N.sum()) / targets_N.sum()),
-        float(errors_N.max()),
+    equations = [point.equation for point in points]
+    return fit_tier(
+        equations,
+        equations,
+        max_batch=limits.max_batch,
+        max_prompt_tokens=limits.max_prompt_tokens,
     )
 
 
