@@ -76,30 +76,6 @@ def answer_reward(quality: float, lateness_s: float, soft_decay_s: float) -> flo
     return quality * math.exp(-min(lateness_s / soft_decay_s, 700.0))
 
 
-def decayed(value: float, elapsed_s: float, tau_s: float) -> float:
-    """Returns an exponentially weighted sum after `elapsed_s` without an arrival."""
-    return value * math.exp(-max(0.0, elapsed_s) / tau_s)
-
-
-def rate_from_sum(value: float, age_s: float, tau_s: float) -> float:
-    """Returns the rate that a decayed sum of 1/tau per arrival stands for.
-
-    Divided by the weight seen in `age_s` since its start; the floor of a tenth of tau keeps the
-    first arrivals from reading as an infinite rate.
-    """
-    return value / (1.0 - math.exp(-max(age_s, 0.1 * tau_s) / tau_s))
-
-
-def burstiness(mean_gap_s: float, mean_square_s2: float) -> float:
-    """Returns the squared coefficient of variation of gaps between arrivals, 1 if unknown.
-
-    1 for Poisson arrivals, 64 for a renewal process of CV 8; from 0 (a clock's ticks) to 1000.
-    """
-    if not mean_gap_s > 0.0:
-        return 1.0
-    return max(0.0, min(1000.0, mean_square_s2 / (mean_gap_s * mean_gap_s) - 1.0))
-
-
 def predict_latency_s(
     fleet: FleetArrays,
     load: LoadArrays,

@@ -23,6 +23,7 @@ import numba
 
 _MODULES = (
     "router.kernels",
+    "router.traffic",
     "router.safety",
     "router.policies.scores",
     "router.slowdown",
@@ -102,6 +103,7 @@ for _name in _MODULES:
 # Typed loosely: what matters to callers is that numba finds compiled functions here.
 kernels: Any = _twins["router.kernels"]
 features: Any = _twins["router.features"]
+traffic: Any = _twins["router.traffic"]
 safety: Any = _twins["router.safety"]
 scores: Any = _twins["router.policies.scores"]
 slowdown: Any = _twins["router.slowdown"]

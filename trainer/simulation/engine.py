@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.simulation.compiled import jit_unmanaged, kernels, safety, slowdown
+from trainer.simulation.compiled import jit_unmanaged, kernels, safety, slowdown, traffic
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -162,7 +162,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.reward = kernels.answer_reward(quality, late_s, request.decay_s)
         if late_s <= 0.0:
             request.on_time = 1
-        w.output_K[request.task] += 0.02 * (request.output - w.output_K[request.task])
+        w.output_K[request.task] = traffic.moved(w.output_K[request.task], request.output)
     # What was rescued or sent again earned its first choice nothing.
     request.first_reward = 0.0
     if request.attempt <= 1:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from router.dqn.snapshot import Weights
-from router.estimators import BURSTINESS_WINDOW
 from router.ledger import LoadArrays
 from router.policies.scores import Query
+from router.traffic import LONG_TAU_S, SHORT_TAU_S
 from trainer.simulation.compiled import (
     baselines,
     features,
@@ -25,6 +25,7 @@ from trainer.simulation.compiled import (
     schedule,
     scores,
     slowdown,
+    traffic,
 )
 from trainer.simulation.engine import (
     cancel_late,
@@ -133,9 +134,8 @@ def take_snapshot(w: World, now_s: float) -> None:
         for row in range(3):
             for c in range(len(w.candidates)):
                 w.ring_SRLC[s, r, row, c] = w.ledger_RLC[r, row, c]
-        elapsed_s = now_s - w.routers[r].last_s
-        w.ring_rate_SR2[s, r, 0] = kernels.decayed(w.routers[r].short, elapsed_s, clock.short_tau_s)
-        w.ring_rate_SR2[s, r, 1] = kernels.decayed(w.routers[r].long, elapsed_s, clock.long_tau_s)
+        w.ring_rate_SR2[s, r, 0] = traffic.short_sum(w.routers[r], now_s)
+        w.ring_rate_SR2[s, r, 1] = traffic.long_sum(w.routers[r], now_s)
     clock.ticks += 1
     clock.next_tick_s = now_s + clock.tick_s
 
@@ -150,11 +150,8 @@ def see(w: World, router: int, now_s: float) -> None:
         w.seen.waiting_prompt_tokens_C[c] = ledger_LC[PROMPTS, c]
         w.seen.remaining_output_tokens_C[c] = ledger_LC[REMAINING, c]
     own = w.routers[router]
-    elapsed_s = now_s - own.last_s
-    short = kernels.decayed(own.short, elapsed_s, clock.short_tau_s)
-    long = kernels.decayed(own.long, elapsed_s, clock.long_tau_s)
-    own_short = short
-    own_long = long
+    short = traffic.short_sum(own, now_s)
+    long = own_long = traffic.long_sum(own, now_s)
     clock.state_age_s = 0.0
     if len(w.routers) > 1:
         clock.state_age_s = now_s
@@ -175,32 +172,13 @@ def see(w: World, router: int, now_s: float) -> None:
                 short += w.ring_rate_SR2[newest, r, 0]
                 long += w.ring_rate_SR2[newest, r, 1]
     clock.own_share = 1.0
-    clock.own_rate = kernels.rate_from_sum(own_short, now_s, clock.short_tau_s)
+    clock.own_rate = traffic.short_rate_rps(own, now_s)
     if long > 0.0:
         clock.own_share = own_long / long
-    clock.burstiness = kernels.burstiness(own.gap_s, own.gap_square_s2)
-    clock.rate_short = kernels.rate_from_sum(short, now_s, clock.short_tau_s)
-    clock.rate_long = kernels.rate_from_sum(long, now_s, clock.long_tau_s)
-
-
-@jit_unmanaged
-def count_arrival(w: World, i: int, now_s: float) -> None:
-    """Updates the router's rate and its mean prompt length."""
-    clock = w.clock[0]
-    request = w.requests[i]
-    router = w.routers[request.router]
-    elapsed_s = now_s - router.last_s
-    router.short = kernels.decayed(router.short, elapsed_s, clock.short_tau_s)
-    router.long = kernels.decayed(router.long, elapsed_s, clock.long_tau_s)
-    router.short += 1.0 / clock.short_tau_s
-    router.long += 1.0 / clock.long_tau_s
-    router.last_s = now_s
-    router.gaps = min(router.gaps + 1.0, BURSTINESS_WINDOW)
-    router.gap_s += (elapsed_s - router.gap_s) / router.gaps
-    router.gap_square_s2 += (elapsed_s * elapsed_s - router.gap_square_s2) / router.gaps
-    if router.mean_prompt <= 0.0:
-        router.mean_prompt = request.prompt
-    router.mean_prompt += 0.02 * (request.prompt - router.mean_prompt)
+    clock.burstiness = traffic.burstiness(own)
+    age_s = traffic.age_s(own, now_s)
+    clock.rate_short = traffic.rate_from_sum(short, age_s, SHORT_TAU_S)
+    clock.rate_long = traffic.rate_from_sum(long, age_s, LONG_TAU_S)
 
 
 @jit_unmanaged
@@ -368,7 +346,8 @@ def advance(w: World) -> int:
         else:
             i = clock.arrivals
             clock.arrivals += 1
-            count_arrival(w, i, time_s)
+            request = w.requests[i]
+            traffic.count_arrival(w.routers[request.router], time_s, request.prompt)
             if prepare(w, i, time_s):
                 return int(i)
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
-from router.estimators import LONG_TAU_S, SHORT_TAU_S
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
 from router.ledger import LoadArrays
@@ -420,7 +419,6 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     clock = np.zeros(1, state.CLOCK)
     clock["tick_s"] = config.report_interval_s
     clock["delay_s"] = config.staleness_s
-    clock["short_tau_s"], clock["long_tau_s"] = SHORT_TAU_S, LONG_TAU_S
     for name, value in config.limits._asdict().items():
         clock[name] = value
     clock["epsilon"] = config.epsilon

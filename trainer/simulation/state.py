@@ -109,9 +109,11 @@ DEVICE = np.dtype(
 
 ROUTER = np.dtype(
     [
+        # the fields of `router.traffic.Traffic`
+        ("last_s", np.float64),
+        ("start_s", np.float64),
         ("short", np.float64),
         ("long", np.float64),
-        ("last_s", np.float64),
         ("mean_prompt", np.float64),
         ("gap_s", np.float64),
         ("gap_square_s2", np.float64),
@@ -141,8 +143,6 @@ CLOCK = np.dtype(
         ("next_tick_s", np.float64),
         ("tick_s", np.float64),
         ("delay_s", np.float64),
-        ("short_tau_s", np.float64),
-        ("long_tau_s", np.float64),
         ("optimism", np.float64),
         ("margin", np.float64),
         ("guard_s", np.float64),

@@ -13,19 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from router import slowdown
+from router import slowdown, traffic
 from router.catalog import Catalog
-from router.estimators import (
-    LONG_TAU_S,
-    SHORT_TAU_S,
-    BurstinessEstimator,
-    RateEstimator,
-    SlownessEstimator,
-)
+from router.estimators import SlownessEstimator
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals, zero_load
 from router.profile import LatencyProfile
 from router.slowdown import Slowdown
+from router.traffic import Traffic
 from router.types import Signals
 from services.common.triton.client import TritonClient
 from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
@@ -33,8 +28,6 @@ from services.router_inference.view.breaker import Breaker, BreakerLimits, Break
 # Estimates of a device's slowness are applied at most this often, and only if they moved this much.
 _SLOWNESS_EVERY_S = 0.1
 _SLOWNESS_STEP = 0.02
-# Weight of one request in the mean prompt length; about the last 50 count.
-_PROMPT_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +136,7 @@ class View:
         self._state_max_age_s = state_max_age_s
         self._connect = connect
         self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._rate_short = RateEstimator(SHORT_TAU_S)
-        self._rate_long = RateEstimator(LONG_TAU_S)
-        self._gaps = BurstinessEstimator(now_s)
-        self._mean_prompt_tokens = 0.0
+        self._traffic = Traffic(now_s)
         self._others = zero_load(0)
         self._others_are_idle = True
         self._seen_C: NDArray[np.float64] = np.ones(0)
@@ -166,12 +156,7 @@ class View:
 
     def on_arrival(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
-        self._rate_short.observe(now_s)
-        self._rate_long.observe(now_s)
-        self._gaps.observe(now_s)
-        mean = self._mean_prompt_tokens
-        weight = _PROMPT_WEIGHT if mean > 0.0 else 1.0
-        self._mean_prompt_tokens = mean + weight * (prompt_tokens - mean)
+        traffic.count_arrival(self._traffic, now_s, prompt_tokens)
 
     def on_end(
         self, row: int, fleet: Fleet, predicted_s: float, taken_s: float, *, finished: bool
@@ -270,16 +255,16 @@ class View:
         """
         if window_s is not None:
             self._window_s = window_s
-        short = self._rate_short.rate_rps(now_s)
-        long = self._rate_long.rate_rps(now_s)
+        short = traffic.short_rate_rps(self._traffic, now_s)
+        long = traffic.long_rate_rps(self._traffic, now_s)
         if self._is_stale or self.state is None:
             return Signals(
                 short,
                 long,
                 0.0,
-                self._mean_prompt_tokens,
+                self._traffic.mean_prompt,
                 own_rate_rps=short,
-                burstiness=self._gaps.burstiness,
+                burstiness=traffic.burstiness(self._traffic),
                 slowdown=self.latency_slowdown(now_s),
             )
         # The state's long rate trails and contains our own; it can only add to what we see
@@ -290,16 +275,16 @@ class View:
             short + self.state.other_rate_rps,
             all_long,
             now_s - self._state_s,
-            self._mean_prompt_tokens,
+            self._traffic.mean_prompt,
             own_share=long / all_long if is_shared else 1.0,
             own_rate_rps=short,
-            burstiness=self._gaps.burstiness,
+            burstiness=traffic.burstiness(self._traffic),
             slowdown=self.latency_slowdown(now_s),
         )
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""
-        return self._rate_short.rate_rps(now_s)
+        return traffic.short_rate_rps(self._traffic, now_s)
 
     def state_age_s(self, now_s: float) -> float | None:
         """Returns the age of the newest state, seconds; None if there never was one."""

@@ -1,0 +1,105 @@
+"""What a router learns of its own traffic: rates and burstiness."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router import traffic
+from router.traffic import Traffic
+from trainer.simulation.state import ROUTER
+
+
+@given(rate=st.floats(min_value=1.0, max_value=2000.0))
+def test_a_steady_rate_is_found(rate: float) -> None:
+    """After several time constants the mean over one interval of arrivals equals the true rate."""
+    seen = Traffic(0.0)
+    now_s = 0.0
+    while now_s < 6.0 * traffic.SHORT_TAU_S + 6.0 / rate:
+        now_s += 1.0 / rate
+        traffic.count_arrival(seen, now_s, 10.0)
+    times_s = now_s + np.linspace(0.0, 1.0 / rate, 21)
+    mean_rps = np.mean([traffic.short_rate_rps(seen, float(time_s)) for time_s in times_s])
+    assert mean_rps == pytest.approx(rate, rel=0.1)
+
+
+def test_the_estimate_is_corrected_while_it_warms_up() -> None:
+    """Half a time constant after the start a steady rate already reads right."""
+    seen = Traffic(0.0)
+    for i in range(1, 501):
+        traffic.count_arrival(seen, i * 0.01, 10.0)
+    assert traffic.long_rate_rps(seen, 5.0) == pytest.approx(100.0, rel=0.02)
+
+
+def test_a_start_under_full_load_is_known_soon() -> None:
+    """A router that has been up for long and gets 5,000 requests/s at once sees them in 20 ms."""
+    seen = Traffic(0.0)
+    assert traffic.short_rate_rps(seen, 99.0) == 0.0
+    for i in range(101):
+        traffic.count_arrival(seen, 100.0 + i * 0.0002, 10.0)
+    assert traffic.short_rate_rps(seen, 100.02) == pytest.approx(5000.0, rel=0.1)
+
+
+def test_the_first_arrival_is_no_endless_rate() -> None:
+    """It reads as one in about a tenth of the time constant."""
+    seen = Traffic(0.0)
+    traffic.count_arrival(seen, 7.0, 10.0)
+    assert 50.0 < traffic.short_rate_rps(seen, 7.0) < 55.0
+
+
+def test_silence_lets_the_rate_fall() -> None:
+    """Five time constants without arrivals leave under a hundredth."""
+    seen = Traffic(0.0)
+    for i in range(1, 1001):
+        traffic.count_arrival(seen, i * 0.01, 10.0)
+    before = traffic.short_rate_rps(seen, 10.0)
+    assert traffic.short_rate_rps(seen, 11.0) < 0.01 * before
+
+
+def test_a_clock_that_steps_back_changes_nothing() -> None:
+    """An earlier stamp than the last neither decays nor inflates."""
+    seen = Traffic(0.0)
+    traffic.count_arrival(seen, 5.0, 10.0)
+    assert traffic.short_rate_rps(seen, 4.0) == traffic.short_rate_rps(seen, 5.0)
+
+
+def test_the_first_prompt_is_the_mean_and_later_ones_move_it() -> None:
+    """One request says all there is to say; the next moves the mean by a fiftieth."""
+    seen = Traffic(0.0)
+    traffic.count_arrival(seen, 1.0, 100.0)
+    assert seen.mean_prompt == 100.0
+    traffic.count_arrival(seen, 2.0, 200.0)
+    assert seen.mean_prompt == pytest.approx(102.0)
+
+
+@pytest.mark.parametrize("squared_cv", [1.0, 16.0])
+def test_burstiness_is_the_squared_cv_of_gaps(squared_cv: float) -> None:
+    """Over many arrivals the estimate averages to the process's own figure."""
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(40):
+        own, now_s = Traffic(0.0), 0.0
+        assert traffic.burstiness(own) == 1.0
+        for gap_s in rng.gamma(1.0 / squared_cv, squared_cv, 400):
+            now_s += gap_s
+            traffic.count_arrival(own, now_s, 10.0)
+        seen.append(traffic.burstiness(own))
+    assert np.mean(seen) == pytest.approx(squared_cv, rel=0.25)
+
+
+def test_a_clock_has_no_burstiness() -> None:
+    """Arrivals at even intervals read 0, whatever the rate."""
+    seen = Traffic(0.0)
+    for i in range(1, 300):
+        traffic.count_arrival(seen, 0.25 * i, 10.0)
+    assert traffic.burstiness(seen) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_simulator_keeps_the_same_fields() -> None:
+    """A field added here is one the simulator's record must hold too."""
+    names = {field.name for field in dataclasses.fields(Traffic)}
+    assert names <= set(ROUTER.names or ())
