@@ -6,15 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from services.common.state.store import StateUnavailableError, VersionMismatchError
-from services.common.times import duration_of
 
 ERROR_DOMAIN = "tiercel"
-DETAILS_KEY = "grpc-status-details-bin"
 _MOST_NAMES_LISTED = 32
 
 
@@ -207,12 +204,6 @@ class DeadlineExceededError(DomainError):
     default_reason = "DEADLINE_EXCEEDED"
 
 
-class UnimplementedError(DomainError):
-    """The method is part of the contract but not built yet."""
-
-    default_reason = "METHOD_NOT_IMPLEMENTED"
-
-
 STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -222,7 +213,6 @@ STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     AbortedError: grpc.StatusCode.ABORTED,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
     StateUnavailableError: grpc.StatusCode.UNAVAILABLE,
     VersionMismatchError: grpc.StatusCode.ABORTED,
     # What generated servicer bases raise for a method nobody wrote.
@@ -237,15 +227,13 @@ class ErrorStatus:
     Args:
         code: Status code, never UNKNOWN.
         reason: Reason of its ErrorInfo; the metric label.
-        message: Text for the caller.
-        details: Serialized `google.rpc.Status`, the value of `grpc-status-details-bin`.
+        rich: The `google.rpc.Status` with text and details for the caller.
         is_bug: True if the error was not a domain error; its traceback belongs in the log.
     """
 
     code: grpc.StatusCode
     reason: str
-    message: str
-    details: bytes
+    rich: status_pb2.Status
     is_bug: bool
 
 
@@ -261,7 +249,7 @@ def status_of(error: BaseException) -> ErrorStatus:
                 return _status(code, "STATE_UNAVAILABLE", "the mesh's state store is unavailable")
             if isinstance(error, VersionMismatchError):
                 return _status(code, AbortedError.default_reason, str(error))
-            return _status(code, UnimplementedError.default_reason, "method not implemented")
+            return _status(code, "METHOD_NOT_IMPLEMENTED", "method not implemented")
     return _status(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error", is_bug=True)
 
 
@@ -275,32 +263,13 @@ def _status(
     is_bug: bool = False,
 ) -> ErrorStatus:
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
-    packed: list[any_pb2.Any] = []
+    rich = status_pb2.Status(code=code.value[0], message=message)
     for detail in (info, *details):
-        entry = any_pb2.Any()
-        entry.Pack(detail)
-        packed.append(entry)
-    number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=message, details=packed)
-    return ErrorStatus(code, reason, message, rich.SerializeToString(), is_bug)
+        rich.details.add().Pack(detail)
+    return ErrorStatus(code, reason, rich, is_bug)
 
 
 def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
-    return error_details_pb2.RetryInfo(retry_delay=duration_of(max(retry_after_s, 0.0)))
-
-
-def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    """Returns the ErrorInfo a failed call carries, None if it carries none (for clients)."""
-    trailing = getattr(error, "trailing_metadata", lambda: None)()
-    for key, value in trailing or ():
-        if key != DETAILS_KEY:
-            continue
-        try:
-            status = status_pb2.Status.FromString(value)
-        except Exception:  # bytes of another server; undecodable means no info
-            return None
-        for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info):
-                return info
-    return None
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(round(max(retry_after_s, 0.0) * 1e9))
+    return info

@@ -9,9 +9,10 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
+from grpc_status import rpc_status
 
 from services.common.clock import Clock
-from services.common.errors import DETAILS_KEY, DomainError, InvalidArgumentError, status_of
+from services.common.errors import DomainError, InvalidArgumentError, status_of
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
 
@@ -238,5 +239,6 @@ class _Call:
         if status.is_bug:
             self._log.exception("rpc_bug", error, method=self._method)
         self._count(status.code.name, status.reason)
-        await context.abort(status.code, status.message, ((DETAILS_KEY, status.details),))
+        reply = rpc_status.to_status(status.rich)
+        await context.abort(reply.code, reply.details, reply.trailing_metadata)
         raise AssertionError("abort does not return")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
     disable_created_metrics,
-    make_wsgi_app,
+    start_http_server,
 )
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -25,10 +24,7 @@ from services.common.failures import StartError
 _RPC_BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
-
-
-# How soon the serving thread sees that it is to end; the library's own half second is a long stop.
-_POLL_S = 0.05
+_STALL_S = 5.0
 
 
 def new_registry() -> CollectorRegistry:
@@ -61,25 +57,6 @@ class RpcMetrics:
         )
 
 
-class _HttpServer(ThreadingMixIn, WSGIServer):
-    """Answers each scrape in a thread of its own."""
-
-    daemon_threads = True
-
-
-class _Ipv6HttpServer(_HttpServer):
-    address_family = socket.AF_INET6
-
-
-class _Handler(WSGIRequestHandler):
-    """Writes no log line per scrape and does not wait for a client that stalls."""
-
-    timeout = 5.0
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Does nothing."""
-
-
 class MetricsServer:
     """Serves a registry over HTTP from a thread of its own."""
 
@@ -106,17 +83,11 @@ def start_metrics_server(listen: str, registry: CollectorRegistry) -> MetricsSer
         StartError: The port cannot be listened on.
     """
     wanted = parse_address(listen, allow_port_zero=True)
-    kind = _Ipv6HttpServer if ":" in wanted.host else _HttpServer
     try:
-        server = make_server(
-            wanted.host,
-            wanted.port,
-            make_wsgi_app(registry),
-            server_class=kind,
-            handler_class=_Handler,
-        )
+        server, thread = start_http_server(wanted.port, wanted.host, registry)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {listen}: {error.strerror or error}") from None
-    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), daemon=True)
-    thread.start()
+    # The library's handler waits for ever for a client that stalls.
+    handler: Any = server.RequestHandlerClass
+    server.RequestHandlerClass = type("_Handler", (handler,), {"timeout": _STALL_S})
     return MetricsServer(server, thread, HostPort(wanted.host, server.server_port))

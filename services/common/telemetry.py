@@ -15,12 +15,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
+    NonRecordingSpan,
     NoOpTracer,
     SpanContext,
     SpanKind,
@@ -29,13 +31,19 @@ from opentelemetry.trace import (
     TraceFlags,
     Tracer,
     TraceState,
+    get_current_span,
+    set_span_in_context,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from services.common.log import Logger
 
 _SCOPE = InstrumentationScope("tiercel")
 _SHUTDOWN_S = 3.0
+_PROPAGATOR = TraceContextTextMapPropagator()
+_HEADERS = frozenset(_PROPAGATOR.fields)
+_EMPTY = Context()
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _NOT_SAMPLED = TraceFlags(TraceFlags.DEFAULT)
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -53,7 +61,7 @@ class SpanIdentity:
         parent_span_id: Span above, 0 if it is the first.
         parent_is_remote: True if the parent came over the network.
         sampled: Decision of the head: True means every span of the trace is kept.
-        trace_state: `tracestate` header as it came.
+        trace_state: What `tracestate` said; None if there is no trace.
     """
 
     trace_id: int = 0
@@ -61,7 +69,7 @@ class SpanIdentity:
     parent_span_id: int = 0
     parent_is_remote: bool = False
     sampled: bool = False
-    trace_state: str = ""
+    trace_state: TraceState | None = None
 
     @property
     def trace_id_text(self) -> str:
@@ -70,13 +78,11 @@ class SpanIdentity:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the W3C trace context as gRPC metadata; empty if there is no trace."""
-        if not self.trace_id:
-            return ()
-        flags = "01" if self.sampled else "00"
-        entry = ("traceparent", f"00-{self.trace_id:032x}-{self.span_id:016x}-{flags}")
-        if self.trace_state:
-            return (entry, ("tracestate", self.trace_state))
-        return (entry,)
+        flags = _SAMPLED if self.sampled else _NOT_SAMPLED
+        span = SpanContext(self.trace_id, self.span_id, False, flags, self.trace_state)
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier, set_span_in_context(NonRecordingSpan(span), _EMPTY))
+        return tuple(carrier.items())
 
 
 NO_SPAN = SpanIdentity()
@@ -174,16 +180,18 @@ class Telemetry:
         """
         if self._provider is None or not identity.trace_id or not (identity.sampled or force):
             return
-        state = TraceState.from_header([identity.trace_state]) if identity.trace_state else None
         parent = None
         if identity.parent_span_id:
             parent = SpanContext(
                 identity.trace_id, identity.parent_span_id, identity.parent_is_remote,
-                _SAMPLED if identity.sampled else _NOT_SAMPLED, state,
+                _SAMPLED if identity.sampled else _NOT_SAMPLED, identity.trace_state,
             )  # fmt: skip
+        kept = SpanContext(
+            identity.trace_id, identity.span_id, False, _SAMPLED, identity.trace_state
+        )
         span = ReadableSpan(
             name=name,
-            context=SpanContext(identity.trace_id, identity.span_id, False, _SAMPLED, state),
+            context=kept,
             parent=parent,
             resource=self._provider.resource,
             attributes=attributes,
@@ -214,24 +222,14 @@ class Telemetry:
 
 def parse_trace_context(metadata: Metadata | None) -> SpanIdentity:
     """Returns the remote span that W3C trace context metadata names; NO_SPAN if none valid."""
-    header, state = "", ""
-    for key, value in metadata or ():
-        if key == "traceparent" and isinstance(value, str):
-            header = value
-        elif key == "tracestate" and isinstance(value, str):
-            state = value
-    parts = header.split("-")
-    if len(parts) < 4 or (parts[0] == "00" and len(parts) != 4):
+    carrier = {key: value for key, value in metadata or () if key in _HEADERS}
+    if not carrier:
         return NO_SPAN
-    version, trace_text, span_text, flags_text = parts[:4]
-    lengths = (len(version), len(trace_text), len(span_text), len(flags_text))
-    if lengths != (2, 32, 16, 2) or version == "ff" or not _is_lower_hex("".join(parts[:4])):
+    found = get_current_span(_PROPAGATOR.extract(carrier, _EMPTY)).get_span_context()
+    if not found.is_valid:
         return NO_SPAN
-    trace_id, span_id = int(trace_text, 16), int(span_text, 16)
-    if not trace_id or not span_id:
-        return NO_SPAN
-    sampled = bool(int(flags_text, 16) & TraceFlags.SAMPLED)
-    return SpanIdentity(trace_id, span_id, 0, True, sampled, state)
+    sampled = found.trace_flags.sampled
+    return SpanIdentity(found.trace_id, found.span_id, 0, True, sampled, found.trace_state)
 
 
 def setup_telemetry(
@@ -301,10 +299,6 @@ def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
         known="grpc, http/protobuf",
     )  # fmt: skip
     return None
-
-
-def _is_lower_hex(text: str) -> bool:
-    return all(character in "0123456789abcdef" for character in text)
 
 
 def _route_sdk_logs(log: Logger) -> None:

@@ -20,11 +20,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.errors import error_info
 from services.common.settings import load_settings
 from services.load_monitor.app import REDIS_HEALTH, SERVICE, LoadMonitorApp, build_app
 from services.load_monitor.settings import Settings
 from tests.conftest import RedisServer
+from tests.details import details_of
 from tests.unit.services.common.test_settings import PROFILE
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
@@ -225,8 +225,7 @@ async def test_bad_input_is_explained(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call_once(shared, method, request_)
     assert caught.value.code().name == code
-    info = error_info(caught.value)
-    assert info is not None
+    info = details_of(caught.value)["ErrorInfo"]
     assert info.domain == "tiercel"
     for field in fields:
         assert field in (caught.value.details() or "")
@@ -384,8 +383,7 @@ async def test_signal_drains_and_a_second_monitor_takes_over(start: Start) -> No
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await read_versions(watch_one, versions)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        info = error_info(caught.value)
-        assert info is not None
+        info = details_of(caught.value)["ErrorInfo"]
         assert info.reason == "DRAINING"
         assert not first.ready_file.exists()
         while (state := (await watch_two.read()).state).monitor_id == leader:

@@ -13,14 +13,13 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
-from google.rpc import error_details_pb2, status_pb2
 
 from services.common.clock import SystemClock
-from services.common.errors import DETAILS_KEY, error_info
 from services.common.settings import load_settings
 from services.load_monitor.app import LoadMonitorApp
 from services.load_monitor.settings import Settings as MonitorSettings
 from tests.conftest import RedisServer
+from tests.details import details_of
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.trainer import FakeTrainer
 from tests.fakes.triton import FakeTriton, Script
@@ -78,16 +77,10 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[str]]:
     """Returns code, reason and violated fields of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    info = error_info(caught.value)
-    fields: list[str] = []
-    for key, value in caught.value.trailing_metadata() or ():
-        if key == DETAILS_KEY:
-            for detail in status_pb2.Status.FromString(value).details:
-                bad = error_details_pb2.BadRequest()
-                if detail.Unpack(bad):
-                    fields += [violation.field for violation in bad.field_violations]
-    code = caught.value.code()
-    return code, info.reason if info else "", fields
+    found = details_of(caught.value)
+    violations = found["BadRequest"].field_violations if "BadRequest" in found else ()
+    reason = found["ErrorInfo"].reason if found else ""
+    return caught.value.code(), reason, [violation.field for violation in violations]
 
 
 # ---- bad input ----

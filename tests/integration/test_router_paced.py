@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.errors import error_info
+from tests.details import details_of
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.integration.conftest import PacedTriton
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -108,8 +108,7 @@ async def test_a_deadline_stops_the_work_in_triton(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Generate(request, timeout=5.0)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    info = error_info(caught.value)
-    assert info is not None
+    info = details_of(caught.value)["ErrorInfo"]
     assert info.reason == "DEADLINE_EXCEEDED"
     assert 0.35 < time.monotonic() - started < 0.7
     # 500 tokens would have held the device for five seconds.

@@ -18,12 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
-from services.common.errors import error_info
 from services.common.settings import load_settings
 from services.common.state.redis_store import RedisStateStore
 from services.trainer.app import REDIS_HEALTH, TrainerApplication, build_app
 from services.trainer.settings import Settings
 from tests.conftest import RedisServer
+from tests.details import details_of
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
@@ -404,8 +404,7 @@ async def test_every_error_has_its_status(redis_server: RedisServer, tmp_path: P
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await getattr(stub, method)(request, timeout=5.0)
             assert caught.value.code() is code, method
-            info = error_info(caught.value)
-            assert info is not None
+            info = details_of(caught.value)["ErrorInfo"]
             assert not reason or info.reason == reason
         for stream in (
             stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=-1), timeout=5.0),

@@ -39,9 +39,6 @@ _CHANNEL_OPTIONS = (
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )
-# Asks Triton to end a failed stream with a gRPC status instead of a text inside it. Never sent, and
-# never passed on: two such failures at once bring Triton 2.51 down with a segmentation fault.
-_FATAL_HEADER = "triton_grpc_error"
 _FINAL = "triton_final_response"
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _TRUE = b"\x01"
@@ -242,8 +239,10 @@ class TritonClient:
                 deadline.
             temperature: Sampling temperature; 0: greedy.
             seed: Sampling seed.
-            metadata: gRPC metadata, for example `traceparent`; one that says "not sampled" is
-                left out, because Triton would trace the request all the same.
+            metadata: gRPC metadata to send, for example `traceparent` of a sampled request (Triton
+                would trace one that is not sampled all the same). Never `triton_grpc_error`, which
+                asks for a gRPC status instead of a text inside a failed stream: two such failures
+                at once bring Triton 2.51 down with a segmentation fault.
             stream: Whether the tier sends tokens as they come, else one piece.
             request_id: Triton's request id, shown in its log and spans.
 
@@ -259,7 +258,7 @@ class TritonClient:
             request.id = request_id
         call = self._stream_infer(
             timeout=timeout_s + self._cancel_grace_s,
-            metadata=_headers(metadata) if metadata else None,
+            metadata=tuple(metadata) or None,
         )
         complete = False
         try:
@@ -336,21 +335,6 @@ def _template(model: str) -> kserve.ModelInferRequest:
     ):
         request.inputs.add(name=name, datatype=datatype, shape=[1])
     return request
-
-
-def _headers(metadata: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Returns the metadata to send; see `generate`."""
-    return tuple(
-        pair
-        for pair in metadata
-        if pair[0].lower() != _FATAL_HEADER
-        and (pair[0].lower() != "traceparent" or _is_sampled(pair[1]))
-    )
-
-
-def _is_sampled(traceparent: str) -> bool:
-    """Reads the lowest flag bit of a W3C `traceparent`, its last hexadecimal digit."""
-    return traceparent[-1:] in tuple("13579bdf")
 
 
 def _bytes_tensor(data: bytes) -> bytes:

@@ -201,24 +201,6 @@ async def test_request_has_the_interface_of_a_tier(server: Server) -> None:
     assert scripted.metadata[0]["traceparent"] == traceparent
 
 
-async def test_fatal_header_is_not_forwarded(server: Server) -> None:
-    """The header that can bring Triton down does not pass, whoever set it."""
-    scripted, client = server
-    scripted.behaviour = _says(_response("x", final=True))
-    await _collect(client, metadata=[("triton_grpc_error", "true")])
-    assert "triton_grpc_error" not in scripted.metadata[0]
-
-
-async def test_unsampled_trace_is_not_forwarded(server: Server) -> None:
-    """Triton would trace it all the same."""
-    scripted, client = server
-    scripted.behaviour = _says(_response("x", final=True))
-    unsampled = ("traceparent", f"00-{'a' * 32}-{'b' * 16}-00")
-    await _collect(client, metadata=[unsampled, ("x-other", "kept")])
-    assert "traceparent" not in scripted.metadata[0]
-    assert scripted.metadata[0]["x-other"] == "kept"
-
-
 @pytest.mark.parametrize(
     ("code", "detail", "error", "reason"),
     [
