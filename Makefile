@@ -27,6 +27,18 @@ demo: setup $(KERNELS) ## serve calm -> burst -> recovery on this machine, and o
 test: setup checkers $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
 	.venv/bin/python -m pytest
 
+FUZZ_S ?= 600
+FUZZ_ROUNDS ?= 20
+.PHONY: fuzz
+fuzz: setup $(KERNELS) ## property tests with fresh draws (FUZZ_S seconds and FUZZ_ROUNDS rounds at most)
+	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_S) --rounds $(FUZZ_ROUNDS)
+
+N ?= 10
+BUSY ?= 5
+.PHONY: test-repeat
+test-repeat: setup checkers $(KERNELS) ## the whole suite N times, the last BUSY of them beside a busy core
+	.venv/bin/python -m tests.repeat --runs $(N) --busy $(BUSY)
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import rules, protos
 	.venv/bin/ruff check .

