@@ -56,8 +56,8 @@ class OutputLengthPredictor:
         self._mean = dict(priors)
 
     def predict(self, task: str, max_output_tokens: int) -> float:
-        """Returns the predicted number of output tokens, at least 1."""
-        return max(1.0, min(self._mean[task], float(max_output_tokens)))
+        """Returns the predicted number of output tokens, a whole one and at least 1."""
+        return float(max(1, min(int(self._mean[task] + 0.5), max_output_tokens)))
 
     def observe(self, task: str, output_tokens: int) -> None:
         """Learns from one complete answer."""

@@ -26,16 +26,15 @@ class FallbackReason(enum.Enum):
     STALE_STATE = "stale_state"
     POLICY_ERROR = "policy_error"
     BAD_ACTION = "bad_action"
-    TRIPPED = "tripped"
 
 
 class Guard:
     """A policy that hands over to a fallback, decision by decision, and counts why.
 
     The fallback is used when there is no policy (no snapshot, or one whose feature schema is not
-    ours), when the system state is older than `max_state_age_s`, when the policy raises, answers
-    with a row that is not allowed or with scores that are not finite on the allowed rows, and as
-    long as `trip` holds it (online guard metrics). Nothing here raises for what the policy did.
+    ours), when the system state is older than `max_state_age_s`, and when the policy raises or
+    answers with a row that is not allowed or with scores that are not finite on the allowed rows.
+    Nothing here raises for what the policy did.
 
     Not thread-safe: one event loop owns it.
     """
@@ -61,11 +60,10 @@ class Guard:
         self._fallback = fallback
         self._max_state_age_s = max_state_age_s
         self._absence = absence
-        self._tripped = False
         self._policy = policy
         self._schema_ok = feature_schema in ("", SCHEMA)
         self._counts = {reason.value: 0 for reason in FallbackReason}
-        self._last_error = ""
+        self._last_error: Exception | None = None
 
     @property
     def name(self) -> str:
@@ -88,19 +86,14 @@ class Guard:
         return dict(self._counts)
 
     @property
-    def last_error(self) -> str:
-        """Type and text of the last error the policy raised; empty if none did."""
+    def last_error(self) -> Exception | None:
+        """The last error the policy raised; None if none did."""
         return self._last_error
 
     def replace(self, policy: Policy | None, feature_schema: str = "") -> None:
-        """Swaps the policy proper between two decisions; a trip is lifted, counters go on."""
+        """Swaps the policy proper between two decisions; counters go on."""
         self._policy = policy
         self._schema_ok = feature_schema in ("", SCHEMA)
-        self._tripped = False
-
-    def trip(self, tripped: bool) -> None:
-        """Holds (or lets go of) the fallback because online guard metrics say so."""
-        self._tripped = tripped
 
     def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
         """Returns the policy's decision, or the fallback's with `fallback_reason` set."""
@@ -110,8 +103,8 @@ class Guard:
         try:
             decision = self._policy.decide(observation, rng)
         except Exception as error:
-            # A bug in a policy may cost quality, never an answer; the text is kept for telemetry.
-            self._last_error = f"{type(error).__name__}: {error}"
+            # A bug in a policy may cost quality, never an answer; who asked may log it.
+            self._last_error = error
             return self._fall_back(FallbackReason.POLICY_ERROR, observation, rng)
         allowed_C = observation.allowed_C
         if not 0 <= decision.action < len(allowed_C) or not allowed_C[decision.action]:
@@ -127,8 +120,6 @@ class Guard:
             return self._absence
         if not self._schema_ok:
             return FallbackReason.SCHEMA_MISMATCH
-        if self._tripped:
-            return FallbackReason.TRIPPED
         if not observation.signals.state_age_s <= self._max_state_age_s:
             return FallbackReason.STALE_STATE
         return None

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PERSISTENCE = 0.9
 """Share of departures that predictions take as replaced by arrivals; fits the simulator best over
 loads from a fifth to all of what a tier holds."""
+ALL = 1 << 30
+"""More candidates than there can be."""
 
 
 def candidate_work_s(fleet: FleetArrays, load: LoadArrays, c: int) -> float:
@@ -84,6 +86,8 @@ def predict_latency_s(
     out_C: NDArray[np.float64],
     mean_prompt_tokens: float = 0.0,
     persistence: float = PERSISTENCE,
+    first: int = 0,
+    end: int = ALL,
 ) -> None:
     """Predicts how long one more request would take on each candidate, into `out_C`, seconds.
 
@@ -108,6 +112,8 @@ def predict_latency_s(
         out_C: result.
         mean_prompt_tokens: of recent requests; 0 = unknown, this request's is used.
         persistence: share of departures that arrivals replace, 0 (the device drains) to 1.
+        first: first candidate to predict; the others' results stay as they are.
+        end: candidate after the last one to predict.
     """
     mean_prompt = mean_prompt_tokens
     if not mean_prompt > 0.0:
@@ -122,7 +128,7 @@ def predict_latency_s(
     in_flight_C = load.in_flight_C
     waiting_C = load.waiting_prompt_tokens_C
     remaining_C = load.remaining_output_tokens_C
-    for c in range(len(max_batch_C)):
+    for c in range(first, min(end, len(max_batch_C))):
         own = in_flight_C[c]
         limit = max_batch_C[c]
         cycles = output_tokens

@@ -152,6 +152,20 @@ def in_reach(predicted_s: float, slack_s: float, factor: float) -> bool:
     return slack_s > 0.0 and factor * predicted_s <= slack_s
 
 
+def _predict_one(
+    fleet: FleetArrays,
+    load: LoadArrays,
+    prompt_tokens: float,
+    event_tokens: float,
+    c: int,
+    out_C: NDArray[np.float64],
+) -> None:
+    """Predicts one candidate's latency, seconds, into its place in `out_C`."""
+    kernels.predict_latency_s(
+        fleet, load, prompt_tokens, event_tokens, out_C, 0.0, kernels.PERSISTENCE, c, c + 1
+    )
+
+
 def smallest_latency_s(
     fleet: FleetArrays,
     load: LoadArrays,
@@ -178,8 +192,10 @@ def admit(
     event_tokens: float,
     factor: float,
     scratch_C: NDArray[np.float64],
-) -> tuple[bool, float]:
-    """Decides whether any allowed candidate could still answer in time.
+) -> bool:
+    """Returns whether any allowed candidate could still answer in time.
+
+    The first one that could settles it, so in calm traffic one prediction is made.
 
     Args:
         fleet: candidates.
@@ -189,14 +205,19 @@ def admit(
         prompt_tokens: of the request.
         event_tokens: predicted tokens until the deadline's event.
         factor: on the prediction (`admission_factor`); below 1, its errors admit.
-        scratch_C: afterwards the predicted latencies, seconds.
+        scratch_C: working space; afterwards the predicted latencies of what was looked at, seconds.
 
     Returns:
-        Whether to admit (False only if even `factor` x the least latency exceeds the slack), and
-        the least predicted latency, seconds. A soft deadline is never refused: do not ask.
+        False only if even `factor` x the least latency exceeds the slack. A soft deadline is never
+        refused: do not ask.
     """
-    least_s = smallest_latency_s(fleet, load, allowed_C, prompt_tokens, event_tokens, scratch_C)
-    return in_reach(least_s, slack_s, factor), least_s
+    for c in range(len(fleet.tier_C)):
+        if not allowed_C[c]:
+            continue
+        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+        if in_reach(scratch_C[c], slack_s, factor):
+            return True
+    return False
 
 
 def rescue_at_s(
@@ -217,27 +238,14 @@ def rescue_at_s(
     then is not the load now; the margin covers an ordinary rise. Returns -1 if no smaller tier is
     allowed or the moment has passed: then no timer is set.
     """
-    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
-    return rescue_moment_s(fleet, allowed_C, action, slack_s, margin, guard_s, scratch_C)
-
-
-def rescue_moment_s(
-    fleet: FleetArrays,
-    allowed_C: NDArray[np.bool_],
-    action: int,
-    slack_s: float,
-    margin: float,
-    guard_s: float,
-    predicted_s_C: NDArray[np.float64],
-) -> float:
-    """Returns what `rescue_at_s` does, from predictions already made."""
     least_s = math.inf
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
+        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
         # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
         stretch = SAME_DEVICE if fleet.device_C[c] == fleet.device_C[action] else 1.0
-        least_s = min(least_s, stretch * predicted_s_C[c])
+        least_s = min(least_s, stretch * scratch_C[c])
     moment_s = slack_s - margin * least_s - guard_s
     return moment_s if moment_s > 0.0 else -1.0
 
@@ -310,12 +318,12 @@ def choose_rescue(
     slower than predicted, so its predictions are stretched by `SAME_DEVICE`. `load` must be without
     the request: it is about to be cancelled.
     """
-    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
     spare = 0.5 * (1.0 + margin)
     best = -1
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
+        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
         if fleet.device_C[c] == fleet.device_C[action]:
             scratch_C[c] *= SAME_DEVICE
         if spare * scratch_C[c] > slack_s:

@@ -109,6 +109,16 @@ class Request:
     reward_kind: RewardKind = RewardKind.HARD
     soft_decay_s: float = 0.2
 
+    @property
+    def event_tokens(self) -> float:
+        """Predicted number of tokens until the deadline's event."""
+        return 1.0 if self.slo_kind is SloKind.FIRST_TOKEN else self.output_tokens
+
+    @property
+    def reward_decay_s(self) -> float:
+        """E-folding time of the reward with lateness, seconds; 0 = hard, as kernels take it."""
+        return self.soft_decay_s if self.reward_kind is RewardKind.SOFT else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Signals:

@@ -13,7 +13,7 @@ from router import kernels
 from router.ledger import LoadArrays
 from router.policies import scores
 from router.policies.scores import Query
-from router.types import Decision, NoCandidateError, RewardKind, SloKind
+from router.types import Decision, NoCandidateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,15 +74,13 @@ def parameter_vector(
 def query_of(observation: Observation, draw: float) -> Query:
     """Returns an observation's request and traffic as the kernels take them."""
     request, signals = observation.request, observation.signals
-    first_token = request.slo_kind is SloKind.FIRST_TOKEN
-    soft = request.reward_kind is RewardKind.SOFT
     return Query(
         task=request.task,
         slack_s=request.slack_s,
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
-        event_tokens=1.0 if first_token else request.output_tokens,
-        soft_decay_s=request.soft_decay_s if soft else 0.0,
+        event_tokens=request.event_tokens,
+        soft_decay_s=request.reward_decay_s,
         mean_prompt_tokens=signals.mean_prompt_tokens,
         rate_short_rps=signals.rate_short_rps,
         rate_long_rps=signals.rate_long_rps,

@@ -228,6 +228,7 @@ def _request_path(
         experience=experience,
         rng=rng,
         monotonic_s=monotonic_s,
+        log=env.log,
     )
     second_chance = SecondChance(
         view=view,

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 
 class Stage(enum.Enum):
-    """Where a policy stands; the values are those of the contract's `PolicyStage`."""
+    """Where a policy stands; the values are those of the contract's `PolicyStage`.
+
+    The contract reserves 3 (shadow) and 4 (canary) for a rollout in steps.
+    """
 
     BUILT_IN = 1
     PROPOSED = 2
-    SHADOW = 3
-    CANARY = 4
     ACTIVE = 5
     RETIRED = 6
     REJECTED = 7

@@ -197,7 +197,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
         event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
         own = w.routers[request.router]
         safety.relax(own, now_s, request.deadline_s - request.arrival_s)
-        admitted, _ = safety.admit(
+        admitted = safety.admit(
             w.fleet,
             w.seen,
             w.allowed_C,

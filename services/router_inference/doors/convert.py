@@ -85,12 +85,14 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any) -> Ask:
 
 def completion(job: Job) -> pb2.Completion:
     """Returns what is known about an answer."""
+    choice = job.choice
+    assert choice is not None  # who was answered was decided for
     message = pb2.Completion(
         request_id=job.request_id,
         tier=job.tier,
         endpoint=job.endpoint,
-        policy=job.policy,
-        policy_version=job.policy_version,
+        policy=choice.policy,
+        policy_version=choice.policy_version,
         on_time=job.outcome is Outcome.ON_TIME,
         quality=job.quality,
         output_token_count=job.output_tokens,
@@ -127,7 +129,7 @@ def completion_response(job: Job) -> pb2.GenerateStreamResponse:
 
 def route_response(routed: Routed) -> pb2.RouteResponse:
     """Returns a decision."""
-    job, target = routed.job, routed.choice.target
+    job, choice, target = routed.job, routed.choice, routed.choice.target
     response = pb2.RouteResponse(
         request_id=job.request_id,
         tier=job.tier,
@@ -136,11 +138,11 @@ def route_response(routed: Routed) -> pb2.RouteResponse:
         model_name=target.model,
         ticket=routed.ticket,
         quality=job.quality,
-        policy=job.policy,
-        policy_version=job.policy_version,
+        policy=choice.policy,
+        policy_version=choice.policy_version,
     )
     response.lease_expire_time.FromNanoseconds(routed.lease_end_ns)
-    set_duration(response.predicted_latency, float(routed.choice.predicted_s_C[routed.choice.row]))
+    set_duration(response.predicted_latency, choice.predicted_s)
     return response
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from router import safety
+from router.policies.base import load_lists
+from router.policy import Observation
 from router.safety import Caution, SafetyLimits
-from router.types import Request, RewardKind
+from router.types import RewardKind
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.path.job import Job, Outcome
 
@@ -33,33 +33,25 @@ class Admission:
         safety.relax(self.caution, self._monotonic_s(), self._window_s)
         return safety.admission_factor(self.caution, self._limits.optimism)
 
-    def check(
-        self,
-        request: Request,
-        row: int,
-        allowed_C: NDArray[np.bool_],
-        predicted_s_C: NDArray[np.float64],
-    ) -> None:
-        """Lets a request pass, by the rule of `router.safety.admit` on predictions already made.
-
-        Args:
-            request: what is asked for.
-            row: chosen candidate.
-            allowed_C: candidates it may go to.
-            predicted_s_C: predicted time to the deadline's event per candidate, seconds.
+    def check(self, observation: Observation) -> None:
+        """Lets a request pass, by the rule of `router.safety.admit`.
 
         Raises:
             ResourceExhaustedError: even the fastest candidate would miss its hard deadline.
         """
+        request = observation.request
         if self._limits is None or request.reward_kind is not RewardKind.HARD:
             return
         slack_s = self._window_s = request.slack_s
         factor = self.factor()
-        if safety.in_reach(float(predicted_s_C[row]), slack_s, factor):
-            return  # the usual case, without looking at the others
-        least_s = float(predicted_s_C[allowed_C].min())
-        if safety.in_reach(least_s, slack_s, factor):
+        allowed = observation.allowed_C.tolist()
+        predicted_s = [math.inf] * len(allowed)
+        if safety.admit(
+            observation.fleet.lists, load_lists(observation.load), allowed, slack_s,
+            request.prompt_tokens, request.event_tokens, factor, predicted_s,  # type: ignore[arg-type]
+        ):  # fmt: skip
             return
+        least_s = min(predicted_s)
         self.caution.refused_s = self._monotonic_s()
         raise ResourceExhaustedError(
             REASON_DEADLINE,
@@ -76,7 +68,7 @@ class Admission:
         endpoint failed says nothing about predictions, nor does what was sent again after that.
         """
         served = job.outcome is Outcome.ON_TIME or job.outcome is Outcome.LATE
-        if self._limits is None or not served or not job.sequence or job.retry_count:
+        if self._limits is None or not served or job.retry_count:
             return
         if job.request.reward_kind is not RewardKind.HARD:
             return

@@ -21,8 +21,7 @@ from services.common.triton.errors import (
     TierInvalidError,
     TierOverloadedError,
 )
-from services.router_inference.path.decide import Choice
-from services.router_inference.path.job import Attempt, Job
+from services.router_inference.path.job import Attempt, Choice, Job
 from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
 from services.router_inference.records.accounts import Accounts
@@ -111,7 +110,7 @@ class AttemptRun:
         self._parts = parts
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_over = False
-        self._key = (job.sequence, len(job.attempts))
+        self._key = (choice.sequence, len(job.attempts))
         self._waiting = True
         self.job = job
         self.choice = choice
@@ -128,16 +127,14 @@ class AttemptRun:
         """
         parts, job, target = self._parts, self.job, self.target
         now_s = parts.monotonic_s()
-        attempt = Attempt(
-            target.tier, target.endpoint, parts.tracing.child(job), now_s, kind=self.kind
-        )
+        attempt = Attempt(target, parts.tracing.child(job), now_s, kind=self.kind)
         if job.attempts:
             job.output_tokens = 0
             job.first_token_s = 0.0
             self.sink.restart()
         job.attempts.append(attempt)
         job.dispatch_s = now_s
-        job.tier, job.endpoint = target.candidate
+        job.target = target
         job.quality = float(parts.view.catalog.quality_KT[job.request.task, target.tier_index])
         parts.view.ledger.dispatch(
             self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
@@ -179,9 +176,10 @@ class AttemptRun:
         if attempt.result not in ("ok", "deadline", "rescued"):
             return
         choice, view, finished = self.choice, self._parts.view, attempt.result == "ok"
-        predicted_s = float(choice.predicted_s_C[choice.row])
+        row, fleet = choice.decision.action, choice.observation.fleet
+        predicted_s = choice.predicted_s
         taken_s = attempt.end_s - attempt.start_s
-        view.on_end(choice.row, choice.fleet, predicted_s, taken_s, finished=finished)
+        view.on_end(row, fleet, predicted_s, taken_s, finished=finished)
         view.on_compared(
             attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from router.types import NO_TIER_PIN, SloKind
+from router.types import NO_TIER_PIN
 from services.common.errors import (
     DeadlineExceededError,
     DomainError,
@@ -29,9 +29,9 @@ from services.router_inference.path.attempt import (
     AttemptParts,
     AttemptRun,
 )
-from services.router_inference.path.decide import Choice, Decider
+from services.router_inference.path.decide import Decider
 from services.router_inference.path.end import Ending
-from services.router_inference.path.job import Job, Outcome, StepDown
+from services.router_inference.path.job import Choice, Job, Outcome, StepDown
 from services.router_inference.path.sink import Sink
 from services.router_inference.view.view import Target
 
@@ -131,11 +131,9 @@ class Dispatcher:
 
     def _finish(self, job: Job) -> None:
         """Ends a job that was answered."""
-        now_s = self._monotonic_s()
-        is_first = job.request.slo_kind is SloKind.FIRST_TOKEN
-        done_s = job.first_token_s if is_first and job.first_token_s else now_s
-        outcome = Outcome.ON_TIME if done_s <= job.deadline_s else Outcome.LATE
-        self._ending.end(job, outcome, now_s)
+        job.end_s = self._monotonic_s()
+        outcome = Outcome.ON_TIME if job.deadline_event_s <= job.deadline_s else Outcome.LATE
+        self._ending.end(job, outcome, job.end_s)
 
     # ---- attempts ----
 
@@ -209,6 +207,7 @@ class Dispatcher:
         elif job.retry_count and tier < choice.target.tier_index:
             job.step_down = StepDown.RETRY
         else:
-            largest = int(choice.fleet.arrays.tier_C[choice.allowed_C].max())
+            seen = choice.observation
+            largest = int(seen.fleet.arrays.tier_C[seen.allowed_C].max())
             chosen = choice.target.tier_index
             job.step_down = StepDown.UNAVAILABLE if chosen >= largest else StepDown.POLICY

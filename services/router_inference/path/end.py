@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from router import kernels
 from router.estimators import OutputLengthPredictor
-from router.types import RewardKind, SloKind
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.job import Job, Outcome
 from services.router_inference.records.accounts import Accounts
@@ -21,16 +20,6 @@ from services.router_inference.records.tracing import Tracing
 
 REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
 """Reason of routed requests nobody reported on."""
-
-
-def reward_of(quality: float, lateness_s: float, kind: RewardKind, soft_decay_s: float) -> float:
-    """Returns the quality of an answer on time, and what is left of it if late.
-
-    A late answer is worth 0 with a hard deadline, quality x exp(-lateness/decay) with a soft one.
-    """
-    if lateness_s <= 0.0:
-        return quality
-    return quality * math.exp(-lateness_s / soft_decay_s) if kind is RewardKind.SOFT else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +75,23 @@ class Ending:
         job.end_s = end_s
         job.reason = reason
         is_answered = job.is_complete
-        reward = self._delivered_reward(job) if is_answered else 0.0
+        reward = 0.0
         if is_answered:
+            lateness_s = job.deadline_event_s - job.deadline_s
+            reward = kernels.answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
             self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
-        if job.sequence:
-            self._record(job, outcome, reward)
+        if job.choice is not None:
+            self._record(job, job.choice.sequence, outcome, reward)
         self._tracing.emit(job)
 
-    def _delivered_reward(self, job: Job) -> float:
-        request = job.request
-        is_first = request.slo_kind is SloKind.FIRST_TOKEN
-        done_s = job.first_token_s if is_first and job.first_token_s else job.end_s
-        return reward_of(
-            job.quality, done_s - job.deadline_s, request.reward_kind, request.soft_decay_s
-        )
-
-    def _record(self, job: Job, outcome: Outcome, reward: float) -> None:
+    def _record(self, job: Job, sequence: int, outcome: Outcome, reward: float) -> None:
         reason = job.reason
         entry = OutcomeEntry(
             router_id=self._router_id,
             epoch=self._epoch,
-            sequence=job.sequence,
+            sequence=sequence,
             request_id=job.request_id,
             end_ns=job.wall_ns(job.end_s),
             status=LEASE_EXPIRED if reason == REASON_LEASE_EXPIRED else OUTCOME_STATUS[outcome],

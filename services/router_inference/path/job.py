@@ -5,12 +5,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from router.policy import Observation
 from router.types import Decision, Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
 from services.common.times import to_ns
+from services.router_inference.view.view import Target
 
 
 class Outcome(enum.Enum):
@@ -71,13 +70,55 @@ class Ask:
     metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
+@dataclass(slots=True, kw_only=True)
+class Choice:
+    """A decision and what it rests on: written once, when it is made, and never changed.
+
+    The fleet may be another one by the time this is looked at; `observation` has the one it was
+    made on.
+
+    Attributes:
+        sequence: its number in this process, from 1.
+        request_id: the request's id.
+        task: name of the request's task.
+        start_s: when deciding began, monotonic seconds.
+        end_s: when it ended, monotonic seconds.
+        decide_ns: same, wall clock, ns since 1970.
+        slack_s: time left until the deadline then, seconds.
+        observation: what was seen.
+        decision: what the policy made of it.
+        candidates: (tier, endpoint) per row.
+        target: where the chosen candidate's requests go.
+        policy: name of the policy that decided.
+        policy_version: its version.
+    """
+
+    sequence: int
+    request_id: str
+    task: str
+    start_s: float
+    end_s: float
+    decide_ns: int
+    slack_s: float
+    observation: Observation
+    decision: Decision
+    candidates: tuple[tuple[str, str], ...]
+    target: Target
+    policy: str
+    policy_version: str
+
+    @property
+    def predicted_s(self) -> float:
+        """Predicted time to the deadline's event on the chosen candidate, seconds."""
+        return float(self.decision.predicted_latency_s_C[self.decision.action])
+
+
 @dataclass(slots=True)
 class Attempt:
     """One dispatch of a request, for its span.
 
     Attributes:
-        tier: tier name.
-        endpoint: endpoint name.
+        target: where it went.
         trace: the span handed to Triton.
         start_s: when it was sent, monotonic seconds.
         end_s: when it ended, monotonic seconds.
@@ -85,8 +126,7 @@ class Attempt:
         kind: "first", "rescue" or "retry".
     """
 
-    tier: str
-    endpoint: str
+    target: Target
     trace: SpanIdentity
     start_s: float
     end_s: float = 0.0
@@ -115,19 +155,9 @@ class Job:
         is_stream: True if the answer is streamed.
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
-        sequence: number of its decision; 0 = none was made.
-        decision: the decision; None = none was made.
-        candidates: (tier, endpoint) per row of the decision.
-        seen_in_flight_C: load the decision was made on, requests per candidate.
-        seen_rate_rps: arrival rate it was made on.
-        seen_state_age_s: age of the system state it was made on.
-        decide_start_s: when deciding began.
-        decide_end_s: when it ended.
-        policy: name of the policy that decided.
-        policy_version: its version.
-        tier: tier of the last dispatch, of the answer in the end.
-        endpoint: endpoint of the last dispatch.
-        quality: quality of that tier on the task.
+        choice: its decision; None = none was made.
+        target: where it was last sent, or is about to be; None without a decision.
+        quality: quality of that tier on the task, or of this very answer if the client told it.
         attempts: every dispatch.
         dispatch_s: when it was last sent.
         first_token_s: when its first token came.
@@ -157,18 +187,8 @@ class Job:
     is_stream: bool
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trace: SpanIdentity = NO_SPAN
-    sequence: int = 0
-    decision: Decision | None = None
-    candidates: tuple[tuple[str, str], ...] = ()
-    seen_in_flight_C: NDArray[np.float64] | None = None
-    seen_rate_rps: float = 0.0
-    seen_state_age_s: float = 0.0
-    decide_start_s: float = 0.0
-    decide_end_s: float = 0.0
-    policy: str = ""
-    policy_version: str = ""
-    tier: str = ""
-    endpoint: str = ""
+    choice: Choice | None = None
+    target: Target | None = None
     quality: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     dispatch_s: float = 0.0
@@ -187,3 +207,19 @@ class Job:
     def wall_ns(self, moment_s: float) -> int:
         """Returns a monotonic moment as nanoseconds since 1970."""
         return self.arrival_ns + to_ns(moment_s - self.arrival_s)
+
+    @property
+    def tier(self) -> str:
+        """Tier it was last sent to, that of the answer in the end; empty without a decision."""
+        return self.target.tier if self.target is not None else ""
+
+    @property
+    def endpoint(self) -> str:
+        """Endpoint it was last sent to; empty without a decision."""
+        return self.target.endpoint if self.target is not None else ""
+
+    @property
+    def deadline_event_s(self) -> float:
+        """When what the deadline is measured against came: the end, or the first token."""
+        is_first = self.request.slo_kind is SloKind.FIRST_TOKEN
+        return self.first_token_s if is_first and self.first_token_s else self.end_s

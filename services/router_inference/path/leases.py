@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from router.types import RewardKind
+from router import kernels
 from services.common.clock import Clock
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.common.times import from_ns, to_ns
-from services.router_inference.path.decide import Choice, Decider
+from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher
-from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending, reward_of
-from services.router_inference.path.job import Job, Outcome
+from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending
+from services.router_inference.path.job import Choice, Job, Outcome
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import OUTCOME_STATUS, OutcomeEntry
@@ -121,30 +121,29 @@ class Leases:
         decide_ns = job.arrival_ns
         lease_end_ns = decide_ns + to_ns(lease_s)
         request = job.request
-        is_soft = request.reward_kind is RewardKind.SOFT
         ticket = self._signer.sign(
             Ticket(
                 router_id=self._router_id,
                 epoch=self._epoch,
-                sequence=job.sequence,
+                sequence=choice.sequence,
                 decide_ns=decide_ns,
                 lease_end_ns=lease_end_ns,
                 slack_s=request.slack_s,
-                soft_decay_s=request.soft_decay_s if is_soft else 0.0,
+                soft_decay_s=request.reward_decay_s,
                 quality=job.quality,
                 task=job.task.name,
-                tier=job.tier,
-                endpoint=job.endpoint,
+                tier=choice.target.tier,
+                endpoint=choice.target.endpoint,
                 request_id=job.request_id,
             )
         )
-        job.dispatch_s = job.decide_end_s
+        job.dispatch_s = choice.end_s
         self._view.ledger.dispatch(
-            job.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
+            choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
         )
-        self._open[job.sequence] = job
+        self._open[choice.sequence] = job
         self._accounts.routed_count += 1
-        self._ends.append((lease_end_ns, job.sequence))
+        self._ends.append((lease_end_ns, choice.sequence))
         return Routed(job, choice, ticket, lease_end_ns)
 
     def close(self, data: bytes, report: Report) -> None:
@@ -170,7 +169,7 @@ class Leases:
         self._view.ledger.finish(ticket.sequence)
         self._accounts.routed_count -= 1
         now_s = self._clock.monotonic_s()
-        end_s = now_s if report.latency_s is None else job.decide_end_s + report.latency_s
+        end_s = now_s if report.latency_s is None else job.dispatch_s + report.latency_s
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         job.output_tokens = report.output_tokens
         job.is_complete = answered and report.output_tokens > 0
@@ -245,11 +244,12 @@ class Leases:
         )
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         quality = ticket.quality if report.quality is None else report.quality
-        kind = RewardKind.SOFT if ticket.soft_decay_s > 0.0 else RewardKind.HARD
         lateness_s = max(0.0, latency_s - ticket.slack_s)
         if report.outcome is Outcome.ON_TIME:
             lateness_s = 0.0
-        reward = reward_of(quality, lateness_s, kind, ticket.soft_decay_s) if answered else 0.0
+        reward = 0.0
+        if answered:
+            reward = kernels.answer_reward(quality, lateness_s, ticket.soft_decay_s)
         self._experience.add(
             OutcomeEntry(
                 router_id=ticket.router_id,

@@ -6,29 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from router import safety
+from router import kernels, safety
 from router.ledger import LoadArrays
+from router.policies.base import load_lists
 from router.policy import observe
 from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
-from services.router_inference.path.decide import Choice, event_tokens
-from services.router_inference.path.job import Job
+from services.router_inference.path.job import Choice, Job
 from services.router_inference.view.breaker import RetryBudget
 from services.router_inference.view.view import Target, View
 
 # A request without a token after this many times its predicted time is taken for stuck.
 _OVERDUE_FACTOR = 2.0
-
-
-def just_in_time_s(choice: Choice, slack_s: float, limits: SafetyLimits) -> float:
-    """Returns after how many seconds a rescue would be just in time, -1 for never.
-
-    It uses the decision's predictions: predicting again would cost as much as the decision did.
-    """
-    return safety.rescue_moment_s(
-        choice.fleet.lists, choice.allowed_C.tolist(), choice.row, slack_s, limits.margin,
-        limits.guard_s, choice.predicted_s_C.tolist(),
-    )  # fmt: skip
 
 
 class SecondChance:
@@ -65,8 +54,13 @@ class SecondChance:
             return -1.0  # late is better than worse there
         if choice.target.tier_index == 0:
             return -1.0  # nothing is smaller
-        slack_s = job.deadline_s - self._monotonic_s()
-        return just_in_time_s(choice, slack_s, self._limits)
+        observation = choice.observation
+        return safety.rescue_at_s(
+            observation.fleet.lists, load_lists(observation.load), observation.allowed_C.tolist(),
+            choice.decision.action, job.deadline_s - self._monotonic_s(), request.prompt_tokens,
+            request.event_tokens, self._limits.margin, self._limits.guard_s,
+            [0.0] * len(choice.candidates),  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def rescue_target(
         self, job: Job, choice: Choice, target: Target, left_tokens: float, waiting: bool
@@ -89,9 +83,9 @@ class SecondChance:
         load, request = view.load(), job.request
         slack_s = job.deadline_s - now_s
         # Load alone never tells that an endpoint hangs; twice the predicted time in silence does.
-        predicted_s = float(choice.predicted_s_C[choice.row])
-        is_overdue = waiting and now_s - job.dispatch_s > _OVERDUE_FACTOR * predicted_s
-        event_left = min(left_tokens, event_tokens(job))
+        silent_s = now_s - job.dispatch_s
+        is_overdue = waiting and silent_s > _OVERDUE_FACTOR * choice.predicted_s
+        event_left = min(left_tokens, request.event_tokens)
         if not is_overdue and not safety.about_to_miss(
             fleet.lists, load, row, slack_s, request.prompt_tokens, event_left, waiting,
             limits.optimism,
@@ -102,14 +96,15 @@ class SecondChance:
         without.remaining_output_tokens_C[row] -= left_tokens
         if waiting:
             without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
-        try:
-            observation = observe(fleet, without, request, view.signals(now_s), self._rng)
-        except NoCandidateError:
-            return None
-        scratch_C = np.empty(fleet.candidate_count)
+        allowed_C = np.zeros(fleet.candidate_count, dtype=np.bool_)
+        # A ramp is for choosing where to send; a request in need takes whatever is open.
+        kernels.allowed_mask(
+            fleet.lists, request.task, request.quality_floor, request.tier_pin, 0.0, allowed_C
+        )
         found = safety.choose_rescue(
-            fleet.lists, without, observation.allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, event_tokens(job), limits.margin, scratch_C,
+            fleet.lists, without, allowed_C, row, request.task, slack_s,
+            request.prompt_tokens, request.event_tokens, limits.margin,
+            np.empty(fleet.candidate_count),
         )  # fmt: skip
         return None if found < 0 else view.targets[found]
 
@@ -134,7 +129,7 @@ class SecondChance:
         predicted_C = np.empty(fleet.candidate_count)
         safety.smallest_latency_s(
             fleet.arrays, observation.load, observation.allowed_C, job.request.prompt_tokens,
-            event_tokens(job), predicted_C,
+            job.request.event_tokens, predicted_C,
         )  # fmt: skip
         rows = np.flatnonzero(observation.allowed_C).tolist()
 

@@ -9,10 +9,8 @@ import numpy as np
 from router.features import SCHEMA
 from router.fleet import Fleet
 from router.policies.dqn import features_of
-from router.policy import Observation
-from router.types import Decision
 from services.common.times import duration_of, set_duration, timestamp_of
-from services.router_inference.path.job import Outcome
+from services.router_inference.path.job import Choice, Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
 
 OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
@@ -24,21 +22,6 @@ OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
 }
 """Status of each end, for records."""
 LEASE_EXPIRED = common_pb2.OUTCOME_STATUS_LEASE_EXPIRED
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionEntry:
-    """What a DecisionRecord is made of."""
-
-    sequence: int
-    request_id: str
-    decide_ns: int
-    task: str
-    observation: Observation
-    slack_s: float
-    decision: Decision
-    policy: str
-    policy_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +64,15 @@ class RecordBuilder:
         self._features_always = features_always
         self._templates: dict[int, tuple[Fleet, experience_pb2.DecisionRecord]] = {}
 
-    def payload(self, entry: DecisionEntry | OutcomeEntry) -> bytes:
+    def payload(self, entry: Choice | OutcomeEntry) -> bytes:
         """Returns the serialized ExperienceEntry."""
-        if isinstance(entry, DecisionEntry):
+        if isinstance(entry, Choice):
             return experience_pb2.ExperienceEntry(
                 decision=self._decision(entry)
             ).SerializeToString()
         return experience_pb2.ExperienceEntry(outcome=_outcome(entry)).SerializeToString()
 
-    def _decision(self, entry: DecisionEntry) -> experience_pb2.DecisionRecord:
+    def _decision(self, entry: Choice) -> experience_pb2.DecisionRecord:
         decision, observation = entry.decision, entry.observation
         request = observation.request
         record = experience_pb2.DecisionRecord()

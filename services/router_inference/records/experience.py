@@ -12,8 +12,9 @@ from itertools import islice
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.common.state.store import StateStore, StateUnavailableError
+from services.router_inference.path.job import Choice
 from services.router_inference.records.accounts import RouterMetrics
-from services.router_inference.records.convert import DecisionEntry, OutcomeEntry, RecordBuilder
+from services.router_inference.records.convert import OutcomeEntry, RecordBuilder
 
 _BUILT_AT_ONCE = 20
 
@@ -43,7 +44,7 @@ class ExperienceWriter:
         self._metrics = metrics
         self._clock = clock
         self._log = log
-        self._buffer: deque[DecisionEntry | OutcomeEntry] = deque()
+        self._buffer: deque[Choice | OutcomeEntry] = deque()
         self._buffer_count = buffer_count
         self._batch_count = batch_count
         self._interval_s = interval_s
@@ -51,7 +52,7 @@ class ExperienceWriter:
         self.is_reachable = True
         self.dropped_count = 0
 
-    def add(self, entry: DecisionEntry | OutcomeEntry) -> None:
+    def add(self, entry: Choice | OutcomeEntry) -> None:
         """Keeps a record for the next batch."""
         if self._store is None:
             return

@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from router.features import FEATURES
 from services.common.telemetry import NO_SPAN, SpanEvent, SpanIdentity, Telemetry
-from services.router_inference.path.job import Attempt, Job, Outcome, StepDown
+from services.router_inference.path.job import Attempt, Choice, Job, Outcome, StepDown
 
 REQUEST_SPAN = "tiercel.request"
 DECISION_SPAN = "tiercel.decision"
@@ -59,8 +59,8 @@ class Tracing:
         if not (job.trace.sampled or (is_bad and self._take_bad(job.end_s))):
             return
         self._emit_request(job)
-        if job.decision is not None:
-            self._emit_decision(job)
+        if job.choice is not None:
+            self._emit_decision(job, job.choice)
         for attempt in job.attempts:
             self._emit_attempt(job, attempt)
 
@@ -110,13 +110,13 @@ class Tracing:
             force=True,
         )
 
-    def _emit_decision(self, job: Job) -> None:
+    def _emit_decision(self, job: Job, choice: Choice) -> None:
         self._telemetry.emit(
             self._telemetry.child(job.trace),
             DECISION_SPAN,
-            start_ns=job.wall_ns(job.decide_start_s),
-            end_ns=job.wall_ns(job.decide_end_s),
-            attributes=decision_attributes(job),
+            start_ns=job.wall_ns(choice.start_s),
+            end_ns=job.wall_ns(choice.end_s),
+            attributes=decision_attributes(choice),
             force=True,
         )
 
@@ -134,8 +134,8 @@ class Tracing:
             end_ns=job.wall_ns(attempt.end_s),
             kind=SpanKind.CLIENT,
             attributes={
-                "tiercel.tier": attempt.tier,
-                "tiercel.endpoint": attempt.endpoint,
+                "tiercel.tier": attempt.target.tier,
+                "tiercel.endpoint": attempt.target.endpoint,
                 "tiercel.attempt_kind": attempt.kind,
                 "tiercel.attempt_result": attempt.result,
                 "gen_ai.request.max_tokens": job.max_output_tokens,
@@ -146,28 +146,27 @@ class Tracing:
         )
 
 
-def decision_attributes(job: Job) -> Mapping[str, AttributeValue]:
+def decision_attributes(choice: Choice) -> Mapping[str, AttributeValue]:
     """Returns the attributes of a decision: observation, scores, predictions, choice."""
-    decision = job.decision
-    assert decision is not None
-    candidates = job.candidates
+    decision, seen = choice.decision, choice.observation
+    candidates = choice.candidates
     attributes: dict[str, AttributeValue] = {
-        "tiercel.policy": job.policy,
-        "tiercel.policy_version": job.policy_version,
-        "tiercel.sequence": job.sequence,
-        "tiercel.slack_s": job.deadline_s - job.decide_start_s,
-        "tiercel.prompt_tokens": job.request.prompt_tokens,
-        "tiercel.predicted_output_tokens": job.request.output_tokens,
+        "tiercel.policy": choice.policy,
+        "tiercel.policy_version": choice.policy_version,
+        "tiercel.sequence": choice.sequence,
+        "tiercel.slack_s": choice.slack_s,
+        "tiercel.prompt_tokens": seen.request.prompt_tokens,
+        "tiercel.predicted_output_tokens": seen.request.output_tokens,
         "tiercel.decision.candidates": [f"{tier}@{endpoint}" for tier, endpoint in candidates],
         "tiercel.decision.choice": "@".join(candidates[decision.action]),
         "tiercel.decision.scores": _finite(decision.score_C),
         "tiercel.decision.predicted_latency_s": _finite(decision.predicted_latency_s_C),
         "tiercel.decision.on_time_probability": _finite(decision.on_time_probability_C),
-        "tiercel.decision.in_flight": _finite(job.seen_in_flight_C),
+        "tiercel.decision.in_flight": _finite(seen.load.in_flight_C),
         "tiercel.decision.behavior_probability": decision.behavior_probability,
         "tiercel.decision.explored": decision.explored,
-        "tiercel.arrival_rate_rps": job.seen_rate_rps,
-        "tiercel.state_age_s": job.seen_state_age_s,
+        "tiercel.arrival_rate_rps": seen.signals.rate_short_rps,
+        "tiercel.state_age_s": seen.signals.state_age_s,
     }
     if decision.fallback_reason:
         attributes["tiercel.decision.fallback_reason"] = decision.fallback_reason
@@ -178,11 +177,9 @@ def decision_attributes(job: Job) -> Mapping[str, AttributeValue]:
     return attributes
 
 
-def _finite(values: NDArray[Any] | None) -> list[float]:
+def _finite(values: NDArray[Any]) -> list[float]:
     """Returns plain floats, with -1e308 for -inf, which OTLP/JSON cannot carry.
 
     A candidate that is not allowed has a score of -inf.
     """
-    if values is None:
-        return []
     return [float(v) for v in np.nan_to_num(np.asarray(values, dtype=np.float64), neginf=-1e308)]

@@ -20,11 +20,9 @@ def busy(rows: list[int], count: float) -> LoadArrays:
     return load
 
 
-def test_idle_fleet_admits_and_states_the_smallest_latency() -> None:
-    """The least latency of an idle fleet is the small tier's unloaded one."""
-    scratch_C = np.zeros(6)
-    ok, least_s = safety.admit(FLEET, zero_load(6), OPEN_C, 0.4, 100.0, 8.0, 0.7, scratch_C)
-    assert ok
+def test_the_smallest_latency_of_an_idle_fleet_is_the_small_tiers() -> None:
+    """Unloaded, as the profile says."""
+    least_s = safety.smallest_latency_s(FLEET, zero_load(6), OPEN_C, 100.0, 8.0, np.zeros(6))
     np.testing.assert_allclose(least_s, fleets.profile().tiers["small"].unloaded_latency_s(100, 8))
 
 
@@ -32,19 +30,27 @@ def test_refuses_only_beyond_the_optimistic_reading() -> None:
     """A request is refused when even the shortened prediction is too long, and not before."""
     scratch_C = np.zeros(6)
     load = busy([0, 1, 2, 3, 4, 5], 300.0)
-    _, least_s = safety.admit(FLEET, load, OPEN_C, 1.0, 100.0, 8.0, 0.7, scratch_C)
+    least_s = safety.smallest_latency_s(FLEET, load, OPEN_C, 100.0, 8.0, scratch_C)
     for share, admitted in ((0.69, False), (0.71, True)):
-        ok, _ = safety.admit(FLEET, load, OPEN_C, share * least_s, 100.0, 8.0, 0.7, scratch_C)
-        assert ok == admitted
+        slack_s = share * least_s
+        assert safety.admit(FLEET, load, OPEN_C, slack_s, 100.0, 8.0, 0.7, scratch_C) is admitted
+
+
+def test_one_candidate_in_reach_is_enough() -> None:
+    """Only the last one is free: the request is admitted for its sake, unless it is closed."""
+    load = busy([0, 1, 2, 3, 4], 300.0)
+    arguments = (0.4, 100.0, 8.0, 0.7, np.zeros(6))
+    assert safety.admit(FLEET, load, OPEN_C, *arguments)
+    assert not safety.admit(FLEET, load, np.arange(6) < 5, *arguments)
 
 
 def test_nothing_allowed_or_no_time_left_is_refused() -> None:
-    """Without a candidate the latency is infinite; without slack nothing is in time."""
+    """Without a candidate nobody can answer; without slack nothing is in time."""
     scratch_C = np.zeros(6)
     closed_C = np.zeros(6, dtype=np.bool_)
     idle = zero_load(6)
-    assert safety.admit(FLEET, idle, closed_C, 0.4, 1.0, 1.0, 0.7, scratch_C) == (False, np.inf)
-    assert not safety.admit(FLEET, idle, OPEN_C, 0.0, 1.0, 1.0, 0.7, scratch_C)[0]
+    assert not safety.admit(FLEET, idle, closed_C, 0.4, 1.0, 1.0, 0.7, scratch_C)
+    assert not safety.admit(FLEET, idle, OPEN_C, 0.0, 1.0, 1.0, 0.7, scratch_C)
 
 
 def test_rescue_moment_leaves_a_smaller_tier_its_time() -> None:

@@ -35,7 +35,7 @@ class Ending(enum.Enum):
     ANSWERED = "answered"
     """On time or late: its reward is the policy's."""
     REFUSED = "refused"
-    """Refused or failed: reward zero, but the policy made the choice."""
+    """Failed, or refused after the choice: reward zero, but the policy made it."""
     CANCELLED = "cancelled"
     """The client left, or nobody reported: says nothing about the policy."""
 

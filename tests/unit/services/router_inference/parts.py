@@ -19,7 +19,7 @@ from services.common.triton.client import TierChunk
 from services.common.triton.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
-from services.router_inference.path.job import Ask, Job
+from services.router_inference.path.job import Ask, Choice, Job
 from services.router_inference.settings import Settings
 from tests.fakes.virtual_time import LoopClock
 from tiercel.common.v1 import experience_pb2
@@ -172,6 +172,12 @@ class Rig:
         assert counts.offered == counts.ended
         assert self.core.accounts.in_flight == 0
         assert len(self.core.view.ledger) == 0
+
+
+def choice_of(job: Job) -> Choice:
+    """Returns a job's decision."""
+    assert job.choice is not None
+    return job.choice
 
 
 def make_rig(

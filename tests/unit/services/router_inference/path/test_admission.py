@@ -81,7 +81,6 @@ async def test_the_safety_net_off_learns_nothing() -> None:
 
 def taught(rig: Rig, job: Job) -> float:
     """Returns the misses counted after this end."""
-    job.sequence = job.sequence or 1
     rig.core.admission.on_end(job)
     return rig.core.admission.caution.missed
 
@@ -134,7 +133,6 @@ def test_services_and_simulator_learn_the_same_factor(ends: list[tuple[float, bo
         world = make_world(config(safety=True, limits=LIMITS), offered, 0)
         request, job = world.requests[0], rig.job(deadline_s=SLACK_S)
         request["arrival_s"], request["deadline_s"], request["attempt"] = 0.0, SLACK_S, 1
-        job.sequence = 1
         for gap_s, missed in ends:
             now[0] += gap_s
             job.outcome = Outcome.LATE if missed else Outcome.ON_TIME
