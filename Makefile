@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PROTOS := $(shell find protos -name '*.proto')
 VENV := .venv/.up-to-date
 TRITON_VENV := .venv-triton/.up-to-date
-STUBS := gen/.up-to-date
+STUBS := services/client/tiercel/common/v1/common_pb2.py
 KERNELS := build/numba/.up-to-date
 
 .PHONY: help
@@ -56,19 +56,21 @@ format: setup ## format Python and protos
 	cd protos && ../.venv/bin/buf format --write
 
 .PHONY: wheel
-wheel: setup ## build the wheel into dist/
-	.venv/bin/python -m build --wheel
+wheel: setup ## build the wheels of the client and of the mesh into dist/
+	.venv/bin/python -m build --wheel --outdir dist services/client
+	.venv/bin/python -m build --wheel --outdir dist .
 
 .PHONY: clean
 clean: ## remove what was built (environments stay)
-	rm -rf build dist gen .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist services/client/tiercel/*/ .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # What only the distribution can give is installed where we may, else named in one line (.ci/system-packages).
-$(VENV): pyproject.toml hatch_build.py requirements/constraints.txt
+$(VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt
 	@.ci/system-packages required "$(PYTHON)"
 	@echo "setting up .venv (services, trainer, tools)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	@.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[trainer,embedded,dev]'
+	@.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt \
+		--editable services/client --editable '.[trainer,embedded,dev]'
 	@touch $(VENV) $(STUBS)
 
 $(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt
@@ -78,8 +80,8 @@ $(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt
 	@.venv-triton/bin/python -m pip install --quiet --constraint requirements/triton-constraints.txt --requirement requirements/triton.txt
 	@touch $(TRITON_VENV)
 
-$(STUBS): $(PROTOS) hatch_build.py $(VENV)
-	@.venv/bin/python hatch_build.py >/dev/null 2>&1 || .venv/bin/python hatch_build.py
+$(STUBS): $(PROTOS) services/client/hatch_build.py $(VENV)
+	@.venv/bin/python services/client/hatch_build.py >/dev/null 2>&1 || .venv/bin/python services/client/hatch_build.py
 	@touch $(STUBS)
 
 # Once for each version of the sources, so that no run of the demo and no test waits for the compiler. The code is kept in

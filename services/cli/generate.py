@@ -12,11 +12,9 @@ import typer
 
 from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
-from services.client.client import TiercelClient
-from services.client.convert import Answer, Chunk
-from services.client.errors import InvalidRequestError, TiercelError, UnknownNameError
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
+from tiercel import Answer, AsyncClient, Chunk, InvalidRequestError, TiercelError, UnknownNameError
 
 PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
 """Prompts of the reference tiers name their task; with any other prompt it has to be given."""
@@ -70,7 +68,7 @@ def generate(
 async def _ask(
     routers: tuple[str, ...], prompt: str, options: dict[str, Any], show: bool
 ) -> Answer:
-    async with TiercelClient(routers) as client:
+    async with AsyncClient(routers) as client:
         if not show:
             return await client.generate(prompt, **options)
         answer: Answer | None = None

@@ -17,8 +17,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from services.calibrate.calibration import Calibration, calibrate
 from services.calibrate.quality import QualityMeasurement, measure_quality
 from services.calibrate.tiers import LiveTier
-from services.client.client import TiercelClient
-from services.client.errors import TiercelError
 from services.demo import report as reports
 from services.demo.capacity import CapacityProbe, bounds, find_capacity, profile_rate_rps
 from services.demo.control import MeshControl, seconds_left
@@ -30,6 +28,7 @@ from services.local import reference
 from services.local.backends import REFERENCE_TIERS, ReferenceFleet
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import CommandError
+from tiercel import AsyncClient, TiercelError
 from trainer.evaluation.report.facts import package_versions
 from trainer.reference_tiers import tasks as reference_tasks
 
@@ -301,7 +300,7 @@ class Demo:
         """One request under a trace, whose id goes into the report."""
         example = reference_tasks.eval_set("sort", 1, seed=self._plan.seed)[0]
         provider = TracerProvider()
-        client = TiercelClient(mesh.router_addresses, tracer_provider=provider)
+        client = AsyncClient(mesh.router_addresses, tracer_provider=provider)
         async with client:
             try:
                 answer = await client.generate(example.prompt, task=example.task, deadline_s=5.0)

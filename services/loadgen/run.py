@@ -12,8 +12,6 @@ from typing import Any
 import grpc
 import numpy as np
 
-from services.client import convert, errors
-from services.client.channels import Router, RouterPool
 from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
 from services.loadgen.records import (
@@ -27,6 +25,8 @@ from services.loadgen.records import (
     RunRecords,
 )
 from services.loadgen.spec import LoadSpec
+from tiercel import convert, errors
+from tiercel.channels import Router, RouterPool
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 CONNECT_TIMEOUT_S = 5.0

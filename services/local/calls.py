@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from services.client.errors import TiercelError, from_status
 from services.local.errors import CommandError, InputError
+from tiercel.errors import from_rpc_error
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
@@ -50,9 +50,7 @@ def call(part: str, address: str, method: str, request: Any, timeout_s: float = 
 
 def explain(part: str, address: str, error: Any) -> CommandError:
     """Turns a gRPC failure into the error a command ends with."""
-    failure: TiercelError = from_status(
-        error.code(), error.details() or "", error.trailing_metadata()
-    )
+    failure = from_rpc_error(error)
     if error.code() in _INPUT_CODES:
         return InputError(error.details() or str(failure))
     if failure.reason == "TRANSPORT" and error.code() is grpc.StatusCode.UNAVAILABLE:

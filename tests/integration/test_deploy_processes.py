@@ -384,7 +384,7 @@ def test_readme_example_for_any_grpc_client_works(deployment: Deployment) -> Non
 def test_readme_example_for_python_works(deployment: Deployment) -> None:
     """The Python example runs as printed, address and deadline aside."""
     address = f"127.0.0.1:{deployment.processes['router-inference'].ports['grpc']}"
-    code = _readme_block("SyncTiercelClient").replace(_EXAMPLE_PORT, address)
+    code = _readme_block("from tiercel import Client").replace(_EXAMPLE_PORT, address)
     code = _README_DEADLINES.sub(r"deadline\g<1>20", code)
     done = subprocess.run(
         [str(deployment.python), "-c", code],

@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from services.client.client import TiercelClient
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
+from tiercel import AsyncClient
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -123,7 +123,7 @@ async def test_calls_that_meet_the_very_end_of_a_drain_are_answered(tmp_path: Pa
     for folder in folders:
         folder.mkdir()
     with router_process(folders[0], toml) as one, router_process(folders[1], toml) as two:
-        async with TiercelClient([one.address, two.address]) as client:
+        async with AsyncClient([one.address, two.address]) as client:
             stop = asyncio.Event()
 
             async def load() -> int:

@@ -7,10 +7,13 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.unit.deploy.manifests import ROOT
 
 _LIST_FILES = """
 import importlib, json, sys
@@ -35,10 +38,10 @@ def _owner_by_file() -> dict[str, str]:
     return owners
 
 
-def _closure(name: str, extras: frozenset[str]) -> set[str]:
+def _closure(installed: Requirement) -> set[str]:
     """Returns the names of everything that installing a distribution installs."""
     found: set[str] = set()
-    waiting = [(name, extras)]
+    waiting = [(installed.name, frozenset(installed.extras))]
     visited: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         current, wanted = waiting.pop()
@@ -55,25 +58,43 @@ def _closure(name: str, extras: frozenset[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"),
+    ("module", "installed"),
     [
-        ("services.router_inference.app", ""),
-        ("services.load_monitor.app", ""),
-        ("services.client.sync_client", ""),
-        ("services.common.health_probe", ""),
-        ("services.local.triton.repository", ""),
-        ("services.trainer.app", "trainer"),
-        ("services.trainer.jobs", "trainer"),
-        ("trainer.simulation.environment", "trainer"),
-        ("services.demo.report", "trainer"),
+        ("services.router_inference.app", "tiercel"),
+        ("services.load_monitor.app", "tiercel"),
+        ("tiercel", "tiercel-client[telemetry]"),
+        ("services.common.health_probe", "tiercel"),
+        ("services.local.triton.repository", "tiercel"),
+        ("services.trainer.app", "tiercel[trainer]"),
+        ("services.trainer.jobs", "tiercel[trainer]"),
+        ("trainer.simulation.environment", "tiercel[trainer]"),
+        ("services.demo.report", "tiercel[trainer]"),
     ],
 )
-def test_imports_come_from_declared_dependencies(module: str, extra: str) -> None:
-    """Every distribution loaded with the module is installed by the wheel (and its extra)."""
+def test_imports_come_from_declared_dependencies(module: str, installed: str) -> None:
+    """Every distribution loaded with the module is installed by the wheel that brings it."""
     done = subprocess.run(
         [sys.executable, "-c", _LIST_FILES, module],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     loaded = {_owner_by_file().get(file, file) for file in json.loads(done.stdout)}
     assert loaded - _OPTIONAL
-    assert loaded - _OPTIONAL <= _closure("tiercel", frozenset({extra}) - {""})
+    assert loaded - _OPTIONAL <= _closure(Requirement(installed))
+
+
+def test_mesh_and_client_are_of_one_version() -> None:
+    """The mesh's wheel asks for exactly the client that is built from the same tree."""
+    client, mesh = (
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for folder in ("services/client", ".")
+    )
+    assert mesh["version"] == client["version"]
+    assert f"{client['name']}=={client['version']}" in mesh["dependencies"]
+
+
+def test_the_client_accepts_ranges() -> None:
+    """It lives in other people's programs, so no dependency of it is pinned."""
+    text = (ROOT / "services" / "client" / "pyproject.toml").read_text(encoding="utf-8")
+    for entry in tomllib.loads(text)["project"]["dependencies"]:
+        operators = {each.operator for each in Requirement(entry).specifier}
+        assert operators == {">=", "<"}, entry

@@ -11,23 +11,24 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from services.client.channels import RouterPool
-from services.client.client import TiercelClient
-from services.client.convert import Answer, Chunk
-from services.client.errors import (
+from tests.fakes.router import FakeRouter, abort, serve
+from tiercel import (
+    Answer,
+    AsyncClient,
+    Chunk,
+    Client,
     InvalidRequestError,
     RefusedError,
     UnavailableError,
-    parse_details,
+    UnknownNameError,
 )
-from services.client.sync_client import SyncTiercelClient
-from tests.fakes.router import FakeRouter, abort, serve
+from tiercel.channels import RouterPool
 
 
 async def test_generate_returns_text_and_what_is_known_about_it() -> None:
     """The answer carries the router's completion."""
     server, address = await serve(FakeRouter())
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         answer = await client.generate("ab", task="sort", deadline_s=1.0, request_id="mine")
     await server.stop(0)
     assert (answer.text, answer.tier, answer.request_id) == ("AB", "large", "mine")
@@ -37,7 +38,7 @@ async def test_generate_returns_text_and_what_is_known_about_it() -> None:
 async def test_stream_yields_chunks_then_the_answer() -> None:
     """Chunks come in order, one answer last."""
     server, address = await serve(FakeRouter())
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         events = [event async for event in client.generate_stream("ab", task="sort")]
     await server.stop(0)
     assert events[:2] == [Chunk("A", 1), Chunk("B", 1)]
@@ -48,13 +49,13 @@ async def test_route_and_report_close_a_ticket() -> None:
     """A ticket goes back with its outcome."""
     router = FakeRouter()
     server, address = await serve(router)
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         ticket = await client.route(task="sort", prompt_token_count=8, deadline_s=0.5)
         await client.report_outcome(ticket=ticket.ticket, status="on_time", latency_s=0.2)
         with pytest.raises(ValueError, match="exactly one"):
             await client.report_outcome()
         with pytest.raises(ValueError, match="status"):
-            await client.report_outcome(ticket=b"t", status="fine")
+            await client.report_outcome(ticket=b"t", status="fine")  # type: ignore[arg-type]
     await server.stop(0)
     assert ticket.predicted_latency_s == 0.25
     assert router.reports[0].ticket == b"ticket"
@@ -63,7 +64,7 @@ async def test_route_and_report_close_a_ticket() -> None:
 async def test_refusals_carry_reason_and_retry_delay() -> None:
     """ErrorInfo and RetryInfo arrive as attributes."""
     server, address = await serve(FakeRouter(refuse=lambda spec: "TOO_LATE"))
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         with pytest.raises(RefusedError) as caught:
             await client.generate("ab", task="sort")
     await server.stop(0)
@@ -76,7 +77,7 @@ async def test_calls_take_the_routers_in_turn() -> None:
     """Two routers share the calls."""
     routers = [FakeRouter(), FakeRouter()]
     started = [await serve(router) for router in routers]
-    async with TiercelClient([address for _, address in started]) as client:
+    async with AsyncClient([address for _, address in started]) as client:
         for _ in range(6):
             await client.generate("ab", task="sort")
     for server, _ in started:
@@ -89,7 +90,7 @@ async def test_a_router_that_is_gone_is_skipped_and_avoided() -> None:
     gone, gone_address = await serve(FakeRouter())
     await gone.stop(0)
     server, address = await serve(FakeRouter())
-    async with TiercelClient([gone_address, address]) as client:
+    async with AsyncClient([gone_address, address]) as client:
         for _ in range(4):
             assert (await client.generate("ab", task="sort")).text == "AB"
         events = [event async for event in client.generate_stream("ab", task="sort")]
@@ -106,7 +107,7 @@ async def test_nothing_is_tried_again_when_a_router_has_answered() -> None:
 
     other = FakeRouter()
     started = [await serve(Unusable()), await serve(other)]
-    async with TiercelClient([address for _, address in started]) as client:
+    async with AsyncClient([address for _, address in started]) as client:
         with pytest.raises(UnavailableError, match="NO_USABLE_ENDPOINT"):
             await client.generate("ab", task="sort")
     for server, _ in started:
@@ -131,7 +132,7 @@ class _Stopping(FakeRouter):
 async def test_a_call_that_a_stopping_router_cancels_goes_to_another() -> None:
     """The caller did not cancel it, so it is not the caller's to notice."""
     started = [await serve(_Stopping()), await serve(FakeRouter())]
-    async with TiercelClient([address for _, address in started]) as client:
+    async with AsyncClient([address for _, address in started]) as client:
         assert (await client.generate("ab", task="sort")).text == "AB"
     for server, _ in started:
         await server.stop(0)
@@ -140,11 +141,11 @@ async def test_a_call_that_a_stopping_router_cancels_goes_to_another() -> None:
 async def test_the_only_address_is_tried_twice() -> None:
     """A balancer may stand behind it; two failures in a row are the mesh's."""
     server, address = await serve(_Stopping())
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         assert (await client.generate("ab", task="sort")).text == "AB"
     await server.stop(0)
     server, address = await serve(_Stopping(cancelled_calls=2))
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         with pytest.raises(UnavailableError, match=r"CANCELLED \(TRANSPORT\)"):
             await client.generate("ab", task="sort")
     await server.stop(0)
@@ -154,7 +155,7 @@ async def test_no_router_at_all_is_unavailable() -> None:
     """The transport's failure is named as such."""
     gone, address = await serve(FakeRouter())
     await gone.stop(0)
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.generate("ab", task="sort", deadline_s=0.5)
     assert caught.value.reason == "TRANSPORT"
@@ -164,7 +165,7 @@ async def test_cancelling_a_call_cancels_it_at_the_router() -> None:
     """The router's work ends with the caller's interest."""
     router = FakeRouter(delay_s=30)
     server, address = await serve(router)
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         task = asyncio.create_task(client.generate("ab", task="sort"))
         while not router.specs:
             await asyncio.sleep(0.01)
@@ -179,9 +180,9 @@ async def test_the_trace_context_goes_along() -> None:
     """With a tracer configured, traceparent carries the answer's trace id."""
     router = FakeRouter()
     server, address = await serve(router)
-    async with TiercelClient(address, tracer_provider=TracerProvider()) as client:
+    async with AsyncClient(address, tracer_provider=TracerProvider()) as client:
         answer = await client.generate("ab", task="sort")
-    async with TiercelClient(address, tracer_provider=trace.NoOpTracerProvider()) as client:
+    async with AsyncClient(address, tracer_provider=trace.NoOpTracerProvider()) as client:
         assert (await client.generate("ab", task="sort")).trace_id == ""
     await server.stop(0)
     assert router.metadata[0]["traceparent"].split("-")[1] == answer.trace_id
@@ -190,15 +191,15 @@ async def test_the_trace_context_goes_along() -> None:
 
 async def test_options_no_message_can_carry_are_value_errors() -> None:
     """Bad options are refused before a call is made."""
-    async with TiercelClient("127.0.0.1:1") as client:
+    async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(ValueError, match="slo_kind"):
-            await client.generate("ab", task="sort", slo_kind="soon")
+            await client.generate("ab", task="sort", slo_kind="soon")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="surrogates"):
             await client.generate("\udc80", task="sort")
     with pytest.raises(ValueError, match="addresses"):
-        TiercelClient([])
+        AsyncClient([])
     with pytest.raises(ValueError, match="timeout_s"):
-        TiercelClient("a:1", timeout_s=0)
+        AsyncClient("a:1", timeout_s=0)
 
 
 async def test_invalid_argument_names_the_fields() -> None:
@@ -209,16 +210,26 @@ async def test_invalid_argument_names_the_fields() -> None:
             await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "BAD_FIELD", "spec.prompt")
 
     server, address = await serve(Strict())
-    async with TiercelClient(address) as client:
+    async with AsyncClient(address) as client:
         with pytest.raises(InvalidRequestError, match=r"spec\.prompt"):
             await client.generate("", task="sort")
     await server.stop(0)
 
 
-def test_unreadable_details_count_as_none() -> None:
+async def test_unreadable_details_count_as_none() -> None:
     """Garbage in the trailing metadata does not hide the failure behind another."""
-    assert parse_details([("grpc-status-details-bin", b"\xff\xff")]).reason == ""
-    assert parse_details([]).retry_delay_s is None
+
+    class Garbled(FakeRouter):
+        async def Generate(self, request: Any, context: Any) -> Any:
+            context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
+
+    server, address = await serve(Garbled())
+    async with AsyncClient(address) as client:
+        with pytest.raises(UnknownNameError, match="no such task") as caught:
+            await client.generate("ab", task="sort")
+    await server.stop(0)
+    assert caught.value.retry_delay_s is None
 
 
 async def test_an_avoided_router_comes_last_for_a_while() -> None:
@@ -239,7 +250,7 @@ async def test_the_sync_client_works_from_plain_code() -> None:
     server, address = await serve(router)
 
     def use() -> tuple[str, int, str]:
-        with SyncTiercelClient(address) as client:
+        with Client(address) as client:
             text = client.generate("ab", task="sort").text
             events = list(client.generate_stream("ab", task="sort"))
             try:

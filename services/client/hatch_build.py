@@ -1,4 +1,4 @@
-"""Build hook: generates protobuf and gRPC stubs of protos/ into gen/."""
+"""Build hook: generates protobuf and gRPC stubs of protos/ into the package `tiercel`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ class StubBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def generate_stubs(root: Path) -> None:
-    """Writes `gen/tiercel/**` from `protos/tiercel/**`: messages, services and their type stubs."""
+    """Writes `tiercel/<name>/**` of each `protos/tiercel/<name>`: messages, services, their types.
+
+    Args:
+        root: The client's folder; the protos lie in it (a source distribution) or in the checkout
+            around it.
+
+    Raises:
+        RuntimeError: protoc rejects a file.
+    """
     from grpc_tools import protoc
 
-    protos = root / "protos"
-    gen = root / "gen"
-    shutil.rmtree(gen / "tiercel", ignore_errors=True)
-    gen.mkdir(exist_ok=True)
+    protos = next(path for path in (root / "protos", root.parents[1] / "protos") if path.is_dir())
+    folders = [root / "tiercel" / path.name for path in (protos / "tiercel").iterdir()]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     includes = [str(Path(protoc.__file__).parent / "_proto"), str(protos)]
     plugin_dir = Path(sys.executable).parent
     plugins = [
@@ -39,17 +47,14 @@ def generate_stubs(root: Path) -> None:
         "protoc",
         *(f"-I{include}" for include in includes),
         *plugins,
-        f"--python_out={gen}",
-        f"--grpc_python_out={gen}",
-        f"--mypy_out={gen}",
-        f"--mypy_grpc_out={gen}",
+        *(f"--{kind}_out={root}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
         *(str(path) for path in sorted(protos.glob("tiercel/**/*.proto"))),
     ]
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc failed on protos/; its message is above")
-    for folder in [gen / "tiercel", *(p for p in (gen / "tiercel").rglob("*") if p.is_dir())]:
-        (folder / "__init__.py").touch()
-        (folder / "py.typed").touch()
+    for folder in folders:
+        for package in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            (package / "__init__.py").touch()
 
 
 if __name__ == "__main__":

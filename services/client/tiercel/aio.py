@@ -1,33 +1,35 @@
-"""Python client of the mesh: generate, stream, route and report, over one or several routers."""
+"""The asyncio client: generate, stream, route and report, over one or several routers."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
-from opentelemetry import propagate, trace
 
-from services.client import convert, errors
-from services.client.channels import Router, RouterPool
-from services.client.convert import Answer, Chunk, Ticket
+from tiercel import convert, errors
+from tiercel.channels import Router, RouterPool
+from tiercel.options import GenerateOptions, Outcome, RouteOptions
+from tiercel.results import Answer, Chunk, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
+from tiercel.tracing import client_span
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 DEFAULT_TIMEOUT_S = 30.0
 """Limit of a call without a deadline of its own."""
 GRACE_S = 0.25
 """What a call may take beyond its deadline: the router's verdict shall arrive, not a timeout."""
-SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
 
 ReplyT = TypeVar("ReplyT")
 
 
-class TiercelClient:
-    """Asynchronous client; use it as ``async with TiercelClient(["127.0.0.1:7410"]) as client``.
+class AsyncClient:
+    """Asynchronous client; use it as ``async with AsyncClient(["127.0.0.1:7410"]) as client``.
 
     Calls go to the routers in turn. A router that is not reached is skipped, and the call is tried
     once on each of the others while its time lasts; nothing is tried again once a router has
@@ -41,7 +43,7 @@ class TiercelClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
-        tracer_provider: trace.TracerProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         """Opens channels lazily; nothing is sent yet.
 
@@ -63,7 +65,7 @@ class TiercelClient:
             for router in self._pool.routers
         }
         self._timeout_s = timeout_s
-        self._tracer = trace.get_tracer("tiercel.client", tracer_provider=tracer_provider)
+        self._tracer_provider = tracer_provider
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""
@@ -82,15 +84,15 @@ class TiercelClient:
         """Closes the channels; calls under way are cancelled."""
         await self._pool.close()
 
-    async def generate(self, prompt: str, *, task: str, **options: Any) -> Answer:
+    async def generate(
+        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
+    ) -> Answer:
         """Answers a prompt inside its deadline.
 
         Args:
             prompt: Text to complete, never empty.
             task: Task the mesh knows.
-            **options: ``deadline_s``, ``max_output_tokens``, ``temperature``, ``seed``,
-                ``slo_kind``, ``quality_floor``, ``tier``, ``request_id``; see
-                ``convert.generation_spec``.
+            **options: Deadline, sampling and limits; see ``GenerateOptions``.
 
         Raises:
             TiercelError: One of its subclasses, by what went wrong.
@@ -98,7 +100,7 @@ class TiercelClient:
         """
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateRequest(spec=spec)
-        with self._span("Generate", task) as (metadata, trace_id):
+        with client_span(self._tracer_provider, "Generate", task) as (metadata, trace_id):
             response = await self._unary(
                 lambda stub, timeout_s: stub.Generate(
                     request, timeout=timeout_s, metadata=metadata
@@ -108,7 +110,7 @@ class TiercelClient:
         return convert.answer_of(response.completion, response.text, trace_id)
 
     async def generate_stream(
-        self, prompt: str, *, task: str, **options: Any
+        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[Chunk | Answer]:
         """Streams an answer: chunks in order, then one Answer (with empty text) that describes it.
 
@@ -116,7 +118,7 @@ class TiercelClient:
         """
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateStreamRequest(spec=spec)
-        with self._span("GenerateStream", task) as (metadata, trace_id):
+        with client_span(self._tracer_provider, "GenerateStream", task) as (metadata, trace_id):
             async for response in self._stream(request, metadata, options.get("deadline_s")):
                 if response.WhichOneof("event") == "chunk":
                     yield Chunk(response.chunk.text, response.chunk.token_count)
@@ -124,79 +126,37 @@ class TiercelClient:
                     yield convert.answer_of(response.completion, "", trace_id)
 
     async def route(
-        self,
-        *,
-        task: str,
-        prompt_token_count: int,
-        deadline_s: float | None = None,
-        max_output_tokens: int | None = None,
-        quality_floor: float = 0.0,
-        tier: str = "",
-        request_id: str = "",
+        self, *, task: str, prompt_token_count: int, **options: Unpack[RouteOptions]
     ) -> Ticket:
         """Asks for a decision only; the load counts until ``report_outcome`` or the lease's end.
+
+        Args:
+            task: Task the mesh knows.
+            prompt_token_count: Length of the prompt in tokens, above 0.
+            **options: Deadline and limits; see ``RouteOptions``.
 
         Raises:
             TiercelError: One of its subclasses, by what went wrong.
         """
-        request = pb.RouteRequest(
-            task=task,
-            prompt_token_count=prompt_token_count,
-            quality_floor=quality_floor,
-            tier=tier,
-            request_id=request_id,
-        )
-        if deadline_s is not None:
-            request.deadline.CopyFrom(convert.duration(deadline_s))
-        if max_output_tokens is not None:
-            request.max_output_tokens = max_output_tokens
-        with self._span("Route", task) as (metadata, _):
+        request = convert.route_request(task, prompt_token_count, **options)
+        with client_span(self._tracer_provider, "Route", task) as (metadata, _):
             response = await self._unary(
                 lambda stub, timeout_s: stub.Route(request, timeout=timeout_s, metadata=metadata)
             )
         return convert.ticket_of(response)
 
-    async def report_outcome(
-        self,
-        *,
-        ticket: bytes | None = None,
-        request_id: str | None = None,
-        status: str = "",
-        latency_s: float | None = None,
-        output_token_count: int = 0,
-        quality: float | None = None,
-    ) -> None:
+    async def report_outcome(self, **outcome: Unpack[Outcome]) -> None:
         """Closes a ticket of ``route``, or gives late quality feedback for a request id.
 
         Args:
-            ticket: The ticket; give it or ``request_id``, not both.
-            request_id: Id of an answered request.
-            status: ``on_time``, ``late``, ``refused``, ``cancelled`` or ``failed``; needed with a
-                ticket.
-            latency_s: From the decision to the end; None means until now.
-            output_token_count: Tokens delivered.
-            quality: Quality of this very answer, 0 to 1; needed with a request id.
+            **outcome: What became of the request; see ``Outcome``.
 
         Raises:
             ValueError: Neither or both of ticket and request id, or an unknown status.
             TiercelError: One of its subclasses, by what went wrong.
         """
-        if (ticket is None) == (request_id is None):
-            raise ValueError("ticket, request_id: give exactly one of them")
-        request = pb.ReportOutcomeRequest(output_token_count=output_token_count)
-        if ticket is not None:
-            if status not in convert.OUTCOME_STATUSES:
-                known = ", ".join(convert.OUTCOME_STATUSES)
-                raise ValueError(f"status: must be one of {known}, got {status!r}")
-            request.ticket = ticket
-            request.status = convert.OUTCOME_STATUSES[status]
-        elif request_id is not None:
-            request.request_id = request_id
-        if latency_s is not None:
-            request.latency.CopyFrom(convert.duration(latency_s))
-        if quality is not None:
-            request.quality = quality
-        with self._span("ReportOutcome", "") as (metadata, _):
+        request = convert.outcome_request(**outcome)
+        with client_span(self._tracer_provider, "ReportOutcome", "") as (metadata, _):
             await self._unary(
                 lambda stub, timeout_s: stub.ReportOutcome(
                     request, timeout=timeout_s, metadata=metadata
@@ -258,43 +218,3 @@ class TiercelClient:
 
     def _limit_s(self, deadline_s: float | None) -> float:
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
-
-    def _span(self, method: str, task: str) -> _ClientSpan:
-        return _ClientSpan(self._tracer, method, task)
-
-
-class _ClientSpan:
-    """A client span around one call; enters as (metadata to send, trace id in hex or empty)."""
-
-    def __init__(self, tracer: trace.Tracer, method: str, task: str) -> None:
-        attributes = {
-            "rpc.system": "grpc",
-            "rpc.service": SERVICE,
-            "rpc.method": method,
-            "tiercel.task": task,
-        }
-        self._span = tracer.start_span(
-            f"{SERVICE}/{method}", kind=trace.SpanKind.CLIENT, attributes=attributes
-        )
-
-    def __enter__(self) -> tuple[tuple[tuple[str, str], ...], str]:
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self._span))
-        context = self._span.get_span_context()
-        trace_id = trace.format_trace_id(context.trace_id) if context.is_valid else ""
-        return tuple(carrier.items()), trace_id
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if isinstance(error, errors.TiercelError):
-            self._span.set_attribute("rpc.grpc.status_code", int(error.code.value[0]))
-            self._span.set_attribute("error.type", error.reason)
-            self._span.set_status(trace.StatusCode.ERROR, str(error))
-        elif error is not None and not isinstance(error, (GeneratorExit, asyncio.CancelledError)):
-            self._span.record_exception(error)
-            self._span.set_status(trace.StatusCode.ERROR)
-        self._span.end()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
-STATUS_DETAILS_KEY = "grpc-status-details-bin"
 TRANSPORT_REASON = "TRANSPORT"
 """Reason of a failure without ErrorInfo: the router was not reached, or it broke off."""
 
@@ -100,16 +101,13 @@ _BY_CODE: Mapping[grpc.StatusCode, type[TiercelError]] = {
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-def parse_details(trailing_metadata: Sequence[tuple[str, str | bytes]]) -> ErrorDetails:
-    """Reads the google.rpc details out of trailing metadata; unreadable ones count as none."""
-    raw = next((value for key, value in trailing_metadata if key == STATUS_DETAILS_KEY), None)
-    if not isinstance(raw, bytes):
-        return ErrorDetails()
+def details_of(error: Any) -> ErrorDetails:
+    """Reads the google.rpc details of a failed call; unreadable ones count as none."""
     try:
-        status = status_pb2.Status.FromString(raw)
-        return _unpack(status)
-    except DecodeError:
+        status = rpc_status.from_call(error)
+    except (DecodeError, ValueError):
         return ErrorDetails()
+    return _unpack(status) if status is not None else ErrorDetails()
 
 
 def _unpack(status: status_pb2.Status) -> ErrorDetails:
@@ -127,18 +125,11 @@ def _unpack(status: status_pb2.Status) -> ErrorDetails:
     return ErrorDetails(reason, metadata, retry_delay_s, tuple(violations))
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> TiercelError:
-    """Turns a gRPC failure into the error of its status code."""
-    return from_status(error.code(), error.details() or "", error.trailing_metadata())
-
-
-def from_status(code: grpc.StatusCode, message: str, trailing_metadata: object) -> TiercelError:
-    """Makes the error of a status code from what a failed call carries."""
-    details = parse_details(_pairs(trailing_metadata))
-    kind = _BY_CODE.get(code, ServerError)
-    if _broke_off(code, details):
-        kind = UnavailableError
-    return kind(code, message or "no message", details)
+def from_rpc_error(error: Any) -> TiercelError:
+    """Turns a gRPC failure (of grpc or grpc.aio) into the error of its status code."""
+    code, details = error.code(), details_of(error)
+    kind = UnavailableError if _broke_off(code, details) else _BY_CODE.get(code, ServerError)
+    return kind(code, error.details() or "no message", details)
 
 
 def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:
@@ -148,14 +139,8 @@ def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:
     comes from the other side only (a call cancelled here raises CancelledError): gRPC's server ends
     so what arrives in the instant in which it stops.
     """
-    return _broke_off(error.code(), parse_details(_pairs(error.trailing_metadata())))
+    return _broke_off(error.code(), details_of(error))
 
 
 def _broke_off(code: grpc.StatusCode, details: ErrorDetails) -> bool:
     return code in _BROKEN_OFF and not details.reason
-
-
-def _pairs(metadata: object) -> list[tuple[str, str | bytes]]:
-    if metadata is None:
-        return []
-    return [(str(key), value) for key, value in metadata]  # type: ignore[attr-defined]

@@ -1,12 +1,11 @@
-"""Messages of the router become the client's dataclasses, here and nowhere else."""
+"""Arguments become messages and messages become results, here and nowhere else."""
 
 from __future__ import annotations
-
-import dataclasses
 
 from google.protobuf.duration_pb2 import Duration
 
 from tiercel.common.v1 import common_pb2
+from tiercel.results import Answer, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 SLO_KINDS = {
@@ -21,88 +20,6 @@ OUTCOME_STATUSES = {
     "cancelled": common_pb2.OUTCOME_STATUS_CANCELLED,
     "failed": common_pb2.OUTCOME_STATUS_FAILED,
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer and what the router says about it.
-
-    Attributes:
-        text: The answer without the prompt; empty in the last event of a stream.
-        request_id: The request's id.
-        tier: Tier that answered.
-        endpoint: Endpoint that answered.
-        policy: Name of the policy that decided.
-        policy_version: Its version.
-        on_time: Whether it made its deadline, by the router's clock.
-        quality: Quality of the tier on the task, 0 to 1.
-        output_token_count: Tokens in the answer.
-        dispatch_s: From arrival at the router to the last dispatch to Triton.
-        first_token_s: To the first token; None if there was none.
-        total_s: To the complete answer.
-        step_down: Why a smaller tier answered (``policy``, ``rescue``, ...); empty if none did.
-        finish_reason: ``stop`` or ``length``; empty if unknown.
-        rescued: Whether it was rescued.
-        retry_count: Retries on other endpoints.
-        trace_id: Trace the call belongs to, 32 hex digits; empty without one.
-    """
-
-    text: str
-    request_id: str
-    tier: str
-    endpoint: str
-    policy: str
-    policy_version: str
-    on_time: bool
-    quality: float
-    output_token_count: int
-    dispatch_s: float
-    first_token_s: float | None
-    total_s: float
-    step_down: str
-    finish_reason: str
-    rescued: bool
-    retry_count: int
-    trace_id: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a streamed answer: text to append and the number of tokens in it."""
-
-    text: str
-    token_count: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ticket:
-    """A decision of ``Route`` for clients with their own data path.
-
-    Attributes:
-        ticket: Opaque bytes for ``report_outcome``.
-        request_id: The request's id.
-        tier: Tier chosen.
-        endpoint: Endpoint chosen.
-        address: The endpoint's gRPC address.
-        model_name: Triton model to call there.
-        lease_expire_unix_s: When the lease ends, seconds since 1970.
-        predicted_latency_s: Predicted time to the answer; None if the policy predicts none.
-        quality: Quality of the tier on the task, 0 to 1.
-        policy: Name of the policy that decided.
-        policy_version: Its version.
-    """
-
-    ticket: bytes
-    request_id: str
-    tier: str
-    endpoint: str
-    address: str
-    model_name: str
-    lease_expire_unix_s: float
-    predicted_latency_s: float | None
-    quality: float
-    policy: str
-    policy_version: str
 
 
 def duration(seconds: float) -> Duration:
@@ -210,3 +127,60 @@ def generation_spec(
         if seed is not None:
             spec.sampling.seed = seed
     return spec
+
+
+def route_request(
+    task: str,
+    prompt_token_count: int,
+    *,
+    deadline_s: float | None = None,
+    max_output_tokens: int | None = None,
+    quality_floor: float = 0.0,
+    tier: str = "",
+    request_id: str = "",
+) -> pb.RouteRequest:
+    """Makes the request for a decision; the router checks the values."""
+    request = pb.RouteRequest(
+        task=task,
+        prompt_token_count=prompt_token_count,
+        quality_floor=quality_floor,
+        tier=tier,
+        request_id=request_id,
+    )
+    if deadline_s is not None:
+        request.deadline.CopyFrom(duration(deadline_s))
+    if max_output_tokens is not None:
+        request.max_output_tokens = max_output_tokens
+    return request
+
+
+def outcome_request(
+    *,
+    ticket: bytes | None = None,
+    request_id: str | None = None,
+    status: str = "",
+    latency_s: float | None = None,
+    output_token_count: int = 0,
+    quality: float | None = None,
+) -> pb.ReportOutcomeRequest:
+    """Makes the report of an outcome.
+
+    Raises:
+        ValueError: Neither or both of ticket and request id, or an unknown status.
+    """
+    if (ticket is None) == (request_id is None):
+        raise ValueError("ticket, request_id: give exactly one of them")
+    request = pb.ReportOutcomeRequest(output_token_count=output_token_count)
+    if ticket is not None:
+        if status not in OUTCOME_STATUSES:
+            known = ", ".join(OUTCOME_STATUSES)
+            raise ValueError(f"status: must be one of {known}, got {status!r}")
+        request.ticket = ticket
+        request.status = OUTCOME_STATUSES[status]
+    elif request_id is not None:
+        request.request_id = request_id
+    if latency_s is not None:
+        request.latency.CopyFrom(duration(latency_s))
+    if quality is not None:
+        request.quality = quality
+    return request

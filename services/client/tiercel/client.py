@@ -1,4 +1,4 @@
-"""Blocking facade of the client, for scripts and notebooks."""
+"""The blocking client, for scripts, notebooks and threaded programs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
-from services.client.client import TiercelClient
-from services.client.convert import Answer, Chunk, Ticket
+from tiercel.aio import AsyncClient
+from tiercel.options import GenerateOptions, Outcome, RouteOptions
+from tiercel.results import Answer, Chunk, Ticket
 
 ResultT = TypeVar("ResultT")
 
 
-class SyncTiercelClient:
-    """Same calls as TiercelClient, blocking; use it as a context manager.
+class Client:
+    """Same calls as AsyncClient, blocking; use it as a context manager.
 
     One background thread runs an event loop; calls may come from any thread.
     """
 
     def __init__(self, addresses: Sequence[str] | str = "127.0.0.1:7410", **options: Any) -> None:
-        """Takes what TiercelClient takes."""
+        """Takes what AsyncClient takes."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="tiercel-client", daemon=True
@@ -54,14 +55,14 @@ class SyncTiercelClient:
         self._wait(self._client.close())
         self._stop()
 
-    def generate(self, prompt: str, *, task: str, **options: Any) -> Answer:
-        """Answers a prompt; see TiercelClient.generate."""
+    def generate(self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]) -> Answer:
+        """Answers a prompt; see AsyncClient.generate."""
         return self._wait(self._client.generate(prompt, task=task, **options))
 
     def generate_stream(
-        self, prompt: str, *, task: str, **options: Any
+        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
     ) -> Iterator[Chunk | Answer]:
-        """Streams an answer; see TiercelClient.generate_stream."""
+        """Streams an answer; see AsyncClient.generate_stream."""
         events: queue.SimpleQueue[Chunk | Answer | BaseException | None] = queue.SimpleQueue()
         stream = self._client.generate_stream(prompt, task=task, **options)
         pump = asyncio.run_coroutine_threadsafe(_pump(stream, events), self._loop)
@@ -73,13 +74,17 @@ class SyncTiercelClient:
         finally:
             pump.cancel()
 
-    def route(self, **options: Any) -> Ticket:
-        """Asks for a decision only; see TiercelClient.route."""
-        return self._wait(self._client.route(**options))
+    def route(
+        self, *, task: str, prompt_token_count: int, **options: Unpack[RouteOptions]
+    ) -> Ticket:
+        """Asks for a decision only; see AsyncClient.route."""
+        return self._wait(
+            self._client.route(task=task, prompt_token_count=prompt_token_count, **options)
+        )
 
-    def report_outcome(self, **options: Any) -> None:
-        """Closes a ticket or gives feedback; see TiercelClient.report_outcome."""
-        self._wait(self._client.report_outcome(**options))
+    def report_outcome(self, **outcome: Unpack[Outcome]) -> None:
+        """Closes a ticket or gives feedback; see AsyncClient.report_outcome."""
+        self._wait(self._client.report_outcome(**outcome))
 
     def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -95,9 +100,9 @@ class SyncTiercelClient:
         self._loop.close()
 
 
-async def _make(addresses: Sequence[str] | str, options: dict[str, Any]) -> TiercelClient:
+async def _make(addresses: Sequence[str] | str, options: dict[str, Any]) -> AsyncClient:
     """Channels of grpc.aio belong to the loop that runs when they are made."""
-    return TiercelClient(addresses, **options)
+    return AsyncClient(addresses, **options)
 
 
 async def _pump(

@@ -1,0 +1,60 @@
+"""Keyword arguments that several calls share."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+OutcomeStatus = Literal["on_time", "late", "refused", "cancelled", "failed"]
+"""How a request ended that the caller carried out by itself."""
+
+
+class RouteOptions(TypedDict, total=False):
+    """What may be said about a request beside its task; all of it is optional.
+
+    Attributes:
+        deadline_s: Time the caller gives the answer; without it the task's own deadline holds.
+        max_output_tokens: Longest answer; without it the task's own limit holds.
+        quality_floor: Lowest quality of a tier that may answer, 0 to 1.
+        tier: The only tier that may answer.
+        request_id: Id of the request; without it the router makes one.
+    """
+
+    deadline_s: float | None
+    max_output_tokens: int | None
+    quality_floor: float
+    tier: str
+    request_id: str
+
+
+class GenerateOptions(RouteOptions, total=False):
+    """What may be said about a request that the mesh answers.
+
+    Attributes:
+        temperature: Sampling temperature, 0 takes the likeliest token.
+        seed: Seed of the sampling.
+        slo_kind: What the deadline is for; without it the task's own kind holds.
+    """
+
+    temperature: float
+    seed: int | None
+    slo_kind: Literal["", "complete_answer", "first_token"]
+
+
+class Outcome(TypedDict, total=False):
+    """What became of a request: its ticket or its request id, and what is known of the end.
+
+    Attributes:
+        ticket: The ticket's bytes (``Ticket.ticket``); give it or ``request_id``, not both.
+        request_id: Id of an answered request.
+        status: How it ended; needed with a ticket.
+        latency_s: From the decision to the end; None means until now.
+        output_token_count: Tokens delivered.
+        quality: Quality of this very answer, 0 to 1; needed with a request id.
+    """
+
+    ticket: bytes | None
+    request_id: str | None
+    status: OutcomeStatus
+    latency_s: float | None
+    output_token_count: int
+    quality: float | None
