@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from services.common.clock import Clock, SystemClock
+from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
 from services.common.log import get_logger
 from services.common.mesh_config import endpoint_profile_names
@@ -16,7 +17,6 @@ from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_store
 from services.common.triton.client import TritonClient
-from services.load_monitor import convert
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
@@ -61,7 +61,10 @@ class LoadMonitorApp:
         self._store = connect_store(
             settings.mesh.redis_url, clock=clock, timeout_s=self._own.redis_timeout_s
         )
-        configured = convert.endpoints_from_settings(settings.mesh, profile_names)
+        configured = {
+            entry.name: endpoint_of_settings(entry, profile_names.get(entry.name, ""))
+            for entry in settings.mesh.endpoints
+        }
         self._board = Board(
             monitor_id=self._monitor_id,
             clock=clock,

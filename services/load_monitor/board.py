@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from router.fleet import EndpointSpec
 from services.common.clock import Clock
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.health import EndpointTracker, HealthRules
-from services.load_monitor.model import EndpointDefinition, Picture, RouterReport
+from services.load_monitor.model import Picture, RouterReport
 from services.load_monitor.topology import Topology
 
 # Routers report ten times a second; after this time without load an endpoint really is empty.
@@ -124,8 +125,8 @@ class Board:
         """Makes the trackers match the endpoint list."""
         old = self._trackers
         self._trackers = {
-            name: self._kept_or_new(old.get(name), definition)
-            for name, definition in self._topology.endpoints.items()
+            name: self._kept_or_new(old.get(name), spec)
+            for name, spec in self._topology.endpoints.items()
         }
         now_s = self._clock.monotonic_s()
         self._drain_start_s = {
@@ -133,9 +134,7 @@ class Board:
         }
         self.endpoints_changed.set()
 
-    def _kept_or_new(
-        self, known: EndpointTracker | None, definition: EndpointDefinition
-    ) -> EndpointTracker:
-        if known is not None and known.definition == definition:
+    def _kept_or_new(self, known: EndpointTracker | None, spec: EndpointSpec) -> EndpointTracker:
+        if known is not None and known.spec == spec:
             return known
-        return EndpointTracker(definition, rules=self._rules, clock=self._clock)
+        return EndpointTracker(spec, rules=self._rules, clock=self._clock)

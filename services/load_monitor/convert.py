@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 
+from router.fleet import EndpointSpec
 from services.common.addresses import parse_address
+from services.common.convert import endpoint_of_message, message_of_endpoint
 from services.common.errors import InvalidArgumentError
-from services.common.mesh_config import MeshSettings
 from services.common.times import duration_of, seconds_of, timestamp_of
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
-    EndpointDefinition,
     EndpointView,
     Health,
     Picture,
     Publication,
     RouterReport,
-    ServedTier,
     TierGauge,
 )
 from tiercel.common.v1 import common_pb2
@@ -100,9 +99,7 @@ def report_from_message(load: state_pb2.RouterLoad) -> RouterReport:
     )
 
 
-def endpoint_from_message(
-    message: common_pb2.Endpoint, tiers: tuple[str, ...]
-) -> EndpointDefinition:
+def endpoint_from_message(message: common_pb2.Endpoint, tiers: tuple[str, ...]) -> EndpointSpec:
     """Returns the definition of an endpoint.
 
     Args:
@@ -130,15 +127,7 @@ def endpoint_from_message(
     speed_is_good = math.isfinite(message.speed) and message.speed >= 0.0
     bad.check(speed_is_good, "endpoint.speed", "must be finite, at least 0")
     bad.raise_if_any()
-    return EndpointDefinition(
-        name=message.endpoint,
-        address=message.address,
-        device=message.device or message.endpoint,
-        tiers=tuple(ServedTier(tier.tier, tier.model_name or tier.tier) for tier in message.tiers),
-        profile=message.profile,
-        metrics_address=message.metrics_address,
-        speed=message.speed or 1.0,
-    )
+    return endpoint_of_message(message)
 
 
 def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:
@@ -149,28 +138,6 @@ def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:
     if not 0.0 <= drain_s <= _LONGEST_DRAIN_S:
         raise InvalidArgumentError("drain", f"is {drain_s:g} s", f"0 to {_LONGEST_DRAIN_S:g} s")
     return drain_s
-
-
-def endpoints_from_settings(
-    mesh: MeshSettings, profile_names: dict[str, str]
-) -> dict[str, EndpointDefinition]:
-    """Returns the settings' endpoints by name.
-
-    Args:
-        mesh: The `[mesh]` section.
-        profile_names: Name of the profile per endpoint that names one of its own.
-    """
-    return {
-        entry.name: EndpointDefinition(
-            name=entry.name,
-            address=entry.address,
-            device=entry.device or entry.name,
-            tiers=tuple(ServedTier(tier, entry.models.get(tier, tier)) for tier in entry.tiers),
-            profile=profile_names.get(entry.name, ""),
-            metrics_address=entry.metrics_address,
-        )
-        for entry in mesh.endpoints
-    }
 
 
 def encode_picture(picture: Picture) -> Publication:
@@ -224,20 +191,8 @@ def _parsed_state(payload: bytes) -> state_pb2.SystemState:
 
 
 def _endpoint_state(view: EndpointView) -> state_pb2.EndpointState:
-    definition = view.definition
     return state_pb2.EndpointState(
-        endpoint=common_pb2.Endpoint(
-            endpoint=definition.name,
-            address=definition.address,
-            device=definition.device,
-            tiers=[
-                common_pb2.ServedTier(tier=tier.tier, model_name=tier.model)
-                for tier in definition.tiers
-            ],
-            profile=definition.profile,
-            metrics_address=definition.metrics_address,
-            speed=definition.speed,
-        ),
+        endpoint=message_of_endpoint(view.spec),
         health=HEALTH_TO_MESSAGE[view.health],
         ramp_weight=view.ramp_weight,
         probe_time=timestamp_of(view.probe_wall_ns) if view.probe_wall_ns else None,

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from router.fleet import EndpointSpec
 from services.common.clock import Clock
-from services.load_monitor.model import (
-    EndpointDefinition,
-    EndpointView,
-    Health,
-    ServedTier,
-    TierGauge,
-)
+from services.load_monitor.model import EndpointView, Health, TierGauge
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +71,18 @@ class EndpointTracker:
     """What is known about one endpoint; told what probes saw, tells its view.
 
     Args:
-        definition: The endpoint.
+        spec: The endpoint.
         rules: When its health changes.
         clock: For the ramp and the stamps.
     """
 
-    def __init__(self, definition: EndpointDefinition, *, rules: HealthRules, clock: Clock) -> None:
-        self.definition = definition
+    def __init__(self, spec: EndpointSpec, *, rules: HealthRules, clock: Clock) -> None:
+        self.spec = spec
         self._rules = rules
         self._clock = clock
         self._live = self._new_hysteresis()
-        self._ready = {served.tier: self._new_hysteresis() for served in definition.tiers}
-        self._gauges = {
-            served.tier: TierGauge(tier=served.tier, ready=False) for served in definition.tiers
-        }
+        self._ready = {tier: self._new_hysteresis() for tier in spec.models}
+        self._gauges = {tier: TierGauge(tier=tier, ready=False) for tier in spec.models}
         self._counters: dict[str, Counters] = {}
         self._problem = "not probed yet"
         self._recovered_s: float | None = None
@@ -140,15 +133,15 @@ class EndpointTracker:
 
     def saw_counters(self, by_model: Mapping[str, Counters]) -> None:
         """Takes in Triton's counters; means are over the time since the last call."""
-        for served in self.definition.tiers:
-            now = by_model.get(served.model)
+        for tier, model in self.spec.models.items():
+            now = by_model.get(model)
             if now is None:
                 continue
-            before = self._counters.get(served.tier)
-            self._counters[served.tier] = now
+            before = self._counters.get(tier)
+            self._counters[tier] = now
             mean_queue_s, mean_compute_s = _means(before, now)
-            self._gauges[served.tier] = replace(
-                self._gauges[served.tier],
+            self._gauges[tier] = replace(
+                self._gauges[tier],
                 success_count=now.success_count,
                 failure_count=now.failure_count,
                 mean_queue_s=mean_queue_s,
@@ -157,24 +150,24 @@ class EndpointTracker:
 
     def saw_queues(self, by_model: Mapping[str, int] | None) -> None:
         """Takes in the queue depths of the metrics page; None if it could not be read."""
-        for served in self.definition.tiers:
-            depth = None if by_model is None else by_model.get(served.model)
-            self._gauges[served.tier] = replace(self._gauges[served.tier], queue_depth=depth)
+        for tier, model in self.spec.models.items():
+            depth = None if by_model is None else by_model.get(model)
+            self._gauges[tier] = replace(self._gauges[tier], queue_depth=depth)
 
-    def tiers_without_kind(self) -> list[ServedTier]:
-        """Returns the tiers whose kind is not known yet."""
-        return [s for s in self.definition.tiers if not self._gauges[s.tier].kind]
+    def models_without_kind(self) -> dict[str, str]:
+        """Returns the models, by tier, whose kind is not known yet."""
+        return {t: model for t, model in self.spec.models.items() if not self._gauges[t].kind}
 
     def view(self, *, draining: bool) -> EndpointView:
         """Returns the endpoint as it stands now."""
         health, reason = self._health(draining)
         usable = health in (Health.READY, Health.PARTIAL)
         return EndpointView(
-            definition=self.definition,
+            spec=self.spec,
             health=health,
             ramp_weight=self._ramp_weight() if usable else 0.0,
             probe_wall_ns=self._probe_wall_ns,
-            gauges=tuple(self._gauge(served.tier) for served in self.definition.tiers),
+            gauges=tuple(self._gauge(tier) for tier in self.spec.models),
             reason=reason,
         )
 

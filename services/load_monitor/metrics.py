@@ -111,9 +111,7 @@ def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
         "tiercel_monitor_in_flight", "Requests under way as routers report.", "tier", "endpoint"
     )
     # Only candidates of the mesh: a report may name anything, and every name is a series.
-    sums = {
-        (gauge.tier, view.definition.name): 0 for view in picture.endpoints for gauge in view.gauges
-    }
+    sums = {(gauge.tier, view.spec.name): 0 for view in picture.endpoints for gauge in view.gauges}
     for report in picture.routers:
         for tier, endpoint, count in report.in_flight:
             if (tier, endpoint) in sums:
@@ -134,7 +132,7 @@ def _endpoint_gauges(picture: Picture) -> Iterator[Metric]:
     queue = _family("tiercel_tier_mean_queue_seconds", "Mean time in Triton's queue.", *labels)
     compute = _family("tiercel_tier_mean_compute_seconds", "Mean time in the model.", *labels)
     for view in picture.endpoints:
-        name = view.definition.name
+        name = view.spec.name
         for each in Health:
             health.add_metric([name, each.value], float(each is view.health))
         weight.add_metric([name], view.ramp_weight)

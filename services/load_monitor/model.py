@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-MESH_DEFAULT_PROFILE = ""
+from router.fleet import EndpointSpec
+
 DEFAULT_DRAIN_S = 10.0
 
 
@@ -17,42 +18,6 @@ class Health(enum.Enum):
     PARTIAL = "partial"
     DOWN = "down"
     DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True)
-class ServedTier:
-    """One tier as an endpoint serves it.
-
-    Args:
-        tier: Name of the tier.
-        model: Triton model that serves it.
-    """
-
-    tier: str
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointDefinition:
-    """One Triton address that serves one or more tiers.
-
-    Args:
-        name: Unique name.
-        address: gRPC address, host:port.
-        device: Device whose time its tiers share.
-        tiers: What it serves.
-        profile: Name of its latency profile; empty means the mesh's default.
-        metrics_address: HTTP address of its metrics; empty means it is not scraped.
-        speed: Speed relative to the profile, 1.0 = as the profile says.
-    """
-
-    name: str
-    address: str
-    device: str
-    tiers: tuple[ServedTier, ...]
-    profile: str = MESH_DEFAULT_PROFILE
-    metrics_address: str = ""
-    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +50,7 @@ class EndpointView:
     """One endpoint as the monitor sees it.
 
     Args:
-        definition: What it is.
+        spec: What it is.
         health: Whether it can be used.
         ramp_weight: Share of its normal traffic it should get, 0 to 1.
         probe_wall_ns: When it was last probed, nanoseconds since 1970; 0 if never.
@@ -93,7 +58,7 @@ class EndpointView:
         reason: Why it is not READY; empty if it is.
     """
 
-    definition: EndpointDefinition
+    spec: EndpointSpec
     health: Health
     ramp_weight: float
     probe_wall_ns: int

@@ -142,7 +142,7 @@ class Prober:
                 self._tasks[name] = (tracker, task)
 
     async def _probe_for_ever(self, tracker: EndpointTracker) -> None:
-        client = self._connect(tracker.definition.address)
+        client = self._connect(tracker.spec.address)
         ready_due_s = self._clock.monotonic_s()
         try:
             while True:
@@ -159,7 +159,7 @@ class Prober:
                 if view.health is not before:
                     self._log.info(
                         "endpoint_health",
-                        endpoint=tracker.definition.name,
+                        endpoint=tracker.spec.name,
                         health=view.health.value,
                         reason=view.reason or "none",
                     )
@@ -197,20 +197,20 @@ class Prober:
             }
         )
         if check_ready:
-            for served in tracker.definition.tiers:
-                tracker.saw_ready(served.tier, await client.is_ready(served.model))
+            for tier, model in tracker.spec.models.items():
+                tracker.saw_ready(tier, await client.is_ready(model))
             await self._read_kinds(client, tracker)
         await self._read_queues(tracker)
 
     async def _read_kinds(self, client: ProbeClient, tracker: EndpointTracker) -> None:
-        for served in tracker.tiers_without_kind():
+        for tier, model in tracker.models_without_kind().items():
             try:
-                tracker.saw_kind(served.tier, (await client.model_config(served.model)).kind)
+                tracker.saw_kind(tier, (await client.model_config(model)).kind)
             except TierError:
                 continue  # asked again at the next check
 
     async def _read_queues(self, tracker: EndpointTracker) -> None:
-        address = tracker.definition.metrics_address
+        address = tracker.spec.metrics_address
         if not address:
             return
         try:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from router.fleet import EndpointSpec
 from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
-from services.load_monitor.model import EndpointDefinition, ServedTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Changes:
     """
 
     version: int = 0
-    added: Mapping[str, EndpointDefinition] = field(default_factory=dict)
+    added: Mapping[str, EndpointSpec] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
     draining: Mapping[str, int] = field(default_factory=dict)
     fingerprint: str = ""
@@ -46,7 +47,7 @@ class Topology:
         changes: What was changed while running.
     """
 
-    configured: Mapping[str, EndpointDefinition]
+    configured: Mapping[str, EndpointSpec]
     changes: Changes = Changes()
 
     @property
@@ -55,7 +56,7 @@ class Topology:
         return self.changes.version
 
     @property
-    def endpoints(self) -> dict[str, EndpointDefinition]:
+    def endpoints(self) -> dict[str, EndpointSpec]:
         """Every endpoint by name; where settings and additions disagree, the settings win."""
         found = {**self.changes.added, **self.configured}
         for name in self.changes.removed:
@@ -80,7 +81,7 @@ class Topology:
         lowest = other.version + changed
         return self if self.version >= lowest else self._with(version=lowest)
 
-    def add(self, endpoint: EndpointDefinition, *, max_endpoints: int) -> Topology:
+    def add(self, endpoint: EndpointSpec, *, max_endpoints: int) -> Topology:
         """Returns the list with an endpoint more; itself if it is there already.
 
         Raises:
@@ -141,7 +142,7 @@ class Topology:
         return Topology(self.configured, replace(self.changes, **changes))  # type: ignore[arg-type]
 
     def _fingerprint(self) -> str:
-        content = {name: asdict(endpoint) for name, endpoint in self.endpoints.items()}
+        content = {name: _entry(endpoint) for name, endpoint in self.endpoints.items()}
         text = json.dumps([content, sorted(self.draining)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -151,7 +152,7 @@ def encode_changes(changes: Changes) -> bytes:
     return json.dumps(
         {
             "version": changes.version,
-            "added": [asdict(endpoint) for endpoint in changes.added.values()],
+            "added": [_entry(endpoint) for endpoint in changes.added.values()],
             "removed": sorted(changes.removed),
             "draining": dict(changes.draining),
             "fingerprint": changes.fingerprint,
@@ -169,7 +170,7 @@ def decode_changes(payload: bytes) -> Changes:
         document = json.loads(payload)
         return Changes(
             version=int(document["version"]),
-            added={entry["name"]: _definition(entry) for entry in document["added"]},
+            added={entry["name"]: _spec(entry) for entry in document["added"]},
             removed=frozenset(document["removed"]),
             draining={str(name): int(until) for name, until in document["draining"].items()},
             fingerprint=str(document["fingerprint"]),
@@ -178,9 +179,13 @@ def decode_changes(payload: bytes) -> Changes:
         raise ValueError(f"stored endpoint list cannot be read: {error!r}") from error
 
 
-def _definition(entry: dict[str, object]) -> EndpointDefinition:
-    tiers = entry["tiers"]
-    if not isinstance(tiers, Sequence):
-        raise TypeError("tiers must be a list")
-    served = tuple(ServedTier(str(tier["tier"]), str(tier["model"])) for tier in tiers)
-    return EndpointDefinition(**{**entry, "tiers": served})  # type: ignore[arg-type]
+def _entry(spec: EndpointSpec) -> dict[str, Any]:
+    fields = asdict(spec)
+    models = fields.pop("models")
+    return {**fields, "tiers": [{"tier": tier, "model": models[tier]} for tier in models]}
+
+
+def _spec(entry: dict[str, Any]) -> EndpointSpec:
+    models = {str(served["tier"]): str(served["model"]) for served in entry["tiers"]}
+    fields = {key: value for key, value in entry.items() if key != "tiers"}
+    return EndpointSpec(**fields, models=models)

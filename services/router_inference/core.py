@@ -13,10 +13,10 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from router.estimators import OutputLengthPredictor
-from router.fleet import EndpointSpec
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
 from services.common.clock import Clock
+from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
 from services.common.mesh_config import MeshFiles, MeshSettings
 from services.common.state.store import StateStore
@@ -255,7 +255,7 @@ def _view(env: Surroundings) -> View:
     own = env.settings.router_inference
     return View(
         catalog=env.files.catalog,
-        endpoints=endpoint_specs(env.settings.mesh),
+        endpoints=[endpoint_of_settings(entry) for entry in env.settings.mesh.endpoints],
         profiles=profiles_by_name(env.files),
         limits=BreakerLimits(
             own.eject_after_failures, own.eject_s, own.eject_max_s, own.silent_eject_s, own.ramp_s
@@ -300,20 +300,6 @@ def _limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
         soft_late_s=own.soft_late_s,
         bytes_per_token=mesh.bytes_per_token,
     )
-
-
-def endpoint_specs(mesh: MeshSettings) -> list[EndpointSpec]:
-    """Returns the endpoints of the settings."""
-    return [
-        EndpointSpec(
-            name=endpoint.name,
-            address=endpoint.address,
-            device=endpoint.device or endpoint.name,
-            models={tier: endpoint.models.get(tier, tier) for tier in endpoint.tiers},
-            metrics_address=endpoint.metrics_address,
-        )
-        for endpoint in mesh.endpoints
-    ]
 
 
 def profiles_by_name(files: MeshFiles) -> Mapping[str, LatencyProfile]:

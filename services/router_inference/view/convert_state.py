@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from router.fleet import EndpointSpec
+from dataclasses import replace
+
+from services.common.convert import endpoint_of_message
 from services.common.times import timestamp_of
 from services.router_inference.records.accounts import Accounts, Counts
 from services.router_inference.view.view import SeenEndpoint, SeenState, View
@@ -44,21 +46,12 @@ def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenSta
 
 
 def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:
-    endpoint = state.endpoint
-    models = {served.tier: served.model_name or served.tier for served in endpoint.tiers}
-    spec = EndpointSpec(
-        name=endpoint.endpoint,
-        address=endpoint.address,
-        device=endpoint.device or endpoint.endpoint,
-        models=models,
-        profile=endpoint.profile,
-        metrics_address=endpoint.metrics_address,
-        # Rounded, so that a drifting estimate does not rebuild the fleet ten times a second.
-        speed=round(endpoint.speed, 2) or 1.0,
-    )
+    spec = endpoint_of_message(state.endpoint)
+    # Rounded, so that a drifting estimate does not rebuild the fleet ten times a second.
+    spec = replace(spec, speed=round(spec.speed, 2) or 1.0)
     health = state.health
     weight, reason = state.ramp_weight, state.reason
-    ready = frozenset(models)
+    ready = frozenset(spec.models)
     if health == common_pb2.ENDPOINT_HEALTH_UNSPECIFIED:
         # A monitor that has just started has not probed yet; until it has, the own breakers decide.
         weight = 1.0

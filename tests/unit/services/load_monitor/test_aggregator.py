@@ -21,12 +21,6 @@ def report(
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    """A clock moved by hand."""
-    return FakeClock()
-
-
-@pytest.fixture
 def aggregator(clock: FakeClock) -> Aggregator:
     """An aggregator for up to three routers, silent after 3 s."""
     return Aggregator(clock=clock, silence_s=3.0, max_routers=3)

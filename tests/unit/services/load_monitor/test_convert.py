@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.fleet import EndpointSpec
 from services.common.errors import InvalidArgumentError
 from services.load_monitor import convert
 from services.load_monitor.model import (
-    EndpointDefinition,
     EndpointView,
     Health,
     Picture,
-    ServedTier,
     TierGauge,
 )
 from tiercel.common.v1 import common_pb2
@@ -78,9 +77,8 @@ def test_large_report_is_refused() -> None:
 
 def test_picture_keeps_unknown_apart_from_zero() -> None:
     """Unset means unknown; stamps and durations keep their nanoseconds."""
-    tiers = (ServedTier("small", "m"),)
     view = EndpointView(
-        definition=EndpointDefinition("e", "h:1", "gpu0", tiers, speed=0.9),
+        spec=EndpointSpec("e", "h:1", "gpu0", {"small": "m"}, speed=0.9),
         health=Health.PARTIAL,
         ramp_weight=0.5,
         probe_wall_ns=1_700_000_000_123_456_789,

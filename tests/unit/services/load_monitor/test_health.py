@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from router.fleet import EndpointSpec
 from services.load_monitor.health import Counters, EndpointTracker, HealthRules
-from services.load_monitor.model import EndpointDefinition, Health, ServedTier
+from services.load_monitor.model import Health
 from tests.fakes.clock import FakeClock
 
-DEFINITION = EndpointDefinition(
+SPEC = EndpointSpec(
     name="e",
     address="127.0.0.1:8001",
     device="gpu0",
-    tiers=(ServedTier("small", "small"), ServedTier("large", "opt")),
+    models={"small": "small", "large": "opt"},
 )
 RULES = HealthRules(down_after_failures=2, up_after_successes=2, ramp_s=5.0, ramp_start_weight=0.2)
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    """A clock moved by hand."""
-    return FakeClock()
-
-
-@pytest.fixture
 def tracker(clock: FakeClock) -> EndpointTracker:
     """A tracker that has seen nothing."""
-    return EndpointTracker(DEFINITION, rules=RULES, clock=clock)
+    return EndpointTracker(SPEC, rules=RULES, clock=clock)
 
 
 def see_all_good(tracker: EndpointTracker) -> None:
     """Tells the tracker of one good probe."""
     tracker.saw_answer()
-    for served in DEFINITION.tiers:
-        tracker.saw_ready(served.tier, True)
+    for tier in SPEC.models:
+        tracker.saw_ready(tier, True)
 
 
 def health(tracker: EndpointTracker) -> Health:
@@ -132,9 +127,9 @@ def test_kind_is_asked_again_after_a_restart(tracker: EndpointTracker) -> None:
     """Another process at the address may serve another kind of tier."""
     see_all_good(tracker)
     tracker.saw_kind("small", "paced")
-    assert [served.tier for served in tracker.tiers_without_kind()] == ["large"]
+    assert list(tracker.models_without_kind()) == ["large"]
     tracker.saw_failure("x")
     tracker.saw_failure("x")
     see_all_good(tracker)
     see_all_good(tracker)
-    assert [served.tier for served in tracker.tiers_without_kind()] == ["small", "large"]
+    assert list(tracker.models_without_kind()) == ["small", "large"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from router.fleet import EndpointSpec
 from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
-from services.load_monitor.model import EndpointDefinition, ServedTier
 from services.load_monitor.topology import Topology, decode_changes, encode_changes
 
 
-def endpoint(name: str, port: int = 8001) -> EndpointDefinition:
+def endpoint(name: str, port: int = 8001) -> EndpointSpec:
     """Returns a definition."""
-    return EndpointDefinition(name, f"127.0.0.1:{port}", name, (ServedTier("small", "small"),))
+    return EndpointSpec(name, f"127.0.0.1:{port}", name, {"small": "small"})
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""Endpoints of the settings and of messages as the domain's `EndpointSpec`, and back."""
+
+from __future__ import annotations
+
+from router.fleet import EndpointSpec
+from services.common.mesh_config import EndpointSettings
+from tiercel.common.v1 import common_pb2
+
+
+def endpoint_of_settings(entry: EndpointSettings, profile: str = "") -> EndpointSpec:
+    """Returns the endpoint of a `[[mesh.endpoints]]` entry, `profile` its profile's name."""
+    return EndpointSpec(
+        name=entry.name,
+        address=entry.address,
+        device=entry.device or entry.name,
+        models={tier: entry.models.get(tier, tier) for tier in entry.tiers},
+        profile=profile,
+        metrics_address=entry.metrics_address,
+    )
+
+
+def endpoint_of_message(message: common_pb2.Endpoint) -> EndpointSpec:
+    """Returns the endpoint of a message, what is left out filled in; nothing is checked."""
+    return EndpointSpec(
+        name=message.endpoint,
+        address=message.address,
+        device=message.device or message.endpoint,
+        models={served.tier: served.model_name or served.tier for served in message.tiers},
+        profile=message.profile,
+        metrics_address=message.metrics_address,
+        speed=message.speed or 1.0,
+    )
+
+
+def message_of_endpoint(spec: EndpointSpec) -> common_pb2.Endpoint:
+    """Returns the message of an endpoint."""
+    return common_pb2.Endpoint(
+        endpoint=spec.name,
+        address=spec.address,
+        device=spec.device,
+        tiers=[
+            common_pb2.ServedTier(tier=tier, model_name=model)
+            for tier, model in spec.models.items()
+        ],
+        profile=spec.profile,
+        metrics_address=spec.metrics_address,
+        speed=spec.speed,
+    )
