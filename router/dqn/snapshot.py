@@ -1,10 +1,9 @@
 """Snapshots: the weights of a Q-network and what is known about them, as one safetensors file.
 
 Data only, never code: a JSON header and raw little-endian numbers. The reader takes nothing on
-trust, since a snapshot reaches a router over the network: lengths, offsets, types, shapes,
-finiteness, schema and checksum are all checked. Bytes in, bytes out; files and sockets are the
-callers' business. The format is that of the `safetensors` package (8 bytes header length, JSON
-header, data), written here because `router` needs nothing but numpy.
+trust, since a snapshot reaches a router over the network: `safetensors` checks lengths, offsets and
+shapes, this module types, finiteness, schema and checksum. Bytes in, bytes out; files and sockets
+are the callers' business.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +26,7 @@ FORMAT: Final = "tiercel-dqn/2"
 """Name and version of the layout; a reader refuses any other."""
 
 MAX_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
-MAX_HEADER_BYTES: Final = 1024 * 1024
 
-REASON_TRUNCATED: Final = "SNAPSHOT_TRUNCATED"
 REASON_TOO_LARGE: Final = "SNAPSHOT_TOO_LARGE"
 REASON_MALFORMED: Final = "SNAPSHOT_MALFORMED"
 REASON_FORMAT: Final = "SNAPSHOT_FORMAT_UNKNOWN"
@@ -60,6 +58,12 @@ class Weights(NamedTuple):
     b2_H: NDArray[np.float32]
     w3_P: NDArray[np.float32]
     b3: np.float32
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Weights:
+        """Returns the weights among arrays by name."""
+        layers = {name: arrays[name] for name in cls._fields}
+        return cls(**layers | {"b3": np.float32(arrays["b3"])})
 
     @property
     def feature_count(self) -> int:
@@ -134,9 +138,7 @@ def save_snapshot(snapshot: Snapshot) -> bytes:
     Raises:
         SnapshotError: shapes do not fit together or a number is not finite.
     """
-    tensors = _tensors(snapshot)
     _check_weights(snapshot.weights, snapshot.feature_names)
-    _check_finite(tensors)
     meta = {
         "format": FORMAT,
         "policy": snapshot.policy,
@@ -148,24 +150,25 @@ def save_snapshot(snapshot: Snapshot) -> bytes:
         "base": dict(snapshot.base),
         "schedule": dict(snapshot.schedule),
     }
-    return pack(meta, tensors)
+    return pack(meta, snapshot.weights._asdict())
 
 
 def pack(meta: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Returns a snapshot file of any kind: JSON metadata and named float32 arrays."""
+    """Returns a snapshot file of any kind: JSON metadata and named float32 arrays.
+
+    Written here because `safetensors.numpy.save` puts metadata in an order that differs from call
+    to call, and the same content must give the same bytes.
+
+    Raises:
+        SnapshotError: a number is not finite.
+    """
+    _check_finite(tensors)
     header: dict[str, Any] = {}
-    chunks: list[bytes] = []
-    offset = 0
+    data = b""
     for name, array in sorted(tensors.items()):
-        data = np.ascontiguousarray(array, dtype="<f4").tobytes()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        chunks.append(data)
-        offset += len(data)
-    data = b"".join(chunks)
+        start, data = len(data), data + np.asarray(array, dtype="<f4").tobytes()
+        shape = list(np.shape(array))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header["__metadata__"] = {"tiercel": text, "sha256": _content_hash(text, data)}
     encoded = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
@@ -186,11 +189,10 @@ def load_snapshot(
     Raises:
         SnapshotError: with the reason why it was refused.
     """
-    meta, tensors, version = unpack(blob, FORMAT, _WEIGHT_NAMES, feature_schema, origin)
+    meta, tensors, version = unpack(blob, FORMAT, Weights._fields, feature_schema, origin)
     if tensors["b3"].shape != ():
         raise SnapshotError(REASON_SHAPE, f"{origin}: b3 is not a scalar")
-    w1_FH, b1_H, w2_GH, b2_H, w3_P, b3 = (tensors[name] for name in _WEIGHT_NAMES)
-    weights = Weights(w1_FH, b1_H, w2_GH, b2_H, w3_P, np.float32(b3))
+    weights = Weights.of(tensors)
     names = tuple(meta["feature_names"])
     _check_weights(weights, names, origin)
     return Snapshot(
@@ -243,33 +245,35 @@ def unpack(
     Raises:
         SnapshotError: with the reason why it was refused.
     """
-    header, data = _split(blob, origin)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("tiercel"), str):
+    if len(blob) > MAX_SNAPSHOT_BYTES:
+        raise SnapshotError(
+            REASON_TOO_LARGE, f"{origin}: {len(blob)} bytes, at most {MAX_SNAPSHOT_BYTES}"
+        )
+    tensors = _read_tensors(blob, origin)
+    data_start = 8 + struct.unpack("<Q", blob[:8])[0]
+    try:
+        header = json.loads(blob[8:data_start], object_pairs_hook=_once)
+    except ValueError as error:
+        raise SnapshotError(REASON_MALFORMED, f"{origin}: header: {error}") from error
+    metadata = header.get("__metadata__", {})
+    if not {"tiercel", "sha256"} <= metadata.keys():
         raise SnapshotError(REASON_FORMAT, f"{origin}: carries no tiercel metadata")
     text = metadata["tiercel"]
     meta = _parse_meta(text, layout, origin)
-    if metadata.get("sha256") != _content_hash(text, data):
+    if metadata["sha256"] != _content_hash(text, blob[data_start:]):
         raise SnapshotError(REASON_CHECKSUM, f"{origin}: checksum does not match the content")
     if feature_schema is not None and meta["feature_schema"] != feature_schema:
         raise SnapshotError(
             REASON_SCHEMA,
             f"{origin}: feature schema {meta['feature_schema']!r}, expected {feature_schema!r}",
         )
-    tensors = {name: _tensor(name, entry, data, origin) for name, entry in header.items()}
     missing = [name for name in names if name not in tensors]
     if missing:
         raise SnapshotError(REASON_SHAPE, f"{origin}: lacks {', '.join(missing)}")
     _check_finite(tensors, origin)
-    return meta, tensors, str(metadata["sha256"])[:12]
+    return meta, tensors, metadata["sha256"][:12]
 
 
-def snapshot_version(blob: bytes) -> str:
-    """Returns the version of a snapshot's bytes, checked like `load_snapshot`."""
-    return load_snapshot(blob).version
-
-
-_WEIGHT_NAMES = Weights._fields
 _META_TYPES: dict[str, type] = {
     "policy": str,
     "feature_schema": str,
@@ -280,37 +284,16 @@ _META_TYPES: dict[str, type] = {
 }
 
 
-def _tensors(snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
-    return {
-        name: np.asarray(array, dtype=np.float32)
-        for name, array in snapshot.weights._asdict().items()
-    }
-
-
 def _content_hash(meta_text: str, data: bytes) -> str:
     return hashlib.sha256(meta_text.encode() + b"\0" + data).hexdigest()
 
 
-def _split(blob: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
-    """Returns header and data; checks the outer lengths."""
-    if len(blob) > MAX_SNAPSHOT_BYTES:
-        raise SnapshotError(
-            REASON_TOO_LARGE, f"{origin}: {len(blob)} bytes, at most {MAX_SNAPSHOT_BYTES}"
-        )
-    if len(blob) < 8:
-        raise SnapshotError(REASON_TRUNCATED, f"{origin}: {len(blob)} bytes are no snapshot")
-    (length,) = struct.unpack("<Q", blob[:8])
-    if length > MAX_HEADER_BYTES:
-        raise SnapshotError(REASON_MALFORMED, f"{origin}: header length {length} is not plausible")
-    if len(blob) < 8 + length:
-        raise SnapshotError(REASON_TRUNCATED, f"{origin}: ends inside its header")
-    try:
-        header = json.loads(blob[8 : 8 + length])
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise SnapshotError(REASON_MALFORMED, f"{origin}: header is not JSON") from error
-    if not isinstance(header, dict):
-        raise SnapshotError(REASON_MALFORMED, f"{origin}: header is not an object")
-    return header, blob[8 + length :]
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object; of a name that is there twice nobody knows which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _parse_meta(text: str, layout: str, origin: str) -> dict[str, Any]:
@@ -328,27 +311,21 @@ def _parse_meta(text: str, layout: str, origin: str) -> dict[str, Any]:
     return meta
 
 
-def _tensor(name: str, entry: Any, data: bytes, origin: str) -> NDArray[np.float32]:
-    """Returns one tensor; every number in its entry is checked before it is used."""
+def _read_tensors(blob: bytes, origin: str) -> dict[str, NDArray[np.float32]]:
+    """Returns the arrays by name; each owns its memory."""
     try:
-        shape = tuple(entry["shape"])
-        start, end = entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
-    except (TypeError, KeyError, ValueError) as error:
+        found = dict(deserialize(blob))  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
         raise SnapshotError(
-            REASON_MALFORMED, f"{origin}: header entry {name!r} is wrong"
+            REASON_MALFORMED, f"{origin}: damaged, cut short or no snapshot: {error}"
         ) from error
-    if entry.get("dtype") != "F32":
-        raise SnapshotError(REASON_SHAPE, f"{origin}: {name} is not F32")
-    count = 1
-    for n in shape:
-        count *= n if whole else 0
-    if not whole or end - start != 4 * count:
-        raise SnapshotError(REASON_MALFORMED, f"{origin}: {name} has wrong offsets")
-    if end > len(data):
-        raise SnapshotError(REASON_TRUNCATED, f"{origin}: ends inside {name}")
-    # A copy: the result owns its memory, aligned and writable.
-    return np.frombuffer(data[start:end], dtype="<f4").reshape(shape).astype(np.float32)
+    for name, each in found.items():
+        if each["dtype"] != "F32":
+            raise SnapshotError(REASON_SHAPE, f"{origin}: {name} is {each['dtype']}, not F32")
+    return {
+        name: np.frombuffer(each["data"], dtype="<f4").reshape(each["shape"])
+        for name, each in found.items()
+    }
 
 
 def _check_weights(weights: Weights, names: tuple[str, ...], origin: str = "snapshot") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.dqn import snapshot as snapshots
+from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import Snapshot, SnapshotError, Weights, load_snapshot, save_snapshot
 
 FEATURES = ("a", "b", "c")
+POLICIES = Path(__file__).parents[3] / "policies"
 
 
 def _snapshot(seed: int = 0, hidden: int = 4) -> Snapshot:
@@ -168,11 +171,15 @@ def test_garbage_is_refused(blob: bytes) -> None:
         (lambda h: h.pop("__metadata__"), snapshots.REASON_FORMAT),
         (lambda h: h["__metadata__"].update(tiercel="{}"), snapshots.REASON_FORMAT),
         (lambda h: h["__metadata__"].update(sha256="0" * 64), snapshots.REASON_CHECKSUM),
-        (lambda h: h["w1_FH"].update(dtype="F64"), snapshots.REASON_SHAPE),
+        (lambda h: h["w1_FH"].update(dtype="I32"), snapshots.REASON_SHAPE),
+        (lambda h: h["w1_FH"].update(dtype="BF16", shape=[3, 8]), snapshots.REASON_SHAPE),
+        (lambda h: h["w1_FH"].update(dtype="F64"), snapshots.REASON_MALFORMED),
         (lambda h: h["w1_FH"].update(shape=[4, 3]), snapshots.REASON_SHAPE),
         (lambda h: h["w1_FH"].update(data_offsets=[0, 10**9]), snapshots.REASON_MALFORMED),
         (lambda h: h["w1_FH"].update(shape=[3, -4]), snapshots.REASON_MALFORMED),
-        (lambda h: h.pop("w3_P"), snapshots.REASON_SHAPE),
+        (lambda h: h["b2_H"].update(data_offsets=h["b1_H"]["data_offsets"]), "SNAPSHOT_MALFORMED"),
+        (lambda h: h.update(w3_Q=h.pop("w3_P")), snapshots.REASON_SHAPE),
+        (lambda h: h.pop("w3_P"), snapshots.REASON_MALFORMED),
     ],
 )
 def test_damaged_header_is_refused(change: Any, reason: str) -> None:
@@ -180,6 +187,39 @@ def test_damaged_header_is_refused(change: Any, reason: str) -> None:
     with pytest.raises(SnapshotError) as caught:
         load_snapshot(_rewrite(save_snapshot(_snapshot()), change))
     assert caught.value.reason == reason
+
+
+def test_name_that_is_there_twice_is_refused() -> None:
+    """Readers differ in which of two entries they take, so neither counts."""
+    blob = save_snapshot(_snapshot())
+    (length,) = struct.unpack("<Q", blob[:8])
+    header = blob[8 : 8 + length].rstrip()
+    entry = json.dumps(json.loads(header)["b1_H"]).encode()
+    twice = header[:-1] + b',"b1_H":' + entry + b"}"
+    with pytest.raises(SnapshotError, match="twice") as caught:
+        load_snapshot(struct.pack("<Q", len(twice)) + twice + blob[8 + length :])
+    assert caught.value.reason == snapshots.REASON_MALFORMED
+
+
+@pytest.mark.parametrize("length", [0, 7, 2**20, 2**60, 2**64 - 1])
+def test_implausible_header_length_is_refused(length: int) -> None:
+    """A header longer than the file is read no further than its length."""
+    blob = struct.pack("<Q", length) + save_snapshot(_snapshot())[8:]
+    with pytest.raises(SnapshotError, match="header") as caught:
+        load_snapshot(blob)
+    assert caught.value.reason == snapshots.REASON_MALFORMED
+
+
+def test_shipped_snapshots_keep_their_versions() -> None:
+    """A version is a digest of the content: what is shipped loads and is named as ever."""
+    opt, reference = (
+        load_snapshot((POLICIES / f"{name}.safetensors").read_bytes())
+        for name in ("opt-a100", "reference")
+    )
+    paper = load_paper_snapshot((POLICIES / "opt-a100.dqn-paper.safetensors").read_bytes())
+    assert (opt.version, reference.version) == ("90274fea73f0", "0bcfe00e0429")
+    assert paper.version == "03a40de846d3"
+    assert save_snapshot(opt) == (POLICIES / "opt-a100.safetensors").read_bytes()
 
 
 def test_zeroed_network_says_nothing() -> None:

@@ -93,7 +93,7 @@ async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
     for blob, reason in (
         (snapshot(1)[:-1], "SNAPSHOT_CHECKSUM_MISMATCH"),
         (snapshot(1, "other"), "SNAPSHOT_SCHEMA_MISMATCH"),
-        (b"", "SNAPSHOT_TRUNCATED"),
+        (b"", "SNAPSHOT_MALFORMED"),
     ):
         with pytest.raises(SnapshotError) as caught:
             await bench.registry.publish(blob)

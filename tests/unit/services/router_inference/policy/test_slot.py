@@ -131,7 +131,7 @@ def test_a_bad_snapshot_file_stops_the_start(tmp_path: Path) -> None:
     """A damaged or missing file is a mistake in the settings, with its reason."""
     path = tmp_path / "policy.safetensors"
     path.write_bytes(b"short")
-    with pytest.raises(SettingsError, match=r"policy_snapshot.*SNAPSHOT_TRUNCATED"):
+    with pytest.raises(SettingsError, match=r"policy_snapshot.*SNAPSHOT_MALFORMED"):
         make_rig(policy="dqn-paper", policy_snapshot=str(path))
     with pytest.raises(SettingsError, match=r"policy_snapshot.*No such file"):
         make_rig(policy="dqn-paper", policy_snapshot=str(tmp_path / "none"))
@@ -171,7 +171,7 @@ async def test_a_snapshot_is_swapped_in_without_losing_a_request() -> None:
     [
         (lambda: promoted(b""), "SNAPSHOT_MISSING"),
         (lambda: promoted(b"garbage" * 10), "SNAPSHOT_MALFORMED"),
-        (lambda: promoted(snapshot_bytes()[:40]), "SNAPSHOT_TRUNCATED"),
+        (lambda: promoted(snapshot_bytes()[:40]), "SNAPSHOT_MALFORMED"),
         (lambda: promoted(snapshot_bytes("another-schema")), "SNAPSHOT_SCHEMA_MISMATCH"),
         (
             lambda: Promoted("dqn", "", snapshot_bytes(), b"x" * 32, 1),
