@@ -91,7 +91,7 @@ async def test_built_in_policy_can_be_active(bench: Bench) -> None:
 async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
     """Damage and a foreign schema never enter the registry."""
     for blob, reason in (
-        (snapshot(1)[:-1], "SNAPSHOT_CHECKSUM_MISMATCH"),
+        (snapshot(1)[:-1] + b"\x01", "SNAPSHOT_CHECKSUM_MISMATCH"),
         (snapshot(1, "other"), "SNAPSHOT_SCHEMA_MISMATCH"),
         (b"", "SNAPSHOT_MALFORMED"),
     ):
