@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from router.types import InvalidFileError, Task
+from router.types import InvalidFileError, Task, is_finite_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +47,7 @@ def parse_quality(text: str, origin: str) -> QualityTable:
         for task, row in document.get(section, {}).items():
             tables[section][task] = {}
             for tier, value in row.items():
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if not number or not math.isfinite(value) or not 0.0 <= value <= 1.0:
+                if not is_finite_number(value) or not 0.0 <= value <= 1.0:
                     problems.append(f"{section}.{task}.{tier}: must be from 0 to 1 (got {value!r})")
                     continue
                 tables[section][task][tier] = float(value)

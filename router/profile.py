@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from router.types import InvalidFileError
+from router.types import InvalidFileError, is_finite_number
 
 SOURCES = ("published", "measured", "assumed")
 
@@ -149,11 +148,7 @@ def _parse_tier(tier: str, table: Any, problems: list[str]) -> TierProfile:
                 problems.append(f"tiers.{tier}.{key}: missing")
             continue
         value = table[key]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not is_finite_number(value):
             problems.append(f"tiers.{tier}.{key}: must be a finite number (got {value!r})")
         elif value < lowest:
             problems.append(f"tiers.{tier}.{key}: must be at least {lowest:g} (got {value:g})")

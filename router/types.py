@@ -6,8 +6,9 @@ Array names end in shape letters: K tasks, T tiers, C candidates, D devices, F f
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,13 @@ class RewardKind(enum.Enum):
 
     HARD = "hard"
     SOFT = "soft"
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Returns whether a value read from a file is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 class InvalidFileError(ValueError):

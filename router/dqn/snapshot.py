@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from router.types import is_finite_number
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -211,11 +213,10 @@ def load_snapshot(
 
 def _base(base: Any, origin: str) -> dict[str, float]:
     """Returns the base's parameters; whether they suit a policy is for the policy to say."""
-    numbers = isinstance(base, dict) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in base.values()
-    )
-    if not numbers:
-        raise SnapshotError(REASON_BASE, f"{origin}: metadata.base must hold numbers by name")
+    if not isinstance(base, dict) or not all(map(is_finite_number, base.values())):
+        raise SnapshotError(
+            REASON_BASE, f"{origin}: metadata.base must hold finite numbers by name"
+        )
     return {str(name): float(value) for name, value in base.items()}
 
 

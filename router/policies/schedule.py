@@ -24,11 +24,11 @@ Shape letters: C candidates, P parameters, J boundaries = tiers - 1.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from router import kernels, slowdown
 from router.policies import scores
+from router.types import is_finite_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +109,7 @@ def parameters_of(table: Mapping[str, Any]) -> list[float]:
     rows, first, step = table.get("rows"), table.get("first_load"), table.get("step")
     if table.get("columns") != list(VALUES):
         raise ScheduleError(f"schedule.columns must be {', '.join(VALUES)}")
-    if not _is_number(first) or not _is_number(step) or not step > 0.0:
+    if not is_finite_number(first) or not is_finite_number(step) or not step > 0.0:
         raise ScheduleError("schedule.first_load and schedule.step must be numbers, step above 0")
     if not isinstance(rows, list) or not 1 <= len(rows) <= MOST_KNOTS:
         raise ScheduleError(f"schedule.rows must be a list of 1 to {MOST_KNOTS} rows")
@@ -120,15 +120,10 @@ def parameters_of(table: Mapping[str, Any]) -> list[float]:
                 f"schedule.rows[{index}] must hold {VALUE_COUNT} values and one boundary or more, "
                 "as many as the others"
             )
-        if not all(_is_number(value) and abs(value) <= LARGEST for value in row):
+        if not all(is_finite_number(value) and abs(value) <= LARGEST for value in row):
             raise ScheduleError(f"schedule.rows[{index}]: values must be within +-{LARGEST:g}")
     header = [float(len(rows)), float(width - VALUE_COUNT), float(first), float(step)]
     return [*header, *(float(value) for row in rows for value in row)]
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
 
 
 def has_schedule(params_P: NDArray[np.float64]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from trainer.profiling.latency_fit import Equation, Fit, fit_tier
+from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier
 
 FEWEST_ANSWERS = 4
 """As many as a tier has costs."""
@@ -76,10 +76,10 @@ def fit_answers(answers: Sequence[Measured], *, max_batch: int, max_prompt_token
         max_prompt_tokens: Most prompt tokens admitted in one iteration.
 
     Raises:
-        ValueError: There are too few answers.
+        FitError: There are too few answers, or no finite cost explains them.
     """
     if len(answers) < FEWEST_ANSWERS:
-        raise ValueError(f"answers: at least {FEWEST_ANSWERS} are needed, got {len(answers)}")
+        raise FitError(f"answers: at least {FEWEST_ANSWERS} are needed, got {len(answers)}")
     return fit_tier(
         [equation for each in answers for equation in each.equations()],
         [each.whole() for each in answers],

@@ -22,7 +22,8 @@ from services.calibrate.probe import Question, Sample, ask, closed_loop
 from services.calibrate.quality import questions
 from services.calibrate.tiers import LiveTier, with_facts
 from services.common.triton.client import TritonClient
-from trainer.profiling.latency_fit import Fit, ordered
+from services.local.errors import CommandError
+from trainer.profiling.latency_fit import Fit, FitError, ordered
 from trainer.reference_tiers import tasks as reference_tasks
 
 DEFAULT_MAX_BATCH = 64
@@ -132,7 +133,7 @@ async def calibrate(
         on_step: Gets what is measured now and the share of steps done.
 
     Raises:
-        CommandError: An endpoint did not answer.
+        CommandError: An endpoint did not answer, or nothing fits what it answered.
     """
     began_s = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
@@ -149,11 +150,14 @@ async def calibrate(
         for done, tier in enumerate(known):
             on_step(f"latency of {tier.tier}", done / step_count)
             alone[tier.tier], measured = await work.measure(tier)
-            fits[tier.tier] = fit_answers(
-                measured,
-                max_batch=tier.max_batch or DEFAULT_MAX_BATCH,
-                max_prompt_tokens=tier.max_prompt_tokens or DEFAULT_MAX_PROMPT_TOKENS,
-            )
+            try:
+                fits[tier.tier] = fit_answers(
+                    measured,
+                    max_batch=tier.max_batch or DEFAULT_MAX_BATCH,
+                    max_prompt_tokens=tier.max_prompt_tokens or DEFAULT_MAX_PROMPT_TOKENS,
+                )
+            except FitError as error:
+                raise CommandError(f"{tier.tier}: {error}") from None
         fits = ordered(fits, [each.tier for each in known])
         checks = []
         for done, (first, second) in enumerate(pairs, start=len(known)):

@@ -136,11 +136,15 @@ def main() -> None:
                 planned = planned_performance(setting, offered, WARM_UP_S)
             rows.append((bound, earned, planned))
         bound, earned, planned = np.mean(rows, axis=0)
-        print(
-            f"| {rate_rps:.0f} | {fluid_reference(setting, rate_rps):.3f} | {bound:.3f} "
-            f"| {earned:.3f} | {earned / bound:.3f} | {planned:.3f} | {planned / bound:.3f} |",
-            flush=True,
-        )
+        parts = [bound, earned, _share(earned, bound), planned, _share(planned, bound)]
+        cells = " | ".join("-" if np.isnan(part) else f"{part:.3f}" for part in parts)
+        fluid = fluid_reference(setting, rate_rps)
+        print(f"| {rate_rps:.0f} | {fluid:.3f} | {cells} |", flush=True)
+
+
+def _share(value: float, bound: float) -> float:
+    """Returns the share of the bound; NaN, shown as a dash, where there is nothing to share."""
+    return value / bound if bound > 0.0 else np.nan
 
 
 if __name__ == "__main__":

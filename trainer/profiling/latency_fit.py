@@ -16,8 +16,17 @@ from router.profile import TierProfile
 
 SMALLEST_STEP_S = 1e-6
 ROBUST_ROUNDS = 12
+SMALLEST_COLUMN = 1e-150
+"""A column of equations that nowhere exceeds this says nothing of its parameter: its squares are no
+numbers, and what it is divided by would not be one either."""
+TIMES_S = (1e-12, 1e12)
+"""Shortest and longest time that can have been measured; sums and ratios of these are numbers."""
 HUBER = 1.345
 """Residuals beyond this many robust standard deviations count linearly (Huber, 1964)."""
+
+
+class FitError(ValueError):
+    """Nothing finite fits what was measured; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +79,9 @@ def fit_tier(
         checked: What the errors are told of; may be the same.
         max_batch: Most sequences in one iteration.
         max_prompt_tokens: Most prompt tokens admitted in one iteration.
+
+    Raises:
+        FitError: A measured time is outside TIMES_S, or no finite cost explains them.
     """
     kinds = Counter(each.kind for each in equations)
     solution_P = robust_least_squares(
@@ -80,6 +92,7 @@ def fit_tier(
     overhead_s, step_s, per_sequence_s, per_prompt_token_s = (float(each) for each in solution_P)
     measured_N = np.array([each.measured_s for each in checked])
     predicted_N = np.array([each.row for each in checked]) @ solution_P
+    _check_times(measured_N)
     errors_N = np.abs(predicted_N - measured_N) / measured_N
     return Fit(
         profile=TierProfile(
@@ -109,7 +122,11 @@ def robust_least_squares(
         rows_NP: What each parameter is multiplied with.
         targets_N: Measured times, seconds, > 0.
         shares_N: Weight of each equation before outliers lose theirs, > 0.
+
+    Raises:
+        FitError: A target is outside TIMES_S, or there is no finite solution.
     """
+    _check_times(targets_N)
     sizes_N = np.full(len(targets_N), float(np.median(targets_N)))
     weights_N = shares_N
     solution_P = np.zeros(rows_NP.shape[1])
@@ -127,12 +144,33 @@ def robust_least_squares(
 def nonnegative_least_squares(
     rows_NP: NDArray[np.float64], targets_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Least squares with no negative parameter; rows [N, P], targets [N], solution [P]."""
+    """Least squares with no negative parameter; rows [N, P], targets [N], solution [P].
+
+    Raises:
+        FitError: Rows or targets are not finite, or the solution is not.
+    """
     # Imported here: every other command starts faster without scipy.
     from scipy.optimize import nnls
 
-    solution_P, _ = nnls(rows_NP, targets_N)
-    return np.asarray(solution_P, dtype=np.float64)
+    if not (np.isfinite(rows_NP).all() and np.isfinite(targets_N).all()):
+        raise FitError("an equation of the fit is not finite")
+    # Columns of one size: the solver squares them, and costs lie many powers of ten apart.
+    size_P = np.abs(rows_NP).max(axis=0, initial=0.0)
+    told_P = size_P > SMALLEST_COLUMN
+    solution_P = np.zeros(len(size_P))
+    if not told_P.any():
+        return solution_P  # the solver crashes on a matrix without columns
+    scaled_P, _ = nnls(rows_NP[:, told_P] / size_P[told_P], targets_N)
+    solution_P[told_P] = scaled_P / size_P[told_P]
+    if not np.isfinite(solution_P).all():
+        raise FitError("no finite cost explains what was measured")
+    return solution_P
+
+
+def _check_times(measured_N: NDArray[np.float64]) -> None:
+    low_s, high_s = TIMES_S
+    if not len(measured_N) or not ((measured_N >= low_s) & (measured_N <= high_s)).all():
+        raise FitError(f"measured times must be from {low_s:g} s to {high_s:g} s")
 
 
 def ordered(fits: Mapping[str, Fit], tiers: Sequence[str]) -> dict[str, Fit]:

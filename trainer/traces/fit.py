@@ -9,6 +9,7 @@ Shape letters: N requests, W windows.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Self
 
@@ -119,7 +120,8 @@ def fit_trace(trace: Trace, window_s: float = WINDOW_S) -> TraceModel:
         window_s: length of a window, seconds.
 
     Raises:
-        WorkloadError: the window is not above 0, or makes more than a million windows.
+        WorkloadError: the window is not above 0, or makes more than a million windows, or the trace
+            is too short for a rate.
     """
     if not window_s > 0 or not trace.duration_s / window_s <= _MOST_WINDOWS:
         raise WorkloadError(
@@ -132,6 +134,8 @@ def fit_trace(trace: Trace, window_s: float = WINDOW_S) -> TraceModel:
     span_W = np.diff(edge_W)
     size_W = np.array([len(part) for part in parts])
     cv_W = np.array([gap_cv(part) for part in parts])
+    if not len(trace) <= sys.float_info.max * span_W.min():
+        raise WorkloadError(f"{trace.name}: a window of {span_W.min():g} s is too short for a rate")
     return TraceModel(trace.name, span_W, size_W / span_W, cv_W, fit_lengths(trace))
 
 

@@ -231,7 +231,7 @@ def test_zeroed_network_says_nothing() -> None:
     assert weights.w3_P.any()
 
 
-@pytest.mark.parametrize("base", [{"level": "low"}, {"level": True}])
+@pytest.mark.parametrize("base", [{"level": "low"}, {"level": True}, {"level": 10**400}])
 def test_base_must_hold_numbers(base: Any) -> None:
     """Parameters of the score it corrects that are no numbers are refused."""
     with pytest.raises(SnapshotError) as caught:

@@ -79,6 +79,14 @@ def test_unloaded_latency_follows_its_formula() -> None:
     assert tier.scaled(2.0).unloaded_latency_s(100, 8) == pytest.approx(2 * 0.1)
 
 
+@pytest.mark.parametrize("number", ["inf", "nan", "1" + "0" * 400])
+def test_number_that_no_float_can_hold_is_refused(number: str) -> None:
+    """TOML can write it; no latency is that."""
+    text = format_profile(LatencyProfile("p", "measured", {"a": TierProfile(0.5, 0.25, 0.0)}))
+    with pytest.raises(InvalidFileError, match=r"tiers\.a\.per_sequence_s: must be a finite"):
+        parse_profile(text.replace("0.25", number), "p.toml")
+
+
 def test_quality_outside_its_range_is_refused_with_its_cell() -> None:
     """Each cell outside 0 to 1 is named."""
     text = "[quality.sort]\nsmall = 1.5\nlarge = true\n"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from router.profile import LatencyProfile
 from trainer.profiling.gpu.decoder import DecoderShape, Iteration
 from trainer.profiling.gpu.machine import DeviceMemoryError, Machine
-from trainer.profiling.latency_fit import Equation, Fit, fit_tier, ordered
+from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier, ordered
 
 FEWEST_POINTS = 4
 """One more than an iteration has costs."""
@@ -201,7 +201,7 @@ def fit_points(points: Sequence[Point], limits: Limits) -> Fit:
     """Fits a tier's costs to relative errors; kinds of points count alike.
 
     Raises:
-        MeasurementError: fewer points than parameters, or none with a prompt.
+        MeasurementError: fewer points than parameters, none with a prompt, or no finite fit.
     """
     kinds = {point.kind for point in points}
     if len(points) < FEWEST_POINTS or len(kinds) < 2:
@@ -210,12 +210,15 @@ def fit_points(points: Sequence[Point], limits: Limits) -> Fit:
             "--max-prompt-tokens)"
         )
     equations = [point.equation for point in points]
-    return fit_tier(
-        equations,
-        equations,
-        max_batch=limits.max_batch,
-        max_prompt_tokens=limits.max_prompt_tokens,
-    )
+    try:
+        return fit_tier(
+            equations,
+            equations,
+            max_batch=limits.max_batch,
+            max_prompt_tokens=limits.max_prompt_tokens,
+        )
+    except FitError as error:
+        raise MeasurementError(str(error)) from None
 
 
 def _load(

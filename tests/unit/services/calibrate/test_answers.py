@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from router.profile import TierProfile
 from services.calibrate.answers import Measured, fit_answers
+from trainer.profiling.latency_fit import FitError
 
 
 def answers(
@@ -74,5 +75,5 @@ def test_answers_that_something_delayed_hardly_count() -> None:
 
 def test_too_few_answers_are_an_error() -> None:
     """Four parameters need at least four answers."""
-    with pytest.raises(ValueError, match="at least 4"):
+    with pytest.raises(FitError, match="at least 4"):
         fit_answers([], max_batch=1, max_prompt_tokens=1)

@@ -68,6 +68,12 @@ def trace_of(arrival_N: np.ndarray, duration_s: float) -> Trace:
 # -------------------------------------------------------------------------------------- fitting
 
 
+def test_a_trace_too_short_for_a_rate_is_refused() -> None:
+    """Two requests within the shortest time there is come at no finite rate."""
+    with pytest.raises(WorkloadError, match="too short for a rate"):
+        fit_trace(trace_of(np.zeros(2), 5e-324))
+
+
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(2, 400), duration_s=st.floats(1.0, 1e4), window_s=st.floats(5.0, 1e4))
 def test_windows_hold_every_request(count: int, duration_s: float, window_s: float) -> None:
