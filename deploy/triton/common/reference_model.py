@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+
 from device_turn import DeviceTurn, device_of_server
 from reference_engine import SlotDecoder
 from reference_request import Limits, RequestError, Sequence, parse_request

@@ -17,11 +17,10 @@ from typing import Any, Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.common.triton import device_clock
 from services.common.triton.errors import TritonServerError
 from trainer.shipped import project_root
 
-# What every paced model directory gets from this package; standard library only, both of them.
+# What every paced model directory gets of `deploy/triton/common`.
 _SHARED_MODULES = ("device_clock.py", "paced_engine.py")
 _MARKER = "generated-by-tiercel"
 STATES = ("ok", "lost", "hung")
@@ -135,7 +134,8 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
     Raises:
         RepositoryError: A field of the fleet is out of range, or the directory holds other files.
     """
-    profile = _check_fleet(fleet)
+    template = read_model_config(_models_root() / "paced" / "config.pbtxt")
+    profile = _check_fleet(fleet, int(template.parameters["tiercel_slot_count"].string_value))
     _clear(directory)
     state_directory = directory / "state"
     state_directory.mkdir(parents=True)
@@ -162,7 +162,7 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                     "tiercel_output_tokens_variation": repr(fleet.output_tokens_variation),
                     "tiercel_max_queue": str(fleet.max_queue_count),
                 }
-                _write_paced_model(path / model, model, parameters, fleet.profile)
+                _write_paced_model(path / model, template, parameters, fleet.profile)
         servers.append(ServerRepository(name=name, path=path, devices=devices))
     return PacedRepository(servers=tuple(servers), state_directory=state_directory)
 
@@ -212,7 +212,7 @@ def read_model_config(path: Path) -> Any:
         raise RepositoryError(f"{path}: {error}") from error
 
 
-def _check_fleet(fleet: PacedFleet) -> dict[str, Any]:
+def _check_fleet(fleet: PacedFleet, most_tiers: int) -> dict[str, Any]:
     """Checks every field, all problems in one error; returns the parsed profile."""
     try:
         profile = tomllib.loads(fleet.profile.read_text())
@@ -226,8 +226,8 @@ def _check_fleet(fleet: PacedFleet) -> dict[str, Any]:
     ]
     if not fleet.tiers or len(set(fleet.tiers)) != len(fleet.tiers):
         problems.append("tiers: needs at least one, each once")
-    if len(fleet.tiers) > device_clock.SLOT_COUNT:
-        problems.append(f"tiers: at most {device_clock.SLOT_COUNT} share a device")
+    if len(fleet.tiers) > most_tiers:
+        problems.append(f"tiers: at most {most_tiers} share a device")
     if "name" not in profile or "source" not in profile:
         problems.append("profile: needs a name and a source")
     for field, value, lowest in (
@@ -258,21 +258,22 @@ def _place(fleet: PacedFleet) -> tuple[DevicePlacement, ...]:
 
 
 def _write_paced_model(
-    directory: Path, name: str, parameters: Mapping[str, str], profile: Path
+    directory: Path, template: Any, parameters: Mapping[str, str], profile: Path
 ) -> None:
-    """Writes one model directory."""
-    source = _models_root() / "paced"
-    config = read_model_config(source / "config.pbtxt")
-    config.name = name
+    """Writes one model directory, named like the model."""
+    root = _models_root()
+    config = type(template)()
+    config.CopyFrom(template)
+    config.name = directory.name
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     version = directory / "1"
     version.mkdir(parents=True)
     (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
-    shutil.copy2(source / "1" / "model.py", version / "model.py")
+    shutil.copy2(root / "paced" / "1" / "model.py", version / "model.py")
     shutil.copy2(profile, version / "profile.toml")
     for module in _SHARED_MODULES:
-        shutil.copy2(Path(device_clock.__file__).with_name(module), version / module)
+        shutil.copy2(root / "common" / module, version / module)
 
 
 def _models_root() -> Path:

@@ -65,7 +65,11 @@ class TritonPythonModel:
         profile = tomllib.loads((Path(__file__).resolve().parent / "profile.toml").read_text())
         state = Path(parameters["tiercel_state_directory"])
         device = parameters["tiercel_device"]
-        self._clock = DeviceClock(state / f"{device}.clock", int(parameters["tiercel_slot"]))
+        self._clock = DeviceClock(
+            state / f"{device}.clock",
+            int(parameters["tiercel_slot"]),
+            slot_count=int(parameters["tiercel_slot_count"]),
+        )
         self._engine = PacedEngine(
             timing=TierTiming.from_profile(
                 profile, parameters["tiercel_tier"], float(parameters["tiercel_time_scale"])

@@ -19,7 +19,7 @@ SLOT_COUNT = 5
 def main(triton: pathlib.Path, tier: str) -> None:
     """Admits, decodes and releases at random, and checks every logit on the way."""
     sys.path.insert(0, str(triton / "common"))
-    from reference_engine import SlotDecoder  # type: ignore[import-not-found]
+    from reference_engine import SlotDecoder
 
     torch.set_num_threads(1)
     folder = triton / "reference" / tier / "1"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paced_engine import Control, Job, PacedEngine, TierTiming
 from router.profile import LatencyProfile, TierProfile
 from router.safety import SafetyLimits
-from services.common.triton.paced_engine import Control, Job, PacedEngine, TierTiming
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.reference_device import Asked, Device
 from tests.unit.trainer.simulation.settings import config, requests, spec, traffic

@@ -22,11 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-SLOT_COUNT = 16
 _MAGIC = 0x5449_4552_434C_4B31
 _HEADER = struct.Struct("<QQd")  # magic, epoch of the machine's boot, free_s
 _SLOT = struct.Struct("<dd")  # claim_s (infinite: none), least duration of the next iteration
-_SIZE = _HEADER.size + SLOT_COUNT * _SLOT.size
 _NO_CLAIM = float("inf")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -59,6 +57,7 @@ class DeviceClock:
         path: Path,
         slot: int,
         *,
+        slot_count: int,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -66,15 +65,17 @@ class DeviceClock:
 
         Args:
             path: The device's file, on a file system of this machine.
-            slot: This tier's place in it, 0 to 15, different for every tier of the device.
+            slot: This tier's place in it, from 0, different for every tier of the device.
+            slot_count: Places there are, the same for every tier of the device.
             now: Monotonic clock that all processes of the machine share.
             sleep: Waits a number of seconds.
 
         Raises:
             ValueError: The slot is out of range.
         """
-        if not 0 <= slot < SLOT_COUNT:
-            raise ValueError(f"slot must be between 0 and {SLOT_COUNT - 1} (got {slot})")
+        if not 0 <= slot < slot_count:
+            raise ValueError(f"slot must be between 0 and {slot_count - 1} (got {slot})")
+        self._slot_count = slot_count
         self._slot = slot
         self._now = now
         self._sleep = sleep
@@ -163,14 +164,15 @@ class DeviceClock:
     def _open_map(self) -> mmap.mmap:
         """Maps the file; writes a fresh one over what another boot or a torn write left."""
         epoch = _boot_epoch()
-        if os.fstat(self._file).st_size != _SIZE:
-            os.ftruncate(self._file, _SIZE)
-        memory = mmap.mmap(self._file, _SIZE)
+        size = _HEADER.size + self._slot_count * _SLOT.size
+        if os.fstat(self._file).st_size != size:
+            os.ftruncate(self._file, size)
+        memory = mmap.mmap(self._file, size)
         magic, found_epoch, free_s = _HEADER.unpack_from(memory, 0)
         is_stale = free_s > self._now() + _LONGEST_RESERVATION_S
         if (magic, found_epoch) != (_MAGIC, epoch) or is_stale:
             _HEADER.pack_into(memory, 0, _MAGIC, epoch, 0.0)
-            for slot in range(SLOT_COUNT):
+            for slot in range(self._slot_count):
                 _SLOT.pack_into(memory, _HEADER.size + slot * _SLOT.size, _NO_CLAIM, 0.0)
         return memory
 
@@ -182,7 +184,7 @@ class DeviceClock:
         struct.pack_into("<d", self._map, _HEADER.size - 8, free_s)
 
     def _claims(self) -> Iterator[tuple[int, tuple[float, float]]]:
-        for slot in range(SLOT_COUNT):
+        for slot in range(self._slot_count):
             claim_s, least_s = _SLOT.unpack_from(self._map, _HEADER.size + slot * _SLOT.size)
             if claim_s != _NO_CLAIM:
                 yield slot, (claim_s, least_s)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import pathlib
-import sys
-import types
 from typing import Any
 
 import numpy as np
@@ -16,23 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = pathlib.Path(__file__).parents[4]
-SMALL = ROOT / "deploy" / "triton" / "reference" / "small" / "1"
-COMMON = ROOT / "deploy" / "triton" / "common"
+import reference_request as serving
+
+REFERENCE = pathlib.Path(serving.__file__).parents[1] / "reference"
+SMALL = REFERENCE / "small" / "1"
 
 
-def load_module(name: str) -> types.ModuleType:
-    """Loads a module of the Triton models, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, COMMON / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-serving = load_module("reference_request")
 PARAMETERS = {
     "tiercel_max_prompt_tokens": {"string_value": "48"},
     "tiercel_max_output_tokens": {"string_value": "16"},
@@ -192,14 +178,14 @@ def test_shipped_files_fit_together(tier: str) -> None:
     """Each tier ships weights, a config of its own shape and the trainer's vocabulary."""
     from trainer.reference_tiers.tokenizer import CharTokenizer
 
-    folder = ROOT / "deploy" / "triton" / "reference" / tier / "1"
+    folder = REFERENCE / tier / "1"
     assert CharTokenizer.load(folder) == CharTokenizer()
     assert json.loads((folder / "config.json").read_text())["model_type"] == "opt"
 
 
 def test_weights_are_small_enough_for_the_repository() -> None:
     """The three tiers' weights take at most 12 MB."""
-    files = (ROOT / "deploy" / "triton" / "reference").glob("*/1/model.safetensors")
+    files = REFERENCE.glob("*/1/model.safetensors")
     sizes = [file.stat().st_size for file in files]
     assert len(sizes) == 3
     assert sum(sizes) <= 12_000_000

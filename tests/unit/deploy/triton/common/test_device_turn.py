@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import pathlib
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
-SOURCE = pathlib.Path(__file__).parents[3] / "deploy" / "triton" / "common" / "device_turn.py"
+import device_turn
+
+FOLDER = str(pathlib.Path(device_turn.__file__).parent)
 WORKER = """
 import pathlib, sys, time
 sys.path.insert(0, {folder!r})
@@ -30,23 +30,11 @@ for _ in range({count}):
 """
 
 
-def load() -> ModuleType:
-    """The module, which lies outside any package."""
-    spec = importlib.util.spec_from_file_location("device_turn", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def start(
     path: pathlib.Path, name: str, count: int, tail: str = "turn.close()"
 ) -> subprocess.Popen[str]:
     """A tier as a process; it begins when its standard input gets a line."""
-    code = WORKER.format(
-        folder=str(SOURCE.parent), path=str(path), name=name, count=count, tail=tail
-    )
+    code = WORKER.format(folder=FOLDER, path=str(path), name=name, count=count, tail=tail)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -102,12 +90,11 @@ def test_a_holder_that_dies_does_not_block_the_others(tmp_path: pathlib.Path) ->
 
 def test_places_are_bounded_and_freed(tmp_path: pathlib.Path) -> None:
     """One place more than there are is an error; a closed one is free again."""
-    module = load()
-    turns = [module.DeviceTurn(tmp_path / "device") for _ in range(module.SLOT_COUNT)]
-    with pytest.raises(module.DeviceTurnError, match="places are taken"):
-        module.DeviceTurn(tmp_path / "device")
+    turns = [device_turn.DeviceTurn(tmp_path / "device") for _ in range(device_turn.SLOT_COUNT)]
+    with pytest.raises(device_turn.DeviceTurnError, match="places are taken"):
+        device_turn.DeviceTurn(tmp_path / "device")
     turns.pop().close()
-    again = module.DeviceTurn(tmp_path / "device")
+    again = device_turn.DeviceTurn(tmp_path / "device")
     with again:
         pass
     for turn in [*turns, again]:
@@ -117,13 +104,12 @@ def test_places_are_bounded_and_freed(tmp_path: pathlib.Path) -> None:
 
 def test_files_of_killed_servers_are_removed(tmp_path: pathlib.Path) -> None:
     """What a server left that could not clean up goes when the next one starts."""
-    module = load()
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     for name in (f"tiercel-device-{ended.pid}", f"tiercel-device-{ended.pid}.0"):
         (tmp_path / name).touch()
     kept = tmp_path / f"tiercel-device-{os.getpid()}"
     kept.touch()
-    path = module.device_of_server(tmp_path, os.getpid())
+    path = device_turn.device_of_server(tmp_path, os.getpid())
     assert path == kept
     assert list(tmp_path.iterdir()) == [kept]

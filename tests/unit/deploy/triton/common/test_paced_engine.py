@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.common.triton.paced_engine import (
+from paced_engine import (
     DEVICE_LOST,
     QUEUE_TIMEOUT,
     Control,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.triton.device_clock import GRACE_S, SLOT_COUNT, DeviceClock
+from device_clock import GRACE_S, DeviceClock
 
 
 class HandClock:
@@ -35,7 +35,7 @@ def time_() -> HandClock:
 
 
 def _clock(path: Path, slot: int, time_: HandClock) -> DeviceClock:
-    return DeviceClock(path / "gpu0.clock", slot, now=time_.now, sleep=time_.sleep)
+    return DeviceClock(path / "gpu0.clock", slot, slot_count=16, now=time_.now, sleep=time_.sleep)
 
 
 def test_idle_device_starts_when_the_work_became_available(
@@ -129,7 +129,7 @@ def test_file_of_another_boot_starts_anew(
 ) -> None:
     """Times of another boot mean nothing; a device is not busy because of them."""
     boot = tmp_path / "boot_id"
-    monkeypatch.setattr("services.common.triton.device_clock._BOOT_ID", boot)
+    monkeypatch.setattr("device_clock._BOOT_ID", boot)
     boot.write_text("one")
     _clock(tmp_path, 0, time_).take_turn(100.0, 0.01, lambda _: 500.0)
     boot.write_text("two")
@@ -140,8 +140,8 @@ def test_file_of_another_boot_starts_anew(
 
 def test_slot_out_of_range_is_refused(tmp_path: Path) -> None:
     """The limit is named."""
-    with pytest.raises(ValueError, match=f"between 0 and {SLOT_COUNT - 1}"):
-        DeviceClock(tmp_path / "clock", SLOT_COUNT)
+    with pytest.raises(ValueError, match="between 0 and 15"):
+        DeviceClock(tmp_path / "clock", 16, slot_count=16)
 
 
 def test_turns_never_overlap(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_turns_never_overlap(tmp_path: Path) -> None:
     duration_s, rounds, tiers = 0.002, 15, 3
 
     def work(slot: int) -> None:
-        clock = DeviceClock(tmp_path / "gpu0.clock", slot)
+        clock = DeviceClock(tmp_path / "gpu0.clock", slot, slot_count=16)
         ready_s = 0.0
         for _ in range(rounds):
             turn = clock.take_turn(ready_s, duration_s, lambda _: duration_s)
