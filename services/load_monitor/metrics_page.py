@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.addresses import parse_address
 
-_PENDING = re.compile(
-    rb"^nv_inference_pending_request_count\{([^}]*)\}\s+([0-9.eE+]+)\s*$", re.MULTILINE
-)
-_MODEL = re.compile(rb'model="([^"]*)"')
+_GAUGE = "nv_inference_pending_request_count{"
 _LARGEST_PAGE_BYTES = 4 * 1024 * 1024
 
 
@@ -37,17 +35,28 @@ async def read_queue_depths(address: str, *, timeout_s: float) -> dict[str, int]
         ) from None
     except OSError as error:
         raise MetricsPageError(f"metrics of {address}: {error}") from None
-    return parse_queue_depths(page)
+    try:
+        return parse_queue_depths(page)
+    except (ValueError, OverflowError) as error:
+        raise MetricsPageError(f"metrics of {address}: {error}") from None
 
 
 def parse_queue_depths(page: bytes) -> dict[str, int]:
-    """Returns requests waiting per model from the text of a metrics page."""
+    """Returns requests waiting per model from the text of a metrics page.
+
+    Raises:
+        ValueError: A line of the gauge is malformed.
+    """
+    # Only these lines are parsed: a whole page takes the parser half a millisecond.
+    lines = [
+        line for line in page.decode("utf-8", "replace").split("\n") if line.startswith(_GAUGE)
+    ]
     depths: dict[str, int] = {}
-    for labels, value in _PENDING.findall(page):
-        model = _MODEL.search(labels)
-        if model is not None:
-            name = model.group(1).decode("utf-8", "replace")
-            depths[name] = depths.get(name, 0) + int(float(value))
+    for family in text_string_to_metric_families("\n".join(lines)):
+        for sample in family.samples:
+            model = sample.labels.get("model")
+            if model is not None:
+                depths[model] = depths.get(model, 0) + int(sample.value)
     return depths
 
 

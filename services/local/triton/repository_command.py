@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-
-import tomli_w
+from typing import Any
 
 from services.common.triton.errors import TritonServerError
 from services.local.triton.repository import (
@@ -48,12 +48,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _describe(server: ServerRepository, port: int) -> str:
     """Returns how to start a server and its endpoints as TOML."""
-    entries = [
-        {key: value for key, value in entry.items() if value}
-        for entry in server.endpoints(f"127.0.0.1:{port}")
+    lines = [
+        f"# python -m services.local.triton.server --repository {server.path} --grpc-port {port}"
     ]
-    command = f"python -m services.local.triton.server --repository {server.path}"
-    return f"# {command} --grpc-port {port}\n{tomli_w.dumps({'mesh': {'endpoints': entries}})}"
+    for entry in server.endpoints(f"127.0.0.1:{port}"):
+        lines.append("[[mesh.endpoints]]")
+        lines += [f"{key} = {_toml(value)}" for key, value in entry.items() if value]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """Returns a TOML value; Triton's environment, where this also runs, has no writer."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {json.dumps(v)}" for key, v in value.items()) + " }"
+    return json.dumps(value)
 
 
 def _parser() -> argparse.ArgumentParser:
