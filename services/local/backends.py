@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from services.common.triton.errors import TritonServerError
 from services.local.settings_file import EndpointEntry
 from services.local.triton.environment import find_environment
+from services.local.triton.errors import TritonServerError
 from services.local.triton.repository import (
     PacedFleet,
     ServerRepository,

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import (
+from services.local.triton.errors import (
     ModelLoadError,
     PortInUseError,
     TritonEnvironmentError,

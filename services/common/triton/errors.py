@@ -1,22 +1,6 @@
-"""Errors of the Triton layer: starting a server, and asking a tier for an answer."""
+"""Why a tier did not answer."""
 
 from __future__ import annotations
-
-
-class TritonServerError(Exception):
-    """A Triton server could not be started or kept running; the text is one clear line."""
-
-
-class TritonEnvironmentError(TritonServerError):
-    """The Python environment that carries the Triton binary is missing or incomplete."""
-
-
-class PortInUseError(TritonServerError):
-    """A fixed port that Triton was told to listen on is taken by another process."""
-
-
-class ModelLoadError(TritonServerError):
-    """Triton refused a model of the repository; the text carries Triton's own reason."""
 
 
 class TierError(Exception):

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.triton.errors import TritonEnvironmentError
+from services.local.triton.errors import TritonEnvironmentError
 from trainer.shipped import project_root
 
 ENVIRONMENT_VARIABLE = "TIERCEL_TRITON_ENV"

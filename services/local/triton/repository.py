@@ -17,7 +17,7 @@ from typing import Any, Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.common.triton.errors import TritonServerError
+from services.local.triton.errors import TritonServerError
 from trainer.shipped import project_root
 
 # What every paced model directory gets of `deploy/triton/common`.

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from services.common.triton.errors import TritonServerError
+from services.local.triton.errors import TritonServerError
 from services.local.triton.repository import (
     PacedFleet,
     ServerRepository,

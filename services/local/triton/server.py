@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from services.common.triton.errors import ModelLoadError, PortInUseError, TritonServerError
 from services.local.triton.environment import prepare_environment
+from services.local.triton.errors import ModelLoadError, PortInUseError, TritonServerError
 from trainer.shipped import project_root
 
 _SHARED_MEMORY = Path("/dev/shm")

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from services.common.triton.errors import TritonServerError
+from services.local.triton.errors import TritonServerError
 from services.local.triton.server import TritonServer, TritonServerConfig
 
 _WATCH_S = 0.5

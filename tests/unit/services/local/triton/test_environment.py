@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.common.triton.errors import TritonEnvironmentError
 from services.local.triton import environment
+from services.local.triton.errors import TritonEnvironmentError
 
 
 def _fake_triton(root: Path) -> tuple[Path, Path]:
