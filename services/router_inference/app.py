@@ -33,9 +33,10 @@ from services.router_inference.core import ClientPool, Core, Surroundings, build
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.link import PolicyLink
 from services.router_inference.policy.slot import PolicyParameterError, PolicySlot
+from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings
-from services.router_inference.view.links import CHANNEL_OPTIONS, MonitorLink
+from services.router_inference.view.link import MonitorLink
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -252,7 +253,7 @@ def _read_snapshot(path: str) -> bytes:
 
 async def _until_ready(core: Core, clock: Clock) -> None:
     """Returns once there is a policy and at least one endpoint to send to."""
-    while not core.view.targets:
+    while not core.view.fleet.targets:
         core.notes.set(health_notes.NO_USABLE_ENDPOINT, True, "no endpoint is known yet")
         await clock.sleep(0.02)
 

@@ -42,6 +42,7 @@ from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits, RetryBudget
+from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.view import View
 
 
@@ -253,17 +254,18 @@ def _request_path(
 
 def _view(env: Surroundings) -> View:
     own = env.settings.router_inference
-    return View(
+    now_s = env.clock.monotonic_s()
+    fleet = FleetView(
         catalog=env.files.catalog,
         endpoints=[endpoint_of_settings(entry) for entry in env.settings.mesh.endpoints],
         profiles=profiles_by_name(env.files),
         limits=BreakerLimits(
             own.eject_after_failures, own.eject_s, own.eject_max_s, own.silent_eject_s, own.ramp_s
         ),
-        state_max_age_s=own.state_max_age_s,
         connect=env.clients.get,
-        now_s=env.clock.monotonic_s(),
+        now_s=now_s,
     )
+    return View(fleet=fleet, state_max_age_s=own.state_max_age_s, now_s=now_s)
 
 
 def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:

@@ -111,11 +111,11 @@ class StatusReader:
         self._note(now_s)
         view = self._view
         fleet = view.current_fleet(now_s)
-        load = view.load()
-        own = view.ledger.totals()
-        others_C = view.other_in_flight()
+        load = view.load.current()
+        own = view.load.ledger.totals()
+        others_C = view.load.other_in_flight()
         predicted_C = np.empty(fleet.candidate_count)
-        prompt_tokens = max(1.0, view.signals(now_s).mean_prompt_tokens)
+        prompt_tokens = max(1.0, view.traffic.signals(now_s).mean_prompt_tokens)
         kernels.predict_latency_s(
             fleet.arrays, load, prompt_tokens, self._typical_output_tokens, predicted_C
         )
@@ -126,9 +126,9 @@ class StatusReader:
                 round(own.get(target.candidate, (0.0, 0.0, 0.0))[0]),
                 round(float(others_C[row])),
                 float(predicted_C[row]),
-                view.unusable_reason(row, now_s),
+                view.fleet.unusable_reason(row),
             )
-            for row, target in enumerate(view.targets)
+            for row, target in enumerate(view.fleet.targets)
         ]
         return RouterStatus(
             router_id=self._router_id,
@@ -139,8 +139,8 @@ class StatusReader:
             degraded_reasons=self._notes.reasons,
             state_age_s=view.state_age_s(now_s),
             candidates=candidates,
-            topology_version=view.topology_version,
-            arrival_rate_rps=view.own_rate_rps(now_s),
+            topology_version=view.fleet.topology_version,
+            arrival_rate_rps=view.traffic.own_rate_rps(now_s),
             in_flight=self._accounts.in_flight,
             refused_snapshots=dict(self._slot.refused),
             known_policies=self._slot.known,
@@ -165,7 +165,7 @@ class StatusReader:
         notes.set(health_notes.STALE_SYSTEM_STATE, age_s is not None and view.is_alone)
         notes.set(health_notes.REDIS_UNREACHABLE, not self._experience.is_reachable)
         notes.set(health_notes.POLICY_UNAVAILABLE, self._slot.is_waiting, self._slot.wanted)
-        unknown = view.unknown_endpoints
+        unknown = view.fleet.unknown_endpoints
         notes.set(health_notes.UNKNOWN_ENDPOINTS, bool(unknown), ", ".join(unknown))
         notes.set(
             health_notes.NO_USABLE_ENDPOINT, not bool((fleet.arrays.availability_C > 0.0).any())
@@ -177,16 +177,16 @@ class StatusReader:
         metrics.state_age.set(math.nan if age_s is None else age_s)
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
-        metrics.latency_slowdown.set(view.latency_slowdown(now_s))
+        metrics.latency_slowdown.set(view.traffic.latency_slowdown(now_s))
         metrics.device_slowness.clear()
-        for device, slowness in view.slowness().items():
+        for device, slowness in view.fleet.slowness.by_device().items():
             metrics.device_slowness.labels(device=device).set(slowness)
-        own = view.ledger.totals()
-        availability_C = view.fleet.arrays.availability_C
+        own = view.load.ledger.totals()
+        availability_C = view.fleet.latest.arrays.availability_C
         # Endpoints that left must not keep their last value for ever.
         metrics.candidate_in_flight.clear()
         metrics.candidate_availability.clear()
-        for row, target in enumerate(view.targets):
+        for row, target in enumerate(view.fleet.targets):
             labels = {"tier": target.tier, "endpoint": target.endpoint}
             in_flight = own.get(target.candidate, (0.0, 0.0, 0.0))[0]
             metrics.candidate_in_flight.labels(**labels).set(in_flight)

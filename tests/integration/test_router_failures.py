@@ -190,7 +190,7 @@ async def test_a_client_that_cancels_stops_the_work(
         await until(lambda: triton.received[0].end == "cancelled", "Triton's call is cancelled")
         await until(lambda: router.core.accounts.counts.cancelled == 1, "it counts as cancelled")
         assert router.core.accounts.in_flight == 0
-        assert len(router.core.view.ledger) == 0
+        assert len(router.core.view.load.ledger) == 0
 
 
 async def test_a_stream_is_coalesced_and_complete(tmp_path: Path, triton: FakeTriton) -> None:
@@ -302,11 +302,11 @@ async def test_two_routers_see_each_other_through_the_monitor(
         tasks = [asyncio.ensure_future(generate(first, tier="small")) for _ in range(3)]
 
         def in_flight(router: RunningRouter) -> float:
-            return float(router.core.view.other_in_flight().sum())
+            return float(router.core.view.load.other_in_flight().sum())
 
         await until(lambda: in_flight(second) == 3.0, "the second router sees three requests")
         assert in_flight(first) == 0.0
-        assert first.core.view.load().in_flight_C.sum() == 3.0
+        assert first.core.view.load.current().in_flight_C.sum() == 3.0
         found = await status(second)
         assert sum(candidate.other_in_flight_count for candidate in found.candidates) == 3
         assert found.HasField("state_age")

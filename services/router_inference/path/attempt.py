@@ -26,7 +26,8 @@ from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.tracing import Tracing
-from services.router_inference.view.view import Target, View
+from services.router_inference.view.fleet import Target
+from services.router_inference.view.view import View
 
 REASON_DEADLINE = "DEADLINE_EXCEEDED"
 # The call's own deadline cancels a request at about the moment its timer would end it.
@@ -135,8 +136,10 @@ class AttemptRun:
         job.attempts.append(attempt)
         job.dispatch_s = now_s
         job.target = target
-        job.quality = float(parts.view.catalog.quality_KT[job.request.task, target.tier_index])
-        parts.view.ledger.dispatch(
+        job.quality = float(
+            parts.view.fleet.catalog.quality_KT[job.request.task, target.tier_index]
+        )
+        parts.view.load.ledger.dispatch(
             self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
         )
         target.breaker.on_dispatch(now_s)
@@ -167,7 +170,7 @@ class AttemptRun:
             attempt.end_s = parts.monotonic_s()
             if timer is not None:
                 timer.cancel()
-            parts.view.ledger.finish(self._key)
+            parts.view.load.ledger.finish(self._key)
             if self.kind == "first" and job.request.slo_kind is SloKind.COMPLETE_ANSWER:
                 self._teach(attempt)
 
@@ -179,8 +182,8 @@ class AttemptRun:
         row, fleet = choice.decision.action, choice.observation.fleet
         predicted_s = choice.predicted_s
         taken_s = attempt.end_s - attempt.start_s
-        view.on_end(row, fleet, predicted_s, taken_s, finished=finished)
-        view.on_compared(
+        view.fleet.on_end(row, fleet, predicted_s, taken_s, finished=finished)
+        view.traffic.on_compared(
             attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
         )
 
@@ -236,19 +239,15 @@ class AttemptRun:
         if self._waiting and not self._is_over:
             # An empty answer is an answer.
             target.breaker.on_sign_of_life(parts.monotonic_s())
-            parts.view.touch()
 
     def _on_tokens(self, chunk: TierChunk) -> None:
         parts, job = self._parts, self.job
         if self._waiting:
             self._waiting = False
             job.first_token_s = parts.monotonic_s()
-            breaker = self.target.breaker
-            if not breaker.settled:
-                parts.view.touch()
-            breaker.on_sign_of_life(job.first_token_s)
+            self.target.breaker.on_sign_of_life(job.first_token_s)
         job.output_tokens += chunk.token_count
-        parts.view.ledger.progress(self._key, chunk.token_count)
+        parts.view.load.ledger.progress(self._key, chunk.token_count)
         if job.is_stream:
             job.has_sent = True
         self.sink.push(chunk)
@@ -279,14 +278,12 @@ class AttemptRun:
         parts = self._parts
         if self.target.breaker.on_failure(parts.monotonic_s(), error.reason):
             self._count_ejection()
-        parts.view.touch()
 
     def _blame_silence(self) -> None:
         if not self._waiting:
             self.target.breaker.on_unknown()
         elif self.target.breaker.on_silence(self._parts.monotonic_s()):
             self._count_ejection()
-            self._parts.view.touch()
 
     def _count_ejection(self) -> None:
         tier, endpoint = self.target.candidate

@@ -61,13 +61,15 @@ class Decider:
         start_s = self._monotonic_s()
         view, request = self._view, job.request
         fleet = view.current_fleet(start_s)
-        load = view.load()
-        signals = view.signals(start_s, request.slack_s)
+        load = view.load.current()
+        signals = view.traffic.signals(start_s, request.slack_s)
         try:
-            observation = observe(fleet, load, request, signals, self._rng, own=view.own_load(load))
+            observation = observe(
+                fleet, load, request, signals, self._rng, own=view.load.own_part(load)
+            )
         except NoCandidateError as error:
             raise UnavailableError(
-                REASON_NO_ENDPOINT, error.reason, retry_after_s=view.retry_after_s(start_s)
+                REASON_NO_ENDPOINT, error.reason, retry_after_s=view.fleet.retry_after_s(start_s)
             ) from None
         self._admission.check(observation)
         decision = self._guard.decide(observation, self._rng)
@@ -76,7 +78,7 @@ class Decider:
             policy = self._guard.fallback
             self._on_fallback(decision.fallback_reason, start_s)
         self._sequence += 1
-        target = view.targets[decision.action]
+        target = view.fleet.targets[decision.action]
         end_s = self._monotonic_s()
         self._observe_time(end_s - start_s)
         choice = Choice(
@@ -89,7 +91,7 @@ class Decider:
             slack_s=job.deadline_s - end_s,
             observation=observation,
             decision=decision,
-            candidates=view.candidates,
+            candidates=view.fleet.candidates,
             target=target,
             policy=policy.name,
             policy_version=policy.version,

@@ -33,7 +33,7 @@ from services.router_inference.path.decide import Decider
 from services.router_inference.path.end import Ending
 from services.router_inference.path.job import Choice, Job, Outcome, StepDown
 from services.router_inference.path.sink import Sink
-from services.router_inference.view.view import Target
+from services.router_inference.view.fleet import Target
 
 REASON_FULL = "ROUTER_FULL"
 REASON_ENDPOINT_FAILED = "ENDPOINT_FAILED"
@@ -96,7 +96,7 @@ class Dispatcher:
     def begin(self, job: Job, *, is_routed: bool = False) -> None:
         """Counts an arrival; refuses it if the router is full."""
         self._accounts.on_offered()
-        self._view.on_arrival(job.arrival_s, job.request.prompt_tokens)
+        self._view.traffic.on_arrival(job.arrival_s, job.request.prompt_tokens)
         self._second_chance.on_request()
         self._tracing.begin(job)
         accounts, limits = self._accounts, self._limits
@@ -178,7 +178,7 @@ class Dispatcher:
         raise UnavailableError(
             REASON_TIER_OVERLOADED if overloaded else REASON_ENDPOINT_FAILED,
             f"tier {target.tier} on endpoint {target.endpoint} failed: {error.detail}",
-            retry_after_s=self._view.retry_after_s(now_s),
+            retry_after_s=self._view.fleet.retry_after_s(now_s),
             metadata={"tier": target.tier, "endpoint": target.endpoint, "cause": error.reason},
         ) from None
 
@@ -198,7 +198,7 @@ class Dispatcher:
     def _explain_step_down(self, job: Job, choice: Choice, target: Target) -> None:
         """Says why a smaller tier than the largest answered."""
         tier = target.tier_index
-        if tier >= self._view.top_tier:
+        if tier >= self._view.fleet.top_tier:
             return
         if job.request.tier_pin != NO_TIER_PIN:
             job.step_down = StepDown.PINNED

@@ -9,7 +9,7 @@ from router.policy import Observation
 from router.types import Decision, Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
 from services.common.times import to_ns
-from services.router_inference.view.view import Target
+from services.router_inference.view.fleet import Target
 
 
 class Outcome(enum.Enum):

@@ -138,7 +138,7 @@ class Leases:
             )
         )
         job.dispatch_s = choice.end_s
-        self._view.ledger.dispatch(
+        self._view.load.ledger.dispatch(
             choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
         )
         self._open[choice.sequence] = job
@@ -166,7 +166,7 @@ class Leases:
         job = self._open.pop(ticket.sequence, None)
         if job is None:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
-        self._view.ledger.finish(ticket.sequence)
+        self._view.load.ledger.finish(ticket.sequence)
         self._accounts.routed_count -= 1
         now_s = self._clock.monotonic_s()
         end_s = now_s if report.latency_s is None else job.dispatch_s + report.latency_s
@@ -218,7 +218,7 @@ class Leases:
             job = self._open.pop(sequence, None)
             if job is None:
                 continue
-            self._view.ledger.finish(sequence)
+            self._view.load.ledger.finish(sequence)
             self._accounts.routed_count -= 1
             self._accounts.metrics.leases_expired.inc()
             self._ending.end(job, Outcome.FAILED, self._clock.monotonic_s(), REASON_LEASE_EXPIRED)

@@ -14,7 +14,8 @@ from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
 from services.router_inference.path.job import Choice, Job
 from services.router_inference.view.breaker import RetryBudget
-from services.router_inference.view.view import Target, View
+from services.router_inference.view.fleet import Target
+from services.router_inference.view.view import View
 
 # A request without a token after this many times its predicted time is taken for stuck.
 _OVERDUE_FACTOR = 2.0
@@ -80,7 +81,7 @@ class SecondChance:
         row = fleet.row.get(target.candidate)
         if row is None:
             return None
-        load, request = view.load(), job.request
+        load, request = view.load.current(), job.request
         slack_s = job.deadline_s - now_s
         # Load alone never tells that an endpoint hangs; twice the predicted time in silence does.
         silent_s = now_s - job.dispatch_s
@@ -106,7 +107,7 @@ class SecondChance:
             request.prompt_tokens, request.event_tokens, limits.margin,
             np.empty(fleet.candidate_count),
         )  # fmt: skip
-        return None if found < 0 else view.targets[found]
+        return None if found < 0 else view.fleet.targets[found]
 
     def retry_target(
         self, job: Job, target: Target, failed: frozenset[tuple[str, str]]
@@ -119,11 +120,10 @@ class SecondChance:
             return None
         view, now_s = self._view, self._monotonic_s()
         fleet = view.current_fleet(now_s)
-        excluded_C = np.array([item.candidate in failed for item in view.targets], dtype=np.bool_)
+        load, signals = view.load.current(), view.traffic.signals(now_s)
+        excluded_C = np.array([key in failed for key in view.fleet.candidates], dtype=np.bool_)
         try:
-            observation = observe(
-                fleet, view.load(), job.request, view.signals(now_s), self._rng, excluded_C
-            )
+            observation = observe(fleet, load, job.request, signals, self._rng, excluded_C)
         except NoCandidateError:
             return None
         predicted_C = np.empty(fleet.candidate_count)
@@ -134,8 +134,8 @@ class SecondChance:
         rows = np.flatnonzero(observation.allowed_C).tolist()
 
         def rank(row: int) -> tuple[int, float]:
-            step = target.tier_index - view.targets[row].tier_index
+            step = target.tier_index - view.fleet.targets[row].tier_index
             # The tier itself, then downwards, then upwards.
-            return (step if step >= 0 else len(view.catalog.tiers) - step, float(predicted_C[row]))
+            return step if step >= 0 else len(fleet.tiers) - step, float(predicted_C[row])
 
-        return view.targets[min(rows, key=rank)] if self._budget.take() else None
+        return view.fleet.targets[min(rows, key=rank)] if self._budget.take() else None

@@ -16,11 +16,9 @@ from services.router_inference.health_notes import (
     HealthNotes,
 )
 from services.router_inference.policy.slot import PolicySlot, Promoted
-from services.router_inference.view.links import reconnecting
+from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
-
-_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 
 
 class PolicyLink:
@@ -88,7 +86,7 @@ class PolicyLink:
             self._notes.set(TRAINER_UNREACHABLE, False)
             while True:
                 response: Any = await call.read()
-                if response is _END_OF_STREAM:
+                if response is END_OF_STREAM:
                     return
                 active = response.active
                 self._take(

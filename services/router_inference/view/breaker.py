@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -48,24 +49,31 @@ class Breaker:
         "_backoff_s",
         "_failures",
         "_limits",
+        "_on_change",
         "_probe_running",
         "_ramp_start_s",
+        "_state",
         "_until_s",
         "last_reason",
-        "state",
     )
 
-    def __init__(self, limits: BreakerLimits) -> None:
-        """Starts closed."""
+    def __init__(self, limits: BreakerLimits, on_change: Callable[[], None]) -> None:
+        """Starts closed; calls `on_change` whenever its state has changed."""
         self._limits = limits
+        self._on_change = on_change
         self._failures = 0
         self._backoff_s = limits.eject_s
         self._until_s = 0.0
         self._ramp_start_s = 0.0
         self._probe_running = False
         self._asked_s: float | None = None
-        self.state = BreakerState.CLOSED
+        self._state = BreakerState.CLOSED
         self.last_reason = ""
+
+    @property
+    def state(self) -> BreakerState:
+        """Where the candidate stands."""
+        return self._state
 
     @property
     def settled(self) -> bool:
@@ -78,16 +86,16 @@ class Breaker:
         if state is BreakerState.CLOSED:
             return 1.0
         if state is BreakerState.EJECTED and now_s >= self._until_s:
-            self.state = state = BreakerState.PROBING
             self._probe_running = False
+            self._become(state := BreakerState.PROBING)
         if state is BreakerState.EJECTED:
             return 0.0
         if state is BreakerState.PROBING:
             return 0.0 if self._probe_running else _FIRST_SHARE
         share = (now_s - self._ramp_start_s) / self._limits.ramp_s
         if share >= 1.0:
-            self.state = BreakerState.CLOSED
             self._backoff_s = self._limits.eject_s
+            self._become(BreakerState.CLOSED)
             return 1.0
         return max(_FIRST_SHARE, share)
 
@@ -107,8 +115,8 @@ class Breaker:
         self._asked_s = None
         self._failures = 0
         if self.state is BreakerState.PROBING:
-            self.state = BreakerState.RAMPING
             self._ramp_start_s = now_s
+            self._become(BreakerState.RAMPING)
 
     def on_failure(self, now_s: float, reason: str) -> bool:
         """Counts a failure of the endpoint (not of the request); returns True if it ejects."""
@@ -120,9 +128,9 @@ class Breaker:
             return False
         if self.state is not BreakerState.CLOSED:
             self._backoff_s = min(2.0 * self._backoff_s, self._limits.eject_max_s)
-        self.state = BreakerState.EJECTED
         self._until_s = now_s + self._backoff_s
         self._failures = 0
+        self._become(BreakerState.EJECTED)
         return True
 
     def on_silence(self, now_s: float) -> bool:
@@ -141,6 +149,10 @@ class Breaker:
         """Ends a probe that says nothing about the candidate (a cancelled client, a rescue)."""
         if self.state is BreakerState.PROBING:
             self._probe_running = False
+
+    def _become(self, state: BreakerState) -> None:
+        self._state = state
+        self._on_change()
 
 
 class RetryBudget:

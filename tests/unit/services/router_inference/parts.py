@@ -171,7 +171,7 @@ class Rig:
         counts = self.core.accounts.counts
         assert counts.offered == counts.ended
         assert self.core.accounts.in_flight == 0
-        assert len(self.core.view.ledger) == 0
+        assert len(self.core.view.load.ledger) == 0
 
 
 def choice_of(job: Job) -> Choice:

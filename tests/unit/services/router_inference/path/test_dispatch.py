@@ -133,11 +133,11 @@ async def test_a_stuck_request_is_rescued() -> None:
     rig = make_rig()
     rig.tier().behaviours["large"] = HANG
     for number in range(40):  # a queue at the large tier makes the miss predictable
-        rig.core.view.ledger.dispatch(number, ("large", "e0"), 1.0, 40.0)
+        rig.core.view.load.ledger.dispatch(number, ("large", "e0"), 1.0, 40.0)
     job = rig.job()
     sink = await rig.answer(job)
     for number in range(40):
-        rig.core.view.ledger.finish(number)
+        rig.core.view.load.ledger.finish(number)
     assert (job.outcome, job.is_rescued, job.step_down) == (
         Outcome.ON_TIME, True, StepDown.RESCUE,
     )  # fmt: skip
@@ -498,7 +498,7 @@ def test_slow_answers_teach_the_slowdown(
             for answer in answers:
                 answer.cancel()
         await asyncio.gather(*answers, return_exceptions=True)
-        found = rig.core.view.latency_slowdown(rig.clock.monotonic_s())
+        found = rig.core.view.traffic.latency_slowdown(rig.clock.monotonic_s())
         assert (found > 1.2) is teaches
         assert found == 1.0 or teaches
 

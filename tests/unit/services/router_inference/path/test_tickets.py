@@ -64,7 +64,7 @@ async def test_a_routed_request_counts_until_its_report() -> None:
     """Load from the decision to the report; then one outcome, and the ticket is used up."""
     rig = make_rig()
     routed = rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10))
-    assert rig.core.view.ledger.totals()["large", "e0"][0] == 1.0
+    assert rig.core.view.load.ledger.totals()["large", "e0"][0] == 1.0
     await asyncio.sleep(0.1)
     rig.core.leases.close(routed.ticket, DONE)
     rig.assert_settled()

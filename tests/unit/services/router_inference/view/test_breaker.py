@@ -9,7 +9,7 @@ LIMITS = BreakerLimits(eject_after_failures=2, silent_eject_s=3.0, eject_s=0.5, 
 
 def test_an_idle_candidate_is_not_blamed_for_its_first_misses() -> None:
     """Never heard of for minutes, then three misses within a second: overload, not silence."""
-    breaker = Breaker(LIMITS)
+    breaker = Breaker(LIMITS, lambda: None)
     for number in range(3):
         breaker.on_dispatch(600.0 + 0.1 * number)
         assert not breaker.on_silence(600.4 + 0.1 * number)
@@ -18,7 +18,7 @@ def test_an_idle_candidate_is_not_blamed_for_its_first_misses() -> None:
 
 def test_a_black_hole_is_ejected() -> None:
     """Misses that go on for longer than the limit, without one token, count as failures."""
-    breaker = Breaker(LIMITS)
+    breaker = Breaker(LIMITS, lambda: None)
     breaker.on_dispatch(600.0)
     assert not breaker.on_silence(602.0)
     assert not breaker.on_silence(603.1)
@@ -28,7 +28,7 @@ def test_a_black_hole_is_ejected() -> None:
 
 def test_one_token_ends_the_silence() -> None:
     """An overloaded tier that answers some requests is alive."""
-    breaker = Breaker(LIMITS)
+    breaker = Breaker(LIMITS, lambda: None)
     breaker.on_dispatch(600.0)
     breaker.on_sign_of_life(602.9)
     breaker.on_dispatch(603.0)
@@ -38,7 +38,7 @@ def test_one_token_ends_the_silence() -> None:
 
 def test_ejections_double_up_to_their_limit() -> None:
     """0.5 s, then 1 s, then 1 s again."""
-    breaker = Breaker(LIMITS)
+    breaker = Breaker(LIMITS, lambda: None)
     breaker.on_failure(0.0, "X")
     assert breaker.on_failure(0.0, "X")
     now_s, waits = 0.0, []
@@ -59,3 +59,17 @@ def test_the_retry_budget_is_a_share_of_requests() -> None:
     for _ in range(11):
         budget.on_request()
     assert [budget.take() for _ in range(2)] == [True, False]
+
+
+def test_every_change_of_state_is_told() -> None:
+    """Its owner hears of ejection, probe, ramp and recovery, and of nothing else."""
+    told: list[BreakerState] = []
+    breaker = Breaker(LIMITS, lambda: told.append(breaker.state))
+    breaker.on_dispatch(0.0)
+    breaker.on_failure(0.1, "UNAVAILABLE")
+    breaker.on_failure(0.2, "UNAVAILABLE")
+    breaker.availability(0.8)
+    breaker.on_sign_of_life(0.9)
+    breaker.availability(1.0)
+    breaker.availability(9.0)
+    assert [state.value for state in told] == ["ejected", "probing", "ramping", "closed"]

@@ -1,80 +1,23 @@
-"""The link to the load monitor, and the loop that keeps any link to another service up.
-
-A link is a long task that reconnects for ever. One that is down never touches the request path; it
-sets a reason for which the mesh is degraded and clears it when the peer is back.
-"""
+"""The link to the load monitor: system states in, traffic reports out."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
 import grpc.aio
 
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.health_notes import MONITOR_UNREACHABLE, HealthNotes
 from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.accounts import Accounts
-from services.router_inference.view.convert_state import router_load, seen_state
+from services.router_inference.view.convert import router_load, seen_state
 from services.router_inference.view.view import View
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
-
-_FIRST_WAIT_S = 0.05
-_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
-
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
-)
-
-
-async def reconnecting(
-    *,
-    session: Callable[[Callable[[], None]], Awaitable[None]],
-    on_down: Callable[[str], None],
-    clock: Clock,
-    longest_wait_s: float,
-    log: Logger,
-    peer: str,
-) -> None:
-    """Runs sessions for ever, waiting a little longer after each failure in a row.
-
-    Args:
-        session: one connection; calls its argument once it works, returns or raises when it ends.
-        on_down: called with the reason whenever a session ended.
-        clock: waits.
-        longest_wait_s: longest wait between two sessions, seconds.
-        log: where bugs go.
-        peer: name of the peer, for the log.
-    """
-    wait_s = _FIRST_WAIT_S
-
-    def works() -> None:
-        nonlocal wait_s
-        wait_s = _FIRST_WAIT_S
-
-    while True:
-        reason = "the stream ended"
-        try:
-            await session(works)
-        except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name}: {error.details() or 'no message'}"
-        except Exception as error:
-            # A message nobody expected must not end the router.
-            log.exception("link_failed", error, peer=peer)
-            reason = type(error).__name__
-        on_down(reason)
-        await clock.sleep(wait_s * random.uniform(0.8, 1.2))
-        wait_s = min(longest_wait_s, 2.0 * wait_s)
 
 
 class MonitorLink:
@@ -181,7 +124,7 @@ async def with_silence_limit(call: Any, silence_s: float) -> AsyncIterator[Any]:
         while True:
             async with asyncio.timeout(silence_s):
                 message = await call.read()
-            if message is _END_OF_STREAM:
+            if message is END_OF_STREAM:
                 return
             yield message
     except TimeoutError:

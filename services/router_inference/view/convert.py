@@ -7,11 +7,10 @@ from dataclasses import replace
 from services.common.convert import endpoint_of_message
 from services.common.times import timestamp_of
 from services.router_inference.records.accounts import Accounts, Counts
-from services.router_inference.view.view import SeenEndpoint, SeenState, View
+from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
+from services.router_inference.view.view import View
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
-
-REASON_DRAINING = "DRAINING"
 
 
 def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenState:
@@ -82,12 +81,12 @@ def router_load(
         epoch=epoch,
         sequence=sequence,
         report_time=timestamp_of(now_ns),
-        arrival_rate_rps=view.own_rate_rps(now_s),
+        arrival_rate_rps=view.traffic.own_rate_rps(now_s),
         policy=policy,
         policy_version=policy_version,
         outcomes=_counts(accounts.counts),
     )
-    for (tier, endpoint), (in_flight, prompt, output) in view.ledger.totals().items():
+    for (tier, endpoint), (in_flight, prompt, output) in view.load.ledger.totals().items():
         message.loads.add(
             candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
             in_flight_count=round(in_flight),

@@ -1,0 +1,189 @@
+"""The candidates of a router: where they are, whether they may be used, how slow they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.catalog import Catalog
+from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.profile import LatencyProfile
+from services.common.triton.client import TritonClient
+from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
+from services.router_inference.view.seen import REASON_DRAINING, SeenState
+from services.router_inference.view.slowness import DeviceSlowness
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a candidate's requests go.
+
+    Attributes:
+        tier: tier name.
+        tier_index: its place among the tiers, lowest quality first.
+        endpoint: endpoint name.
+        address: its gRPC address.
+        model: Triton model name.
+        candidate: (tier, endpoint), the ledger's key.
+        client: calls the endpoint.
+        breaker: its failures.
+    """
+
+    tier: str
+    tier_index: int
+    endpoint: str
+    address: str
+    model: str
+    candidate: tuple[str, str]
+    client: TritonClient
+    breaker: Breaker
+
+
+class FleetView:
+    """The fleet and its health: what the monitor says of it, the own breakers, slow devices."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        endpoints: Sequence[EndpointSpec],
+        profiles: Mapping[str, LatencyProfile],
+        limits: BreakerLimits,
+        connect: Callable[[str], TritonClient],
+        now_s: float,
+    ) -> None:
+        """Starts with the endpoints of the settings, all usable.
+
+        Args:
+            catalog: tiers, tasks, quality.
+            endpoints: endpoints until a system state names others.
+            profiles: latency profiles by endpoint name and by profile name; the default one under
+                "".
+            limits: of the breakers.
+            connect: returns the client of an address; the same one for the same address.
+            now_s: monotonic seconds.
+        """
+        self.catalog = catalog
+        self.topology_version = 0
+        self.targets: tuple[Target, ...] = ()
+        self.candidates: tuple[tuple[str, str], ...] = ()
+        self.slowness = DeviceSlowness(now_s)
+        self._profiles = profiles
+        self._limits = limits
+        self._connect = connect
+        self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._reasons: dict[str, str] = {}
+        self._seen_C: NDArray[np.float64] = np.ones(0)
+        self._rebuild(tuple(endpoints))
+
+    def apply(self, state: SeenState) -> None:
+        """Takes in the endpoints of a newer system state and their health."""
+        specs = tuple(seen.spec for seen in state.endpoints)
+        if state.topology_version != self.topology_version or specs != self._specs:
+            self.topology_version = state.topology_version
+            self._rebuild(specs)
+        self._reasons = {seen.spec.name: seen.reason for seen in state.endpoints if seen.reason}
+        weights = {
+            (tier, seen.spec.name): seen.weight if tier in seen.ready_tiers else 0.0
+            for seen in state.endpoints
+            for tier in seen.spec.models
+        }
+        self._seen_C = np.array([weights[candidate] for candidate in self.candidates])
+        self._mark()
+
+    def forget_health(self) -> None:
+        """Leaves health to the own breakers; endpoints that were draining stay out."""
+        draining = {name for name, why in self._reasons.items() if why == REASON_DRAINING}
+        self._seen_C = np.array([0.0 if t.endpoint in draining else 1.0 for t in self.targets])
+        self._mark()
+
+    def on_end(
+        self, row: int, fleet: Fleet, predicted_s: float, taken_s: float, *, finished: bool
+    ) -> None:
+        """Learns how slow a device is from one dispatch.
+
+        Args:
+            row: candidate in `fleet`.
+            fleet: fleet the prediction was made on.
+            predicted_s: predicted time to the complete answer, seconds.
+            taken_s: time it took, or until it was cut off, seconds.
+            finished: False if it was cut off.
+        """
+        device = int(fleet.arrays.device_C[row])
+        profile_s = predicted_s / fleet.slowness_D[device]
+        self.slowness.observe(fleet.devices[device], taken_s, profile_s, finished=finished)
+
+    def current(self, now_s: float) -> Fleet:
+        """Returns the fleet with availabilities as of now."""
+        if self._is_dirty or self.slowness.has_moved(now_s):
+            self._refresh(now_s)
+        return self.latest
+
+    def unusable_reason(self, row: int) -> str:
+        """Returns why a candidate might not be chosen when last looked at; empty if it might."""
+        target = self.targets[row]
+        if target.breaker.state in (BreakerState.EJECTED, BreakerState.PROBING):
+            return f"{target.breaker.state.value}: {target.breaker.last_reason}"
+        if self.latest.arrays.availability_C[row] <= 0.0:
+            return self._reasons.get(target.endpoint, "not ready")
+        return ""
+
+    def retry_after_s(self, now_s: float) -> float:
+        """Returns in how many seconds, at least 0.1, an ejected candidate is tried again."""
+        waits = [target.breaker.retry_after_s(now_s) for target in self.targets]
+        return max(0.1, min((wait for wait in waits if wait > 0.0), default=0.5))
+
+    def _mark(self) -> None:
+        """Makes the next look compute availabilities again; breakers that change call it."""
+        self._is_dirty = True
+
+    def _refresh(self, now_s: float) -> None:
+        own_C = np.array([target.breaker.availability(now_s) for target in self.targets])
+        fleet = self._profile_fleet.with_slowness(self.slowness.apply())
+        self.latest = fleet.with_availability(self._seen_C * own_C)
+        # A breaker that is not settled changes with time, so the next look computes again.
+        self._is_dirty = not all(target.breaker.settled for target in self.targets)
+
+    def _rebuild(self, specs: tuple[EndpointSpec, ...]) -> None:
+        self._specs = specs
+        usable = [found for found in map(self._usable, specs) if found is not None]
+        names = {spec.name for spec in usable}
+        self.unknown_endpoints = tuple(spec.name for spec in specs if spec.name not in names)
+        self.latest = self._profile_fleet = build_fleet(self.catalog, usable, self._profiles)
+        self.slowness.follow(self.latest.devices)
+        self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))
+        self.top_tier = max((target.tier_index for target in self.targets), default=0)
+        self.candidates = tuple(target.candidate for target in self.targets)
+        self._breakers = {target.candidate: target.breaker for target in self.targets}
+        self._seen_C = np.ones(len(self.targets))
+        self._mark()
+
+    def _usable(self, spec: EndpointSpec) -> EndpointSpec | None:
+        """Returns an endpoint with what this router knows of it; None if that is nothing."""
+        profile = spec.name if spec.name in self._profiles else spec.profile
+        if profile not in self._profiles:
+            return None
+        known = self._profiles[profile].tiers
+        models = {
+            tier: model
+            for tier, model in spec.models.items()
+            if tier in self.catalog.tiers and tier in known
+        }
+        return replace(spec, profile=profile, models=models) if models else None
+
+    def _target(self, row: int) -> Target:
+        tier, spec = self.latest.candidate(row)
+        candidate = (tier, spec.name)
+        return Target(
+            tier=tier,
+            tier_index=self.catalog.tier_index(tier),
+            endpoint=spec.name,
+            address=spec.address,
+            model=spec.models[tier] or tier,
+            candidate=candidate,
+            client=self._connect(spec.address),
+            breaker=self._breakers.get(candidate) or Breaker(self._limits, self._mark),
+        )

@@ -1,0 +1,51 @@
+"""What the load monitor says of the mesh, as a router takes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from router.fleet import EndpointSpec
+
+REASON_DRAINING = "DRAINING"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEndpoint:
+    """An endpoint as the system state describes it.
+
+    Attributes:
+        spec: its definition.
+        weight: share of its traffic it should get, 0 to 1.
+        ready_tiers: tiers that may be used now.
+        reason: why it is not fully usable; empty if it is.
+    """
+
+    spec: EndpointSpec
+    weight: float
+    ready_tiers: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeenState:
+    """The system state without this router's own part.
+
+    Attributes:
+        version: its number.
+        topology_version: number of its endpoint list.
+        endpoints: every endpoint.
+        other_totals: the other routers' in-flight, waiting prompt tokens and remaining output
+            tokens per candidate.
+        other_rate_rps: the other routers' arrivals per second over about 0.2 s.
+        rate_long_rps: everybody's arrivals per second over about 10 s.
+        monitor_id: who published it.
+    """
+
+    version: int
+    topology_version: int
+    endpoints: tuple[SeenEndpoint, ...]
+    other_totals: Mapping[tuple[str, str], tuple[float, float, float]]
+    other_rate_rps: float
+    rate_long_rps: float
+    monitor_id: str = ""
