@@ -1,11 +1,65 @@
-"""Where the files that come with the product are: profiles, quality tables, policies, models."""
+"""Where the files that come with the product are: profiles, quality tables, policies, models.
+
+A checkout keeps them beside the packages; the wheel carries them inside this one (`pyproject.toml`
+says which).
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parent
+PROFILES, QUALITY, POLICIES = "profiles", "quality", "policies"
+_SUFFIX = {PROFILES: ".toml", QUALITY: ".toml", POLICIES: ".safetensors"}
 
-def project_root() -> Path:
-    """Returns the checkout this module lives in, or the working directory when installed."""
-    root = Path(__file__).resolve().parents[1]
-    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+class NotShippedError(LookupError):
+    """Neither a file nor the name of a shipped one; the text names those there are."""
+
+
+def checkout() -> Path | None:
+    """Returns the root of the checkout this module lies in; None when it is installed."""
+    root = _PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def shipped(*parts: str) -> Path:
+    """Returns the path of a shipped file or folder, for instance `shipped("profiles")`."""
+    return (checkout() or _PACKAGE / "shipped_files").joinpath(*parts)
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Returns the names of the shipped files of a folder, without their suffix."""
+    return sorted(path.stem for path in shipped(folder).glob(f"*{_SUFFIX[folder]}"))
+
+
+def find(folder: str, name: str) -> Path:
+    """Returns the file that a path or a shipped name stands for.
+
+    Args:
+        folder: PROFILES, QUALITY or POLICIES.
+        name: a file, or a name as `shipped_names` lists them.
+
+    Raises:
+        NotShippedError: It is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped_names(folder)
+    if name in known:
+        return shipped(folder, name + _SUFFIX[folder])
+    raise NotShippedError(f"no file and no shipped name {name!r}; known: {', '.join(known)}")
+
+
+def work_folder(*parts: str) -> Path:
+    """Returns where what is made on the way is kept: compiled code, Triton's backends, runs.
+
+    In a checkout `build`, else the user's cache.
+    """
+    root = checkout()
+    if root is not None:
+        return root.joinpath("build", *parts)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "tiercel", *parts)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,7 @@ COMMANDS = (
     "load",
     "train",
     "evaluate",
+    "setup_triton",
 )
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""
 INTERRUPTED_EXIT_CODE = 130
@@ -37,7 +38,7 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 def make_app() -> typer.Typer:
-    """Builds the command with every module that is there."""
+    """Builds the command out of its modules."""
     app = typer.Typer(
         name="tiercel",
         help="Learned best-effort serving mesh for LLMs.",
@@ -48,14 +49,23 @@ def make_app() -> typer.Typer:
     )
 
     @app.callback()
-    def root() -> None:
+    def root(
+        version: Annotated[
+            bool,
+            typer.Option("--version", is_eager=True, callback=_version, help="Say which one."),
+        ] = False,
+    ) -> None:
         """Learned best-effort serving mesh for LLMs: `tiercel up`, then `tiercel generate`."""
 
     for name in COMMANDS:
-        module = f"services.cli.{name}"
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module).register(app)
+        importlib.import_module(f"services.cli.{name}").register(app)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tiercel {importlib.metadata.version('tiercel')}")
+        raise typer.Exit
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -125,7 +125,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
     from trainer.evaluation.report import facts
     from trainer.evaluation.seeds import evaluation_seeds
     from trainer.evaluation.suite import Subject, run_suite
-    from trainer.shipped import project_root
+    from trainer.shipped import checkout
     from trainer.simulation.workload import WorkloadError
 
     workers = workers or min(facts.usable_cores(), MOST_WORKERS)
@@ -152,7 +152,7 @@ def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
     return {
         "suite": plan.name,
         "command": _command(sys.argv[1:]),
-        "commit": facts.commit(project_root()),
+        "commit": facts.commit(checkout()),
         "seeds": list(evaluation_seeds(seeds or plan.seed_count)),
         "setting": facts.setting(inputs),
         "plan": facts.plan(plan),

@@ -13,9 +13,11 @@ from router.catalog import QualityTable, parse_quality
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
+from services.cli.files import read_bytes, shipped_file
 from services.cli.output import console
 from services.cli.progress import ProgressLines
 from services.local.errors import CommandError, InputError
+from trainer.shipped import PROFILES, QUALITY
 
 DEFAULT_OUT = pathlib.Path("build") / "train" / "policy.safetensors"
 
@@ -26,8 +28,12 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    profile: Annotated[pathlib.Path, typer.Option(help="Latency profile (TOML).")],
-    quality: Annotated[pathlib.Path, typer.Option(help="Quality table (TOML).")],
+    profile: Annotated[
+        str, typer.Option(help="Latency profile: a file, or the name of a shipped one.")
+    ],
+    quality: Annotated[
+        str, typer.Option(help="Quality table: a file, or the name of a shipped one.")
+    ],
     deadline_s: Annotated[float, typer.Option(help="Deadline of every task, seconds.")] = 0.4,
     devices: Annotated[int, typer.Option(min=1, max=256, help="Devices with every tier.")] = 4,
     output_tokens: Annotated[
@@ -58,10 +64,10 @@ def train(
     from trainer.learning.offline.training import train_policy
     from trainer.simulation.scenarios import ScenarioError
 
-    costs = _profile(profile)
-    table = _quality(quality)
+    costs = _profile(shipped_file(PROFILES, profile, "--profile"))
+    table = _quality(shipped_file(QUALITY, quality, "--quality"))
     tasks = [Task(name, deadline_s, expected_output_tokens=output_tokens) for name in table.quality]
-    start = _read_bytes(initial) if initial is not None else None
+    start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
             blob = train_policy(
@@ -88,23 +94,16 @@ def train(
 
 def _profile(path: pathlib.Path) -> LatencyProfile:
     try:
-        return parse_profile(_read_bytes(path).decode("utf-8", "replace"), str(path))
+        return parse_profile(read_bytes(path).decode("utf-8", "replace"), str(path))
     except InvalidFileError as error:
         raise InputError(str(error)) from None
 
 
 def _quality(path: pathlib.Path) -> QualityTable:
     try:
-        return parse_quality(_read_bytes(path).decode("utf-8", "replace"), str(path))
+        return parse_quality(read_bytes(path).decode("utf-8", "replace"), str(path))
     except InvalidFileError as error:
         raise InputError(str(error)) from None
-
-
-def _read_bytes(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 class _Display:

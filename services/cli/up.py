@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.files import shipped_file
 from services.cli.output import console, note, table
 from services.local import backends, reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
@@ -18,6 +19,7 @@ from services.local.errors import InputError
 from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
 from services.local.run import run_owning_children
 from services.local.settings_file import TaskEntry
+from trainer.shipped import PROFILES, QUALITY, shipped
 
 PACED_TASK_DEADLINE_S = 0.4
 PACED_OUTPUT_TOKENS = 8
@@ -101,11 +103,9 @@ def _reference_options(
 def _paced_options(
     name: str, paced: str, devices: int, time_scale: float, quality: pathlib.Path | None
 ) -> MeshOptions:
-    profile = pathlib.Path(paced)
-    if not profile.suffix:
-        profile = reference.project_file("profiles", f"{paced}.toml")
-    tiers = _tiers_of(_existing(profile, "--paced"))
-    table_path = _existing(quality or reference.project_file("quality", "opt.toml"), "--quality")
+    profile = shipped_file(PROFILES, paced, "--paced")
+    tiers = _tiers_of(profile)
+    table_path = _existing(quality or shipped(QUALITY, "opt.toml"), "--quality")
     tasks = tuple(
         TaskEntry(task, PACED_TASK_DEADLINE_S * time_scale, PACED_OUTPUT_TOKENS * 2, 8.0)
         for task in _tasks_of(table_path)

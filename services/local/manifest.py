@@ -1,4 +1,4 @@
-"""The file that tells other commands where a running mesh is: ``build/run/NAME/mesh.json``."""
+"""The file that tells other commands where a mesh is: ``run/NAME/mesh.json`` of the work folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 
 from services.local.errors import CommandError, InputError
+from trainer.shipped import work_folder
 
 FILE_NAME = "mesh.json"
 DEFAULT_NAME = "default"
-RUN_ROOT = pathlib.Path("build") / "run"
 ROOT_VARIABLE = "TIERCEL_RUN_ROOT"
 _NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
@@ -74,7 +74,8 @@ def run_folder(name: str) -> pathlib.Path:
     """
     if not _NAME.match(name):
         raise InputError(f"mesh name: expected 1 to 64 characters of [a-z0-9_-], got {name!r}")
-    return pathlib.Path(os.environ.get(ROOT_VARIABLE, RUN_ROOT)) / name
+    root = os.environ.get(ROOT_VARIABLE)
+    return (pathlib.Path(root) if root else work_folder("run")) / name
 
 
 def find_mesh(name: str) -> Manifest:

@@ -6,25 +6,20 @@ import pathlib
 
 from services.local.settings_file import TaskEntry
 from trainer.reference_tiers import tasks as reference_tasks
-from trainer.shipped import project_root
+from trainer.shipped import PROFILES, QUALITY, shipped
 
 DEFAULT_DEADLINE_S = 0.5
 """Deadline of requests that bring none, until a measurement on this machine sets a better one."""
 
 
-def project_file(folder: str, name: str) -> pathlib.Path:
-    """Path of a shipped profile or quality file."""
-    return project_root() / folder / name
-
-
 def shipped_profile() -> pathlib.Path:
     """Latency profile of the reference tiers, measured on one machine when they were trained."""
-    return project_file("profiles", "reference.toml")
+    return shipped(PROFILES, "reference.toml")
 
 
 def shipped_quality() -> pathlib.Path:
     """Quality table of the reference tiers, measured through a live endpoint."""
-    return project_file("quality", "reference.toml")
+    return shipped(QUALITY, "reference.toml")
 
 
 def task_entries(deadline_s: float = DEFAULT_DEADLINE_S) -> tuple[TaskEntry, ...]:

@@ -31,8 +31,8 @@ import uvloop
 
 from tests.bench.router_peers import STREAM, UNARY
 from tests.fakes.router_process import mesh_toml, router_process
+from tests.unit.deploy.manifests import ROOT
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
-from trainer.shipped import project_root
 
 SERVICE = "/tiercel.router_inference.v1.RouterInferenceService"
 IN_FLIGHT = 16
@@ -97,7 +97,7 @@ def peer(stack: ExitStack, *arguments: str) -> tuple[str, str, psutil.Process]:
     command = [sys.executable, "-m", "tests.bench.router_peers", *arguments]
     process = stack.enter_context(
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=project_root(), text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
         )
     )
     assert process.stdin is not None

@@ -27,8 +27,8 @@ from services.common.telemetry import Telemetry
 from services.router_inference.app import RouterInference
 from services.router_inference.core import Core
 from services.router_inference.settings import Settings
+from tests.unit.deploy.manifests import ROOT
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
-from trainer.shipped import project_root
 
 TIERS = ("small", "medium", "large")
 TASKS = ("hellaswag", "piqa", "copa", "openbookqa")
@@ -55,7 +55,7 @@ def mesh_toml(
         router: More lines of [router_inference].
         deadline_s: Default deadline of every task but `openbookqa`, which is soft.
     """
-    root = project_root()
+    root = ROOT
     names = ", ".join(f'"{tier}"' for tier in TIERS)
     served = ", ".join(f'"{tier}"' for tier in tiers)
     lines = [
@@ -170,7 +170,7 @@ def router_process(
             command,
             stdout=output,
             stderr=output,
-            cwd=project_root(),
+            cwd=ROOT,
             env={**os.environ, **(environ or {})},
         )
     try:

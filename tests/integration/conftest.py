@@ -11,7 +11,7 @@ import pytest
 
 from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
 from services.local.triton.server import TritonServer, TritonServerConfig
-from trainer.shipped import project_root
+from tests.unit.deploy.manifests import ROOT
 
 TIERS = ("small", "medium", "large")
 DEVICES = 2
@@ -49,7 +49,7 @@ def paced_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PacedTrit
 
     Tests that inject a fault must heal the device again.
     """
-    profile = project_root() / "profiles" / "opt-a100.toml"
+    profile = ROOT / "profiles" / "opt-a100.toml"
     directory = tmp_path_factory.mktemp("paced")
     fleet = PacedFleet(profile=profile, tiers=TIERS, device_count=DEVICES)
     repository = write_paced_repository(directory / "fleet", fleet)

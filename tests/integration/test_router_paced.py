@@ -20,9 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.details import details_of
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.integration.conftest import PacedTriton
+from tests.unit.deploy.manifests import ROOT
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
-from trainer.shipped import project_root
 
 pytestmark = pytest.mark.triton
 
@@ -177,8 +177,8 @@ def test_the_request_path_loads_no_torch_and_no_redis_call(
     (tmp_path / "tiercel.toml").write_text(toml_of(paced_triton), encoding="utf-8")
     result = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "tiercel.toml")],
-        capture_output=True, text=True, timeout=40.0, check=False, cwd=project_root(),
-        env={**os.environ, "PYTHONPATH": str(project_root())},
+        capture_output=True, text=True, timeout=40.0, check=False, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     heavy = json.loads(result.stdout.splitlines()[-1])

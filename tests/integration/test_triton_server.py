@@ -26,7 +26,7 @@ from services.local.triton.errors import (
 from services.local.triton.repository import PacedFleet, write_paced_repository
 from services.local.triton.server import TritonServer, TritonServerConfig, _choose_ports
 from tests.fakes.otlp_sink import OtlpSink
-from trainer.shipped import project_root
+from tests.unit.deploy.manifests import ROOT
 
 pytestmark = pytest.mark.triton
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.triton
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A repository with one paced tier."""
-    fleet = PacedFleet(profile=project_root() / "profiles" / "opt-a100.toml", tiers=("small",))
+    fleet = PacedFleet(profile=ROOT / "profiles" / "opt-a100.toml", tiers=("small",))
     return write_paced_repository(tmp_path / "fleet", fleet).servers[0].path
 
 
@@ -166,7 +166,7 @@ async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: 
         str(repository),
         "--log",
         str(tmp_path / "log"),
-        cwd=project_root(),
+        cwd=ROOT,
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

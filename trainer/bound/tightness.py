@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from trainer.bound.performance import performance_bound
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.shipped import PROFILES, QUALITY, shipped
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit
 from trainer.simulation.simulate import PolicySpec, make_world, result_of, simulate
@@ -110,9 +110,8 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, default=20.0)
     parser.add_argument("--no-plan", action="store_true", help="leave out the plan, which is slow")
     arguments = parser.parse_args()
-    root = Path(__file__).parents[2]
-    profile_text = (root / "profiles" / "opt-a100.toml").read_text()
-    quality_text = (root / "quality" / "opt.toml").read_text()
+    profile_text = shipped(PROFILES, "opt-a100.toml").read_text()
+    quality_text = shipped(QUALITY, "opt.toml").read_text()
     setting = shared_fleet_setting(
         "opt-a100",
         parse_profile(profile_text, "profiles/opt-a100.toml"),

@@ -10,7 +10,8 @@ from router.dqn.snapshot import SnapshotError
 from router.policies.registry import LEARNED, MissingSnapshotError, known_policies
 from router.types import UnknownPolicyError
 from trainer.evaluation.policies import Contender, baseline, baseline_names, learned, yardsticks
-from trainer.shipped import project_root
+from trainer.shipped import POLICIES
+from trainer.shipped import shipped as shipped_path
 
 SNAPSHOT_SUFFIX = ".safetensors"
 
@@ -27,7 +28,7 @@ def entrants(
         problems: gets what is wrong with what was asked for.
         notes: gets what is wrong with a shipped snapshot nobody asked for.
     """
-    shipped = sorted((project_root() / "policies").glob(f"{profile}*{SNAPSHOT_SUFFIX}"))
+    shipped = sorted(shipped_path(POLICIES).glob(f"{profile}*{SNAPSHOT_SUFFIX}"))
     names, files = list(baseline_names(catalog)), shipped
     if asked:
         names, files = _sorted_out(asked, profile, shipped, problems)

@@ -19,7 +19,7 @@ from trainer.evaluation.report.tables import Row
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
-from trainer.shipped import project_root
+from trainer.shipped import PROFILES, QUALITY, NotShippedError, find, shipped, shipped_names
 from trainer.simulation.scenarios import default_lengths
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
@@ -91,7 +91,7 @@ class Inputs:
 def read_inputs(asked: Asked) -> Inputs:
     """Reads everything; raises EvaluationInputError with one line per mistake, over all of it."""
     problems: list[str] = []
-    profile_path = _shipped("profile", "profiles", asked.profile, problems)
+    profile_path = _found("profile", PROFILES, asked.profile, problems)
     quality_path = _quality_path(asked, profile_path, problems)
     quality = _parsed_quality(quality_path, problems)
     profile = _parsed_profile(profile_path, quality, problems)
@@ -126,21 +126,13 @@ def read_inputs(asked: Asked) -> Inputs:
     )
 
 
-def _shipped(option: str, folder: str, name: str, problems: list[str]) -> pathlib.Path | None:
+def _found(option: str, folder: str, name: str, problems: list[str]) -> pathlib.Path | None:
     """Returns the file a path or a shipped name stands for; appends the known ones if neither."""
-    path = pathlib.Path(name)
-    if path.is_file():
-        return path
-    shipped = project_root() / folder / f"{name}.toml"
-    if not path.suffix and len(path.parts) == 1 and shipped.is_file():
-        return shipped
-    known = ", ".join(_shipped_names(folder))
-    problems.append(f"--{option}: no file and no shipped name {name!r}; known: {known}")
-    return None
-
-
-def _shipped_names(folder: str) -> list[str]:
-    return sorted(path.stem for path in (project_root() / folder).glob("*.toml"))
+    try:
+        return find(folder, name)
+    except NotShippedError as error:
+        problems.append(f"--{option}: {error}")
+        return None
 
 
 def _quality_path(
@@ -148,13 +140,13 @@ def _quality_path(
 ) -> pathlib.Path | None:
     """Returns the quality file asked for, or the shipped one that the profile is named after."""
     if asked.quality:
-        return _shipped("quality", "quality", asked.quality, problems)
+        return _found("quality", QUALITY, asked.quality, problems)
     if profile is None:
         return None
-    known = _shipped_names("quality")
+    known = shipped_names(QUALITY)
     for name in known:
         if profile.stem == name or profile.stem.startswith(f"{name}-"):
-            return project_root() / "quality" / f"{name}.toml"
+            return shipped(QUALITY, f"{name}.toml")
     problems.append(
         f"--quality: needed, none of the shipped ones ({', '.join(known)}) fits {profile.name}"
     )

@@ -51,6 +51,7 @@ from trainer.learning.offline.price_search import reckoning_spec_of, spec_of
 from trainer.learning.offline.reward import episode_baseline
 from trainer.learning.online.replay import Replay, Transitions
 from trainer.learning.online.transitions import time_returns
+from trainer.shipped import POLICIES, PROFILES, QUALITY, shipped
 from trainer.simulation.scenarios import Mesh, Scenario, evaluation_scenarios, training_scenario
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
 from trainer.simulation.threads import side_by_side
@@ -369,9 +370,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def opt_mesh() -> Mesh:
     """Returns the evaluation setting's mesh: four A100 with OPT's three tiers."""
-    root = Path(__file__).parents[2]
-    profile = root / "profiles" / "opt-a100.toml"
-    quality = root / "quality" / "opt.toml"
+    profile = shipped(PROFILES, "opt-a100.toml")
+    quality = shipped(QUALITY, "opt.toml")
     table = parse_quality(quality.read_text(), str(quality))
     return Mesh.build(
         profile=parse_profile(profile.read_text(), str(profile)),
@@ -395,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     budget = Budget(episodes=options.episodes, steps=options.steps)
-    path = Path(__file__).parents[2] / "policies" / "opt-a100.safetensors"
+    path = shipped(POLICIES, "opt-a100.safetensors")
     base_P = price_parameters(load_snapshot(path.read_bytes(), SCHEMA, str(path)))
     ablation = Ablation(opt_mesh(), seed=options.seed, budget=budget, base_P=base_P)
     rows = []

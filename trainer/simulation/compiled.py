@@ -21,6 +21,8 @@ from typing import Any
 
 import numba
 
+from trainer.shipped import work_folder
+
 _MODULES = (
     "router.kernels",
     "router.traffic",
@@ -60,14 +62,8 @@ def _cache_directory() -> Path:
     files += [Path(__file__).with_name(f"{stem}.py") for stem in _COMPILED_HERE]
     for path in sorted(files):
         digest.update(path.read_bytes())
-    root = Path(__file__).parents[2]
-    if CACHE_VARIABLE in os.environ:
-        base = Path(os.environ[CACHE_VARIABLE])
-    elif (root / "pyproject.toml").is_file():
-        base = root / "build" / "numba"
-    else:  # installed from a wheel
-        base = Path.home() / ".cache" / "tiercel" / "numba"
-    return base / digest.hexdigest()[:16]
+    base = os.environ.get(CACHE_VARIABLE)
+    return (Path(base) if base else work_folder("numba")) / digest.hexdigest()[:16]
 
 
 def _compile(name: str, twins: dict[str, types.ModuleType]) -> types.ModuleType:

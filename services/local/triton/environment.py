@@ -8,15 +8,15 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.local.triton.errors import TritonEnvironmentError
-from trainer.shipped import project_root
+from trainer.shipped import checkout, shipped, work_folder
 
 ENVIRONMENT_VARIABLE = "TIERCEL_TRITON_ENV"
-ENVIRONMENT_DIRECTORY = ".venv-triton"
 _PROBE_TIMEOUT_S = 30.0
 # Where a distribution keeps libpython when the interpreter itself was built without a shared one.
 _SYSTEM_LIBRARY_DIRECTORIES = ("/usr/lib/{multiarch}", "/usr/lib64", "/usr/lib", "/usr/local/lib")
@@ -55,6 +55,32 @@ class TritonEnvironment:
     python_version: str
 
 
+def default_environment() -> Path:
+    """Returns where the project's own environment lies: in the checkout, else the user's cache."""
+    root = checkout()
+    return root / ".venv-triton" if root else work_folder("venv-triton")
+
+
+def make_environment(path: Path) -> None:
+    """Makes an environment with the Triton binary and what its Python stubs need.
+
+    Raises:
+        TritonEnvironmentError: venv or pip failed; what they said is on stderr.
+    """
+    requirements = shipped("requirements")
+    steps = (
+        (sys.executable, "-m", "venv", str(path)),
+        (
+            *(str(path / "bin" / "python"), "-m", "pip", "install", "--quiet"),
+            *("--constraint", str(requirements / "triton-constraints.txt")),
+            *("--requirement", str(requirements / "triton.txt")),
+        ),
+    )
+    for step in steps:
+        if subprocess.run(step, stdout=sys.stderr, check=False).returncode != 0:
+            raise TritonEnvironmentError(f"no Triton environment was made: {step[2]} failed")
+
+
 def find_environment(setting: Path | str | None = None) -> Path:
     """Returns the Triton environment's directory: the setting, the variable, or the project's own.
 
@@ -62,10 +88,11 @@ def find_environment(setting: Path | str | None = None) -> Path:
         TritonEnvironmentError: No interpreter is found there.
     """
     chosen = str(setting) if setting else os.environ.get(ENVIRONMENT_VARIABLE, "")
-    path = Path(chosen).expanduser() if chosen else project_root() / ENVIRONMENT_DIRECTORY
+    path = Path(chosen).expanduser() if chosen else default_environment()
     if not (path / "bin" / "python").exists():
+        how = "make setup" if checkout() else "tiercel setup-triton"
         raise TritonEnvironmentError(
-            f"no Triton environment at {path}: make one with `make setup`, "
+            f"no Triton environment at {path}: make one with `{how}`, "
             f"or set {ENVIRONMENT_VARIABLE} to an environment with nvidia-pytriton in it"
         )
     return path.absolute()
@@ -78,7 +105,7 @@ def prepare_environment(
 
     Args:
         setting: Directory of the environment; None: `TIERCEL_TRITON_ENV`, else `.venv-triton`.
-        build_directory: Where the backends are laid out; None: `build/triton` of the project.
+        build_directory: Where the backends are laid out; None: `triton` in the work folder.
 
     Raises:
         TritonEnvironmentError: Environment, Triton, its stub or a shared libpython is missing.
@@ -97,7 +124,7 @@ def prepare_environment(
     if not stub.is_file():
         raise TritonEnvironmentError(f"this Triton has no stub for Python {facts['minor']}")
     libpython_directory = _find_libpython(facts)
-    build = build_directory or project_root() / "build" / "triton"
+    build = build_directory or work_folder("triton")
     return TritonEnvironment(
         binary=binary,
         bin_directory=environment / "bin",

@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from services.local.triton.errors import TritonServerError
-from trainer.shipped import project_root
+from trainer.shipped import shipped
 
 # What every paced model directory gets of `deploy/triton/common`.
 _SHARED_MODULES = ("device_clock.py", "paced_engine.py")
@@ -277,7 +277,7 @@ def _write_paced_model(
 
 
 def _models_root() -> Path:
-    root = project_root() / "deploy" / "triton"
+    root = shipped("deploy", "triton")
     if not root.is_dir():
         raise RepositoryError(f"the model sources are missing: no directory {root}")
     return root

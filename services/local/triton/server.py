@@ -24,7 +24,7 @@ from typing import IO
 
 from services.local.triton.environment import prepare_environment
 from services.local.triton.errors import ModelLoadError, PortInUseError, TritonServerError
-from trainer.shipped import project_root
+from trainer.shipped import work_folder
 
 _SHARED_MEMORY = Path("/dev/shm")
 _START_ATTEMPTS = 3
@@ -82,7 +82,7 @@ class TritonServerConfig:
         ready_timeout_s: Longest time from start to ready.
         exit_timeout_s: Time for a graceful stop before the process group is killed. Triton
             takes about 4 s; less leaves its stubs behind.
-        build_directory: Where the backends directory is laid out; None: `build/triton`.
+        build_directory: Where the backends directory is laid out; None: in the work folder.
         variables: Further environment variables for Triton and its stubs.
         extra_arguments: Further arguments for tritonserver.
     """
@@ -121,7 +121,7 @@ class TritonServer:
         """Prepares nothing yet; all checks happen in `start`."""
         self.config = config
         self.token = f"tiercel_{os.getpid()}_{secrets.token_hex(4)}"
-        directory = config.build_directory or project_root() / "build" / "triton"
+        directory = config.build_directory or work_folder("triton")
         self.log_path = config.log_path or directory / "logs" / f"{self.token}.log"
         self.grpc_address = self.http_address = self.metrics_address = ""
         self._process: subprocess.Popen[bytes] | None = None

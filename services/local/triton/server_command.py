@@ -70,7 +70,7 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
     parser.add_argument("--cpu-cores", default="", help="for example 0,1; default: all")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--trace-endpoint", default="", help="OTLP/HTTP address for spans")
-    parser.add_argument("--log", type=Path, help="default: a file in build/triton/logs")
+    parser.add_argument("--log", type=Path, help="default: a file in the work folder")
     parser.add_argument("--ready-timeout-s", type=float, default=120.0)
     options = parser.parse_args(arguments)
     try:

@@ -42,10 +42,10 @@ def versions() -> dict[str, str]:
     return package_versions(PACKAGES)
 
 
-def commit(root: pathlib.Path) -> str:
+def commit(root: pathlib.Path | None) -> str:
     """Commit of the sources, with "+changes" if files differ from it; "unknown" outside git."""
     git = shutil.which("git")
-    if git is None:
+    if root is None or git is None:
         return "unknown"
 
     def ask(*arguments: str) -> str:

@@ -11,12 +11,12 @@ import pytest
 
 from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
+from tests.unit.deploy.manifests import ROOT
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
 from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
 from trainer.evaluation.report.regret_figure import regret_figure
 from trainer.evaluation.report.tables import gpu_table, regret_point_table
-from trainer.shipped import project_root
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
@@ -207,7 +207,7 @@ def test_shipped_profiles_find_their_own_quality_table() -> None:
 
 def retrained_file(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     """Writes a comparison with a retrained policy for the shipped snapshot."""
-    shipped = load_snapshot((project_root() / "policies" / "opt-a100.safetensors").read_bytes())
+    shipped = load_snapshot((ROOT / "policies" / "opt-a100.safetensors").read_bytes())
     setting = read_inputs(asked()).setting
     number = {"performance": 0.9, "retrained_performance": 0.9, "ratio": 1.0, "availability": 1.0}
     row = {"shift": "mix", "load": 2.0, "share_of_always_small": 0.1, "safety_net": True, **number,

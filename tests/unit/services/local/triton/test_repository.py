@@ -17,11 +17,11 @@ from services.local.triton.repository import (
     write_reference_repository,
 )
 from services.local.triton.repository_command import main
-from trainer.shipped import project_root
+from tests.unit.deploy.manifests import ROOT
 
 TIERS = ("small", "medium", "large")
-PROFILE = project_root() / "profiles" / "opt-a100.toml"
-PRODUCTION = project_root() / "deploy" / "triton" / "production"
+PROFILE = ROOT / "profiles" / "opt-a100.toml"
+PRODUCTION = ROOT / "deploy" / "triton" / "production"
 # Triton's protobuf numbers of the two kinds of instance that are used here.
 KIND_CPU, KIND_MODEL = 2, 3
 INTERFACE = {"text_input", "stream", "sampling_parameters", "exclude_input_in_output"}
@@ -142,7 +142,7 @@ def test_reference_repository_links_and_sets_the_batch(tmp_path: Path) -> None:
         config = read_model_config(server.path / tier / "config.pbtxt")
         assert _parameters(config)["tiercel_max_batch"] == "3"
         assert _parameters(config)["tiercel_kind"] == "reference"
-        assert (server.path / tier / "1" / "model.py").resolve().is_relative_to(project_root())
+        assert (server.path / tier / "1" / "model.py").resolve().is_relative_to(ROOT)
     [endpoint] = server.endpoints("127.0.0.1:8001")
     assert endpoint["models"] == {}
 

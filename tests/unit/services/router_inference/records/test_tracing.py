@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from services.common.errors import DeadlineExceededError
 from services.common.telemetry import Telemetry
 from services.common.triton.errors import TierUnavailableError
+from tests.unit.deploy.manifests import ROOT
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.path.test_dispatch import scenario
-from trainer.shipped import project_root
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -112,7 +112,7 @@ async def test_bad_requests_cannot_flood_the_exporter() -> None:
 @scenario
 async def test_every_name_emitted_is_registered() -> None:
     """Spans, attributes, events and metrics stand in the telemetry registry."""
-    text = (project_root() / "deploy" / "telemetry" / "registry.yaml").read_text()
+    text = (ROOT / "deploy" / "telemetry" / "registry.yaml").read_text()
     registry = yaml.safe_load(text)
     spans = {span["name"]: span for span in registry["spans"]}
     known = {attribute["name"] for attribute in registry["attributes"]}

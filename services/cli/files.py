@@ -1,0 +1,24 @@
+"""Files that a command line names: a path, or the name of one that comes with the product."""
+
+from __future__ import annotations
+
+import pathlib
+
+from services.local.errors import InputError
+from trainer.shipped import NotShippedError, find
+
+
+def shipped_file(folder: str, name: str, option: str) -> pathlib.Path:
+    """Returns the file that a path or a shipped name stands for; raises InputError if none does."""
+    try:
+        return find(folder, name)
+    except NotShippedError as error:
+        raise InputError(f"{option}: {error}") from None
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+    """Reads a file; raises InputError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
