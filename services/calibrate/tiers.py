@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
-from typing import Any
 
+from services.common.convert import endpoint_of_message
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
 from services.local.calls import call
@@ -40,22 +39,6 @@ class LiveTier:
     max_prompt_tokens: int = 0
 
 
-def tiers_of_entries(endpoints: Sequence[Any], order: Sequence[str]) -> list[LiveTier]:
-    """Tiers of the first endpoint that serves each, lowest quality first.
-
-    Args:
-        endpoints: Objects with ``name``, ``address``, ``device``, ``tiers`` and ``models``.
-        order: Tier names, lowest quality first.
-    """
-    found: dict[str, LiveTier] = {}
-    for each in endpoints:
-        for tier in each.tiers:
-            model = each.models.get(tier, tier)
-            live = LiveTier(tier, model, each.address, each.name, each.device or each.name)
-            found.setdefault(tier, live)
-    return [found[tier] for tier in order if tier in found]
-
-
 def tiers_of_mesh(target: Target) -> list[LiveTier]:
     """Asks the load monitor for the endpoints of a running mesh.
 
@@ -67,12 +50,10 @@ def tiers_of_mesh(target: Target) -> list[LiveTier]:
     reply = call("load monitor", address, "GetSystemState", monitor_pb.GetSystemStateRequest())
     found: dict[str, LiveTier] = {}
     for state in reply.state.endpoints:
-        each = state.endpoint
-        for served in each.tiers:
-            device = each.device or each.endpoint
-            model = served.model_name or served.tier
-            live = LiveTier(served.tier, model, each.address, each.endpoint, device)
-            found.setdefault(served.tier, live)
+        spec = endpoint_of_message(state.endpoint)
+        for tier, model in spec.models.items():
+            live = LiveTier(tier, model, spec.address, spec.name, spec.device)
+            found.setdefault(tier, live)
     if not found:
         raise CommandError("the mesh has no endpoint")
     order = _order_of(target)

@@ -20,7 +20,7 @@ from services.common.triton.client import TritonClient
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
-from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.coordination import Coordinator
 from services.load_monitor.health import HealthRules
 from services.load_monitor.metrics import MonitorCollector, MonitorCounters
 from services.load_monitor.prober import Prober, ProbeTimes
@@ -28,6 +28,7 @@ from services.load_monitor.publisher import Publisher
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.settings import Settings
 from services.load_monitor.topology import Topology
+from services.load_monitor.versions import Versions
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 
 SERVICE = "tiercel.load_monitor.v1.LoadMonitorService"

@@ -20,13 +20,13 @@ from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.model import Publication, RouterReport
 from services.load_monitor.topology import Operation, Topology, decode_changes, encode_changes
+from services.load_monitor.versions import Versions
 
 LEASE_NAME = "load-monitor"
 _CHANGE_ATTEMPTS = 5
 _TOPOLOGY_INTERVAL_S = 0.5
 _LEASE_SHARE = 0.25
 _RETRY_S = 0.5
-_NS_PER_MS = 1_000_000
 _MOST_PENDING = 1_000
 
 
@@ -36,29 +36,6 @@ class Role(enum.Enum):
     LEADER = "leader"
     FOLLOWER = "follower"
     STANDALONE = "standalone"
-
-
-class Versions:
-    """Numbers of publications: never below the wall clock in ms at the start, never repeated.
-
-    A process that starts later thus goes on above the one before it, with or without Redis: no
-    monitor publishes a thousand states a second.
-
-    Args:
-        clock: Gives the wall clock.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._last = clock.wall_ns() // _NS_PER_MS
-
-    def observe(self, version: int) -> None:
-        """Makes the next number larger than `version`."""
-        self._last = max(self._last, version)
-
-    def next(self) -> int:
-        """Returns the next number."""
-        self._last += 1
-        return self._last
 
 
 class Coordinator:

@@ -104,7 +104,7 @@ def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
     rate = _family(
         "tiercel_monitor_arrival_rate_rps", "Mesh-wide arrivals per second, by window.", "window"
     )
-    rate.add_metric(["1s"], picture.arrival_rate_short_rps)
+    rate.add_metric(["0.2s"], picture.arrival_rate_short_rps)
     rate.add_metric(["10s"], picture.arrival_rate_long_rps)
     yield rate
     in_flight = _family(

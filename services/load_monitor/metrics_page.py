@@ -10,6 +10,7 @@ from services.common.addresses import parse_address
 
 _GAUGE = "nv_inference_pending_request_count{"
 _LARGEST_PAGE_BYTES = 4 * 1024 * 1024
+_MOST_WAITING = 2**31 - 1
 
 
 class MetricsPageError(Exception):
@@ -37,7 +38,8 @@ async def read_queue_depths(address: str, *, timeout_s: float) -> dict[str, int]
         raise MetricsPageError(f"metrics of {address}: {error}") from None
     try:
         return parse_queue_depths(page)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, ArithmeticError, LookupError) as error:
+        # The parser's own errors are of many kinds; a page must not end the monitor.
         raise MetricsPageError(f"metrics of {address}: {error}") from None
 
 
@@ -45,7 +47,7 @@ def parse_queue_depths(page: bytes) -> dict[str, int]:
     """Returns requests waiting per model from the text of a metrics page.
 
     Raises:
-        ValueError: A line of the gauge is malformed.
+        ValueError, ArithmeticError, LookupError: A line of the gauge is malformed.
     """
     # Only these lines are parsed: a whole page takes the parser half a millisecond.
     lines = [
@@ -57,6 +59,8 @@ def parse_queue_depths(page: bytes) -> dict[str, int]:
             model = sample.labels.get("model")
             if model is not None:
                 depths[model] = depths.get(model, 0) + int(sample.value)
+    if any(not 0 <= depth <= _MOST_WAITING for depth in depths.values()):
+        raise ValueError(f"a queue depth is not within 0 and {_MOST_WAITING}")
     return depths
 
 

@@ -9,8 +9,9 @@ from services.common.log import Logger
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
-from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.coordination import Coordinator
 from services.load_monitor.model import Picture
+from services.load_monitor.versions import Versions
 
 # Longest wait for the first probes: a state that calls every endpoint unknown helps nobody.
 _FIRST_PROBES_S = 2.0

@@ -16,14 +16,12 @@ from services.common.times import to_ns
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
-from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.coordination import Coordinator
 from services.load_monitor.metrics import MonitorCounters
 from services.load_monitor.model import Publication
+from services.load_monitor.versions import Versions
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
-
-_NS_PER_MS = 1_000_000
-_MOST_AHEAD_MS = 60_000
 
 
 class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
@@ -35,7 +33,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         coordinator: Changes the endpoint list.
         versions: Told what clients have seen.
         counters: Counts reports.
-        clock: For the end of a drain and the plausibility of versions.
+        clock: For the end of a drain.
         tiers: The mesh's tiers.
         max_endpoints: Most endpoints.
         max_watchers: Most watches at a time.
@@ -99,7 +97,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.WatchSystemStateRequest, context: Any
     ) -> AsyncIterator[pb.WatchSystemStateResponse]:
         """Sends states newer than the caller's as they come, until the process drains."""
-        version = self._checked_version(request.after_version)
+        version = self._versions.accept(request.after_version)
         if self._broadcast.watcher_count >= self._max_watchers:
             raise ResourceExhaustedError(
                 "TOO_MANY_WATCHERS",
@@ -141,14 +139,3 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
 
     def _watch_response(self, publication: Publication) -> pb.WatchSystemStateResponse:
         return pb.WatchSystemStateResponse(state=self._state_of(publication))
-
-    def _checked_version(self, version: int) -> int:
-        """Returns the version a caller has, after making sure that ours will pass it."""
-        limit = self._clock.wall_ns() // _NS_PER_MS + _MOST_AHEAD_MS
-        latest = self._broadcast.latest
-        highest = limit if latest is None else max(limit, latest.version)
-        if not 0 <= version <= highest:
-            raise InvalidArgumentError("after_version", f"is {version}", f"0 to {highest}")
-        # The caller may come from a monitor whose clock was ahead.
-        self._versions.observe(version)
-        return version

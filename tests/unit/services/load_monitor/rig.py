@@ -12,12 +12,13 @@ from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.convert import report_from_message
-from services.load_monitor.coordination import Coordinator, Versions
+from services.load_monitor.coordination import Coordinator
 from services.load_monitor.health import HealthRules
 from services.load_monitor.model import RouterReport
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.topology import Topology
+from services.load_monitor.versions import Versions
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.probe_client import FakeProbeClient
 from tests.fakes.state_store import FakeStateStore

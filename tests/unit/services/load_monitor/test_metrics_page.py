@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.load_monitor.metrics_page import (
     MetricsPageError,
@@ -25,6 +27,24 @@ def test_depths_are_summed_over_versions() -> None:
     """Only the pending gauge counts."""
     assert parse_queue_depths(PAGE) == {"small": 4, "opt": 0}
     assert parse_queue_depths(b"") == {}
+
+
+@given(st.text(max_size=60))
+def test_any_line_is_read_or_refused(rest: str) -> None:
+    """Whatever stands behind the gauge's name, depths are counts or there is an error."""
+    try:
+        depths = parse_queue_depths(f"nv_inference_pending_request_count{{{rest}".encode())
+    except (ValueError, ArithmeticError, LookupError):
+        return
+    assert all(0 <= depth < 2**31 for depth in depths.values())
+
+
+@pytest.mark.parametrize("value", ["-1", "1e30", "NaN", "+Inf"])
+def test_what_is_no_count_is_refused(value: str) -> None:
+    """A depth that no message can carry must not reach the picture."""
+    page = f'nv_inference_pending_request_count{{model="small"}} {value}'
+    with pytest.raises((ValueError, OverflowError)):
+        parse_queue_depths(page.encode())
 
 
 async def serve(answer: bytes) -> tuple[asyncio.Server, str]:
