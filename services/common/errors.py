@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from services.common.state.store import StateUnavailableError, VersionMismatchError
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
 
 ERROR_DOMAIN = "tiercel"
 _MOST_NAMES_LISTED = 32

@@ -15,7 +15,7 @@ from services.common.log import get_logger
 from services.common.mesh_config import endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
-from services.common.state.connect import connect_store
+from services.common.state.connect import connect_stores
 from services.common.triton.client import TritonClient
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
@@ -59,7 +59,7 @@ class LoadMonitorApp:
         self._counters = MonitorCounters(self._registry)
         self._versions = Versions(clock)
         self._broadcast = Broadcast()
-        self._store = connect_store(
+        self._stores = connect_stores(
             settings.mesh.redis_url, clock=clock, timeout_s=self._own.redis_timeout_s
         )
         configured = {
@@ -84,7 +84,7 @@ class LoadMonitorApp:
         )
         self._coordinator = Coordinator(
             monitor_id=self._monitor_id,
-            store=self._store,
+            store=self._stores.shared,
             board=self._board,
             broadcast=self._broadcast,
             versions=self._versions,
@@ -102,7 +102,7 @@ class LoadMonitorApp:
 
     async def start(self, stack: AsyncExitStack) -> Running:
         """Builds what needs a running loop: server, metrics, probes."""
-        stack.push_async_callback(self._store.close)
+        stack.push_async_callback(self._stores.close)
         server = await build_server(
             services=[ServiceDefinition(SERVICE, self._register)],
             settings=self._own,

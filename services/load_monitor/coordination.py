@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from services.common.clock import Clock
 from services.common.errors import AbortedError, DomainError
 from services.common.log import Logger
-from services.common.state.store import StateStore, StateUnavailableError, VersionMismatchError
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
+from services.common.state.shared_state import SharedState
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
@@ -58,7 +59,7 @@ class Coordinator:
         self,
         *,
         monitor_id: str,
-        store: StateStore,
+        store: SharedState,
         board: Board,
         broadcast: Broadcast,
         versions: Versions,

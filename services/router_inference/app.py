@@ -25,8 +25,7 @@ from services.common.mesh_config import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
-from services.common.state.connect import connect_store
-from services.common.state.store import StateStore
+from services.common.state.connect import Stores, connect_stores
 from services.common.telemetry import Telemetry, setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
@@ -79,7 +78,7 @@ class RouterInference:
         clock: Clock,
         log: Logger,
         telemetry: Telemetry | None = None,
-        store: StateStore | None = None,
+        stores: Stores | None = None,
     ) -> None:
         """Checks what only the files can tell.
 
@@ -89,7 +88,7 @@ class RouterInference:
             clock: of everything in the process.
             log: of everything in the process.
             telemetry: used instead of the environment's (tests).
-            store: used instead of the settings' Redis (tests).
+            stores: used instead of the settings' Redis (tests).
 
         Raises:
             SettingsError: policy, fallback, their parameters or the ticket key are wrong.
@@ -101,7 +100,7 @@ class RouterInference:
         self._clock = clock
         self._log = log
         self._telemetry = telemetry
-        self._store = store
+        self._stores = stores
         self._registry: CollectorRegistry = new_registry()
         self._metrics = RouterMetrics(self._registry)
         self._slot = self._make_slot()
@@ -122,11 +121,11 @@ class RouterInference:
         own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
         telemetry = self._telemetry or _telemetry(own, log)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
-        store = self._store
-        if store is None and mesh.redis_url:
-            store = connect_store(mesh.redis_url, clock=clock)
-        if store is not None:
-            stack.push_async_callback(store.close)
+        stores = self._stores
+        if stores is None and mesh.redis_url:
+            stores = connect_stores(mesh.redis_url, clock=clock)
+        if stores is not None:
+            stack.push_async_callback(stores.close)
         metrics_address = ""
         if own.metrics_listen:
             metrics_server = start_metrics_server(own.metrics_listen, self._registry)
@@ -135,7 +134,7 @@ class RouterInference:
         clients = ClientPool(own.tier_cancel_grace_s)
         stack.push_async_callback(clients.close)
         router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
-        core = self.core = self.build_core(router_id, telemetry, store, clients)
+        core = self.core = self.build_core(router_id, telemetry, stores, clients)
         server = await build_server(
             services=[
                 ServiceDefinition(
@@ -153,7 +152,7 @@ class RouterInference:
             reuse_port=own.so_reuseport,
         )
         tasks: list[BackgroundTask] = [core.leases.run, core.status.run, core.experience.run]
-        tasks += self._links(core, router_id, store, stack)
+        tasks += self._links(core, router_id, stores, stack)
 
         async def flush() -> None:
             await core.experience.flush(_FLUSH_S)
@@ -167,7 +166,7 @@ class RouterInference:
         )
 
     def build_core(
-        self, router_id: str, telemetry: Telemetry, store: StateStore | None, clients: ClientPool
+        self, router_id: str, telemetry: Telemetry, stores: Stores | None, clients: ClientPool
     ) -> Core:
         """Builds what needs no socket; tests give it clients of their own."""
         return build_core(
@@ -180,7 +179,7 @@ class RouterInference:
                 registry=self._registry,
                 metrics=self._metrics,
                 telemetry=telemetry,
-                store=store,
+                experience=None if stores is None else stores.experience,
                 clients=clients,
                 slot=self._slot,
                 signer=self._signer,
@@ -188,7 +187,7 @@ class RouterInference:
         )
 
     def _links(
-        self, core: Core, router_id: str, store: StateStore | None, stack: AsyncExitStack
+        self, core: Core, router_id: str, stores: Stores | None, stack: AsyncExitStack
     ) -> list[BackgroundTask]:
         own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
         tasks: list[BackgroundTask] = []
@@ -209,11 +208,11 @@ class RouterInference:
                 longest_wait_s=own.reconnect_s,
             )
             tasks += [monitor.watch, monitor.report]
-        if own.follow_trainer and (mesh.trainer_address or store is not None):
+        if own.follow_trainer and (mesh.trainer_address or stores is not None):
             trainer = _channel(mesh.trainer_address, stack) if mesh.trainer_address else None
             link = PolicyLink(
                 channel=trainer,
-                store=store,
+                store=None if stores is None else stores.policies,
                 slot=core.slot,
                 notes=core.notes,
                 clock=clock,

@@ -19,7 +19,7 @@ from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
 from services.common.mesh_config import MeshFiles, MeshSettings
-from services.common.state.store import StateStore
+from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient
 from services.router_inference.doors.servicer import RouterInferenceServicer
@@ -81,7 +81,7 @@ class Surroundings:
         registry: the process's metrics.
         metrics: the router's.
         telemetry: traces.
-        store: where experience goes; None for nowhere.
+        experience: where experience goes; None for nowhere.
         clients: of Triton.
         slot: the policy in use.
         signer: of tickets.
@@ -95,7 +95,7 @@ class Surroundings:
     registry: CollectorRegistry
     metrics: RouterMetrics
     telemetry: Telemetry
-    store: StateStore | None
+    experience: ExperienceStream | None
     clients: ClientPool
     slot: PolicySlot
     signer: TicketSigner
@@ -274,7 +274,7 @@ def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:
         builder=RecordBuilder(
             router_id=env.router_id, epoch=epoch, features_always=own.features_always
         ),
-        store=env.store if own.experience else None,
+        stream=env.experience if own.experience else None,
         metrics=env.metrics,
         clock=env.clock,
         log=env.log,

@@ -17,7 +17,7 @@ from services.common.log import Logger, get_logger
 from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
-from services.common.state.connect import connect_store
+from services.common.state.connect import connect_stores
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, SimulationJob
 from services.trainer.metrics import TrainerMetrics
@@ -59,11 +59,11 @@ class TrainerApplication:
         settings, clock, log = self._settings.trainer, self._clock, self._log
         prometheus = new_registry()
         metrics = TrainerMetrics(prometheus)
-        store = connect_store(self._settings.mesh.redis_url, clock=clock)
-        stack.push_async_callback(store.close)
+        stores = connect_stores(self._settings.mesh.redis_url, clock=clock)
+        stack.push_async_callback(stores.close)
         built_in = [n for n in known_policies(self._files.catalog) if n not in LEARNED]
         registry = PolicyRegistry(
-            store=store,
+            store=stores.policies,
             built_in=built_in,
             feature_schema=SCHEMA,
             clock=clock,
@@ -86,7 +86,7 @@ class TrainerApplication:
         online = OnlineTraining(
             settings=settings,
             deadline_s=spec.deadline_s,
-            store=store,
+            stream=stores.experience,
             registry=registry,
             gate=gate,
             clock=clock,

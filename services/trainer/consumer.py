@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.common.state.store import StateStore, StateUnavailableError, StreamEntry
+from services.common.state.errors import StateUnavailableError
+from services.common.state.experience_stream import ExperienceStream, StreamEntry
 from services.trainer.convert import BadRecordError, experience_from
 from services.trainer.metrics import TrainerMetrics
 from trainer.learning.online.transitions import DecisionKey, DecisionRecord, OutcomeRecord
@@ -21,7 +22,7 @@ class ExperienceConsumer:
     def __init__(
         self,
         *,
-        store: StateStore,
+        stream: ExperienceStream,
         clock: Clock,
         log: Logger,
         metrics: TrainerMetrics,
@@ -31,8 +32,8 @@ class ExperienceConsumer:
         claim_idle_s: float,
         orphan_s: float,
     ) -> None:
-        """Takes the store and limits; after `orphan_s` an entry nothing settles is given up."""
-        self._store = store
+        """Takes the stream and limits; after `orphan_s` an entry nothing settles is given up."""
+        self._stream = stream
         self._clock = clock
         self._log = log
         self._metrics = metrics
@@ -63,7 +64,7 @@ class ExperienceConsumer:
             elif self._clock.monotonic_s() >= self._claim_due_s:
                 entries = await self._claim()
             if not entries:
-                entries = await self._store.read_experience(
+                entries = await self._stream.read(
                     self._group, self._consumer, self._read_count, block_s
                 )
         except StateUnavailableError as error:
@@ -95,7 +96,7 @@ class ExperienceConsumer:
         if not self._to_ack:
             return
         try:
-            await self._store.ack_experience(self._group, self._to_ack)
+            await self._stream.ack(self._group, self._to_ack)
         except StateUnavailableError:
             return  # they come again and are recognised as settled
         self._metrics.entries_acked.inc(len(self._to_ack))
@@ -111,7 +112,7 @@ class ExperienceConsumer:
         if self._recovery_start_s is None:
             self._recovery_start_s = now_s
         idle_s = now_s - self._recovery_start_s + _RECOVERY_MARGIN_S
-        entries = await self._store.claim_stale_experience(
+        entries = await self._stream.claim_stale(
             self._group, self._consumer, idle_s, self._read_count
         )
         if not entries:
@@ -120,7 +121,7 @@ class ExperienceConsumer:
         return entries
 
     async def _claim(self) -> list[StreamEntry]:
-        entries = await self._store.claim_stale_experience(
+        entries = await self._stream.claim_stale(
             self._group, self._consumer, self._claim_idle_s, self._read_count
         )
         if len(entries) < self._read_count:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from router.dqn.snapshot import load_snapshot
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.common.state.store import StateStore, StateUnavailableError
+from services.common.state.errors import StateUnavailableError
+from services.common.state.experience_stream import ExperienceStream
 from services.trainer.consumer import ExperienceConsumer
 from services.trainer.gate import Gate
 from services.trainer.jobs import OnlineJob, OnlineSpec
@@ -35,7 +36,7 @@ class OnlineTraining:
         *,
         settings: TrainerSettings,
         deadline_s: float,
-        store: StateStore,
+        stream: ExperienceStream,
         registry: PolicyRegistry,
         gate: Gate,
         clock: Clock,
@@ -46,7 +47,7 @@ class OnlineTraining:
         """Takes the parts; `fallback_initial` gives the start where no snapshot is active."""
         self._settings = settings
         self._deadline_s = deadline_s
-        self._store = store
+        self._stream = stream
         self._registry = registry
         self._gate = gate
         self._clock = clock
@@ -84,7 +85,7 @@ class _Session:
 
     def __init__(self, parts: OnlineTraining, run: Run, worker: Worker) -> None:
         self._settings = parts._settings
-        self._store = parts._store
+        self._stream = parts._stream
         self._registry = parts._registry
         self._gate = parts._gate
         self._clock = parts._clock
@@ -94,7 +95,7 @@ class _Session:
         self.worker = worker
         settings = self._settings
         self._consumer = ExperienceConsumer(
-            store=self._store,
+            stream=self._stream,
             clock=self._clock,
             log=self._log,
             metrics=self._metrics,
@@ -166,7 +167,7 @@ class _Session:
         metrics.loss.set(status.loss or 0.0)
         metrics.mean_reward.set(status.mean_reward or 0.0)
         with suppress(StateUnavailableError):  # shown by store_reachable
-            metrics.backlog.set(await self._store.experience_count())
+            metrics.backlog.set(await self._stream.count())
         await self._run.update(
             step_count=done,
             transition_count=status.transition_count,

@@ -16,12 +16,8 @@ from router.dqn.snapshot import SnapshotError, load_snapshot
 from services.common.clock import Clock
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import Logger
-from services.common.state.store import (
-    Activation,
-    StateStore,
-    StateUnavailableError,
-    VersionMismatchError,
-)
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
+from services.common.state.policy_store import Activation, PolicyStore
 from services.trainer.convert import decode_policy, encode_policy
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.records import PolicyRecord, Stage
@@ -59,7 +55,7 @@ class PolicyRegistry:
     def __init__(
         self,
         *,
-        store: StateStore,
+        store: PolicyStore,
         built_in: Sequence[str],
         feature_schema: str,
         clock: Clock,
@@ -129,7 +125,7 @@ class PolicyRegistry:
         async with self._lock:
             await self._pull()
             records = {key: kept.record for key, kept in self._kept.items()}
-            stored = await self._attempt(self._store.list_policies)
+            stored = await self._attempt(self._store.infos)
             for blob in stored or ():
                 record = decode_policy(blob)
                 records.setdefault((record.policy, record.version), record)
@@ -267,7 +263,7 @@ class PolicyRegistry:
 
     async def _pull(self) -> None:
         """Brings memory and store together; does nothing while the store is away."""
-        history = await self._attempt(self._store.activation_history)
+        history = await self._attempt(self._store.history)
         if history is None:
             return
         stored = history[-1].activation if history else 0
@@ -313,16 +309,14 @@ class PolicyRegistry:
             versions = [
                 record
                 for record in [kept.record for kept in self._kept.values()]
-                + [decode_policy(b) for b in await self._attempt(self._store.list_policies) or ()]
+                + [decode_policy(b) for b in await self._attempt(self._store.infos) or ()]
                 if record.policy == policy
             ]
             if versions:
                 version = max(versions, key=lambda r: r.publish_ns).version
         found = await self._find(policy, version)
         if found is None:
-            stored = [
-                decode_policy(b) for b in await self._attempt(self._store.list_policies) or ()
-            ]
+            stored = [decode_policy(b) for b in await self._attempt(self._store.infos) or ()]
             names = {r.policy for r in stored} | {name for name, _ in self._kept}
             known = [*self._built_in, *sorted(names)]
             if policy in known and version:
@@ -338,7 +332,7 @@ class PolicyRegistry:
         kept = self._kept.get((policy, version))
         if kept is not None:
             return kept
-        stored = await self._attempt(lambda: self._store.get_policy(policy, version))
+        stored = await self._attempt(lambda: self._store.get(policy, version))
         if stored is None:
             return None
         kept = _Kept(decode_policy(stored[0]), stored[1] or b"", is_stored=True)
@@ -361,7 +355,7 @@ class PolicyRegistry:
         record = kept.record
 
         async def put() -> bool:
-            await self._store.put_policy(
+            await self._store.put(
                 encode_policy(record), kept.snapshot or None, record.policy, record.version
             )
             return True

@@ -22,7 +22,6 @@ from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.common.mesh_config import load_mesh_files
 from services.common.settings import load_settings
-from services.common.state.store import StateStore
 from services.common.telemetry import Telemetry
 from services.router_inference.app import RouterInference
 from services.router_inference.core import Core
@@ -110,7 +109,6 @@ async def running_router(
     toml: str,
     *,
     telemetry: Telemetry | None = None,
-    store: StateStore | None = None,
 ) -> AsyncIterator[RunningRouter]:
     """Runs a router with a settings file until the block ends."""
     path = folder / "tiercel.toml"
@@ -122,7 +120,6 @@ async def running_router(
         clock=SystemClock(),
         log=get_logger("router-under-test"),
         telemetry=telemetry or Telemetry(None, random.Random(1)),
-        store=store,
     )
     async with AsyncExitStack() as stack:
         running = await app.start(stack)

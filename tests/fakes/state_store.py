@@ -1,19 +1,23 @@
-"""A state store in memory with a switch that makes it fail."""
+"""A switch before a store, which makes it fail."""
 
 from __future__ import annotations
 
-from services.common.clock import Clock
-from services.common.state.memory_store import MemoryStateStore
-from services.common.state.store import StateUnavailableError
+from typing import Any
+
+from services.common.state.errors import StateUnavailableError
 
 
-class FakeStateStore(MemoryStateStore):
-    """A store in memory; `fail = True` makes every call raise StateUnavailableError."""
+class SwitchableStore:
+    """Passes calls on to `target`; `is_down = True` makes each raise StateUnavailableError."""
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.fail = False
+    def __init__(self, target: object) -> None:
+        self.target = target
+        self.is_down = False
 
-    def _check(self) -> None:
-        if self.fail:
-            raise StateUnavailableError("switched off by the test")
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            if self.is_down:
+                raise StateUnavailableError("switched off by the test")
+            return await getattr(self.target, name)(*arguments, **named)
+
+        return call

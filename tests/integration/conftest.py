@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.common.state.redis_connection import RedisConnection
 from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
 from services.local.triton.server import TritonServer, TritonServerConfig
+from tests.conftest import RedisServer
 from tests.unit.deploy.manifests import ROOT
 
 TIERS = ("small", "medium", "large")
@@ -41,6 +43,14 @@ class PacedTriton:
         """`[[mesh.endpoints]]` entries, one per device."""
         [server] = self.repository.servers
         return server.endpoints(self.server.grpc_address, self.server.metrics_address)
+
+
+@pytest.fixture
+async def redis_connection(redis_server: RedisServer) -> AsyncIterator[RedisConnection]:
+    """A connection to an empty Redis."""
+    connection = RedisConnection(redis_server.url)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture(scope="session")

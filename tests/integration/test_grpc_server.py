@@ -20,7 +20,7 @@ from services.common.failures import StartError
 from services.common.log import get_logger
 from services.common.metrics import start_metrics_server
 from services.common.server import GrpcServer, ServerSettings, ServiceDefinition, build_server
-from services.common.state.store import StateUnavailableError, VersionMismatchError
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from tests.details import details_of
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc

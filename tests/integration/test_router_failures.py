@@ -16,6 +16,8 @@ import pytest_asyncio
 
 from services.common.clock import SystemClock
 from services.common.settings import load_settings
+from services.common.state.policy_store import RedisPolicyStore
+from services.common.state.redis_connection import RedisConnection
 from services.load_monitor.app import LoadMonitorApp
 from services.load_monitor.settings import Settings as MonitorSettings
 from tests.conftest import RedisServer
@@ -440,28 +442,30 @@ async def test_redis_absent_at_start_and_back(
         await until(degraded, "the missing Redis is noticed")
         assert (await generate(router)).completion.on_time
         redis_server.start()
-        store = router.core.experience._store
-        assert store is not None
+        stream = router.core.experience._stream
+        assert stream is not None
 
         async def recovered() -> bool:
             return not await degraded()
 
         await until(recovered, "recovery")
         await until(lambda: router.core.experience.waiting_count == 0, "the buffer is written")
-        assert await store.experience_count() == 4
+        assert await stream.count() == 4
         assert router.core.experience.dropped_count == 0
 
 
 async def test_the_registry_in_redis_gives_the_policy_at_start(
-    tmp_path: Path, triton: FakeTriton, redis_server: RedisServer
+    tmp_path: Path,
+    triton: FakeTriton,
+    redis_server: RedisServer,
+    redis_connection: RedisConnection,
 ) -> None:
     """No trainer needed: what was last activated is used, its snapshot checked."""
     toml = mesh_toml([("e0", triton.address)], redis_url=redis_server.url)
-    async with running_router(tmp_path, toml) as first:
-        store = first.core.experience._store
-        assert store is not None
-        await store.put_policy(b"info", snapshot_bytes(tier_bias=1.0), "dqn", "v1")
-        await store.activate("dqn", "v1")
+    async with running_router(tmp_path, toml):
+        policies = RedisPolicyStore(redis_connection)
+        await policies.put(b"info", snapshot_bytes(tier_bias=1.0), "dqn", "v1")
+        await policies.activate("dqn", "v1")
         async with running_router(tmp_path, toml) as second:
             await until(lambda: second.core.slot.name == "dqn", "the registry's policy is used")
             assert (await generate(second)).completion.policy == "dqn"

@@ -19,7 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.settings import load_settings
-from services.common.state.redis_store import RedisStateStore
+from services.common.state.experience_stream import RedisExperienceStream
+from services.common.state.policy_store import RedisPolicyStore
+from services.common.state.redis_connection import RedisConnection
 from services.trainer.app import REDIS_HEALTH, TrainerApplication, build_app
 from services.trainer.settings import Settings
 from tests.conftest import RedisServer
@@ -166,18 +168,18 @@ async def progress(stub: Any) -> Any:
     return (await stub.GetTraining(pb.GetTrainingRequest())).progress
 
 
-async def pending_count(store: RedisStateStore) -> int:
+async def pending_count(connection: RedisConnection) -> int:
     """Returns how many entries were read and never acknowledged."""
-    facts: Any = await store._redis.xpending("tiercel:v1:experience:stream", "trainer")
+    facts: Any = await connection.redis.xpending("tiercel:v1:experience:stream", "trainer")
     return int(facts["pending"])
 
 
 async def test_experience_becomes_a_policy_that_watchers_get(
-    redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
 ) -> None:
     """Experience in, learner steps, a snapshot published, promoted, and sent to a watcher."""
-    store = RedisStateStore(redis_server.url)
-    await store.append_experience(experience(1, 400))
+    stream = RedisExperienceStream(redis_connection)
+    await stream.append(experience(1, 400))
     shipped = tmp_path / "shipped.safetensors"
     shipped.write_bytes(snapshot())
     async with served(settings(tmp_path, redis_server.url, "shipped.safetensors")) as (stub, _):
@@ -193,7 +195,7 @@ async def test_experience_becomes_a_policy_that_watchers_get(
         assert last.transition_count >= 300
         assert last.HasField("loss")
         # All but those that wait for their horizon are acknowledged.
-        assert await pending_count(store) < 100
+        assert await pending_count(redis_connection) < 100
         listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
         versions = [p.policy_version for p in listed if p.policy == "dqn"]
         assert versions[0] == last.policy_version != load_snapshot(shipped.read_bytes()).version
@@ -210,17 +212,16 @@ async def test_experience_becomes_a_policy_that_watchers_get(
         learned = load_snapshot(sent.snapshot, SCHEMA)
         assert learned.training["parent"] == load_snapshot(shipped.read_bytes()).version
         watch.cancel()
-    await store.close()
 
 
 async def test_restart_of_the_consumer_loses_nothing(
-    redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
 ) -> None:
     """What a killed trainer had read and not saved is read again; what it had saved is not."""
-    store = RedisStateStore(redis_server.url)
-    await store.append_experience(experience(1, 150))
+    stream = RedisExperienceStream(redis_connection)
+    await stream.append(experience(1, 150))
     # A trainer that read and died: entries are pending under its name, nothing is saved.
-    assert len(await store.read_experience("trainer", "trainer", 200, 0.0)) == 200
+    assert len(await stream.read("trainer", "trainer", 200, 0.0)) == 200
     made = settings(tmp_path, redis_server.url)
     async with served(made) as (stub, _):
         await stub.StartTraining(pb.StartTrainingRequest())
@@ -231,10 +232,10 @@ async def test_restart_of_the_consumer_loses_nothing(
         await until(has_all)
 
         async def is_saved() -> bool:
-            return await pending_count(store) <= 2 * 20
+            return await pending_count(redis_connection) <= 2 * 20
 
         await until(is_saved)
-    await store.append_experience(experience(151, 100))
+    await stream.append(experience(151, 100))
     async with served(made) as (stub, _):
         await stub.StartTraining(pb.StartTrainingRequest())
 
@@ -244,10 +245,11 @@ async def test_restart_of_the_consumer_loses_nothing(
         await until(has_more)
         # Every decision gave at most one transition: none was learned from twice.
         assert (await progress(stub)).transition_count <= 250
-    await store.close()
 
 
-async def test_works_without_redis_and_recovers(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_works_without_redis_and_recovers(
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
+) -> None:
     """Without Redis it serves from memory and says so; afterwards Redis has what happened."""
     redis_server.stop()
     try:
@@ -263,25 +265,26 @@ async def test_works_without_redis_and_recovers(redis_server: RedisServer, tmp_p
             await until(lambda: redis_health(health_pb2.HealthCheckResponse.NOT_SERVING))
             redis_server.start()
             await until(lambda: redis_health(health_pb2.HealthCheckResponse.SERVING))
-            store = RedisStateStore(redis_server.url)
+            policies = RedisPolicyStore(redis_connection)
 
             async def is_stored() -> bool:
-                found = await store.active()
+                found = await policies.active()
                 return found is not None and found.name == "price"
 
             await until(is_stored)
-            await store.close()
     finally:
         if redis_server.process is None:
             redis_server.start()
 
 
-async def test_worker_death_is_survived(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_worker_death_is_survived(
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
+) -> None:
     """A killed learner process is replaced and goes on from what was saved."""
     import psutil
 
-    store = RedisStateStore(redis_server.url)
-    await store.append_experience(experience(1, 150))
+    stream = RedisExperienceStream(redis_connection)
+    await stream.append(experience(1, 150))
     async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         await stub.StartTraining(pb.StartTrainingRequest())
 
@@ -292,14 +295,13 @@ async def test_worker_death_is_survived(redis_server: RedisServer, tmp_path: Pat
         for child in psutil.Process().children():
             if "spawn_main" in " ".join(child.cmdline()):
                 child.send_signal(signal.SIGKILL)
-        await store.append_experience(experience(151, 100))
+        await stream.append(experience(151, 100))
 
         async def has_more() -> bool:
             return bool((await progress(stub)).transition_count >= 230)
 
         await until(has_more)
         assert (await progress(stub)).state == pb.TRAINING_STATE_RUNNING
-    await store.close()
 
 
 def contrary() -> bytes:
@@ -323,10 +325,12 @@ async def stages(stub: Any) -> dict[str, int]:
     return {p.policy_version or p.policy: p.stage for p in listed}
 
 
-async def test_bad_policy_is_stopped_at_the_gate(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_bad_policy_is_stopped_at_the_gate(
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
+) -> None:
     """A few steps from a contrary policy are no better: rejected, the active one stays."""
-    store = RedisStateStore(redis_server.url)
-    await store.append_experience(experience(1, 400))
+    stream = RedisExperienceStream(redis_connection)
+    await stream.append(experience(1, 400))
     (tmp_path / "contrary.safetensors").write_bytes(contrary())
     made = settings(tmp_path, redis_server.url, "contrary.safetensors")
     async with served(made) as (stub, _):
@@ -336,7 +340,6 @@ async def test_bad_policy_is_stopped_at_the_gate(redis_server: RedisServer, tmp_
         found = await stages(stub)
         assert found[last.policy_version] == pb.POLICY_STAGE_REJECTED
         assert found["price"] == pb.POLICY_STAGE_ACTIVE
-    await store.close()
 
 
 async def test_simulated_training_passes_the_gate(

@@ -1,23 +1,62 @@
-"""Chooses the state store a process uses."""
+"""Chooses where the state of a process lives."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
 from services.common.clock import Clock
-from services.common.state.memory_store import MemoryStateStore
-from services.common.state.redis_store import RedisStateStore
-from services.common.state.store import StateStore
+from services.common.state.experience_stream import (
+    ExperienceStream,
+    MemoryExperienceStream,
+    RedisExperienceStream,
+)
+from services.common.state.policy_store import MemoryPolicyStore, PolicyStore, RedisPolicyStore
+from services.common.state.redis_connection import RedisConnection
+from services.common.state.shared_state import MemorySharedState, RedisSharedState, SharedState
 
 
-def connect_store(redis_url: str, *, clock: Clock, timeout_s: float = 0.5) -> StateStore:
-    """Returns the store at `redis_url`, or one in memory if the URL is empty.
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """The three stores; each service hands its parts the ones they need.
+
+    Args:
+        shared: What the monitors share.
+        policies: The policy registry.
+        experience: The experience stream.
+        close: Closes their connections; never raises.
+    """
+
+    shared: SharedState
+    policies: PolicyStore
+    experience: ExperienceStream
+    close: Callable[[], Awaitable[None]] = _nothing
+
+
+def connect_stores(redis_url: str, *, clock: Clock, timeout_s: float = 0.5) -> Stores:
+    """Returns the stores at `redis_url`, or some in memory if the URL is empty.
 
     Connecting is left to the first call, so that a Redis that is away does not stop the start.
 
     Args:
         redis_url: `redis://host:port/db`; empty means none.
-        clock: For the store in memory.
+        clock: For the stores in memory.
         timeout_s: Longest time a call to Redis may take, seconds.
     """
     if not redis_url:
-        return MemoryStateStore(clock)
-    return RedisStateStore(redis_url, timeout_s=timeout_s)
+        return Stores(
+            shared=MemorySharedState(clock),
+            policies=MemoryPolicyStore(),
+            experience=MemoryExperienceStream(clock),
+        )
+    connection = RedisConnection(redis_url, timeout_s=timeout_s)
+    return Stores(
+        shared=RedisSharedState(connection),
+        policies=RedisPolicyStore(connection),
+        experience=RedisExperienceStream(connection),
+        close=connection.close,
+    )

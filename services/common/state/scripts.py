@@ -18,11 +18,10 @@ redis.call('DEL', KEYS[1])
 return values
 """
 
-# KEYS: hash. ARGV: version, payload, expected version or ''. Returns -1 if stored, else the version
-# found.
+# KEYS: hash. ARGV: version, payload, expected version. Returns -1 if stored, else the one found.
 SAVE_TOPOLOGY = """
 local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
-if ARGV[3] ~= '' and tonumber(ARGV[3]) ~= current then return current end
+if tonumber(ARGV[3]) ~= current then return current end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'payload', ARGV[2])
 return -1
 """
@@ -32,13 +31,6 @@ ACQUIRE_LEASE = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-
-# KEYS: lease. ARGV: owner, TTL in ms. Returns 1 if extended.
-RENEW_LEASE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 

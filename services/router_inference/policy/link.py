@@ -9,7 +9,8 @@ import grpc.aio
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.common.state.store import StateStore, StateUnavailableError
+from services.common.state.errors import StateUnavailableError
+from services.common.state.policy_store import PolicyStore
 from services.router_inference.health_notes import (
     POLICY_UNAVAILABLE,
     TRAINER_UNREACHABLE,
@@ -28,7 +29,7 @@ class PolicyLink:
         self,
         *,
         channel: grpc.aio.Channel | None,
-        store: StateStore | None,
+        store: PolicyStore | None,
         slot: PolicySlot,
         notes: HealthNotes,
         clock: Clock,
@@ -65,7 +66,7 @@ class PolicyLink:
                 active = await store.active()
                 if active is None:
                     return
-                found = await store.get_policy(active.name, active.version)
+                found = await store.get(active.name, active.version)
             except StateUnavailableError:
                 await self._clock.sleep(self._longest_wait_s)
                 continue

@@ -11,7 +11,8 @@ from itertools import islice
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.common.state.store import StateStore, StateUnavailableError
+from services.common.state.errors import StateUnavailableError
+from services.common.state.experience_stream import ExperienceStream
 from services.router_inference.path.job import Choice
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.convert import OutcomeEntry, RecordBuilder
@@ -26,7 +27,7 @@ class ExperienceWriter:
         self,
         *,
         builder: RecordBuilder,
-        store: StateStore | None,
+        stream: ExperienceStream | None,
         metrics: RouterMetrics,
         clock: Clock,
         log: Logger,
@@ -35,12 +36,12 @@ class ExperienceWriter:
         interval_s: float,
         retry_s: float,
     ) -> None:
-        """Takes what makes the records, the store (None: nothing is kept) and bounds.
+        """Takes what makes the records, the stream (None: nothing is kept) and bounds.
 
         `retry_s` is the wait after a failed write.
         """
         self._builder = builder
-        self._store = store
+        self._stream = stream
         self._metrics = metrics
         self._clock = clock
         self._log = log
@@ -54,7 +55,7 @@ class ExperienceWriter:
 
     def add(self, entry: Choice | OutcomeEntry) -> None:
         """Keeps a record for the next batch."""
-        if self._store is None:
+        if self._stream is None:
             return
         if len(self._buffer) >= self._buffer_count:
             self._buffer.popleft()
@@ -68,7 +69,7 @@ class ExperienceWriter:
 
     async def run(self) -> None:
         """Writes batches for ever."""
-        while self._store is not None:
+        while self._stream is not None:
             await self._clock.sleep(self._interval_s if self.is_reachable else self._retry_s)
             while self._buffer and await self._write_batch():
                 pass
@@ -90,17 +91,17 @@ class ExperienceWriter:
 
     async def _check(self) -> None:
         """Asks whether the store is back when there is nothing to write that would show it."""
-        if self.is_reachable or self._store is None:
+        if self.is_reachable or self._stream is None:
             return
         try:
-            await self._store.ping()
+            await self._stream.count()
         except StateUnavailableError:
             return
         self._set_reachable(reachable=True, reason="")
 
     async def _write_batch(self) -> bool:
         """Writes the oldest records; returns False, keeping them, if the store is away."""
-        assert self._store is not None
+        assert self._stream is not None
         batch = list(islice(self._buffer, self._batch_count))
         payloads: list[bytes] = []
         for entry in batch:
@@ -109,7 +110,7 @@ class ExperienceWriter:
                 # Requests wait for the loop meanwhile; they come first.
                 await asyncio.sleep(0)
         try:
-            await self._store.append_experience(payloads)
+            await self._stream.append(payloads)
         except StateUnavailableError as error:
             self._set_reachable(reachable=False, reason=str(error))
             return False

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from services.common.state.shared_state import MemorySharedState
 from tests.fakes.clock import FakeClock
-from tests.fakes.state_store import FakeStateStore
+from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import Monitor
 
 
@@ -18,12 +19,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> FakeStateStore:
+def store(clock: FakeClock) -> SwitchableStore:
     """A store shared by the monitors of a test."""
-    return FakeStateStore(clock)
+    return SwitchableStore(MemorySharedState(clock))
 
 
 @pytest.fixture
-def make(clock: FakeClock, store: FakeStateStore) -> Callable[[str], Monitor]:
+def make(clock: FakeClock, store: SwitchableStore) -> Callable[[str], Monitor]:
     """Makes monitors that share clock and store."""
     return lambda name: Monitor(name, clock, store)

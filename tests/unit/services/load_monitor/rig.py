@@ -21,7 +21,7 @@ from services.load_monitor.topology import Topology
 from services.load_monitor.versions import Versions
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.probe_client import FakeProbeClient
-from tests.fakes.state_store import FakeStateStore
+from tests.fakes.state_store import SwitchableStore
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -45,7 +45,7 @@ def report(router_id: str, sequence: int = 1, in_flight_count: int = 0) -> Route
 class Monitor:
     """One monitor process without its server."""
 
-    def __init__(self, name: str, clock: FakeClock, store: FakeStateStore) -> None:
+    def __init__(self, name: str, clock: FakeClock, store: SwitchableStore) -> None:
         self.clients: dict[str, FakeProbeClient] = {}
         self.board = Board(
             monitor_id=name,

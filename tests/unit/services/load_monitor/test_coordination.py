@@ -9,7 +9,7 @@ from collections.abc import Callable
 from services.load_monitor.coordination import Role
 from services.load_monitor.topology import Topology
 from tests.fakes.clock import FakeClock
-from tests.fakes.state_store import FakeStateStore
+from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import Monitor, endpoint, report
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -38,7 +38,7 @@ async def test_one_monitor_leads_and_the_other_serves_its_states(
 
 
 async def test_follower_takes_over_with_larger_numbers(
-    make: Make, clock: FakeClock, store: FakeStateStore
+    make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:
     """After the leader died the other publishes, within the lease plus a moment."""
     leader, follower = make("m1"), make("m2")
@@ -73,13 +73,13 @@ async def test_leader_that_leaves_gives_the_lease_back(make: Make, clock: FakeCl
 
 
 async def test_works_on_without_redis_and_comes_back(
-    make: Make, clock: FakeClock, store: FakeStateStore
+    make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:
     """Losing Redis keeps states and changes coming; what changed meanwhile is stored later."""
     monitor = make("m1")
     async with monitor.running():
         await clock.advance(0.5)
-        store.fail = True
+        store.is_down = True
         await clock.advance(1.0)
         assert role_of(monitor) is Role.STANDALONE
         assert monitor.coordinator.store_available is False
@@ -89,7 +89,7 @@ async def test_works_on_without_redis_and_comes_back(
         assert monitor.state.version > before
         assert monitor.state.topology_version == added
         assert len(monitor.state.endpoints) == 2
-        store.fail = False
+        store.is_down = False
         await clock.advance(1.5)
         assert role_of(monitor) is Role.LEADER
         payload = await store.load_system_state()
@@ -102,9 +102,9 @@ async def test_works_on_without_redis_and_comes_back(
         assert [e.endpoint.endpoint for e in restarted.state.endpoints] == ["e1", "e2"]
 
 
-async def test_starts_without_redis(make: Make, clock: FakeClock, store: FakeStateStore) -> None:
+async def test_starts_without_redis(make: Make, clock: FakeClock, store: SwitchableStore) -> None:
     """A monitor that never saw Redis publishes with numbers from its wall clock."""
-    store.fail = True
+    store.is_down = True
     monitor = make("m1")
     async with monitor.running():
         await clock.advance(0.5)
@@ -127,13 +127,13 @@ async def test_two_monitors_change_the_list_at_once(make: Make, clock: FakeClock
 
 
 async def test_numbers_of_the_list_never_fall_when_redis_returns(
-    make: Make, clock: FakeClock, store: FakeStateStore
+    make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:
     """What clients saw while Redis was away stays below what they see afterwards."""
     monitor = make("m1")
     async with monitor.running():
         await clock.advance(1.0)
-        store.fail = True
+        store.is_down = True
         numbers = [
             await monitor.coordinator.change(
                 lambda t, name=name: t.add(endpoint(name), max_endpoints=9)  # type: ignore[misc]
@@ -142,7 +142,7 @@ async def test_numbers_of_the_list_never_fall_when_redis_returns(
         ]
         await monitor.coordinator.change(lambda t: t.drop("e2"))
         numbers.append(monitor.board.topology.version)
-        store.fail = False
+        store.is_down = False
         await clock.advance(2.0)
         numbers.append(monitor.board.topology.version)
         assert numbers == sorted(numbers)
@@ -177,10 +177,10 @@ async def test_monitors_with_different_settings_do_not_overrule_each_other(
 
 
 async def test_damaged_entries_in_the_store_are_left_aside(
-    make: Make, clock: FakeClock, store: FakeStateStore
+    make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:
     """Garbage under our keys is logged, not obeyed."""
-    await store.save_topology(b"garbage", 7)
+    await store.save_topology(b"garbage", 7, 0)
     await store.publish_system_state(b"\xff\xff", 1)
     await store.put_peer_reports("x", b"\xff\xff")
     monitor = make("m1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from router.catalog import Catalog, QualityTable
@@ -12,8 +12,8 @@ from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, SloKind, Task
 from services.common.log import get_logger
 from services.common.mesh_config import MeshFiles
-from services.common.state.memory_store import MemoryStateStore
-from services.common.state.store import StateStore
+from services.common.state.connect import connect_stores
+from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TierChunk
 from services.common.triton.errors import TierError, TierOverloadedError
@@ -161,9 +161,9 @@ class Rig:
     async def records(self) -> list[experience_pb2.ExperienceEntry]:
         """Flushes and returns what was written to the store."""
         await self.core.experience.flush(1.0)
-        store = self.app._store
-        assert store is not None
-        entries = await store.read_experience("test", "test", 10_000, 0.0)
+        stores = self.app._stores
+        assert stores is not None
+        entries = await stores.experience.read("test", "test", 10_000, 0.0)
         return [experience_pb2.ExperienceEntry.FromString(entry.payload) for entry in entries]
 
     def assert_settled(self) -> None:
@@ -185,7 +185,7 @@ def make_rig(
     endpoint_count: int = 1,
     policy: str = "static-large",
     tiers: Sequence[str] = TIERS,
-    store: StateStore | None = None,
+    experience: ExperienceStream | None = None,
     telemetry: Telemetry | None = None,
     profile: LatencyProfile = PROFILE,
     **own: Any,
@@ -213,12 +213,14 @@ def make_rig(
         profile=profile,
         endpoint_profiles={f"e{i}": profile for i in range(endpoint_count)},
     )
-    store = store or MemoryStateStore(clock)
+    stores = connect_stores("", clock=clock)
+    if experience is not None:
+        stores = replace(stores, experience=experience)
     app = RouterInference(
-        settings=settings, files=files, clock=clock, log=get_logger("test"), store=store
+        settings=settings, files=files, clock=clock, log=get_logger("test"), stores=stores
     )
     pool = FakePool()
-    core = app.build_core("r1", telemetry or Telemetry(None, _RANDOM), store, pool)
+    core = app.build_core("r1", telemetry or Telemetry(None, _RANDOM), stores, pool)
     return Rig(app, core, pool, clock)
 
 

@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from router.dqn.snapshot import Snapshot, SnapshotError, save_snapshot, zero_weights
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import get_logger
+from services.common.state.policy_store import MemoryPolicyStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.records import Stage
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from tests.fakes.clock import FakeClock, settle
-from tests.fakes.state_store import FakeStateStore
+from tests.fakes.state_store import SwitchableStore
 
 SCHEMA = "s"
 
@@ -34,7 +35,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.store = FakeStateStore(self.clock)
+        self.store: Any = SwitchableStore(MemoryPolicyStore())
         self.prometheus = CollectorRegistry()
         self.registry = self.another(self.prometheus)
 
@@ -101,16 +102,16 @@ async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
         labels = {"reason": reason}
         name = "tiercel_trainer_snapshots_refused_total"
         assert bench.prometheus.get_sample_value(name, labels) == 1.0
-    assert await bench.store.list_policies() == []
+    assert await bench.store.infos() == []
 
 
 async def test_damaged_snapshot_in_the_store_is_not_promoted(bench: Bench) -> None:
     """What went bad in the store is refused at promotion; the active policy stays."""
     version = await bench.publish(1)
     await bench.registry.promote("price")
-    stored = await bench.store.get_policy("dqn", version)
+    stored = await bench.store.get("dqn", version)
     assert stored is not None
-    await bench.store.put_policy(stored[0], b"garbage", "dqn", version)
+    await bench.store.put(stored[0], b"garbage", "dqn", version)
     restarted = bench.another()
     with pytest.raises(SnapshotError):
         await restarted.promote("dqn", version)
@@ -187,14 +188,14 @@ async def test_activation_by_another_process_is_seen(bench: Bench) -> None:
 async def test_works_without_the_store_and_catches_up(bench: Bench) -> None:
     """While the store is away memory serves and says so; afterwards the store has it all."""
     await bench.registry.promote("price")
-    bench.store.fail = True
+    bench.store.is_down = True
     version = await bench.publish(1)
     active = await bench.registry.promote("dqn", version, expected_activation=1)
     assert active.activation == 2
     assert bench.registry.is_degraded
     assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 0.0
     assert [r.version for r in await bench.registry.policies() if r.policy == "dqn"] == [version]
-    bench.store.fail = False
+    bench.store.is_down = False
     assert await anext(bench.registry.poll(1.0)) is True
     assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 1.0
     restarted = await bench.another().active()
@@ -209,8 +210,7 @@ async def test_emptied_store_gets_everything_back_and_numbers_do_not_fall(bench:
         await bench.registry.promote(name)
     version = await bench.publish(1)
     await bench.registry.promote("dqn", version)
-    fresh = FakeStateStore(bench.clock)
-    bench.store.__dict__.update(fresh.__dict__)
+    bench.store.target = MemoryPolicyStore()
     stream = bench.registry.watch(bench.registry.activation)
     waiting = asyncio.ensure_future(anext(stream))
     await anext(bench.registry.poll(1.0))
@@ -238,7 +238,7 @@ async def test_publishing_again_changes_nothing(bench: Bench) -> None:
     again = await bench.another().publish(snapshot(1))
     assert again == replace(again, version=version, publish_ns=again.publish_ns)
     assert (await bench.registry.policies())[-1].stage is Stage.ACTIVE
-    assert len(await bench.store.list_policies()) == 1
+    assert len(await bench.store.infos()) == 1
 
 
 async def test_memory_is_bounded(bench: Bench) -> None:

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from router.features import FEATURE_COUNT, SCHEMA
-from services.common.state.memory_store import MemoryStateStore
-from services.common.state.store import StateUnavailableError
+from services.common.state.experience_stream import MemoryExperienceStream
+from tests.fakes.state_store import SwitchableStore
 from tests.fakes.virtual_time import LoopClock
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.path.test_dispatch import scenario
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
 
 
-class BrokenStore(MemoryStateStore):
-    """A store that can be switched off."""
-
-    def __init__(self) -> None:
-        super().__init__(LoopClock())
-        self.is_down = False
-
-    def _check(self) -> None:
-        if self.is_down:
-            raise StateUnavailableError("down by the test")
-
-    async def append_experience(self, payloads: Sequence[bytes]) -> None:
-        """Fails while switched off."""
-        self._check()
-        await super().append_experience(payloads)
+def switchable() -> Any:
+    """A stream that can be switched off."""
+    return SwitchableStore(MemoryExperienceStream(LoopClock()))
 
 
 @scenario
@@ -73,19 +62,19 @@ async def test_a_learned_decision_carries_its_features() -> None:
 @scenario
 async def test_records_wait_for_redis_and_the_oldest_give_way() -> None:
     """While the store is away the buffer is bounded, losses are counted, the rest arrives."""
-    store = BrokenStore()
-    rig = make_rig(store=store, experience_buffer_count=6, reconnect_s=0.5)
+    stream = switchable()
+    rig = make_rig(experience=stream, experience_buffer_count=6, reconnect_s=0.5)
     writer = asyncio.ensure_future(rig.core.experience.run())
-    store.is_down = True
+    stream.is_down = True
     for _ in range(5):
         await rig.answer(rig.job())
     await asyncio.sleep(1.0)
     assert "REDIS_UNREACHABLE" in rig.core.status.read().degraded_reasons
     assert rig.core.experience.dropped_count == 4
     assert rig.core.experience.waiting_count == 6
-    store.is_down = False
+    stream.is_down = False
     await asyncio.sleep(1.0)
-    assert await store.experience_count() == 6
+    assert await stream.count() == 6
     assert "REDIS_UNREACHABLE" not in rig.core.status.read().degraded_reasons
     writer.cancel()
 
@@ -93,14 +82,14 @@ async def test_records_wait_for_redis_and_the_oldest_give_way() -> None:
 @scenario
 async def test_a_store_that_is_back_is_noticed_without_traffic() -> None:
     """Nothing has to be lost for the reason to clear."""
-    store = BrokenStore()
-    rig = make_rig(store=store, reconnect_s=0.5)
+    stream = switchable()
+    rig = make_rig(experience=stream, reconnect_s=0.5)
     writer = asyncio.ensure_future(rig.core.experience.run())
-    store.is_down = True
+    stream.is_down = True
     await rig.answer(rig.job())
     await asyncio.sleep(1.0)
     assert "REDIS_UNREACHABLE" in rig.core.status.read().degraded_reasons
-    store.is_down = False
+    stream.is_down = False
     rig.core.experience._buffer.clear()
     await asyncio.sleep(1.0)
     assert "REDIS_UNREACHABLE" not in rig.core.status.read().degraded_reasons
@@ -110,9 +99,9 @@ async def test_a_store_that_is_back_is_noticed_without_traffic() -> None:
 @scenario
 async def test_the_last_flush_is_bounded_and_counts_what_it_loses() -> None:
     """A store that is away cannot hold up the end of the process."""
-    store = BrokenStore()
-    rig = make_rig(store=store)
-    store.is_down = True
+    stream = switchable()
+    rig = make_rig(experience=stream)
+    stream.is_down = True
     await rig.answer(rig.job())
     await rig.core.experience.flush(1.0)
     assert rig.core.experience.dropped_count == 2
@@ -123,11 +112,11 @@ async def test_the_last_flush_is_bounded_and_counts_what_it_loses() -> None:
 async def test_a_store_that_hangs_is_not_noticed_by_requests() -> None:
     """No Redis on the request path: answers take what the tier takes while a write hangs."""
 
-    class HangingStore(MemoryStateStore):
-        async def append_experience(self, payloads: Sequence[bytes]) -> None:
+    class HangingStream(MemoryExperienceStream):
+        async def append(self, payloads: Sequence[bytes]) -> None:
             await asyncio.sleep(1000.0)
 
-    rig = make_rig(store=HangingStore(LoopClock()))
+    rig = make_rig(experience=HangingStream(LoopClock()))
     writer = asyncio.ensure_future(rig.core.experience.run())
     await rig.answer(rig.job())
     await asyncio.sleep(1.0)

@@ -1,0 +1,176 @@
+"""What the monitors share: the newest system state, their reports, the endpoint list, a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Protocol, cast
+
+from services.common.clock import Clock
+from services.common.state import keys, scripts
+from services.common.state.errors import VersionMismatchError
+from services.common.state.redis_connection import RedisConnection, milliseconds
+
+
+class SharedState(Protocol):
+    """The store; a method that cannot answer raises StateUnavailableError within its timeout."""
+
+    async def publish_system_state(self, payload: bytes, version: int) -> bool:
+        """Stores the newest system state; False, storing nothing, if a newer one is there."""
+        ...
+
+    async def load_system_state(self) -> bytes | None:
+        """Returns the newest system state, None if there is none."""
+        ...
+
+    async def put_peer_reports(self, peer: str, payload: bytes) -> None:
+        """Hands the router reports a monitor received to the one that publishes; newest wins."""
+        ...
+
+    async def take_peer_reports(self) -> list[bytes]:
+        """Returns what the other monitors handed over since the last call, and forgets it."""
+        ...
+
+    async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the endpoint list.
+
+        Raises:
+            VersionMismatchError: The stored version is not the expected one (0: none stored).
+        """
+        ...
+
+    async def load_topology(self) -> tuple[int, bytes] | None:
+        """Returns version and endpoint list, None if there is none."""
+        ...
+
+    async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
+        """Takes the lease if it is free, or extends it if `owner` has it; True if it has it now."""
+        ...
+
+    async def release_lease(self, name: str, owner: str) -> bool:
+        """Gives the lease back; False if `owner` did not have it."""
+        ...
+
+
+class RedisSharedState:
+    """A SharedState in Redis."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._redis, self._call = connection.redis, connection.call
+        register = self._redis.register_script
+        self._publish_state = register(scripts.PUBLISH_STATE)
+        self._take_peer_reports = register(scripts.TAKE_PEER_REPORTS)
+        self._save_topology = register(scripts.SAVE_TOPOLOGY)
+        self._acquire_lease = register(scripts.ACQUIRE_LEASE)
+        self._release_lease = register(scripts.RELEASE_LEASE)
+
+    async def publish_system_state(self, payload: bytes, version: int) -> bool:
+        """Stores the newest system state."""
+        arguments = (version, payload, milliseconds(keys.SYSTEM_STATE_TTL_S))
+        return bool(await self._call(lambda: self._publish_state([keys.SYSTEM_STATE], arguments)))
+
+    async def load_system_state(self) -> bytes | None:
+        """Returns the newest system state."""
+        payload = await self._call(lambda: self._redis.hget(keys.SYSTEM_STATE, "payload"))
+        return cast("bytes | None", payload)
+
+    async def put_peer_reports(self, peer: str, payload: bytes) -> None:
+        """Keeps the reports of a monitor for a few seconds."""
+
+        def put() -> Awaitable[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.hset(keys.PEER_REPORTS, peer, cast("Any", payload))
+            pipeline.pexpire(keys.PEER_REPORTS, milliseconds(keys.PEER_REPORTS_TTL_S))
+            return cast("Awaitable[Any]", pipeline.execute())
+
+        await self._call(put)
+
+    async def take_peer_reports(self) -> list[bytes]:
+        """Returns and forgets the reports of the monitors."""
+        found = await self._call(lambda: self._take_peer_reports([keys.PEER_REPORTS]))
+        return cast("list[bytes]", found)
+
+    async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the endpoint list; VersionMismatchError if another version is there."""
+        arguments = (version, payload, expected_version)
+        found = int(await self._call(lambda: self._save_topology([keys.TOPOLOGY], arguments)))
+        if found >= 0:
+            raise VersionMismatchError("topology", expected_version, found)
+
+    async def load_topology(self) -> tuple[int, bytes] | None:
+        """Returns version and endpoint list."""
+        version, payload = await self._call(
+            lambda: self._redis.hmget(keys.TOPOLOGY, ["version", "payload"])
+        )
+        return None if version is None or payload is None else (int(version), payload)
+
+    async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
+        """Takes or extends the lease."""
+        arguments = (owner, milliseconds(ttl_s))
+        return bool(await self._call(lambda: self._acquire_lease([keys.lease(name)], arguments)))
+
+    async def release_lease(self, name: str, owner: str) -> bool:
+        """Gives the lease back."""
+        return bool(await self._call(lambda: self._release_lease([keys.lease(name)], (owner,))))
+
+
+class MemorySharedState:
+    """A SharedState of one process, gone with it.
+
+    Args:
+        clock: For leases.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._state: tuple[int, bytes] | None = None
+        self._topology: tuple[int, bytes] | None = None
+        self._peer_reports: dict[str, bytes] = {}
+        self._leases: dict[str, tuple[str, float]] = {}
+
+    async def publish_system_state(self, payload: bytes, version: int) -> bool:
+        """Stores a state that is not older."""
+        if self._state is not None and version < self._state[0]:
+            return False
+        self._state = (version, payload)
+        return True
+
+    async def load_system_state(self) -> bytes | None:
+        """Returns the state."""
+        return None if self._state is None else self._state[1]
+
+    async def put_peer_reports(self, peer: str, payload: bytes) -> None:
+        """Keeps the reports of a peer."""
+        self._peer_reports[peer] = payload
+
+    async def take_peer_reports(self) -> list[bytes]:
+        """Returns and forgets the reports of the peers."""
+        found = list(self._peer_reports.values())
+        self._peer_reports.clear()
+        return found
+
+    async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the endpoint list."""
+        found = 0 if self._topology is None else self._topology[0]
+        if found != expected_version:
+            raise VersionMismatchError("topology", expected_version, found)
+        self._topology = (version, payload)
+
+    async def load_topology(self) -> tuple[int, bytes] | None:
+        """Returns the endpoint list."""
+        return self._topology
+
+    async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
+        """Takes or extends a lease."""
+        now_s = self._clock.monotonic_s()
+        holder, until_s = self._leases.get(name, ("", 0.0))
+        if holder not in ("", owner) and until_s > now_s:
+            return False
+        self._leases[name] = (owner, now_s + ttl_s)
+        return True
+
+    async def release_lease(self, name: str, owner: str) -> bool:
+        """Gives a lease back."""
+        if self._leases.get(name, ("", 0.0))[0] != owner:
+            return False
+        del self._leases[name]
+        return True
