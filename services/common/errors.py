@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from services.common.state.errors import StateUnavailableError, VersionMismatchError
+from services.common.times import set_duration
 
 ERROR_DOMAIN = "tiercel"
 _MOST_NAMES_LISTED = 32
@@ -271,5 +272,5 @@ def _status(
 
 def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
     info = error_details_pb2.RetryInfo()
-    info.retry_delay.FromNanoseconds(round(max(retry_after_s, 0.0) * 1e9))
+    set_duration(info.retry_delay, retry_after_s)
     return info

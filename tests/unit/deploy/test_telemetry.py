@@ -146,7 +146,7 @@ def test_every_attribute_and_span_of_the_code_is_registered() -> None:
     text = (ROOT / "services" / "router_inference" / "records" / "tracing.py").read_text(
         encoding="utf-8"
     )
-    text += (ROOT / "services" / "client" / "client.py").read_text(encoding="utf-8")
+    text += _source("client/tiercel")
     used = set(re.findall(r'"(tiercel\.[a-z_.]+)"', text)) - {"tiercel.client"}
     assert used
     assert used <= known, used - known
