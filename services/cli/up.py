@@ -9,16 +9,18 @@ import pathlib
 import tomllib
 from typing import Annotated, Any
 
+import pydantic
 import typer
 
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
-from services.local import backends, reference
+from services.common.mesh_config import TaskSettings
+from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import InputError
+from services.local.fleets import PacedFleetOptions, ReferenceFleet
 from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
 from services.local.run import run_owning_children
-from services.local.settings_file import TaskEntry
 from trainer.shipped import PROFILES, QUALITY, shipped
 
 PACED_TASK_DEADLINE_S = 0.4
@@ -51,10 +53,14 @@ def up(
 ) -> None:
     """Start Redis, Triton, load monitor, trainer and router here; Ctrl-C stops them all."""
     run_folder(name)
-    if paced:
-        options = _paced_options(name, paced, devices, time_scale, quality)
-    else:
-        options = _reference_options(name, profile, quality)
+    try:
+        if paced:
+            options = _paced_options(name, paced, devices, time_scale, quality)
+        else:
+            options = _reference_options(name, profile, quality)
+    except pydantic.ValidationError as error:
+        found = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()]
+        raise InputError("; ".join(found)) from None
     options = dataclasses.replace(
         options, router_count=routers, policy=policy, trainer=trainer, fresh=fresh
     )
@@ -93,7 +99,7 @@ def _reference_options(
 ) -> MeshOptions:
     return MeshOptions(
         name=name,
-        fleet=backends.ReferenceFleet(),
+        fleet=ReferenceFleet(),
         profile=_existing(profile or reference.shipped_profile(), "--profile"),
         quality=_existing(quality or reference.shipped_quality(), "--quality"),
         tasks=reference.task_entries(),
@@ -107,12 +113,17 @@ def _paced_options(
     tiers = _tiers_of(profile)
     table_path = _existing(quality or shipped(QUALITY, "opt.toml"), "--quality")
     tasks = tuple(
-        TaskEntry(task, PACED_TASK_DEADLINE_S * time_scale, PACED_OUTPUT_TOKENS * 2, 8.0)
+        TaskSettings(
+            name=task,
+            default_deadline_s=PACED_TASK_DEADLINE_S * time_scale,
+            default_max_output_tokens=PACED_OUTPUT_TOKENS * 2,
+            expected_output_tokens=PACED_OUTPUT_TOKENS,
+        )
         for task in _tasks_of(table_path)
     )
     return MeshOptions(
         name=name,
-        fleet=backends.PacedFleetOptions(profile, tiers, devices, time_scale),
+        fleet=PacedFleetOptions(profile, tiers, devices, time_scale),
         profile=profile,
         quality=table_path,
         tasks=tasks,

@@ -25,9 +25,9 @@ from services.demo.plan import LEARNED_POLICY, DemoPlan
 from services.demo.replay import PolicyRun, Replays
 from services.demo.versions import backend_versions
 from services.local import reference
-from services.local.backends import REFERENCE_TIERS, ReferenceFleet
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import CommandError
+from services.local.fleets import REFERENCE_TIERS, ReferenceFleet
 from tiercel import AsyncClient, TiercelError
 from trainer.evaluation.report.facts import package_versions
 from trainer.reference_tiers import tasks as reference_tasks

@@ -13,14 +13,18 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from services.common.mesh_config import EndpointSettings, TaskSettings
 from services.local import backends, probes
 from services.local.child import ChildError, ChildSpec
 from services.local.cores import CoreLayout, machine_layout
 from services.local.errors import CommandError
+from services.local.fleets import Fleet
 from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
 from services.local.ports import DEFAULT_PORTS, HOST, choose_ports
-from services.local.settings_file import TaskEntry, settings_text
+from services.local.settings_file import settings_text
 from services.local.supervisor import Supervisor, kill_descendants
+from services.local.triton.errors import TritonServerError
+from services.local.triton.repository.layout import ServerRepository
 
 STAGE_BACKENDS, STAGE_MONITOR, STAGE_TRAINER, STAGE_ROUTERS = range(4)
 THREAD_VARIABLES = {
@@ -49,10 +53,10 @@ class MeshOptions:
     """
 
     name: str
-    fleet: backends.Fleet
+    fleet: Fleet
     profile: pathlib.Path
     quality: pathlib.Path
-    tasks: tuple[TaskEntry, ...]
+    tasks: tuple[TaskSettings, ...]
     router_count: int = 1
     policy: str = "price"
     trainer: bool = True
@@ -87,7 +91,7 @@ class EmbeddedMesh:
         self._say = say
         self._supervisor = Supervisor(say=say, changed=self._write_manifest)
         self._ports = choose_ports(_wanted_ports(options.router_count))
-        self._repository: backends.Repository | None = None
+        self._repository: ServerRepository | None = None
         self.profile, self.quality, self.tasks = options.profile, options.quality, options.tasks
 
     @property
@@ -134,7 +138,7 @@ class EmbeddedMesh:
             self._repository = self.options.fleet.write(self.folder / "triton")
             specs = [self._redis(), self._triton(self._repository)]
             await self._supervisor.start(specs)
-        except (ChildError, backends.BackendError) as error:
+        except (ChildError, TritonServerError) as error:
             raise CommandError(str(error)) from None
 
     async def start_services(self) -> None:
@@ -179,9 +183,12 @@ class EmbeddedMesh:
     def write_settings(self) -> None:
         """Writes the settings file from the present profile, quality table and tasks."""
         assert self._repository is not None, "the backends come first"
-        endpoints = self._repository.endpoints(
-            self._address("triton_grpc"), self._address("triton_metrics")
-        )
+        endpoints = [
+            EndpointSettings(**entry)
+            for entry in self._repository.endpoints(
+                self._address("triton_grpc"), self._address("triton_metrics")
+            )
+        ]
         sections = {
             "router_inference": {
                 "policy": self.options.policy,
@@ -260,9 +267,9 @@ class EmbeddedMesh:
             ready_timeout_s=20.0,
         )
 
-    def _triton(self, repository: backends.Repository) -> ChildSpec:
+    def _triton(self, repository: ServerRepository) -> ChildSpec:
         command = backends.triton_command(
-            repository,
+            repository.path,
             ports={name: self._ports[f"triton_{name}"] for name in ("grpc", "http", "metrics")},
             cores=self.layout.device_cores,
             nice=self.layout.tier_nice,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from services.local.settings_file import TaskEntry
+from services.common.mesh_config import TaskSettings
 from trainer.reference_tiers import tasks as reference_tasks
 from trainer.shipped import PROFILES, QUALITY, shipped
 
@@ -22,10 +22,10 @@ def shipped_quality() -> pathlib.Path:
     return shipped(QUALITY, "reference.toml")
 
 
-def task_entries(deadline_s: float = DEFAULT_DEADLINE_S) -> tuple[TaskEntry, ...]:
+def task_entries(deadline_s: float = DEFAULT_DEADLINE_S) -> tuple[TaskSettings, ...]:
     """Settings of the four reference tasks."""
     return tuple(
-        TaskEntry(
+        TaskSettings(
             name=name,
             default_deadline_s=round(deadline_s, 4),
             default_max_output_tokens=reference_tasks.MAX_ANSWER_CHARS + 2,

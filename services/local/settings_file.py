@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TaskEntry:
-    """A ``[[mesh.tasks]]`` entry.
-
-    Attributes:
-        name: Its name.
-        default_deadline_s: Deadline of requests that bring none.
-        default_max_output_tokens: Limit of output tokens of requests that bring none.
-        expected_output_tokens: Prior of the output-length predictor.
-    """
-
-    name: str
-    default_deadline_s: float
-    default_max_output_tokens: int
-    expected_output_tokens: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EndpointEntry:
-    """A ``[[mesh.endpoints]]`` entry; see ``services.common.mesh_config``."""
-
-    name: str
-    address: str
-    device: str
-    tiers: tuple[str, ...]
-    models: Mapping[str, str]
-    metrics_address: str
+from services.common.mesh_config import EndpointSettings, TaskSettings
 
 
 def settings_text(
@@ -46,8 +18,8 @@ def settings_text(
     profile: pathlib.Path,
     quality: pathlib.Path,
     addresses: Mapping[str, str],
-    tasks: Sequence[TaskEntry],
-    endpoints: Sequence[EndpointEntry],
+    tasks: Sequence[TaskSettings],
+    endpoints: Sequence[EndpointSettings],
     sections: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Makes the TOML text.
@@ -75,8 +47,8 @@ def settings_text(
     document: dict[str, Any] = {
         "mesh": mesh
         | {
-            "tasks": [dataclasses.asdict(task) for task in tasks],
-            "endpoints": [dataclasses.asdict(endpoint) for endpoint in endpoints],
+            "tasks": [task.model_dump(exclude_defaults=True) for task in tasks],
+            "endpoints": [endpoint.model_dump(exclude_defaults=True) for endpoint in endpoints],
         },
         **sections,
     }

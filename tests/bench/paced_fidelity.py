@@ -18,8 +18,9 @@ from pathlib import Path
 
 from router.profile import LatencyProfile, TierProfile, parse_profile
 from services.common.triton.client import TritonClient
-from services.local.triton.repository import PacedFleet, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("small", "medium", "large")

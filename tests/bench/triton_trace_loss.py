@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 from services.common.triton.client import TritonClient
-from services.local.triton.repository import PacedFleet, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 
 from services.common.state.redis_connection import RedisConnection
-from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository.paced import (
+    PacedFleet,
+    PacedRepository,
+    write_paced_repository,
+)
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 from tests.conftest import RedisServer
 from tests.unit.deploy.manifests import ROOT
 

@@ -20,8 +20,13 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnavailableError,
 )
-from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository.paced import (
+    PacedFleet,
+    PacedRepository,
+    write_paced_repository,
+)
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 from tests.integration.conftest import TIERS, PacedTriton
 
 pytestmark = pytest.mark.triton

@@ -11,8 +11,13 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from services.local.triton.repository import PacedFleet, PacedRepository, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.repository.paced import (
+    PacedFleet,
+    PacedRepository,
+    write_paced_repository,
+)
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink, Span, edges
 from tests.fakes.router_process import mesh_toml, router_process
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2

@@ -23,8 +23,10 @@ from services.local.triton.errors import (
     TritonEnvironmentError,
     TritonServerError,
 )
-from services.local.triton.repository import PacedFleet, write_paced_repository
-from services.local.triton.server import TritonServer, TritonServerConfig, _choose_ports
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.ports import choose_ports
+from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink
 from tests.unit.deploy.manifests import ROOT
 
@@ -87,11 +89,11 @@ def test_port_lost_to_another_process_is_chosen_again(
         other.listen(1)
 
         def choose(host: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
-            ports = _choose_ports(host, wanted)
+            ports = choose_ports(host, wanted)
             attempts.append(ports if attempts else (other.getsockname()[1], *ports[1:]))
             return attempts[-1]
 
-        monkeypatch.setattr("services.local.triton.server._choose_ports", choose)
+        monkeypatch.setattr("services.local.triton.server.process.choose_ports", choose)
         with TritonServer(_config(repository, tmp_path)) as server:
             assert server.running
             assert server.grpc_address == f"127.0.0.1:{attempts[1][0]}"

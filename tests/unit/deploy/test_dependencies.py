@@ -64,7 +64,7 @@ def _closure(installed: Requirement) -> set[str]:
         ("services.load_monitor.app", "tiercel"),
         ("tiercel", "tiercel-client[telemetry]"),
         ("services.common.health_probe", "tiercel"),
-        ("services.local.triton.repository", "tiercel"),
+        ("services.local.triton.repository.__main__", "tiercel"),
         ("services.trainer.app", "tiercel[trainer]"),
         ("services.trainer.jobs", "tiercel[trainer]"),
         ("trainer.simulation.environment", "tiercel[trainer]"),

@@ -1,4 +1,4 @@
-"""Command line of the repository writer: `python -m services.local.triton.repository`."""
+"""Writes a model repository and prints its endpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from services.local.triton.errors import TritonServerError
-from services.local.triton.repository import (
-    PacedFleet,
-    ServerRepository,
-    write_paced_repository,
-    write_reference_repository,
-)
+from services.local.triton.repository.layout import ServerRepository
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
+from services.local.triton.repository.reference import write_reference_repository
 
 _FIRST_PORT = 8001
 _PORTS_PER_SERVER = 10
@@ -83,3 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     paced.add_argument("--output-tokens-variation", type=float, default=0.5)
     reference.add_argument("--max-batch", type=int)
     return parser
+
+
+if __name__ == "__main__":
+    main()

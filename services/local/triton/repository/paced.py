@@ -1,8 +1,4 @@
-"""Writes model repositories for Triton: a fleet of paced devices, or the reference tiers.
-
-A written repository is complete in itself (paced) or links to the sources (reference), and goes
-with the `[[mesh.endpoints]]` entries that a mesh needs to use it.
-"""
+"""Writes model repositories of a fleet of paced devices."""
 
 from __future__ import annotations
 
@@ -15,19 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
-from services.local.triton.errors import TritonServerError
-from trainer.shipped import shipped
+from services.local.triton.repository.layout import (
+    DevicePlacement,
+    RepositoryError,
+    ServerRepository,
+    clear,
+    models_root,
+    read_model_config,
+)
 
 # What every paced model directory gets of `deploy/triton/common`.
 _SHARED_MODULES = ("device_clock.py", "paced_engine.py")
-_MARKER = "generated-by-tiercel"
 STATES = ("ok", "lost", "hung")
-
-
-class RepositoryError(TritonServerError):
-    """A model repository cannot be written as asked; the text names the field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,46 +52,6 @@ class PacedFleet:
     output_tokens_mean: float = 0.0
     output_tokens_variation: float = 0.5
     max_queue_count: int = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class DevicePlacement:
-    """One device and the Triton model of each tier on it."""
-
-    device: str
-    models: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerRepository:
-    """The repository of one Triton server.
-
-    Attributes:
-        name: Server name, unique in the fleet.
-        path: Model repository for `TritonServerConfig.repository`.
-        devices: What it carries.
-    """
-
-    name: str
-    path: Path
-    devices: tuple[DevicePlacement, ...]
-
-    def endpoints(self, grpc_address: str, metrics_address: str = "") -> list[dict[str, Any]]:
-        """Returns its `[[mesh.endpoints]]` entries, one per device."""
-        single = len(self.devices) == 1
-        entries: list[dict[str, Any]] = []
-        for placement in self.devices:
-            entry: dict[str, Any] = {
-                "name": self.name if single else f"{self.name}-{placement.device}",
-                "address": grpc_address,
-                "device": placement.device,
-                "tiers": list(placement.models),
-                "models": {t: model for t, model in placement.models.items() if t != model},
-            }
-            if metrics_address:
-                entry["metrics_address"] = metrics_address
-            entries.append(entry)
-        return entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +90,9 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
     Raises:
         RepositoryError: A field of the fleet is out of range, or the directory holds other files.
     """
-    template = read_model_config(_models_root() / "paced" / "config.pbtxt")
+    template = read_model_config(models_root() / "paced" / "config.pbtxt")
     profile = _check_fleet(fleet, int(template.parameters["tiercel_slot_count"].string_value))
-    _clear(directory)
+    clear(directory)
     state_directory = directory / "state"
     state_directory.mkdir(parents=True)
     placements = _place(fleet)
@@ -165,51 +121,6 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                 _write_paced_model(path / model, template, parameters, fleet.profile)
         servers.append(ServerRepository(name=name, path=path, devices=devices))
     return PacedRepository(servers=tuple(servers), state_directory=state_directory)
-
-
-def write_reference_repository(
-    directory: Path, tiers: tuple[str, ...], *, max_batch: int | None = None
-) -> ServerRepository:
-    """Writes a repository of the reference tiers that links to their sources.
-
-    Args:
-        directory: Where to write; an earlier repository there is replaced.
-        tiers: Tier names, each a directory of `deploy/triton/reference`.
-        max_batch: Most sequences in one iteration, for all tiers; None: as in their sources.
-
-    Raises:
-        RepositoryError: A tier is not there, or the directory holds other files.
-    """
-    source = _models_root() / "reference"
-    missing = [tier for tier in tiers if not (source / tier / "config.pbtxt").is_file()]
-    if missing or not tiers:
-        raise RepositoryError(f"tiers: no reference tier named {', '.join(missing) or '(none)'}")
-    if max_batch is not None and max_batch < 1:
-        raise RepositoryError(f"max_batch: must be at least 1 (got {max_batch})")
-    _clear(directory)
-    path = directory / "triton-0"
-    for tier in tiers:
-        config = read_model_config(source / tier / "config.pbtxt")
-        if max_batch is not None:
-            config.parameters["tiercel_max_batch"].string_value = str(max_batch)
-        (path / tier).mkdir(parents=True)
-        (path / tier / "config.pbtxt").write_text(text_format.MessageToString(config))
-        # The model finds its shared parts from its own, resolved place.
-        (path / tier / "1").symlink_to((source / tier / "1").absolute())
-    placement = DevicePlacement(device="triton-0", models={tier: tier for tier in tiers})
-    return ServerRepository(name="triton-0", path=path, devices=(placement,))
-
-
-def read_model_config(path: Path) -> Any:
-    """Parses a `config.pbtxt` into Triton's own message, which knows every field.
-
-    Raises:
-        RepositoryError: The file is missing or is no model configuration.
-    """
-    try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise RepositoryError(f"{path}: {error}") from error
 
 
 def _check_fleet(fleet: PacedFleet, most_tiers: int) -> dict[str, Any]:
@@ -261,7 +172,7 @@ def _write_paced_model(
     directory: Path, template: Any, parameters: Mapping[str, str], profile: Path
 ) -> None:
     """Writes one model directory, named like the model."""
-    root = _models_root()
+    root = models_root()
     config = type(template)()
     config.CopyFrom(template)
     config.name = directory.name
@@ -274,26 +185,3 @@ def _write_paced_model(
     shutil.copy2(profile, version / "profile.toml")
     for module in _SHARED_MODULES:
         shutil.copy2(root / "common" / module, version / module)
-
-
-def _models_root() -> Path:
-    root = shipped("deploy", "triton")
-    if not root.is_dir():
-        raise RepositoryError(f"the model sources are missing: no directory {root}")
-    return root
-
-
-def _clear(directory: Path) -> None:
-    """Makes an empty directory; deletes only what an earlier call wrote."""
-    if directory.exists():
-        if any(directory.iterdir()) and not (directory / _MARKER).exists():
-            raise RepositoryError(f"{directory} is not empty and was not written by this command")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
-    (directory / _MARKER).touch()
-
-
-if __name__ == "__main__":
-    from services.local.triton.repository_command import main
-
-    main()

@@ -1,4 +1,4 @@
-"""Command line of the Triton process class: runs one server in the foreground until a signal."""
+"""Runs one Triton server in the foreground until a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 from services.local.triton.errors import TritonServerError
-from services.local.triton.server import TritonServer, TritonServerConfig
+from services.local.triton.server.config import TritonServerConfig
+from services.local.triton.server.process import TritonServer
 
 _WATCH_S = 0.5
 
@@ -90,3 +91,7 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
         log_path=options.log,
         ready_timeout_s=options.ready_timeout_s,
     )
+
+
+if __name__ == "__main__":
+    main()

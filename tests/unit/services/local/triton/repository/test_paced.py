@@ -1,4 +1,4 @@
-"""Written model repositories, and the profiles and production files that ship."""
+"""Written repositories of paced fleets."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 
-from router.profile import parse_profile
-from services.local.triton.repository import (
-    PacedFleet,
-    RepositoryError,
-    read_model_config,
-    write_paced_repository,
-    write_reference_repository,
-)
-from services.local.triton.repository_command import main
+from services.local.triton.repository.layout import RepositoryError, read_model_config
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
 from tests.unit.deploy.manifests import ROOT
 
 TIERS = ("small", "medium", "large")
 PROFILE = ROOT / "profiles" / "opt-a100.toml"
-PRODUCTION = ROOT / "deploy" / "triton" / "production"
 # Triton's protobuf numbers of the two kinds of instance that are used here.
 KIND_CPU, KIND_MODEL = 2, 3
 INTERFACE = {"text_input", "stream", "sampling_parameters", "exclude_input_in_output"}
@@ -133,103 +125,3 @@ def test_injected_fault_is_written_for_the_device(tmp_path: Path) -> None:
     assert content == {"slow_down": 2.0, "state": "ok"}
     with pytest.raises(RepositoryError, match="state must be one of"):
         written.set_device("gpu0", state="burning")
-
-
-def test_reference_repository_links_and_sets_the_batch(tmp_path: Path) -> None:
-    """Sources are linked, not copied, and the batch limit is the one asked for."""
-    server = write_reference_repository(tmp_path / "reference", TIERS, max_batch=3)
-    for tier in TIERS:
-        config = read_model_config(server.path / tier / "config.pbtxt")
-        assert _parameters(config)["tiercel_max_batch"] == "3"
-        assert _parameters(config)["tiercel_kind"] == "reference"
-        assert (server.path / tier / "1" / "model.py").resolve().is_relative_to(ROOT)
-    [endpoint] = server.endpoints("127.0.0.1:8001")
-    assert endpoint["models"] == {}
-
-
-def test_unknown_reference_tier_is_named(tmp_path: Path) -> None:
-    """A tier that is not there is named."""
-    with pytest.raises(RepositoryError, match="huge"):
-        write_reference_repository(tmp_path / "reference", ("small", "huge"))
-
-
-def test_command_prints_endpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the command prints is TOML that the mesh can read."""
-    tomllib = pytest.importorskip("tomllib")
-    main(["paced", "--out", str(tmp_path / "fleet"), "--profile", str(PROFILE), "--devices", "2"])
-    entries = tomllib.loads(capsys.readouterr().out)["mesh"]["endpoints"]
-    assert [entry["device"] for entry in entries] == ["gpu0", "gpu1"]
-    assert entries[1]["models"]["large"] == "gpu1_large"
-
-
-def test_command_reports_a_mistake_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A missing profile is one line on stderr and exit code 2."""
-    with pytest.raises(SystemExit) as caught:
-        main(["paced", "--out", str(tmp_path / "f"), "--profile", str(tmp_path / "none.toml")])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_shipped_profile_is_valid_and_says_what_is_inferred() -> None:
-    """opt-a100 parses, is ordered, and labels the tier that nobody published."""
-    text = PROFILE.read_text()
-    profile = parse_profile(text, PROFILE.name, TIERS)
-    assert profile.source == "published"
-    assert "inferred" in profile.description
-    assert {tier.max_batch for tier in profile.tiers.values()} == {64}
-
-
-@pytest.mark.parametrize(
-    ("tier", "prompt", "output", "batch", "published_ms"),
-    [
-        # FasterTransformer's GPT guide, A100-80GB, FP16: end-to-end time of a whole batch.
-        ("medium", 128, 8, 1, 36.76),
-        ("large", 128, 8, 1, 98.29),
-        ("medium", 128, 8, 8, 52.92),
-        ("large", 128, 8, 8, 162.51),
-        ("medium", 512, 32, 1, 135.85),
-        ("large", 512, 32, 1, 384.70),
-        ("medium", 512, 32, 64, 1036.21),
-        ("large", 512, 32, 64, 3306.41),
-    ],
-)
-def test_shipped_profile_meets_the_published_times(
-    tier: str, prompt: int, output: int, batch: int, published_ms: float
-) -> None:
-    """Batches up to 8, and long requests at any batch, are met within 10 %."""
-    costs = parse_profile(PROFILE.read_text(), PROFILE.name, TIERS).tiers[tier]
-    steps_s = output * (costs.step_s + batch * costs.per_sequence_s)
-    total_s = steps_s + batch * prompt * costs.per_prompt_token_s
-    assert 1e3 * total_s == pytest.approx(published_ms, rel=0.10)
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PRODUCTION.glob("*/config.pbtxt")), ids=lambda p: p.parent.name
-)
-def test_production_configs_are_triton_configs(path: Path) -> None:
-    """Every production file parses as Triton's message and has the interface of a tier."""
-    config = read_model_config(path)
-    assert config.name == path.parent.name
-    assert config.backend == "vllm"
-    assert config.max_batch_size == 0
-    assert config.model_transaction_policy.decoupled
-    assert [group.kind for group in config.instance_group] == [KIND_MODEL]
-    assert {tensor.name for tensor in config.input} >= INTERFACE
-    assert _parameters(config)["tiercel_kind"] == "production"
-    engine = json.loads((path.parent / "1" / "model.json").read_text())
-    assert engine["model"].startswith("/checkpoints/")
-    assert engine["max_num_seqs"] >= 1
-
-
-def test_production_tiers_fit_one_gpu() -> None:
-    """One config per tier, and together they leave room on the GPU."""
-    paths = sorted(PRODUCTION.glob("*/config.pbtxt"))
-    tiers = {_parameters(read_model_config(path))["tiercel_tier"] for path in paths}
-    assert tiers == set(TIERS)
-    shares = [
-        json.loads((path.parent / "1" / "model.json").read_text())["gpu_memory_utilization"]
-        for path in paths
-    ]
-    assert sum(shares) < 0.9

@@ -10,20 +10,19 @@ import asyncio
 import http.client
 import logging
 import os
-import re
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from services.local.triton.environment import prepare_environment
-from services.local.triton.errors import ModelLoadError, PortInUseError, TritonServerError
+from services.local.triton.errors import PortInUseError, TritonServerError
+from services.local.triton.server import logs
+from services.local.triton.server.config import TritonServerConfig, arguments, launcher
+from services.local.triton.server.ports import choose_ports
 from trainer.shipped import work_folder
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -32,15 +31,6 @@ _POLL_S = 0.05
 _READY_CALL_TIMEOUT_S = 2.0
 _KILL_WAIT_S = 5.0
 _REAP_WAIT_S = 1.0
-# How long Triton waits for its models before it exits hard. It can be in vain: error responses of
-# decoupled models that cross each other leave a reference behind which keeps the model loaded.
-_TRITON_EXIT_TIMEOUT_S = 5
-# Enough for a stub that imports torch on a machine with busy cores.
-_STUB_TIMEOUT_S = 120
-# Triton traces one request in this many by itself; requests that carry a sampled `traceparent`
-# are traced whatever the rate, which is what a head-sampled mesh wants.
-_NEVER_BY_ITSELF = 2**31 - 1
-_TRACE_EXPORT_MS = 1000
 # Variables of the parent's interpreter that would lead the stubs to the wrong packages.
 _FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV")
 _QUIET_DEFAULTS = {
@@ -52,58 +42,10 @@ _QUIET_DEFAULTS = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-_LOADED = re.compile(r"successfully loaded '([^']+)'")
-_FAILED = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.+)")
-_PORT_TAKEN = re.compile(r"(Socket '[^']*' |[Aa]ddress )already in use")
 _EXPLICIT_LOADING = "--model-control-mode=explicit"
 
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TritonServerConfig:
-    """How to run one Triton server.
-
-    Attributes:
-        repository: Model repository: one directory per model, each with a `config.pbtxt`.
-        environment: Python environment with Triton in it; None: see `find_environment`.
-        host: Address of all three listeners.
-        grpc_port: gRPC port; 0: any free one.
-        http_port: HTTP port (health); 0: any free one.
-        metrics_port: Prometheus port; 0: any free one.
-        cpu_cores: Cores that Triton and its stubs may use; empty: all.
-        nice: Nice level of Triton and its stubs, 0 to 19.
-        trace_endpoint: OTLP/HTTP address for spans, for example
-            `http://127.0.0.1:4318/v1/traces`; empty: no tracing.
-        trace_service_name: `service.name` of Triton's spans.
-        trace_self_sampled: Whether Triton also traces requests without a `traceparent`.
-        log_path: File for everything Triton and its models print; None: `build/triton/`.
-        ready_timeout_s: Longest time from start to ready.
-        exit_timeout_s: Time for a graceful stop before the process group is killed. Triton
-            takes about 4 s; less leaves its stubs behind.
-        build_directory: Where the backends directory is laid out; None: in the work folder.
-        variables: Further environment variables for Triton and its stubs.
-        extra_arguments: Further arguments for tritonserver.
-    """
-
-    repository: Path
-    environment: Path | None = None
-    host: str = "127.0.0.1"
-    grpc_port: int = 0
-    http_port: int = 0
-    metrics_port: int = 0
-    cpu_cores: tuple[int, ...] = ()
-    nice: int = 0
-    trace_endpoint: str = ""
-    trace_service_name: str = "triton"
-    trace_self_sampled: bool = False
-    log_path: Path | None = None
-    ready_timeout_s: float = 120.0
-    exit_timeout_s: float = 15.0
-    build_directory: Path | None = None
-    variables: Mapping[str, str] = field(default_factory=dict)
-    extra_arguments: tuple[str, ...] = ()
 
 
 class TritonServer:
@@ -222,13 +164,11 @@ class TritonServer:
 
     def exit_reason(self) -> str:
         """Returns why Triton is not running, one line, from its own log."""
-        lines = _log_lines(self.log_path)
-        for line in reversed(lines):
-            if failed := _FAILED.search(line):
-                return f"model {failed[1]} failed to load: {_tail(lines, failed[2])}"
-        errors = [line for line in lines if line.startswith(("E", "error:"))]
-        code = self._process.poll() if self._process else None
-        return errors[-1].split("] ", 1)[-1].strip('"') if errors else f"exit code {code}"
+        return logs.exit_reason(self.log_path, self._process.poll() if self._process else None)
+
+    def start_error(self) -> TritonServerError:
+        """Returns the error of a start that ended, named from Triton's own log."""
+        return logs.start_error(self.log_path, self._process.poll() if self._process else None)
 
     def _ports_are_fixed(self) -> bool:
         config = self.config
@@ -242,9 +182,7 @@ class TritonServer:
         if self.running:
             raise TritonServerError("this Triton server is running already")
         environment = prepare_environment(config.environment, config.build_directory)
-        ports = _choose_ports(
-            config.host, (config.grpc_port, config.http_port, config.metrics_port)
-        )
+        ports = choose_ports(config.host, (config.grpc_port, config.http_port, config.metrics_port))
         self.grpc_address, self.http_address, self.metrics_address = (
             f"{config.host}:{port}" for port in ports
         )
@@ -253,9 +191,9 @@ class TritonServer:
         variables["PATH"] = f"{environment.bin_directory}:{variables.get('PATH', '')}"
         variables["LD_LIBRARY_PATH"] = environment.library_path
         command = [
-            *_launcher(config),
+            *launcher(config),
             str(environment.binary),
-            *_arguments(config, ports, self.token),
+            *arguments(config, ports, self.token),
             f"--backend-directory={environment.backends_directory}",
             f"--cache-directory={environment.cache_directory}",
             *config.extra_arguments,
@@ -304,12 +242,12 @@ class _StartWatch:
             TritonServerError: The process ended, or the time is over.
         """
         server = self._server
-        loaded = {m[1] for line in _log_lines(server.log_path) if (m := _LOADED.search(line))}
+        loaded = logs.loaded_models(server.log_path)
         if self._progress and len(loaded) != self._reported:
             self._reported = len(loaded)
             self._progress(len(loaded), self._total)
         if not server.running:
-            raise _start_error(server)
+            raise server.start_error()
         if len(loaded) >= self._total and _is_ready(server.http_address):
             return True
         if time.monotonic() > self._deadline_s:
@@ -318,17 +256,6 @@ class _StartWatch:
                 f"{len(loaded)} of {self._total} models loaded (log: {server.log_path})"
             )
         return False
-
-
-def _start_error(server: TritonServer) -> TritonServerError:
-    """Names why a starting server ended, in one line."""
-    text = "\n".join(_log_lines(server.log_path))
-    reason = f"{server.exit_reason()} (log: {server.log_path})"
-    if _PORT_TAKEN.search(text):
-        return PortInUseError(f"Triton could not listen: {reason}")
-    if _FAILED.search(text):
-        return ModelLoadError(reason)
-    return TritonServerError(f"Triton ended while starting: {reason}")
 
 
 def _popen(
@@ -347,73 +274,6 @@ def _popen(
         raise TritonServerError(f"Triton could not be started: {error}") from error
 
 
-def _launcher(config: TritonServerConfig) -> list[str]:
-    """Returns the command that ties the server to this process; see `launch.py`."""
-    command = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "launch.py")]
-    command += ["--parent-pid", str(os.getpid()), "--nice", str(config.nice)]
-    if config.cpu_cores:
-        command += ["--cpu-cores", ",".join(str(core) for core in config.cpu_cores)]
-    return [*command, "--"]
-
-
-def _arguments(config: TritonServerConfig, ports: tuple[int, ...], token: str) -> list[str]:
-    """Returns tritonserver's own arguments."""
-    grpc_port, http_port, metrics_port = ports
-    arguments = [
-        f"--id={token}",
-        f"--model-repository={config.repository.absolute()}",
-        "--disable-auto-complete-config",
-        "--allow-gpu-metrics=false",
-        "--pinned-memory-pool-byte-size=0",
-        f"--exit-timeout-secs={_TRITON_EXIT_TIMEOUT_S}",
-        f"--backend-config=python,shm-region-prefix-name={token}",
-        f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_S}",
-    ]
-    # Every listener would otherwise be open to all interfaces.
-    for name, port in (("grpc", grpc_port), ("http", http_port), ("metrics", metrics_port)):
-        arguments += [f"--{name}-address={config.host}", f"--{name}-port={port}"]
-    if config.trace_endpoint:
-        rate = 1 if config.trace_self_sampled else _NEVER_BY_ITSELF
-        settings = (
-            "mode=opentelemetry",
-            "level=TIMESTAMPS",
-            f"rate={rate}",
-            f"opentelemetry,url={config.trace_endpoint}",
-            f"opentelemetry,resource=service.name={config.trace_service_name}",
-            f"opentelemetry,bsp_schedule_delay={_TRACE_EXPORT_MS}",
-        )
-        arguments += [f"--trace-config={setting}" for setting in settings]
-    return arguments
-
-
-def _choose_ports(host: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the wanted ports with each 0 replaced by a free one.
-
-    Triton itself cannot pick a port. The sockets stay open until all are chosen, so that no port
-    is chosen twice.
-
-    Raises:
-        PortInUseError: A port that was asked for is taken.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        for port in wanted:
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((host, port))
-                listener.listen(1)
-            except OSError as error:
-                raise PortInUseError(
-                    f"Triton cannot listen on {host}:{port}: {error.strerror}"
-                ) from error
-        return tuple(listener.getsockname()[1] for listener in sockets)
-    finally:
-        for listener in sockets:
-            listener.close()
-
-
 def _is_ready(http_address: str) -> bool:
     """Asks Triton's health endpoint once."""
     connection = http.client.HTTPConnection(http_address, timeout=_READY_CALL_TIMEOUT_S)
@@ -424,22 +284,3 @@ def _is_ready(http_address: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _log_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _tail(lines: list[str], reason: str) -> str:
-    """Adds the last line of a Python traceback, which says more than Triton's first line."""
-    causes = [line.strip() for line in lines if re.match(r"^\w*(Error|Exception)\b.*: ", line)]
-    return f"{reason} ({causes[-1]})" if causes and causes[-1] not in reason else reason
-
-
-if __name__ == "__main__":
-    from services.local.triton.server_command import main
-
-    main()

@@ -1,0 +1,78 @@
+"""Which tiers an embedded mesh serves: the reference tiers, or paced ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Protocol
+
+from services.local.triton.repository.layout import ServerRepository
+from services.local.triton.repository.paced import PacedFleet, write_paced_repository
+from services.local.triton.repository.reference import write_reference_repository
+
+REFERENCE_TIERS = ("small", "medium", "large")
+
+
+class Fleet(Protocol):
+    """Tiers to serve.
+
+    Attributes:
+        kind: ``reference`` or ``paced``.
+        tiers: Their names, lowest quality first.
+    """
+
+    @property
+    def kind(self) -> str:
+        """``reference`` or ``paced``."""
+        ...
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names, lowest quality first."""
+        ...
+
+    def write(self, folder: pathlib.Path) -> ServerRepository:
+        """Writes the model repository; raises RepositoryError."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceFleet:
+    """The three small models of this project, all on one device."""
+
+    kind: str = "reference"
+    tiers: tuple[str, ...] = REFERENCE_TIERS
+
+    def write(self, folder: pathlib.Path) -> ServerRepository:
+        """Writes the model repository; raises RepositoryError."""
+        return write_reference_repository(folder, self.tiers)
+
+
+@dataclasses.dataclass(frozen=True)
+class PacedFleetOptions:
+    """Tiers timed by a latency profile instead of computed.
+
+    Attributes:
+        profile: Latency profile file.
+        tiers: Names, lowest quality first, all in the profile.
+        device_count: Devices, each with every tier.
+        time_scale: Factor on every time.
+        kind: ``paced``.
+    """
+
+    profile: pathlib.Path
+    tiers: tuple[str, ...]
+    device_count: int = 1
+    time_scale: float = 1.0
+    kind: str = "paced"
+
+    def write(self, folder: pathlib.Path) -> ServerRepository:
+        """Writes the model repository; raises RepositoryError."""
+        fleet = PacedFleet(
+            profile=self.profile,
+            tiers=self.tiers,
+            device_count=self.device_count,
+            time_scale=self.time_scale,
+            output_tokens_mean=8.0,
+        )
+        return write_paced_repository(folder, fleet).servers[0]
