@@ -27,6 +27,7 @@ from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.settings import Settings
+from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
 from services.load_monitor.versions import Versions
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
@@ -85,6 +86,9 @@ class LoadMonitorApp:
         self._coordinator = Coordinator(
             monitor_id=self._monitor_id,
             store=self._stores.shared,
+            topology=SharedTopology(
+                store=self._stores.shared, board=self._board, clock=clock, log=self._log
+            ),
             board=self._board,
             broadcast=self._broadcast,
             versions=self._versions,

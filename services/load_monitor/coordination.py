@@ -7,28 +7,24 @@ own picture. Nothing here is on the way of a state to a watcher, except on a fol
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Awaitable, Callable
 
 from services.common.clock import Clock
-from services.common.errors import AbortedError, DomainError
 from services.common.log import Logger
-from services.common.state.errors import StateUnavailableError, VersionMismatchError
+from services.common.state.errors import StateUnavailableError
 from services.common.state.shared_state import SharedState
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.model import Publication, RouterReport
-from services.load_monitor.topology import Operation, Topology, decode_changes, encode_changes
+from services.load_monitor.shared_topology import SharedTopology
+from services.load_monitor.topology import Operation
 from services.load_monitor.versions import Versions
 
 LEASE_NAME = "load-monitor"
-_CHANGE_ATTEMPTS = 5
-_TOPOLOGY_INTERVAL_S = 0.5
 _LEASE_SHARE = 0.25
 _RETRY_S = 0.5
-_MOST_PENDING = 1_000
 
 
 class Role(enum.Enum):
@@ -45,6 +41,7 @@ class Coordinator:
     Args:
         monitor_id: Name of this process.
         store: The shared store.
+        topology: The endpoint list in it.
         board: This monitor's picture.
         broadcast: Where a follower puts the leader's states.
         versions: Numbers of this monitor's states.
@@ -60,6 +57,7 @@ class Coordinator:
         *,
         monitor_id: str,
         store: SharedState,
+        topology: SharedTopology,
         board: Board,
         broadcast: Broadcast,
         versions: Versions,
@@ -71,6 +69,7 @@ class Coordinator:
     ) -> None:
         self._monitor_id = monitor_id
         self._store = store
+        self._topology = topology
         self._board = board
         self._broadcast = broadcast
         self._versions = versions
@@ -82,12 +81,8 @@ class Coordinator:
         self._role = Role.STANDALONE
         self._stored_version = 0
         self._lease_due_s = 0.0
-        self._topology_due_s = 0.0
         self._good_s = clock.monotonic_s()
         self._had_reports = False
-        self._pending: list[Operation] = []
-        self._settings_are_new = True
-        self._topology_lock = asyncio.Lock()
         self.store_available: bool | None = None
 
     @property
@@ -120,7 +115,7 @@ class Coordinator:
                 await self._lead()
             else:
                 await self._follow()
-            await self._sync_topology()
+            await self._topology.sync(leads=self._role is Role.LEADER)
         except StateUnavailableError as error:
             self._lost(error)
             return False
@@ -138,14 +133,10 @@ class Coordinator:
             AbortedError: Others kept changing the list at the same time.
         """
         try:
-            return await self._change_stored(operation)
+            return await self._topology.change(operation)
         except StateUnavailableError as error:
             self._lost(error)
-        topology = operation(self._board.topology)
-        if len(self._pending) < _MOST_PENDING:
-            self._pending.append(operation)
-        self._board.use_topology(topology)
-        return topology.version
+        return self._topology.change_here(operation)
 
     async def close(self) -> None:
         """Gives the lease back, so that another monitor takes over at once."""
@@ -195,69 +186,6 @@ class Coordinator:
                 self._versions.observe(publication.version)
                 self._broadcast.offer(publication)
 
-    async def _sync_topology(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s < self._topology_due_s:
-            return
-        self._topology_due_s = now_s + _TOPOLOGY_INTERVAL_S
-        pending = list(self._pending)
-        try:
-            # Settings that differ from the leader's (a rolling change of the file) become a new
-            # list when their monitor leads, not before: two monitors would overrule each other.
-            renumber = self._settings_are_new and self._role is Role.LEADER
-            await self._change_stored(Topology.renumbered if renumber else _unchanged, pending)
-        except AbortedError:
-            return  # the others are busy with the list; the next round will do
-        self._settings_are_new = self._settings_are_new and not renumber
-        # Changes that came while this one was under way stay for the next round.
-        del self._pending[: len(pending)]
-        if self.is_publishing:
-            for name in self._board.drained():
-                await self._drop(name)
-
-    async def _change_stored(
-        self, operation: Operation, before: list[Operation] | None = None
-    ) -> int:
-        """Reads the stored list, applies the operations and writes it back if it changed."""
-        async with self._topology_lock:
-            return await self._change_stored_alone(operation, before or [])
-
-    async def _change_stored_alone(self, operation: Operation, before: list[Operation]) -> int:
-        for _attempt in range(_CHANGE_ATTEMPTS):
-            stored = await self._store.load_topology()
-            base = self._board.topology
-            if stored is not None:
-                base = self._adopted(stored[1])
-            topology = base
-            for earlier in before:
-                topology = _applied(earlier, topology)
-            topology = operation(topology).following(self._board.topology)
-            expected = 0 if stored is None else stored[0]
-            if stored is None or topology.changes != base.changes:
-                try:
-                    payload = encode_changes(topology.changes)
-                    await self._store.save_topology(payload, topology.version, expected)
-                except VersionMismatchError:
-                    continue
-            self._board.use_topology(topology)
-            return topology.version
-        raise AbortedError("the endpoint list is being changed by others; try again")
-
-    async def _drop(self, name: str) -> None:
-        try:
-            await self.change(lambda topology: topology.drop(name))
-        except AbortedError:
-            return  # still drained in the next round
-        self._log.info("endpoint_left", endpoint=name)
-
-    def _adopted(self, payload: bytes) -> Topology:
-        """Returns the own list with the stored changes, as it is if they cannot be read."""
-        try:
-            return self._board.topology.adopting(decode_changes(payload))
-        except ValueError as error:
-            self._log.error("stored_topology_unreadable", problem=str(error))
-            return self._board.topology
-
     # -- helpers
 
     def _lost(self, error: StateUnavailableError) -> None:
@@ -272,7 +200,7 @@ class Coordinator:
             return
         self._log.info("role", was=self._role.value, now=role.value)
         self._role = role
-        self._settings_are_new = True
+        self._topology.offer_settings()
         self._board.mark()
 
     def _note_store(self, available: bool, reason: str = "") -> None:
@@ -303,16 +231,3 @@ class Coordinator:
         except ValueError as error:
             self._log.error("peer_reports_unreadable", problem=str(error))
             return []
-
-
-def _unchanged(topology: Topology) -> Topology:
-    return topology
-
-
-def _applied(operation: Operation, topology: Topology) -> Topology:
-    """Applies a change that was accepted earlier; what it can no longer do is left out."""
-    try:
-        return operation(topology)
-    except DomainError:
-        # Somebody else made the same change, or took the endpoint out, while Redis was away here.
-        return topology

@@ -17,6 +17,7 @@ from services.load_monitor.health import HealthRules
 from services.load_monitor.model import RouterReport
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
+from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
 from services.load_monitor.versions import Versions
 from tests.fakes.clock import FakeClock, settle
@@ -59,6 +60,7 @@ class Monitor:
         self.coordinator = Coordinator(
             monitor_id=name,
             store=store,
+            topology=SharedTopology(store=store, board=self.board, clock=clock, log=LOG),
             board=self.board,
             broadcast=self.broadcast,
             versions=self.versions,
