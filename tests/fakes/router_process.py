@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from services.router_inference.app import RouterInference
 from services.router_inference.core import Core
 from services.router_inference.settings import Settings
 from tests.unit.deploy.manifests import ROOT
+from tests.waiting import LIMIT_S, until_sync
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 TIERS = ("small", "medium", "large")
@@ -41,7 +41,7 @@ def mesh_toml(
     redis_url: str = "",
     tiers: Sequence[str] = TIERS,
     router: str = "",
-    deadline_s: float = 0.5,
+    deadline_s: float = 3.0,
 ) -> str:
     """Returns a settings file: (name, address) per endpoint, all tiers on each.
 
@@ -126,7 +126,7 @@ async def running_router(
         await running.server.start()
         tasks = [asyncio.ensure_future(task()) for task in running.tasks]
         try:
-            await asyncio.wait_for(running.ready(), 5.0)
+            await asyncio.wait_for(running.ready(), LIMIT_S)
             await running.server.set_serving(True)
             address = str(running.server.address)
             async with grpc.aio.insecure_channel(
@@ -171,11 +171,8 @@ def router_process(
             env={**os.environ, **(environ or {})},
         )
     try:
-        give_up_s = time.monotonic() + 20.0
-        while not ready.exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < give_up_s, log.read_text()
-            time.sleep(0.02)
+        until_sync(lambda: ready.exists() or process.poll() is not None, "the router serves")
+        assert ready.exists(), log.read_text()
         addresses = json.loads(ready.read_text())["addresses"]
         yield RouterProcess(process, addresses["grpc"], addresses.get("metrics", ""), log)
     finally:

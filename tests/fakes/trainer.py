@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 
+from tests.fakes.ports import free_port
 from tiercel.trainer.v1 import trainer_service_pb2 as pb2
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb2_grpc
 
@@ -23,7 +24,7 @@ class FakeTrainer:
         return None
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = free_port()
         self._active: pb2.WatchPoliciesResponse | None = None
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -37,7 +38,7 @@ class FakeTrainer:
         """Listens."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         pb2_grpc.add_TrainerServiceServicer_to_server(self, self._server)  # type: ignore[arg-type]
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.add_insecure_port(self.address)
         await self._server.start()
         return self
 

@@ -13,6 +13,8 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from tests.fakes.ports import free_port
+
 
 @dataclass
 class Script:
@@ -25,6 +27,7 @@ class Script:
         error: gRPC status to end with instead of answering; None for none.
         error_after: Pieces sent before the error.
         hang: True never answers.
+        gate: Opened by the test, lets the answer begin; None begins at once.
         times_out: True says nothing until the request's timeout and ends it then with an error.
     """
 
@@ -35,6 +38,7 @@ class Script:
     error_text: str = "broken by the test"
     error_after: int = 0
     hang: bool = False
+    gate: asyncio.Event | None = None
     times_out: bool = False
 
 
@@ -70,7 +74,7 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
     received: list[Received] = field(default_factory=list)
     on_request: Callable[[Received], None] = lambda _: None
     server: grpc.aio.Server | None = None
-    port: int = 0
+    port: int = field(default_factory=free_port)
 
     @property
     def address(self) -> str:
@@ -81,7 +85,7 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         """Listens; on the same port as before if it was started before."""
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         kserve_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.server.add_insecure_port(self.address)
         await self.server.start()
         return self
 
@@ -115,12 +119,14 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         stream = request.raw_input_contents[1] == b"\x01"
         try:
             if script.hang:
-                await asyncio.sleep(3600.0)
+                await asyncio.Event().wait()
             if script.times_out:
                 await asyncio.sleep(entry.timeout_us / 1e6)
                 entry.end = "timeout"
                 yield kserve.ModelStreamInferResponse(error_message="Request timeout expired")
                 return
+            if script.gate is not None:
+                await script.gate.wait()
             await asyncio.sleep(script.first_s)
             limit = int(entry.sampling.get("max_tokens", 16))
             tokens = script.tokens[:limit]

@@ -1,7 +1,7 @@
-"""What Compose, Kubernetes and the README say, done with the built wheel's real processes.
+"""What Compose, Kubernetes and the README say, done with the built wheels' real processes.
 
-The wheel is built from exactly the paths that the Dockerfile's stage `wheel` copies and installed
-into an environment of its own. Triton and the three services are started with the commands of
+The wheels are built from exactly the paths that the Dockerfile's stage `wheel` copies and go into
+an environment of their own. Triton and the three services are started with the commands of
 deploy/compose.yaml from a folder laid out like the image's, with the settings file of
 deploy/config; only addresses and the data folder are overridden, by environment variables, to keep
 to loopback and free ports.
@@ -32,6 +32,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import RedisServer
+from tests.fakes.ports import free_port
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
@@ -45,11 +46,11 @@ from tests.unit.deploy.manifests import (
     rendered,
     section,
 )
+from tests.waiting import until_sync
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(300)]
 
 _START_TIMEOUT_S = 120.0
-_STEP_S = 0.1
 _GRPC_SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
 _EXAMPLE_PORT = "127.0.0.1:7410"
 _README_DEADLINES = re.compile(r'deadline(_s=|": ")0\.5')
@@ -75,7 +76,6 @@ class Deployment:
 
     root: Path
     python: Path
-    free_port: Callable[[], int]
     processes: dict[str, Process] = field(default_factory=dict)
 
     def start(
@@ -110,11 +110,8 @@ class Deployment:
 
 
 def _wait_until(process: Process, is_done: Callable[[], bool], what: str) -> None:
-    give_up_s = time.monotonic() + _START_TIMEOUT_S
-    while not is_done():
-        assert process.popen.poll() is None, f"{process.name} ended:\n{process.output()}"
-        assert time.monotonic() < give_up_s, f"{process.name}: {what}:\n{process.output()}"
-        time.sleep(_STEP_S)
+    until_sync(lambda: is_done() or process.popen.poll() is not None, what, _START_TIMEOUT_S)
+    assert process.popen.poll() is None, f"{process.name} ended:\n{process.output()}"
 
 
 def _http_ok(number: int, path: str) -> bool:
@@ -157,29 +154,33 @@ def _copy_all(paths: list[str], target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from what the Dockerfile gives its build stage and nothing else."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Both wheels, built from what the Dockerfile gives its build stage and nothing else."""
     source = tmp_path_factory.mktemp("source")
     _copy_all(_copied(dockerfile_stages()["wheel"]), source)
     out = tmp_path_factory.mktemp("wheels")
     # This environment's build tools are used, whose setuptools is newer than an isolated build's.
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
-    command += ["--skip-dependency-check", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = out.glob("*.whl")
+    command += ["--skip-dependency-check", "--outdir", str(out)]
+    for project in (source / "services" / "client", source):
+        done = subprocess.run(
+            [*command, str(project)], capture_output=True, text=True, timeout=180, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    built = sorted(out.glob("*.whl"))
+    assert len(built) == 2
     return built
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the wheel; dependencies come from this one's."""
+def installed(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the wheels; dependencies come from this one's."""
     folder = tmp_path_factory.mktemp("venv")
     quiet: dict[str, Any] = {"check": True, "timeout": 120, "stdout": subprocess.DEVNULL}
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], **quiet)
     python = folder / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*install, "--no-deps", "--no-index", str(wheel)], **quiet)
+    subprocess.run([*install, "--no-deps", "--no-index", *map(str, wheels)], **quiet)
     # A line in a .pth file comes after the environment's own packages and runs no .pth of its own,
     # so the editable checkout stays out of sight.
     own = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
@@ -206,7 +207,7 @@ def deployment(
         _session_redis.start()
     _session_redis.flush()
 
-    mesh = Deployment(root, installed, _free_port)
+    mesh = Deployment(root, installed)
     try:
         triton = _start_triton(mesh)
         _wait_until(triton, lambda: _http_ok(triton.ports["http"], "/v2/health/ready"), "not ready")
@@ -220,16 +221,9 @@ def deployment(
         mesh.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
-
-
 def _start_triton(mesh: Deployment) -> Process:
     """Starts Triton with Compose's flags, other host and ports."""
-    ports = {name: _free_port() for name in ("grpc", "http", "metrics")}
+    ports = {name: free_port() for name in ("grpc", "http", "metrics")}
     command = [*dockerfile_stages()["image-triton"].command("ENTRYPOINT")]
     for flag in compose()["services"]["triton"]["command"]:
         name, _, value = flag.removeprefix("--").partition("=")
@@ -244,7 +238,7 @@ def _start_triton(mesh: Deployment) -> Process:
 
 def _start_services(mesh: Deployment, redis_url: str) -> None:
     """Starts the services with Compose's commands; addresses are overridden by the environment."""
-    ports = {name: {"grpc": _free_port(), "metrics": _free_port()} for name in SERVICES}
+    ports = {name: {"grpc": free_port(), "metrics": free_port()} for name in SERVICES}
     triton = mesh.processes["triton"].ports
     endpoint = (
         f'{{name = "triton-0", address = "127.0.0.1:{triton["grpc"]}", device = "cpu0", '
@@ -274,15 +268,15 @@ def _start_services(mesh: Deployment, redis_url: str) -> None:
         mesh.start(service, command, ports[service], environment)
 
 
-def test_wheel_holds_stubs_and_packages(wheel: Path, installed: Path) -> None:
-    """The installed wheel, not the checkout, provides every package, stubs included."""
+def test_wheels_hold_stubs_and_packages(installed: Path) -> None:
+    """The installed wheels, not the checkout, provide every package, stubs included."""
     code = (
         "import router, trainer, services, tiercel.trainer.v1.trainer_service_pb2_grpc as stub;"
         "print(router.__file__, trainer.__file__, services.__file__, stub.__file__, sep='\\n')"
     )
     done = subprocess.run(
-        [str(installed), "-c", code], capture_output=True, text=True, timeout=60, check=True,
-        cwd=wheel.parent,
+        [str(installed), "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True,
+        cwd=installed.parent,
     )  # fmt: skip
     prefix = str(installed.parent.parent)
     assert all(line.startswith(prefix) for line in done.stdout.split())

@@ -22,6 +22,7 @@ from services.common.metrics import start_metrics_server
 from services.common.server import GrpcServer, ServerSettings, ServiceDefinition, build_server
 from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from tests.details import details_of
+from tests.waiting import until
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -225,9 +226,8 @@ async def test_client_that_leaves_is_counted_as_cancelled(served: Served) -> Non
     call: Any = served.stub.WatchPolicies(pb.WatchPoliciesRequest())
     assert (await call.read()).activation == 1
     call.cancel()
-    async with asyncio.timeout(5):
-        while not served.handled("WatchPolicies", "CANCELLED", "CLIENT_CANCELLED"):
-            await asyncio.sleep(0.005)
+    handled = ("WatchPolicies", "CANCELLED", "CLIENT_CANCELLED")
+    await until(lambda: served.handled(*handled), "it is counted as cancelled")
 
 
 async def test_health_follows_set_serving_and_drain_is_final(served: Served) -> None:
@@ -261,9 +261,8 @@ async def test_deadline_of_the_client_is_counted_as_such(served: Served) -> None
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await read_to_end(call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(5):
-        while not served.handled("WatchPolicies", "DEADLINE_EXCEEDED", "CLIENT_DEADLINE"):
-            await asyncio.sleep(0.005)
+    handled = ("WatchPolicies", "DEADLINE_EXCEEDED", "CLIENT_DEADLINE")
+    await until(lambda: served.handled(*handled), "it is counted as a client's deadline")
 
 
 async def read_to_end(call: Any) -> None:

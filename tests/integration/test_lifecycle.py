@@ -23,6 +23,7 @@ from services.common.lifecycle import Running, serve
 from services.common.log import get_logger
 from services.common.server import ServerSettings, build_server
 from services.common.settings import SettingsError
+from tests.waiting import LIMIT_S, until
 
 LOG = get_logger("test")
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -93,9 +94,7 @@ async def serving_status(address: str) -> str:
 
 async def wait_for_file(path: Path) -> dict[str, Any]:
     """Returns the ready file's content once it is there."""
-    async with asyncio.timeout(10):
-        while not path.exists():
-            await asyncio.sleep(0.005)
+    await until(path.exists, "the ready file is there")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -105,9 +104,9 @@ async def test_signal_stops_in_order(tmp_path: Path) -> None:
     app, path = App(), tmp_path / "ready.json"
     path.write_text("left by a crash")
     running = asyncio.create_task(serve(app, log=LOG, ready_file=path))
-    async with asyncio.timeout(10):
-        while not path.exists() or path.read_text().startswith("left"):
-            await asyncio.sleep(0.005)
+    await until(
+        lambda: path.exists() and not path.read_text().startswith("left"), "the ready file is new"
+    )
     ready = await wait_for_file(path)
     assert ready == {
         "service": "test-service",
@@ -116,7 +115,7 @@ async def test_signal_stops_in_order(tmp_path: Path) -> None:
     }
     assert await serving_status(app.address) == "SERVING"
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 10) == 0
+    assert await asyncio.wait_for(running, LIMIT_S) == 0
     assert app.events == ORDER
     assert not path.exists()
 
@@ -128,7 +127,7 @@ async def test_failing_task_ends_the_service_in_order(caplog: pytest.LogCaptureF
         raise KeyError("bug")
 
     app = App(task=fail)
-    assert await asyncio.wait_for(serve(app, log=LOG), 10) == 1
+    assert await asyncio.wait_for(serve(app, log=LOG), LIMIT_S) == 1
     assert "KeyError: 'bug'" in caplog.text
     assert app.events[-2:] == ["second part closed", "first part closed"]
     assert {"task cancelled", "drain", "flush"} <= set(app.events)

@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from services.load_monitor.settings import Settings
 from tests.conftest import RedisServer
 from tests.details import details_of
 from tests.unit.services.common.test_settings import PROFILE
+from tests.waiting import LIMIT_S, until, until_sync
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
@@ -79,7 +79,7 @@ class Served:
 
     async def wait_for(self, good: Callable[[state_pb2.SystemState], bool]) -> Any:
         """Returns the first watched state that is good."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_S):
             async for response in self.stub.WatchSystemState(pb.WatchSystemStateRequest()):
                 if good(response.state):
                     return response.state
@@ -289,21 +289,22 @@ async def test_redis_that_goes_and_comes_back(path: Path, redis_server: RedisSer
             status = (await health.Check(request, timeout=5)).status
             return str(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
 
-        async def until(status: str) -> None:
-            async with asyncio.timeout(10):
-                while await redis_health() != status:
-                    await asyncio.sleep(0.02)
+        async def is_healthy() -> bool:
+            return await redis_health() == "SERVING"
 
-        assert await redis_health() == "SERVING"
+        async def is_ill() -> bool:
+            return await redis_health() == "NOT_SERVING"
+
+        assert await is_healthy()
         redis_server.stop()
-        await until("NOT_SERVING")
+        await until(is_ill, "the missing Redis shows in health")
         version = (await served.state()).version
         await served.wait_for(lambda s: s.version > version)
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         answer = await health.Check(request, timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         redis_server.start()
-        await until("SERVING")
+        await until(is_healthy, "health is restored")
 
 
 class Process:
@@ -321,17 +322,16 @@ class Process:
 
     def addresses(self) -> dict[str, str]:
         """Returns the bound addresses once it serves."""
-        give_up_s = time.monotonic() + 20.0
-        while not self.ready_file.exists():
-            if self.popen.poll() is not None or time.monotonic() > give_up_s:
-                raise AssertionError(self.end())
-            time.sleep(0.02)
+        until_sync(
+            lambda: self.ready_file.exists() or self.popen.poll() is not None, "the monitor serves"
+        )
+        assert self.ready_file.exists(), self.end()
         found: dict[str, str] = json.loads(self.ready_file.read_text())["addresses"]
         return found
 
     def end(self) -> tuple[int, str, str]:
         """Waits for its end; returns exit code, output and error output."""
-        out, err = self.popen.communicate(timeout=15)
+        out, err = self.popen.communicate(timeout=LIMIT_S)
         return self.popen.returncode, out, err
 
 
@@ -432,7 +432,6 @@ def test_second_signal_ends_at_once(start: Start) -> None:
     process = start("--set", "load_monitor.lame_duck_s=60")
     process.addresses()
     process.popen.send_signal(signal.SIGINT)
-    while process.ready_file.exists():
-        time.sleep(0.01)
+    until_sync(lambda: not process.ready_file.exists(), "the drain begins")
     process.popen.send_signal(signal.SIGINT)
     assert process.end()[0] == 128 + signal.SIGINT

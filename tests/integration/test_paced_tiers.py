@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ from services.local.triton.server.process import TritonServer
 from tests.integration.conftest import TIERS, PacedTriton
 
 pytestmark = pytest.mark.triton
+
+# A machine that stands still for a moment spoils a measurement; a wrong tier spoils all of them.
+ATTEMPTS = 8
 
 # One slot and slow steps, so that one long request holds the tier for seconds.
 NARROW = """
@@ -82,7 +86,6 @@ async def test_every_model_is_ready_and_labelled_paced(
 async def test_answer_streams_token_by_token(client: TritonClient) -> None:
     """Tokens come while the answer is made, are all there, and are no model's words."""
     answers = [await _ask(client, "gpu0_large", tokens=16) for _ in range(3)]
-    # A machine that stands still for a moment may hide the streaming of one answer.
     chunks, stamps = min(answers, key=lambda answer: answer[1][0] / answer[1][-1])
     assert sum(chunk.token_count for chunk in chunks) == 16
     assert "".join(chunk.text for chunk in chunks).split() == ["paced"] * 16
@@ -105,7 +108,11 @@ async def test_idle_latency_follows_the_profile(
     """One request on an idle device takes what the profile says, and little more."""
     profile = parse_profile(paced_triton.profile.read_text(), "profile", TIERS)
     want_s = profile.tiers["large"].unloaded_latency_s(124, 8)
-    best_s = min([(await _ask(client, "gpu0_large", 8, "w " * 124))[1][-1] for _ in range(3)])
+    best_s = math.inf
+    for _ in range(ATTEMPTS):
+        best_s = min(best_s, (await _ask(client, "gpu0_large", 8, "w " * 124))[1][-1])
+        if best_s < 1.5 * want_s:
+            break
     assert want_s <= best_s < 1.5 * want_s
 
 
@@ -117,18 +124,20 @@ async def test_tiers_of_a_device_take_turns(client: TritonClient) -> None:
         made = sum(chunk.token_count for chunk in chunks[11:])
         return (stamps[-1] - stamps[10]) / made
 
-    alone = await cycle_s("gpu0_large")
-    together = await asyncio.gather(
-        cycle_s("gpu0_large"), cycle_s("gpu0_medium"), cycle_s("gpu1_large"), _busy_small(client)
-    )
+    async def busy_small() -> None:
+        await _ask(client, "gpu0_small", tokens=80)
+
     # large, medium and small steps: 10.58 + 3.93 + 1.41 ms against 10.58 ms.
-    assert together[0] / alone == pytest.approx(15.92 / 10.58, rel=0.25)
-    assert together[1] / together[0] == pytest.approx(1.0, rel=0.25)
-    assert together[2] / alone == pytest.approx(1.0, rel=0.25)
-
-
-async def _busy_small(client: TritonClient) -> None:
-    await _ask(client, "gpu0_small", tokens=80)
+    wanted = pytest.approx([15.92 / 10.58, 1.0, 1.0], rel=0.25)
+    for _ in range(ATTEMPTS):
+        alone = await cycle_s("gpu0_large")
+        large, medium, other, _small = await asyncio.gather(
+            cycle_s("gpu0_large"), cycle_s("gpu0_medium"), cycle_s("gpu1_large"), busy_small()
+        )
+        measured = [large / alone, medium / large, other / alone]
+        if measured == wanted:
+            break
+    assert measured == wanted
 
 
 async def test_bad_sampling_parameters_are_refused(client: TritonClient) -> None:
@@ -147,12 +156,13 @@ async def test_lost_device_fails_at_once_and_heals(
     client: TritonClient, paced_triton: PacedTriton
 ) -> None:
     """Requests under way and new ones fail with the reason; the other device serves on."""
-    task = asyncio.create_task(_ask(client, "gpu1_large", tokens=500))
-    await asyncio.sleep(0.1)
+    under_way = client.generate("gpu1_large", "w", 500, timeout_s=30.0)
+    await anext(under_way)
     paced_triton.repository.set_device("gpu1", state="lost")
     try:
         with pytest.raises(TierUnavailableError, match="paced device is lost"):
-            await task
+            async for _ in under_way:
+                pass
         with pytest.raises(TierUnavailableError, match="paced device is lost"):
             await _ask(client, "gpu1_small")
         await _ask(client, "gpu0_small")

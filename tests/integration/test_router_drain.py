@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
+from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
@@ -50,7 +51,7 @@ async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: 
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await pb2_grpc.RouterInferenceServiceStub(fresh).Generate(request(), timeout=2.0)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert await asyncio.to_thread(router.process.wait, 5.0) == 0
+        assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
         assert "Traceback" not in router.log_path.read_text()
     await triton.stop()
 
@@ -58,16 +59,16 @@ async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Somebody in a hurry does not wait for the grace time."""
     triton = await FakeTriton(default=Script(hang=True)).start()
-    with router_process(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+    toml = mesh_toml([("e0", triton.address)]).replace("grace_s = 2.0", "grace_s = 60.0")
+    with router_process(tmp_path, toml) as router:
         async with grpc.aio.insecure_channel(router.address) as channel:
             stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-            call = stub.Generate(request(), timeout=5.0)
-            while not triton.received:
-                await asyncio.sleep(0.01)
+            call = stub.Generate(request(deadline_ms=60_000), timeout=60.0)
+            await until(lambda: triton.received, "the request reaches Triton")
             router.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
+            await until(lambda: "draining" in router.log_path.read_text(), "the drain begins")
             router.process.send_signal(signal.SIGTERM)
-            code = await asyncio.to_thread(router.process.wait, 1.0)
+            code = await asyncio.to_thread(router.process.wait, LIMIT_S)
             assert code == 128 + signal.SIGTERM
             call.cancel()
     await triton.stop()
@@ -103,15 +104,14 @@ async def test_a_drain_beside_a_second_router_loses_no_request(tmp_path: Path) -
                         errors.append(f"{error.code().name}: {error.details()}")
 
             workers = [asyncio.ensure_future(load()) for _ in range(8)]
-            await asyncio.sleep(0.5)
+            await until(lambda: done_count > 20, "both routers are under load")
             one.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(one.process.wait, 8.0) == 0
+            assert await asyncio.to_thread(one.process.wait, LIMIT_S) == 0
             before = done_count
-            await asyncio.sleep(0.5)
+            await until(lambda: done_count > before + 20, "the second router goes on alone")
             stop.set()
             await asyncio.gather(*workers)
             assert errors == []
-            assert done_count > before > 20
     await triton.stop()
 
 
@@ -126,18 +126,18 @@ async def test_calls_that_meet_the_very_end_of_a_drain_are_answered(tmp_path: Pa
         async with AsyncClient([one.address, two.address]) as client:
             stop = asyncio.Event()
 
-            async def load() -> int:
-                count = 0
+            answers: list[str] = []
+
+            async def load() -> None:
                 while not stop.is_set():
-                    answer = await client.generate("hello", task="piqa", deadline_s=3.0)
-                    assert answer.text == "a"
-                    count += 1
-                return count
+                    answer = await client.generate("hello", task="piqa", deadline_s=20.0)
+                    answers.append(answer.text)
 
             workers = [asyncio.ensure_future(load()) for _ in range(24)]
-            await asyncio.sleep(0.5)
+            await until(lambda: len(answers) > 50, "both routers are under load")
             one.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(one.process.wait, 8.0) == 0
+            assert await asyncio.to_thread(one.process.wait, LIMIT_S) == 0
             stop.set()
-            assert sum(await asyncio.gather(*workers)) > 50
+            await asyncio.gather(*workers)
+            assert set(answers) == {"a"}
     await triton.stop()

@@ -26,12 +26,13 @@ from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.trainer import FakeTrainer
 from tests.fakes.triton import FakeTriton, Script
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
+from tests.waiting import LIMIT_S, until
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
-WAIT_S = 8.0
+DEADLINE_S = 3.0
 
 
 @pytest_asyncio.fixture
@@ -50,7 +51,7 @@ def spec(**fields: Any) -> pb2.GenerationSpec:
 async def generate(router: RunningRouter, **fields: Any) -> pb2.GenerateResponse:
     """One Generate."""
     request = pb2.GenerateRequest(spec=spec(**fields))
-    response: pb2.GenerateResponse = await router.stub.Generate(request, timeout=5.0)
+    response: pb2.GenerateResponse = await router.stub.Generate(request, timeout=LIMIT_S)
     return response
 
 
@@ -60,19 +61,6 @@ async def status(router: RunningRouter) -> pb2.GetRouterStatusResponse:
         pb2.GetRouterStatusRequest(), timeout=5.0
     )
     return found
-
-
-async def until(check: Callable[[], Any], what: str) -> None:
-    """Waits until an (async) check holds; fails after a few seconds."""
-    give_up_s = time.monotonic() + WAIT_S
-    while True:
-        found = check()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return
-        assert time.monotonic() < give_up_s, f"never happened: {what}"
-        await asyncio.sleep(0.02)
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[str]]:
@@ -145,17 +133,18 @@ async def test_bytes_that_are_no_message(
 async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: FakeTriton) -> None:
     """DEADLINE_EXCEEDED at the deadline; Triton's call carried it and is cancelled in the end."""
     triton.default = Script(hang=True)
-    settings = "safety_net = false\ntier_cancel_grace_s = 0.1"
+    settings = "safety_net = false\ntier_cancel_grace_s = 1.0"
     toml = mesh_toml([("e0", triton.address)], router=settings)
     async with running_router(tmp_path, toml) as router:
         request = pb2.GenerateRequest(spec=spec())
-        request.spec.deadline.FromMilliseconds(200)
+        request.spec.deadline.FromMilliseconds(600)
         code, reason, _ = await refused(router.stub.Generate(request, timeout=5.0))
         assert (code.name, reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         [received] = triton.received
         assert received.time_left_s is not None
-        assert 0.2 < received.time_left_s <= 0.3
-        assert received.timeout_us <= 200_000
+        # Triton is told the time that is left; the call itself may last the grace longer.
+        assert 0 < received.timeout_us <= 600_000
+        assert received.timeout_us / 1e6 < received.time_left_s <= 1.6
         await until(lambda: received.end == "cancelled", "Triton's call is cancelled")
         assert router.core.accounts.counts.late == 1
 
@@ -166,7 +155,7 @@ async def test_late_requests_are_ended_by_their_tier(tmp_path: Path, triton: Fak
     toml = mesh_toml([("e0", triton.address)], router="safety_net = false")
     async with running_router(tmp_path, toml) as router:
         request = pb2.GenerateRequest(spec=spec())
-        request.spec.deadline.FromMilliseconds(150)
+        request.spec.deadline.FromMilliseconds(1000)
         calls = [refused(router.stub.Generate(request, timeout=5.0)) for _ in range(20)]
         codes = {code.name for code, _, _ in await asyncio.gather(*calls)}
         assert codes == {"DEADLINE_EXCEEDED"}
@@ -198,7 +187,7 @@ async def test_a_client_that_cancels_stops_the_work(
 async def test_a_stream_is_coalesced_and_complete(tmp_path: Path, triton: FakeTriton) -> None:
     """A fast tier's pieces come in few messages, none lost, completion last."""
     triton.default = Script(tokens=tuple("0123456789" * 3))
-    toml = mesh_toml([("e0", triton.address)], router="stream_coalesce_s = 0.05")
+    toml = mesh_toml([("e0", triton.address)], router="stream_coalesce_s = 0.3")
     async with running_router(tmp_path, toml) as router:
         request = pb2.GenerateStreamRequest(spec=spec(max_output_tokens=30))
         messages = [m async for m in router.stub.GenerateStream(request, timeout=5.0)]
@@ -214,7 +203,11 @@ async def test_a_stream_is_coalesced_and_complete(tmp_path: Path, triton: FakeTr
 
 async def test_triton_killed_and_back(tmp_path: Path, triton: FakeTriton) -> None:
     """UNAVAILABLE with a reason inside the deadline while it is away; service when it is back."""
-    toml = mesh_toml([("e0", triton.address)], router="eject_s = 0.2\neject_max_s = 0.4")
+    toml = mesh_toml(
+        [("e0", triton.address)],
+        router="eject_s = 0.2\neject_max_s = 0.4",
+        deadline_s=DEADLINE_S,
+    )
     async with running_router(tmp_path, toml) as router:
         await generate(router)
         await triton.stop()
@@ -223,7 +216,7 @@ async def test_triton_killed_and_back(tmp_path: Path, triton: FakeTriton) -> Non
             started = time.monotonic()
             code, reason, _ = await refused(generate(router))
             assert code.name == "UNAVAILABLE"
-            assert time.monotonic() - started < 0.45
+            assert time.monotonic() - started < DEADLINE_S
             reasons.add(reason)
         assert reasons == {"ENDPOINT_FAILED", "NO_USABLE_ENDPOINT"}
         found = await status(router)
@@ -275,7 +268,7 @@ async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterato
         await running.server.start()
         tasks = [asyncio.ensure_future(task()) for task in running.tasks]
         try:
-            await asyncio.wait_for(running.ready(), 5.0)
+            await asyncio.wait_for(running.ready(), LIMIT_S)
             yield app
         finally:
             await running.drain()
@@ -289,9 +282,10 @@ async def test_two_routers_see_each_other_through_the_monitor(
     tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
 ) -> None:
     """One router's load shows as others' load at the other one, and not in its own."""
-    triton.default = Script(tokens=("a",), step_s=1.5)
+    gate = asyncio.Event()
+    triton.default = Script(tokens=("a",), gate=gate)
     monitor = f"127.0.0.1:{free_port()}"
-    toml = mesh_toml([("e0", triton.address)], monitor=monitor, deadline_s=5.0)
+    toml = mesh_toml([("e0", triton.address)], monitor=monitor, deadline_s=20.0)
     async with running_monitor(tmp_path, toml, monitor), AsyncExitStack() as stack:
         first, second = [
             await stack.enter_async_context(
@@ -312,6 +306,7 @@ async def test_two_routers_see_each_other_through_the_monitor(
         found = await status(second)
         assert sum(candidate.other_in_flight_count for candidate in found.candidates) == 3
         assert found.HasField("state_age")
+        gate.set()
         await asyncio.gather(*tasks)
         await until(lambda: in_flight(second) == 0.0, "the load goes away again")
 

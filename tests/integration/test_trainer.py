@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from services.trainer.app import REDIS_HEALTH, TrainerApplication, build_app
 from services.trainer.settings import Settings
 from tests.conftest import RedisServer
 from tests.details import details_of
+from tests.waiting import until
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
 # Starting a learner process on a busy machine can take many seconds; nothing waits for that long.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
+TRAINING_LIMIT_S = 90.0
 
 PROFILE = """
 name = "tiny"
@@ -153,16 +155,6 @@ def experience(first: int, count: int) -> list[bytes]:
     return payloads
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 80.0) -> Any:
-    """Awaits `condition()` until it is true and returns it."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            value = await condition()
-            if value:
-                return value
-            await asyncio.sleep(0.05)
-
-
 async def progress(stub: Any) -> Any:
     """Returns the newest run's progress."""
     return (await stub.GetTraining(pb.GetTrainingRequest())).progress
@@ -229,12 +221,12 @@ async def test_restart_of_the_consumer_loses_nothing(
         async def has_all() -> bool:
             return bool((await progress(stub)).transition_count >= 130)
 
-        await until(has_all)
+        await until(has_all, "everything was read", TRAINING_LIMIT_S)
 
         async def is_saved() -> bool:
             return await pending_count(redis_connection) <= 2 * 20
 
-        await until(is_saved)
+        await until(is_saved, "it is saved", TRAINING_LIMIT_S)
     await stream.append(experience(151, 100))
     async with served(made) as (stub, _):
         await stub.StartTraining(pb.StartTrainingRequest())
@@ -242,7 +234,7 @@ async def test_restart_of_the_consumer_loses_nothing(
         async def has_more() -> bool:
             return bool((await progress(stub)).transition_count >= 230)
 
-        await until(has_more)
+        await until(has_more, "more was learned", TRAINING_LIMIT_S)
         # Every decision gave at most one transition: none was learned from twice.
         assert (await progress(stub)).transition_count <= 250
 
@@ -262,16 +254,20 @@ async def test_works_without_redis_and_recovers(
                 request = health_pb2.HealthCheckRequest(service=REDIS_HEALTH)
                 return bool((await health.Check(request)).status == wanted)
 
-            await until(lambda: redis_health(health_pb2.HealthCheckResponse.NOT_SERVING))
+            await until(
+                lambda: redis_health(health_pb2.HealthCheckResponse.NOT_SERVING), "Redis is missed"
+            )
             redis_server.start()
-            await until(lambda: redis_health(health_pb2.HealthCheckResponse.SERVING))
+            await until(
+                lambda: redis_health(health_pb2.HealthCheckResponse.SERVING), "Redis is back"
+            )
             policies = RedisPolicyStore(redis_connection)
 
             async def is_stored() -> bool:
                 found = await policies.active()
                 return found is not None and found.name == "price"
 
-            await until(is_stored)
+            await until(is_stored, "it is stored", TRAINING_LIMIT_S)
     finally:
         if redis_server.process is None:
             redis_server.start()
@@ -291,7 +287,7 @@ async def test_worker_death_is_survived(
         async def saved() -> bool:
             return bool((await progress(stub)).transition_count >= 130)
 
-        await until(saved)
+        await until(saved, "the state is saved", TRAINING_LIMIT_S)
         for child in psutil.Process().children():
             if "spawn_main" in " ".join(child.cmdline()):
                 child.send_signal(signal.SIGKILL)
@@ -300,7 +296,7 @@ async def test_worker_death_is_survived(
         async def has_more() -> bool:
             return bool((await progress(stub)).transition_count >= 230)
 
-        await until(has_more)
+        await until(has_more, "more was learned", TRAINING_LIMIT_S)
         assert (await progress(stub)).state == pb.TRAINING_STATE_RUNNING
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from services.local.triton.server.ports import choose_ports
 from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink
 from tests.unit.deploy.manifests import ROOT
+from tests.waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -182,10 +182,7 @@ async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: 
         assert await client.is_ready("gpu0_small")
     process.send_signal(signal.SIGKILL)
     await process.wait()
-    give_up_s = time.monotonic() + 20.0
-    while any(_is_alive(member) for member in family) and time.monotonic() < give_up_s:
-        await asyncio.sleep(0.1)
-    assert not any(_is_alive(member) for member in family)
+    await until(lambda: not any(map(_is_alive, family)), "Triton and its stubs end")
 
 
 def _is_alive(process: psutil.Process) -> bool:

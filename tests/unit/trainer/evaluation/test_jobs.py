@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.waiting import until_sync
 from trainer.evaluation.jobs import Context, Runner
 
 pytestmark = pytest.mark.timeout(120)
@@ -68,10 +68,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent = multiprocessing.get_context("spawn").Process(target=_run_noting, args=(tmp_path,))
     parent.start()
     files = [tmp_path / "a.pid", tmp_path / "b.pid"]
-    give_up_s = time.monotonic() + 60.0
-    while not all(file.exists() for file in files):
-        assert time.monotonic() < give_up_s, "workers did not start"
-        time.sleep(0.05)
+    until_sync(lambda: all(file.exists() for file in files), "the workers start", 90.0)
     workers = [psutil.Process(int(file.read_text())) for file in files]
     assert parent.pid is not None
     os.kill(parent.pid, signal.SIGKILL)
