@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
-from services.loadgen.arrivals import ScheduleError, square_wave
+from services.loadgen.arrivals import ArrivalsError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
 from services.loadgen.spec import LoadSpec, LoadSpecError, parse_spec, read_spec
@@ -93,7 +93,7 @@ def load(
 async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
     with Progress(*columns, console=console(), transient=True) as bars:
-        planned = len(run.schedule().send_s)
+        planned = len(run.arrivals().arrival_s)
         bar = bars.add_task("load", total=planned, facts="")
 
         def on_progress(event: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def show_summary(summary: dict[str, Any]) -> None:
 
 
 def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict[str, Any]]:
-    """Rate schedule of the options.
+    """Rates over time, from the options.
 
     Raises:
         InputError: A text is not of its form.
@@ -144,7 +144,7 @@ def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict
         try:
             low, high, half_s, cycles = square.split(",")
             made = square_wave(float(low), float(high), float(half_s), int(cycles))
-        except (ValueError, ScheduleError):
+        except (ValueError, ArrivalsError):
             raise InputError(
                 f"--square: expected LOW,HIGH,HALF_PERIOD_S,CYCLES, got {square!r}"
             ) from None

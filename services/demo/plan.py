@@ -62,7 +62,7 @@ class DemoPlan:
         return math.floor(chosen_s * 1e3) / 1e3
 
     def phases(self, capacity_rps: float) -> list[dict[str, float | str]]:
-        """Rate schedule of a replay, as a load spec takes it."""
+        """Rates over time of a replay, as a load spec takes it."""
         calm_rps = round(capacity_rps * self.calm_factor, 3)
         burst_rps = round(capacity_rps * self.burst_factor, 3)
         lengths = (self.calm_s, self.burst_s, self.recovery_s)

@@ -1,4 +1,4 @@
-"""Arrival schedules of the open-loop load generator: when each request is meant to be sent."""
+"""Arrivals of the open-loop load generator: when each request is meant to be sent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 Process = Literal["poisson", "gamma", "uniform"]
 MAX_REQUEST_COUNT = 200_000
-"""Most arrivals one schedule may hold; a run is bounded in count."""
+"""Most arrivals of one run; it is bounded in count."""
 MAX_DURATION_S = 3600.0
-"""Longest schedule; a run is bounded in time."""
+"""Longest run; it is bounded in time."""
 MAX_RATE_RPS = 10_000.0
 MAX_CV = 16.0
 
 
-class ScheduleError(ValueError):
-    """A schedule that cannot be made; the text names the field and the limit."""
+class ArrivalsError(ValueError):
+    """Arrivals that cannot be drawn; the text names the field and the limit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Phase:
     """A stretch of time with one mean arrival rate.
 
     Attributes:
-        name: Name in tables, unique in its schedule or shared by stretches to be counted together.
+        name: Name in tables, unique in its run or shared by stretches to be counted together.
         duration_s: Length, above 0 s.
         rate_rps: Mean arrivals per second; 0 means a pause.
     """
@@ -38,17 +38,17 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Schedule:
+class Arrivals:
     """Intended send times.
 
     Attributes:
         phases: The phases, in time order.
-        send_s: Intended send times in seconds from the start, ascending; shape [n].
+        arrival_s: Intended send times in seconds from the start, ascending; shape [n].
         phase_index: Phase of each arrival; shape [n].
     """
 
     phases: tuple[Phase, ...]
-    send_s: NDArray[np.float64]
+    arrival_s: NDArray[np.float64]
     phase_index: NDArray[np.int32]
 
     @property
@@ -62,14 +62,14 @@ def square_wave(
 ) -> tuple[Phase, ...]:
     """Makes phases ``low`` and ``high`` that alternate every ``half_period_s`` seconds."""
     if cycle_count < 1:
-        raise ScheduleError(f"cycle_count: must be at least 1, got {cycle_count}")
+        raise ArrivalsError(f"cycle_count: must be at least 1, got {cycle_count}")
     pair = (Phase("low", half_period_s, low_rps), Phase("high", half_period_s, high_rps))
     return pair * cycle_count
 
 
-def make_schedule(
+def draw_arrivals(
     phases: Sequence[Phase], *, seed: int, process: Process = "poisson", cv: float = 1.0
-) -> Schedule:
+) -> Arrivals:
     """Draws arrivals of a renewal process whose rate follows the phases.
 
     Gaps are drawn at unit rate and stretched by the inverse of the cumulative rate, so that one
@@ -83,16 +83,16 @@ def make_schedule(
         cv: Standard deviation of the gaps over their mean; used by ``gamma`` only.
 
     Raises:
-        ScheduleError: A field is outside its limit; the text names all of them.
+        ArrivalsError: A field is outside its limit; the text names all of them.
     """
     problems = _problems(phases, process, cv)
     if problems:
-        raise ScheduleError("; ".join(problems))
+        raise ArrivalsError("; ".join(problems))
     ends_s = np.cumsum([phase.duration_s for phase in phases])
     expected = np.cumsum([phase.duration_s * phase.rate_rps for phase in phases])
     unit_times = _unit_rate_times(float(expected[-1]), np.random.default_rng(seed), process, cv)
     if len(unit_times) > MAX_REQUEST_COUNT:
-        raise ScheduleError(
+        raise ArrivalsError(
             f"phases: {len(unit_times)} requests drawn, more than the limit of {MAX_REQUEST_COUNT}"
         )
     # searchsorted on the phase ends skips pauses, whose cumulative count does not grow.
@@ -103,7 +103,7 @@ def make_schedule(
     safe_rates = np.where(rates > 0, rates, 1.0)
     send_s = starts_s[index] + (unit_times - counts_before[index]) / safe_rates[index]
     send_s = np.minimum(send_s, ends_s[index])
-    return Schedule(tuple(phases), np.maximum.accumulate(send_s), index.astype(np.int32))
+    return Arrivals(tuple(phases), np.maximum.accumulate(send_s), index.astype(np.int32))
 
 
 def _unit_rate_times(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -14,13 +13,12 @@ from typing import Any
 
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import LoadSpec
-from services.local import launch
+from services.local.launch import tied_command
 
 EXTRA_TIME_S = 60.0
-"""What the process may take beyond its schedule and deadline: start, stragglers, writing."""
+"""What the process may take beyond the run and its deadline: start, stragglers, writing."""
 END_WAIT_S = 10.0
 MAX_LINE_BYTES = 1 << 20
-LAUNCHER = str(pathlib.Path(launch.__file__).resolve())
 
 
 class LoadProcessError(Exception):
@@ -39,7 +37,7 @@ async def run_load(
     Args:
         spec: What to do.
         out: Records file to write; the spec is kept beside it.
-        on_progress: Gets the counts about twice a second, see ``load_run.Progress``.
+        on_progress: Gets the counts about twice a second, see ``run.Progress``.
         cores: Processors the generator may use; empty means all.
 
     Raises:
@@ -48,21 +46,24 @@ async def run_load(
     out.parent.mkdir(parents=True, exist_ok=True)
     spec_path = out.with_suffix(".spec.json")
     spec_path.write_text(spec.model_dump_json())
-    command = [sys.executable, "-I", "-S", LAUNCHER]
-    command += ["--parent-pid", str(os.getpid())]
-    if cores:
-        command += ["--cpu-cores", ",".join(str(core) for core in cores)]
-    command += ["--", sys.executable, "-m", "services.loadgen"]
-    command += ["--spec", str(spec_path), "--out", str(out)]
+    program = [
+        sys.executable,
+        "-m",
+        "services.loadgen",
+        "--spec",
+        str(spec_path),
+        "--out",
+        str(out),
+    ]
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *tied_command(program, cores=cores),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
         start_new_session=True,
     )
-    limit_s = spec.schedule().duration_s + spec.deadline_s + spec.grace_s + EXTRA_TIME_S
+    limit_s = spec.arrivals().duration_s + spec.deadline_s + spec.grace_s + EXTRA_TIME_S
     try:
         async with asyncio.timeout(limit_s):
             complaint = await _follow(process, on_progress)

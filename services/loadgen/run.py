@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +13,8 @@ import numpy as np
 
 from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
-from services.loadgen.records import (
-    CANCELLED,
-    COLUMNS,
-    FAILED,
-    LATE,
-    NAMED,
-    ON_TIME,
-    REFUSED,
-    RunRecords,
-)
+from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, RunRecords
+from services.loadgen.rows import Row, make_records
 from services.loadgen.spec import LoadSpec
 from tiercel import convert, errors
 from tiercel.channels import Router, RouterPool
@@ -37,29 +28,6 @@ METHOD = "/tiercel.router_inference.v1.RouterInferenceService/"
 
 class LoadRunError(Exception):
     """A run that could not start."""
-
-
-@dataclasses.dataclass(slots=True)
-class Row:
-    """What happened to one request; decoded when the run is over.
-
-    Attributes:
-        lag_s: How late it was sent.
-        latency_s: From its intended send time to its end.
-        first_token_s: The same to its first chunk; NaN if none was seen.
-        status: Index into ``records.STATUSES``; -1 while under way.
-        payload: Raw GenerateResponse, or the raw stream messages.
-        error: The RPC's failure.
-        reason: Reason given on this side, where there is no RPC failure to take it from.
-    """
-
-    lag_s: float = 0.0
-    latency_s: float = math.nan
-    first_token_s: float = math.nan
-    status: int = -1
-    payload: bytes | list[bytes] | None = None
-    error: grpc.aio.AioRpcError | None = None
-    reason: str = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -83,8 +51,8 @@ class LoadRun:
     def __init__(self, spec: LoadSpec) -> None:
         """Draws arrivals and prompts; nothing is sent yet."""
         self._spec = spec
-        self._schedule = spec.schedule()
-        count = len(self._schedule.send_s)
+        self._arrivals = spec.arrivals()
+        count = len(self._arrivals.arrival_s)
         self._prompts = draw_prompts(spec.task_mix, spec.pools(), count, seed=spec.seed)
         self._specs = {id(each): self._message(each) for each in self._prompts}
         draws = np.random.default_rng([spec.seed, 2]).random(count)
@@ -140,7 +108,7 @@ class LoadRun:
 
     async def _send_all(self) -> list[asyncio.Task[None]]:
         tasks = []
-        send_s = self._schedule.send_s.tolist()
+        send_s = self._arrivals.arrival_s.tolist()
         for index, offset_s in enumerate(send_s):
             delay_s = self._start_s + offset_s - time.monotonic()
             if delay_s > 0 and await self._stopped_within(delay_s):
@@ -163,7 +131,7 @@ class LoadRun:
         return self._stop.is_set()
 
     async def _one(self, index: int, row: Row) -> None:
-        intended_s = self._start_s + float(self._schedule.send_s[index])
+        intended_s = self._start_s + float(self._arrivals.arrival_s[index])
         due_s = intended_s + self._spec.deadline_s
         row.lag_s = max(0.0, time.monotonic() - intended_s)
         try:
@@ -247,101 +215,26 @@ class LoadRun:
         offered = len(self._rows)
         ended = sum(self._counts)
         elapsed_s = max(0.0, time.monotonic() - self._start_s)
-        planned = len(self._schedule.send_s)
+        planned = len(self._arrivals.arrival_s)
         on_time, late, refused, cancelled, failed = self._counts
         return Progress(
             elapsed_s, planned, offered, on_time, late, refused, cancelled, failed, offered - ended
         )
 
     def _records(self, started_unix_s: float) -> RunRecords:
-        table = _Table([phase.name for phase in self._schedule.phases])
-        for index, row in enumerate(self._rows):
-            prompt = self._prompts[index]
-            table.add(row, prompt)
         count = len(self._rows)
-        table.columns["intended_s"] = self._schedule.send_s[:count].tolist()
-        table.columns["phase"] = self._schedule.phase_index[:count].tolist()
         meta = {
             "deadline_s": self._spec.deadline_s,
             "started_unix_s": started_unix_s,
-            "duration_s": self._schedule.duration_s,
-            "planned": len(self._schedule.send_s),
-            "interrupted": count < len(self._schedule.send_s),
+            "duration_s": self._arrivals.duration_s,
+            "planned": len(self._arrivals.arrival_s),
+            "interrupted": count < len(self._arrivals.arrival_s),
             "spec": self._spec.model_dump(mode="json"),
         }
-        return table.records(meta)
-
-
-class _Table:
-    """Rows become columns; texts become indexes."""
-
-    def __init__(self, phases: list[str]) -> None:
-        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self._names: dict[str, dict[str, int]] = {name: {} for name in NAMED}
-        self._phases = phases
-
-    def add(self, row: Row, prompt: Prompt) -> None:
-        """Adds a row, its payload decoded."""
-        text, completion = _decode(row.payload)
-        reason = row.reason or (_reason_of(row.error) if row.error else "")
-        served = completion is not None and row.status in (ON_TIME, LATE)
-        add = self.columns
-        add["lag_s"].append(row.lag_s)
-        add["latency_s"].append(row.latency_s)
-        add["first_token_s"].append(row.first_token_s)
-        add["status"].append(row.status)
-        add["task"].append(self._index("task", prompt.task))
-        add["reason"].append(self._index("reason", reason))
-        add["answered"].append(served)
-        if completion is None or not served:
-            completion = pb.Completion(quality=math.nan)
-        add["tier"].append(self._index("tier", completion.tier))
-        add["endpoint"].append(self._index("endpoint", completion.endpoint))
-        policy, version = completion.policy, completion.policy_version
-        label = version if version.startswith(policy) else f"{policy}@{version}"
-        add["policy_version"].append(self._index("policy_version", label))
-        add["quality"].append(completion.quality)
-        add["exact"].append(prompt.score(text) if served else math.nan)
-        add["rescued"].append(completion.rescued)
-        add["retries"].append(min(completion.retry_count, 127))
-
-    def records(self, meta: dict[str, Any]) -> RunRecords:
-        """Builds the arrays."""
-        columns = {name: np.array(self.columns[name], dtype) for name, dtype in COLUMNS.items()}
-        names = {name: tuple(self._names[name]) for name in NAMED}
-        names["phase"] = tuple(self._phases)
-        return RunRecords(columns, names, meta)
-
-    def _index(self, column: str, name: str) -> int:
-        if not name:
-            return -1
-        known = self._names[column]
-        return known.setdefault(name, len(known))
-
-
-def _decode(payload: bytes | list[bytes] | None) -> tuple[str, pb.Completion | None]:
-    """Text and completion of an answer; no completion if its stream broke off."""
-    if isinstance(payload, bytes):
-        response = pb.GenerateResponse.FromString(payload)
-        return response.text, response.completion
-    text, completion = "", None
-    for message in payload or ():
-        event = pb.GenerateStreamResponse.FromString(message)
-        if event.WhichOneof("event") == "chunk":
-            text += event.chunk.text
-        else:
-            completion = event.completion
-    return text, completion
+        return make_records(self._rows, self._prompts, self._arrivals, meta)
 
 
 def _status_of(error: grpc.aio.AioRpcError) -> int:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return LATE
     return REFUSED if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else FAILED
-
-
-def _reason_of(error: grpc.aio.AioRpcError) -> str:
-    failure = errors.from_rpc_error(error)
-    if failure.details.reason:
-        return failure.details.reason
-    return f"{errors.TRANSPORT_REASON}_{error.code().name}"

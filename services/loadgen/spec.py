@@ -16,11 +16,11 @@ from services.loadgen.arrivals import (
     MAX_CV,
     MAX_DURATION_S,
     MAX_RATE_RPS,
+    Arrivals,
+    ArrivalsError,
     Phase,
     Process,
-    Schedule,
-    ScheduleError,
-    make_schedule,
+    draw_arrivals,
 )
 from services.loadgen.prompts import Prompt, made_up_pool
 
@@ -66,7 +66,7 @@ class LoadSpec(_Model):
 
     Attributes:
         router_addresses: host:port of each router, loopback only; used in turn.
-        phases: The rate schedule.
+        phases: Rates over time.
         deadline_s: Deadline of every request, from its intended send time, in seconds.
         task_mix: Share of each task; only ratios count.
         seed: Seed of arrivals, tasks and prompts.
@@ -128,7 +128,7 @@ class LoadSpec(_Model):
 
     @pydantic.model_validator(mode="after")
     def _drawable(self) -> LoadSpec:
-        self.schedule()
+        self.arrivals()
         return self
 
     def pools(self) -> dict[str, list[Prompt]]:
@@ -139,14 +139,14 @@ class LoadSpec(_Model):
             pools[task] = given or made_up_pool(task, 64, self.seed, self.prompt_chars)
         return pools
 
-    def schedule(self) -> Schedule:
+    def arrivals(self) -> Arrivals:
         """Draws the arrivals.
 
         Raises:
-            ScheduleError: The phases together exceed a limit.
+            ArrivalsError: The phases together exceed a limit.
         """
         phases = [Phase(each.name, each.duration_s, each.rate_rps) for each in self.phases]
-        return make_schedule(phases, seed=self.seed, process=self.process, cv=self.cv)
+        return draw_arrivals(phases, seed=self.seed, process=self.process, cv=self.cv)
 
 
 def check_loopback(address: str) -> None:
@@ -188,7 +188,7 @@ def parse_spec(fields: Any, where: str = "load spec") -> LoadSpec:
             field = ".".join(str(part) for part in each["loc"]) or "spec"
             lines.append(f"{field}: {each['msg'].removeprefix('Value error, ')}")
         raise LoadSpecError(f"{where}: " + "; ".join(lines)) from None
-    except ScheduleError as error:
+    except ArrivalsError as error:
         raise LoadSpecError(f"{where}: {error}") from None
 
 

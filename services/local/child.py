@@ -8,15 +8,13 @@ import dataclasses
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from services.local import launch
+from services.local.launch import tied_command
 
 KILL_WAIT_S = 5.0
 POLL_S = 0.05
-LAUNCHER = str(pathlib.Path(launch.__file__).resolve())
 
 
 class ChildError(Exception):
@@ -122,15 +120,9 @@ class Child:
     async def _spawn(self) -> None:
         spec = self.spec
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-I", "-S", LAUNCHER]
-        command += ["--parent-pid", str(os.getpid()), "--nice", str(spec.nice)]
-        if spec.cores:
-            command += ["--cpu-cores", ",".join(str(core) for core in spec.cores)]
         with spec.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command,
-                "--",
-                *spec.command,
+                *tied_command(spec.command, cores=spec.cores, nice=spec.nice),
                 env={**os.environ, **spec.variables},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -11,8 +11,24 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
+
+
+def tied_command(program: Sequence[str], *, cores: Sequence[int] = (), nice: int = 0) -> list[str]:
+    """Returns the command that runs a program tied to this process.
+
+    Args:
+        program: Absolute path and arguments.
+        cores: Processors it may use; empty means all.
+        nice: Nice level, 0 or above.
+    """
+    command = [sys.executable, "-I", "-S", os.path.abspath(__file__)]  # noqa: PTH100 - loads fast
+    command += ["--parent-pid", str(os.getpid()), "--nice", str(nice)]
+    if cores:
+        command += ["--cpu-cores", ",".join(str(core) for core in cores)]
+    return [*command, "--", *program]
 
 
 def main(arguments: list[str]) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from services.local import launch
 
 # How long Triton waits for its models before it exits hard. It can be in vain: error responses of
 # decoupled models that cross each other leave a reference behind which keeps the model loaded.
@@ -64,15 +60,6 @@ class TritonServerConfig:
     build_directory: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     extra_arguments: tuple[str, ...] = ()
-
-
-def launcher(config: TritonServerConfig) -> list[str]:
-    """Returns the command that ties the server to this process; see `launch.py`."""
-    command = [sys.executable, "-I", "-S", launch.__file__]
-    command += ["--parent-pid", str(os.getpid()), "--nice", str(config.nice)]
-    if config.cpu_cores:
-        command += ["--cpu-cores", ",".join(str(core) for core in config.cpu_cores)]
-    return [*command, "--"]
 
 
 def arguments(config: TritonServerConfig, ports: tuple[int, ...], token: str) -> list[str]:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from services.local.launch import tied_command
 from services.local.triton.environment import prepare_environment
 from services.local.triton.errors import PortInUseError, TritonServerError
 from services.local.triton.server import logs
-from services.local.triton.server.config import TritonServerConfig, arguments, launcher
+from services.local.triton.server.config import TritonServerConfig, arguments
 from services.local.triton.server.ports import choose_ports
 from trainer.shipped import work_folder
 
@@ -191,7 +192,6 @@ class TritonServer:
         variables["PATH"] = f"{environment.bin_directory}:{variables.get('PATH', '')}"
         variables["LD_LIBRARY_PATH"] = environment.library_path
         command = [
-            *launcher(config),
             str(environment.binary),
             *arguments(config, ports, self.token),
             f"--backend-directory={environment.backends_directory}",
@@ -200,7 +200,8 @@ class TritonServer:
         ]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
-            self._process = _popen(command, variables, log)
+            tied = tied_command(command, cores=config.cpu_cores, nice=config.nice)
+            self._process = _popen(tied, variables, log)
 
     def _end_group(self, process: subprocess.Popen[bytes]) -> None:
         """Kills what is left of the server's own process group: itself, or orphaned stubs."""

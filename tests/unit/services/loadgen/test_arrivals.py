@@ -1,4 +1,4 @@
-"""Arrival schedules."""
+"""Arrivals of a load run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.loadgen.arrivals import Phase, ScheduleError, make_schedule, square_wave
+from services.loadgen.arrivals import ArrivalsError, Phase, draw_arrivals, square_wave
 
 PHASES = st.lists(
     st.builds(
@@ -29,38 +29,38 @@ def test_arrivals_are_ascending_and_inside_their_phase(
     phases: Any, seed: Any, process: Any
 ) -> None:
     """Every arrival lies in its own phase, in order, and none in a pause."""
-    schedule = make_schedule(phases, seed=seed, process=process, cv=2.0)
-    assert np.all(np.diff(schedule.send_s) >= 0)
+    arrivals = draw_arrivals(phases, seed=seed, process=process, cv=2.0)
+    assert np.all(np.diff(arrivals.arrival_s) >= 0)
     ends = np.cumsum([phase.duration_s for phase in phases])
     starts = np.concatenate([[0.0], ends[:-1]])
-    index = schedule.phase_index
-    assert np.all(schedule.send_s >= starts[index] - 1e-9)
-    assert np.all(schedule.send_s <= ends[index] + 1e-9)
+    index = arrivals.phase_index
+    assert np.all(arrivals.arrival_s >= starts[index] - 1e-9)
+    assert np.all(arrivals.arrival_s <= ends[index] + 1e-9)
     assert all(phases[i].rate_rps > 0 for i in set(index.tolist()))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31))
 def test_same_seed_same_arrivals(seed: Any) -> None:
-    """A schedule is a function of its phases and its seed."""
+    """Arrivals are a function of phases and seed."""
     phases = [Phase("a", 5, 40), Phase("b", 5, 10)]
-    first, second = (make_schedule(phases, seed=seed) for _ in range(2))
-    assert np.array_equal(first.send_s, second.send_s)
+    first, second = (draw_arrivals(phases, seed=seed) for _ in range(2))
+    assert np.array_equal(first.arrival_s, second.arrival_s)
 
 
 @pytest.mark.parametrize(("process", "cv"), [("poisson", 1.0), ("gamma", 3.0), ("uniform", 0.0)])
 def test_gaps_have_the_rate_and_variation_asked_for(process: Any, cv: Any) -> None:
     """Mean rate and coefficient of variation of the gaps match the process."""
-    schedule = make_schedule([Phase("a", 400, 100)], seed=3, process=process, cv=cv or 1.0)
-    gaps = np.diff(schedule.send_s)
-    assert len(schedule.send_s) == pytest.approx(40_000, rel=0.06)
+    arrivals = draw_arrivals([Phase("a", 400, 100)], seed=3, process=process, cv=cv or 1.0)
+    gaps = np.diff(arrivals.arrival_s)
+    assert len(arrivals.arrival_s) == pytest.approx(40_000, rel=0.06)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.08, abs=1e-6)
 
 
 def test_the_burst_phase_has_its_own_rate() -> None:
     """Counts per phase follow rate times length."""
     phases = [Phase("calm", 100, 10), Phase("burst", 100, 50), Phase("recovery", 100, 10)]
-    index = make_schedule(phases, seed=1).phase_index
+    index = draw_arrivals(phases, seed=1).phase_index
     counts = np.bincount(index, minlength=3)
     assert counts == pytest.approx([1000, 5000, 1000], rel=0.12)
 
@@ -83,7 +83,7 @@ def test_square_wave_alternates() -> None:
         ([Phase("a", 1, 1)], {"process": "tidal"}, "process"),
     ],
 )
-def test_bad_schedules_name_their_field(phases: Any, options: Any, field: Any) -> None:
-    """A schedule outside its limits is refused with the field named."""
-    with pytest.raises(ScheduleError, match=field):
-        make_schedule(phases, seed=0, **options)
+def test_bad_arrivalss_name_their_field(phases: Any, options: Any, field: Any) -> None:
+    """Arrivals outside their limits are refused with the field named."""
+    with pytest.raises(ArrivalsError, match=field):
+        draw_arrivals(phases, seed=0, **options)

@@ -1,0 +1,16 @@
+"""Prompts of a load run."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.loadgen.prompts import Prompt, draw_prompts
+
+
+def test_prompts_follow_the_mix() -> None:
+    """Tasks come in their shares, prompts of a task in the pool's order."""
+    pools = {name: [Prompt(name, f"{name}{i}", None) for i in range(5000)] for name in "ab"}
+    prompts = draw_prompts({"a": 3, "b": 1}, pools, 4000, seed=1)
+    share = sum(each.task == "a" for each in prompts) / 4000
+    assert share == pytest.approx(0.75, abs=0.03)
+    assert [each.text for each in prompts if each.task == "b"][:2] == ["b0", "b1"]
