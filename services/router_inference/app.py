@@ -16,6 +16,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from router.dqn.snapshot import SnapshotError
+from router.policies.base import PolicyParameterError
 from router.policies.registry import MissingSnapshotError
 from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
@@ -31,7 +32,7 @@ from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.link import PolicyLink
-from services.router_inference.policy.slot import PolicyParameterError, PolicySlot
+from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings

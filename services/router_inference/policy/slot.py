@@ -12,7 +12,6 @@ from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError, load_s
 from router.features import SCHEMA
 from router.guard import Guard
 from router.picker import PICKERS, UnknownPickerError
-from router.policies.base import PolicyParameterError
 from router.policies.registry import (
     DQN,
     LEARNED,
@@ -190,6 +189,3 @@ class PolicySlot:
     def _show(self) -> None:
         self._metrics.policy_info.clear()
         self._metrics.policy_info.labels(policy=self.name, policy_version=self.version).set(1.0)
-
-
-__all__ = ["PolicyParameterError", "PolicySlot", "Promoted"]
