@@ -7,6 +7,8 @@ import pathlib
 
 import httpx
 
+from services.common.state.errors import StateUnavailableError
+from services.common.state.redis_connection import RedisConnection
 from services.common.triton.client import TritonClient
 
 TIMEOUT_S = 1.0
@@ -14,7 +16,14 @@ TIMEOUT_S = 1.0
 
 async def redis_answers(address: str) -> bool:
     """Says whether a Redis at host:port answers PING."""
-    return b"+PONG" in await _ask(address, b"PING\r\n", 16)
+    connection = RedisConnection(f"redis://{address}", timeout_s=TIMEOUT_S)
+    try:
+        await connection.ping()
+    except StateUnavailableError:
+        return False
+    finally:
+        await connection.close()
+    return True
 
 
 async def http_ok(address: str, path: str) -> bool:
@@ -44,19 +53,3 @@ async def triton_answers(address: str) -> bool:
 async def file_exists(path: pathlib.Path) -> bool:
     """Says whether a service has written its ready file."""
     return await asyncio.to_thread(path.exists)
-
-
-async def _ask(address: str, request: bytes, reply_bytes: int) -> bytes:
-    """Sends a few bytes and returns the first of the answer, empty if nobody answers in time."""
-    host, _, port = address.rpartition(":")
-    writer: asyncio.StreamWriter | None = None
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(request)
-            return await reader.read(reply_bytes)
-    except (OSError, TimeoutError):
-        return b""
-    finally:
-        if writer is not None:
-            writer.close()
