@@ -80,7 +80,7 @@ class Weights(NamedTuple):
     def zeroed(self) -> Weights:
         """Returns the network with an output of zero: what is left is the score it corrects.
 
-        For the ablation that shows whether the learned part does any work.
+        An ablation shows with it whether the learned part does any work.
         """
         return self._replace(w3_P=np.zeros_like(self.w3_P), b3=np.float32(0.0))
 

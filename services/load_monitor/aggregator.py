@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from router.traffic import LONG_TAU_S
 from services.common.clock import Clock
 from services.common.errors import ResourceExhaustedError
 from services.load_monitor.model import RouterReport
-
-LONG_RATE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -104,15 +103,10 @@ class Aggregator:
             if name == endpoint
         )
 
-    def oldest_report_age_s(self) -> float:
-        """Returns the age of the oldest of the last reports, seconds; 0 without routers."""
-        now_s = self._clock.monotonic_s()
-        return max((now_s - router.heard_s for router in self._routers.values()), default=0.0)
-
     def _update_long(self) -> None:
         if self._updated_s is None:
             return
         now_s = self._clock.monotonic_s()
-        share = -math.expm1(-(now_s - self._updated_s) / LONG_RATE_S)
+        share = -math.expm1(-(now_s - self._updated_s) / LONG_TAU_S)
         self._long_rps += share * (self.arrival_rate_short_rps - self._long_rps)
         self._updated_s = now_s

@@ -18,10 +18,7 @@ Answer = Callable[[pb.GenerationSpec], str]
 
 
 class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
-    """Answers after ``delay_s`` with ``answer(spec)``.
-
-    Refuses what ``refuse(spec)`` names a reason for.
-    """
+    """Answers ``answer(spec)`` after ``delay_s``; refuses where ``refuse(spec)`` names a reason."""
 
     def __init__(
         self,

@@ -34,13 +34,11 @@ def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenSta
                 before[2] + load.remaining_output_token_count,
             )
     return SeenState(
-        version=message.version,
         topology_version=message.topology_version,
         endpoints=tuple(_endpoint(state) for state in message.endpoints),
         other_totals=totals,
         other_rate_rps=other_rate_rps,
         rate_long_rps=message.arrival_rate_long_rps,
-        monitor_id=message.monitor_id,
     )
 
 

@@ -32,20 +32,16 @@ class SeenState:
     """The system state without this router's own part.
 
     Attributes:
-        version: its number.
         topology_version: number of its endpoint list.
         endpoints: every endpoint.
         other_totals: the other routers' in-flight, waiting prompt tokens and remaining output
             tokens per candidate.
         other_rate_rps: the other routers' arrivals per second over about 0.2 s.
         rate_long_rps: everybody's arrivals per second over about 10 s.
-        monitor_id: who published it.
     """
 
-    version: int
     topology_version: int
     endpoints: tuple[SeenEndpoint, ...]
     other_totals: Mapping[tuple[str, str], tuple[float, float, float]]
     other_rate_rps: float
     rate_long_rps: float
-    monitor_id: str = ""

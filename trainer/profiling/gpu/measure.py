@@ -281,7 +281,7 @@ def _side_by_side(
 def _kv_rooms(machine: Machine, shapes: Mapping[str, DecoderShape]) -> dict[str, int]:
     """Returns each tier's room for keys and values, tokens: an even share of what weights leave.
 
-    Empty where the memory is not the device's own.
+    There is none to return where the memory is not the device's own.
     """
     memory = machine.memory_bytes()
     if memory is None:

@@ -55,7 +55,6 @@ def test_silent_router_is_forgotten_with_its_load(aggregator: Aggregator, clock:
     aggregator.take(report("r2", sequence=2, count=1))
     aggregator.take(report("r1", sequence=1, count=4))
     clock.move(1.5)
-    assert aggregator.oldest_report_age_s() == pytest.approx(3.5)
     assert aggregator.expire() == ["r1"]
     assert aggregator.in_flight_at("e") == 1
 

@@ -18,9 +18,9 @@ def endpoint(index: int, weight: float = 1.0, reason: str = "") -> SeenEndpoint:
     return SeenEndpoint(spec, weight, frozenset(ALL), reason)
 
 
-def state(*endpoints: SeenEndpoint, version: int = 1, topology: int = 1) -> SeenState:
+def state(*endpoints: SeenEndpoint, topology: int = 1) -> SeenState:
     """A state with some load of others."""
-    return SeenState(version, topology, endpoints, {("small", "e0"): (3.0, 30.0, 24.0)}, 20.0, 5.0)
+    return SeenState(topology, endpoints, {("small", "e0"): (3.0, 30.0, 24.0)}, 20.0, 5.0)
 
 
 def look(rig: Rig) -> NDArray[np.float64]:

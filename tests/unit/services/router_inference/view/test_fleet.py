@@ -22,7 +22,7 @@ async def test_endpoints_come_and_go_with_the_state() -> None:
     view.apply(state(endpoint(0), endpoint(1), topology=1), now_s)
     assert view.fleet.candidates == tuple((t, f"e{i}") for i in range(2) for t in ALL)
     view.load.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
-    view.apply(state(endpoint(1), version=2, topology=2), now_s)
+    view.apply(state(endpoint(1), topology=2), now_s)
     assert view.fleet.candidates == tuple((tier, "e1") for tier in ALL)
     assert not view.load.current().in_flight_C.any()
     view.load.ledger.finish(1)
