@@ -11,7 +11,7 @@ from services.common.times import seconds_of, set_duration
 from services.trainer.records import Mode, PolicyRecord, RunProgress, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
 
 _MOST_FEATURE_BYTES = 16 * 1024 * 1024
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import Task
-from trainer.learning.online.transitions import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.records import DecisionKey, DecisionRecord, OutcomeRecord
 
 if TYPE_CHECKING:
     from trainer.learning.online.loop import LoopStatus
@@ -71,7 +71,8 @@ class OnlineJob:
         """Restores or starts the loop; raises CheckpointError or SnapshotError."""
         import torch
 
-        from trainer.learning.online.loop import OnlineLoop, online_config
+        from trainer.learning.online.config import online_config
+        from trainer.learning.online.loop import OnlineLoop
 
         torch.set_num_threads(1)
         config = online_config(

@@ -96,7 +96,7 @@ def settings(folder: Path, redis_url: str, shipped: str = "") -> Settings:
 
 def snapshot(seed: int = 0) -> bytes:
     """Returns a snapshot of random weights that follows this build's schema."""
-    from trainer.learning.learner import initial_weights
+    from trainer.learning.network import initial_weights
 
     names = tuple(feature.name for feature in FEATURES)
     weights = initial_weights(FEATURE_COUNT, 8, np.random.default_rng(seed))

@@ -42,15 +42,14 @@ from router.policies.schedule import (
 )
 from router.profile import parse_profile
 from router.types import Task
-from trainer.learning.config import LearnerConfig
-from trainer.learning.learner import Learner
 from trainer.learning.offline.episodes import ImprovementConfig, collect_samples, start_weights
 from trainer.learning.offline.paired_learner import PairedConfig, PairedLearner
 from trainer.learning.offline.paired_returns import PairedSamples, joined
 from trainer.learning.offline.price_search import reckoning_spec_of, spec_of
-from trainer.learning.offline.reward import episode_baseline
+from trainer.learning.online.config import LearnerConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Replay, Transitions
-from trainer.learning.online.transitions import time_returns
+from trainer.learning.online.returns import time_returns
 from trainer.shipped import POLICIES, PROFILES, QUALITY, shipped
 from trainer.simulation.scenarios import Mesh, Scenario, evaluation_scenarios, training_scenario
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
@@ -259,7 +258,9 @@ class Ablation:
         assert config is not None
         base_column = BASE_COLUMN if variant.residual else None
         steps, episodes = self._budget.steps, self._budget.episodes // 4
-        learner = Learner(config, weights, planned_step_count=steps, base_column=base_column)
+        learner = DoubleDqnLearner(
+            config, weights, planned_step_count=steps, base_column=base_column
+        )
         replay = Replay(capacity=config.replay_capacity, feature_count=FEATURE_COUNT)
         tiers = len(self._mesh.catalog.tiers)
         for episode in range(episodes):
@@ -334,6 +335,21 @@ class Ablation:
             "gains": {kind: float(np.mean(gain)) for kind, gain in gains.items()},
             "availability": float(np.mean(availabilities)),
         }
+
+
+def episode_baseline(
+    task_N: NDArray[np.int64], reward_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns each request's mean reward of its task over a whole simulated episode.
+
+    One decision moves such a mean by at most one part in the number of requests.
+    """
+    if len(task_N) == 0:
+        return np.zeros(0)
+    count_K = np.bincount(task_N)
+    total_K = np.bincount(task_N, weights=reward_N)
+    baseline: NDArray[np.float64] = (total_K / np.maximum(count_K, 1))[task_N]
+    return baseline
 
 
 def _kind(scenario: Scenario) -> str:

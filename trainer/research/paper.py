@@ -22,6 +22,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ from router.dqn.paper_snapshot import (
 )
 from trainer.evaluation.setting import Setting, unit_rate_rps
 from trainer.learning.checkpoint import write_atomically
+from trainer.learning.descent import Descent, arrays_of
+from trainer.learning.network import Parameters
 from trainer.research.tuning import (
     TuningCase,
     TuningError,
@@ -102,7 +105,7 @@ EPISODE_KINDS = ("poisson", "poisson", "gamma-cv4", "gamma-cv8", "markov")
 """Arrival processes of the episodes, equally likely each time they are named."""
 
 
-class Transitions(NamedTuple):
+class RequestSteps(NamedTuple):
     """One-step transitions, each from a request to the next one.
 
     Attributes:
@@ -163,7 +166,7 @@ def _run_episode(
 
 def collect(
     setting: Setting, weights: PaperWeights, config: PaperConfig, epsilon: float, seed: int
-) -> Transitions:
+) -> RequestSteps:
     """Returns the transitions of one random episode."""
     rng = np.random.default_rng([seed, 5])
     span = math.log(config.highest_load / config.lowest_load)
@@ -187,11 +190,11 @@ def collect(
     x_NI, action_N = x_NI[decided], action_N[decided]
     reward_N = world.requests["first_reward"][decided].astype(np.float32)
     # Nothing is known of what follows the last request of an episode.
-    return Transitions(x_NI[:-1], action_N[:-1], reward_N[:-1], x_NI[1:])
+    return RequestSteps(x_NI[:-1], action_N[:-1], reward_N[:-1], x_NI[1:])
 
 
 class PaperLearner:
-    """Online and target network, replay, and the optimiser between them."""
+    """Double DQN with one-step targets, and its replay."""
 
     def __init__(self, input_count: int, tier_count: int, config: PaperConfig, seed: int) -> None:
         """Starts from random layers (He et al., arXiv 1502.01852)."""
@@ -204,20 +207,27 @@ class PaperLearner:
             self._rng.normal(size=(hidden, tier_count)) * 0.1 / math.sqrt(hidden),
             np.full(tier_count, 0.5),
         )
-        self._online = [torch.tensor(a, dtype=torch.float32, requires_grad=True) for a in arrays]
-        self._target = [p.detach().clone() for p in self._online]
-        self._optimizer = torch.optim.Adam(self._online, lr=config.learning_rate, foreach=True)
+        self._q = Descent(
+            dict(zip(PaperWeights._fields, arrays, strict=True)),
+            partial(torch.optim.Adam, lr=config.learning_rate, foreach=True),
+            target_rate=0.0,
+            gradient_norm_limit=math.inf,
+        )
         size = config.replay_count
-        self.replay = Transitions(
+        self.replay = RequestSteps(
             np.zeros((size, input_count), np.float32),
             np.zeros(size, np.int64),
             np.zeros(size, np.float32),
             np.zeros((size, input_count), np.float32),
         )
         self._filled = self._next = 0
-        self.step_count = 0
 
-    def add(self, new: Transitions) -> None:
+    @property
+    def step_count(self) -> int:
+        """Steps done."""
+        return self._q.step_count
+
+    def add(self, new: RequestSteps) -> None:
         """Puts transitions into the replay, over the oldest ones."""
         count = min(len(new.reward_B), self._config.replay_count)
         rows = (self._next + np.arange(count)) % self._config.replay_count
@@ -233,28 +243,23 @@ class PaperLearner:
         rows = self._rng.integers(self._filled, size=config.batch_size)
         x_BI, action_B, reward_B, next_x_BI = (torch.from_numpy(p[rows]) for p in self.replay)
         with torch.no_grad():
-            best_B1 = forward(self._online, next_x_BI).argmax(dim=1, keepdim=True)
-            value_B = forward(self._target, next_x_BI).gather(1, best_B1).squeeze(1)
-            target_B = (1.0 - config.discount) * reward_B + config.discount * value_B
-        chosen_B = forward(self._online, x_BI).gather(1, action_B.unsqueeze(1)).squeeze(1)
-        loss = torch.nn.functional.mse_loss(chosen_B, target_B)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self.step_count += 1
+            best_B1 = forward(self._q.online, next_x_BI).argmax(dim=1, keepdim=True)
+            value_B = forward(self._q.target, next_x_BI).gather(1, best_B1).squeeze(1)
+            td_target_B = (1.0 - config.discount) * reward_B + config.discount * value_B
+        chosen_B = forward(self._q.online, x_BI).gather(1, action_B.unsqueeze(1)).squeeze(1)
+        loss = self._q.step(torch.nn.functional.mse_loss(chosen_B, td_target_B))
         if self.step_count % config.sync_steps == 0:
-            self._target = [p.detach().clone() for p in self._online]
-        return float(loss.detach())
+            self._q.sync()
+        return loss
 
     def weights(self) -> PaperWeights:
         """Returns the online network."""
-        return PaperWeights(*(p.detach().numpy().copy() for p in self._online))
+        return PaperWeights(**arrays_of(self._q.online))
 
 
-def forward(layers: list[Tensor], x_BI: Tensor) -> Tensor:
+def forward(p: Parameters, x_BI: Tensor) -> Tensor:
     """Returns q_BT, as `router.dqn.paper` computes it for one state."""
-    w1_IH, b1_H, w2_HT, b2_T = layers
-    return torch.relu(x_BI @ w1_IH + b1_H) @ w2_HT + b2_T
+    return torch.relu(x_BI @ p["w1_IH"] + p["b1_H"]) @ p["w2_HT"] + p["b2_T"]
 
 
 def paper_spec(weights: PaperWeights) -> PolicySpec:

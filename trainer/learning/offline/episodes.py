@@ -8,7 +8,7 @@ import numpy as np
 
 from router.dqn.snapshot import Weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
-from trainer.learning.learner import initial_weights
+from trainer.learning.network import initial_weights
 from trainer.learning.offline.paired_returns import PairedSamples, paired_samples
 from trainer.learning.offline.price_search import ScheduleConfig
 from trainer.simulation.scenarios import Mesh, Scenario

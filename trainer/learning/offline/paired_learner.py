@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.dqn.snapshot import Weights
-from trainer.learning.learner import (
-    LearnerStateError,
-    Parameters,
-    forward,
-    optimizer_state,
-    restore_optimizer,
-)
+from trainer.learning.descent import Descent, State
+from trainer.learning.network import Parameters, forward
 from trainer.learning.offline.paired_returns import PairedSamples
 
 
@@ -100,7 +96,7 @@ def paired_loss(
 
 
 class PairedLearner:
-    """Adam on the paired loss, with an exponential average of the weights for export."""
+    """Learns differences between actions from paired returns."""
 
     def __init__(
         self,
@@ -118,76 +114,48 @@ class PairedLearner:
             base_column: feature that holds the score the network corrects; None: it corrects none.
             prior_column: feature that holds the correction shrinkage pulls to; None: none.
         """
-        self._prior_column = prior_column
         self._config = config = config or PairedConfig()
-        self._base_column = base_column
-        arrays = weights._asdict()
-        self._online: Parameters = {
-            name: torch.tensor(np.asarray(array), dtype=torch.float32, requires_grad=True)
-            for name, array in arrays.items()
-        }
-        self._average = {name: tensor.detach().clone() for name, tensor in self._online.items()}
-        self._optimizer = torch.optim.AdamW(
-            list(self._online.values()), lr=2e-3, weight_decay=config.weight_decay, foreach=True
+        self._base_column, self._prior_column = base_column, prior_column
+        self._q = Descent(
+            weights._asdict(),
+            partial(torch.optim.AdamW, lr=2e-3, weight_decay=config.weight_decay, foreach=True),
+            target_rate=config.average_rate,
+            gradient_norm_limit=config.gradient_norm_limit,
         )
-        self.step_count = 0
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Changes the learning rate from the next step on."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._q.set_learning_rate(learning_rate)
 
     def step(self, batch: PairedSamples, keep_F: NDArray[np.float32] | None = None) -> float:
         """Does one gradient step and returns the loss; `keep_F` zeroes features it is 0 for."""
         x_BCF = torch.from_numpy(batch.x_BCF)
         base, prior = self._base_column, self._prior_column
-        loss = paired_loss(
-            self._online,
-            x_BCF if keep_F is None else x_BCF * torch.from_numpy(keep_F),
-            torch.from_numpy(batch.allowed_BC),
-            torch.from_numpy(batch.tried_BC),
-            torch.from_numpy(batch.return_BC),
-            self._config,
-            None if base is None else x_BCF[:, :, base],
-            None if prior is None else x_BCF[:, :, prior],
-        )
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self._config.gradient_norm_limit
-        torch.nn.utils.clip_grad_norm_(list(self._online.values()), limit)
-        self._optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self._average.values()),
-                list(self._online.values()),
-                self._config.average_rate,
+        return self._q.step(
+            paired_loss(
+                self._q.online,
+                x_BCF if keep_F is None else x_BCF * torch.from_numpy(keep_F),
+                torch.from_numpy(batch.allowed_BC),
+                torch.from_numpy(batch.tried_BC),
+                torch.from_numpy(batch.return_BC),
+                self._config,
+                None if base is None else x_BCF[:, :, base],
+                None if prior is None else x_BCF[:, :, prior],
             )
-        self.step_count += 1
-        return float(loss.detach())
+        )
 
     def weights(self) -> Weights:
-        """Returns the averaged weights."""
-        arrays = {name: tensor.numpy().copy() for name, tensor in self._average.items()}
-        w1, b1, w2, b2, w3, b3 = (arrays[name] for name in Weights._fields)
-        return Weights(w1, b1, w2, b2, w3, np.float32(b3))
+        """Returns the averaged weights, to be exported."""
+        return Weights.of(self._q.exported())
 
-    def get_state(self) -> dict[str, NDArray[Any]]:
+    def get_state(self) -> State:
         """Returns everything needed to go on, as plain arrays."""
-        state: dict[str, NDArray[Any]] = {"step_count": np.array(self.step_count, np.int64)}
-        for name, online in self._online.items():
-            state[f"online.{name}"] = online.detach().numpy().copy()
-            state[f"average.{name}"] = self._average[name].numpy().copy()
-        return state | optimizer_state(self._optimizer, self._online)
+        return self._q.get_state()
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Restores what `get_state` returned; raises LearnerStateError if it does not fit."""
-        for name, online in self._online.items():
-            saved = state.get(f"online.{name}")
-            if saved is None or saved.shape != tuple(online.shape):
-                raise LearnerStateError(f"saved learner state does not fit: {name}")
-        with torch.no_grad():
-            for name, online in self._online.items():
-                online.copy_(torch.from_numpy(np.array(state[f"online.{name}"])))
-                self._average[name].copy_(torch.from_numpy(np.array(state[f"average.{name}"])))
-        restore_optimizer(self._optimizer, self._online, state)
-        self.step_count = int(state["step_count"])
+        """Restores what `get_state` returned.
+
+        Raises:
+            LearnerStateError: a part is missing or has another shape; nothing changes.
+        """
+        self._q.set_state(state)

@@ -7,7 +7,7 @@ stream forget it. Records that come again after a crash are recognised and settl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
-from router.features import BASE_COLUMN, FEATURES, SCHEMA
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
-from trainer.learning.config import ONLINE_LEARNER, LearnerConfig
-from trainer.learning.learner import Learner, LearnerStateError, initial_weights
-from trainer.learning.offline.reward import Promise, RewardBaseline
-from trainer.learning.online.anchored import AnchoredLearner
-from trainer.learning.online.replay import Replay, Transitions
-from trainer.learning.online.transitions import (
+from trainer.learning.descent import LearnerStateError
+from trainer.learning.network import initial_weights
+from trainer.learning.online.anchored_double_dqn import AnchoredLearner
+from trainer.learning.online.config import OnlineConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner
+from trainer.learning.online.records import (
     DecisionKey,
     DecisionRecord,
     OutcomeRecord,
+    RecordJoiner,
     Step,
-    TransitionJoiner,
-    steps_to_arrays,
-    time_returns,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineConfig:
-    """What an online run needs besides its learner.
-
-    Attributes:
-        learner: the learner.
-        deadline_s: deadline that sets the time scale, seconds, > 0.
-        patience_s: longest wait for an outcome, seconds, > 0.
-        sample_reuse: most times a transition is sampled on average, > 0.
-        min_transitions: transitions before the first learner step, >= 1.
-        feature_schema: schema learned on; records of another one only serve as rewards.
-        feature_names: names of its features.
-        availability_column: column that is 0 for candidates that must not be used.
-        base_column: column of the score that the network corrects; None: it corrects nothing.
-        seed: seed of sampling and of fresh weights.
-    """
-
-    learner: LearnerConfig
-    deadline_s: float
-    patience_s: float
-    feature_schema: str
-    feature_names: tuple[str, ...]
-    availability_column: int
-    base_column: int | None = None
-    promise: Promise | None = None
-    sample_reuse: float = 8.0
-    min_transitions: int = 512
-    seed: int = 0
-
-
-def online_config(
-    *,
-    hidden_count: int,
-    replay_capacity: int,
-    deadline_s: float,
-    patience_s: float,
-    min_transitions: int,
-    seed: int,
-) -> OnlineConfig:
-    """Returns the config of an online run on the features and with the learner of the services."""
-    names = tuple(feature.name for feature in FEATURES)
-    return OnlineConfig(
-        learner=replace(ONLINE_LEARNER, hidden_count=hidden_count, replay_capacity=replay_capacity),
-        deadline_s=deadline_s,
-        patience_s=patience_s,
-        feature_schema=SCHEMA,
-        feature_names=names,
-        availability_column=names.index("availability"),
-        base_column=BASE_COLUMN,
-        promise=Promise(
-            quality_column=names.index("quality"),
-            on_time_column=names.index("on_time_probability"),
-        ),
-        min_transitions=min_transitions,
-        seed=seed,
-    )
+from trainer.learning.online.replay import Replay, Transitions
+from trainer.learning.online.returns import steps_to_arrays, time_returns
+from trainer.learning.online.reward import RewardBaseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +81,11 @@ class OnlineLoop:
             self._base, self._schedule = dict(snapshot.base), dict(snapshot.schedule)
         else:
             weights = initial_weights(count, config.learner.hidden_count, self._rng)
-        kind = AnchoredLearner if config.learner.anchor > 0.0 else Learner
-        self._learner: Learner = kind(config.learner, weights, base_column=config.base_column)
+        kind = AnchoredLearner if config.learner.anchor > 0.0 else DoubleDqnLearner
+        self._learner = kind(config.learner, weights, base_column=config.base_column)
         self._replay = Replay(capacity=config.learner.replay_capacity, feature_count=count)
         self._baseline = RewardBaseline()
-        self._joiner = TransitionJoiner(patience_s=config.patience_s)
+        self._joiner = RecordJoiner(patience_s=config.patience_s)
         self._pending: list[Step] = []
         self._pending_baseline: list[float] = []
         self._unsaved: list[DecisionKey] = []
@@ -207,8 +149,7 @@ class OnlineLoop:
         allowed = int(config.sample_reuse * self._replay.total_count / batch)
         end_s = monotonic_s() + budget_s
         done = 0
-        if isinstance(self._learner, AnchoredLearner):
-            self._learner.transition_count = len(self._replay)
+        self._learner.transition_count = len(self._replay)
         while self._learner.step_count < allowed and monotonic_s() < end_s:
             loss = self._learner.step(self._replay.sample(batch, self._rng))
             self._loss = loss if self._loss is None else self._loss + 0.02 * (loss - self._loss)
@@ -359,7 +300,7 @@ class OnlineLoop:
             return
         meta, arrays = found
         if meta.get("feature_schema") != self._config.feature_schema:
-            return  # what an older build learned on other features is of no use
+            return  # what was learned on other features is of no use
         # A newer parent starts afresh from its weights, but the experience is still good.
         self._replay.restore(arrays["replay"].tobytes())
         self._baseline.set_state(meta["baseline"])
@@ -371,5 +312,5 @@ class OnlineLoop:
             try:
                 self._learner.set_state(saved)
             except LearnerStateError:
-                return  # another learner's, of an older build: afresh from the parent's weights
+                return  # of a learner with other parts: afresh from the parent's weights
             self._rng.bit_generator.state = meta["rng"]

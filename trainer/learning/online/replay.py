@@ -128,8 +128,6 @@ class Replay:
         try:
             with np.load(io.BytesIO(blob), allow_pickle=False) as file:
                 saved: dict[str, Any] = {name: file[name] for name in file.files}
-            # Replays saved before there were shortfalls have none.
-            saved.setdefault("shortfall_B", np.full(len(saved["action_B"]), np.nan, np.float32))
             batch = Transitions(*(saved[name] for name in Transitions._fields))
             total_count = int(saved["total_count"])
             lengths = {len(array) for array in batch}

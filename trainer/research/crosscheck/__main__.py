@@ -24,7 +24,7 @@ from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import shared_fleet_setting
 from trainer.research.crosscheck.arena import Arena, held_rps
 from trainer.research.crosscheck.library import LibraryMissingError
-from trainer.research.crosscheck.own import Schedule
+from trainer.research.crosscheck.own import TrainingPlan
 from trainer.research.crosscheck.run import LEARNERS, crosscheck, overall
 from trainer.simulation.simulate import PolicySpec
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Arena(setting, low_rps=rates[0], high_rps=rates[-1]),
             rates_rps=rates,
             seeds=range(1, options.seeds + 1),
-            schedule=Schedule(options.steps),
+            plan=TrainingPlan(options.steps),
             test_seeds=test_seeds,
             learners=options.learners,
             large_held_rps=held,

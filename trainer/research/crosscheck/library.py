@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.learning.config import LearnerConfig
+from trainer.learning.online.config import LearnerConfig
 from trainer.research.crosscheck.arena import Arena, Choose
-from trainer.research.crosscheck.own import OnStep, Schedule
+from trainer.research.crosscheck.own import OnStep, TrainingPlan
 from trainer.simulation.environment import Observation
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def is_installed() -> bool:
 def train_library(
     learner: str,
     arena: Arena,
-    schedule: Schedule,
+    plan: TrainingPlan,
     seed: int,
     on_step: OnStep = lambda step: None,
 ) -> Choose:
@@ -59,12 +59,12 @@ def train_library(
     make: Mapping[str, Any] = {"sb3-dqn": DQN, "sb3-ppo": PPO}
     environment = arena.training()
     environment.reset(seed=seed)
-    options = _dqn(schedule) if learner == "sb3-dqn" else _ppo(schedule)
+    options = _dqn(plan) if learner == "sb3-dqn" else _ppo(plan)
     model = make[learner](
         "MlpPolicy",
         environment,
         gamma=gamma(arena),
-        batch_size=schedule.batch_size,
+        batch_size=plan.batch_size,
         policy_kwargs={"net_arch": list(HIDDEN)},
         seed=seed,
         device="cpu",
@@ -72,7 +72,7 @@ def train_library(
     )
     # PPO takes whole rollouts only and would go beyond the budget rather than stop short of it.
     whole = options.get("n_steps", 1)
-    model.learn(max(1, schedule.steps // whole) * whole, callback=_callback(on_step))
+    model.learn(max(1, plan.steps // whole) * whole, callback=_callback(on_step))
     return _chooser(model)
 
 
@@ -82,24 +82,24 @@ def gamma(arena: Arena) -> float:
     return math.exp(-arena.mean_step_s / tau_s)
 
 
-def _dqn(schedule: Schedule) -> dict[str, Any]:
+def _dqn(plan: TrainingPlan) -> dict[str, Any]:
     config = LearnerConfig()
     rate, end = config.learning_rate, config.learning_rate_end
     return {
         "learning_rate": lambda left: end * (rate / end) ** left,
         "buffer_size": config.replay_capacity,
-        "learning_starts": schedule.warm_up_steps,
-        "train_freq": schedule.steps_per_gradient,
+        "learning_starts": plan.warm_up_steps,
+        "train_freq": plan.steps_per_gradient,
         "target_update_interval": 1_000,
-        "exploration_fraction": schedule.exploration_share,
-        "exploration_final_eps": schedule.epsilon_end,
+        "exploration_fraction": plan.exploration_share,
+        "exploration_final_eps": plan.epsilon_end,
     }
 
 
-def _ppo(schedule: Schedule) -> dict[str, Any]:
+def _ppo(plan: TrainingPlan) -> dict[str, Any]:
     """Returns options with rollouts of whole batches, twenty of them at least."""
-    batches = max(1, schedule.steps // 20 // schedule.batch_size)
-    return {"n_steps": min(2_048, batches * schedule.batch_size), "ent_coef": 0.01}
+    batches = max(1, plan.steps // 20 // plan.batch_size)
+    return {"n_steps": min(2_048, batches * plan.batch_size), "ent_coef": 0.01}
 
 
 def _callback(on_step: OnStep) -> Any:

@@ -1,9 +1,9 @@
 """This repository's Double DQN on the Gymnasium environment, as any library would use it.
 
-The same network, learner and replay as in the services (`trainer/learning/learner.py`), fed by
-steps of the environment. What training adds to it, paired returns and a start from the price
-policy, is left out. It is run with two kinds of targets, `Target`: those of the library and those
-of the services.
+The same network, learner and replay as in the services (`trainer/learning/online/`), fed by steps
+of the environment. What training adds to it, paired returns and a start from the price policy, is
+left out. It is run with two kinds of targets, `Target`: those of the library and those of the
+services.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from router.dqn import network
 from router.dqn.snapshot import Weights
 from router.features import FEATURE_COUNT
-from trainer.learning.config import LearnerConfig
-from trainer.learning.learner import Learner, initial_weights
+from trainer.learning.network import initial_weights
+from trainer.learning.online.config import LearnerConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Replay, Transitions
-from trainer.learning.online.transitions import time_returns
+from trainer.learning.online.returns import time_returns
 from trainer.research.crosscheck.arena import Arena, Choose
 from trainer.simulation.environment import Observation
 
@@ -29,7 +30,7 @@ OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class TrainingPlan:
     """How every learner of the comparison explores and learns.
 
     Attributes:
@@ -80,27 +81,27 @@ class _Episode:
 
 def train_double_dqn(
     arena: Arena,
-    schedule: Schedule,
+    plan: TrainingPlan,
     seed: int,
     on_step: OnStep = lambda step: None,
     target: Target = Target.DECISION,
 ) -> Weights:
-    """Trains for `schedule.steps` steps of the environment; deterministic by seed."""
+    """Trains for `plan.steps` steps of the environment; deterministic by seed."""
     rng = np.random.default_rng([seed, 2])
-    config = LearnerConfig(batch_size=schedule.batch_size)
-    learner = Learner(
+    config = LearnerConfig(batch_size=plan.batch_size)
+    learner = DoubleDqnLearner(
         config,
         initial_weights(FEATURE_COUNT, config.hidden_count, rng),
-        planned_step_count=schedule.steps // schedule.steps_per_gradient,
+        planned_step_count=plan.steps // plan.steps_per_gradient,
     )
     replay = Replay(capacity=config.replay_capacity, feature_count=FEATURE_COUNT)
     environment = arena.training()
     weights = learner.weights()
     _, info = environment.reset(seed=seed)
     episode = _Episode()
-    for step in range(schedule.steps):
+    for step in range(plan.steps):
         x_CF, allowed_C = info["features_CF"], info["action_mask"].astype(np.bool_)
-        if rng.random() < schedule.epsilon(step):
+        if rng.random() < plan.epsilon(step):
             action = int(rng.choice(np.flatnonzero(allowed_C)))
         else:
             action = _best(weights, x_CF, allowed_C)
@@ -114,9 +115,9 @@ def train_double_dqn(
             _keep(replay, episode, config, arena, target)
             episode = _Episode()
             _, info = environment.reset()
-        due = step >= schedule.warm_up_steps and step % schedule.steps_per_gradient == 0
-        if due and len(replay) >= schedule.batch_size:
-            learner.step(replay.sample(schedule.batch_size, rng))
+        due = step >= plan.warm_up_steps and step % plan.steps_per_gradient == 0
+        if due and len(replay) >= plan.batch_size:
+            learner.step(replay.sample(plan.batch_size, rng))
             weights = learner.weights()
         on_step(step + 1)
     return weights

@@ -1,6 +1,6 @@
 """The comparison itself: every learner with the same budget, tested on the same requests.
 
-rows = crosscheck(arena, rates_rps=(50.0, 500.0), seeds=(1, 2, 3), schedule=Schedule(100_000))
+rows = crosscheck(arena, rates_rps=(50.0, 500.0), seeds=(1, 2, 3), plan=TrainingPlan(100_000))
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from router.policies.registry import make_policy
 from trainer.evaluation.rows import Row, measured
 from trainer.research.crosscheck.arena import Arena, Choose, Score, play, play_compiled
 from trainer.research.crosscheck.library import LIBRARY_LEARNERS, train_library
-from trainer.research.crosscheck.own import OnStep, Schedule, Target, chooser, train_double_dqn
+from trainer.research.crosscheck.own import OnStep, Target, TrainingPlan, chooser, train_double_dqn
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Workload
 
@@ -34,7 +34,7 @@ def crosscheck(
     *,
     rates_rps: Sequence[float],
     seeds: Sequence[int],
-    schedule: Schedule,
+    plan: TrainingPlan,
     test_seeds: Sequence[int],
     learners: Sequence[str] = LEARNERS,
     test_requests: int = 2_000,
@@ -47,7 +47,7 @@ def crosscheck(
         arena: the environment.
         rates_rps: Poisson rates of the tests.
         seeds: of training; intervals of learners are over these.
-        schedule: budget and exploration, the same for all.
+        plan: budget and exploration, the same for all.
         test_seeds: of the tests, disjoint from training's; intervals of references are over these.
         learners: of LEARNERS.
         test_requests: requests of a test, about.
@@ -64,7 +64,7 @@ def crosscheck(
     tests = _tests(arena, rates_rps, test_seeds, test_requests)
     warm_up_s = 2.0 * arena.setting.deadline_s
     rows: list[Row] = []
-    total = len(learners) * len(seeds) * schedule.steps
+    total = len(learners) * len(seeds) * plan.steps
     done = 0
     for learner in learners:
         scores: list[Mapping[float, Score]] = []
@@ -73,21 +73,21 @@ def crosscheck(
             text = f"{learner}, seed {seed}"
             on_step = _throttled(on_progress, text, done, total)
             start_s = time.process_time()
-            choose = _train(learner, arena, schedule, seed, on_step)
+            choose = _train(learner, arena, plan, seed, on_step)
             taken_s.append(time.process_time() - start_s)
-            done += schedule.steps
+            done += plan.steps
             on_progress(f"{text}: testing", done / total)
             scores.append(_test(arena, choose, tests, warm_up_s))
-        facts = {"learner": learner, "steps": schedule.steps, "seed_count": len(seeds)}
+        facts = {"learner": learner, "steps": plan.steps, "seed_count": len(seeds)}
         facts |= {"seconds": round(float(np.mean(taken_s)), 2)}
         rows += _rows(facts, scores, rates_rps, large_held_rps)
     return rows + _references(arena, tests, warm_up_s, large_held_rps)
 
 
-def _train(learner: str, arena: Arena, schedule: Schedule, seed: int, on_step: OnStep) -> Choose:
+def _train(learner: str, arena: Arena, plan: TrainingPlan, seed: int, on_step: OnStep) -> Choose:
     if learner in OWN_TARGETS:
-        return chooser(train_double_dqn(arena, schedule, seed, on_step, OWN_TARGETS[learner]))
-    return train_library(learner, arena, schedule, seed, on_step)
+        return chooser(train_double_dqn(arena, plan, seed, on_step, OWN_TARGETS[learner]))
+    return train_library(learner, arena, plan, seed, on_step)
 
 
 def _tests(arena: Arena, rates: Sequence[float], seeds: Sequence[int], requests: int) -> Tests:

@@ -13,7 +13,7 @@ from services.trainer import convert
 from services.trainer.records import Mode, PolicyRecord, RunProgress, RunState, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
 
 
 def decision(**changes: Any) -> experience_pb2.DecisionRecord:

@@ -12,7 +12,7 @@ from trainer.evaluation.setting import shared_fleet_setting
 from trainer.research.paper import (
     PaperConfig,
     PaperLearner,
-    Transitions,
+    RequestSteps,
     collect,
     forward,
     main,
@@ -79,10 +79,10 @@ def test_learner_finds_the_better_model_where_the_reward_tells_it() -> None:
     x_BI = rng.random((500, 6)).astype(np.float32)
     action_B = rng.integers(3, size=500)
     reward_B = (action_B == 2).astype(np.float32)
-    learner.add(Transitions(x_BI, action_B, reward_B, np.roll(x_BI, -1, axis=0)))
+    learner.add(RequestSteps(x_BI, action_B, reward_B, np.roll(x_BI, -1, axis=0)))
     for _ in range(400):
         learner.step()
-    layers = [torch.from_numpy(part) for part in learner.weights()]
+    layers = {k: torch.from_numpy(part) for k, part in learner.weights()._asdict().items()}
     best_B = forward(layers, torch.from_numpy(x_BI)).argmax(dim=1).numpy()
     assert (best_B == 2).mean() > 0.95
 
@@ -92,7 +92,7 @@ def test_replay_keeps_the_newest() -> None:
     learner = PaperLearner(1, 3, PaperConfig(replay_count=4, batch_size=64), seed=1)
     for value in range(6):
         one = np.full((1, 1), value, np.float32)
-        learner.add(Transitions(one, np.zeros(1, np.int64), np.zeros(1, np.float32), one))
+        learner.add(RequestSteps(one, np.zeros(1, np.int64), np.zeros(1, np.float32), one))
     assert sorted(learner.replay.x_BI.ravel().tolist()) == [2.0, 3.0, 4.0, 5.0]
 
 

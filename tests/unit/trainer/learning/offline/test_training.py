@@ -16,7 +16,7 @@ from router.policies.dqn import DqnPolicy
 from router.policies.registry import make_policy
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.checkpoint import CheckpointError
-from trainer.learning.learner import forward, initial_weights
+from trainer.learning.network import forward, initial_weights
 from trainer.learning.offline import paired_returns as paired
 from trainer.learning.offline import policy_iteration as improvement
 from trainer.learning.offline import training as quick

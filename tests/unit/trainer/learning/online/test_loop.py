@@ -13,10 +13,10 @@ import pytest
 from router.dqn.network import q_values
 from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
 from trainer.learning.checkpoint import CheckpointError
-from trainer.learning.config import LearnerConfig
-from trainer.learning.offline.reward import Promise
-from trainer.learning.online.loop import OnlineConfig, OnlineLoop, online_config
-from trainer.learning.online.transitions import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.config import LearnerConfig, OnlineConfig
+from trainer.learning.online.loop import OnlineLoop
+from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.reward import Promise
 
 NAMES = ("a", "b", "availability")
 
@@ -231,19 +231,3 @@ def test_snapshots_keep_what_the_network_corrects() -> None:
     )
     child = load_snapshot(OnlineLoop(_config(), initial=save_snapshot(parent)).snapshot())
     assert (child.base, child.schedule) == (parent.base, parent.schedule)
-
-
-def test_services_learn_with_an_anchor() -> None:
-    """The learner of the services is held by what it starts from and knows what was promised."""
-    config = online_config(
-        hidden_count=8,
-        replay_capacity=1000,
-        deadline_s=0.2,
-        patience_s=5.0,
-        min_transitions=16,
-        seed=0,
-    )
-    assert config.learner.anchor > 0.0
-    assert config.promise is not None
-    assert config.feature_names[config.promise.quality_column] == "quality"
-    assert config.feature_names[config.promise.on_time_column] == "on_time_probability"

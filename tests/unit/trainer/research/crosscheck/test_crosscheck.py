@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from tests.unit.trainer.simulation.settings import config, spec
 from trainer.evaluation.setting import Setting
-from trainer.learning.config import LearnerConfig
-from trainer.learning.learner import Learner
+from trainer.learning.online.config import LearnerConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Transitions
 from trainer.research.crosscheck import library
 from trainer.research.crosscheck.__main__ import main
 from trainer.research.crosscheck.arena import Arena, play, play_compiled
 from trainer.research.crosscheck.library import LibraryMissingError
-from trainer.research.crosscheck.own import Schedule, Target, chooser, train_double_dqn
+from trainer.research.crosscheck.own import Target, TrainingPlan, chooser, train_double_dqn
 from trainer.research.crosscheck.run import LEARNERS, OWN, crosscheck, overall
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 needs_library = pytest.mark.skipif(
     not library.is_installed(), reason="stable-baselines3 is not installed (extra: crosscheck)"
 )
-SMALL_SCHEDULE = Schedule(200, warm_up_steps=100, batch_size=16)
+SMALL_PLAN = TrainingPlan(200, warm_up_steps=100, batch_size=16)
 
 
 def arena(**changes: float) -> Arena:
@@ -75,7 +75,7 @@ def test_tests_are_the_same_for_all_and_differ_between_seeds() -> None:
 
 def test_own_learner_is_a_function_of_its_seed() -> None:
     """The same seed gives the same weights, another one others."""
-    runs = [train_double_dqn(arena(), SMALL_SCHEDULE, seed) for seed in (1, 1, 2)]
+    runs = [train_double_dqn(arena(), SMALL_PLAN, seed) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(runs[0].w1_FH, runs[1].w1_FH)
     assert (runs[0].w1_FH != runs[2].w1_FH).any()
 
@@ -84,12 +84,12 @@ def sampled(where: Arena, target: Target, monkeypatch: pytest.MonkeyPatch) -> Tr
     """Returns what a short training run with this target learned from, all batches together."""
     batches: list[Transitions] = []
 
-    def step(_: Learner, batch: Transitions) -> float:
+    def step(_: DoubleDqnLearner, batch: Transitions) -> float:
         batches.append(batch)
         return 0.0
 
-    monkeypatch.setattr(Learner, "step", step)
-    train_double_dqn(where, Schedule(800, warm_up_steps=500, batch_size=16), 1, target=target)
+    monkeypatch.setattr(DoubleDqnLearner, "step", step)
+    train_double_dqn(where, TrainingPlan(800, warm_up_steps=500, batch_size=16), 1, target=target)
     return Transitions(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
 
@@ -115,7 +115,7 @@ def test_targets_of_a_deadline_span_one(monkeypatch: pytest.MonkeyPatch) -> None
 def test_own_learner_learns_what_a_random_policy_does_not() -> None:
     """Where only small tiers keep up, a few thousand steps beat choosing at random."""
     where = arena(low_rps=300.0, high_rps=300.0)
-    weights = train_double_dqn(where, Schedule(1_600, warm_up_steps=400, batch_size=32), 1)
+    weights = train_double_dqn(where, TrainingPlan(1_600, warm_up_steps=400, batch_size=32), 1)
     offered = where.test(300.0, 900_001, 5.0)
     learned = play(where, chooser(weights), offered, 0.8)
     drawn = play_compiled(where, spec("random"), offered, 0.8)
@@ -124,8 +124,8 @@ def test_own_learner_learns_what_a_random_policy_does_not() -> None:
 
 def test_exploration_falls_to_its_end() -> None:
     """Epsilon starts at 1, is halfway at a quarter of the budget and stays at its end."""
-    schedule = Schedule(1000, exploration_share=0.5, epsilon_end=0.1)
-    assert [schedule.epsilon(step) for step in (0, 250, 500, 999)] == pytest.approx(
+    plan = TrainingPlan(1000, exploration_share=0.5, epsilon_end=0.1)
+    assert [plan.epsilon(step) for step in (0, 250, 500, 999)] == pytest.approx(
         [1.0, 0.55, 0.1, 0.1]
     )
 
@@ -138,7 +138,7 @@ def test_every_learner_gets_the_same_budget_and_rows() -> None:
         arena(),
         rates_rps=(20.0, 60.0),
         seeds=(1,),
-        schedule=SMALL_SCHEDULE,
+        plan=SMALL_PLAN,
         test_seeds=(900_001,),
         test_requests=50,
         large_held_rps=40.0,
@@ -162,8 +162,8 @@ def test_every_learner_gets_the_same_budget_and_rows() -> None:
 def test_ppo_stays_within_the_budget() -> None:
     """Whole rollouts only: the last step lies at or below the budget, not far from it."""
     seen: list[int] = []
-    library.train_library("sb3-ppo", arena(), SMALL_SCHEDULE, 1, seen.append)
-    assert 0.9 * SMALL_SCHEDULE.steps < seen[-1] <= SMALL_SCHEDULE.steps
+    library.train_library("sb3-ppo", arena(), SMALL_PLAN, 1, seen.append)
+    assert 0.9 * SMALL_PLAN.steps < seen[-1] <= SMALL_PLAN.steps
 
 
 @needs_library
@@ -173,7 +173,7 @@ def test_library_learners_are_functions_of_their_seed(learner: str) -> None:
     where = arena()
     offered = where.test(60.0, 900_001, 2.0)
     scores = [
-        play(where, library.train_library(learner, where, SMALL_SCHEDULE, 5), offered, 0.0)
+        play(where, library.train_library(learner, where, SMALL_PLAN, 5), offered, 0.0)
         for _ in range(2)
     ]
     assert scores[0] == scores[1]
@@ -183,7 +183,7 @@ def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
     """Without the library the error says how to get it."""
     monkeypatch.setattr(library, "is_installed", lambda: False)
     with pytest.raises(LibraryMissingError, match=r"pip install 'tiercel\[crosscheck\]'"):
-        library.train_library("sb3-dqn", arena(), SMALL_SCHEDULE, 1)
+        library.train_library("sb3-dqn", arena(), SMALL_PLAN, 1)
 
 
 def test_the_command_writes_rows_and_prints_a_table(

@@ -1,4 +1,4 @@
-"""Double DQN: network twin, targets, learning, resuming."""
+"""Double DQN: targets, learning, resuming."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from router.dqn.network import q_values
-from trainer.learning.config import LearnerConfig, TrainingConfigError
-from trainer.learning.learner import (
-    Learner,
-    LearnerStateError,
-    Parameters,
-    double_dqn_targets,
-    forward,
-    initial_weights,
-)
+from trainer.learning.descent import LearnerStateError
+from trainer.learning.network import Parameters, forward, initial_weights
+from trainer.learning.online.config import LearnerConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner, double_dqn_targets
 from trainer.learning.online.replay import Transitions
 
 torch.set_num_threads(1)
 
 
-def _tensors(learner: Learner) -> Parameters:
+def _tensors(learner: DoubleDqnLearner) -> Parameters:
     return {name: torch.tensor(np.asarray(w)) for name, w in learner.weights()._asdict().items()}
 
 
-def _learner(seed: int = 0, planned: int = 0, **config: float) -> Learner:
+def _learner(seed: int = 0, planned: int = 0, **config: float) -> DoubleDqnLearner:
     rng = np.random.default_rng(seed)
     weights = initial_weights(3, 8, rng, np.full(3, 0.1, np.float32))
-    return Learner(
+    return DoubleDqnLearner(
         LearnerConfig(hidden_count=8, **config),  # type: ignore[arg-type]
         weights,
         planned_step_count=planned,
@@ -44,22 +38,6 @@ def _batch(seed: int = 0, count: int = 64, candidates: int = 4) -> Transitions:
     action = np.array([rng.choice(np.flatnonzero(row)) for row in allowed])
     reward = x[np.arange(count), action, 0]
     return Transitions(x, allowed, action, reward, np.zeros(count, np.float32), x, allowed)
-
-
-def test_batched_network_equals_the_request_path() -> None:
-    """The differentiable network and the numpy kernel are one function."""
-    learner = _learner(target_rate=0.5, learning_rate=0.01)
-    for step in range(20):
-        learner.step(_batch(step))
-    batch = _batch()
-    x, allowed_BC = torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
-    q_BC = forward(_tensors(learner), x, allowed_BC, base_column=1).numpy()
-    for b in range(len(q_BC)):
-        out_C = np.zeros(4)
-        base_C = batch.x_BCF[b, :, 1].astype(np.float64)
-        q_values(batch.x_BCF[b], batch.allowed_BC[b], base_C, *learner.weights(), out_C)
-        allowed = batch.allowed_BC[b]
-        np.testing.assert_allclose(out_C[allowed], q_BC[b][allowed], rtol=1e-4, atol=1e-5)
 
 
 def test_target_uses_online_choice_and_target_value() -> None:
@@ -113,10 +91,3 @@ def test_foreign_state_is_refused() -> None:
     with pytest.raises(LearnerStateError, match="w1_FH"):
         learner.set_state(state)
     np.testing.assert_array_equal(before.w1_FH, learner.weights().w1_FH)
-
-
-def test_config_reports_every_mistake() -> None:
-    """All wrong values of a config are reported together."""
-    with pytest.raises(TrainingConfigError) as caught:
-        LearnerConfig(hidden_count=0, target_rate=2.0, replay_capacity=1)
-    assert len(caught.value.problems) == 3

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from router.dqn.snapshot import Weights
-from trainer.learning.config import LearnerConfig, TrainingConfigError
-from trainer.learning.learner import LearnerStateError, forward, initial_weights
-from trainer.learning.online.anchored import AnchoredLearner
+from trainer.learning.descent import LearnerStateError
+from trainer.learning.network import forward, initial_weights
+from trainer.learning.online.anchored_double_dqn import AnchoredLearner
+from trainer.learning.online.config import LearnerConfig
 from trainer.learning.online.replay import Transitions
 
 torch.set_num_threads(1)
@@ -134,9 +135,3 @@ def test_state_without_an_anchor_is_refused() -> None:
     with pytest.raises(LearnerStateError, match=r"start\."):
         learner.set_state(state)
     np.testing.assert_array_equal(before.w1_FH, learner.weights().w1_FH)
-
-
-def test_negative_anchor_is_refused() -> None:
-    """An anchor below 0 would push away."""
-    with pytest.raises(TrainingConfigError, match="anchor"):
-        LearnerConfig(anchor=-1.0)

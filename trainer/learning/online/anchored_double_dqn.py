@@ -7,7 +7,7 @@ by a hundred times that, and nothing in the data holds the actions that were not
   is never exported learns mean V and variance of the rest, as in a dueling network (Wang et al.,
   arXiv 1511.06581), and the target stays that of Double DQN:
 
-      y = return + discount * (V_target(s') + A_target(s', argmax of A_online(s', .)))
+      td_target = return + discount * (V_target(s') + A_target(s', argmax of A_online(s', .)))
 
   A is 0 for the best action whatever the weights, so only other actions, explored ones, speak;
 - the reward of the decision itself is known almost without noise, whatever others earn. What the
@@ -16,7 +16,7 @@ by a hundred times that, and nothing in the data holds the actions that were not
 - the anchor is a Gaussian prior: the start network's values of all allowed candidates, taken or
   not, count as much as `anchor` transitions of unit spread, whatever number N there are.
 
-    loss = huber((y - V - A(s, a)) / deviation(s))
+    loss = huber((td_target - V - A(s, a)) / deviation(s))
            + (shortfall - (q - q_start)(s, a))^2 / (2 OWN_SPREAD^2)
            + anchor / N * mean over allowed of (q - q_start)^2 / 2
 
@@ -26,6 +26,7 @@ Shape letters: B batch, C candidates, F features, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from router.dqn.snapshot import Weights
-from trainer.learning.config import LearnerConfig
-from trainer.learning.learner import (
-    Learner,
-    LearnerStateError,
-    Parameters,
-    forward,
-    optimizer_state,
-    restore_optimizer,
-)
+from trainer.learning.descent import Descent, State, arrays_of, check_fits, fill, frozen
+from trainer.learning.network import forward, he_layer
+from trainer.learning.online.config import LearnerConfig
+from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Transitions
 
 OWN_SPREAD = 0.3
@@ -61,8 +57,8 @@ _ABSENT = -10.0
 """Below every feature."""
 
 
-class AnchoredLearner(Learner):
-    """A `Learner` that stays near the network it starts from; see the module's docstring."""
+class AnchoredLearner(DoubleDqnLearner):
+    """Double DQN that stays near the network it starts from; see the module's docstring."""
 
     def __init__(
         self, config: LearnerConfig, weights: Weights, *, base_column: int | None = None
@@ -75,30 +71,30 @@ class AnchoredLearner(Learner):
             base_column: feature that holds the score the network corrects; None: none.
         """
         super().__init__(config, weights, base_column=base_column)
-        self._start = _copy(self._online)
-        self._value = _value_network(weights.w1_FH.shape[0])
-        self._value_target = _copy(self._value)
-        self._value_optimizer = torch.optim.Adam(
-            list(self._value.values()), lr=VALUE_LEARNING_RATE, foreach=True
+        self._start = frozen(self._q.online)
+        self._value = Descent(
+            _value_network(weights.feature_count),
+            partial(torch.optim.Adam, lr=VALUE_LEARNING_RATE, foreach=True),
+            target_rate=config.target_rate,
+            gradient_norm_limit=config.gradient_norm_limit,
+            names=("value", "value_target"),
         )
-        self.transition_count = 1
-        """Transitions that the batches are drawn from, >= 1: what the anchor is weighed against."""
 
     def step(self, batch: Transitions) -> float:
         """Does one gradient step on both networks and returns the loss of the exported one."""
-        x_BCF = torch.from_numpy(batch.x_BCF)
-        allowed_BC = torch.from_numpy(batch.allowed_BC)
-        target_B = self._targets(batch)
-        value_B, log_variance_B = state_value(self._value, x_BCF, allowed_BC)
-        q_BC = forward(self._online, x_BCF, allowed_BC, self._base_column)
+        x_BCF, allowed_BC = torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
+        td_target_B = self._targets(batch)
+        value_B, log_variance_B = state_value(self._value.online, x_BCF, allowed_BC)
+        q_BC = forward(self._q.online, x_BCF, allowed_BC, self._base_column)
         chosen_B1 = torch.from_numpy(batch.action_B).unsqueeze(1)
         advantage_B = _advantage(q_BC, allowed_BC).gather(1, chosen_B1).squeeze(1)
-        error_B = target_B - value_B - advantage_B.detach()
+        error_B = td_target_B - value_B - advantage_B.detach()
         value_loss = 0.5 * (error_B.square() * torch.exp(-log_variance_B) + log_variance_B).mean()
 
         deviation_B = torch.exp(0.5 * log_variance_B.detach())
+        rest_B = td_target_B - value_B.detach()
         loss = torch.nn.functional.huber_loss(
-            advantage_B / deviation_B, (target_B - value_B.detach()) / deviation_B, delta=OUTLIER
+            advantage_B / deviation_B, rest_B / deviation_B, delta=OUTLIER
         )
         with torch.no_grad():
             start_BC = forward(self._start, x_BCF, allowed_BC, self._base_column)
@@ -106,18 +102,12 @@ class AnchoredLearner(Learner):
         loss = loss + _own_loss(moved_BC.gather(1, chosen_B1).squeeze(1), batch)
         strength = self._config.anchor / max(1, self.transition_count)
         loss = loss + 0.5 * strength * (moved_BC.square().sum(1) / allowed_BC.sum(1)).mean()
-        self._descend(self._value, self._value_target, self._value_optimizer, value_loss)
-        self._descend(self._online, self._target, self._optimizer, loss)
-        self.step_count += 1
-        return float(loss.detach())
+        self._value.step(value_loss)
+        return self._q.step(loss)
 
-    def get_state(self) -> dict[str, NDArray[Any]]:
+    def get_state(self) -> State:
         """Returns everything needed to go on, the anchor included, as plain arrays."""
-        state = super().get_state()
-        for part, parameters in self._more_parts().items():
-            for name, tensor in parameters.items():
-                state[f"{part}.{name}"] = tensor.detach().numpy().copy()
-        return state | optimizer_state(self._value_optimizer, self._value)
+        return super().get_state() | arrays_of(self._start, "start.") | self._value.get_state()
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restores what `get_state` returned.
@@ -125,51 +115,24 @@ class AnchoredLearner(Learner):
         Raises:
             LearnerStateError: a part is missing or has another shape; nothing changes.
         """
-        for part, parameters in self._more_parts().items():
-            for name, tensor in parameters.items():
-                saved = state.get(f"{part}.{name}")
-                if saved is None or saved.shape != tuple(tensor.shape):
-                    raise LearnerStateError(f"saved learner state does not fit: {part}.{name}")
+        check_fits(self._start, state, "start.")
+        self._value.check_state(state)
         super().set_state(state)
-        with torch.no_grad():
-            for part, parameters in self._more_parts().items():
-                for name, tensor in parameters.items():
-                    tensor.copy_(torch.from_numpy(np.array(state[f"{part}.{name}"])))
-        restore_optimizer(self._value_optimizer, self._value, state)
-
-    def _more_parts(self) -> dict[str, Parameters]:
-        return {"start": self._start, "value": self._value, "value_target": self._value_target}
+        fill(self._start, state, "start.")
+        self._value.set_state(state)
 
     def _targets(self, batch: Transitions) -> Tensor:
-        """Returns the targets y_B."""
+        """Returns the targets [B]; see the module's docstring."""
         x_BCF = torch.from_numpy(batch.next_x_BCF)
         allowed_BC = torch.from_numpy(batch.next_allowed_BC)
         with torch.no_grad():
-            q_BC = forward(self._online, x_BCF, allowed_BC, self._base_column)
+            q_BC = forward(self._q.online, x_BCF, allowed_BC, self._base_column)
             best_B1 = q_BC.masked_fill(~allowed_BC, -torch.inf).argmax(dim=1, keepdim=True)
-            later_BC = forward(self._target, x_BCF, allowed_BC, self._base_column)
+            later_BC = forward(self._q.target, x_BCF, allowed_BC, self._base_column)
             advantage_B = _advantage(later_BC, allowed_BC).gather(1, best_B1).squeeze(1)
-            value_B, _ = state_value(self._value_target, x_BCF, allowed_BC)
+            value_B, _ = state_value(self._value.target, x_BCF, allowed_BC)
             discount_B = torch.from_numpy(batch.discount_B)
             return torch.from_numpy(batch.return_B) + discount_B * (value_B + advantage_B)
-
-    def _descend(
-        self,
-        parameters: Parameters,
-        average: Parameters,
-        optimizer: torch.optim.Optimizer,
-        loss: Tensor,
-    ) -> None:
-        """Does one step of an optimiser and moves the average by it."""
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        limit = self._config.gradient_norm_limit
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(average.values()), list(parameters.values()), self._config.target_rate
-            )
 
 
 def state_value(
@@ -202,25 +165,15 @@ def _advantage(q_BC: Tensor, allowed_BC: Tensor) -> Tensor:
     return q_BC - q_BC.masked_fill(~allowed_BC, -torch.inf).amax(dim=1, keepdim=True)
 
 
-def _copy(parameters: Parameters) -> Parameters:
-    return {name: tensor.detach().clone() for name, tensor in parameters.items()}
-
-
-def _value_network(feature_count: int) -> Parameters:
+def _value_network(feature_count: int) -> State:
     """Returns a network that says 0 and a wide spread everywhere; the same at every call."""
     rng = np.random.default_rng(0)
-
-    def he(*shape: int) -> NDArray[np.float32]:
-        drawn: NDArray[np.float32] = rng.normal(size=shape).astype(np.float32)
-        return drawn * np.float32(np.sqrt(2.0 / shape[0]))
-
     wide = 2.0 / LOG_VARIANCE_SCALE
-    arrays = {
-        "v1": he(2 * feature_count, VALUE_HIDDEN),
+    return {
+        "v1": he_layer(rng, 2 * feature_count, VALUE_HIDDEN),
         "v1_bias": np.zeros(VALUE_HIDDEN, np.float32),
-        "v2": he(VALUE_HIDDEN, VALUE_HIDDEN),
+        "v2": he_layer(rng, VALUE_HIDDEN, VALUE_HIDDEN),
         "v2_bias": np.zeros(VALUE_HIDDEN, np.float32),
         "v3": np.zeros((VALUE_HIDDEN, 2), np.float32),
         "v3_bias": np.array([0.0, wide], np.float32),
     }
-    return {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}

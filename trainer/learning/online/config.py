@@ -1,10 +1,13 @@
-"""What a training run is a function of, together with its seed."""
+"""What an online run is a function of, together with its records."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from router.features import BASE_COLUMN, FEATURES, SCHEMA
+from trainer.learning.online.reward import Promise
 
 
 class TrainingConfigError(ValueError):
@@ -31,8 +34,8 @@ class LearnerConfig:
         huber_delta: error at which the loss turns linear, > 0.
         gradient_norm_limit: longest gradient, > 0.
         replay_capacity: transitions kept, >= batch_size.
-        anchor: transitions that the network it starts from counts as (see anchored.py), >= 0;
-            0: nothing holds it there.
+        anchor: transitions that the network it starts from counts as (see
+            anchored_double_dqn.py), >= 0; 0: nothing holds it there.
     """
 
     hidden_count: int = 32
@@ -73,3 +76,61 @@ class LearnerConfig:
 ONLINE_LEARNER = LearnerConfig(learning_rate=1e-4, batch_size=128, anchor=50_000.0)
 """For online runs: data are few and the start is good, so small steps, and the start counts as much
 as all that a service holds in its replay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineConfig:
+    """What an online run needs besides its learner.
+
+    Attributes:
+        learner: the learner.
+        deadline_s: deadline that sets the time scale, seconds, > 0.
+        patience_s: longest wait for an outcome, seconds, > 0.
+        sample_reuse: most times a transition is sampled on average, > 0.
+        min_transitions: transitions before the first learner step, >= 1.
+        feature_schema: schema learned on; records of another one only serve as rewards.
+        feature_names: names of its features.
+        availability_column: column that is 0 for candidates that must not be used.
+        base_column: column of the score that the network corrects; None: it corrects nothing.
+        seed: seed of sampling and of fresh weights.
+    """
+
+    learner: LearnerConfig
+    deadline_s: float
+    patience_s: float
+    feature_schema: str
+    feature_names: tuple[str, ...]
+    availability_column: int
+    base_column: int | None = None
+    promise: Promise | None = None
+    sample_reuse: float = 8.0
+    min_transitions: int = 512
+    seed: int = 0
+
+
+def online_config(
+    *,
+    hidden_count: int,
+    replay_capacity: int,
+    deadline_s: float,
+    patience_s: float,
+    min_transitions: int,
+    seed: int,
+) -> OnlineConfig:
+    """Returns the config of an online run on the features and with the learner of the services."""
+    names = tuple(feature.name for feature in FEATURES)
+    return OnlineConfig(
+        learner=replace(ONLINE_LEARNER, hidden_count=hidden_count, replay_capacity=replay_capacity),
+        deadline_s=deadline_s,
+        patience_s=patience_s,
+        feature_schema=SCHEMA,
+        feature_names=names,
+        availability_column=names.index("availability"),
+        base_column=BASE_COLUMN,
+        promise=Promise(
+            quality_column=names.index("quality"),
+            on_time_column=names.index("on_time_probability"),
+        ),
+        min_transitions=min_transitions,
+        seed=seed,
+    )

@@ -45,21 +45,6 @@ class RewardBaseline:
         self._count = {task: int(pair[1]) for task, pair in state.items()}
 
 
-def episode_baseline(
-    task_N: NDArray[np.int64], reward_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Returns each request's mean reward of its task over a whole simulated episode.
-
-    One decision moves such a mean by at most one part in the number of requests.
-    """
-    if len(task_N) == 0:
-        return np.zeros(0)
-    count_K = np.bincount(task_N)
-    total_K = np.bincount(task_N, weights=reward_N)
-    baseline: NDArray[np.float64] = (total_K / np.maximum(count_K, 1))[task_N]
-    return baseline
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
     """What features promise of a decision's own reward: quality times P(on time).
