@@ -185,42 +185,6 @@ async def test_activation_by_another_process_is_seen(bench: Bench) -> None:
     assert (await asyncio.wait_for(waiting, 1.0)).record.policy == "greedy"
 
 
-async def test_works_without_the_store_and_catches_up(bench: Bench) -> None:
-    """While the store is away memory serves and says so; afterwards the store has it all."""
-    await bench.registry.promote("price")
-    bench.store.is_down = True
-    version = await bench.publish(1)
-    active = await bench.registry.promote("dqn", version, expected_activation=1)
-    assert active.activation == 2
-    assert bench.registry.is_degraded
-    assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 0.0
-    assert [r.version for r in await bench.registry.policies() if r.policy == "dqn"] == [version]
-    bench.store.is_down = False
-    assert await anext(bench.registry.poll(1.0)) is True
-    assert bench.prometheus.get_sample_value("tiercel_trainer_store_reachable") == 1.0
-    restarted = await bench.another().active()
-    assert restarted is not None
-    assert restarted.record.version == version
-    assert restarted.snapshot == snapshot(1)
-
-
-async def test_emptied_store_gets_everything_back_and_numbers_do_not_fall(bench: Bench) -> None:
-    """A store that lost its memory has the active policy again, under a higher number."""
-    for name in ("price", "greedy", "price"):
-        await bench.registry.promote(name)
-    version = await bench.publish(1)
-    await bench.registry.promote("dqn", version)
-    bench.store.target = MemoryPolicyStore()
-    stream = bench.registry.watch(bench.registry.activation)
-    waiting = asyncio.ensure_future(anext(stream))
-    await anext(bench.registry.poll(1.0))
-    active = await asyncio.wait_for(waiting, 1.0)
-    assert (active.record.version, active.activation > 4) == (version, True)
-    restarted = await bench.another().active()
-    assert restarted is not None
-    assert restarted.snapshot == snapshot(1)
-
-
 async def test_rejected_stays_rejected(bench: Bench) -> None:
     """A policy that failed its gate is listed as such, after a restart too."""
     version = await bench.publish(1)
@@ -239,15 +203,3 @@ async def test_publishing_again_changes_nothing(bench: Bench) -> None:
     assert again == replace(again, version=version, publish_ns=again.publish_ns)
     assert (await bench.registry.policies())[-1].stage is Stage.ACTIVE
     assert len(await bench.store.infos()) == 1
-
-
-async def test_memory_is_bounded(bench: Bench) -> None:
-    """Snapshots beyond the bound are dropped from memory once stored; the active one stays."""
-    registry: Any = bench.registry
-    registry._kept_limit = 3
-    active = await bench.publish(0)
-    await bench.registry.promote("dqn", active)
-    for seed in range(1, 10):
-        await bench.publish(seed)
-    assert len(registry._kept) <= 4
-    assert ("dqn", active) in registry._kept

@@ -1,0 +1,186 @@
+"""Policies and activations in memory and in the store: what one of them lacks, the other gives.
+
+While the store is away the memory serves alone and says so (`is_degraded`); when the store is back,
+what it lacks is written to it and the policy activated in the meantime is activated there.
+Activation numbers never fall for our watchers. One caller at a time: `PolicyRegistry` has the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from services.common.log import Logger
+from services.common.state import keys
+from services.common.state.errors import StateUnavailableError
+from services.common.state.policy_store import Activation, PolicyStore
+from services.trainer.convert import decode_policy, encode_policy
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.records import PolicyRecord
+
+T = TypeVar("T")
+
+_MOST_CATCH_UP = 10_000
+
+
+@dataclass(slots=True)
+class KeptPolicy:
+    """A policy in memory.
+
+    Attributes:
+        record: what is known about it.
+        snapshot: its snapshot; empty for built-in policies.
+        is_stored: True if the store has it as it is here.
+    """
+
+    record: PolicyRecord
+    snapshot: bytes
+    is_stored: bool
+
+
+class PolicyMirror:
+    """The registry's memory, kept in step with the store."""
+
+    def __init__(
+        self, *, store: PolicyStore, log: Logger, metrics: TrainerMetrics, kept_limit: int
+    ) -> None:
+        """Takes the store; `kept_limit` bounds the snapshots kept in memory."""
+        self._store = store
+        self._log = log
+        self._metrics = metrics
+        self._kept_limit = kept_limit
+        self._kept: dict[tuple[str, str], KeptPolicy] = {}
+        self._has_unstored_activation = False
+        self.history: list[Activation] = []
+        self.changed = asyncio.Condition()
+        self.is_degraded = False
+
+    @property
+    def activation(self) -> int:
+        """Number of the present activation, 0 if there never was one."""
+        return self.history[-1].activation if self.history else 0
+
+    async def records(self) -> list[PolicyRecord]:
+        """Returns every known policy, newest first."""
+        found = {key: kept.record for key, kept in self._kept.items()}
+        for blob in await self._attempt(self._store.infos) or ():
+            record = decode_policy(blob)
+            found.setdefault((record.policy, record.version), record)
+        return sorted(found.values(), key=lambda record: -record.publish_ns)
+
+    async def find(self, policy: str, version: str) -> KeptPolicy | None:
+        """Returns a policy from memory, else from the store; None if neither has it."""
+        kept = self._kept.get((policy, version))
+        if kept is not None:
+            return kept
+        stored = await self._attempt(lambda: self._store.get(policy, version))
+        if stored is None:
+            return None
+        kept = KeptPolicy(decode_policy(stored[0]), stored[1] or b"", is_stored=True)
+        self._keep(kept)
+        return kept
+
+    async def add(self, record: PolicyRecord, snapshot: bytes) -> None:
+        """Takes in a new policy."""
+        kept = KeptPolicy(record, snapshot, is_stored=False)
+        self._keep(kept)
+        await self._try_store(kept)
+
+    async def change(self, kept: KeptPolicy, record: PolicyRecord) -> None:
+        """Replaces what is known about a policy."""
+        kept.record = record
+        await self._try_store(kept)
+
+    async def activate(self, record: PolicyRecord, guard: int | None) -> bool:
+        """Makes a policy the active one; returns whether the store knows.
+
+        Raises:
+            VersionMismatchError: The store's present activation is not `guard`.
+        """
+        number = await self._attempt(
+            lambda: self._store.activate(record.policy, record.version, guard)
+        )
+        self._has_unstored_activation = number is None
+        await self._follow(Activation(number or self.activation + 1, record.policy, record.version))
+        return number is not None
+
+    async def pull(self) -> None:
+        """Brings memory and store together; does nothing while the store is away."""
+        history = await self._attempt(self._store.history)
+        if history is None:
+            return
+        stored = history[-1].activation if history else 0
+        if stored < self.activation and not self._has_unstored_activation:
+            # The store lost its memory: it gets back what we still have.
+            for kept in self._kept.values():
+                kept.is_stored = False
+        for kept in [kept for kept in self._kept.values() if not kept.is_stored]:
+            await self._try_store(kept)
+        if self.history and (self._has_unstored_activation or stored < self.activation):
+            await self._catch_up(stored)
+        elif stored > self.activation:
+            self.history = list(history[:-1])
+            await self._follow(history[-1])
+
+    async def _catch_up(self, stored: int) -> None:
+        """Activates our policy in a store that missed it, until its numbers pass ours."""
+        present = self.history[-1]
+        number: int | None = stored
+        for _ in range(_MOST_CATCH_UP):
+            number = await self._attempt(
+                lambda: self._store.activate(present.name, present.version)
+            )
+            if number is None:
+                return
+            if number > present.activation:
+                break
+        self._has_unstored_activation = False
+        self._log.info("registry_caught_up", activation=number)
+        await self._follow(Activation(number or 0, present.name, present.version))
+
+    async def _follow(self, activation: Activation) -> None:
+        """Notes the present activation and tells the watchers."""
+        self.history.append(activation)
+        del self.history[: -keys.ACTIVATION_HISTORY_LIMIT]
+        self._metrics.activation.set(activation.activation)
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _try_store(self, kept: KeptPolicy) -> None:
+        record = kept.record
+
+        async def put() -> bool:
+            await self._store.put(
+                encode_policy(record), kept.snapshot or None, record.policy, record.version
+            )
+            return True
+
+        kept.is_stored = bool(await self._attempt(put))
+
+    async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Returns the store's answer, None while it is away."""
+        try:
+            answer = await call()
+        except StateUnavailableError as error:
+            if not self.is_degraded:
+                self._log.warning("registry_degraded", reason=str(error))
+            self.is_degraded = True
+            self._metrics.store_reachable.set(0)
+            return None
+        if self.is_degraded:
+            self._log.info("registry_recovered")
+        self.is_degraded = False
+        self._metrics.store_reachable.set(1)
+        return answer
+
+    def _keep(self, kept: KeptPolicy) -> None:
+        """Keeps a policy; drops the oldest stored ones beyond the bound, but not the active one."""
+        self._kept[kept.record.policy, kept.record.version] = kept
+        needed = {(a.name, a.version) for a in self.history[-2:]}
+        for key in list(self._kept):
+            if len(self._kept) <= self._kept_limit:
+                return
+            if key not in needed and self._kept[key].is_stored:
+                del self._kept[key]
