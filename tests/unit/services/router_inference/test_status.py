@@ -1,0 +1,57 @@
+"""What a router says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.router_inference.health_notes import NO_USABLE_ENDPOINT, STALE_SYSTEM_STATE
+from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.view.states import endpoint, state
+
+
+@scenario
+async def test_own_and_other_requests_are_told_apart() -> None:
+    """A candidate shows what this router has under way there, and what the others have."""
+    rig = make_rig()
+    rig.core.view.load.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
+    rig.core.view.apply(state(endpoint(0)), rig.clock.monotonic_s())
+    (small, *_) = rig.core.status.read().candidates
+    assert (small.tier, small.own_in_flight, small.other_in_flight) == ("small", 1, 3)
+
+
+@scenario
+async def test_a_candidate_that_may_not_be_chosen_says_why() -> None:
+    """What the monitor gave as the reason, or what the own breaker saw."""
+    rig = make_rig()
+    now_s = rig.clock.monotonic_s()
+    rig.core.view.apply(state(endpoint(0), endpoint(1, 0.0, "DOWN")), now_s)
+    breaker = rig.core.view.fleet.targets[0].breaker
+    while breaker.settled:
+        breaker.on_failure(now_s, "TIER_UNAVAILABLE")
+    reasons = [candidate.reason for candidate in rig.core.status.read().candidates]
+    assert reasons == ["ejected: TIER_UNAVAILABLE", "", "", "DOWN", "DOWN", "DOWN"]
+
+
+@scenario
+async def test_a_state_that_grows_old_degrades_the_mesh() -> None:
+    """The reason holds until a newer state comes."""
+    rig = make_rig(state_max_age_s=2.0)
+    rig.core.view.apply(state(endpoint(0)), rig.clock.monotonic_s())
+    assert STALE_SYSTEM_STATE not in rig.core.status.read().degraded_reasons
+    await asyncio.sleep(2.5)
+    status = rig.core.status.read()
+    assert STALE_SYSTEM_STATE in status.degraded_reasons
+    assert status.state_age_s == pytest.approx(2.5)
+    rig.core.view.apply(state(endpoint(0)), rig.clock.monotonic_s())
+    assert STALE_SYSTEM_STATE not in rig.core.status.read().degraded_reasons
+
+
+@scenario
+async def test_a_mesh_without_a_usable_endpoint_says_so() -> None:
+    """All endpoints down is a reason of its own."""
+    rig = make_rig()
+    rig.core.view.apply(state(endpoint(0, 0.0, "DOWN")), rig.clock.monotonic_s())
+    assert NO_USABLE_ENDPOINT in rig.core.status.read().degraded_reasons
