@@ -1,26 +1,45 @@
-"""``tiercel policy``: which rule decides, and changing it while the mesh runs."""
+"""``tiercel policy``: which rule decides, and changing it while the mesh runs.
+
+``publish`` puts a snapshot into the registry, ``promote`` moves it a stage on, and ``use`` pins by
+hand.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from services.cli.files import read_bytes, shipped_file
 from services.cli.options import JsonOption, MeshOption, RouterOption, TrainerOption
 from services.cli.output import console, note, print_json, table
+from services.cli.policy_facts import SNAPSHOT_SUFFIX, snapshot_facts
 from services.local.calls import call
-from services.local.errors import CommandError
+from services.local.errors import CommandError, InputError
 from services.local.target import Target, need_routers, resolve
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
+from trainer.shipped import POLICIES, NotShippedError, find
+
+PolicyArgument = Annotated[
+    str, typer.Argument(help="Version or name in the registry, a snapshot file or a shipped name.")
+]
+GATE_TIMEOUT_S = 300.0
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     commands = typer.Typer(
-        name="policy", help="List, use and roll back policies.", no_args_is_help=True
+        name="policy",
+        help="List, compare, publish, promote, use and roll back policies.",
+        no_args_is_help=True,
     )
     commands.command("list")(list_policies)
+    commands.command("show")(show)
+    commands.command("diff")(diff)
+    commands.command("publish")(publish)
+    commands.command("promote")(promote)
     commands.command("use")(use)
     commands.command("rollback")(rollback)
     app.add_typer(commands)
@@ -48,6 +67,90 @@ def list_policies(
         console().print(f"router {address}: {found['policy']} {found['policy_version']}{fallback}")
         if not known:
             console().print(f"  can use: {', '.join(found['known'])}")
+
+
+def show(
+    policy: PolicyArgument,
+    mesh: MeshOption = "",
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is known about a policy: origin, scores, what it was trained for."""
+    facts = _facts(policy, lambda: resolve(mesh, trainer=trainer))
+    if as_json:
+        print_json(facts)
+        return
+    console().print(table(policy, ("fact", "value"), facts.items(), numeric_from=9))
+
+
+def diff(
+    policy_a: PolicyArgument,
+    policy_b: PolicyArgument,
+    mesh: MeshOption = "",
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show in what two policies differ."""
+
+    def target() -> Target:
+        return resolve(mesh, trainer=trainer)
+
+    facts_a, facts_b = _facts(policy_a, target), _facts(policy_b, target)
+    rows = {
+        name: (facts_a.get(name, "-"), facts_b.get(name, "-"))
+        for name in (*facts_a, *(name for name in facts_b if name not in facts_a))
+        if facts_a.get(name) != facts_b.get(name)
+    }
+    if as_json:
+        print_json({name: {"a": a, "b": b} for name, (a, b) in rows.items()})
+        return
+    if not rows:
+        note("they are the same")
+        return
+    lines = ((name, a, b) for name, (a, b) in rows.items())
+    console().print(table("differences", ("fact", policy_a, policy_b), lines, numeric_from=9))
+
+
+def publish(
+    snapshot: Annotated[
+        str, typer.Argument(help="Snapshot: a file of `tiercel train`, or a shipped name.")
+    ],
+    description: Annotated[str, typer.Option(help="Where it comes from.")] = "",
+    mesh: MeshOption = "",
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put a snapshot into the mesh's registry; nothing uses it yet."""
+    path = shipped_file(POLICIES, snapshot, "SNAPSHOT")
+    address = resolve(mesh, trainer=trainer).need("trainer")
+    request = trainer_pb.PublishPolicyRequest(
+        snapshot=read_bytes(path), description=description or f"published from {path.name}"
+    )
+    found = _info(call("trainer", address, "PublishPolicy", request).policy)
+    if as_json:
+        print_json(found)
+        return
+    version = found["policy_version"]
+    note(f"{found['policy']} {version} is {found['stage']}. Next: tiercel policy promote {version}")
+
+
+def promote(
+    policy: Annotated[str, typer.Argument(help="Version, or a name for its newest version.")],
+    mesh: MeshOption = "",
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Move a published policy a stage on: the mesh uses it if the simulator finds it no worse."""
+    address = resolve(mesh, trainer=trainer).need("trainer")
+    name, version = _named(address, policy)
+    request = trainer_pb.PromotePolicyRequest(
+        policy=name, policy_version=version, through_gate=True
+    )
+    active = _info(call("trainer", address, "PromotePolicy", request, GATE_TIMEOUT_S).active)
+    if as_json:
+        print_json(active)
+        return
+    note(f"passed the gate: the mesh now uses {active['policy']} {active['policy_version']}")
 
 
 def use(
@@ -106,6 +209,34 @@ def switch_policy(target: Target, policy: str, version: str = "") -> dict[str, s
         reply = call("router", address, "UsePolicy", router_pb.UsePolicyRequest(policy=policy))
     scope = "each router" if len(target.routers) > 1 else f"router {target.routers[0]}"
     return {"scope": scope, "policy": reply.policy, "policy_version": reply.policy_version}
+
+
+def _facts(policy: str, target: Callable[[], Target]) -> dict[str, Any]:
+    """Returns the facts of a snapshot file, a shipped name, or what the mesh's registry has."""
+    try:
+        path = find(POLICIES, policy)
+    except NotShippedError as error:
+        if policy.endswith(SNAPSHOT_SUFFIX):
+            raise InputError(str(error)) from None
+    else:
+        return snapshot_facts(read_bytes(path), str(path))
+    address = target().need("trainer")
+    name, version = _named(address, policy)
+    request = trainer_pb.GetPolicyRequest(policy=name, policy_version=version)
+    reply = call("trainer", address, "GetPolicy", request)
+    facts = {key: value for key, value in _info(reply.policy).items() if key != "scores"}
+    if reply.snapshot:
+        facts |= snapshot_facts(reply.snapshot, policy)
+    return facts
+
+
+def _named(address: str, policy: str) -> tuple[str, str]:
+    """Returns name and version of what is a version in the registry, or a policy's name."""
+    reply = call("trainer", address, "ListPolicies", trainer_pb.ListPoliciesRequest())
+    for each in reply.policies:
+        if each.policy_version and each.policy_version == policy:
+            return each.policy, each.policy_version
+    return policy, ""
 
 
 def _in_use(address: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class TrainerApplication:
         runs = RunBook(clock=clock, log=log, body_of=lambda mode: bodies[mode])
         stack.push_async_callback(runs.stop)
         servicer = TrainerServicer(
-            registry=registry, runs=runs, profiles=(self._files.profile.name,)
+            registry=registry, gate=gate, runs=runs, profiles=(self._files.profile.name,)
         )
 
         def register(server: grpc.aio.Server) -> None:

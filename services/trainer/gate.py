@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from services.common.errors import FailedPreconditionError
 from services.common.log import Logger
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.registry import ActivePolicy
+from services.trainer.records import PolicyRecord
+from services.trainer.registry import ActivePolicy, PolicyRegistry
 
 BASELINE = "price"
 """What a first policy is measured against."""
 
 Scores = dict[str, float]
+
+
+class GateRefusedError(FailedPreconditionError):
+    """A policy is worse than the active one by more than the margin."""
 
 
 class Evaluator(Protocol):
@@ -63,6 +69,27 @@ class Gate:
         self._timeout_s = timeout_s
         self._log = log
         self._metrics = metrics
+
+    async def promote(
+        self, registry: PolicyRegistry, record: PolicyRecord, snapshot: bytes
+    ) -> ActivePolicy:
+        """Activates a published snapshot that passes, and rejects one that does not.
+
+        Raises:
+            GateRefusedError: It did not pass.
+            AbortedError: Another policy became active meanwhile.
+            WorkerDiedError: The simulation did not end.
+            WorkerError: The simulation failed.
+        """
+        active = await registry.active()
+        if active is not None and active.record.version == record.version:
+            return active
+        verdict = await self.judge(snapshot, active)
+        if not verdict.passed:
+            await registry.reject(record.policy, record.version, verdict.text)
+            raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
+        expected = active.activation if active is not None else None
+        return await registry.promote(record.policy, record.version, expected)
 
     async def judge(self, candidate: bytes, active: ActivePolicy | None) -> Verdict:
         """Returns whether the candidate may replace the active policy.

@@ -12,7 +12,7 @@ from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
 from services.trainer.consumer import ExperienceConsumer
-from services.trainer.gate import Gate
+from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import OnlineJob, OnlineSpec
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.registry import PolicyRegistry
@@ -196,19 +196,12 @@ class _Session:
         await self._run.update(policy_version=record.version)
         if not self._run.promote:
             return
-        active = await self._registry.active()
-        if active is not None and active.record.version == record.version:
-            return
         try:
-            verdict = await self._gate.judge(blob, active)
+            # What the gate refuses is rejected and logged there; learning goes on.
+            with suppress(GateRefusedError):
+                await self._gate.promote(self._registry, record, blob)
         except (WorkerDiedError, WorkerError) as error:
             self._log.error("gate_failed", reason=str(error))
-            return
-        if verdict.passed:
-            expected = active.activation if active is not None else None
-            await self._registry.promote(record.policy, record.version, expected)
-        else:
-            await self._registry.reject(record.policy, record.version, verdict.text)
 
     async def _after_death(self, error: WorkerDiedError) -> None:
         """Lets the next call start a new worker from the saved state; gives up after a few."""

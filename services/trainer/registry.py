@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from router.dqn.snapshot import Snapshot, SnapshotError, load_snapshot
+from router.dqn.snapshot import REASON_POLICY, Snapshot, SnapshotError, load_snapshot
+from router.policies.registry import LEARNED
 from services.common.clock import Clock
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import Logger
@@ -97,6 +98,17 @@ class PolicyRegistry:
         self._metrics.snapshots_published.inc()
         self._log.info("snapshot_published", policy=record.policy, version=record.version)
         return record
+
+    async def get(self, policy: str, version: str = "") -> tuple[PolicyRecord, bytes]:
+        """Returns a policy and its snapshot; an empty version means the newest of that name.
+
+        Raises:
+            NotFoundError: There is no such policy.
+        """
+        async with self._lock:
+            await self._mirror.pull()
+            found = await self._resolve(policy, version)
+            return self._staged(found.record), found.snapshot
 
     async def policies(self) -> list[PolicyRecord]:
         """Returns built-in policies, then snapshots from newest to oldest, with their stages."""
@@ -243,7 +255,13 @@ class PolicyRegistry:
     def _checked(self, blob: bytes) -> Snapshot:
         """Returns a snapshot that can be served; SnapshotError, counted, if it cannot."""
         try:
-            return load_snapshot(blob, self._feature_schema)
+            snapshot = load_snapshot(blob, self._feature_schema)
+            if snapshot.policy not in LEARNED:
+                raise SnapshotError(
+                    REASON_POLICY,
+                    f"snapshot: policy {snapshot.policy[:64]!r} is none of {', '.join(LEARNED)}",
+                )
+            return snapshot
         except SnapshotError as error:
             self._metrics.snapshots_refused.labels(error.reason).inc()
             raise

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from router.dqn.snapshot import SnapshotError
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from router.dqn.snapshot import MAX_SNAPSHOT_BYTES, SnapshotError
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from services.trainer import convert
-from services.trainer.registry import PolicyRegistry
+from services.trainer.gate import Gate
+from services.trainer.registry import ActivePolicy, PolicyRegistry
 from services.trainer.runs import RunBook
+from services.trainer.worker import WorkerDiedError, WorkerError
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -29,9 +36,12 @@ if TYPE_CHECKING:
 class TrainerServicer(pb_grpc.TrainerServiceServicer):
     """Answers the RPCs of TrainerService."""
 
-    def __init__(self, *, registry: PolicyRegistry, runs: RunBook, profiles: Sequence[str]) -> None:
-        """Takes the registry, the runs, and the profile names SIMULATED may ask for."""
+    def __init__(
+        self, *, registry: PolicyRegistry, gate: Gate, runs: RunBook, profiles: Sequence[str]
+    ) -> None:
+        """Takes the registry, its gate, the runs, and the profiles SIMULATED may ask for."""
         self._registry = registry
+        self._gate = gate
         self._runs = runs
         self._profiles = tuple(profiles)
 
@@ -79,30 +89,66 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             activation=self._registry.activation,
         )
 
+    async def PublishPolicy(
+        self, request: pb.PublishPolicyRequest, context: Context
+    ) -> pb.PublishPolicyResponse:
+        """Puts a snapshot into the registry."""
+        _check_length("description", request.description, _LONGEST_TEXT)
+        size = len(request.snapshot)
+        if not 1 <= size <= MAX_SNAPSHOT_BYTES:
+            raise InvalidArgumentError(
+                "snapshot", f"has {size} bytes", f"1 to {MAX_SNAPSHOT_BYTES} bytes"
+            )
+        try:
+            record = await self._registry.publish(request.snapshot, request.description)
+        except SnapshotError as error:
+            raise InvalidArgumentError("snapshot", str(error), reason=error.reason) from error
+        found, _ = await self._registry.get(record.policy, record.version)
+        return pb.PublishPolicyResponse(policy=convert.policy_info(found))
+
+    async def GetPolicy(
+        self, request: pb.GetPolicyRequest, context: Context
+    ) -> pb.GetPolicyResponse:
+        """Returns a policy and its snapshot."""
+        _check_name(request)
+        record, snapshot = await self._registry.get(request.policy, request.policy_version)
+        return pb.GetPolicyResponse(policy=convert.policy_info(record), snapshot=snapshot)
+
     async def PromotePolicy(
         self, request: pb.PromotePolicyRequest, context: Context
     ) -> pb.PromotePolicyResponse:
         """Activates a policy."""
-        if not request.policy:
-            raise InvalidArgumentError("policy", "must not be empty")
-        for field in ("policy", "policy_version"):
-            if len(getattr(request, field)) > _LONGEST_NAME:
-                raise InvalidArgumentError(field, "is too long", f"{_LONGEST_NAME} characters")
+        _check_name(request)
         expected = request.expected_activation if request.HasField("expected_activation") else None
         try:
-            active = await self._registry.promote(request.policy, request.policy_version, expected)
+            if request.through_gate:
+                active = await self._through_gate(request)
+            else:
+                active = await self._registry.promote(
+                    request.policy, request.policy_version, expected
+                )
         except SnapshotError as error:
             raise FailedPreconditionError(str(error), reason=error.reason) from error
         return pb.PromotePolicyResponse(
             active=convert.policy_info(active.record), activation=active.activation
         )
 
+    async def _through_gate(self, request: pb.PromotePolicyRequest) -> ActivePolicy:
+        record, snapshot = await self._registry.get(request.policy, request.policy_version)
+        if not snapshot:
+            raise InvalidArgumentError("through_gate", f"{record.policy} has no snapshot to judge")
+        try:
+            return await self._gate.promote(self._registry, record, snapshot)
+        except (WorkerDiedError, WorkerError) as error:
+            raise UnavailableError(
+                "GATE_FAILED", f"the gate's simulation failed: {error}"
+            ) from error
+
     async def RollbackPolicy(
         self, request: pb.RollbackPolicyRequest, context: Context
     ) -> pb.RollbackPolicyResponse:
         """Activates the policy before the present one."""
-        if len(request.reason) > _LONGEST_TEXT:
-            raise InvalidArgumentError("reason", "is too long", f"{_LONGEST_TEXT} characters")
+        _check_length("reason", request.reason, _LONGEST_TEXT)
         active = await self._registry.rollback(request.reason)
         return pb.RollbackPolicyResponse(
             active=convert.policy_info(active.record), activation=active.activation
@@ -124,3 +170,15 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
                 snapshot=active.snapshot,
                 snapshot_sha256=digest,
             )
+
+
+def _check_name(request: pb.GetPolicyRequest | pb.PromotePolicyRequest) -> None:
+    if not request.policy:
+        raise InvalidArgumentError("policy", "must not be empty")
+    _check_length("policy", request.policy, _LONGEST_NAME)
+    _check_length("policy_version", request.policy_version, _LONGEST_NAME)
+
+
+def _check_length(field: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidArgumentError(field, "is too long", f"{most} characters")

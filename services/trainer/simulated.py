@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from services.common.errors import FailedPreconditionError
 from services.common.log import Logger
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, SimulationJob
@@ -65,19 +64,7 @@ class SimulatedTraining:
         record = await self._registry.publish(blob, text)
         await run.update(policy_version=record.version)
         if run.promote:
-            await self._promote(blob, record.policy, record.version)
-
-    async def _promote(self, blob: bytes, policy: str, version: str) -> None:
-        active = await self._registry.active()
-        verdict = await self._gate.judge(blob, active)
-        if not verdict.passed:
-            await self._registry.reject(policy, version, verdict.text)
-            raise FailedPreconditionError(
-                f"trained and published, but the gate refused it: {verdict.text}",
-                reason="GATE_REFUSED",
-            )
-        expected = active.activation if active is not None else None
-        await self._registry.promote(policy, version, expected)
+            await self._gate.promote(self._registry, record, blob)
 
     async def _report(self, run: Run, share: float, facts: dict[str, Any]) -> None:
         """Takes over what the trainer reports; facts it does not name stay as they are."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from services.cli.app import run
 from services.common.settings import load_settings
 from services.common.state.experience_stream import RedisExperienceStream
 from services.common.state.policy_store import RedisPolicyStore
@@ -308,6 +310,12 @@ def contrary() -> bytes:
     return save_snapshot(Snapshot(weights, SCHEMA, names))
 
 
+def snapshot_like_price() -> bytes:
+    """Returns a snapshot that corrects nothing, so that it decides as price does."""
+    names = tuple(feature.name for feature in FEATURES)
+    return save_snapshot(Snapshot(zero_weights(FEATURE_COUNT, 8), SCHEMA, names))
+
+
 async def trained(stub: Any, **request: Any) -> Any:
     """Runs a training that promotes; returns what it reported."""
     started = await stub.StartTraining(pb.StartTrainingRequest(promote=True, **request))
@@ -354,6 +362,68 @@ async def test_simulated_training_passes_the_gate(
         assert (await stages(stub))["greedy"] == pb.POLICY_STAGE_BUILT_IN
 
 
+async def test_published_snapshot_goes_through_the_gate(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A snapshot from outside is proposed; promoted, it is judged like one trained here."""
+    fine, bad = snapshot_like_price(), contrary()
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
+        for blob in (bad, fine, fine):
+            request = pb.PublishPolicyRequest(snapshot=blob, description="by hand")
+            published = (await stub.PublishPolicy(request)).policy
+            assert published.stage == pb.POLICY_STAGE_PROPOSED
+            assert published.description == "by hand"
+        versions = {blob: load_snapshot(blob).version for blob in (fine, bad)}
+
+        def promotion(blob: bytes) -> pb.PromotePolicyRequest:
+            return pb.PromotePolicyRequest(
+                policy="dqn", policy_version=versions[blob], through_gate=True
+            )
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.PromotePolicy(promotion(bad), timeout=120.0)
+        assert details_of(caught.value)["ErrorInfo"].reason == "GATE_REFUSED"
+        assert (await stages(stub))[versions[bad]] == pb.POLICY_STAGE_REJECTED
+        active = (await stub.PromotePolicy(promotion(fine), timeout=120.0)).active
+        assert active.policy_version == versions[fine]
+        found = await stub.GetPolicy(
+            pb.GetPolicyRequest(policy="dqn", policy_version=versions[fine])
+        )
+        assert found.snapshot == fine
+        assert found.policy.stage == pb.POLICY_STAGE_ACTIVE
+
+
+async def test_commands_take_a_snapshot_from_file_to_active(
+    redis_server: RedisServer,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`publish`, `show`, `diff` and `promote` work on a registry, by version and by file."""
+    fine, other = tmp_path / "fine.safetensors", tmp_path / "other.safetensors"
+    fine.write_bytes(snapshot_like_price())
+    other.write_bytes(contrary())
+    version = load_snapshot(fine.read_bytes()).version
+    made, address = settings(tmp_path, redis_server.url), f"127.0.0.1:{free_port()}"
+    listening = made.trainer.model_copy(update={"listen": address})
+    async with served(made.model_copy(update={"trainer": listening})):
+
+        async def command(*words: str) -> Any:
+            line = ("policy", *words, "--trainer", address, "--json")
+            assert await asyncio.to_thread(run, line) == 0, capsys.readouterr().err
+            return json.loads(capsys.readouterr().out)
+
+        assert (await command("publish", str(fine)))["stage"] == "proposed"
+        shown = await command("show", version)
+        assert (shown["stage"], shown["policy_version"]) == ("proposed", version)
+        assert await command("diff", version, version) == {}
+        differing = await command("diff", version, str(other))
+        assert differing["policy_version"]["a"] == version
+        assert "network.norm" in differing
+        assert (await command("promote", version))["stage"] == "active"
+
+
 async def test_bad_shipped_snapshot_does_not_stop_the_start(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -374,6 +444,32 @@ BAD_CALLS: list[tuple[str, Any, grpc.StatusCode, str]] = [
         "PROFILE_NOT_FOUND",
     ),
     ("GetTraining", pb.GetTrainingRequest(), grpc.StatusCode.NOT_FOUND, "TRAINING_RUN_NOT_FOUND"),
+    ("PublishPolicy", pb.PublishPolicyRequest(), grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (
+        "PublishPolicy",
+        pb.PublishPolicyRequest(snapshot=b"x", description="x" * 1025),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "",
+    ),
+    (
+        "PublishPolicy",
+        pb.PublishPolicyRequest(snapshot=b"nonsense"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "SNAPSHOT_MALFORMED",
+    ),
+    ("GetPolicy", pb.GetPolicyRequest(), grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (
+        "GetPolicy",
+        pb.GetPolicyRequest(policy="dqn", policy_version="nope"),
+        grpc.StatusCode.NOT_FOUND,
+        "POLICY_NOT_FOUND",
+    ),
+    (
+        "PromotePolicy",
+        pb.PromotePolicyRequest(policy="price", through_gate=True),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "",
+    ),
     ("PromotePolicy", pb.PromotePolicyRequest(), grpc.StatusCode.INVALID_ARGUMENT, ""),
     (
         "PromotePolicy",
