@@ -8,7 +8,7 @@ import pytest
 
 from services.router_inference.health_notes import NO_USABLE_ENDPOINT, STALE_SYSTEM_STATE
 from tests.unit.services.router_inference.parts import make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import endpoint, state
 
 

@@ -14,7 +14,7 @@ from services.router_inference.path.admission import Admission
 from services.router_inference.path.job import Job, Outcome
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.trainer.simulation.settings import config, traffic
 from trainer.simulation import engine, state
 from trainer.simulation.simulate import make_world

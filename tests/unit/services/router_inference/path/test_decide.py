@@ -10,7 +10,7 @@ import pytest
 
 from services.common.errors import ResourceExhaustedError
 from tests.unit.services.router_inference.parts import choice_of, make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 
 class Broken:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 
@@ -22,19 +20,10 @@ from services.common.triton.errors import (
 from services.router_inference.path.job import Outcome, StepDown
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, Sink, make_rig
+from tests.unit.services.router_inference.scenario import scenario
 
 GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
 HANG = Behaviour(hang=True)
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Runs a test in virtual time."""
-
-    def wrapped() -> None:
-        run_virtual(test())
-
-    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
-    return wrapped
 
 
 @scenario

@@ -18,7 +18,7 @@ from services.router_inference.path.job import Outcome
 from services.router_inference.path.leases import Report
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 from tests.unit.services.router_inference.parts import make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 KEY = b"k" * 32
 TICKET = Ticket("r", 1, 2, 3, 4, 0.5, 0.0, 0.8, "task", "small", "e0", "id-ü")

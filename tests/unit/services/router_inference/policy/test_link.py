@@ -10,7 +10,7 @@ from services.router_inference.policy.link import PolicyLink
 from services.router_inference.policy.slot import Promoted
 from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.router_inference.parts import Rig, make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 
 def link(rig: Rig, store: object) -> PolicyLink:

@@ -31,7 +31,7 @@ from tests.unit.services.router_inference.parts import (
     choice_of,
     make_rig,
 )
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 
 def snapshot_bytes(schema: str = SCHEMA, tier_bias: float = 0.0) -> bytes:

@@ -14,8 +14,8 @@ from services.common.state.experience_stream import MemoryExperienceStream
 from tests.fakes.state_store import SwitchableStore
 from tests.fakes.virtual_time import LoopClock
 from tests.unit.services.router_inference.parts import make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
+from tests.unit.services.router_inference.scenario import scenario
 
 
 def switchable() -> Any:

@@ -17,7 +17,7 @@ from services.common.telemetry import Telemetry
 from services.common.triton.errors import TierUnavailableError
 from tests.unit.deploy.manifests import ROOT
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

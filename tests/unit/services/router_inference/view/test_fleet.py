@@ -10,7 +10,7 @@ import pytest
 from router.fleet import EndpointSpec
 from services.router_inference.view.seen import SeenEndpoint
 from tests.unit.services.router_inference.parts import make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import ALL, endpoint, look, state
 
 

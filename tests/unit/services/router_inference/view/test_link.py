@@ -7,7 +7,7 @@ from typing import Any
 
 from services.router_inference.reconnect import END_OF_STREAM
 from services.router_inference.view.link import with_silence_limit
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 
 
 class Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.services.router_inference.parts import make_rig
-from tests.unit.services.router_inference.path.test_dispatch import scenario
+from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import endpoint, state
 
 
