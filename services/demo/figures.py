@@ -10,7 +10,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from services.demo.series import Series
-from trainer.evaluation.report.style import INK, SOFT, STYLE, TIER_COLORS
+from trainer.evaluation.report.style import (
+    BAND,
+    BLUE,
+    FAINT,
+    INK,
+    PALE,
+    RED,
+    SOFT,
+    STYLE,
+    TIER_COLORS,
+    VIOLET,
+)
 
 COLUMN_WIDTH_IN, HEIGHT_IN = 4.4, 8.2
 
@@ -66,8 +77,8 @@ def _tops(one: Series) -> tuple[float, float]:
 
 
 def _rate(axes: Any, one: Series) -> None:
-    axes.fill_between(one.time_s, one.offered_rps, step="mid", color="#d7dbe0", label="offered")
-    axes.plot(one.time_s, one.on_time_rps, color="#2c6fbb", lw=1.8, label="answered on time")
+    axes.fill_between(one.time_s, one.offered_rps, step="mid", color=PALE, label="offered")
+    axes.plot(one.time_s, one.on_time_rps, color=BLUE, lw=1.8, label="answered on time")
 
 
 def _mix(axes: Any, one: Series, tiers: Sequence[str]) -> None:
@@ -77,15 +88,15 @@ def _mix(axes: Any, one: Series, tiers: Sequence[str]) -> None:
 
 
 def _latency(axes: Any, one: Series, deadline_s: float) -> None:
-    axes.plot(one.time_s, one.p99_ms, color="#9aa3ad", lw=1.4, label="p99")
+    axes.plot(one.time_s, one.p99_ms, color=FAINT, lw=1.4, label="p99")
     axes.plot(one.time_s, one.p50_ms, color=INK, lw=1.8, label="p50")
-    axes.axhline(deadline_s * 1e3, color="#c8553d", lw=1.2, ls="--", label="deadline")
+    axes.axhline(deadline_s * 1e3, color=RED, lw=1.2, ls="--", label="deadline")
     axes.set_ylim(bottom=0, top=deadline_s * 1e3 * 1.6)
 
 
 def _quality(axes: Any, one: Series) -> None:
-    axes.plot(one.time_s, one.quality, color="#7b5ea7", lw=1.4, label="of answers on time")
-    axes.plot(one.time_s, one.performance, color="#20242a", lw=1.9, label="x on time (performance)")
+    axes.plot(one.time_s, one.quality, color=VIOLET, lw=1.4, label="of answers on time")
+    axes.plot(one.time_s, one.performance, color=INK, lw=1.9, label="x on time (performance)")
     axes.set_ylim(0, 1.32)
     axes.set_yticks(np.linspace(0, 1, 6))
 
@@ -94,7 +105,7 @@ def _phase_bands(axes: Any, phases: Sequence[tuple[str, float]], *, named: bool)
     start_s = 0.0
     for index, (name, length_s) in enumerate(phases):
         if index % 2:
-            axes.axvspan(start_s, start_s + length_s, color="#f3efe4", zorder=0, lw=0)
+            axes.axvspan(start_s, start_s + length_s, color=BAND, zorder=0, lw=0)
         if named:
             axes.text(
                 start_s + length_s / 2, 1.02, name, transform=axes.get_xaxis_transform(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.resources
 import json
 import os
 import pathlib
@@ -11,7 +10,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import psutil
 
 from services.demo import figures
@@ -20,6 +18,7 @@ from services.demo.replay import PolicyRun
 from services.demo.series import make_series
 from trainer.evaluation.report import style
 from trainer.evaluation.report.facts import cpu_model
+from trainer.evaluation.report.html import render
 
 PHASE_KEYS = (
     "offered",
@@ -122,7 +121,13 @@ def write_report(
         )
         for policy, one in series.items()
     }
-    page = _template().render(
+    page = render(
+        __package__,
+        "demo.html.jinja",
+        filters={
+            "share": lambda value: "-" if value is None else f"{value:.3f}",
+            "ms": lambda value: "-" if value is None else f"{value:.0f}",
+        },
         report=report,
         picture=style.inline_svg(picture),
         pictures=others,
@@ -137,17 +142,3 @@ def write_report(
 def title(policy: str) -> str:
     """A policy's name as people read it."""
     return "learned (dqn)" if policy == LEARNED_POLICY else policy
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["share"] = lambda value: "-" if value is None else f"{value:.3f}"
-    environment.filters["ms"] = lambda value: "-" if value is None else f"{value:.0f}"
-    return environment.get_template("report.html.jinja")
-
-
-def _source(name: str) -> str:
-    files = importlib.resources.files("services.demo") / "templates" / name
-    return files.read_text(encoding="utf-8")

@@ -11,52 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
-from trainer.evaluation.policies import REGRET_BASELINE
+from trainer.evaluation.report.palette import LARGE_COLOR, Palette
 from trainer.evaluation.report.style import INK, SOFT, STYLE
 from trainer.evaluation.setting import HOLDS
 from trainer.evaluation.windows import WINDOW_LEVELS, WINDOW_SHARE, level_name
 
 Row = Mapping[str, Any]
-LEARNED_COLOR, LARGE_COLOR, SMALL_COLOR, PRICE_COLOR = "#2c6fbb", "#c8553d", "#3b9c6e", "#e09a1a"
-OTHER_COLORS = ("#7b5ea7", "#2a9d9d", "#b5446e", "#8a8f3c", "#6b7480", "#9c6b4a", "#d98cb3")
-OTHER_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 WIDTH_IN = 11.5
-
-
-class Palette:
-    """One color and width per policy, the same in every plot."""
-
-    def __init__(self, policies: Sequence[str], learned: str, small: str, large: str) -> None:
-        """Takes the policies in the order of the legend."""
-        self.learned, self.large = learned, large
-        self._strong = {
-            small: SMALL_COLOR,
-            large: LARGE_COLOR,
-            REGRET_BASELINE: PRICE_COLOR,
-            learned: LEARNED_COLOR,
-        }
-        self._others = [name for name in policies if name not in self._strong]
-
-    def is_strong(self, policy: str) -> bool:
-        """Whether the policy is one the eye should follow; only those get a band."""
-        return policy in self._strong
-
-    def line(self, policy: str) -> dict[str, Any]:
-        """Keyword arguments of a policy's line."""
-        if self.is_strong(policy):
-            own = policy == self.learned
-            width, order = (2.6, 5) if own else (1.9, 4)
-            color = self._strong[policy]
-            return {"color": color, "lw": width, "zorder": order, "label": policy}
-        number = self._others.index(policy) if policy in self._others else 0
-        turn, index = divmod(number, len(OTHER_COLORS))
-        return {
-            "color": OTHER_COLORS[index],
-            "ls": OTHER_DASHES[turn % len(OTHER_DASHES)],
-            "lw": 1.1,
-            "zorder": 3,
-            "label": policy,
-        }
 
 
 def _curves(rows: Iterable[Row], net: bool = True) -> dict[str, list[Row]]:

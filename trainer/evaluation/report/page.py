@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from trainer.evaluation.policies import zeroed_name
 from trainer.evaluation.report import figures, study_tables, tables
-from trainer.evaluation.report.figures import Palette
+from trainer.evaluation.report.html import render
+from trainer.evaluation.report.palette import Palette
 from trainer.evaluation.report.regret_figure import regret_figure
 from trainer.evaluation.report.style import inline_svg
 from trainer.evaluation.report.tables import Table
@@ -38,7 +37,10 @@ def write_page(path: pathlib.Path, report: Report, drawn: Mapping[str, Figure]) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {name: inline_svg(figure) for name, figure in drawn.items()}
-    page = _template().render(
+    page = render(
+        __package__,
+        "evaluation.html.jinja",
+        filters={"found": tables.found},
         report=report,
         pictures=pictures,
         headlines=report["headlines"],
@@ -134,16 +136,3 @@ def shown_in_shifts(report: Report) -> list[str]:
     """Policies the table of shifts has room for: learned, the regret's baseline, always-small."""
     wanted = (report["learned"], "price", report["always_small"][0]["policy"])
     return [name for name in dict.fromkeys(wanted) if name in report["policies"]]
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["found"] = tables.found
-    return environment.get_template("report.html.jinja")
-
-
-def _source(name: str) -> str:
-    files = importlib.resources.files("trainer.evaluation.report") / "templates" / name
-    return files.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How every plot of Tiercel looks, and how a figure becomes a file or a part of a page."""
+"""How every plot and page of Tiercel looks, and how a figure becomes a file or a part of a page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-TIER_COLORS = ("#3b9c6e", "#e0a82e", "#c8553d", "#7b5ea7", "#4a7ab5")
-INK, SOFT, GRID = "#20242a", "#6b7480", "#e3e6ea"
+GREEN, AMBER, RED, VIOLET, BLUE = "#3b9c6e", "#e0a82e", "#c8553d", "#7b5ea7", "#2c6fbb"
+TIER_COLORS = (GREEN, AMBER, RED, VIOLET, "#4a7ab5")
+INK, SOFT, GRID = "#20242a", "#5d6672", "#e3e6ea"
+BAND = "#f3efe4"
+"""Behind what stands out: a phase in a plot, a row in a table."""
+FAINT, PALE = "#9aa3ad", "#d7dbe0"
+"""Lines and areas that only accompany others."""
+PAGE_COLORS = {
+    "ink": INK,
+    "soft": SOFT,
+    "line": "#dfe3e8",
+    "paper": "#fbfbf9",
+    "code": "#eef0f2",
+    "band": BAND,
+    "good": "#1f7a4d",
+    "bad": "#b23b2a",
+}
+"""Variables of the pages' style sheet."""
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
