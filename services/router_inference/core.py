@@ -32,7 +32,7 @@ from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
-from services.router_inference.path.second_chance import SecondChance
+from services.router_inference.path.second_chance import RetryBudget, SecondChance
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import Accounts, RouterMetrics
@@ -41,7 +41,7 @@ from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.status import StatusReader
-from services.router_inference.view.breaker import BreakerLimits, RetryBudget
+from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.view import View
 

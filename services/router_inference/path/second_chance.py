@@ -13,12 +13,35 @@ from router.policy import observe
 from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
 from services.router_inference.path.job import Choice, Job
-from services.router_inference.view.breaker import RetryBudget
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 
 # A request without a token after this many times its predicted time is taken for stuck.
 _OVERDUE_FACTOR = 2.0
+
+
+class RetryBudget:
+    """Retries as a share of recent requests, so that retries cannot multiply an overload."""
+
+    __slots__ = ("_burst", "_share", "_tokens")
+
+    def __init__(self, share: float, burst: int) -> None:
+        """Starts full: `burst` retries; each request adds `share` of one."""
+        self._share = share
+        self._burst = float(burst)
+        self._tokens = float(burst)
+
+    def on_request(self) -> None:
+        """Adds a request's share."""
+        tokens = self._tokens + self._share
+        self._tokens = tokens if tokens < self._burst else self._burst
+
+    def take(self) -> bool:
+        """Takes one retry; returns False if there is none left."""
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
 
 
 class SecondChance:

@@ -153,27 +153,3 @@ class Breaker:
     def _become(self, state: BreakerState) -> None:
         self._state = state
         self._on_change()
-
-
-class RetryBudget:
-    """Retries as a share of recent requests, so that retries cannot multiply an overload."""
-
-    __slots__ = ("_burst", "_share", "_tokens")
-
-    def __init__(self, share: float, burst: int) -> None:
-        """Starts full: `burst` retries; each request adds `share` of one."""
-        self._share = share
-        self._burst = float(burst)
-        self._tokens = float(burst)
-
-    def on_request(self) -> None:
-        """Adds a request's share."""
-        tokens = self._tokens + self._share
-        self._tokens = tokens if tokens < self._burst else self._burst
-
-    def take(self) -> bool:
-        """Takes one retry; returns False if there is none left."""
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True

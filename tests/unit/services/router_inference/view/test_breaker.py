@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState, RetryBudget
+from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
 
 LIMITS = BreakerLimits(eject_after_failures=2, silent_eject_s=3.0, eject_s=0.5, eject_max_s=1.0)
 
@@ -50,15 +50,6 @@ def test_ejections_double_up_to_their_limit() -> None:
         assert breaker.availability(now_s) == 0.0
         breaker.on_failure(now_s, "X")
     assert waits == [0.5, 1.0, 1.0]
-
-
-def test_the_retry_budget_is_a_share_of_requests() -> None:
-    """A burst, then one retry per so many requests."""
-    budget = RetryBudget(0.1, 2)
-    assert [budget.take() for _ in range(3)] == [True, True, False]
-    for _ in range(11):
-        budget.on_request()
-    assert [budget.take() for _ in range(2)] == [True, False]
 
 
 def test_every_change_of_state_is_told() -> None:
