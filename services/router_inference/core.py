@@ -246,6 +246,7 @@ def _request_path(
         tracing=tracing,
         stragglers=Stragglers(),
         stream_tiers=own.stream_tiers,
+        learn_slowness=own.learn_slowness,
         monotonic_s=monotonic_s,
     )
     limits = DispatchLimits(own.max_in_flight, own.max_leases)

@@ -53,6 +53,8 @@ class RouterInferenceSettings(ServerSettings):
 
     It rests at `safety_optimism`; a value no higher than that keeps it from learning.
     """
+    learn_slowness: bool = True
+    """True learns how slow each device is beside its profile and stretches predictions by it."""
     max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
     """Longest prompt, bytes of UTF-8."""
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)

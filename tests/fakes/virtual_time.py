@@ -14,9 +14,9 @@ _START_S = 1000.0
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """Runs timers at once and in order; nothing in it may wait for a socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_s: float = _START_S) -> None:
         super().__init__(_JumpingSelector(self))
-        self.now_s = _START_S
+        self.now_s = start_s
 
     def time(self) -> float:
         """Returns the virtual time, seconds."""
@@ -32,7 +32,9 @@ class _JumpingSelector(selectors.SelectSelector):
         if timeout is None:
             raise RuntimeError("every task waits for something that will never happen")
         if timeout > 0.0:
-            self._loop.now_s += timeout
+            # The timer's own time: adding what is left until then would round.
+            timers: list[asyncio.TimerHandle] = self._loop._scheduled  # type: ignore[attr-defined]
+            self._loop.now_s = timers[0].when()
         return super().select(0.0)
 
 
@@ -52,7 +54,7 @@ class LoopClock:
         await asyncio.sleep(max(duration_s, 0.0))
 
 
-def run_virtual(main: Coroutine[Any, Any, Result]) -> Result:
+def run_virtual(main: Coroutine[Any, Any, Result], start_s: float = _START_S) -> Result:
     """Runs a coroutine on a loop of its own, in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start_s)) as runner:
         return runner.run(main)

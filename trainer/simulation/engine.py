@@ -274,14 +274,10 @@ def dispatch(w: World, i: int, c: int, now_s: float) -> None:
 
 @jit_unmanaged
 def cancel_late(w: World, i: int, now_s: float) -> None:
-    """Cancels a request at its deadline, unless its first token has met one on the first token."""
+    """Cancels a request that nobody waits for any more."""
     request = w.requests[i]
     if request.status != WAITING and request.status != RUNNING:
         return
-    if request.first_token != 0 and request.status == RUNNING:
-        overhead_s = w.candidates[request.candidate].overhead_s
-        if request.first_token_s + overhead_s <= request.deadline_s:
-            return
     take_out(w, i)
     settle(w, i, CANCELLED, now_s)
 

@@ -165,6 +165,7 @@ class SimulationResult:
         tier_N: tier that answered or was last tried, -1 if none.
         probability_N: probability of the first choice under the behaviour policy.
         explored_N: exploration made the first choice.
+        rescued_N: it was sent to a smaller tier under way.
         predicted_N: predicted latency of the last choice, seconds.
         record_N: request of each recorded decision, by time.
         features_ECF: recorded features, float32.
@@ -185,6 +186,7 @@ class SimulationResult:
     tier_N: NDArray[np.int64]
     probability_N: NDArray[np.float64]
     explored_N: NDArray[np.bool_]
+    rescued_N: NDArray[np.bool_]
     predicted_N: NDArray[np.float64]
     record_N: NDArray[np.int64]
     features_ECF: NDArray[np.float32]
@@ -315,6 +317,7 @@ def result_of(world: World, workload: Workload) -> SimulationResult:
         tier_N=tier_N.astype(np.int64),
         probability_N=r["probability"].copy(),
         explored_N=r["explored"] == 1,
+        rescued_N=r["rescued"] == 1,
         predicted_N=r["predicted_s"].copy(),
         record_N=world.record_id[:records],
         features_ECF=world.record_CF[:records],
@@ -350,16 +353,17 @@ def _requests(config: SimulationConfig, workload: Workload, seed: int) -> NDArra
     requests = np.zeros(len(workload), state.REQUEST)
     tasks, task_N = config.catalog.tasks, workload.task_N
     soft = [t.soft_decay_s if t.reward_kind is RewardKind.SOFT else 0.0 for t in tasks]
-    first = [t.slo_kind is SloKind.FIRST_TOKEN for t in tasks]
+    first_N = np.array([t.slo_kind is SloKind.FIRST_TOKEN for t in tasks])[task_N]
     decay_N = np.array(soft)[task_N]
     requests["arrival_s"] = workload.arrival_N
     requests["deadline_s"] = workload.arrival_N + workload.slack_N
-    requests["cancel_s"] = requests["deadline_s"] + SOFT_GRACE * decay_N
+    # A stream whose first token is late goes on: its client reads along.
+    requests["cancel_s"] = np.where(first_N, np.inf, requests["deadline_s"] + SOFT_GRACE * decay_N)
     requests["decay_s"] = decay_N
     requests["prompt"] = workload.prompt_N
     requests["output"] = workload.output_N
     requests["task"] = task_N
-    requests["first_token"] = np.array(first, np.int8)[task_N]
+    requests["first_token"] = first_N
     rng = np.random.default_rng([seed, 1])
     requests["router"] = rng.integers(config.routers, size=len(workload))
     for name in ("candidate", "action", "row", "next", "previous"):

@@ -28,6 +28,8 @@ from services.common.triton.errors import (
 )
 
 CONTROL_TIMEOUT_S = 2.0
+QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+"""Reason of an answer that the tier ended at the request's timeout."""
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -427,7 +429,7 @@ def _error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
     if "maximum queue size" in lowered:
         return TierOverloadedError("QUEUE_FULL", text)
     if any(part in lowered for part in _OVERLOAD_TEXTS):
-        return TierOverloadedError("QUEUE_TIMEOUT", text)
+        return TierOverloadedError(QUEUE_TIMEOUT, text)
     if known_unavailable:
         return TierUnavailableError("UNAVAILABLE", text)
     if _INVALID_TEXT.match(text):

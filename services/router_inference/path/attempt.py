@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from router.types import SloKind
-from services.common.triton.client import TierChunk
+from services.common.triton.client import QUEUE_TIMEOUT, TierChunk
 from services.common.triton.errors import (
     TierDeadlineError,
     TierError,
@@ -70,6 +70,7 @@ class AttemptParts:
         tracing: spans.
         stragglers: calls past their deadline.
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
+        learn_slowness: True learns how slow each device is beside its profile.
         monotonic_s: tells the time.
     """
 
@@ -79,6 +80,7 @@ class AttemptParts:
     tracing: Tracing
     stragglers: Stragglers
     stream_tiers: bool
+    learn_slowness: bool
     monotonic_s: Callable[[], float]
 
 
@@ -182,7 +184,8 @@ class AttemptRun:
         row, fleet = choice.decision.action, choice.observation.fleet
         predicted_s = choice.predicted_s
         taken_s = attempt.end_s - attempt.start_s
-        view.fleet.on_end(row, fleet, predicted_s, taken_s, finished=finished)
+        if self._parts.learn_slowness:
+            view.fleet.on_end(row, fleet, predicted_s, taken_s, finished=finished)
         view.traffic.on_compared(
             attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
         )
@@ -197,7 +200,7 @@ class AttemptRun:
             await self._ended
             if receiving.done():
                 self.rescue = None  # the end came while the rescue was being arranged
-                receiving.result()
+                self._raise_failure(receiving)
             elif self.rescue is None:
                 raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
         finally:
@@ -205,9 +208,20 @@ class AttemptRun:
             self._is_over = True
             if not receiving.done():
                 left_s = self.job.cutoff_s - self._parts.monotonic_s()
-                if left_s > CUTOFF_TOLERANCE_S:
+                if self.rescue is not None or left_s > CUTOFF_TOLERANCE_S:
                     receiving.cancel()
                 self._parts.stragglers.keep(receiving)
+
+    def _raise_failure(self, receiving: asyncio.Task[None]) -> None:
+        """Raises what the tier failed with, if it did."""
+        try:
+            receiving.result()
+        except TierOverloadedError as error:
+            # Tiers know the deadline too: one that ends the request at it was not first to miss.
+            left_s = self.job.cutoff_s - self._parts.monotonic_s()
+            if error.reason == QUEUE_TIMEOUT and left_s <= CUTOFF_TOLERANCE_S:
+                raise TierDeadlineError(REASON_DEADLINE, error.detail) from None
+            raise
 
     def _end(self, _: object = None) -> None:
         """Wakes the attempt: the answer is complete or failed, its time is up, a rescue is due."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,7 +109,7 @@ class FakePool(ClientPool):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tiers: dict[str, FakeTier] = {}
+        self.tiers: dict[str, Any] = {}
 
     def get(self, address: str) -> Any:
         """Returns the fake tier of an address."""
@@ -188,6 +188,10 @@ def make_rig(
     experience: ExperienceStream | None = None,
     telemetry: Telemetry | None = None,
     profile: LatencyProfile = PROFILE,
+    tasks: Sequence[Task] = TASKS,
+    quality: QualityTable = QUALITY,
+    pool: FakePool | None = None,
+    mesh: Mapping[str, Any] | None = None,
     **own: Any,
 ) -> Rig:
     """Builds a router; call it inside a running loop."""
@@ -198,18 +202,19 @@ def make_rig(
                 "tiers": TIERS,
                 "profile": "unused.toml",
                 "quality": "unused.toml",
-                "tasks": [{"name": task.name, "default_deadline_s": 0.4} for task in TASKS],
+                "tasks": [{"name": task.name, "default_deadline_s": 0.4} for task in tasks],
                 "endpoints": [
                     {"name": f"e{i}", "address": f"127.0.0.1:{9000 + i}", "tiers": tuple(tiers)}
                     for i in range(endpoint_count)
                 ],
+                **(mesh or {}),
             },
             "router_inference": {"policy": policy, "fallback_policy": "greedy", "seed": 7, **own},
         }
     )
     files = MeshFiles(
-        catalog=Catalog.build(TIERS, TASKS, QUALITY),
-        quality=QUALITY,
+        catalog=Catalog.build(TIERS, tuple(tasks), quality),
+        quality=quality,
         profile=profile,
         endpoint_profiles={f"e{i}": profile for i in range(endpoint_count)},
     )
@@ -219,7 +224,7 @@ def make_rig(
     app = RouterInference(
         settings=settings, files=files, clock=clock, log=get_logger("test"), stores=stores
     )
-    pool = FakePool()
+    pool = pool or FakePool()
     core = app.build_core("r1", telemetry or Telemetry(None, _RANDOM), stores, pool)
     return Rig(app, core, pool, clock)
 

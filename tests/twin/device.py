@@ -1,0 +1,127 @@
+"""Tiers whose answers are timed like those of the simulator's devices, behind a live router.
+
+Queues, batches and iterations in plain Python, driven by the timers of the running loop. One
+iteration of one tier runs at a time; the tiers with work take turns (`trainer.simulation.engine`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.profile import TierProfile
+from services.common.triton.client import TierChunk
+from services.common.triton.errors import TierOverloadedError
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request at a tier; `made` is put for each token, None ends it at its timeout."""
+
+    prompt: int
+    output: int
+    made: int = 0
+    tokens: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+
+
+@dataclass
+class Tier:
+    """Queue and batch of one tier."""
+
+    profile: TierProfile
+    queue: list[Sequence] = field(default_factory=list)
+    batch: list[Sequence] = field(default_factory=list)
+
+
+class Device:
+    """The tiers of one endpoint, which share its time; stands for a `TritonClient`.
+
+    Args:
+        profiles: costs per model, in the order in which they take turns.
+        output_tokens: returns the true length of the answer to a request id.
+        slow: factor on every iteration's time.
+    """
+
+    def __init__(
+        self,
+        profiles: Mapping[str, TierProfile],
+        output_tokens: Callable[[str], int],
+        slow: float = 1.0,
+    ) -> None:
+        """Makes an idle device."""
+        self._tiers = {model: Tier(profile) for model, profile in profiles.items()}
+        self._order = list(self._tiers.values())
+        self._output_tokens = output_tokens
+        self._slow = slow
+        self._active: Tier | None = None
+        self._last = 0
+
+    async def close(self) -> None:
+        """Does nothing."""
+
+    async def generate(
+        self, model: str, prompt: str, max_output_tokens: int, **options: Any
+    ) -> AsyncGenerator[TierChunk, None]:
+        """Answers token by token; ends at the request's timeout, as a tier does."""
+        tier = self._tiers[model]
+        sequence = Sequence(len(prompt), self._output_tokens(options["request_id"]))
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(options["timeout_s"], sequence.tokens.put_nowait, None)
+        tier.queue.append(sequence)
+        if self._active is None:
+            self._start()
+        try:
+            while True:
+                made = await sequence.tokens.get()
+                if made is None:
+                    raise TierOverloadedError("QUEUE_TIMEOUT", "Request timeout expired")
+                is_last = made == sequence.output
+                yield TierChunk("x", 1, is_last, "stop" if is_last else "")
+                if is_last:
+                    return
+        finally:
+            timer.cancel()
+            for held in (tier.queue, tier.batch):
+                if sequence in held:
+                    held.remove(sequence)
+
+    def _start(self) -> None:
+        """Starts the next iteration of the next tier with work; idles if there is none."""
+        self._active = None
+        for turn in range(1, len(self._order) + 1):
+            place = (self._last + turn) % len(self._order)
+            tier = self._order[place]
+            if not tier.queue and not tier.batch:
+                continue
+            tokens = _admit(tier)
+            cost = tier.profile
+            duration_s = cost.step_s + cost.per_sequence_s * len(tier.batch)
+            duration_s += cost.per_prompt_token_s * tokens
+            self._active, self._last = tier, place
+            asyncio.get_running_loop().call_later(duration_s * self._slow, self._finish)
+            return
+
+    def _finish(self) -> None:
+        """Gives every sequence of the batch a token and starts the next iteration."""
+        tier = self._active
+        assert tier is not None
+        # The simulator files what ends with an iteration newest first.
+        for sequence in reversed(tier.batch):
+            sequence.made += 1
+            sequence.tokens.put_nowait(sequence.made)
+        tier.batch = [each for each in tier.batch if each.made < each.output]
+        self._start()
+
+
+def _admit(tier: Tier) -> float:
+    """Moves what fits from queue to batch, in order; returns the prompt tokens admitted."""
+    tokens, cost = 0.0, tier.profile
+    while tier.queue and len(tier.batch) < cost.max_batch:
+        head = tier.queue[0]
+        if tokens and tokens + head.prompt > cost.max_prompt_tokens_per_step:
+            break
+        tokens += head.prompt
+        tier.batch.append(tier.queue.pop(0))
+    return tokens

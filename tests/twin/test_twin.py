@@ -1,0 +1,74 @@
+"""The simulator's claim is that it is the router: the same requests, decision by decision.
+
+What is real on the live side: everything from the validated request to the experience record. What
+is left out, because only a live router has it: the slowness it learns per device, breakers and
+retries of endpoints that fail, the rescue of a request whose endpoint says nothing at all, and the
+time that answers travel. Policies that draw at random are left out too: each world has dice of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.twin.worlds import APART, Setting, Told, lived, policy_of, simulated, workload
+from trainer.shipped import POLICIES, shipped
+from trainer.simulation.workload import Times, gamma_renewal, poisson
+
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+
+SNAPSHOT = shipped(POLICIES, "opt-a100.safetensors").read_bytes()
+MIXED = (0.4, 0.3, 0.15, 0.15)
+"""Half of the requests have a hard deadline for the answer, the others a soft one, or one for the
+first token."""
+LOADS: dict[str, Callable[[np.random.Generator], Times]] = {
+    "calm": lambda rng: poisson(80.0, 1.5, rng),
+    "burst": lambda rng: gamma_renewal(300.0, 4.0, 1.2, rng),
+    "overload": lambda rng: poisson(1500.0, 0.6, rng),
+}
+WORLDS = {
+    "shared": Setting(),
+    "rescues": Setting(placement=APART),
+    "slow devices": Setting(placement=APART, slow=1.6),
+    "net off": Setting(safety=False),
+}
+COMPARED = ("static-large", "greedy", "price", "dqn")
+
+
+def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Told]:
+    """Returns what happened to a workload, live and simulated."""
+    arrival_N = LOADS[load](np.random.default_rng([seed, 0]))
+    offered = workload(arrival_N, MIXED, 0.4, seed)
+    live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
+    return live, simulated(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("policy", COMPARED)
+def test_the_simulator_is_the_router(policy: str, load: str, world: str) -> None:
+    """Decisions, refusals, rescues, ends, rewards and latencies agree one by one."""
+    for seed in (1, 2) if world == "slow devices" else (3,):
+        live, simulation = told_twice(policy, load, world, seed)
+        pairs = zip(live.stories, simulation.stories, strict=True)
+        different = [(i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]]
+        assert not different, f"{len(different)} requests, first (live, simulated): {different[:3]}"
+        for name in ("first_reward_N", "reward_N", "latency_N"):
+            np.testing.assert_allclose(
+                getattr(live, name), getattr(simulation, name), rtol=0.0, atol=1e-9, err_msg=name
+            )
+
+
+def test_the_worlds_are_eventful() -> None:
+    """Refusals, rescues, misses and answers in time all occur, so that comparing says something."""
+    ends: set[str] = set()
+    rescued = 0
+    for load, world in (("overload", "shared"), ("burst", "slow devices")):
+        told, _ = told_twice("static-large", load, world, 1)
+        ends |= {story.end for story in told.stories}
+        rescued += sum(story.is_rescued for story in told.stories)
+    assert ends == {"on_time", "late", "refused"}
+    assert rescued > 50
