@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import pathlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
 from opentelemetry.sdk.trace import TracerProvider
 
-from services.calibrate.calibration import Calibration, calibrate
-from services.calibrate.quality import QualityMeasurement, measure_quality
 from services.calibrate.tiers import LiveTier
+from services.demo import measure
 from services.demo import report as reports
-from services.demo.capacity import CapacityProbe, bounds, find_capacity, profile_rate_rps
+from services.demo.capacity import bounds
 from services.demo.control import MeshControl, seconds_left
 from services.demo.display import Display
+from services.demo.findings import Findings
 from services.demo.plan import LEARNED_POLICY, DemoPlan
-from services.demo.replay import PolicyRun, Replays
+from services.demo.replay import Replays
 from services.demo.versions import backend_versions
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
@@ -33,27 +31,8 @@ from trainer.evaluation.report.facts import package_versions
 from trainer.reference_tiers import tasks as reference_tasks
 
 MESH_NAME = "demo"
-PROFILE_NAME = "reference"
-LARGEST = REFERENCE_TIERS[-1]
 TRAIN_EXTRA_S = 150.0
 """What training may take beyond its budget: start of the worker, compiling, publishing."""
-MEASURED_SEED_OFFSET = 7
-
-
-@dataclasses.dataclass
-class Findings:
-    """What the demo found out so far; filled step by step."""
-
-    quality: QualityMeasurement | None = None
-    calibration: Calibration | None = None
-    deadline_s: float = 0.0
-    probes: list[CapacityProbe] = dataclasses.field(default_factory=list)
-    capacity_rps: float = 0.0
-    learned_version: str = ""
-    runs: list[PolicyRun] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    trace_id: str = ""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Demo:
@@ -66,7 +45,6 @@ class Demo:
         self._display = display
         self._found = Findings()
         self._began_s = time.monotonic()
-        self._planned_count = 0
 
     async def run(self) -> dict[str, Any]:
         """Runs all steps; no process is left afterwards, however it ends.
@@ -78,15 +56,17 @@ class Demo:
             CommandError: A step failed; the text says which.
         """
         mesh = self._mesh()
-        machine = reports.machine_facts(mesh.layout.service_cores, mesh.layout.device_cores)
+        layout = mesh.layout
+        self._found.machine = reports.machine_facts(layout.service_cores, layout.device_cores)
         # This process, its progress bars and plots stay off the tiers' processor.
-        os.sched_setaffinity(0, mesh.layout.service_cores)
+        os.sched_setaffinity(0, layout.service_cores)
         async with mesh:
             await self._start_and_measure(mesh)
             async with self._controlled(mesh) as control:
                 replays = self._replays(mesh, control)
                 await self._trace_one(mesh)
-                await self._measure_capacity(control, replays)
+                await control.switch_policy(f"static-{measure.LARGEST}")
+                await self._measure_capacity(replays)
                 await self._train(control)
                 await self._replay_all(control, replays)
             self._found.versions = {
@@ -96,7 +76,10 @@ class Demo:
             self._display.begin("stopping the mesh")
         self._display.done("mesh stopped, no process left")
         self._display.begin("drawing the report")
-        report = self._write(mesh, machine)
+        facts = self._found.facts(
+            self._plan, kind=mesh.options.fleet.kind, took_s=time.monotonic() - self._began_s
+        )
+        report = reports.write_report(self._out, facts, self._found.runs, tiers=REFERENCE_TIERS)
         self._display.done(f"report written to {self._out}")
         return report
 
@@ -125,61 +108,19 @@ class Demo:
             LiveTier(tier, tier, mesh.addresses["triton_grpc"], "triton-0", "device")
             for tier in REFERENCE_TIERS
         ]
-        await self._measure_quality(tiers)
-        await self._calibrate(tiers)
+        found = self._found
+        found.quality = await measure.tier_quality(tiers, self._plan, show)
+        found.calibration, found.deadline_s = await measure.tier_latency(tiers, self._plan, show)
         mesh.quality = mesh.folder / "quality.toml"
         mesh.profile = mesh.folder / "profile.toml"
-        assert self._found.quality is not None
-        assert self._found.calibration is not None
         mesh.quality.write_text(
-            self._found.quality.to_toml(PROFILE_NAME, "Measured by `tiercel demo`.")
+            found.quality.to_toml(measure.PROFILE_NAME, "Measured by `tiercel demo`.")
         )
-        mesh.profile.write_text(self._found.calibration.to_toml())
-        mesh.tasks = reference.task_entries(self._found.deadline_s)
+        mesh.profile.write_text(found.calibration.to_toml())
+        mesh.tasks = reference.task_entries(found.deadline_s)
         show.begin("starting load monitor, trainer and router")
         await mesh.start_services()
         show.done(f"load monitor, trainer and router are up ({mesh.router_addresses[0]})")
-
-    async def _measure_quality(self, tiers: list[LiveTier]) -> None:
-        show, plan = self._display, self._plan
-        show.begin("measuring quality by exact match")
-        total = plan.examples * len(reference_tasks.task_names()) * len(tiers)
-        answered = 0
-
-        def on_answer(tier: str) -> None:
-            nonlocal answered
-            answered += 1
-            show.update(answered / total, tier)
-
-        measured = await measure_quality(
-            tiers, example_count=plan.examples, seed=plan.seed, on_answer=on_answer
-        )
-        self._found.quality = measured
-        means = {
-            tier: float(np.mean([measured.standardised(task, tier) for task in measured.scores]))
-            for tier in measured.tiers
-        }
-        listed = ", ".join(f"{tier} {value:.2f}" for tier, value in means.items())
-        show.done(f"quality, mean of the tasks: {listed}")
-
-    async def _calibrate(self, tiers: list[LiveTier]) -> None:
-        show, plan = self._display, self._plan
-        show.begin("measuring latency")
-        measured = await calibrate(
-            tiers,
-            name=PROFILE_NAME,
-            run_s=plan.calibrate_run_s,
-            seed=plan.seed,
-            on_step=lambda text, share: show.update(share, text),
-        )
-        self._found.calibration = measured
-        p95_s = measured.unloaded_p95_s[LARGEST]
-        self._found.deadline_s = plan.deadline_s(measured.unloaded_p50_s[LARGEST], p95_s)
-        error = max(fit.median_error for fit in measured.fits.values())
-        show.done(
-            f"latency profile: large alone p95 {p95_s * 1e3:.0f} ms, so the deadline is"
-            f" {self._found.deadline_s * 1e3:.0f} ms (fit error up to {error:.2f})"
-        )
 
     @contextlib.asynccontextmanager
     async def _controlled(self, mesh: EmbeddedMesh) -> AsyncIterator[MeshControl]:
@@ -216,32 +157,13 @@ class Demo:
         planned = max(1, event["planned"])
         self._display.update(event["offered"] / planned, f"on time so far {share:.3f}")
 
-    async def _measure_capacity(self, control: MeshControl, replays: Replays) -> None:
-        """Static-large's capacity through the whole mesh, at the demo's deadline."""
-        show, found = self._display, self._found
+    async def _measure_capacity(self, replays: Replays) -> None:
+        found = self._found
         assert found.calibration is not None
-        await control.switch_policy(f"static-{LARGEST}")
-        profile = found.calibration.profile.tiers[LARGEST]
-        count = 0
-
-        async def probe(rate_rps: float) -> float:
-            nonlocal count
-            count += 1
-            show.begin(f"capacity of static-large: {rate_rps:.1f} requests/s?")
-            availability = await replays.availability(rate_rps, count)
-            show.done(f"static-large at {rate_rps:.1f} requests/s: availability {availability:.3f}")
-            return availability
-
-        prompt, output = _mean_shape()
-        first = profile_rate_rps(profile, prompt, output)
-        found.probes = await find_capacity(probe, first * 0.7, self._plan.probe_count)
+        found.probes = await measure.static_capacity(
+            found.calibration, replays, self._plan, self._display
+        )
         found.capacity_rps, _ = bounds(found.probes)
-        if not found.capacity_rps:
-            tried = ", ".join(f"{each.rate_rps:.1f}" for each in found.probes)
-            raise CommandError(
-                f"static-large held none of the rates tried ({tried} requests/s); is this machine"
-                " busy with something else?"
-            )
 
     async def _train(self, control: MeshControl) -> None:
         """Trains on this machine's own profile; without a learned policy the others still run."""
@@ -308,37 +230,3 @@ class Demo:
                 raise CommandError(f"the first request through the mesh failed: {error}") from None
         provider.shutdown()
         self._found.trace_id = answer.trace_id
-
-    def _write(self, mesh: EmbeddedMesh, machine: dict[str, Any]) -> dict[str, Any]:
-        found = self._found
-        assert found.quality is not None
-        assert found.calibration is not None
-        phases = self._plan.phases(found.capacity_rps)
-        facts = {
-            "quality": found.quality.to_json(),
-            "machine": machine,
-            "versions": found.versions,
-            "deadline_s": found.deadline_s,
-            "static_large_capacity_rps": round(found.capacity_rps, 3),
-            "burst_rps": phases[1]["rate_rps"],
-            "seed": self._plan.seed,
-            "trace_id": found.trace_id,
-            "phases": phases,
-            "capacity_probes": [dataclasses.asdict(each) for each in found.probes],
-            "calibration": found.calibration.to_json(),
-            "kind": mesh.options.fleet.kind,
-            "notes": found.notes,
-            "took_s": round(time.monotonic() - self._began_s, 1),
-        }
-        return reports.write_report(self._out, facts, found.runs, tiers=REFERENCE_TIERS)
-
-
-def _mean_shape() -> tuple[float, float]:
-    """Mean prompt and output tokens of the mix, the output's end token included."""
-    examples = [
-        each
-        for name in reference_tasks.task_names()
-        for each in reference_tasks.eval_set(name, 100)
-    ]
-    prompt = float(np.mean([len(each.prompt) for each in examples]))
-    return prompt, float(np.mean([len(each.answer) + 1 for each in examples]))

@@ -1,0 +1,24 @@
+"""What ``tiercel demo`` prints."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from services.cli.demo import result_table
+from services.cli.output import console
+from services.demo.plan import PHASES
+from services.demo.report import write_report
+from tests.unit.services.demo.runs import TIERS, facts, records, run_of
+
+
+def test_the_final_table_shows_every_policy_and_phase(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nine columns of numbers and the mix, one row per phase."""
+    report = write_report(tmp_path, facts(), [run_of("dqn", records(1))], tiers=TIERS)
+    console().print(result_table(report))
+    out = capsys.readouterr().out
+    assert all(phase in out for phase in PHASES)
+    assert "dqn" in out
