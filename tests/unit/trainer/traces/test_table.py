@@ -1,4 +1,4 @@
-"""Broken trace files: one error each, with file, line, column and what is wrong."""
+"""A file that is not as promised: one error that names file, line and column."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ import pytest
 
 from tests.unit.trainer.traces import files
 from trainer.traces import read, table
-from trainer.traces.__main__ import main
 from trainer.traces.read import KINDS, read_trace
 from trainer.traces.trace import TraceFileError
 
 REQUESTS = [(0.0, 10, 1), (1.0, 20, 2), (2.0, 30, 3), (3.0, 40, 4)]
+
+
 GOOD: dict[str, tuple[list[str], list[list[object]]]] = {
     "azure-llm": (files.LLM, files.llm_rows(REQUESTS)),
     "burstgpt": (files.BURSTGPT, files.burstgpt_rows(REQUESTS)),
     "azure-functions-2021": (files.FUNCTIONS_2021, files.call_rows([(1.0, 0.1), (2.0, 0.1)])),
     "azure-functions-2019": (files.FUNCTIONS_2019, files.count_rows([{1: 5}, {2: 5}])),
 }
+
+
 NUMBER = "must be a number from 0 to 1000000000"
+
+
 WHOLE = "must be a whole number from 0 to 1000000000"
+
+
 STAMP = "must be a date and time like"
+
 
 CELLS = [
     # kind, column, what stands in line 3, message
@@ -261,9 +269,3 @@ def test_an_empty_part_is_named(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", "azure-llm")
     with pytest.raises(TraceFileError, match=r"has 0 request\(s\) from 50 to 60 s"):
         read_trace(path, start_s=50.0, duration_s=10.0)
-
-
-def test_the_command_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No traceback: the error on the error output, exit code 2."""
-    assert main([str(tmp_path / "t.csv")]) == 2
-    assert capsys.readouterr().err.strip().endswith("t.csv: no such file")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
 import subprocess
+from pathlib import Path
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[4]
+from tests.unit.deploy.manifests import ROOT
+
 PYTHON = ROOT / ".venv-triton" / "bin" / "python"
-CHECK = pathlib.Path(__file__).with_name("compare_engine.py")
+CHECK = Path(__file__).with_name("compare_engine.py")
 
 
 @pytest.mark.triton

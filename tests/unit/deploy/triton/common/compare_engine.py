@@ -1,6 +1,6 @@
 """Prints the largest difference of logits between the serving engine and ``transformers``.
 
-Run by ``test_engine.py`` inside ``.venv-triton``: ``compare_engine.py deploy/triton small``.
+Run by its test inside ``.venv-triton``: ``compare_engine.py deploy/triton small``.
 """
 
 from __future__ import annotations
