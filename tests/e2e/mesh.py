@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 from services.loadgen.process import run_load
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import parse_spec
+from tests.waiting import until_sync
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0
@@ -57,11 +57,8 @@ class Mesh:
 
     def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
         """Waits for a condition of the running processes; fails with `what` after `limit_s`."""
-        give_up_s = time.monotonic() + limit_s
-        while not condition():
-            assert time.monotonic() < give_up_s, f"{what} did not happen within {limit_s:g} s"
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
+        until_sync(lambda: condition() or self.process.poll() is not None, what, limit_s)
+        assert self.process.poll() is None, self.log.read_text()
 
     def is_restarted(self, name: str, old_pid: int) -> bool:
         """Says whether a child runs again under another pid."""
@@ -100,14 +97,18 @@ def start_mesh(folder: Path, *arguments: str, variables: Mapping[str, str] | Non
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-    give_up_s = time.monotonic() + START_LIMIT_S
-    # The JSON closes with a brace in the first column once everything serves.
-    while "\n}" not in log.read_text():
+    try:
+        # The JSON closes with a brace in the first column once everything serves.
+        until_sync(
+            lambda: "\n}" in log.read_text() or process.poll() is not None,
+            "the mesh serves",
+            START_LIMIT_S,
+        )
         assert process.poll() is None, log.read_text()
-        if time.monotonic() > give_up_s:
-            process.send_signal(signal.SIGINT)
-            raise AssertionError(f"the mesh did not start:\n{log.read_text()}")
-        time.sleep(0.1)
+    except AssertionError:
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_LIMIT_S)
+        raise
     run_folder = folder / "run" / "e2e"
     return Mesh(process, json.loads((run_folder / "mesh.json").read_text()), run_folder, log)
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
+from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 
 from services.loadgen.records import FAILED, ON_TIME, RunRecords, summarize
 from tests.e2e.mesh import Mesh
+from tests.waiting import until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(240)]
 
 RATE_RPS = 30.0
-LOAD_S = 6.0
-FAULT_AFTER_S = 2.0
+LOAD_S = 5.0
+FAULT_AFTER_S = 1.0
 # The longest an endpoint's restart may take, seen from the mesh: Triton's own start included.
 RECOVERY_LIMIT_S = 90.0
 
@@ -27,8 +30,8 @@ RECOVERY_LIMIT_S = 90.0
 async def load_with_fault(mesh: Mesh, name: str, number: signal.Signals) -> tuple[RunRecords, int]:
     """Offers load and signals a child in the middle of it; returns the records and its pid."""
     load = asyncio.create_task(mesh.load([("fault", LOAD_S, RATE_RPS)], seed=7))
-    # The generator counts its own start; what matters is only that the fault falls into the load.
-    await asyncio.sleep(FAULT_AFTER_S + 1.0)
+    await until(lambda: _in_flight_count(mesh), "the load begins")
+    await asyncio.sleep(FAULT_AFTER_S)
     pid = mesh.signal(name, number)
     return await load, pid
 
@@ -90,6 +93,17 @@ async def test_a_drained_router_fails_no_request(mesh: Mesh) -> None:
     assert summary["failed"] == 0, summary
     assert summary["availability"] >= 0.99, summary
     mesh.wait_until(lambda: mesh.is_restarted("router-inference-1", pid), "the router's restart")
+
+
+async def _in_flight_count(mesh: Mesh) -> int:
+    """Returns how many requests are under way at the routers."""
+    count = 0
+    for address in mesh.routers:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = pb_grpc.RouterInferenceServiceStub(channel)
+            status = await stub.GetRouterStatus(pb.GetRouterStatusRequest(), timeout=5.0)
+            count += status.in_flight_count
+    return count
 
 
 def _answers(mesh: Mesh) -> bool:

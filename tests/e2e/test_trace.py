@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind
 
 from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
 from tests.fakes.otlp_sink import OtlpSink, Span, edges
+from tests.waiting import until_sync
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
@@ -76,11 +77,13 @@ def spans(traced_mesh: Mesh, sink: OtlpSink) -> list[Span]:
     found: list[Span] = []
     for _ in range(ATTEMPTS):
         own = _ask(traced_mesh.routers[0])
-        give_up_s = time.monotonic() + EXPORT_LIMIT_S
-        while not edges(found).issuperset(EDGES) and time.monotonic() < give_up_s:
-            time.sleep(0.1)
-            found = [own, *sink.of_trace(own.trace_id)]
-        if edges(found).issuperset(EDGES):
+
+        def is_whole(own: Span = own) -> bool:
+            found[:] = [own, *sink.of_trace(own.trace_id)]
+            return edges(found).issuperset(EDGES)
+
+        with suppress(AssertionError):
+            until_sync(is_whole, "the trace is whole", EXPORT_LIMIT_S)
             break
     return found
 

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -397,10 +396,8 @@ def test_stop_signal_drains_within_the_grace(deployment: Deployment, service: st
     process = deployment.processes[service]
     grace_s = pod(rendered("base"), service)["terminationGracePeriodSeconds"]
     assert grace_s > section("reference", service)["lame_duck_s"]
-    start_s = time.monotonic()
     process.popen.send_signal(signal.SIGTERM)
     _wait_until(process, lambda: _health(process.ports["grpc"]) != "SERVING", "still SERVING")
     assert _health(process.ports["grpc"]) == "NOT_SERVING"
     assert process.popen.wait(timeout=grace_s) == 0, process.output()
-    assert time.monotonic() - start_s < grace_s
     assert "Traceback" not in process.output()

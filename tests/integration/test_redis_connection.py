@@ -37,7 +37,7 @@ async def test_a_server_that_never_answers_costs_only_the_timeout(
     """A silent peer is a StateUnavailableError, not a hang."""
 
     async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
         writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink, Span, edges
 from tests.fakes.router_process import mesh_toml, router_process
+from tests.waiting import until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -89,10 +88,7 @@ async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpS
             await _ask(router.address)
         # Leaving the router's process flushed its spans. Triton exports on its own schedule of a
         # few seconds, and a stop that runs into its exit timeout loses what it still holds.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(EXPORT_LIMIT_S):
-                while not _whole(sink):
-                    await asyncio.sleep(0.1)
+        await until(lambda: _whole(sink), "a whole trace is exported", EXPORT_LIMIT_S)
     finally:
         await server.stop_async()
     whole = _whole(sink)
@@ -103,7 +99,9 @@ async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpS
     assert decision.attributes["tiercel.policy_version"].startswith("price@")
     [request] = [span for span in spans if span.name == "tiercel.request"]
     assert request.events == ("gen_ai.first_token",)
-    assert {span.trace_id for span in sink.spans} == set(TRACES)
+    # Triton takes the text of a `traceparent` for zero-terminated, so it may trace any request.
+    own = {span.trace_id for span in sink.spans if span.service != "triton"}
+    assert own == set(TRACES)
 
 
 async def _ask(address: str) -> None:

@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from tests.fakes.router import FakeRouter, abort, serve
+from tests.waiting import until
 from tiercel import (
     Answer,
     AsyncClient,
@@ -167,8 +168,7 @@ async def test_cancelling_a_call_cancels_it_at_the_router() -> None:
     server, address = await serve(router)
     async with AsyncClient(address) as client:
         task = asyncio.create_task(client.generate("ab", task="sort"))
-        while not router.specs:
-            await asyncio.sleep(0.01)
+        await until(lambda: router.specs, "the call reaches the router")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import pathlib
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from services.local.child import Child, ChildError, ChildSpec
 from tests.unit.services.local.children import SLEEPER, spec_of
+from tests.waiting import until, until_sync
 
 STUBBORN = (
     "import signal, subprocess, sys, time, pathlib;"
@@ -40,11 +39,7 @@ async def test_a_stubborn_child_and_its_own_children_are_killed(tmp_path: pathli
     await child.start()
     grandchild = int((tmp_path / "one.ready").read_text())
     await child.stop()
-    for _ in range(100):
-        if not psutil.pid_exists(grandchild):
-            break
-        await asyncio.sleep(0.02)
-    assert not psutil.pid_exists(grandchild)
+    await until(lambda: not psutil.pid_exists(grandchild), "the grandchild ends")
 
 
 async def test_a_child_that_dies_while_starting_says_why(tmp_path: pathlib.Path) -> None:
@@ -83,8 +78,4 @@ asyncio.run(main())
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    for _ in range(200):
-        if not psutil.pid_exists(pid):
-            break
-        time.sleep(0.02)
-    assert not psutil.pid_exists(pid)
+    until_sync(lambda: not psutil.pid_exists(pid), "the child ends with its supervisor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import pathlib
@@ -15,6 +14,7 @@ from services.local import supervisor
 from services.local.child import Child
 from services.local.supervisor import Supervisor
 from tests.unit.services.local.children import SLEEPER, spec_of
+from tests.waiting import until
 
 
 async def test_the_supervisor_ends_a_child_that_answers_nothing(
@@ -34,10 +34,7 @@ async def test_the_supervisor_ends_a_child_that_answers_nothing(
     keeper = Supervisor(say=said.append)
     await keeper.start([dataclasses.replace(spec_of(tmp_path), is_alive=is_alive)])
     first = keeper.children["one"].pid
-    for _ in range(500):
-        if "one is back" in said:
-            break
-        await asyncio.sleep(0.02)
+    await until(lambda: "one is back" in said, "the child is back")
     assert said == [
         "one runs but answers nothing; ending it",
         "one ended (signal 9); starting it again in 0.01 s",
@@ -58,10 +55,7 @@ async def test_the_supervisor_starts_an_ended_child_again(
     first = keeper.children["one"].pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    for _ in range(500):
-        if "one is back" in said:
-            break
-        await asyncio.sleep(0.02)
+    await until(lambda: "one is back" in said, "the child is back")
     assert said[0].startswith("one ended (signal 9)")
     assert said[-1] == "one is back"
     assert keeper.children["one"].pid != first
@@ -77,10 +71,7 @@ async def test_a_child_with_wrong_settings_stays_down(tmp_path: pathlib.Path) ->
     keeper = Supervisor(say=said.append)
     code = SLEEPER.replace("time.sleep(600)", "time.sleep(0.2); print('bad key'); sys.exit(2)")
     await keeper.start([spec_of(tmp_path, code)])
-    for _ in range(200):
-        if said:
-            break
-        await asyncio.sleep(0.02)
+    await until(lambda: said, "the supervisor says something")
     assert said == ["one refuses its settings and stays down: bad key"]
     await keeper.stop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -37,7 +37,7 @@ class Job:
 
     def hang(self) -> None:
         """Never answers."""
-        time.sleep(3600)
+        threading.Event().wait()
 
     def die(self) -> None:
         """Is killed."""
