@@ -92,7 +92,7 @@ class TrainerApplication:
             clock=clock,
             log=log,
             metrics=metrics,
-            fallback_initial=lambda: shipped,
+            fallback_initial=shipped,
         )
         simulated = SimulatedTraining(
             settings=settings, spec=spec, registry=registry, gate=gate, log=log

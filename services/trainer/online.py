@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from router.dqn.snapshot import load_snapshot
@@ -28,32 +28,31 @@ _BACKOFF_S = 1.0
 _MOST_DEATHS = 5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineTraining:
-    """The body of online runs."""
+    """The body of online runs.
 
-    def __init__(
-        self,
-        *,
-        settings: TrainerSettings,
-        deadline_s: float,
-        stream: ExperienceStream,
-        registry: PolicyRegistry,
-        gate: Gate,
-        clock: Clock,
-        log: Logger,
-        metrics: TrainerMetrics,
-        fallback_initial: Callable[[], bytes | None],
-    ) -> None:
-        """Takes the parts; `fallback_initial` gives the start where no snapshot is active."""
-        self._settings = settings
-        self._deadline_s = deadline_s
-        self._stream = stream
-        self._registry = registry
-        self._gate = gate
-        self._clock = clock
-        self._log = log
-        self._metrics = metrics
-        self._fallback_initial = fallback_initial
+    Attributes:
+        settings: the trainer's settings.
+        deadline_s: deadline that sets the time scale, seconds.
+        stream: where experience comes from.
+        registry: where policies are published.
+        gate: judge of what is to be promoted.
+        clock: clock.
+        log: log.
+        metrics: metrics.
+        fallback_initial: the start where no snapshot is active; None for fresh weights.
+    """
+
+    settings: TrainerSettings
+    deadline_s: float
+    stream: ExperienceStream
+    registry: PolicyRegistry
+    gate: Gate
+    clock: Clock
+    log: Logger
+    metrics: TrainerMetrics
+    fallback_initial: bytes | None
 
     async def __call__(self, run: Run) -> None:
         """Runs until `run.step_count` learner steps are done, for ever if it is 0."""
@@ -64,41 +63,36 @@ class OnlineTraining:
             await session.worker.close()
 
     async def _worker(self, run: Run) -> Worker:
-        settings = self._settings
-        active = await self._registry.active()
+        settings = self.settings
+        active = await self.registry.active()
         initial = active.snapshot if active is not None and active.snapshot else None
         spec = OnlineSpec(
             path=settings.data_dir / "online.state",
-            deadline_s=self._deadline_s,
+            deadline_s=self.deadline_s,
             patience_s=settings.patience_s,
             min_transitions=settings.min_transitions,
             replay_capacity=settings.replay_capacity,
             hidden_count=settings.hidden_count,
             seed=run.seed,
-            initial=initial or self._fallback_initial(),
+            initial=initial or self.fallback_initial,
         )
-        return Worker(OnlineJob, (spec,), nice=settings.worker_nice, log=self._log)
+        return Worker(OnlineJob, (spec,), nice=settings.worker_nice, log=self.log)
 
 
 class _Session:
     """One run's state."""
 
     def __init__(self, parts: OnlineTraining, run: Run, worker: Worker) -> None:
-        self._settings = parts._settings
-        self._stream = parts._stream
-        self._registry = parts._registry
-        self._gate = parts._gate
-        self._clock = parts._clock
-        self._log = parts._log
-        self._metrics = parts._metrics
+        self._parts = parts
+        self._settings = settings = parts.settings
+        self._clock = parts.clock
         self._run = run
         self.worker = worker
-        settings = self._settings
         self._consumer = ExperienceConsumer(
-            stream=self._stream,
-            clock=self._clock,
-            log=self._log,
-            metrics=self._metrics,
+            stream=parts.stream,
+            clock=parts.clock,
+            log=parts.log,
+            metrics=parts.metrics,
             group=settings.consumer_group,
             consumer=settings.consumer,
             read_count=settings.read_count,
@@ -108,12 +102,12 @@ class _Session:
         self._first_step: int | None = None
         self._published_step = 0
         self._deaths = 0
+        now_s = parts.clock.monotonic_s()
+        self._save_due_s = now_s + settings.save_interval_s
+        self._publish_due_s = now_s + settings.publish_interval_s
 
     async def run(self) -> None:
         """Works until the planned steps are done."""
-        start_s = self._clock.monotonic_s()
-        self._save_due_s = start_s + self._settings.save_interval_s
-        self._publish_due_s = start_s + self._settings.publish_interval_s
         while True:
             try:
                 if self._first_step is None:
@@ -160,14 +154,14 @@ class _Session:
     async def _report(self, status: LoopStatus, elapsed_s: float) -> None:
         done = status.step_count - (self._first_step or 0)
         before = self._run.progress.step_count
-        metrics = self._metrics
+        metrics = self._parts.metrics
         metrics.steps.set(status.step_count)
         metrics.transitions.set(status.transition_count)
         metrics.waiting.set(status.waiting_count)
         metrics.loss.set(status.loss or 0.0)
         metrics.mean_reward.set(status.mean_reward or 0.0)
         with suppress(StateUnavailableError):  # shown by store_reachable
-            metrics.backlog.set(await self._stream.count())
+            metrics.backlog.set(await self._parts.stream.count())
         await self._run.update(
             step_count=done,
             transition_count=status.transition_count,
@@ -181,8 +175,8 @@ class _Session:
             keys = await self._call("save")
         except WorkerError as error:
             # A full disk: the former state stays valid and the stream keeps what it holds.
-            self._metrics.save_failures.inc()
-            self._log.error("save_failed", reason=str(error))
+            self._parts.metrics.save_failures.inc()
+            self._parts.log.error("save_failed", reason=str(error))
             return
         await self._consumer.settle(keys)
 
@@ -191,7 +185,7 @@ class _Session:
         blob: bytes = await self._call("snapshot", {"training_id": self._run.progress.training_id})
         parent = load_snapshot(blob).training.get("parent") or "none"
         text = f"online, {status.transition_count} transitions, parent {parent}"
-        record = await self._registry.publish(blob, text)
+        record = await self._parts.registry.publish(blob, text)
         self._published_step = status.step_count
         await self._run.update(policy_version=record.version)
         if not self._run.promote:
@@ -199,15 +193,15 @@ class _Session:
         try:
             # What the gate refuses is rejected and logged there; learning goes on.
             with suppress(GateRefusedError):
-                await self._gate.promote(self._registry, record, blob)
+                await self._parts.gate.promote(self._parts.registry, record, blob)
         except (WorkerDiedError, WorkerError) as error:
-            self._log.error("gate_failed", reason=str(error))
+            self._parts.log.error("gate_failed", reason=str(error))
 
     async def _after_death(self, error: WorkerDiedError) -> None:
         """Lets the next call start a new worker from the saved state; gives up after a few."""
         self._deaths += 1
-        self._metrics.worker_failures.inc()
-        self._log.error("worker_died", reason=str(error), count=self._deaths)
+        self._parts.metrics.worker_failures.inc()
+        self._parts.log.error("worker_died", reason=str(error), count=self._deaths)
         if self._deaths > _MOST_DEATHS:
             raise error
         self._consumer.forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from services.common.log import Logger
@@ -17,29 +18,28 @@ _START_S = 120.0
 """Allowance beside the budget for starting, compiling and evaluating, seconds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedTraining:
-    """The body of simulated runs."""
+    """The body of simulated runs.
 
-    def __init__(
-        self,
-        *,
-        settings: TrainerSettings,
-        spec: MeshSpec,
-        registry: PolicyRegistry,
-        gate: Gate,
-        log: Logger,
-    ) -> None:
-        """Takes the mesh to simulate and where the result goes."""
-        self._settings = settings
-        self._spec = spec
-        self._registry = registry
-        self._gate = gate
-        self._log = log
+    Attributes:
+        settings: the trainer's settings.
+        spec: the mesh to simulate.
+        registry: where the result is published.
+        gate: judge of what is to be promoted.
+        log: log.
+    """
+
+    settings: TrainerSettings
+    spec: MeshSpec
+    registry: PolicyRegistry
+    gate: Gate
+    log: Logger
 
     async def __call__(self, run: Run) -> None:
         """Trains for the configured budget, publishes, and promotes if asked and passed."""
-        settings = self._settings
-        worker = Worker(SimulationJob, (), nice=settings.worker_nice, log=self._log)
+        settings = self.settings
+        worker = Worker(SimulationJob, (), nice=settings.worker_nice, log=self.log)
         updates: set[asyncio.Task[None]] = set()
 
         def on_progress(value: tuple[float, dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ class SimulatedTraining:
         try:
             blob = await worker.call(
                 "train",
-                self._spec,
+                self.spec,
                 run.seed,
                 settings.simulated_budget_s,
                 None,
@@ -60,11 +60,11 @@ class SimulatedTraining:
         finally:
             await worker.close()
             await asyncio.gather(*updates, return_exceptions=True)
-        text = f"simulated, profile {self._spec.profile.name}, seed {run.seed}"
-        record = await self._registry.publish(blob, text)
+        text = f"simulated, profile {self.spec.profile.name}, seed {run.seed}"
+        record = await self.registry.publish(blob, text)
         await run.update(policy_version=record.version)
         if run.promote:
-            await self._gate.promote(self._registry, record, blob)
+            await self.gate.promote(self.registry, record, blob)
 
     async def _report(self, run: Run, share: float, facts: dict[str, Any]) -> None:
         """Takes over what the trainer reports; facts it does not name stay as they are."""
@@ -72,5 +72,5 @@ class SimulatedTraining:
         changes = {key: facts[key] for key in known if facts.get(key) is not None}
         if "steps_per_second" in facts:
             changes["steps_per_second"] = facts["steps_per_second"]
-        left_s = (1.0 - min(1.0, share)) * self._settings.simulated_budget_s
+        left_s = (1.0 - min(1.0, share)) * self.settings.simulated_budget_s
         await run.update(time_left_s=left_s, **changes)

@@ -24,7 +24,7 @@ from services.load_monitor.app import REDIS_HEALTH, SERVICE, LoadMonitorApp, bui
 from services.load_monitor.settings import Settings
 from tests.conftest import RedisServer
 from tests.details import details_of
-from tests.unit.services.common.test_settings import PROFILE
+from tests.unit.services.common.settings_file import PROFILE
 from tests.waiting import LIMIT_S, until, until_sync
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb

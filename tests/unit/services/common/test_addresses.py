@@ -1,0 +1,46 @@
+"""Addresses: what is one, and who can reach it."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.common.addresses import HostPort, parse_address
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:8001", "triton-0.mesh:1", "[::1]:65535"])
+def test_an_address_is_written_as_it_was_read(text: str) -> None:
+    """Names, IPv4 and bracketed IPv6 survive the way through."""
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nowhere", "expected host:port"),
+        (":80", "expected host:port"),
+        ("http://host:80", "expected host:port"),
+        ("[::g]:80", "no IPv6 address"),
+        ("host:0", "from 1 to 65535"),
+        ("host:65536", "from 1 to 65535"),
+        ("host:8o", "from 1 to 65535"),
+        ("host:٣", "from 1 to 65535"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str, problem: str) -> None:
+    """The message says what is expected."""
+    with pytest.raises(ValueError, match=problem):
+        parse_address(text)
+
+
+def test_port_zero_is_for_listening_only() -> None:
+    """Any free port makes sense only for who listens."""
+    assert parse_address("127.0.0.1:0", allow_port_zero=True) == HostPort("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("localhost", True), ("127.8.9.1", True), ("::1", True), ("0.0.0.0", False), ("h", False)],
+)
+def test_loopback_is_this_machine_only(host: str, is_loopback: bool) -> None:
+    """A name other than localhost may be anybody."""
+    assert HostPort(host, 1).is_loopback is is_loopback

@@ -1,0 +1,189 @@
+"""Experience from the stream: read once, acknowledged once saved, never lost on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.log import get_logger
+from services.common.state.experience_stream import MemoryExperienceStream
+from services.trainer.consumer import ExperienceConsumer
+from services.trainer.metrics import TrainerMetrics
+from tests.fakes.clock import FakeClock
+from tests.fakes.state_store import SwitchableStore
+from tiercel.common.v1 import common_pb2, experience_pb2
+
+GROUP = "trainer"
+ORPHAN_S = 100.0
+CLAIM_IDLE_S = 30.0
+
+Key = tuple[str, int, int]
+
+
+def key(sequence: int) -> Key:
+    """Returns the key of a decision."""
+    return ("r0", 7, sequence)
+
+
+def decision(sequence: int) -> bytes:
+    """Returns a decision as the stream holds it."""
+    record = experience_pb2.DecisionRecord(
+        router_id="r0",
+        epoch=7,
+        sequence=sequence,
+        candidates=[common_pb2.Candidate(tier="small", endpoint="e0")],
+        behavior_probability=1.0,
+    )
+    return experience_pb2.ExperienceEntry(decision=record).SerializeToString()
+
+
+def outcome(sequence: int) -> bytes:
+    """Returns an outcome as the stream holds it."""
+    record = experience_pb2.OutcomeRecord(
+        router_id="r0", epoch=7, sequence=sequence, status=common_pb2.OUTCOME_STATUS_ON_TIME
+    )
+    return experience_pb2.ExperienceEntry(outcome=record).SerializeToString()
+
+
+class Bench:
+    """A stream that can be switched off, and consumers of one name on it."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.stream: Any = SwitchableStore(MemoryExperienceStream(self.clock))
+        self.prometheus = CollectorRegistry()
+        self.consumer = self.another(self.prometheus)
+
+    def another(self, prometheus: CollectorRegistry | None = None) -> ExperienceConsumer:
+        """Returns one more consumer of the name, as a restarted trainer has."""
+        return ExperienceConsumer(
+            stream=self.stream,
+            clock=self.clock,
+            log=get_logger("test"),
+            metrics=TrainerMetrics(prometheus or CollectorRegistry()),
+            group=GROUP,
+            consumer="one",
+            read_count=100,
+            claim_idle_s=CLAIM_IDLE_S,
+            orphan_s=ORPHAN_S,
+        )
+
+    def counted(self, name: str) -> float:
+        """Returns a counter of the first consumer."""
+        return self.prometheus.get_sample_value(f"tiercel_trainer_{name}_total") or 0.0
+
+    def pending_count(self) -> int:
+        """Returns how many entries are read and not acknowledged."""
+        return len(self.stream.target._pending.get(GROUP, {}))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A fresh bench."""
+    return Bench()
+
+
+async def sequences(consumer: ExperienceConsumer) -> list[int]:
+    """Reads once; returns the numbers of the decisions that came."""
+    found = await consumer.read(0.0)
+    assert found is not None
+    return [record.key[2] for record in found[0]]
+
+
+async def test_records_are_told_apart(bench: Bench) -> None:
+    """Decisions and outcomes come decoded, each once."""
+    await bench.stream.append([decision(1), outcome(1), decision(2)])
+    found = await bench.consumer.read(0.0)
+    assert found is not None
+    decisions, outcomes = found
+    assert [record.key for record in decisions] == [key(1), key(2)]
+    assert [record.key for record in outcomes] == [key(1)]
+    assert await bench.consumer.read(0.0) == ([], [])
+    assert bench.counted("entries_read") == 3
+
+
+async def test_only_what_is_saved_is_acknowledged(bench: Bench) -> None:
+    """Both entries of a settled decision are; those of others stay pending."""
+    await bench.stream.append([decision(1), outcome(1), decision(2)])
+    await bench.consumer.read(0.0)
+    assert bench.pending_count() == 3
+    await bench.consumer.settle([key(1)])
+    assert bench.pending_count() == bench.consumer.open_count == 1
+    assert bench.counted("entries_acked") == 2
+
+
+async def test_a_malformed_entry_is_counted_and_let_go(bench: Bench) -> None:
+    """It is no reason to stop, nor to read it again."""
+    await bench.stream.append([b"\xff\xff", decision(1)])
+    assert await sequences(bench.consumer) == [1]
+    assert bench.counted("entries_bad") == 1
+    await bench.consumer.settle([])
+    assert bench.pending_count() == 1
+
+
+async def test_a_restart_reads_first_what_was_not_saved(bench: Bench) -> None:
+    """What a former life had read comes before anything newer."""
+    await bench.stream.append([decision(1), decision(2)])
+    await bench.consumer.read(0.0)
+    await bench.consumer.settle([key(1)])
+    await bench.stream.append([decision(3)])
+    bench.clock.move(1.0)
+    restarted = bench.another()
+    assert await sequences(restarted) == [2]
+    assert await sequences(restarted) == [3]
+
+
+async def test_what_a_lost_worker_held_is_read_again(bench: Bench) -> None:
+    """After `forget` everything open comes once more."""
+    await bench.stream.append([decision(1)])
+    await bench.consumer.read(0.0)
+    bench.clock.move(1.0)
+    bench.consumer.forget()
+    assert bench.consumer.open_count == 0
+    assert await sequences(bench.consumer) == [1]
+
+
+async def test_entries_of_a_dead_consumer_are_claimed(bench: Bench) -> None:
+    """Entries another consumer read long ago and never acknowledged are taken over."""
+    assert await sequences(bench.consumer) == []
+    await bench.stream.append([decision(1)])
+    await bench.stream.read(GROUP, "dead", 10, 0.0)
+    bench.clock.move(CLAIM_IDLE_S + 1.0)
+    assert await sequences(bench.consumer) == [1]
+
+
+async def test_a_stream_that_is_away_is_nothing_to_read(bench: Bench) -> None:
+    """None while it is away; when it is back nothing is missing."""
+    await bench.stream.append([decision(1)])
+    bench.stream.is_down = True
+    assert await bench.consumer.read(0.0) is None
+    assert not bench.consumer.is_reachable
+    bench.stream.is_down = False
+    assert await sequences(bench.consumer) == [1]
+    assert bench.consumer.is_reachable
+
+
+async def test_an_acknowledgement_that_failed_is_repeated(bench: Bench) -> None:
+    """What could not be acknowledged is at the next call."""
+    await bench.stream.append([decision(1)])
+    await bench.consumer.read(0.0)
+    bench.stream.is_down = True
+    await bench.consumer.settle([key(1)])
+    assert bench.pending_count() == 1
+    bench.stream.is_down = False
+    await bench.consumer.settle([])
+    assert bench.pending_count() == 0
+
+
+async def test_what_nothing_settles_is_given_up(bench: Bench) -> None:
+    """An outcome without its decision does not stay open for ever."""
+    await bench.stream.append([outcome(1)])
+    await bench.consumer.read(0.0)
+    bench.clock.move(ORPHAN_S - 1.0)
+    await bench.consumer.settle([])
+    assert bench.consumer.open_count == 1
+    bench.clock.move(2.0)
+    await bench.consumer.settle([])
+    assert bench.consumer.open_count == bench.pending_count() == 0
