@@ -227,7 +227,7 @@ class Accounts(Collector):
     def on_end(self, job: Job, outcome: Outcome, delivered_reward: float) -> None:
         """Counts the end of an offered request."""
         self.counts.add(outcome, delivered_reward)
-        tier = job.tier if outcome is not Outcome.REFUSED else ""
+        tier = job.tier
         if tier:
             counts = self.tier_counts.get(tier)
             if counts is None:

@@ -42,6 +42,32 @@ async def miss(rig: Rig, count: int) -> None:
 
 
 @scenario
+async def test_a_hopeless_hard_request_is_refused() -> None:
+    """Refused before any work, with limit, measured value and a time to come back."""
+    rig = make_rig()
+    job = rig.job(deadline_s=0.005)
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await rig.answer(job)
+    error = caught.value
+    assert error.reason == "DEADLINE_NOT_REACHABLE"
+    assert error.metadata.keys() == {"limit", "measured", "factor"}
+    assert error.metadata["factor"] == "0.700"
+    assert error.retry_after_s is not None
+    assert (job.outcome, job.reason) == (Outcome.REFUSED, "DEADLINE_NOT_REACHABLE")
+    assert not rig.tier().calls
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_hopeless_soft_request_is_served() -> None:
+    """Soft deadlines are never refused."""
+    rig = make_rig()
+    job = rig.job(task="soft", deadline_s=0.005)
+    await rig.answer(job)
+    assert job.outcome is Outcome.LATE
+
+
+@scenario
 async def test_misses_raise_the_factor_and_time_lowers_it() -> None:
     """It rests at optimism, stands at pessimism after a deadline of misses, and rests again."""
     rig = make_rig(policy="static-small")

@@ -1,8 +1,133 @@
-"""Retries are a share of recent requests."""
+"""Rescues and retries: where a request goes next, and when it goes nowhere."""
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from services.common.errors import (
+    DeadlineExceededError,
+    UnavailableError,
+)
+from services.common.triton.errors import (
+    TierUnavailableError,
+)
+from services.router_inference.path.job import Outcome, StepDown
 from services.router_inference.path.second_chance import RetryBudget
+from tests.unit.services.router_inference.parts import Behaviour, make_rig
+from tests.unit.services.router_inference.scenario import scenario
+
+GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
+HANG = Behaviour(hang=True)
+
+
+@scenario
+async def test_a_stuck_request_is_rescued() -> None:
+    """Just before it is too late the request goes to the best smaller tier that makes it."""
+    rig = make_rig()
+    rig.tier().behaviours["large"] = HANG
+    for number in range(40):  # a queue at the large tier makes the miss predictable
+        rig.core.view.load.ledger.dispatch(number, ("large", "e0"), 1.0, 40.0)
+    job = rig.job()
+    sink = await rig.answer(job)
+    for number in range(40):
+        rig.core.view.load.ledger.finish(number)
+    assert (job.outcome, job.is_rescued, job.step_down) == (
+        Outcome.ON_TIME, True, StepDown.RESCUE,
+    )  # fmt: skip
+    assert sink.text == "ab"
+    assert [call["end"] for call in rig.tier().calls] == ["cancelled", "done"]
+    assert job.tier != "large"
+    outcome = (await rig.records())[-1].outcome
+    assert outcome.rescued
+    assert (outcome.reward, outcome.delivered_reward) == (0.0, job.quality)
+    rig.assert_settled()
+
+
+@scenario
+async def test_without_the_safety_net_nothing_is_rescued() -> None:
+    """Switched off, the same request misses."""
+    rig = make_rig(safety_net=False)
+    rig.tier().behaviours["large"] = HANG
+    with pytest.raises(DeadlineExceededError):
+        await rig.answer(rig.job())
+    assert len(rig.tier().calls) == 1
+
+
+@scenario
+async def test_a_pinned_request_is_never_rescued() -> None:
+    """A client that pinned a tier gets that tier or nothing."""
+    rig = make_rig()
+    rig.tier().behaviours["large"] = HANG
+    job = rig.job(tier="large")
+    with pytest.raises(DeadlineExceededError):
+        await rig.answer(job)
+    assert [call["model"] for call in rig.tier().calls] == ["large"]
+
+
+@scenario
+async def test_a_failed_request_goes_to_another_endpoint_of_its_tier() -> None:
+    """The retry keeps the tier if another endpoint has it."""
+    rig = make_rig(endpoint_count=2)
+    for index in range(2):
+        rig.tier(index).behaviours["large"] = Behaviour(error=GONE)
+    first = rig.job()
+
+    # Whichever endpoint is chosen first fails; the other one answers.
+    async def heal_the_other() -> None:
+        while not any(rig.tier(i).calls for i in range(2)):
+            await asyncio.sleep(0)
+        for index in range(2):
+            if not rig.tier(index).calls:
+                rig.tier(index).behaviours.clear()
+
+    healer = asyncio.ensure_future(heal_the_other())
+    for index in range(2):
+        rig.tier(index).behaviours["large"] = Behaviour(
+            pieces=("x",), step_s=0.001, error=GONE, error_after=1
+        )
+    sink = await rig.answer(first)
+    await healer
+    assert (first.outcome, first.tier, first.retry_count) == (Outcome.ON_TIME, "large", 1)
+    assert sink.text == "ab"  # nothing of the broken answer is left
+    assert sink.restarts == 1
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_failed_request_goes_down_where_its_tier_has_no_other_endpoint() -> None:
+    """One endpoint only: the retry takes the tier below, and says why."""
+    rig = make_rig()
+    rig.tier().behaviours["large"] = Behaviour(error=GONE)
+    job = rig.job()
+    await rig.answer(job)
+    assert (job.tier, job.step_down, job.retry_count) == ("medium", StepDown.RETRY, 1)
+
+
+@scenario
+async def test_retries_are_budgeted() -> None:
+    """With the budget gone a failure is a failure at once."""
+    rig = make_rig(retry_share=0.0, retry_burst=1, eject_after_failures=1000)
+    rig.tier().default = Behaviour(error=GONE)
+    for expected_calls in (2, 1, 1):
+        rig.tier().calls.clear()
+        with pytest.raises(UnavailableError) as caught:
+            await rig.answer(rig.job())
+        assert caught.value.reason == "ENDPOINT_FAILED"
+        assert len(rig.tier().calls) == expected_calls
+    assert rig.core.accounts.counts.failed == 3
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_stream_that_has_begun_is_not_retried() -> None:
+    """What the client has seen cannot be taken back."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(error=GONE, error_after=1)
+    with pytest.raises(UnavailableError):
+        await rig.answer(rig.job(is_stream=True))
+    assert len(rig.tier().calls) == 1
 
 
 def test_the_retry_budget_is_a_share_of_requests() -> None:
