@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -92,6 +90,10 @@ def evaluate(
     # The simulator is needed here only; other commands start faster without it.
     from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
     from trainer.evaluation.plan import PLANS
+    from trainer.evaluation.rates import EvaluationError
+    from trainer.evaluation.report.facts import usable_cores
+    from trainer.evaluation.run import run_evaluation
+    from trainer.simulation.workload import WorkloadError
 
     if suite not in PLANS:
         raise InputError(f"--suite: unknown suite {suite!r}; known: {', '.join(PLANS)}")
@@ -109,73 +111,22 @@ def evaluate(
     )
     try:
         inputs = read_inputs(asked)
-    except EvaluationInputError as error:
+        with EvaluationProgress() as display:
+            report = run_evaluation(
+                inputs,
+                PLANS[suite],
+                seed_count=seeds,
+                workers=workers or min(usable_cores(), MOST_WORKERS),
+                command=_command(sys.argv[1:]),
+                progress=display.show,
+            )
+    except (EvaluationInputError, EvaluationError, WorkloadError) as error:
         raise InputError(str(error)) from None
-    report = _run(inputs, PLANS[suite], seeds, workers)
     if json_file is None:
         _print(report)
     _write(report, out, json_file, record)
     if report["violations"]:
         raise CommandError(_above(report["violations"]))
-
-
-def _run(inputs: Any, plan: Any, seeds: int, workers: int) -> dict[str, Any]:
-    from trainer.evaluation import studies
-    from trainer.evaluation.rates import EvaluationError
-    from trainer.evaluation.report import facts
-    from trainer.evaluation.seeds import evaluation_seeds
-    from trainer.evaluation.suite import Subject, run_suite
-    from trainer.shipped import checkout
-    from trainer.simulation.workload import WorkloadError
-
-    workers = workers or min(facts.usable_cores(), MOST_WORKERS)
-    subject = Subject(
-        inputs.setting,
-        inputs.contenders,
-        inputs.learned,
-        inputs.workloads,
-        inputs.traces,
-        (inputs.profile, inputs.quality) if plan.pickers else None,
-        inputs.retrained,
-    )
-    began = time.monotonic()
-    # Set before workers start, which inherit it: two processes with two threads each fight.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    try:
-        with EvaluationProgress() as display:
-            results = run_suite(
-                subject, plan, workers=workers, seed_count=seeds, progress=display.show
-            )
-    except (EvaluationError, WorkloadError) as error:
-        raise InputError(str(error)) from None
-    return {
-        "suite": plan.name,
-        "command": _command(sys.argv[1:]),
-        "commit": facts.commit(checkout()),
-        "seeds": list(evaluation_seeds(seeds or plan.seed_count)),
-        "setting": facts.setting(inputs),
-        "plan": facts.plan(plan),
-        "policies": {
-            name: {"kind": each.kind, "version": each.version}
-            for name, each in inputs.contenders.items()
-        },
-        "learned": inputs.learned,
-        "notes": list(inputs.notes),
-        **results,
-        "crosscheck": (
-            studies.done(list(inputs.crosscheck))
-            if inputs.crosscheck
-            else studies.not_run("it trains for itself: python -m trainer.research.crosscheck")
-        ),
-        "machine": facts.machine(),
-        "versions": facts.versions(),
-        "run": {
-            "date": facts.now(),
-            "took_s": round(time.monotonic() - began, 1),
-            "workers": workers,
-        },
-    }
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -7,32 +7,28 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from services.common.mesh_config import EndpointSettings, TaskSettings
-from services.local import backends, probes
-from services.local.child import ChildError, ChildSpec
+from services.local.child import ChildError
 from services.local.cores import CoreLayout, machine_layout
 from services.local.errors import CommandError
 from services.local.fleets import Fleet
 from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
-from services.local.ports import DEFAULT_PORTS, HOST, choose_ports
+from services.local.ports import choose_ports
+from services.local.processes import (
+    STAGE_MONITOR,
+    STAGE_TRAINER,
+    Processes,
+    wanted_ports,
+)
 from services.local.settings_file import settings_text
 from services.local.supervisor import Supervisor, kill_descendants
 from services.local.triton.errors import TritonServerError
 from services.local.triton.repository.layout import ServerRepository
-
-STAGE_BACKENDS, STAGE_MONITOR, STAGE_TRAINER, STAGE_ROUTERS = range(4)
-THREAD_VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,27 +86,23 @@ class EmbeddedMesh:
         self._started_unix_s = time.time()
         self._say = say
         self._supervisor = Supervisor(say=say, changed=self._write_manifest)
-        self._ports = choose_ports(_wanted_ports(options.router_count))
+        ports = choose_ports(wanted_ports(options.router_count))
+        self._processes = Processes(self.folder, ports, self.layout)
         self._repository: ServerRepository | None = None
         self.profile, self.quality, self.tasks = options.profile, options.quality, options.tasks
-
-    @property
-    def config_path(self) -> pathlib.Path:
-        """Settings file of the services."""
-        return self.folder / "tiercel.toml"
 
     @property
     def router_addresses(self) -> tuple[str, ...]:
         """Addresses of the routers (gRPC)."""
         count = self.options.router_count
-        return tuple(self._address(f"router{index or ''}") for index in range(count))
+        return tuple(self._processes.address(f"router{index or ''}") for index in range(count))
 
     @property
     def addresses(self) -> dict[str, str]:
         """Addresses of everything but the routers, by what listens there."""
         names = ["redis", "triton_grpc", "triton_http", "triton_metrics", "load_monitor"]
         names += ["trainer"] if self.options.trainer else []
-        return {name: self._address(name) for name in names}
+        return {name: self._processes.address(name) for name in names}
 
     async def __aenter__(self) -> Self:
         """Returns the mesh; nothing is started yet."""
@@ -136,7 +128,7 @@ class EmbeddedMesh:
         """
         try:
             self._repository = self.options.fleet.write(self.folder / "triton")
-            specs = [self._redis(), self._triton(self._repository)]
+            specs = [self._processes.redis(), self._processes.triton(self._repository)]
             await self._supervisor.start(specs)
         except (ChildError, TritonServerError) as error:
             raise CommandError(str(error)) from None
@@ -148,10 +140,15 @@ class EmbeddedMesh:
             CommandError: One of them did not start.
         """
         self.write_settings()
-        specs = [self._service("load_monitor", STAGE_MONITOR)]
+        specs = [self._processes.service("load_monitor", STAGE_MONITOR)]
         if self.options.trainer:
-            specs.append(self._service("trainer", STAGE_TRAINER, nice=self.layout.trainer_nice))
-        specs += [self._router(index) for index in range(self.options.router_count)]
+            specs.append(
+                self._processes.service("trainer", STAGE_TRAINER, nice=self.layout.trainer_nice)
+            )
+        specs += [
+            self._processes.router(self.options.name, index)
+            for index in range(self.options.router_count)
+        ]
         try:
             await self._supervisor.start(specs)
         except ChildError as error:
@@ -186,7 +183,7 @@ class EmbeddedMesh:
         endpoints = [
             EndpointSettings(**entry)
             for entry in self._repository.endpoints(
-                self._address("triton_grpc"), self._address("triton_metrics")
+                self._processes.address("triton_grpc"), self._processes.address("triton_metrics")
             )
         ]
         sections = {
@@ -212,16 +209,16 @@ class EmbeddedMesh:
             endpoints=endpoints,
             sections=sections,
         )
-        self.config_path.write_text(text)
+        self._processes.config_path.write_text(text)
 
     def manifest(self) -> Manifest:
         """What other commands need to know about the mesh."""
-        metrics = {"load_monitor": self._address("load_monitor_metrics")}
+        metrics = {"load_monitor": self._processes.address("load_monitor_metrics")}
         if self.options.trainer:
-            metrics["trainer"] = self._address("trainer_metrics")
+            metrics["trainer"] = self._processes.address("trainer_metrics")
         for index in range(self.options.router_count):
             name = f"router-inference-{index}"
-            metrics[name] = self._address(f"router{index or ''}_metrics")
+            metrics[name] = self._processes.address(f"router{index or ''}_metrics")
         processes = {
             name: {
                 "pid": child.pid,
@@ -235,7 +232,7 @@ class EmbeddedMesh:
             pid=os.getpid(),
             started_unix_s=self._started_unix_s,
             kind=self.options.fleet.kind,
-            config=str(self.config_path),
+            config=str(self._processes.config_path),
             routers=self.router_addresses,
             addresses=self.addresses,
             metrics=metrics,
@@ -248,94 +245,6 @@ class EmbeddedMesh:
 
     def _write_manifest(self) -> None:
         self.manifest().write(self.folder)
-
-    def _address(self, port_name: str) -> str:
-        return f"{HOST}:{self._ports[port_name]}"
-
-    def _redis(self) -> ChildSpec:
-        data = self.folder / "redis"
-        data.mkdir(exist_ok=True)
-        address = self._address("redis")
-        command = backends.redis_command(self._ports["redis"], data)
-        return ChildSpec(
-            name="redis",
-            command=command,
-            is_ready=lambda: probes.redis_answers(address),
-            log_path=self.folder / "logs" / "redis.log",
-            stage=STAGE_BACKENDS,
-            cores=self.layout.service_cores,
-            ready_timeout_s=20.0,
-        )
-
-    def _triton(self, repository: ServerRepository) -> ChildSpec:
-        command = backends.triton_command(
-            repository.path,
-            ports={name: self._ports[f"triton_{name}"] for name in ("grpc", "http", "metrics")},
-            cores=self.layout.device_cores,
-            nice=self.layout.tier_nice,
-            log_path=self.folder / "logs" / "triton-server.log",
-        )
-        http, grpc = self._address("triton_http"), self._address("triton_grpc")
-        return ChildSpec(
-            name="triton",
-            command=command,
-            is_ready=lambda: probes.http_ok(http, "/v2/health/ready"),
-            is_alive=lambda: probes.triton_answers(grpc),
-            log_path=self.folder / "logs" / "triton.log",
-            stage=STAGE_BACKENDS,
-            ready_timeout_s=180.0,
-            stop_timeout_s=30.0,
-        )
-
-    def _router(self, index: int) -> ChildSpec:
-        return self._service(
-            "router_inference",
-            STAGE_ROUTERS,
-            name=f"router-inference-{index}",
-            port=f"router{index or ''}",
-            extra=("--set", f"router_inference.router_id={self.options.name}-{index}"),
-        )
-
-    def _service(
-        self,
-        section: str,
-        stage: int,
-        *,
-        name: str = "",
-        port: str = "",
-        nice: int = 0,
-        extra: tuple[str, ...] = (),
-    ) -> ChildSpec:
-        name, port = name or section.replace("_", "-"), port or section
-        ready_file = self.folder / "ready" / f"{name}.json"
-        ready_file.parent.mkdir(exist_ok=True)
-        ready_file.unlink(missing_ok=True)
-        command = (
-            *(sys.executable, "-m", f"services.{section}", "--config", str(self.config_path)),
-            *("--listen", self._address(port)),
-            *("--metrics-listen", self._address(f"{port}_metrics")),
-            *("--ready-file", str(ready_file)),
-            *extra,
-        )
-        return ChildSpec(
-            name=name,
-            command=command,
-            is_ready=lambda: probes.file_exists(ready_file),
-            log_path=self.folder / "logs" / f"{name}.log",
-            stage=stage,
-            variables=THREAD_VARIABLES,
-            cores=self.layout.service_cores,
-            nice=nice,
-        )
-
-
-def _wanted_ports(router_count: int) -> dict[str, int]:
-    """Default ports; further routers ask for the ports after those of all first ones."""
-    wanted = dict(DEFAULT_PORTS)
-    for index in range(1, router_count):
-        wanted[f"router{index}"] = DEFAULT_PORTS["trainer"] + index
-        wanted[f"router{index}_metrics"] = DEFAULT_PORTS["trainer_metrics"] + index
-    return wanted
 
 
 def _refuse_second(folder: pathlib.Path, name: str) -> None:

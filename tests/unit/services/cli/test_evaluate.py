@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from typing import Any
 
 import pytest
 
-from router.dqn.snapshot import load_snapshot
 from services.cli.app import run
-from tests.unit.deploy.manifests import ROOT
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
-from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
 from trainer.evaluation.report.regret_figure import regret_figure
 from trainer.evaluation.report.tables import gpu_table, regret_point_table
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
-
 QUALITY = 'name = "one"\n[quality.easy]\nsmall = 0.5\nmedium = 0.8\nlarge = 1.0\n'
 
 
@@ -36,23 +31,6 @@ def small_command(patch: pytest.MonkeyPatch, folder: pathlib.Path) -> list[str]:
     (folder / "one.toml").write_text(QUALITY)
     options = ["--policy", "price", "--quality", "one.toml", "--devices", "1", "--workers", "1"]
     return ["evaluate", *options]
-
-
-def asked(**changes: Any) -> Asked:
-    """What the bare command asks for, with changes."""
-    values: dict[str, Any] = {
-        "profile": "opt-a100",
-        "quality": "",
-        "policies": (),
-        "workloads": (),
-        "traces": (),
-        "crosscheck": None,
-        "retrained": None,
-        "deadline_s": 0.4,
-        "devices": 4,
-        "output_tokens": 8.0,
-    }
-    return Asked(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -197,79 +175,3 @@ def test_damaged_snapshot_is_refused(
     error = capsys.readouterr().err
     assert str(path) in error
     assert "SNAPSHOT_" in error
-
-
-def test_shipped_profiles_find_their_own_quality_table() -> None:
-    """opt-a100 goes with opt, reference with reference."""
-    assert read_inputs(asked()).quality.name == "opt"
-    assert "sort" in read_inputs(asked(profile="reference")).quality.quality
-
-
-def retrained_file(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """Writes a comparison with a retrained policy for the shipped snapshot."""
-    shipped = load_snapshot((ROOT / "policies" / "opt-a100.safetensors").read_bytes())
-    setting = read_inputs(asked()).setting
-    number = {"performance": 0.9, "retrained_performance": 0.9, "ratio": 1.0, "availability": 1.0}
-    row = {"shift": "mix", "load": 2.0, "share_of_always_small": 0.1, "safety_net": True, **number,
-           "ratio_ci95": [0.9, 1.1], "retrained_availability": 1.0}  # fmt: skip
-    training = {"shift": "mix", "rounds": 9, "samples": 5, "validation_original": 0.9,
-                "validation_trained": 0.8, "kept": "original"}  # fmt: skip
-    found = {
-        "snapshot_version": shipped.version,
-        "setting": setting.facts(),
-        "rounds": 9,
-        "rows": [row],
-        "training": [training],
-    }
-    path = folder / "retrained.json"
-    path.write_text(json.dumps({"retrained": {**found, **changes}}))
-    return path
-
-
-def test_comparison_with_retrained_policies_is_taken_for_the_same_snapshot(
-    tmp_path: pathlib.Path,
-) -> None:
-    """Rows and training facts come into the report."""
-    inputs = read_inputs(asked(retrained=retrained_file(tmp_path)))
-    assert inputs.retrained["status"] == "run"
-    assert len(inputs.retrained["rows"]) == len(inputs.retrained["training"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"snapshot_version": "0ther"}, "0ther"),
-        ({"setting": {"profile": "opt-a100", "devices": 3}}, "devices 3"),
-    ],
-)
-def test_comparison_of_something_else_is_stale(
-    changes: dict[str, Any], named: str, tmp_path: pathlib.Path
-) -> None:
-    """Another snapshot or fleet: no rows are used, and a note says why."""
-    inputs = read_inputs(asked(retrained=retrained_file(tmp_path, **changes)))
-    assert inputs.retrained["status"] == "stale"
-    assert inputs.retrained["rows"] == []
-    assert any(named in note for note in inputs.notes)
-
-
-def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
-    """The file and its maker are named."""
-    path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])
-    with pytest.raises(
-        EvaluationInputError, match=r"retrained\.json.*trainer\.research\.retrained"
-    ):
-        read_inputs(asked(retrained=path))
-
-
-def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:
-    """No table can take it for the published trace."""
-    traces = read_inputs(asked(traces=(pathlib.Path("azure-llm-code-like"),))).traces
-    assert list(traces) == ["azure-llm-code-like (synthetic)"]
-
-
-def test_every_policy_of_the_registry_takes_part() -> None:
-    """Without --policy nobody who needs no snapshot is left out."""
-    from router.policies.registry import SCORE_POLICIES
-
-    found = set(read_inputs(asked()).contenders)
-    assert found >= {*SCORE_POLICIES, "static-small", "static-medium", "static-large"}

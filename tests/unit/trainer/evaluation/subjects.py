@@ -12,6 +12,7 @@ from router.features import FEATURE_COUNT
 from tests.unit.router import fleets
 from trainer.evaluation import policies
 from trainer.evaluation.cases import Case, CaseResult, Outcome
+from trainer.evaluation.inputs import Asked
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import Contender
 from trainer.evaluation.setting import Setting, shared_fleet_setting
@@ -102,3 +103,20 @@ def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
     }  # fmt: skip
     empty["retrained"] = not_run("none")
     return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}
+
+
+def asked(**changes: Any) -> Asked:
+    """What the bare command asks for, with changes."""
+    values: dict[str, Any] = {
+        "profile": "opt-a100",
+        "quality": "",
+        "policies": (),
+        "workloads": (),
+        "traces": (),
+        "crosscheck": None,
+        "retrained": None,
+        "deadline_s": 0.4,
+        "devices": 4,
+        "output_tokens": 8.0,
+    }
+    return Asked(**{**values, **changes})

@@ -1,0 +1,32 @@
+"""What is named for an evaluation becomes what is evaluated."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tests.unit.trainer.evaluation.subjects import asked
+from trainer.evaluation.inputs import read_inputs
+
+pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+
+
+def test_shipped_profiles_find_their_own_quality_table() -> None:
+    """opt-a100 goes with opt, reference with reference."""
+    assert read_inputs(asked()).quality.name == "opt"
+    assert "sort" in read_inputs(asked(profile="reference")).quality.quality
+
+
+def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:
+    """No table can take it for the published trace."""
+    traces = read_inputs(asked(traces=(pathlib.Path("azure-llm-code-like"),))).traces
+    assert list(traces) == ["azure-llm-code-like (synthetic)"]
+
+
+def test_every_policy_of_the_registry_takes_part() -> None:
+    """Without --policy nobody who needs no snapshot is left out."""
+    from router.policies.registry import SCORE_POLICIES
+
+    found = set(read_inputs(asked()).contenders)
+    assert found >= {*SCORE_POLICIES, "static-small", "static-medium", "static-large"}
