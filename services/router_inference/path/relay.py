@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from services.common.triton.client import TierChunk
@@ -42,7 +42,9 @@ class StreamRelay:
         self.restart()
         return portion
 
-    async def answer(self, dispatcher: Dispatcher, job: Job) -> AsyncIterator[tuple[str, int]]:
+    async def answer(
+        self, dispatcher: Dispatcher, job: Job
+    ) -> AsyncGenerator[tuple[str, int], None]:
         """Runs the job and yields its portions.
 
         Raises:

@@ -1,0 +1,107 @@
+"""Messages of the router's service to and from dataclasses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from router.types import SloKind
+from services.common.errors import InvalidArgumentError
+from services.router_inference.doors import convert
+from services.router_inference.path.job import Outcome, StepDown
+from tests.unit.services.router_inference.parts import Behaviour, choice_of, make_rig
+from tests.unit.services.router_inference.scenario import scenario
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+
+def test_what_a_spec_leaves_out_stays_unsaid() -> None:
+    """Unset is not zero: the validator fills in the task's defaults."""
+    ask = convert.ask_of_spec(
+        pb2.GenerationSpec(task="hard", prompt="hi"), 1.5, None, is_stream=True
+    )
+    assert (ask.task, ask.prompt, ask.call_left_s, ask.is_stream) == ("hard", "hi", 1.5, True)
+    unsaid = (ask.max_output_tokens, ask.deadline_s, ask.slo_kind, ask.seed, ask.prompt_tokens)
+    assert unsaid == (None,) * 5
+
+
+def test_a_spec_is_read_field_by_field() -> None:
+    """Every field reaches the ask under its own name."""
+    spec = pb2.GenerationSpec(
+        task="hard",
+        prompt="hi",
+        max_output_tokens=7,
+        quality_floor=0.5,
+        tier="small",
+        request_id="mine",
+        slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN,
+        sampling=pb2.Sampling(temperature=0.7, seed=3),
+    )
+    spec.deadline.FromMilliseconds(250)
+    ask = convert.ask_of_spec(spec, None, (), is_stream=False)
+    assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.FIRST_TOKEN)
+    assert (ask.temperature, ask.seed, ask.quality_floor) == (0.7, 3, 0.5)
+    assert (ask.tier, ask.request_id) == ("small", "mine")
+
+
+@scenario
+async def test_a_completion_says_who_answered_and_why() -> None:
+    """Tier, endpoint, the policy that chose, the step-down, and the times of the answer."""
+    rig = make_rig(policy="static-small")
+    rig.tier().default = Behaviour(step_s=0.01)
+    job = rig.job(request_id="mine")
+    await rig.answer(job)
+    message = convert.completion(job)
+    assert (message.tier, message.endpoint, message.request_id) == ("small", "e0", "mine")
+    assert (message.policy, message.policy_version) == (
+        "static-small", choice_of(job).policy_version,
+    )  # fmt: skip
+    assert (message.on_time, message.quality, message.output_token_count) == (True, 0.5, 2)
+    assert message.step_down_reason == common_pb2.STEP_DOWN_REASON_POLICY
+    assert message.timings.total.ToMilliseconds() == 20
+    assert message.timings.first_token.ToMilliseconds() == 10
+
+
+def test_every_reason_and_every_end_has_its_message() -> None:
+    """A new one that nobody converts would raise on the request path."""
+    assert set(convert._STEP_DOWNS) == set(StepDown)
+    assert set(convert.REPORTED_OUTCOMES.values()) == set(Outcome) - {Outcome.REFUSED}
+
+
+@scenario
+async def test_a_routed_request_is_told_where_to_go_and_until_when() -> None:
+    """Address and model, the prediction, and the end of the lease."""
+    rig = make_rig(lease_s=2.0)
+    response = convert.route_response(rig.core.leases.route(rig.job(prompt=None, prompt_tokens=9)))
+    assert (response.tier, response.address, response.model_name) == (
+        "large", "127.0.0.1:9000", "large",
+    )  # fmt: skip
+    assert response.predicted_latency.ToNanoseconds() > 0
+    lease_ns = response.lease_expire_time.ToNanoseconds() - rig.clock.wall_ns()
+    assert lease_ns == 2_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"ticket": b"", "status": 1}, ["ticket"]),
+        ({"ticket": b"t", "status": 3}, ["status"]),
+        ({"ticket": b"t", "status": 1, "output_token_count": -1}, ["output_token_count"]),
+        ({"ticket": b"t", "status": 1, "quality": 1.5}, ["quality"]),
+        ({"status": 0, "quality": -1.0}, ["ticket", "status", "quality"]),
+    ],
+)
+def test_a_report_names_every_field_that_is_wrong(fields: dict[str, Any], named: list[str]) -> None:
+    """All at once, so that a client mends them in one go."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.report(pb2.ReportOutcomeRequest(**fields))
+    assert [field for field, _ in caught.value.violations] == named
+
+
+def test_feedback_needs_a_quality_in_range() -> None:
+    """Feedback without one says nothing."""
+    assert convert.feedback_quality(pb2.ReportOutcomeRequest(quality=0.25)) == 0.25
+    for request in (pb2.ReportOutcomeRequest(), pb2.ReportOutcomeRequest(quality=2.0)):
+        with pytest.raises(InvalidArgumentError):
+            convert.feedback_quality(request)

@@ -1,0 +1,68 @@
+"""Streamed answers: the first piece at once, the others at most every few milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from services.common.errors import UnavailableError
+from services.common.triton.errors import TierUnavailableError
+from services.router_inference.path.job import Job, Outcome
+from services.router_inference.path.relay import StreamRelay
+from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
+from tests.unit.services.router_inference.scenario import scenario
+
+
+def portions(rig: Rig, job: Job, coalesce_s: float) -> AsyncGenerator[tuple[str, int], None]:
+    """Runs a streamed request."""
+    return StreamRelay(coalesce_s).answer(rig.core.dispatcher, job)
+
+
+@scenario
+async def test_a_slow_tier_is_relayed_piece_by_piece() -> None:
+    """Pieces that come more slowly than the pause are not delayed or joined."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(pieces=("a", "b", "c"), step_s=0.01)
+    got = [each async for each in portions(rig, rig.job(is_stream=True), 0.003)]
+    assert got == [("a", 1), ("b", 1), ("c", 1)]
+
+
+@scenario
+async def test_a_fast_tier_costs_one_message_per_pause() -> None:
+    """The first piece goes at once; what comes during a pause goes together, and the rest last."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(pieces=tuple("abcdefgh"), step_s=0.001)
+    got = [each async for each in portions(rig, rig.job(is_stream=True), 0.0035)]
+    assert got[0] == ("a", 1)
+    assert 3 <= len(got) <= 4
+    assert "".join(text for text, _ in got) == "abcdefgh"
+    assert sum(count for _, count in got) == 8
+
+
+@scenario
+async def test_a_failure_comes_after_what_was_relayed() -> None:
+    """The client has read the pieces; the error ends the stream."""
+    rig = make_rig()
+    gone = TierUnavailableError("UNAVAILABLE", "connection refused")
+    rig.tier().default = Behaviour(error=gone, error_after=1)
+    stream = portions(rig, rig.job(is_stream=True), 0.003)
+    assert await anext(stream) == ("a", 1)
+    with pytest.raises(UnavailableError):
+        await anext(stream)
+
+
+@scenario
+async def test_a_reader_that_stops_cancels_the_request() -> None:
+    """Nothing goes on for a client that has gone."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(pieces=tuple("abc"), step_s=0.05)
+    job = rig.job(is_stream=True)
+    stream = portions(rig, job, 0.003)
+    await anext(stream)
+    await stream.aclose()
+    await asyncio.sleep(0.0)
+    assert job.outcome is Outcome.CANCELLED
+    assert rig.tier().calls[0]["end"] == "cancelled"
+    rig.assert_settled()
