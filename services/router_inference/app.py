@@ -27,7 +27,8 @@ from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
-from services.common.telemetry import Telemetry, setup_telemetry
+from services.common.telemetry import Telemetry
+from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
 from services.router_inference.path.tickets import TicketSigner

@@ -7,7 +7,6 @@ and then waits for ever, and it costs more per request; only its generated stubs
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,14 +21,12 @@ from services.common.times import from_ns
 from services.common.triton.errors import (
     TierDeadlineError,
     TierError,
-    TierInvalidError,
-    TierOverloadedError,
     TierUnavailableError,
+    error_of_status,
+    error_of_text,
 )
 
 CONTROL_TIMEOUT_S = 2.0
-QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
-"""Reason of an answer that the tier ended at the request's timeout."""
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -271,12 +268,12 @@ class TritonClient:
                 if message is _END_OF_STREAM:
                     raise await _ended_early(call)
                 if message.error_message:
-                    raise _error_of_text(message.error_message)
+                    raise error_of_text(message.error_message)
                 chunk = _chunk(message.infer_response)
                 complete = chunk.is_final
                 yield chunk
         except grpc.aio.AioRpcError as error:
-            raise _error_of_status(error.code(), error.details() or "") from None
+            raise error_of_status(error.code(), error.details() or "") from None
         except asyncio.InvalidStateError:
             # `write` on a call that has failed already: its status says why.
             raise await _ended_early(call) from None
@@ -320,7 +317,7 @@ class TritonClient:
         try:
             return await method(request, timeout=self._control_timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise _error_of_status(error.code(), error.details() or "") from None
+            raise error_of_status(error.code(), error.details() or "") from None
 
 
 def _template(model: str) -> kserve.ModelInferRequest:
@@ -385,55 +382,4 @@ async def _ended_early(call: Any) -> TierError:
     code = await call.code()
     if code is grpc.StatusCode.OK:
         return TierUnavailableError("STREAM_ENDED", "the tier ended the stream without an answer")
-    return _error_of_status(code, await call.details() or "")
-
-
-_OVERLOAD_TEXTS = ("timeout expired", "timed out in queue")
-# Triton's own words for a request that does not fit the model's inputs, and the form in which the
-# mesh's tiers refuse one: the field, a colon, what is wrong with it.
-_INVALID_TEXT = re.compile(
-    r"^(\[request id: [^\]]*\] )?"
-    r"((text_input|stream|exclude_input_in_output|return_\w+|sampling_parameters)(\.\w+)?: "
-    r"|(max_tokens|temperature|seed|top_k|top_p): "
-    r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected)"
-)
-
-
-def _error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
-    """Maps a gRPC status of Triton to a typed error.
-
-    Triton answers UNAVAILABLE both when a queue is full or was waited in for too long, and when
-    the model or the whole server is gone; only the text tells them apart.
-    """
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TierDeadlineError("DEADLINE_EXCEEDED", detail or "deadline exceeded")
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return TierInvalidError("INVALID_REQUEST", detail)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        # gRPC's own limit on message sizes has this code too, and no other endpoint helps there.
-        if "message" in detail and "larger" in detail:
-            return TierInvalidError("MESSAGE_TOO_LARGE", detail)
-        return TierOverloadedError("RESOURCE_EXHAUSTED", detail)
-    if code is grpc.StatusCode.NOT_FOUND:
-        return TierUnavailableError("MODEL_NOT_FOUND", detail)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return _error_of_text(detail, known_unavailable=True)
-    if code is grpc.StatusCode.CANCELLED:
-        return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
-    return TierUnavailableError("TIER_FAILED", f"{code.name}: {detail}")
-
-
-def _error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
-    """Maps the bare text of an error inside a stream, where Triton sends no status."""
-    lowered = text.lower()
-    if "maximum queue size" in lowered:
-        return TierOverloadedError("QUEUE_FULL", text)
-    if any(part in lowered for part in _OVERLOAD_TEXTS):
-        return TierOverloadedError(QUEUE_TIMEOUT, text)
-    if known_unavailable:
-        return TierUnavailableError("UNAVAILABLE", text)
-    if _INVALID_TEXT.match(text):
-        return TierInvalidError("INVALID_REQUEST", text)
-    if "unknown model" in lowered:
-        return TierUnavailableError("MODEL_NOT_FOUND", text)
-    return TierUnavailableError("TIER_FAILED", text)
+    return error_of_status(code, await call.details() or "")

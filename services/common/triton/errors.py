@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
+import grpc
+
+QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+"""Reason of an answer that the tier ended at the request's timeout."""
+_OVERLOAD_TEXTS = ("timeout expired", "timed out in queue")
+# Triton's own words for a request that does not fit the model's inputs, and the form in which the
+# mesh's tiers refuse one: the field, a colon, what is wrong with it.
+_INVALID_TEXT = re.compile(
+    r"^(\[request id: [^\]]*\] )?"
+    r"((text_input|stream|exclude_input_in_output|return_\w+|sampling_parameters)(\.\w+)?: "
+    r"|(max_tokens|temperature|seed|top_k|top_p): "
+    r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected)"
+)
+
 
 class TierError(Exception):
     """A tier did not answer a request.
@@ -32,3 +48,43 @@ class TierDeadlineError(TierError):
 
 class TierInvalidError(TierError):
     """The tier refused the request itself: sending it elsewhere would not help."""
+
+
+def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
+    """Maps a gRPC status of Triton to a typed error.
+
+    Triton answers UNAVAILABLE both when a queue is full or was waited in for too long, and when
+    the model or the whole server is gone; only the text tells them apart.
+    """
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TierDeadlineError("DEADLINE_EXCEEDED", detail or "deadline exceeded")
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return TierInvalidError("INVALID_REQUEST", detail)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # gRPC's own limit on message sizes has this code too, and no other endpoint helps there.
+        if "message" in detail and "larger" in detail:
+            return TierInvalidError("MESSAGE_TOO_LARGE", detail)
+        return TierOverloadedError("RESOURCE_EXHAUSTED", detail)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return TierUnavailableError("MODEL_NOT_FOUND", detail)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return error_of_text(detail, known_unavailable=True)
+    if code is grpc.StatusCode.CANCELLED:
+        return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
+    return TierUnavailableError("TIER_FAILED", f"{code.name}: {detail}")
+
+
+def error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
+    """Maps the bare text of an error inside a stream, where Triton sends no status."""
+    lowered = text.lower()
+    if "maximum queue size" in lowered:
+        return TierOverloadedError("QUEUE_FULL", text)
+    if any(part in lowered for part in _OVERLOAD_TEXTS):
+        return TierOverloadedError(QUEUE_TIMEOUT, text)
+    if known_unavailable:
+        return TierUnavailableError("UNAVAILABLE", text)
+    if _INVALID_TEXT.match(text):
+        return TierInvalidError("INVALID_REQUEST", text)
+    if "unknown model" in lowered:
+        return TierUnavailableError("MODEL_NOT_FOUND", text)
+    return TierUnavailableError("TIER_FAILED", text)

@@ -14,8 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from router.types import SloKind
-from services.common.triton.client import QUEUE_TIMEOUT, TierChunk
+from services.common.triton.client import TierChunk
 from services.common.triton.errors import (
+    QUEUE_TIMEOUT,
     TierDeadlineError,
     TierError,
     TierInvalidError,

@@ -90,9 +90,7 @@ UNNAMED = {
     "services/client/tiercel/aio.py",
     "services/client/tiercel/convert.py",
     "services/common/errors.py",
-    "services/common/mesh_config.py",
     "services/load_monitor/metrics.py",
-    "services/trainer/consumer.py",
     "services/trainer/jobs.py",
     "services/trainer/online.py",
 }

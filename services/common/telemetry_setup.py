@@ -1,0 +1,111 @@
+"""Where spans go, by OpenTelemetry's standard OTEL_* variables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping
+
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+from services.common.log import Logger
+from services.common.telemetry import Telemetry
+
+_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def setup_telemetry(
+    service_name: str,
+    *,
+    environ: Mapping[str, str],
+    rng: random.Random,
+    log: Logger,
+    exporter: SpanExporter | None = None,
+    sample_ratio: float = 1.0,
+) -> Telemetry:
+    """Sets up traces as the OTEL_* variables say.
+
+    An exporter is made only if OTEL_TRACES_EXPORTER names one or an OTLP endpoint is given.
+
+    Args:
+        service_name: `service.name` of the resource, unless OTEL_SERVICE_NAME gives another.
+        environ: Environment variables.
+        rng: Source of trace and span ids; seed it from the system in production.
+        log: Where a variable nobody understands is reported, and the first exporter failure.
+        exporter: Used instead of the variables' one (tests).
+        sample_ratio: Share of traces begun here that are kept, unless OTEL_TRACES_SAMPLER is set.
+    """
+    _route_sdk_logs(log)
+    chosen = exporter or _exporter(environ, log)
+    if chosen is None or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return Telemetry(None, rng)
+    named = environ.get("OTEL_SERVICE_NAME") or service_name
+    named_sampler = bool(environ.get("OTEL_TRACES_SAMPLER"))
+    provider = TracerProvider(
+        # None lets the SDK follow OTEL_TRACES_SAMPLER.
+        sampler=None if named_sampler else ParentBased(TraceIdRatioBased(sample_ratio)),
+        resource=Resource.create({SERVICE_NAME: named, "process.pid": os.getpid()}),
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(BatchSpanProcessor(chosen))
+    return Telemetry(provider, rng)
+
+
+def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
+    names = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    has_endpoint = any(environ.get(name) for name in _ENDPOINT_VARIABLES)
+    if names == "none" or (not names and not has_endpoint):
+        return None
+    if names == "console":
+        return ConsoleSpanExporter()
+    if names not in {"", "otlp"}:
+        log.warning(
+            "telemetry_off", variable="OTEL_TRACES_EXPORTER", got=names, known="otlp, console, none"
+        )
+        return None
+    protocol = (
+        environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or "grpc"
+    )
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter()
+    if protocol == "http/protobuf":
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter
+
+        return trace_exporter.OTLPSpanExporter()
+    log.warning(
+        "telemetry_off", variable="OTEL_EXPORTER_OTLP_PROTOCOL", got=protocol,
+        known="grpc, http/protobuf",
+    )  # fmt: skip
+    return None
+
+
+def _route_sdk_logs(log: Logger) -> None:
+    """Lets the SDK report a failure once; a collector that is down would fill the log otherwise."""
+    sdk = logging.getLogger("opentelemetry")
+    sdk.handlers[:] = [_OnceHandler(log)]
+    sdk.propagate = False
+    sdk.setLevel(logging.WARNING)
+
+
+class _OnceHandler(logging.Handler):
+    """Passes the first record on as one line without a traceback, and drops the rest."""
+
+    def __init__(self, log: Logger) -> None:
+        super().__init__()
+        self._log = log
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._told:
+            return
+        self._told = True
+        text = record.getMessage().splitlines()[0] if record.getMessage() else ""
+        self._log.warning("telemetry_failing", problem=text, note="not repeated")
