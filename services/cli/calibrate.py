@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from services.calibrate.calibration import Calibration
 from services.calibrate.calibration import calibrate as measure
+from services.calibrate.result import Calibration
 from services.calibrate.tiers import LiveTier, tiers_of_mesh
 from services.cli.options import JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table

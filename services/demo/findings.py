@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from services.calibrate.calibration import Calibration
 from services.calibrate.quality import QualityMeasurement
+from services.calibrate.result import Calibration
 from services.demo.capacity import CapacityProbe
 from services.demo.plan import DemoPlan
 from services.demo.replay import PolicyRun

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.calibrate.calibration import Calibration, calibrate
+from services.calibrate.calibration import calibrate
 from services.calibrate.quality import QualityMeasurement, measure_quality
+from services.calibrate.result import Calibration
 from services.calibrate.tiers import LiveTier
 from services.demo.capacity import (
     FIRST_SHARE,

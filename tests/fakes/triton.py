@@ -107,6 +107,12 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         """Every model is ready."""
         return kserve.ModelReadyResponse(ready=True)
 
+    async def ModelConfig(self, request: Any, context: Any) -> kserve.ModelConfigResponse:
+        """A model that says nothing about itself."""
+        response = kserve.ModelConfigResponse()
+        response.config.name = request.name
+        return response
+
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[kserve.ModelInferRequest], context: Any
     ) -> AsyncIterator[kserve.ModelStreamInferResponse]:

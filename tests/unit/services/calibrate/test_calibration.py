@@ -1,33 +1,49 @@
-"""A calibration as a file and as a check."""
+"""A calibration from the first question to the profile, on a fake endpoint."""
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
-from router.profile import TierProfile, parse_profile
-from services.calibrate.calibration import Calibration, PairCheck
-from trainer.profiling.latency_fit import Fit
+from services.calibrate.calibration import calibrate
+from services.calibrate.tiers import LiveTier
+from services.local.errors import CommandError
+from tests.fakes.triton import FakeTriton, Script
 
 
-def fit_of(step_s: float) -> Fit:
-    """A fit with this step cost."""
-    return Fit(TierProfile(step_s, 0.0, 0.0), 10, 0.05, 0.01, 0.1)
+def tiers_at(address: str) -> list[LiveTier]:
+    """Two tiers that share a device."""
+    return [LiveTier(name, name, address, "e", "gpu0") for name in ("small", "large")]
 
 
-def test_a_calibration_is_a_profile_file() -> None:
-    """What is written is what the services read."""
-    from router.profile import LatencyProfile
+async def test_every_tier_is_fitted_and_every_pair_checked() -> None:
+    """The slower tier costs more, and the steps told end at the whole."""
+    endpoint = await FakeTriton(scripts={"large": Script(step_s=0.004)}).start()
+    shares: list[float] = []
+    try:
+        measured = await calibrate(
+            tiers_at(endpoint.address),
+            name="test",
+            run_s=0.1,
+            on_step=lambda text, share: shares.append(share),
+        )
+    finally:
+        await endpoint.stop()
+    profile = measured.profile
+    assert list(profile.tiers) == ["small", "large"]
+    assert profile.source == "measured"
+    assert measured.unloaded_p50_s["large"] > measured.unloaded_p50_s["small"]
+    assert [pair.tiers for pair in measured.pairs] == [("small", "large")]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
-    fits = {"small": fit_of(0.001), "large": fit_of(0.002)}
-    profiles = {name: fit.profile for name, fit in fits.items()}
-    measured = Calibration(
-        LatencyProfile("reference", "measured", profiles, 'a "quoted" card'), fits, (), {}, {}, 1.0
-    )
-    parsed = parse_profile(measured.to_toml(), "test", ("small", "large"))
-    assert parsed.tiers["large"].step_s == 0.002
-    assert parsed.source == "measured"
 
-
-def test_a_pair_is_judged_by_its_worse_tier() -> None:
-    """The largest relative error of the two counts."""
-    assert PairCheck(("a", "b"), (0.1, 0.2), (0.11, 0.3)).error == pytest.approx(0.5)
+async def test_endpoint_that_fails_ends_the_calibration() -> None:
+    """No profile comes out of answers that were not given."""
+    broken = Script(error=grpc.StatusCode.INTERNAL)
+    endpoint = await FakeTriton(default=broken).start()
+    try:
+        with pytest.raises(CommandError, match="small at"):
+            await calibrate(tiers_at(endpoint.address), name="test", run_s=0.1)
+    finally:
+        await endpoint.stop()

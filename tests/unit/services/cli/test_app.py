@@ -1,0 +1,100 @@
+"""The command line as a whole: what it says when something is wrong."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from services.cli.app import run
+from tests.unit.services.cli.said import complaint
+
+
+def test_without_arguments_it_says_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bare command is a question, not a mistake."""
+    assert run([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("up", "generate", "top", "policy"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "nonsense"),
+        (["up", "--routers", "0"], "--routers"),
+        (["up", "--paced", "no-such-profile"], "--paced: no file"),
+        (["up", "--profile", "missing.toml"], "--profile: no file"),
+        (["up", "--name", "Not Good"], "mesh name"),
+        (["generate", "hello", "--router", "127.0.0.1:1"], "--task"),
+        (["generate", "rev:ab=", "--router", "nowhere"], "--router"),
+        (["generate", "rev:ab=", "--deadline", "-1", "--router", "127.0.0.1:1"], "--deadline"),
+        (
+            ["generate", "rev:ab=", "--max-tokens", "99999999999", "--router", "127.0.0.1:1"],
+            "--max-tokens",
+        ),
+        (["load", "--rate", "-1", "--router", "127.0.0.1:1"], "rate_rps"),
+        (["load", "--router", "10.0.0.1:7410"], "loopback addresses only"),
+        (["load", "--mix", "sort=x", "--router", "127.0.0.1:1"], "--mix"),
+        (["load", "--phases", "calm", "--router", "127.0.0.1:1"], "--phases"),
+        (["load", "--square", "1,2", "--router", "127.0.0.1:1"], "--square"),
+        (["load", "--spec", "missing.toml"], "missing.toml"),
+        (["policy", "use"], "POLICY"),
+        (["endpoint", "add", "e", "nowhere", "--tier", "small"], "ADDRESS"),
+        (["endpoint", "add", "e", "127.0.0.1:1"], "--tier"),
+        (["endpoint", "list", "--monitor", "127.0.0.1:0"], "--monitor"),
+        (["endpoint", "remove", "e", "--drain", "-1", "--monitor", "127.0.0.1:1"], "--drain"),
+        (["policy", "rollback", "--trainer", "x"], "--trainer"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every mistake of the user is named, without a traceback."""
+    assert run(arguments) == 2
+    assert message.lower() in complaint(capsys).lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "rev:ab="],
+        ["generate", "rev:ab=", "--router", "127.0.0.1:1"],
+        ["load", "--router", "127.0.0.1:1", "--duration", "1"],
+        ["policy", "list", "--router", "127.0.0.1:1"],
+        ["policy", "use", "greedy", "--trainer", "127.0.0.1:1"],
+        ["policy", "rollback", "--trainer", "127.0.0.1:1"],
+        ["endpoint", "list", "--monitor", "127.0.0.1:1"],
+        ["top", "--monitor", "127.0.0.1:1"],
+        ["status"],
+        ["status", "--mesh", "other"],
+    ],
+)
+def test_a_mesh_that_is_not_there_is_one_line_and_exit_code_1(
+    arguments: list[str],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unreachable part is named with what to do about it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("services.loadgen.run.CONNECT_TIMEOUT_S", 0.2)
+    assert run(arguments) == 1
+    assert "127.0.0.1:1" in (text := complaint(capsys)) or "tiercel up" in text
+
+
+def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even what nobody expected does not spill a traceback over the user."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("services.cli.status.resolve", broken)
+    assert run(["status"]) == 1
+    line = complaint(capsys)
+    assert "internal error: RuntimeError: two lines" in line
+    path = pathlib.Path(line.rpartition("details: ")[2].rstrip(")\n"))
+    assert "Traceback" in path.read_text()
+    path.unlink()

@@ -1,0 +1,43 @@
+"""``tiercel generate``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.cli.app import run
+from tests.fakes.router import FakeRouter
+from tests.unit.services.cli.said import complaint
+
+
+def test_generate_prints_the_answer_alone_on_standard_output(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text can be piped; what is known about it goes to standard error."""
+    fake, address = router
+    assert run(["generate", "rev:ab=", "--router", address, "--deadline", "0.7"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "REV:AB=\n"
+    assert "tier large" in captured.err
+    assert fake.specs[0].task == "reverse"
+    assert fake.specs[0].deadline.ToMilliseconds() == 700
+
+
+def test_generate_streams_and_speaks_json(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both forms carry the same answer."""
+    _, address = router
+    assert run(["generate", "rev:ab=", "--router", address, "--stream"]) == 0
+    assert capsys.readouterr().out == "REV:AB=\n"
+    assert run(["generate", "rev:ab=", "--router", address, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "REV:AB="
+
+
+def test_a_refused_request_is_one_line_with_its_reason(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal is not a traceback."""
+    assert run(["generate", "rev:no=", "--router", router[1]]) == 1
+    assert "TOO_LATE" in complaint(capsys)
