@@ -16,7 +16,6 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import uvloop
 
 from services.common.arguments import parse_arguments
-from services.common.failures import StartError
 from services.common.log import Logger, LogSettings, configure_logging, get_logger
 from services.common.server import GrpcServer, ServerSettings
 from services.common.settings import (
@@ -25,6 +24,7 @@ from services.common.settings import (
     exit_with_settings_error,
     load_settings,
 )
+from services.common.start_error import StartError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_EXIT_BASE = 128
@@ -100,7 +100,7 @@ def run(build: Callable[[], Application], *, log: Logger, ready_file: Path | Non
         exit_with_settings_error(error)
     except StartError as error:
         sys.stderr.write(f"{application.name}: {error}\n")
-        return error.exit_code
+        return _FAILURE_EXIT_CODE
     except Exception as error:
         log.exception("failed", error)
         return _FAILURE_EXIT_CODE

@@ -23,11 +23,11 @@ from services.common.addresses import (
     parse_address,
 )
 from services.common.clock import Clock
-from services.common.failures import StartError
 from services.common.interceptors import ErrorInterceptor
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
 from services.common.settings import Problem, SettingsModel
+from services.common.start_error import StartError
 
 # The library's own limit answers without details, so it only guards memory; ours comes first.
 _LIBRARY_LIMIT_FACTOR = 4

@@ -19,7 +19,7 @@ from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
 from services.trainer.gate import Gate
-from services.trainer.jobs import MeshSpec, SimulationJob
+from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.online import OnlineTraining
 from services.trainer.records import Mode
@@ -93,6 +93,9 @@ class TrainerApplication:
             log=log,
             metrics=metrics,
             fallback_initial=shipped,
+            start_learner=lambda spec: Worker(
+                OnlineJob, (spec,), nice=settings.worker_nice, log=log
+            ),
         )
         simulated = SimulatedTraining(
             settings=settings, spec=spec, registry=registry, gate=gate, log=log

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from router.dqn.snapshot import load_snapshot
 from services.common.clock import Clock
@@ -13,12 +14,12 @@ from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
 from services.trainer.consumer import ExperienceConsumer
 from services.trainer.gate import Gate, GateRefusedError
-from services.trainer.jobs import OnlineJob, OnlineSpec
+from services.trainer.jobs import OnlineSpec
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import Worker, WorkerDiedError, WorkerError
+from services.trainer.worker import WorkerDiedError, WorkerError
 
 if TYPE_CHECKING:
     from trainer.learning.online.loop import LoopStatus
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 _LEARN_S = 0.2
 _BACKOFF_S = 1.0
 _MOST_DEATHS = 5
+
+
+class Learner(Protocol):
+    """Runs the methods of an `OnlineJob`; `Worker` is one."""
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Runs a method; raises WorkerDiedError or WorkerError."""
+
+    async def close(self) -> None:
+        """Ends it; never raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,7 @@ class OnlineTraining:
         log: log.
         metrics: metrics.
         fallback_initial: the start where no snapshot is active; None for fresh weights.
+        start_learner: makes the learner of a run.
     """
 
     settings: TrainerSettings
@@ -53,20 +65,21 @@ class OnlineTraining:
     log: Logger
     metrics: TrainerMetrics
     fallback_initial: bytes | None
+    start_learner: Callable[[OnlineSpec], Learner]
 
     async def __call__(self, run: Run) -> None:
         """Runs until `run.step_count` learner steps are done, for ever if it is 0."""
-        session = _Session(self, run, await self._worker(run))
+        learner = self.start_learner(await self._spec(run))
         try:
-            await session.run()
+            await _Session(self, run, learner).run()
         finally:
-            await session.worker.close()
+            await learner.close()
 
-    async def _worker(self, run: Run) -> Worker:
+    async def _spec(self, run: Run) -> OnlineSpec:
         settings = self.settings
         active = await self.registry.active()
         initial = active.snapshot if active is not None and active.snapshot else None
-        spec = OnlineSpec(
+        return OnlineSpec(
             path=settings.data_dir / "online.state",
             deadline_s=self.deadline_s,
             patience_s=settings.patience_s,
@@ -76,18 +89,17 @@ class OnlineTraining:
             seed=run.seed,
             initial=initial or self.fallback_initial,
         )
-        return Worker(OnlineJob, (spec,), nice=settings.worker_nice, log=self.log)
 
 
 class _Session:
     """One run's state."""
 
-    def __init__(self, parts: OnlineTraining, run: Run, worker: Worker) -> None:
+    def __init__(self, parts: OnlineTraining, run: Run, learner: Learner) -> None:
         self._parts = parts
         self._settings = settings = parts.settings
         self._clock = parts.clock
         self._run = run
-        self.worker = worker
+        self._learner = learner
         self._consumer = ExperienceConsumer(
             stream=parts.stream,
             clock=parts.clock,
@@ -149,7 +161,9 @@ class _Session:
         return status
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        return await self.worker.call(method, *arguments, timeout_s=self._settings.worker_timeout_s)
+        return await self._learner.call(
+            method, *arguments, timeout_s=self._settings.worker_timeout_s
+        )
 
     async def _report(self, status: LoopStatus, elapsed_s: float) -> None:
         done = status.step_count - (self._first_step or 0)

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 
 from services.common import errors
 from services.common.clock import SystemClock
-from services.common.failures import StartError
 from services.common.log import get_logger
 from services.common.metrics import start_metrics_server
 from services.common.server import GrpcServer, ServerSettings, ServiceDefinition, build_server
+from services.common.start_error import StartError
 from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from tests.details import details_of
 from tests.waiting import until

@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry
 
 from services.common import lifecycle
 from services.common.clock import SystemClock
-from services.common.failures import StartError
 from services.common.lifecycle import Running, serve
 from services.common.log import get_logger
 from services.common.server import ServerSettings, build_server
 from services.common.settings import SettingsError
+from services.common.start_error import StartError
 from tests.waiting import LIMIT_S, until
 
 LOG = get_logger("test")

@@ -1,0 +1,206 @@
+"""Online runs: what is learned, saved, published, and what a failure on the way costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.log import get_logger
+from services.common.state.experience_stream import MemoryExperienceStream
+from services.common.state.policy_store import MemoryPolicyStore
+from services.trainer.gate import GateRefusedError
+from services.trainer.jobs import OnlineSpec
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.online import OnlineTraining
+from services.trainer.records import Mode
+from services.trainer.registry import PolicyRegistry
+from services.trainer.runs import Run
+from services.trainer.settings import TrainerSettings
+from services.trainer.worker import WorkerDiedError, WorkerError
+from tests.fakes.virtual_time import LoopClock, run_virtual
+from tests.unit.services.trainer.entries import decision, key
+from tests.unit.services.trainer.test_registry import SCHEMA, snapshot
+from trainer.learning.online.loop import LoopStatus
+
+STEPS_PER_CALL = 10
+
+
+class FakeLearner:
+    """Does ten steps a call, keeps the keys it was given, and fails as told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failures: dict[str, list[Exception]] = defaultdict(list)
+        self.ingested: list[int] = []
+        self.step_count = 0
+        self.spec: OnlineSpec | None = None
+        self.is_closed = False
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Answers."""
+        self.calls.append(method)
+        if self.failures[method]:
+            raise self.failures[method].pop(0)
+        return getattr(self, f"_{method}")(*arguments)
+
+    async def close(self) -> None:
+        """Notes it."""
+        self.is_closed = True
+
+    def _learn(self, budget_s: float) -> LoopStatus:
+        self.step_count += STEPS_PER_CALL if budget_s > 0.0 else 0
+        return LoopStatus(self.step_count, len(self.ingested), 0, 0.5, 0.9, 0, 0)
+
+    def _ingest(self, decisions: list[Any], outcomes: list[Any]) -> list[Any]:
+        self.ingested += [record.key[2] for record in decisions]
+        return []
+
+    def _save(self) -> list[Any]:
+        return [key(sequence) for sequence in self.ingested]
+
+    def _snapshot(self, description: dict[str, Any]) -> bytes:
+        return snapshot(self.step_count)
+
+
+class FakeGate:
+    """Is asked to promote, and fails as told."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failure: Exception | None = None
+
+    async def promote(self, registry: Any, record: Any, blob: bytes) -> None:
+        """Notes the version."""
+        self.asked.append(record.version)
+        if self.failure is not None:
+            raise self.failure
+
+
+class Bench:
+    """An online training on stores in memory."""
+
+    def __init__(self) -> None:
+        clock, log = LoopClock(), get_logger("test")
+        self.prometheus = CollectorRegistry()
+        metrics = TrainerMetrics(self.prometheus)
+        self.stream = MemoryExperienceStream(clock)
+        self.learner = FakeLearner()
+        self.gate = FakeGate()
+        self.registry = PolicyRegistry(
+            store=MemoryPolicyStore(),
+            built_in=("price",),
+            feature_schema=SCHEMA,
+            clock=clock,
+            log=log,
+            metrics=metrics,
+        )
+        self.training = OnlineTraining(
+            settings=TrainerSettings(save_interval_s=1.0, publish_min_steps=1_000),
+            deadline_s=0.4,
+            stream=self.stream,
+            registry=self.registry,
+            gate=self.gate,  # type: ignore[arg-type]
+            clock=clock,
+            log=log,
+            metrics=metrics,
+            fallback_initial=b"shipped",
+            start_learner=self._start,
+        )
+
+    def _start(self, spec: OnlineSpec) -> FakeLearner:
+        self.learner.spec = spec
+        return self.learner
+
+    def counted(self, name: str) -> float:
+        """Returns a counter."""
+        return self.prometheus.get_sample_value(f"tiercel_trainer_{name}_total") or 0.0
+
+    def run(self, step_count: int = 20, *, promote: bool = False, entries: int = 0) -> Run:
+        """Runs a training to its end in virtual time, after `entries` decisions came."""
+
+        async def main() -> Run:
+            run = Run(
+                training_id="t", mode=Mode.ONLINE, step_count=step_count, seed=3, promote=promote
+            )
+            await self.stream.append([decision(number) for number in range(1, entries + 1)])
+            async with asyncio.timeout(1_000.0):
+                await self.training(run)
+            return run
+
+        return run_virtual(main())
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A fresh bench."""
+    return Bench()
+
+
+def test_a_run_ends_after_its_steps_saved_and_published(bench: Bench) -> None:
+    """The last things it does are a save and a snapshot, which the registry has."""
+    run = bench.run(step_count=20)
+    assert run.progress.step_count == 20
+    assert bench.learner.calls[-2:] == ["save", "snapshot"]
+    assert bench.learner.is_closed
+    [_, record] = run_virtual(bench.registry.policies())
+    assert record.version == run.progress.policy_version
+
+
+def test_steps_of_earlier_runs_do_not_count(bench: Bench) -> None:
+    """A learner restored with its state goes on for as many steps as this run plans."""
+    bench.learner.step_count = 500
+    run = bench.run(step_count=20)
+    assert (bench.learner.step_count, run.progress.step_count) == (520, 20)
+
+
+def test_a_run_starts_from_what_is_shipped_where_nothing_is_active(bench: Bench) -> None:
+    """Seed and start reach the learner."""
+    bench.run()
+    assert bench.learner.spec is not None
+    assert (bench.learner.spec.seed, bench.learner.spec.initial) == (3, b"shipped")
+
+
+def test_experience_is_acknowledged_once_it_is_saved(bench: Bench) -> None:
+    """Decisions reach the learner and leave the stream's open entries."""
+    bench.run(entries=5)
+    assert bench.learner.ingested == [1, 2, 3, 4, 5]
+    assert bench.counted("entries_acked") == 5
+
+
+def test_a_dead_learner_is_started_again_and_reads_again(bench: Bench) -> None:
+    """What it held and had not saved comes once more; the run goes on to its end."""
+    bench.learner.failures["learn"] = [WorkerDiedError("ended")]
+    bench.learner.failures["save"] = [WorkerDiedError("ended")]
+    run = bench.run(step_count=200, entries=3)
+    assert run.progress.step_count == 200
+    assert bench.learner.ingested == [1, 2, 3, 1, 2, 3]
+    assert bench.counted("worker_failures") == 2
+
+
+def test_a_learner_that_keeps_dying_ends_the_run(bench: Bench) -> None:
+    """Nothing is gained by trying for ever."""
+    bench.learner.failures["learn"] = [WorkerDiedError("ended")] * 100
+    with pytest.raises(WorkerDiedError):
+        bench.run()
+    assert bench.learner.is_closed
+
+
+def test_what_could_not_be_saved_is_not_acknowledged(bench: Bench) -> None:
+    """A full disk is counted; the entries stay in the stream."""
+    bench.learner.failures["save"] = [WorkerError("OSError", "disk full")] * 100
+    run = bench.run(entries=5)
+    assert run.progress.step_count == 20
+    assert bench.counted("save_failures") == bench.learner.calls.count("save") > 0
+    assert bench.counted("entries_acked") == 0
+
+
+@pytest.mark.parametrize("failure", [GateRefusedError("no"), WorkerError("ValueError", "x"), None])
+def test_learning_goes_on_whatever_the_gate_says(bench: Bench, failure: Exception | None) -> None:
+    """The snapshot is published and judged; a refusal is no failure of the run."""
+    bench.gate.failure = failure
+    run = bench.run(promote=True)
+    assert bench.gate.asked == [run.progress.policy_version]
