@@ -5,11 +5,11 @@ time: times are divided by the request's slack or by the candidate's own unloade
 network trained on one profile reads another one. The schema string changes with every change of
 meaning; a snapshot carries it and is refused where it differs.
 
-A learned policy corrects the price score (`router/policies/scores.py`), so the kernel computes that
+A learned policy corrects the price score (`router/policies/price.py`), so the kernel computes that
 score on the way, on the load as it is seen. The features are computed on the load as it is
 *reckoned* (`reckon_load`) and in time as devices lately kept it (`router/slowdown.py`), beside what
 the *prior* says there: the scheduled price where parameters come with a table
-(`router/policies/schedule.py`), else price.
+(`router/policies/scheduled_price.py`), else price.
 
 The kernel uses only `len`, chained indexing, `math` and scalars: it runs on numpy arrays and on
 lists alike, and the simulator compiles this very function.
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router import kernels, slowdown
 from router.ledger import LoadArrays
-from router.policies import schedule, scores
-from router.policies.scores import Query
+from router.policies import price, scheduled_price, scores
+from router.policies.scores import Query, Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "tiercel-features-4"
 """Identity of the table below; changes whenever a feature's meaning, order or range does."""
-
-ON_TIME_BIAS = 1.0
-ON_TIME_SHARPNESS = 8.0
-"""Fixed logistic of the feature `on_time_probability`; a policy may use its own."""
-
 
 LEAST_SHARE = 0.05
 """Smallest share of the traffic from which the whole is scaled up; below, a few requests say too
@@ -84,11 +79,13 @@ FEATURES: tuple[Feature, ...] = (
     Feature("cycle_time", "1", 0.0, 3.0, "Cycle with it x cycles it needs / slack."),
     Feature("mean_backlog", "1", 0.0, 3.0, "Mean work per usable device / slack."),
     Feature("least_backlog", "1", 0.0, 3.0, "Least work on a usable device / slack."),
-    Feature("load_smallest_short", "1", 0.0, 3.0, "Load if the smallest tier took all, 1 s rate."),
+    Feature(
+        "load_smallest_short", "1", 0.0, 3.0, "Load if the smallest tier took all, 0.2 s rate."
+    ),
     Feature("load_smallest_long", "1", 0.0, 3.0, "Load if the smallest tier took all, 10 s rate."),
     Feature("load_tier_short", "log", 0.0, 1.0, "Load if this tier took all, 0.01 to 100."),
     Feature("load_tier_long", "log", 0.0, 1.0, "Same at the 10 s rate."),
-    Feature("rate_trend", "log", -1.0, 1.0, "Rate over 1 s / rate over 10 s, 1/8 to 8."),
+    Feature("rate_trend", "log", -1.0, 1.0, "Rate over 0.2 s / rate over 10 s, 1/8 to 8."),
     Feature("slack_room", "log", 0.0, 1.0, "Slack / unloaded latency here, 0.1 to 100."),
     Feature("prompt_length", "log", 0.0, 1.0, "Prompt tokens, 1 to 16384."),
     Feature("output_length", "log", 0.0, 1.0, "Predicted output tokens, 1 to 4096."),
@@ -108,9 +105,49 @@ FEATURES: tuple[Feature, ...] = (
 )
 
 FEATURE_COUNT = len(FEATURES)
-BASE_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "price_gap")
+(
+    QUALITY,
+    QUALITY_GAP,
+    PREDICTED_OVER_SLACK,
+    ON_TIME_PROBABILITY,
+    DEVICE_TIME,
+    STEP_SHARE,
+    BATCH_FILL,
+    SMALLER_WORK,
+    SAME_WORK,
+    LARGER_WORK,
+    DEVICE_BACKLOG,
+    WAITING_PROMPTS,
+    CYCLE_TIME,
+    MEAN_BACKLOG,
+    LEAST_BACKLOG,
+    LOAD_SMALLEST_SHORT,
+    LOAD_SMALLEST_LONG,
+    LOAD_TIER_SHORT,
+    LOAD_TIER_LONG,
+    RATE_TREND,
+    SLACK_ROOM,
+    PROMPT_LENGTH,
+    OUTPUT_LENGTH,
+    STATE_AGE,
+    AVAILABILITY,
+    PRICE_GAP,
+    PRIOR_SHIFT,
+    PRIOR_CHARGE,
+    PRIOR_ON_TIME,
+    BURSTINESS,
+    OWN_SHARE,
+    DEVICE_IN_FLIGHT,
+    DISTURBANCE,
+    SOFT_DECAY,
+    BAND_DISTANCE,
+    LADDER_LOAD,
+) = range(FEATURE_COUNT)
+"""The columns by name, in the order of FEATURES."""
+
+BASE_COLUMN = PRICE_GAP
 """Column of the score that a network corrects, as far as it matters for a choice."""
-SHIFT_COLUMN = next(i for i, feature in enumerate(FEATURES) if feature.name == "prior_shift")
+SHIFT_COLUMN = PRIOR_SHIFT
 """Column of what the prior would add to that score: a network of this one weight follows it."""
 
 
@@ -133,40 +170,29 @@ def log_unit(value: float, low: float, high: float) -> float:
 
 
 class FeatureScratch(NamedTuple):
-    """Working space of `compute_features`, [C] each; the first four are results as well.
+    """Working space of `compute_features`; what lies in `seen` is a result as well.
 
     Attributes:
-        predicted_s_C: predicted latency on the load as seen, seconds.
-        probability_C: P(on time) as price reads it, on the load as seen.
-        base_C: the price score on the load as seen.
-        work_s_C: backlog of each candidate's device on the load as seen, seconds.
-        in_flight_C: the load as reckoned; `router.ledger.LoadArrays`.
-        waiting_prompt_tokens_C: same.
-        remaining_output_tokens_C: same.
-        reckoned_predicted_s_C: the first four of the prior, on the load as reckoned.
-        reckoned_probability_C: same.
-        reckoned_base_C: same.
-        reckoned_work_s_C: same.
+        seen: predictions and the price score on the load as seen.
+        load: the load as reckoned.
+        reckoned: the same of the prior, on the load as reckoned.
         band_C: how far each candidate is outside its tier's band.
     """
 
-    predicted_s_C: NDArray[np.float64]
-    probability_C: NDArray[np.float64]
-    base_C: NDArray[np.float64]
-    work_s_C: NDArray[np.float64]
-    in_flight_C: NDArray[np.float64]
-    waiting_prompt_tokens_C: NDArray[np.float64]
-    remaining_output_tokens_C: NDArray[np.float64]
-    reckoned_predicted_s_C: NDArray[np.float64]
-    reckoned_probability_C: NDArray[np.float64]
-    reckoned_base_C: NDArray[np.float64]
-    reckoned_work_s_C: NDArray[np.float64]
+    seen: Scratch
+    load: LoadArrays
+    reckoned: Scratch
     band_C: NDArray[np.float64]
 
 
 def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> FeatureScratch:
     """Returns working space made of `zeros(candidate_count)`: arrays or lists."""
-    return FeatureScratch(*(zeros(candidate_count) for _ in FeatureScratch._fields))
+    return FeatureScratch(
+        scores.scratch(candidate_count, zeros),
+        LoadArrays(*(zeros(candidate_count) for _ in LoadArrays._fields)),
+        scores.scratch(candidate_count, zeros),
+        zeros(candidate_count),
+    )
 
 
 def with_rate(query: Query, rate_short_rps: float) -> Query:
@@ -208,21 +234,21 @@ def reckon(seen: float, own: float, share: float, own_share: float) -> float:
 
 
 def reckon_load(
-    load: LoadArrays, own: LoadArrays, share: float, own_share: float, s: FeatureScratch
+    load: LoadArrays, own: LoadArrays, share: float, own_share: float, out: LoadArrays
 ) -> None:
-    """Fills the load as reckoned: the older the picture of others, the more by the own load.
+    """Fills `out`, the load as reckoned: the older the picture of others, the more by the own load.
 
     Routers that all act on the same old picture herd to the device that looked free, and swing
     between tiers together. The own load is exact and fresh; where clients balance over routers it
     is a sample of the total, `own_share` of it. The older the picture, the more of the others' part
     is taken from that sample.
     """
-    for c in range(len(s.in_flight_C)):
-        s.in_flight_C[c] = reckon(load.in_flight_C[c], own.in_flight_C[c], share, own_share)
-        s.waiting_prompt_tokens_C[c] = reckon(
+    for c in range(len(out.in_flight_C)):
+        out.in_flight_C[c] = reckon(load.in_flight_C[c], own.in_flight_C[c], share, own_share)
+        out.waiting_prompt_tokens_C[c] = reckon(
             load.waiting_prompt_tokens_C[c], own.waiting_prompt_tokens_C[c], share, own_share
         )
-        s.remaining_output_tokens_C[c] = reckon(
+        out.remaining_output_tokens_C[c] = reckon(
             load.remaining_output_tokens_C[c], own.remaining_output_tokens_C[c], share, own_share
         )
 
@@ -246,84 +272,49 @@ def compute_features(
         allowed_C: candidates the request may go to; the best of anything is taken over these.
         query: the request and the traffic.
         base_P: parameters of the price score, and the scheduled price's table if there is one.
-        scratch: working space; its first four arrays are results.
+        scratch: working space; `seen` is a result.
         out_CF: the features.
     """
-    s = scratch
-    scores.score_price(
-        fleet,
-        load,
-        allowed_C,
-        query,
-        base_P,
-        s.predicted_s_C,
-        s.probability_C,
-        s.work_s_C,
-        s.base_C,
-    )
+    seen = prior = scratch.seen
+    scores.predict(fleet, load, query, seen)
+    price.score(fleet, load, allowed_C, query, base_P, seen)
     is_slow = query.slowdown > 1.0
     query = slowdown.stretched(query)
     view = load
     rate_short = clip(query.rate_short_rps, 0.0, 1e9)
-    predicted_s_C = s.predicted_s_C
-    probability_C = s.probability_C
-    price_C = s.base_C
-    backlog_s_C = s.work_s_C
     share = reckoned_share(query)
-    has_schedule = schedule.has_schedule(base_P)
+    has_schedule = scheduled_price.has_schedule(base_P)
+    if share > 0.0 or has_schedule or is_slow:
+        prior = scratch.reckoned
     if share > 0.0:
         own_share = max(query.own_share, LEAST_SHARE)
         if query.own_rate_rps > 0.0:
             rate_short = (1.0 - share) * rate_short + share * query.own_rate_rps / own_share
-        reckon_load(load, own, share, own_share, s)
-        view = LoadArrays(s.in_flight_C, s.waiting_prompt_tokens_C, s.remaining_output_tokens_C)
-    if share > 0.0 or has_schedule or is_slow:
-        predicted_s_C = s.reckoned_predicted_s_C
-        probability_C = s.reckoned_probability_C
-        price_C = s.reckoned_base_C
-        backlog_s_C = s.reckoned_work_s_C
+        view = scratch.load
+        reckon_load(load, own, share, own_share, view)
+        scores.predict(fleet, view, query, prior)
+    else:  # the same load, so the same predictions
+        prior = Scratch(seen.predicted_s_C, seen.work_s_C, prior.probability_C, prior.score_C)
     reckoned = with_rate(query, rate_short)
-    ladder_load = schedule.schedule_load(fleet, reckoned)
+    ladder_load = scheduled_price.schedule_load(fleet, reckoned)
+    band_C = scratch.band_C
     if has_schedule:
-        schedule.band_distance(fleet, base_P, ladder_load, s.band_C)
-        schedule.score_in_bands(
-            fleet,
-            view,
-            reckoned,
-            base_P,
-            s.band_C,
-            predicted_s_C,
-            probability_C,
-            backlog_s_C,
-            price_C,
-        )
+        scheduled_price.band_distance(fleet, base_P, ladder_load, band_C)
+        scheduled_price.score_in_bands(fleet, view, reckoned, base_P, band_C, prior)
     else:
-        for c in range(len(s.band_C)):
-            s.band_C[c] = 0.0
+        for c in range(len(band_C)):
+            band_C[c] = 0.0
         if share > 0.0 or is_slow:
-            scores.score_price(
-                fleet,
-                view,
-                allowed_C,
-                reckoned,
-                base_P,
-                predicted_s_C,
-                probability_C,
-                backlog_s_C,
-                price_C,
-            )
+            price.score(fleet, view, allowed_C, reckoned, base_P, prior)
     _fill(
         fleet,
         view,
         allowed_C,
         query,
         rate_short,
-        predicted_s_C,
-        probability_C,
-        price_C,
-        backlog_s_C,
-        s.base_C,
-        s.band_C,
+        prior,
+        seen.score_C,
+        band_C,
         ladder_load,
         out_CF,
     )
@@ -335,10 +326,7 @@ def _fill(
     allowed_C: NDArray[np.bool_],
     query: Query,
     rate_short: float,
-    predicted_s_C: NDArray[np.float64],
-    probability_C: NDArray[np.float64],
-    price_C: NDArray[np.float64],
-    backlog_s_C: NDArray[np.float64],
+    prior: Scratch,
     seen_price_C: NDArray[np.float64],
     band_C: NDArray[np.float64],
     ladder_load: float,
@@ -354,6 +342,7 @@ def _fill(
     mean_prompt = clip(scores.mean_prompt(query), 0.0, 1e9)
 
     # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    predicted_s_C, backlog_s_C, probability_C, price_C = prior
     count = len(fleet.tier_C)
     tier_C = fleet.tier_C
     peers_CP = fleet.peers_CP
@@ -452,40 +441,42 @@ def _fill(
         tier_time = kernels.full_batch_time_s(fleet, c, mean_prompt, output_tokens) / devices
         ratio = predicted_s_C[c] / slack
         row = out_CF[c]
-        row[0] = clip(quality_C[c], 0.0, 1.0)
-        row[1] = clip(best_quality - quality_C[c], 0.0, 1.0)
-        row[2] = clip(ratio, 0.0, 3.0)
-        row[3] = kernels.logistic(ON_TIME_SHARPNESS * (1.0 - ON_TIME_BIAS * ratio))
-        row[4] = log_unit(own / slack, 1e-4, 10.0)
-        row[5] = clip(1.0 / batch, 0.0, 1.0)
-        row[6] = clip(in_flight_C[c] / max_batch_C[c], 0.0, 2.0)
-        row[7] = clip(smaller / slack, 0.0, 3.0)
-        row[8] = clip(same / slack, 0.0, 3.0)
-        row[9] = clip(larger / slack, 0.0, 3.0)
-        row[10] = clip(backlog_s_C[c] / slack, 0.0, 3.0)
-        row[11] = clip(prompts / slack, 0.0, 2.0)
-        row[12] = clip(cycle * event_tokens / slack, 0.0, 3.0)
-        row[13] = mean_backlog
-        row[14] = least_backlog
-        row[15] = smallest_short
-        row[16] = smallest_long
-        row[17] = log_unit(rate_short * tier_time, 0.01, 100.0)
-        row[18] = log_unit(rate_long * tier_time, 0.01, 100.0)
-        row[19] = trend
-        row[20] = log_unit(slack / max(unloaded, 1e-9), 0.1, 100.0)
-        row[21] = prompt_length
-        row[22] = output_length
-        row[23] = state_age
-        row[24] = clip(availability_C[c], 0.0, 1.0)
+        row[QUALITY] = clip(quality_C[c], 0.0, 1.0)
+        row[QUALITY_GAP] = clip(best_quality - quality_C[c], 0.0, 1.0)
+        row[PREDICTED_OVER_SLACK] = clip(ratio, 0.0, 3.0)
+        row[ON_TIME_PROBABILITY] = kernels.logistic(
+            scores.ON_TIME_SHARPNESS * (1.0 - scores.ON_TIME_BIAS * ratio)
+        )
+        row[DEVICE_TIME] = log_unit(own / slack, 1e-4, 10.0)
+        row[STEP_SHARE] = clip(1.0 / batch, 0.0, 1.0)
+        row[BATCH_FILL] = clip(in_flight_C[c] / max_batch_C[c], 0.0, 2.0)
+        row[SMALLER_WORK] = clip(smaller / slack, 0.0, 3.0)
+        row[SAME_WORK] = clip(same / slack, 0.0, 3.0)
+        row[LARGER_WORK] = clip(larger / slack, 0.0, 3.0)
+        row[DEVICE_BACKLOG] = clip(backlog_s_C[c] / slack, 0.0, 3.0)
+        row[WAITING_PROMPTS] = clip(prompts / slack, 0.0, 2.0)
+        row[CYCLE_TIME] = clip(cycle * event_tokens / slack, 0.0, 3.0)
+        row[MEAN_BACKLOG] = mean_backlog
+        row[LEAST_BACKLOG] = least_backlog
+        row[LOAD_SMALLEST_SHORT] = smallest_short
+        row[LOAD_SMALLEST_LONG] = smallest_long
+        row[LOAD_TIER_SHORT] = log_unit(rate_short * tier_time, 0.01, 100.0)
+        row[LOAD_TIER_LONG] = log_unit(rate_long * tier_time, 0.01, 100.0)
+        row[RATE_TREND] = trend
+        row[SLACK_ROOM] = log_unit(slack / max(unloaded, 1e-9), 0.1, 100.0)
+        row[PROMPT_LENGTH] = prompt_length
+        row[OUTPUT_LENGTH] = output_length
+        row[STATE_AGE] = state_age
+        row[AVAILABILITY] = clip(availability_C[c], 0.0, 1.0)
         gap = clip(seen_price_C[c] - best_seen, -1.0, 0.0)
-        row[25] = gap
-        row[26] = clip(price_C[c] - best_price, -1.0, 0.0) - gap
-        row[27] = clip(quality_C[c] * probability_C[c] - price_C[c], 0.0, 2.0)
-        row[28] = clip(probability_C[c], 0.0, 1.0)
-        row[29] = burstiness
-        row[30] = own_share
-        row[31] = log_unit(1.0 + outstanding, 1.0, 1000.0)
-        row[32] = clip(0.1 * disturbed / slack, 0.0, 3.0)
-        row[33] = soft_decay
-        row[34] = band_C[c]
-        row[35] = clip(ladder_load, -2.0, 2.0)
+        row[PRICE_GAP] = gap
+        row[PRIOR_SHIFT] = clip(price_C[c] - best_price, -1.0, 0.0) - gap
+        row[PRIOR_CHARGE] = clip(quality_C[c] * probability_C[c] - price_C[c], 0.0, 2.0)
+        row[PRIOR_ON_TIME] = clip(probability_C[c], 0.0, 1.0)
+        row[BURSTINESS] = burstiness
+        row[OWN_SHARE] = own_share
+        row[DEVICE_IN_FLIGHT] = log_unit(1.0 + outstanding, 1.0, 1000.0)
+        row[DISTURBANCE] = clip(0.1 * disturbed / slack, 0.0, 3.0)
+        row[SOFT_DECAY] = soft_decay
+        row[BAND_DISTANCE] = band_C[c]
+        row[LADDER_LOAD] = clip(ladder_load, -2.0, 2.0)

@@ -113,7 +113,7 @@ class Snapshot:
         base: parameters of the price score that the network corrects, by name; those left out
             have their defaults.
         schedule: table of the scheduled price that the features read (see
-            `router/policies/schedule.py`): first load, step, rows; empty = price itself.
+            `router/policies/scheduled_price.py`): first load, step, rows; empty = price itself.
         fleet: hints on the fleet it was trained for (tiers, devices, deadlines): JSON values.
     """
 

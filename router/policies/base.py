@@ -1,11 +1,12 @@
-"""What all policies made of a score kernel share: parameters, the decision, its explanation."""
+"""What a row of the policy table is, and the live policy made of one that has a score kernel."""
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from router.fleet import FleetArrays
+    from router.policies.scores import Scratch
     from router.policy import Observation
+
+    ScoreKernel = Callable[[Any, LoadArrays, Any, Query, Any, Scratch], None]
+    """`score(fleet, load, allowed_C, query, params_P, s)`; arrays may be lists."""
 
 
 class PolicyParameterError(ValueError):
@@ -45,6 +49,45 @@ class Parameter:
     low: float
     high: float
     meaning: str
+
+
+class Need(enum.Enum):
+    """What a policy cannot be made without."""
+
+    NOTHING = enum.auto()
+    SNAPSHOT = enum.auto()
+    PAPER_SNAPSHOT = enum.auto()
+    SCHEDULE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the policy table.
+
+    Attributes:
+        name: by which the policy is chosen; "<tier>" in it stands for a tier's name, and the
+            kernel finds that tier's index as its memory.
+        kernel: gives the scores; None if a network gives them.
+        parameters: what may be set, in the kernel's order.
+        needs: what else it takes to make the policy.
+        draws: the kernel reads a random number of its own.
+        even: every allowed candidate is equally likely.
+        memory: what the kernel finds after its parameters at the start; it may change it.
+    """
+
+    name: str
+    kernel: ScoreKernel | None
+    parameters: tuple[Parameter, ...] = ()
+    needs: Need = Need.NOTHING
+    draws: bool = False
+    even: bool = False
+    memory: tuple[float, ...] = ()
+
+    @property
+    def score(self) -> ScoreKernel:
+        """The kernel of a policy that has one."""
+        assert self.kernel is not None, self.name
+        return self.kernel
 
 
 def parameter_vector(
@@ -99,31 +142,35 @@ def load_lists(load: LoadArrays) -> LoadArrays:
     return LoadArrays(*lists)
 
 
-ScoreKernel = "Callable[..., None]"
-"""Signature of `router.policies.scores`; spelled loosely, since kernels take lists and arrays."""
-
-
 class ScorePolicy:
-    """A policy that scores every candidate with a kernel and takes the highest allowed score.
+    """A policy that scores every candidate with its kernel and takes the highest allowed score."""
 
-    Subclasses set PARAMETERS and KERNEL; their docstring says what the policy does, what its
-    parameters mean and when it fails.
-    """
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        params: Mapping[str, float] | None = None,
+        memory: tuple[float, ...] = (),
+        version: str = "",
+    ) -> None:
+        """Checks the parameters.
 
-    PARAMETERS: ClassVar[tuple[Parameter, ...]] = ()
-    KERNEL: ClassVar[Callable[..., None]]
-    EXPLAINS: ClassVar[bool] = True
-    """The kernel fills predictions itself; where it has no use for them, `decide` does."""
+        Args:
+            name: by which the policy is chosen.
+            entry: its row of the table.
+            params: parameters by name; what is left out keeps its default.
+            memory: what the kernel finds after its parameters at the start.
+            version: of what is in the memory; empty for a digest of the parameters.
 
-    def __init__(self, name: str, params: Mapping[str, float] | None = None) -> None:
-        """Checks the parameters; raises PolicyParameterError."""
-        self._name = name
-        self._set_params(parameter_vector(name, self.PARAMETERS, params))
-
-    def _set_params(self, params_P: NDArray[np.float64]) -> None:
+        Raises:
+            PolicyParameterError: a parameter is unknown or out of range.
+        """
+        params_P = parameter_vector(name, entry.parameters, params)
         digest = hashlib.sha256(params_P.tobytes()).hexdigest()[:8]
-        self._params: list[float] = params_P.tolist()
-        self._version = f"{self._name}@{digest}"
+        self._entry = entry
+        self._name = name
+        self._version = version or f"{name}@{digest}"
+        self._params: list[float] = [*params_P.tolist(), *memory]
 
     @property
     def name(self) -> str:
@@ -136,8 +183,13 @@ class ScorePolicy:
         return self._version
 
     @property
+    def entry(self) -> Entry:
+        """Its row of the table."""
+        return self._entry
+
+    @property
     def params_P(self) -> NDArray[np.float64]:
-        """Parameters in the order of PARAMETERS (the kernel's order)."""
+        """Parameters in the table's order, and the kernel's memory."""
         return np.array(self._params)
 
     def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
@@ -149,46 +201,23 @@ class ScorePolicy:
         fleet = observation.fleet.lists
         load = load_lists(observation.load)
         allowed: list[bool] = observation.allowed_C.tolist()
-        count = len(allowed)
-        predicted, probability, work, score = ([0.0] * count for _ in range(4))
-        query = query_of(observation, self._draw(rng))
-        if not self.EXPLAINS:
-            scores.explain(fleet, load, query, 1.0, 8.0, predicted, probability, work)  # type: ignore[arg-type]
-        type(self).KERNEL(
-            fleet, load, allowed, query, self._params, predicted, probability, work, score
-        )
-        action = kernels.best_allowed(score, allowed)  # type: ignore[arg-type]
+        query = query_of(observation, float(rng.random()) if self._entry.draws else 0.0)
+        s = scores.scratch(len(allowed), zeros)
+        scores.predict(fleet, load, query, s)
+        scores.weigh_on_time(query, scores.ON_TIME_BIAS, scores.ON_TIME_SHARPNESS, s)
+        self._entry.score(fleet, load, allowed, query, self._params, s)
+        action = kernels.best_allowed(s.score_C, allowed)  # type: ignore[arg-type]
         if action < 0:
             raise NoCandidateError(f"policy {self._name} has no finite score among the allowed")
-        self._chosen(action)
-        for c in range(count):
-            if not allowed[c]:
-                score[c] = -math.inf
         return Decision(
             action=action,
-            score_C=np.array(score),
-            predicted_latency_s_C=np.array(predicted),
-            on_time_probability_C=np.array(probability),
+            score_C=np.where(observation.allowed_C, s.score_C, -math.inf),
+            predicted_latency_s_C=np.array(s.predicted_s_C),
+            on_time_probability_C=np.array(s.probability_C),
+            behavior_probability=1.0 / sum(allowed) if self._entry.even else 1.0,
         )
 
-    def _draw(self, rng: np.random.Generator) -> float:
-        """Returns the uniform number of this decision; policies that need none draw none."""
-        return 0.0
 
-    def _chosen(self, action: int) -> None:
-        """Tells a policy with a memory what it chose."""
-
-
-def compute_scores(
-    kernel: Callable[..., None],
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    query: Query,
-    params_P: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Returns a kernel's scores as an array [C]; for tests and tables."""
-    count = len(allowed_C)
-    scratch = [np.zeros(count) for _ in range(4)]
-    kernel(fleet, load, allowed_C, query, params_P, *scratch)
-    return scratch[3]
+def zeros(count: int) -> list[float]:
+    """Returns a list of zeros, which kernels in plain Python fill faster than an array."""
+    return [0.0] * count

@@ -1,4 +1,8 @@
-"""The learned policy: the price score and what a network adds to it; the highest is chosen."""
+"""The learned policy `dqn`: a searched scheduled price, and what a network adds to it.
+
+The network is fitted to paired returns by policy iteration (`trainer.learning.offline`), as a
+correction of a price score; `router.features` computes both what it reads and what it corrects.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ import numpy as np
 from router import features, kernels
 from router.dqn.network import q_values
 from router.dqn.snapshot import REASON_BASE, REASON_SCHEMA, REASON_SHAPE, SnapshotError
-from router.policies import schedule
+from router.policies import price, scheduled_price
 from router.policies.base import (
     Parameter,
     PolicyParameterError,
     load_lists,
     parameter_vector,
     query_of,
+    zeros,
 )
-from router.policies.load_aware import PricePolicy
 from router.types import Decision, NoCandidateError
 
 if TYPE_CHECKING:
@@ -28,9 +32,14 @@ if TYPE_CHECKING:
     from router.dqn.snapshot import Snapshot
     from router.policy import Observation
 
-PRICE_DEFAULTS_P: Final = parameter_vector("price", PricePolicy.PARAMETERS, None)
+PRICE_DEFAULTS_P: Final = parameter_vector("price", price.PARAMETERS, None)
 """Parameters of the price score that a network corrects unless its snapshot states others."""
 _PRICE_DEFAULTS: Final[list[float]] = PRICE_DEFAULTS_P.tolist()
+
+PARAMETERS = (
+    Parameter("epsilon", 0.0, 0.0, 0.5, "Share of decisions that explore."),
+    Parameter("explore_on_time", 0.8, 0.0, 1.0, "P(on time) a candidate needs to be explored."),
+)
 
 
 def price_parameters(snapshot: Snapshot) -> NDArray[np.float64]:
@@ -40,9 +49,9 @@ def price_parameters(snapshot: Snapshot) -> NDArray[np.float64]:
         SnapshotError: it names one that does not exist, or a value is out of range.
     """
     try:
-        price_P = parameter_vector("price", PricePolicy.PARAMETERS, snapshot.base)
-        return np.array([*price_P, *schedule.parameters_of(snapshot.schedule)])
-    except (PolicyParameterError, schedule.ScheduleError) as error:
+        price_P = parameter_vector("price", price.PARAMETERS, snapshot.base)
+        return np.array([*price_P, *scheduled_price.parameters_of(snapshot.schedule)])
+    except (PolicyParameterError, scheduled_price.ScheduleError) as error:
         raise SnapshotError(REASON_BASE, f"snapshot: {error}") from error
 
 
@@ -56,11 +65,6 @@ class DqnPolicy:
     carries its probability. Fails: far outside what it was trained on; then the guard's fallback
     takes over.
     """
-
-    PARAMETERS = (
-        Parameter("epsilon", 0.0, 0.0, 0.5, "Share of decisions that explore."),
-        Parameter("explore_on_time", 0.8, 0.0, 1.0, "P(on time) a candidate needs to be explored."),
-    )
 
     def __init__(self, snapshot: Snapshot, params: Mapping[str, float] | None = None) -> None:
         """Takes a checked snapshot.
@@ -83,9 +87,7 @@ class DqnPolicy:
         self._base_P = price_parameters(snapshot)
         self._base: list[float] = self._base_P.tolist()
         self._snapshot = snapshot
-        self._epsilon, self._explore_on_time = parameter_vector(
-            "dqn", self.PARAMETERS, params
-        ).tolist()
+        self._epsilon, self._explore_on_time = parameter_vector("dqn", PARAMETERS, params).tolist()
 
     @property
     def name(self) -> str:
@@ -114,20 +116,20 @@ class DqnPolicy:
             NoCandidateError: no allowed candidate has a finite Q-value.
         """
         allowed_C = observation.allowed_C
-        x_CF, seen = features_of(observation, self._base)
+        x_CF, found = features_of(observation, self._base)
         score_C = np.empty(len(allowed_C))
-        q_values(x_CF, allowed_C, np.array(seen.base_C), *self._snapshot.weights, score_C)
+        q_values(x_CF, allowed_C, np.array(found.seen.score_C), *self._snapshot.weights, score_C)
         action = kernels.best_allowed(score_C, allowed_C)
         if action < 0:
             raise NoCandidateError("the Q-network has no finite value among the allowed")
-        on_time_C = x_CF[:, _ON_TIME].astype(np.float64)
+        on_time_C = x_CF[:, features.ON_TIME_PROBABILITY].astype(np.float64)
         probability, explored = 1.0, False
         if self._epsilon > 0.0:
             action, probability, explored = self._explore(action, allowed_C, on_time_C, rng)
         return Decision(
             action=action,
             score_C=score_C,
-            predicted_latency_s_C=np.array(seen.predicted_s_C),
+            predicted_latency_s_C=np.array(found.seen.predicted_s_C),
             on_time_probability_C=on_time_C,
             behavior_probability=probability,
             explored=explored,
@@ -167,7 +169,7 @@ def features_of(
     count = observation.fleet.candidate_count
     load = load_lists(observation.load)
     own = load if observation.own is None else load_lists(observation.own)
-    scratch = features.feature_scratch(count, _zeros)
+    scratch = features.feature_scratch(count, zeros)
     rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
     features.compute_features(
         fleet,
@@ -180,12 +182,3 @@ def features_of(
         rows,  # type: ignore[arg-type]
     )
     return np.array(rows, dtype=np.float32), scratch
-
-
-def _zeros(count: int) -> list[float]:
-    return [0.0] * count
-
-
-_ON_TIME = next(
-    i for i, feature in enumerate(features.FEATURES) if feature.name == "on_time_probability"
-)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from router.dqn.snapshot import SnapshotError
 from router.policies.base import PolicyParameterError
-from router.policies.registry import MissingSnapshotError
+from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import BackgroundTask, Running

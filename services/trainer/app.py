@@ -10,7 +10,7 @@ import grpc.aio
 
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.features import SCHEMA
-from router.policies.registry import LEARNED, known_policies
+from router.policies.table import LEARNED, known_policies
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger

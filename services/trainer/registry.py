@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from router.dqn.snapshot import REASON_POLICY, Snapshot, SnapshotError, load_snapshot
-from router.policies.registry import LEARNED
+from router.policies.table import LEARNED
 from services.common.clock import Clock
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import Logger

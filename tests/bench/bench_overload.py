@@ -13,7 +13,7 @@ import numpy as np
 from router.catalog import parse_quality
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.profile import parse_profile
 from router.safety import SafetyLimits
 from trainer.evaluation.scenarios import SCENARIOS

@@ -14,7 +14,7 @@ import pytest
 from router import features
 from router.dqn.network import q_values
 from router.dqn.snapshot import Snapshot, zero_weights
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.policy import observe
 from router.types import Request, Signals
 from tests.unit.router import fleets
@@ -68,13 +68,13 @@ def test_simulator_speed(capsys: pytest.CaptureFixture[str]) -> None:
         offered = traffic(rate, 20.0)
         loop.run(
             make_world(config(4), traffic(10.0, 1.0), 0),
-            policy.kind,
+            policy.row,
             policy.params_P.copy(),
             policy.weights,
         )
         world = make_world(config(4), offered, 0)
         start = time.process_time()
-        loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+        loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
         taken_s = time.process_time() - start
         # Events of a request: arrival with decision, dispatch, start in a batch, end.
         lines.append(

@@ -14,7 +14,7 @@ from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.fleet import EndpointSpec, build_fleet
 from router.policies.dqn import DqnPolicy
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.policy import Policy
 from router.profile import LatencyProfile, TierProfile
 from router.safety import SafetyLimits

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.catalog import parse_quality
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.profile import parse_profile
 from trainer.bound.performance import performance_bound
 from trainer.evaluation.fluid import fluid_reference

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from router.catalog import Catalog
 from router.dqn.snapshot import SnapshotError
-from router.policies.registry import LEARNED, MissingSnapshotError, known_policies
+from router.policies.table import LEARNED, MissingSnapshotError, known_policies
 from router.types import UnknownPolicyError
 from trainer.evaluation.policies import Contender, baseline, baseline_names, learned, yardsticks
 from trainer.shipped import POLICIES

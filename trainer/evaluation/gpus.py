@@ -13,7 +13,7 @@ import numpy as np
 
 from router.catalog import Catalog
 from router.fleet import EndpointSpec, build_fleet
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, build_fleet
 from router.picker import PICKERS
-from router.policies.registry import PICKER_MARK, make_policy
+from router.policies.table import PICKER_MARK, make_policy
 from router.profile import LatencyProfile
 from router.types import Task
 from trainer.evaluation.hold import bracket_rps, highest_held_rps

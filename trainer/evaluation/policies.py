@@ -9,9 +9,8 @@ from router.catalog import Catalog
 from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import REASON_FORMAT, SnapshotError, load_snapshot
 from router.features import SCHEMA
-from router.policies.registry import (
+from router.policies.table import (
     LEARNED,
-    SCORE_POLICIES,
     STATIC_PREFIX,
     known_policies,
     make_policy,
@@ -86,7 +85,7 @@ def baseline(name: str, catalog: Catalog) -> Contender:
 
 def baseline_names(catalog: Catalog) -> tuple[str, ...]:
     """Returns every policy that needs no snapshot: the static ones and those scored by hand."""
-    names = [n for n in known_policies(catalog) if n in SCORE_POLICIES or n not in LEARNED]
+    names = [n for n in known_policies(catalog) if n not in LEARNED]
     return tuple(each for n in names for each in ((n, n + TUNED_SUFFIX) if n in TUNED else (n,)))
 
 

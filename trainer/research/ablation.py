@@ -32,14 +32,14 @@ from router.catalog import parse_quality
 from router.dqn.snapshot import Weights, load_snapshot
 from router.features import BASE_COLUMN, FEATURE_COUNT, FEATURES, SCHEMA, SHIFT_COLUMN
 from router.policies.dqn import price_parameters
-from router.policies.registry import make_policy
-from router.policies.schedule import (
+from router.policies.scheduled_price import (
     PRICE_COUNT,
     VALUES,
     has_schedule,
     parameters_of,
     table_of,
 )
+from router.policies.table import make_policy
 from router.profile import parse_profile
 from router.types import Task
 from trainer.learning.offline.episodes import ImprovementConfig, collect_samples, start_weights

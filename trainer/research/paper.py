@@ -39,6 +39,7 @@ from router.dqn.paper_snapshot import (
     flat,
     save_paper_snapshot,
 )
+from router.policies import paper, scores
 from trainer.evaluation.setting import Setting, unit_rate_rps
 from trainer.learning.checkpoint import write_atomically
 from trainer.learning.descent import Descent, arrays_of
@@ -53,10 +54,12 @@ from trainer.research.tuning import (
     setting_of,
 )
 from trainer.simulation import loop
-from trainer.simulation.compiled import jit, paper
+from trainer.simulation.compiled import jit, twin
 from trainer.simulation.engine import settle
-from trainer.simulation.simulate import KINDS, PolicySpec, make_world
+from trainer.simulation.simulate import PolicySpec, make_world
 from trainer.simulation.state import FAILED, World
+
+_paper, _scores = twin(paper), twin(scores)
 
 Progress = Callable[[float, dict[str, float]], None]
 
@@ -125,9 +128,9 @@ class RequestSteps(NamedTuple):
 def _best_of_tier(w: World, tier: int) -> int:
     """Returns the allowed candidate of the highest score, of one tier or (-1) of any."""
     best = -1
-    for c in range(len(w.score_C)):
+    for c in range(len(w.decided.score_C)):
         open_to = w.allowed_C[c] and (tier < 0 or w.fleet.tier_C[c] == tier)
-        if open_to and (best < 0 or w.score_C[c] > w.score_C[best]):
+        if open_to and (best < 0 or w.decided.score_C[c] > w.decided.score_C[best]):
             best = c
     return best
 
@@ -145,8 +148,8 @@ def _run_episode(
         if i < 0:
             return
         q = loop.query_for(w, i, clock.now_s)
-        a, b, c, out = w.predicted_C, w.probability_C, w.work_C, w.score_C
-        paper.score_dqn_paper(w.fleet, w.seen, w.allowed_C, q, params_P, a, b, c, out)
+        _scores.predict(w.fleet, w.seen, q, w.decided)
+        _paper.score(w.fleet, w.seen, w.allowed_C, q, params_P, w.decided)
         forced = -1
         if loop.uniform(w) < epsilon:
             forced = int(loop.uniform(w) * tiers)
@@ -158,8 +161,8 @@ def _run_episode(
             continue
         x_NI[i, q.task] = 1.0
         for t in range(tiers):
-            x_NI[i, tasks + t] = paper.tier_batch(w.fleet, w.seen, t)
-        x_NI[i, tasks + tiers] = paper.rate_input(q.rate_short_rps)
+            x_NI[i, tasks + t] = _paper.tier_batch(w.fleet, w.seen, t)
+        x_NI[i, tasks + tiers] = _paper.rate_input(q.rate_short_rps)
         action_N[i] = w.fleet.tier_C[best]
         loop.apply(w, i, best)
 
@@ -258,13 +261,13 @@ class PaperLearner:
 
 
 def forward(p: Parameters, x_BI: Tensor) -> Tensor:
-    """Returns q_BT, as `router.dqn.paper` computes it for one state."""
+    """Returns q_BT, as `router.policies.paper` computes it for one state."""
     return torch.relu(x_BI @ p["w1_IH"] + p["b1_H"]) @ p["w2_HT"] + p["b2_T"]
 
 
 def paper_spec(weights: PaperWeights) -> PolicySpec:
     """Returns the policy of a network as the simulator takes it."""
-    return PolicySpec(KINDS[POLICY], flat(weights), name=POLICY)
+    return PolicySpec(POLICY, flat(weights), name=POLICY)
 
 
 def train_paper(

@@ -27,7 +27,7 @@ from scipy.stats import qmc
 
 from router.catalog import QualityTable, parse_quality
 from router.policies.base import Parameter
-from router.policies.registry import SCORE_POLICIES
+from router.policies.table import BY_HAND, BY_NAME
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
@@ -41,7 +41,7 @@ from trainer.evaluation.setting import (
     with_routers,
 )
 from trainer.simulation.scenarios import default_lengths
-from trainer.simulation.simulate import KINDS, PolicySpec, SimulationConfig, simulate
+from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 
 PENALTY = 3.0
@@ -184,7 +184,7 @@ def score(policy: PolicySpec, cases: Sequence[TuningCase], warm_up_s: float = 0.
 
 def tunable_policies() -> tuple[str, ...]:
     """Returns the names of policies with parameters."""
-    return tuple(name for name, cls in SCORE_POLICIES.items() if cls.PARAMETERS)
+    return tuple(name for name in BY_HAND if BY_NAME[name].parameters)
 
 
 def tune(
@@ -227,8 +227,8 @@ class _Search:
                 f"policy {policy!r} has no parameters to tune; those that do: "
                 f"{', '.join(tunable_policies())}"
             )
-        self.table: tuple[Parameter, ...] = SCORE_POLICIES[policy].PARAMETERS
-        self._kind = KINDS[policy]
+        self.table: tuple[Parameter, ...] = BY_NAME[policy].parameters
+        self._policy = policy
         self._losses: dict[bytes, float] = {}
         self._cases = cases
         self._low_P = np.array([p.low for p in self.table])
@@ -245,7 +245,7 @@ class _Search:
         key = unit_P.tobytes()
         if key not in self._losses:
             params_P = np.append(self._low_P + self._span_P * unit_P, 0.0)
-            self._losses[key] = -score(PolicySpec(self._kind, params_P), self._cases)
+            self._losses[key] = -score(PolicySpec(self._policy, params_P), self._cases)
         return self._losses[key]
 
     def score_of(self, unit_P: NDArray[np.float64]) -> float:

@@ -21,32 +21,34 @@ from typing import Any
 
 import numba
 
+from router.policies.table import TABLE
 from trainer.shipped import work_folder
 
+_POLICIES = tuple(dict.fromkeys(entry.kernel.__module__ for entry in TABLE if entry.kernel))
 _MODULES = (
     "router.kernels",
     "router.traffic",
     "router.safety",
     "router.policies.scores",
     "router.slowdown",
-    "router.policies.schedule",
+    *_POLICIES,
     "router.features",
-    "router.policies.baselines",
     "router.picker",
     "router.dqn.network",
-    "router.dqn.paper",
+    "router.policies.table",
+    "router.decision",
 )
 """Modules in an order in which each uses only earlier ones."""
 
 _COMPILED_HERE = ("compiled", "state", "engine", "loop")
 """Modules of this package with compiled code or its types."""
 
-_ALLOCATING = ("router.dqn.network", "router.dqn.paper")
+_ALLOCATING = ("router.dqn.network", "router.policies.paper")
 """Modules whose functions make arrays; the others only fill what they are given."""
 
 # Without the interpreter's lock: two simulations run side by side in two threads.
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
-jit: Any = numba.njit(**_OPTIONS)
+jit: Any = numba.njit(**{**_OPTIONS, "_nrt": True})
 jit_unmanaged: Any = numba.njit(**{**_OPTIONS, "_nrt": False})
 """Compiles without reference counting: the world is a tuple of some thirty arrays, and counting
 each of them at every call would cost more than the calls do."""
@@ -90,21 +92,45 @@ def _compile(name: str, twins: dict[str, types.ModuleType]) -> types.ModuleType:
     return twin
 
 
+def _choice(twins: dict[str, types.ModuleType]) -> types.FunctionType:
+    """Returns `router.policies.table.score` with its look-up of a row written out.
+
+    Compiled code cannot call what it finds in a table of functions but by a pointer; a chain of
+    comparisons, one for each row, calls each kernel directly.
+    """
+    scope: dict[str, Any] = twins["router.policies.table"].__dict__
+    lines = ["def score(row, fleet, load, allowed_C, query, params_P, s):"]
+    for row, entry in enumerate(TABLE):
+        if entry.kernel is None:
+            continue
+        scope[f"score_{row}"] = getattr(twins[entry.kernel.__module__], entry.kernel.__name__)
+        lines.append(f"    if row == {row}:")
+        lines.append(f"        return score_{row}(fleet, load, allowed_C, query, params_P, s)")
+    code: dict[str, Any] = {}
+    exec(compile("\n".join(lines), __file__, "exec"), scope, code)  # noqa: S102 - our own text
+    function: types.FunctionType = code["score"]
+    return function
+
+
 numba.config.CACHE_DIR = str(_cache_directory())  # type: ignore[attr-defined]
 
 _twins: dict[str, types.ModuleType] = {}
 for _name in _MODULES:
     _twins[_name] = _compile(_name, _twins)
+    if _name == "router.policies.table":
+        vars(_twins[_name])["score"] = jit_unmanaged(_choice(_twins))
+
+
+def twin(module: types.ModuleType) -> Any:
+    """Returns the compiled twin of a router's module."""
+    return _twins[module.__name__]
+
 
 # Typed loosely: what matters to callers is that numba finds compiled functions here.
 kernels: Any = _twins["router.kernels"]
-features: Any = _twins["router.features"]
 traffic: Any = _twins["router.traffic"]
 safety: Any = _twins["router.safety"]
-scores: Any = _twins["router.policies.scores"]
 slowdown: Any = _twins["router.slowdown"]
-schedule: Any = _twins["router.policies.schedule"]
-baselines: Any = _twins["router.policies.baselines"]
+features: Any = _twins["router.features"]
 picker: Any = _twins["router.picker"]
-network: Any = _twins["router.dqn.network"]
-paper: Any = _twins["router.dqn.paper"]
+decision: Any = _twins["router.decision"]

@@ -13,17 +13,13 @@ from router.ledger import LoadArrays
 from router.policies.scores import Query
 from router.traffic import LONG_TAU_S, SHORT_TAU_S
 from trainer.simulation.compiled import (
-    baselines,
+    decision,
     features,
     jit,
     jit_unmanaged,
     kernels,
-    network,
-    paper,
     picker,
     safety,
-    schedule,
-    scores,
     slowdown,
     traffic,
 )
@@ -51,22 +47,6 @@ from trainer.simulation.state import (
     WAITING,
     World,
 )
-
-# Kinds of a policy in compiled code.
-KIND_STATIC = 0
-KIND_RANDOM = 1
-KIND_ROUND_ROBIN = 2
-KIND_GREEDY = 3
-KIND_PRICE = 4
-KIND_THRESHOLD = 5
-KIND_SLACKFIT = 6
-KIND_DEBT_QUEUE = 7
-KIND_FLUID = 8
-KIND_DQN = 9
-KIND_GREEDY_PRIOR = 10
-KIND_ROUTEBALANCE = 11
-KIND_DQN_PAPER = 12
-KIND_SCHEDULED = 13
 
 
 @jit_unmanaged
@@ -205,7 +185,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             request.prompt,
             event_tokens,
             safety.admission_factor(own, clock.optimism),
-            w.predicted_C,
+            w.decided.predicted_s_C,
         )
         if not admitted:
             own.refused_s = now_s
@@ -257,7 +237,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
         request.prompt,
         full,
         clock.margin,
-        w.predicted_C,
+        w.decided.predicted_s_C,
     )
     if target < 0:
         return
@@ -387,77 +367,44 @@ def fill_features(w: World, i: int, q: Query, params_P: np.ndarray) -> None:
     )
 
 
-@jit
+@jit_unmanaged
 def decide(
     w: World,
     i: int,
-    kind: int,
+    row: int,
     q: Query,
     params_P: np.ndarray,
     weights: Weights,
     with_features: bool,
 ) -> int:
-    """Returns the candidate the policy chooses for a request, by the router's own kernels.
+    """Returns the candidate the policy chooses for a request, by the router's own decision.
 
-    `params_P` are a score kernel's parameters; a DQN's are those of the price it corrects and, if
-    it has one, of its scheduled price.
+    A picker then chooses again inside the tier, if one was asked for. `with_features` fills the
+    features of policies that do without.
     """
-    fleet, view, allowed, out = w.fleet, w.seen, w.allowed_C, w.score_C
-    a, b, c = w.predicted_C, w.probability_C, w.work_C
-    if kind == KIND_STATIC:  # the only kernel that predicts nothing
-        kernels.predict_latency_s(
-            fleet, view, q.prompt_tokens, q.event_tokens, a, q.mean_prompt_tokens
-        )
-    if kind == KIND_DQN:
-        fill_features(w, i, q, params_P)
-    elif with_features:
+    if with_features:
         fill_features(w, i, q, w.base_P)
-    if kind == KIND_STATIC:
-        scores.score_static(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_RANDOM:
-        scores.score_random(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_ROUND_ROBIN:
-        scores.score_round_robin(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_GREEDY:
-        scores.score_greedy(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_PRICE:
-        scores.score_price(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_SCHEDULED:
-        schedule.score_scheduled(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_THRESHOLD:
-        baselines.score_threshold(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_SLACKFIT:
-        baselines.score_slackfit(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_DEBT_QUEUE:
-        baselines.score_debt_queue(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_FLUID:
-        baselines.score_fluid(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_GREEDY_PRIOR:
-        baselines.score_greedy_prior(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_ROUTEBALANCE:
-        baselines.score_routebalance(fleet, view, allowed, q, params_P, a, b, c, out)
-    elif kind == KIND_DQN_PAPER:
-        paper.score_dqn_paper(fleet, view, allowed, q, params_P, a, b, c, out)
-    else:
-        network.q_values(
-            w.features_CF,
-            allowed,
-            w.scratch.base_C,
-            weights.w1_FH,
-            weights.b1_H,
-            weights.w2_GH,
-            weights.b2_H,
-            weights.w3_P,
-            weights.b3,
-            out,
-        )
-    action = kernels.best_allowed(out, allowed)
-    if kind == KIND_ROUND_ROBIN:
-        params_P[0] = action
+    ledger_LC = w.ledger_RLC[w.requests[i].router]
+    own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
+    action = decision.decide(
+        row,
+        w.fleet,
+        w.seen,
+        own,
+        w.allowed_C,
+        q,
+        params_P,
+        weights,
+        w.scratch,
+        w.features_CF,
+        w.decided,
+    )
     chosen = w.clock[0].picker
     if chosen > 0 and action >= 0:
-        tier = fleet.tier_C[action]
-        action = picker.pick(chosen, fleet, view, allowed, q, tier, w.picked_T, uniform(w), out)
+        tier = w.fleet.tier_C[action]
+        action = picker.pick(
+            chosen, w.fleet, w.seen, w.allowed_C, q, tier, w.picked_T, uniform(w), w.decided.score_C
+        )
     return int(action)
 
 
@@ -479,7 +426,7 @@ def explore(w: World, i: int, action: int) -> int:
         if w.allowed_C[c]:
             t = w.fleet.tier_C[c]
             count_T[t] += 1.0
-            if best_T[t] < 0 or w.predicted_C[c] < w.predicted_C[best_T[t]]:
+            if best_T[t] < 0 or w.decided.predicted_s_C[c] < w.decided.predicted_s_C[best_T[t]]:
                 best_T[t] = c
     total = 0.0
     for t in range(len(w.mix_T)):
@@ -521,7 +468,7 @@ def apply(w: World, i: int, action: int) -> None:
     now_s = clock.now_s
     clock.decisions += 1
     first = request.attempt == 0
-    request.predicted_s = w.predicted_C[action]
+    request.predicted_s = w.decided.predicted_s_C[action]
     if first:
         request.action = action
     moment_s = -1.0
@@ -536,7 +483,7 @@ def apply(w: World, i: int, action: int) -> None:
             1.0 if request.first_token != 0 else float(request.predicted),
             clock.margin,
             clock.guard_s,
-            w.work_C,
+            w.decided.work_s_C,
         )
     dispatch(w, i, action, now_s)
     if moment_s >= 0.0 and request.status != FAILED:
@@ -544,7 +491,7 @@ def apply(w: World, i: int, action: int) -> None:
 
 
 @jit
-def run(w: World, kind: int, params_P: np.ndarray, weights: Weights) -> None:
+def run(w: World, row: int, params_P: np.ndarray, weights: Weights) -> None:
     """Runs the world to its end under one policy, recording every stride-th decision."""
     clock = w.clock[0]
     while True:
@@ -556,19 +503,19 @@ def run(w: World, kind: int, params_P: np.ndarray, weights: Weights) -> None:
         record = first and clock.stride > 0 and clock.decisions % clock.stride == 0
         record = record and clock.records < len(w.record_id)
         q = query_for(w, i, clock.now_s)
-        action = decide(w, i, kind, q, params_P, weights, record)
+        action = decide(w, i, row, q, params_P, weights, record)
         if action < 0:
             settle(w, i, FAILED, clock.now_s)
             continue
         if first:
             action = explore(w, i, action)
         if record:
-            row = clock.records
+            k = clock.records
             clock.records += 1
-            request.row = row
-            w.record_id[row] = i
-            w.record_CF[row] = w.features_CF
-            w.record_allowed_C[row] = w.allowed_C
+            request.row = k
+            w.record_id[k] = i
+            w.record_CF[k] = w.features_CF
+            w.record_allowed_C[k] = w.allowed_C
         apply(w, i, action)
 
 

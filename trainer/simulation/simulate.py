@@ -20,11 +20,12 @@ from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
-from router.ledger import LoadArrays
+from router.ledger import zero_load
 from router.picker import NO_PICKER
 from router.policies.base import ScorePolicy
 from router.policies.dqn import PRICE_DEFAULTS_P, DqnPolicy
 from router.policies.picked import PickedPolicy
+from router.policies.table import ROW
 from router.policy import Policy
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
@@ -32,22 +33,6 @@ from router.types import RewardKind, SloKind
 from trainer.simulation import loop, state
 from trainer.simulation.state import World
 from trainer.simulation.workload import Workload
-
-KINDS: Mapping[str, int] = {
-    "random": loop.KIND_RANDOM,
-    "round-robin": loop.KIND_ROUND_ROBIN,
-    "greedy": loop.KIND_GREEDY,
-    "price": loop.KIND_PRICE,
-    "threshold": loop.KIND_THRESHOLD,
-    "slackfit": loop.KIND_SLACKFIT,
-    "debt-queue": loop.KIND_DEBT_QUEUE,
-    "fluid": loop.KIND_FLUID,
-    "dqn": loop.KIND_DQN,
-    "greedy-prior": loop.KIND_GREEDY_PRIOR,
-    "routebalance": loop.KIND_ROUTEBALANCE,
-    "dqn-paper": loop.KIND_DQN_PAPER,
-}
-"""Kind in compiled code by policy name; static policies are recognised by their prefix."""
 
 _NO_WEIGHTS = zero_weights(FEATURE_COUNT, 1)
 SOFT_GRACE = 5.0
@@ -115,22 +100,27 @@ class PolicySpec:
     """A policy as compiled code takes it.
 
     Attributes:
-        kind: one of `loop.KIND_*`.
-        params_P: parameters of a score kernel.
+        policy: its name in the policy table.
+        params_P: parameters and memory of a score kernel.
         weights: network of a DQN.
         name: for tables.
         picker: number of the endpoint picker that chooses inside the policy's tier; 0 = none.
     """
 
-    kind: int
+    policy: str
     params_P: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     weights: Weights = _NO_WEIGHTS
     name: str = ""
     picker: int = NO_PICKER
 
+    @property
+    def row(self) -> int:
+        """Its row in the policy table."""
+        return ROW[self.policy]
+
     @classmethod
     def of(cls, policy: Policy) -> PolicySpec:
-        """Returns the spec of a policy with a score kernel; raises SimulationError otherwise."""
+        """Returns the spec of a policy of the table; raises SimulationError for another."""
         if isinstance(policy, PickedPolicy):
             inner = cls.of(policy.inner)
             return replace(inner, name=policy.name, picker=policy.picker.number)
@@ -138,15 +128,14 @@ class PolicySpec:
             return cls.dqn(policy.snapshot.weights, policy.name, policy.base_P)
         if not isinstance(policy, ScorePolicy):
             raise SimulationError(f"policy {policy.name!r} has no score kernel")
-        kind = loop.KIND_STATIC if policy.name.startswith("static-") else KINDS[policy.name]
-        return cls(kind, np.append(policy.params_P, 0.0), name=policy.name)
+        return cls(policy.entry.name, np.append(policy.params_P, 0.0), name=policy.name)
 
     @classmethod
     def dqn(
         cls, weights: Weights, name: str = "dqn", base_P: NDArray[np.float64] = PRICE_DEFAULTS_P
     ) -> PolicySpec:
         """Returns the spec of a Q-network that corrects the price score of `base_P`."""
-        return cls(loop.KIND_DQN, np.array(base_P), weights, name)
+        return cls("dqn", np.array(base_P), weights, name)
 
 
 @dataclass(frozen=True)
@@ -235,7 +224,7 @@ def simulate(
     """
     world = make_world(config, workload, seed)
     world.clock["picker"] = policy.picker
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     return result_of(world, workload)
 
 
@@ -258,7 +247,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
-    zeros = [np.zeros(candidates) for _ in range(7)]
+    scratch = feature_scratch(candidates, np.zeros)
     return World(
         clock=_clock(config, seed),
         requests=requests,
@@ -279,15 +268,12 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         ring_rate_SR2=np.zeros((kept, routers, 2)),
         output_K=priors_K.astype(np.float64),
         fleet=fleet.arrays._replace(availability_C=fleet.arrays.availability_C.copy()),
-        seen=LoadArrays(*zeros[:3]),
+        seen=zero_load(candidates),
         allowed_C=np.zeros(candidates, np.bool_),
-        predicted_C=zeros[3],
-        probability_C=zeros[4],
-        work_C=zeros[5],
-        score_C=zeros[6],
+        decided=scratch.seen._replace(score_C=np.zeros(candidates)),
         features_CF=np.zeros((candidates, FEATURE_COUNT), np.float32),
         base_P=PRICE_DEFAULTS_P.copy(),
-        scratch=feature_scratch(candidates, np.zeros)._replace(predicted_s_C=zeros[3]),
+        scratch=scratch,
         mix_T=mix_T,
         picked_T=np.full(len(fleet.tiers), -1, np.int64),
         record_CF=np.zeros((records, candidates, FEATURE_COUNT), np.float32),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from router.features import FeatureScratch
 from router.fleet import FleetArrays
 from router.ledger import LoadArrays
+from router.policies.scores import Scratch
 
 # Status of a request.
 PENDING = 0  # not arrived yet, or waiting for a new decision after a lost device
@@ -203,13 +204,10 @@ class World(NamedTuple):
         fleet: what routers know of the fleet; availability changes in place.
         seen: load as seen by the router that decides.
         allowed_C: what the request may use.
-        predicted_C: scratch and explanation: predicted latency, seconds.
-        probability_C: scratch and explanation.
-        work_C: scratch and explanation.
-        score_C: scores.
+        decided: predictions and scores of the decision at hand; predictions are also scratch.
         features_CF: features of the decision at hand.
         base_P: parameters of the price score in the features of decisions by other policies.
-        scratch: what computing them needs, the score they are a correction of among it.
+        scratch: what computing them needs, the score they correct (`seen.score_C`) among it.
         mix_T: tier mix that exploration draws from.
         picked_T: last candidate an endpoint picker took of each tier, -1 at first.
         record_CF: recorded features, one block per recorded decision.
@@ -238,10 +236,7 @@ class World(NamedTuple):
     fleet: FleetArrays
     seen: LoadArrays
     allowed_C: NDArray[np.bool_]
-    predicted_C: NDArray[np.float64]
-    probability_C: NDArray[np.float64]
-    work_C: NDArray[np.float64]
-    score_C: NDArray[np.float64]
+    decided: Scratch
     features_CF: NDArray[np.float32]
     base_P: NDArray[np.float64]
     scratch: FeatureScratch

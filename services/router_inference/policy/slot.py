@@ -12,7 +12,7 @@ from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError, load_s
 from router.features import SCHEMA
 from router.guard import Guard
 from router.picker import PICKERS, UnknownPickerError
-from router.policies.registry import (
+from router.policies.table import (
     DQN,
     LEARNED,
     MissingSnapshotError,

@@ -16,8 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from router.policies.base import Parameter
-from router.policies.dqn import DqnPolicy
-from router.policies.registry import SCORE_POLICIES
+from router.policies.table import BY_NAME, KNOWN_POLICIES
 from services.common.log import LogSettings
 from services.common.mesh_config import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
@@ -91,9 +90,7 @@ def tables(page: Path) -> dict[str, str]:
     """Returns the tables of a page by the name in its markers."""
     if page == CONFIGURATION:
         return {name: table(model) for name, model in SECTIONS.items()}
-    policies = {name: kind.PARAMETERS for name, kind in SCORE_POLICIES.items()}
-    policies["dqn"] = DqnPolicy.PARAMETERS
-    return {name: parameter_table(parameters) for name, parameters in policies.items()}
+    return {name: parameter_table(BY_NAME[name].parameters) for name in KNOWN_POLICIES}
 
 
 def page_with_tables(page: Path) -> str:

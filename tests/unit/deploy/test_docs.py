@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from router.policies.registry import KNOWN_POLICIES
+from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
 from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, page_with_tables
 from tests.unit.deploy.manifests import ROOT, load_yaml

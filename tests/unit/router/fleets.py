@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import NDArray
 
 from router.catalog import Catalog, QualityTable
-from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.fleet import EndpointSpec, Fleet, FleetArrays, build_fleet
 from router.ledger import LoadArrays
+from router.policies import scores
 from router.policies.scores import Query
 from router.profile import LatencyProfile, TierProfile
 from router.types import Task
+
+if TYPE_CHECKING:
+    from router.policies.base import ScoreKernel
 
 TIERS = ("small", "medium", "large")
 QUERY = Query(
@@ -77,3 +84,18 @@ def random_load(rng: np.random.Generator, candidate_count: int, scale: float) ->
         waiting_C * rng.uniform(10, 300, candidate_count),
         in_flight_C * rng.uniform(1, 16, candidate_count),
     )
+
+
+def compute_scores(
+    kernel: ScoreKernel,
+    fleet: FleetArrays,
+    load: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    query: Query,
+    params_P: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Returns a kernel's scores as an array [C]."""
+    s = scores.scratch(len(allowed_C), np.zeros)
+    scores.predict(fleet, load, query, s)
+    kernel(fleet, load, allowed_C, query, params_P, s)
+    return s.score_C

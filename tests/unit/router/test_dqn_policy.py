@@ -22,7 +22,7 @@ from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import zero_load
 from router.policies.dqn import DqnPolicy
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.policy import Observation, observe
 from router.profile import LatencyProfile, TierProfile
 from router.types import Request, Signals, Task

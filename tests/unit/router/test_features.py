@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from router import features
 from router.ledger import LoadArrays, zero_load
-from router.policies.base import compute_scores
+from router.policies import price
 from router.policies.dqn import PRICE_DEFAULTS_P
-from router.policies.scores import score_price
 from tests.unit.router import fleets
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -157,10 +156,10 @@ def test_base_is_the_price_score() -> None:
     load = fleets.random_load(np.random.default_rng(1), 6, 20.0)
     query = fleets.QUERY._replace(rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
     out_CF, scratch = computed(load, rate_short_rps=500.0, state_age_s=0.3, own_share=0.5)
-    expected_C = compute_scores(
-        score_price, fleets.fleet(2).arrays, load, np.ones(6, np.bool_), query, PRICE_DEFAULTS_P
+    expected_C = fleets.compute_scores(
+        price.score, fleets.fleet(2).arrays, load, np.ones(6, np.bool_), query, PRICE_DEFAULTS_P
     )
-    np.testing.assert_array_equal(scratch.base_C, expected_C)
+    np.testing.assert_array_equal(scratch.seen.score_C, expected_C)
     gap_C = np.maximum(expected_C - expected_C.max(), -1.0)
     np.testing.assert_allclose(out_CF[:, features.BASE_COLUMN], gap_C, atol=1e-6)
 
@@ -206,3 +205,9 @@ def test_disturbance_counts_who_waits() -> None:
     np.testing.assert_allclose(many_CF[:3, column], 2.0 * few_CF[:3, column], rtol=1e-5)
     assert (few_CF[2, column] > few_CF[0, column] > 0.0).all()
     assert not few_CF[3:, column].any()
+
+
+def test_columns_have_the_names_of_the_table() -> None:
+    """A constant of this name holds the place of each feature."""
+    for place, feature in enumerate(features.FEATURES):
+        assert getattr(features, feature.name.upper()) == place

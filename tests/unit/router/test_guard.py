@@ -9,7 +9,7 @@ import pytest
 
 from router.guard import FallbackReason, Guard
 from router.ledger import zero_load
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.policy import Observation, Policy, observe
 from router.types import Decision, Request, Signals
 from tests.unit.router import fleets

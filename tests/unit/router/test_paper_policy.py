@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router.dqn import paper
 from router.dqn.paper_snapshot import (
     PaperSnapshot,
     PaperWeights,
@@ -16,8 +15,8 @@ from router.dqn.paper_snapshot import (
 )
 from router.dqn.snapshot import REASON_FORMAT, REASON_SCHEMA, REASON_SHAPE, SnapshotError
 from router.ledger import zero_load
-from router.policies import registry
-from router.policies.base import compute_scores, query_of
+from router.policies import paper, table
+from router.policies.base import query_of
 from router.policy import Observation, observe
 from router.types import Request, Signals
 from tests.unit.router import fleets
@@ -58,8 +57,8 @@ def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
     x_I = [0.0, 0.0, 7 / slots, 20 / slots, 3 / slots, np.log1p(300.0 / paper.RATE_UNIT_RPS)]
     x_I[task] = 1.0
     value_T = np.maximum(np.array(x_I) @ w1_IH + b1_H, 0.0) @ w2_HT + b2_T
-    out_C = compute_scores(
-        paper.score_dqn_paper,
+    out_C = fleets.compute_scores(
+        paper.score,
         seen.fleet.arrays,
         seen.load,
         seen.allowed_C,
@@ -72,7 +71,7 @@ def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
 def test_takes_the_best_tier_on_the_idle_device() -> None:
     """The action is a model; the endpoint is the one whose device has the least work."""
     parts = weights()._replace(b2_T=np.array([0.0, 100.0, 0.0], np.float32))
-    policy = registry.make_policy(
+    policy = table.make_policy(
         "dqn-paper", CATALOG, snapshot=PaperSnapshot(parts, feature_names(CATALOG))
     )
     assert policy.decide(observation(), np.random.default_rng(0)).action == 4
@@ -95,7 +94,7 @@ def test_snapshot_survives_its_file() -> None:
     np.testing.assert_array_equal(flat(loaded.weights), flat(snapshot().weights))
     assert loaded.feature_names == feature_names(CATALOG)
     assert loaded.training == {"seed": 0}
-    policy = registry.make_policy("dqn-paper", CATALOG, snapshot=loaded)
+    policy = table.make_policy("dqn-paper", CATALOG, snapshot=loaded)
     assert policy.version == loaded.version != ""
 
 

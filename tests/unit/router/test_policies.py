@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 
 from router.ledger import LoadArrays, zero_load
 from router.picker import UnknownPickerError
-from router.policies import registry
+from router.policies import table
 from router.policies.base import PolicyParameterError
 from router.policy import Observation, observe
 from router.types import Request, RewardKind, Signals, UnknownPolicyError
 from tests.unit.router import fleets
 
-NAMES = tuple(
-    name for name in registry.known_policies(fleets.catalog()) if name not in registry.LEARNED
-)
+NAMES = tuple(name for name in table.known_policies(fleets.catalog()) if name not in table.LEARNED)
 SMALL, MEDIUM, LARGE = 0, 1, 2
 
 
@@ -43,7 +41,7 @@ def observation(
 
 def tier_chosen(name: str, seen: Observation, params: dict[str, float] | None = None) -> int:
     """Returns the tier a policy chooses."""
-    policy = registry.make_policy(name, fleets.catalog(), params)
+    policy = table.make_policy(name, fleets.catalog(), params)
     decision = policy.decide(seen, np.random.default_rng(1))
     return int(seen.fleet.arrays.tier_C[decision.action])
 
@@ -64,7 +62,7 @@ def test_every_policy_chooses_an_allowed_candidate_and_explains(
     load = fleets.random_load(np.random.default_rng(seed), 6, scale)
     request = Request(0, slack_s, 100.0, 8.0, quality_floor=floor)
     seen = observation(load, rate_rps=rate_rps, request=request)
-    decision = registry.make_policy(name, fleets.catalog()).decide(seen, np.random.default_rng(2))
+    decision = table.make_policy(name, fleets.catalog()).decide(seen, np.random.default_rng(2))
     assert seen.allowed_C[decision.action]
     assert np.isfinite(decision.score_C[seen.allowed_C]).all()
     assert (decision.score_C[~seen.allowed_C] == -np.inf).all()
@@ -80,7 +78,7 @@ def test_static_keeps_its_tier_on_the_least_loaded_device(tier: str, index: int)
     load.in_flight_C[2] = 5.0
     load.remaining_output_tokens_C[2] = 40.0
     seen = observation(load)
-    policy = registry.make_policy(f"static-{tier}", fleets.catalog())
+    policy = table.make_policy(f"static-{tier}", fleets.catalog())
     action = policy.decide(seen, np.random.default_rng(0)).action
     assert seen.fleet.arrays.tier_C[action] == index
     assert seen.fleet.arrays.device_C[action] == 1
@@ -96,7 +94,7 @@ def test_static_falls_to_the_tier_below_when_its_own_is_gone() -> None:
 def test_random_reaches_every_candidate_evenly() -> None:
     """Over many draws each candidate gets about its share."""
     seen = observation()
-    policy = registry.make_policy("random", fleets.catalog())
+    policy = table.make_policy("random", fleets.catalog())
     rng = np.random.default_rng(5)
     counts = np.bincount([policy.decide(seen, rng).action for _ in range(1200)], minlength=6)
     assert counts.min() > 140
@@ -109,7 +107,7 @@ def test_round_robin_takes_turns_and_skips_what_is_closed() -> None:
     allowed_C = seen.allowed_C.copy()
     allowed_C[[1, 4]] = False
     seen = dataclasses.replace(seen, allowed_C=allowed_C)
-    policy = registry.make_policy("round-robin", fleets.catalog())
+    policy = table.make_policy("round-robin", fleets.catalog())
     rng = np.random.default_rng(0)
     assert [policy.decide(seen, rng).action for _ in range(6)] == [0, 2, 3, 5, 0, 2]
 
@@ -173,7 +171,7 @@ def test_routebalance_moves_to_the_device_with_the_shorter_queue() -> None:
     load = zero_load(6)
     load.in_flight_C[[0, 5]] = [30.0, 1.0]
     load.remaining_output_tokens_C[[0, 5]] = [240.0, 1.0]
-    policy = registry.make_policy("routebalance", fleets.catalog(), NO_WEIGHTS | {"queue": 2.0})
+    policy = table.make_policy("routebalance", fleets.catalog(), NO_WEIGHTS | {"queue": 2.0})
     assert policy.decide(observation(load), np.random.default_rng(0)).action == 5
 
 
@@ -182,7 +180,7 @@ def test_picker_keeps_the_policys_tier_and_moves_the_endpoint() -> None:
     load = zero_load(6)
     load.in_flight_C[2] = 9.0
     load.remaining_output_tokens_C[2] = 70.0
-    policy = registry.make_policy("static-large+round-robin", fleets.catalog())
+    policy = table.make_policy("static-large+round-robin", fleets.catalog())
     rng = np.random.default_rng(0)
     assert [policy.decide(observation(load), rng).action for _ in range(3)] == [2, 5, 2]
     assert policy.name == "static-large+round-robin"
@@ -191,7 +189,7 @@ def test_picker_keeps_the_policys_tier_and_moves_the_endpoint() -> None:
 def test_unknown_picker_lists_the_known() -> None:
     """The error names every picker that exists."""
     with pytest.raises(UnknownPickerError, match=r"join-shortest-queue.*random"):
-        registry.make_policy("price+best", fleets.catalog())
+        table.make_policy("price+best", fleets.catalog())
 
 
 @pytest.mark.parametrize("name", ["price", "debt-queue"])
@@ -235,7 +233,7 @@ def test_soft_deadline_keeps_quality_where_a_hard_one_gives_it_up() -> None:
 def test_price_is_the_same_on_a_stretched_clock() -> None:
     """Stretching every time by one factor changes no decision of the price policy."""
     rng = np.random.default_rng(11)
-    policy = registry.make_policy("price", fleets.catalog())
+    policy = table.make_policy("price", fleets.catalog())
     for _ in range(50):
         load = fleets.random_load(rng, 6, 20.0)
         rate = float(rng.uniform(10, 3000))
@@ -255,7 +253,7 @@ def test_price_is_the_same_on_a_stretched_clock() -> None:
 def test_unknown_policy_lists_the_known() -> None:
     """The error names every policy that exists."""
     with pytest.raises(UnknownPolicyError, match=r"static-large.*price.*dqn"):
-        registry.make_policy("nope", fleets.catalog())
+        table.make_policy("nope", fleets.catalog())
 
 
 @pytest.mark.parametrize(
@@ -265,20 +263,20 @@ def test_unknown_policy_lists_the_known() -> None:
 def test_bad_parameter_is_named(params: dict[str, float], message: str) -> None:
     """A wrong name or value is refused with the names and limits."""
     with pytest.raises(PolicyParameterError, match=message):
-        registry.make_policy("greedy", fleets.catalog(), params)
+        table.make_policy("greedy", fleets.catalog(), params)
 
 
 def test_version_changes_with_parameters() -> None:
     """Two sets of parameters have two versions, one set always the same."""
     versions = [
-        registry.make_policy("greedy", fleets.catalog(), {"margin": m}).version
+        table.make_policy("greedy", fleets.catalog(), {"margin": m}).version
         for m in (0.5, 0.6, 0.5)
     ]
     assert versions[0] == versions[2] != versions[1]
 
 
-@pytest.mark.parametrize("name", registry.LEARNED)
+@pytest.mark.parametrize("name", table.LEARNED)
 def test_learned_policy_without_snapshot_is_refused(name: str) -> None:
     """A learned policy says what it lacks."""
-    with pytest.raises(registry.MissingSnapshotError, match=f"{name}.*snapshot"):
-        registry.make_policy(name, fleets.catalog())
+    with pytest.raises(table.MissingSnapshotError, match=f"{name}.*snapshot"):
+        table.make_policy(name, fleets.catalog())

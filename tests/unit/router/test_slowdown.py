@@ -19,11 +19,11 @@ from router.features import (
     feature_scratch,
 )
 from router.ledger import zero_load
+from router.policies import scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
-from router.policies.schedule import score_scheduled
 from router.slowdown import Slowdown
 from tests.unit.router import fleets
-from tests.unit.router.test_schedule import parameters, table
+from tests.unit.router.test_scheduled_price import parameters, table
 
 WINDOW_S = 0.4
 ENDS = st.lists(
@@ -142,9 +142,8 @@ def test_a_stretched_query_reads_as_one_to_slower_devices(with_table: bool) -> N
         out_CF[:, [BASE_COLUMN, SHIFT_COLUMN]] = 0.0
         features.append(out_CF)
         if with_table:
-            scratch = [np.zeros(fleet.candidate_count) for _ in range(4)]
-            score_scheduled(fleet.arrays, load, allowed_C, query, params_P, *scratch)
-            priors.append(scratch[3])
+            args = (fleet.arrays, load, allowed_C, query, params_P)
+            priors.append(fleets.compute_scores(scheduled_price.score, *args))
     np.testing.assert_allclose(features[0], features[1], rtol=1e-4, atol=1e-5)
     half = len(priors) // 2
     for one, other in zip(priors[:half], priors[half:], strict=True):

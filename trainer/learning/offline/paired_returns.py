@@ -62,7 +62,7 @@ def _advance_to(
     explores: bool,
     target: int,
     end_s: float,
-    kind: int,
+    row: int,
     params_P: np.ndarray,
     weights: Weights,
 ) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def _advance_to(
             return -1, -1
         stops = j >= target and w.requests[j].attempt == 0
         q = loop.query_for(w, j, clock.now_s)
-        chosen = loop.decide(w, j, kind, q, params_P, weights, stops)
+        chosen = loop.decide(w, j, row, q, params_P, weights, stops)
         if stops:
             return j, chosen
         if chosen < 0:
@@ -119,6 +119,13 @@ _NEVER_CHANGED = (
 )
 
 
+def _arrays(part: Any) -> list[NDArray[Any]]:
+    """Returns the arrays of a world's field, which may be a tuple of such fields."""
+    if isinstance(part, tuple):
+        return [array for each in part for array in _arrays(each)]
+    return [part]
+
+
 class _Copy:
     """A second world, refilled from the first: only what can differ is copied."""
 
@@ -129,9 +136,8 @@ class _Copy:
         self._pairs: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for name in World._fields:
             if name not in _BY_PART + _NEVER_CHANGED:
-                own, new = getattr(self.world, name), getattr(source, name)
-                pairs = zip(own, new, strict=True) if isinstance(own, tuple) else ((own, new),)
-                self._pairs.extend(pairs)
+                own, new = (_arrays(getattr(world, name)) for world in (self.world, source))
+                self._pairs.extend(zip(own, new, strict=True))
 
     def refill(self, start_s: float, end_s: float) -> World:
         """Returns the copy in the state of its source; its future may run until `end_s`."""
@@ -197,7 +203,7 @@ def paired_samples(
         if target <= i:
             continue
         i, action = _advance_to(
-            world, i, action, True, int(target), np.inf, policy.kind, params_P, weights
+            world, i, action, True, int(target), np.inf, policy.row, params_P, weights
         )
         if i < 0 or i >= last:
             break
@@ -219,7 +225,7 @@ def paired_samples(
                 False,
                 _NEVER,
                 end_s + grace_s,
-                future.kind,
+                future.row,
                 after_P,
                 future.weights,
             )
@@ -247,7 +253,7 @@ def _actions(world: World, action: int, rng: np.random.Generator) -> NDArray[np.
     score; mostly only where they are in the race.
     """
     allowed_C, fleet = world.allowed_C, world.fleet
-    score_C = np.where(allowed_C, world.scratch.base_C, -np.inf)
+    score_C = np.where(allowed_C, world.scratch.seen.score_C, -np.inf)
     tried_C = np.zeros(len(allowed_C), bool)
     groups = [fleet.tier_C == tier for tier in range(len(world.mix_T))]
     groups.append(fleet.device_C != fleet.device_C[action])

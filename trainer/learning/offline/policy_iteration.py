@@ -1,8 +1,8 @@
 """Policy improvement on paired returns: the state of one training run, round by round.
 
-First a policy search finds a scheduled price (`schedule.py`), the prior. Learning starts from the
-network of one weight that follows it, on the load as reckoned (`router/features.py`). Then come two
-stages. Each collects samples first: episodes in meshes drawn anew
+First a policy search finds a scheduled price (`price_search.py`), the prior. Learning starts from
+the network of one weight that follows it, on the load as reckoned (`router/features.py`). Then come
+two stages. Each collects samples first: episodes in meshes drawn anew
 (`scenario.py`), and what actions are worth at some of their decisions (`paired.py`). Then it fits
 a network to all samples so far, afresh: one that has fitted the first few of them, noise and all,
 never quite lets go of it. In the second stage the first one's network drives half of the episodes,
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from router.dqn.snapshot import Snapshot, Weights, load_snapshot, save_snapshot
 from router.features import BASE_COLUMN, FEATURES, SCHEMA, SHIFT_COLUMN
 from router.policies.dqn import PRICE_DEFAULTS_P, price_parameters
-from router.policies.load_aware import PricePolicy
-from router.policies.registry import make_policy
-from router.policies.schedule import PRICE_COUNT, has_schedule, table_of
+from router.policies.price import PARAMETERS
+from router.policies.scheduled_price import PRICE_COUNT, has_schedule, table_of
+from router.policies.table import make_policy
 from trainer.learning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainer.learning.offline.episodes import (
     ImprovementConfig,
@@ -374,7 +374,7 @@ class Improvement:
     # ---- inside ----
 
     def _base(self) -> dict[str, float]:
-        names = (parameter.name for parameter in PricePolicy.PARAMETERS)
+        names = (parameter.name for parameter in PARAMETERS)
         return dict(zip(names, self._base_P[:PRICE_COUNT].tolist(), strict=True))
 
     def _spec(self, weights: Weights) -> PolicySpec:

@@ -1,4 +1,4 @@
-"""Policy search for the scheduled price (`router/policies/schedule.py`), knot by knot.
+"""Policy search for the scheduled price (`router/policies/scheduled_price.py`), knot by knot.
 
 A knot speaks for a small range of loads, so its values are searched for there alone: a few
 simulations around its load, all other knots held. That makes one search over a hundred numbers ten
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from router.dqn.snapshot import zero_weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
-from router.policies import schedule
+from router.policies import scheduled_price
 from router.profile import LatencyProfile
-from trainer.simulation import loop
 from trainer.simulation.scenarios import Mesh, Scenario, full_batch_times_s, skewed_share
 from trainer.simulation.simulate import FleetEvent, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.threads import side_by_side
@@ -44,7 +43,7 @@ SLOWEST = 1.35
 LOW = (-15.0, 0.0, 0.0, 0.0, 0.3, 1.0, 0.0)
 HIGH = (8.0, 60.0, 1.5, 2.0, 5.0, 60.0, 0.4)
 WIDTH = (0.8, 4.0, 0.15, 0.15, 0.25, 2.5, 0.04)
-"""Least, largest value and first step of the search, in the order of `schedule.VALUES`."""
+"""Least, largest value and first step of the search, in the order of `scheduled_price.VALUES`."""
 BOUNDARY_LOW, BOUNDARY_HIGH, BOUNDARY_WIDTH = -0.3, 1.3, 0.08
 NARROWING = 0.6
 """First step of a pass over that of the pass before."""
@@ -122,12 +121,12 @@ def start_schedule(
             upper, lower = ladder.full_load(min(tier, tiers - 1)), ladder.full_load(tier - 1)
             share = (y - upper + START_LEAD * (lower - upper)) / max(lower - upper, 1e-6)
             rows.append(min(1.0, max(0.0, share)))
-    return np.array([*price_P[: schedule.PRICE_COUNT], *header, *rows])
+    return np.array([*price_P[: scheduled_price.PRICE_COUNT], *header, *rows])
 
 
 def spec_of(params_P: NDArray[np.float64]) -> PolicySpec:
     """Returns the policy that chooses by the table alone, on the load as seen."""
-    return PolicySpec(loop.KIND_SCHEDULED, np.append(params_P, 0.0), name="scheduled")
+    return PolicySpec("scheduled-price", np.append(params_P, 0.0), name="scheduled")
 
 
 def reckoning_spec_of(params_P: NDArray[np.float64]) -> PolicySpec:
@@ -248,16 +247,16 @@ class ScheduleSearch:
         self._mesh = mesh
         self._config = config or ScheduleConfig()
         self._rng = np.random.default_rng([seed, 41])
-        self._base = PolicySpec(loop.KIND_PRICE, np.append(price_P[: schedule.PRICE_COUNT], 0.0))
+        self._base = PolicySpec("price", np.append(price_P[: scheduled_price.PRICE_COUNT], 0.0))
         self.table_P = start_schedule(mesh, price_P, self._config)
         """Parameters of the price and the table so far."""
         self.knots_done = 0
-        self._start = schedule.PRICE_COUNT + schedule.HEADER
+        self._start = scheduled_price.PRICE_COUNT + scheduled_price.HEADER
         knots, boundaries, self._first, self._step = self.table_P[
-            schedule.PRICE_COUNT : self._start
+            scheduled_price.PRICE_COUNT : self._start
         ]
         self._knots = int(knots)
-        self._width = schedule.VALUE_COUNT + int(boundaries)
+        self._width = scheduled_price.VALUE_COUNT + int(boundaries)
         self._unit_V = np.array([*WIDTH, *[BOUNDARY_WIDTH] * int(boundaries)])
         self._low_V = np.array([*LOW, *[BOUNDARY_LOW] * int(boundaries)]) / self._unit_V
         self._high_V = np.array([*HIGH, *[BOUNDARY_HIGH] * int(boundaries)]) / self._unit_V

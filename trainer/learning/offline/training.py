@@ -16,7 +16,7 @@ import torch
 from router.catalog import QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.profile import LatencyProfile
 from router.types import Task
 from trainer.learning.offline.episodes import ImprovementConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from router.catalog import parse_quality
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.profile import parse_profile
 from router.types import InvalidFileError
 from trainer.evaluation.rows import Row

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from trainer.evaluation.rows import Row, measured
 from trainer.research.crosscheck.arena import Arena, Choose, Score, play, play_compiled
 from trainer.research.crosscheck.library import LIBRARY_LEARNERS, train_library

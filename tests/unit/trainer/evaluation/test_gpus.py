@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from tests.unit.trainer.evaluation import subjects
 from tests.unit.trainer.evaluation.subjects import headline_report
 from tests.unit.trainer.simulation.settings import spec

@@ -26,7 +26,7 @@ def test_stand_in_for_a_trace_goes_by_a_name_that_says_so() -> None:
 
 def test_every_policy_of_the_registry_takes_part() -> None:
     """Without --policy nobody who needs no snapshot is left out."""
-    from router.policies.registry import SCORE_POLICIES
+    from router.policies.table import BY_HAND
 
     found = set(read_inputs(asked()).contenders)
-    assert found >= {*SCORE_POLICIES, "static-small", "static-medium", "static-large"}
+    assert found >= {*BY_HAND, "static-small", "static-medium", "static-large"}

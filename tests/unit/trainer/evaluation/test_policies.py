@@ -18,7 +18,7 @@ def test_tuned_variants_stand_beside_the_defaults() -> None:
     names = baseline_names(SETTING.catalog)
     assert names.index("price-tuned") == names.index("price") + 1
     default, tuned = (baseline(name, SETTING.catalog) for name in ("price", "price-tuned"))
-    assert (tuned.spec.name, tuned.spec.kind) == ("price-tuned", default.spec.kind)
+    assert (tuned.spec.name, tuned.spec.policy) == ("price-tuned", default.spec.policy)
     assert not np.array_equal(tuned.spec.params_P, default.spec.params_P)
     with pytest.raises(UnknownPolicyError):
         baseline("round-robin-tuned", SETTING.catalog)

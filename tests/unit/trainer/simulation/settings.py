@@ -10,7 +10,7 @@ import numpy as np
 
 from router.catalog import Catalog
 from router.fleet import EndpointSpec, build_fleet
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from router.types import Task
 from tests.unit.router import fleets
 from trainer.simulation.simulate import PolicySpec, SimulationConfig

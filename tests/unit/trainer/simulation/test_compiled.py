@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 
 from router import features, kernels, picker, safety
-from router.dqn import network, paper
+from router.dqn import network
 from router.dqn.snapshot import Weights
 from router.ledger import LoadArrays
-from router.policies import baselines, scores
-from router.policies.base import load_lists
+from router.policies import price, scores, table
+from router.policies.base import load_lists, zeros
 from router.policies.dqn import PRICE_DEFAULTS_P
 from tests.unit.router import fleets
 from trainer.simulation import compiled
@@ -23,26 +23,16 @@ COUNT = FLEET.candidate_count
 PAPER_HIDDEN, TIERS, TASKS = 3, 3, 2
 PAPER_SIZE = (TASKS + TIERS + 2) * PAPER_HIDDEN + (PAPER_HIDDEN + 1) * TIERS
 PAPER_WEIGHTS = np.random.default_rng(3).normal(size=PAPER_SIZE).tolist()
-KERNELS = {
-    name: module
-    for module in (scores, baselines, paper)
-    for name in vars(module)
-    if name.startswith("score_")
-}
-PARAMS = {
-    "static": [1.0],
+KNOT = [-3.0, 8.0, 0.7, 0.4, 1.5, 5.0, 0.1, 0.25, 0.75]
+BESIDES = {
+    "static-<tier>": [1.0],
     "random": [0.0],
-    "round_robin": [4.0],
-    "greedy": [0.8],
-    "price": [-6.0, 18.0, 7.7, -4.6, 0.56, 0.3, 1.37, 14.0],
-    "threshold": [0.6, 0.8],
-    "greedy_prior": [0.3, 0.25],
-    "routebalance": [0.4, 0.2, 0.1],
-    "dqn_paper": [PAPER_HIDDEN, TIERS, *PAPER_WEIGHTS],
-    "slackfit": [0.8],
-    "debt_queue": [0.5, 0.5],
-    "fluid": [0.85, 0.35],
+    "round-robin": [4.0],
+    "scheduled-price": [2.0, 2.0, -0.5, 1.0, *KNOT, *KNOT],
+    "dqn-paper": [PAPER_HIDDEN, TIERS, *PAPER_WEIGHTS],
 }
+"""What kernels of some policies find after their parameters."""
+SCORED = tuple(entry.name for entry in table.TABLE if entry.kernel is not None)
 
 
 def random_state(
@@ -68,38 +58,32 @@ def random_state(
     return load, allowed_C, query
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", SCORED)
 def test_scores_and_choices_agree(name: str) -> None:
-    """Compiled on arrays and plain on lists, each kernel gives the same scores and choice."""
+    """Compiled on arrays and plain on lists, each row gives the same scores and choice."""
     rng = np.random.default_rng(4)
-    params_P = np.array(PARAMS[name], np.float64)
-    plain_module = KERNELS[f"score_{name}"]
-    compiled_module = getattr(compiled, plain_module.__name__.rpartition(".")[2])
+    entry = table.BY_NAME[name]
+    params_P = np.array(
+        [*(parameter.default for parameter in entry.parameters), *BESIDES.get(name, [])]
+    )
+    plain_P = params_P.tolist()
     for _ in range(60):
         load, allowed_C, query = random_state(rng)
-        arrays = [np.zeros(COUNT) for _ in range(4)]
-        lists: list[list[float]] = [[0.0] * COUNT for _ in range(4)]
-        getattr(compiled_module, f"score_{name}")(
-            FLEET.arrays, load, allowed_C, query, params_P, *arrays
+        arrays = scores.scratch(COUNT, np.zeros)
+        lists = scores.scratch(COUNT, zeros)
+        compiled.twin(scores).predict(FLEET.arrays, load, query, arrays)
+        compiled.twin(table).score(
+            table.ROW[name], FLEET.arrays, load, allowed_C, query, params_P, arrays
         )
-        getattr(plain_module, f"score_{name}")(
-            FLEET.lists,
-            load_lists(load),
-            allowed_C.tolist(),
-            query,
-            params_P.tolist(),
-            *lists,
-        )
+        plain_load, plain_allowed = load_lists(load), allowed_C.tolist()
+        scores.predict(FLEET.lists, plain_load, query, lists)
+        entry.score(FLEET.lists, plain_load, plain_allowed, query, plain_P, lists)
         for array, plain in zip(arrays, lists, strict=True):
             np.testing.assert_allclose(array, plain, rtol=1e-9, atol=1e-12)
-        assert compiled.kernels.best_allowed(arrays[3], allowed_C) == kernels.best_allowed(
-            np.array(lists[3]), allowed_C
+        np.testing.assert_array_equal(params_P, plain_P)
+        assert compiled.kernels.best_allowed(arrays.score_C, allowed_C) == kernels.best_allowed(
+            lists.score_C, plain_allowed
         )
-
-
-def test_every_score_kernel_is_compared() -> None:
-    """No kernel of a policy is left out of the comparison above."""
-    assert {f"score_{name}" for name in PARAMS} == set(KERNELS)
 
 
 @pytest.mark.parametrize("name", picker.PICKERS)
@@ -195,7 +179,7 @@ def test_network_agrees() -> None:
         base_C = rng.normal(size=COUNT)
         _, allowed_C, _ = random_state(rng)
         results = []
-        for module in (network, compiled.network):
+        for module in (network, compiled.twin(network)):
             out_C = np.zeros(COUNT)
             module.q_values(x_CF, allowed_C, base_C, *weights, out_C)
             results.append(out_C)
@@ -204,5 +188,5 @@ def test_network_agrees() -> None:
 
 def test_the_code_is_the_routers_own() -> None:
     """Compiled functions carry the very code objects of the router's modules."""
-    assert compiled.scores.score_price.py_func.__code__ is scores.score_price.__code__
+    assert compiled.twin(price).score.py_func.__code__ is price.score.__code__
     assert compiled.kernels.logistic.py_func.__code__ is kernels.logistic.__code__

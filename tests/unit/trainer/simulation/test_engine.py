@@ -104,7 +104,7 @@ def test_every_request_ends_and_nothing_is_left(
     setup = config(routers=routers, staleness_s=0.1, safety=safety, events=events)
     world = make_world(setup, offered, seed)
     policy = spec(name)
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     result = result_of(world, offered)
     assert (result.status_N >= state.ANSWERED).all()
     np.testing.assert_allclose(world.ledger_RLC, 0.0, atol=1e-9)

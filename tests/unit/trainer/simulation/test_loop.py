@@ -32,7 +32,7 @@ def factor(by: float, setup: SimulationConfig | None = None, **kinds: float) -> 
         setup.fleet, setup.catalog, {"": LatencyProfile("true", "assumed", tiers)}, safety=False
     )
     world, policy = make_world(setup, traffic(200.0, DURATION_S), 0), spec("static-medium", **kinds)
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     learned = Slowdown(*(world.routers[name][0] for name in ("compared", "ratios", "compared_s")))
     return slowdown.factor(learned, DURATION_S, 0.4)
 
@@ -49,7 +49,7 @@ def test_requests_that_were_sent_twice_teach_nothing() -> None:
     world = make_world(config(), traffic(200.0, 1.0), 0)
     policy = spec("static-medium")
     world.requests["attempt"] = 1  # as if each had been sent once before
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     assert (world.requests["status"] == state.ANSWERED).any()
     assert world.routers["compared"][0] == 0.0
 
@@ -60,7 +60,7 @@ def test_first_token_deadlines_teach_nothing() -> None:
     setup = config(tasks=tasks)
     world, policy = make_world(setup, traffic(200.0, 1.0), 0), spec("static-medium")
     assert np.all(world.requests["first_token"] == 1)
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     assert world.routers["compared"][0] == 0.0
 
 
@@ -78,7 +78,7 @@ def small_capacity_rps() -> float:
 def run(setup: SimulationConfig, offered: Workload, name: str) -> state.World:
     """Returns the world after a run."""
     world, policy = make_world(setup, offered, 0), spec(name)
-    loop.run(world, policy.kind, policy.params_P.copy(), policy.weights)
+    loop.run(world, policy.row, policy.params_P.copy(), policy.weights)
     return world
 
 

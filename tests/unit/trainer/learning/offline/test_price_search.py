@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.policies import schedule
+from router.policies import scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scores import ladder_load
 from tests.unit.router.fleets import QUERY
@@ -55,9 +55,9 @@ def test_ladder_is_the_routers() -> None:
 
 def test_search_starts_at_price_with_bands_by_capacity() -> None:
     """At every knot the values are price's, and bands shrink from the top as the load grows."""
-    table = schedule.table_of(start_schedule(mesh(), PRICE_DEFAULTS_P, ScheduleConfig()))
+    table = scheduled_price.table_of(start_schedule(mesh(), PRICE_DEFAULTS_P, ScheduleConfig()))
     rows = np.array(table["rows"])
-    boundaries = rows[:, schedule.VALUE_COUNT :]
+    boundaries = rows[:, scheduled_price.VALUE_COUNT :]
     assert (np.diff(boundaries, axis=0) >= 0.0).all()
     assert boundaries[0].max() == 0.0
     assert (rows[:, 1] == PRICE_DEFAULTS_P[1]).all()

@@ -13,7 +13,7 @@ import torch
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
 from router.policies.dqn import DqnPolicy
-from router.policies.registry import make_policy
+from router.policies.table import make_policy
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.checkpoint import CheckpointError
 from trainer.learning.network import forward, initial_weights
@@ -255,8 +255,7 @@ def test_copied_world_equals_its_source(monkeypatch: pytest.MonkeyPatch) -> None
             if name in used:
                 count = int(source.clock[used[name]][0])
                 own, new = own[:count], new[:count]
-            pairs = zip(own, new, strict=True) if isinstance(own, tuple) else [(own, new)]
-            for a, b in pairs:
+            for a, b in zip(paired._arrays(own), paired._arrays(new), strict=True):
                 assert a.tobytes() == b.tobytes(), name
         checked += 1
         return world

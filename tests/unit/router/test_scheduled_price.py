@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from router.ledger import zero_load
-from router.policies import schedule
-from router.policies.base import compute_scores
+from router.policies import price, scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
-from router.policies.schedule import ScheduleError, parameters_of, table_of
-from router.policies.scores import ladder_load, score_price
+from router.policies.scheduled_price import ScheduleError, parameters_of, table_of
+from router.policies.scores import ladder_load
 from tests.unit.router import fleets
 
 QUERY = fleets.QUERY._replace(rate_short_rps=100.0, rate_long_rps=100.0)
@@ -25,7 +24,7 @@ def table(boundaries: tuple[float, ...] = (0.25, 0.75), penalty: float = 0.1) ->
     """Returns a table of two equal knots."""
     row = [-3.0, 8.0, 0.7, 0.4, 1.5, 5.0, penalty, *boundaries]
     return {
-        "columns": list(schedule.VALUES),
+        "columns": list(scheduled_price.VALUES),
         "first_load": -0.5,
         "step": 1.0,
         "rows": [row, list(row)],
@@ -41,7 +40,7 @@ def distances(boundaries: tuple[float, ...], device_count: int = 4) -> NDArray[n
     """Returns the distances of a fleet's candidates from their bands, by device and tier."""
     fleet = fleets.fleet(device_count).arrays
     out_C = np.full(len(fleet.tier_C), np.nan)
-    schedule.band_distance(fleet, parameters(table(boundaries)), 0.0, out_C)
+    scheduled_price.band_distance(fleet, parameters(table(boundaries)), 0.0, out_C)
     out_DT = np.full((device_count, 3), np.nan)
     out_DT[fleet.device_C, fleet.tier_C] = out_C
     return out_DT
@@ -50,7 +49,7 @@ def distances(boundaries: tuple[float, ...], device_count: int = 4) -> NDArray[n
 def test_table_survives_the_snapshot_form() -> None:
     """What is written to a snapshot reads back to the same parameters."""
     found = parameters(table((0.1, 0.6)))
-    assert parameters_of(table_of(found)) == found[schedule.PRICE_COUNT :].tolist()
+    assert parameters_of(table_of(found)) == found[scheduled_price.PRICE_COUNT :].tolist()
     assert table_of(PRICE_DEFAULTS_P) == {}
     assert parameters_of({}) == []
 
@@ -79,7 +78,7 @@ def test_values_are_linear_between_knots_and_constant_beyond() -> None:
     wanted = table()
     wanted["rows"][1][0] = 1.0
     found_P = parameters(wanted)
-    found = [schedule.scheduled(found_P, load, 0) for load in (-2.0, -0.5, 0.0, 0.5, 3.0)]
+    found = [scheduled_price.scheduled(found_P, load, 0) for load in (-2.0, -0.5, 0.0, 0.5, 3.0)]
     np.testing.assert_allclose(found, [-3.0, -3.0, -1.0, 1.0, 1.0])
 
 
@@ -110,7 +109,7 @@ def test_lost_device_moves_the_bands() -> None:
     fleet = fleets.fleet(5).arrays
     fleet.availability_C[fleet.device_C == 1] = 0.0
     out_C = np.zeros(len(fleet.tier_C))
-    schedule.band_distance(fleet, parameters(table((0.25, 0.75))), 0.0, out_C)
+    scheduled_price.band_distance(fleet, parameters(table((0.25, 0.75))), 0.0, out_C)
     large_C = (fleet.tier_C == 2) & (fleet.availability_C > 0.0)
     assert [float(x) for x in out_C[large_C]] == [1.0, 1.0, 1.0, 0.0]
 
@@ -128,8 +127,8 @@ def test_scores_are_those_of_price_where_all_is_in_band() -> None:
     wanted["rows"] = [row, list(row)]
     allowed_C = np.ones(6, bool)
     args = (fleet, load, allowed_C, query)
-    as_price = compute_scores(score_price, *args, PRICE_DEFAULTS_P)
-    scheduled = compute_scores(schedule.score_scheduled, *args, parameters(wanted))
+    as_price = fleets.compute_scores(price.score, *args, PRICE_DEFAULTS_P)
+    scheduled = fleets.compute_scores(scheduled_price.score, *args, parameters(wanted))
     np.testing.assert_allclose(scheduled, as_price, rtol=1e-12)
 
 
@@ -138,10 +137,10 @@ def test_penalty_is_paid_outside_the_band_only() -> None:
     fleet = fleets.fleet(4).arrays
     load, allowed_C = zero_load(12), np.ones(12, bool)
     args = (fleet, load, allowed_C, QUERY)
-    free = compute_scores(schedule.score_scheduled, *args, parameters(table(penalty=0.0)))
-    paid = compute_scores(schedule.score_scheduled, *args, parameters(table(penalty=0.1)))
+    free = fleets.compute_scores(scheduled_price.score, *args, parameters(table(penalty=0.0)))
+    paid = fleets.compute_scores(scheduled_price.score, *args, parameters(table(penalty=0.1)))
     out_C = np.zeros(12)
-    schedule.band_distance(fleet, parameters(table()), 0.0, out_C)
+    scheduled_price.band_distance(fleet, parameters(table()), 0.0, out_C)
     np.testing.assert_allclose(free - paid, 0.1 * out_C, atol=1e-12)
 
 
@@ -151,7 +150,7 @@ def test_bands_hold_still_under_noise_and_move_with_traffic() -> None:
 
     def read(short: float, long: float) -> float:
         query = QUERY._replace(rate_short_rps=short, rate_long_rps=long)
-        return schedule.schedule_load(fleet, query)
+        return scheduled_price.schedule_load(fleet, query)
 
     assert read(220.0, 200.0) == read(200.0, 200.0)
     assert read(2000.0, 200.0) == read(2000.0, 2000.0)

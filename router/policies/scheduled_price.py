@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from router import kernels, slowdown
-from router.policies import scores
+from router.policies import price, scores
 from router.types import is_finite_number
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
-    from router.policies.scores import Query
+    from router.policies.scores import Query, Scratch
 
-PRICE_COUNT = 8
+PRICE_COUNT = len(price.PARAMETERS)
 """Parameters of the price, which come first."""
 HEADER = 4
 VALUES = (
@@ -214,26 +214,21 @@ def band_distance(
         rank += 1
 
 
-def score_scheduled(
+def score(
     fleet: FleetArrays,
     load: LoadArrays,
     allowed_C: NDArray[np.bool_],
     query: Query,
     params_P: NDArray[np.float64],
-    predicted_s_C: NDArray[np.float64],
-    probability_C: NDArray[np.float64],
-    work_s_C: NDArray[np.float64],
-    out_C: NDArray[np.float64],
+    s: Scratch,
 ) -> None:
-    """Scores as `score_price` does, by the table's parameters, less a penalty outside of bands.
+    """Scores as `price.score` does, by the table's parameters, less a penalty outside of bands.
 
     Parameters: those of `price`, which are not used here, and the table.
     """
     told = slowdown.stretched(query)
-    band_distance(fleet, params_P, schedule_load(fleet, told), out_C)
-    score_in_bands(
-        fleet, load, told, params_P, out_C, predicted_s_C, probability_C, work_s_C, out_C
-    )
+    band_distance(fleet, params_P, schedule_load(fleet, told), s.score_C)
+    score_in_bands(fleet, load, told, params_P, s.score_C, s)
 
 
 def score_in_bands(
@@ -242,27 +237,16 @@ def score_in_bands(
     query: Query,
     params_P: NDArray[np.float64],
     distance_C: NDArray[np.float64],
-    predicted_s_C: NDArray[np.float64],
-    probability_C: NDArray[np.float64],
-    work_s_C: NDArray[np.float64],
-    out_C: NDArray[np.float64],
+    s: Scratch,
 ) -> None:
-    """Scores as `score_scheduled` does, a query stretched already; distances may be `out_C`."""
+    """Scores as `score` does, a query stretched already; distances may lie where the scores go."""
     y = scores.ladder_load(fleet, query, query.rate_short_rps)
-    scores.explain(
-        fleet,
-        load,
-        query,
-        scheduled(params_P, y, ON_TIME_BIAS),
-        scheduled(params_P, y, ON_TIME_SHARPNESS),
-        predicted_s_C,
-        probability_C,
-        work_s_C,
-    )
+    bias = scheduled(params_P, y, ON_TIME_BIAS)
+    scores.weigh_on_time(query, bias, scheduled(params_P, y, ON_TIME_SHARPNESS), s)
     penalty = scheduled(params_P, y, BAND_PENALTY)
     for c in range(len(fleet.tier_C)):
-        out_C[c] = -penalty * distance_C[c]
-    scores.charge(
+        s.score_C[c] = -penalty * distance_C[c]
+    price.charge(
         fleet,
         load,
         query,
@@ -270,8 +254,5 @@ def score_in_bands(
         scheduled(params_P, y, BACKLOG),
         scheduled(params_P, y, STEP_SHARE),
         scheduled(params_P, y, FORESIGHT),
-        predicted_s_C,
-        probability_C,
-        work_s_C,
-        out_C,
+        s,
     )
