@@ -2,7 +2,7 @@
 
 Nothing is computed and the text is the word "paced" once per token: it is no model's output. The
 batching is in `paced_engine.py`, the clock that tiers of one device share in `device_clock.py`;
-services/local/triton/repository.py puts both, and the profile, beside this file.
+services/local/triton/repository puts both, and the profile, beside this file.
 """
 
 from __future__ import annotations

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pathlib
-import re
 
 import pytest
 
 from services.cli.app import run
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation import cases, plan
-from trainer.evaluation.report.regret_figure import regret_figure
-from trainer.evaluation.report.tables import gpu_table, regret_point_table
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 QUALITY = 'name = "one"\n[quality.easy]\nsmall = 0.5\nmedium = 0.8\nlarge = 1.0\n'
@@ -34,73 +33,51 @@ def small_command(patch: pytest.MonkeyPatch, folder: pathlib.Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Folder in which the command has written report and record."""
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """Folder in which the command has written its JSON alone, and its standard output."""
     folder = tmp_path_factory.mktemp("evaluate")
-    with pytest.MonkeyPatch.context() as patch:
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         command = small_command(patch, folder)
-        assert run([*command, "--out", str(folder), "--record", str(folder / "record")]) == 0
-    return folder
+        assert run([*command, "--json", "own.json", "--seeds", "1"]) == 0
+    return folder, out.getvalue()
 
 
-def test_report_says_how_to_have_it_again(written: pathlib.Path) -> None:
-    """Command, commit, machine, versions, seeds and policy versions are in it."""
-    report = json.loads((written / "report.json").read_text())
+def test_json_alone_writes_that_file_and_nothing_else(alone: tuple[pathlib.Path, str]) -> None:
+    """No tables, no page."""
+    folder, out = alone
+    assert out == ""
+    assert {path.name for path in folder.iterdir()} == {"one.toml", "own.json"}
+    assert len(json.loads((folder / "own.json").read_text())["seeds"]) == 1
+
+
+def test_report_says_how_to_have_it_again(alone: tuple[pathlib.Path, str]) -> None:
+    """Command, commit, machine, versions and policy versions are in it."""
+    report = json.loads((alone[0] / "own.json").read_text())
     assert report["command"].split()[0] == "tiercel"
     assert report["commit"]
     assert report["machine"]["cores"] >= 1
     assert "numpy" in report["versions"]
-    assert len(report["seeds"]) == subjects.PLAN.seed_count
     assert set(report["policies"]) == {"static-small", "static-large", "price"}
     assert report["crosscheck"]["status"] == report["picker"]["status"] == "not run"
 
 
-def test_page_stands_alone_and_shows_every_plot(written: pathlib.Path) -> None:
-    """Nothing is fetched from outside, and there is a plot for each part of the protocol."""
-    page = (written / "report.html").read_text()
-    assert page.count("<svg") == 6
-    assert not re.search(r"<(script|link|img|iframe)\b", page)
-    assert "not judged" in page
-    assert "nan" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
-
-
-def test_picture_of_removed_regret_has_a_panel_per_family(written: pathlib.Path) -> None:
-    """The rows of a policy that a report has are enough; points without regret are left out."""
-    rows = json.loads((written / "report.json").read_text())["regret_points"]
-    own = [row for row in rows if row["policy"] == "static-small" and row["safety_net"]]
-    figure = regret_figure([*own[1:], {**own[0], "removed": None}])
-    assert len(figure.axes) == len({row["family"] for row in own})
-    table = regret_point_table(rows, "static-small", "price")
-    assert len(table.rows) == len(own)
-
-
-def test_ratio_against_nothing_is_said_in_words(written: pathlib.Path) -> None:
-    """The table names the limit where the report has no number."""
-    row = json.loads((written / "report.json").read_text())["per_gpu"][0]
-    known = {**row, "static_serves_nothing": False, "per_gpu_ratio": 2.5}
-    none = {**row, "static_serves_nothing": True, "per_gpu_ratio": None}
-    cells = [line[-1] for line in gpu_table([known, none]).rows]
-    assert cells == ["2.50x", "static serves < 0.1%"]
-
-
-def test_record_is_small_and_names_its_pictures(written: pathlib.Path) -> None:
-    """Every picture it shows lies beside it; all of it is below half a megabyte."""
-    folder = written / "record"
-    text = (folder / "evaluation.md").read_text()
-    pictures = re.findall(r"\]\((evaluation-\w+\.png)\)", text)
-    assert len(pictures) == 5
-    assert sum((folder / name).stat().st_size for name in pictures) < 500_000
-    assert "| price |" in text
-
-
-def test_json_alone_writes_that_file_and_nothing_else(
-    command: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+def test_folder_gets_report_page_and_record(
+    alone: tuple[pathlib.Path, str],
+    command: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No tables, no page."""
-    assert run([*command, "--json", "own.json", "--seeds", "1"]) == 0
-    assert capsys.readouterr().out == ""
-    assert {path.name for path in tmp_path.iterdir()} == {"one.toml", "own.json"}
-    assert len(json.loads((tmp_path / "own.json").read_text())["seeds"]) == 1
+    """The terminal gets the tables and where the page is."""
+    report = json.loads((alone[0] / "own.json").read_text())
+    monkeypatch.setattr("trainer.evaluation.run.run_evaluation", lambda *_, **__: report)
+    assert run([*command, "--out", str(tmp_path / "out"), "--record", str(tmp_path / "rec")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html"}
+    assert (tmp_path / "rec" / "evaluation.md").exists()
+    out = capsys.readouterr().out
+    assert "static-large" in out
+    assert "report.html" in out
 
 
 def test_policy_above_the_bound_fails_the_suite(
