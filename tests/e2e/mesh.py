@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,30 @@ class Mesh:
         return await run_load(spec, self.folder / "records.npz")
 
 
-def start_mesh(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Mesh:
-    """Starts `tiercel up` on paced tiers and waits until it serves."""
+def start_mesh(
+    folder: Path,
+    *arguments: str,
+    tiers: Sequence[str] = ("--paced", "opt-a100"),
+    variables: Mapping[str, str] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "services.cli"),
+    directory: Path | None = None,
+) -> Mesh:
+    """Starts `tiercel up` and waits until it serves.
+
+    Args:
+        folder: Its files, and its log.
+        *arguments: Further options of the command.
+        tiers: Options that say what it serves; empty: the reference tiers.
+        variables: Environment variables beside our own.
+        program: How `tiercel` is called.
+        directory: Working directory; None: ours.
+    """
     log = folder / "up.log"
-    command = [sys.executable, "-m", "services.cli", "up", "--name", "e2e", "--json"]
-    command += ["--paced", "opt-a100", *arguments]
+    command = [*program, "up", "--name", "e2e", "--json", *tiers, *arguments]
     environment = {**os.environ, "TIERCEL_RUN_ROOT": str(folder / "run"), **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory
         )
     try:
         # The JSON closes with a brace in the first column once everything serves.

@@ -1,0 +1,94 @@
+"""The examples run against a mesh of real processes: the reference tiers on real Triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
+from tests.unit.deploy.manifests import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(300)]
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """What `tiercel up` starts, for all examples."""
+    running = start_mesh(tmp_path_factory.mktemp("mesh"), tiers=())
+    try:
+        yield running
+    finally:
+        left = stop_mesh(running)
+    assert left == []
+
+
+def run_example(mesh: Mesh, name: str, *arguments: str) -> str:
+    """Runs an example as its first lines say; returns what it printed."""
+    command = [str(EXAMPLES / name), *arguments]
+    if name.endswith(".py"):
+        command.insert(0, sys.executable)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TIERCEL_RUN_ROOT": str(mesh.folder.parent),
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_example_is_run_here() -> None:
+    """A new file in the folder needs a test below."""
+    names = {path.name for path in EXAMPLES.iterdir()}
+    assert names == {
+        "ask.py", "stream.py", "route_and_report.py", "own_triton.sh", "add_policy.sh",
+    }  # fmt: skip
+
+
+def test_ask(mesh: Mesh) -> None:
+    """One answer, with the tier that gave it."""
+    assert "on time: True" in run_example(mesh, "ask.py", mesh.routers[0])
+
+
+def test_stream(mesh: Mesh) -> None:
+    """Chunks, then what describes them."""
+    *_, last = run_example(mesh, "stream.py", mesh.routers[0]).splitlines()
+    count, _, tier = last.partition(" tokens by ")
+    assert int(count) > 0
+    assert tier in ("small", "medium", "large")
+
+
+def test_route_and_report(mesh: Mesh) -> None:
+    """A decision and its outcome; the model is called by the client."""
+    printed = run_example(mesh, "route_and_report.py", mesh.routers[0])
+    assert mesh.manifest["addresses"]["triton_grpc"] in printed
+    assert "was chosen by price" in printed
+
+
+def test_own_triton(mesh: Mesh) -> None:
+    """A second endpoint joins and leaves; here it is the mesh's own Triton once more."""
+    address = mesh.manifest["addresses"]["triton_grpc"]
+    printed = run_example(mesh, "own_triton.sh", address, "small=small", "large=large")
+    assert "endpoint own-triton added" in printed
+    assert "own-triton" in printed.replace("endpoint own-triton", "")
+
+
+def test_add_policy(mesh: Mesh) -> None:
+    """A policy is trained, published, and judged by the gate, whatever it finds."""
+    options = ("--devices", "1", "--deadline-s", "0.2", "--rounds", "1")
+    printed = run_example(mesh, "add_policy.sh", "reference", "reference", *options)
+    assert "proposed" in printed
+    assert "the mesh now uses price" in printed or "GATE_REFUSED" in printed
