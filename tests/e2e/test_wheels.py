@@ -68,7 +68,7 @@ class Installed:
     def tiercel(self, *words: str) -> str:
         """Runs the installed command."""
         command = [str(self.mesh.with_name("tiercel")), *words]
-        return wheels.run(command, self.folder, limit_s=COMMAND_LIMIT_S, **self.variables())
+        return wheels.run(command, self.folder, self.variables(), COMMAND_LIMIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,8 @@ def test_generate_finds_the_mesh_from_another_directory(
 ) -> None:
     """A second command in another folder asks the mesh that runs."""
     command = [str(installed.mesh.with_name("tiercel")), "generate", "x", "--task", "piqa"]
-    run_root = str(mesh.folder.parent)
-    assert wheels.run(command, tmp_path, TIERCEL_RUN_ROOT=run_root, **installed.variables())
+    where = {"TIERCEL_RUN_ROOT": str(mesh.folder.parent)}
+    assert wheels.run(command, tmp_path, {**installed.variables(), **where})
 
 
 def test_train_writes_a_snapshot_in_any_directory(installed: Installed) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.unit.deploy.manifests import ROOT
@@ -70,14 +71,14 @@ def share_dependencies(python: Path) -> None:
     (site_packages(python) / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")
 
 
-def variables(**more: str) -> dict[str, str]:
-    """Returns our environment variables without what would lead Python to the checkout."""
-    left = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**left, **more}
-
-
-def run(command: list[str], directory: Path, limit_s: float = LIMIT_S, **more: str) -> str:
-    """Runs a command; returns what it printed."""
+def run(
+    command: list[str],
+    directory: Path,
+    variables: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
+) -> str:
+    """Runs a command without what would lead Python to the checkout; returns what it printed."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         command,
         capture_output=True,
@@ -85,7 +86,7 @@ def run(command: list[str], directory: Path, limit_s: float = LIMIT_S, **more: s
         timeout=limit_s,
         check=False,
         cwd=directory,
-        env=variables(**more),
+        env={**ours, **(variables or {})},
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -1,14 +1,66 @@
-"""``tiercel policy``."""
+"""`tiercel policy` on snapshot files without a mesh, and on a router."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from router.dqn.snapshot import load_snapshot, save_snapshot
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
+from trainer.shipped import POLICIES, shipped
+
+REFERENCE = shipped(POLICIES, "reference.safetensors")
+
+
+def test_show_tells_what_a_shipped_snapshot_says_of_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By its shipped name: version, what it was trained for, its scores."""
+    assert run(["policy", "show", "reference", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    snapshot = load_snapshot(REFERENCE.read_bytes())
+    assert facts["policy_version"] == snapshot.version
+    assert facts["fleet.profile"] == "reference"
+    assert facts["evaluation.performance"] == pytest.approx(
+        snapshot.evaluation["performance"], rel=1e-5
+    )
+
+
+def test_diff_names_only_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One changed base parameter shows, with both values; the weights are the same."""
+    snapshot = load_snapshot(REFERENCE.read_bytes())
+    base = {**snapshot.base, "backlog": 1.5}
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(save_snapshot(dataclasses.replace(snapshot, base=base)))
+    assert run(["policy", "diff", "reference", str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"policy_version", "base.backlog"}
+    assert found["base.backlog"] == {"a": snapshot.base["backlog"], "b": 1.5}
+
+
+@pytest.mark.parametrize("command", [["show"], ["diff", "reference"], ["publish"]])
+def test_a_file_that_is_no_snapshot_is_one_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing and damaged files are bad input, with the shipped names beside."""
+    missing = str(tmp_path / "missing.safetensors")
+    assert run(["policy", *command, missing]) == 2
+    assert "known: " in complaint(capsys)
+
+
+def test_a_damaged_snapshot_is_refused_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reason is that of the reader every service uses."""
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(REFERENCE.read_bytes()[:-1] + b"\x7f")
+    assert run(["policy", "show", str(damaged)]) == 2
+    assert "SNAPSHOT_CHECKSUM_MISMATCH" in complaint(capsys)
 
 
 def test_policies_are_listed_and_switched_on_the_routers_named(

@@ -1,9 +1,8 @@
-"""The Python client against in-process routers."""
+"""The asyncio client against in-process routers: calls, turns, failover, cancellation, traces."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import grpc
@@ -17,13 +16,8 @@ from tiercel import (
     Answer,
     AsyncClient,
     Chunk,
-    Client,
-    InvalidRequestError,
-    RefusedError,
     UnavailableError,
-    UnknownNameError,
 )
-from tiercel.channels import RouterPool
 
 
 async def test_generate_returns_text_and_what_is_known_about_it() -> None:
@@ -60,18 +54,6 @@ async def test_route_and_report_close_a_ticket() -> None:
     await server.stop(0)
     assert ticket.predicted_latency_s == 0.25
     assert router.reports[0].ticket == b"ticket"
-
-
-async def test_refusals_carry_reason_and_retry_delay() -> None:
-    """ErrorInfo and RetryInfo arrive as attributes."""
-    server, address = await serve(FakeRouter(refuse=lambda spec: "TOO_LATE"))
-    async with AsyncClient(address) as client:
-        with pytest.raises(RefusedError) as caught:
-            await client.generate("ab", task="sort")
-    await server.stop(0)
-    assert caught.value.reason == "TOO_LATE"
-    assert caught.value.retry_delay_s == 0.25
-    assert "RESOURCE_EXHAUSTED" in str(caught.value)
 
 
 async def test_calls_take_the_routers_in_turn() -> None:
@@ -152,16 +134,6 @@ async def test_the_only_address_is_tried_twice() -> None:
     await server.stop(0)
 
 
-async def test_no_router_at_all_is_unavailable() -> None:
-    """The transport's failure is named as such."""
-    gone, address = await serve(FakeRouter())
-    await gone.stop(0)
-    async with AsyncClient(address) as client:
-        with pytest.raises(UnavailableError) as caught:
-            await client.generate("ab", task="sort", deadline_s=0.5)
-    assert caught.value.reason == "TRANSPORT"
-
-
 async def test_cancelling_a_call_cancels_it_at_the_router() -> None:
     """The router's work ends with the caller's interest."""
     router = FakeRouter(delay_s=30)
@@ -200,66 +172,3 @@ async def test_options_no_message_can_carry_are_value_errors() -> None:
         AsyncClient([])
     with pytest.raises(ValueError, match="timeout_s"):
         AsyncClient("a:1", timeout_s=0)
-
-
-async def test_invalid_argument_names_the_fields() -> None:
-    """BadRequest violations arrive with the error."""
-
-    class Strict(FakeRouter):
-        async def Generate(self, request: Any, context: Any) -> Any:
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "BAD_FIELD", "spec.prompt")
-
-    server, address = await serve(Strict())
-    async with AsyncClient(address) as client:
-        with pytest.raises(InvalidRequestError, match=r"spec\.prompt"):
-            await client.generate("", task="sort")
-    await server.stop(0)
-
-
-async def test_unreadable_details_count_as_none() -> None:
-    """Garbage in the trailing metadata does not hide the failure behind another."""
-
-    class Garbled(FakeRouter):
-        async def Generate(self, request: Any, context: Any) -> Any:
-            context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
-
-    server, address = await serve(Garbled())
-    async with AsyncClient(address) as client:
-        with pytest.raises(UnknownNameError, match="no such task") as caught:
-            await client.generate("ab", task="sort")
-    await server.stop(0)
-    assert caught.value.retry_delay_s is None
-
-
-async def test_an_avoided_router_comes_last_for_a_while() -> None:
-    """The order of attempts follows the clock."""
-    now = [0.0]
-    pool = RouterPool(["a:1", "b:1"], clock=lambda: now[0])
-    pool.avoid(pool.routers[0])
-    assert [r.address for r in pool.attempts()] == ["b:1", "a:1"]
-    now[0] = 2.0
-    pool._next = 0
-    assert [r.address for r in pool.attempts()] == ["a:1", "b:1"]
-    await pool.close()
-
-
-async def test_the_sync_client_works_from_plain_code() -> None:
-    """Blocking calls work beside a running loop, and errors and streams come through."""
-    router = FakeRouter(refuse=lambda spec: "TOO_LATE" if spec.prompt == "no" else "")
-    server, address = await serve(router)
-
-    def use() -> tuple[str, int, str]:
-        with Client(address) as client:
-            text = client.generate("ab", task="sort").text
-            events = list(client.generate_stream("ab", task="sort"))
-            try:
-                client.generate("no", task="sort")
-            except RefusedError as error:
-                return text, len(events), error.reason
-        return text, len(events), ""
-
-    before = threading.active_count()
-    assert await asyncio.to_thread(use) == ("AB", 3, "TOO_LATE")
-    await server.stop(0)
-    assert threading.active_count() <= before + 2
