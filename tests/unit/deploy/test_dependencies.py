@@ -22,9 +22,11 @@ files = [getattr(module, "__file__", None) for module in list(sys.modules.values
 print(json.dumps([file for file in files if file and "site-packages" in file]))
 """
 
-# grpc imports grpcio-tools, and numba pyyaml, where they are there, and do without where they are
-# not; setuptools hooks itself into every start of the interpreter.
-_OPTIONAL = {"grpcio-tools", "pyyaml", "setuptools"}
+# grpc imports grpcio-tools and its siblings, and numba pyyaml, where they are there, and do without
+# where they are not; setuptools hooks itself into every start of the interpreter.
+_OPTIONAL = {
+    "grpcio-health-checking", "grpcio-reflection", "grpcio-tools", "pyyaml", "setuptools",
+}  # fmt: skip
 
 
 @functools.cache

@@ -64,7 +64,7 @@ def test_named_files_exist() -> None:
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-_COMMAND = re.compile(r"(?:^|`|/)tiercel ((?:[a-z]+ ?)+)([^`\n#]*)", re.MULTILINE)
+_COMMAND = re.compile(r"(?:^|`|/)tiercel ((?:[a-z][a-z-]* ?)+)([^`\n#]*)", re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
