@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
 from tests.unit.deploy.manifests import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(600)]
 
 EXAMPLES = ROOT / "examples"
 
@@ -38,7 +38,7 @@ def run_example(mesh: Mesh, name: str, *arguments: str) -> str:
         command,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
         env={
             **os.environ,
