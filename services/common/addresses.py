@@ -10,6 +10,7 @@ from pydantic import AfterValidator
 
 _HOST = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$")
 _HIGHEST_PORT = 65_535
+_PORT_DIGITS = 5
 
 
 class HostPort(NamedTuple):
@@ -54,7 +55,7 @@ def parse_address(text: str, *, allow_port_zero: bool = False) -> HostPort:
     elif not separator or not _HOST.match(host):
         raise ValueError("expected host:port, e.g. 127.0.0.1:8001")
     lowest = 0 if allow_port_zero else 1
-    is_number = port_text.isascii() and port_text.isdigit()
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _PORT_DIGITS
     if not is_number or not lowest <= int(port_text) <= _HIGHEST_PORT:
         raise ValueError(f"the port must be a number from {lowest} to {_HIGHEST_PORT}")
     return HostPort(host, int(port_text))

@@ -1,9 +1,15 @@
-"""Domain errors of the services, and the one table that turns them into gRPC status."""
+"""Domain errors of the services, and the one table that turns them into gRPC status.
+
+An answer's size is bounded whatever the request held: gRPC carries status and details as header
+fields, of which a client takes 8 KiB, and breaks the call beyond. So at most `MAX_VIOLATIONS`
+mistakes are named, and every text is cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import grpc
 from google.protobuf.message import Message
@@ -13,7 +19,17 @@ from services.common.state.errors import StateUnavailableError, VersionMismatchE
 from services.common.times import set_duration
 
 ERROR_DOMAIN = "tiercel"
+MAX_VIOLATIONS = 20
+"""Most mistakes of one request that are answered; checking stops there."""
+# A message may come percent-encoded (three times as long) and once more inside the details, which
+# are base64: together these stay below 8 KiB.
+_MOST_MESSAGE_BYTES = 800
+_MOST_VIOLATIONS_BYTES = 2_000
+_MOST_TEXT_BYTES = 200
+_MOST_NAME_BYTES = 64
+_MOST_METADATA_COUNT = 8
 _MOST_NAMES_LISTED = 32
+_MOST_LISTED_BYTES = 400
 
 
 class DomainError(Exception):
@@ -47,7 +63,8 @@ class InvalidArgumentError(DomainError):
         field: Path of the field in the request message, e.g. `spec.prompt`.
         problem: What is wrong with it.
         limit: What would be right, e.g. `1 to 65536 bytes`.
-        more: Further (field, problem) pairs found in the same request.
+        more: Further (field, problem) pairs found in the same request; what goes beyond
+            `MAX_VIOLATIONS` is left out.
     """
 
     default_reason = "INVALID_ARGUMENT"
@@ -61,15 +78,15 @@ class InvalidArgumentError(DomainError):
         reason: str | None = None,
         more: Iterable[tuple[str, str]] = (),
     ) -> None:
-        text = f"{problem} (limit: {limit})" if limit else problem
-        self.violations = ((field, text), *more)
+        violations = [(field, with_limit(problem, limit)), *islice(more, MAX_VIOLATIONS - 1)]
+        self.violations = tuple(_within_budget(violations))
         message = "; ".join(f"{name}: {what}" for name, what in self.violations)
         metadata = {"field": field} | ({"limit": limit} if limit else {})
         super().__init__(message, reason=reason, metadata=metadata)
         self.field = field
 
     def details(self) -> Iterable[Message]:
-        """Yields a BadRequest with every violation."""
+        """Yields a BadRequest with the violations."""
         yield error_details_pb2.BadRequest(
             field_violations=[
                 error_details_pb2.BadRequest.FieldViolation(field=name, description=what)
@@ -90,10 +107,14 @@ class NotFoundError(DomainError):
     default_reason = "NOT_FOUND"
 
     def __init__(self, kind: str, name: str, known: Iterable[str] = ()) -> None:
+        name = cut(name, _MOST_NAME_BYTES)
         names = list(known)
-        shown = ", ".join(names[:_MOST_NAMES_LISTED])
-        if len(names) > _MOST_NAMES_LISTED:
-            shown += f", and {len(names) - _MOST_NAMES_LISTED} more"
+        listed = names[:_MOST_NAMES_LISTED]
+        while listed and len(", ".join(listed).encode()) > _MOST_LISTED_BYTES:
+            listed.pop()
+        shown = ", ".join(listed)
+        if len(names) > len(listed):
+            shown += f", and {len(names) - len(listed)} more"
         message = f"unknown {kind} {name!r}" + (f"; known: {shown}" if names else "")
         metadata = {"kind": kind, "name": name} | ({"known": shown} if names else {})
         super().__init__(
@@ -263,11 +284,41 @@ def _status(
     *,
     is_bug: bool = False,
 ) -> ErrorStatus:
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
-    rich = status_pb2.Status(code=code.value[0], message=message)
+    facts = islice((metadata or {}).items(), _MOST_METADATA_COUNT)
+    info = error_details_pb2.ErrorInfo(
+        reason=reason,
+        domain=ERROR_DOMAIN,
+        metadata={key: cut(value, _MOST_LISTED_BYTES) for key, value in facts},
+    )
+    rich = status_pb2.Status(code=code.value[0], message=cut(message, _MOST_MESSAGE_BYTES))
     for detail in (info, *details):
         rich.details.add().Pack(detail)
     return ErrorStatus(code, reason, rich, is_bug)
+
+
+def with_limit(problem: str, limit: str) -> str:
+    """Returns what is wrong together with what would be right."""
+    return f"{problem} (limit: {limit})" if limit else problem
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """Returns a text of at most `most_bytes` bytes of UTF-8, with `...` where it was cut."""
+    # A character has one to four bytes: what is far too long is not encoded as a whole.
+    head = text[: most_bytes + 1].encode("utf-8", "replace")
+    if len(text) <= most_bytes and len(head) <= most_bytes:
+        return text
+    return head[: most_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+def _within_budget(violations: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yields violations, each cut, as long as all of them together stay small."""
+    left = _MOST_VIOLATIONS_BYTES
+    for field, text in violations:
+        short = cut(field, _MOST_TEXT_BYTES), cut(text, _MOST_TEXT_BYTES)
+        left -= sum(len(part.encode()) for part in short)
+        if left < 0:
+            return
+        yield short
 
 
 def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:

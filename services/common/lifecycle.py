@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -25,14 +25,13 @@ from services.common.settings import (
     load_settings,
 )
 from services.common.start_error import StartError
+from services.common.supervision import BackgroundTask, Supervisor
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_EXIT_BASE = 128
 _FAILURE_EXIT_CODE = 1
 
 AnySettings = TypeVar("AnySettings", bound=SettingsModel)
-
-BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def _at_once() -> None:
@@ -45,8 +44,9 @@ class Running:
 
     Args:
         server: The gRPC server, bound, not started.
+        supervisor: Runs the long tasks; readiness follows it.
         metrics_address: Where metrics are served; empty if they are not.
-        tasks: Long tasks; they live in one task group and end the service if one fails.
+        tasks: Long tasks by name; they live in one task group.
         ready: Returns once the service may say SERVING (policy loaded, first state seen).
         drain: Called after the lame duck time, before the server stops: ends calls that would
             never end by themselves, such as watches.
@@ -54,8 +54,9 @@ class Running:
     """
 
     server: GrpcServer
+    supervisor: Supervisor
     metrics_address: str = ""
-    tasks: Sequence[BackgroundTask] = ()
+    tasks: Mapping[str, BackgroundTask] = field(default_factory=dict)
     ready: Callable[[], Awaitable[None]] = _at_once
     drain: Callable[[], Awaitable[None]] = _at_once
     flush: Callable[[], Awaitable[None]] = _at_once
@@ -180,9 +181,13 @@ async def _serve_until_stopped(
     await running.server.start()
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(task()) for task in running.tasks]
+            tasks = [
+                group.create_task(running.supervisor.keep(name, task))
+                for name, task in running.tasks.items()
+            ]
             if await _unless_stopped(asyncio.ensure_future(running.ready()), stop):
-                await running.server.set_serving(True)
+                await running.server.set_serving(not running.supervisor.broken)
+                tasks.append(group.create_task(_follow_health(running)))
                 addresses = _addresses(running)
                 if ready_file is not None:
                     write_ready_file(ready_file, application.name, addresses)
@@ -194,9 +199,9 @@ async def _serve_until_stopped(
     except* asyncio.CancelledError:
         raise
     except* Exception as group_error:
-        # A long task failed: a bug. Callers still get an orderly end.
+        # It could not get ready, or stop: a bug. Callers still get an orderly end.
         for error in group_error.exceptions:
-            log.exception("task_failed", error)
+            log.exception("failed", error)
         failure = _FAILURE_EXIT_CODE
         await running.server.enter_drain()
         await running.drain()
@@ -207,6 +212,13 @@ async def _serve_until_stopped(
         except Exception as error:
             log.exception("flush_failed", error)
     return failure
+
+
+async def _follow_health(running: Running) -> None:
+    """Takes readiness away while a long task is broken."""
+    while True:
+        await running.supervisor.changed()
+        await running.server.set_serving(not running.supervisor.broken)
 
 
 async def _drain(

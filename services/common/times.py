@@ -6,6 +6,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 _NS_PER_S = 1_000_000_000
+# What protobuf's Duration and Timestamp can hold; their writers raise beyond.
+_MOST_DURATION_S = 315_576_000_000.0
+_MOST_WALL_NS = 253_402_300_799 * _NS_PER_S
 
 
 def to_ns(span_s: float) -> int:
@@ -19,24 +22,27 @@ def from_ns(span_ns: int) -> float:
 
 
 def seconds_of(message: Duration | Timestamp) -> float:
-    """Returns a message's span, or its moment since 1970, in seconds."""
-    return message.ToNanoseconds() / _NS_PER_S
+    """Returns a message's span, or its moment since 1970, in seconds; valid or not."""
+    return (message.seconds * _NS_PER_S + message.nanos) / _NS_PER_S
 
 
 def duration_of(span_s: float) -> Duration:
-    """Returns the message of a span in seconds, which may be negative."""
+    """Returns the message of a span in seconds, which may be negative, cut to what it can hold."""
     message = Duration()
-    message.FromNanoseconds(to_ns(span_s))
+    message.FromNanoseconds(to_ns(max(-_MOST_DURATION_S, min(span_s, _MOST_DURATION_S))))
     return message
 
 
 def set_duration(message: Duration, span_s: float) -> None:
-    """Writes a span in place, 0 for a negative one: half the time of building and copying one."""
-    message.FromNanoseconds(max(0, to_ns(span_s)))
+    """Writes a span in place, 0 for a negative one and NaN, cut to what the message can hold.
+
+    That takes half the time of building and copying one.
+    """
+    message.FromNanoseconds(to_ns(max(0.0, min(span_s, _MOST_DURATION_S))))
 
 
 def timestamp_of(wall_ns: int) -> Timestamp:
-    """Returns the message of a moment in nanoseconds since 1970."""
+    """Returns the message of a moment in nanoseconds since 1970, cut to what it can hold."""
     message = Timestamp()
-    message.FromNanoseconds(wall_ns)
+    message.FromNanoseconds(max(0, min(wall_ns, _MOST_WALL_NS)))
     return message

@@ -16,6 +16,7 @@ from services.common.mesh_config import endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
+from services.common.supervision import Supervisor
 from services.common.triton.client import TritonClient
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
@@ -58,6 +59,7 @@ class LoadMonitorApp:
         self._monitor_id = self._own.monitor_id or own_id
         self._registry = new_registry()
         self._counters = MonitorCounters(self._registry)
+        self._supervisor = Supervisor(registry=self._registry, clock=clock, log=self._log)
         self._versions = Versions(clock)
         self._broadcast = Broadcast()
         self._stores = connect_stores(
@@ -138,8 +140,13 @@ class LoadMonitorApp:
         await report_redis()
         return Running(
             server=server,
+            supervisor=self._supervisor,
             metrics_address=metrics_address,
-            tasks=(self._prober().run, publisher.run, coordinate),
+            tasks={
+                "prober": self._prober().run,
+                "publisher": publisher.run,
+                "coordinator": coordinate,
+            },
             ready=self._ready,
             drain=self._drain,
         )
@@ -191,6 +198,7 @@ class LoadMonitorApp:
             clock=self._clock,
             log=self._log,
             is_publishing=lambda: self._coordinator.is_publishing,
+            supervisor=self._supervisor,
         )
 
     def _collector(self, publisher: Publisher) -> MonitorCollector:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from services.common.clock import Clock
 from services.common.log import Logger
+from services.common.supervision import Supervisor
 from services.common.triton.errors import TierDeadlineError, TierError
 from services.load_monitor.board import Board
 from services.load_monitor.health import Counters, EndpointTracker
@@ -113,6 +115,7 @@ class Prober:
         clock: Clock,
         log: Logger,
         is_publishing: Callable[[], bool],
+        supervisor: Supervisor,
     ) -> None:
         self._board = board
         self._connect = connect
@@ -120,6 +123,7 @@ class Prober:
         self._clock = clock
         self._log = log
         self._is_publishing = is_publishing
+        self._supervisor = supervisor
         self._tasks: dict[str, tuple[EndpointTracker, asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
@@ -138,7 +142,8 @@ class Prober:
                 del self._tasks[name]
         for name, tracker in trackers.items():
             if name not in self._tasks:
-                task = group.create_task(self._probe_for_ever(tracker))
+                probe = partial(self._probe_for_ever, tracker)
+                task = group.create_task(self._supervisor.keep("probe", probe))
                 self._tasks[name] = (tracker, task)
 
     async def _probe_for_ever(self, tracker: EndpointTracker) -> None:

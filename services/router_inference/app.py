@@ -20,13 +20,14 @@ from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
-from services.common.lifecycle import BackgroundTask, Running
+from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_config import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
+from services.common.supervision import BackgroundTask, Supervisor
 from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
@@ -153,14 +154,19 @@ class RouterInference:
             log=log,
             reuse_port=own.so_reuseport,
         )
-        tasks: list[BackgroundTask] = [core.leases.run, core.status.run, core.experience.run]
-        tasks += self._links(core, router_id, stores, stack)
+        tasks: dict[str, BackgroundTask] = {
+            "leases": core.leases.run,
+            "status": core.status.run,
+            "experience": core.experience.run,
+            **self._links(core, router_id, stores, stack),
+        }
 
         async def flush() -> None:
             await core.experience.flush(_FLUSH_S)
 
         return Running(
             server=server,
+            supervisor=Supervisor(registry=self._registry, clock=clock, log=log),
             metrics_address=metrics_address,
             tasks=tasks,
             ready=partial(_until_ready, core, clock),
@@ -190,9 +196,9 @@ class RouterInference:
 
     def _links(
         self, core: Core, router_id: str, stores: Stores | None, stack: AsyncExitStack
-    ) -> list[BackgroundTask]:
+    ) -> dict[str, BackgroundTask]:
         own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
-        tasks: list[BackgroundTask] = []
+        tasks: dict[str, BackgroundTask] = {}
         if mesh.load_monitor_address:
             channel = _channel(mesh.load_monitor_address, stack)
             monitor = MonitorLink(
@@ -209,7 +215,7 @@ class RouterInference:
                 silence_s=max(5.0, own.state_max_age_s),
                 longest_wait_s=own.reconnect_s,
             )
-            tasks += [monitor.watch, monitor.report]
+            tasks |= {"state_watch": monitor.watch, "traffic_report": monitor.report}
         if own.follow_trainer and (mesh.trainer_address or stores is not None):
             trainer = _channel(mesh.trainer_address, stack) if mesh.trainer_address else None
             link = PolicyLink(
@@ -221,7 +227,7 @@ class RouterInference:
                 log=log,
                 longest_wait_s=own.reconnect_s,
             )
-            tasks += [link.watch, link.read_registry]
+            tasks |= {"policy_watch": link.watch, "policy_registry": link.read_registry}
         return tasks
 
     def _make_slot(self) -> PolicySlot:

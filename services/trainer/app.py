@@ -18,6 +18,7 @@ from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
+from services.common.supervision import Supervisor
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
 from services.trainer.metrics import TrainerMetrics
@@ -136,8 +137,9 @@ class TrainerApplication:
 
         return Running(
             server=server,
+            supervisor=Supervisor(registry=prometheus, clock=clock, log=log),
             metrics_address=metrics_address,
-            tasks=(poll,),
+            tasks={"registry": poll},
             ready=ready,
             flush=runs.stop,
         )

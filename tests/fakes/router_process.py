@@ -124,7 +124,7 @@ async def running_router(
     async with AsyncExitStack() as stack:
         running = await app.start(stack)
         await running.server.start()
-        tasks = [asyncio.ensure_future(task()) for task in running.tasks]
+        tasks = [asyncio.ensure_future(task()) for task in running.tasks.values()]
         try:
             await asyncio.wait_for(running.ready(), LIMIT_S)
             await running.server.set_serving(True)

@@ -23,6 +23,7 @@ from services.common.log import get_logger
 from services.common.server import ServerSettings, build_server
 from services.common.settings import SettingsError
 from services.common.start_error import StartError
+from services.common.supervision import Supervisor
 from tests.waiting import LIMIT_S, until
 
 LOG = get_logger("test")
@@ -34,11 +35,15 @@ class App:
 
     name = "test-service"
 
-    def __init__(self, task: Task | None = None, error: Exception | None = None) -> None:
+    def __init__(
+        self, task: Task | None = None, error: Exception | None = None, ready: Task | None = None
+    ) -> None:
         self.events: list[str] = []
         self.address = ""
         self._task = task
         self._error = error
+        self._ready = ready or self._note("ready")
+        self._registry = CollectorRegistry()
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -68,20 +73,28 @@ class App:
         server = await build_server(
             services=[],
             settings=self.server_settings,
-            registry=CollectorRegistry(),
+            registry=self._registry,
             clock=SystemClock(),
             log=LOG,
         )
         self.address = str(server.address)
         return Running(
             server=server,
-            tasks=(self._work, *([self._task] if self._task else [])),
+            supervisor=Supervisor(
+                registry=self._registry,
+                clock=SystemClock(),
+                log=LOG,
+                broken_after_s=0.1,
+                steady_s=0.2,
+            ),
+            tasks={"work": self._work} | ({"extra": self._task} if self._task else {}),
+            ready=self._ready,
             drain=self._note("drain"),
             flush=self._note("flush"),
         )
 
 
-ORDER = ["drain", "flush", "task cancelled", "second part closed", "first part closed"]
+ORDER = ["ready", "drain", "flush", "task cancelled", "second part closed", "first part closed"]
 
 
 async def serving_status(address: str) -> str:
@@ -90,6 +103,11 @@ async def serving_status(address: str) -> str:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def says(address: str, status: str) -> bool:
+    """Returns whether the health service says that."""
+    return await serving_status(address) == status
 
 
 async def wait_for_file(path: Path) -> dict[str, Any]:
@@ -120,13 +138,49 @@ async def test_signal_stops_in_order(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_failing_task_ends_the_service_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    """A bug in a long task is logged, the parts are closed, and the exit code says so."""
+async def test_failing_task_does_not_end_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in a long task is logged, and everything else goes on."""
 
     async def fail() -> None:
         raise KeyError("bug")
 
     app = App(task=fail)
+    running = asyncio.create_task(serve(app, log=LOG))
+    await until(lambda: "KeyError: 'bug'" in caplog.text, "the bug is logged")
+    assert await serving_status(app.address) == "SERVING"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, LIMIT_S) == 0
+    assert app.events == ORDER
+
+
+async def test_a_broken_task_costs_readiness_until_it_is_well() -> None:
+    """Health follows what the supervisor says."""
+    fails = True
+
+    async def work() -> None:
+        if fails:
+            raise KeyError("bug")
+        await asyncio.Event().wait()
+
+    app = App(task=work)
+    running = asyncio.create_task(serve(app, log=LOG))
+    await until(lambda: app.address, "the service is built")
+    await until(lambda: says(app.address, "NOT_SERVING"), "readiness is lost")
+    fails = False
+    await until(lambda: says(app.address, "SERVING"), "readiness is back")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, LIMIT_S) == 0
+
+
+async def test_failing_to_get_ready_ends_the_service_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The cause is logged, the parts are closed, and the exit code says so."""
+
+    async def fail() -> None:
+        raise KeyError("bug")
+
+    app = App(ready=fail)
     assert await asyncio.wait_for(serve(app, log=LOG), LIMIT_S) == 1
     assert "KeyError: 'bug'" in caplog.text
     assert app.events[-2:] == ["second part closed", "first part closed"]

@@ -94,7 +94,7 @@ async def serving(path: Path, **overrides: str) -> AsyncIterator[Served]:
     async with contextlib.AsyncExitStack() as stack:
         running = await app.start(stack)
         await running.server.start()
-        tasks = [asyncio.create_task(task()) for task in running.tasks]
+        tasks = [asyncio.create_task(task()) for task in running.tasks.values()]
         await running.ready()
         await running.server.set_serving(True)
         served = Served(app, str(running.server.address))

@@ -266,7 +266,7 @@ async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterato
     async with AsyncExitStack() as stack:
         running = await app.start(stack)
         await running.server.start()
-        tasks = [asyncio.ensure_future(task()) for task in running.tasks]
+        tasks = [asyncio.ensure_future(task()) for task in running.tasks.values()]
         try:
             await asyncio.wait_for(running.ready(), LIMIT_S)
             yield app

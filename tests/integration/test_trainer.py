@@ -112,7 +112,7 @@ async def served(made: Settings) -> AsyncIterator[tuple[Any, Any]]:
     async with AsyncExitStack() as stack:
         running = await application.start(stack)
         await running.server.start()
-        tasks = [asyncio.create_task(task()) for task in running.tasks]
+        tasks = [asyncio.create_task(task()) for task in running.tasks.values()]
         await running.ready()
         await running.server.set_serving(True)
         channel = grpc.aio.insecure_channel(str(running.server.address))

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
 from services.common.errors import (
+    MAX_VIOLATIONS,
+    AbortedError,
+    AlreadyExistsError,
     DomainError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    UnavailableError,
+    cut,
     status_of,
 )
 from services.common.state.errors import StateUnavailableError
+
+_HEADER_BYTES = 8 * 1024
+LONG = "ü€😀x" * 5_000
 
 
 class OwnError(FailedPreconditionError):
@@ -71,3 +81,53 @@ def test_hosts_of_the_store_stay_inside() -> None:
     """The caller learns that the store is missing, not where it is."""
     status = status_of(StateUnavailableError("Redis cannot be reached: 10.0.0.7:6379"))
     assert "10.0.0.7" not in str(status.rich)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidArgumentError("field", LONG, LONG),
+        InvalidArgumentError(LONG, LONG, more=[(LONG, LONG)] * 200_000),
+        InvalidArgumentError("a", "b", more=((f"loads[{i}]", "no tier") for i in range(200_000))),
+        NotFoundError("endpoint", LONG, [LONG] * 1_000),
+        NotFoundError("tier", "x" * 5_000, [f"{i}" * 64 for i in range(100)]),
+        AlreadyExistsError("endpoint", LONG, LONG),
+        ResourceExhaustedError("TOO_MANY", LONG, LONG, 1.0, {f"key{i}": LONG for i in range(99)}),
+        UnavailableError("GONE", LONG),
+        FailedPreconditionError(LONG),
+        AbortedError(LONG),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_answer_fits_the_headers_of_a_call(error: DomainError) -> None:
+    """Text and details together stay below what a client takes, in their form on the wire."""
+    status = status_of(error).rich
+    wire_bytes = len(quote(status.message)) + len(status.SerializeToString()) * 4 / 3
+    assert wire_bytes < _HEADER_BYTES - 200
+
+
+def test_the_first_violations_are_named_and_the_rest_is_not_read() -> None:
+    """Twenty mistakes are enough to go on with; the source of more is left alone."""
+    taken = iter(range(1_000))
+    error = InvalidArgumentError("a", "b", more=((f"f{i}", "wrong") for i in taken))
+    (_info, packed) = status_of(error).rich.details
+    details = error_details_pb2.BadRequest()
+    packed.Unpack(details)
+    assert len(details.field_violations) == MAX_VIOLATIONS
+    assert next(taken) <= MAX_VIOLATIONS
+
+
+def test_an_unknown_name_is_cut() -> None:
+    """A caller's 5,000 bytes do not come back to it."""
+    error = NotFoundError("endpoint", "e" * 5_000, ["gpu0"])
+    assert len(error.name) == 64
+    assert error.message == f"unknown endpoint {error.name!r}; known: gpu0"
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [("short", 5, "short"), ("longer", 5, "lo..."), ("üüüü", 8, "üüüü"), ("üüüüü", 8, "üü...")],
+)
+def test_a_cut_text_has_at_most_so_many_bytes(text: str, most: int, expected: str) -> None:
+    """It ends in dots, never in half a character."""
+    assert cut(text, most) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
@@ -33,6 +35,22 @@ def test_a_span_written_in_place_is_never_negative() -> None:
     message = Duration(seconds=4)
     set_duration(message, -0.1)
     assert message == Duration()
+
+
+@pytest.mark.parametrize("span_s", [1e300, math.inf, -1e300, -math.inf, math.nan])
+def test_a_span_beyond_the_message_is_cut(span_s: float) -> None:
+    """No number that is computed anywhere can make an answer fail."""
+    most_s = 315_576_000_000.0
+    in_place = Duration()
+    set_duration(in_place, span_s)
+    assert 0.0 <= seconds_of(in_place) <= most_s
+    assert -most_s <= seconds_of(duration_of(span_s)) <= most_s
+
+
+@pytest.mark.parametrize("wall_ns", [2**90, -1])
+def test_a_moment_beyond_the_message_is_cut(wall_ns: int) -> None:
+    """Years 1970 to 9999 can be told."""
+    assert 0 <= seconds_of(timestamp_of(wall_ns)) <= 253_402_300_799.0
 
 
 def test_a_moment_keeps_every_nanosecond() -> None:

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from prometheus_client import CollectorRegistry
+
 from router.fleet import EndpointSpec
 from services.common.log import get_logger
+from services.common.supervision import Supervisor
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
@@ -86,6 +89,7 @@ class Monitor:
             clock=clock,
             log=LOG,
             is_publishing=lambda: self.coordinator.is_publishing,
+            supervisor=Supervisor(registry=CollectorRegistry(), clock=clock, log=LOG),
         )
 
     def _connect(self, address: str) -> FakeProbeClient:
