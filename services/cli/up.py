@@ -109,6 +109,8 @@ def _reference_options(
 def _paced_options(
     name: str, paced: str, devices: int, time_scale: float, quality: pathlib.Path | None
 ) -> MeshOptions:
+    if not time_scale > 0:
+        raise InputError(f"--time-scale: must be above 0, got {time_scale:g}")
     profile = shipped_file(PROFILES, paced, "--paced")
     tiers = _tiers_of(profile)
     table_path = _existing(quality or shipped(QUALITY, "opt.toml"), "--quality")
