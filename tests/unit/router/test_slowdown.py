@@ -23,7 +23,7 @@ from router.policies import scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.slowdown import Slowdown
 from tests.unit.router import fleets
-from tests.unit.router.test_scheduled_price import parameters, table
+from tests.unit.router.policies.test_scheduled_price import parameters, table
 
 WINDOW_S = 0.4
 ENDS = st.lists(

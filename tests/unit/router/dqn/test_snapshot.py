@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 from router.dqn import snapshot as snapshots
 from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import Snapshot, SnapshotError, Weights, load_snapshot, save_snapshot
+from tests.unit.deploy.manifests import ROOT
 
 FEATURES = ("a", "b", "c")
-POLICIES = Path(__file__).parents[3] / "policies"
+POLICIES = ROOT / "policies"
 
 
 def _snapshot(seed: int = 0, hidden: int = 4) -> Snapshot:

@@ -1,4 +1,4 @@
-"""The paper's policy: its state, its choice, and which snapshots it refuses."""
+"""The paper's policy: its network over the tiers, on the least loaded device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from router.dqn.paper_snapshot import (
     PaperWeights,
     feature_names,
     flat,
-    load_paper_snapshot,
-    save_paper_snapshot,
 )
-from router.dqn.snapshot import REASON_FORMAT, REASON_SCHEMA, REASON_SHAPE, SnapshotError
 from router.ledger import zero_load
 from router.policies import paper, table
 from router.policies.base import query_of
@@ -22,6 +19,8 @@ from router.types import Request, Signals
 from tests.unit.router import fleets
 
 CATALOG = fleets.catalog()
+
+
 FLEET = fleets.fleet(2)
 
 
@@ -30,11 +29,6 @@ def weights(seed: int = 0, hidden: int = 5) -> PaperWeights:
     rng = np.random.default_rng(seed)
     shapes = ((6, hidden), (hidden,), (hidden, 3), (3,))
     return PaperWeights(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
-
-
-def snapshot(seed: int = 0) -> PaperSnapshot:
-    """Returns a snapshot for the test catalog."""
-    return PaperSnapshot(weights(seed), feature_names(CATALOG), training={"seed": seed})
 
 
 def observation(task: int = 0, rate_rps: float = 300.0) -> Observation:
@@ -86,40 +80,3 @@ def test_batch_counts_usable_slots_and_is_limited() -> None:
     assert paper.tier_batch(lost.arrays, load, 2) == pytest.approx(0.5)
     load.in_flight_C[2] = 1e6
     assert paper.tier_batch(FLEET.arrays, load, 2) == paper.BATCH_LIMIT
-
-
-def test_snapshot_survives_its_file() -> None:
-    """Weights, names and notes come back as they were, with a version."""
-    loaded = load_paper_snapshot(save_paper_snapshot(snapshot()), CATALOG)
-    np.testing.assert_array_equal(flat(loaded.weights), flat(snapshot().weights))
-    assert loaded.feature_names == feature_names(CATALOG)
-    assert loaded.training == {"seed": 0}
-    policy = table.make_policy("dqn-paper", CATALOG, snapshot=loaded)
-    assert policy.version == loaded.version != ""
-
-
-def test_snapshot_of_another_catalog_is_refused() -> None:
-    """The network's inputs are this catalog's tasks and tiers, or it must not decide."""
-    names = ("task_other", *feature_names(CATALOG)[1:])
-    blob = save_paper_snapshot(PaperSnapshot(weights(), names))
-    with pytest.raises(SnapshotError, match="task_other") as caught:
-        load_paper_snapshot(blob, CATALOG)
-    assert caught.value.reason == REASON_SCHEMA
-
-
-def test_snapshot_of_another_kind_is_refused() -> None:
-    """A file of the candidate network is not read as the paper's."""
-    from router.dqn.snapshot import Snapshot, save_snapshot, zero_weights
-
-    blob = save_snapshot(Snapshot(zero_weights(1, 1), "s", ("a",)))
-    with pytest.raises(SnapshotError) as caught:
-        load_paper_snapshot(blob)
-    assert caught.value.reason == REASON_FORMAT
-
-
-def test_snapshot_whose_layers_do_not_fit_is_refused() -> None:
-    """A layer of another width is named with its shape."""
-    broken = weights()._replace(b1_H=np.zeros(4, np.float32))
-    with pytest.raises(SnapshotError, match="w1_IH") as caught:
-        save_paper_snapshot(PaperSnapshot(broken, feature_names(CATALOG)))
-    assert caught.value.reason == REASON_SHAPE
