@@ -61,8 +61,9 @@ def train(
 ) -> None:
     """Train a policy in the simulator and write its snapshot; a killed run goes on where it was."""
     from trainer.learning.checkpoint import CheckpointError, write_atomically
+    from trainer.learning.offline.config import Budget
     from trainer.learning.offline.training import train_policy
-    from trainer.simulation.scenarios import ScenarioError
+    from trainer.simulation.scenarios import Mesh, ScenarioError
 
     costs = _profile(shipped_file(PROFILES, profile, "--profile"))
     table = _quality(shipped_file(QUALITY, quality, "--quality"))
@@ -70,19 +71,21 @@ def train(
     start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
-            blob = train_policy(
+            mesh = Mesh.build(
                 profile=costs,
                 quality=table,
                 tasks=tasks,
                 deadline_s=deadline_s,
                 devices=devices,
-                seed=seed,
-                budget_s=budget_s,
-                rounds=rounds or None,
-                progress=display.show,
                 max_rate_rps=max_rate_rps or None,
-                initial_snapshot=start,
+            )
+            blob = train_policy(
+                mesh,
+                seed=seed,
+                budget=Budget(seconds=budget_s, rounds=rounds or None),
+                initial=start,
                 checkpoint=out.with_name(out.name + ".checkpoint"),
+                progress=display.show,
             )
             write_atomically(out, blob)
         except (ScenarioError, SnapshotError, InvalidFileError) as error:

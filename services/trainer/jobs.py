@@ -18,6 +18,7 @@ from trainer.learning.online.records import DecisionKey, DecisionRecord, Outcome
 
 if TYPE_CHECKING:
     from trainer.learning.online.loop import LoopStatus
+    from trainer.simulation.scenarios import Mesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,18 @@ class MeshSpec:
     tasks: tuple[Task, ...]
     deadline_s: float
     devices: tuple[tuple[str, ...], ...]
+
+    def mesh(self) -> Mesh:
+        """Returns it as the simulator's; raises ScenarioError or InvalidFileError."""
+        from trainer.simulation.scenarios import Mesh
+
+        return Mesh.build(
+            profile=self.profile,
+            quality=self.quality,
+            tasks=self.tasks,
+            deadline_s=self.deadline_s,
+            devices=self.devices,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +130,15 @@ class SimulationJob:
         report: Callable[[tuple[float, dict[str, Any]]], None],
     ) -> bytes:
         """Trains a policy and returns its snapshot; reports (share done, facts)."""
+        from trainer.learning.offline.config import Budget
         from trainer.learning.offline.training import train_policy
 
         return train_policy(
-            profile=spec.profile,
-            quality=spec.quality,
-            tasks=spec.tasks,
-            deadline_s=spec.deadline_s,
-            devices=spec.devices,
+            spec.mesh(),
             seed=seed,
-            budget_s=budget_s,
+            budget=Budget(seconds=budget_s),
+            initial=initial,
             progress=lambda share, facts: report((share, facts)),
-            initial_snapshot=initial,
         )
 
     def evaluate(
@@ -137,16 +147,5 @@ class SimulationJob:
         """Returns mean scores of each (name, snapshot) over the simulated rates and seeds."""
         from trainer.learning.offline.training import evaluate_policy
 
-        return [
-            evaluate_policy(
-                profile=spec.profile,
-                quality=spec.quality,
-                tasks=spec.tasks,
-                deadline_s=spec.deadline_s,
-                devices=spec.devices,
-                policy=name,
-                snapshot=snapshot,
-                seeds=seeds,
-            )
-            for name, snapshot in policies
-        ]
+        mesh = spec.mesh()
+        return [evaluate_policy(mesh, name, snapshot, seeds=seeds) for name, snapshot in policies]

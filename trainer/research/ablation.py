@@ -42,10 +42,12 @@ from router.policies.scheduled_price import (
 from router.policies.table import make_policy
 from router.profile import parse_profile
 from router.types import Task
-from trainer.learning.offline.episodes import ImprovementConfig, collect_samples, start_weights
-from trainer.learning.offline.paired_learner import PairedConfig, PairedLearner
-from trainer.learning.offline.paired_returns import PairedSamples, joined
+from trainer.learning.offline.config import OfflineConfig, PairedConfig
+from trainer.learning.offline.correction import start_weights
+from trainer.learning.offline.paired_learner import PairedLearner
+from trainer.learning.offline.paired_returns import episode_samples
 from trainer.learning.offline.price_search import reckoning_spec_of, spec_of
+from trainer.learning.offline.samples import PairedSamples, joined
 from trainer.learning.online.config import LearnerConfig
 from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Replay, Transitions
@@ -208,7 +210,7 @@ class Ablation:
     def samples(self, name: str, prior: str) -> PairedSamples:
         """Returns a set of paired samples under a prior."""
         if (name, prior) not in self._sets:
-            config = replace(ImprovementConfig(), **SAMPLE_SETS[name])
+            config = replace(OfflineConfig(), **SAMPLE_SETS[name])
             base_P = self._prior(prior)
             episode = reckoning_spec_of(base_P)
             future = PolicySpec.of(make_policy("price", self._mesh.catalog))
@@ -218,7 +220,7 @@ class Ablation:
             def collect(seed: int) -> PairedSamples:
                 rng = np.random.default_rng([self._seed, seed])
                 scenario = training_scenario(self._mesh, rng, self._budget.requests)
-                return collect_samples(self._mesh, scenario, episode, future, rng, config)
+                return episode_samples(self._mesh, scenario, episode, future, rng, config)
 
             parts = side_by_side(collect, range(self._budget.episodes))
             self._sets[name, prior] = joined([part for part in parts if len(part.x_BCF)])
@@ -284,7 +286,7 @@ class Ablation:
         self, result: SimulationResult, config: LearnerConfig, per_request: bool
     ) -> Transitions:
         """Returns the recorded decisions of an episode with their returns."""
-        miss_cost = ImprovementConfig().miss_cost
+        miss_cost = OfflineConfig().miss_cost
         reward_N = result.first_reward_N - miss_cost * (result.first_reward_N <= 0.0)
         reward_N = reward_N - episode_baseline(result.workload.task_N, reward_N)
         time_N, deadline_s = result.workload.arrival_N, self._mesh.deadline_s

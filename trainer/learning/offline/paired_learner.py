@@ -10,7 +10,6 @@ means off is the advantage normalisation of dueling networks (arXiv 1511.06581) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,34 +21,8 @@ from torch import Tensor
 from router.dqn.snapshot import Weights
 from trainer.learning.descent import Descent, State
 from trainer.learning.network import Parameters, forward
-from trainer.learning.offline.paired_returns import PairedSamples
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedConfig:
-    """How the network is fitted.
-
-    Attributes:
-        batch_size: decisions per step.
-        average_rate: share of the newest weights that the exported average takes over per step.
-        huber_delta: error at which the loss turns linear, in requests' worth. Not small: what a
-            decision does to others is rarely much and mostly nothing, and its mean is wanted.
-        largest_gap: differences are cut at this many requests' worth; larger ones come from rare
-            collapses.
-        weight_decay: of AdamW, per unit of the learning rate.
-        shrinkage: weight of the mean square of what the network adds to price on the load as
-            reckoned, which keeps it at nothing where returns say nothing. Returns are so noisy
-            that without it a network is worse than price.
-        gradient_norm_limit: longest gradient.
-    """
-
-    batch_size: int = 512
-    average_rate: float = 0.01
-    huber_delta: float = 2.0
-    largest_gap: float = 4.0
-    weight_decay: float = 0.3
-    shrinkage: float = 2.0
-    gradient_norm_limit: float = 5.0
+from trainer.learning.offline.config import PairedConfig
+from trainer.learning.offline.samples import PairedSamples
 
 
 def paired_loss(

@@ -15,43 +15,23 @@ deadlines what is left at its end is common to all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Weights
+from trainer.learning.offline.config import OfflineConfig
+from trainer.learning.offline.samples import PairedSamples
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit
 from trainer.simulation.engine import settle
-from trainer.simulation.scenarios import Scenario
+from trainer.simulation.scenarios import Mesh, Scenario
 from trainer.simulation.simulate import PolicySpec, make_world
 from trainer.simulation.state import FAILED, World
 
 _NEVER = 2**62
 """A request that never comes."""
-
-
-class PairedSamples(NamedTuple):
-    """Decisions with the return of every action tried.
-
-    Attributes:
-        x_BCF: features.
-        allowed_BC: candidates allowed.
-        tried_BC: candidates whose return was measured; at least two per row.
-        return_BC: the returns; 0 where not tried.
-    """
-
-    x_BCF: NDArray[Any]
-    allowed_BC: NDArray[Any]
-    tried_BC: NDArray[Any]
-    return_BC: NDArray[Any]
-
-
-def joined(samples: Sequence[PairedSamples]) -> PairedSamples:
-    """Returns samples one after the other."""
-    return PairedSamples(*(np.concatenate(parts) for parts in zip(*samples, strict=True)))
 
 
 @jit
@@ -240,6 +220,36 @@ def paired_samples(
 def _no_samples(count: int, features: int) -> PairedSamples:
     mask, number = np.zeros((0, count), bool), np.zeros((0, count), np.float32)
     return PairedSamples(np.zeros((0, count, features), np.float32), mask, mask, number)
+
+
+def episode_samples(
+    mesh: Mesh,
+    scenario: Scenario,
+    episode: PolicySpec,
+    future: PolicySpec,
+    rng: np.random.Generator,
+    config: OfflineConfig,
+) -> PairedSamples:
+    """Returns the samples of one episode driven by `episode`, futures by `future`."""
+    # Futures of busy scenarios are long; they get fewer of them, for the same time.
+    rate_rps = len(scenario.workload) / scenario.workload.duration_s
+    horizon_s = config.horizon_deadlines * mesh.deadline_s
+    tiers = len(mesh.catalog.tiers)
+    decisions = rate_rps * horizon_s * (tiers + 1)
+    affordable = max(8, int(config.decisions_per_episode / max(decisions, 1.0)))
+    explores = rng.random() < config.explored_episodes
+    return paired_samples(
+        scenario,
+        episode,
+        rng,
+        future=future,
+        sample_count=min(config.samples_per_episode, affordable),
+        horizon_s=horizon_s,
+        epsilon=config.epsilon if explores else 0.0,
+        mix_T=tuple(rng.dirichlet(np.full(tiers, 0.7)).tolist()),
+        miss_cost=config.miss_cost,
+        discount_tau_s=config.discount_deadlines * mesh.deadline_s,
+    )
 
 
 SERIOUS_GAP = 0.5

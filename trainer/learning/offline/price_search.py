@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cma
@@ -24,6 +24,7 @@ from router.dqn.snapshot import zero_weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
 from router.policies import scheduled_price
 from router.profile import LatencyProfile
+from trainer.learning.offline.config import PriceSearchConfig
 from trainer.simulation.scenarios import Mesh, Scenario, full_batch_times_s, skewed_share
 from trainer.simulation.simulate import FleetEvent, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.threads import side_by_side
@@ -56,23 +57,6 @@ START_LEAD = 0.3
 tier's capacity a band begins to shrink before the larger tier is full."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleConfig:
-    """How much is searched.
-
-    Attributes:
-        step: ladder load between knots.
-        generations: of a knot, for each pass over the knots; steps narrow from pass to pass.
-        population: members of a generation.
-        requests: of one simulation, about.
-    """
-
-    step: float = 0.16
-    generations: tuple[int, ...] = (18, 14, 10)
-    population: int = 12
-    requests: int = 1500
-
-
 class Ladder:
     """Between rates and ladder loads on one mesh, at its mean lengths."""
 
@@ -97,8 +81,8 @@ class Ladder:
         return math.log(float(self._time_T[-1] / self._time_T[tier])) / self._width
 
 
-def start_schedule(
-    mesh: Mesh, price_P: NDArray[np.float64], config: ScheduleConfig
+def start_table(
+    mesh: Mesh, price_P: NDArray[np.float64], config: PriceSearchConfig
 ) -> NDArray[np.float64]:
     """Returns the table the search starts from: price at every knot, bands by capacity.
 
@@ -233,7 +217,7 @@ def gains(
     return np.array([gain_S.mean() for gain_S in found])
 
 
-class ScheduleSearch:
+class PriceSearch:
     """One search: knot after knot, pass after pass; its state can be saved between knots."""
 
     def __init__(
@@ -241,14 +225,14 @@ class ScheduleSearch:
         mesh: Mesh,
         price_P: NDArray[np.float64],
         seed: int,
-        config: ScheduleConfig | None = None,
+        config: PriceSearchConfig | None = None,
     ) -> None:
         """Starts from `price` at every knot and bands by capacity."""
         self._mesh = mesh
-        self._config = config or ScheduleConfig()
+        self._config = config or PriceSearchConfig()
         self._rng = np.random.default_rng([seed, 41])
         self._base = PolicySpec("price", np.append(price_P[: scheduled_price.PRICE_COUNT], 0.0))
-        self.table_P = start_schedule(mesh, price_P, self._config)
+        self.table_P = start_table(mesh, price_P, self._config)
         """Parameters of the price and the table so far."""
         self.knots_done = 0
         self._start = scheduled_price.PRICE_COUNT + scheduled_price.HEADER

@@ -1,132 +1,84 @@
-"""Training a policy for one mesh in a minute, and scoring policies in the simulator.
+"""Training a policy for one mesh, and scoring policies on it.
 
-The loop around `improvement.py`: a budget of time or of rounds, progress, checkpoints, and a final
-evaluation beside the baselines on seeds used for nothing else.
+What `policy_iteration.py` needs around it: time, progress, a checkpoint, and a final evaluation
+beside the baselines on seeds used for nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from router.catalog import QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
 from router.policies.table import make_policy
-from router.profile import LatencyProfile
-from router.types import Task
-from trainer.learning.offline.episodes import ImprovementConfig
-from trainer.learning.offline.paired_learner import PairedConfig
-from trainer.learning.offline.policy_iteration import TEST_SEEDS, Improvement, score
+from trainer.learning.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainer.learning.offline.config import Budget, OfflineConfig
+from trainer.learning.offline.policy_iteration import SEARCH, PolicyIteration
+from trainer.learning.offline.validation import score
 from trainer.simulation.scenarios import Mesh, evaluation_scenarios
 from trainer.simulation.simulate import PolicySpec
-from trainer.simulation.workload import Lengths
 
 Progress = Callable[[float, dict[str, Any]], None]
+"""Told the share done and facts, at least every few seconds."""
 
+TEST_SEEDS = (800_001, 800_002, 800_003)
 CHECKPOINT_INTERVAL_S = 15.0
-EVALUATION_SHARE = 0.12
-"""Share of the budget kept for the final evaluation."""
+TRAINING_SHARE = 0.88
+"""Share of the budget to learn in; the rest is for the final evaluation."""
 
 
 def train_policy(
+    mesh: Mesh,
+    config: OfflineConfig | None = None,
     *,
-    profile: LatencyProfile,
-    quality: QualityTable,
-    tasks: Sequence[Task],
-    deadline_s: float,
-    devices: int | Sequence[Sequence[str]],
     seed: int,
-    budget_s: float,
-    progress: Progress | None = None,
-    max_rate_rps: float | None = None,
-    initial_snapshot: bytes | None = None,
-    lengths: Lengths | None = None,
-    episode_requests: int = 2_000,
+    budget: Budget,
+    initial: bytes | None = None,
     checkpoint: Path | None = None,
-    rounds: int | None = None,
-    config: ImprovementConfig | None = None,
-    paired: PairedConfig | None = None,
+    progress: Progress = lambda _share, _facts: None,
 ) -> bytes:
     """Trains a policy for one mesh and returns its snapshot, evaluation included.
 
     Args:
-        profile: latency profile of a device, tiers from lowest quality to highest.
-        quality: quality table.
-        tasks: the tasks.
-        deadline_s: deadline, seconds.
-        devices: number of devices with every tier, or the tiers of each device.
-        seed: of everything drawn; the machine's speed decides how many rounds fit the budget.
-        budget_s: seconds to train and evaluate, compiling not counted.
-        progress: called with the share done and facts, at least every few seconds.
-        max_rate_rps: highest rate to train for; None: 0.55 of what the smallest tier can carry.
-        initial_snapshot: weights to start from.
-        lengths: distribution of lengths; None: OPT's setting or short texts, by the profile's name.
-        episode_requests: requests per training episode, about.
+        mesh: the mesh.
+        config: how the run learns; None: as shipped policies were.
+        seed: of everything drawn; by time the machine's speed decides how many rounds there are.
+        budget: what limits training and evaluation together.
+        initial: snapshot to start from; None: afresh.
         checkpoint: file the run's state is kept in; a run that was killed goes on from it, and it
             is deleted when the run is complete. None: no checkpoint.
-        rounds: rounds to do instead of what the budget allows: the result is then a function of
-            the arguments alone, whatever the machine's speed.
-        config: how the run learns; None: as shipped policies were.
-        paired: how the network is fitted; None: as shipped policies were.
+        progress: told how far the run is.
 
     Raises:
         CheckpointError: the checkpoint is damaged, of another run, or cannot be written.
-        ScenarioError: the mesh cannot be simulated.
-        SnapshotError: `initial_snapshot` is damaged or has another schema.
+        SnapshotError: `initial` is damaged or has another schema.
     """
     torch.set_num_threads(1)
-    mesh = Mesh.build(
-        profile=profile,
-        quality=quality,
-        tasks=tasks,
-        deadline_s=deadline_s,
-        devices=devices,
-        max_rate_rps=max_rate_rps,
-        lengths=lengths,
-    )
-    report = progress or (lambda _share, _facts: None)
-    report(0.0, {"phase": "compile"})
-    run = Improvement(
-        mesh,
-        seed=seed,
-        initial=initial_snapshot,
-        episode_requests=episode_requests,
-        config=config,
-        paired=paired,
-    )
+    progress(0.0, {"phase": "compile"})
+    run = PolicyIteration(mesh, config, seed=seed, initial=initial)
     run.warm_up()
-    used_s = run.restore(checkpoint)
-    start_s = time.monotonic() - used_s
-    saved_s = time.monotonic()
-    train_s = budget_s * (1.0 - EVALUATION_SHARE)
-    # The share of the time is a guess at the share of the work where rounds limit the run.
-    has_search = run.learning_from_s > 0.0 or run.searches
-    searched = run.config.search_share if has_search else 0.0
-    if run.searches:
-        for share in run.search(train_s, rounds):
-            elapsed_s = time.monotonic() - start_s
-            if checkpoint is not None:
-                run.save(checkpoint, elapsed_s)
-            report(
-                (1.0 - EVALUATION_SHARE) * searched * share,
-                {**run.facts(elapsed_s), "phase": "search"},
-            )
-        run.learning_from_s = time.monotonic() - start_s
-    while (done := run.done(time.monotonic() - start_s, train_s, rounds)) < 1.0:
-        run.round(done)
-        elapsed_s = time.monotonic() - start_s
-        if checkpoint is not None and time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S:
-            run.save(checkpoint, elapsed_s)
+    used_s = 0.0 if checkpoint is None else _restore(run, checkpoint)
+    start_s = saved_s = time.monotonic()
+
+    def elapsed_s() -> float:
+        return used_s + time.monotonic() - start_s
+
+    for phase, share in run.steps(
+        replace(budget, seconds=TRAINING_SHARE * budget.seconds), elapsed_s
+    ):
+        is_due = phase == SEARCH or time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S
+        if checkpoint is not None and is_due:
+            _save(run, checkpoint, elapsed_s())
             saved_s = time.monotonic()
-        share = searched + (1.0 - searched) * run.done(elapsed_s, train_s, rounds)
-        report((1.0 - EVALUATION_SHARE) * share, run.facts(elapsed_s))
-    evaluation = run.evaluate()
-    report(1.0, {**run.facts(time.monotonic() - start_s), "phase": "done", **evaluation})
+        progress(TRAINING_SHARE * share, {"phase": phase, **run.facts(elapsed_s())})
+    evaluation = _evaluate(mesh, run)
+    progress(1.0, {"phase": "done", **run.facts(elapsed_s()), **evaluation})
     blob = run.snapshot(evaluation)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -134,37 +86,56 @@ def train_policy(
 
 
 def evaluate_policy(
-    *,
-    profile: LatencyProfile,
-    quality: QualityTable,
-    tasks: Sequence[Task],
-    deadline_s: float,
-    devices: int | Sequence[Sequence[str]],
-    policy: str,
-    snapshot: bytes | None = None,
-    seeds: Sequence[int] = TEST_SEEDS,
-    max_rate_rps: float | None = None,
-    lengths: Lengths | None = None,
+    mesh: Mesh, policy: str, snapshot: bytes | None = None, *, seeds: Sequence[int] = TEST_SEEDS
 ) -> dict[str, float]:
     """Returns mean performance and availability of a policy over rates and bursts of one mesh.
+
+    Args:
+        mesh: the mesh.
+        policy: its name, where there is no snapshot.
+        snapshot: of a learned policy.
+        seeds: of the scenarios.
 
     Raises:
         UnknownPolicyError: unknown name.
         SnapshotError: a damaged snapshot.
     """
-    mesh = Mesh.build(
-        profile=profile,
-        quality=quality,
-        tasks=tasks,
-        deadline_s=deadline_s,
-        devices=devices,
-        max_rate_rps=max_rate_rps,
-        lengths=lengths,
+    made = (
+        make_policy(policy, mesh.catalog)
+        if snapshot is None
+        else make_policy("dqn", mesh.catalog, snapshot=load_snapshot(snapshot, SCHEMA))
     )
-    if snapshot is not None:
-        spec = PolicySpec.of(
-            make_policy("dqn", mesh.catalog, snapshot=load_snapshot(snapshot, SCHEMA))
-        )
-    else:
-        spec = PolicySpec.of(make_policy(policy, mesh.catalog))
-    return score(spec, evaluation_scenarios(mesh, seeds, requests=800))
+    return score(PolicySpec.of(made), evaluation_scenarios(mesh, seeds, requests=800))
+
+
+def _evaluate(mesh: Mesh, run: PolicyIteration) -> dict[str, Any]:
+    """Returns scores on the test seeds, the baselines' beside the policy's."""
+    scenarios = evaluation_scenarios(mesh, TEST_SEEDS, requests=800)
+    tiers = mesh.catalog.tiers
+    names = ("price", "greedy", f"static-{tiers[-1]}", f"static-{tiers[0]}")
+    baselines = {
+        name: score(PolicySpec.of(make_policy(name, mesh.catalog)), scenarios) for name in names
+    }
+    own = {name: score(spec, scenarios) for name, spec in run.specs().items()}
+    return {**own.pop("best"), **own, "baselines": baselines}
+
+
+def _save(run: PolicyIteration, path: Path, elapsed_s: float) -> None:
+    values, arrays = run.get_state()
+    save_checkpoint(path, {"key": run.key(), "elapsed_s": elapsed_s, "run": values}, arrays)
+
+
+def _restore(run: PolicyIteration, path: Path) -> float:
+    """Goes on from a checkpoint if there is one; returns the seconds it had used.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run with other settings.
+    """
+    found = load_checkpoint(path)
+    if found is None:
+        return 0.0
+    meta, arrays = found
+    if meta["key"] != run.key():
+        raise CheckpointError(f"{path}: is of another run; delete it or give its settings")
+    run.set_state(meta["run"], arrays)
+    return float(meta["elapsed_s"])

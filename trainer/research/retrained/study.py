@@ -29,8 +29,9 @@ from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_cases, shifted_settings, shifts_of
-from trainer.learning.offline.episodes import ImprovementConfig
-from trainer.learning.offline.policy_iteration import Improvement, score
+from trainer.learning.offline.config import Budget, OfflineConfig
+from trainer.learning.offline.policy_iteration import PolicyIteration
+from trainer.learning.offline.validation import score
 from trainer.research.retrained.scenarios import ShiftScenarios, shift_scenarios, training_seed
 from trainer.simulation.scenarios import Mesh
 from trainer.simulation.simulate import PolicySpec
@@ -62,7 +63,7 @@ class Task:
     seed: int = 1
     seed_count: int = 0
     shifts: tuple[str, ...] = ()
-    config: ImprovementConfig | None = None
+    config: OfflineConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RetrainJob:
     seed: int
     shares: tuple[float, ...]
     small_rps: float
-    config: ImprovementConfig | None
+    config: OfflineConfig | None
 
     @property
     def cost(self) -> float:
@@ -100,18 +101,17 @@ class RetrainJob:
         torch.set_num_threads(1)
         start_s = time.process_time()
         validation = self.scenarios.validation(self.shares, self.small_rps)
-        run = Improvement(
+        run = PolicyIteration(
             self.mesh,
+            self.config,
             seed=self.seed,
             initial=self.snapshot,
-            config=self.config,
             scenarios=self.scenarios,
             validation=validation,
         )
-        while (done := run.done(0.0, 1.0, self.rounds)) < 1.0:
-            run.round(done)
-        run.finish()
-        blob = run.snapshot({})
+        for _ in run.steps(Budget(seconds=1.0, rounds=self.rounds), lambda: 0.0):
+            pass
+        blob = run.snapshot()
         catalog = self.mesh.catalog
         before = score(dqn_spec(self.snapshot, catalog), validation)["performance"]
         after = score(dqn_spec(blob, catalog), validation)["performance"]

@@ -6,7 +6,8 @@ import numpy as np
 
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.seeds import MIN_FULL_SEEDS, entropy, evaluation_seeds, stream
-from trainer.learning.offline import policy_iteration as improvement
+from trainer.learning.offline.training import TEST_SEEDS
+from trainer.learning.offline.validation import VALIDATION_SEEDS
 
 
 def test_full_suite_has_ten_seeds_or_more() -> None:
@@ -18,7 +19,7 @@ def test_numbers_are_none_that_training_validates_or_tests_on() -> None:
     """Even the most seeds the command takes reach none of training's fixed ones."""
     seeds = set(evaluation_seeds(1000))
     assert len(seeds) == 1000
-    assert not seeds & {*improvement.VALIDATION_SEEDS, *improvement.TEST_SEEDS}
+    assert not seeds & {*VALIDATION_SEEDS, *TEST_SEEDS}
 
 
 def test_streams_are_disjoint_by_the_length_of_their_entropy() -> None:

@@ -13,20 +13,20 @@ from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scores import ladder_load
 from tests.unit.router.fleets import QUERY
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
+from trainer.learning.offline.config import PriceSearchConfig
 from trainer.learning.offline.price_search import (
     KINDS,
     Ladder,
-    ScheduleConfig,
-    ScheduleSearch,
+    PriceSearch,
     knot_scenarios,
-    start_schedule,
+    start_table,
 )
 from trainer.simulation.scenarios import Mesh
 
 # The first test of a run compiles the simulator.
 pytestmark = pytest.mark.timeout(300)
 
-SMALL = ScheduleConfig(step=0.6, generations=(2,), population=4, requests=60)
+SMALL = PriceSearchConfig(step=0.6, generations=(2,), population=4, requests=60)
 
 
 def mesh(devices: int = 2, **setting: Any) -> Mesh:
@@ -55,7 +55,7 @@ def test_ladder_is_the_routers() -> None:
 
 def test_search_starts_at_price_with_bands_by_capacity() -> None:
     """At every knot the values are price's, and bands shrink from the top as the load grows."""
-    table = scheduled_price.table_of(start_schedule(mesh(), PRICE_DEFAULTS_P, ScheduleConfig()))
+    table = scheduled_price.table_of(start_table(mesh(), PRICE_DEFAULTS_P, PriceSearchConfig()))
     rows = np.array(table["rows"])
     boundaries = rows[:, scheduled_price.VALUE_COUNT :]
     assert (np.diff(boundaries, axis=0) >= 0.0).all()
@@ -80,7 +80,7 @@ def test_search_is_a_function_of_its_seed() -> None:
     """The same seed finds the same table, another seed another one."""
     found = []
     for seed in (1, 1, 2):
-        search = ScheduleSearch(mesh(), PRICE_DEFAULTS_P, seed, SMALL)
+        search = PriceSearch(mesh(), PRICE_DEFAULTS_P, seed, SMALL)
         while search.share_done < 1.0:
             search.next_knot()
         found.append(search.table_P)
@@ -90,10 +90,10 @@ def test_search_is_a_function_of_its_seed() -> None:
 
 def test_search_goes_on_where_it_was() -> None:
     """A search restored from its state ends as one that was never interrupted."""
-    whole = ScheduleSearch(mesh(), PRICE_DEFAULTS_P, 3, SMALL)
+    whole = PriceSearch(mesh(), PRICE_DEFAULTS_P, 3, SMALL)
     whole.next_knot()
     state = json.loads(json.dumps(whole.get_state()))
-    other = ScheduleSearch(mesh(), PRICE_DEFAULTS_P, 3, SMALL)
+    other = PriceSearch(mesh(), PRICE_DEFAULTS_P, 3, SMALL)
     other.set_state(state)
     whole.next_knot()
     other.next_knot()
@@ -103,7 +103,7 @@ def test_search_goes_on_where_it_was() -> None:
 
 def test_little_time_means_fewer_generations_or_none() -> None:
     """A search that must be quick drops what comes last; one that has no time does not begin."""
-    search = ScheduleSearch(mesh(), PRICE_DEFAULTS_P, 1, ScheduleConfig())
+    search = PriceSearch(mesh(), PRICE_DEFAULTS_P, 1, PriceSearchConfig())
     search.shorten(0.5)
     assert search.get_state()["generations"] == [18, 3]
     start_P = search.table_P.copy()

@@ -9,7 +9,8 @@ import numpy as np
 from router.dqn.snapshot import Snapshot, save_snapshot
 from router.features import FEATURES, SCHEMA
 from tests.unit.trainer.evaluation import subjects
-from trainer.learning.offline.episodes import ImprovementConfig, start_weights
+from trainer.learning.offline.config import OfflineConfig
+from trainer.learning.offline.correction import start_weights
 from trainer.research.retrained.study import Task
 
 SETTING = subjects.setting()
@@ -18,7 +19,7 @@ SETTING = subjects.setting()
 NAMES = tuple(feature.name for feature in FEATURES)
 
 
-TINY = ImprovementConfig(hidden_count=4, episodes_per_round=1, steps_per_round=5)
+TINY = OfflineConfig(hidden_count=4, episodes_per_round=1, steps_per_round=5)
 
 
 def snapshot() -> bytes:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from router.dqn.network import q_values
 from router.dqn.snapshot import Weights
 from router.features import FEATURE_COUNT, SHIFT_COLUMN
-from trainer.learning.offline.episodes import scaled_correction, start_weights
+from trainer.learning.offline.correction import scaled_correction, start_weights
 
 COUNT = 5
 
