@@ -1,0 +1,64 @@
+"""Arguments to messages, messages to results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tiercel import convert
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+
+
+def test_what_is_not_said_stays_unset() -> None:
+    """The mesh's defaults hold for it: a zero would be a wish."""
+    spec = convert.generation_spec("ab", task="sort")
+    assert not spec.HasField("deadline")
+    assert not spec.HasField("max_output_tokens")
+    assert not spec.HasField("sampling")
+    request = convert.route_request("sort", 3)
+    assert not request.HasField("deadline")
+    assert not request.HasField("max_output_tokens")
+
+
+def test_what_is_said_arrives() -> None:
+    """Every option is in the message, in its unit."""
+    options: dict[str, Any] = {
+        "deadline_s": 0.25, "max_output_tokens": 7, "quality_floor": 0.5, "tier": "small",
+        "request_id": "mine",
+    }  # fmt: skip
+    spec = convert.generation_spec(
+        "ab", task="sort", temperature=0.7, seed=0, slo_kind="first_token", **options
+    )
+    for message in (spec, convert.route_request("sort", 3, **options)):
+        assert message.deadline.ToNanoseconds() == 250_000_000
+        assert (message.max_output_tokens, message.quality_floor) == (7, 0.5)
+        assert (message.tier, message.request_id, message.task) == ("small", "mine", "sort")
+    assert spec.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
+    assert spec.sampling.temperature == pytest.approx(0.7)
+    assert spec.sampling.HasField("seed")
+
+
+@pytest.mark.parametrize("status", sorted(convert.OUTCOME_STATUSES))
+def test_every_outcome_has_its_value(status: str) -> None:
+    """The word of the interface is the word of the contract."""
+    request = convert.outcome_request(ticket=b"t", status=status, latency_s=0.5)
+    assert common_pb2.OutcomeStatus.Name(request.status) == f"OUTCOME_STATUS_{status.upper()}"
+    assert request.latency.ToNanoseconds() == 500_000_000
+    assert not request.HasField("quality")
+
+
+def test_feedback_goes_by_request_id() -> None:
+    """Quality of an answer that was given needs no ticket."""
+    request = convert.outcome_request(request_id="mine", quality=0.0)
+    assert request.request_id == "mine"
+    assert request.HasField("quality")
+
+
+def test_an_answer_without_a_first_token_says_so() -> None:
+    """Unset is None and not 0 seconds; reasons unknown here keep their number."""
+    completion = pb.Completion(tier="small", step_down_reason=99)  # type: ignore[arg-type]
+    answer = convert.answer_of(completion, "AB", "")
+    assert answer.first_token_s is None
+    assert answer.step_down == "reason_99"
