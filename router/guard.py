@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,11 +108,10 @@ class Guard:
             # A bug in a policy may cost quality, never an answer; who asked may log it.
             self._last_error = error
             return self._fall_back(FallbackReason.POLICY_ERROR, observation, rng)
-        allowed_C = observation.allowed_C
+        allowed_C, score_C = observation.allowed_C, decision.score_C
         if not 0 <= decision.action < len(allowed_C) or not allowed_C[decision.action]:
             return self._fall_back(FallbackReason.BAD_ACTION, observation, rng)
-        # The sum is finite exactly if every allowed score is (an overflow of huge ones aside).
-        if not np.isfinite(decision.score_C[allowed_C].sum()):
+        if not all(map(math.isfinite, compress(score_C, allowed_C))):
             return self._fall_back(FallbackReason.NOT_FINITE, observation, rng)
         return decision
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class LoadArrays(NamedTuple):
     """Load per candidate; loads of several routers add up.
 
+    Compiled code and tests hold arrays. The live path holds plain lists from the ledger to the
+    kernels, whose elements plain Python reads several times faster; no kernel minds.
+
     Attributes:
         in_flight_C: requests dispatched and unfinished.
         waiting_prompt_tokens_C: prompt tokens of those without a token yet.
@@ -27,12 +30,12 @@ class LoadArrays(NamedTuple):
     remaining_output_tokens_C: NDArray[np.float64]
 
     def plus(self, other: LoadArrays) -> LoadArrays:
-        """Returns the sum of two loads over the same candidates."""
-        return LoadArrays(
-            self.in_flight_C + other.in_flight_C,
-            self.waiting_prompt_tokens_C + other.waiting_prompt_tokens_C,
-            self.remaining_output_tokens_C + other.remaining_output_tokens_C,
+        """Returns the sum of two loads over the same candidates, in lists."""
+        sums: tuple[Any, ...] = tuple(
+            [mine + theirs for mine, theirs in zip(*pair, strict=True)]
+            for pair in zip(self, other, strict=True)
         )
+        return LoadArrays(*sums)
 
 
 def zero_load(candidate_count: int) -> LoadArrays:
@@ -117,13 +120,14 @@ def load_from_totals(
     row: Mapping[tuple[str, str], int],
     candidate_count: int,
 ) -> LoadArrays:
-    """Returns per-candidate arrays of totals by name; unknown candidates are left out."""
-    # Summed in lists: single elements of arrays take several times longer to read and write.
-    in_flight_C, waiting_C, remaining_C = ([0.0] * candidate_count for _ in range(3))
+    """Returns totals by name as lists per candidate; unknown candidates are left out."""
+    lists: tuple[Any, ...] = tuple([0.0] * candidate_count for _ in range(3))
+    load = LoadArrays(*lists)
+    in_flight_C, waiting_C, remaining_C = load
     for candidate, (in_flight, prompt_tokens, output_tokens) in totals.items():
         index = row.get(candidate)
         if index is not None:
             in_flight_C[index] += in_flight
             waiting_C[index] += prompt_tokens
             remaining_C[index] += output_tokens
-    return LoadArrays(np.array(in_flight_C), np.array(waiting_C), np.array(remaining_C))
+    return load

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,8 +11,6 @@ from router import kernels
 from router.types import NoCandidateError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from router.fleet import Fleet
     from router.ledger import LoadArrays
     from router.types import Decision, Request, Signals
@@ -22,12 +20,15 @@ if TYPE_CHECKING:
 class Observation:
     """All a policy may look at when it decides.
 
+    Per-candidate values are plain lists here (see `LoadArrays`), though kernels are typed for
+    arrays.
+
     Attributes:
         fleet: candidates, costs, availability.
         load: own exact load plus the others' last known load, per candidate.
         request: the request.
         signals: traffic.
-        allowed_C: candidates the request may go to; at least one is True.
+        allowed_C: whether the request may go to a candidate; at least one is True.
         own: the part of `load` that this router sent itself; None = all of it.
     """
 
@@ -35,7 +36,7 @@ class Observation:
     load: LoadArrays
     request: Request
     signals: Signals
-    allowed_C: NDArray[np.bool_]
+    allowed_C: Any
     own: LoadArrays | None = None
 
 
@@ -60,7 +61,7 @@ def observe(
     request: Request,
     signals: Signals,
     rng: np.random.Generator,
-    excluded_C: NDArray[np.bool_] | None = None,
+    excluded_C: list[bool] | None = None,
     own: LoadArrays | None = None,
 ) -> Observation:
     """Builds an observation.
@@ -71,26 +72,25 @@ def observe(
         request: the request.
         signals: traffic.
         rng: draws which requests a ramping endpoint gets.
-        excluded_C: candidates to leave out besides (a retry's failed ones), or None.
+        excluded_C: whether to leave a candidate out besides (a retry's failed ones), or None.
         own: the part of `load` that this router sent itself; None = all of it.
 
     Raises:
         NoCandidateError: nothing is usable for this request.
     """
-    # Lists, which kernels in plain Python read several times faster than arrays.
-    allowed = [False] * fleet.candidate_count
+    allowed_C: Any = [False] * fleet.candidate_count
     count = kernels.allowed_mask(
         fleet.lists,
         request.task,
         request.quality_floor,
         request.tier_pin,
         float(rng.random()),
-        allowed,  # type: ignore[arg-type]
+        allowed_C,
     )
-    allowed_C = np.array(allowed, dtype=np.bool_)
     if excluded_C is not None:
-        allowed_C &= ~excluded_C
-        count = int(allowed_C.sum())
+        pairs = zip(allowed_C, excluded_C, strict=True)
+        allowed_C = [allowed and not excluded for allowed, excluded in pairs]
+        count = sum(allowed_C)
     if count == 0:
         raise NoCandidateError("no usable endpoint serves a tier this request allows")
     return Observation(fleet, load, request, signals, allowed_C, own)

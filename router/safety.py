@@ -166,23 +166,6 @@ def _predict_one(
     )
 
 
-def smallest_latency_s(
-    fleet: FleetArrays,
-    load: LoadArrays,
-    allowed_C: NDArray[np.bool_],
-    prompt_tokens: float,
-    event_tokens: float,
-    scratch_C: NDArray[np.float64],
-) -> float:
-    """Returns the least predicted latency over the allowed candidates, seconds; inf if none is."""
-    kernels.predict_latency_s(fleet, load, prompt_tokens, event_tokens, scratch_C)
-    least_s = math.inf
-    for c in range(len(fleet.tier_C)):
-        if allowed_C[c] and scratch_C[c] < least_s:
-            least_s = scratch_C[c]
-    return least_s
-
-
 def admit(
     fleet: FleetArrays,
     load: LoadArrays,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -158,6 +160,8 @@ class Signals:
 class Decision:
     """A choice and what it rests on, so that it can be explained and learned from.
 
+    Per-candidate numbers are plain lists, as in `router.policy.Observation`.
+
     Attributes:
         action: row of the chosen candidate.
         score_C: the policy's score of each candidate, -inf where it was not allowed.
@@ -170,9 +174,9 @@ class Decision:
     """
 
     action: int
-    score_C: NDArray[np.float64]
-    predicted_latency_s_C: NDArray[np.float64]
-    on_time_probability_C: NDArray[np.float64]
+    score_C: Sequence[float]
+    predicted_latency_s_C: Sequence[float]
+    on_time_probability_C: Sequence[float]
     behavior_probability: float = 1.0
     explored: bool = False
     features_CF: NDArray[np.float32] | None = field(default=None)

@@ -136,12 +136,6 @@ def query_of(observation: Observation, draw: float) -> Query:
     )
 
 
-def load_lists(load: LoadArrays) -> LoadArrays:
-    """Returns the load with plain lists for arrays, which kernels in plain Python read faster."""
-    lists: tuple[Any, ...] = tuple(array.tolist() for array in load)
-    return LoadArrays(*lists)
-
-
 class ScorePolicy:
     """A policy that scores every candidate with its kernel and takes the highest allowed score."""
 
@@ -199,21 +193,22 @@ class ScorePolicy:
             NoCandidateError: nothing is allowed (an observation never says so by itself).
         """
         fleet = observation.fleet.lists
-        load = load_lists(observation.load)
-        allowed: list[bool] = observation.allowed_C.tolist()
+        load, allowed = observation.load, observation.allowed_C
         query = query_of(observation, float(rng.random()) if self._entry.draws else 0.0)
         s = scores.scratch(len(allowed), zeros)
         scores.predict(fleet, load, query, s)
         scores.weigh_on_time(query, scores.ON_TIME_BIAS, scores.ON_TIME_SHARPNESS, s)
         self._entry.score(fleet, load, allowed, query, self._params, s)
-        action = kernels.best_allowed(s.score_C, allowed)  # type: ignore[arg-type]
+        action = kernels.best_allowed(s.score_C, allowed)
         if action < 0:
             raise NoCandidateError(f"policy {self._name} has no finite score among the allowed")
         return Decision(
             action=action,
-            score_C=np.where(observation.allowed_C, s.score_C, -math.inf),
-            predicted_latency_s_C=np.array(s.predicted_s_C),
-            on_time_probability_C=np.array(s.probability_C),
+            score_C=[
+                score if ok else -math.inf for score, ok in zip(s.score_C, allowed, strict=True)
+            ],
+            predicted_latency_s_C=s.predicted_s_C,  # type: ignore[arg-type]  # lists here
+            on_time_probability_C=s.probability_C,  # type: ignore[arg-type]
             behavior_probability=1.0 / sum(allowed) if self._entry.even else 1.0,
         )
 

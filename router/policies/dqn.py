@@ -17,7 +17,6 @@ from router.policies import price, scheduled_price
 from router.policies.base import (
     Parameter,
     PolicyParameterError,
-    load_lists,
     parameter_vector,
     query_of,
     zeros,
@@ -115,7 +114,7 @@ class DqnPolicy:
         Raises:
             NoCandidateError: no allowed candidate has a finite Q-value.
         """
-        allowed_C = observation.allowed_C
+        allowed_C = np.array(observation.allowed_C)
         x_CF, found = features_of(observation, self._base)
         score_C = np.empty(len(allowed_C))
         q_values(x_CF, allowed_C, np.array(found.seen.score_C), *self._snapshot.weights, score_C)
@@ -128,9 +127,9 @@ class DqnPolicy:
             action, probability, explored = self._explore(action, allowed_C, on_time_C, rng)
         return Decision(
             action=action,
-            score_C=score_C,
-            predicted_latency_s_C=np.array(found.seen.predicted_s_C),
-            on_time_probability_C=on_time_C,
+            score_C=score_C.tolist(),
+            predicted_latency_s_C=found.seen.predicted_s_C,  # type: ignore[arg-type]  # a list here
+            on_time_probability_C=on_time_C.tolist(),
             behavior_probability=probability,
             explored=explored,
             features_CF=x_CF,
@@ -167,15 +166,15 @@ def features_of(
     """
     fleet = observation.fleet.lists
     count = observation.fleet.candidate_count
-    load = load_lists(observation.load)
-    own = load if observation.own is None else load_lists(observation.own)
+    load = observation.load
+    own = load if observation.own is None else observation.own
     scratch = features.feature_scratch(count, zeros)
     rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
     features.compute_features(
         fleet,
         load,
         own,
-        observation.allowed_C.tolist(),
+        observation.allowed_C,
         query_of(observation, 0.0),
         base,  # type: ignore[arg-type]  # kernels read lists and arrays alike
         scratch,

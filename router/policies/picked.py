@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from router.picker import Picker
-from router.policies.base import load_lists, query_of
+from router.policies.base import query_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +61,8 @@ class PickedPolicy:
         fleet = observation.fleet.lists
         row = self._picker.pick(
             fleet,
-            load_lists(observation.load),
-            observation.allowed_C.tolist(),
+            observation.load,
+            observation.allowed_C,
             query_of(observation, 0.0),
             fleet.tier_C[decision.action],
             rng,

@@ -113,7 +113,6 @@ class StatusReader:
         fleet = view.current_fleet(now_s)
         load = view.load.current()
         own = view.load.ledger.totals()
-        others_C = view.load.other_in_flight()
         predicted_C = np.empty(fleet.candidate_count)
         prompt_tokens = max(1.0, view.traffic.signals(now_s).mean_prompt_tokens)
         kernels.predict_latency_s(
@@ -124,7 +123,7 @@ class StatusReader:
                 target.tier,
                 target.endpoint,
                 round(own.get(target.candidate, (0.0, 0.0, 0.0))[0]),
-                round(float(others_C[row])),
+                round(view.load.other_in_flight(row)),
                 float(predicted_C[row]),
                 view.fleet.unusable_reason(row),
             )

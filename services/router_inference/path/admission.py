@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from router import safety
-from router.policies.base import load_lists
 from router.policy import Observation
 from router.safety import Caution, SafetyLimits
 from router.types import RewardKind
@@ -44,14 +44,14 @@ class Admission:
             return
         slack_s = self._window_s = request.slack_s
         factor = self.factor()
-        allowed = observation.allowed_C.tolist()
-        predicted_s = [math.inf] * len(allowed)
+        allowed_C = observation.allowed_C
+        predicted_s_C: Any = [math.inf] * len(allowed_C)
         if safety.admit(
-            observation.fleet.lists, load_lists(observation.load), allowed, slack_s,
-            request.prompt_tokens, request.event_tokens, factor, predicted_s,  # type: ignore[arg-type]
+            observation.fleet.lists, observation.load, allowed_C, slack_s, request.prompt_tokens,
+            request.event_tokens, factor, predicted_s_C,
         ):  # fmt: skip
             return
-        least_s = min(predicted_s)
+        least_s = min(predicted_s_C)
         self.caution.refused_s = self._monotonic_s()
         raise ResourceExhaustedError(
             REASON_DEADLINE,

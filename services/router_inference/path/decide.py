@@ -65,7 +65,7 @@ class Decider:
         signals = view.traffic.signals(start_s, request.slack_s)
         try:
             observation = observe(
-                fleet, load, request, signals, self._rng, own=view.load.own_part(load)
+                fleet, load, request, signals, self._rng, own=view.load.own_part()
             )
         except NoCandidateError as error:
             raise UnavailableError(
@@ -97,7 +97,7 @@ class Decider:
             policy_version=policy.version,
         )
         job.choice, job.target = choice, target
-        job.quality = float(fleet.arrays.quality_KC[request.task, decision.action])
+        job.quality = fleet.lists.quality_KC[request.task][decision.action]
         self._experience.add(choice)
         return choice
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from itertools import compress
 
 from router.types import NO_TIER_PIN
 from services.common.errors import (
@@ -208,6 +209,6 @@ class Dispatcher:
             job.step_down = StepDown.RETRY
         else:
             seen = choice.observation
-            largest = int(seen.fleet.arrays.tier_C[seen.allowed_C].max())
+            largest = max(compress(seen.fleet.lists.tier_C, seen.allowed_C))
             chosen = choice.target.tier_index
             job.step_down = StepDown.UNAVAILABLE if chosen >= largest else StepDown.POLICY

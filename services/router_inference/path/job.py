@@ -110,7 +110,7 @@ class Choice:
     @property
     def predicted_s(self) -> float:
         """Predicted time to the deadline's event on the chosen candidate, seconds."""
-        return float(self.decision.predicted_latency_s_C[self.decision.action])
+        return self.decision.predicted_latency_s_C[self.decision.action]
 
 
 @dataclass(slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
+from typing import Any
 
 import numpy as np
 
 from router import kernels, safety
+from router.fleet import Fleet
 from router.ledger import LoadArrays
-from router.policies.base import load_lists
 from router.policy import observe
 from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
@@ -80,10 +82,10 @@ class SecondChance:
             return -1.0  # nothing is smaller
         observation = choice.observation
         return safety.rescue_at_s(
-            observation.fleet.lists, load_lists(observation.load), observation.allowed_C.tolist(),
+            observation.fleet.lists, observation.load, observation.allowed_C,
             choice.decision.action, job.deadline_s - self._monotonic_s(), request.prompt_tokens,
             request.event_tokens, self._limits.margin, self._limits.guard_s,
-            [0.0] * len(choice.candidates),  # type: ignore[arg-type]
+            _scratch(observation.fleet),
         )  # fmt: skip
 
     def rescue_target(
@@ -120,15 +122,14 @@ class SecondChance:
         without.remaining_output_tokens_C[row] -= left_tokens
         if waiting:
             without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
-        allowed_C = np.zeros(fleet.candidate_count, dtype=np.bool_)
+        allowed_C: Any = [False] * fleet.candidate_count
         # A ramp is for choosing where to send; a request in need takes whatever is open.
         kernels.allowed_mask(
             fleet.lists, request.task, request.quality_floor, request.tier_pin, 0.0, allowed_C
         )
         found = safety.choose_rescue(
             fleet.lists, without, allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, request.event_tokens, limits.margin,
-            np.empty(fleet.candidate_count),
+            request.prompt_tokens, request.event_tokens, limits.margin, _scratch(fleet),
         )  # fmt: skip
         return None if found < 0 else view.fleet.targets[found]
 
@@ -144,21 +145,25 @@ class SecondChance:
         view, now_s = self._view, self._monotonic_s()
         fleet = view.current_fleet(now_s)
         load, signals = view.load.current(), view.traffic.signals(now_s)
-        excluded_C = np.array([key in failed for key in view.fleet.candidates], dtype=np.bool_)
+        excluded_C = [key in failed for key in view.fleet.candidates]
         try:
             observation = observe(fleet, load, job.request, signals, self._rng, excluded_C)
         except NoCandidateError:
             return None
-        predicted_C = np.empty(fleet.candidate_count)
-        safety.smallest_latency_s(
-            fleet.arrays, observation.load, observation.allowed_C, job.request.prompt_tokens,
-            job.request.event_tokens, predicted_C,
-        )  # fmt: skip
-        rows = np.flatnonzero(observation.allowed_C).tolist()
+        predicted_s_C, request = _scratch(fleet), job.request
+        kernels.predict_latency_s(
+            fleet.lists, load, request.prompt_tokens, request.event_tokens, predicted_s_C
+        )
+        rows = compress(range(fleet.candidate_count), observation.allowed_C)
 
         def rank(row: int) -> tuple[int, float]:
             step = target.tier_index - view.fleet.targets[row].tier_index
             # The tier itself, then downwards, then upwards.
-            return step if step >= 0 else len(fleet.tiers) - step, float(predicted_C[row])
+            return step if step >= 0 else len(fleet.tiers) - step, float(predicted_s_C[row])
 
         return view.fleet.targets[min(rows, key=rank)] if self._budget.take() else None
+
+
+def _scratch(fleet: Fleet) -> Any:
+    """Returns room for a number per candidate, in a list (see `LoadArrays`)."""
+    return [0.0] * fleet.candidate_count

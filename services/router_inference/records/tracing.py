@@ -8,10 +8,9 @@ policy chose is its normal work under load; it is traced with the head's sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
@@ -177,7 +176,7 @@ def decision_attributes(choice: Choice) -> Mapping[str, AttributeValue]:
     return attributes
 
 
-def _finite(values: NDArray[Any]) -> list[float]:
+def _finite(values: ArrayLike) -> list[float]:
     """Returns plain floats, with -1e308 for -inf, which OTLP/JSON cannot carry.
 
     A candidate that is not allowed has a score of -inf.

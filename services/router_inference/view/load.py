@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from router.fleet import Fleet
 from router.ledger import Ledger, LoadArrays, load_from_totals
 
@@ -28,20 +25,20 @@ class LoadView:
         """Takes in the other routers' load; from now on loads are told per candidate of `fleet`."""
         self._fleet = fleet
         self._others = load_from_totals(other_totals, fleet.row, fleet.candidate_count)
-        self._others_are_idle = not self._others.in_flight_C.any()
+        self._others_are_idle = not any(self._others.in_flight_C)
 
     def current(self) -> LoadArrays:
         """Returns own plus others' load."""
-        own = self.ledger.load(self._fleet.row, self._fleet.candidate_count)
+        own = self._own()
         return own if self._others_are_idle else own.plus(self._others)
 
-    def own_part(self, load: LoadArrays) -> LoadArrays | None:
-        """Returns the own part of what `current` returned; None if that is all of it."""
-        if self._others_are_idle:
-            return None
-        pairs = zip(load, self._others, strict=True)
-        return LoadArrays(*(seen_C - others_C for seen_C, others_C in pairs))
+    def own_part(self) -> LoadArrays | None:
+        """Returns the own part of what `current` returns; None if that is all of it."""
+        return None if self._others_are_idle else self._own()
 
-    def other_in_flight(self) -> NDArray[np.float64]:
-        """Returns the other routers' requests per candidate."""
-        return self._others.in_flight_C
+    def other_in_flight(self, row: int) -> float:
+        """Returns the other routers' requests on a candidate."""
+        return float(self._others.in_flight_C[row])
+
+    def _own(self) -> LoadArrays:
+        return self.ledger.load(self._fleet.row, self._fleet.candidate_count)

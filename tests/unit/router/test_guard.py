@@ -32,8 +32,7 @@ class ScriptedPolicy:
         if self._error is not None:
             raise self._error
         count = observation.fleet.candidate_count
-        score_C = np.full(count, self._score)
-        return Decision(self._action, score_C, np.zeros(count), np.ones(count))
+        return Decision(self._action, [self._score] * count, [0.0] * count, [1.0] * count)
 
 
 def seen(state_age_s: float = 0.0) -> Observation:
@@ -95,7 +94,7 @@ def test_fallback_decides_and_reason_is_counted(
 def test_closed_candidate_is_not_taken() -> None:
     """A row the request may not go to counts as a bad action."""
     observation = seen()
-    observation = dataclasses.replace(observation, allowed_C=np.array([True, True, False]))
+    observation = dataclasses.replace(observation, allowed_C=[True, True, False])
     decision = decide(guard(ScriptedPolicy(action=2)), observation)
     assert decision.fallback_reason == "bad_action"
 

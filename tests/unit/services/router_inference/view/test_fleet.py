@@ -24,7 +24,7 @@ async def test_endpoints_come_and_go_with_the_state() -> None:
     view.load.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
     view.apply(state(endpoint(1), topology=2), now_s)
     assert view.fleet.candidates == tuple((tier, "e1") for tier in ALL)
-    assert not view.load.current().in_flight_C.any()
+    assert not any(view.load.current().in_flight_C)
     view.load.ledger.finish(1)
     job = rig.job()
     await rig.answer(job)

@@ -14,6 +14,6 @@ async def test_load_is_own_plus_others() -> None:
     view = rig.core.view
     view.load.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
     view.apply(state(endpoint(0)), rig.clock.monotonic_s())
-    assert view.load.current().in_flight_C.tolist() == [4.0, 0.0, 0.0]
-    assert view.load.current().remaining_output_tokens_C.tolist() == [32.0, 0.0, 0.0]
-    assert view.load.other_in_flight().tolist() == [3.0, 0.0, 0.0]
+    assert view.load.current().in_flight_C == [4.0, 0.0, 0.0]
+    assert view.load.current().remaining_output_tokens_C == [32.0, 0.0, 0.0]
+    assert [view.load.other_in_flight(row) for row in range(3)] == [3.0, 0.0, 0.0]
