@@ -18,7 +18,7 @@ from tests.twin.worlds import APART, Setting, Told, lived, policy_of, simulated,
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.workload import Times, gamma_renewal, poisson
 
-pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
+pytestmark = pytest.mark.timeout(600)  # the first run on a machine compiles
 
 SNAPSHOT = shipped(POLICIES, "opt-a100.safetensors").read_bytes()
 MIXED = (0.4, 0.3, 0.15, 0.15)
