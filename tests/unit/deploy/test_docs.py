@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
+from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
 from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, page_with_tables
 from tests.unit.deploy.manifests import ROOT, load_yaml
+from tests.unit.router import fleets
 
 _PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
@@ -90,3 +93,22 @@ def test_pre_commit_runs_the_projects_own_tools() -> None:
     for program in programs:
         assert program.startswith(".venv/bin/")
         assert Path(sys.executable).with_name(Path(program).name).is_file()
+
+
+def test_the_rule_of_the_page_on_policies_decides() -> None:
+    """The kernel that docs/add-a-policy.md shows prefers quality in calm and speed under load."""
+    text = (ROOT / "docs" / "add-a-policy.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(next(block for block in blocks if "def score" in block), scope)
+    params_P = np.array([each.default for each in scope["PARAMETERS"]])
+    arrays = fleets.fleet().arrays
+    chosen = []
+    for in_flight in (0.0, 300.0):
+        count_C = np.full(len(arrays.tier_C), in_flight)
+        load = LoadArrays(count_C, 0.0 * count_C, 8.0 * count_C)
+        scores_C = fleets.compute_scores(
+            scope["score"], arrays, load, np.ones(len(count_C), bool), fleets.QUERY, params_P
+        )
+        chosen.append(int(arrays.tier_C[int(np.argmax(scores_C))]))
+    assert chosen[0] > chosen[1]
