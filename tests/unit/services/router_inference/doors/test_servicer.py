@@ -1,0 +1,86 @@
+"""The service as handlers: convert, call, convert; what is bad input is counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.common.errors import InvalidArgumentError, NotFoundError
+from services.router_inference.path.job import Outcome
+from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.scenario import scenario
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+
+class Call:
+    """What handlers ask a gRPC call for."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Returns no metadata."""
+        return ()
+
+    def time_remaining(self) -> float | None:
+        """Returns that the call has no deadline."""
+        return None
+
+
+CALL: Any = Call()
+SPEC = pb2.GenerationSpec(task="hard", prompt="hello")
+
+
+@scenario
+async def test_generate_answers_in_one_piece() -> None:
+    """Text and completion in one message."""
+    response = await make_rig().core.servicer.Generate(pb2.GenerateRequest(spec=SPEC), CALL)
+    assert (response.text, response.completion.tier) == ("ab", "large")
+
+
+@scenario
+async def test_a_stream_ends_with_its_completion() -> None:
+    """Chunks first, the completion last and once."""
+    call = make_rig().core.servicer.GenerateStream(pb2.GenerateStreamRequest(spec=SPEC), CALL)
+    *chunks, last = [message async for message in call]
+    assert "".join(message.chunk.text for message in chunks) == "ab"
+    assert last.completion.output_token_count == 2
+
+
+@scenario
+async def test_a_ticket_is_closed_by_its_report() -> None:
+    """Route hands it out, ReportOutcome closes it; the request ends as reported."""
+    rig = make_rig()
+    servicer = rig.core.servicer
+    routed = await servicer.Route(pb2.RouteRequest(task="hard", prompt_token_count=9), CALL)
+    report = pb2.ReportOutcomeRequest(
+        ticket=routed.ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=4
+    )
+    await servicer.ReportOutcome(report, CALL)
+    assert rig.core.accounts.counts.on_time == 1
+    rig.assert_settled()
+
+
+@scenario
+async def test_bad_input_is_counted_and_offered_to_nobody() -> None:
+    """It is the client's mistake and none of the ends of a request."""
+    rig = make_rig()
+    servicer = rig.core.servicer
+    with pytest.raises(NotFoundError):
+        await servicer.Generate(
+            pb2.GenerateRequest(spec=pb2.GenerationSpec(task="unknown", prompt="hello")), CALL
+        )
+    with pytest.raises(InvalidArgumentError):
+        await servicer.ReportOutcome(pb2.ReportOutcomeRequest(ticket=b"forged"), CALL)
+    counts = rig.core.accounts.counts
+    assert (counts.invalid, counts.offered) == (2, 0)
+    assert not any(getattr(counts, outcome.value) for outcome in Outcome)
+
+
+@scenario
+async def test_a_policy_is_used_from_the_next_decision_on() -> None:
+    """The answer names it with its version."""
+    rig = make_rig()
+    used = await rig.core.servicer.UsePolicy(pb2.UsePolicyRequest(policy="static-small"), CALL)
+    assert (used.policy, used.policy_version) == ("static-small", rig.core.slot.version)
+    response = await rig.core.servicer.Generate(pb2.GenerateRequest(spec=SPEC), CALL)
+    assert response.completion.policy == "static-small"
