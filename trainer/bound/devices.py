@@ -98,7 +98,7 @@ def capacity_GM(
     memory_s: float,
     edge_M1: Floats,
 ) -> Floats:
-    """Returns the nominal work each group of devices can do in each cell of time, seconds [G, M].
+    """Returns the work each group can do in each cell of time, seconds at full speed [G, M].
 
     Args:
         events: what happens to devices.

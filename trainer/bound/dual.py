@@ -1,8 +1,8 @@
 """The dual of the relaxation: any prices give a bound, good prices a tight one.
 
-Let lambda_gm >= 0 be a price per second of nominal work on group g in cell m of time. A job that
-occupies `cost` of the group's time inside its window pays at least cost mu, with mu the least price
-of the cells its window touches. Hence, for whatever a policy does,
+Let lambda_gm >= 0 be a price per second of work at full speed on group g in cell m of time. A job
+that occupies `cost` of the group's time inside its window pays at least cost mu, with mu the least
+price of the cells its window touches. Hence, for whatever a policy does,
 
     sum_i reward_i <= sum_gm lambda_gm capacity_gm
                       + sum_i max(0, max over i's windows and options of (value - cost mu)),
@@ -42,13 +42,13 @@ class Dual:
     """The relaxation over cells of time.
 
     Attributes:
-        capacity_GM: nominal work a group can do per cell, seconds.
+        capacity_GM: work a group at full speed can do per cell, seconds.
         first_W: first cell of each distinct window.
         last_W: its last cell.
         window_J: window of each job.
         start_N1: jobs of request i are start_N1[i] to start_N1[i + 1].
         value_JO: reward of each option.
-        cost_JO: its cost, seconds of nominal work.
+        cost_JO: its cost, seconds of work at full speed.
         group_O: group of each option.
     """
 

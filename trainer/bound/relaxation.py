@@ -41,7 +41,7 @@ places (a request's iterations need not be in order, devices of one kind are poo
 share a device are charged as if each had it alone), so nothing about the schedule is assumed.
 
 **Devices that change.** On a slowed device an iteration takes `slow` times as long, fixed when it
-starts. With speed 1 / slow, all of the above holds in units of nominal work if B_i in E_i is
+starts. With speed 1 / slow, all of the above holds in units of work at full speed if B_i in E_i is
 multiplied by the highest speed, and the time available is replaced by the integral of the highest
 speed over the last max B_i seconds, zero while the device is lost (iterations cut off by a loss
 serve nobody).
@@ -108,8 +108,8 @@ class Jobs:
         release_J: arrival, seconds.
         end_J: last moment of device time that can earn the reward, seconds.
         value_JO: reward of an option; 0 where the request could not even be served alone.
-        fixed_JO: prompt and sequence cost, seconds of nominal work.
-        steps_JO: cost of the steps of its run, seconds of nominal work.
+        fixed_JO: prompt and sequence cost, seconds of work at full speed.
+        steps_JO: cost of the steps of its run, seconds of work at full speed.
         share_JO: g_i, seconds.
         budget_JO: E_i, seconds.
         tokens_J: prompt and output tokens.
@@ -143,7 +143,7 @@ class Jobs:
         return len(self.start_N1) - 1
 
     def cost_JO(self, shares: Shares) -> Floats:
-        """Returns the cost of each option, seconds of nominal work."""
+        """Returns the cost of each option, seconds of work at full speed."""
         weight_LO = shares.weight_LO
         share_JO = weight_LO[0] / self.batch_O
         share_JO = share_JO + self.tokens_J[:, None] * (weight_LO[1] / self.room_O)

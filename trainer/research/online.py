@@ -32,6 +32,7 @@ from router.policies.dqn import price_parameters
 from router.profile import LatencyProfile
 from trainer.evaluation.seeds import stream
 from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.evaluation.shifts import NOMINAL
 from trainer.learning.online.config import online_config
 from trainer.learning.online.loop import OnlineLoop
 from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
@@ -52,7 +53,7 @@ PAUSE_S = 2.0
 REPLAY_CAPACITY = 50_000
 MIN_TRANSITIONS = 1_000
 PATIENCE_S = 5.0
-WORLDS = ("nominal", "largest +40 %", "largest x2.5", "middle x2.5", "skewed")
+WORLDS = (NOMINAL, "largest +40 %", "largest x2.5", "middle x2.5", "skewed")
 EXPLORATION = (0.0, 0.02)
 
 
@@ -107,7 +108,7 @@ def known_setting(
         profile: costs of the nominal one.
         quality: qualities of both.
     """
-    if world == "nominal":
+    if world == NOMINAL:
         return setting
     if world == "skewed":
         count = len(setting.catalog.tasks)

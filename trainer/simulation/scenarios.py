@@ -33,7 +33,8 @@ from trainer.simulation.workload import (
     poisson,
 )
 
-_NOMINAL = "nominal"
+TRUE_COSTS = "true"
+"""Name of the profile that says what devices really take; routers believe the one named ""."""
 
 
 class ScenarioError(ValueError):
@@ -173,7 +174,7 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
     config = SimulationConfig(
         fleet=mesh.fleet,
         catalog=catalog,
-        profiles={"": mesh.profile, _NOMINAL: true_profile(mesh, error, rng)},
+        profiles={"": mesh.profile, TRUE_COSTS: true_profile(mesh, error, rng)},
         safety=bool(rng.random() < 0.5),
         routers=routers,
         staleness_s=float(rng.uniform(0.05, 1.5)) * mesh.deadline_s if routers > 1 else 0.0,
@@ -317,7 +318,7 @@ def steady_scenarios(mesh: Mesh, seed: int, requests: int) -> list[Scenario]:
             duration_s = max(requests / rate, 12.0 * mesh.deadline_s)
             arrivals = poisson(rate, duration_s, rng)
             scenario = _evaluation(mesh, arrivals, duration_s, rng, f"mix {mix}", share)
-            profiles = {"": mesh.profile, _NOMINAL: mesh.profile}
+            profiles = {"": mesh.profile, TRUE_COSTS: mesh.profile}
             config = replace(scenario.config, profiles=profiles, safety=False)
             found.append(replace(scenario, config=config))
     return found
@@ -373,7 +374,7 @@ def _evaluation(
         lengths=mesh.lengths,
         name=name,
     )
-    profiles = {"": mesh.profile, _NOMINAL: true_profile(mesh, EVALUATION_ERROR, rng)}
+    profiles = {"": mesh.profile, TRUE_COSTS: true_profile(mesh, EVALUATION_ERROR, rng)}
     config = SimulationConfig(
         fleet=mesh.fleet, catalog=mesh.catalog, profiles=profiles, safety=True
     )
@@ -418,18 +419,18 @@ def _placement(
 
 
 def _fleet(catalog: Catalog, profile: LatencyProfile, placed: tuple[tuple[str, ...], ...]) -> Fleet:
-    """Returns the fleet with nominal costs; its endpoints name the true ones for the simulator."""
+    """Returns the fleet with the costs that routers believe; its endpoints name the true ones."""
     endpoints = [
         EndpointSpec(
             name=f"e{index}",
             address="127.0.0.1:1",
             device=f"d{index}",
             models={tier: tier for tier in tiers},
-            profile=_NOMINAL,
+            profile=TRUE_COSTS,
         )
         for index, tiers in enumerate(placed)
     ]
-    profiles: Mapping[str, LatencyProfile] = {"": profile, _NOMINAL: profile}
+    profiles: Mapping[str, LatencyProfile] = {"": profile, TRUE_COSTS: profile}
     return build_fleet(catalog, endpoints, profiles)
 
 

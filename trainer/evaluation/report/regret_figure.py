@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from trainer.evaluation.report.figures import WIDTH_IN, Row, load_axis
 from trainer.evaluation.report.palette import OTHER_COLORS
 from trainer.evaluation.report.style import SOFT, STYLE
+from trainer.evaluation.shifts import NOMINAL
 from trainer.evaluation.targets.shifts import REGRET_REMOVED
 
 LOWEST, HIGHEST = -0.6, 1.0
@@ -40,7 +41,7 @@ def regret_figure(rows: Sequence[Row]) -> Figure:
             axes.axhline(REGRET_REMOVED, color=SOFT, lw=1, ls="--")
             load_axis(axes, loads)
             axes.set_ylim(LOWEST - 0.05, HIGHEST + 0.05)
-            axes.set_title(family or "nominal")
+            axes.set_title(family or NOMINAL)
             axes.set_xlabel("load")
             axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         panels[0].set_ylabel("regret removed")

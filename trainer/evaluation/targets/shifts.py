@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.evaluation.policies import REGRET_BASELINE, zeroed_name
 from trainer.evaluation.regret import SHIFT_AVAILABILITY, coping_points
 from trainer.evaluation.rows import Row
+from trainer.evaluation.shifts import NOMINAL
 from trainer.evaluation.targets.view import NO_BOUND, NO_LEARNED, Judge, View, judged, missing
 
 REGRET_REMOVED = 0.2
@@ -125,7 +126,7 @@ def stale(view: View) -> Row:
     name = "two and four routers with stale views"
     target = f"within {STALE_LOSS:.0%} of one router"
     rows = view.rows("shifts")
-    one = {row["load"]: row for row in rows if row["shift"] == "nominal"}
+    one = {row["load"]: row for row in rows if row["shift"] == NOMINAL}
     many = [row for row in rows if row["family"] == "stale"]
     if not many or not one:
         return missing(name, target, NO_LEARNED)

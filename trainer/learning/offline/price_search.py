@@ -25,7 +25,13 @@ from router.features import FEATURE_COUNT, SHIFT_COLUMN
 from router.policies import scheduled_price
 from router.profile import LatencyProfile
 from trainer.learning.offline.config import PriceSearchConfig
-from trainer.simulation.scenarios import Mesh, Scenario, full_batch_times_s, skewed_share
+from trainer.simulation.scenarios import (
+    TRUE_COSTS,
+    Mesh,
+    Scenario,
+    full_batch_times_s,
+    skewed_share,
+)
 from trainer.simulation.simulate import FleetEvent, PolicySpec, SimulationConfig, simulate
 from trainer.simulation.threads import side_by_side
 from trainer.simulation.workload import gamma_renewal, make_workload, markov_modulated, poisson
@@ -181,7 +187,7 @@ def _world(mesh: Mesh, kind: str, duration_s: float, rng: np.random.Generator) -
     return SimulationConfig(
         mesh.fleet,
         mesh.catalog,
-        {"": mesh.profile, "nominal": true},
+        {"": mesh.profile, TRUE_COSTS: true},
         safety=False,
         routers=int(rng.choice([2, 4])) if is_stale else 1,
         staleness_s=1.25 * mesh.deadline_s if is_stale else 0.0,

@@ -9,6 +9,7 @@ from router.catalog import QualityTable
 from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, Task
 from trainer.simulation.scenarios import (
+    TRUE_COSTS,
     Mesh,
     ScenarioError,
     evaluation_scenarios,
@@ -80,7 +81,7 @@ def test_training_scenarios_vary_and_repeat_by_seed() -> None:
 
     def draw(seed: int) -> tuple[float, float]:
         scenario = training_scenario(mesh, np.random.default_rng(seed), 500)
-        true = scenario.config.profiles["nominal"].tiers["large"].step_s
+        true = scenario.config.profiles[TRUE_COSTS].tiers["large"].step_s
         return len(scenario.workload) / scenario.workload.duration_s, true
 
     drawn = [draw(seed) for seed in range(40)]
@@ -132,4 +133,4 @@ def test_steady_scenarios_are_even_or_of_one_task() -> None:
     assert [int(share.argmax()) for share in shares[12:]] == [0] * 6 + [1] * 6
     for scenario in found:
         assert not scenario.config.safety
-        assert scenario.config.profiles["nominal"] == scenario.config.profiles[""]
+        assert scenario.config.profiles[TRUE_COSTS] == scenario.config.profiles[""]

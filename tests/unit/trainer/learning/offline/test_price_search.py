@@ -21,7 +21,7 @@ from trainer.learning.offline.price_search import (
     knot_scenarios,
     start_table,
 )
-from trainer.simulation.scenarios import Mesh
+from trainer.simulation.scenarios import TRUE_COSTS, Mesh
 
 # The first test of a run compiles the simulator.
 pytestmark = pytest.mark.timeout(300)
@@ -72,7 +72,7 @@ def test_a_knot_meets_every_kind_of_world() -> None:
         assert bool(most > 0.88) is (kind == "skewed"), kind
         assert (world.routers > 1) is (kind == "stale"), kind
         assert bool(world.events) is (kind == "loss"), kind
-        slower = world.profiles["nominal"].tiers != world.profiles[""].tiers
+        slower = world.profiles[TRUE_COSTS].tiers != world.profiles[""].tiers
         assert slower is (kind == "slower"), kind
 
 
