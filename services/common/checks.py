@@ -19,11 +19,16 @@ MAX_COUNT = 2**53
 """Largest count of anything: the largest whole number that a double still tells from the next."""
 MAX_RATE_RPS = 1e9
 """Largest rate one process may claim, per second."""
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 MAX_NAME_CHARACTERS = 64
 MAX_WALL_S = 253_402_300_799.0
 """The last second of the year 9999, where protobuf's timestamps end."""
 _NS_PER_S = 1_000_000_000
+
+
+def is_name(text: str) -> bool:
+    """Returns whether a text is a name of the mesh: 1 to 64 characters of [a-z0-9_-]."""
+    return 0 < len(text) <= MAX_NAME_CHARACTERS and _NAME_CHARACTERS.issuperset(text)
 
 
 class Checks:
@@ -71,7 +76,7 @@ class Checks:
             return True
         if not self.text(field, value, MAX_NAME_CHARACTERS, 0 if optional else 1):
             return False
-        good = NAME_CHARACTERS.issuperset(value)
+        good = is_name(value) or not value
         return self.require(good, field, "has other characters", "characters of [a-z0-9_-]")
 
     def items(self, field: str, value: Sized, most: int, least: int = 0) -> bool:

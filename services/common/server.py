@@ -177,7 +177,8 @@ def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]
     return [
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", library_limit),
-        ("grpc.max_send_message_length", library_limit),
+        # What we send is bounded where it is made.
+        ("grpc.max_send_message_length", -1),
         # Clients may ping every 5 s, also without calls, so that they notice a dead server soon.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -7,14 +7,28 @@ from dataclasses import dataclass
 
 from router.traffic import LONG_TAU_S
 from services.common.clock import Clock
-from services.common.errors import ResourceExhaustedError
-from services.load_monitor.model import RouterReport
+from services.common.errors import AlreadyExistsError, ResourceExhaustedError
+from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport
+
+# Tag and length around a report in a state.
+_ENTRY_BYTES = 8
 
 
 @dataclass(slots=True)
 class _Router:
+    """A router as last heard of.
+
+    Attributes:
+        report: Its last report.
+        heard_s: When it came, monotonic seconds.
+        stream: The stream it came by; None: through another monitor.
+        is_open: False once that stream has broken.
+    """
+
     report: RouterReport
     heard_s: float
+    stream: object | None
+    is_open: bool = True
 
 
 class Aggregator:
@@ -34,41 +48,86 @@ class Aggregator:
         self._clock = clock
         self._silence_s = silence_s
         self._max_routers = max_routers
+        self._share_bytes = MAX_REPORTS_BYTES // 2 // max_routers
+        self._extra_bytes = 0
         self._routers: dict[str, _Router] = {}
         self._long_rps = 0.0
         self._updated_s: float | None = None
 
-    def take(self, report: RouterReport) -> bool:
+    def take(self, report: RouterReport, stream: object | None = None) -> bool:
         """Takes a report in; returns False if it is older than what is known already.
 
+        A name belongs to one process (epoch) as long as that process reports. Epochs are told
+        apart, never compared: a clock may have been set back, and anybody can claim a large one.
+
+        Args:
+            report: The report.
+            stream: The stream it came by; None: through another monitor.
+
         Raises:
-            ResourceExhaustedError: It is from a new router and there are too many.
+            AlreadyExistsError: Another process reports under that name.
+            ResourceExhaustedError: There are too many routers, or their reports are too large.
         """
+        now_s = self._clock.monotonic_s()
         known = self._routers.get(report.router_id)
-        if known is not None:
-            last = known.report
-            # A larger epoch is a restarted process: its sequence starts anew. A smaller one is the
-            # process before it, whose late report must not bring its load back.
-            if (report.epoch, report.sequence) <= (last.epoch, last.sequence):
+        if known is not None and known.report.epoch == report.epoch:
+            if report.sequence <= known.report.sequence:
                 return False
-        elif len(self._routers) >= self._max_routers:
-            raise ResourceExhaustedError(
-                "TOO_MANY_ROUTERS", f"{self._max_routers} routers", f"{len(self._routers)} routers"
+        elif known is not None and known.is_open and now_s - known.heard_s <= self._silence_s:
+            if stream is None:
+                return False
+            raise AlreadyExistsError(
+                "router id", report.router_id, "is in use by another process that reports"
             )
+        self._check_room(report, known)
         self._update_long()
-        self._routers[report.router_id] = _Router(report, self._clock.monotonic_s())
+        self._extra_bytes += self._extra(report) - (self._extra(known.report) if known else 0)
+        self._routers[report.router_id] = _Router(report, now_s, stream)
         if self._updated_s is None:
             # The estimate starts with the first thing seen; from zero it would need 10 s to arrive.
             self._long_rps = self.arrival_rate_short_rps
-            self._updated_s = self._clock.monotonic_s()
+            self._updated_s = now_s
         return True
+
+    def _check_room(self, report: RouterReport, known: _Router | None) -> None:
+        """Raises ResourceExhaustedError if there is no room for a report.
+
+        Half of the room is shared out equally among `max_routers`; larger reports take the rest.
+        So no router can crowd out one that reports little, and the sum is bounded.
+        """
+        if known is None and len(self._routers) >= self._max_routers:
+            raise ResourceExhaustedError(
+                "TOO_MANY_ROUTERS", f"{self._max_routers} routers", f"{len(self._routers)} routers"
+            )
+        extra_bytes = self._extra(report)
+        others_bytes = self._extra_bytes - (self._extra(known.report) if known else 0)
+        most_bytes = MAX_REPORTS_BYTES // 2
+        if extra_bytes and others_bytes + extra_bytes > most_bytes:
+            raise ResourceExhaustedError(
+                "REPORTS_TOO_LARGE",
+                f"{most_bytes} bytes beyond {self._share_bytes} per router",
+                f"{others_bytes + extra_bytes} bytes",
+            )
+
+    def _extra(self, report: RouterReport) -> int:
+        """Returns by how many bytes a report exceeds a router's share."""
+        return max(0, len(report.encoded) + _ENTRY_BYTES - self._share_bytes)
+
+    def stream_broke(self, router_id: str, stream: object) -> None:
+        """Notes that a router's stream ended without a good-bye: another process may take over."""
+        known = self._routers.get(router_id)
+        if known is not None and known.stream is stream:
+            known.is_open = False
 
     def leave(self, router_id: str, epoch: int) -> None:
         """Forgets a router that said good-bye, unless a newer process has taken its name."""
         known = self._routers.get(router_id)
         if known is not None and known.report.epoch == epoch:
             self._update_long()
-            del self._routers[router_id]
+            self._forget(router_id)
+
+    def _forget(self, router_id: str) -> None:
+        self._extra_bytes -= self._extra(self._routers.pop(router_id).report)
 
     def expire(self) -> list[str]:
         """Forgets silent routers and returns their names."""
@@ -76,7 +135,7 @@ class Aggregator:
         oldest_s = self._clock.monotonic_s() - self._silence_s
         silent = [name for name, router in self._routers.items() if router.heard_s < oldest_s]
         for name in silent:
-            del self._routers[name]
+            self._forget(name)
         return silent
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import AsyncExitStack
 
 import grpc.aio
@@ -14,6 +12,7 @@ from services.common.lifecycle import Running
 from services.common.log import get_logger
 from services.common.mesh_config import endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
+from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
@@ -21,7 +20,7 @@ from services.common.triton.client import TritonClient
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
-from services.load_monitor.coordination import Coordinator
+from services.load_monitor.coordination import Coordinator, Role
 from services.load_monitor.health import HealthRules
 from services.load_monitor.metrics import MonitorCollector, MonitorCounters
 from services.load_monitor.prober import Prober, ProbeTimes
@@ -55,8 +54,7 @@ class LoadMonitorApp:
         self._own = settings.load_monitor
         self._clock = clock
         self._log = get_logger("services.load_monitor")
-        own_id = f"{socket.gethostname()}-{os.getpid()}"
-        self._monitor_id = self._own.monitor_id or own_id
+        self._monitor_id = self._own.monitor_id or new_process_id()
         self._registry = new_registry()
         self._counters = MonitorCounters(self._registry)
         self._supervisor = Supervisor(registry=self._registry, clock=clock, log=self._log)
@@ -86,7 +84,7 @@ class LoadMonitorApp:
             topology=Topology(configured).renumbered(),
         )
         self._coordinator = Coordinator(
-            monitor_id=self._monitor_id,
+            process_id=new_process_id(),
             store=self._stores.shared,
             topology=SharedTopology(
                 store=self._stores.shared, board=self._board, clock=clock, log=self._log
@@ -105,6 +103,11 @@ class LoadMonitorApp:
     def server_settings(self) -> ServerSettings:
         """Its section."""
         return self._own
+
+    @property
+    def role(self) -> Role:
+        """What this monitor does for the mesh at present."""
+        return self._coordinator.role
 
     async def start(self, stack: AsyncExitStack) -> Running:
         """Builds what needs a running loop: server, metrics, probes."""
@@ -162,9 +165,7 @@ class LoadMonitorApp:
             board=self._board,
             broadcast=self._broadcast,
             coordinator=self._coordinator,
-            versions=self._versions,
             counters=self._counters,
-            clock=self._clock,
             tiers=self._settings.mesh.tiers,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
@@ -206,7 +207,7 @@ class LoadMonitorApp:
             clock=self._clock,
             picture=lambda: publisher.picture,
             publication=lambda: self._broadcast.latest,
-            role=lambda: self._coordinator.role,
+            role=lambda: self.role,
             degraded=self._degraded_reasons,
             watcher_count=lambda: self._broadcast.watcher_count,
             failed_probe_counts=lambda: tuple(

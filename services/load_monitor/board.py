@@ -65,13 +65,9 @@ class Board:
         """Notes that something changed."""
         self._dirty = True
 
-    def take_report(self, report: RouterReport) -> bool:
-        """Takes a router's report in; False if it is out of date.
-
-        Raises:
-            ResourceExhaustedError: There are too many routers.
-        """
-        taken = self.aggregator.take(report)
+    def take_report(self, report: RouterReport, stream: object | None = None) -> bool:
+        """Takes a router's report in; False if it is out of date; see `Aggregator.take`."""
+        taken = self.aggregator.take(report, stream)
         self._dirty = self._dirty or taken
         return taken
 
@@ -96,11 +92,12 @@ class Board:
 
     def drained(self) -> list[str]:
         """Returns the draining endpoints that are empty or have used up their time."""
-        now_s, now_ns = self._clock.monotonic_s(), self._clock.wall_ns()
+        now_s = self._clock.monotonic_s()
         found: list[str] = []
-        for name, until_ns in self._topology.draining.items():
-            quiet = now_s - self._drain_start_s.get(name, now_s) >= _SHORTEST_DRAIN_S
-            if now_ns >= until_ns or (quiet and self.aggregator.in_flight_at(name) == 0):
+        for name, drain_s in self._topology.draining.items():
+            drained_s = now_s - self._drain_start_s.get(name, now_s)
+            quiet = drained_s >= _SHORTEST_DRAIN_S
+            if drained_s >= drain_s or (quiet and self.aggregator.in_flight_at(name) == 0):
                 found.append(name)
         return found
 

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Awaitable, Callable
 
 from services.common.clock import Clock
+from services.common.errors import DomainError, cut
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.shared_state import SharedState
@@ -25,6 +26,7 @@ from services.load_monitor.versions import Versions
 LEASE_NAME = "load-monitor"
 _LEASE_SHARE = 0.25
 _RETRY_S = 0.5
+_LONGEST_PROBLEM_BYTES = 500
 
 
 class Role(enum.Enum):
@@ -39,7 +41,7 @@ class Coordinator:
     """Keeps the lease, the endpoint list and the reports in step with the other monitors.
 
     Args:
-        monitor_id: Name of this process.
+        process_id: Owner of the lease: unlike any other process's, whatever the settings say.
         store: The shared store.
         topology: The endpoint list in it.
         board: This monitor's picture.
@@ -55,7 +57,7 @@ class Coordinator:
     def __init__(
         self,
         *,
-        monitor_id: str,
+        process_id: str,
         store: SharedState,
         topology: SharedTopology,
         board: Board,
@@ -67,7 +69,8 @@ class Coordinator:
         lease_ttl_s: float,
         on_redis_publication: Callable[[], None] = lambda: None,
     ) -> None:
-        self._monitor_id = monitor_id
+        self._process_id = process_id
+        self._told = ""
         self._store = store
         self._topology = topology
         self._board = board
@@ -143,7 +146,7 @@ class Coordinator:
         if self._role is not Role.LEADER:
             return
         try:
-            await self._store.release_lease(LEASE_NAME, self._monitor_id)
+            await self._store.release_lease(LEASE_NAME, self._process_id)
         except StateUnavailableError as error:
             self._log.warning("lease_not_released", reason=str(error))
 
@@ -153,7 +156,7 @@ class Coordinator:
         now_s = self._clock.monotonic_s()
         if now_s < self._lease_due_s and self._role is not Role.STANDALONE:
             return
-        has_it = await self._store.acquire_lease(LEASE_NAME, self._monitor_id, self._lease_ttl_s)
+        has_it = await self._store.acquire_lease(LEASE_NAME, self._process_id, self._lease_ttl_s)
         self._lease_due_s = now_s + self._lease_ttl_s * _LEASE_SHARE
         if has_it and self._role is not Role.LEADER:
             await self._observe_stored_version()
@@ -162,7 +165,10 @@ class Coordinator:
     async def _lead(self) -> None:
         for payload in await self._store.take_peer_reports():
             for report in self._decoded_reports(payload):
-                self._board.take_report(report)
+                try:
+                    self._board.take_report(report)
+                except DomainError as error:
+                    self._tell("peer_report_refused", error)
         latest = self._broadcast.latest
         if latest is None or latest.version <= self._stored_version:
             return
@@ -177,7 +183,7 @@ class Coordinator:
     async def _follow(self) -> None:
         reports = self._board.aggregator.reports
         if reports or self._had_reports:
-            await self._store.put_peer_reports(self._monitor_id, convert.encode_reports(reports))
+            await self._store.put_peer_reports(self._process_id, convert.encode_reports(reports))
             self._had_reports = bool(reports)
         payload = await self._store.load_system_state()
         if payload is not None:
@@ -222,12 +228,19 @@ class Coordinator:
         try:
             return convert.decode_publication(payload)
         except ValueError as error:
-            self._log.error("stored_state_unreadable", problem=str(error))
+            self._tell("stored_state_unreadable", error)
             return None
 
     def _decoded_reports(self, payload: bytes) -> list[RouterReport]:
         try:
             return convert.decode_reports(payload)
         except ValueError as error:
-            self._log.error("peer_reports_unreadable", problem=str(error))
+            self._tell("peer_reports_unreadable", error)
             return []
+
+    def _tell(self, event: str, error: Exception) -> None:
+        """Logs what is wrong with what others wrote, once: it is met again in every round."""
+        problem = cut(str(error), _LONGEST_PROBLEM_BYTES)
+        if (told := f"{event} {problem}") != self._told:
+            self._told = told
+            self._log.error(event, problem=problem)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from router.fleet import EndpointSpec
+from services.common.checks import is_name
 from services.common.clock import Clock
-from services.load_monitor.model import EndpointView, Health, TierGauge
+from services.common.errors import cut
+from services.load_monitor.model import MAX_REASON_BYTES, EndpointView, Health, TierGauge
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class EndpointTracker:
         self._problem = "not probed yet"
         self._recovered_s: float | None = None
         self._probe_wall_ns = 0
+        self._page_is_good = True
         self.failed_probe_count = 0
 
     def _new_hysteresis(self) -> Hysteresis:
@@ -115,7 +118,7 @@ class EndpointTracker:
     def saw_failure(self, problem: str) -> None:
         """Takes in that a call failed, and why."""
         self._probe_wall_ns = self._clock.wall_ns()
-        self._problem = problem
+        self._problem = cut(problem, MAX_REASON_BYTES)
         self.failed_probe_count += 1
         self._live.observe(False)
 
@@ -128,8 +131,9 @@ class EndpointTracker:
         self._gauges[tier] = replace(self._gauges[tier], ready=bool(hysteresis.value))
 
     def saw_kind(self, tier: str, kind: str) -> None:
-        """Takes in the kind of a tier."""
-        self._gauges[tier] = replace(self._gauges[tier], kind=kind)
+        """Takes in the kind of a tier; one that is no name counts as unknown."""
+        known = kind if is_name(kind) else ""
+        self._gauges[tier] = replace(self._gauges[tier], kind=known)
 
     def saw_counters(self, by_model: Mapping[str, Counters]) -> None:
         """Takes in Triton's counters; means are over the time since the last call."""
@@ -148,11 +152,17 @@ class EndpointTracker:
                 mean_compute_s=mean_compute_s,
             )
 
-    def saw_queues(self, by_model: Mapping[str, int] | None) -> None:
-        """Takes in the queue depths of the metrics page; None if it could not be read."""
+    def saw_queues(self, by_model: Mapping[str, int] | None) -> bool:
+        """Takes in the queue depths of the metrics page; None if it could not be read.
+
+        Returns whether that is a change from readable to not, or the other way.
+        """
+        changed = self._page_is_good is not (by_model is not None)
+        self._page_is_good = by_model is not None
         for tier, model in self.spec.models.items():
             depth = None if by_model is None else by_model.get(model)
             self._gauges[tier] = replace(self._gauges[tier], queue_depth=depth)
+        return changed
 
     def models_without_kind(self) -> dict[str, str]:
         """Returns the models, by tier, whose kind is not known yet."""
@@ -188,7 +198,7 @@ class EndpointTracker:
             return Health.DOWN, self._problem
         missing = [tier for tier, ready in self._ready.items() if not ready.value]
         if missing:
-            return Health.PARTIAL, f"not ready: {', '.join(missing)}"
+            return Health.PARTIAL, cut(f"not ready: {', '.join(missing)}", MAX_REASON_BYTES)
         return Health.READY, ""
 
     def _ramp_weight(self) -> float:

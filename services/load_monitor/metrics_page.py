@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.common.addresses import parse_address
 
 _GAUGE = "nv_inference_pending_request_count{"
-_LARGEST_PAGE_BYTES = 4 * 1024 * 1024
+_LARGEST_PAGE_BYTES = 1024 * 1024
+_MOST_LINES = 2_000
 _MOST_WAITING = 2**31 - 1
 
 
@@ -53,6 +54,8 @@ def parse_queue_depths(page: bytes) -> dict[str, int]:
     lines = [
         line for line in page.decode("utf-8", "replace").split("\n") if line.startswith(_GAUGE)
     ]
+    if len(lines) > _MOST_LINES:
+        raise ValueError(f"{len(lines)} lines of the gauge (limit: {_MOST_LINES})")
     depths: dict[str, int] = {}
     for family in text_string_to_metric_families("\n".join(lines)):
         for sample in family.samples:

@@ -8,6 +8,22 @@ from dataclasses import dataclass
 from router.fleet import EndpointSpec
 
 DEFAULT_DRAIN_S = 10.0
+LONGEST_DRAIN_S = 3600.0
+LEAST_CLAIMED_SPEED = 0.01
+MOST_CLAIMED_SPEED = 1.0
+"""A claim can only make a device count as slower than its profile: routers measure how fast it is,
+and a device that says it is faster than all others would be sent everything."""
+
+MAX_REPORT_BYTES = 256 * 1024
+"""Largest report of a router."""
+MAX_REPORTS_BYTES = 16 * 1024 * 1024
+"""Most that the reports of all routers take in a state."""
+MAX_ENDPOINTS_BYTES = 8 * 1024 * 1024
+"""Most that all endpoints take in a state."""
+MAX_STATE_BYTES = MAX_REPORTS_BYTES + MAX_ENDPOINTS_BYTES + 64 * 1024
+"""Largest state: what routers take in one message (32 MiB) lies above it."""
+MAX_REASON_BYTES = 200
+"""Longest reason of an endpoint."""
 
 
 class Health(enum.Enum):

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from services.common.checks import MAX_COUNT
 from services.common.clock import Clock
+from services.common.errors import cut
 from services.common.log import Logger
 from services.common.supervision import Supervisor
 from services.common.triton.errors import TierDeadlineError, TierError
 from services.load_monitor.board import Board
 from services.load_monitor.health import Counters, EndpointTracker
 from services.load_monitor.metrics_page import MetricsPageError, read_queue_depths
+from services.load_monitor.model import MAX_REASON_BYTES
 
 _SHORTEST_PAUSE_S = 0.05
 # An endpoint that is away is looked at at least this often: its return should not wait.
@@ -154,9 +157,13 @@ class Prober:
                 start_s = self._clock.monotonic_s()
                 before = tracker.view(draining=False).health
                 was_live = bool(tracker.is_live)
-                await self._probe(
-                    client, tracker, check_ready=start_s >= ready_due_s or not was_live
-                )
+                check_ready = start_s >= ready_due_s or not was_live
+                try:
+                    await self._probe(client, tracker, check_ready=check_ready)
+                except Exception as error:
+                    # Whatever a server answers, it is that server's fault and nobody else's.
+                    self._log.exception("probe_failed", error, endpoint=tracker.spec.name)
+                    tracker.saw_failure(f"cannot be probed: {type(error).__name__}")
                 if start_s >= ready_due_s:
                     ready_due_s = start_s + self._times.ready_interval_s
                 self._board.mark()
@@ -194,11 +201,18 @@ class Prober:
                 tracker.saw_failure(f"does not answer: {error}")
                 return
             counters = {}
+        own = {
+            model: counters[model] for model in tracker.spec.models.values() if model in counters
+        }
+        problem = _impossible(own)
+        if problem:
+            tracker.saw_failure(problem)
+            return
         tracker.saw_answer()
         tracker.saw_counters(
             {
                 model: Counters(c.success_count, c.fail_count, c.queue_s, c.compute_s)
-                for model, c in counters.items()
+                for model, c in own.items()
             }
         )
         if check_ready:
@@ -220,5 +234,17 @@ class Prober:
             return
         try:
             tracker.saw_queues(await read_queue_depths(address, timeout_s=self._times.timeout_s))
-        except MetricsPageError:
-            tracker.saw_queues(None)  # unknown is not zero
+        except MetricsPageError as error:
+            if tracker.saw_queues(None):  # unknown is not zero
+                problem = cut(str(error), MAX_REASON_BYTES)
+                self._log.warning("metrics_page_bad", endpoint=tracker.spec.name, problem=problem)
+
+
+def _impossible(by_model: Mapping[str, ModelCounters]) -> str:
+    """Returns what no server can have counted; empty if everything is possible."""
+    for model, counters in by_model.items():
+        for name in ("success_count", "fail_count", "queue_s", "compute_s"):
+            value = getattr(counters, name)
+            if not 0 <= value <= MAX_COUNT:
+                return f"statistics of {model} say that {name} is {value:g}"
+    return ""

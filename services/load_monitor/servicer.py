@@ -6,20 +6,17 @@ import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
-from services.common.clock import Clock
 from services.common.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.times import to_ns
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.coordination import Coordinator
 from services.load_monitor.metrics import MonitorCounters
 from services.load_monitor.model import Publication
-from services.load_monitor.versions import Versions
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 
@@ -31,9 +28,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         board: Takes the reports.
         broadcast: Gives the states.
         coordinator: Changes the endpoint list.
-        versions: Told what clients have seen.
         counters: Counts reports.
-        clock: For the end of a drain.
         tiers: The mesh's tiers.
         max_endpoints: Most endpoints.
         max_watchers: Most watches at a time.
@@ -45,9 +40,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         board: Board,
         broadcast: Broadcast,
         coordinator: Coordinator,
-        versions: Versions,
         counters: MonitorCounters,
-        clock: Clock,
         tiers: tuple[str, ...],
         max_endpoints: int,
         max_watchers: int,
@@ -55,8 +48,6 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._board = board
         self._broadcast = broadcast
         self._coordinator = coordinator
-        self._versions = versions
-        self._clock = clock
         self._tiers = tiers
         self._max_endpoints = max_endpoints
         self._max_watchers = max_watchers
@@ -69,19 +60,23 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     ) -> pb.ReportTrafficResponse:
         """Takes the reports of one router until it leaves."""
         router_id, epoch, last_sequence = "", 0, 0
-        async for request in request_iterator:
-            report = convert.report_from_message(request.load)
-            if router_id not in ("", report.router_id):
-                problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
-                raise InvalidArgumentError("load.router_id", problem)
-            router_id, epoch = report.router_id, report.epoch
-            if self._board.take_report(report):
-                self._taken.inc()
-                last_sequence = report.sequence
-            else:
-                self._stale.inc()
-        if router_id:
-            self._board.leave(router_id, epoch)
+        stream = object()
+        try:
+            async for request in request_iterator:
+                report = convert.report_from_message(request.load)
+                if router_id not in ("", report.router_id):
+                    problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
+                    raise InvalidArgumentError("load.router_id", problem)
+                router_id, epoch = report.router_id, report.epoch
+                if self._board.take_report(report, stream):
+                    self._taken.inc()
+                    last_sequence = report.sequence
+                else:
+                    self._stale.inc()
+            if router_id:
+                self._board.leave(router_id, epoch)
+        finally:
+            self._board.aggregator.stream_broke(router_id, stream)
         return pb.ReportTrafficResponse(last_sequence=last_sequence)
 
     async def GetSystemState(
@@ -97,7 +92,11 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.WatchSystemStateRequest, context: Any
     ) -> AsyncIterator[pb.WatchSystemStateResponse]:
         """Sends states newer than the caller's as they come, until the process drains."""
-        version = self._versions.accept(request.after_version)
+        version = convert.after_version_of(request)
+        latest = self._broadcast.latest
+        if latest is None or version > latest.version:
+            # It counts another monitor's states, whose clock and numbers are none of ours.
+            version = 0
         if self._broadcast.watcher_count >= self._max_watchers:
             raise ResourceExhaustedError(
                 "TOO_MANY_WATCHERS",
@@ -128,13 +127,9 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.RemoveEndpointRequest, context: Any
     ) -> pb.RemoveEndpointResponse:
         """Lets an endpoint drain; it leaves when it is empty or its time is over."""
-        if not request.endpoint:
-            raise InvalidArgumentError("endpoint", "must not be empty")
+        name = convert.endpoint_name_of(request)
         drain_s = convert.drain_from_message(request)
-        until_wall_ns = self._clock.wall_ns() + to_ns(drain_s)
-        version = await self._coordinator.change(
-            lambda topology: topology.drain(request.endpoint, until_wall_ns)
-        )
+        version = await self._coordinator.change(lambda topology: topology.drain(name, drain_s))
         return pb.RemoveEndpointResponse(topology_version=version)
 
     def _watch_response(self, publication: Publication) -> pb.WatchSystemStateResponse:

@@ -7,14 +7,21 @@ import asyncio
 from services.common.clock import Clock
 from services.common.errors import AbortedError, DomainError
 from services.common.log import Logger
-from services.common.state.errors import VersionMismatchError
+from services.common.state.errors import StoredDataError, VersionMismatchError
 from services.common.state.shared_state import SharedState
 from services.load_monitor.board import Board
-from services.load_monitor.topology import Operation, Topology, decode_changes, encode_changes
+from services.load_monitor.topology import (
+    Changes,
+    Operation,
+    Topology,
+    decode_changes,
+    encode_changes,
+)
 
 _CHANGE_ATTEMPTS = 5
 _SYNC_INTERVAL_S = 0.5
 _MOST_PENDING = 1_000
+_MOST_PROBLEMS_TOLD = 20
 
 
 class SharedTopology:
@@ -87,16 +94,15 @@ class SharedTopology:
 
     async def _change(self, operation: Operation, before: list[Operation]) -> int:
         for _attempt in range(_CHANGE_ATTEMPTS):
-            stored = await self._store.load_topology()
+            expected, changes = await self._stored()
             base = self._board.topology
-            if stored is not None:
-                base = self._adopted(stored[1])
+            if changes is not None:
+                base = base.adopting(changes)
             topology = base
             for earlier in before:
                 topology = _applied(earlier, topology)
             topology = operation(topology).following(self._board.topology)
-            expected = 0 if stored is None else stored[0]
-            if stored is None or topology.changes != base.changes:
+            if expected == 0 or topology.changes != base.changes:
                 try:
                     payload = encode_changes(topology.changes)
                     await self._store.save_topology(payload, topology.version, expected)
@@ -113,13 +119,27 @@ class SharedTopology:
             return  # still drained in the next round
         self._log.info("endpoint_left", endpoint=name)
 
-    def _adopted(self, payload: bytes) -> Topology:
-        """Returns the own list with the stored changes, as it is if they cannot be read."""
+    async def _stored(self) -> tuple[int, Changes | None]:
+        """Returns number and content of the stored list; 0 if there is none to go on from.
+
+        What is wrong is set aside: with a broken list the own one is stored anew, with broken
+        endpoints the others.
+        """
+        changes: Changes | None = None
         try:
-            return self._board.topology.adopting(decode_changes(payload))
-        except ValueError as error:
-            self._log.error("stored_topology_unreadable", problem=str(error))
-            return self._board.topology
+            stored = await self._store.load_topology()
+            if stored is None:
+                return 0, None
+            changes, problems = decode_changes(stored[1])
+        except (StoredDataError, ValueError) as error:
+            problems = [str(error)]
+        else:
+            if not problems:
+                return stored[0], changes
+        await self._store.set_aside_topology()
+        for problem in problems[:_MOST_PROBLEMS_TOLD]:
+            self._log.error("stored_topology_set_aside", problem=problem)
+        return 0, changes
 
 
 def _unchanged(topology: Topology) -> Topology:

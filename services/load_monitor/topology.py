@@ -9,11 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from router.fleet import EndpointSpec
-from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
+from services.common.checks import is_name
+from services.common.convert import message_of_endpoint
+from services.common.errors import (
+    AlreadyExistsError,
+    DomainError,
+    NotFoundError,
+    ResourceExhaustedError,
+    cut,
+)
+from services.load_monitor.convert import endpoint_from_message
+from services.load_monitor.model import (
+    DEFAULT_DRAIN_S,
+    LONGEST_DRAIN_S,
+    MAX_ENDPOINTS_BYTES,
+    MAX_REASON_BYTES,
+)
+
+_FINGERPRINT_CHARACTERS = 16
+_LARGEST_VERSION = 2**52
+# JSON writes a character beyond ASCII in six.
+_MOST_STORED_BYTES = 4 * MAX_ENDPOINTS_BYTES
+_LONGEST_PROBLEM_BYTES = 200
+# Gauges of a tier, or what else the state says of an endpoint.
+_GAUGE_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +47,14 @@ class Changes:
         version: Number of the endpoint list, growing with every join and leave.
         added: Endpoints by name.
         removed: Names taken out.
-        draining: End of the drain by name, nanoseconds since 1970.
+        draining: Longest time of the drain by name, seconds from when a monitor sees it.
         fingerprint: Of the effective list; tells an edited settings file.
     """
 
     version: int = 0
     added: Mapping[str, EndpointSpec] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
-    draining: Mapping[str, int] = field(default_factory=dict)
+    draining: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
 
 
@@ -64,8 +87,8 @@ class Topology:
         return dict(sorted(found.items()))
 
     @property
-    def draining(self) -> Mapping[str, int]:
-        """End of the drain by name, nanoseconds since 1970."""
+    def draining(self) -> Mapping[str, float]:
+        """Longest time of the drain by name, seconds."""
         return self.changes.draining
 
     def renumbered(self) -> Topology:
@@ -101,6 +124,13 @@ class Topology:
                 f"{max_endpoints} endpoints",
                 f"{len(self.endpoints)} endpoints",
             )
+        room_bytes = MAX_ENDPOINTS_BYTES - sum(map(_state_bytes, self.endpoints.values()))
+        if _state_bytes(endpoint) > room_bytes:
+            raise ResourceExhaustedError(
+                "ENDPOINTS_TOO_LARGE",
+                f"{MAX_ENDPOINTS_BYTES} bytes",
+                f"{MAX_ENDPOINTS_BYTES - room_bytes + _state_bytes(endpoint)} bytes",
+            )
         if self.configured.get(endpoint.name, endpoint) != endpoint:
             raise AlreadyExistsError(
                 "endpoint", endpoint.name, "is defined differently in the settings"
@@ -111,7 +141,7 @@ class Topology:
         removed = self.changes.removed - {endpoint.name}
         return self._with(added=added, removed=removed).renumbered()
 
-    def drain(self, name: str, until_wall_ns: int) -> Topology:
+    def drain(self, name: str, drain_s: float) -> Topology:
         """Returns the list with an endpoint draining; itself if it drains already.
 
         Raises:
@@ -122,7 +152,7 @@ class Topology:
             raise NotFoundError("endpoint", name, endpoints)
         if name in self.draining:
             return self
-        return self._with(draining={**self.draining, name: until_wall_ns}).renumbered()
+        return self._with(draining={**self.draining, name: drain_s}).renumbered()
 
     def drop(self, name: str) -> Topology:
         """Returns the list without an endpoint; itself if there is none of that name."""
@@ -144,7 +174,7 @@ class Topology:
     def _fingerprint(self) -> str:
         content = {name: _entry(endpoint) for name, endpoint in self.endpoints.items()}
         text = json.dumps([content, sorted(self.draining)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
 
 
 def encode_changes(changes: Changes) -> bytes:
@@ -160,32 +190,69 @@ def encode_changes(changes: Changes) -> bytes:
     ).encode()
 
 
-def decode_changes(payload: bytes) -> Changes:
-    """Returns what `encode_changes` stored.
+def decode_changes(payload: bytes) -> tuple[Changes, list[str]]:
+    """Returns what `encode_changes` stored, and what is wrong with endpoints left out of it.
 
     Raises:
         ValueError: The bytes are something else.
     """
+    if len(payload) > _MOST_STORED_BYTES:
+        raise ValueError(f"stored endpoint list has {len(payload)} bytes")
+    added: dict[str, EndpointSpec] = {}
+    problems: list[str] = []
+    room_bytes = MAX_ENDPOINTS_BYTES
     try:
         document = json.loads(payload)
-        return Changes(
-            version=int(document["version"]),
-            added={entry["name"]: _spec(entry) for entry in document["added"]},
-            removed=frozenset(document["removed"]),
-            draining={str(name): int(until) for name, until in document["draining"].items()},
-            fingerprint=str(document["fingerprint"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"stored endpoint list cannot be read: {error!r}") from error
+        version = document["version"]
+        if type(version) is not int or not 0 <= version <= _LARGEST_VERSION:
+            raise ValueError(f"stored endpoint list has version {version!r:.80}")
+        for entry in document["added"]:
+            try:
+                spec = _spec(entry)
+                room_bytes -= _state_bytes(spec)
+                if room_bytes < 0:
+                    raise ValueError("does not fit a state")
+            except (DomainError, LookupError, TypeError, AttributeError, ValueError) as error:
+                problems.append(cut(f"{error!r}", _LONGEST_PROBLEM_BYTES))
+            else:
+                added[spec.name] = spec
+        removed = frozenset(name for name in document["removed"] if is_name(str(name)))
+        draining = {
+            name: _drain_s(drain) for name, drain in document["draining"].items() if is_name(name)
+        }
+        fingerprint = str(document["fingerprint"])[:_FINGERPRINT_CHARACTERS]
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"stored endpoint list cannot be read: {error!r:.200}") from error
+    return Changes(version, added, removed, draining, fingerprint), problems
+
+
+def _drain_s(value: object) -> float:
+    good = isinstance(value, int | float) and 0.0 <= value <= LONGEST_DRAIN_S
+    return float(value) if good else DEFAULT_DRAIN_S  # type: ignore[arg-type]
+
+
+def _state_bytes(spec: EndpointSpec) -> int:
+    """Returns the most that an endpoint takes in a state, its gauges and reason included."""
+    texts = [spec.name, spec.address, spec.device, spec.profile, spec.metrics_address]
+    served = [text for pair in spec.models.items() for text in pair]
+    definition = sum(len(text.encode()) for text in texts + served)
+    return definition + MAX_REASON_BYTES + _GAUGE_BYTES * (1 + len(spec.models))
 
 
 def _entry(spec: EndpointSpec) -> dict[str, Any]:
-    fields = asdict(spec)
-    models = fields.pop("models")
-    return {**fields, "tiers": [{"tier": tier, "model": models[tier]} for tier in models]}
+    return {
+        "name": spec.name,
+        "address": spec.address,
+        "device": spec.device,
+        "profile": spec.profile,
+        "metrics_address": spec.metrics_address,
+        "speed": spec.speed,
+        "tiers": [{"tier": tier, "model": model} for tier, model in spec.models.items()],
+    }
 
 
 def _spec(entry: dict[str, Any]) -> EndpointSpec:
-    models = {str(served["tier"]): str(served["model"]) for served in entry["tiers"]}
+    models = {served["tier"]: served["model"] for served in entry["tiers"]}
     fields = {key: value for key, value in entry.items() if key != "tiers"}
-    return EndpointSpec(**fields, models=models)
+    # Through the door's own checks: what stands in the store may have been written by anybody.
+    return endpoint_from_message(message_of_endpoint(EndpointSpec(**fields, models=models)), None)

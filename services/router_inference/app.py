@@ -7,7 +7,6 @@ import gc
 import os
 import random
 import secrets
-import socket
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_config import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
+from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
@@ -136,7 +136,7 @@ class RouterInference:
             metrics_address = str(metrics_server.address)
         clients = ClientPool(own.tier_cancel_grace_s)
         stack.push_async_callback(clients.close)
-        router_id = own.router_id or f"{socket.gethostname()[:40]}-{os.getpid()}"
+        router_id = own.router_id or new_process_id()
         core = self.core = self.build_core(router_id, telemetry, stores, clients)
         server = await build_server(
             services=[

@@ -37,6 +37,7 @@ class FakeProbeClient:
         self.ready_count = 0
         self.config_count = 0
         self.closed = False
+        self.error: Exception | None = None
 
     async def is_live(self) -> bool:
         """Returns the switch."""
@@ -50,6 +51,8 @@ class FakeProbeClient:
     async def statistics(self, model: str = "") -> Mapping[str, FakeCounters]:
         """Returns the counters, or fails."""
         self.statistics_count += 1
+        if self.error is not None:
+            raise self.error
         if not self.live:
             raise TierUnavailableError("UNAVAILABLE", "connection refused")
         return self.counters

@@ -7,6 +7,10 @@ class StateUnavailableError(Exception):
     """The store cannot be reached or did not answer in time; the caller goes on without it."""
 
 
+class StoredDataError(Exception):
+    """What is stored is not what was ever written there; the caller sets it aside."""
+
+
 class VersionMismatchError(Exception):
     """Somebody else wrote first.
 

@@ -5,6 +5,7 @@
 | `tiercel:v1:system_state:current` | hash version, payload | SYSTEM_STATE_TTL_S |
 | `tiercel:v1:peer_reports:all` | hash monitor -> router reports | PEER_REPORTS_TTL_S |
 | `tiercel:v1:topology:current` | hash version, payload | one entry, outlives every process |
+| `tiercel:v1:topology:set_aside` | what stood there and could not be read | SET_ASIDE_TTL_S |
 | `tiercel:v1:lease:<name>` | string owner | its own TTL |
 | `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_order:all` | sorted set policy id by publication | POLICY_COUNT_LIMIT |
@@ -20,6 +21,9 @@ PREFIX = "tiercel:v1"
 
 SYSTEM_STATE_TTL_S = 3600
 PEER_REPORTS_TTL_S = 5
+SET_ASIDE_TTL_S = 30 * 24 * 3600
+LONGEST_LEASE_S = 120
+LARGEST_VERSION = 2**52
 POLICY_COUNT_LIMIT = 200
 ACTIVATION_HISTORY_LIMIT = 100
 EXPERIENCE_LIMIT = 200_000
@@ -27,6 +31,7 @@ EXPERIENCE_LIMIT = 200_000
 SYSTEM_STATE = f"{PREFIX}:system_state:current"
 PEER_REPORTS = f"{PREFIX}:peer_reports:all"
 TOPOLOGY = f"{PREFIX}:topology:current"
+TOPOLOGY_SET_ASIDE = f"{PREFIX}:topology:set_aside"
 POLICY_INFO = f"{PREFIX}:policy_info:all"
 POLICY_ORDER = f"{PREFIX}:policy_order:all"
 POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"

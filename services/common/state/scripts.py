@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-# KEYS: hash. ARGV: version, payload, TTL in ms. Returns 1 if stored.
-PUBLISH_STATE = """
-local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+# What is no hash under the key of one is not ours; it is removed.
+_ONLY_A_HASH = """
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
+"""
+
+# KEYS: hash. ARGV: version, payload, TTL in ms, largest sensible version. Returns 1 if stored. A
+# version that is no number, or too large to count on from, is overwritten.
+PUBLISH_STATE = f"""{_ONLY_A_HASH}
+local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0') or 0
+if current > tonumber(ARGV[4]) then current = 0 end
 if tonumber(ARGV[1]) < current then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'payload', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -12,7 +20,7 @@ return 1
 """
 
 # KEYS: hash. Returns the values and empties it.
-TAKE_PEER_REPORTS = """
+TAKE_PEER_REPORTS = f"""{_ONLY_A_HASH}
 local values = redis.call('HVALS', KEYS[1])
 redis.call('DEL', KEYS[1])
 return values
@@ -26,8 +34,20 @@ redis.call('HSET', KEYS[1], 'version', ARGV[1], 'payload', ARGV[2])
 return -1
 """
 
-# KEYS: lease. ARGV: owner, TTL in ms. Returns 1 if the owner has it now.
+# KEYS: topology. ARGV: where to keep it, for how long in ms.
+SET_ASIDE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('RENAME', KEYS[1], ARGV[1])
+return redis.call('PEXPIRE', ARGV[1], ARGV[2])
+"""
+
+# KEYS: lease. ARGV: owner, TTL in ms, longest TTL anybody takes. Returns 1 if the owner has it now.
+# A lease without an end, or of another kind, was taken by none of us.
 ACQUIRE_LEASE = """
+local left = redis.call('PTTL', KEYS[1])
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' or left < 0 or left > tonumber(ARGV[3]) then
+  redis.call('DEL', KEYS[1])
+end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

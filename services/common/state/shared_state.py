@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Protocol, cast
 
+from redis.exceptions import ResponseError
+
 from services.common.clock import Clock
 from services.common.state import keys, scripts
-from services.common.state.errors import VersionMismatchError
+from services.common.state.errors import StoredDataError, VersionMismatchError
 from services.common.state.redis_connection import RedisConnection, milliseconds
+
+_MOST_DIGITS = 16
 
 
 class SharedState(Protocol):
@@ -39,7 +43,15 @@ class SharedState(Protocol):
         ...
 
     async def load_topology(self) -> tuple[int, bytes] | None:
-        """Returns version and endpoint list, None if there is none."""
+        """Returns version and endpoint list, None if there is none.
+
+        Raises:
+            StoredDataError: Something else stands there.
+        """
+        ...
+
+    async def set_aside_topology(self) -> None:
+        """Takes an endpoint list that cannot be read out of the way and keeps it for a while."""
         ...
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
@@ -60,17 +72,24 @@ class RedisSharedState:
         self._publish_state = register(scripts.PUBLISH_STATE)
         self._take_peer_reports = register(scripts.TAKE_PEER_REPORTS)
         self._save_topology = register(scripts.SAVE_TOPOLOGY)
+        self._set_aside = register(scripts.SET_ASIDE)
         self._acquire_lease = register(scripts.ACQUIRE_LEASE)
         self._release_lease = register(scripts.RELEASE_LEASE)
 
     async def publish_system_state(self, payload: bytes, version: int) -> bool:
         """Stores the newest system state."""
-        arguments = (version, payload, milliseconds(keys.SYSTEM_STATE_TTL_S))
+        ttl_ms = milliseconds(keys.SYSTEM_STATE_TTL_S)
+        arguments = (version, payload, ttl_ms, keys.LARGEST_VERSION)
         return bool(await self._call(lambda: self._publish_state([keys.SYSTEM_STATE], arguments)))
 
     async def load_system_state(self) -> bytes | None:
         """Returns the newest system state."""
-        payload = await self._call(lambda: self._redis.hget(keys.SYSTEM_STATE, "payload"))
+        try:
+            payload = await self._call(
+                lambda: self._redis.hget(keys.SYSTEM_STATE, "payload"), known=("WRONGTYPE",)
+            )
+        except ResponseError:
+            return None  # not ours; the next publication replaces it
         return cast("bytes | None", payload)
 
     async def put_peer_reports(self, peer: str, payload: bytes) -> None:
@@ -98,14 +117,28 @@ class RedisSharedState:
 
     async def load_topology(self) -> tuple[int, bytes] | None:
         """Returns version and endpoint list."""
-        version, payload = await self._call(
-            lambda: self._redis.hmget(keys.TOPOLOGY, ["version", "payload"])
-        )
-        return None if version is None or payload is None else (int(version), payload)
+        try:
+            version, payload = await self._call(
+                lambda: self._redis.hmget(keys.TOPOLOGY, ["version", "payload"]),
+                known=("WRONGTYPE",),
+            )
+        except ResponseError as error:
+            raise StoredDataError(f"endpoint list: {error}") from None
+        if version is None and payload is None:
+            return None
+        is_number = version is not None and version.isdigit() and len(version) <= _MOST_DIGITS
+        if not is_number or payload is None or not 0 < int(version) <= keys.LARGEST_VERSION:
+            raise StoredDataError(f"endpoint list: version {version!r:.80}")
+        return int(version), payload
+
+    async def set_aside_topology(self) -> None:
+        """Renames the key."""
+        arguments = (keys.TOPOLOGY_SET_ASIDE, milliseconds(keys.SET_ASIDE_TTL_S))
+        await self._call(lambda: self._set_aside([keys.TOPOLOGY], arguments))
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes or extends the lease."""
-        arguments = (owner, milliseconds(ttl_s))
+        arguments = (owner, milliseconds(ttl_s), milliseconds(keys.LONGEST_LEASE_S))
         return bool(await self._call(lambda: self._acquire_lease([keys.lease(name)], arguments)))
 
     async def release_lease(self, name: str, owner: str) -> bool:
@@ -158,6 +191,10 @@ class MemorySharedState:
     async def load_topology(self) -> tuple[int, bytes] | None:
         """Returns the endpoint list."""
         return self._topology
+
+    async def set_aside_topology(self) -> None:
+        """Forgets the endpoint list."""
+        self._topology = None
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes or extends a lease."""

@@ -13,16 +13,16 @@ from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 
 
-def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenState:
-    """Reads a system state, leaving out what this router itself reported.
+def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int) -> SeenState:
+    """Reads a system state, leaving out what this process itself reported.
 
-    Its own entry is left out whatever its epoch: an older one speaks of requests that died with
-    that process.
+    An entry of its name and another epoch is another process's load: one that was there first, or
+    an earlier one of this router, whose entry the first own report replaces.
     """
     totals: dict[tuple[str, str], tuple[float, float, float]] = {}
     other_rate_rps = 0.0
     for router in message.routers:
-        if router.router_id == router_id:
+        if router.router_id == router_id and router.epoch == epoch:
             continue
         other_rate_rps += router.arrival_rate_rps
         for load in router.loads:
@@ -45,7 +45,8 @@ def seen_state(message: system_state_pb2.SystemState, router_id: str) -> SeenSta
 def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:
     spec = endpoint_of_message(state.endpoint)
     # Rounded, so that a drifting estimate does not rebuild the fleet ten times a second.
-    spec = replace(spec, speed=round(spec.speed, 2) or 1.0)
+    # A claim never makes a device count as faster than its profile: answers tell that.
+    spec = replace(spec, speed=min(1.0, max(0.01, round(spec.speed, 2))))
     health = state.health
     weight, reason = state.ramp_weight, state.reason
     ready = frozenset(spec.models)

@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.router_inference.health_notes import MONITOR_UNREACHABLE, HealthNotes
+from services.router_inference.health_notes import (
+    MONITOR_UNREACHABLE,
+    REPORTS_REFUSED,
+    HealthNotes,
+)
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.accounts import Accounts
@@ -18,6 +23,12 @@ from services.router_inference.view.convert import router_load, seen_state
 from services.router_inference.view.view import View
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+
+_REFUSALS = (
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
 
 
 class MonitorLink:
@@ -86,13 +97,23 @@ class MonitorLink:
             # A monitor that lost its store may count from 1 again; its states are newer all the
             # same.
             self._version = state.version
-            self._view.apply(seen_state(state, self._router_id), self._clock.monotonic_s())
+            seen = seen_state(state, self._router_id, self._epoch)
+            self._view.apply(seen, self._clock.monotonic_s())
             self._notes.set(MONITOR_UNREACHABLE, False)
         self._version = 0
 
     async def _report_once(self, works: Callable[[], None]) -> None:
-        call = self._stub.ReportTraffic(self._reports(works))
-        await call
+        def accepted() -> None:
+            works()
+            self._notes.set(REPORTS_REFUSED, False)
+
+        try:
+            await self._stub.ReportTraffic(self._reports(accepted))
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _REFUSALS:
+                # The others do not see this router's load: its name is taken, or there is no room.
+                self._notes.set(REPORTS_REFUSED, True, error.details() or "")
+            raise
 
     async def _reports(
         self, works: Callable[[], None]

@@ -61,7 +61,7 @@ class Monitor:
         self.broadcast = Broadcast()
         self.versions = Versions(clock)
         self.coordinator = Coordinator(
-            monitor_id=name,
+            process_id=name,
             store=store,
             topology=SharedTopology(store=store, board=self.board, clock=clock, log=LOG),
             board=self.board,

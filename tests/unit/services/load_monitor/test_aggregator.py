@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from services.common.errors import ResourceExhaustedError
+from services.common.checks import MAX_RATE_RPS
+from services.common.errors import AlreadyExistsError, ResourceExhaustedError
 from services.load_monitor.aggregator import Aggregator
-from services.load_monitor.model import RouterReport
+from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport
 from tests.fakes.clock import FakeClock
 
 
@@ -36,15 +38,69 @@ def test_late_and_repeated_reports_change_nothing(aggregator: Aggregator) -> Non
     assert aggregator.in_flight_at("e") == 1
 
 
-def test_restarted_router_begins_a_new_epoch(aggregator: Aggregator) -> None:
-    """A larger epoch starts its sequence anew; what the old process still sends is ignored."""
-    assert aggregator.take(report(epoch=1, sequence=100, count=5))
-    assert aggregator.take(report(epoch=2, sequence=1, count=0))
-    assert not aggregator.take(report(epoch=1, sequence=101, count=5))
-    aggregator.leave("r1", epoch=1)
-    assert [r.epoch for r in aggregator.reports] == [2]
-    aggregator.leave("r1", epoch=2)
+@pytest.mark.parametrize("epoch", [2, 1])
+def test_restarted_router_begins_a_new_epoch(aggregator: Aggregator, epoch: int) -> None:
+    """Once its stream has broken a name is free, whichever way the router's clock went."""
+    old, new = object(), object()
+    assert aggregator.take(report(epoch=3 - epoch, sequence=100, count=5), old)
+    aggregator.stream_broke("r1", old)
+    assert aggregator.take(report(epoch=epoch, sequence=1, count=0), new)
+    aggregator.leave("r1", epoch=3 - epoch)
+    assert [r.epoch for r in aggregator.reports] == [epoch]
+    aggregator.leave("r1", epoch=epoch)
     assert aggregator.reports == ()
+
+
+@pytest.mark.parametrize("epoch", [2**63 - 1, 1])
+def test_a_second_process_of_the_same_name_is_refused(
+    aggregator: Aggregator, clock: FakeClock, epoch: int
+) -> None:
+    """No epoch silences a router that reports; one that fell silent may be replaced."""
+    assert aggregator.take(report(epoch=7, count=5), object())
+    with pytest.raises(AlreadyExistsError) as caught:
+        aggregator.take(report(epoch=epoch, sequence=1), object())
+    assert caught.value.reason == "ROUTER_ID_ALREADY_EXISTS"
+    assert not aggregator.take(report(epoch=epoch, sequence=1))
+    assert aggregator.take(report(epoch=7, sequence=2, count=4), object())
+    clock.move(3.5)
+    assert aggregator.take(report(epoch=epoch, sequence=1), object())
+
+
+def test_a_router_that_reconnects_keeps_its_name(aggregator: Aggregator) -> None:
+    """Its old stream may end after the new one began."""
+    old, new = object(), object()
+    assert aggregator.take(report(sequence=1), old)
+    assert aggregator.take(report(sequence=2), new)
+    aggregator.stream_broke("r1", old)
+    with pytest.raises(AlreadyExistsError):
+        aggregator.take(report(epoch=9), object())
+
+
+def test_rates_never_leave_the_numbers(aggregator: Aggregator, clock: FakeClock) -> None:
+    """The largest rates that the door lets through have a finite sum."""
+    for name in ("a", "b", "c"):
+        aggregator.take(report(name, rate_rps=MAX_RATE_RPS))
+        clock.move(1.0)
+    aggregator.expire()
+    assert aggregator.arrival_rate_short_rps == 3 * MAX_RATE_RPS
+    assert aggregator.arrival_rate_long_rps <= 3 * MAX_RATE_RPS
+
+
+def test_reports_have_room_by_construction(clock: FakeClock) -> None:
+    """Large reports are refused before the state grows too large, small ones never are."""
+    aggregator = Aggregator(clock=clock, silence_s=3.0, max_routers=100)
+    large = RouterReport("", 1, 1, 0.0, (), b"x" * 250_000)
+    taken_count = 0
+    with pytest.raises(ResourceExhaustedError) as caught:  # noqa: PT012 - the end of a loop
+        for taken_count in range(99):
+            aggregator.take(replace(large, router_id=f"r{taken_count}"))
+    assert caught.value.reason == "REPORTS_TOO_LARGE"
+    assert 30 < taken_count < 70
+    assert aggregator.take(replace(large, router_id="small", encoded=b"x" * 20_000))
+    assert sum(len(r.encoded) for r in aggregator.reports) <= MAX_REPORTS_BYTES
+    clock.move(4.0)
+    aggregator.expire()
+    assert aggregator.take(replace(large, router_id="late"))
 
 
 def test_silent_router_is_forgotten_with_its_load(aggregator: Aggregator, clock: FakeClock) -> None:

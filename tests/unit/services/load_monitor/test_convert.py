@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet import EndpointSpec
-from services.common.errors import InvalidArgumentError
+from services.common.errors import MAX_VIOLATIONS, InvalidArgumentError
 from services.load_monitor import convert
 from services.load_monitor.model import (
     EndpointView,
@@ -19,6 +22,7 @@ from services.load_monitor.model import (
     TierGauge,
 )
 from tiercel.common.v1 import common_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -68,11 +72,169 @@ def test_any_stored_bytes_are_read_or_refused(payload: bytes) -> None:
             decode(payload)
 
 
-def test_large_report_is_refused() -> None:
-    """One router cannot fill the memory."""
-    message = pb.RouterLoad(router_id="r", epoch=1, sequence=1, policy="x" * 300_000)
-    with pytest.raises(InvalidArgumentError, match="load: at most 262144 bytes"):
-        convert.report_from_message(message)
+_MOST = 2**63 - 1
+CANDIDATE = common_pb2.Candidate(tier="small", endpoint="e")
+
+
+def load_of(**fields: Any) -> pb.RouterLoad:
+    """Returns a report with fields of its own."""
+    whole: dict[str, Any] = {"router_id": "r", "epoch": 1, "sequence": 1}
+    return pb.RouterLoad(**(whole | fields))
+
+
+def entry(**fields: Any) -> pb.CandidateLoad:
+    """Returns the load of one candidate."""
+    return pb.CandidateLoad(**({"candidate": CANDIDATE} | fields))
+
+
+@pytest.mark.parametrize(
+    ("load", "field"),
+    [
+        (load_of(router_id="x" * 129), "load.router_id"),
+        (load_of(epoch=0), "load.epoch"),
+        (load_of(sequence=-1), "load.sequence"),
+        (load_of(report_time=Timestamp(seconds=_MOST)), "load.report_time"),
+        (load_of(report_time=Timestamp(nanos=-1)), "load.report_time"),
+        (load_of(arrival_rate_rps=1.7e308), "load.arrival_rate_rps"),
+        (load_of(arrival_rate_rps=1.1e9), "load.arrival_rate_rps"),
+        (load_of(arrival_rate_rps=math.inf), "load.arrival_rate_rps"),
+        (load_of(arrival_rate_rps=math.nan), "load.arrival_rate_rps"),
+        (load_of(policy="x" * 129), "load.policy"),
+        (load_of(policy_version="x" * 129), "load.policy_version"),
+        (load_of(policy="x" * 300_000), "load."),
+        (load_of(outcomes=pb.OutcomeCounts(on_time_count=_MOST)), "load.outcomes.on_time_count"),
+        (load_of(outcomes=pb.OutcomeCounts(late_count=-1)), "load.outcomes.late_count"),
+        (
+            load_of(outcomes=pb.OutcomeCounts(delivered_reward_sum=math.inf)),
+            "load.outcomes.delivered_reward_sum",
+        ),
+        (load_of(tier_outcomes=[pb.TierOutcomeCounts(tier="a")] * 65), "load.tier_outcomes"),
+        (load_of(tier_outcomes=[pb.TierOutcomeCounts()]), "load.tier_outcomes[0].tier"),
+        (
+            load_of(
+                tier_outcomes=[
+                    pb.TierOutcomeCounts(tier="a", outcomes=pb.OutcomeCounts(failed_count=-1))
+                ]
+            ),
+            "load.tier_outcomes[0].outcomes.failed_count",
+        ),
+        (load_of(loads=[pb.CandidateLoad()] * 10_001), "load.loads"),
+        (load_of(loads=[pb.CandidateLoad()]), "load.loads[0].candidate.tier"),
+        (load_of(loads=[entry(in_flight_count=2**31 - 1)]), "load.loads[0].in_flight_count"),
+        (
+            load_of(loads=[entry(waiting_prompt_token_count=_MOST)]),
+            "load.loads[0].waiting_prompt_token_count",
+        ),
+        (
+            load_of(loads=[entry(remaining_output_token_count=-1)]),
+            "load.loads[0].remaining_output_token_count",
+        ),
+        (load_of(loads=[entry(), entry()]), "load.loads[1].candidate"),
+        (
+            load_of(loads=[entry(candidate=common_pb2.Candidate(tier="s", endpoint="x" * 65))]),
+            "load.loads[0].candidate.endpoint",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_field_of_a_report_has_its_limit(load: pb.RouterLoad, field: str) -> None:
+    """What is out of range is refused by the field's name, with the limit."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.report_from_message(load)
+    assert caught.value.field == field
+    assert "limit" in caught.value.message or field.endswith("candidate")
+
+
+@pytest.mark.parametrize("count", [200_000, 100])
+def test_a_report_of_empty_loads_is_refused_in_few_words(count: int) -> None:
+    """Neither the walk nor the answer grows with the mistakes."""
+    load = load_of(loads=[pb.CandidateLoad()] * count)
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.report_from_message(load)
+    assert len(caught.value.violations) <= MAX_VIOLATIONS
+
+
+def test_what_a_report_holds_beyond_the_contract_is_dropped() -> None:
+    """Unknown fields would be handed on to every router."""
+    load = load_of()
+    load.MergeFromString(b"\xfa\x7f\x03abc")
+    assert b"abc" not in convert.report_from_message(load).encoded
+
+
+def definition(**fields: Any) -> common_pb2.Endpoint:
+    """Returns an endpoint's definition with fields of its own."""
+    tiers = [common_pb2.ServedTier(tier="small")]
+    whole: dict[str, Any] = {"endpoint": "e", "address": "h:1", "tiers": tiers}
+    return common_pb2.Endpoint(**(whole | fields))
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (definition(endpoint="E"), "endpoint.endpoint"),
+        (definition(endpoint="x" * 5_000), "endpoint.endpoint"),
+        (definition(profile="x" * 3_000_000), "endpoint.profile"),
+        (definition(profile="../secret"), "endpoint.profile"),
+        (definition(device="x" * 65), "endpoint.device"),
+        (definition(device="a b"), "endpoint.device"),
+        (definition(address="h"), "endpoint.address"),
+        (definition(address="h" * 3_000 + ":1"), "endpoint.address"),
+        (definition(address="h:" + "0" * 4_000 + "1"), "endpoint.address"),
+        (definition(metrics_address="h:1/x"), "endpoint.metrics_address"),
+        (definition(speed=100.0), "endpoint.speed"),
+        (definition(speed=1.01), "endpoint.speed"),
+        (definition(speed=-0.1), "endpoint.speed"),
+        (definition(speed=1e-9), "endpoint.speed"),
+        (definition(speed=math.nan), "endpoint.speed"),
+        (definition(tiers=[]), "endpoint.tiers"),
+        (definition(tiers=[common_pb2.ServedTier(tier="small")] * 3), "endpoint.tiers"),
+        (definition(tiers=[common_pb2.ServedTier(tier="small")] * 2), "endpoint.tiers[1].tier"),
+        (definition(tiers=[common_pb2.ServedTier(tier="x")] * 200_000), "endpoint.tiers"),
+        (definition(tiers=[common_pb2.ServedTier(tier="x")]), "endpoint.tiers[0].tier"),
+        (
+            definition(tiers=[common_pb2.ServedTier(tier="small", model_name="m" * 129)]),
+            "endpoint.tiers[0].model_name",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_field_of_an_endpoint_has_its_limit(message: common_pb2.Endpoint, field: str) -> None:
+    """What is out of range is refused by the field's name."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.endpoint_from_message(message, ("small", "large"))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        service_pb2.RemoveEndpointRequest(drain=Duration(seconds=_MOST)),
+        service_pb2.RemoveEndpointRequest(drain=Duration(seconds=-1)),
+        service_pb2.RemoveEndpointRequest(drain=Duration(nanos=-(2**31))),
+        service_pb2.RemoveEndpointRequest(drain=Duration(seconds=3_601)),
+    ],
+)
+def test_a_drain_out_of_range_is_refused(
+    request_: service_pb2.RemoveEndpointRequest,
+) -> None:
+    """An endpoint drains for an hour at most."""
+    with pytest.raises(InvalidArgumentError, match="drain"):
+        convert.drain_from_message(request_)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "x" * 5_000])
+def test_a_name_that_can_be_no_endpoint_is_refused(name: str) -> None:
+    """It is not looked up, nor sent back."""
+    with pytest.raises(InvalidArgumentError, match="endpoint"):
+        convert.endpoint_name_of(service_pb2.RemoveEndpointRequest(endpoint=name))
+
+
+@pytest.mark.parametrize("version", [0, -1, 2**63 - 1])
+def test_a_stored_state_whose_number_leaves_no_room_is_refused(version: int) -> None:
+    """Counting goes on above the stored number, which must be possible."""
+    payload = pb.SystemState(version=version).SerializeToString()
+    with pytest.raises(ValueError, match="version"):
+        convert.decode_publication(payload)
 
 
 def test_picture_keeps_unknown_apart_from_zero() -> None:

@@ -39,12 +39,19 @@ def test_any_line_is_read_or_refused(rest: str) -> None:
     assert all(0 <= depth < 2**31 for depth in depths.values())
 
 
-@pytest.mark.parametrize("value", ["-1", "1e30", "NaN", "+Inf"])
+@pytest.mark.parametrize("value", ["-1", "1e30", "1e999", "-1e999", "NaN", "+Inf", str(2**64 - 1)])
 def test_what_is_no_count_is_refused(value: str) -> None:
     """A depth that no message can carry must not reach the picture."""
     page = f'nv_inference_pending_request_count{{model="small"}} {value}'
     with pytest.raises((ValueError, OverflowError)):
         parse_queue_depths(page.encode())
+
+
+def test_a_page_of_too_many_models_is_refused() -> None:
+    """Reading it would hold up everything else."""
+    lines = [f'nv_inference_pending_request_count{{model="m{n}"}} 0' for n in range(2_001)]
+    with pytest.raises(ValueError, match="lines"):
+        parse_queue_depths("\n".join(lines).encode())
 
 
 async def serve(answer: bytes) -> tuple[asyncio.Server, str]:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from router.fleet import EndpointSpec
 from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
+from services.load_monitor.convert import encode_picture
+from services.load_monitor.model import (
+    DEFAULT_DRAIN_S,
+    MAX_ENDPOINTS_BYTES,
+    MAX_REASON_BYTES,
+    EndpointView,
+    Health,
+    Picture,
+    TierGauge,
+)
 from services.load_monitor.topology import Topology, decode_changes, encode_changes
 
 
@@ -56,7 +69,8 @@ def test_unknown_name_and_full_list(topology: Topology) -> None:
 def test_stored_changes_are_merged_with_the_settings(topology: Topology) -> None:
     """A restart keeps additions and removals; the settings' new endpoints join."""
     changed = topology.add(endpoint("b"), max_endpoints=9).drop("a")
-    stored = decode_changes(encode_changes(changed.changes))
+    stored, problems = decode_changes(encode_changes(changed.changes))
+    assert not problems
     assert stored == changed.changes
     same = Topology({"a": endpoint("a")}).adopting(stored).renumbered()
     assert (same.version, list(same.endpoints)) == (changed.version, ["b"])
@@ -77,3 +91,94 @@ def test_damaged_store_is_a_value_error(payload: bytes) -> None:
     """Whatever is stored, the monitor gets one kind of error."""
     with pytest.raises(ValueError, match=r"Expecting|cannot be read|decode"):
         decode_changes(payload)
+
+
+def stored_with(**fields: Any) -> bytes:
+    """Returns a stored list with fields of its own."""
+    whole = {"version": 3, "added": [], "removed": [], "draining": {}, "fingerprint": ""}
+    return json.dumps(whole | fields).encode()
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    """Returns a stored endpoint with fields of its own."""
+    tiers = [{"tier": "small", "model": "m"}]
+    whole = {"name": "b", "address": "h:1", "device": "b", "tiers": tiers, "profile": ""}
+    return whole | {"metrics_address": "", "speed": 1.0} | fields
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry(profile="x" * 3_000_000),
+        entry(name="x" * 65),
+        entry(name=7),
+        entry(speed=100.0),
+        entry(speed="fast"),
+        entry(tiers=[{"tier": f"t{index}", "model": "m"} for index in range(65)]),
+        entry(tiers=[{"tier": "small"}]),
+        entry(address="h:1 --flag"),
+        entry(surprise=1),
+        {},
+        [],
+        None,
+    ],
+)
+def test_a_poisoned_endpoint_is_left_out_and_the_others_stay(bad: object) -> None:
+    """What stands in the store passes the door's own checks, one endpoint at a time."""
+    changes, problems = decode_changes(stored_with(added=[bad, entry(name="good")]))
+    assert list(changes.added) == ["good"]
+    assert len(problems) == 1
+    assert len(problems[0].encode()) <= 200
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        stored_with(version=2**63),
+        stored_with(version=-1),
+        stored_with(version="3"),
+        stored_with(version=1e400),
+        stored_with(added=7),
+        stored_with(draining=[]),
+        b"[" * 100_000,
+        b" " * (33 * 1024 * 1024),
+    ],
+)
+def test_a_list_that_cannot_be_gone_on_from_is_a_value_error(payload: bytes) -> None:
+    """A number at the end of what messages hold, nesting without end, bytes without end."""
+    with pytest.raises(ValueError, match=r"stored endpoint list|Expecting"):
+        decode_changes(payload)
+
+
+@pytest.mark.parametrize("drain", [-1, 1.7e18, 1e400, "x", None])
+def test_a_drain_without_sense_takes_the_default(drain: object) -> None:
+    """An endpoint cannot be made to drain for ever by what stands in the store."""
+    changes, _problems = decode_changes(stored_with(draining={"b": drain}))
+    assert changes.draining == {"b": DEFAULT_DRAIN_S}
+
+
+def test_endpoints_that_would_not_fit_a_state_are_refused() -> None:
+    """Whatever the number allowed: the state must stay below what a message holds."""
+    models = {f"t{index}": "m" * 128 for index in range(64)}
+    first = {f"e{n}": EndpointSpec(f"e{n}", "h:1", "d", models) for n in range(300)}
+    topology = Topology(first).renumbered()
+    with pytest.raises(ResourceExhaustedError) as caught:  # noqa: PT012 - the end of a loop
+        for index in range(300, 100_000):
+            spec = EndpointSpec(f"e{index}", "h:1", "d", models)
+            topology = topology.add(spec, max_endpoints=100_000)
+    assert caught.value.reason == "ENDPOINTS_TOO_LARGE"
+    views = tuple(
+        EndpointView(spec, Health.PARTIAL, 1.0, 2**60, gauges_of(spec), "r" * MAX_REASON_BYTES)
+        for spec in topology.endpoints.values()
+    )
+    picture = Picture(1, "m", 1, views, (), 0.0, 0.0, 1)
+    assert MAX_ENDPOINTS_BYTES / 4 < len(encode_picture(picture).payload) <= MAX_ENDPOINTS_BYTES
+
+
+def gauges_of(spec: EndpointSpec) -> tuple[TierGauge, ...]:
+    """Returns the largest gauges an endpoint can have."""
+    most = 2**53
+    return tuple(
+        TierGauge(tier, True, 2**31 - 1, most, most, 1e9 + 0.1, 1e9 + 0.1, "k" * 64)
+        for tier in spec.models
+    )
