@@ -40,7 +40,7 @@ def test_decision_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Decisions with their observation on 4 devices x 3 tiers, beside a bare forward pass."""
     fleet = fleets.fleet(4)
     rng = np.random.default_rng(0)
-    load = fleets.random_load(rng, fleet.candidate_count, 20.0)
+    load = fleets.listed(fleets.random_load(rng, fleet.candidate_count, 20.0))
     request, signals = Request(0, 0.4, 100.0, 8.0), Signals(300.0, 300.0, 0.0, 110.0)
     weights = zero_weights(features.FEATURE_COUNT, 64)
     x_CF = rng.random((12, features.FEATURE_COUNT)).astype(np.float32)

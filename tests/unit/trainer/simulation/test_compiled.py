@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -60,12 +58,6 @@ def random_state(
     return load, allowed_C, query
 
 
-def listed(load: LoadArrays) -> LoadArrays:
-    """Returns a load as the live path holds it."""
-    lists: tuple[Any, ...] = tuple(array.tolist() for array in load)
-    return LoadArrays(*lists)
-
-
 @pytest.mark.parametrize("name", SCORED)
 def test_scores_and_choices_agree(name: str) -> None:
     """Compiled on arrays and plain on lists, each row gives the same scores and choice."""
@@ -83,7 +75,7 @@ def test_scores_and_choices_agree(name: str) -> None:
         compiled.twin(table).score(
             table.ROW[name], FLEET.arrays, load, allowed_C, query, params_P, arrays
         )
-        plain_load, plain_allowed = listed(load), allowed_C.tolist()
+        plain_load, plain_allowed = fleets.listed(load), allowed_C.tolist()
         scores.predict(FLEET.lists, plain_load, query, lists)
         entry.score(FLEET.lists, plain_load, plain_allowed, query, plain_P, lists)
         for array, plain in zip(arrays, lists, strict=True):
@@ -109,7 +101,7 @@ def test_pickers_agree(name: str) -> None:
         plain = picker.pick(
             number,
             FLEET.lists,
-            listed(load),
+            fleets.listed(load),
             allowed_C.tolist(),
             query,
             tier,
