@@ -7,6 +7,8 @@ and then waits for ever, and it costs more per request; only its generated stubs
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,18 +21,27 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.times import from_ns
 from services.common.triton.errors import (
+    BAD_ANSWER,
     TierDeadlineError,
     TierError,
+    TierInvalidError,
     TierUnavailableError,
     error_of_status,
     error_of_text,
 )
 
 CONTROL_TIMEOUT_S = 2.0
-_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_MAX_RECEIVED_BYTES = 4 * 1024 * 1024
+_MAX_SENT_BYTES = 17 * 1024 * 1024
+"""Above the longest prompt that settings allow."""
+_MOST_TOKEN_BYTES = 512
+"""Longest text of one token, UTF-8; the longest in vocabularies of today have some 130."""
+_SPARE_BYTES = 4096
+_SPARE_MESSAGES = 16
+_MOST_COUNT_BYTES = 8
 _CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_RECEIVED_BYTES),
+    ("grpc.max_send_message_length", _MAX_SENT_BYTES),
     # An endpoint that comes back is to be used within a second, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -40,6 +51,7 @@ _CHANNEL_OPTIONS = (
 )
 _FINAL = "triton_final_response"
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
+_FINISH_REASONS = {b"stop": "stop", b"length": "length"}
 _TRUE = b"\x01"
 _FALSE = b"\x00"
 
@@ -140,6 +152,9 @@ class TritonClient:
         self._stub = stub
         self._stream_infer = stub.ModelStreamInfer
         self._templates: dict[tuple[str, bool], kserve.ModelInferRequest] = {}
+        # Triton puts the request's id before some error texts: it must be none that a caller knows.
+        self._id_prefix = secrets.token_hex(8)
+        self._id_numbers = itertools.count(1)
 
     async def __aenter__(self) -> TritonClient:
         """Returns itself."""
@@ -223,7 +238,6 @@ class TritonClient:
         seed: int = 0,
         metadata: Sequence[tuple[str, str]] = (),
         stream: bool = True,
-        request_id: str = "",
     ) -> AsyncGenerator[TierChunk, None]:
         """Asks a tier for an answer and yields it piece by piece.
 
@@ -243,18 +257,19 @@ class TritonClient:
                 asks for a gRPC status instead of a text inside a failed stream: two such failures
                 at once bring Triton 2.51 down with a segmentation fault.
             stream: Whether the tier sends tokens as they come, else one piece.
-            request_id: Triton's request id, shown in its log and spans.
 
         Raises:
-            TierError: One of its four subclasses; see each.
+            TierError: One of its subclasses; see each. An answer longer than was asked for, or not
+                of the form asked for, is a TierUnavailableError with the reason BAD_ANSWER.
         """
         if timeout_s <= 0.0:
             raise TierDeadlineError("DEADLINE_EXCEEDED", "no time was left for the tier")
         request = self._request(
             model, prompt, max_output_tokens, timeout_s, temperature, seed, stream
         )
-        if request_id:
-            request.id = request_id
+        if len(prompt) > _MAX_SENT_BYTES // 4 and request.ByteSize() > _MAX_SENT_BYTES:
+            raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one message")
+        budget = _Budget(max_output_tokens)
         call = self._stream_infer(
             timeout=timeout_s + self._cancel_grace_s,
             metadata=tuple(metadata) or None,
@@ -268,8 +283,8 @@ class TritonClient:
                 if message is _END_OF_STREAM:
                     raise await _ended_early(call)
                 if message.error_message:
-                    raise error_of_text(message.error_message)
-                chunk = _chunk(message.infer_response)
+                    raise error_of_text(message.error_message, request.id)
+                chunk = budget.chunk(message.infer_response)
                 complete = chunk.is_final
                 yield chunk
         except grpc.aio.AioRpcError as error:
@@ -297,6 +312,7 @@ class TritonClient:
             template = self._templates[(model, stream)] = _template(model)
         request = kserve.ModelInferRequest()
         request.CopyFrom(template)
+        request.id = f"{self._id_prefix}-{next(self._id_numbers)}"
         request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
         sampling = (
             f'{{"max_tokens":{max_output_tokens:d},"temperature":{temperature!r},"seed":{seed:d}}}'
@@ -341,24 +357,59 @@ def _bytes_tensor(data: bytes) -> bytes:
     return len(data).to_bytes(4, "little") + data
 
 
-def _chunk(response: kserve.ModelInferResponse) -> TierChunk:
-    """Converts one response; outputs may be missing or come in any order."""
-    text = finish_reason = ""
-    token_count = -1
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
-        if output.name == "text_output":
-            text = raw[4:].decode("utf-8", "replace")
-        elif output.name == "num_output_tokens":
-            token_count = int.from_bytes(raw, "little")
-        elif output.name == "finish_reason":
-            finish_reason = raw[4:].decode("utf-8", "replace")
-    if token_count < 0:
-        token_count = 1 if text else 0
-    is_final = _FINAL in response.parameters and response.parameters[_FINAL].bool_param
-    # vLLM writes "null" or "None" while an answer goes on.
-    if not is_final and finish_reason not in ("stop", "length"):
-        finish_reason = ""
-    return TierChunk(text, token_count, is_final, finish_reason)
+class _Budget:
+    """What one answer may still hold; an endpoint that sends more is at fault."""
+
+    __slots__ = ("_bytes", "_messages", "_tokens")
+
+    def __init__(self, max_output_tokens: int) -> None:
+        """Takes how many tokens were asked for."""
+        self._tokens = max_output_tokens
+        self._bytes = max_output_tokens * _MOST_TOKEN_BYTES + _SPARE_BYTES
+        self._messages = 2 * max_output_tokens + _SPARE_MESSAGES
+
+    def chunk(self, response: kserve.ModelInferResponse) -> TierChunk:
+        """Converts one response; outputs may be missing or come in any order.
+
+        Raises:
+            TierUnavailableError: More came than was asked for, or not in the form asked for.
+        """
+        text = finish_reason = b""
+        token_count = -1
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+            if output.name == "text_output":
+                text = _text_of(raw)
+            elif output.name == "num_output_tokens":
+                if len(raw) > _MOST_COUNT_BYTES:
+                    raise _bad_answer(f"a token count of {len(raw)} bytes")
+                token_count = int.from_bytes(raw, "little")
+            elif output.name == "finish_reason":
+                finish_reason = _text_of(raw)
+        if token_count < 0:
+            # A tier that does not count: its bytes are bounded all the same.
+            token_count = min(1, self._tokens) if text else 0
+        self._messages -= 1
+        self._bytes -= len(text)
+        self._tokens -= token_count
+        if self._tokens < 0:
+            raise _bad_answer(f"{-self._tokens} tokens more than was asked for")
+        if self._bytes < 0 or self._messages < 0:
+            raise _bad_answer("longer than the tokens asked for can be")
+        is_final = _FINAL in response.parameters and response.parameters[_FINAL].bool_param
+        # vLLM writes "null" or "None" while an answer goes on.
+        reason = _FINISH_REASONS.get(finish_reason, "")
+        return TierChunk(text.decode("utf-8", "replace"), token_count, is_final, reason)
+
+
+def _text_of(raw: bytes) -> bytes:
+    """Returns the one element of a BYTES tensor."""
+    if raw and int.from_bytes(raw[:4], "little") != len(raw) - 4:
+        raise _bad_answer("a text whose length is not as stated")
+    return raw[4:]
+
+
+def _bad_answer(what: str) -> TierUnavailableError:
+    return TierUnavailableError(BAD_ANSWER, f"the endpoint sent {what}")
 
 
 def _counters(stats: kserve.ModelStatistics) -> ModelCounters:

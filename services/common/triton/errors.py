@@ -8,15 +8,27 @@ import grpc
 
 QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
 """Reason of an answer that the tier ended at the request's timeout."""
-_OVERLOAD_TEXTS = ("timeout expired", "timed out in queue")
+BAD_ANSWER = "BAD_ANSWER"
+"""Reason of an answer that no tier may give: too long, or not of the form asked for."""
+# What Triton 2.51 and the mesh's own tiers say, as their texts begin. What a text goes on with may
+# come from a caller's prompt, so nothing is looked for there.
+_QUEUE_FULL = re.compile(r"Exceeds maximum queue size|queue is full: \d+ requests wait")
+_QUEUE_TIMEOUT = re.compile(r"Request timeout expired")
+_MODEL_GONE = re.compile(r"(Request for )?unknown model: ")
+_TIER_GONE = re.compile(
+    r"Failed to process the request\(s\) for model instance '[\w.-]+', message: "
+    r"Stub process '[\w.-]+' is not healthy"
+    r"|paced device is lost|the model is being unloaded|internal error in the engine"
+)
 # Triton's own words for a request that does not fit the model's inputs, and the form in which the
 # mesh's tiers refuse one: the field, a colon, what is wrong with it.
-_INVALID_TEXT = re.compile(
-    r"^(\[request id: [^\]]*\] )?"
-    r"((text_input|stream|exclude_input_in_output|return_\w+|sampling_parameters)(\.\w+)?: "
+_INVALID = re.compile(
+    r"(text_input|stream|exclude_input_in_output|return_\w+|sampling_parameters)(\.\w+)?: "
     r"|(max_tokens|temperature|seed|top_k|top_p): "
-    r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected)"
+    r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected"
 )
+# The words of gRPC on our own side for a message that is larger than our limit.
+_ANSWER_TOO_LARGE = re.compile(r"(Stream removed \()?CLIENT: Received message larger than max")
 
 
 class TierError(Exception):
@@ -50,41 +62,59 @@ class TierInvalidError(TierError):
     """The tier refused the request itself: sending it elsewhere would not help."""
 
 
-def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
-    """Maps a gRPC status of Triton to a typed error.
+class TierUnknownError(TierError):
+    """The tier answered this request with an error whose words we do not know.
 
-    Triton answers UNAVAILABLE both when a queue is full or was waited in for too long, and when
-    the model or the whole server is gone; only the text tells them apart.
+    It may be the request's fault or the endpoint's; only what becomes of the request elsewhere
+    tells.
+    """
+
+
+def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
+    """Maps a gRPC status to a typed error.
+
+    Triton gives a status to what is wrong with the call or the server; what is wrong with one
+    request of a stream comes as a text (`error_of_text`). It answers UNAVAILABLE both when a queue
+    is full or was waited in for too long, and when the model or the whole server is gone.
     """
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TierDeadlineError("DEADLINE_EXCEEDED", detail or "deadline exceeded")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return TierInvalidError("INVALID_REQUEST", detail)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        # gRPC's own limit on message sizes has this code too, and no other endpoint helps there.
-        if "message" in detail and "larger" in detail:
-            return TierInvalidError("MESSAGE_TOO_LARGE", detail)
+        if _ANSWER_TOO_LARGE.match(detail):
+            return TierUnavailableError(BAD_ANSWER, detail)
         return TierOverloadedError("RESOURCE_EXHAUSTED", detail)
     if code is grpc.StatusCode.NOT_FOUND:
         return TierUnavailableError("MODEL_NOT_FOUND", detail)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return error_of_text(detail, known_unavailable=True)
+        return _overload_of(detail) or TierUnavailableError("UNAVAILABLE", detail)
     if code is grpc.StatusCode.CANCELLED:
         return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
     return TierUnavailableError("TIER_FAILED", f"{code.name}: {detail}")
 
 
-def error_of_text(text: str, *, known_unavailable: bool = False) -> TierError:
-    """Maps the bare text of an error inside a stream, where Triton sends no status."""
-    lowered = text.lower()
-    if "maximum queue size" in lowered:
+def error_of_text(text: str, request_id: str = "") -> TierError:
+    """Maps the bare text of an error inside a stream, where Triton sends no status.
+
+    Args:
+        text: What Triton or the model said. Parts of it may come from the caller's prompt.
+        request_id: The id that was sent with the request, of our own making; Triton puts it before
+            some of its texts.
+    """
+    bare = text.removeprefix(f"[request id: {request_id}] ")
+    if error := _overload_of(bare):
+        return error
+    if _INVALID.match(bare):
+        return TierInvalidError("INVALID_REQUEST", bare)
+    if _MODEL_GONE.match(bare):
+        return TierUnavailableError("MODEL_NOT_FOUND", bare)
+    if _TIER_GONE.match(bare):
+        return TierUnavailableError("UNAVAILABLE", bare)
+    return TierUnknownError("TIER_FAILED", bare)
+
+
+def _overload_of(text: str) -> TierOverloadedError | None:
+    if _QUEUE_FULL.match(text):
         return TierOverloadedError("QUEUE_FULL", text)
-    if any(part in lowered for part in _OVERLOAD_TEXTS):
-        return TierOverloadedError(QUEUE_TIMEOUT, text)
-    if known_unavailable:
-        return TierUnavailableError("UNAVAILABLE", text)
-    if _INVALID_TEXT.match(text):
-        return TierInvalidError("INVALID_REQUEST", text)
-    if "unknown model" in lowered:
-        return TierUnavailableError("MODEL_NOT_FOUND", text)
-    return TierUnavailableError("TIER_FAILED", text)
+    return TierOverloadedError(QUEUE_TIMEOUT, text) if _QUEUE_TIMEOUT.match(text) else None

@@ -21,6 +21,7 @@ from services.common.triton.errors import (
     TierError,
     TierInvalidError,
     TierOverloadedError,
+    TierUnknownError,
 )
 from services.router_inference.path.job import Attempt, Choice, Job
 from services.router_inference.path.second_chance import SecondChance
@@ -83,6 +84,19 @@ class AttemptParts:
     stream_tiers: bool
     learn_slowness: bool
     monotonic_s: Callable[[], float]
+
+    def blame_doubted(self, doubted: Target, answered: Target) -> None:
+        """Counts an error that nobody could read against its candidate: another one answered.
+
+        Where that was another tier, the request may still have been too much for this one.
+        """
+        is_doubt = doubted.tier != answered.tier
+        if doubted.breaker.on_failure(self.monotonic_s(), "TIER_FAILED", is_doubt=is_doubt):
+            self.count_ejection(doubted)
+
+    def count_ejection(self, target: Target) -> None:
+        """Counts that a candidate is left alone from now on."""
+        self.accounts.metrics.ejections.labels(tier=target.tier, endpoint=target.endpoint).inc()
 
 
 class AttemptRun:
@@ -241,7 +255,6 @@ class AttemptRun:
             seed=job.seed,
             metadata=attempt.trace.metadata() if attempt.trace.sampled else (),
             stream=job.is_stream or parts.stream_tiers,
-            request_id=job.request_id,
         )
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -286,20 +299,21 @@ class AttemptRun:
             self._end()
 
     def _blame(self, error: TierError) -> None:
-        """Counts a failure of the endpoint, not of the request or of its queue."""
-        if isinstance(error, TierInvalidError | TierOverloadedError):
+        """Counts a failure of the endpoint, not of the request or of its queue.
+
+        What may be the request's fault waits for `blame_doubted`.
+        """
+        if isinstance(error, TierInvalidError | TierOverloadedError | TierUnknownError):
             self.target.breaker.on_unknown()
             return
         parts = self._parts
         if self.target.breaker.on_failure(parts.monotonic_s(), error.reason):
-            self._count_ejection()
+            parts.count_ejection(self.target)
 
     def _blame_silence(self) -> None:
-        if not self._waiting:
-            self.target.breaker.on_unknown()
-        elif self.target.breaker.on_silence(self._parts.monotonic_s()):
-            self._count_ejection()
-
-    def _count_ejection(self) -> None:
-        tier, endpoint = self.target.candidate
-        self._parts.accounts.metrics.ejections.labels(tier=tier, endpoint=endpoint).inc()
+        """Counts silence, but not where the request gave the candidate less time than it needs."""
+        now_s, breaker = self._parts.monotonic_s(), self.target.breaker
+        if not self._waiting or now_s - self.job.dispatch_s < self.choice.predicted_s:
+            breaker.on_unknown()
+        elif breaker.on_silence(now_s):
+            self._parts.count_ejection(self.target)

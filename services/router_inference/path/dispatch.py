@@ -23,6 +23,7 @@ from services.common.triton.errors import (
     TierError,
     TierInvalidError,
     TierOverloadedError,
+    TierUnknownError,
 )
 from services.router_inference.path.attempt import (
     CUTOFF_TOLERANCE_S,
@@ -125,6 +126,8 @@ class Dispatcher:
             is_late = now_s >= job.cutoff_s - CUTOFF_TOLERANCE_S
             outcome = Outcome.LATE if is_late else Outcome.CANCELLED
             self._ending.end(job, outcome, now_s, REASON_DEADLINE if is_late else "")
+        elif isinstance(error, InvalidArgumentError):
+            self._ending.end(job, Outcome.INVALID, now_s, error.reason)
         elif isinstance(error, DomainError):
             self._ending.end(job, Outcome.FAILED, now_s, error.reason)
         else:
@@ -142,23 +145,36 @@ class Dispatcher:
         """Dispatches until there is an answer or no candidate is left."""
         target, kind = choice.target, "first"
         failed: frozenset[tuple[str, str]] = _NONE_FAILED
+        doubted: Target | None = None
         while True:
             run = AttemptRun(self._parts, job, choice, target, kind, sink)
             try:
                 await run.until_done()
             except TierError as error:
                 failed = failed | {target.candidate}
-                target = self._after_failure(job, target, failed, error)
+                is_unknown = isinstance(error, TierUnknownError)
+                # What fails in two places in words unknown is not sent to a third.
+                may_retry = doubted is None or not is_unknown
+                doubted = target if is_unknown else doubted
+                target = self._after_failure(job, target, failed, error, may_retry=may_retry)
                 kind = "retry"
                 continue
             if run.rescue is None:
                 job.is_complete = True
+                if doubted is not None:
+                    self._parts.blame_doubted(doubted, target)
                 self._explain_step_down(job, choice, target)
                 return
             target, kind = run.rescue, "rescue"
 
     def _after_failure(
-        self, job: Job, target: Target, failed: frozenset[tuple[str, str]], error: TierError
+        self,
+        job: Job,
+        target: Target,
+        failed: frozenset[tuple[str, str]],
+        error: TierError,
+        *,
+        may_retry: bool,
     ) -> Target:
         """Returns where to send a failed request next; raises the error it ends with if nowhere."""
         now_s = self._monotonic_s()
@@ -170,7 +186,7 @@ class Dispatcher:
                 f"the tier refused the request: {error.detail}",
                 reason=REASON_TIER_REFUSED,
             ) from None
-        found = self._second_chance.retry_target(job, target, failed)
+        found = self._second_chance.retry_target(job, target, failed) if may_retry else None
         if found is not None:
             job.retry_count += 1
             self._accounts.metrics.retries.labels(reason=error.reason).inc()

@@ -13,13 +13,17 @@ from services.router_inference.view.fleet import Target
 
 
 class Outcome(enum.Enum):
-    """How a request ended; every offered request ends in exactly one."""
+    """How a request ended; every offered request ends in exactly one of the first five.
+
+    One that its tier found bad input after all is taken for that, as if it had never been offered.
+    """
 
     ON_TIME = "on_time"
     LATE = "late"
     REFUSED = "refused"
     CANCELLED = "cancelled"
     FAILED = "failed"
+    INVALID = "invalid"
 
 
 class StepDown(enum.Enum):

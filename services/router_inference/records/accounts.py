@@ -1,7 +1,7 @@
 """Counts of how requests ended: exact for reports and status, and as Prometheus metrics.
 
 Invariant: offered = on_time + late + refused + cancelled + failed + under way. Bad input is
-counted apart.
+counted apart, whoever found it: one that its tier finds bad is offered no more.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class Counts:
 
     def add(self, outcome: Outcome, reward: float) -> None:
         """Counts one end."""
+        if outcome is Outcome.INVALID:
+            self.offered -= 1
         name = outcome.value
         setattr(self, name, getattr(self, name) + 1)
         self.delivered_reward_sum += reward
@@ -227,6 +229,9 @@ class Accounts(Collector):
     def on_end(self, job: Job, outcome: Outcome, delivered_reward: float) -> None:
         """Counts the end of an offered request."""
         self.counts.add(outcome, delivered_reward)
+        if outcome is Outcome.INVALID:
+            self.metrics.invalid.labels(reason=job.reason).inc()
+            return
         tier = job.tier
         if tier:
             counts = self.tier_counts.get(tier)

@@ -19,6 +19,7 @@ OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
     Outcome.REFUSED: common_pb2.OUTCOME_STATUS_REFUSED,
     Outcome.CANCELLED: common_pb2.OUTCOME_STATUS_CANCELLED,
     Outcome.FAILED: common_pb2.OUTCOME_STATUS_FAILED,
+    Outcome.INVALID: common_pb2.OUTCOME_STATUS_INVALID,
 }
 """Status of each end, for records."""
 LEASE_EXPIRED = common_pb2.OUTCOME_STATUS_LEASE_EXPIRED

@@ -39,6 +39,10 @@ class BreakerLimits:
 # The share a candidate starts with when it comes back, and the one that lets a probe through: the
 # policy still has to choose it, and `allowed_mask` opens it to everybody when nothing else is left.
 _FIRST_SHARE = 0.1
+# The share of a candidate that is ejected on doubt only. It is never closed altogether: whatever a
+# caller can make a tier say, there is a place left for everybody's requests, and one good answer
+# opens it again.
+_DOUBT_SHARE = 0.002
 
 
 class Breaker:
@@ -48,6 +52,7 @@ class Breaker:
         "_asked_s",
         "_backoff_s",
         "_failures",
+        "_is_doubt",
         "_limits",
         "_on_change",
         "_probe_running",
@@ -62,6 +67,7 @@ class Breaker:
         self._limits = limits
         self._on_change = on_change
         self._failures = 0
+        self._is_doubt = False
         self._backoff_s = limits.eject_s
         self._until_s = 0.0
         self._ramp_start_s = 0.0
@@ -88,10 +94,11 @@ class Breaker:
         if state is BreakerState.EJECTED and now_s >= self._until_s:
             self._probe_running = False
             self._become(state := BreakerState.PROBING)
+        least = _DOUBT_SHARE if self._is_doubt else 0.0
         if state is BreakerState.EJECTED:
-            return 0.0
+            return least
         if state is BreakerState.PROBING:
-            return 0.0 if self._probe_running else _FIRST_SHARE
+            return least if self._probe_running else _FIRST_SHARE
         share = (now_s - self._ramp_start_s) / self._limits.ramp_s
         if share >= 1.0:
             self._backoff_s = self._limits.eject_s
@@ -114,14 +121,25 @@ class Breaker:
         """Counts a token or an answer."""
         self._asked_s = None
         self._failures = 0
-        if self.state is BreakerState.PROBING:
+        is_doubted = self._is_doubt and self.state is BreakerState.EJECTED
+        if is_doubted or self.state is BreakerState.PROBING:
             self._ramp_start_s = now_s
             self._become(BreakerState.RAMPING)
 
-    def on_failure(self, now_s: float, reason: str) -> bool:
-        """Counts a failure of the endpoint (not of the request); returns True if it ejects."""
+    def on_failure(self, now_s: float, reason: str, *, is_doubt: bool = False) -> bool:
+        """Counts a failure of the endpoint (not of the request); returns True if it ejects.
+
+        Args:
+            now_s: monotonic seconds.
+            reason: what happened.
+            is_doubt: True if the request may have been at fault after all: such failures leave the
+                candidate a small share.
+        """
+        if is_doubt and self.state is BreakerState.EJECTED:
+            return False
         self.last_reason = reason
         self._failures += 1
+        self._is_doubt = is_doubt or (self._is_doubt and self._failures > 1)
         if self.state is BreakerState.EJECTED:
             return False
         if self.state is BreakerState.CLOSED and self._failures < self._limits.eject_after_failures:

@@ -216,6 +216,79 @@ async def test_error_text_without_status_is_typed(server: Server) -> None:
         await _collect(client)
 
 
+async def test_triton_gets_an_id_of_our_own(server: Server) -> None:
+    """No two requests share one, and the text that Triton puts after it is understood."""
+    scripted, client = server
+
+    async def behaviour(
+        request: kserve.ModelInferRequest, context: Any
+    ) -> AsyncIterator[kserve.ModelStreamInferResponse]:
+        text = f"[request id: {request.id}] Exceeds maximum queue size"
+        yield kserve.ModelStreamInferResponse(error_message=text)
+
+    scripted.behaviour = behaviour
+    for _ in range(2):
+        with pytest.raises(TierOverloadedError, match="QUEUE_FULL"):
+            await _collect(client)
+    assert len({request.id for request in scripted.requests}) == 2
+
+
+def _with_raw_count(raw: bytes) -> kserve.ModelStreamInferResponse:
+    message = _response("a", final=True, num_output_tokens=1)
+    message.infer_response.raw_output_contents[1] = raw
+    return message
+
+
+def _with_raw_text(raw: bytes) -> kserve.ModelStreamInferResponse:
+    message = _response("a", final=True)
+    message.infer_response.raw_output_contents[0] = raw
+    return message
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [_with_raw_count(b"\xff" * 100_000)],
+        [_with_raw_count(b"\xff" * 8)],
+        [_with_raw_count((9).to_bytes(4, "little"))],
+        [_response("a", final=False, num_output_tokens=5)] * 2,
+        [_with_raw_text(b"\xff\xff\xff\xffabc")],
+        [_with_raw_text(b"abc")],
+        [_response("x" * 10_000, final=False)],
+        [_response("x" * 2_000, final=False, num_output_tokens=0)] * 9,
+        [_response("", final=False, num_output_tokens=0)] * 100,
+        [_response("x" * 5_000_000, final=True)],
+    ],
+    ids=[
+        "count of 100 kB",
+        "largest count",
+        "one token too many",
+        "too many tokens in all",
+        "text shorter than stated",
+        "text without a length",
+        "text too long",
+        "text too long in all",
+        "endless empty pieces",
+        "message too large",
+    ],
+)
+async def test_an_answer_no_tier_may_give_is_the_endpoints_fault(
+    server: Server, messages: list[kserve.ModelStreamInferResponse]
+) -> None:
+    """Of 8 tokens asked for; it ends with a reason, and the stream is closed."""
+    scripted, client = server
+    scripted.behaviour = _says(*messages)
+    with pytest.raises(TierUnavailableError, match="BAD_ANSWER"):
+        await _collect(client)
+
+
+async def test_a_finish_reason_is_one_of_two_words(server: Server) -> None:
+    """Whatever else a tier says is no reason that callers are told."""
+    scripted, client = server
+    scripted.behaviour = _says(_response("a", final=True, finish_reason="x" * 1_000))
+    assert await _collect(client) == [TierChunk("a", 1, True, "")]
+
+
 async def test_stream_without_final_response_is_an_error(server: Server) -> None:
     """An answer that just ends is not taken for a complete one."""
     scripted, client = server

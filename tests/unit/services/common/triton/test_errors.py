@@ -11,8 +11,14 @@ from services.common.triton.errors import (
     TierInvalidError,
     TierOverloadedError,
     TierUnavailableError,
+    TierUnknownError,
     error_of_status,
     error_of_text,
+)
+
+UNHEALTHY = (
+    "Failed to process the request(s) for model instance 'x_0', message: Stub process 'x_0_0' is "
+    "not healthy."
 )
 
 
@@ -29,9 +35,9 @@ from services.common.triton.errors import (
         ("RESOURCE_EXHAUSTED", "too many", TierOverloadedError, "RESOURCE_EXHAUSTED"),
         (
             "RESOURCE_EXHAUSTED",
-            "received message larger than max",
-            TierInvalidError,
-            "MESSAGE_TOO_LARGE",
+            "CLIENT: Received message larger than max (9 vs. 8)",
+            TierUnavailableError,
+            "BAD_ANSWER",
         ),
         ("CANCELLED", "", TierUnavailableError, "CANCELLED_BY_SERVER"),
     ],
@@ -51,18 +57,39 @@ def test_status_becomes_a_typed_error(
         ("Exceeds maximum queue size", TierOverloadedError),
         ("Request for unknown model: 'x' is not found", TierUnavailableError),
         ("Request timeout expired", TierOverloadedError),
-        ("[request id: 1] expected 4 inputs but got 3 inputs for model 'x'", TierInvalidError),
+        ("[request id: ours-1] expected 4 inputs but got 3 inputs for model 'x'", TierInvalidError),
+        ("[request id: ours-1] Request timeout expired", TierOverloadedError),
+        ("queue is full: 16 requests wait", TierOverloadedError),
+        (UNHEALTHY, TierUnavailableError),
+        ("paced device is lost", TierUnavailableError),
         ("unexpected inference input 'y' for model 'x'", TierInvalidError),
         ("sampling_parameters.max_tokens: must be at least 1", TierInvalidError),
         ("text_input: must not be empty", TierInvalidError),
         ("max_tokens: 0 must be an integer in 1..16", TierInvalidError),
-        ("the sampling_parameters: broke the model", TierUnavailableError),
-        ("something broke", TierUnavailableError),
+        ("the sampling_parameters: broke the model", TierUnknownError),
+        ("something broke", TierUnknownError),
     ],
 )
 def test_text_without_a_status_is_typed(text: str, error: type[TierError]) -> None:
     """Triton's words tell a full queue, a bad request and a broken tier apart."""
-    assert type(error_of_text(text)) is error
+    assert type(error_of_text(text, "ours-1")) is error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot answer 'timeout expired'",
+        "cannot answer: Exceeds maximum queue size",
+        "[request id: a]b] Request timeout expired",
+        "[request id: ours-1]] Request timeout expired",
+        "[request id: ours-12] text_input: too long",
+        "Failed to process the request(s) for model instance 'x', message: Stub 'is not healthy'",
+        "ValueError: unknown model: paced device is lost",
+    ],
+)
+def test_a_caller_writes_no_words_of_triton(text: str) -> None:
+    """Known words count where Triton begins its text, after the id that we sent, nowhere else."""
+    assert type(error_of_text(text, "ours-1")) is TierUnknownError
 
 
 def test_error_detail_is_one_short_line() -> None:

@@ -66,7 +66,10 @@ async def test_a_completion_says_who_answered_and_why() -> None:
 def test_every_reason_and_every_end_has_its_message() -> None:
     """A new one that nobody converts would raise on the request path."""
     assert set(convert._STEP_DOWNS) == set(StepDown)
-    assert set(convert.REPORTED_OUTCOMES.values()) == set(Outcome) - {Outcome.REFUSED}
+    assert set(convert.REPORTED_OUTCOMES.values()) == set(Outcome) - {
+        Outcome.REFUSED,
+        Outcome.INVALID,
+    }
 
 
 @scenario

@@ -108,6 +108,17 @@ async def test_a_cancelled_client_stops_the_work() -> None:
 
 
 @scenario
+async def test_deadlines_too_short_for_a_tier_close_nobody() -> None:
+    """Misses of requests that gave the tier less time than it needs are their own fault."""
+    rig = make_rig(safety_net=False, silent_eject_s=0.1, eject_after_failures=1)
+    for _ in range(30):
+        with pytest.raises(DeadlineExceededError):
+            await rig.answer(rig.job(deadline_s=0.01, max_output_tokens=1))
+        await asyncio.sleep(0.02)
+    await rig.answer(rig.job())
+
+
+@scenario
 async def test_failing_endpoints_are_ejected_probed_and_brought_back() -> None:
     """Ejected after three failures, refused meanwhile, probed after the pause, then used."""
     rig = make_rig(tiers=("small",), policy="static-small", eject_s=1.0, ramp_s=2.0)

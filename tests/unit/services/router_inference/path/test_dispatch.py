@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -15,11 +17,15 @@ from services.common.triton.errors import (
     TierInvalidError,
     TierOverloadedError,
     TierUnavailableError,
+    TierUnknownError,
 )
 from services.router_inference.path.job import Outcome, StepDown
+from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, make_rig
 from tests.unit.services.router_inference.scenario import scenario
+from tiercel.common.v1 import common_pb2
 
+UNKNOWN = TierUnknownError("TIER_FAILED", "ValueError: timeout expired")
 GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
 HANG = Behaviour(hang=True)
 
@@ -47,7 +53,69 @@ async def test_a_request_the_tier_refuses_is_not_retried() -> None:
         await rig.answer(rig.job())
     assert caught.value.reason == "TIER_REFUSED_REQUEST"
     assert len(rig.tier().calls) == 1
-    assert rig.core.accounts.counts.failed == 1
+    counts = rig.core.accounts.counts
+    assert (counts.offered, counts.failed, counts.invalid) == (0, 0, 1)
+    assert "small" not in rig.core.accounts.tier_counts
+    assert (await rig.records())[-1].outcome.status == common_pb2.OUTCOME_STATUS_INVALID
+    rig.assert_settled()
+
+
+@pytest.mark.parametrize("endpoint_count", [1, 2])
+@pytest.mark.parametrize("refusing", [("small", "medium", "large"), ("large",)])
+def test_no_words_of_a_refusal_close_a_tier(endpoint_count: int, refusing: Sequence[str]) -> None:
+    """A request that tiers refuse in words unknown, sent again and again, harms nobody else."""
+
+    async def run() -> None:
+        rig = make_rig(endpoint_count=endpoint_count, eject_after_failures=1, retry_burst=1_000)
+        for _ in range(50):
+            for index in range(endpoint_count):
+                for tier in refusing:
+                    rig.tier(index).behaviours[tier] = Behaviour(error=UNKNOWN)
+            with suppress(UnavailableError):
+                await rig.answer(rig.job())
+            for index in range(endpoint_count):
+                rig.tier(index).behaviours.clear()
+            # Somebody else, with a request that only this tier can answer.
+            await rig.answer(rig.job(tier="large"))
+        ejected = any(family.samples for family in rig.core.accounts.metrics.ejections.collect())
+        # With one endpoint and an answer of another tier, the tier is doubted, not closed.
+        assert ejected is (endpoint_count == 1 and refusing == ("large",))
+
+    run_virtual(run())
+
+
+@scenario
+async def test_an_error_unknown_counts_where_another_endpoint_answers() -> None:
+    """The same request, the same tier, an answer elsewhere: then the endpoint is at fault."""
+    rig = make_rig(endpoint_count=2, eject_after_failures=3, retry_burst=1_000)
+    rig.tier(0).default = Behaviour(error=UNKNOWN)
+    for _ in range(20):
+        await rig.answer(rig.job())
+    calls = len(rig.tier(0).calls)
+    assert calls < 10
+    assert rig.core.view.fleet.current(rig.clock.monotonic_s()).arrays.availability_C[2] == 0.0
+
+
+@scenario
+async def test_what_fails_twice_in_words_unknown_is_not_sent_on() -> None:
+    """A request that breaks tiers meets two of them, not all."""
+    rig = make_rig(endpoint_count=3)
+    for index in range(3):
+        rig.tier(index).default = Behaviour(error=UNKNOWN)
+    with pytest.raises(UnavailableError):
+        await rig.answer(rig.job())
+    assert sum(len(rig.tier(index).calls) for index in range(3)) == 2
+
+
+@scenario
+async def test_a_bad_answer_is_the_endpoints_fault() -> None:
+    """It is retried elsewhere, and ejects."""
+    rig = make_rig(endpoint_count=2, eject_after_failures=1)
+    bad = TierUnavailableError("BAD_ANSWER", "the endpoint sent a token count of 100000 bytes")
+    rig.tier(0).default = Behaviour(error=bad)
+    for _ in range(10):
+        await rig.answer(rig.job())
+    assert len(rig.tier(0).calls) <= 3
 
 
 @scenario

@@ -22,12 +22,12 @@ def scraped(rig: Rig, name: str) -> dict[tuple[str, ...], float]:
 
 
 def test_every_outcome_has_a_count_of_its_name() -> None:
-    """Each end raises one count; all of them together are what has ended."""
-    counts = Counts()
+    """Each end raises one count; all but bad input together are what has ended."""
+    counts = Counts(offered=len(Outcome))
     for outcome in Outcome:
         counts.add(outcome, 0.5)
         assert getattr(counts, outcome.value) == 1
-    assert counts.ended == len(Outcome)
+    assert counts.ended == counts.offered == len(Outcome) - 1
     assert counts.delivered_reward_sum == 0.5 * len(Outcome)
 
 

@@ -52,6 +52,31 @@ def test_ejections_double_up_to_their_limit() -> None:
     assert waits == [0.5, 1.0, 1.0]
 
 
+def test_a_doubted_candidate_keeps_a_small_share_until_it_answers() -> None:
+    """What may have been the requests' fault never closes it, and one answer brings it back."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for _ in range(2):
+        breaker.on_failure(0.0, "X", is_doubt=True)
+    assert breaker.state is BreakerState.EJECTED
+    assert 0.0 < breaker.availability(0.1) < 0.01
+    breaker.on_sign_of_life(0.2)
+    assert breaker.availability(0.3) >= 0.1
+
+
+def test_a_doubt_opens_no_candidate_that_has_failed() -> None:
+    """One that is ejected for good reason stays so; a failure closes one that was doubted."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for _ in range(2):
+        breaker.on_failure(0.0, "X")
+    breaker.on_failure(0.1, "X", is_doubt=True)
+    assert breaker.availability(0.2) == 0.0
+    doubted = Breaker(LIMITS, lambda: None)
+    for _ in range(2):
+        doubted.on_failure(0.0, "X", is_doubt=True)
+    doubted.on_failure(0.1, "X")
+    assert doubted.availability(0.2) == 0.0
+
+
 def test_every_change_of_state_is_told() -> None:
     """Its owner hears of ejection, probe, ramp and recovery, and of nothing else."""
     told: list[BreakerState] = []
