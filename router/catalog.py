@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from router.documents import parse_toml
+from router.messages import shown
 from router.types import InvalidFileError, Task, is_finite_number
 
 if TYPE_CHECKING:
@@ -37,21 +38,27 @@ def parse_quality(text: str, origin: str) -> QualityTable:
     Raises:
         InvalidFileError: with every mistake found.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidFileError(origin, [f"not TOML: {error}"]) from error
+    document = parse_toml(text, origin)
     problems: list[str] = []
     tables: dict[str, dict[str, dict[str, float]]] = {"quality": {}, "raw": {}}
     for section in tables:
-        for task, row in document.get(section, {}).items():
+        rows = document.get(section, {})
+        if not isinstance(rows, dict):
+            rows = {}
+            problems.append(f"{section}: must have only [{section}.TASK] tables")
+        for task, row in rows.items():
             tables[section][task] = {}
+            if not isinstance(row, dict):
+                problems.append(f"{section}.{task}: must be a table (got {shown(row)})")
+                continue
             for tier, value in row.items():
                 if not is_finite_number(value) or not 0.0 <= value <= 1.0:
-                    problems.append(f"{section}.{task}.{tier}: must be from 0 to 1 (got {value!r})")
+                    problems.append(
+                        f"{section}.{task}.{tier}: must be from 0 to 1 (got {shown(value)})"
+                    )
                     continue
                 tables[section][task][tier] = float(value)
-    if not tables["quality"]:
+    if not tables["quality"] and not problems:
         problems.append("quality: must have at least one [quality.TASK] table")
     if problems:
         raise InvalidFileError(origin, problems)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from router.documents import parse_toml
+from router.messages import shown
 from router.types import InvalidFileError, is_finite_number
 
 SOURCES = ("published", "measured", "assumed")
+LONGEST_NAME = 200
+MOST_TIERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +94,18 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
     Raises:
         InvalidFileError: with every mistake found.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidFileError(origin, [f"not TOML: {error}"]) from error
+    raw = parse_toml(text, origin)
     problems: list[str] = []
     name = raw.get("name")
-    if not isinstance(name, str) or not name:
-        problems.append("name: must be a non-empty string")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        problems.append(f"name: must be a text of 1 to {LONGEST_NAME} characters")
     source = raw.get("source")
     if source not in SOURCES:
-        problems.append(f"source: must be one of {', '.join(SOURCES)} (got {source!r})")
+        problems.append(f"source: must be one of {', '.join(SOURCES)} (got {shown(source)})")
     raw_tiers = raw.get("tiers")
-    if not isinstance(raw_tiers, dict) or not raw_tiers:
-        raise InvalidFileError(
-            origin, [*problems, "tiers: must have at least one [tiers.NAME] table"]
-        )
+    if not isinstance(raw_tiers, dict) or not 0 < len(raw_tiers) <= MOST_TIERS:
+        problem = f"tiers: must have 1 to {MOST_TIERS} tables [tiers.NAME]"
+        raise InvalidFileError(origin, [*problems, problem])
     tiers = {
         str(tier): _parse_tier(str(tier), table, problems) for tier, table in raw_tiers.items()
     }
@@ -120,15 +119,17 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
     return LatencyProfile(str(name), str(source), tiers, str(raw.get("description", "")))
 
 
-_FIELDS: dict[str, tuple[float, bool]] = {
-    # field: (lowest value allowed, required)
-    "step_s": (1e-9, True),
-    "per_sequence_s": (0.0, True),
-    "per_prompt_token_s": (0.0, True),
-    "max_batch": (1, False),
-    "max_prompt_tokens_per_step": (1, False),
-    "overhead_s": (0.0, False),
-    "max_kv_tokens": (1, False),
+_LONGEST_S = 3_600.0
+_MOST_TOKENS = 1_000_000_000
+_FIELDS: dict[str, tuple[float, float, bool]] = {
+    # field: (lowest value allowed, highest value allowed, required)
+    "step_s": (1e-9, _LONGEST_S, True),
+    "per_sequence_s": (0.0, _LONGEST_S, True),
+    "per_prompt_token_s": (0.0, _LONGEST_S, True),
+    "max_batch": (1, 65_536, False),
+    "max_prompt_tokens_per_step": (1, _MOST_TOKENS, False),
+    "overhead_s": (0.0, _LONGEST_S, False),
+    "max_kv_tokens": (1, _MOST_TOKENS, False),
 }
 
 
@@ -142,16 +143,18 @@ def _parse_tier(tier: str, table: Any, problems: list[str]) -> TierProfile:
         f"tiers.{tier}.{key}: unknown; known: {', '.join(_FIELDS)}"
         for key in table.keys() - _FIELDS.keys()
     )
-    for key, (lowest, required) in _FIELDS.items():
+    for key, (lowest, highest, required) in _FIELDS.items():
         if key not in table:
             if required:
                 problems.append(f"tiers.{tier}.{key}: missing")
             continue
         value = table[key]
         if not is_finite_number(value):
-            problems.append(f"tiers.{tier}.{key}: must be a finite number (got {value!r})")
+            problems.append(f"tiers.{tier}.{key}: must be a finite number (got {shown(value)})")
         elif value < lowest:
             problems.append(f"tiers.{tier}.{key}: must be at least {lowest:g} (got {value:g})")
+        elif value > highest:
+            problems.append(f"tiers.{tier}.{key}: must be at most {highest:g} (got {value:g})")
         else:
             whole = key.startswith("max_")
             values[key] = int(value) if whole else float(value)

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
+from router.messages import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,11 +43,15 @@ def is_finite_number(value: object) -> TypeGuard[float]:
     return -sys.float_info.max <= value <= sys.float_info.max
 
 
+_MOST_PROBLEMS = 100
+
+
 class InvalidFileError(ValueError):
     """A profile, quality or snapshot file is wrong; `problems` lists every mistake found."""
 
     def __init__(self, origin: str, problems: list[str]) -> None:
-        """Keeps the origin (file name) and one line per mistake."""
+        """Keeps the origin (file name) and one short line per mistake."""
+        problems = [one_line(problem) for problem in problems[:_MOST_PROBLEMS]]
         super().__init__("\n".join(f"{origin}: {problem}" for problem in problems))
         self.origin = origin
         self.problems = problems

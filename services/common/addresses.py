@@ -5,12 +5,25 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Annotated, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator
 
 _HOST = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$")
 _HIGHEST_PORT = 65_535
 _PORT_DIGITS = 5
+_REDIS_FORM = (
+    "expected redis://[user:password@]host[:port][/database], rediss://... with TLS, or"
+    " unix:///path[?db=number]"
+)
+_LONGEST_URL = 1_024
+_SHOWN_URL = 80
+_DATABASE_DIGITS = 5
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_TLS_CHOICES = {
+    "ssl_cert_reqs": ("none", "optional", "required"),
+    "ssl_check_hostname": ("true", "false"),
+}
 
 
 class HostPort(NamedTuple):
@@ -79,6 +92,78 @@ def _optionally_listened(text: str) -> str:
     return _listened(text) if text else text
 
 
+def _redis_url(text: str) -> str:
+    if text:
+        try:
+            _check_redis_url(text)
+        except ValueError as error:
+            raise ValueError(f"{_REDIS_FORM}; {error}") from None
+    return text
+
+
+def _check_redis_url(text: str) -> None:
+    """Raises ValueError with what is wrong, without the password."""
+    if len(text) > _LONGEST_URL or not text.isprintable() or " " in text:
+        raise ValueError(f"at most {_LONGEST_URL} characters, spaces and line ends written as %20")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError("host or port is wrong; ports are from 1 to 65535") from None
+    if parts.scheme not in {"redis", "rediss", "unix"} or parts.fragment:
+        raise ValueError("the scheme must be one of these; write # as %23")
+    if parts.scheme == "unix":
+        if not parts.path.startswith("/"):
+            raise ValueError("the path of the socket is missing")
+    else:
+        host = parts.hostname or ""
+        if not (_HOST.match(host) or _is_ipv6(host)):
+            raise ValueError("the host is missing or is none")
+        if port == 0:
+            raise ValueError("the port must be a number from 1 to 65535")
+        _check_database(unquote(parts.path).removeprefix("/") or "0")
+    _check_redis_options(parts)
+
+
+def _check_redis_options(parts: SplitResult) -> None:
+    known = {"redis": {"db"}, "rediss": {"db", *_TLS_FILES, *_TLS_CHOICES}, "unix": {"db"}}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known[parts.scheme]:
+            listed = ", ".join(sorted(known[parts.scheme]))
+            raise ValueError(f"unknown option {name[:64]!r}; known: {listed}")
+        if name == "db":
+            _check_database(value)
+        elif name in _TLS_CHOICES and value not in _TLS_CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(_TLS_CHOICES[name])}")
+        elif not value:
+            raise ValueError(f"{name} must not be empty")
+
+
+def _check_database(text: str) -> None:
+    if not (text.isascii() and text.isdigit() and len(text) <= _DATABASE_DIGITS):
+        raise ValueError("the database must be a number from 0 to 99999")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return bool(ipaddress.IPv6Address(host))
+    except ValueError:
+        return False
+
+
+def without_password(url: str) -> str:
+    """Returns a URL as a message may show it: without user and password, short, and no options.
+
+    Options are left out because they may hold a password too.
+    """
+    before, separator, place = url.rpartition("@")
+    scheme = before.partition("://")[0] if "://" in before else ""
+    safe = f"{scheme}://***@{place}" if separator else url
+    safe, question, _ = safe.partition("?")
+    shortened = safe if len(safe) <= _SHOWN_URL else f"{safe[:_SHOWN_URL]}..."
+    return f"{shortened}?..." if question else shortened
+
+
 Address = Annotated[str, AfterValidator(_dialled)]
 """An address to connect to."""
 OptionalAddress = Annotated[str, AfterValidator(_optionally_dialled)]
@@ -87,3 +172,5 @@ ListenAddress = Annotated[str, AfterValidator(_listened)]
 """An address to listen on; port 0 takes any free one."""
 OptionalListenAddress = Annotated[str, AfterValidator(_optionally_listened)]
 """An address to listen on; empty means do not listen."""
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+"""Where Redis is; empty means none."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from router.catalog import Catalog, QualityTable, parse_quality
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, RewardKind, SloKind, Task
-from services.common.addresses import Address, OptionalAddress
+from services.common.addresses import Address, OptionalAddress, RedisUrl
+from services.common.files import read_text
 from services.common.settings import (
     OptionalRelativePath,
     Problem,
@@ -29,16 +29,6 @@ HIGHEST_LIMIT_TOKENS = 65_536
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 """A name in the mesh: 1 to 64 characters of [a-z0-9_-]."""
-
-
-def _redis_url(text: str) -> str:
-    if text:
-        parts = urlsplit(text)
-        if parts.scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("expected redis://host:port/db, rediss://... or unix://...")
-        if parts.scheme != "unix" and not parts.hostname:
-            raise ValueError("expected redis://host:port/db, the host is missing")
-    return text
 
 
 class TaskSettings(SettingsModel):
@@ -94,7 +84,7 @@ class MeshSettings(SettingsModel):
     """Measured quality table."""
     bytes_per_token: float = Field(default=4.0, gt=0.0, le=64.0)
     """Bytes of prompt per token, for the estimate of prompt tokens (reference tiers: 1.0)."""
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = ""
+    redis_url: RedisUrl = ""
     """Redis; empty means the mesh runs without (nothing outlives a process)."""
     load_monitor_address: OptionalAddress = ""
     """Load monitor; empty means none."""
@@ -254,7 +244,7 @@ def _read(
     path: Path, key: str, parse: Callable[[str, str], Parsed], problems: list[str]
 ) -> Parsed | None:
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        return parse(read_text(path), str(path))
     except OSError as error:
         problems.append(f"{path}: {key}: cannot be read: {error.strerror or error}")
     except UnicodeDecodeError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,12 +18,21 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
+from router.documents import parse_toml
+from router.messages import one_line, shown
+from router.types import InvalidFileError
+from services.common.addresses import without_password
+from services.common.files import read_text
+
 ENVIRONMENT_PREFIX = "TIERCEL_"
 SETTINGS_EXIT_CODE = 2
 # Sections of the mesh's file. A service reads its own and ignores the other services'.
 KNOWN_SECTIONS = frozenset({"mesh", "log", "router_inference", "load_monitor", "trainer"})
-_SECRET_WORDS = ("secret", "password", "ticket_key", "redis_url")
-_GOT_LENGTH = 80
+_SECRET_WORDS = ("secret", "password", "ticket_key")
+_URL_WORD = "redis_url"
+_LONGEST_TEXT = 4_096
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEAN_TYPES = frozenset({"bool_type", "bool_parsing"})
 
 KeyPath = tuple[str | int, ...]
 
@@ -60,7 +68,11 @@ class SettingsModel(BaseModel):
     """Base of every section: frozen, unknown keys refused, no NaN or infinity."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        str_max_length=_LONGEST_TEXT,
+        use_attribute_docstrings=True,
     )
 
     @classmethod
@@ -110,7 +122,7 @@ class _Layers:
     def line(self, path: KeyPath, text: str, got: object = None, *, with_got: bool = True) -> str:
         dotted = ".".join(str(part) for part in path)
         tail = f" (got {_shown(path, got)})" if with_got else ""
-        return f"{self.origin(path)}: {dotted}: {text}{tail}"
+        return f"{self.origin(path)}: {one_line(dotted)}: {one_line(text)}{tail}"
 
 
 def load_settings(
@@ -174,13 +186,13 @@ def _read_file(path: Path | None) -> _Layers:
         return _Layers(file_name="defaults", has_file=False, values={})
     layers = _Layers(file_name=str(path), has_file=True, values={})
     try:
-        layers.values = tomllib.loads(path.read_text(encoding="utf-8"))
+        layers.values = parse_toml(read_text(path), str(path))
     except OSError as error:
         layers.problems.append(f"{path}: cannot be read: {error.strerror or error}")
     except UnicodeDecodeError:
         layers.problems.append(f"{path}: is not valid UTF-8")
-    except tomllib.TOMLDecodeError as error:
-        layers.problems.append(f"{path}: is not valid TOML: {error}")
+    except InvalidFileError as error:
+        layers.problems.extend(f"{path}: {problem}" for problem in error.problems)
     for name in sorted(set(layers.values) - KNOWN_SECTIONS):
         known = ", ".join(sorted(KNOWN_SECTIONS))
         layers.problems.append(
@@ -217,6 +229,14 @@ def _apply_text(
         known = ", ".join(sorted(KNOWN_SECTIONS))
         layers.problems.append(f"{origin}: {keys[0]}: unknown section; known: {known}")
         return
+    try:
+        f"{'.'.join(keys)}={text}".encode()
+    except UnicodeEncodeError:
+        layers.problems.append(f"{origin}: {'.'.join(keys)}: is not valid UTF-8 (got {text!r})")
+        return
+    annotation = _annotation(model, keys)
+    if not text and annotation is not None and not _takes_text(annotation):
+        return  # a variable without a value counts as not set
     target = layers.values
     for key in keys[:-1]:
         nested = target.setdefault(key, {})
@@ -224,24 +244,30 @@ def _apply_text(
             layers.problems.append(f"{origin}: {'.'.join(keys)}: {key} is not a table")
             return
         target = nested
-    target[keys[-1]] = _typed(model, keys, text)
+    target[keys[-1]] = _typed(annotation, text)
     layers.origins[keys] = origin
 
 
-def _typed(model: type[SettingsModel], keys: tuple[str, ...], text: str) -> object:
-    """Returns `text` for text fields, else the TOML value it spells (`text` if it is none)."""
+def _annotation(model: type[SettingsModel], keys: tuple[str, ...]) -> Any:
+    """Returns the type of a field; None if there is no such field."""
     annotation: Any = model
     for key in keys:
         fields = getattr(annotation, "model_fields", {})
         if key not in fields:
-            annotation = None
-            break
+            return None
         annotation = fields[key].annotation
+    return annotation
+
+
+def _typed(annotation: Any, text: str) -> object:
+    """Returns `text` for text fields, else the TOML value it spells (`text` if it is none)."""
     if _takes_text(annotation):
         return text
+    if annotation is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        return parse_toml(f"value = {text}", "value")["value"]
+    except (InvalidFileError, KeyError):
         return text
 
 
@@ -273,6 +299,8 @@ def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
             yield layers.line(path, f"is missing{hint}", with_got=False)
         elif entry["type"] == "extra_forbidden":
             yield layers.line(path, "unknown key", entry["input"])
+        elif entry["type"] in _BOOLEAN_TYPES:
+            yield layers.line(path, "must be true or false", entry["input"])
         else:
             text = entry["msg"].removeprefix("Value error, ")
             yield layers.line(path, text[:1].lower() + text[1:], entry["input"])
@@ -281,8 +309,9 @@ def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
 def _shown(path: KeyPath, value: object) -> str:
     if any(word in str(part) for part in path for word in _SECRET_WORDS):
         return "a value that is not shown"
-    text = repr(value)
-    return text if len(text) <= _GOT_LENGTH else text[: _GOT_LENGTH - 3] + "..."
+    if _URL_WORD in path and isinstance(value, str):
+        return repr(without_password(value))
+    return shown(value)
 
 
 def _unique(lines: list[str]) -> list[str]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from router.messages import one_line
 from services.common.log import Logger
 from services.common.telemetry import Telemetry
+from services.common.telemetry_variables import understood
 
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -29,7 +32,8 @@ def setup_telemetry(
 ) -> Telemetry:
     """Sets up traces as the OTEL_* variables say.
 
-    An exporter is made only if OTEL_TRACES_EXPORTER names one or an OTLP endpoint is given.
+    An exporter is made only if OTEL_TRACES_EXPORTER names one or an OTLP endpoint is given. A
+    variable that is not understood is reported and counts as not set; nothing here ever raises.
 
     Args:
         service_name: `service.name` of the resource, unless OTEL_SERVICE_NAME gives another.
@@ -40,9 +44,38 @@ def setup_telemetry(
         sample_ratio: Share of traces begun here that are kept, unless OTEL_TRACES_SAMPLER is set.
     """
     _route_sdk_logs(log)
+    usable, problems = understood(environ)
+    for problem in problems:
+        log.warning(
+            "telemetry_variable_ignored",
+            variable=problem.variable,
+            got=problem.got,
+            allowed=problem.allowed,
+        )
+    try:
+        with _hidden_from_sdk(environ.keys() - usable.keys()):
+            provider = _provider(
+                service_name, usable, log=log, exporter=exporter, sample_ratio=sample_ratio
+            )
+    except Exception as error:  # whatever the SDK makes of a variable: the service serves
+        given = ", ".join(sorted(name for name in usable if name.startswith("OTEL_")))
+        log.warning("telemetry_off", problem=one_line(f"{error!r}"), variables=given)
+        provider = None
+    return Telemetry(provider, rng)
+
+
+def _provider(
+    service_name: str,
+    environ: Mapping[str, str],
+    *,
+    log: Logger,
+    exporter: SpanExporter | None,
+    sample_ratio: float,
+) -> TracerProvider | None:
+    """Returns what makes the spans; None if there shall be none."""
     chosen = exporter or _exporter(environ, log)
     if chosen is None or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return Telemetry(None, rng)
+        return None
     named = environ.get("OTEL_SERVICE_NAME") or service_name
     named_sampler = bool(environ.get("OTEL_TRACES_SAMPLER"))
     provider = TracerProvider(
@@ -52,7 +85,17 @@ def setup_telemetry(
         shutdown_on_exit=False,
     )
     provider.add_span_processor(BatchSpanProcessor(chosen))
-    return Telemetry(provider, rng)
+    return provider
+
+
+@contextlib.contextmanager
+def _hidden_from_sdk(names: Set[str]) -> Iterator[None]:
+    """Takes variables out of the process's environment, which is where the SDK reads them."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:

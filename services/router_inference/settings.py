@@ -40,7 +40,7 @@ class RouterInferenceSettings(ServerSettings):
     """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
     safety_net: bool = True
     """Rescue, admission and retries; the same for every policy."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the policy's draws; 0 takes one from the system."""
     safety_optimism: float = Field(default=0.7, gt=0.0, le=1.0)
     """Factor on a prediction before a request is declared hopeless (refused, or rescued)."""

@@ -87,7 +87,7 @@ def test_unloaded_latency_follows_its_formula() -> None:
 def test_number_that_no_float_can_hold_is_refused(number: str) -> None:
     """TOML can write it; no latency is that."""
     text = format_profile(LatencyProfile("p", "measured", {"a": TierProfile(0.5, 0.25, 0.0)}))
-    with pytest.raises(InvalidFileError, match=r"tiers\.a\.per_sequence_s: must be a finite"):
+    with pytest.raises(InvalidFileError, match=r"per_sequence_s: must be a finite|not fit 64 bits"):
         parse_profile(text.replace("0.25", number), "p.toml")
 
 

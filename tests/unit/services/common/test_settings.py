@@ -71,7 +71,7 @@ def test_file_that_cannot_be_read_is_the_only_complaint(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("[mesh\n")
     (line,) = problems(broken)
-    assert line.startswith("FILE: is not valid TOML: ")
+    assert line.startswith("FILE: not TOML: ")
     assert "line 1" in line
 
 
@@ -86,3 +86,101 @@ def test_exit_code_is_2_and_every_line_is_printed(capsys: pytest.CaptureFixture[
         exit_with_settings_error(SettingsError(["a: b: c", "d: e: f"]))
     assert caught.value.code == 2
     assert capsys.readouterr().err == "a: b: c\nd: e: f\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("true", True), ("True", True), ("TRUE", True), ("1", True), ("False", False), ("0", False)],
+)
+def test_booleans_of_the_environment_are_taken_as_people_write_them(
+    write: Write, text: str, got: bool
+) -> None:
+    """A boolean in a variable or on the command line may be a word of any case, or 1 or 0."""
+    environ = {"TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK": text}
+    settings = load_settings(Root, path=write(MESH), environ=environ)
+    assert settings.load_monitor.allow_non_loopback is got
+
+
+def test_an_empty_variable_leaves_a_number_as_it_is(write: Write) -> None:
+    """A variable without a value counts as not set, but empties a text."""
+    environ = {
+        "TIERCEL_LOAD_MONITOR__PERIOD_S": "",
+        "TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK": "",
+        "TIERCEL_LOAD_MONITOR__NAMES": "",
+        "TIERCEL_MESH__REDIS_URL": "",
+    }
+    settings = load_settings(
+        Root, path=write(MESH + "[load_monitor]\nperiod_s = 2.0\n"), environ=environ
+    )
+    assert settings.load_monitor.period_s == 2.0
+    assert settings.load_monitor.names == ()
+    assert settings.mesh.redis_url == ""
+
+
+def test_a_byte_order_mark_is_accepted(write: Write) -> None:
+    """Editors that put a mark before the text do no harm."""
+    path = write("\ufeff" + MESH)
+    assert load_settings(Root, path=path, environ={}).mesh.tiers == ("small", "large")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("maybe", "load_monitor.allow_non_loopback: must be true or false (got 'maybe')"),
+        ("2", "load_monitor.allow_non_loopback: must be true or false (got 2)"),
+        ("9" * 5000, "load_monitor.allow_non_loopback: must be true or false (got '999"),
+        ("[" * 5000, "load_monitor.allow_non_loopback: must be true or false (got '[[["),
+        ("\udcff", "load_monitor.allow_non_loopback: is not valid UTF-8 (got '\\udcff')"),
+    ],
+)
+def test_a_wrong_value_is_one_short_line(write: Write, value: str, problem: str) -> None:
+    """Whatever a variable holds, the answer is one line with key, value and what is allowed."""
+    name = "TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK"
+    (line,) = problems(write(MESH), environ={name: value})
+    assert line.startswith(f"{name}: {problem}")
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999", "-1e999", "9" * 5000, "1" + "0" * 400])
+def test_numbers_no_float_holds_are_one_line_each(write: Write, value: str) -> None:
+    """Neither a file nor a variable brings in a number that is none."""
+    text = f"{MESH}[load_monitor]\nperiod_s = {value}\n"
+    (line,) = problems(write(text))
+    assert line.startswith("FILE: ")
+    (line,) = problems(write(MESH), environ={"TIERCEL_LOAD_MONITOR__PERIOD_S": value})
+    assert line.startswith("TIERCEL_LOAD_MONITOR__PERIOD_S: load_monitor.period_s: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a = 1\na = 2\n", "not TOML"),
+        ("a = " + "[" * 100_000, "not TOML"),
+        ("[mesh]\n" * 2, "not TOML"),
+        ("# " + "x" * 5_000_000, "is larger than"),
+        ("mesh = 3\n", "mesh: "),
+        ("[[mesh]]\n", "mesh: "),
+    ],
+)
+def test_a_file_of_another_shape_is_one_line(write: Write, text: str, problem: str) -> None:
+    """Duplicate keys, endless nesting and huge files are named like every mistake."""
+    (line,) = problems(write(text))
+    assert line.startswith(f"FILE: {problem}")
+
+
+def test_control_characters_of_a_key_do_not_break_the_line(write: Write) -> None:
+    """A mistake stays on its line, and keys of any length are cut."""
+    for key in ("a\\nb", "x" * 5000):
+        (line,) = problems(write(f'{MESH}[load_monitor]\n"{key}" = 1\n'))
+        assert "\n" not in line
+        assert len(line) < 500
+
+
+def test_a_folder_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
+    """What is no file is said to be none."""
+    assert problems(tmp_path) == ["FILE: cannot be read: Is a directory"]
+    (line,) = problems(tmp_path / ("x" * 300))
+    assert "cannot be read: File name too long" in line
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert problems(binary) == ["FILE: is not valid UTF-8"]

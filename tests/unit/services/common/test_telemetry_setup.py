@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -13,6 +14,18 @@ from services.common.log import configure_logging, get_logger
 from services.common.telemetry_setup import setup_telemetry
 
 LOG = get_logger("test")
+
+
+@pytest.fixture
+def log_lines() -> Iterator[Callable[[], list[str]]]:
+    """What the process has logged."""
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    configure_logging(service="x", stream=stream)
+    yield lambda: stream.getvalue().splitlines()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_sampler_variable_decides_about_new_traces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +63,10 @@ def test_variables_choose_the_exporter(environ: dict[str, str], enabled: bool) -
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_collector_that_is_away_costs_one_line(
-    protocol: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    protocol: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    log_lines: Callable[[], list[str]],
 ) -> None:
     """Spans are dropped, the log says so once, nothing else is printed, the end is quick."""
     environ = {
@@ -60,19 +76,107 @@ def test_collector_that_is_away_costs_one_line(
     }
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    stream = io.StringIO()
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    configure_logging(service="x", stream=stream)
-    try:
-        telemetry = setup_telemetry("x", environ=environ, rng=random.Random(1), log=LOG)
-        for _ in range(3):
-            telemetry.emit(telemetry.begin(None), "x", start_ns=1, end_ns=2)
-        telemetry.close()
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    telemetry = setup_telemetry("x", environ=environ, rng=random.Random(1), log=LOG)
+    for _ in range(3):
+        telemetry.emit(telemetry.begin(None), "x", start_ns=1, end_ns=2)
+    telemetry.close()
     assert capfd.readouterr().err == ""
-    lines = stream.getvalue().splitlines()
+    lines = log_lines()
     assert len(lines) <= 1, lines
     assert all("telemetry_failing" in line for line in lines)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "nan"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", ""),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "ten"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "no header"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/none/ca.pem"),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "x"),
+        ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "-5"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", ""),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1000000"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "-1"),
+        ("OTEL_TRACES_SAMPLER", "dice"),
+        ("OTEL_TRACES_SAMPLER_ARG", "half"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=b,=,c"),
+        ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "none-such"),
+        ("OTEL_ID_GENERATOR", "none-such"),
+        ("OTEL_EXPORTER_OTLP_INSECURE", "perhaps"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:99999"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://h:1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://"),
+    ],
+)
+def test_no_variable_stops_a_service(
+    protocol: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever OTEL_* variables say, there is a telemetry, and requests go on."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        variable: value,
+    }
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    telemetry = setup_telemetry("x", environ=environ, rng=random.Random(1), log=LOG)
+    telemetry.begin(None)
+    telemetry.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "x"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "half"),
+    ],
+)
+def test_the_warning_names_the_variable(
+    variable: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    log_lines: Callable[[], list[str]],
+) -> None:
+    """Who set it finds it: variable and value are in the one line that warns."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        variable: value,
+    }
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    setup_telemetry("x", environ=environ, rng=random.Random(1), log=LOG).close()
+    (line,) = [line for line in log_lines() if variable in line]
+    assert value in line
+
+
+def test_an_empty_variable_counts_as_not_set(
+    monkeypatch: pytest.MonkeyPatch, log_lines: Callable[[], list[str]]
+) -> None:
+    """As OpenTelemetry's specification says; nobody is warned."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "",
+    }
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    telemetry = setup_telemetry("x", environ=environ, rng=random.Random(1), log=LOG)
+    assert telemetry.enabled
+    telemetry.close()
+    assert log_lines() == []

@@ -1,0 +1,18 @@
+"""Files that settings and command lines name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from router.documents import LARGEST_DOCUMENT_BYTES
+
+
+def read_text(path: Path) -> str:
+    """Reads a file of text, at most as much of it as is ever used.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    with path.open("rb") as file:
+        return file.read(LARGEST_DOCUMENT_BYTES + 1).decode("utf-8")
