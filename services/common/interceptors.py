@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -15,6 +16,7 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError, status_of
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
+from services.common.running_calls import RunningCalls
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -41,15 +43,27 @@ class ErrorInterceptor:
         log: Where bugs are logged with their traceback.
         max_message_bytes: Largest request message; a larger one is INVALID_ARGUMENT. (The limit of
             the library itself must be higher: it answers without details and without a count.)
+        calls: The server's running calls.
+        watches: Methods, as `package.Service/Method`, whose calls serve nobody's request: they
+            wait for news, and end at once when the server stops.
     """
 
     def __init__(
-        self, *, metrics: RpcMetrics, clock: Clock, log: Logger, max_message_bytes: int
+        self,
+        *,
+        metrics: RpcMetrics,
+        clock: Clock,
+        log: Logger,
+        max_message_bytes: int,
+        calls: RunningCalls,
+        watches: frozenset[str],
     ) -> None:
         self._metrics = metrics
         self._clock = clock
         self._log = log
         self._max_message_bytes = max_message_bytes
+        self._calls = calls
+        self._watches = watches
 
     def around(self, server: grpc.aio.Server) -> grpc.aio.Server:
         """Returns a stand-in for `server` to register servicers with; only that works on it."""
@@ -62,7 +76,14 @@ class ErrorInterceptor:
             method: `package.Service/Method`.
             handler: The handler as registered.
         """
-        call = _Call(method, self._metrics, self._clock, self._log)
+        call = _Call(
+            method,
+            self._metrics,
+            self._clock,
+            self._log,
+            calls=self._calls,
+            is_watch=method in self._watches,
+        )
         take = self._taking(handler.request_deserializer)
         give = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
@@ -163,8 +184,21 @@ async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 class _Call:
     """Runs the calls of one method."""
 
-    def __init__(self, method: str, metrics: RpcMetrics, clock: Clock, log: Logger) -> None:
+    def __init__(
+        self,
+        method: str,
+        metrics: RpcMetrics,
+        clock: Clock,
+        log: Logger,
+        *,
+        calls: RunningCalls,
+        is_watch: bool,
+    ) -> None:
         self._method = method
+        self._calls = calls
+        self._is_watch = is_watch
+        # Whoever asks for health needs the answer most when there is no room.
+        self._is_bounded = not method.startswith("grpc.health.")
         self._metrics = metrics
         self._clock = clock
         self._log = log
@@ -174,14 +208,23 @@ class _Call:
     def unary(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
         async def handle(request: Any, context: Context) -> Any:
             start_s = self._clock.monotonic_s()
+            calls = self._calls
+            calls.count += 1
             try:
-                response = await behavior(check(request), context)
+                if self._is_bounded:
+                    calls.check_room()
+                if self._is_watch:
+                    with calls.watching():
+                        response = await behavior(check(request), context)
+                else:
+                    response = await behavior(check(request), context)
             except BaseException as error:  # one place decides about all of them
                 await self._fail(error, context)
             else:
                 self._done(context)
                 return response
             finally:
+                calls.count -= 1
                 self._duration.observe(self._clock.monotonic_s() - start_s)
 
         return handle
@@ -193,9 +236,13 @@ class _Call:
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             start_s = self._clock.monotonic_s()
+            calls = self._calls
+            calls.count += 1
             try:
-                async for response in behavior(check(request), context):
-                    yield response
+                calls.check_room()
+                with calls.watching() if self._is_watch else nullcontext():
+                    async for response in behavior(check(request), context):
+                        yield response
             except GeneratorExit:
                 self._count_left(context)
                 raise
@@ -204,6 +251,7 @@ class _Call:
             else:
                 self._done(context)
             finally:
+                calls.count -= 1
                 self._duration.observe(self._clock.monotonic_s() - start_s)
 
         return handle

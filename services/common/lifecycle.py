@@ -48,8 +48,6 @@ class Running:
         metrics_address: Where metrics are served; empty if they are not.
         tasks: Long tasks by name; they live in one task group.
         ready: Returns once the service may say SERVING (policy loaded, first state seen).
-        drain: Called after the lame duck time, before the server stops: ends calls that would
-            never end by themselves, such as watches.
         flush: Called after the last call has ended and before the tasks are cancelled.
     """
 
@@ -58,7 +56,6 @@ class Running:
     metrics_address: str = ""
     tasks: Mapping[str, BackgroundTask] = field(default_factory=dict)
     ready: Callable[[], Awaitable[None]] = _at_once
-    drain: Callable[[], Awaitable[None]] = _at_once
     flush: Callable[[], Awaitable[None]] = _at_once
 
 
@@ -204,7 +201,7 @@ async def _serve_until_stopped(
             log.exception("failed", error)
         failure = _FAILURE_EXIT_CODE
         await running.server.enter_drain()
-        await running.drain()
+        running.server.end_watches()
         await running.server.stop(settings.grace_s)
         remove_ready_file(ready_file)
         try:
@@ -229,7 +226,7 @@ async def _drain(
     await running.server.enter_drain()
     # Balancers need time to see NOT_SERVING; until then calls are still taken.
     await asyncio.sleep(settings.lame_duck_s)
-    await running.drain()
+    running.server.end_watches()
     await running.server.stop(settings.grace_s)
     await running.flush()
 

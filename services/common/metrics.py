@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     start_http_server,
@@ -48,6 +49,7 @@ class RpcMetrics:
             ["method", "code", "reason"],
             registry=registry,
         )
+        self.running = Gauge("tiercel_rpc_running", "Calls that run now.", registry=registry)
         self.duration = Histogram(
             "tiercel_rpc_duration_seconds",
             "Time from the start of the handler to its end, streams to their last message.",

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 
@@ -26,11 +26,19 @@ from services.common.clock import Clock
 from services.common.interceptors import ErrorInterceptor
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
+from services.common.running_calls import RunningCalls
 from services.common.settings import Problem, SettingsModel
 from services.common.start_error import StartError
 
-# The library's own limit answers without details, so it only guards memory; ours comes first.
+# The library's own limits answer without details and without a count, so they only guard memory;
+# ours come first.
 _LIBRARY_LIMIT_FACTOR = 4
+_LIBRARY_PENDING_CALLS = 100_000
+_MS_PER_S = 1_000
+_OWN_WATCHES = (
+    f"{health.SERVICE_NAME}/Watch",
+    f"{reflection.SERVICE_NAME}/ServerReflectionInfo",
+)
 
 
 class ServerSettings(SettingsModel):
@@ -44,6 +52,13 @@ class ServerSettings(SettingsModel):
     """True lets other machines reach `listen` and `metrics_listen` (containers need it)."""
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest request message, bytes."""
+    max_concurrent_calls: int = Field(default=8_192, ge=1, le=50_000)
+    """Most calls at a time; more are refused with RESOURCE_EXHAUSTED and a time to retry."""
+    max_connection_age_s: float = Field(default=60.0, ge=0.5, le=86_400.0)
+    """Age (give or take a tenth) at which a client is asked to connect anew, seconds.
+
+    Its calls go on to their end. Clients that balance by DNS find added replicas that way.
+    """
     lame_duck_s: float = Field(default=1.0, ge=0.0, le=300.0)
     """Time between NOT_SERVING and refusing new calls at a stop, seconds."""
     grace_s: float = Field(default=10.0, ge=0.0, le=600.0)
@@ -78,10 +93,12 @@ class ServiceDefinition:
     Args:
         full_name: Its protobuf name, e.g. `tiercel.trainer.v1.TrainerService`.
         register: Adds the servicer to a server (a stand-in that only takes handlers).
+        watches: Methods whose calls serve nobody's request: a stop ends them at once.
     """
 
     full_name: str
     register: Callable[[grpc.aio.Server], None]
+    watches: tuple[str, ...] = ()
 
 
 class GrpcServer:
@@ -93,8 +110,10 @@ class GrpcServer:
         health_servicer: health.aio.HealthServicer,
         names: Sequence[str],
         address: HostPort,
+        calls: RunningCalls,
     ) -> None:
         self._server = server
+        self._calls = calls
         self._health = health_servicer
         self._names = ("", *names)
         self.address = address
@@ -120,6 +139,10 @@ class GrpcServer:
         """Says NOT_SERVING for good; later changes of health are ignored."""
         self.is_serving = False
         await self._health.enter_graceful_shutdown()
+
+    def end_watches(self) -> None:
+        """Ends the calls that serve nobody's request, so that `stop` need not wait for them."""
+        self._calls.end_watches()
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
@@ -150,11 +173,17 @@ async def build_server(
     Raises:
         StartError: The address cannot be listened on.
     """
+    calls = RunningCalls(settings.max_concurrent_calls)
+    metrics = RpcMetrics(registry)
+    metrics.running.set_function(lambda: calls.count)
+    watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
     table = ErrorInterceptor(
-        metrics=RpcMetrics(registry),
+        metrics=metrics,
         clock=clock,
         log=log,
         max_message_bytes=settings.max_message_bytes,
+        calls=calls,
+        watches=frozenset(watches.union(_OWN_WATCHES)),
     )
     server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
     registrar = table.around(server)
@@ -163,11 +192,12 @@ async def build_server(
     names = [service.full_name for service in services]
     for service in services:
         service.register(registrar)
-    reflection.enable_server_reflection(
-        (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        reflection.aio.ReflectionServicer(reflected), registrar
     )
     address = _bind(server, settings.listen, reuse_port)
-    built = GrpcServer(server, health_servicer, names, address)
+    built = GrpcServer(server, health_servicer, names, address, calls)
     await built.set_serving(False)
     return built
 
@@ -179,6 +209,11 @@ def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]
         ("grpc.max_receive_message_length", library_limit),
         # What we send is bounded where it is made.
         ("grpc.max_send_message_length", -1),
+        # Calls that wait to be taken up: beyond, the library cancels them (its default is 1,000).
+        ("grpc.server.max_pending_requests", _LIBRARY_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _LIBRARY_PENDING_CALLS),
+        # Without an end to the grace that follows, no call is ever cut.
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * _MS_PER_S)),
         # Clients may ping every 5 s, also without calls, so that they notice a dead server soon.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -113,7 +113,11 @@ class LoadMonitorApp:
         """Builds what needs a running loop: server, metrics, probes."""
         stack.push_async_callback(self._stores.close)
         server = await build_server(
-            services=[ServiceDefinition(SERVICE, self._register)],
+            services=[
+                ServiceDefinition(
+                    SERVICE, self._register, watches=("WatchSystemState", "ReportTraffic")
+                )
+            ],
             settings=self._own,
             registry=self._registry,
             clock=self._clock,
@@ -151,14 +155,10 @@ class LoadMonitorApp:
                 "coordinator": coordinate,
             },
             ready=self._ready,
-            drain=self._drain,
         )
 
     async def _ready(self) -> None:
         await self._broadcast.after(0)
-
-    async def _drain(self) -> None:
-        self._broadcast.close()
 
     def _register(self, server: grpc.aio.Server) -> None:
         servicer = LoadMonitorServicer(

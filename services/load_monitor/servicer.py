@@ -91,7 +91,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     async def WatchSystemState(
         self, request: pb.WatchSystemStateRequest, context: Any
     ) -> AsyncIterator[pb.WatchSystemStateResponse]:
-        """Sends states newer than the caller's as they come, until the process drains."""
+        """Sends states newer than the caller's as they come."""
         version = convert.after_version_of(request)
         latest = self._broadcast.latest
         if latest is None or version > latest.version:
@@ -106,12 +106,12 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
             )
         self._broadcast.watcher_count += 1
         try:
-            while (publication := await self._broadcast.after(version)) is not None:
+            while True:
+                publication = await self._broadcast.after(version)
                 version = publication.version
                 yield self._watch_response(publication)
         finally:
             self._broadcast.watcher_count -= 1
-        raise UnavailableError("DRAINING", "this monitor is going away; watch another one")
 
     async def AddEndpoint(
         self, request: pb.AddEndpointRequest, context: Any

@@ -27,7 +27,7 @@ class RouterInferenceSettings(ServerSettings):
     so_reuseport: bool = False
     """True lets several worker processes listen on one port."""
     router_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
-    """Name of the process; empty means one made of host name and process id."""
+    """Name of the process; empty means one of its own, made of host name, process id and chance."""
     policy: str = Field(default="price", min_length=1, max_length=64)
     """Policy until the trainer or `UsePolicy` names another one."""
     fallback_policy: str = Field(default="price", min_length=1, max_length=64)

@@ -112,7 +112,11 @@ class TrainerApplication:
             pb_grpc.add_TrainerServiceServicer_to_server(servicer, server)
 
         server = await build_server(
-            services=[ServiceDefinition(SERVICE_NAME, register)],
+            services=[
+                ServiceDefinition(
+                    SERVICE_NAME, register, watches=("WatchPolicies", "WatchTraining")
+                )
+            ],
             settings=settings,
             registry=prometheus,
             clock=clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -22,10 +23,11 @@ from services.common.server import GrpcServer, ServerSettings, ServiceDefinition
 from services.common.start_error import StartError
 from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from tests.details import details_of
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
+NEVER_S = 100 * LIMIT_S
 NAME = "tiercel.trainer.v1.TrainerService"
 
 
@@ -33,6 +35,16 @@ class Servicer(pb_grpc.TrainerServiceServicer):
     """Raises what the test put into `error`; leaves most methods out."""
 
     error: BaseException | None = None
+
+    def __init__(self) -> None:
+        self.is_working = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def RollbackPolicy(self, request: Any, context: Any) -> pb.RollbackPolicyResponse:
+        """Answers once the test lets it."""
+        self.is_working.set()
+        await self.may_end.wait()
+        return pb.RollbackPolicyResponse(activation=3)
 
     async def ListPolicies(self, request: Any, context: Any) -> pb.ListPoliciesResponse:
         """Answers, or raises."""
@@ -66,36 +78,42 @@ class Served:
         return self.registry.get_sample_value("tiercel_rpc_handled_total", labels) or 0.0
 
 
-def settings(listen: str = "127.0.0.1:0") -> ServerSettings:
-    """Returns server settings with a small message limit."""
-    return ServerSettings(listen=listen, metrics_listen="", max_message_bytes=2048)
-
-
-async def build(listen: str, servicer: Servicer, registry: CollectorRegistry) -> GrpcServer:
-    """Builds a server with the servicer."""
+async def build(
+    listen: str, servicer: Servicer, registry: CollectorRegistry, **settings: Any
+) -> GrpcServer:
+    """Builds a server with the servicer and a small message limit."""
 
     def register(server: grpc.aio.Server) -> None:
         pb_grpc.add_TrainerServiceServicer_to_server(servicer, server)
 
     return await build_server(
-        services=[ServiceDefinition(NAME, register)],
-        settings=settings(listen),
+        services=[ServiceDefinition(NAME, register, watches=("WatchPolicies",))],
+        settings=ServerSettings(
+            listen=listen, metrics_listen="", max_message_bytes=2048, **settings
+        ),
         registry=registry,
         clock=SystemClock(),
         log=get_logger("test"),
     )
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    """A server on a free port."""
+@contextlib.asynccontextmanager
+async def serving(listen: str = "127.0.0.1:0", **settings: Any) -> AsyncIterator[Served]:
+    """Runs a server, on a free port unless told otherwise."""
     servicer, registry = Servicer(), CollectorRegistry()  # type: ignore[abstract]
-    server = await build("127.0.0.1:0", servicer, registry)
+    server = await build(listen, servicer, registry, **settings)
     await server.start()
     found = Served(server, servicer, registry)
     yield found
     await found.channel.close()
     await server.stop(0)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    """A server on a free port."""
+    async with serving() as found:
+        yield found
 
 
 TABLE: list[tuple[BaseException, grpc.StatusCode, str]] = [
@@ -278,6 +296,68 @@ async def test_reflection_lists_the_service(served: Served) -> None:
     call = stub.ServerReflectionInfo(iter([request]), timeout=5)
     answer = await call.read()
     assert NAME in {service.name for service in answer.list_services_response.service}
+
+
+async def test_calls_that_only_wait_end_at_once_at_a_stop(served: Served) -> None:
+    """Watchers of health, of a service, of reflection: told to go elsewhere long before the end."""
+    health_stub = health_pb2_grpc.HealthStub(served.channel)
+    reflection_stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    watches: list[Any] = [
+        served.stub.WatchPolicies(pb.WatchPoliciesRequest()),
+        health_stub.Watch(health_pb2.HealthCheckRequest(service=NAME)),
+        reflection_stub.ServerReflectionInfo(),
+    ]
+    await watches[2].write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    for call in watches:
+        await call.read()
+    await served.server.enter_drain()
+    served.server.end_watches()
+    await asyncio.wait_for(served.server.stop(grace_s=NEVER_S), LIMIT_S)
+    for call in watches:
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "going away" in await call.details()
+    assert served.handled("WatchPolicies", "UNAVAILABLE", "DRAINING") == 1
+
+
+async def test_a_call_that_serves_a_request_is_waited_for(served: Served) -> None:
+    """Only watches are ended; work gets its grace."""
+    call = asyncio.ensure_future(served.stub.RollbackPolicy(pb.RollbackPolicyRequest()))
+    await asyncio.wait_for(served.servicer.is_working.wait(), LIMIT_S)
+    served.server.end_watches()
+    stopping = asyncio.create_task(served.server.stop(grace_s=LIMIT_S))
+    served.servicer.may_end.set()
+    assert (await call).activation == 3
+    await stopping
+
+
+async def test_thousands_of_calls_at_once_are_all_answered_and_counted(served: Served) -> None:
+    """The library's limit of waiting calls cancels none of them."""
+    count = 3_000
+    calls = [served.stub.ListPolicies(pb.ListPoliciesRequest()) for _ in range(count)]
+    answers = await asyncio.gather(*calls)
+    assert {answer.activation for answer in answers} == {7}
+    assert served.handled("ListPolicies", "OK", "") == count
+
+
+async def test_calls_beyond_the_limit_are_refused_with_a_time_to_retry() -> None:
+    """Every call gets an answer; what is refused is counted; health is answered all the same."""
+    limit, count = 100, 1_500
+    async with serving(max_concurrent_calls=limit) as served:
+        calls = [
+            asyncio.ensure_future(served.stub.RollbackPolicy(pb.RollbackPolicyRequest()))
+            for _ in range(count)
+        ]
+        handled = ("RollbackPolicy", "RESOURCE_EXHAUSTED", "TOO_MANY_CALLS")
+        await until(lambda: served.handled(*handled) == count - limit, "the rest is refused")
+        health_stub = health_pb2_grpc.HealthStub(served.channel)
+        await health_stub.Check(health_pb2.HealthCheckRequest(service=NAME), timeout=LIMIT_S)
+        served.servicer.may_end.set()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+        assert len(refused) == count - limit
+        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert details_of(refused[0])["RetryInfo"].retry_delay.ToNanoseconds() > 0
+        assert served.handled("RollbackPolicy", "OK", "") == limit
 
 
 async def test_port_in_use_is_one_clear_line(served: Served) -> None:

@@ -89,12 +89,11 @@ class App:
             ),
             tasks={"work": self._work} | ({"extra": self._task} if self._task else {}),
             ready=self._ready,
-            drain=self._note("drain"),
             flush=self._note("flush"),
         )
 
 
-ORDER = ["ready", "drain", "flush", "task cancelled", "second part closed", "first part closed"]
+ORDER = ["ready", "flush", "task cancelled", "second part closed", "first part closed"]
 
 
 async def serving_status(address: str) -> str:
@@ -118,7 +117,7 @@ async def wait_for_file(path: Path) -> dict[str, Any]:
 
 
 async def test_signal_stops_in_order(tmp_path: Path) -> None:
-    """Drain, flush, tasks, then parts in reverse order; the ready file tells the address."""
+    """Flush, tasks, then parts in reverse order; the ready file tells the address."""
     app, path = App(), tmp_path / "ready.json"
     path.write_text("left by a crash")
     running = asyncio.create_task(serve(app, log=LOG, ready_file=path))
@@ -184,7 +183,7 @@ async def test_failing_to_get_ready_ends_the_service_in_order(
     assert await asyncio.wait_for(serve(app, log=LOG), LIMIT_S) == 1
     assert "KeyError: 'bug'" in caplog.text
     assert app.events[-2:] == ["second part closed", "first part closed"]
-    assert {"task cancelled", "drain", "flush"} <= set(app.events)
+    assert {"task cancelled", "flush"} <= set(app.events)
 
 
 @pytest.mark.parametrize(

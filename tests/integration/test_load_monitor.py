@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -105,7 +104,7 @@ async def serving(path: Path, **overrides: str) -> AsyncIterator[Served]:
             yield served
         finally:
             await served.channel.close()
-            await running.drain()
+            running.server.end_watches()
             await running.server.stop(0)
             for task in tasks:
                 task.cancel()
@@ -253,7 +252,7 @@ async def shared(path: Path) -> AsyncIterator[Served]:
 async def test_a_watcher_of_another_monitor_gets_the_newest_state_at_once(path: Path) -> None:
     """Its number comes from another clock and another count, which say nothing here."""
     async with serving(path) as served:
-        for ahead in (time.time_ns() // 1_000_000 + 3_600_000, 2**63 - 1):
+        for ahead in ((await served.state()).version + 3_600_000, 2**63 - 1):
             request = pb.WatchSystemStateRequest(after_version=ahead)
             response = await served.stub.WatchSystemState(request, timeout=10).read()
             assert 0 < response.state.version < ahead
@@ -510,3 +509,25 @@ def test_second_signal_ends_at_once(start: Start) -> None:
     until_sync(lambda: not process.ready_file.exists(), "the drain begins")
     process.popen.send_signal(signal.SIGINT)
     assert process.end()[0] == 128 + signal.SIGINT
+
+
+async def test_a_stop_does_not_wait_for_a_router_that_watches_and_reports(path: Path) -> None:
+    """Both calls end at once, with a word that sends the router to another monitor."""
+    app = build_app(load_settings(Settings, path=path, environ={}))
+    async with contextlib.AsyncExitStack() as stack:
+        running = await app.start(stack)
+        await running.server.start()
+        tasks = [asyncio.create_task(task()) for task in running.tasks.values()]
+        async with grpc.aio.insecure_channel(str(running.server.address)) as channel:
+            stub: Any = pb_grpc.LoadMonitorServiceStub(channel)
+            reporting = stub.ReportTraffic()
+            await reporting.write(report())
+            watching = stub.WatchSystemState(pb.WatchSystemStateRequest())
+            await watching.read()
+            running.server.end_watches()
+            await asyncio.wait_for(running.server.stop(100 * LIMIT_S), LIMIT_S)
+            assert await watching.code() is grpc.StatusCode.UNAVAILABLE
+            assert await reporting.code() is grpc.StatusCode.UNAVAILABLE
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -271,7 +271,7 @@ async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterato
             await asyncio.wait_for(running.ready(), LIMIT_S)
             yield app
         finally:
-            await running.drain()
+            running.server.end_watches()
             await running.server.stop(0.2)
             for task in tasks:
                 task.cancel()

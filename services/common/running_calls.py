@@ -1,0 +1,62 @@
+"""The calls of one server that run now: how many, and which of them only wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from services.common.errors import ResourceExhaustedError, UnavailableError
+
+_RETRY_AFTER_S = 0.25
+
+
+class RunningCalls:
+    """Bounds the calls that run at a time, and ends at a stop those that serve nobody's request.
+
+    Args:
+        most: Most calls at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._watches: set[asyncio.Task[object]] = set()
+        self._ended: set[asyncio.Task[object]] = set()
+        self._is_stopping = False
+        self.count = 0
+
+    def check_room(self) -> None:
+        """Raises ResourceExhaustedError if more calls run than may; this one is counted already."""
+        if self.count > self._most:
+            raise ResourceExhaustedError(
+                "TOO_MANY_CALLS", f"{self._most} calls", f"{self.count} calls", _RETRY_AFTER_S
+            )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Marks the running call as one that only waits for news: a stop ends it at once."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._is_stopping:
+            raise _going_away()
+        self._watches.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._ended and task.uncancel() == 0:
+                raise _going_away() from None
+            raise  # its client left
+        finally:
+            self._watches.discard(task)
+            self._ended.discard(task)
+
+    def end_watches(self) -> None:
+        """Ends the calls that only wait, now and from now on."""
+        self._is_stopping = True
+        self._ended |= self._watches
+        for task in tuple(self._watches):
+            task.cancel()
+
+
+def _going_away() -> UnavailableError:
+    return UnavailableError("DRAINING", "this server is going away; call another one")
