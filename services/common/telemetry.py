@@ -19,13 +19,11 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NonRecordingSpan,
-    NoOpTracer,
     SpanContext,
     SpanKind,
     Status,
     StatusCode,
     TraceFlags,
-    Tracer,
     TraceState,
     get_current_span,
     set_span_in_context,
@@ -63,11 +61,6 @@ class SpanIdentity:
     parent_is_remote: bool = False
     sampled: bool = False
     trace_state: TraceState | None = None
-
-    @property
-    def trace_id_text(self) -> str:
-        """The trace id in 32 hexadecimal digits; empty if there is none."""
-        return f"{self.trace_id:032x}" if self.trace_id else ""
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns the W3C trace context as gRPC metadata; empty if there is no trace."""
@@ -113,11 +106,6 @@ class Telemetry:
     def enabled(self) -> bool:
         """True if spans are recorded."""
         return self._provider is not None
-
-    @property
-    def tracer(self) -> Tracer:
-        """A tracer for work off the request path, where spans may be made as they happen."""
-        return self._provider.get_tracer("tiercel") if self._provider else NoOpTracer()
 
     def begin(self, metadata: Metadata | None, name: str = "request") -> SpanIdentity:
         """Returns the identity of the first span of this process for an incoming call.

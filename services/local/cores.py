@@ -29,11 +29,6 @@ class CoreLayout:
     tier_nice: int
     trainer_nice: int = TRAINER_NICE
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether tiers and services share processors, so that priorities must keep them apart."""
-        return bool(set(self.service_cores) & set(self.device_cores))
-
 
 def plan_cores(available: Sequence[int], *, can_raise_priority: bool) -> CoreLayout:
     """Gives the last processor to the tiers and the others to everything else.

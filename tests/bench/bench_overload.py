@@ -17,7 +17,7 @@ from router.policies.table import make_policy
 from router.profile import parse_profile
 from router.safety import SafetyLimits
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload, piecewise
 

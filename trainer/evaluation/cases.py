@@ -18,7 +18,7 @@ from trainer.bound.performance import performance_bound, window_bounds
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.seeds import stream
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import FleetEvent, SimulationConfig, SimulationResult, simulate
 from trainer.simulation.state import ANSWERED
 from trainer.simulation.workload import Workload

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from trainer.evaluation.jobs import Context
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 
 
 def fluid_reference(setting: Setting, rate_rps: float, grid: int = 16) -> float:

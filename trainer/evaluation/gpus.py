@@ -18,7 +18,7 @@ from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import stream
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import PolicySpec, simulate
 from trainer.simulation.workload import Workload, poisson
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.seeds import stream
-from trainer.evaluation.setting import HOLDS, Setting
+from trainer.simulation.setting import HOLDS, Setting
 from trainer.simulation.simulate import PolicySpec, simulate
 from trainer.simulation.workload import poisson
 

@@ -17,10 +17,10 @@ from trainer.evaluation.report.retrained import read_retrained, retrained_study
 from trainer.evaluation.report.study_tables import crosscheck_table
 from trainer.evaluation.report.tables import Row
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.suite import UNPREDICTABLE
 from trainer.shipped import PROFILES, QUALITY, NotShippedError, find, shipped, shipped_names
 from trainer.simulation.scenarios import default_lengths
+from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
 from trainer.traces.synthetic import STAND_INS, open_trace

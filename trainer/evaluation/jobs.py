@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import PolicySpec
 from trainer.traces.fit import TraceModel
 

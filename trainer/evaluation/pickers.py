@@ -34,8 +34,8 @@ from trainer.evaluation.hold import bracket_rps, highest_held_rps
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.rows import Row, rounded
 from trainer.evaluation.seeds import stream
-from trainer.evaluation.setting import Setting, shared_fleet_setting, unit_rate_rps
 from trainer.evaluation.statistics import Interval, interval
+from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate
 from trainer.simulation.workload import Lengths, poisson
 

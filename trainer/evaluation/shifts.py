@@ -10,7 +10,7 @@ import numpy as np
 from trainer.evaluation.cases import Case
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.rows import Row, rounded
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import FleetEvent
 
 NOMINAL = "nominal"

@@ -28,7 +28,6 @@ from trainer.evaluation.rates import Rates, measured_rates
 from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
 from trainer.evaluation.rows import Row, labelled, ratio_rows, score_rows, violations
 from trainer.evaluation.seeds import evaluation_seeds
-from trainer.evaluation.setting import HOLDS, Setting
 from trainer.evaluation.shifts import shift_cases, shift_rows, shifted_settings, shifts_of
 from trainer.evaluation.windows import (
     window_bound_hold_rows,
@@ -37,6 +36,7 @@ from trainer.evaluation.windows import (
     window_hold_rows,
     window_rows,
 )
+from trainer.simulation.setting import HOLDS, Setting
 from trainer.traces.fit import TraceModel
 from trainer.traces.resample import trace_setting
 

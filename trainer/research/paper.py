@@ -40,7 +40,6 @@ from router.dqn.paper_snapshot import (
     save_paper_snapshot,
 )
 from router.policies import paper, scores
-from trainer.evaluation.setting import Setting, unit_rate_rps
 from trainer.learning.checkpoint import write_atomically
 from trainer.learning.descent import Descent, arrays_of
 from trainer.learning.network import Parameters
@@ -56,6 +55,7 @@ from trainer.research.tuning import (
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit, twin
 from trainer.simulation.engine import settle
+from trainer.simulation.setting import Setting, unit_rate_rps
 from trainer.simulation.simulate import PolicySpec, make_world
 from trainer.simulation.state import FAILED, World
 

@@ -32,7 +32,8 @@ from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import (
+from trainer.simulation.scenarios import default_lengths
+from trainer.simulation.setting import (
     HOLDS,
     Setting,
     full_rate_rps,
@@ -40,7 +41,6 @@ from trainer.evaluation.setting import (
     unit_rate_rps,
     with_routers,
 )
-from trainer.simulation.scenarios import default_lengths
 from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload
 

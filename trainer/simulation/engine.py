@@ -138,7 +138,6 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         device.active = c
         device.last_slot = slot
         device.end_s = end_s
-        device.busy_s += duration_s
         w.clock[0].iterations += 1
         return
 

@@ -160,7 +160,6 @@ class SimulationResult:
         features_ECF: recorded features, float32.
         allowed_EC: recorded masks.
         record_of_N: row of a request's recorded decision, -1 if none.
-        busy_s: time each device was busy, seconds.
         counters: events, iterations, decisions, rescues.
     """
 
@@ -181,7 +180,6 @@ class SimulationResult:
     features_ECF: NDArray[np.float32]
     allowed_EC: NDArray[np.bool_]
     record_of_N: NDArray[np.int64]
-    busy_s: NDArray[np.float64]
     counters: Mapping[str, int]
 
     def observed(self, warm_up_s: float = 0.0) -> NDArray[np.bool_]:
@@ -309,7 +307,6 @@ def result_of(world: World, workload: Workload) -> SimulationResult:
         features_ECF=world.record_CF[:records],
         allowed_EC=world.record_allowed_C[:records],
         record_of_N=r["row"].copy(),
-        busy_s=world.devices["busy_s"].copy(),
         counters={name: int(clock[name]) for name in names},
     )
 

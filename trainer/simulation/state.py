@@ -99,7 +99,6 @@ DEVICE = np.dtype(
     [
         ("end_s", np.float64),
         ("slow", np.float64),
-        ("busy_s", np.float64),
         ("active", np.int64),
         ("last_slot", np.int64),
         ("slots", np.int64),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.profile import TierProfile
-from trainer.evaluation.setting import Setting
+from trainer.simulation.setting import Setting
 from trainer.simulation.workload import (
     Lengths,
     Times,

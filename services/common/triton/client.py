@@ -83,10 +83,8 @@ class ModelCounters:
         execution_count: Calls of the model.
         success_count: Requests that ended well.
         fail_count: Requests that failed or were refused.
-        cancel_count: Responses ended by the client or its deadline (decoupled models).
         queue_s: Time in Triton's own queue.
         compute_s: Time in the model.
-        last_inference_ms: Wall-clock stamp of the last request, milliseconds since 1970; 0: none.
     """
 
     model: str
@@ -94,10 +92,8 @@ class ModelCounters:
     execution_count: int
     success_count: int
     fail_count: int
-    cancel_count: int
     queue_s: float
     compute_s: float
-    last_inference_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,10 +417,8 @@ def _counters(stats: kserve.ModelStatistics) -> ModelCounters:
         execution_count=stats.execution_count,
         success_count=inference.success.count,
         fail_count=inference.fail.count,
-        cancel_count=sum(entry.cancel.count for entry in stats.response_stats.values()),
         queue_s=from_ns(inference.queue.ns),
         compute_s=from_ns(inference.compute_infer.ns),
-        last_inference_ms=stats.last_inference,
     )
 
 

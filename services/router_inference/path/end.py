@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from router import kernels
 from router.estimators import OutputLengthPredictor
@@ -20,19 +19,6 @@ from services.router_inference.records.tracing import Tracing
 
 REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
 """Reason of routed requests nobody reported on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What late quality feedback needs to know of an ended request.
-
-    Attributes:
-        entry: its outcome record.
-        is_rewarded: True if it earned its quality, so that another quality changes the reward.
-    """
-
-    entry: OutcomeEntry
-    is_rewarded: bool
 
 
 class Ending:
@@ -59,7 +45,7 @@ class Ending:
         self._lengths = lengths
         self._tracing = tracing
         self._memory_count = memory_count
-        self._memory: OrderedDict[str, Remembered] = OrderedDict()
+        self._memory: OrderedDict[str, OutcomeEntry] = OrderedDict()
 
     def end(self, job: Job, outcome: Outcome, end_s: float, reason: str = "") -> None:
         """Ends a request.
@@ -110,10 +96,10 @@ class Ending:
         )
         self._experience.add(entry)
         if job.is_complete and self._memory_count:
-            self._memory[job.request_id] = Remembered(entry, reward > 0.0)
+            self._memory[job.request_id] = entry
             if len(self._memory) > self._memory_count:
                 self._memory.popitem(last=False)
 
-    def recall(self, request_id: str) -> Remembered | None:
-        """Returns an ended request that feedback may still be given for."""
+    def recall(self, request_id: str) -> OutcomeEntry | None:
+        """Returns the record of an ended request that feedback may still be given for."""
         return self._memory.get(request_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router import kernels
 from services.common.clock import Clock
@@ -184,28 +184,15 @@ class Leases:
         Raises:
             NotFoundError: this process does not remember the request.
         """
-        remembered = self._ending.recall(request_id)
-        if remembered is None:
+        entry = self._ending.recall(request_id)
+        if entry is None:
             raise NotFoundError("request", request_id[:64])
-        entry = remembered.entry
         scale = quality / entry.quality if entry.quality > 0.0 else 0.0
         self._experience.add(
-            OutcomeEntry(
-                router_id=entry.router_id,
-                epoch=entry.epoch,
-                sequence=entry.sequence,
-                request_id=entry.request_id,
-                end_ns=entry.end_ns,
-                status=entry.status,
-                latency_s=entry.latency_s,
-                first_token_s=entry.first_token_s,
-                output_tokens=entry.output_tokens,
-                served_by=entry.served_by,
-                quality=entry.quality,
+            replace(
+                entry,
                 reward=min(1.0, entry.reward * scale),
                 delivered_reward=min(1.0, entry.delivered_reward * scale),
-                is_rescued=entry.is_rescued,
-                retry_count=entry.retry_count,
                 feedback_quality=quality,
             )
         )

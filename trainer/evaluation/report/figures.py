@@ -13,8 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
 from trainer.evaluation.report.palette import LARGE_COLOR, Palette
 from trainer.evaluation.report.style import INK, SOFT, STYLE
-from trainer.evaluation.setting import HOLDS
 from trainer.evaluation.windows import WINDOW_LEVELS, WINDOW_SHARE, level_name
+from trainer.simulation.setting import HOLDS
 
 Row = Mapping[str, Any]
 WIDTH_IN = 11.5

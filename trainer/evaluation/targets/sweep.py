@@ -7,8 +7,8 @@ from typing import Any
 
 from trainer.evaluation.plan import PAPER_LOAD_RATIO
 from trainer.evaluation.rows import Row
-from trainer.evaluation.setting import HOLDS
 from trainer.evaluation.targets.view import NO_BOUND, NO_LEARNED, View, judged, missing
+from trainer.simulation.setting import HOLDS
 
 SHARE_EVERYWHERE, SHARE_ON_AVERAGE = 0.96, 0.98
 

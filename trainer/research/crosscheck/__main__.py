@@ -21,11 +21,11 @@ from router.profile import parse_profile
 from router.types import InvalidFileError
 from trainer.evaluation.rows import Row
 from trainer.evaluation.seeds import evaluation_seeds
-from trainer.evaluation.setting import shared_fleet_setting
 from trainer.research.crosscheck.arena import Arena, held_rps
 from trainer.research.crosscheck.library import LibraryMissingError
 from trainer.research.crosscheck.own import TrainingPlan
 from trainer.research.crosscheck.run import LEARNERS, crosscheck, overall
+from trainer.simulation.setting import shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec
 
 LOADS = (0.5, 2.0, 8.0, 16.0, 22.0)

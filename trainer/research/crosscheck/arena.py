@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation.seeds import entropy
-from trainer.evaluation.setting import Setting
 from trainer.simulation.environment import Observation, RoutingEnvironment
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload, poisson
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_case
 from trainer.simulation.scenarios import Mesh, Scenario
+from trainer.simulation.setting import Setting
 
 VALIDATION_SEEDS = (700_001, 700_002, 700_003, 700_004)
 _VALIDATION_WORD = 300

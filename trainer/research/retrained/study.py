@@ -27,13 +27,13 @@ from trainer.evaluation.policies import baseline, learned, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
 from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
 from trainer.evaluation.seeds import evaluation_seeds
-from trainer.evaluation.setting import Setting
 from trainer.evaluation.shifts import Shift, shift_cases, shifted_settings, shifts_of
 from trainer.learning.offline.config import Budget, OfflineConfig
 from trainer.learning.offline.policy_iteration import PolicyIteration
 from trainer.learning.offline.validation import score
 from trainer.research.retrained.scenarios import ShiftScenarios, shift_scenarios, training_seed
 from trainer.simulation.scenarios import Mesh
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import PolicySpec
 
 ORIGINAL, RETRAINED = "original", "retrained"

@@ -15,9 +15,9 @@ from trainer.evaluation.cases import Case, CaseResult, Outcome
 from trainer.evaluation.inputs import Asked
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import Contender
-from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.evaluation.studies import not_run
 from trainer.evaluation.suite import Subject
+from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Lengths
 

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.router import fleets
 from tests.unit.trainer.evaluation import subjects
 from trainer.evaluation.fluid import fluid_reference
-from trainer.evaluation.setting import shared_fleet_setting
+from trainer.simulation.setting import shared_fleet_setting
 from trainer.simulation.workload import Lengths
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles

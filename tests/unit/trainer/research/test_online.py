@@ -10,10 +10,10 @@ import pytest
 from router.dqn.snapshot import Snapshot, save_snapshot
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from tests.unit.router import fleets
-from trainer.evaluation.setting import shared_fleet_setting
 from trainer.learning.network import initial_weights
 from trainer.research import online
 from trainer.research.online import WORLDS, header_lines, known_setting, main, row_line, study_rows
+from trainer.simulation.setting import shared_fleet_setting
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 

@@ -8,7 +8,6 @@ import torch
 
 from router.dqn.paper_snapshot import PaperWeights, load_paper_snapshot
 from tests.unit.router import fleets
-from trainer.evaluation.setting import shared_fleet_setting
 from trainer.research.paper import (
     PaperConfig,
     PaperLearner,
@@ -20,6 +19,7 @@ from trainer.research.paper import (
     train_paper,
 )
 from trainer.research.tuning import make_case
+from trainer.simulation.setting import shared_fleet_setting
 from trainer.simulation.simulate import simulate
 
 pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles

@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.settings import spec
-from trainer.evaluation.setting import full_rate_rps, shared_fleet_setting, unit_rate_rps
 from trainer.research import tuning
+from trainer.simulation.setting import full_rate_rps, shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import simulate
 from trainer.simulation.workload import Lengths
 

@@ -11,7 +11,7 @@ import pytest
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile, TierProfile, format_profile
-from trainer.evaluation.setting import Setting, shared_fleet_setting
+from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.workload import WorkloadError, poisson
 from trainer.traces.__main__ import main, statistics
 from trainer.traces.fit import LengthModel, Lognormal, TraceModel, gap_cv

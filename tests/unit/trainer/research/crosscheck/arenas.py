@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.unit.trainer.simulation.settings import config
-from trainer.evaluation.setting import Setting
 from trainer.research.crosscheck import library
 from trainer.research.crosscheck.arena import Arena
 from trainer.research.crosscheck.own import TrainingPlan
+from trainer.simulation.setting import Setting
 
 needs_library = pytest.mark.skipif(
     not library.is_installed(), reason="stable-baselines3 is not installed (extra: crosscheck)"

@@ -6,9 +6,9 @@ import pytest
 
 from tests.unit.router import fleets
 from tests.unit.trainer.simulation.settings import config, spec, traffic
-from trainer.bound import tightness
 from trainer.bound.performance import performance_bound
-from trainer.evaluation.setting import Setting
+from trainer.research import tightness
+from trainer.simulation.setting import Setting
 from trainer.simulation.simulate import (
     simulate,
 )

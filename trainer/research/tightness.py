@@ -1,6 +1,6 @@
 """How tight the bound is: beside it the price policy and a plan made with the requests in hand.
 
-    python -m trainer.bound.tightness --scenario poisson --rates-rps 101,404,1616 --seeds 2
+    python -m trainer.research.tightness --scenario poisson --rates-rps 101,404,1616 --seeds 2
 
 The plan is a witness, not a policy: it gives every device one tier for the whole run, sends each
 request to the tier of highest quality - lambda_tier x work, inside the tier to the device with the
@@ -25,10 +25,10 @@ from router.profile import parse_profile
 from trainer.bound.performance import performance_bound
 from trainer.evaluation.fluid import fluid_reference
 from trainer.evaluation.scenarios import SCENARIOS
-from trainer.evaluation.setting import Setting, shared_fleet_setting
 from trainer.shipped import PROFILES, QUALITY, shipped
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit
+from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec, make_world, result_of, simulate
 from trainer.simulation.state import PROMPTS, REMAINING, World
 from trainer.simulation.workload import Workload
