@@ -62,22 +62,6 @@ def logistic(x: float) -> float:
     return 0.0
 
 
-def answer_reward(quality: float, lateness_s: float, soft_decay_s: float) -> float:
-    """Returns what an answer earns: the one reward of live services, simulator and training.
-
-    Args:
-        quality: quality of the tier that answered, 0 to 1.
-        lateness_s: time of the deadline's event minus the deadline, seconds; 0 or less = on time.
-        soft_decay_s: e-folding time of a soft deadline's decay, seconds; 0 or less = hard: a late
-            answer earns nothing.
-    """
-    if lateness_s <= 0.0:
-        return quality
-    if soft_decay_s <= 0.0:
-        return 0.0
-    return quality * math.exp(-min(lateness_s / soft_decay_s, 700.0))
-
-
 def predict_latency_s(
     fleet: FleetArrays,
     load: LoadArrays,

@@ -14,7 +14,7 @@ import typer
 
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
-from services.common.mesh_config import TaskSettings
+from services.common.mesh_settings import TaskSettings
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import InputError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.fleet import EndpointSpec
-from services.common.mesh_config import EndpointSettings
+from services.common.mesh_settings import EndpointSettings
 from tiercel.common.v1 import common_pb2
 
 

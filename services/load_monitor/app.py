@@ -10,7 +10,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
 from services.common.log import get_logger
-from services.common.mesh_config import endpoint_profile_names
+from services.common.mesh_settings import endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server

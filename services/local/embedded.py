@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from services.common.mesh_config import EndpointSettings, TaskSettings
+from services.common.mesh_settings import EndpointSettings, TaskSettings
 from services.local.child import ChildError
 from services.local.cores import CoreLayout, machine_layout
 from services.local.errors import CommandError

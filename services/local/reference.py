@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from services.common.mesh_config import TaskSettings
+from services.common.mesh_settings import TaskSettings
 from trainer.reference_tiers import tasks as reference_tasks
 from trainer.shipped import PROFILES, QUALITY, shipped
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from services.common.mesh_config import EndpointSettings, TaskSettings
+from services.common.mesh_settings import EndpointSettings, TaskSettings
 
 
 def settings_text(

@@ -21,7 +21,7 @@ from router.types import UnknownPolicyError
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
-from services.common.mesh_config import MeshFiles, load_mesh_files
+from services.common.mesh_settings import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
@@ -33,12 +33,12 @@ from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
 from services.router_inference.path.tickets import TicketSigner
-from services.router_inference.policy.link import PolicyLink
 from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.policy.trainer_link import PolicyLink
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings
-from services.router_inference.view.link import MonitorLink
+from services.router_inference.view.monitor_link import MonitorLink
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 

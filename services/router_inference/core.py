@@ -18,7 +18,7 @@ from router.safety import SafetyLimits
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
-from services.common.mesh_config import MeshFiles, MeshSettings
+from services.common.mesh_settings import MeshFiles, MeshSettings
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient

@@ -14,7 +14,7 @@ from router.policies.table import LEARNED, known_policies
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
-from services.common.mesh_config import MeshFiles, MeshSettings, load_mesh_files
+from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
@@ -22,8 +22,8 @@ from services.common.supervision import Supervisor
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.model import Mode
 from services.trainer.online import OnlineTraining
-from services.trainer.records import Mode
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import RunBody, RunBook
 from services.trainer.servicer import SERVICE_NAME, TrainerServicer

@@ -11,7 +11,7 @@ from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream, StreamEntry
 from services.trainer.convert import BadRecordError, experience_from
 from services.trainer.metrics import TrainerMetrics
-from trainer.learning.online.records import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
 
 _RECOVERY_MARGIN_S = 0.01
 

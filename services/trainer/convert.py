@@ -8,10 +8,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from services.common.times import seconds_of, set_duration
-from services.trainer.records import Mode, PolicyRecord, RunProgress, Stage
+from services.trainer.model import Mode, PolicyRecord, RunProgress, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 
 _MOST_FEATURE_BYTES = 16 * 1024 * 1024
 

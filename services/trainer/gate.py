@@ -10,7 +10,7 @@ from services.common.errors import FailedPreconditionError
 from services.common.log import Logger
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.records import PolicyRecord
+from services.trainer.model import PolicyRecord
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 
 BASELINE = "price"

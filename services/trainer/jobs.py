@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import Task
-from trainer.learning.online.records import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
 
 if TYPE_CHECKING:
     from trainer.learning.online.loop import LoopStatus

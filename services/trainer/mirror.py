@@ -18,7 +18,7 @@ from services.common.state.errors import StateUnavailableError
 from services.common.state.policy_store import Activation, PolicyStore
 from services.trainer.convert import decode_policy, encode_policy
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.records import PolicyRecord
+from services.trainer.model import PolicyRecord
 
 T = TypeVar("T")
 

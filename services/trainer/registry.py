@@ -18,7 +18,7 @@ from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import Activation, PolicyStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.mirror import KeptPolicy, PolicyMirror
-from services.trainer.records import PolicyRecord, Stage
+from services.trainer.model import PolicyRecord, Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from services.common.clock import Clock
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.log import Logger
-from services.trainer.records import Mode, RunProgress, RunState
+from services.trainer.model import Mode, RunProgress, RunState
 
 _RUNS_KEPT = 50
 

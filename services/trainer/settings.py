@@ -8,7 +8,7 @@ from pydantic import Field
 
 from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
-from services.common.mesh_config import MeshSettings
+from services.common.mesh_settings import MeshSettings
 from services.common.server import ServerSettings
 from services.common.settings import OptionalRelativePath, RelativePath, SettingsModel
 

@@ -19,7 +19,7 @@ import grpc.aio
 
 from services.common.clock import SystemClock
 from services.common.log import get_logger
-from services.common.mesh_config import load_mesh_files
+from services.common.mesh_settings import load_mesh_files
 from services.common.settings import load_settings
 from services.common.telemetry import Telemetry
 from services.router_inference.app import RouterInference

@@ -33,8 +33,8 @@ from router.profile import LatencyProfile
 from trainer.evaluation.seeds import stream
 from trainer.evaluation.shifts import NOMINAL
 from trainer.learning.online.config import online_config
+from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 from trainer.learning.online.loop import OnlineLoop
-from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
 from trainer.research.tuning import add_setting_options, profile_of, run_command, setting_of
 from trainer.simulation.setting import Setting, shared_fleet_setting
 from trainer.simulation.simulate import PolicySpec, SimulationResult, simulate

@@ -30,6 +30,7 @@ _MODULES = (
     "router.traffic",
     "router.safety",
     "router.policies.scores",
+    "router.reward",
     "router.slowdown",
     *_POLICIES,
     "router.features",
@@ -130,6 +131,7 @@ def twin(module: types.ModuleType) -> Any:
 kernels: Any = _twins["router.kernels"]
 traffic: Any = _twins["router.traffic"]
 safety: Any = _twins["router.safety"]
+reward: Any = _twins["router.reward"]
 slowdown: Any = _twins["router.slowdown"]
 features: Any = _twins["router.features"]
 picker: Any = _twins["router.picker"]

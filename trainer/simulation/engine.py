@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.simulation.compiled import jit_unmanaged, kernels, safety, slowdown, traffic
+from trainer.simulation.compiled import jit_unmanaged, reward, safety, slowdown, traffic
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -158,7 +158,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
             event_s = request.first_token_s + overhead_s
         late_s = event_s - request.deadline_s
         quality = w.fleet.quality_KC[request.task, request.candidate]
-        request.reward = kernels.answer_reward(quality, late_s, request.decay_s)
+        request.reward = reward.answer_reward(quality, late_s, request.decay_s)
         if late_s <= 0.0:
             request.on_time = 1
         w.output_K[request.task] = traffic.moved(w.output_K[request.task], request.output)

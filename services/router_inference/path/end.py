@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from router import kernels
 from router.estimators import OutputLengthPredictor
+from router.reward import answer_reward
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.job import Job, Outcome
 from services.router_inference.records.accounts import Accounts
@@ -64,7 +64,7 @@ class Ending:
         reward = 0.0
         if is_answered:
             lateness_s = job.deadline_event_s - job.deadline_s
-            reward = kernels.answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
+            reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
             self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)

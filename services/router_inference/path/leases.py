@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from router import kernels
+from router.reward import answer_reward
 from services.common.clock import Clock
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.common.times import from_ns, to_ns
@@ -236,7 +236,7 @@ class Leases:
             lateness_s = 0.0
         reward = 0.0
         if answered:
-            reward = kernels.answer_reward(quality, lateness_s, ticket.soft_decay_s)
+            reward = answer_reward(quality, lateness_s, ticket.soft_decay_s)
         self._experience.add(
             OutcomeEntry(
                 router_id=ticket.router_id,

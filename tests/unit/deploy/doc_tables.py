@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from router.policies.base import Parameter
 from router.policies.table import BY_NAME, KNOWN_POLICIES
 from services.common.log import LogSettings
-from services.common.mesh_config import EndpointSettings, MeshSettings, TaskSettings
+from services.common.mesh_settings import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
 from services.router_inference.settings import RouterInferenceSettings
 from services.trainer.settings import TrainerSettings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.common.mesh_config import load_mesh_files
+from services.common.mesh_settings import load_mesh_files
 from services.common.settings import SettingsError, load_settings
 from tests.unit.deploy.manifests import MESHES, SERVICES, compose, config_path, pod, rendered
 

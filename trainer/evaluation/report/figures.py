@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
-from trainer.evaluation.report.palette import LARGE_COLOR, Palette
+from trainer.evaluation.report.policy_lines import LARGE_COLOR, Palette
 from trainer.evaluation.report.style import INK, SOFT, STYLE
 from trainer.evaluation.windows import WINDOW_LEVELS, WINDOW_SHARE, level_name
 from trainer.simulation.setting import HOLDS

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from trainer.evaluation.policies import zeroed_name
 from trainer.evaluation.report import figures, study_tables, tables
 from trainer.evaluation.report.html import render
-from trainer.evaluation.report.palette import Palette
+from trainer.evaluation.report.policy_lines import Palette
 from trainer.evaluation.report.regret_figure import regret_figure
 from trainer.evaluation.report.style import inline_svg
 from trainer.evaluation.report.tables import Table

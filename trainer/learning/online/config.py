@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from router.features import BASE_COLUMN, FEATURES, SCHEMA
-from trainer.learning.online.reward import Promise
+from trainer.learning.online.baseline import Promise
 
 
 class TrainingConfigError(ValueError):

@@ -19,9 +19,10 @@ from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.descent import LearnerStateError
 from trainer.learning.network import initial_weights
 from trainer.learning.online.anchored_double_dqn import AnchoredLearner
+from trainer.learning.online.baseline import RewardBaseline
 from trainer.learning.online.config import OnlineConfig
 from trainer.learning.online.double_dqn import DoubleDqnLearner
-from trainer.learning.online.records import (
+from trainer.learning.online.joining import (
     DecisionKey,
     DecisionRecord,
     OutcomeRecord,
@@ -30,7 +31,6 @@ from trainer.learning.online.records import (
 )
 from trainer.learning.online.replay import Replay, Transitions
 from trainer.learning.online.returns import steps_to_arrays, time_returns
-from trainer.learning.online.reward import RewardBaseline
 
 
 @dataclass(frozen=True, slots=True)

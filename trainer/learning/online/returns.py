@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.learning.online.records import Step
+from trainer.learning.online.joining import Step
 
 
 class Returns(NamedTuple):

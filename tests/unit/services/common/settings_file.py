@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from services.common.mesh_config import MeshSettings
+from services.common.mesh_settings import MeshSettings
 from services.common.server import ServerSettings
 from services.common.settings import RelativePath, SettingsError, SettingsModel, load_settings
 

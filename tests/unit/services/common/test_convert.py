@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.fleet import EndpointSpec
 from services.common.convert import endpoint_of_message, endpoint_of_settings, message_of_endpoint
-from services.common.mesh_config import EndpointSettings
+from services.common.mesh_settings import EndpointSettings
 from tiercel.common.v1 import common_pb2
 
 SPEC = EndpointSpec("e", "h:1", "gpu0", {"large": "opt", "small": "small"}, "a100", "h:2", 0.9)

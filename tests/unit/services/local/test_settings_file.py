@@ -8,7 +8,7 @@ import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.mesh_config import EndpointSettings, TaskSettings
+from services.common.mesh_settings import EndpointSettings, TaskSettings
 from services.local.settings_file import settings_text
 
 NAMES = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())

@@ -11,7 +11,7 @@ from router.catalog import Catalog, QualityTable
 from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, SloKind, Task
 from services.common.log import get_logger
-from services.common.mesh_config import MeshFiles
+from services.common.mesh_settings import MeshFiles
 from services.common.state.connect import connect_stores
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry

@@ -6,7 +6,7 @@ import asyncio
 
 from router.catalog import Catalog
 from router.profile import LatencyProfile, TierProfile
-from services.common.mesh_config import MeshFiles
+from services.common.mesh_settings import MeshFiles
 from services.router_inference.core import ClientPool, profiles_by_name
 from tests.unit.services.router_inference.parts import (
     PROFILE,

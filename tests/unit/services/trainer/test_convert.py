@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.trainer import convert
-from services.trainer.records import Mode, PolicyRecord, RunProgress, RunState, Stage
+from services.trainer.model import Mode, PolicyRecord, RunProgress, RunState, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
-from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 
 
 def decision(**changes: Any) -> experience_pb2.DecisionRecord:

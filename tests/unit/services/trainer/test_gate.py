@@ -13,7 +13,7 @@ from services.common.log import get_logger
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.records import PolicyRecord, Stage
+from services.trainer.model import PolicyRecord, Stage
 from services.trainer.registry import ActivePolicy
 
 SPEC = MeshSpec(

@@ -12,7 +12,7 @@ from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import Activation, MemoryPolicyStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.mirror import PolicyMirror
-from services.trainer.records import PolicyRecord, Stage
+from services.trainer.model import PolicyRecord, Stage
 from tests.fakes.state_store import SwitchableStore
 
 

@@ -15,8 +15,8 @@ from services.common.state.policy_store import MemoryPolicyStore
 from services.trainer.gate import GateRefusedError
 from services.trainer.jobs import OnlineSpec
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.model import Mode
 from services.trainer.online import OnlineTraining
-from services.trainer.records import Mode
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings

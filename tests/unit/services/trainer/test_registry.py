@@ -16,7 +16,7 @@ from services.common.errors import AbortedError, FailedPreconditionError, NotFou
 from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.records import Stage
+from services.trainer.model import Stage
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.state_store import SwitchableStore

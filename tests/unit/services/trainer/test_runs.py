@@ -9,7 +9,7 @@ import pytest
 
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.log import get_logger
-from services.trainer.records import Mode, RunState
+from services.trainer.model import Mode, RunState
 from services.trainer.runs import Run, RunBook
 from tests.fakes.clock import FakeClock
 

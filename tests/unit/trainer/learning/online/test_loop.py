@@ -13,10 +13,10 @@ import pytest
 from router.dqn.network import q_values
 from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
 from trainer.learning.checkpoint import CheckpointError
+from trainer.learning.online.baseline import Promise
 from trainer.learning.online.config import LearnerConfig, OnlineConfig
+from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 from trainer.learning.online.loop import OnlineLoop
-from trainer.learning.online.records import DecisionRecord, Ending, OutcomeRecord
-from trainer.learning.online.reward import Promise
 
 NAMES = ("a", "b", "availability")
 

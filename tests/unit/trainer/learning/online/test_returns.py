@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.learning.online.records import DecisionRecord, Step
+from trainer.learning.online.joining import DecisionRecord, Step
 from trainer.learning.online.returns import steps_to_arrays, time_returns
 
 TAU_S = 0.3

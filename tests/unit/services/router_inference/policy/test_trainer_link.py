@@ -6,8 +6,8 @@ import asyncio
 
 from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
-from services.router_inference.policy.link import PolicyLink
 from services.router_inference.policy.slot import Promoted
+from services.router_inference.policy.trainer_link import PolicyLink
 from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario

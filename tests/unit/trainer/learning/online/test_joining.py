@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.learning.online.records import (
+from trainer.learning.online.joining import (
     DecisionRecord,
     Ending,
     OutcomeRecord,

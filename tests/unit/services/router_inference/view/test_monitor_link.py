@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from services.router_inference.reconnect import END_OF_STREAM
-from services.router_inference.view.link import with_silence_limit
+from services.router_inference.view.monitor_link import with_silence_limit
 from tests.unit.services.router_inference.scenario import scenario
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.mesh_config import load_mesh_files
+from services.common.mesh_settings import load_mesh_files
 from services.common.settings import SettingsError, load_settings
 from services.common.state.redis_connection import RedisConnection
 from tests.unit.services.common.settings_file import MESH, PROFILE, QUALITY, Root, Write, problems
