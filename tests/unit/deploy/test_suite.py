@@ -15,6 +15,7 @@ BIG_LINES = 150
 
 SUBJECTS = {
     "router/test_caution.py": "how admission learns caution, a part of router/safety.py",
+    "services/test_bounds_of_settings.py": "every section of the settings file, one rule each",
     "trainer/simulation/test_kv_room.py": "simulator and paced tiers keep the same limit",
 }
 """Unit test files whose subject is several modules, each with the subject."""
