@@ -47,7 +47,8 @@ class Running:
         supervisor: Runs the long tasks; readiness follows it.
         metrics_address: Where metrics are served; empty if they are not.
         tasks: Long tasks by name; they live in one task group.
-        ready: Returns once the service may say SERVING (policy loaded, first state seen).
+        ready: Returns once the service may say SERVING (policy loaded, first state seen); tried
+            again if it fails.
         flush: Called after the last call has ended and before the tasks are cancelled.
     """
 
@@ -55,7 +56,7 @@ class Running:
     supervisor: Supervisor
     metrics_address: str = ""
     tasks: Mapping[str, BackgroundTask] = field(default_factory=dict)
-    ready: Callable[[], Awaitable[None]] = _at_once
+    ready: BackgroundTask = _at_once
     flush: Callable[[], Awaitable[None]] = _at_once
 
 
@@ -182,7 +183,8 @@ async def _serve_until_stopped(
                 group.create_task(running.supervisor.keep(name, task))
                 for name, task in running.tasks.items()
             ]
-            if await _unless_stopped(asyncio.ensure_future(running.ready()), stop):
+            getting_ready = running.supervisor.keep("ready", running.ready)
+            if await _unless_stopped(asyncio.ensure_future(getting_ready), stop):
                 await running.server.set_serving(not running.supervisor.broken)
                 tasks.append(group.create_task(_follow_health(running)))
                 addresses = _addresses(running)
@@ -196,7 +198,7 @@ async def _serve_until_stopped(
     except* asyncio.CancelledError:
         raise
     except* Exception as group_error:
-        # It could not get ready, or stop: a bug. Callers still get an orderly end.
+        # It could not say that it is ready, or not stop: a bug. Callers still get an orderly end.
         for error in group_error.exceptions:
             log.exception("failed", error)
         failure = _FAILURE_EXIT_CODE

@@ -59,7 +59,7 @@ class LoadMonitorApp:
         self._counters = MonitorCounters(self._registry)
         self._supervisor = Supervisor(registry=self._registry, clock=clock, log=self._log)
         self._versions = Versions(clock)
-        self._broadcast = Broadcast()
+        self._broadcast = Broadcast(clock)
         self._stores = connect_stores(
             settings.mesh.redis_url, clock=clock, timeout_s=self._own.redis_timeout_s
         )
@@ -204,9 +204,9 @@ class LoadMonitorApp:
 
     def _collector(self, publisher: Publisher) -> MonitorCollector:
         return MonitorCollector(
-            clock=self._clock,
             picture=lambda: publisher.picture,
             publication=lambda: self._broadcast.latest,
+            age_s=lambda: self._broadcast.age_s,
             role=lambda: self.role,
             degraded=self._degraded_reasons,
             watcher_count=lambda: self._broadcast.watcher_count,

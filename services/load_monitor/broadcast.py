@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.common.clock import Clock
 from services.load_monitor.model import Publication
 
 
@@ -11,9 +12,14 @@ class Broadcast:
     """The newest publication, and a way to wait for a newer one.
 
     Memory is bounded by construction: there is one publication, however many watchers wait.
+
+    Args:
+        clock: For the age of what is served.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offered_s = clock.monotonic_s()
         self._latest: Publication | None = None
         self._changed = asyncio.Event()
         self.watcher_count = 0
@@ -23,11 +29,17 @@ class Broadcast:
         """The newest publication; None before the first."""
         return self._latest
 
+    @property
+    def age_s(self) -> float:
+        """Time since the newest publication came, seconds; by this process's own clock."""
+        return self._clock.monotonic_s() - self._offered_s
+
     def offer(self, publication: Publication) -> bool:
         """Makes `publication` the newest; False if it is not newer than the one that is there."""
         if self._latest is not None and publication.version <= self._latest.version:
             return False
         self._latest = publication
+        self._offered_s = self._clock.monotonic_s()
         self._changed.set()
         self._changed = asyncio.Event()
         return True

@@ -16,7 +16,7 @@ from services.common.checks import (
 )
 from services.common.convert import endpoint_of_message, message_of_endpoint
 from services.common.errors import InvalidArgumentError
-from services.common.times import duration_of, seconds_of, timestamp_of, to_ns
+from services.common.times import duration_of, timestamp_of
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
     LEAST_CLAIMED_SPEED,
@@ -212,7 +212,7 @@ def encode_picture(picture: Picture) -> Publication:
     )
     for report in picture.routers:
         state.routers.add().ParseFromString(report.encoded)
-    return Publication(picture.version, state.SerializeToString(), picture.publish_wall_ns)
+    return Publication(picture.version, state.SerializeToString())
 
 
 def decode_publication(payload: bytes) -> Publication:
@@ -223,7 +223,7 @@ def decode_publication(payload: bytes) -> Publication:
         raise ValueError(f"version {state.version} is not within 1 and {_LARGEST_VERSION}")
     if len(payload) > MAX_STATE_BYTES:
         raise ValueError(f"a state of {len(payload)} bytes (limit: {MAX_STATE_BYTES})")
-    return Publication(state.version, payload, to_ns(seconds_of(state.publish_time)))
+    return Publication(state.version, payload)
 
 
 def encode_reports(reports: tuple[RouterReport, ...]) -> bytes:

@@ -8,8 +8,6 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.common.clock import Clock
-from services.common.times import from_ns
 from services.load_monitor.coordination import Role
 from services.load_monitor.model import Health, Picture, Publication
 
@@ -38,9 +36,9 @@ class MonitorCollector(Collector):
     Runs in the thread of the metrics server and therefore reads only immutable objects.
 
     Args:
-        clock: For the age of the state.
         picture: Returns the newest picture, None before the first.
         publication: Returns the newest publication served, None before the first.
+        age_s: Returns its age, seconds.
         role: Returns the monitor's role.
         degraded: Returns the reasons for which the monitor is degraded.
         watcher_count: Returns how many watch.
@@ -50,17 +48,17 @@ class MonitorCollector(Collector):
     def __init__(
         self,
         *,
-        clock: Clock,
         picture: Callable[[], Picture | None],
         publication: Callable[[], Publication | None],
+        age_s: Callable[[], float],
         role: Callable[[], Role],
         degraded: Callable[[], tuple[str, ...]],
         watcher_count: Callable[[], int],
         failed_probe_counts: Callable[[], tuple[tuple[str, int], ...]],
     ) -> None:
-        self._clock = clock
         self._picture = picture
         self._publication = publication
+        self._age_s = age_s
         self._role = role
         self._degraded = degraded
         self._watcher_count = watcher_count
@@ -85,8 +83,9 @@ class MonitorCollector(Collector):
         yield failures
         publication = self._publication()
         if publication is not None:
-            age_s = from_ns(self._clock.wall_ns() - publication.publish_wall_ns)
-            yield _single("tiercel_monitor_state_age_seconds", "Age of the state served.", age_s)
+            yield _single(
+                "tiercel_monitor_state_age_seconds", "Age of the state served.", self._age_s()
+            )
             yield _single(
                 "tiercel_monitor_state_version", "Number of the state served.", publication.version
             )

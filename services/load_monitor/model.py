@@ -135,9 +135,7 @@ class Publication:
     Args:
         version: Its number.
         payload: A serialized SystemState.
-        publish_wall_ns: When it was published, nanoseconds since 1970.
     """
 
     version: int
     payload: bytes
-    publish_wall_ns: int

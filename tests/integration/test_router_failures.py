@@ -278,10 +278,14 @@ async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterato
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.parametrize("names", [("first", "second"), ("", "")])
 async def test_two_routers_see_each_other_through_the_monitor(
-    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
+    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int], names: tuple[str, str]
 ) -> None:
-    """One router's load shows as others' load at the other one, and not in its own."""
+    """One router's load shows as others' load at the other one, and not in its own.
+
+    Without names, too, although host name and process id are the same here.
+    """
     gate = asyncio.Event()
     triton.default = Script(tokens=("a",), gate=gate)
     monitor = f"127.0.0.1:{free_port()}"
@@ -293,7 +297,7 @@ async def test_two_routers_see_each_other_through_the_monitor(
                     tmp_path, toml.replace("lame_duck", f'router_id = "{name}"\nlame_duck')
                 )
             )
-            for name in ("first", "second")
+            for name in names
         ]
         tasks = [asyncio.ensure_future(generate(first, tier="small")) for _ in range(3)]
 
@@ -309,6 +313,44 @@ async def test_two_routers_see_each_other_through_the_monitor(
         gate.set()
         await asyncio.gather(*tasks)
         await until(lambda: in_flight(second) == 0.0, "the load goes away again")
+
+
+async def test_a_second_router_of_the_same_name_serves_and_says_so(
+    tmp_path: Path, triton: FakeTriton, free_port: Callable[[], int]
+) -> None:
+    """The monitor refuses its reports until the first one has gone; it sees that one's load."""
+    gate = asyncio.Event()
+    triton.default = Script(tokens=("a",), gate=gate)
+    monitor = f"127.0.0.1:{free_port()}"
+    toml = mesh_toml(
+        [("e0", triton.address)],
+        monitor=monitor,
+        deadline_s=20.0,
+        router='router_id = "same"\nreconnect_s = 0.2',
+    )
+    async with running_monitor(tmp_path, toml, monitor), AsyncExitStack() as stack:
+        async with running_router(tmp_path, toml) as first:
+            asking = asyncio.ensure_future(generate(first, tier="small"))
+            await until(lambda: triton.received, "the first router has a request")
+            second = await stack.enter_async_context(running_router(tmp_path, toml))
+
+            async def reasons() -> list[str]:
+                return list((await status(second)).degraded_reasons)
+
+            async def is_refused() -> bool:
+                return "REPORTS_REFUSED" in await reasons()
+
+            await until(is_refused, "the second router says so")
+            await until(
+                lambda: second.core.view.load.other_in_flight(0) == 1.0, "it sees the other's load"
+            )
+            gate.set()
+            await asking
+
+        async def is_well() -> bool:
+            return await reasons() == []
+
+        await until(is_well, "the name is free again")
 
 
 async def test_without_a_monitor_the_router_serves_and_says_so(

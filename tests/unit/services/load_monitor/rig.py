@@ -58,7 +58,7 @@ class Monitor:
             aggregator=Aggregator(clock=clock, silence_s=3.0, max_routers=10),
             topology=Topology({"e1": endpoint("e1")}).renumbered(),
         )
-        self.broadcast = Broadcast()
+        self.broadcast = Broadcast(clock)
         self.versions = Versions(clock)
         self.coordinator = Coordinator(
             process_id=name,
