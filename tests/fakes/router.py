@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -121,9 +121,11 @@ async def abort(
     await context.abort_with_status(rpc_status.to_status(status))
 
 
-async def serve(router: FakeRouter) -> tuple[grpc.aio.Server, str]:
+async def serve(
+    router: FakeRouter, *, options: Sequence[tuple[str, int]] = ()
+) -> tuple[grpc.aio.Server, str]:
     """Starts a server for it on a free loopback port; returns server and address."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=options)
     pb_grpc.add_RouterInferenceServiceServicer_to_server(router, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

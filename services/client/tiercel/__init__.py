@@ -12,6 +12,7 @@ a ``TiercelError``. What is not listed in ``__all__`` may change without notice.
 from tiercel.aio import AsyncClient
 from tiercel.client import Client
 from tiercel.errors import (
+    ClientUnusableError,
     DeadlineMissedError,
     ErrorDetails,
     InvalidRequestError,
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncClient",
     "Chunk",
     "Client",
+    "ClientUnusableError",
     "DeadlineMissedError",
     "ErrorDetails",
     "GenerateOptions",

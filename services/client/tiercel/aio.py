@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
@@ -24,6 +27,8 @@ DEFAULT_TIMEOUT_S = 30.0
 """Limit of a call without a deadline of its own."""
 GRACE_S = 0.25
 """What a call may take beyond its deadline: the router's verdict shall arrive, not a timeout."""
+WAIT_SLACK_S = 5.0
+"""How long after a call's limit gRPC may take to end it before the client does."""
 
 ReplyT = TypeVar("ReplyT")
 
@@ -44,6 +49,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
         tracer_provider: TracerProvider | None = None,
+        use_proxy: bool = False,
     ) -> None:
         """Opens channels lazily; nothing is sent yet.
 
@@ -52,6 +58,8 @@ class AsyncClient:
             timeout_s: Limit of calls that have no deadline, above 0 s.
             credentials: TLS credentials; plain text without.
             tracer_provider: Makes the client spans; None means OpenTelemetry's global one.
+            use_proxy: Whether the proxies of the environment (``http_proxy``, ``grpc_proxy``, ...)
+                are used; without it calls go to the routers themselves.
 
         Raises:
             ValueError: No address, or a timeout that is not above 0.
@@ -59,13 +67,16 @@ class AsyncClient:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: must be above 0, got {timeout_s}")
         lines = [addresses] if isinstance(addresses, str) else list(addresses)
-        self._pool = RouterPool(lines, credentials=credentials)
+        self._pool = RouterPool(lines, credentials=credentials, use_proxy=use_proxy)
         self._stubs = {
             router.address: pb_grpc.RouterInferenceServiceStub(router.channel)
             for router in self._pool.routers
         }
         self._timeout_s = timeout_s
         self._tracer_provider = tracer_provider
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""
@@ -81,8 +92,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channels; calls under way are cancelled."""
-        await self._pool.close()
+        """Closes the channels; calls under way end with a ClientUnusableError."""
+        self._closed = True
+        if os.getpid() == self._pid:  # a forked child has the parent's channels: not its to close
+            await self._pool.close()
 
     async def generate(
         self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
@@ -169,14 +182,16 @@ class AsyncClient:
         deadline_s: float | None = None,
     ) -> ReplyT:
         """Calls the routers in turn until one is reached; raises a TiercelError."""
-        end_s = time.monotonic() + self._limit_s(deadline_s)
+        self._check_usable()
+        end_s = time.monotonic() + self.limit_s(deadline_s)
         failure: grpc.aio.AioRpcError | None = None
         for router in self._pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
             try:
-                return await call(self._stubs[router.address], left_s)
+                async with self._bounded(left_s):
+                    return await call(self._stubs[router.address], left_s)
             except grpc.aio.AioRpcError as error:
                 failure = self._judge(error, router)
         assert failure is not None  # the pool is never empty
@@ -186,7 +201,8 @@ class AsyncClient:
         self, request: pb.GenerateStreamRequest, metadata: Any, deadline_s: float | None
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Streams from the first router that is reached; never starts again after a message."""
-        end_s = time.monotonic() + self._limit_s(deadline_s)
+        self._check_usable()
+        end_s = time.monotonic() + self.limit_s(deadline_s)
         failure: grpc.aio.AioRpcError | None = None
         for router in self._pool.attempts():
             left_s = end_s - time.monotonic()
@@ -196,10 +212,14 @@ class AsyncClient:
             call = stub.GenerateStream(request, timeout=left_s, metadata=metadata)
             started = False
             try:
-                async for response in call:
+                responses = aiter(call)
+                while True:
+                    async with self._bounded(end_s - time.monotonic()):
+                        response = await anext(responses, None)
+                    if response is None:
+                        return
                     started = True
                     yield response
-                return
             except grpc.aio.AioRpcError as error:
                 if started:
                     raise errors.from_rpc_error(error) from None
@@ -216,5 +236,31 @@ class AsyncClient:
         self._pool.avoid(router)
         return error
 
-    def _limit_s(self, deadline_s: float | None) -> float:
+    def limit_s(self, deadline_s: float | None) -> float:
+        """Returns how long a call with this deadline may take, seconds."""
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
+
+    def _check_usable(self) -> None:
+        """Raises ClientUnusableError rather than have a call hang."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if os.getpid() != self._pid:
+            raise errors.unusable("FORKED")
+        if self._closed:
+            raise errors.unusable("CLIENT_CLOSED")
+        if self._loop is not loop:
+            raise errors.unusable("OTHER_LOOP")
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, left_s: float) -> AsyncIterator[None]:
+        """Bounds a wait on gRPC, and tells a closed client from a cancelled task."""
+        try:
+            async with asyncio.timeout(max(0.0, left_s) + WAIT_SLACK_S):
+                yield
+        except TimeoutError:
+            raise errors.unanswered() from None
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise errors.unusable("CLIENT_CLOSED") from None

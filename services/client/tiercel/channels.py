@@ -42,6 +42,7 @@ class RouterPool:
         addresses: Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        use_proxy: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Opens one channel per address.
@@ -53,7 +54,7 @@ class RouterPool:
             raise ValueError("addresses: at least one router address (host:port) is needed")
         self._clock = clock
         self._next = 0
-        self.routers = [Router(each, _open(each, credentials)) for each in addresses]
+        self.routers = [Router(each, _open(each, credentials, use_proxy)) for each in addresses]
 
     def attempts(self) -> Iterator[Router]:
         """Yields every router once: the next in turn first, the ones to avoid last.
@@ -81,7 +82,10 @@ class RouterPool:
             await router.channel.close()
 
 
-def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+def _open(
+    address: str, credentials: grpc.ChannelCredentials | None, use_proxy: bool
+) -> grpc.aio.Channel:
+    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(use_proxy)))
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -86,6 +86,15 @@ class ServerError(TiercelError):
     """The router failed in a way that is not the caller's doing."""
 
 
+class ClientUnusableError(TiercelError):
+    """This client cannot make the call, or was closed while the call was under way.
+
+    Its ``reason`` is ``CLIENT_CLOSED``, ``FORKED`` (made before this process was forked off: make
+    one in each process) or ``OTHER_LOOP`` (an AsyncClient belongs to the event loop that it was
+    first used in).
+    """
+
+
 _BY_CODE: Mapping[grpc.StatusCode, type[TiercelError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: UnknownNameError,
@@ -99,6 +108,28 @@ _BY_CODE: Mapping[grpc.StatusCode, type[TiercelError]] = {
 }
 
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+_UNUSABLE: Mapping[str, str] = {
+    "CLIENT_CLOSED": "the client is closed",
+    "FORKED": "the client was made before this process was forked off; make one in each process",
+    "OTHER_LOOP": "the client was first used in another event loop; make one in each loop",
+}
+
+
+def unusable(reason: str) -> ClientUnusableError:
+    """Returns the error of a client that cannot make a call."""
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    return ClientUnusableError(code, _UNUSABLE[reason], ErrorDetails(reason=reason))
+
+
+def unanswered() -> DeadlineMissedError:
+    """Returns the error of a call whose time is over though gRPC has not ended it."""
+    return DeadlineMissedError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "no answer in time, and none from gRPC: does the event loop still run?",
+        ErrorDetails(reason="CLIENT_STALLED"),
+    )
 
 
 def details_of(error: Any) -> ErrorDetails:

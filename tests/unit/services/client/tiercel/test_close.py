@@ -1,0 +1,168 @@
+"""A client that is closed, or was made before a fork, says so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes.router import FakeRouter, serve
+from tests.waiting import until
+from tiercel import AsyncClient, Client, ClientUnusableError, UnavailableError
+
+PATIENCE_S = 5.0
+
+FORKED = """
+import os, sys
+from tiercel import Client, ClientUnusableError
+client = Client(sys.argv[1])
+client.generate("ab", task="sort")
+stream = client.generate_stream("ab", task="sort")
+calls = {
+    "generate": lambda: client.generate("ab", task="sort", deadline_s=0.5),
+    "route": lambda: client.route(task="sort", prompt_token_count=1),
+    "report": lambda: client.report_outcome(request_id="a", quality=1.0),
+    "stream": lambda: list(client.generate_stream("ab", task="sort")),
+    "begun": lambda: list(stream),
+    "asynchronous": lambda: asyncio.run(client._client.generate("ab", task="sort")),
+}
+import asyncio
+if os.fork() == 0:
+    for name, call in calls.items():
+        try:
+            call()
+        except ClientUnusableError as error:
+            print(name, error.reason, flush=True)
+    client.close()
+    os._exit(0)
+os.wait()
+client.close()
+"""
+
+
+async def _ended(work: Callable[[], object], close: Callable[[], object]) -> BaseException:
+    """Returns what a blocking call under way ends with when another thread closes the client."""
+    seen: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    await asyncio.to_thread(close)
+    await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert not thread.is_alive(), "the call blocks for ever"
+    return seen[0]
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_closing_ends_a_blocking_call_with_an_error_of_ours(kind: str) -> None:
+    """Whoever waits in another thread is woken, whatever the call."""
+    router = FakeRouter(delay_s=60.0)
+    server, address = await serve(router)
+    client = Client(address)
+
+    def work() -> object:
+        if kind == "unary":
+            return client.generate("ab", task="sort")
+        return list(client.generate_stream("ab", task="sort"))
+
+    def close() -> None:
+        end_s = time.monotonic() + PATIENCE_S
+        while not router.specs and time.monotonic() < end_s:
+            time.sleep(0.01)
+        client.close()
+
+    error = await _ended(work, close)
+    await server.stop(0)
+    assert isinstance(error, ClientUnusableError), repr(error)
+    assert error.reason == "CLIENT_CLOSED"
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_closing_ends_an_awaited_call_with_an_error_of_ours(kind: str) -> None:
+    """A task that awaits the answer is not cancelled: it gets an error."""
+    router = FakeRouter(delay_s=60.0)
+    server, address = await serve(router)
+    client = AsyncClient(address)
+
+    async def work() -> object:
+        if kind == "unary":
+            return await client.generate("ab", task="sort")
+        return [event async for event in client.generate_stream("ab", task="sort")]
+
+    task = asyncio.create_task(work())
+    await until(lambda: bool(router.specs), "the call arrives")
+    await client.close()
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        await asyncio.wait_for(task, PATIENCE_S)
+    await server.stop(0)
+
+
+async def test_a_cancelled_task_stays_cancelled() -> None:
+    """Cancelling one's own task is no error of the client."""
+    router = FakeRouter(delay_s=60.0)
+    server, address = await serve(router)
+    async with AsyncClient(address) as client:
+        task = asyncio.create_task(client.generate("ab", task="sort"))
+        await until(lambda: bool(router.specs), "the call arrives")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await server.stop(0)
+
+
+async def test_a_closed_client_refuses_calls() -> None:
+    """Both clients say that they are closed; closing again does nothing."""
+    client = AsyncClient("127.0.0.1:1")
+    await client.close()
+    await client.close()
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        await client.generate("ab", task="sort")
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        [event async for event in client.generate_stream("ab", task="sort")]
+    blocking = await asyncio.to_thread(Client, "127.0.0.1:1")
+    await asyncio.to_thread(blocking.close)
+    await asyncio.to_thread(blocking.close)
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        blocking.generate("ab", task="sort")
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        list(blocking.generate_stream("ab", task="sort"))
+
+
+async def test_a_client_of_before_a_fork_says_so_in_the_child() -> None:
+    """Nothing hangs: each call in the child is an error at once."""
+    server, address = await serve(FakeRouter())
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", FORKED, address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    await server.stop(0)
+    names = ("generate", "route", "report", "stream", "begun", "asynchronous")
+    assert done.stdout.splitlines() == [f"{name} FORKED" for name in names], done.stderr
+
+
+def test_a_client_of_another_event_loop_says_so() -> None:
+    """A client that outlives its loop does not hang in the next one."""
+    client: list[AsyncClient] = []
+
+    async def call() -> None:
+        client.append(AsyncClient("127.0.0.1:1", timeout_s=0.2))
+        with pytest.raises(UnavailableError):
+            await client[0].generate("ab", task="sort")
+
+    asyncio.run(call())
+    with pytest.raises(ClientUnusableError, match="OTHER_LOOP"):
+        asyncio.run(client[0].generate("ab", task="sort"))

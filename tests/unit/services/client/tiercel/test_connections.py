@@ -1,0 +1,56 @@
+"""What happens below the calls: connections that end by age, and proxies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.fakes.router import FakeRouter, serve
+from tiercel import AsyncClient, UnavailableError
+
+AGES = (("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 5_000))
+
+
+async def test_connections_that_end_by_age_fail_no_call() -> None:
+    """Unary calls and streams go on over dozens of ends of the connection."""
+    server, address = await serve(FakeRouter(delay_s=0.02), options=AGES)
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + 1.5
+
+    async def caller(client: AsyncClient, kind: str) -> AsyncIterator[str]:
+        while loop.time() < end_s:
+            if kind == "unary":
+                yield (await client.generate("ab", task="sort")).text
+            else:
+                events = [event async for event in client.generate_stream("ab", task="sort")]
+                yield "".join(event.text for event in events)
+
+    async def collect(client: AsyncClient, kind: str) -> list[str]:
+        return [text async for text in caller(client, kind)]
+
+    async with AsyncClient(address) as client:
+        kinds = ["unary", "stream"] * 8
+        found = await asyncio.gather(*(collect(client, kind) for kind in kinds))
+    await server.stop(0)
+    answers = [text for texts in found for text in texts]
+    assert len(answers) > 100
+    assert set(answers) == {"AB"}
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+async def test_a_proxy_of_the_environment_is_used_only_if_told(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls go to the router itself whatever proxy the environment names."""
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    server, address = await serve(FakeRouter())
+    async with AsyncClient(address) as client:
+        assert (await client.generate("ab", task="sort")).text == "AB"
+    async with AsyncClient(address, use_proxy=True, timeout_s=1.0) as client:
+        with pytest.raises(UnavailableError):
+            await client.generate("ab", task="sort")
+    await server.stop(0)
