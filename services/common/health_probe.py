@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.addresses import parse_address
+from services.common.channels import open_blocking_channel
 
 _UNHEALTHY_EXIT_CODE = 1
 
@@ -29,7 +30,7 @@ def probe(address: str, service: str, timeout_s: float) -> str:
     Returns:
         SERVING, NOT_SERVING, ..., or the name of the status code if the call failed.
     """
-    with grpc.insecure_channel(address) as channel:
+    with open_blocking_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from services.common.channels import open_channel
 from services.common.times import seconds_of
 from services.local.calls import explain
 from services.local.errors import CommandError
@@ -33,9 +34,7 @@ class MeshControl:
     def __init__(self, *, router: str, load_monitor: str, trainer: str) -> None:
         """Opens channels lazily; make it inside the running event loop."""
         self._addresses = {"router": router, "load monitor": load_monitor, "trainer": trainer}
-        self._channels = {
-            part: grpc.aio.insecure_channel(address) for part, address in self._addresses.items()
-        }
+        self._channels = {part: open_channel(address) for part, address in self._addresses.items()}
         self._router: Any = router_grpc.RouterInferenceServiceStub(self._channels["router"])
         self._monitor: Any = monitor_grpc.LoadMonitorServiceStub(self._channels["load monitor"])
         self._trainer: Any = trainer_grpc.TrainerServiceStub(self._channels["trainer"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from services.common.channels import open_blocking_channel
 from services.local.errors import CommandError, InputError
 from tiercel.errors import from_rpc_error
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
@@ -35,7 +36,7 @@ def connected(part: str, address: str) -> Iterator[Any]:
         InputError: The service refused what was asked for.
         CommandError: It is not reached, or failed.
     """
-    with grpc.insecure_channel(address) as channel:
+    with open_blocking_channel(address) as channel:
         try:
             yield _STUBS[part](channel)
         except grpc.RpcError as error:

@@ -18,6 +18,7 @@ from router.dqn.snapshot import SnapshotError
 from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
+from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
@@ -266,7 +267,7 @@ async def _until_ready(core: Core, clock: Clock) -> None:
 
 
 def _channel(address: str, stack: AsyncExitStack) -> grpc.aio.Channel:
-    channel = grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    channel = open_channel(address, CHANNEL_OPTIONS)
     stack.push_async_callback(channel.close)
     return channel
 

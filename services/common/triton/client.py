@@ -19,6 +19,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.channels import open_channel
 from services.common.times import from_ns
 from services.common.triton.errors import (
     BAD_ANSWER,
@@ -143,7 +144,7 @@ class TritonClient:
         self.address = address
         self._cancel_grace_s = cancel_grace_s
         self._control_timeout_s = control_timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=list(_CHANNEL_OPTIONS))
+        self._channel = open_channel(address, _CHANNEL_OPTIONS)
         stub: Any = kserve_grpc.GRPCInferenceServiceStub(self._channel)
         self._stub = stub
         self._stream_infer = stub.ModelStreamInfer

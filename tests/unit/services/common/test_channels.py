@@ -1,0 +1,49 @@
+"""Channels within the mesh go straight to their address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from services.common.channels import open_blocking_channel, open_channel
+
+SERVICES = Path(__file__).parents[4] / "services"
+
+
+@pytest.fixture(params=["http_proxy", "https_proxy", "grpc_proxy"])
+def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server, while the environment names a proxy that is none."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(request.param, "http://127.0.0.1:1")
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    number = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{number}"
+    server.stop(grace=0).wait(timeout=5.0)
+
+
+async def test_calls_do_not_go_through_a_proxy(address: str) -> None:
+    """Both kinds of channel reach the server itself."""
+    request = health_pb2.HealthCheckRequest()
+    async with open_channel(address) as channel:
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    with open_blocking_channel(address) as blocking:
+        reply = health_pb2_grpc.HealthStub(blocking).Check(request, timeout=5.0)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_no_other_module_opens_a_channel() -> None:
+    """A channel that is opened past this room would use the proxy again."""
+    rooms = {SERVICES / "common/channels.py", SERVICES / "client/tiercel/channels.py"}
+    opening = {path for path in SERVICES.rglob("*.py") if "secure_channel(" in path.read_text()}
+    assert {path for path in opening if not path.name.endswith("_pb2_grpc.py")} == rooms
