@@ -203,7 +203,7 @@ class Ablation:
             weights = self._fit(variant, weights, rng)
         if variant.double is not None:
             weights = self._double(variant, weights, rng)
-        weights = _blind(weights, _columns(variant.without))
+        weights = blind(weights, columns_of(variant.without))
         row = self._evaluate(weights, variant)
         return {"name": variant.name, **row, "cpu_s": time.process_time() - start_s}
 
@@ -240,7 +240,7 @@ class Ablation:
     def _fit(self, variant: Variant, weights: Weights, rng: np.random.Generator) -> Weights:
         pool = self.samples(variant.samples, variant.prior)
         keep_F = np.ones(FEATURE_COUNT, np.float32)
-        keep_F[_columns(variant.without)] = 0.0
+        keep_F[columns_of(variant.without)] = 0.0
         config = variant.paired
         assert config is not None
         base_column = BASE_COLUMN if variant.residual else None
@@ -360,12 +360,13 @@ def _kind(scenario: Scenario) -> str:
     return {"cv": "clumped", "markov": "clumped"}.get(first, first if first.isalpha() else "steady")
 
 
-def _columns(group: str) -> list[int]:
+def columns_of(group: str) -> list[int]:
+    """Returns the features of a group of `GROUPS`, none for an empty name."""
     names = [feature.name for feature in FEATURES]
     return [names.index(name) for name in GROUPS[group]] if group else []
 
 
-def _blind(weights: Weights, columns: list[int]) -> Weights:
+def blind(weights: Weights, columns: list[int]) -> Weights:
     """Returns the network without its weights on some features."""
     w1_FH, w3_P = weights.w1_FH.copy(), weights.w3_P.copy()
     w1_FH[columns] = 0.0

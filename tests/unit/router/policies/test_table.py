@@ -1,4 +1,4 @@
-"""The policy table: names, parameters, versions, and what all its policies have in common."""
+"""The policy table: names, and what all its policies have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from router.ledger import zero_load
 from router.policies import table
-from router.policies.base import PolicyParameterError
 from router.types import Request, UnknownPolicyError
 from tests.unit.router import fleets
 from tests.unit.router.policies.observations import (
@@ -76,25 +75,6 @@ def test_unknown_policy_lists_the_known() -> None:
     """The error names every policy that exists."""
     with pytest.raises(UnknownPolicyError, match=r"static-large.*price.*dqn"):
         table.make_policy("nope", fleets.catalog())
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [({"margn": 0.5}, "no parameter 'margn'; known: margin"), ({"margin": 9.0}, "from 0.05 to 2")],
-)
-def test_bad_parameter_is_named(params: dict[str, float], message: str) -> None:
-    """A wrong name or value is refused with the names and limits."""
-    with pytest.raises(PolicyParameterError, match=message):
-        table.make_policy("greedy", fleets.catalog(), params)
-
-
-def test_version_changes_with_parameters() -> None:
-    """Two sets of parameters have two versions, one set always the same."""
-    versions = [
-        table.make_policy("greedy", fleets.catalog(), {"margin": m}).version
-        for m in (0.5, 0.6, 0.5)
-    ]
-    assert versions[0] == versions[2] != versions[1]
 
 
 @pytest.mark.parametrize("name", table.LEARNED)

@@ -1,0 +1,112 @@
+"""The monitor's gauges: one set per scrape, of what is there now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from services.load_monitor.coordination import Role
+from services.load_monitor.metrics import MonitorCollector
+from services.load_monitor.model import EndpointView, Health, Picture, Publication, TierGauge
+from tests.unit.services.load_monitor.rig import endpoint, report
+
+VIEW = EndpointView(
+    spec=endpoint("e1"),
+    health=Health.READY,
+    ramp_weight=0.5,
+    probe_wall_ns=1,
+    gauges=(TierGauge("small", True, queue_depth=3, mean_queue_s=0.25),),
+    reason="",
+)
+PICTURE = Picture(
+    version=7,
+    monitor_id="m1",
+    publish_wall_ns=1,
+    endpoints=(VIEW,),
+    routers=(report("r1", in_flight_count=2), report("r2", in_flight_count=5)),
+    arrival_rate_short_rps=120.0,
+    arrival_rate_long_rps=80.0,
+    topology_version=4,
+)
+
+
+@dataclass
+class Monitor:
+    """What a collector asks for."""
+
+    picture: Picture | None = None
+    publication: Publication | None = None
+    role: Role = Role.LEADER
+    degraded: tuple[str, ...] = ()
+
+    def page(self) -> list[str]:
+        """Returns the lines of one scrape that are no comments."""
+        registry = CollectorRegistry()
+        registry.register(
+            MonitorCollector(
+                picture=lambda: self.picture,
+                publication=lambda: self.publication,
+                age_s=lambda: 1.5,
+                role=lambda: self.role,
+                degraded=lambda: self.degraded,
+                watcher_count=lambda: 2,
+                failed_probe_counts=lambda: (("e1", 9),),
+            )
+        )
+        text = generate_latest(registry).decode()
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_before_the_first_picture_only_the_monitor_itself_is_shown() -> None:
+    """Nothing is said of a mesh nobody has looked at."""
+    assert [line.partition("{")[0] for line in Monitor().page()] == [
+        *("tiercel_monitor_role" for _ in Role),
+        "tiercel_monitor_watchers 2.0",
+        "tiercel_monitor_failed_probes",
+    ]
+
+
+def test_role_is_one_of_all() -> None:
+    """Each role has a line, and one of them is 1."""
+    lines = [line for line in Monitor(role=Role.FOLLOWER).page() if "_role" in line]
+    assert sorted(line[-3:] for line in lines) == ["0.0"] * (len(Role) - 1) + ["1.0"]
+    assert f'tiercel_monitor_role{{role="{Role.FOLLOWER.value}"}} 1.0' in lines
+
+
+def test_load_is_summed_over_routers_for_candidates_of_the_mesh_only() -> None:
+    """A router may name anything, but a name nobody knows makes no series."""
+    stranger = replace(PICTURE.routers[0], in_flight=(("small", "gone", 99),))
+    page = Monitor(picture=replace(PICTURE, routers=(*PICTURE.routers, stranger))).page()
+    in_flight = [line for line in page if line.startswith("tiercel_monitor_in_flight")]
+    assert in_flight == ['tiercel_monitor_in_flight{endpoint="e1",tier="small"} 7.0']
+
+
+def test_rates_name_their_window() -> None:
+    """The short rate is over 0.2 s, the long one over 10 s."""
+    page = Monitor(picture=PICTURE).page()
+    assert 'tiercel_monitor_arrival_rate_rps{window="0.2s"} 120.0' in page
+    assert 'tiercel_monitor_arrival_rate_rps{window="10s"} 80.0' in page
+
+
+def test_what_triton_did_not_say_is_left_out() -> None:
+    """An unknown time is no line, not a zero."""
+    page = Monitor(picture=PICTURE).page()
+    assert 'tiercel_tier_mean_queue_seconds{endpoint="e1",tier="small"} 0.25' in page
+    assert not any("mean_compute" in line for line in page)
+
+
+def test_an_endpoint_that_left_leaves_no_line() -> None:
+    """Gauges are made anew at each scrape."""
+    monitor = Monitor(picture=PICTURE)
+    assert any('"e1"' in line and "health" in line for line in monitor.page())
+    monitor.picture = replace(PICTURE, endpoints=())
+    assert not any("tiercel_endpoint" in line for line in monitor.page())
+
+
+def test_a_state_that_is_served_has_an_age_and_a_number() -> None:
+    """Before the first one there is no age; then both are those of what is served."""
+    assert not any("_state_" in line for line in Monitor().page())
+    page = Monitor(publication=Publication(11, b"")).page()
+    assert "tiercel_monitor_state_age_seconds 1.5" in page
+    assert "tiercel_monitor_state_version 11.0" in page
