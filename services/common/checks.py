@@ -43,9 +43,10 @@ class Checks:
         self._found: list[tuple[str, str, str]] = []
 
     def require(self, good: bool, field: str, problem: str, limit: str = "") -> bool:
-        """Notes a problem unless `good`; returns `good`."""
+        """Notes a problem unless `good`; returns `good`. Without a field it is the whole's."""
         if not good:
-            self._found.append((self._prefix + field, problem, limit))
+            path = self._prefix + field if field else self._prefix.rstrip(".")
+            self._found.append((path, problem, limit))
             if len(self._found) >= MAX_VIOLATIONS:
                 self.raise_if_any()
         return good

@@ -164,9 +164,11 @@ class Topology:
         return self._with(added=added, removed=removed, draining=draining).renumbered()
 
     def adopting(self, stored: Changes) -> Topology:
-        """Returns the list with stored changes; removals of names no longer set are dropped."""
+        """Returns the list with stored changes; names no longer known are left out."""
         removed = stored.removed & self.configured.keys()
-        return Topology(self.configured, replace(stored, removed=removed))
+        known = self.configured.keys() | stored.added.keys()
+        draining = {name: span for name, span in stored.draining.items() if name in known}
+        return Topology(self.configured, replace(stored, removed=removed, draining=draining))
 
     def _with(self, **changes: object) -> Topology:
         return Topology(self.configured, replace(self.changes, **changes))  # type: ignore[arg-type]

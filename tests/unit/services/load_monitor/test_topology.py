@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.fleet import EndpointSpec
 from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
@@ -150,11 +152,44 @@ def test_a_list_that_cannot_be_gone_on_from_is_a_value_error(payload: bytes) -> 
         decode_changes(payload)
 
 
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+_FIELDS = ("version", "added", "removed", "draining", "fingerprint")
+
+
+@given(
+    st.dictionaries(st.sampled_from(_FIELDS), _VALUES),
+    st.lists(st.dictionaries(st.sampled_from(list(entry())), _VALUES), max_size=2),
+)
+def test_any_stored_list_is_read_or_refused(
+    fields: dict[str, Any], entries: list[dict[str, Any]]
+) -> None:
+    """What is read fits a state; what cannot be read is one kind of error."""
+    payload = stored_with(**({"added": [entry(**each) for each in entries]} | fields))
+    try:
+        changes, _problems = decode_changes(payload)
+    except ValueError:
+        return
+    topology = Topology({}).adopting(changes).renumbered()
+    again, problems = decode_changes(encode_changes(topology.changes))
+    assert not problems
+    assert again == topology.changes
+
+
 @pytest.mark.parametrize("drain", [-1, 1.7e18, 1e400, "x", None])
 def test_a_drain_without_sense_takes_the_default(drain: object) -> None:
     """An endpoint cannot be made to drain for ever by what stands in the store."""
     changes, _problems = decode_changes(stored_with(draining={"b": drain}))
     assert changes.draining == {"b": DEFAULT_DRAIN_S}
+
+
+def test_a_drain_of_nothing_is_dropped(topology: Topology) -> None:
+    """It could never end."""
+    changes, _problems = decode_changes(stored_with(draining={"a": 1.0, "gone": 1.0}))
+    assert topology.adopting(changes).draining == {"a": 1.0}
 
 
 def test_endpoints_that_would_not_fit_a_state_are_refused() -> None:
