@@ -49,16 +49,31 @@ class SlownessEstimator:
 
 
 class OutputLengthPredictor:
-    """Mean output length per task, weighted to recent answers, capped by the request's limit."""
+    """Mean output length per task, weighted to recent answers, capped by the request's limit.
+
+    Lengths that clients only claim move it by at most `MOST_CLAIMED` times in all, each by at most
+    the weight of one value (2 %), and every answer that was seen draws it back by as much.
+    """
+
+    MOST_CLAIMED = 2.0
 
     def __init__(self, priors: dict[str, float]) -> None:
         """Starts at `priors`, tokens per task."""
         self._mean = dict(priors)
+        self._claimed = dict.fromkeys(priors, 1.0)
 
     def predict(self, task: str, max_output_tokens: int) -> float:
         """Returns the predicted number of output tokens, a whole one and at least 1."""
-        return float(max(1, min(int(self._mean[task] + 0.5), max_output_tokens)))
+        mean = self._mean[task] * self._claimed[task]
+        return float(max(1, min(int(mean + 0.5), max_output_tokens)))
 
     def observe(self, task: str, output_tokens: int) -> None:
         """Learns from one complete answer."""
         self._mean[task] = moved(self._mean[task], output_tokens)
+        self._claimed[task] = moved(self._claimed[task], 1.0)
+
+    def observe_claim(self, task: str, output_tokens: int) -> None:
+        """Learns from an answer that a client says it had."""
+        ratio = output_tokens / self._mean[task]
+        ratio = min(max(ratio, 1.0 / self.MOST_CLAIMED), self.MOST_CLAIMED)
+        self._claimed[task] = moved(self._claimed[task], ratio)

@@ -24,7 +24,7 @@ from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
-from services.common.process_id import new_process_id
+from services.common.process_id import monotonic_clock_id, new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
@@ -192,6 +192,7 @@ class RouterInference:
                 clients=clients,
                 slot=self._slot,
                 signer=self._signer,
+                clock_id=monotonic_clock_id(),
             )
         )
 

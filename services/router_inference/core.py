@@ -85,6 +85,7 @@ class Surroundings:
         clients: of Triton.
         slot: the policy in use.
         signer: of tickets.
+        clock_id: name of the monotonic clock, to tell tickets of this machine.
     """
 
     settings: Settings
@@ -99,6 +100,7 @@ class Surroundings:
     clients: ClientPool
     slot: PolicySlot
     signer: TicketSigner
+    clock_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +154,11 @@ def build_core(env: Surroundings) -> Core:
     leases = Leases(
         router_id=env.router_id,
         epoch=epoch,
+        clock_id=env.clock_id,
         signer=env.signer,
         lease_s=own.lease_s,
+        max_leases=own.max_leases,
+        max_leases_per_client=own.max_leases_per_client,
         decider=decider,
         dispatcher=dispatcher,
         ending=ending,
@@ -300,6 +305,7 @@ def _limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
         max_prompt_bytes=own.max_prompt_bytes,
         max_output_tokens=own.max_output_tokens,
         max_deadline_s=own.max_deadline_s,
+        lease_s=own.lease_s,
         soft_late_s=own.soft_late_s,
         bytes_per_token=mesh.bytes_per_token,
     )

@@ -84,7 +84,10 @@ class RouterInferenceSettings(ServerSettings):
     ramp_s: float = Field(default=2.0, gt=0.0, le=300.0)
     """Time over which a candidate that came back is brought to its full share, seconds."""
     lease_s: float = Field(default=30.0, gt=0.0, le=3_600.0)
-    """Lease of a ticket of `Route`, seconds; never shorter than the request's deadline."""
+    """Lease of a ticket of `Route`, seconds, or its task's default deadline if that is longer.
+
+    No routed request may have a later deadline.
+    """
     ticket_key: str = Field(default="", max_length=1_024)
     """Key that signs tickets, at least 16 characters; with no file either, each start makes one."""
     ticket_key_file: OptionalRelativePath = ""
@@ -115,6 +118,8 @@ class RouterInferenceSettings(ServerSettings):
     """Longest time a record waits for its batch, seconds."""
     max_leases: int = Field(default=65_536, ge=1, le=1_000_000)
     """Most open tickets of `Route`; more are refused."""
+    max_leases_per_client: int = Field(default=1_024, ge=1, le=1_000_000)
+    """Most open tickets of one client (address), so that one cannot take all; more are refused."""
     feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
     """Ended requests remembered for late quality feedback."""
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)

@@ -151,7 +151,7 @@ async def measure(arguments: argparse.Namespace) -> list[Subject]:
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         }
         endpoints = [(f"e{index}", backend) for index in range(arguments.devices)]
-        own = f'policy = "{arguments.policy}"\nlease_s = 1.0\n'
+        own = f'policy = "{arguments.policy}"\nlease_s = 1.0\nmax_leases_per_client = 65536\n'
         own += f"stream_tiers = {str(not arguments.whole).lower()}"
         toml = mesh_toml(endpoints, router=own)
         toml = toml.replace("default_deadline_s = 0.5", "default_deadline_s = 5.0")

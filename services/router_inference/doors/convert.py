@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from router.types import SloKind
-from services.common.errors import InvalidArgumentError
+from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration
+from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
 from services.router_inference.path.job import Ask, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
 from services.router_inference.status import RouterStatus
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
+MAX_LATENCY_S = 86_400.0
+"""Longest latency a client may report: the highest limit of a deadline that settings allow."""
+MAX_OUTPUT_TOKENS = 65_536
+"""Most output tokens a client may report: the highest limit that settings allow."""
 _SLO_KINDS: dict[int, SloKind] = {
     common_pb2.SLO_KIND_COMPLETE_ANSWER: SloKind.COMPLETE_ANSWER,
     common_pb2.SLO_KIND_FIRST_TOKEN: SloKind.FIRST_TOKEN,
@@ -35,7 +43,12 @@ REPORTED_OUTCOMES: dict[int, Outcome] = {
 
 
 def ask_of_spec(
-    spec: pb2.GenerationSpec, call_left_s: float | None, metadata: Any, *, is_stream: bool
+    spec: pb2.GenerationSpec,
+    call_left_s: float | None,
+    metadata: Any,
+    peer: str,
+    *,
+    is_stream: bool,
 ) -> Ask:
     """Reads what a Generate or GenerateStream request asks for; nothing is checked."""
     ask = Ask(
@@ -47,13 +60,14 @@ def ask_of_spec(
         call_left_s=call_left_s,
         is_stream=is_stream,
         metadata=metadata or (),
+        peer=peer,
     )
     if spec.HasField("max_output_tokens"):
         ask.max_output_tokens = spec.max_output_tokens
     if spec.HasField("deadline"):
-        ask.deadline_s = seconds_of(spec.deadline)
+        ask.deadline_s = _span_s(spec.deadline)
     if spec.slo_kind:
-        ask.slo_kind = _SLO_KINDS.get(spec.slo_kind)
+        ask.slo_kind = _SLO_KINDS.get(spec.slo_kind, spec.slo_kind)
     if spec.HasField("sampling"):
         ask.temperature = spec.sampling.temperature
         if spec.sampling.HasField("seed"):
@@ -61,7 +75,7 @@ def ask_of_spec(
     return ask
 
 
-def ask_of_route(request: pb2.RouteRequest, metadata: Any) -> Ask:
+def ask_of_route(request: pb2.RouteRequest, metadata: Any, peer: str) -> Ask:
     """Reads what a Route request asks for.
 
     Its deadline is not bound by the call's, which ends with the decision.
@@ -73,14 +87,22 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any) -> Ask:
         tier=request.tier,
         request_id=request.request_id,
         metadata=metadata or (),
+        peer=peer,
     )
     if request.HasField("max_output_tokens"):
         ask.max_output_tokens = request.max_output_tokens
     if request.HasField("deadline"):
-        ask.deadline_s = seconds_of(request.deadline)
+        ask.deadline_s = _span_s(request.deadline)
     if request.slo_kind:
-        ask.slo_kind = _SLO_KINDS.get(request.slo_kind)
+        ask.slo_kind = _SLO_KINDS.get(request.slo_kind, request.slo_kind)
     return ask
+
+
+def _span_s(message: Duration) -> float:
+    """Returns a span in seconds, NaN if the message is no valid one."""
+    nanos = message.nanos
+    valid = abs(nanos) < 1_000_000_000 and message.seconds * nanos >= 0
+    return seconds_of(message) if valid else math.nan
 
 
 def completion(job: Job) -> pb2.Completion:
@@ -152,25 +174,22 @@ def report(request: pb2.ReportOutcomeRequest) -> Report:
     Raises:
         InvalidArgumentError: with every field that is wrong.
     """
-    problems: list[tuple[str, str]] = []
+    checks = Checks()
     outcome = REPORTED_OUTCOMES.get(request.status)
-    if not request.ticket:
-        problems.append(("ticket", "is empty; give a ticket, or a request id with a quality"))
-    if outcome is None:
-        problems.append(("status", "must be ON_TIME, LATE, CANCELLED or FAILED"))
-    latency_s = seconds_of(request.latency) if request.HasField("latency") else None
-    if latency_s is not None and latency_s < 0.0:
-        problems.append(("latency", f"is {latency_s:g} s (limit: at least 0)"))
-    if request.output_token_count < 0:
-        problems.append(
-            ("output_token_count", f"is {request.output_token_count} (limit: at least 0)")
-        )
+    checks.require(
+        bool(request.ticket), "ticket", "is empty; give a ticket, or a request id with a quality"
+    )
+    checks.require(outcome is not None, "status", "must be ON_TIME, LATE, CANCELLED or FAILED")
+    latency_s: float | None = None
+    if request.HasField("latency"):
+        latency_s = checks.duration("latency", request.latency, 0.0, MAX_LATENCY_S)
+    # The ticket knows its own, lower limit.
+    checks.count("output_token_count", request.output_token_count, MAX_OUTPUT_TOKENS)
     quality = request.quality if request.HasField("quality") else None
-    if quality is not None and not 0.0 <= quality <= 1.0:
-        problems.append(("quality", f"is {quality:g} (limit: 0 to 1)"))
-    if problems or outcome is None:
-        (field, what), *more = problems
-        raise InvalidArgumentError(field, what, more=more)
+    if quality is not None:
+        checks.number("quality", quality, 0.0, 1.0)
+    checks.raise_if_any()
+    assert outcome is not None  # checked
     return Report(outcome, latency_s, request.output_token_count, quality)
 
 
@@ -178,14 +197,16 @@ def feedback_quality(request: pb2.ReportOutcomeRequest) -> float:
     """Returns the quality of late feedback.
 
     Raises:
-        InvalidArgumentError: It is missing or out of range.
+        InvalidArgumentError: It is missing, or a field is out of range.
     """
-    if not request.HasField("quality"):
-        raise InvalidArgumentError(
-            "quality", "is missing; with a request id it is needed", "0 to 1"
-        )
-    if not 0.0 <= request.quality <= 1.0:
-        raise InvalidArgumentError("quality", f"is {request.quality:g}", "0 to 1")
+    checks = Checks()
+    checks.text("request_id", request.request_id, MAX_REQUEST_ID_CHARACTERS, least=1)
+    has_quality = request.HasField("quality")
+    if checks.require(
+        has_quality, "quality", "is missing; with a request id it is needed", "0 to 1"
+    ):
+        checks.number("quality", request.quality, 0.0, 1.0)
+    checks.raise_if_any()
     return request.quality
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import grpc.aio
 
+from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError
 from services.router_inference.doors import convert
-from services.router_inference.doors.validation import Validator
+from services.router_inference.doors.validation import Validator, client_of
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.job import Ask, Job
 from services.router_inference.path.leases import Leases
@@ -59,6 +60,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 request.spec,
                 context.time_remaining(),
                 context.invocation_metadata(),
+                context.peer(),
                 is_stream=False,
             )
         )
@@ -75,6 +77,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 request.spec,
                 context.time_remaining(),
                 context.invocation_metadata(),
+                context.peer(),
                 is_stream=True,
             )
         )
@@ -84,7 +87,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
 
     async def Route(self, request: pb2.RouteRequest, context: Context) -> pb2.RouteResponse:
         """Decides only."""
-        ask = convert.ask_of_route(request, context.invocation_metadata())
+        ask = convert.ask_of_route(request, context.invocation_metadata(), context.peer())
         return convert.route_response(self._leases.route(self._job(ask, prefix="")))
 
     async def ReportOutcome(
@@ -96,7 +99,8 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         try:
             if request.WhichOneof("subject") == "request_id":
                 quality = convert.feedback_quality(request)
-                self._leases.feedback(request.request_id, quality)
+                client = client_of(context.peer())
+                self._leases.feedback(client, request.request_id, quality)
             else:
                 self._leases.close(request.ticket, convert.report(request))
         except InvalidArgumentError as error:
@@ -118,6 +122,9 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         context: Context,
     ) -> pb2.UsePolicyResponse:
         """Uses a policy from the next decision on."""
+        checks = Checks()
+        checks.text("policy", request.policy, MAX_NAME_CHARACTERS, least=1)
+        checks.raise_if_any()
         self._slot.use(request.policy)
         return pb2.UsePolicyResponse(policy=self._slot.name, policy_version=self._slot.version)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
 from router.types import NO_TIER_PIN, Request, RewardKind, SloKind
+from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.path.job import Ask, Job
 
@@ -25,6 +25,7 @@ class Limits:
         max_prompt_bytes: longest prompt, bytes of UTF-8.
         max_output_tokens: highest limit of output tokens.
         max_deadline_s: longest deadline, seconds.
+        lease_s: lease of a ticket, which bounds the deadline of a routed request, seconds.
         soft_late_s: how long after its deadline a soft request is still worked on, seconds.
         bytes_per_token: bytes of prompt per token, for the estimate of prompt tokens.
     """
@@ -32,8 +33,14 @@ class Limits:
     max_prompt_bytes: int
     max_output_tokens: int
     max_deadline_s: float
+    lease_s: float
     soft_late_s: float
     bytes_per_token: float
+
+
+def client_of(peer: str) -> str:
+    """Returns the address of a call's peer without its port: one client for all its connections."""
+    return peer.rpartition(":")[0]
 
 
 class Validator:
@@ -73,20 +80,20 @@ class Validator:
         prompt_tokens = self._check(ask, prefix)
         task_index = self._task_index.get(ask.task)
         if task_index is None:
-            raise NotFoundError("task", ask.task[:64], self._task_index)
+            raise NotFoundError("task", ask.task, self._task_index)
         task = self._catalog.tasks[task_index]
         tier_pin = NO_TIER_PIN
         if ask.tier:
             found = self._tier_index.get(ask.tier)
             if found is None:
-                raise NotFoundError("tier", ask.tier[:64], self._tier_index)
+                raise NotFoundError("tier", ask.tier, self._tier_index)
             tier_pin = found
         self._check_floor(ask, task_index, tier_pin, prefix)
         slack_s = self._slack_s(ask, task.default_deadline_s)
         output_limit = min(
             ask.max_output_tokens or task.default_max_output_tokens, self._limits.max_output_tokens
         )
-        slo_kind = ask.slo_kind or task.slo_kind
+        slo_kind = ask.slo_kind if isinstance(ask.slo_kind, SloKind) else task.slo_kind
         if not ask.is_stream and ask.prompt is not None:
             # Without streaming the first token reaches the client together with the last one.
             slo_kind = SloKind.COMPLETE_ANSWER
@@ -115,6 +122,8 @@ class Validator:
             deadline_s=deadline_s,
             cutoff_s=self._cutoff_s(ask, request, now_s, deadline_s),
             is_stream=ask.is_stream,
+            is_routed=ask.prompt is None,
+            client=client_of(ask.peer),
             metadata=ask.metadata,
         )
 
@@ -150,9 +159,7 @@ class Validator:
         Raises:
             InvalidArgumentError: With every field that is wrong.
         """
-        limits = self._limits
-        problems: list[tuple[str, str, str]] = []
-        prompt_tokens = 1.0
+        limits, checks, prompt_tokens = self._limits, Checks(prefix), 1.0
         if ask.prompt is not None:
             # The cheap bound first: UTF-8 has at least one byte per character.
             size = len(ask.prompt)
@@ -160,41 +167,47 @@ class Validator:
                 size = len(ask.prompt.encode("utf-8", "replace"))
             if not 1 <= size <= limits.max_prompt_bytes:
                 what = "is empty" if size == 0 else f"has {size} bytes or more"
-                problems.append(("prompt", what, f"1 to {limits.max_prompt_bytes} bytes"))
+                checks.require(False, "prompt", what, f"1 to {limits.max_prompt_bytes} bytes")
             prompt_tokens = max(1.0, size / limits.bytes_per_token)
         elif ask.prompt_tokens is not None:
             high = max(1, int(limits.max_prompt_bytes / limits.bytes_per_token))
-            if not 1 <= ask.prompt_tokens <= high:
-                problems.append(("prompt_token_count", f"is {ask.prompt_tokens}", f"1 to {high}"))
+            checks.count("prompt_token_count", ask.prompt_tokens, high, low=1)
             prompt_tokens = float(max(1, ask.prompt_tokens))
         if not ask.task:
-            problems.append(("task", "is empty", "a task of the mesh"))
-        output = ask.max_output_tokens
-        if output is not None and not 1 <= output <= limits.max_output_tokens:
-            problems.append(
-                ("max_output_tokens", f"is {output}", f"1 to {limits.max_output_tokens}")
-            )
-        if ask.deadline_s is not None and not 0.0 < ask.deadline_s <= limits.max_deadline_s:
-            what = f"is {ask.deadline_s:g} s" + (", already past" if ask.deadline_s < 0.0 else "")
-            problems.append(("deadline", what, f"above 0 to {limits.max_deadline_s:g} s"))
-        elif ask.call_left_s is not None and ask.call_left_s <= 0.0:
-            problems.append(("deadline", "the call's own deadline is already past", "above 0 s"))
-        if not (math.isfinite(ask.quality_floor) and 0.0 <= ask.quality_floor <= 1.0):
-            problems.append(("quality_floor", f"is {ask.quality_floor:g}", "0 to 1"))
-        if not (math.isfinite(ask.temperature) and 0.0 <= ask.temperature <= MAX_TEMPERATURE):
-            problems.append(("sampling.temperature", f"is {ask.temperature:g}", "0 to 2"))
-        if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-            problems.append(("sampling.seed", f"is {ask.seed}", f"0 to {MAX_SEED}"))
-        if len(ask.request_id) > MAX_REQUEST_ID_CHARACTERS:
-            what = f"has {len(ask.request_id)} characters"
-            problems.append(("request_id", what, f"at most {MAX_REQUEST_ID_CHARACTERS}"))
-        if problems:
-            field, what, limit = problems[0]
-            more = [
-                (prefix + other, f"{text} (limit: {bound})") for other, text, bound in problems[1:]
-            ]
-            raise InvalidArgumentError(prefix + field, what, limit, more=more)
+            checks.require(False, "task", "is empty", "a task of the mesh")
+        if ask.max_output_tokens is not None:
+            checks.count("max_output_tokens", ask.max_output_tokens, limits.max_output_tokens, 1)
+        self._check_deadline(ask, checks)
+        checks.number("quality_floor", ask.quality_floor, 0.0, 1.0)
+        checks.number("sampling.temperature", ask.temperature, 0.0, MAX_TEMPERATURE)
+        if ask.seed is not None:
+            checks.count("sampling.seed", ask.seed, MAX_SEED)
+        if isinstance(ask.slo_kind, int):
+            checks.require(False, "slo_kind", f"is {ask.slo_kind}", "a named value")
+        checks.text("request_id", ask.request_id, MAX_REQUEST_ID_CHARACTERS)
+        checks.raise_if_any()
         return prompt_tokens
+
+    def _check_deadline(self, ask: Ask, checks: Checks) -> None:
+        limits, deadline_s = self._limits, ask.deadline_s
+        if deadline_s is not None:
+            most_s = limits.max_deadline_s
+            if ask.prompt is None:
+                # One that ends after its ticket's lease could never be reported on.
+                most_s = min(most_s, self._longest_lease_s(ask.task))
+            if not 0.0 < deadline_s <= most_s:
+                what = f"is {deadline_s:g} s" + (", already past" if deadline_s < 0.0 else "")
+                checks.require(False, "deadline", what, f"above 0 to {most_s:g} s")
+                return
+        if ask.call_left_s is not None and ask.call_left_s <= 0.0:
+            what = "the call's own deadline is already past"
+            checks.require(False, "deadline", what, "above 0 s")
+
+    def _longest_lease_s(self, task: str) -> float:
+        index = self._task_index.get(task)
+        if index is None:
+            return self._limits.lease_s
+        return max(self._limits.lease_s, self._catalog.tasks[index].default_deadline_s)
 
     def _check_floor(self, ask: Ask, task_index: int, tier_pin: int, prefix: str) -> None:
         """Raises InvalidArgumentError if no tier can reach the floor, whatever its load."""

@@ -14,6 +14,11 @@ from services.common.errors import ResourceExhaustedError
 from services.router_inference.path.job import Job, Outcome
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
+MOST_CLAIMED_FACTOR = 1.0
+"""Factor that reports of routed requests can raise admission's to: predictions taken as they are.
+
+What a router sees itself may raise it further.
+"""
 
 
 class Admission:
@@ -25,13 +30,20 @@ class Admission:
         self._monotonic_s = monotonic_s
         self._window_s = 0.0
         self.caution = Caution()
+        self._claimed = Caution()
 
     def factor(self) -> float:
         """Returns the factor on predictions at present; 0 if nothing is ever refused."""
         if self._limits is None:
             return 0.0
-        safety.relax(self.caution, self._monotonic_s(), self._window_s)
-        return safety.admission_factor(self.caution, self._limits.optimism)
+        now_s = self._monotonic_s()
+        safety.relax(self.caution, now_s, self._window_s)
+        raised = self.caution
+        if self._claimed.ended:
+            safety.relax(self._claimed, now_s, self._window_s)
+            if self._claimed.raised > raised.raised:
+                raised = self._claimed
+        return safety.admission_factor(raised, self._limits.optimism)
 
     def check(self, observation: Observation) -> None:
         """Lets a request pass, by the rule of `router.safety.admit`.
@@ -66,13 +78,17 @@ class Admission:
 
         Late ones count as misses, rescued ones by how they ended. What a client cancelled or an
         endpoint failed says nothing about predictions, nor does what was sent again after that.
+        Ends that are only reported are learned from apart, up to `MOST_CLAIMED_FACTOR`.
         """
         served = job.outcome is Outcome.ON_TIME or job.outcome is Outcome.LATE
         if self._limits is None or not served or job.retry_count:
             return
         if job.request.reward_kind is not RewardKind.HARD:
             return
+        caution, most = self.caution, self._limits.pessimism
+        if job.is_routed:
+            caution, most = self._claimed, min(most, MOST_CLAIMED_FACTOR)
         safety.learn_end(
-            self.caution, self._monotonic_s(), job.request.slack_s, job.outcome is Outcome.LATE,
-            self._limits.optimism, self._limits.pessimism,
+            caution, self._monotonic_s(), job.request.slack_s, job.outcome is Outcome.LATE,
+            self._limits.optimism, most,
         )  # fmt: skip

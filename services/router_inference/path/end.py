@@ -45,7 +45,7 @@ class Ending:
         self._lengths = lengths
         self._tracing = tracing
         self._memory_count = memory_count
-        self._memory: OrderedDict[str, OutcomeEntry] = OrderedDict()
+        self._memory: OrderedDict[tuple[str, str], OutcomeEntry] = OrderedDict()
 
     def end(self, job: Job, outcome: Outcome, end_s: float, reason: str = "") -> None:
         """Ends a request.
@@ -65,7 +65,10 @@ class Ending:
         if is_answered:
             lateness_s = job.deadline_event_s - job.deadline_s
             reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
-            self._lengths.observe(job.task.name, job.output_tokens)
+            if job.is_routed:
+                self._lengths.observe_claim(job.task.name, job.output_tokens)
+            else:
+                self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
         if job.choice is not None:
@@ -96,10 +99,10 @@ class Ending:
         )
         self._experience.add(entry)
         if job.is_complete and self._memory_count:
-            self._memory[job.request_id] = entry
+            self._memory[job.client, job.request_id] = entry
             if len(self._memory) > self._memory_count:
                 self._memory.popitem(last=False)
 
-    def recall(self, request_id: str) -> OutcomeEntry | None:
-        """Returns the record of an ended request that feedback may still be given for."""
-        return self._memory.get(request_id)
+    def recall(self, client: str, request_id: str) -> OutcomeEntry | None:
+        """Returns the record of an ended request that its client may give feedback for, once."""
+        return self._memory.pop((client, request_id), None)

@@ -49,13 +49,14 @@ class Ask:
         temperature: sampling temperature.
         seed: sampling seed.
         deadline_s: time until the deadline, seconds.
-        slo_kind: what the deadline is measured against.
+        slo_kind: what the deadline is measured against; a number is none that we know.
         quality_floor: lowest quality accepted.
         tier: name of the only tier to use; empty = any.
         request_id: the client's id; empty = the router makes one.
         call_left_s: time until the gRPC call's own deadline, seconds.
         is_stream: True if the answer is streamed.
         metadata: the call's metadata, for the trace context.
+        peer: the call's peer, as gRPC names it.
     """
 
     task: str
@@ -65,13 +66,14 @@ class Ask:
     temperature: float = 0.0
     seed: int | None = None
     deadline_s: float | None = None
-    slo_kind: SloKind | None = None
+    slo_kind: SloKind | int | None = None
     quality_floor: float = 0.0
     tier: str = ""
     request_id: str = ""
     call_left_s: float | None = None
     is_stream: bool = False
     metadata: tuple[tuple[str, str | bytes], ...] = ()
+    peer: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,6 +159,8 @@ class Job:
         deadline_s: its deadline.
         cutoff_s: when work on it stops at the latest.
         is_stream: True if the answer is streamed.
+        is_routed: True if only the decision was asked for: its end is claimed, not seen.
+        client: who asked: the address of the call's peer, without its port.
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
         choice: its decision; None = none was made.
@@ -189,6 +193,8 @@ class Job:
     deadline_s: float
     cutoff_s: float
     is_stream: bool
+    is_routed: bool = False
+    client: str = ""
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trace: SpanIdentity = NO_SPAN
     choice: Choice | None = None

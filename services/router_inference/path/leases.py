@@ -1,14 +1,26 @@
-"""Routed requests: their load counts from `Route` until the report, or until the lease ends."""
+"""Routed requests: leased from `Route` until the report, or until the lease ends.
+
+What happens to a routed request is not seen, only claimed. So a claim is bounded by what the ticket
+allowed, its load counts for no longer than such requests ordinarily take, one client holds a
+bounded number of tickets, and times are those of this process's own clock.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 
 from router.reward import answer_reward
+from services.common.checks import Checks
 from services.common.clock import Clock
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from services.common.times import from_ns, to_ns
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from services.common.times import to_ns
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending
@@ -22,7 +34,11 @@ from services.router_inference.view.view import View
 REASON_CLOSED = "TICKET_CLOSED"
 REASON_EXPIRED = "TICKET_EXPIRED"
 REASON_INVALID = "TICKET_INVALID"
+REASON_CLIENT_FULL = "CLIENT_FULL"
 _SWEEP_S = 0.05
+# A claimed load counts for this many default deadlines of its task, whatever deadline was asked
+# for: after that it is more likely forgotten than still there.
+_LOAD_DEADLINES = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +86,11 @@ class Leases:
         *,
         router_id: str,
         epoch: int,
+        clock_id: str,
         signer: TicketSigner,
         lease_s: float,
+        max_leases: int,
+        max_leases_per_client: int,
         decider: Decider,
         dispatcher: Dispatcher,
         ending: Ending,
@@ -82,12 +101,15 @@ class Leases:
     ) -> None:
         """Takes its parts.
 
-        A lease lasts `lease_s` seconds, or until the deadline if that is later.
+        A lease lasts `lease_s` seconds, or the task's default deadline if that is longer.
         """
         self._router_id = router_id
         self._epoch = epoch
+        self._clock_id = clock_id
         self._signer = signer
         self._lease_s = lease_s
+        self._max_foreign = max_leases
+        self._max_per_client = max_leases_per_client
         self._decider = decider
         self._dispatcher = dispatcher
         self._ending = ending
@@ -96,9 +118,11 @@ class Leases:
         self._experience = experience
         self._clock = clock
         self._open: dict[int, Job] = {}
-        # Nearly in order of their ends: all leases are equally long but for very late deadlines.
-        self._ends: deque[tuple[int, int]] = deque()
-        self._foreign_closed: dict[tuple[str, int, int], int] = {}
+        self._open_by_client: Counter[str] = Counter()
+        # Heaps of (moment, sequence): when leases end, and when loads count no longer.
+        self._ends: list[tuple[float, int]] = []
+        self._load_ends: list[tuple[float, int]] = []
+        self._foreign_closed: OrderedDict[tuple[str, int, int], None] = OrderedDict()
 
     @property
     def open_count(self) -> int:
@@ -111,26 +135,27 @@ class Leases:
         Raises:
             DomainError: refused, or no endpoint; the job is ended.
         """
+        lease_s = max(self._lease_s, job.task.default_deadline_s)
         self._dispatcher.begin(job, is_routed=True)
         try:
+            self._check_client(job)
             choice = self._decider.decide(job)
         except BaseException as error:
             self._dispatcher.end_with(job, error)
             raise
-        lease_s = max(self._lease_s, job.request.slack_s)
-        decide_ns = job.arrival_ns
-        lease_end_ns = decide_ns + to_ns(lease_s)
         request = job.request
         ticket = self._signer.sign(
             Ticket(
                 router_id=self._router_id,
                 epoch=self._epoch,
                 sequence=choice.sequence,
-                decide_ns=decide_ns,
-                lease_end_ns=lease_end_ns,
+                clock_id=self._clock_id,
+                decide_s=job.arrival_s,
+                lease_s=lease_s,
                 slack_s=request.slack_s,
                 soft_decay_s=request.reward_decay_s,
                 quality=job.quality,
+                max_output_tokens=job.max_output_tokens,
                 task=job.task.name,
                 tier=choice.target.tier,
                 endpoint=choice.target.endpoint,
@@ -142,34 +167,43 @@ class Leases:
             choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
         )
         self._open[choice.sequence] = job
+        self._open_by_client[job.client] += 1
         self._accounts.routed_count += 1
-        self._ends.append((lease_end_ns, choice.sequence))
-        return Routed(job, choice, ticket, lease_end_ns)
+        load_s = min(lease_s, _LOAD_DEADLINES * job.task.default_deadline_s)
+        heapq.heappush(self._load_ends, (job.arrival_s + load_s, choice.sequence))
+        heapq.heappush(self._ends, (job.arrival_s + lease_s, choice.sequence))
+        return Routed(job, choice, ticket, job.arrival_ns + to_ns(lease_s))
 
     def close(self, data: bytes, report: Report) -> None:
         """Closes a ticket.
 
         Raises:
-            InvalidArgumentError: it was not signed by this mesh.
+            InvalidArgumentError: it was not signed by this mesh, or the report claims more than the
+                ticket allowed.
             FailedPreconditionError: it is closed or its lease has ended.
         """
         try:
             ticket = self._signer.read(data)
         except InvalidTicketError as error:
             raise InvalidArgumentError("ticket", str(error), reason=REASON_INVALID) from None
-        now_ns = self._clock.wall_ns()
-        if now_ns > ticket.lease_end_ns:
-            raise FailedPreconditionError("the ticket's lease has ended", reason=REASON_EXPIRED)
-        if (ticket.router_id, ticket.epoch) != (self._router_id, self._epoch):
-            self._close_foreign(ticket, report, now_ns)
+        _check_claim(ticket, report)
+        is_own = (ticket.router_id, ticket.epoch) == (self._router_id, self._epoch)
+        now_s = self._clock.monotonic_s()
+        age_s: float | None = None
+        if is_own or ticket.clock_id == self._clock_id:
+            age_s = now_s - ticket.decide_s
+            if age_s > ticket.lease_s:
+                raise FailedPreconditionError("the ticket's lease has ended", reason=REASON_EXPIRED)
+        if not is_own:
+            self._close_foreign(ticket, report, age_s)
             return
-        job = self._open.pop(ticket.sequence, None)
+        job = self._take(ticket.sequence)
         if job is None:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
-        self._view.load.ledger.finish(ticket.sequence)
-        self._accounts.routed_count -= 1
-        now_s = self._clock.monotonic_s()
-        end_s = now_s if report.latency_s is None else job.dispatch_s + report.latency_s
+        # Nobody can have waited longer than since the decision.
+        end_s = now_s
+        if report.latency_s is not None:
+            end_s = min(now_s, job.dispatch_s + report.latency_s)
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         job.output_tokens = report.output_tokens
         job.is_complete = answered and report.output_tokens > 0
@@ -178,15 +212,15 @@ class Leases:
         reason = "REPORTED_FAILURE" if report.outcome is Outcome.FAILED else ""
         self._ending.end(job, report.outcome, end_s, reason)
 
-    def feedback(self, request_id: str, quality: float) -> None:
-        """Records the quality a client saw for an answered request.
+    def feedback(self, client: str, request_id: str, quality: float) -> None:
+        """Records the quality a client saw for a request of its own that was answered, once.
 
         Raises:
-            NotFoundError: this process does not remember the request.
+            NotFoundError: this process does not remember such a request of this client.
         """
-        entry = self._ending.recall(request_id)
+        entry = self._ending.recall(client, request_id)
         if entry is None:
-            raise NotFoundError("request", request_id[:64])
+            raise NotFoundError("request", request_id)
         scale = quality / entry.quality if entry.quality > 0.0 else 0.0
         self._experience.add(
             replace(
@@ -198,21 +232,16 @@ class Leases:
         )
 
     def expire(self) -> None:
-        """Takes back the load of every lease that has ended."""
-        now_ns = self._clock.wall_ns()
-        while self._ends and self._ends[0][0] < now_ns:
-            _, sequence = self._ends.popleft()
-            job = self._open.pop(sequence, None)
+        """Takes back loads that count no longer, and ends every lease whose time is over."""
+        now_s = self._clock.monotonic_s()
+        while self._load_ends and self._load_ends[0][0] < now_s:
+            self._view.load.ledger.finish(heapq.heappop(self._load_ends)[1])
+        while self._ends and self._ends[0][0] < now_s:
+            job = self._take(heapq.heappop(self._ends)[1])
             if job is None:
                 continue
-            self._view.load.ledger.finish(sequence)
-            self._accounts.routed_count -= 1
             self._accounts.metrics.leases_expired.inc()
-            self._ending.end(job, Outcome.FAILED, self._clock.monotonic_s(), REASON_LEASE_EXPIRED)
-        if self._foreign_closed:
-            self._foreign_closed = {
-                key: end_ns for key, end_ns in self._foreign_closed.items() if end_ns >= now_ns
-            }
+            self._ending.end(job, Outcome.FAILED, now_s, REASON_LEASE_EXPIRED)
 
     async def run(self) -> None:
         """Expires leases for ever."""
@@ -220,15 +249,51 @@ class Leases:
             await self._clock.sleep(_SWEEP_S)
             self.expire()
 
-    def _close_foreign(self, ticket: Ticket, report: Report, now_ns: int) -> None:
-        """Writes the outcome of another worker's ticket, whose load goes back with its lease."""
+    def _check_client(self, job: Job) -> None:
+        count = self._open_by_client[job.client] + 1
+        if count > self._max_per_client:
+            raise ResourceExhaustedError(
+                REASON_CLIENT_FULL,
+                f"{self._max_per_client} open tickets of one client",
+                str(count),
+                retry_after_s=0.1,
+            )
+
+    def _take(self, sequence: int) -> Job | None:
+        """Takes a ticket out, with its load; returns None if it is closed or has expired."""
+        job = self._open.pop(sequence, None)
+        if job is None:
+            return None
+        self._view.load.ledger.finish(sequence)
+        self._accounts.routed_count -= 1
+        self._open_by_client[job.client] -= 1
+        if not self._open_by_client[job.client]:
+            del self._open_by_client[job.client]
+        return job
+
+    def _close_foreign(self, ticket: Ticket, report: Report, age_s: float | None) -> None:
+        """Writes the outcome of another worker's ticket, whose load goes back with its lease.
+
+        It may be closed elsewhere as well: whoever counts outcomes drops the second by its ticket's
+        router, epoch and sequence.
+
+        Args:
+            ticket: the ticket.
+            report: what is claimed.
+            age_s: time since the decision, seconds; None if another machine's clock took it.
+        """
+        latency_s = age_s if report.latency_s is None else report.latency_s
+        if latency_s is None:
+            raise InvalidArgumentError(
+                "latency", "is missing; only a router on the machine that decided can tell it"
+            )
+        latency_s = min(latency_s, ticket.lease_s if age_s is None else age_s)
         key = (ticket.router_id, ticket.epoch, ticket.sequence)
         if key in self._foreign_closed:
             raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
-        self._foreign_closed[key] = ticket.lease_end_ns
-        latency_s = (
-            from_ns(now_ns - ticket.decide_ns) if report.latency_s is None else report.latency_s
-        )
+        self._foreign_closed[key] = None
+        if len(self._foreign_closed) > self._max_foreign:
+            self._foreign_closed.popitem(last=False)
         answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         quality = ticket.quality if report.quality is None else report.quality
         lateness_s = max(0.0, latency_s - ticket.slack_s)
@@ -243,7 +308,7 @@ class Leases:
                 epoch=ticket.epoch,
                 sequence=ticket.sequence,
                 request_id=ticket.request_id,
-                end_ns=now_ns,
+                end_ns=self._clock.wall_ns(),
                 status=OUTCOME_STATUS[report.outcome],
                 latency_s=latency_s,
                 first_token_s=None,
@@ -254,3 +319,10 @@ class Leases:
                 delivered_reward=reward,
             )
         )
+
+
+def _check_claim(ticket: Ticket, report: Report) -> None:
+    """Raises InvalidArgumentError if a report claims more than the ticket allowed."""
+    checks = Checks()
+    checks.count("output_token_count", report.output_tokens, ticket.max_output_tokens)
+    checks.raise_if_any()

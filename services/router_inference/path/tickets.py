@@ -11,11 +11,11 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-_VERSION = 1
+_VERSION = 2
 _SIGNATURE_BYTES = 16
-# version, epoch, sequence, decide wall ns, lease end wall ns, slack s, soft decay s (0 = hard),
-# quality
-_NUMBERS = struct.Struct("<BqqqqdddB")
+# version, epoch, sequence, decide s, lease s, slack s, soft decay s (0 = hard), quality, output
+# tokens, count of names
+_NUMBERS = struct.Struct("<BqqdddddiB")
 _MAX_TICKET_BYTES = 4096
 
 
@@ -31,11 +31,13 @@ class Ticket:
         router_id: process that decided.
         epoch: its epoch, ns since 1970.
         sequence: number of the decision within the epoch.
-        decide_ns: when it decided, wall clock, ns since 1970.
-        lease_end_ns: when the lease ends, wall clock, ns since 1970.
+        clock_id: the monotonic clock that `decide_s` is of.
+        decide_s: when it decided, by that clock, seconds.
+        lease_s: how long the lease lasts from then, seconds.
         slack_s: time from the decision to the deadline, seconds.
         soft_decay_s: e-folding time of a soft reward, seconds; 0 for a hard deadline.
         quality: quality of the chosen tier on the task, 0 to 1.
+        max_output_tokens: most tokens the answer may have.
         task: task name.
         tier: tier name.
         endpoint: endpoint name.
@@ -45,11 +47,13 @@ class Ticket:
     router_id: str
     epoch: int
     sequence: int
-    decide_ns: int
-    lease_end_ns: int
+    clock_id: str
+    decide_s: float
+    lease_s: float
     slack_s: float
     soft_decay_s: float
     quality: float
+    max_output_tokens: int
     task: str
     tier: str
     endpoint: str
@@ -71,6 +75,7 @@ class TicketSigner:
             name.encode()
             for name in (
                 ticket.router_id,
+                ticket.clock_id,
                 ticket.task,
                 ticket.tier,
                 ticket.endpoint,
@@ -83,11 +88,12 @@ class TicketSigner:
                     _VERSION,
                     ticket.epoch,
                     ticket.sequence,
-                    ticket.decide_ns,
-                    ticket.lease_end_ns,
+                    ticket.decide_s,
+                    ticket.lease_s,
                     ticket.slack_s,
                     ticket.soft_decay_s,
                     ticket.quality,
+                    ticket.max_output_tokens,
                     len(names),
                 ),
                 *(len(name).to_bytes(2, "little") + name for name in names),
@@ -103,9 +109,9 @@ class TicketSigner:
         # Nothing inside is looked at before the signature holds.
         if not hmac.compare_digest(self._signature(body), signature):
             raise InvalidTicketError("the ticket was not signed by this mesh")
-        version, epoch, sequence, decide_ns, lease_end_ns, slack_s, decay_s, quality, count = (
-            _NUMBERS.unpack_from(body)
-        )
+        (
+            version, epoch, sequence, decide_s, lease_s, slack_s, decay_s, quality, tokens, count
+        ) = _NUMBERS.unpack_from(body)  # fmt: skip
         if version != _VERSION:
             raise InvalidTicketError(f"the ticket has version {version}, expected {_VERSION}")
         names, offset = [], _NUMBERS.size
@@ -113,16 +119,18 @@ class TicketSigner:
             end = offset + 2 + int.from_bytes(body[offset : offset + 2], "little")
             names.append(body[offset + 2 : end].decode())
             offset = end
-        router_id, task, tier, endpoint, request_id = names
+        router_id, clock_id, task, tier, endpoint, request_id = names
         return Ticket(
             router_id=router_id,
             epoch=epoch,
             sequence=sequence,
-            decide_ns=decide_ns,
-            lease_end_ns=lease_end_ns,
+            clock_id=clock_id,
+            decide_s=decide_s,
+            lease_s=lease_s,
             slack_s=slack_s,
             soft_decay_s=decay_s,
             quality=quality,
+            max_output_tokens=tokens,
             task=task,
             tier=tier,
             endpoint=endpoint,

@@ -46,3 +46,24 @@ def test_slowness_stays_within_its_limits(answers: list[tuple[float, float, bool
     for taken_s, profile_s, finished in answers:
         estimator.observe(taken_s, profile_s, finished=finished)
     assert 0.499 <= estimator.slowness <= 4.001
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=300))
+def test_claimed_lengths_double_or_halve_a_prediction_at_most(claims: list[int]) -> None:
+    """Whatever is claimed and however often; each claim alone moves it by two hundredths."""
+    predictor = OutputLengthPredictor({"sort": 1_000.0})
+    for claim in claims:
+        before = predictor.predict("sort", 10_000)
+        predictor.observe_claim("sort", claim)
+        assert abs(predictor.predict("sort", 10_000) - before) <= 0.021 * 1_000.0 + 1.0
+    assert 500.0 <= predictor.predict("sort", 10_000) <= 2_000.0
+
+
+def test_seen_lengths_draw_a_prediction_back_from_what_was_claimed() -> None:
+    """Answers that the router saw itself count in the end."""
+    predictor = OutputLengthPredictor({"sort": 100.0})
+    for _ in range(500):
+        predictor.observe_claim("sort", 10_000)
+    for _ in range(500):
+        predictor.observe("sort", 100)
+    assert predictor.predict("sort", 10_000) == 100.0

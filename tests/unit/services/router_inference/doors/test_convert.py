@@ -10,6 +10,7 @@ from router.types import SloKind
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors import convert
 from services.router_inference.path.job import Outcome, StepDown
+from tests.unit.services.router_inference.doors.test_validation import validator
 from tests.unit.services.router_inference.parts import Behaviour, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
@@ -19,7 +20,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 def test_what_a_spec_leaves_out_stays_unsaid() -> None:
     """Unset is not zero: the validator fills in the task's defaults."""
     ask = convert.ask_of_spec(
-        pb2.GenerationSpec(task="hard", prompt="hi"), 1.5, None, is_stream=True
+        pb2.GenerationSpec(task="hard", prompt="hi"), 1.5, None, "", is_stream=True
     )
     assert (ask.task, ask.prompt, ask.call_left_s, ask.is_stream) == ("hard", "hi", 1.5, True)
     unsaid = (ask.max_output_tokens, ask.deadline_s, ask.slo_kind, ask.seed, ask.prompt_tokens)
@@ -39,7 +40,7 @@ def test_a_spec_is_read_field_by_field() -> None:
         sampling=pb2.Sampling(temperature=0.7, seed=3),
     )
     spec.deadline.FromMilliseconds(250)
-    ask = convert.ask_of_spec(spec, None, (), is_stream=False)
+    ask = convert.ask_of_spec(spec, None, (), "", is_stream=False)
     assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.FIRST_TOKEN)
     assert (ask.temperature, ask.seed, ask.quality_floor) == (0.7, 3, 0.5)
     assert (ask.tier, ask.request_id) == ("small", "mine")
@@ -104,7 +105,61 @@ def test_a_report_names_every_field_that_is_wrong(fields: dict[str, Any], named:
 
 def test_feedback_needs_a_quality_in_range() -> None:
     """Feedback without one says nothing."""
-    assert convert.feedback_quality(pb2.ReportOutcomeRequest(quality=0.25)) == 0.25
-    for request in (pb2.ReportOutcomeRequest(), pb2.ReportOutcomeRequest(quality=2.0)):
+    good = pb2.ReportOutcomeRequest(request_id="mine", quality=0.25)
+    assert convert.feedback_quality(good) == 0.25
+    beyond = pb2.ReportOutcomeRequest(request_id="mine", quality=2.0)
+    for request in (pb2.ReportOutcomeRequest(request_id="mine"), beyond):
         with pytest.raises(InvalidArgumentError):
             convert.feedback_quality(request)
+
+
+def _ticket_report(**fields: Any) -> pb2.ReportOutcomeRequest:
+    request = pb2.ReportOutcomeRequest(ticket=b"t", status=common_pb2.OUTCOME_STATUS_LATE)
+    for name, value in fields.items():
+        if name.startswith("latency_"):
+            setattr(request.latency, name.removeprefix("latency_"), value)
+        else:
+            setattr(request, name, value)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"latency_seconds": 2**63 - 1}, "latency"),
+        ({"latency_seconds": -(2**63)}, "latency"),
+        ({"latency_seconds": 86_401}, "latency"),
+        ({"latency_nanos": -1}, "latency"),
+        ({"latency_nanos": 2**31 - 1}, "latency"),
+        ({"latency_seconds": 1, "latency_nanos": -1}, "latency"),
+        ({"output_token_count": 2**31 - 1}, "output_token_count"),
+        ({"output_token_count": -1}, "output_token_count"),
+        ({"quality": float("nan")}, "quality"),
+        ({"quality": 1.01}, "quality"),
+        ({"status": common_pb2.OUTCOME_STATUS_INVALID}, "status"),
+        ({"status": 99}, "status"),
+    ],
+)
+def test_every_number_of_a_report_has_its_range(fields: dict[str, Any], field: str) -> None:
+    """What is outside is INVALID_ARGUMENT with the field; nothing of it goes on."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.report(_ticket_report(**fields))
+    assert [name for name, _ in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(("name", "quality"), [("x" * 129, 0.5), ("", 0.5), ("mine", -0.1)])
+def test_feedback_has_its_limits(name: str, quality: float) -> None:
+    """A name as long as names of requests may be, and a quality."""
+    with pytest.raises(InvalidArgumentError):
+        convert.feedback_quality(pb2.ReportOutcomeRequest(request_id=name, quality=quality))
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(0, 2**31 - 1), (1, -1), (-1, 1)])
+def test_a_span_that_is_none_is_no_deadline(seconds: int, nanos: int) -> None:
+    """Nanoseconds beyond a second or of the other sign are refused, not added up."""
+    spec = pb2.GenerationSpec(task="hard", prompt="hi")
+    spec.deadline.seconds, spec.deadline.nanos = seconds, nanos
+    ask = convert.ask_of_spec(spec, None, (), "", is_stream=False)
+    with pytest.raises(InvalidArgumentError) as caught:
+        validator().job(ask, 100.0, 10**18)
+    assert caught.value.field == "spec.deadline"

@@ -21,6 +21,10 @@ class Call:
         """Returns no metadata."""
         return ()
 
+    def peer(self) -> str:
+        """Returns an address."""
+        return "ipv4:127.0.0.1:50000"
+
     def time_remaining(self) -> float | None:
         """Returns that the call has no deadline."""
         return None

@@ -17,7 +17,7 @@ from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.path.job import Ask, Job
 from tests.unit.services.router_inference.parts import QUALITY, TASKS, TIERS
 
-LIMITS = Limits(100, 64, 3600.0, 30.0, 4.0)
+LIMITS = Limits(100, 64, 3600.0, 20.0, 30.0, 4.0)
 
 
 def validator() -> Validator:
@@ -57,8 +57,15 @@ def job(**fields: Any) -> Job:
         ({"quality_floor": 0.9, "tier": "small"}, "spec.quality_floor", "0 to 0.5"),
         ({"temperature": 2.5}, "spec.sampling.temperature", "0 to 2"),
         ({"temperature": math.inf}, "spec.sampling.temperature", "0 to 2"),
+        ({"slo_kind": 99}, "spec.slo_kind", "a named value"),
+        (
+            {"prompt": None, "prompt_tokens": 5, "deadline_s": 20.1},
+            "spec.deadline",
+            "above 0 to 20 s",
+        ),
+        ({"deadline_s": math.nan}, "spec.deadline", "above 0 to 3600 s"),
         ({"seed": -1}, "spec.sampling.seed", "0 to 9223372036854775807"),
-        ({"request_id": "x" * 129}, "spec.request_id", "at most 128"),
+        ({"request_id": "x" * 129}, "spec.request_id", "0 to 128 characters"),
     ],
 )
 def test_bad_fields_are_named_with_their_limit(

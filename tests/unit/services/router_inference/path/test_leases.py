@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from router.catalog import QualityTable
+from router.types import Task
 from services.common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
 )
-from services.router_inference.path.job import Outcome
+from services.router_inference.path.job import Job, Outcome
 from services.router_inference.path.leases import Report
-from services.router_inference.path.tickets import Ticket
-from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
-KEY = b"k" * 32
-TICKET = Ticket("r", 1, 2, 3, 4, 0.5, 0.0, 0.8, "task", "small", "e0", "id-ü")
 DONE = Report(Outcome.ON_TIME, None, 8, None)
+SLOW_QUALITY = QualityTable(
+    "table",
+    "assumed",
+    {name: {"small": 0.5, "medium": 0.8, "large": 1.0} for name in ("hard", "slow")},
+    {},
+)
+
+
+def routed(rig: Rig, **fields: Any) -> Job:
+    """A checked Route request."""
+    return rig.job(prompt=None, prompt_tokens=10, **fields)
 
 
 @scenario
@@ -66,6 +77,7 @@ async def test_another_worker_with_the_key_closes_a_ticket() -> None:
     second = make_rig(ticket_key="k" * 32)
     second.core.leases._router_id = "r2"
     ticket = first.core.leases.route(first.job(prompt=None, prompt_tokens=10)).ticket
+    await asyncio.sleep(0.9)
     second.core.leases.close(ticket, Report(Outcome.LATE, 0.9, 8, None))
     record = (await second.records())[-1].outcome
     assert (record.router_id, record.sequence, record.reward) == ("r1", 1, 0.0)
@@ -83,15 +95,28 @@ async def test_a_forged_ticket_is_bad_input() -> None:
 
 
 @scenario
-async def test_late_feedback_changes_the_reward() -> None:
+async def test_late_feedback_changes_the_reward_once() -> None:
     """Feedback for an answered request writes its outcome again, scaled to the quality seen."""
     rig = make_rig()
     await rig.answer(rig.job(request_id="mine"))
-    rig.core.leases.feedback("mine", 0.25)
+    rig.core.leases.feedback("", "mine", 0.25)
     record = (await rig.records())[-1].outcome
     assert (record.feedback_quality, record.reward, record.sequence) == (0.25, 0.25, 1)
+    for name in ("mine", "unknown"):
+        with pytest.raises(NotFoundError):
+            rig.core.leases.feedback("", name, 0.5)
+
+
+@scenario
+async def test_late_feedback_is_the_askers_alone() -> None:
+    """Two clients with one request id: each speaks of its own request; a third of none."""
+    rig = make_rig()
+    for host in ("1.1.1.1", "2.2.2.2"):
+        await rig.answer(rig.job(request_id="same", peer=f"ipv4:{host}:9"))
     with pytest.raises(NotFoundError):
-        rig.core.leases.feedback("unknown", 0.5)
+        rig.core.leases.feedback("ipv4:3.3.3.3", "same", 0.0)
+    rig.core.leases.feedback("ipv4:1.1.1.1", "same", 0.25)
+    assert (await rig.records())[-1].outcome.sequence == 1
 
 
 @scenario
@@ -99,9 +124,142 @@ async def test_open_tickets_are_bounded_apart_from_requests() -> None:
     """Clients that never report fill their own limit, not that of answered requests."""
     rig = make_rig(max_leases=2, max_in_flight=1)
     for _ in range(2):
-        rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10))
+        rig.core.leases.route(routed(rig))
     with pytest.raises(ResourceExhaustedError) as caught:
-        rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10))
+        rig.core.leases.route(routed(rig))
     assert caught.value.reason == "ROUTER_FULL"
     await rig.answer(rig.job())
     assert rig.core.accounts.counts.refused == 1
+
+
+@scenario
+async def test_one_client_does_not_take_all_tickets() -> None:
+    """Its own limit counts over all its connections, and is free again with a report."""
+    rig = make_rig(max_leases_per_client=2)
+    tickets = [
+        rig.core.leases.route(routed(rig, peer=f"ipv4:1.1.1.1:{port}")).ticket for port in (5, 6)
+    ]
+    with pytest.raises(ResourceExhaustedError) as caught:
+        rig.core.leases.route(routed(rig, peer="ipv4:1.1.1.1:7"))
+    assert caught.value.reason == "CLIENT_FULL"
+    assert caught.value.retry_after_s is not None
+    rig.core.leases.route(routed(rig, peer="ipv4:2.2.2.2:7"))
+    rig.core.leases.close(tickets[0], DONE)
+    rig.core.leases.route(routed(rig, peer="ipv4:1.1.1.1:7"))
+
+
+@scenario
+async def test_leases_end_in_order_of_their_ends() -> None:
+    """A task with long deadlines leased first keeps no later ticket of a short one open."""
+    rig = make_rig(lease_s=1.0, tasks=(TASKS[0], Task("slow", 60.0)), quality=SLOW_QUALITY)
+    rig.core.leases.route(routed(rig, task="slow"))
+    for _ in range(20):
+        rig.core.leases.route(routed(rig))
+    await asyncio.sleep(1.1)
+    rig.core.leases.expire()
+    assert rig.core.leases.open_count == 1
+
+
+@scenario
+async def test_a_claimed_load_counts_no_longer_than_such_requests_take() -> None:
+    """Tickets nobody closes, with the longest deadline there is, are load for two deadlines."""
+    rig = make_rig(lease_s=30.0)
+    tickets = [rig.core.leases.route(routed(rig, deadline_s=30.0)).ticket for _ in range(500)]
+    await asyncio.sleep(0.79)
+    rig.core.leases.expire()
+    assert len(rig.core.view.load.ledger) == 500
+    await asyncio.sleep(0.02)
+    rig.core.leases.expire()
+    assert len(rig.core.view.load.ledger) == 0
+    await rig.answer(rig.job())
+    rig.core.leases.close(tickets[0], DONE)
+    assert rig.core.leases.open_count == 499
+
+
+@scenario
+async def test_the_wall_clock_ends_no_lease() -> None:
+    """Set an hour forward or back, tickets are as old as they are."""
+    for step_ns in (3_600 * 10**9, -3_600 * 10**9):
+        rig = make_rig(lease_s=2.0)
+        other = make_rig(lease_s=2.0, ticket_key="k" * 32)
+        other.core.leases._signer = rig.core.leases._signer
+        other.core.leases._router_id = "r2"
+        tickets = [rig.core.leases.route(routed(rig)).ticket for _ in range(3)]
+        before = rig.clock.wall_ns
+        rig.clock.wall_ns = other.clock.wall_ns = lambda: before() + step_ns  # type: ignore[method-assign]  # noqa: B023
+        rig.core.leases.expire()
+        assert rig.core.leases.open_count == 3
+        rig.core.leases.close(tickets[0], DONE)
+        other.core.leases.close(tickets[1], DONE)
+        await asyncio.sleep(2.1)
+        rig.core.leases.expire()
+        assert rig.core.leases.open_count == 0
+        for leases in (rig.core.leases, other.core.leases):
+            with pytest.raises(FailedPreconditionError) as caught:
+                leases.close(tickets[2], DONE)
+            assert caught.value.reason == "TICKET_EXPIRED"
+
+
+@scenario
+async def test_a_ticket_of_another_machine_needs_its_latency() -> None:
+    """No clock here can tell how old it is; what is stated counts up to the lease."""
+    first, second = make_rig(ticket_key="k" * 32), make_rig(ticket_key="k" * 32)
+    second.core.leases._router_id, second.core.leases._clock_id = "r2", "another"
+    ticket = first.core.leases.route(routed(first)).ticket
+    with pytest.raises(InvalidArgumentError) as caught:
+        second.core.leases.close(ticket, DONE)
+    assert caught.value.field == "latency"
+    second.core.leases.close(ticket, Report(Outcome.LATE, 86_400.0, 8, None))
+    record = (await second.records())[-1].outcome
+    assert record.latency.ToTimedelta().total_seconds() == 30.0
+
+
+@scenario
+async def test_a_latency_is_no_longer_than_the_ticket_is_old() -> None:
+    """The claim of a day after a tenth of a second counts as a tenth of a second."""
+    rig = make_rig()
+    ticket = rig.core.leases.route(routed(rig)).ticket
+    await asyncio.sleep(0.1)
+    rig.core.leases.close(ticket, Report(Outcome.LATE, 86_400.0, 8, None))
+    record = (await rig.records())[-1].outcome
+    assert record.latency.ToTimedelta().total_seconds() == pytest.approx(0.1)
+
+
+@scenario
+async def test_a_claim_is_bounded_by_its_ticket() -> None:
+    """More tokens than were asked for are refused, here and by other workers; it stays open."""
+    first, second = make_rig(ticket_key="k" * 32), make_rig(ticket_key="k" * 32)
+    second.core.leases._router_id = "r2"
+    ticket = first.core.leases.route(routed(first, max_output_tokens=16)).ticket
+    for rig in (first, second):
+        with pytest.raises(InvalidArgumentError) as caught:
+            rig.core.leases.close(ticket, Report(Outcome.ON_TIME, None, 17, None))
+        assert caught.value.field == "output_token_count"
+    first.core.leases.close(ticket, Report(Outcome.ON_TIME, None, 16, None))
+
+
+@scenario
+async def test_what_reports_say_of_lengths_moves_little() -> None:
+    """A thousand claims of the most that a ticket allows double the prediction at most."""
+    rig = make_rig()
+    before = rig.job(max_output_tokens=512).request.output_tokens
+    for number in range(1_000):
+        ticket = rig.core.leases.route(routed(rig, max_output_tokens=2_048)).ticket
+        rig.core.leases.close(ticket, Report(Outcome.ON_TIME, None, 2_048, None))
+        if number == 0:
+            first = rig.job(max_output_tokens=512).request.output_tokens
+            assert first <= 1.1 * before
+    assert before < rig.job(max_output_tokens=512).request.output_tokens <= 2.0 * before + 1.0
+
+
+@scenario
+async def test_what_reports_say_of_lateness_moves_little() -> None:
+    """Hundreds of late reports make admission take predictions as they are, and no longer."""
+    rig = make_rig()
+    for _ in range(300):
+        ticket = rig.core.leases.route(routed(rig)).ticket
+        rig.core.leases.close(ticket, Report(Outcome.LATE, None, 8, None))
+        await asyncio.sleep(2.0 / 300)
+    assert 0.7 < rig.core.admission.factor() <= 1.0
+    await asyncio.sleep(30.0)
+    assert rig.core.admission.factor() == pytest.approx(0.7)
