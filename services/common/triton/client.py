@@ -27,6 +27,7 @@ from services.common.triton.errors import (
     TierError,
     TierInvalidError,
     TierUnavailableError,
+    TierUnknownError,
     error_of_status,
     error_of_text,
 )
@@ -40,6 +41,7 @@ _MOST_TOKEN_BYTES = 512
 _SPARE_BYTES = 4096
 _SPARE_MESSAGES = 16
 _MOST_COUNT_BYTES = 8
+_MOST_MODELS = 2_000
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_RECEIVED_BYTES),
     ("grpc.max_send_message_length", _MAX_SENT_BYTES),
@@ -207,10 +209,12 @@ class TritonClient:
         """Returns the counters per model name. One call costs Triton some 0.4 ms.
 
         Raises:
-            TierError: The endpoint did not answer.
+            TierError: The endpoint did not answer, or has more models than anybody would load.
         """
         request = kserve.ModelStatisticsRequest(name=model)
         reply = await self._control(self._stub.ModelStatistics, request)
+        if (count := len(reply.model_stats)) > _MOST_MODELS:
+            raise TierUnknownError("TOO_MANY_MODELS", f"statistics of {count} models")
         return {stats.name: _counters(stats) for stats in reply.model_stats}
 
     async def model_config(self, model: str) -> TierModelConfig:

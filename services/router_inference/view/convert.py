@@ -12,6 +12,9 @@ from services.router_inference.view.view import View
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 
+# What a mesh of the most routers could claim.
+_MOST_MESH_RPS = 1e15
+
 
 def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int) -> SeenState:
     """Reads a system state, leaving out what this process itself reported.
@@ -24,7 +27,7 @@ def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int
     for router in message.routers:
         if router.router_id == router_id and router.epoch == epoch:
             continue
-        other_rate_rps += router.arrival_rate_rps
+        other_rate_rps += _rate(router.arrival_rate_rps)
         for load in router.loads:
             key = (load.candidate.tier, load.candidate.endpoint)
             before = totals.get(key, (0.0, 0.0, 0.0))
@@ -38,8 +41,13 @@ def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int
         endpoints=tuple(_endpoint(state) for state in message.endpoints),
         other_totals=totals,
         other_rate_rps=other_rate_rps,
-        rate_long_rps=message.arrival_rate_long_rps,
+        rate_long_rps=_rate(message.arrival_rate_long_rps),
     )
+
+
+def _rate(rate_rps: float) -> float:
+    """Returns a rate that can be added and divided by, 0 for what is none."""
+    return rate_rps if 0.0 <= rate_rps <= _MOST_MESH_RPS else 0.0
 
 
 def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:

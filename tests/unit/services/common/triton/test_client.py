@@ -21,6 +21,7 @@ from services.common.triton.errors import (
     TierDeadlineError,
     TierOverloadedError,
     TierUnavailableError,
+    TierUnknownError,
 )
 
 Behaviour = Callable[
@@ -37,6 +38,7 @@ class ScriptedServer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     metadata: list[dict[str, str]] = field(default_factory=list)
     time_left_s: list[float] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    other_model_count: int = 0
 
     async def ModelStreamInfer(
         self, request_iterator: Any, context: Any
@@ -76,6 +78,8 @@ class ScriptedServer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
         """Has counters of one model."""
         response = kserve.ModelStatisticsResponse()
+        for index in range(self.other_model_count):
+            response.model_stats.add(name=f"m{index}")
         entry = response.model_stats.add(name="large", inference_count=7, execution_count=5)
         entry.inference_stats.success.count = 6
         entry.inference_stats.fail.count = 1
@@ -358,3 +362,11 @@ async def test_control_calls_are_typed(server: Server) -> None:
     assert (counters.inference_count, counters.execution_count) == (7, 5)
     assert (counters.success_count, counters.fail_count) == (6, 1)
     assert (counters.queue_s, counters.compute_s) == (2.5, 0.5)
+
+
+async def test_statistics_of_thousands_of_models_are_refused(server: Server) -> None:
+    """Taking them apart would hold up everything else, several times a second."""
+    scripted, client = server
+    scripted.other_model_count = 2_000
+    with pytest.raises(TierUnknownError, match="TOO_MANY_MODELS"):
+        await client.statistics()

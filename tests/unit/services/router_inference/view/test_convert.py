@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from services.router_inference.view.convert import seen_state
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
@@ -18,6 +22,26 @@ def test_own_reports_are_left_out_of_a_state() -> None:
     seen = seen_state(message, "me", 2)
     assert seen.other_totals["small", "e0"][0] == 8.0
     assert seen.other_rate_rps == 8.0
+
+
+@pytest.mark.parametrize("rate_rps", [math.inf, math.nan, -1.0, 1.7e308])
+def test_a_rate_that_is_none_counts_as_none(rate_rps: float) -> None:
+    """No state, whoever wrote it, makes a feature infinite."""
+    message = system_state_pb2.SystemState(version=1, arrival_rate_long_rps=rate_rps)
+    for router_id in ("a", "b"):
+        message.routers.add(router_id=router_id, arrival_rate_rps=rate_rps)
+    seen = seen_state(message, "me", 1)
+    assert (seen.other_rate_rps, seen.rate_long_rps) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "expected"), [(0.0, 1.0), (100.0, 1.0), (math.nan, 0.01), (-1.0, 0.01), (0.5, 0.5)]
+)
+def test_a_claimed_speed_only_slows_down(claimed: float, expected: float) -> None:
+    """An endpoint that says it is a hundred times faster is sent no more than its like."""
+    message = system_state_pb2.SystemState(version=1)
+    message.endpoints.add().endpoint.speed = claimed
+    assert seen_state(message, "me", 1).endpoints[0].spec.speed == expected
 
 
 def test_health_words_become_weights() -> None:
