@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,14 @@ from tests.unit.deploy.manifests import ROOT, load_yaml
 from tests.unit.router import fleets
 
 _PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "deploy").rglob("*.md"),
+        ROOT / "services/client/README.md",
+        ROOT / "tests/README.md",
+        ROOT / "trainer/research/diary.md",
+    ]
 )
 
 
@@ -65,6 +73,15 @@ def test_named_files_exist() -> None:
             r"`((?:deploy|docs|protos|router|services|tests|trainer)/[\w./-]+)`", text
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_named_modules_exist() -> None:
+    """Every module of the repository that a document runs by `python -m` exists."""
+    for page in _PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"python -m ((?:services|tests|trainer)\.[a-z_.]*[a-z_])\b", text):
+            if page.name != "CHANGELOG.md":  # which names what was
+                assert importlib.util.find_spec(name), f"{page.name}: {name}"
 
 
 _COMMAND = re.compile(r"(?:^|`|/)tiercel ((?:[a-z][a-z-]* ?)+)([^`\n#]*)", re.MULTILINE)
