@@ -134,7 +134,7 @@ def fit_trace(trace: Trace, window_s: float = WINDOW_S) -> TraceModel:
     span_W = np.diff(edge_W)
     size_W = np.array([len(part) for part in parts])
     cv_W = np.array([gap_cv(part) for part in parts])
-    if not len(trace) <= sys.float_info.max * span_W.min():
+    if not len(trace) / sys.float_info.max <= span_W.min():
         raise WorkloadError(f"{trace.name}: a window of {span_W.min():g} s is too short for a rate")
     return TraceModel(trace.name, span_W, size_W / span_W, cv_W, fit_lengths(trace))
 

@@ -77,6 +77,11 @@ def test_idle_mesh_gains_the_quality() -> None:
     np.testing.assert_allclose(gap_B, quality_B, atol=1e-5)
 
 
+def _arrays(part: Any) -> list[Any]:
+    """Returns the arrays of a part of a world, which may be a tuple of parts."""
+    return [each for one in part for each in _arrays(one)] if isinstance(part, tuple) else [part]
+
+
 def test_copied_world_equals_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy a future starts from is the source, though only parts of it are copied."""
     refill = paired._Copy.refill
@@ -91,8 +96,7 @@ def test_copied_world_equals_its_source(monkeypatch: pytest.MonkeyPatch) -> None
             if name in used:
                 count = int(source.clock[used[name]][0])
                 own, new = own[:count], new[:count]
-            pairs = zip(own, new, strict=True) if isinstance(own, tuple) else [(own, new)]
-            for a, b in pairs:
+            for a, b in zip(_arrays(own), _arrays(new), strict=True):
                 assert a.tobytes() == b.tobytes(), name
         checked += 1
         return world
