@@ -20,7 +20,7 @@ from router.profile import LatencyProfile, TierProfile
 from router.safety import SafetyLimits
 from router.types import RewardKind, SloKind, Task
 from services.common.errors import DomainError
-from services.router_inference.path.job import Job
+from services.router_inference.job import Job
 from tests.fakes.virtual_time import run_virtual
 from tests.twin.device import Device
 from tests.unit.services.router_inference.parts import FakePool, make_rig

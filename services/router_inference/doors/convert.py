@@ -11,7 +11,7 @@ from router.types import SloKind
 from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
-from services.router_inference.path.job import Ask, Job, Outcome, StepDown
+from services.router_inference.job import Ask, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
 from services.router_inference.status import RouterStatus
 from tiercel.common.v1 import common_pb2

@@ -12,8 +12,8 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError
 from services.router_inference.doors import convert
 from services.router_inference.doors.validation import Validator, client_of
+from services.router_inference.job import Ask, Job
 from services.router_inference.path.dispatch import Dispatcher
-from services.router_inference.path.job import Ask, Job
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
 from services.router_inference.path.sink import TextSink

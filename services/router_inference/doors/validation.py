@@ -10,7 +10,7 @@ from router.estimators import OutputLengthPredictor
 from router.types import NO_TIER_PIN, Request, RewardKind, SloKind
 from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError, NotFoundError
-from services.router_inference.path.job import Ask, Job
+from services.router_inference.job import Ask, Job
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_TEMPERATURE = 2.0

@@ -11,7 +11,7 @@ from router.policy import Observation
 from router.safety import Caution, SafetyLimits
 from router.types import RewardKind
 from services.common.errors import ResourceExhaustedError
-from services.router_inference.path.job import Job, Outcome
+from services.router_inference.job import Job, Outcome
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 MOST_CLAIMED_FACTOR = 1.0

@@ -23,7 +23,7 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnknownError,
 )
-from services.router_inference.path.job import Attempt, Choice, Job
+from services.router_inference.job import Attempt, Choice, Job
 from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
 from services.router_inference.records.accounts import Accounts

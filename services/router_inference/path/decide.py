@@ -12,8 +12,8 @@ from router.policy import Policy, observe
 from router.types import NoCandidateError
 from services.common.errors import UnavailableError
 from services.common.log import Logger
+from services.router_inference.job import Choice, Job
 from services.router_inference.path.admission import Admission
-from services.router_inference.path.job import Choice, Job
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.view.view import View

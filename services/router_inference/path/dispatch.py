@@ -25,6 +25,7 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnknownError,
 )
+from services.router_inference.job import Choice, Job, Outcome, StepDown
 from services.router_inference.path.attempt import (
     CUTOFF_TOLERANCE_S,
     REASON_DEADLINE,
@@ -33,7 +34,6 @@ from services.router_inference.path.attempt import (
 )
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.end import Ending
-from services.router_inference.path.job import Choice, Job, Outcome, StepDown
 from services.router_inference.path.sink import Sink
 from services.router_inference.view.fleet import Target
 

@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
+from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import Admission
-from services.router_inference.path.job import Job, Outcome
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import (
     LEASE_EXPIRED,

@@ -21,10 +21,10 @@ from services.common.errors import (
     ResourceExhaustedError,
 )
 from services.common.times import to_ns
+from services.router_inference.job import Choice, Job, Outcome
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending
-from services.router_inference.path.job import Choice, Job, Outcome
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import OUTCOME_STATUS, OutcomeEntry

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from services.common.triton.client import TierChunk
+from services.router_inference.job import Job
 from services.router_inference.path.dispatch import Dispatcher
-from services.router_inference.path.job import Job
 
 
 class StreamRelay:

@@ -14,7 +14,7 @@ from router.ledger import LoadArrays
 from router.policy import observe
 from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
-from services.router_inference.path.job import Choice, Job
+from services.router_inference.job import Choice, Job
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 

@@ -10,7 +10,7 @@ from router.features import SCHEMA
 from router.fleet import Fleet
 from router.policies.dqn import features_of
 from services.common.times import duration_of, set_duration, timestamp_of
-from services.router_inference.path.job import Choice, Outcome
+from services.router_inference.job import Choice, Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
 
 OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {

@@ -13,7 +13,7 @@ from services.common.clock import Clock
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
-from services.router_inference.path.job import Choice
+from services.router_inference.job import Choice
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.convert import OutcomeEntry, RecordBuilder
 

@@ -16,7 +16,7 @@ from opentelemetry.util.types import AttributeValue
 
 from router.features import FEATURES
 from services.common.telemetry import NO_SPAN, SpanEvent, SpanIdentity, Telemetry
-from services.router_inference.path.job import Attempt, Choice, Job, Outcome, StepDown
+from services.router_inference.job import Attempt, Choice, Job, Outcome, StepDown
 
 REQUEST_SPAN = "tiercel.request"
 DECISION_SPAN = "tiercel.decision"

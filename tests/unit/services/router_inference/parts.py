@@ -19,7 +19,7 @@ from services.common.triton.client import TierChunk
 from services.common.triton.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
-from services.router_inference.path.job import Ask, Choice, Job
+from services.router_inference.job import Ask, Choice, Job
 from services.router_inference.settings import Settings
 from tests.fakes.virtual_time import LoopClock
 from tiercel.common.v1 import experience_pb2

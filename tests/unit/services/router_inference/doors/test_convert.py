@@ -9,7 +9,7 @@ import pytest
 from router.types import SloKind
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors import convert
-from services.router_inference.path.job import Outcome, StepDown
+from services.router_inference.job import Outcome, StepDown
 from tests.unit.services.router_inference.doors.test_validation import validator
 from tests.unit.services.router_inference.parts import Behaviour, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario

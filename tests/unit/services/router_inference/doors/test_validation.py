@@ -14,7 +14,7 @@ from router.estimators import OutputLengthPredictor
 from router.types import SloKind
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.doors.validation import Limits, Validator
-from services.router_inference.path.job import Ask, Job
+from services.router_inference.job import Ask, Job
 from tests.unit.services.router_inference.parts import QUALITY, TASKS, TIERS
 
 LIMITS = Limits(100, 64, 3600.0, 20.0, 30.0, 4.0)

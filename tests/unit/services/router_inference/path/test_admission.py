@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from router.safety import SafetyLimits
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
+from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import Admission
-from services.router_inference.path.job import Job, Outcome
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario

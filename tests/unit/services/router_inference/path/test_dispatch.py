@@ -19,7 +19,7 @@ from services.common.triton.errors import (
     TierUnavailableError,
     TierUnknownError,
 )
-from services.router_inference.path.job import Outcome, StepDown
+from services.router_inference.job import Outcome, StepDown
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, make_rig
 from tests.unit.services.router_inference.scenario import scenario

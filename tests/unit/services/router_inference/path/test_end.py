@@ -12,7 +12,7 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnavailableError,
 )
-from services.router_inference.path.job import Outcome
+from services.router_inference.job import Outcome
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario

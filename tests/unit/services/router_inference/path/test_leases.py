@@ -15,7 +15,7 @@ from services.common.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from services.router_inference.path.job import Job, Outcome
+from services.router_inference.job import Job, Outcome
 from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario

@@ -13,7 +13,7 @@ from services.common.errors import (
 from services.common.triton.errors import (
     TierUnavailableError,
 )
-from services.router_inference.path.job import Outcome, StepDown
+from services.router_inference.job import Outcome, StepDown
 from services.router_inference.path.second_chance import RetryBudget
 from tests.unit.services.router_inference.parts import Behaviour, make_rig
 from tests.unit.services.router_inference.scenario import scenario

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router_inference.path.job import Outcome
+from services.router_inference.job import Outcome
 from services.router_inference.path.leases import Report
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 

@@ -21,7 +21,7 @@ from router.dqn.snapshot import Snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.settings import SettingsError
-from services.router_inference.path.job import Outcome
+from services.router_inference.job import Outcome
 from services.router_inference.policy.slot import Promoted
 from tests.unit.services.router_inference.parts import (
     QUALITY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
-from services.router_inference.path.job import Outcome
+from services.router_inference.job import Outcome
 from services.router_inference.records.accounts import Counts, Tally
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
