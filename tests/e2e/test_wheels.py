@@ -102,9 +102,10 @@ def mesh(installed: Installed) -> Iterator[Mesh]:
 
 
 def test_packages_come_from_the_wheel(installed: Installed) -> None:
-    """Nothing is imported from the checkout that built it, and shipped files are found."""
+    """Nothing is of the checkout that built it, shipped files are found, studies stay behind."""
     code = (
-        "import router, services, tiercel, trainer\n"
+        "import importlib.util, router, services, tiercel, trainer\n"
+        "assert importlib.util.find_spec('trainer.research') is None\n"
         "from trainer.shipped import checkout, shipped\n"
         "assert checkout() is None\n"
         "print(*(m.__file__ for m in (router, services, tiercel, trainer)), shipped(), sep='\\n')"

@@ -15,6 +15,8 @@ BIG_LINES = 150
 
 SUBJECTS = {
     "router/test_caution.py": "how admission learns caution, a part of router/safety.py",
+    "services/client/tiercel/test_close.py": "both clients, closed or forked",
+    "services/client/tiercel/test_connections.py": "both clients, whatever lies between",
     "services/test_bounds_of_settings.py": "every section of the settings file, one rule each",
     "trainer/simulation/test_kv_room.py": "simulator and paced tiers keep the same limit",
 }
@@ -51,6 +53,22 @@ UNTESTED = {
 @cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_packages_are_told_by_their_modules_alone() -> None:
+    """Every `__init__.py` is empty, but for the public interface of the client."""
+    full = [path for path in ROOT.glob("[!.]*/**/__init__.py") if path.stat().st_size]
+    own = [path for path in full if "build" not in path.parts and "dist" not in path.parts]
+    assert own == [ROOT / "services" / "client" / "tiercel" / "__init__.py"]
+
+
+def test_deploy_holds_only_python_that_triton_runs() -> None:
+    """What the mesh runs itself is in its packages."""
+    assert [
+        path
+        for path in (ROOT / "deploy").rglob("*.py")
+        if path.relative_to(ROOT / "deploy").parts[0] != "triton"
+    ] == []
 
 
 def test_every_unit_test_has_its_module() -> None:

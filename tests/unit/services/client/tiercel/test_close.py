@@ -6,13 +6,12 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.fakes.router import FakeRouter, serve
-from tests.waiting import until
+from tests.waiting import until, until_sync
 from tiercel import AsyncClient, Client, ClientUnusableError, UnavailableError
 
 PATIENCE_S = 5.0
@@ -76,9 +75,7 @@ async def test_closing_ends_a_blocking_call_with_an_error_of_ours(kind: str) -> 
         return list(client.generate_stream("ab", task="sort"))
 
     def close() -> None:
-        end_s = time.monotonic() + PATIENCE_S
-        while not router.specs and time.monotonic() < end_s:
-            time.sleep(0.01)
+        until_sync(lambda: router.specs, "the call has arrived")
         client.close()
 
     error = await _ended(work, close)
