@@ -46,6 +46,7 @@ class ErrorInterceptor:
         calls: The server's running calls.
         watches: Methods, as `package.Service/Method`, whose calls serve nobody's request: they
             wait for news, and end at once when the server stops.
+        on_bad_message: Told the reason of each message that is too large or malformed.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class ErrorInterceptor:
         max_message_bytes: int,
         calls: RunningCalls,
         watches: frozenset[str],
+        on_bad_message: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._on_bad_message = on_bad_message
         self._metrics = metrics
         self._clock = clock
         self._log = log
@@ -105,23 +108,21 @@ class ErrorInterceptor:
     def _taking(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         limit = self._max_message_bytes
 
+        def reject(problem: str, bound: str, reason: str) -> _Rejected:
+            self._on_bad_message(reason)
+            return _Rejected(InvalidArgumentError("request", problem, bound, reason=reason))
+
         def take(payload: bytes) -> Any:
             if len(payload) > limit:
                 problem = f"message of {len(payload)} bytes is too large"
-                return _Rejected(
-                    InvalidArgumentError(
-                        "request", problem, f"{limit} bytes", reason="MESSAGE_TOO_LARGE"
-                    )
-                )
+                return reject(problem, f"{limit} bytes", "MESSAGE_TOO_LARGE")
             if deserialize is None:
                 return payload
             try:
                 return deserialize(payload)
             except Exception:  # whatever the parser raises, the bytes are at fault
                 problem = "is not a valid message (malformed bytes, or text that is not UTF-8)"
-                return _Rejected(
-                    InvalidArgumentError("request", problem, reason="MALFORMED_MESSAGE")
-                )
+                return reject(problem, "", "MALFORMED_MESSAGE")
 
         return take
 

@@ -157,6 +157,7 @@ async def build_server(
     clock: Clock,
     log: Logger,
     reuse_port: bool = False,
+    on_bad_message: Callable[[str], None] = lambda _: None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> GrpcServer:
     """Builds a server with health, reflection and the error table, bound but not started.
@@ -168,6 +169,7 @@ async def build_server(
         clock: For durations.
         log: Where bugs are logged.
         reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
+        on_bad_message: Told the reason of each message that is too large or malformed.
         interceptors: The library's interceptors; they run before the error table.
 
     Raises:
@@ -184,6 +186,7 @@ async def build_server(
         max_message_bytes=settings.max_message_bytes,
         calls=calls,
         watches=frozenset(watches.union(_OWN_WATCHES)),
+        on_bad_message=on_bad_message,
     )
     server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
     registrar = table.around(server)

@@ -154,9 +154,11 @@ class RouterInference:
             clock=clock,
             log=log,
             reuse_port=own.so_reuseport,
+            on_bad_message=core.accounts.on_invalid,
         )
         tasks: dict[str, BackgroundTask] = {
             "leases": core.leases.run,
+            "loop_lag": core.lag.run,
             "status": core.status.run,
             "experience": core.experience.run,
             **self._links(core, router_id, stores, stack),

@@ -30,6 +30,7 @@ from services.router_inference.path.attempt import AttemptParts, Stragglers
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
+from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
 from services.router_inference.path.second_chance import RetryBudget, SecondChance
@@ -115,6 +116,7 @@ class Core:
     admission: Admission
     experience: ExperienceWriter
     notes: HealthNotes
+    lag: LoopLag
     leases: Leases
     status: StatusReader
     servicer: RouterInferenceServicer
@@ -132,7 +134,8 @@ def build_core(env: Surroundings) -> Core:
     )
     notes = HealthNotes(metrics=env.metrics, log=env.log)
     accounts = Accounts(env.metrics, env.registry)
-    admission = Admission(_safety_limits(own), clock.monotonic_s)
+    lag = LoopLag(clock=clock, metrics=env.metrics)
+    admission = Admission(_safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
     view = _view(env)
     experience = _experience(env, epoch)
     tracing = Tracing(
@@ -209,6 +212,7 @@ def build_core(env: Surroundings) -> Core:
         admission=admission,
         experience=experience,
         notes=notes,
+        lag=lag,
         leases=leases,
         status=status,
         servicer=servicer,

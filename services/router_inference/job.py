@@ -54,6 +54,7 @@ class Ask:
         tier: name of the only tier to use; empty = any.
         request_id: the client's id; empty = the router makes one.
         call_left_s: time until the gRPC call's own deadline, seconds.
+        waited_s: how long the call waited before it was seen here, as far as it says, seconds.
         is_stream: True if the answer is streamed.
         metadata: the call's metadata, for the trace context.
         peer: the call's peer, as gRPC names it.
@@ -71,6 +72,7 @@ class Ask:
     tier: str = ""
     request_id: str = ""
     call_left_s: float | None = None
+    waited_s: float = 0.0
     is_stream: bool = False
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     peer: str = ""

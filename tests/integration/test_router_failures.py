@@ -125,6 +125,32 @@ async def test_bytes_that_are_no_message(
         )
         code, got, _ = await refused(raw(payload, timeout=5.0))
         assert (code.name, got) == ("INVALID_ARGUMENT", reason)
+        assert router.core.accounts.counts.invalid == 1
+
+
+async def test_every_call_of_a_burst_is_answered_or_refused(
+    tmp_path: Path, triton: FakeTriton
+) -> None:
+    """More than the router takes, at once, on one channel: none is cut off, all are counted."""
+    triton.default = Script(first_s=0.2)
+    toml = mesh_toml(
+        [("e0", triton.address)],
+        router="max_in_flight = 20\nsafety_net = false",
+        deadline_s=20.0,
+    )
+    async with running_router(tmp_path, toml) as router:
+
+        async def one() -> str:
+            try:
+                await generate(router)
+            except grpc.aio.AioRpcError as error:
+                return f"{error.code().name} {'RetryInfo' in details_of(error)}"
+            return "OK"
+
+        ends = await asyncio.gather(*(one() for _ in range(400)))
+        assert set(ends) == {"OK", "RESOURCE_EXHAUSTED True"}
+        counts = router.core.accounts.counts
+        assert (counts.offered, counts.refused) == (400, 400 - ends.count("OK"))
 
 
 # ---- requests that end early ----

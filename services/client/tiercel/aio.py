@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT_S = 30.0
 """Limit of a call without a deadline of its own."""
+TIMEOUT_KEY = "tiercel-timeout-ms"
+"""Metadata of a call: the time limit it began with, whole milliseconds."""
 GRACE_S = 0.25
 """What a call may take beyond its deadline: the router's verdict shall arrive, not a timeout."""
 WAIT_SLACK_S = 5.0
@@ -114,10 +116,9 @@ class AsyncClient:
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateRequest(spec=spec)
         with client_span(self._tracer_provider, "Generate", task) as (metadata, trace_id):
+            stated = _stating(self.limit_s(options.get("deadline_s")), metadata)
             response = await self._unary(
-                lambda stub, timeout_s: stub.Generate(
-                    request, timeout=timeout_s, metadata=metadata
-                ),
+                lambda stub, timeout_s: stub.Generate(request, timeout=timeout_s, metadata=stated),
                 options.get("deadline_s"),
             )
         return convert.answer_of(response.completion, response.text, trace_id)
@@ -202,14 +203,15 @@ class AsyncClient:
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Streams from the first router that is reached; never starts again after a message."""
         self._check_usable()
-        end_s = time.monotonic() + self.limit_s(deadline_s)
+        limit_s = self.limit_s(deadline_s)
+        end_s, stated = time.monotonic() + limit_s, _stating(limit_s, metadata)
         failure: grpc.aio.AioRpcError | None = None
         for router in self._pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
             stub: Any = self._stubs[router.address]
-            call = stub.GenerateStream(request, timeout=left_s, metadata=metadata)
+            call = stub.GenerateStream(request, timeout=left_s, metadata=stated)
             started = False
             try:
                 responses = aiter(call)
@@ -264,3 +266,11 @@ class AsyncClient:
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             raise errors.unusable("CLIENT_CLOSED") from None
+
+
+def _stating(timeout_s: float, metadata: Any) -> tuple[tuple[str, str], ...]:
+    """Adds what gRPC does not tell a server: the limit that a call began with.
+
+    What is left of it when a router sees the call is how long the call waited on its way.
+    """
+    return (*(metadata or ()), (TIMEOUT_KEY, str(round(timeout_s * 1e3))))

@@ -21,6 +21,9 @@ MAX_LATENCY_S = 86_400.0
 """Longest latency a client may report: the highest limit of a deadline that settings allow."""
 MAX_OUTPUT_TOKENS = 65_536
 """Most output tokens a client may report: the highest limit that settings allow."""
+TIMEOUT_KEY = "tiercel-timeout-ms"
+"""Metadata of a call: the time limit it began with, whole milliseconds."""
+_MOST_TIMEOUT_DIGITS = 9
 _SLO_KINDS: dict[int, SloKind] = {
     common_pb2.SLO_KIND_COMPLETE_ANSWER: SloKind.COMPLETE_ANSWER,
     common_pb2.SLO_KIND_FIRST_TOKEN: SloKind.FIRST_TOKEN,
@@ -58,6 +61,7 @@ def ask_of_spec(
         tier=spec.tier,
         request_id=spec.request_id,
         call_left_s=call_left_s,
+        waited_s=waited_s(call_left_s, metadata),
         is_stream=is_stream,
         metadata=metadata or (),
         peer=peer,
@@ -73,6 +77,22 @@ def ask_of_spec(
         if spec.sampling.HasField("seed"):
             ask.seed = spec.sampling.seed
     return ask
+
+
+def waited_s(call_left_s: float | None, metadata: Any) -> float:
+    """Returns how long a call waited before it was seen here, 0 if it does not tell.
+
+    gRPC tells what is left of a call's time limit, but not what it began with; our own clients
+    state that in their metadata. A statement that cannot be is none.
+    """
+    if call_left_s is None or not metadata:
+        return 0.0
+    for key, value in metadata:
+        if key == TIMEOUT_KEY:
+            if len(value) > _MOST_TIMEOUT_DIGITS or not value.isdecimal():
+                return 0.0
+            return max(0.0, int(value) / 1e3 - max(0.0, call_left_s))
+    return 0.0
 
 
 def ask_of_route(request: pb2.RouteRequest, metadata: Any, peer: str) -> Ask:

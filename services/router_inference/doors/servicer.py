@@ -130,6 +130,8 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
 
     def _job(self, ask: Ask, prefix: str = "spec.") -> Job:
         clock = self._clock
+        if ask.waited_s:
+            self._accounts.call_wait.observe(ask.waited_s)
         try:
             return self._validator.job(ask, clock.monotonic_s(), clock.wall_ns(), prefix)
         except DomainError as error:

@@ -14,6 +14,7 @@ from services.router_inference.job import Ask, Job
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_TEMPERATURE = 2.0
+_SHORTEST_SLACK_S = 1e-3
 MAX_SEED = 2**63 - 1
 
 
@@ -99,7 +100,7 @@ class Validator:
             slo_kind = SloKind.COMPLETE_ANSWER
         request = Request(
             task_index,
-            slack_s,
+            max(_SHORTEST_SLACK_S, slack_s),
             prompt_tokens,
             self._lengths.predict(task.name, output_limit),
             ask.quality_floor,
@@ -141,16 +142,17 @@ class Validator:
     def _slack_s(self, ask: Ask, default_s: float) -> float:
         """Returns the time until the request's deadline, else the call's, else the task's.
 
-        It never goes beyond the call's own end.
+        It never goes beyond the call's own end, and what a call waited before it was seen here is
+        spent: a deadline is the caller's. So it may be below 0.
         """
         call_left_s = ask.call_left_s
         if ask.deadline_s is not None:
-            slack_s = ask.deadline_s
+            slack_s = ask.deadline_s - ask.waited_s
         elif call_left_s is not None:
             # Some clients set hours on every call; that is bounded, not refused.
             slack_s = min(call_left_s, self._limits.max_deadline_s)
         else:
-            slack_s = default_s
+            slack_s = default_s - ask.waited_s
         return slack_s if call_left_s is None else min(slack_s, call_left_s)
 
     def _check(self, ask: Ask, prefix: str) -> float:

@@ -24,9 +24,22 @@ What a router sees itself may raise it further.
 class Admission:
     """Admission of one process. Soft deadlines are never refused and teach nothing."""
 
-    def __init__(self, limits: SafetyLimits | None, monotonic_s: Callable[[], float]) -> None:
-        """Starts at rest; `limits` None switches admission off."""
+    def __init__(
+        self,
+        limits: SafetyLimits | None,
+        monotonic_s: Callable[[], float],
+        lag_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Starts at rest.
+
+        Args:
+            limits: how far predictions are trusted; None switches admission off.
+            monotonic_s: tells the time.
+            lag_s: tells how late the process runs what is due, seconds: time that no prediction
+                has in it.
+        """
         self._limits = limits
+        self._lag_s = lag_s
         self._monotonic_s = monotonic_s
         self._window_s = 0.0
         self.caution = Caution()
@@ -54,7 +67,8 @@ class Admission:
         request = observation.request
         if self._limits is None or request.reward_kind is not RewardKind.HARD:
             return
-        slack_s = self._window_s = request.slack_s
+        self._window_s = request.slack_s
+        slack_s = request.slack_s - self._lag_s()
         factor = self.factor()
         allowed_C = observation.allowed_C
         predicted_s_C: Any = [math.inf] * len(allowed_C)

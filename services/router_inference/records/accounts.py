@@ -108,6 +108,11 @@ class RouterMetrics:
             ["tier", "endpoint"],
             registry=registry,
         )
+        self.loop_lag = Gauge(
+            "tiercel_loop_lag_seconds",
+            "How late the event loop runs what is due; admission counts it in.",
+            registry=registry,
+        )
         self.admission_factor = Gauge(
             "tiercel_admission_factor",
             "Factor on predictions at admission; 0 = the safety net is off.",
@@ -204,6 +209,7 @@ class Accounts(Collector):
         """Routed requests whose ticket is open; part of those under way."""
         self.tier_counts: dict[str, Counts] = {}
         self.decision_time = Tally(_DECISION_BUCKETS_S)
+        self.call_wait = Tally(_LATENCY_BUCKETS_S)
         self._requests: dict[tuple[str, str, Outcome], int] = {}
         self._latencies: dict[tuple[str, str], Tally] = {}
         self._rewards: dict[str, float] = {}
@@ -278,6 +284,12 @@ class Accounts(Collector):
             "Time of one decision, observation included.",
             buckets=self.decision_time.buckets(),
             sum_value=self.decision_time.total,
+        )
+        yield HistogramMetricFamily(
+            "tiercel_call_wait_seconds",
+            "Time from the start of a call to its handler, of calls that state their time limit.",
+            buckets=self.call_wait.buckets(),
+            sum_value=self.call_wait.total,
         )
         reward = CounterMetricFamily(
             "tiercel_delivered_reward",

@@ -159,6 +159,7 @@ async def test_the_trace_context_goes_along() -> None:
     await server.stop(0)
     assert router.metadata[0]["traceparent"].split("-")[1] == answer.trace_id
     assert "traceparent" not in router.metadata[1]
+    assert all("tiercel-timeout-ms" in metadata for metadata in router.metadata)
 
 
 async def test_options_no_message_can_carry_are_value_errors() -> None:

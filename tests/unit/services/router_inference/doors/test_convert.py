@@ -163,3 +163,25 @@ def test_a_span_that_is_none_is_no_deadline(seconds: int, nanos: int) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         validator().job(ask, 100.0, 10**18)
     assert caught.value.field == "spec.deadline"
+
+
+@pytest.mark.parametrize(
+    ("left_s", "value", "waited_s"),
+    [
+        (0.1, "400", 0.3),
+        (0.5, "400", 0.0),
+        (-1.0, "400", 0.4),
+        (None, "400", 0.0),
+        (0.1, "-400", 0.0),
+        (0.1, "1e999", 0.0),
+        (0.1, "9" * 5_000, 0.0),
+        (0.1, "", 0.0),
+    ],
+)
+def test_what_is_left_of_a_stated_limit_tells_the_wait(
+    left_s: float | None, value: str, waited_s: float
+) -> None:
+    """A statement that cannot be is none."""
+    metadata = (("traceparent", "x"), (convert.TIMEOUT_KEY, value))
+    ask = convert.ask_of_spec(pb2.GenerationSpec(), left_s, metadata, "", is_stream=False)
+    assert ask.waited_s == pytest.approx(waited_s)

@@ -161,3 +161,18 @@ def test_whatever_comes_is_taken_or_refused_cleanly(ask: Ask) -> None:
     assert 0.0 < made.request.slack_s <= 3600.0
     assert made.cutoff_s > 100.0
     assert 1 <= made.max_output_tokens <= 64
+
+
+@pytest.mark.parametrize("deadline_s", [0.4, None])
+def test_a_deadline_is_the_callers(deadline_s: float | None) -> None:
+    """What the call waited before it was seen here is spent."""
+    checked = job(deadline_s=deadline_s, call_left_s=5.0 if deadline_s else None, waited_s=0.3)
+    assert checked.deadline_s == pytest.approx(100.1)
+    assert checked.request.slack_s == pytest.approx(0.1)
+
+
+def test_a_deadline_may_have_passed_on_the_way() -> None:
+    """Such a request is checked like any other; admission refuses it, or it is late."""
+    checked = job(deadline_s=0.4, call_left_s=0.25, waited_s=0.5)
+    assert checked.deadline_s == pytest.approx(99.9)
+    assert checked.request.slack_s > 0.0

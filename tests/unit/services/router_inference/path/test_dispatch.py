@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from services.common.errors import (
+    DeadlineExceededError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
@@ -128,6 +129,22 @@ async def test_a_full_queue_is_no_fault_of_the_endpoint() -> None:
     assert caught.value.reason == "TIER_OVERLOADED"
     rig.tier().default = Behaviour()
     await rig.answer(rig.job())
+
+
+@pytest.mark.parametrize("safety_net", [True, False])
+def test_what_waited_past_its_deadline_is_not_on_time(safety_net: bool) -> None:
+    """Seen here half a second after it was sent, with a deadline of less: never an answer."""
+
+    async def run() -> None:
+        rig = make_rig(safety_net=safety_net)
+        error = ResourceExhaustedError if safety_net else DeadlineExceededError
+        with pytest.raises(error):
+            await rig.answer(rig.job(deadline_s=0.4, call_left_s=0.15, waited_s=0.5))
+        assert rig.core.accounts.counts.on_time == 0
+        assert not safety_net or not rig.tier().calls
+        rig.assert_settled()
+
+    run_virtual(run())
 
 
 @scenario
