@@ -186,7 +186,12 @@ class Dispatcher:
                 f"the tier refused the request: {error.detail}",
                 reason=REASON_TIER_REFUSED,
             ) from None
-        found = self._second_chance.retry_target(job, target, failed) if may_retry else None
+        found = None
+        if may_retry:
+            is_unknown = isinstance(error, TierUnknownError)
+            found = self._second_chance.retry_target(
+                job, target, failed, may_be_at_fault=is_unknown
+            )
         if found is not None:
             job.retry_count += 1
             self._accounts.metrics.retries.labels(reason=error.reason).inc()

@@ -38,9 +38,13 @@ class RetryBudget:
         tokens = self._tokens + self._share
         self._tokens = tokens if tokens < self._burst else self._burst
 
-    def take(self) -> bool:
-        """Takes one retry; returns False if there is none left."""
-        if self._tokens < 1.0:
+    def take(self, *, spare: bool = False) -> bool:
+        """Takes one retry; returns False if there is none left.
+
+        Args:
+            spare: True leaves half of the burst to failures that are surely the endpoint's.
+        """
+        if self._tokens < 1.0 + (0.5 * self._burst if spare else 0.0):
             return False
         self._tokens -= 1.0
         return True
@@ -134,11 +138,17 @@ class SecondChance:
         return None if found < 0 else view.fleet.targets[found]
 
     def retry_target(
-        self, job: Job, target: Target, failed: frozenset[tuple[str, str]]
+        self,
+        job: Job,
+        target: Target,
+        failed: frozenset[tuple[str, str]],
+        *,
+        may_be_at_fault: bool = False,
     ) -> Target | None:
         """Returns another endpoint of the tier, else the best tier below, else any tier above.
 
-        Returns None if there is none, or if no retry is allowed any more.
+        Returns None if there is none, or if no retry is allowed any more; for a request that may be
+        at fault itself that is sooner.
         """
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None
@@ -161,7 +171,9 @@ class SecondChance:
             # The tier itself, then downwards, then upwards.
             return step if step >= 0 else len(fleet.tiers) - step, float(predicted_s_C[row])
 
-        return view.fleet.targets[min(rows, key=rank)] if self._budget.take() else None
+        if not self._budget.take(spare=may_be_at_fault):
+            return None
+        return view.fleet.targets[min(rows, key=rank)]
 
 
 def _scratch(fleet: Fleet) -> Any:

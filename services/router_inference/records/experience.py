@@ -105,12 +105,17 @@ class ExperienceWriter:
         batch = list(islice(self._buffer, self._batch_count))
         payloads: list[bytes] = []
         for entry in batch:
-            payloads.append(self._builder.payload(entry))
+            try:
+                payloads.append(self._builder.payload(entry))
+            except Exception as error:  # one record that cannot be written must not keep the rest
+                self._drop(1)
+                self._log.exception("experience_bad_record", error)
             if len(payloads) % _BUILT_AT_ONCE == 0:
                 # Requests wait for the loop meanwhile; they come first.
                 await asyncio.sleep(0)
         try:
-            await self._stream.append(payloads)
+            if payloads:
+                await self._stream.append(payloads)
         except StateUnavailableError as error:
             self._set_reachable(reachable=False, reason=str(error))
             return False
@@ -118,7 +123,7 @@ class ExperienceWriter:
         for entry in batch:
             if self._buffer and self._buffer[0] is entry:
                 self._buffer.popleft()
-        self._metrics.experience_written.inc(len(batch))
+        self._metrics.experience_written.inc(len(payloads))
         self._set_reachable(reachable=True, reason="")
         return True
 

@@ -12,6 +12,7 @@ from services.common.errors import (
 )
 from services.common.triton.errors import (
     TierUnavailableError,
+    TierUnknownError,
 )
 from services.router_inference.job import Outcome, StepDown
 from services.router_inference.path.second_chance import RetryBudget
@@ -137,3 +138,22 @@ def test_the_retry_budget_is_a_share_of_requests() -> None:
     for _ in range(11):
         budget.on_request()
     assert [budget.take() for _ in range(2)] == [True, False]
+
+
+@scenario
+async def test_requests_that_may_be_at_fault_leave_retries_to_others() -> None:
+    """However many fail in words unknown, the next that meets a dead endpoint is sent elsewhere."""
+    rig = make_rig(endpoint_count=2, retry_share=0.0, retry_burst=8)
+    unknown = TierUnknownError("TIER_FAILED", "no")
+    for index in range(2):
+        rig.tier(index).default = Behaviour(error=unknown)
+    for _ in range(40):
+        with pytest.raises(UnavailableError):
+            await rig.answer(rig.job())
+    for index in range(2):
+        rig.tier(index).default = Behaviour()
+    rig.tier(0).behaviours["large"] = Behaviour(error=GONE)
+    rig.tier(1).behaviours["large"] = Behaviour(error=GONE)
+    job = rig.job()
+    await rig.answer(job)
+    assert (job.outcome, job.retry_count) == (Outcome.ON_TIME, 2)

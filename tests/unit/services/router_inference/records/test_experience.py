@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from router.features import FEATURE_COUNT, SCHEMA
 from services.common.state.experience_stream import MemoryExperienceStream
+from services.router_inference.records.convert import OutcomeEntry
 from tests.fakes.state_store import SwitchableStore
 from tests.fakes.virtual_time import LoopClock
 from tests.unit.services.router_inference.parts import make_rig
@@ -138,3 +140,18 @@ async def test_features_can_be_recorded_whatever_the_policy() -> None:
         rows.append((await rig.records())[0].decision.features)
     assert rows[0] == rows[1]
     assert rows[0]
+
+
+@scenario
+async def test_a_record_that_cannot_be_written_keeps_no_other() -> None:
+    """It is dropped and counted; the writer goes on."""
+    rig = make_rig()
+    await rig.answer(rig.job())
+    good = rig.core.experience._buffer[-1]
+    assert isinstance(good, OutcomeEntry)
+    rig.core.experience.add(replace(good, output_tokens=2**40))
+    await rig.answer(rig.job())
+    records = await rig.records()
+    assert [entry.WhichOneof("record") for entry in records] == ["decision", "outcome"] * 2
+    assert rig.core.experience.dropped_count == 1
+    assert rig.core.experience.waiting_count == 0
