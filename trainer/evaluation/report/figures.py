@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,10 +13,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
 from trainer.evaluation.report.policy_lines import LARGE_COLOR, Palette
 from trainer.evaluation.report.style import INK, SOFT, STYLE
+from trainer.evaluation.report.tables import Row
 from trainer.evaluation.windows import WINDOW_LEVELS, WINDOW_SHARE, level_name
 from trainer.simulation.setting import HOLDS
 
-Row = Mapping[str, Any]
 WIDTH_IN = 11.5
 
 

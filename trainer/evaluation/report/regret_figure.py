@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from trainer.evaluation.report.figures import WIDTH_IN, Row, load_axis
+from trainer.evaluation.report.figures import WIDTH_IN, load_axis
 from trainer.evaluation.report.policy_lines import OTHER_COLORS
 from trainer.evaluation.report.style import SOFT, STYLE
+from trainer.evaluation.report.tables import Row
 from trainer.evaluation.shifts import NOMINAL
 from trainer.evaluation.targets.shifts import REGRET_REMOVED
 

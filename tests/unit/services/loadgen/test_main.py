@@ -8,21 +8,8 @@ from typing import Any
 from services.loadgen import __main__ as load
 from services.loadgen.records import RunRecords, run_summary
 from services.loadgen.run import LoadRun
-from services.loadgen.spec import parse_spec
 from tests.fakes.router import FakeRouter, serve
-
-
-def spec_of(address: Any, **fields: Any) -> Any:
-    """A run of about 40 requests in 0.2 s."""
-    base = {
-        "router_addresses": [address],
-        "phases": [{"name": "burst", "duration_s": 0.2, "rate_rps": 200}],
-        "deadline_s": 0.5,
-        "task_mix": {"sort": 1.0},
-        "prompts": {"sort": [{"text": "ab", "answer": "AB"}, {"text": "cd", "answer": "XX"}]},
-        "seed": 5,
-    }
-    return parse_spec({**base, **fields})
+from tests.unit.services.loadgen.specs import spec_of
 
 
 def test_the_process_writes_records_and_a_summary(

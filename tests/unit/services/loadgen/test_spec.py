@@ -7,20 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.loadgen.spec import LoadSpecError, parse_spec, read_spec
-
-
-def spec_of(address: Any, **fields: Any) -> Any:
-    """A run of about 40 requests in 0.2 s."""
-    base = {
-        "router_addresses": [address],
-        "phases": [{"name": "burst", "duration_s": 0.2, "rate_rps": 200}],
-        "deadline_s": 0.5,
-        "task_mix": {"sort": 1.0},
-        "prompts": {"sort": [{"text": "ab", "answer": "AB"}, {"text": "cd", "answer": "XX"}]},
-        "seed": 5,
-    }
-    return parse_spec({**base, **fields})
+from services.loadgen.spec import LoadSpecError, read_spec
+from tests.unit.services.loadgen.specs import spec_of
 
 
 @pytest.mark.parametrize(
