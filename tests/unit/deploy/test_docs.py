@@ -65,6 +65,14 @@ def _anchors(path: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_page_says_whom_it_is_for() -> None:
+    """The first sentence of every page but the front page and the decisions names its readers."""
+    for page in _PAGES:
+        if page != ROOT / "README.md" and page.parent.name != "adr":
+            first = page.read_text(encoding="utf-8").split("\n\n")[1]
+            assert first.startswith("For "), page.name
+
+
 def test_named_files_exist() -> None:
     """Every repository path that a document names in code style exists."""
     for page in _PAGES:

@@ -60,6 +60,12 @@ def _save_small(figure: Figure, path: pathlib.Path) -> None:
     picture.save(path, optimize=True)
 
 
+_READERS = (
+    "For people who doubt a number in the documents, or who look for one that is not there. "
+    "How it is done: [evaluation](../evaluation.md)."
+)
+
+
 def _lines(report: Mapping[str, Any], name: str, drawn_regret: bool) -> list[str]:
     setting, run, unit = report["setting"], report["run"], report["load_unit"]
     sweep = [row for row in report["sweep"] if row["safety_net"]]
@@ -69,7 +75,7 @@ def _lines(report: Mapping[str, Any], name: str, drawn_regret: bool) -> list[str
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python "
         f"{machine['python']}; {run['took_s'] / 60:.0f} min with {run['workers']} workers. "
         f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, used in no training and no tuning; "
-        "intervals are 95 % over seeds. How it is done: [evaluation](../evaluation.md)."
+        "intervals are 95 % over seeds."
     )
     what = (
         f"{setting['devices']} devices, each with {', '.join(setting['tiers'])}; deadline "
@@ -79,6 +85,8 @@ def _lines(report: Mapping[str, Any], name: str, drawn_regret: bool) -> list[str
     )
     return [
         f"# Evaluation on {setting['profile']}",
+        "",
+        _READERS,
         "",
         ran,
         "",
