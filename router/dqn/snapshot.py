@@ -12,6 +12,7 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ FORMAT: Final = "tiercel-dqn/2"
 """Name and version of the layout; a reader refuses any other."""
 
 MAX_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+MAX_COUNT: Final = 2**53
+MAX_SCORE_COUNT: Final = 32
+MAX_SCORE_NAME_CHARACTERS: Final = 64
 
 REASON_TOO_LARGE: Final = "SNAPSHOT_TOO_LARGE"
 REASON_MALFORMED: Final = "SNAPSHOT_MALFORMED"
@@ -130,9 +134,19 @@ class Snapshot:
 
     @property
     def transition_count(self) -> int:
-        """Transitions it was trained on, 0 if not recorded."""
+        """Transitions it was trained on, 0 if not recorded or no sensible number."""
         count = self.training.get("transition_count", 0)
-        return int(count) if isinstance(count, int | float) else 0
+        return int(count) if is_finite_number(count) and 0 <= count <= MAX_COUNT else 0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The first of its evaluation scores, by name; what is no number is left out."""
+        numbers = {
+            name: float(value)
+            for name, value in self.evaluation.items()
+            if len(name) <= MAX_SCORE_NAME_CHARACTERS and is_finite_number(value)
+        }
+        return dict(islice(numbers.items(), MAX_SCORE_COUNT))
 
 
 def save_snapshot(snapshot: Snapshot) -> bytes:

@@ -12,7 +12,13 @@ import numpy as np
 
 from router import features, kernels
 from router.dqn.network import q_values
-from router.dqn.snapshot import REASON_BASE, REASON_SCHEMA, REASON_SHAPE, SnapshotError
+from router.dqn.snapshot import (
+    REASON_BASE,
+    REASON_POLICY,
+    REASON_SCHEMA,
+    REASON_SHAPE,
+    SnapshotError,
+)
 from router.policies import price, scheduled_price
 from router.policies.base import (
     Parameter,
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
 PRICE_DEFAULTS_P: Final = parameter_vector("price", price.PARAMETERS, None)
 """Parameters of the price score that a network corrects unless its snapshot states others."""
 _PRICE_DEFAULTS: Final[list[float]] = PRICE_DEFAULTS_P.tolist()
+
+NAME: Final = "dqn"
+_FEATURE_NAMES: Final = tuple(feature.name for feature in features.FEATURES)
 
 PARAMETERS = (
     Parameter("epsilon", 0.0, 0.0, 0.5, "Share of decisions that explore."),
@@ -69,9 +78,14 @@ class DqnPolicy:
         """Takes a checked snapshot.
 
         Raises:
-            SnapshotError: it follows another feature schema than this build.
+            SnapshotError: it is for another policy, or follows another feature schema than this
+                build.
             PolicyParameterError: a parameter is unknown or out of range.
         """
+        if snapshot.policy != NAME:
+            raise SnapshotError(
+                REASON_POLICY, f"snapshot is for policy {snapshot.policy[:64]!r}, not {NAME!r}"
+            )
         if snapshot.feature_schema != features.SCHEMA:
             raise SnapshotError(
                 REASON_SCHEMA,
@@ -82,6 +96,11 @@ class DqnPolicy:
                 REASON_SHAPE,
                 f"snapshot reads {snapshot.weights.feature_count} features, "
                 f"{features.SCHEMA} has {features.FEATURE_COUNT}",
+            )
+        if snapshot.feature_names != _FEATURE_NAMES:
+            raise SnapshotError(
+                REASON_SCHEMA,
+                f"snapshot's feature names are not those of {features.SCHEMA}, in their order",
             )
         self._base_P = price_parameters(snapshot)
         self._base: list[float] = self._base_P.tolist()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from router.policies.scores import Query, Scratch
     from router.policy import Policy
 
-DQN = "dqn"
+DQN = dqn.NAME
 
 TABLE: tuple[Entry, ...] = (
     Entry("static-<tier>", static.score),

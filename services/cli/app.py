@@ -25,6 +25,7 @@ COMMANDS = (
     "quality",
     "calibrate",
     "policy",
+    "replay",
     "endpoint",
     "load",
     "train",

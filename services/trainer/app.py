@@ -21,9 +21,11 @@ from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
+from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import Mode
 from services.trainer.online import OnlineTraining
+from services.trainer.promotion import Promoter
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import RunBody, RunBook
 from services.trainer.servicer import SERVICE_NAME, TrainerServicer
@@ -36,6 +38,12 @@ REDIS_HEALTH = f"{SERVICE_NAME}.redis"
 """Name under which grpc.health.v1 tells whether the registry's Redis is there."""
 _GATE_SEED = 900_000
 """First of the gate's seeds; training seeds stay below."""
+
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+)
 
 
 class TrainerApplication:
@@ -66,11 +74,12 @@ class TrainerApplication:
         registry = PolicyRegistry(
             store=stores.policies,
             built_in=built_in,
-            feature_schema=SCHEMA,
             clock=clock,
             log=log,
             metrics=metrics,
         )
+        mesh = _mesh_view(self._settings.mesh, clock, log, stack)
+        promoter = Promoter(registry=registry, mesh=mesh, clock=clock, log=log)
         spec = mesh_spec(self._settings.mesh, self._files)
         evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
         stack.push_async_callback(evaluator.close)
@@ -80,6 +89,7 @@ class TrainerApplication:
             margin=settings.gate_margin,
             seeds=range(_GATE_SEED, _GATE_SEED + settings.gate_seeds),
             timeout_s=settings.worker_timeout_s,
+            promoter=promoter,
             log=log,
             metrics=metrics,
         )
@@ -88,6 +98,8 @@ class TrainerApplication:
             settings=settings,
             deadline_s=spec.deadline_s,
             stream=stores.experience,
+            mesh=mesh,
+            tasks=frozenset(task.name for task in self._files.catalog.tasks),
             registry=registry,
             gate=gate,
             clock=clock,
@@ -105,7 +117,12 @@ class TrainerApplication:
         runs = RunBook(clock=clock, log=log, body_of=lambda mode: bodies[mode])
         stack.push_async_callback(runs.stop)
         servicer = TrainerServicer(
-            registry=registry, gate=gate, runs=runs, profiles=(self._files.profile.name,)
+            registry=registry,
+            promoter=promoter,
+            gate=gate,
+            runs=runs,
+            drop_replay=online.drop_replay,
+            profiles=(self._files.profile.name,),
         )
 
         def register(server: grpc.aio.Server) -> None:
@@ -143,7 +160,7 @@ class TrainerApplication:
             server=server,
             supervisor=Supervisor(registry=prometheus, clock=clock, log=log),
             metrics_address=metrics_address,
-            tasks={"registry": poll},
+            tasks={"registry": poll, "mesh_view": mesh.run},
             ready=ready,
             flush=runs.stop,
         )
@@ -172,6 +189,15 @@ def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
         deadline_s=statistics.median(task.default_deadline_s for task in files.catalog.tasks),
         devices=tuple(placed) or (tuple(mesh.tiers),),
     )
+
+
+def _mesh_view(mesh: MeshSettings, clock: Clock, log: Logger, stack: AsyncExitStack) -> MeshView:
+    channel = None
+    if mesh.load_monitor_address:
+        channel = grpc.aio.insecure_channel(mesh.load_monitor_address, options=_CHANNEL_OPTIONS)
+        stack.push_async_callback(channel.close)
+    candidates = [(tier, each.name) for each in mesh.endpoints for tier in each.tiers]
+    return MeshView(channel=channel, candidates=candidates, clock=clock, log=log)
 
 
 def _shipped(path: str, log: Logger, metrics: TrainerMetrics) -> bytes | None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream, StreamEntry
+from services.common.state.redis_connection import DeadLetter
 from services.trainer.convert import BadRecordError, experience_from
+from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
 
 _RECOVERY_MARGIN_S = 0.01
+_TOLD_EVERY_S = 60.0
+_MOST_LETTERS = 100
+"""Most refused entries of one read that are kept; all are counted."""
 
 
 class ExperienceConsumer:
@@ -31,8 +37,13 @@ class ExperienceConsumer:
         read_count: int,
         claim_idle_s: float,
         orphan_s: float,
+        mesh: MeshView,
+        tasks: Collection[str],
     ) -> None:
-        """Takes the stream and limits; after `orphan_s` an entry nothing settles is given up."""
+        """Takes the stream, limits, and what the mesh is.
+
+        After `orphan_s` seconds an entry that nothing settles is given up.
+        """
         self._stream = stream
         self._clock = clock
         self._log = log
@@ -42,6 +53,9 @@ class ExperienceConsumer:
         self._read_count = read_count
         self._claim_idle_s = claim_idle_s
         self._orphan_s = orphan_s
+        self._mesh = mesh
+        self._tasks = tasks
+        self._told_due_s = -math.inf
         self._open: dict[str, tuple[DecisionKey, float]] = {}
         self._entries_of: dict[DecisionKey, list[str]] = defaultdict(list)
         self._to_ack: list[str] = []
@@ -63,10 +77,12 @@ class ExperienceConsumer:
                 entries = await self._recover()
             elif self._clock.monotonic_s() >= self._claim_due_s:
                 entries = await self._claim()
+            is_again = bool(entries)
             if not entries:
                 entries = await self._stream.read(
                     self._group, self._consumer, self._read_count, block_s
                 )
+            found = await self._decode(entries, is_again)
         except StateUnavailableError as error:
             if self.is_reachable:
                 self._log.warning("experience_unreachable", reason=str(error))
@@ -77,7 +93,7 @@ class ExperienceConsumer:
         if not self.is_reachable:
             self._log.info("experience_reachable")
         self.is_reachable = True
-        return self._decode(entries)
+        return found
 
     def forget(self) -> None:
         """Forgets what is open, as after the loss of the worker that held it; it is read again."""
@@ -128,20 +144,37 @@ class ExperienceConsumer:
             self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
         return [entry for entry in entries if entry.entry_id not in self._open]
 
-    def _decode(
-        self, entries: Sequence[StreamEntry]
+    async def _decode(
+        self, entries: Sequence[StreamEntry], is_again: bool
     ) -> tuple[list[DecisionRecord], list[OutcomeRecord]]:
+        """Returns the records of entries; what is refused is set aside.
+
+        What speaks of a router or a candidate nobody has heard of is left for later, since it may
+        be new; when it comes `again` and is still unknown it is refused.
+        """
         decisions: list[DecisionRecord] = []
         outcomes: list[OutcomeRecord] = []
+        refused: list[tuple[StreamEntry, str]] = []
         now_s = self._clock.monotonic_s()
+        wall_s = self._clock.wall_ns() / 1e9
+        has_asked = False
         for entry in entries:
             self._metrics.entries_read.inc()
             try:
-                record = experience_from(entry.payload)
+                record, stamp_s, candidates = experience_from(
+                    entry.payload, now_s=wall_s, tasks=self._tasks
+                )
             except BadRecordError as error:
-                self._metrics.entries_bad.inc()
-                self._log.debug("experience_bad", reason=str(error))
-                self._to_ack.append(entry.entry_id)
+                refused.append((entry, str(error)))
+                continue
+            problem = self._mesh.problem(record.key[:2], stamp_s, candidates)
+            if problem and not has_asked:
+                has_asked = True
+                await self._mesh.refresh()
+                problem = self._mesh.problem(record.key[:2], stamp_s, candidates)
+            if problem:
+                if is_again and self._mesh.is_fresh:
+                    refused.append((entry, problem))
                 continue
             self._open[entry.entry_id] = (record.key, now_s)
             self._entries_of[record.key].append(entry.entry_id)
@@ -149,7 +182,24 @@ class ExperienceConsumer:
                 decisions.append(record)
             else:
                 outcomes.append(record)
+        await self._refuse(refused)
         return decisions, outcomes
+
+    async def _refuse(self, refused: Sequence[tuple[StreamEntry, str]]) -> None:
+        """Sets entries aside; what cannot be set aside now comes again."""
+        if not refused:
+            return
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._told_due_s:
+            self._told_due_s = now_s + _TOLD_EVERY_S
+            self._log.warning("experience_refused", count=len(refused), reason=refused[0][1])
+        letters = [DeadLetter(entry.payload, reason) for entry, reason in refused]
+        try:
+            await self._stream.set_aside(letters[:_MOST_LETTERS])
+        except StateUnavailableError:
+            return
+        self._metrics.entries_bad.inc(len(refused))
+        self._to_ack += [entry.entry_id for entry, _ in refused]
 
     def _give_up_orphans(self) -> None:
         """Lets go of entries nothing will settle: outcomes without a decision, late feedback."""

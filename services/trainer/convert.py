@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
-from services.common.times import seconds_of, set_duration
+from router.dqn.snapshot import MAX_SCORE_COUNT, MAX_SCORE_NAME_CHARACTERS
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from router.policies.table import LEARNED
+from services.common.checks import MAX_NAME_CHARACTERS, Checks
+from services.common.errors import InvalidArgumentError
+from services.common.state.policy_store import StoredPolicy
+from services.common.times import set_duration
 from services.trainer.model import Mode, PolicyRecord, RunProgress, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 
-_MOST_FEATURE_BYTES = 16 * 1024 * 1024
+MAX_AHEAD_S = 5.0
+"""How far a router's clock may be ahead of ours, seconds; records from further on are refused."""
+_MOST_RECORD_BYTES = 1024 * 1024
+_MOST_CANDIDATES = 4_096
+_MOST_SLACK_S = 86_400.0
+_LEAST_PROBABILITY = 1e-9
+_LONGEST_ROUTER_ID = 128
+# Features are rounded to float32 on their way.
+_LOW_F = np.array([feature.low - 1e-3 for feature in FEATURES], np.float32)
+_HIGH_F = np.array([feature.high + 1e-3 for feature in FEATURES], np.float32)
 
 _ENDINGS = {
     common_pb2.OUTCOME_STATUS_ON_TIME: Ending.ANSWERED,
@@ -26,70 +44,125 @@ _ENDINGS = {
 }
 
 
+MAX_TEXT_CHARACTERS = 1_024
+"""Longest description or reason."""
+_STORED_STAGES = (Stage.PROPOSED.value, Stage.REJECTED.value)
+"""The other stages follow from the activations."""
+
+
 class BadRecordError(ValueError):
-    """An entry of the experience stream is malformed; it is counted and dropped."""
+    """Something stored is not what it should be; it is counted and set aside."""
 
 
-def experience_from(payload: bytes) -> DecisionRecord | OutcomeRecord:
+class Experience(NamedTuple):
+    """A record, and what it says of the mesh.
+
+    Attributes:
+        record: the record.
+        stamp_s: when it was written, seconds since 1970.
+        candidates: (tier, endpoint) pairs the decision chose from; empty for an outcome.
+    """
+
+    record: DecisionRecord | OutcomeRecord
+    stamp_s: float
+    candidates: tuple[tuple[str, str], ...] = ()
+
+
+def experience_from(payload: bytes, *, now_s: float, tasks: Collection[str]) -> Experience:
     """Returns the record of a stream entry.
+
+    Args:
+        payload: the entry.
+        now_s: this host's wall clock, seconds since 1970; routers' may be `MAX_AHEAD_S` ahead.
+        tasks: the mesh's tasks.
 
     Raises:
         BadRecordError: It cannot be decoded, or a field is missing or out of range.
     """
+    if len(payload) > _MOST_RECORD_BYTES:
+        raise BadRecordError(f"{len(payload)} bytes (limit: {_MOST_RECORD_BYTES})")
     try:
         entry = experience_pb2.ExperienceEntry.FromString(payload)
     except DecodeError as error:
         raise BadRecordError("not an ExperienceEntry") from error
+    checks = Checks()
     if entry.HasField("decision"):
-        return _decision_from(entry.decision)
-    if entry.HasField("outcome"):
-        return _outcome_from(entry.outcome)
-    raise BadRecordError("entry without a record")
+        made = _decision_from(entry.decision, checks, tasks)
+    elif entry.HasField("outcome"):
+        made = _outcome_from(entry.outcome, checks)
+    else:
+        raise BadRecordError("entry without a record")
+    record = entry.decision if entry.HasField("decision") else entry.outcome
+    checks.text("router_id", record.router_id, _LONGEST_ROUTER_ID, 1)
+    checks.count("epoch", record.epoch, round((now_s + MAX_AHEAD_S) * 1e9), 1)
+    checks.count("sequence", record.sequence, low=1)
+    ahead_s = made.stamp_s - now_s
+    limit = f"at most {MAX_AHEAD_S:g} s"
+    checks.require(ahead_s <= MAX_AHEAD_S, "time", f"lies {ahead_s:g} s ahead", limit)
+    try:
+        checks.raise_if_any()
+    except InvalidArgumentError as error:
+        raise BadRecordError(error.message) from error
+    return made
 
 
-def _decision_from(record: experience_pb2.DecisionRecord) -> DecisionRecord:
-    key = _key(record.router_id, record.epoch, record.sequence)
-    rows, columns = len(record.candidates), record.feature_count
-    if not 0 <= record.action < max(rows, 1):
-        raise BadRecordError(f"action {record.action} of {rows} candidates")
-    features_CF = None
-    if record.features:
-        if len(record.features) > _MOST_FEATURE_BYTES:
-            raise BadRecordError("features are too long")
-        if rows < 1 or columns < 1 or len(record.features) != 4 * rows * columns:
-            raise BadRecordError(f"features do not hold {rows} x {columns} numbers")
-        flat = np.frombuffer(record.features, dtype="<f4").astype(np.float32)
-        features_CF = flat.reshape(rows, columns)
-    if not 0.0 < record.behavior_probability <= 1.0:
-        raise BadRecordError(f"behavior_probability {record.behavior_probability}")
-    return DecisionRecord(
-        key=key,
-        time_s=seconds_of(record.decide_time),
+def _decision_from(
+    record: experience_pb2.DecisionRecord, checks: Checks, tasks: Collection[str]
+) -> Experience:
+    rows = len(record.candidates)
+    stamp_s = checks.moment("decide_time", record.decide_time)
+    checks.items("candidates", record.candidates, _MOST_CANDIDATES, 1)
+    checks.count("action", record.action, max(rows, 1) - 1)
+    checks.require(record.task in tasks, "task", f"is {record.task[:64]!r}", "a task of the mesh")
+    checks.text("policy_version", record.policy_version, MAX_NAME_CHARACTERS)
+    probability = record.behavior_probability
+    checks.number("behavior_probability", probability, _LEAST_PROBABILITY, 1.0)
+    slack_s = checks.duration("slack", record.slack, -_MOST_SLACK_S, _MOST_SLACK_S)
+    known = record.feature_schema == SCHEMA
+    checks.require(known, "feature_schema", f"is {record.feature_schema[:64]!r}", SCHEMA)
+    features_CF = _features_of(record, rows, checks) if record.features else None
+    candidates = tuple((each.tier, each.endpoint) for each in record.candidates[:_MOST_CANDIDATES])
+    checks.require(len(set(candidates)) == len(candidates), "candidates", "are there twice")
+    decision = DecisionRecord(
+        key=(record.router_id, record.epoch, record.sequence),
+        time_s=stamp_s,
         features_CF=features_CF,
         action=record.action,
         feature_schema=record.feature_schema,
         policy_version=record.policy_version,
-        behavior_probability=record.behavior_probability,
-        slack_s=seconds_of(record.slack),
+        behavior_probability=probability,
+        slack_s=slack_s,
         task=record.task,
     )
+    return Experience(decision, stamp_s, candidates)
 
 
-def _outcome_from(record: experience_pb2.OutcomeRecord) -> OutcomeRecord:
+def _features_of(
+    record: experience_pb2.DecisionRecord, rows: int, checks: Checks
+) -> NDArray[np.float32] | None:
+    size, expected = len(record.features), 4 * rows * FEATURE_COUNT
+    fits = record.feature_count == FEATURE_COUNT and size == expected
+    if not checks.require(fits, "features", f"has {size} bytes", f"{rows} x {FEATURE_COUNT} x 4"):
+        return None
+    flat = np.frombuffer(record.features, dtype="<f4").astype(np.float32)
+    features_CF = flat.reshape(rows, FEATURE_COUNT)
+    # Written so that what is no number is outside.
+    inside_CF = (features_CF >= _LOW_F) & (features_CF <= _HIGH_F)
+    if not inside_CF.all():
+        row, column = np.argwhere(~inside_CF)[0].tolist()
+        feature = FEATURES[column]
+        field, value = f"features[{row}].{feature.name}", float(features_CF[row, column])
+        checks.number(field, value, feature.low, feature.high)
+    return features_CF
+
+
+def _outcome_from(record: experience_pb2.OutcomeRecord, checks: Checks) -> Experience:
     ending = _ENDINGS.get(record.status)
-    if ending is None:
-        raise BadRecordError(f"outcome status {record.status}")
-    if not (math.isfinite(record.reward) and 0.0 <= record.reward <= 1.0):
-        raise BadRecordError(f"reward {record.reward}")
-    return OutcomeRecord(
-        _key(record.router_id, record.epoch, record.sequence), record.reward, ending
-    )
-
-
-def _key(router_id: str, epoch: int, sequence: int) -> tuple[str, int, int]:
-    if not router_id or epoch <= 0 or sequence <= 0:
-        raise BadRecordError(f"key ({router_id!r}, {epoch}, {sequence})")
-    return (router_id, epoch, sequence)
+    checks.require(ending is not None, "status", f"is {record.status}")
+    checks.number("reward", record.reward, 0.0, 1.0)
+    stamp_s = checks.moment("end_time", record.end_time)
+    key = (record.router_id, record.epoch, record.sequence)
+    return Experience(OutcomeRecord(key, record.reward, ending or Ending.CANCELLED), stamp_s)
 
 
 def policy_info(record: PolicyRecord) -> pb.PolicyInfo:
@@ -113,14 +186,39 @@ def encode_policy(record: PolicyRecord) -> bytes:
     return policy_info(record).SerializeToString()
 
 
-def decode_policy(blob: bytes) -> PolicyRecord:
-    """Returns the record of a policy in the store."""
-    info = pb.PolicyInfo.FromString(blob)
-    stage = info.stage or pb.POLICY_STAGE_PROPOSED
+def decode_policy(stored: StoredPolicy) -> PolicyRecord:
+    """Returns the record of a policy in the store.
+
+    Raises:
+        BadRecordError: It cannot be decoded, is none this service would store, or is stored under
+            another name.
+    """
+    try:
+        info = pb.PolicyInfo.FromString(stored.info)
+    except DecodeError as error:
+        raise BadRecordError("not a PolicyInfo") from error
+    checks = Checks()
+    named = (info.policy, info.policy_version) == (stored.name, stored.version)
+    checks.require(named, "policy", "is stored under another name")
+    checks.require(stored.name in LEARNED, "policy", "is none that has snapshots")
+    stage = Stage(info.stage) if info.stage in _STORED_STAGES else Stage.BUILT_IN
+    checks.require(stage is not Stage.BUILT_IN, "stage", f"is {info.stage}")
+    checks.text("feature_schema", info.feature_schema, MAX_NAME_CHARACTERS)
+    checks.text("description", info.description, MAX_TEXT_CHARACTERS)
+    checks.count("transition_count", info.transition_count)
+    checks.moment("publish_time", info.publish_time)
+    if checks.items("scores", info.scores, MAX_SCORE_COUNT):
+        for name, score in info.scores.items():
+            checks.text("scores", name, MAX_SCORE_NAME_CHARACTERS)
+            checks.require(math.isfinite(score), "scores", f"has {score}")
+    try:
+        checks.raise_if_any()
+    except InvalidArgumentError as error:
+        raise BadRecordError(str(error)) from error
     return PolicyRecord(
         policy=info.policy,
         version=info.policy_version,
-        stage=Stage(int(stage)),
+        stage=stage,
         feature_schema=info.feature_schema,
         publish_ns=info.publish_time.ToNanoseconds(),
         transition_count=info.transition_count,

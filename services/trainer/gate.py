@@ -11,6 +11,7 @@ from services.common.log import Logger
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord
+from services.trainer.promotion import Promoter, Promotion
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 
 BASELINE = "price"
@@ -58,10 +59,12 @@ class Gate:
         margin: float,
         seeds: Sequence[int],
         timeout_s: float,
+        promoter: Promoter,
         log: Logger,
         metrics: TrainerMetrics,
     ) -> None:
         """Takes the evaluator, the mesh, and how much worse a candidate may be (a fraction)."""
+        self._promoter = promoter
         self._evaluator = evaluator
         self._spec = spec
         self._margin = margin
@@ -72,51 +75,59 @@ class Gate:
 
     async def promote(
         self, registry: PolicyRegistry, record: PolicyRecord, snapshot: bytes
-    ) -> ActivePolicy:
+    ) -> Promotion:
         """Activates a published snapshot that passes, and rejects one that does not.
 
         Raises:
             GateRefusedError: It did not pass.
+            RoutersRefusedError: Routers refused it.
             AbortedError: Another policy became active meanwhile.
             WorkerDiedError: The simulation did not end.
             WorkerError: The simulation failed.
         """
         active = await registry.active()
         if active is not None and active.record.version == record.version:
-            return active
-        verdict = await self.judge(snapshot, active)
+            return Promotion(active)
+        verdict = await self.judge(record.policy, snapshot, active)
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
         expected = active.activation if active is not None else None
-        return await registry.promote(record.policy, record.version, expected)
+        return await self._promoter.promote(record.policy, record.version, expected)
 
-    async def judge(self, candidate: bytes, active: ActivePolicy | None) -> Verdict:
+    async def judge(self, policy: str, candidate: bytes, active: ActivePolicy | None) -> Verdict:
         """Returns whether the candidate may replace the active policy.
+
+        It may be worse than neither the active policy nor, in performance, the baseline: else a
+        weak active policy would let in anything.
 
         Raises:
             WorkerDiedError: The simulation did not end.
             WorkerError: The simulation failed.
         """
-        name, snapshot = BASELINE, None
-        if active is not None:
-            name, snapshot = active.record.policy, active.snapshot or None
+        rivals: list[tuple[str, bytes | None]] = [(BASELINE, None)]
+        if active is not None and active.record.policy != BASELINE:
+            rivals.insert(0, (active.record.policy, active.snapshot or None))
         found: list[Scores] = await self._evaluator.call(
             "evaluate",
             self._spec,
-            [("dqn", candidate), (name, snapshot)],
+            [(policy, candidate), *rivals],
             self._seeds,
             timeout_s=self._timeout_s,
         )
-        scores, reference = found
-        passed = all(
-            scores[key] >= reference[key] - self._margin for key in ("performance", "availability")
+        scores, reference = found[0], found[1]
+        least = {key: reference[key] - self._margin for key in ("performance", "availability")}
+        least["performance"] = max(least["performance"], found[-1]["performance"] - self._margin)
+        # Written so that a score that is no number does not pass.
+        passed = all(scores[key] >= lowest for key, lowest in least.items())
+        text = f"simulated {_told(scores)}; " + "; ".join(
+            f"{name} has {_told(each)}" for (name, _), each in zip(rivals, found[1:], strict=True)
         )
-        text = (
-            f"simulated performance {scores['performance']:.4f} and availability "
-            f"{scores['availability']:.4f}; {name} has {reference['performance']:.4f} and "
-            f"{reference['availability']:.4f}; margin {self._margin:g}"
-        )
+        text += f"; margin {self._margin:g}"
         self._metrics.gate_decisions.labels("passed" if passed else "failed").inc()
         self._log.info("gate", passed=passed, verdict=text)
         return Verdict(passed, text, scores)
+
+
+def _told(scores: Scores) -> str:
+    return f"performance {scores['performance']:.4f} and availability {scores['availability']:.4f}"

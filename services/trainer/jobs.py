@@ -81,7 +81,7 @@ class OnlineJob:
     """Online learning in a process of its own."""
 
     def __init__(self, spec: OnlineSpec) -> None:
-        """Restores or starts the loop; raises CheckpointError or SnapshotError."""
+        """Restores or starts the loop; raises SnapshotError."""
         import torch
 
         from trainer.learning.online.config import online_config
@@ -112,6 +112,10 @@ class OnlineJob:
     def save(self) -> list[DecisionKey]:
         """See `OnlineLoop.save`."""
         return self._loop.save()
+
+    def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
+        """See `OnlineLoop.drop`."""
+        return self._loop.drop(since_s, until_s)
 
     def snapshot(self, description: dict[str, Any]) -> bytes:
         """See `OnlineLoop.snapshot`."""

@@ -16,7 +16,10 @@ class TrainerMetrics:
             return Gauge(f"tiercel_trainer_{name}", text, registry=registry)
 
         self.entries_read = counter("entries_read", "Experience entries read from the stream.")
-        self.entries_bad = counter("entries_bad", "Experience entries that could not be decoded.")
+        self.entries_bad = counter("entries_bad", "Experience entries refused and set aside.")
+        self.registry_set_aside = counter(
+            "registry_set_aside", "Stored policies found broken and set aside."
+        )
         self.entries_acked = counter("entries_acked", "Experience entries taken in and saved.")
         self.snapshots_published = counter("snapshots_published", "Snapshots put in the registry.")
         self.snapshots_refused = counter(

@@ -12,17 +12,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError
 from services.common.log import Logger
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
-from services.common.state.policy_store import Activation, PolicyStore
-from services.trainer.convert import decode_policy, encode_policy
+from services.common.state.policy_store import Activation, PolicyStore, StoredPolicy
+from services.trainer.convert import BadRecordError, decode_policy, encode_policy
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord
 
 T = TypeVar("T")
-
-_MOST_CATCH_UP = 10_000
 
 
 @dataclass(slots=True)
@@ -44,10 +43,20 @@ class PolicyMirror:
     """The registry's memory, kept in step with the store."""
 
     def __init__(
-        self, *, store: PolicyStore, log: Logger, metrics: TrainerMetrics, kept_limit: int
+        self,
+        *,
+        store: PolicyStore,
+        check: Callable[[bytes], Snapshot],
+        log: Logger,
+        metrics: TrainerMetrics,
+        kept_limit: int,
     ) -> None:
-        """Takes the store; `kept_limit` bounds the snapshots kept in memory."""
+        """Takes the store; `kept_limit` bounds the snapshots kept in memory.
+
+        `check` reads a stored snapshot and raises SnapshotError for one that cannot be served.
+        """
         self._store = store
+        self._check = check
         self._log = log
         self._metrics = metrics
         self._kept_limit = kept_limit
@@ -65,8 +74,12 @@ class PolicyMirror:
     async def records(self) -> list[PolicyRecord]:
         """Returns every known policy, newest first."""
         found = {key: kept.record for key, kept in self._kept.items()}
-        for blob in await self._attempt(self._store.infos) or ():
-            record = decode_policy(blob)
+        for stored in await self._attempt(self._store.policies) or ():
+            try:
+                record = decode_policy(stored)
+            except BadRecordError as error:
+                await self._set_aside(stored.name, stored.version, stored.info, str(error))
+                continue
             found.setdefault((record.policy, record.version), record)
         return sorted(found.values(), key=lambda record: -record.publish_ns)
 
@@ -78,9 +91,32 @@ class PolicyMirror:
         stored = await self._attempt(lambda: self._store.get(policy, version))
         if stored is None:
             return None
-        kept = KeptPolicy(decode_policy(stored[0]), stored[1] or b"", is_stored=True)
+        info, snapshot = stored[0], stored[1] or b""
+        try:
+            record = decode_policy(StoredPolicy(policy, version, info))
+        except BadRecordError as error:
+            await self._set_aside(policy, version, info, str(error))
+            return None
+        try:
+            if self._check(snapshot).version != version:
+                raise SnapshotError(REASON_CHECKSUM, "snapshot: is another one than its version")
+        except SnapshotError as error:
+            await self._set_aside(policy, version, snapshot, str(error))
+            return None
+        kept = KeptPolicy(record, snapshot, is_stored=True)
         self._keep(kept)
         return kept
+
+    async def _set_aside(self, policy: str, version: str, payload: bytes, reason: str) -> None:
+        """Takes something broken out of the store; what memory knows better is stored again."""
+        kept = self._kept.get((policy, version))
+        if kept is not None:
+            kept.is_stored = False
+        self._log.error(
+            "stored_policy_set_aside", policy=policy[:64], version=version[:64], reason=reason
+        )
+        self._metrics.registry_set_aside.inc()
+        await self._attempt(lambda: self._store.set_aside(policy, version, payload, reason))
 
     async def add(self, record: PolicyRecord, snapshot: bytes) -> None:
         """Takes in a new policy."""
@@ -93,17 +129,17 @@ class PolicyMirror:
         kept.record = record
         await self._try_store(kept)
 
-    async def activate(self, record: PolicyRecord, guard: int | None) -> bool:
-        """Makes a policy the active one; returns whether the store knows.
+    async def activate(self, policy: str, version: str, guard: int | None) -> bool:
+        """Makes a policy the active one, none if its name is empty; returns if the store knows.
 
         Raises:
             VersionMismatchError: The store's present activation is not `guard`.
         """
         number = await self._attempt(
-            lambda: self._store.activate(record.policy, record.version, guard)
+            lambda: self._store.activate(policy, version, guard, above=self.activation)
         )
         self._has_unstored_activation = number is None
-        await self._follow(Activation(number or self.activation + 1, record.policy, record.version))
+        await self._follow(Activation(number or self.activation + 1, policy, version))
         return number is not None
 
     async def pull(self) -> None:
@@ -125,20 +161,18 @@ class PolicyMirror:
             await self._follow(history[-1])
 
     async def _catch_up(self, stored: int) -> None:
-        """Activates our policy in a store that missed it, until its numbers pass ours."""
+        """Activates our policy in a store that missed it, above our number and its own."""
         present = self.history[-1]
-        number: int | None = stored
-        for _ in range(_MOST_CATCH_UP):
-            number = await self._attempt(
-                lambda: self._store.activate(present.name, present.version)
+        number = await self._attempt(
+            lambda: self._store.activate(
+                present.name, present.version, above=max(stored, present.activation)
             )
-            if number is None:
-                return
-            if number > present.activation:
-                break
+        )
+        if number is None:
+            return
         self._has_unstored_activation = False
         self._log.info("registry_caught_up", activation=number)
-        await self._follow(Activation(number or 0, present.name, present.version))
+        await self._follow(Activation(number, present.name, present.version))
 
     async def _follow(self, activation: Activation) -> None:
         """Notes the present activation and tells the watchers."""

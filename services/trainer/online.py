@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from router.dqn.snapshot import load_snapshot
 from services.common.clock import Clock
+from services.common.errors import AbortedError, UnavailableError
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
 from services.trainer.consumer import ExperienceConsumer
 from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import OnlineSpec
+from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
@@ -47,6 +51,8 @@ class OnlineTraining:
         settings: the trainer's settings.
         deadline_s: deadline that sets the time scale, seconds.
         stream: where experience comes from.
+        mesh: what is known of routers and candidates.
+        tasks: names of the mesh's tasks.
         registry: where policies are published.
         gate: judge of what is to be promoted.
         clock: clock.
@@ -59,6 +65,8 @@ class OnlineTraining:
     settings: TrainerSettings
     deadline_s: float
     stream: ExperienceStream
+    mesh: MeshView
+    tasks: frozenset[str]
     registry: PolicyRegistry
     gate: Gate
     clock: Clock
@@ -66,16 +74,49 @@ class OnlineTraining:
     metrics: TrainerMetrics
     fallback_initial: bytes | None
     start_learner: Callable[[OnlineSpec], Learner]
+    _sessions: list[_Session] = field(default_factory=list, init=False)
 
     async def __call__(self, run: Run) -> None:
         """Runs until `run.step_count` learner steps are done, for ever if it is 0."""
-        learner = self.start_learner(await self._spec(run))
+        learner = self.start_learner(await self._spec(run.seed))
+        session = _Session(self, run, learner)
+        self._sessions.append(session)
         try:
-            await _Session(self, run, learner).run()
+            await session.run()
         finally:
+            self._sessions.remove(session)
             await learner.close()
 
-    async def _spec(self, run: Run) -> OnlineSpec:
+    async def drop_replay(self, since_s: float, until_s: float) -> tuple[int, int]:
+        """Drops what was learned from in a span of time, of the run under way or of the saved one.
+
+        Args:
+            since_s: start of the span, seconds since 1970.
+            until_s: end of the span, itself not in it.
+
+        Returns:
+            How many transitions were dropped, and how many are left.
+
+        Raises:
+            UnavailableError: The learner cannot do it now.
+        """
+        try:
+            if self._sessions:
+                return await self._sessions[0].drop(since_s, until_s)
+            learner = self.start_learner(await self._spec(0))
+            timeout_s = self.settings.worker_timeout_s
+            try:
+                counts: tuple[int, int] = await learner.call(
+                    "drop", since_s, until_s, timeout_s=timeout_s
+                )
+                await learner.call("save", timeout_s=timeout_s)
+            finally:
+                await learner.close()
+        except (WorkerDiedError, WorkerError) as error:
+            raise UnavailableError("LEARNER_FAILED", f"the learner failed: {error}") from error
+        return counts
+
+    async def _spec(self, seed: int) -> OnlineSpec:
         settings = self.settings
         active = await self.registry.active()
         initial = active.snapshot if active is not None and active.snapshot else None
@@ -86,7 +127,7 @@ class OnlineTraining:
             min_transitions=settings.min_transitions,
             replay_capacity=settings.replay_capacity,
             hidden_count=settings.hidden_count,
-            seed=run.seed,
+            seed=seed,
             initial=initial or self.fallback_initial,
         )
 
@@ -110,7 +151,10 @@ class _Session:
             read_count=settings.read_count,
             claim_idle_s=settings.claim_idle_s,
             orphan_s=3.0 * settings.patience_s + settings.save_interval_s,
+            mesh=parts.mesh,
+            tasks=parts.tasks,
         )
+        self._between_rounds = asyncio.Lock()
         self._first_step: int | None = None
         self._published_step = 0
         self._deaths = 0
@@ -126,7 +170,8 @@ class _Session:
                     # Steps of earlier runs, restored with the state, are not this run's.
                     before: LoopStatus = await self._call("learn", 0.0)
                     self._first_step = self._published_step = before.step_count
-                status = await self._round()
+                async with self._between_rounds:
+                    status = await self._round()
             except WorkerDiedError as error:
                 await self._after_death(error)
                 continue
@@ -135,6 +180,13 @@ class _Session:
                 break
         await self._save()
         await self._publish(status)
+
+    async def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
+        """Drops a span of time from the replay, between two rounds, and saves."""
+        async with self._between_rounds:
+            counts: tuple[int, int] = await self._call("drop", since_s, until_s)
+            await self._save()
+        return counts
 
     async def _round(self) -> LoopStatus:
         """Reads what came, learns within the share of the core, saves and publishes if due."""
@@ -169,6 +221,8 @@ class _Session:
         done = status.step_count - (self._first_step or 0)
         before = self._run.progress.step_count
         metrics = self._parts.metrics
+        for problem in status.problems:
+            self._parts.log.error("learner_problem", reason=problem)
         metrics.steps.set(status.step_count)
         metrics.transitions.set(status.transition_count)
         metrics.waiting.set(status.waiting_count)
@@ -205,8 +259,9 @@ class _Session:
         if not self._run.promote:
             return
         try:
-            # What the gate refuses is rejected and logged there; learning goes on.
-            with suppress(GateRefusedError):
+            # What gate or routers refuse is rejected and logged there, and somebody else may have
+            # activated another policy meanwhile; learning goes on.
+            with suppress(GateRefusedError, RoutersRefusedError, AbortedError):
                 await self._parts.gate.promote(self._parts.registry, record, blob)
         except (WorkerDiedError, WorkerError) as error:
             self._parts.log.error("gate_failed", reason=str(error))

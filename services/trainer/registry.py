@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from router.dqn.snapshot import REASON_POLICY, Snapshot, SnapshotError, load_snapshot
-from router.policies.table import LEARNED
+from router.dqn.snapshot import Snapshot, SnapshotError, load_snapshot
+from router.policies.dqn import DqnPolicy
 from services.common.clock import Clock
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import Logger
@@ -44,19 +44,19 @@ class PolicyRegistry:
         *,
         store: PolicyStore,
         built_in: Sequence[str],
-        feature_schema: str,
         clock: Clock,
         log: Logger,
         metrics: TrainerMetrics,
         kept_limit: int = 50,
     ) -> None:
-        """Takes the store, the names that need no snapshot, and the schema snapshots must have.
+        """Takes the store and the names that need no snapshot.
 
         `kept_limit` bounds the snapshots kept in memory.
         """
-        self._mirror = PolicyMirror(store=store, log=log, metrics=metrics, kept_limit=kept_limit)
+        self._mirror = PolicyMirror(
+            store=store, check=self._checked, log=log, metrics=metrics, kept_limit=kept_limit
+        )
         self._built_in = tuple(built_in)
-        self._feature_schema = feature_schema
         self._clock = clock
         self._log = log
         self._metrics = metrics
@@ -76,10 +76,9 @@ class PolicyRegistry:
         """Checks a snapshot and puts it in as PROPOSED; one that is there already is left alone.
 
         Raises:
-            SnapshotError: It is damaged or has another schema; it is counted and not stored.
+            SnapshotError: It is none that a router would take; it is counted and not stored.
         """
         snapshot = self._checked(blob)
-        scores = {k: float(v) for k, v in snapshot.evaluation.items() if _is_number(v)}
         record = PolicyRecord(
             policy=snapshot.policy,
             version=snapshot.version,
@@ -88,7 +87,7 @@ class PolicyRegistry:
             publish_ns=self._clock.wall_ns(),
             transition_count=snapshot.transition_count,
             description=description,
-            scores=scores,
+            scores=snapshot.scores,
         )
         async with self._lock:
             known = await self._mirror.find(record.policy, record.version)
@@ -132,14 +131,16 @@ class PolicyRegistry:
         Raises:
             NotFoundError: There is no such policy.
             AbortedError: The present activation is not the expected one.
-            SnapshotError: Its stored snapshot is damaged or has another schema.
         """
         async with self._lock:
             await self._mirror.pull()
             found = await self._resolve(policy, version)
-            if found.snapshot:
-                self._checked(found.snapshot)
             return await self._activate(found, expected_activation)
+
+    def expect(self, activation: int | None) -> None:
+        """Raises AbortedError if an activation is given and is not the present one."""
+        if activation is not None and activation != self.activation:
+            raise _raced(activation, self.activation)
 
     async def rollback(self, reason: str = "") -> ActivePolicy:
         """Activates the policy that was active before the present one.
@@ -155,15 +156,33 @@ class PolicyRegistry:
                 raise FailedPreconditionError(
                     "no policy was active before the present one", reason="NO_PREVIOUS_POLICY"
                 )
-            try:
-                found = await self._resolve(before.name, before.version)
-            except NotFoundError as error:
+            found = await self._last_good()
+            if found is None:
                 raise FailedPreconditionError(
                     f"the previous policy {before.name} {before.version} is gone",
                     reason="PREVIOUS_POLICY_GONE",
-                ) from error
+                )
             self._log.warning("policy_rolled_back", policy=history[-1].name, reason=reason)
             return await self._activate(found, self.activation)
+
+    async def withdraw(self, active: ActivePolicy, reason: str) -> None:
+        """Undoes an activation: the policy before is active again, or none if there was none.
+
+        Does nothing if another one came since.
+        """
+        record = active.record
+        await self.reject(record.policy, record.version, reason)
+        async with self._lock:
+            if self.activation != active.activation:
+                return
+            self._log.warning(
+                "policy_withdrawn", policy=record.policy, version=record.version, reason=reason
+            )
+            found = await self._last_good()
+            if found is not None:
+                await self._activate(found, self.activation)
+            else:
+                await self._mirror.activate("", "", self.activation)
 
     async def reject(self, policy: str, version: str, description: str) -> None:
         """Marks a proposed policy as one that failed its gate."""
@@ -174,19 +193,18 @@ class PolicyRegistry:
                 await self._mirror.change(kept, rejected)
 
     async def watch(self, after_activation: int) -> AsyncIterator[ActivePolicy]:
-        """Yields the active policy if it is newer than the caller's, then every newer one.
+        """Yields the active policy if the caller has another one, then every newer one.
 
-        A caller that knows a number we never gave (the registry was lost) gets the present one.
+        One without a name means that nothing is active any more.
         """
         seen = after_activation
-        if 0 < self.activation < seen:
-            seen = 0
         while True:
             async with self._mirror.changed:
-                while self.activation <= seen:
+                # Not "newer": a registry that was lost or is at its last number starts anew.
+                while self.activation in (0, seen):
                     await self._mirror.changed.wait()
             async with self._lock:
-                active = await self._active()
+                active = await self._active() or self._withdrawn()
             if active is None:
                 # Its snapshot cannot be had now; the next change or poll tries again.
                 await self._clock.sleep(1.0)
@@ -210,10 +228,9 @@ class PolicyRegistry:
     async def _activate(self, found: KeptPolicy, expected: int | None) -> ActivePolicy:
         record = found.record
         # The store compares with its own number; ours may be ahead of it after an outage.
-        if expected is not None and expected != self.activation:
-            raise _raced(expected, self.activation)
+        self.expect(expected)
         try:
-            is_stored = await self._mirror.activate(record, expected)
+            is_stored = await self._mirror.activate(record.policy, record.version, expected)
         except VersionMismatchError as error:
             raise _raced(error.expected, error.found) from error
         self._metrics.activations.inc()
@@ -227,13 +244,30 @@ class PolicyRegistry:
         return ActivePolicy(self.activation, self._staged(record), found.snapshot)
 
     async def _active(self) -> ActivePolicy | None:
-        if not self._mirror.history:
+        if not self._mirror.history or not self._mirror.history[-1].name:
             return None
         present = self._mirror.history[-1]
         found = await self._find(present.name, present.version)
         if found is None:
             return None
         return ActivePolicy(present.activation, self._staged(found.record), found.snapshot)
+
+    def _withdrawn(self) -> ActivePolicy | None:
+        """Returns what stands for nothing being active, None if something is."""
+        if not self._mirror.history or self._mirror.history[-1].name:
+            return None
+        return ActivePolicy(self.activation, PolicyRecord.built_in(""), b"")
+
+    async def _last_good(self) -> KeptPolicy | None:
+        """Returns the last policy before the present one that is still there and not rejected."""
+        history = self._mirror.history
+        present = (history[-1].name, history[-1].version)
+        for each in reversed(history):
+            if each.name and (each.name, each.version) != present:
+                found = await self._find(each.name, each.version)
+                if found is not None and found.record.stage is not Stage.REJECTED:
+                    return found
+        return None
 
     async def _resolve(self, policy: str, version: str) -> KeptPolicy:
         records = await self._mirror.records()
@@ -253,15 +287,9 @@ class PolicyRegistry:
         return await self._mirror.find(policy, version)
 
     def _checked(self, blob: bytes) -> Snapshot:
-        """Returns a snapshot that can be served; SnapshotError, counted, if it cannot."""
+        """Returns a snapshot that routers will take; SnapshotError, counted, if they will not."""
         try:
-            snapshot = load_snapshot(blob, self._feature_schema)
-            if snapshot.policy not in LEARNED:
-                raise SnapshotError(
-                    REASON_POLICY,
-                    f"snapshot: policy {snapshot.policy[:64]!r} is none of {', '.join(LEARNED)}",
-                )
-            return snapshot
+            return DqnPolicy(load_snapshot(blob)).snapshot
         except SnapshotError as error:
             self._metrics.snapshots_refused.labels(error.reason).inc()
             raise
@@ -282,7 +310,7 @@ def _previous(history: Sequence[Activation]) -> Activation | None:
     if not history:
         return None
     present = (history[-1].name, history[-1].version)
-    return next((a for a in reversed(history) if (a.name, a.version) != present), None)
+    return next((a for a in reversed(history) if a.name and (a.name, a.version) != present), None)
 
 
 def _raced(expected: int, found: int) -> AbortedError:
@@ -291,7 +319,3 @@ def _raced(expected: int, found: int) -> AbortedError:
         reason="ACTIVATION_RACED",
         metadata={"expected": str(expected), "found": str(found)},
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

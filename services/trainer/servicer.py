@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from router.dqn.snapshot import MAX_SNAPSHOT_BYTES, SnapshotError
+from services.common.checks import MAX_NAME_CHARACTERS, MAX_WALL_S, Checks
 from services.common.errors import (
-    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
 from services.trainer import convert
 from services.trainer.gate import Gate
-from services.trainer.registry import ActivePolicy, PolicyRegistry
-from services.trainer.runs import RunBook
+from services.trainer.model import PolicyRecord
+from services.trainer.promotion import Promoter, Promotion
+from services.trainer.registry import PolicyRegistry
+from services.trainer.runs import Run, RunBook
 from services.trainer.worker import WorkerDiedError, WorkerError
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
@@ -26,8 +28,11 @@ from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 SERVICE_NAME = "tiercel.trainer.v1.TrainerService"
 
 _MOST_STEPS = 10_000_000
-_LONGEST_NAME = 64
-_LONGEST_TEXT = 1_024
+_MOST_WAITING_LISTED = 32
+_LARGEST_INT64 = 2**63 - 1
+
+DropReplay = Callable[[float, float], Awaitable[tuple[int, int]]]
+"""Start and end of a span of time to how many transitions were dropped and how many are left."""
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,10 +42,22 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
     """Answers the RPCs of TrainerService."""
 
     def __init__(
-        self, *, registry: PolicyRegistry, gate: Gate, runs: RunBook, profiles: Sequence[str]
+        self,
+        *,
+        registry: PolicyRegistry,
+        promoter: Promoter,
+        gate: Gate,
+        runs: RunBook,
+        drop_replay: DropReplay,
+        profiles: Sequence[str],
     ) -> None:
-        """Takes the registry, its gate, the runs, and the profiles SIMULATED may ask for."""
+        """Takes the registry, its gate, the runs, and the profiles SIMULATED may ask for.
+
+        `drop_replay` drops a span of time (seconds since 1970) from what online learning holds.
+        """
+        self._drop_replay = drop_replay
         self._registry = registry
+        self._promoter = promoter
         self._gate = gate
         self._runs = runs
         self._profiles = tuple(profiles)
@@ -52,14 +69,13 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         mode = convert.mode_from(request.mode)
         if mode is None:
             raise InvalidArgumentError("mode", f"unknown value {request.mode}")
-        if not 0 <= request.step_count <= _MOST_STEPS:
-            raise InvalidArgumentError(
-                "step_count", f"{request.step_count} is out of range", f"0 to {_MOST_STEPS}"
-            )
-        if request.seed < 0:
-            raise InvalidArgumentError("seed", f"{request.seed} is negative", "0 or more")
+        checks = Checks()
+        checks.count("step_count", request.step_count, _MOST_STEPS)
+        checks.count("seed", request.seed, _LARGEST_INT64)
+        checks.text("profile", request.profile, MAX_NAME_CHARACTERS)
+        checks.raise_if_any()
         if request.profile and request.profile not in self._profiles:
-            raise NotFoundError("profile", request.profile[:_LONGEST_NAME], self._profiles)
+            raise NotFoundError("profile", request.profile, self._profiles)
         run = self._runs.start(
             mode=mode, step_count=request.step_count, seed=request.seed, promote=request.promote
         )
@@ -69,15 +85,35 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.GetTrainingRequest, context: Context
     ) -> pb.GetTrainingResponse:
         """Returns a run's progress."""
-        run = self._runs.get(request.training_id)
+        run = self._run(request.training_id)
         return pb.GetTrainingResponse(progress=convert.progress_message(run.progress))
 
     async def WatchTraining(
         self, request: pb.WatchTrainingRequest, context: Context
     ) -> AsyncIterator[pb.WatchTrainingResponse]:
         """Sends a run's progress until it ends."""
-        async for progress in self._runs.get(request.training_id).watch():
+        async for progress in self._run(request.training_id).watch():
             yield pb.WatchTrainingResponse(progress=convert.progress_message(progress))
+
+    def _run(self, training_id: str) -> Run:
+        checks = Checks()
+        checks.text("training_id", training_id, MAX_NAME_CHARACTERS)
+        checks.raise_if_any()
+        return self._runs.get(training_id)
+
+    async def DropReplay(
+        self, request: pb.DropReplayRequest, context: Context
+    ) -> pb.DropReplayResponse:
+        """Drops a span of time from what online learning holds."""
+        checks = Checks()
+        since_s = checks.moment("since_time", request.since_time)
+        until_s = MAX_WALL_S
+        if request.HasField("until_time"):
+            until_s = checks.moment("until_time", request.until_time)
+        checks.require(since_s < until_s, "until_time", "is not after since_time")
+        checks.raise_if_any()
+        dropped, kept = await self._drop_replay(since_s, until_s)
+        return pb.DropReplayResponse(dropped_count=dropped, kept_count=kept)
 
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: Context
@@ -93,12 +129,13 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.PublishPolicyRequest, context: Context
     ) -> pb.PublishPolicyResponse:
         """Puts a snapshot into the registry."""
-        _check_length("description", request.description, _LONGEST_TEXT)
+        checks = Checks()
+        checks.text("description", request.description, convert.MAX_TEXT_CHARACTERS)
         size = len(request.snapshot)
-        if not 1 <= size <= MAX_SNAPSHOT_BYTES:
-            raise InvalidArgumentError(
-                "snapshot", f"has {size} bytes", f"1 to {MAX_SNAPSHOT_BYTES} bytes"
-            )
+        fits = 1 <= size <= MAX_SNAPSHOT_BYTES
+        limit = f"1 to {MAX_SNAPSHOT_BYTES} bytes"
+        checks.require(fits, "snapshot", f"has {size} bytes", limit)
+        checks.raise_if_any()
         try:
             record = await self._registry.publish(request.snapshot, request.description)
         except SnapshotError as error:
@@ -110,7 +147,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.GetPolicyRequest, context: Context
     ) -> pb.GetPolicyResponse:
         """Returns a policy and its snapshot."""
-        _check_name(request)
+        _name_checks(request).raise_if_any()
         record, snapshot = await self._registry.get(request.policy, request.policy_version)
         return pb.GetPolicyResponse(policy=convert.policy_info(record), snapshot=snapshot)
 
@@ -118,25 +155,30 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.PromotePolicyRequest, context: Context
     ) -> pb.PromotePolicyResponse:
         """Activates a policy."""
-        _check_name(request)
+        checks = _name_checks(request)
         expected = request.expected_activation if request.HasField("expected_activation") else None
-        try:
-            if request.through_gate:
-                active = await self._through_gate(request)
-            else:
-                active = await self._registry.promote(
-                    request.policy, request.policy_version, expected
-                )
-        except SnapshotError as error:
-            raise FailedPreconditionError(str(error), reason=error.reason) from error
+        checks.count("expected_activation", expected or 0, _LARGEST_INT64)
+        both = request.through_gate and request.without_gate
+        checks.require(not both, "without_gate", "is set, and through_gate too")
+        checks.raise_if_any()
+        record, snapshot = await self._registry.get(request.policy, request.policy_version)
+        if request.through_gate and not snapshot:
+            raise InvalidArgumentError("through_gate", f"{record.policy} has no snapshot to judge")
+        if snapshot and not request.without_gate:
+            promotion = await self._through_gate(record, snapshot, expected)
+        else:
+            promotion = await self._promoter.promote(record.policy, record.version, expected)
         return pb.PromotePolicyResponse(
-            active=convert.policy_info(active.record), activation=active.activation
+            active=convert.policy_info(promotion.active.record),
+            activation=promotion.active.activation,
+            using_router_count=len(promotion.using),
+            waiting_routers=promotion.waiting[:_MOST_WAITING_LISTED],
         )
 
-    async def _through_gate(self, request: pb.PromotePolicyRequest) -> ActivePolicy:
-        record, snapshot = await self._registry.get(request.policy, request.policy_version)
-        if not snapshot:
-            raise InvalidArgumentError("through_gate", f"{record.policy} has no snapshot to judge")
+    async def _through_gate(
+        self, record: PolicyRecord, snapshot: bytes, expected: int | None
+    ) -> Promotion:
+        self._registry.expect(expected)
         try:
             return await self._gate.promote(self._registry, record, snapshot)
         except (WorkerDiedError, WorkerError) as error:
@@ -148,8 +190,10 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.RollbackPolicyRequest, context: Context
     ) -> pb.RollbackPolicyResponse:
         """Activates the policy before the present one."""
-        _check_length("reason", request.reason, _LONGEST_TEXT)
-        active = await self._registry.rollback(request.reason)
+        checks = Checks()
+        checks.text("reason", request.reason, convert.MAX_TEXT_CHARACTERS)
+        checks.raise_if_any()
+        active = (await self._promoter.rollback(request.reason)).active
         return pb.RollbackPolicyResponse(
             active=convert.policy_info(active.record), activation=active.activation
         )
@@ -158,10 +202,11 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         self, request: pb.WatchPoliciesRequest, context: Context
     ) -> AsyncIterator[pb.WatchPoliciesResponse]:
         """Sends the active policy if it is newer than the caller's, then every newer one."""
-        if request.after_activation < 0:
-            raise InvalidArgumentError(
-                "after_activation", f"{request.after_activation} is negative", "0 or more"
-            )
+        checks = Checks()
+        checks.count("after_activation", request.after_activation, _LARGEST_INT64)
+        checks.raise_if_any()
+        # Activations are rare: without this a router would not know for hours that it is heard.
+        await context.send_initial_metadata(())
         async for active in self._registry.watch(request.after_activation):
             digest = hashlib.sha256(active.snapshot).digest() if active.snapshot else b""
             yield pb.WatchPoliciesResponse(
@@ -172,13 +217,8 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             )
 
 
-def _check_name(request: pb.GetPolicyRequest | pb.PromotePolicyRequest) -> None:
-    if not request.policy:
-        raise InvalidArgumentError("policy", "must not be empty")
-    _check_length("policy", request.policy, _LONGEST_NAME)
-    _check_length("policy_version", request.policy_version, _LONGEST_NAME)
-
-
-def _check_length(field: str, text: str, most: int) -> None:
-    if len(text) > most:
-        raise InvalidArgumentError(field, "is too long", f"{most} characters")
+def _name_checks(request: pb.GetPolicyRequest | pb.PromotePolicyRequest) -> Checks:
+    checks = Checks()
+    checks.text("policy", request.policy, MAX_NAME_CHARACTERS, 1)
+    checks.text("policy_version", request.policy_version, MAX_NAME_CHARACTERS)
+    return checks

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from services.common.errors import AbortedError
 from services.common.log import Logger
-from services.trainer.gate import Gate
+from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import MeshSpec, SimulationJob
+from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
@@ -64,7 +67,10 @@ class SimulatedTraining:
         record = await self.registry.publish(blob, text)
         await run.update(policy_version=record.version)
         if run.promote:
-            await self.gate.promote(self.registry, record, blob)
+            # What gate or routers refuse is REJECTED in the registry and logged there; the run did
+            # what it was asked.
+            with suppress(GateRefusedError, RoutersRefusedError, AbortedError):
+                await self.gate.promote(self.registry, record, blob)
 
     async def _report(self, run: Run, share: float, facts: dict[str, Any]) -> None:
         """Takes over what the trainer reports; facts it does not name stay as they are."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from services.common.state import keys
 from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import (
     Activation,
     MemoryPolicyStore,
     PolicyStore,
     RedisPolicyStore,
+    StoredPolicy,
 )
+from services.common.state.redis_connection import RedisConnection
 
 
 @pytest.fixture(params=["redis", "memory"])
@@ -28,7 +31,10 @@ async def test_policies_are_listed_newest_first_and_keep_their_snapshot(
     await store.put(b"info-1", b"weights-1", "dqn", "1")
     await store.put(b"info-2", None, "dqn", "2")
     await store.put(b"info-1b", None, "dqn", "1")
-    assert await store.infos() == [b"info-2", b"info-1b"]
+    assert await store.policies() == [
+        StoredPolicy("dqn", "2", b"info-2"),
+        StoredPolicy("dqn", "1", b"info-1b"),
+    ]
     assert await store.get("dqn", "1") == (b"info-1b", b"weights-1")
     assert await store.get("dqn", "2") == (b"info-2", None)
     assert await store.get("dqn", "3") is None
@@ -42,7 +48,7 @@ async def test_registry_is_bounded_but_keeps_what_a_rollback_needs(store: Policy
     await store.activate("dqn", "1")
     for number in range(3, 10):
         await store.put(b"%d" % number, b"w", "dqn", str(number))
-    assert await store.infos() == [b"9", b"8", b"7", b"1", b"0"]
+    assert [each.version for each in await store.policies()] == ["9", "8", "7", "1", "0"]
     assert await store.get("dqn", "2") is None
 
 
@@ -60,3 +66,82 @@ async def test_activation_is_atomic_and_keeps_its_history(store: PolicyStore) ->
         Activation(1, "greedy", ""),
         Activation(2, "dqn", "7"),
     ]
+
+
+async def test_numbers_go_above_what_the_caller_knows(store: PolicyStore) -> None:
+    """A trainer whose store was emptied goes on counting where it was."""
+    assert await store.activate("greedy", "") == 1
+    assert await store.activate("price", "", above=40) == 41
+
+
+async def test_a_broken_policy_leaves_the_registry(store: PolicyStore) -> None:
+    """Its info and snapshot are gone, the others stay."""
+    await store.put(b"info-1", b"weights-1", "dqn", "1")
+    await store.put(b"info-2", b"weights-2", "dqn", "2")
+    await store.set_aside("dqn", "1", b"info-1", "is broken")
+    assert await store.get("dqn", "1") is None
+    assert [each.version for each in await store.policies()] == ["2"]
+
+
+LARGEST = b"%d greedy@" % keys.LARGEST_VERSION
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"x", b"-1 greedy@", b"0 greedy@", b"7", b"7 nothing", b"99999999999999999999 greedy@",
+     b"\xff\xff \xff", b"7 " + b"n" * 5_000 + b"@"],
+)  # fmt: skip
+async def test_garbage_in_the_history_is_set_aside(
+    redis_connection: RedisConnection, garbage: bytes
+) -> None:
+    """What is no activation is neither followed nor counted from, and can be looked at."""
+    store, redis = RedisPolicyStore(redis_connection), redis_connection.redis
+    await store.activate("price", "")
+    await redis.rpush(keys.ACTIVATION_HISTORY, garbage)
+    assert await store.activate("greedy", "", expected_activation=1) == 2
+    expected = [Activation(1, "price", ""), Activation(2, "greedy", "")]
+    for _ in range(2):
+        assert await store.history() == expected
+    assert await redis.xlen(keys.dead_letter("activation")) == 1
+    await store.put(b"info", b"weights", "dqn", "1")
+
+
+async def test_numbers_at_their_end_start_anew(redis_connection: RedisConnection) -> None:
+    """After the largest number comes 1, for activations and for places in the order."""
+    store, redis = RedisPolicyStore(redis_connection), redis_connection.redis
+    await redis.rpush(keys.ACTIVATION_HISTORY, LARGEST)
+    assert await store.activate("price", "") == 1
+    assert (await store.history())[-1] == Activation(1, "price", "")
+    await store.put(b"1", b"w", "dqn", "1")
+    for top in (float("inf"), 2.0**63, float("-inf")):
+        await redis.zadd(keys.POLICY_ORDER, {"dqn@1": top})
+        await store.put(b"2", b"w", "dqn", "2")
+        assert [each.version for each in await store.policies()] == ["2", "1"]
+        await store.set_aside("dqn", "2", b"2", "again")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        keys.POLICY_INFO,
+        keys.POLICY_ORDER,
+        keys.ACTIVATION_HISTORY,
+        keys.policy_snapshot("dqn", "1"),
+    ],
+)
+async def test_a_key_of_another_type_is_set_aside(
+    redis_connection: RedisConnection, key: str
+) -> None:
+    """The registry works on, and what was there can be looked at."""
+    store, redis = RedisPolicyStore(redis_connection), redis_connection.redis
+    if key.startswith(keys.POLICY_SNAPSHOT_PREFIX):
+        await redis.hset(key, "garbage", "1")
+    else:
+        await redis.set(key, "garbage")
+    assert await store.get("dqn", "1") is None
+    assert await store.policies() == []
+    assert await store.history() == []
+    await store.put(b"info", b"weights", "dqn", "1")
+    assert await store.activate("dqn", "1") == 1
+    assert await store.get("dqn", "1") == (b"info", b"weights")
+    assert await redis.exists(keys.aside(key)) == 1

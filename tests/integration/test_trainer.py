@@ -15,12 +15,14 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.cli.app import run
 from services.common.settings import load_settings
+from services.common.state import keys
 from services.common.state.experience_stream import RedisExperienceStream
 from services.common.state.policy_store import RedisPolicyStore
 from services.common.state.redis_connection import RedisConnection
@@ -127,12 +129,16 @@ async def served(made: Settings) -> AsyncIterator[tuple[Any, Any]]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+LOW_F = np.array([feature.low for feature in FEATURES])
+HIGH_F = np.array([feature.high for feature in FEATURES])
+
+
 def experience(first: int, count: int) -> list[bytes]:
     """Returns `count` decisions 10 ms apart and their outcomes as stream entries."""
     rng = np.random.default_rng(first)
     payloads = []
     for sequence in range(first, first + count):
-        x = rng.random((2, FEATURE_COUNT)).astype("<f4")
+        x = (LOW_F + rng.random((2, FEATURE_COUNT)) * (HIGH_F - LOW_F)).astype("<f4")
         key: dict[str, Any] = {"router_id": "r0", "epoch": 7, "sequence": sequence}
         decision = experience_pb2.DecisionRecord(
             **key,
@@ -196,7 +202,7 @@ async def test_experience_becomes_a_policy_that_watchers_get(
         assert versions[-1] == load_snapshot(shipped.read_bytes()).version
         assert {"price", "greedy", "static-small"} <= {p.policy for p in listed}
         promoted = await stub.PromotePolicy(
-            pb.PromotePolicyRequest(policy="dqn", expected_activation=0)
+            pb.PromotePolicyRequest(policy="dqn", expected_activation=0, without_gate=True)
         )
         sent = await asyncio.wait_for(watch.read(), 10.0)
         assert sent.activation == promoted.activation == 1
@@ -443,6 +449,34 @@ BAD_CALLS: list[tuple[str, Any, grpc.StatusCode, str]] = [
         grpc.StatusCode.NOT_FOUND,
         "PROFILE_NOT_FOUND",
     ),
+    *(
+        (method, request, grpc.StatusCode.INVALID_ARGUMENT, "")
+        for name in ("x" * 5_000, "\N{GRINNING FACE}" * 65)
+        for method, request in (
+            ("StartTraining", pb.StartTrainingRequest(profile=name)),
+            ("GetTraining", pb.GetTrainingRequest(training_id=name)),
+            ("GetPolicy", pb.GetPolicyRequest(policy=name)),
+            ("PromotePolicy", pb.PromotePolicyRequest(policy="dqn", policy_version=name)),
+        )
+    ),
+    (
+        "RollbackPolicy",
+        pb.RollbackPolicyRequest(reason="x" * 5_000),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "",
+    ),
+    (
+        "DropReplay",
+        pb.DropReplayRequest(since_time=Timestamp(seconds=5), until_time=Timestamp(seconds=5)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "",
+    ),
+    (
+        "DropReplay",
+        pb.DropReplayRequest(since_time=Timestamp(seconds=2**62)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "",
+    ),
     ("GetTraining", pb.GetTrainingRequest(), grpc.StatusCode.NOT_FOUND, "TRAINING_RUN_NOT_FOUND"),
     ("PublishPolicy", pb.PublishPolicyRequest(), grpc.StatusCode.INVALID_ARGUMENT, ""),
     (
@@ -513,6 +547,70 @@ async def test_every_error_has_its_status(redis_server: RedisServer, tmp_path: P
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.StartTraining(pb.StartTrainingRequest())
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_garbage_in_the_registry_stops_nothing(
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
+) -> None:
+    """A stage 99, broken history entries and a counter at its end: listing and promoting work."""
+    redis: Any = redis_connection.redis
+    store = RedisPolicyStore(redis_connection)
+    await store.put(b"\x18\x63", b"x", "dqn", "bad")  # stage 99
+    await redis.rpush(keys.ACTIVATION_HISTORY, b"\xff", b"9007199254740991 greedy@", b"x y")
+    await redis.set(keys.POLICY_SNAPSHOT_PREFIX + "dqn@bad", b"x")
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        listed = await stub.ListPolicies(pb.ListPoliciesRequest())
+        assert "bad" not in {each.policy_version for each in listed.policies}
+        assert (await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))).activation == 1
+        assert await redis.xlen(keys.dead_letter("policy")) == 1
+        assert await redis.xlen(keys.dead_letter("activation")) == 3
+
+
+async def test_a_watcher_knows_at_once_that_it_is_connected(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Where nothing was ever promoted, and after a restart, nothing is said for hours."""
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        watch = stub.WatchPolicies(pb.WatchPoliciesRequest())
+        await asyncio.wait_for(watch.wait_for_connection(), 5.0)
+        watch.cancel()
+
+
+async def test_poison_in_the_stream_does_no_harm_and_can_be_dropped(
+    redis_server: RedisServer, redis_connection: RedisConnection, tmp_path: Path
+) -> None:
+    """Records that cannot be are set aside, the others are learned from; a span is dropped."""
+    stream = RedisExperienceStream(redis_connection)
+    poison: list[bytes] = []
+    many = [common_pb2.Candidate(tier="small", endpoint=str(n)) for n in range(20_000)]
+    changes: list[dict[str, Any]] = [
+        {"decide_time": Timestamp(seconds=2**34)},
+        {"epoch": 2**63 - 1},
+        {"features": np.full((2, FEATURE_COUNT), 7e4, "<f4").tobytes()},
+        {"candidates": many},
+    ]
+    for payload, change in zip(experience(1, 4)[::2], changes, strict=True):
+        entry = experience_pb2.ExperienceEntry.FromString(payload)
+        for field in change:
+            entry.decision.ClearField(field)  # type: ignore[arg-type]
+        entry.decision.MergeFrom(experience_pb2.DecisionRecord(**change))
+        poison.append(entry.SerializeToString())
+    await stream.append([*poison, *experience(1, 150)])
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        await stub.StartTraining(pb.StartTrainingRequest())
+
+        async def has_all() -> bool:
+            return bool((await progress(stub)).transition_count >= 130)
+
+        await until(has_all, "everything was read", TRAINING_LIMIT_S)
+        assert await redis_connection.redis.xlen(keys.dead_letter("experience")) == len(poison)
+        start = Timestamp()
+        start.FromNanoseconds(1_700_000_000_000_000_000 + 101 * 10_000_000)
+        dropped = await stub.DropReplay(pb.DropReplayRequest(since_time=start))
+        assert 20 <= dropped.dropped_count <= 50
+        assert dropped.kept_count == 100
+    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+        assert (await stub.DropReplay(pb.DropReplayRequest())).dropped_count == 100
 
 
 def test_contract_has_a_handler_for_every_method() -> None:

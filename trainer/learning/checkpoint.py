@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,19 @@ def write_atomically(path: Path, blob: bytes) -> None:
 
 
 def save_checkpoint(
-    path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    path: Path,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    keep_previous: bool = False,
 ) -> None:
     """Writes metadata (JSON values) and arrays.
+
+    Args:
+        path: the file.
+        meta: the metadata.
+        arrays: the arrays by name.
+        keep_previous: True keeps what was there beside it, see `previous_of`.
 
     Raises:
         CheckpointError: see `write_atomically`.
@@ -61,7 +72,38 @@ def save_checkpoint(
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     np.savez(buffer, allow_pickle=False, **{"__meta__": text, **arrays})
     body = buffer.getvalue()
+    if keep_previous:
+        _keep_generation(path)
     write_atomically(path, _MAGIC + hashlib.sha256(body).digest() + body)
+
+
+def _keep_generation(path: Path) -> None:
+    """Makes what is there the generation before; it stays what is there until it is replaced."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.previous.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        temporary.replace(previous_of(path))
+    except FileNotFoundError:
+        return  # the first one
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be kept: {error.strerror or error}") from error
+
+
+def previous_of(path: Path) -> Path:
+    """Returns where the generation before is."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def damaged_of(path: Path) -> Path:
+    """Returns where a damaged one is kept aside."""
+    return path.with_name(f"{path.name}.damaged")
+
+
+def set_aside(path: Path) -> None:
+    """Puts a file that is no good out of the way; the last such one is kept."""
+    with suppress(OSError):
+        path.replace(damaged_of(path))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
@@ -80,7 +122,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
     body = blob[head:]
     if not blob.startswith(_MAGIC) or blob[len(_MAGIC) : head] != hashlib.sha256(body).digest():
         raise CheckpointError(f"{path}: is no checkpoint or is damaged")
-    with np.load(io.BytesIO(body), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    meta = json.loads(arrays.pop("__meta__").tobytes())
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop("__meta__").tobytes())
+    except Exception as error:  # numpy and zipfile raise a dozen types
+        raise CheckpointError(f"{path}: is no checkpoint: {error}") from error
     return meta, arrays

@@ -11,9 +11,10 @@ from redis.exceptions import ResponseError
 from services.common.clock import Clock
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
-from services.common.state.redis_connection import RedisConnection, milliseconds
+from services.common.state.redis_connection import DeadLetter, RedisConnection, milliseconds
 
 _FIELD = b"e"
+_KIND = "experience"
 
 
 class StreamEntry(NamedTuple):
@@ -54,6 +55,10 @@ class ExperienceStream(Protocol):
         """Takes over entries read at least `min_idle_s` seconds ago and never acknowledged."""
         ...
 
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """Keeps entries that were refused, with the reason, in a bounded stream of their own."""
+        ...
+
     async def count(self) -> int:
         """Returns the number of entries in the stream."""
         ...
@@ -69,6 +74,7 @@ class RedisExperienceStream:
 
     def __init__(self, connection: RedisConnection, *, limit: int = keys.EXPERIENCE_LIMIT) -> None:
         self._redis, self._call = connection.redis, connection.call
+        self._set_aside = connection.set_aside
         self._limit = limit
 
     async def append(self, payloads: Sequence[bytes]) -> None:
@@ -122,6 +128,10 @@ class RedisExperienceStream:
         )
         # Entries the stream has dropped in the meantime come back without fields.
         return _entries(answer[1])
+
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """Keeps refused entries aside."""
+        await self._set_aside(_KIND, letters)
 
     async def count(self) -> int:
         """Returns the number of entries in the stream."""
@@ -180,6 +190,7 @@ class MemoryExperienceStream:
         self._entries: deque[tuple[int, StreamEntry]] = deque(maxlen=limit)
         self._last_number = 0
         self._next: dict[str, int] = {}
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=keys.DEAD_LETTER_LIMIT)
         self._pending: dict[str, dict[str, tuple[StreamEntry, float]]] = {}
 
     async def append(self, payloads: Sequence[bytes]) -> None:
@@ -221,6 +232,10 @@ class MemoryExperienceStream:
         stale = [e for e, read_s in pending.values() if now_s - read_s >= min_idle_s][:count]
         pending.update({e.entry_id: (e, now_s) for e in stale})
         return stale
+
+    async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """Keeps refused entries."""
+        self.dead_letters.extend(letters)
 
     async def count(self) -> int:
         """Returns the number of entries."""

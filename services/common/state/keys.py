@@ -10,9 +10,10 @@
 | `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_order:all` | sorted set policy id by publication | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_snapshot:<policy id>` | string snapshot | with its policy |
-| `tiercel:v1:policy_counter:publication`, `...:activation` | integer | one each |
 | `tiercel:v1:activation:history` | list of activations, oldest first | ACTIVATION_HISTORY_LIMIT |
 | `tiercel:v1:experience:stream` | stream | the store's stream limit |
+| `tiercel:v1:dead_letter:<kind>` | stream of what was refused | DEAD_LETTER_LIMIT |
+| `tiercel:v1:aside:<key>` | a key of ours that had another type | SET_ASIDE_TTL_S |
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ PEER_REPORTS_TTL_S = 5
 SET_ASIDE_TTL_S = 30 * 24 * 3600
 LONGEST_LEASE_S = 120
 LARGEST_VERSION = 2**52
+"""Largest version or activation that is believed: Lua's numbers are doubles."""
 POLICY_COUNT_LIMIT = 200
 ACTIVATION_HISTORY_LIMIT = 100
 EXPERIENCE_LIMIT = 200_000
+DEAD_LETTER_LIMIT = 1_000
+DEAD_LETTER_BYTES = 16 * 1024
+"""What is kept of one dead letter."""
 
 SYSTEM_STATE = f"{PREFIX}:system_state:current"
 PEER_REPORTS = f"{PREFIX}:peer_reports:all"
@@ -35,10 +40,29 @@ TOPOLOGY_SET_ASIDE = f"{PREFIX}:topology:set_aside"
 POLICY_INFO = f"{PREFIX}:policy_info:all"
 POLICY_ORDER = f"{PREFIX}:policy_order:all"
 POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"
-PUBLICATION_COUNTER = f"{PREFIX}:policy_counter:publication"
-ACTIVATION_COUNTER = f"{PREFIX}:policy_counter:activation"
 ACTIVATION_HISTORY = f"{PREFIX}:activation:history"
 EXPERIENCE_STREAM = f"{PREFIX}:experience:stream"
+
+TYPES = {
+    SYSTEM_STATE: "hash",
+    PEER_REPORTS: "hash",
+    TOPOLOGY: "hash",
+    POLICY_INFO: "hash",
+    POLICY_ORDER: "zset",
+    ACTIVATION_HISTORY: "list",
+    EXPERIENCE_STREAM: "stream",
+}
+"""Type of every key that there is once."""
+
+
+def dead_letter(kind: str) -> str:
+    """Returns the key of what was refused of a kind of things."""
+    return f"{PREFIX}:dead_letter:{kind}"
+
+
+def aside(key: str) -> str:
+    """Returns where a key goes that holds something else than it should."""
+    return f"{PREFIX}:aside:{key.removeprefix(PREFIX + ':')}"
 
 
 def lease(name: str) -> str:

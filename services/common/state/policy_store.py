@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 from services.common.state import keys, scripts
 from services.common.state.errors import VersionMismatchError
-from services.common.state.redis_connection import RedisConnection
+from services.common.state.redis_connection import DeadLetter, RedisConnection
+
+_KIND_POLICY = "policy"
+_KIND_ACTIVATION = "activation"
+_LONGEST_ENTRY = 200
 
 
 class Activation(NamedTuple):
     """One activation of a policy.
 
     Args:
-        activation: Its number, growing by 1 with each.
-        name: Name of the policy.
+        activation: Its number, above 0; it grows with each, and starts anew after the largest.
+        name: Name of the policy; empty: from here on nothing is promoted.
         version: Version of the policy; empty for policies without versions.
     """
 
     activation: int
     name: str
     version: str
+
+
+class StoredPolicy(NamedTuple):
+    """A policy under the name and version it is stored by.
+
+    Args:
+        name: Name of the policy.
+        version: Its version.
+        info: What is known about it; nobody has read it yet.
+    """
+
+    name: str
+    version: str
+    info: bytes
 
 
 class PolicyStore(Protocol):
@@ -35,18 +55,24 @@ class PolicyStore(Protocol):
         """
         ...
 
-    async def infos(self) -> list[bytes]:
-        """Returns the info of every policy, newest publication first."""
+    async def policies(self) -> list[StoredPolicy]:
+        """Returns every policy, newest publication first."""
         ...
 
     async def get(self, name: str, version: str) -> tuple[bytes, bytes | None] | None:
         """Returns info and snapshot of a policy, None if unknown."""
         ...
 
+    async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
+        """Takes a policy that turned out broken out of the registry; `payload` is kept aside."""
+        ...
+
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None
+        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
     ) -> int:
         """Makes a policy the active one and returns the number of the activation.
+
+        The number is above the present one, and above `above`.
 
         Raises:
             VersionMismatchError: The present activation is not `expected_activation` (0: none yet).
@@ -58,7 +84,10 @@ class PolicyStore(Protocol):
         ...
 
     async def history(self) -> list[Activation]:
-        """Returns the kept activations, oldest first; the last one is the present one."""
+        """Returns the kept activations, oldest first; the last one is the present one.
+
+        What is no activation is set aside.
+        """
         ...
 
 
@@ -74,28 +103,29 @@ class RedisPolicyStore:
         self, connection: RedisConnection, *, limit: int = keys.POLICY_COUNT_LIMIT
     ) -> None:
         self._redis, self._call = connection.redis, connection.call
+        self._set_aside = connection.set_aside
         self._limit = limit
         self._put = self._redis.register_script(scripts.PUT_POLICY)
+        self._drop = self._redis.register_script(scripts.DROP_POLICY)
         self._activate = self._redis.register_script(scripts.ACTIVATE)
 
     async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
         """Stores a policy, or replaces its info."""
-        names = [
-            keys.POLICY_INFO, keys.POLICY_ORDER, keys.PUBLICATION_COUNTER, keys.ACTIVATION_HISTORY,
-        ]  # fmt: skip
+        names = [keys.POLICY_INFO, keys.POLICY_ORDER, keys.ACTIVATION_HISTORY]
         arguments = (
             keys.policy_id(name, version), info, int(snapshot is not None), snapshot or b"",
             keys.POLICY_SNAPSHOT_PREFIX, self._limit,
         )  # fmt: skip
         await self._call(lambda: self._put(names, arguments))
 
-    async def infos(self) -> list[bytes]:
-        """Returns the info of every policy, newest publication first."""
-        ids = await self._call(lambda: self._redis.zrevrange(keys.POLICY_ORDER, 0, -1))
+    async def policies(self) -> list[StoredPolicy]:
+        """Returns every policy, newest publication first."""
+        ids = await self._call(lambda: self._redis.zrevrange(keys.POLICY_ORDER, 0, self._limit - 1))
         if not ids:
             return []
         infos = await self._call(lambda: self._redis.hmget(keys.POLICY_INFO, ids))
-        return [info for info in infos if info is not None]
+        found = [(_parse_id(each), info) for each, info in zip(ids, infos, strict=True) if info]
+        return [StoredPolicy(*identifier, info) for identifier, info in found]
 
     async def get(self, name: str, version: str) -> tuple[bytes, bytes | None] | None:
         """Returns info and snapshot of a policy."""
@@ -106,36 +136,66 @@ class RedisPolicyStore:
             pipeline.get(keys.policy_snapshot(name, version))
             return cast("Awaitable[Any]", pipeline.execute())
 
-        info, snapshot = await self._call(both)
+        snapshot_key = {keys.policy_snapshot(name, version): "string"}
+        info, snapshot = await self._call(both, types=snapshot_key)
         return None if info is None else (info, snapshot)
 
+    async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
+        """Takes a broken policy out, keeping `payload` aside."""
+        await self._set_aside(_KIND_POLICY, [DeadLetter(payload, reason)])
+        names = [keys.POLICY_INFO, keys.POLICY_ORDER, keys.policy_snapshot(name, version)]
+        await self._call(lambda: self._drop(names, (keys.policy_id(name, version),)))
+
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None
+        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
     ) -> int:
         """Makes a policy active; VersionMismatchError if another came in between."""
+        await self.history()  # sets aside what must not be counted from
         expected = "" if expected_activation is None else expected_activation
-        names = [keys.ACTIVATION_COUNTER, keys.ACTIVATION_HISTORY]
-        arguments = (keys.policy_id(name, version), expected, keys.ACTIVATION_HISTORY_LIMIT)
-        done, activation = await self._call(lambda: self._activate(names, arguments))
+        arguments = (
+            keys.policy_id(name, version), expected, above, keys.ACTIVATION_HISTORY_LIMIT,
+            keys.LARGEST_VERSION,
+        )  # fmt: skip
+        done, activation = await self._call(
+            lambda: self._activate([keys.ACTIVATION_HISTORY], arguments)
+        )
         if not done:
             raise VersionMismatchError("activation", expected_activation or 0, int(activation))
         return int(activation)
 
     async def active(self) -> Activation | None:
         """Returns the present activation."""
-        entry = await self._call(lambda: self._redis.lindex(keys.ACTIVATION_HISTORY, -1))
-        return None if entry is None else _parse_activation(cast("bytes", entry))
+        history = await self.history()
+        return history[-1] if history else None
 
     async def history(self) -> list[Activation]:
-        """Returns the kept activations, oldest first."""
-        entries = await self._call(lambda: self._redis.lrange(keys.ACTIVATION_HISTORY, 0, -1))
-        return [_parse_activation(entry) for entry in entries]
+        """Returns the kept activations, oldest first; sets aside what is none."""
+        entries = await self._call(
+            lambda: self._redis.lrange(keys.ACTIVATION_HISTORY, -keys.ACTIVATION_HISTORY_LIMIT, -1)
+        )
+        found = [(entry, _parse_activation(entry)) for entry in entries]
+        broken = [entry for entry, activation in found if activation is None]
+        if broken:
+            letters = [DeadLetter(entry, "is no activation") for entry in broken]
+            await self._set_aside(_KIND_ACTIVATION, letters)
+            for entry in broken:
+                await self._call(partial(self._redis.lrem, keys.ACTIVATION_HISTORY, 0, entry))
+        return [activation for _, activation in found if activation is not None]
 
 
-def _parse_activation(entry: bytes) -> Activation:
-    number, _, identifier = entry.decode("utf-8").partition(" ")
-    name, _, version = identifier.partition("@")
-    return Activation(int(number), name, version)
+def _parse_id(identifier: bytes) -> tuple[str, str]:
+    name, _, version = identifier.decode("utf-8", "replace").partition("@")
+    return name, version
+
+
+def _parse_activation(entry: bytes) -> Activation | None:
+    """Returns an entry of the history, None if it is none."""
+    number, _, identifier = entry.partition(b" ")
+    if len(entry) > _LONGEST_ENTRY or not number.isdigit() or b"@" not in identifier:
+        return None
+    if not 0 < int(number) <= keys.LARGEST_VERSION or not identifier.isascii():
+        return None
+    return Activation(int(number), *_parse_id(identifier))
 
 
 class MemoryPolicyStore:
@@ -149,6 +209,7 @@ class MemoryPolicyStore:
         self._limit = limit
         self._policies: dict[tuple[str, str], tuple[bytes, bytes | None]] = {}
         self._activations: list[Activation] = []
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=keys.DEAD_LETTER_LIMIT)
 
     async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
         """Stores a policy."""
@@ -159,24 +220,30 @@ class MemoryPolicyStore:
         for key in droppable[: max(len(self._policies) - self._limit, 0)]:
             del self._policies[key]
 
-    async def infos(self) -> list[bytes]:
-        """Returns the infos, newest first."""
-        return [info for info, _ in reversed(self._policies.values())]
+    async def policies(self) -> list[StoredPolicy]:
+        """Returns the policies, newest first."""
+        return [StoredPolicy(*key, info) for key, (info, _) in reversed(self._policies.items())]
 
     async def get(self, name: str, version: str) -> tuple[bytes, bytes | None] | None:
         """Returns a policy."""
         return self._policies.get((name, version))
 
+    async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
+        """Takes a broken policy out."""
+        self.dead_letters.append(DeadLetter(payload, reason))
+        self._policies.pop((name, version), None)
+
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None
+        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
     ) -> int:
         """Activates a policy."""
         found = self._activations[-1].activation if self._activations else 0
         if expected_activation is not None and expected_activation != found:
             raise VersionMismatchError("activation", expected_activation, found)
-        self._activations.append(Activation(found + 1, name, version))
+        number = max(found, above) + 1
+        self._activations.append(Activation(number, name, version))
         del self._activations[: -keys.ACTIVATION_HISTORY_LIMIT]
-        return found + 1
+        return number
 
     async def active(self) -> Activation | None:
         """Returns the present activation."""

@@ -8,18 +8,34 @@ the next call. Numbers in Lua are doubles: versions must stay below 2**53, as mi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from services.common.log import get_logger
+from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
 
 _MS_PER_S = 1000.0
+_WRONG_TYPE = "WRONGTYPE"
+
+
+class DeadLetter(NamedTuple):
+    """Something stored that was refused.
+
+    Args:
+        payload: What it was; a long one is cut when it is kept.
+        reason: Why it was refused.
+    """
+
+    payload: bytes
+    reason: str
 
 
 class RedisConnection:
@@ -32,6 +48,7 @@ class RedisConnection:
 
     def __init__(self, url: str, *, timeout_s: float = 0.5) -> None:
         self._timeout_s = timeout_s
+        self._log = get_logger("services.common.state")
         # One immediate retry: the first command after a restart of Redis meets a dead connection.
         # Time is bounded by `call`, because a socket timeout would cut blocking reads short.
         self.redis: Redis = Redis.from_url(
@@ -57,25 +74,76 @@ class RedisConnection:
                 await self.redis.aclose()
 
     async def call(
-        self, command: Callable[[], Any], *, extra_s: float = 0.0, known: tuple[str, ...] = ()
+        self,
+        command: Callable[[], Any],
+        *,
+        extra_s: float = 0.0,
+        known: tuple[str, ...] = (),
+        types: Mapping[str, str] | None = None,
     ) -> Any:
-        """Runs a command and returns its answer.
+        """Runs a command and returns its answer; a key of a wrong type is set aside first.
 
         Args:
             command: Starts it.
             extra_s: Time it may take beyond the timeout, because it blocks on purpose, seconds.
-            known: First words of refusals that the caller handles.
+            known: Words of refusals that the caller handles.
+            types: Keys it uses beside those of `keys.TYPES`, with their types.
 
         Raises:
             StateUnavailableError: Redis is away, slow, or refused.
             ResponseError: Redis refused with one of the `known` words.
         """
+        try:
+            return await self._run(command, extra_s, (*known, _WRONG_TYPE))
+        except ResponseError as error:
+            if _WRONG_TYPE in known or _WRONG_TYPE not in str(error):
+                raise
+            await self._set_types_aside(keys.TYPES | dict(types or {}))
+        return await self._run(command, extra_s, known)
+
+    async def set_aside(self, kind: str, letters: Sequence[DeadLetter]) -> None:
+        """Keeps what was found broken or was refused, in a bounded stream of its kind.
+
+        Args:
+            kind: What it is; few distinct values.
+            letters: What was refused, and why.
+        """
+
+        def write() -> Any:
+            pipeline = self.redis.pipeline(transaction=False)
+            for letter in letters:
+                fields: Any = {
+                    b"reason": letter.reason, b"bytes": len(letter.payload),
+                    b"payload": letter.payload[: keys.DEAD_LETTER_BYTES],
+                }  # fmt: skip
+                pipeline.xadd(
+                    keys.dead_letter(kind), fields, maxlen=keys.DEAD_LETTER_LIMIT, approximate=False
+                )
+            return pipeline.execute()
+
+        if letters:
+            await self.call(write, types={keys.dead_letter(kind): "stream"})
+
+    async def _set_types_aside(self, types: Mapping[str, str]) -> None:
+        for key, expected in types.items():
+            found = (await self._run(partial(self.redis.type, key))).decode()
+            if found in (expected, "none"):
+                continue
+            aside = keys.aside(key)
+            await self._run(partial(self.redis.rename, key, aside))
+            await self._run(partial(self.redis.expire, aside, keys.SET_ASIDE_TTL_S))
+            self._log.error("key_set_aside", key=key, found=found, expected=expected, kept_as=aside)
+
+    async def _run(
+        self, command: Callable[[], Any], extra_s: float = 0.0, known: tuple[str, ...] = ()
+    ) -> Any:
         timeout_s = self._timeout_s + extra_s
         try:
             async with asyncio.timeout(timeout_s):
                 return await command()
         except ResponseError as error:
-            if known and str(error).startswith(known):
+            # Inside a script or a pipeline the word stands further behind.
+            if any(word in str(error) for word in known):
                 raise
             raise StateUnavailableError(f"Redis refused: {error}") from error
         except TimeoutError:

@@ -60,20 +60,29 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 
-# KEYS: info hash, order, publication counter, history. ARGV: policy id, info, '1' if there is a
-# snapshot, snapshot, snapshot key prefix, most policies. Drops the oldest policies beyond the
-# bound, but neither the active one nor the one before it. Returns the number dropped.
+# KEYS: info hash, order, history. ARGV: policy id, info, '1' if there is a snapshot, snapshot,
+# snapshot key prefix, most policies. Drops the oldest policies beyond the bound, but neither the
+# active one nor the one before it. A place in the order that is no sensible number is given anew,
+# to all. Returns the number dropped.
 PUT_POLICY = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
-  redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+  local top = tonumber(redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or '0') or 0
+  if not (top > -1 and top < 9007199254740991) then
+    top = 0
+    for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+      top = top + 1
+      redis.call('ZADD', KEYS[2], top, id)
+    end
+  end
+  redis.call('ZADD', KEYS[2], top + 1, ARGV[1])
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[3] == '1' then redis.call('SET', ARGV[5] .. ARGV[1], ARGV[4]) end
 local excess = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[6])
 if excess <= 0 then return 0 end
 local keep = {}
-for _, entry in ipairs(redis.call('LRANGE', KEYS[4], -2, -1)) do
-  keep[string.match(entry, '^%d+ (.*)$')] = true
+for _, entry in ipairs(redis.call('LRANGE', KEYS[3], -2, -1)) do
+  keep[string.match(entry, '^%d+ (.*)$') or ''] = true
 end
 local dropped = 0
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess + 1)) do
@@ -87,13 +96,32 @@ end
 return dropped
 """
 
-# KEYS: counter, history. ARGV: policy id, expected activation or '', most entries of the history.
+# KEYS: info hash, order, snapshot. ARGV: policy id.
+DROP_POLICY = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[3])
+"""
+
+# KEYS: history. ARGV: policy id, expected activation or '', number that the new one must be above,
+# most entries of the history, largest number. The present number is that of the newest entry that
+# has a sensible one; after the largest number they start anew.
 # Returns {1, number of the activation}, or {0, number found} on a mismatch.
 ACTIVATE = """
-local current = tonumber(redis.call('GET', KEYS[1]) or '0')
+local largest = tonumber(ARGV[5])
+local current = 0
+local entries = redis.call('LRANGE', KEYS[1], 0, -1)
+for index = #entries, 1, -1 do
+  local number = tonumber(string.match(entries[index], '^(%d+) ') or '0')
+  if number > 0 and number <= largest then
+    current = number
+    break
+  end
+end
 if ARGV[2] ~= '' and tonumber(ARGV[2]) ~= current then return {0, current} end
-local activation = redis.call('INCR', KEYS[1])
-redis.call('RPUSH', KEYS[2], activation .. ' ' .. ARGV[1])
-redis.call('LTRIM', KEYS[2], -tonumber(ARGV[3]), -1)
+local activation = math.max(current, tonumber(ARGV[3])) + 1
+if activation > largest then activation = 1 end
+redis.call('RPUSH', KEYS[1], string.format('%.0f', activation) .. ' ' .. ARGV[1])
+redis.call('LTRIM', KEYS[1], -tonumber(ARGV[4]), -1)
 return {1, activation}
 """

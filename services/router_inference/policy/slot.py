@@ -8,10 +8,17 @@ from dataclasses import dataclass
 
 from router.catalog import Catalog
 from router.dqn.paper_snapshot import PaperSnapshot, load_paper_snapshot
-from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError, load_snapshot
+from router.dqn.snapshot import (
+    REASON_CHECKSUM,
+    REASON_POLICY,
+    Snapshot,
+    SnapshotError,
+    load_snapshot,
+)
 from router.features import SCHEMA
 from router.guard import Guard
 from router.picker import PICKERS, UnknownPickerError
+from router.policies.base import PolicyParameterError
 from router.policies.table import (
     DQN,
     LEARNED,
@@ -28,6 +35,7 @@ from services.router_inference.records.accounts import RouterMetrics
 
 REASON_UNKNOWN = "POLICY_UNKNOWN"
 REASON_NO_SNAPSHOT = "SNAPSHOT_MISSING"
+REASON_PARAMETERS = "POLICY_PARAMETERS_INVALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,8 @@ class PolicySlot:
         self._log = log
         self._snapshots = {base_name(policy): snapshot} if snapshot else {}
         self.activation = 0
-        self.wanted = policy
+        self.refusal = ""
+        self.wanted = self._configured = policy
         self.refused: dict[str, int] = {}
         self.known = known_policies(catalog)
         if base_name(policy) not in self.known:
@@ -134,23 +143,37 @@ class PolicySlot:
         try:
             policy = self._promoted_policy(promoted)
         except SnapshotError as error:
-            self._refuse(error.reason, promoted, str(error))
+            self._refuse(error.reason, promoted, error)
             return False
         except MissingSnapshotError as error:
-            self._refuse(REASON_NO_SNAPSHOT, promoted, str(error))
+            self._refuse(REASON_NO_SNAPSHOT, promoted, error)
             return False
-        except UnknownPolicyError as error:
-            self._refuse(REASON_UNKNOWN, promoted, str(error))
+        except (UnknownPolicyError, UnknownPickerError) as error:
+            self._refuse(REASON_UNKNOWN, promoted, error)
             return False
-        self.activation = promoted.activation
+        except PolicyParameterError as error:
+            self._refuse(REASON_PARAMETERS, promoted, error)
+            return False
+        self.activation, self.refusal = promoted.activation, ""
         if promoted.snapshot:
             self._snapshots[base_name(promoted.name)] = promoted.snapshot
         self._swap(policy)
         return True
 
+    def withdraw(self, activation: int) -> None:
+        """Goes back to the configured policy: nothing is promoted any more."""
+        self.activation, self.refusal = activation, ""
+        base = base_name(self._configured)
+        if base not in LEARNED or base in self._snapshots:
+            self._swap(self._make(self._configured, self._snapshots.get(base, b"")))
+
     def _promoted_policy(self, promoted: Promoted) -> Policy:
         if base_name(promoted.name) not in self.known:
-            raise UnknownPolicyError(promoted.name, self.known)
+            raise UnknownPolicyError(promoted.name[:64], self.known)
+        if promoted.snapshot and base_name(promoted.name) not in LEARNED:
+            raise SnapshotError(
+                REASON_POLICY, f"policy {promoted.name!r} takes no snapshot, and one came with it"
+            )
         digest = hashlib.sha256(promoted.snapshot).digest()
         if promoted.snapshot and promoted.sha256 and digest != promoted.sha256:
             raise SnapshotError(REASON_CHECKSUM, "the snapshot was damaged on its way")
@@ -174,15 +197,16 @@ class PolicySlot:
         self._show()
         self._log.info("policy_in_use", policy=policy.name, policy_version=policy.version)
 
-    def _refuse(self, reason: str, promoted: Promoted, detail: str) -> None:
-        self.activation = promoted.activation  # asking for it again would only refuse it again
+    def _refuse(self, reason: str, promoted: Promoted, error: Exception) -> None:
+        # Asking for it again would only refuse it again.
+        self.activation, self.refusal = promoted.activation, reason
         self.refused[reason] = self.refused.get(reason, 0) + 1
         self._metrics.refused_snapshots.labels(reason=reason).inc()
         self._log.warning(
             "policy_refused",
             reason=reason,
-            policy=promoted.name,
-            detail=detail,
+            policy=promoted.name[:64],
+            detail=str(error),
             kept=self.guard.name,
         )
 

@@ -103,7 +103,11 @@ class PolicyLink:
             call.cancel()
 
     def _take(self, promoted: Promoted) -> None:
-        if promoted.activation <= self._slot.activation:
+        if promoted.activation == self._slot.activation:
             return
-        self._slot.promote(promoted)
+        # The trainer's order is the order: a lower number comes from a registry that starts anew.
+        if promoted.name:
+            self._slot.promote(promoted)
+        else:
+            self._slot.withdraw(promoted.activation)
         self._notes.set(POLICY_UNAVAILABLE, self._slot.is_waiting, self._slot.wanted)

@@ -79,6 +79,8 @@ def router_load(
     accounts: Accounts,
     policy: str,
     policy_version: str,
+    activation: int,
+    policy_refusal: str,
     now_s: float,
     now_ns: int,
 ) -> system_state_pb2.RouterLoad:
@@ -91,6 +93,8 @@ def router_load(
         arrival_rate_rps=view.traffic.own_rate_rps(now_s),
         policy=policy,
         policy_version=policy_version,
+        activation=activation,
+        policy_refusal=policy_refusal,
         outcomes=_counts(accounts.counts),
     )
     for (tier, endpoint), (in_flight, prompt, output) in view.load.ledger.totals().items():

@@ -129,6 +129,8 @@ class MonitorLink:
                 accounts=self._accounts,
                 policy=self._slot.name,
                 policy_version=self._slot.version,
+                activation=self._slot.activation,
+                policy_refusal=self._slot.refusal,
                 now_s=self._clock.monotonic_s(),
                 now_ns=self._clock.wall_ns(),
             )

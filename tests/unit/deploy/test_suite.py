@@ -29,6 +29,7 @@ COVERED = {
     "services/common/server.py": "integration/test_grpc_server.py",
     "services/common/state/experience_stream.py": "integration/test_experience_stream.py",
     "services/common/state/policy_store.py": "integration/test_policy_store.py",
+    "services/common/state/redis_connection.py": "integration/test_redis_connection.py",
     "services/common/state/shared_state.py": "integration/test_shared_state.py",
     "services/demo/run.py": "unit/services/cli/test_app.py",
     "services/load_monitor/app.py": "integration/test_load_monitor.py",

@@ -22,6 +22,9 @@ DecisionKey = tuple[str, int, int]
 """Router id, epoch, sequence number."""
 
 
+_MOST_ROUTERS = 1_000
+
+
 class Ending(enum.Enum):
     """How a request ended, as far as learning cares."""
 
@@ -152,8 +155,10 @@ class RecordJoiner:
     def _is_gap(self, key: DecisionKey) -> bool:
         """Returns whether records of this router are missing before `key`."""
         router, epoch, sequence = key
-        known = self._expected.get(router)
+        known = self._expected.pop(router, None)
         self._expected[router] = (epoch, sequence + 1)
+        if len(self._expected) > _MOST_ROUTERS:
+            del self._expected[next(iter(self._expected))]
         if known is None or known[0] != epoch:
             gap = sequence != 1 or known is not None
         else:

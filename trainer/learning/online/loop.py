@@ -15,8 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
-from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
-from trainer.learning.descent import LearnerStateError
+from trainer.learning.checkpoint import (
+    CheckpointError,
+    damaged_of,
+    load_checkpoint,
+    previous_of,
+    save_checkpoint,
+    set_aside,
+)
+from trainer.learning.descent import DivergedError, LearnerStateError
 from trainer.learning.network import initial_weights
 from trainer.learning.online.anchored_double_dqn import AnchoredLearner
 from trainer.learning.online.baseline import RewardBaseline
@@ -29,8 +36,9 @@ from trainer.learning.online.joining import (
     RecordJoiner,
     Step,
 )
-from trainer.learning.online.replay import Replay, Transitions
+from trainer.learning.online.replay import MAX_CANDIDATES, Replay, ReplayError, Transitions
 from trainer.learning.online.returns import steps_to_arrays, time_returns
+from trainer.learning.online.settled import SettledKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,8 @@ class LoopStatus:
         loss: mean loss of the last steps, None before the first.
         mean_reward: mean reward of recent requests, None before the first.
         gap_count: gaps seen in routers' sequence numbers.
-        dropped_count: records that came too late or without their partner.
+        dropped_count: records that came too late, twice, or without their partner.
+        problems: what was wrong since the last status: a state set aside, a step undone.
     """
 
     step_count: int
@@ -54,6 +63,7 @@ class LoopStatus:
     mean_reward: float | None
     gap_count: int
     dropped_count: int
+    problems: tuple[str, ...] = ()
 
 
 class OnlineLoop:
@@ -64,8 +74,9 @@ class OnlineLoop:
     ) -> None:
         """Restores the state at `path` if there is one, else starts from `initial` or afresh.
 
+        A damaged state is set aside, and the one saved before it serves.
+
         Raises:
-            CheckpointError: the state at `path` is damaged.
             SnapshotError: `initial` is damaged or has another schema.
         """
         self._config = config
@@ -89,15 +100,24 @@ class OnlineLoop:
         self._pending: list[Step] = []
         self._pending_baseline: list[float] = []
         self._unsaved: list[DecisionKey] = []
-        self._settled: dict[str, tuple[int, int]] = {}
+        # Released by the joiner and not saved yet.
+        self._held: set[DecisionKey] = set()
+        self._settled = SettledKeys()
+        self._repeated_count = 0
+        self._problems: list[str] = []
+        self._has_gone_back = False
         self._loss: float | None = None
         self._mean_reward: float | None = None
+        self._start = self._learner.get_state()
         self._restore()
+        self._good = self._learner.get_state()
 
     @property
     def status(self) -> LoopStatus:
         """Where the run stands."""
         joiner = self._joiner
+        problems, self._problems = tuple(self._problems), []
+        dropped = joiner.late_count + joiner.orphan_count + joiner.expired_count
         return LoopStatus(
             step_count=self._learner.step_count,
             transition_count=self._replay.total_count,
@@ -105,25 +125,34 @@ class OnlineLoop:
             loss=self._loss,
             mean_reward=self._mean_reward,
             gap_count=joiner.gap_count,
-            dropped_count=joiner.late_count + joiner.orphan_count + joiner.expired_count,
+            dropped_count=dropped + self._repeated_count,
+            problems=problems,
         )
 
     def ingest(
         self, decisions: Sequence[DecisionRecord], outcomes: Sequence[OutcomeRecord]
     ) -> list[DecisionKey]:
-        """Takes in records, in any order; returns the keys that are settled already."""
+        """Takes in records, in any order; returns the keys that are settled already.
+
+        A ticket may be closed at two routers: the first outcome of a decision counts.
+        """
         known: list[DecisionKey] = []
         for decision in decisions:
-            if self._is_settled(decision.key):
+            if decision.key in self._settled:
                 known.append(decision.key)
+            elif decision.key in self._held:
+                self._repeated_count += 1
             else:
                 self._joiner.add_decision(decision)
         for outcome in outcomes:
-            if self._is_settled(outcome.key):
+            if outcome.key in self._settled:
                 known.append(outcome.key)
+            elif outcome.key in self._held:
+                self._repeated_count += 1
             else:
                 self._joiner.add_outcome(outcome)
         for step in self._joiner.release():
+            self._held.add(step.decision.key)
             baseline = 0.0
             if step.counts:
                 baseline = self._baseline.observe(step.decision.task, step.reward)
@@ -151,7 +180,12 @@ class OnlineLoop:
         done = 0
         self._learner.transition_count = len(self._replay)
         while self._learner.step_count < allowed and monotonic_s() < end_s:
-            loss = self._learner.step(self._replay.sample(batch, self._rng))
+            try:
+                loss = self._learner.step(self._replay.sample(batch, self._rng))
+            except DivergedError as error:
+                self._learner.set_state(self._good)
+                self._go_back(str(error))
+                break
             self._loss = loss if self._loss is None else self._loss + 0.02 * (loss - self._loss)
             done += 1
         return done
@@ -162,23 +196,55 @@ class OnlineLoop:
         Raises:
             CheckpointError: nothing was saved; the former state stays valid, nothing is settled.
         """
-        settled = dict(self._settled)
-        for router, epoch, sequence in self._unsaved:
-            settled[router] = max(settled.get(router, (0, 0)), (epoch, sequence))
+        settled = self._settled.copy()
+        for key in self._unsaved:
+            settled.add(key)
+        learner = self._learner.get_state()
+        if not _is_finite(learner):
+            self._go_back("the network is not finite")
+            learner = self._good
         if self._path is not None:
             meta = {
                 "parent": self._parent,
                 "feature_schema": self._config.feature_schema,
                 "baseline": self._baseline.get_state(),
-                "settled": settled,
+                "settled": settled.get_state(),
                 "rng": self._rng.bit_generator.state,
                 "mean_reward": self._mean_reward,
             }
-            arrays = {f"learner.{k}": v for k, v in self._learner.get_state().items()}
+            arrays = {f"learner.{k}": v for k, v in learner.items()}
             arrays["replay"] = np.frombuffer(self._replay.to_bytes(), dtype=np.uint8)
-            save_checkpoint(self._path, meta, arrays)
+            save_checkpoint(self._path, meta, arrays, keep_previous=True)
+        self._good = learner
         keys, self._unsaved, self._settled = self._unsaved, [], settled
+        self._held.difference_update(keys)
         return keys
+
+    def _go_back(self, reason: str) -> None:
+        """Takes the last saved network again; says so the first time."""
+        self._learner.set_state(self._good)
+        if not self._has_gone_back:
+            self._problems.append(f"went back to the last saved network: {reason}")
+        self._has_gone_back = True
+
+    def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
+        """Drops what the replay holds of a span of time, and starts the network afresh on the rest.
+
+        Args:
+            since_s: start of the span, seconds since 1970.
+            until_s: end of the span, itself not in it.
+
+        Returns:
+            How many transitions were dropped, and how many are left.
+        """
+        dropped = self._replay.drop(since_s, until_s)
+        # What was learned from them cannot be told from the rest.
+        done = {"step_count": np.array(self._learner.step_count, np.int64)}
+        self._good = {**self._start, **done}
+        self._learner.set_state(self._good)
+        self._baseline = RewardBaseline()
+        self._mean_reward = self._loss = None
+        return dropped, len(self._replay)
 
     def snapshot(self, description: Mapping[str, Any] | None = None) -> bytes:
         """Returns the present policy as a snapshot."""
@@ -205,10 +271,6 @@ class OnlineLoop:
                 schedule=self._schedule,
             )
         )
-
-    def _is_settled(self, key: DecisionKey) -> bool:
-        router, epoch, sequence = key
-        return self._settled.get(router, (0, 0)) >= (epoch, sequence)
 
     def _complete(self) -> None:
         """Moves the steps whose returns are final from pending to the replay."""
@@ -249,6 +311,7 @@ class OnlineLoop:
                     next_x,
                     next_allowed,
                     self._shortfalls([self._pending[i] for i in rows]),
+                    time_N[rows],
                 )
             )
         self._unsaved += [step.decision.key for step in self._pending[:count]]
@@ -277,6 +340,7 @@ class OnlineLoop:
             and decision.feature_schema == self._config.feature_schema
             and decision.features_CF.shape[1] == len(self._config.feature_names)
             and decision.action < len(decision.features_CF)
+            and len(decision.features_CF) <= MAX_CANDIDATES
             and bool(np.isfinite(decision.features_CF).all())
         )
 
@@ -295,22 +359,41 @@ class OnlineLoop:
         return x, allowed
 
     def _restore(self) -> None:
-        found = load_checkpoint(self._path) if self._path is not None else None
-        if found is None:
+        """Takes the newest state that is good; sets aside what is not."""
+        if self._path is None:
             return
-        meta, arrays = found
+        for path in (self._path, previous_of(self._path)):
+            try:
+                found = load_checkpoint(path)
+                if found is not None:
+                    self._apply(*found)
+                    return
+            except (CheckpointError, ReplayError, KeyError, TypeError, ValueError) as error:
+                set_aside(path)
+                self._problems.append(f"{error}; kept as {damaged_of(path).name}")
+
+    def _apply(self, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         if meta.get("feature_schema") != self._config.feature_schema:
             return  # what was learned on other features is of no use
+        settled = SettledKeys()
+        settled.set_state(meta["settled"])
         # A newer parent starts afresh from its weights, but the experience is still good.
         self._replay.restore(arrays["replay"].tobytes())
         self._baseline.set_state(meta["baseline"])
-        self._settled = {router: (int(p[0]), int(p[1])) for router, p in meta["settled"].items()}
+        self._settled = settled
         self._mean_reward = meta["mean_reward"]
         if meta["parent"] == self._parent:
             prefix = "learner."
             saved = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            if not _is_finite(saved):
+                self._problems.append("the saved network is not finite: afresh from its parent")
+                return
             try:
                 self._learner.set_state(saved)
             except LearnerStateError:
                 return  # of a learner with other parts: afresh from the parent's weights
             self._rng.bit_generator.state = meta["rng"]
+
+
+def _is_finite(state: Mapping[str, NDArray[Any]]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in state.values())

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from router.features import SCHEMA
+from services.common.log import get_logger
+from services.trainer.mesh_view import MeshView
+from tests.fakes.clock import FakeClock
 from tiercel.common.v1 import common_pb2, experience_pb2
+from tiercel.load_monitor.v1.system_state_pb2 import RouterLoad, SystemState
 
+TASK = "t"
 Key = tuple[str, int, int]
 
 
@@ -12,21 +18,40 @@ def key(sequence: int) -> Key:
     return ("r0", 7, sequence)
 
 
-def decision(sequence: int) -> bytes:
+def unwatched() -> MeshView:
+    """Returns the view of a mesh without a load monitor."""
+    return MeshView(channel=None, candidates=(), clock=FakeClock(), log=get_logger("test"))
+
+
+def seen_state(*routers: tuple[str, int]) -> SystemState:
+    """Returns a system state with routers and one endpoint `e0` of tier small."""
+    state = SystemState(routers=[RouterLoad(router_id=r, epoch=e) for r, e in routers])
+    endpoint = common_pb2.Endpoint(endpoint="e0", tiers=[common_pb2.ServedTier(tier="small")])
+    state.endpoints.add(endpoint=endpoint)
+    return state
+
+
+def decision(sequence: int, router_id: str = "r0", epoch: int = 7, stamp_s: int = 1) -> bytes:
     """Returns a decision as the stream holds it."""
     record = experience_pb2.DecisionRecord(
-        router_id="r0",
-        epoch=7,
+        router_id=router_id,
+        epoch=epoch,
         sequence=sequence,
+        task=TASK,
+        feature_schema=SCHEMA,
         candidates=[common_pb2.Candidate(tier="small", endpoint="e0")],
         behavior_probability=1.0,
     )
+    record.decide_time.seconds = stamp_s
     return experience_pb2.ExperienceEntry(decision=record).SerializeToString()
 
 
-def outcome(sequence: int) -> bytes:
+def outcome(sequence: int, router_id: str = "r0", epoch: int = 7) -> bytes:
     """Returns an outcome as the stream holds it."""
     record = experience_pb2.OutcomeRecord(
-        router_id="r0", epoch=7, sequence=sequence, status=common_pb2.OUTCOME_STATUS_ON_TIME
+        router_id=router_id,
+        epoch=epoch,
+        sequence=sequence,
+        status=common_pb2.OUTCOME_STATUS_ON_TIME,
     )
     return experience_pb2.ExperienceEntry(outcome=record).SerializeToString()

@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 from services.common.log import get_logger
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.trainer.consumer import ExperienceConsumer
+from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from tests.fakes.clock import FakeClock
 from tests.fakes.state_store import SwitchableStore
-from tests.unit.services.trainer.entries import decision, key, outcome
+from tests.unit.services.trainer.entries import TASK, decision, key, outcome, seen_state
 
 GROUP = "trainer"
 ORPHAN_S = 100.0
@@ -27,6 +28,12 @@ class Bench:
         self.clock = FakeClock()
         self.stream: Any = SwitchableStore(MemoryExperienceStream(self.clock))
         self.prometheus = CollectorRegistry()
+        self.mesh = MeshView(
+            channel=None,
+            candidates=[("small", "e0")],
+            clock=self.clock,
+            log=get_logger("test"),
+        )
         self.consumer = self.another(self.prometheus)
 
     def another(self, prometheus: CollectorRegistry | None = None) -> ExperienceConsumer:
@@ -41,6 +48,8 @@ class Bench:
             read_count=100,
             claim_idle_s=CLAIM_IDLE_S,
             orphan_s=ORPHAN_S,
+            mesh=self.mesh,
+            tasks={TASK},
         )
 
     def counted(self, name: str) -> float:
@@ -94,6 +103,54 @@ async def test_a_malformed_entry_is_counted_and_let_go(bench: Bench) -> None:
     assert bench.counted("entries_bad") == 1
     await bench.consumer.settle([])
     assert bench.pending_count() == 1
+
+
+async def reasons(bench: Bench) -> list[str]:
+    """Returns why entries were set aside."""
+    return [letter.reason for letter in bench.stream.target.dead_letters]
+
+
+async def test_what_is_refused_is_set_aside_with_its_reason(bench: Bench) -> None:
+    """A stamp a year ahead and the largest epoch stop nothing, and can be looked at."""
+    ahead_s = round(bench.clock.wall_ns() / 1e9) + 365 * 86_400
+    await bench.stream.append(
+        [decision(1, stamp_s=ahead_s), decision(2, epoch=2**63 - 1), decision(3)]
+    )
+    assert await sequences(bench.consumer) == [3]
+    clock, epoch = await reasons(bench)
+    assert "ahead" in clock
+    assert epoch.startswith("epoch")
+    await bench.consumer.settle([])
+    assert bench.pending_count() == 1
+
+
+async def test_records_of_a_router_nobody_knows_wait_and_are_then_refused(bench: Bench) -> None:
+    """A new router is given time to be seen; a stranger's records end aside."""
+    bench.mesh.take(seen_state(("r0", 7)))
+    stamp_s = round(bench.clock.wall_ns() / 1e9) + 1
+    await bench.stream.append(
+        [decision(n, router, stamp_s=stamp_s) for n, router in ((1, "r0"), (2, "new"), (3, "odd"))]
+    )
+    assert await sequences(bench.consumer) == [1]
+    bench.clock.move(CLAIM_IDLE_S + 1.0)
+    bench.mesh.take(seen_state(("r0", 7), ("new", 7)))
+    assert await sequences(bench.consumer) == [2]
+    assert [reason[:12] for reason in await reasons(bench)] == ["router 'odd'"]
+
+
+async def test_records_from_before_the_mesh_was_seen_are_taken(bench: Bench) -> None:
+    """A router that died while the trainer was away has its experience counted all the same."""
+    await bench.stream.append([decision(1, "dead")])
+    bench.mesh.take(seen_state(("r0", 7)))
+    assert await sequences(bench.consumer) == [1]
+
+
+async def test_what_cannot_be_set_aside_is_not_acknowledged(bench: Bench) -> None:
+    """It comes again."""
+    await bench.stream.append([b"\xff"])
+    await bench.consumer.read(0.0)
+    assert await reasons(bench) == ["not an ExperienceEntry"]
+    assert bench.counted("entries_bad") == 1
 
 
 async def test_a_restart_reads_first_what_was_not_saved(bench: Bench) -> None:

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from services.common.state.policy_store import StoredPolicy
 from services.trainer import convert
 from services.trainer.model import Mode, PolicyRecord, RunProgress, RunState, Stage
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 
+NOW_S = 1_700_000_000.0
+
+
+def features(**values: float) -> NDArray[Any]:
+    """Returns features of 2 candidates: the middle of each range, the first row changed."""
+    x_CF = np.array([[0.5 * (f.low + f.high) for f in FEATURES]] * 2, dtype="<f4")
+    for name, value in values.items():
+        x_CF[0, [f.name for f in FEATURES].index(name)] = value
+    return x_CF
+
+
+def read(payload: bytes) -> convert.Experience:
+    """Reads an entry of a mesh with task `t`."""
+    return convert.experience_from(payload, now_s=NOW_S, tasks={"t"})
+
+
+def stamped(seconds: int) -> experience_pb2.DecisionRecord:
+    """Returns a sound decision made at another time."""
+    record = decision()
+    record.decide_time.seconds = seconds
+    return record
+
 
 def decision(**changes: Any) -> experience_pb2.DecisionRecord:
-    """Returns a sound decision of 2 candidates x 3 features with fields changed."""
+    """Returns a sound decision of 2 candidates with fields changed."""
     fields: dict[str, Any] = {
         "router_id": "r",
         "epoch": 5,
         "sequence": 7,
         "request_id": "q",
         "task": "t",
-        "feature_schema": "s",
+        "feature_schema": SCHEMA,
         "candidates": [common_pb2.Candidate(tier=t, endpoint="e") for t in ("a", "b")],
-        "features": np.arange(6, dtype="<f4").tobytes(),
-        "feature_count": 3,
+        "features": features().tobytes(),
+        "feature_count": FEATURE_COUNT,
         "action": 1,
         "behavior_probability": 0.5,
         "policy": "dqn",
@@ -54,12 +81,13 @@ def entry(record: Any) -> bytes:
 
 def test_decision() -> None:
     """Every field the learner needs arrives."""
-    record = convert.experience_from(entry(decision()))
+    record, stamp_s, candidates = read(entry(decision()))
+    assert (stamp_s, candidates) == (1.5, (("a", "e"), ("b", "e")))
     assert isinstance(record, DecisionRecord)
     assert record.key == ("r", 5, 7)
     assert (record.time_s, record.slack_s, record.action) == (1.5, -0.25, 1)
     assert record.features_CF is not None
-    np.testing.assert_array_equal(record.features_CF, np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(record.features_CF, features())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +107,7 @@ def test_outcome(status: str, ending: Ending) -> None:
         router_id="r", epoch=1, sequence=2, reward=0.25,
         status=common_pb2.OutcomeStatus.Value(f"OUTCOME_STATUS_{status}"),
     )  # fmt: skip
-    assert convert.experience_from(entry(record)) == OutcomeRecord(("r", 1, 2), 0.25, ending)
+    assert read(entry(record)).record == OutcomeRecord(("r", 1, 2), 0.25, ending)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +123,27 @@ def test_outcome(status: str, ending: Ending) -> None:
         decision(feature_count=0),
         decision(behavior_probability=0.0),
         decision(behavior_probability=1.5),
+        decision(behavior_probability=5e-324),
+        decision(router_id="r" * 129),
+        decision(epoch=2**63 - 1),
+        decision(sequence=2**63 - 1),
+        decision(task="nobody's"),
+        decision(feature_schema="another"),
+        decision(candidates=[common_pb2.Candidate(tier="a", endpoint="e")] * 2),
+        decision(candidates=[], features=b"", feature_count=0, action=0),
+        decision(
+            candidates=[common_pb2.Candidate(tier="a", endpoint=str(n)) for n in range(20_000)],
+            features=b"",
+            feature_count=0,
+        ),
+        *(
+            decision(features=features(quality=value).tobytes())
+            for value in (7e4, -7e4, 1.1, -0.1, math.inf, math.nan)
+        ),
+        stamped(round(NOW_S) + 6),
+        stamped(round(NOW_S) + 365 * 86_400),
+        stamped(2**62),
+        stamped(-1),
         experience_pb2.OutcomeRecord(router_id="r", epoch=1, sequence=1),
         outcome(reward=2.0),
         outcome(reward=-0.1),
@@ -105,7 +154,7 @@ def test_outcome(status: str, ending: Ending) -> None:
 def test_malformed_record_is_refused(bad: Any) -> None:
     """A field out of range is a BadRecordError."""
     with pytest.raises(convert.BadRecordError):
-        convert.experience_from(entry(bad))
+        read(entry(bad))
 
 
 @settings(max_examples=200, deadline=None)
@@ -113,7 +162,7 @@ def test_malformed_record_is_refused(bad: Any) -> None:
 def test_garbage_is_refused(payload: bytes) -> None:
     """Arbitrary bytes give a record or BadRecordError, nothing else."""
     try:
-        convert.experience_from(payload)
+        read(payload)
     except convert.BadRecordError:
         return
 
@@ -125,7 +174,39 @@ def test_policy_round_trip() -> None:
         publish_ns=1_700_000_000_123_456_789, transition_count=9, description="d",
         scores={"performance": 0.5},
     )  # fmt: skip
-    assert convert.decode_policy(convert.encode_policy(record)) == record
+    stored = StoredPolicy("dqn", "v", convert.encode_policy(record))
+    assert convert.decode_policy(stored) == record
+
+
+def policy_info(**changes: Any) -> pb.PolicyInfo:
+    """Returns a sound policy as it is stored, with fields changed."""
+    fields = {"policy": "dqn", "policy_version": "v", "stage": pb.POLICY_STAGE_PROPOSED}
+    return pb.PolicyInfo(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        b"\xff\xff\xff",
+        b"",
+        policy_info(stage=99),
+        policy_info(stage=pb.POLICY_STAGE_ACTIVE),
+        policy_info(stage=pb.POLICY_STAGE_UNSPECIFIED),
+        policy_info(policy="static-small"),
+        policy_info(policy_version="another"),
+        policy_info(transition_count=-1),
+        policy_info(description="d" * 5_000),
+        policy_info(scores={"performance": math.nan}),
+        policy_info(scores={str(n): 0.5 for n in range(100)}),
+        policy_info(publish_time=Timestamp(seconds=2**62)),
+        policy_info(publish_time=Timestamp(nanos=-1)),
+    ],
+)
+def test_a_stored_policy_that_is_none_of_ours_is_refused(info: Any) -> None:
+    """Garbage in the store is a BadRecordError, nothing else."""
+    blob = info if isinstance(info, bytes) else info.SerializeToString()
+    with pytest.raises(convert.BadRecordError):
+        convert.decode_policy(StoredPolicy("dqn", "v", blob))
 
 
 def test_enums_match_the_contract() -> None:

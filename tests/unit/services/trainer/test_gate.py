@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ SPEC = MeshSpec(
 class Evaluator:
     """Returns given scores and remembers what it was asked."""
 
-    def __init__(self, candidate: tuple[float, float], reference: tuple[float, float]) -> None:
-        self.answers = [{"performance": p, "availability": a} for p, a in (candidate, reference)]
+    def __init__(self, *scores: tuple[float, float]) -> None:
+        self.answers = [{"performance": p, "availability": a} for p, a in scores]
         self.asked: Any = None
 
     async def call(
@@ -37,7 +38,7 @@ class Evaluator:
     ) -> Any:
         """Answers."""
         self.asked = (method, *arguments)
-        return self.answers
+        return self.answers[: len(arguments[1])]
 
 
 def gate(evaluator: Evaluator) -> Gate:
@@ -48,6 +49,7 @@ def gate(evaluator: Evaluator) -> Gate:
         margin=0.005,
         seeds=[1, 2],
         timeout_s=1.0,
+        promoter=None,  # type: ignore[arg-type]  # judging promotes nothing
         log=get_logger("test"),
         metrics=TrainerMetrics(CollectorRegistry()),
     )
@@ -60,22 +62,34 @@ def gate(evaluator: Evaluator) -> Gate:
         ((0.896, 0.986), (0.90, 0.99), True),
         ((0.894, 0.99), (0.90, 0.99), False),
         ((0.95, 0.98), (0.90, 0.99), False),
+        ((math.nan, 0.99), (0.90, 0.99), False),
     ],
 )
 async def test_margin(
     candidate: tuple[float, float], reference: tuple[float, float], passed: bool
 ) -> None:
     """Neither performance nor availability may be worse by more than the margin."""
-    verdict = await gate(Evaluator(candidate, reference)).judge(b"new", None)
+    verdict = await gate(Evaluator(candidate, reference)).judge("dqn", b"new", None)
     assert verdict.passed is passed
     assert "price" in verdict.text
 
 
 async def test_measured_against_the_active_policy() -> None:
     """The reference is what is active, with its snapshot; price where nothing is."""
-    evaluator = Evaluator((1.0, 1.0), (1.0, 1.0))
+    evaluator = Evaluator((1.0, 1.0), (1.0, 1.0), (1.0, 1.0))
     record = PolicyRecord(policy="dqn", version="v", stage=Stage.ACTIVE)
-    await gate(evaluator).judge(b"new", ActivePolicy(3, record, b"old"))
-    assert evaluator.asked == ("evaluate", SPEC, [("dqn", b"new"), ("dqn", b"old")], (1, 2))
-    await gate(evaluator).judge(b"new", None)
+    await gate(evaluator).judge("dqn", b"new", ActivePolicy(3, record, b"old"))
+    rivals = [("dqn", b"old"), ("price", None)]
+    assert evaluator.asked == ("evaluate", SPEC, [("dqn", b"new"), *rivals], (1, 2))
+    await gate(evaluator).judge("dqn", b"new", None)
     assert evaluator.asked[2] == [("dqn", b"new"), ("price", None)]
+
+
+async def test_a_weak_active_policy_lets_nothing_weak_in() -> None:
+    """Better than the active policy is not enough where price performs better by far."""
+    record = PolicyRecord(policy="static-small", version="", stage=Stage.ACTIVE)
+    active = ActivePolicy(3, record, b"")
+    weak = Evaluator((0.55, 0.99), (0.5, 0.99), (0.9, 0.95))
+    assert not (await gate(weak).judge("dqn", b"new", active)).passed
+    good = Evaluator((0.9, 0.99), (0.5, 0.99), (0.9, 0.95))
+    assert (await gate(good).judge("dqn", b"new", active)).passed

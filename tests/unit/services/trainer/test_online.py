@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.common.errors import AbortedError
 from services.common.log import get_logger
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.common.state.policy_store import MemoryPolicyStore
@@ -17,13 +18,14 @@ from services.trainer.jobs import OnlineSpec
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import Mode
 from services.trainer.online import OnlineTraining
+from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import WorkerDiedError, WorkerError
 from tests.fakes.virtual_time import LoopClock, run_virtual
-from tests.unit.services.trainer.entries import decision, key
-from tests.unit.services.trainer.test_registry import SCHEMA, snapshot
+from tests.unit.services.trainer.entries import TASK, decision, key, unwatched
+from tests.unit.services.trainer.test_registry import snapshot
 from trainer.learning.online.loop import LoopStatus
 
 STEPS_PER_CALL = 10
@@ -62,6 +64,9 @@ class FakeLearner:
     def _save(self) -> list[Any]:
         return [key(sequence) for sequence in self.ingested]
 
+    def _drop(self, since_s: float, until_s: float) -> tuple[int, int]:
+        return 3, 4
+
     def _snapshot(self, description: dict[str, Any]) -> bytes:
         return snapshot(self.step_count)
 
@@ -93,7 +98,6 @@ class Bench:
         self.registry = PolicyRegistry(
             store=MemoryPolicyStore(),
             built_in=("price",),
-            feature_schema=SCHEMA,
             clock=clock,
             log=log,
             metrics=metrics,
@@ -102,6 +106,8 @@ class Bench:
             settings=TrainerSettings(save_interval_s=1.0, publish_min_steps=1_000),
             deadline_s=0.4,
             stream=self.stream,
+            mesh=unwatched(),
+            tasks=frozenset({TASK}),
             registry=self.registry,
             gate=self.gate,  # type: ignore[arg-type]
             clock=clock,
@@ -198,9 +204,25 @@ def test_what_could_not_be_saved_is_not_acknowledged(bench: Bench) -> None:
     assert bench.counted("entries_acked") == 0
 
 
-@pytest.mark.parametrize("failure", [GateRefusedError("no"), WorkerError("ValueError", "x"), None])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        GateRefusedError("no"),
+        RoutersRefusedError("no"),
+        AbortedError("another came"),
+        WorkerError("ValueError", "x"),
+        None,
+    ],
+)
 def test_learning_goes_on_whatever_the_gate_says(bench: Bench, failure: Exception | None) -> None:
     """The snapshot is published and judged; a refusal is no failure of the run."""
     bench.gate.failure = failure
     run = bench.run(promote=True)
     assert bench.gate.asked == [run.progress.policy_version]
+
+
+def test_replay_is_dropped_in_the_run_under_way_or_in_what_is_saved(bench: Bench) -> None:
+    """The learner is told in both cases, and saves."""
+    assert run_virtual(bench.training.drop_replay(5.0, 9.0)) == (3, 4)
+    assert bench.learner.calls == ["drop", "save"]
+    assert bench.learner.is_closed

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +14,16 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from router.dqn.snapshot import Snapshot, SnapshotError, save_snapshot, zero_weights
+from router.dqn.snapshot import (
+    FORMAT,
+    Snapshot,
+    SnapshotError,
+    Weights,
+    load_snapshot,
+    save_snapshot,
+    zero_weights,
+)
+from router.features import FEATURES, SCHEMA
 from services.common.errors import AbortedError, FailedPreconditionError, NotFoundError
 from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
@@ -20,14 +32,43 @@ from services.trainer.model import Stage
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.state_store import SwitchableStore
+from tiercel.trainer.v1 import trainer_service_pb2 as pb
 
-SCHEMA = "s"
+NAMES = tuple(feature.name for feature in FEATURES)
 
 
-def snapshot(seed: int, schema: str = SCHEMA) -> bytes:
+def snapshot(
+    seed: int, schema: str = SCHEMA, names: tuple[str, ...] = NAMES, **facts: Any
+) -> bytes:
     """Returns a small snapshot; another seed is another version."""
-    weights = zero_weights(2, 2)._replace(b3=np.float32(seed))
-    return save_snapshot(Snapshot(weights, schema, ("a", "b"), evaluation={"performance": 0.9}))
+    weights = zero_weights(len(names), 2)._replace(b3=np.float32(seed))
+    facts = {"evaluation": {"performance": 0.9}, **facts}
+    return save_snapshot(Snapshot(weights, schema, names, **facts))
+
+
+def written(blob: bytes, facts: dict[str, Any]) -> bytes:
+    """Returns a snapshot with facts that a careful writer would refuse."""
+    found = load_snapshot(blob)
+    meta = {
+        "format": FORMAT, "policy": "dqn", "feature_schema": SCHEMA, "feature_names": list(NAMES),
+        "fleet": {}, "base": {}, "schedule": {}, **facts,
+    }  # fmt: skip
+    text = json.dumps(meta)
+    data = b""
+    header: dict[str, Any] = {}
+    for name in Weights._fields:
+        array = np.asarray(getattr(found.weights, name), "<f4")
+        end = len(data) + array.nbytes
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [len(data), end],
+        }
+        data += array.tobytes()
+    digest = hashlib.sha256(text.encode() + b"\0" + data).hexdigest()
+    header["__metadata__"] = {"tiercel": text, "sha256": digest}
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
 
 
 class Bench:
@@ -39,12 +80,16 @@ class Bench:
         self.prometheus = CollectorRegistry()
         self.registry = self.another(self.prometheus)
 
+    def refused(self, reason: str) -> float:
+        """Returns how many snapshots were refused for a reason."""
+        name = "tiercel_trainer_snapshots_refused_total"
+        return self.prometheus.get_sample_value(name, {"reason": reason}) or 0.0
+
     def another(self, prometheus: CollectorRegistry | None = None) -> PolicyRegistry:
         """Returns one more registry on the store, as another or a restarted trainer has."""
         return PolicyRegistry(
             store=self.store,
             built_in=("price", "greedy"),
-            feature_schema=SCHEMA,
             clock=self.clock,
             log=get_logger("test"),
             metrics=TrainerMetrics(prometheus or CollectorRegistry()),
@@ -95,29 +140,91 @@ async def test_bad_snapshot_is_refused_and_counted(bench: Bench) -> None:
         (snapshot(1)[:-1] + b"\x01", "SNAPSHOT_CHECKSUM_MISMATCH"),
         (snapshot(1, "other"), "SNAPSHOT_SCHEMA_MISMATCH"),
         (b"", "SNAPSHOT_MALFORMED"),
+        (snapshot(1, names=NAMES[::-1]), "SNAPSHOT_SCHEMA_MISMATCH"),
+        (snapshot(1, names=(*NAMES[:-1], "x")), "SNAPSHOT_SCHEMA_MISMATCH"),
+        (snapshot(1, names=NAMES[:-1]), "SNAPSHOT_SHAPE_MISMATCH"),
+        (snapshot(1, policy="static-small"), "SNAPSHOT_POLICY_UNKNOWN"),
+        (snapshot(1, policy="dqn-paper"), "SNAPSHOT_POLICY_UNKNOWN"),
+        (snapshot(1, base={"nobody's": 1.0}), "SNAPSHOT_BASE_INVALID"),
+        (snapshot(1, schedule={"rows": 3}), "SNAPSHOT_BASE_INVALID"),
     ):
+        before = bench.refused(reason)
         with pytest.raises(SnapshotError) as caught:
             await bench.registry.publish(blob)
         assert caught.value.reason == reason
-        labels = {"reason": reason}
-        name = "tiercel_trainer_snapshots_refused_total"
-        assert bench.prometheus.get_sample_value(name, labels) == 1.0
-    assert await bench.store.infos() == []
+        assert bench.refused(reason) == before + 1.0
+    assert await bench.store.policies() == []
 
 
-async def test_damaged_snapshot_in_the_store_is_not_promoted(bench: Bench) -> None:
-    """What went bad in the store is refused at promotion; the active policy stays."""
+async def test_what_a_snapshot_says_of_itself_is_bounded(bench: Bench) -> None:
+    """Numbers that are none, and more scores than anybody reads, do not enter the registry."""
+    scores = {"inf": 1e999, "text": "x", "n" * 100: 1.0, **{str(n): 0.5 for n in range(100)}}
+    for count in (1e999, -5, 2**80, "many"):
+        facts = {"training": {"transition_count": count}, "evaluation": scores}
+        blob = written(snapshot(1), facts)
+        record = await bench.another().publish(blob)
+        assert record.transition_count == 0
+        assert len(record.scores) == 32
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", snapshot(9)])
+async def test_damaged_snapshot_in_the_store_is_set_aside(bench: Bench, garbage: bytes) -> None:
+    """What went bad in the store is no policy any more; the active one stays."""
     version = await bench.publish(1)
     await bench.registry.promote("price")
     stored = await bench.store.get("dqn", version)
     assert stored is not None
-    await bench.store.put(stored[0], b"garbage", "dqn", version)
+    await bench.store.put(stored[0], garbage, "dqn", version)
     restarted = bench.another()
-    with pytest.raises(SnapshotError):
+    with pytest.raises(NotFoundError):
         await restarted.promote("dqn", version)
+    assert [letter.payload for letter in bench.store.target.dead_letters] == [garbage]
     active = await restarted.active()
     assert active is not None
     assert active.record.policy == "price"
+
+
+async def test_garbage_in_the_store_is_set_aside_once_and_the_rest_serves(bench: Bench) -> None:
+    """A stage 99 and bytes that are none leave listing and promoting as they are."""
+    version = await bench.publish(1)
+    bad = pb.PolicyInfo(policy="dqn", policy_version="bad", stage=99)  # type: ignore[arg-type]
+    await bench.store.put(bad.SerializeToString(), b"x", "dqn", "bad")
+    await bench.store.put(b"\xff\xff", b"x", "dqn", "worse")
+    restarted = bench.another()
+    for _ in range(2):
+        assert [r.version for r in await restarted.policies()] == ["", "", version]
+    assert len(bench.store.target.dead_letters) == 2
+    assert (await restarted.promote("dqn")).record.version == version
+
+
+async def test_what_memory_knows_better_is_stored_again(bench: Bench) -> None:
+    """A running trainer mends what was broken beside it."""
+    version = await bench.publish(1)
+    await bench.store.put(b"\xff\xff", b"x", "dqn", version)
+    await bench.registry.policies()
+    await bench.registry.policies()
+    found = await bench.another().get("dqn", version)
+    assert found[1] == snapshot(1)
+
+
+async def test_withdrawn_means_the_one_before_or_none(bench: Bench) -> None:
+    """A policy that routers refused is rejected; without one before it nothing is active."""
+    one, two = await bench.publish(1), await bench.publish(2)
+    refused = await bench.registry.promote("dqn", one)
+    stream = bench.registry.watch(refused.activation)
+    waiting = asyncio.ensure_future(anext(stream))
+    await bench.registry.withdraw(refused, "refused by r0")
+    assert await bench.registry.active() is None
+    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == ""
+    await bench.registry.promote("price")
+    await bench.registry.withdraw(await bench.registry.promote("dqn", two), "refused by r0")
+    active = await bench.another().active()
+    assert active is not None
+    assert active.record.policy == "price"
+    stages = {r.version: r.stage for r in await bench.registry.policies()}
+    assert stages[one] is stages[two] is Stage.REJECTED
+    with pytest.raises(FailedPreconditionError):
+        await bench.registry.rollback()
 
 
 async def test_unknown_policy_lists_the_known(bench: Bench) -> None:
@@ -202,4 +309,4 @@ async def test_publishing_again_changes_nothing(bench: Bench) -> None:
     again = await bench.another().publish(snapshot(1))
     assert again == replace(again, version=version, publish_ns=again.publish_ns)
     assert (await bench.registry.policies())[-1].stage is Stage.ACTIVE
-    assert len(await bench.store.infos()) == 1
+    assert len(await bench.store.policies()) == 1

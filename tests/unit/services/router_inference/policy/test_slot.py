@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,3 +228,42 @@ def test_wrong_policy_settings_stop_the_start(own: dict[str, object]) -> None:
     """A name or parameter nobody knows is a settings error, not a crash later."""
     with pytest.raises(SettingsError, match="policy"):
         make_rig(**{"policy": "price", **own})  # type: ignore[arg-type]
+
+
+def written(**facts: Any) -> bytes:
+    """Returns a snapshot with facts of another kind."""
+    names = facts.pop("names", tuple(feature.name for feature in FEATURES))
+    return save_snapshot(Snapshot(zero_weights(len(names), 4), SCHEMA, names, **facts))
+
+
+REVERSED = tuple(feature.name for feature in FEATURES)[::-1]
+REFUSED = [
+    ("dqn", written(names=REVERSED), "SNAPSHOT_SCHEMA_MISMATCH"),
+    ("dqn", written(policy="static-small"), "SNAPSHOT_POLICY_UNKNOWN"),
+    ("static-small", written(policy="static-small"), "SNAPSHOT_POLICY_UNKNOWN"),
+    ("greedy", written(), "SNAPSHOT_POLICY_UNKNOWN"),
+    ("dqn", written(base={"nobody's": 1.0}), "SNAPSHOT_BASE_INVALID"),
+    ("greedy+nonsense", b"", "POLICY_UNKNOWN"),
+    ("x" * 5_000, b"", "POLICY_UNKNOWN"),
+]
+
+
+@scenario
+async def test_what_is_refused_is_told_with_its_activation() -> None:
+    """The registry hears which activation was refused and why; the old policy stays."""
+    slot = make_rig().core.slot
+    for activation, (name, blob, reason) in enumerate(REFUSED, start=1):
+        assert not slot.promote(promoted(blob, name, activation))
+        told = (slot.activation, slot.refusal, slot.name)
+        assert told == (activation, reason, "static-large")
+    assert slot.promote(promoted(b"", "greedy", 99))
+    assert (slot.activation, slot.refusal) == (99, "")
+
+
+@scenario
+async def test_a_withdrawn_policy_gives_way_to_the_configured_one() -> None:
+    """Nothing is promoted any more: the settings decide."""
+    slot = make_rig().core.slot
+    slot.promote(promoted(b"", "greedy", 1))
+    slot.withdraw(2)
+    assert (slot.activation, slot.name) == (2, "static-large")

@@ -6,13 +6,14 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from router.dqn.network import q_values
 from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
-from trainer.learning.checkpoint import CheckpointError
+from trainer.learning.checkpoint import CheckpointError, save_checkpoint
 from trainer.learning.online.baseline import Promise
 from trainer.learning.online.config import LearnerConfig, OnlineConfig
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
@@ -231,3 +232,112 @@ def test_snapshots_keep_what_the_network_corrects() -> None:
     )
     child = load_snapshot(OnlineLoop(_config(), initial=save_snapshot(parent)).snapshot())
     assert (child.base, child.schedule) == (parent.base, parent.schedule)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_a_state_cut_short_gives_way_to_the_one_before(tmp_path: Path, keep: float) -> None:
+    """The last good generation serves; the bad one is kept aside, and said once."""
+    path = tmp_path / "state"
+    loop = OnlineLoop(_config(), path=path)
+    loop.ingest(*_records(1, 20))
+    loop.save()
+    loop.ingest(*_records(21, 5))
+    loop.save()
+    blob = path.read_bytes()
+    cut = blob[: round(len(blob) * keep)] if isinstance(keep, float) else blob[:keep]
+    path.write_bytes(cut)
+    again = OnlineLoop(_config(), path=path)
+    status = again.status
+    assert status.transition_count == 16
+    assert "state.damaged" in status.problems[0]
+    assert (tmp_path / "state.damaged").read_bytes() == cut
+    assert again.status.problems == ()
+    again.save()
+    assert OnlineLoop(_config(), path=path).status.problems == ()
+
+
+@pytest.mark.parametrize("meta", [{}, {"settled": 5}, {"settled": [["r", 1]]}, {"baseline": 3}])
+def test_a_state_that_is_whole_and_nonsense_is_set_aside(tmp_path: Path, meta: Any) -> None:
+    """With nothing before it the run starts afresh."""
+    sound: dict[str, Any] = {
+        "feature_schema": "s", "settled": [], "baseline": {}, "mean_reward": None
+    }  # fmt: skip
+    whole = {**sound, **meta} if meta else {"feature_schema": "s"}
+    save_checkpoint(tmp_path / "state", whole, {})
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    assert loop.status.problems
+    assert (tmp_path / "state.damaged").exists()
+
+
+def test_a_closed_ticket_closed_again_counts_once(tmp_path: Path) -> None:
+    """A second outcome, or a whole second pair, teaches nothing: before a save and after it."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    decisions, outcomes = _records(1, 20)
+    loop.ingest(decisions, [*outcomes, *(replace(each, reward=0.0) for each in outcomes)])
+    mean = loop._mean_reward
+    for _ in range(2):
+        loop.ingest(decisions, [replace(each, reward=0.0) for each in outcomes])
+        loop.save()
+    assert loop.status.transition_count == 16
+    assert loop._mean_reward == mean
+    assert loop.status.dropped_count >= 20
+
+
+def test_far_numbers_of_a_router_do_not_silence_it() -> None:
+    """The largest epoch and number in its name leave its own records to be learned from."""
+    loop = OnlineLoop(_config())
+    decisions, outcomes = _records(1, 3)
+    for key in (("r", 2**63 - 1, 1), ("r", 1, 2**53)):
+        loop.ingest([replace(decisions[0], key=key)], [replace(outcomes[0], key=key)])
+    loop.ingest(*_records(4, 40))
+    loop.save()
+    loop.ingest(*_records(44, 40))
+    assert loop.status.transition_count >= 70
+
+
+def test_poison_features_are_never_kept_and_weights_stay_finite(tmp_path: Path) -> None:
+    """What is finite only in single precision, infinite or no number does not enter the replay."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    decisions, outcomes = _records(1, 100)
+    for index, value in ((5, 7e4), (20, np.inf), (35, np.nan), (50, -3e38)):
+        x = np.array(decisions[index].features_CF)
+        x[0, 0] = value
+        decisions[index] = replace(decisions[index], features_CF=x)
+    loop.ingest(decisions, outcomes)
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    again = OnlineLoop(_config(), path=tmp_path / "state")
+    assert again.status.transition_count > 60
+    for part in (*loop._learner.get_state().values(), *again._learner.get_state().values()):
+        assert np.isfinite(part).all()
+
+
+def test_a_network_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    """The run goes back to what was saved last, says so once, and learns on."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    good = loop._learner.get_state()
+    loop._learner.set_state({k: v * np.float32(np.nan) if v.ndim else v for k, v in good.items()})
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    loop.save()
+    assert len(loop.status.problems) == 1
+    again = OnlineLoop(_config(), path=tmp_path / "state")
+    assert all(np.isfinite(part).all() for part in again._learner.get_state().values())
+
+
+def test_a_span_is_dropped_and_the_network_starts_afresh_on_the_rest(tmp_path: Path) -> None:
+    """What was learned from it cannot be told from the rest, so the start serves again."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    start = loop._learner.get_state()
+    loop.ingest(*_records(1, 100))
+    loop.learn(10.0, _ticks())  # type: ignore[arg-type]
+    held, steps = len(loop._replay), loop.status.step_count
+    assert loop.drop(0.05 * 30 - 0.01, 0.05 * 50 - 0.01) == (20, held - 20)
+    assert loop.status.step_count == steps > 0
+    np.testing.assert_array_equal(loop._learner.get_state()["online.w1_FH"], start["online.w1_FH"])
+    loop.save()
+    assert len(OnlineLoop(_config(), path=tmp_path / "state")._replay) == held - 20
+    loop.ingest(*_records(101, 200))
+    assert loop.learn(10.0, _ticks()) > 0  # type: ignore[arg-type]

@@ -91,3 +91,32 @@ def test_damage_is_refused_and_changes_nothing() -> None:
     assert _returns(replay) == {0.0, 1.0, 2.0, 3.0, 4.0}
     with pytest.raises(ReplayError, match="4 features"):
         replay.append(_batch(0, 1, features=4))
+
+
+def test_many_candidates_cost_transitions_not_memory() -> None:
+    """Above 1 GiB the ring gets shorter, and keeps the newest."""
+    replay = Replay(capacity=2_000_000, feature_count=3)
+    replay.append(_batch(0, 3))
+    replay.append(_batch(3, 1, candidates=4_096))
+    assert replay._arrays.x_BCF.nbytes + replay._arrays.next_x_BCF.nbytes <= 1 << 30
+    assert _returns(replay) == {0.0, 1.0, 2.0, 3.0}
+    replay.append(_batch(4, 1))
+    assert _returns(replay) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
+def test_more_candidates_than_any_mesh_has_are_left_out() -> None:
+    """They neither enter nor widen the ring."""
+    replay = Replay(capacity=10, feature_count=3)
+    replay.append(_batch(0, 1, candidates=5_000))
+    assert (len(replay), replay.candidate_count) == (0, 1)
+
+
+@pytest.mark.parametrize("field", ["x_BCF", "next_x_BCF", "return_B", "discount_B"])
+def test_a_saved_replay_that_was_poisoned_loses_only_the_poison(field: str) -> None:
+    """What is not finite is left out when it is read, the rest is kept."""
+    replay = Replay(capacity=10, feature_count=3)
+    replay.append(_batch(0, 5))
+    getattr(replay._arrays, field)[2] = np.inf
+    restored = Replay(capacity=10, feature_count=3)
+    restored.restore(replay.to_bytes())
+    assert _returns(restored) == {0.0, 1.0, 3.0, 4.0}
