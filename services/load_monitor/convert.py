@@ -77,6 +77,8 @@ def report_from_message(load: state_pb2.RouterLoad) -> RouterReport:
     bad.number("arrival_rate_rps", load.arrival_rate_rps, 0.0, MAX_RATE_RPS)
     bad.text("policy", load.policy, _LONGEST_POLICY)
     bad.text("policy_version", load.policy_version, _LONGEST_POLICY)
+    bad.count("activation", load.activation, _LARGEST_INT64)
+    bad.text("policy_refusal", load.policy_refusal, _LONGEST_POLICY)
     _check_outcomes(bad, "outcomes", load.outcomes)
     if bad.items("tier_outcomes", load.tier_outcomes, _MOST_TIERS):
         for index, tier in enumerate(load.tier_outcomes):

@@ -101,6 +101,8 @@ def entry(**fields: Any) -> pb.CandidateLoad:
         (load_of(arrival_rate_rps=math.nan), "load.arrival_rate_rps"),
         (load_of(policy="x" * 129), "load.policy"),
         (load_of(policy_version="x" * 129), "load.policy_version"),
+        (load_of(policy_refusal="x" * 129), "load.policy_refusal"),
+        (load_of(activation=-1), "load.activation"),
         (load_of(policy="x" * 300_000), "load"),
         (load_of(outcomes=pb.OutcomeCounts(on_time_count=_MOST)), "load.outcomes.on_time_count"),
         (load_of(outcomes=pb.OutcomeCounts(late_count=-1)), "load.outcomes.late_count"),
