@@ -117,7 +117,6 @@ class GrpcServer:
         self._health = health_servicer
         self._names = ("", *names)
         self.address = address
-        self.is_serving = False
 
     async def start(self) -> None:
         """Accepts calls; health says NOT_SERVING until `set_serving`."""
@@ -132,12 +131,9 @@ class GrpcServer:
         )
         for name in self._names if service is None else (service,):
             await self._health.set(name, status)
-        if service is None:
-            self.is_serving = serving
 
     async def enter_drain(self) -> None:
         """Says NOT_SERVING for good; later changes of health are ignored."""
-        self.is_serving = False
         await self._health.enter_graceful_shutdown()
 
     def end_watches(self) -> None:

@@ -228,15 +228,3 @@ def markov_modulated(
         left_s -= piece_s
         state = (state + 1 + int(rng.integers(len(rates_rps) - 1))) % len(rates_rps)
     return piecewise(pieces, rng)
-
-
-def diurnal(
-    mean_rps: float, swing: float, period_s: float, duration_s: float, rng: np.random.Generator
-) -> Times:
-    """Returns Poisson arrivals of rate mean x (1 + swing sin(2 pi t / period)), swing 0 to 1."""
-    _check_rate(mean_rps, duration_s)
-    if not 0 <= swing <= 1 or not period_s > 0:
-        raise WorkloadError("swing must be from 0 to 1 and period_s above 0")
-    arrival_N = poisson(mean_rps * (1.0 + swing), duration_s, rng)
-    rate_N = 1.0 + swing * np.sin(2.0 * np.pi * arrival_N / period_s)
-    return arrival_N[rng.random(len(arrival_N)) * (1.0 + swing) < rate_N]

@@ -200,28 +200,6 @@ def trace_workload(
     return replace(workload, prompt_N=prompt_N.astype(np.float64), output_N=output_N)
 
 
-def resample(
-    trace: Trace | TraceModel,
-    setting: Setting,
-    rate_rps: float,
-    *,
-    rng: np.random.Generator,
-    windows: int = 200,
-    window_s: float = WINDOW_S,
-    warm_up_s: float = 0.0,
-    cv_scale: float = 1.0,
-) -> Workload:
-    """Returns a `trace_workload` of `windows` whole windows after the warm-up.
-
-    Raises:
-        WorkloadError: as `trace_workload`.
-    """
-    duration_s = warm_up_s + windows * window_s
-    return trace_workload(
-        trace, setting, rate_rps, duration_s=duration_s, rng=rng, cv_scale=cv_scale
-    )
-
-
 def trace_setting(
     trace: Trace | TraceModel, setting: Setting, fit_share: float = FIT_SHARE
 ) -> Setting:
@@ -261,19 +239,3 @@ def _limit_s(setting: Setting, fit_share: float) -> float:
     if not fit_share > 0 or not math.isfinite(fit_share):
         raise WorkloadError(f"fit_share must be above 0 and finite (got {fit_share})")
     return fit_share * setting.deadline_s
-
-
-def exact_workload(trace: Trace, setting: Setting, rng: np.random.Generator) -> Workload:
-    """Returns the trace as it is: its own arrivals and lengths, the setting's tasks and deadline.
-
-    Use `Trace.scaled` to speed it up. Lengths the trace does not know (0) become 1 token.
-    """
-    workload = setting.workload(trace.arrival_N, trace.duration_s, rng)
-    workload = replace(workload, name=trace.name)
-    if trace.prompt_tokens_N is None or trace.output_tokens_N is None:
-        return workload
-    return replace(
-        workload,
-        prompt_N=np.maximum(trace.prompt_tokens_N, 1).astype(np.float64),
-        output_N=np.maximum(trace.output_tokens_N, 1),
-    )

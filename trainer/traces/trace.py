@@ -5,7 +5,7 @@ Shape letter: N requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,9 +72,3 @@ class Trace:
     def rate_rps(self) -> float:
         """Mean arrival rate, requests per second."""
         return len(self) / self.duration_s
-
-    def scaled(self, factor: float) -> Trace:
-        """Returns it with time stretched by `factor` (> 0); below 1 squeezes it."""
-        if not factor > 0:
-            raise WorkloadError(f"factor must be above 0 (got {factor})")
-        return replace(self, arrival_N=self.arrival_N * factor, duration_s=self.duration_s * factor)

@@ -19,10 +19,9 @@ def rng() -> np.random.Generator:
         wl.poisson(200.0, 100.0, rng()),
         wl.gamma_renewal(200.0, 2.0, 100.0, rng()),
         wl.square_wave(100.0, 300.0, 2.0, 100.0, rng()),
-        wl.diurnal(200.0, 0.8, 10.0, 100.0, rng()),
         wl.markov_modulated((100.0, 200.0, 300.0), 0.2, 100.0, rng()),
     ],
-    ids=["poisson", "gamma", "square", "diurnal", "markov"],
+    ids=["poisson", "gamma", "square", "markov"],
 )
 def test_mean_rate_is_what_was_asked_for(arrival_N: wl.Times) -> None:
     """Each process gives its mean rate, sorted, inside the period."""
@@ -75,7 +74,6 @@ def test_deadlines_follow_the_task() -> None:
         (lambda: wl.gamma_renewal(1.0, 0.0, 1.0, rng()), "cv"),
         (lambda: wl.square_wave(1.0, 2.0, 0.0, 1.0, rng()), "period_s"),
         (lambda: wl.markov_modulated((1.0,), 1.0, 1.0, rng()), "two rates"),
-        (lambda: wl.diurnal(1.0, 2.0, 1.0, 1.0, rng()), "swing"),
         (lambda: wl.make_workload(np.zeros(1), 1.0, rng=rng(), task_share=[-1]), "task_share"),
         (lambda: wl.make_workload(np.zeros(1), 1.0, rng=rng(), deadline_s=0), "deadline_s"),
     ],

@@ -18,11 +18,9 @@ from trainer.traces.fit import LengthModel, Lognormal, TraceModel, gap_cv
 from trainer.traces.read import read_trace
 from trainer.traces.resample import (
     FIT_SHARE,
-    exact_workload,
     fitting_lengths,
     largest_tier,
     replay_arrivals,
-    resample,
     trace_setting,
     trace_workload,
     unloaded_s,
@@ -172,24 +170,6 @@ def test_trace_setting_tells_policies_the_mean_output() -> None:
     assert place.lengths.prompt_median == pytest.approx(
         np.exp(np.log(workload.prompt_N).mean()), rel=0.05
     )
-
-
-def test_resample_makes_the_windows_asked_for() -> None:
-    """200 windows of 10 s after the warm-up, whatever the trace's own length."""
-    workload = resample(HALVES, setting(), 20.0, rng=rng(), warm_up_s=1.0)
-    assert workload.duration_s == 2001.0
-    window_N = ((workload.arrival_N - 1.0) // 10.0).astype(int)
-    assert len(np.unique(window_N[window_N >= 0])) == 200
-
-
-def test_exact_workload_is_the_trace() -> None:
-    """Arrivals and lengths are the trace's; unknown lengths become one token."""
-    trace = Trace(np.array([0.0, 4.0]), 4.0, np.array([7, 0]), np.array([3, 0]))
-    workload = exact_workload(trace.scaled(0.5), setting(), rng())
-    assert workload.arrival_N.tolist() == [0.0, 2.0]
-    assert workload.duration_s == 2.0
-    assert workload.prompt_N.tolist() == [7.0, 1.0]
-    assert workload.output_N.tolist() == [3, 1]
 
 
 @pytest.mark.parametrize(
