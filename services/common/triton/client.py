@@ -431,5 +431,5 @@ async def _ended_early(call: Any) -> TierError:
     """Returns the error of a stream that ended without a final response."""
     code = await call.code()
     if code is grpc.StatusCode.OK:
-        return TierUnavailableError("STREAM_ENDED", "the tier ended the stream without an answer")
+        return TierUnknownError("STREAM_ENDED", "the tier ended the stream without an answer")
     return error_of_status(code, await call.details() or "")

@@ -27,6 +27,14 @@ _INVALID = re.compile(
     r"|(max_tokens|temperature|seed|top_k|top_p): "
     r"|inference (request|input) |unexpected |expected \d+ inputs|input .* expected"
 )
+# Status of a server that is no Triton, or not one for us.
+_NO_TRITON = frozenset(
+    {
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
 # The words of gRPC on our own side for a message that is larger than our limit.
 _ANSWER_TOO_LARGE = re.compile(r"(Stream removed \()?CLIENT: Received message larger than max")
 
@@ -63,7 +71,7 @@ class TierInvalidError(TierError):
 
 
 class TierUnknownError(TierError):
-    """The tier answered this request with an error whose words we do not know.
+    """The tier answered this request with an error that we do not know, or with nothing at all.
 
     It may be the request's fault or the endpoint's; only what becomes of the request elsewhere
     tells.
@@ -91,7 +99,9 @@ def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
         return _overload_of(detail) or TierUnavailableError("UNAVAILABLE", detail)
     if code is grpc.StatusCode.CANCELLED:
         return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
-    return TierUnavailableError("TIER_FAILED", f"{code.name}: {detail}")
+    if code in _NO_TRITON:
+        return TierUnavailableError(code.name, detail)
+    return TierUnknownError("TIER_FAILED", f"{code.name}: {detail}")
 
 
 def error_of_text(text: str, request_id: str = "") -> TierError:

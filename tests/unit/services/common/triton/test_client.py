@@ -294,7 +294,7 @@ async def test_stream_without_final_response_is_an_error(server: Server) -> None
     """An answer that just ends is not taken for a complete one."""
     scripted, client = server
     scripted.behaviour = _says(_response("hal", final=False))
-    with pytest.raises(TierUnavailableError, match="STREAM_ENDED"):
+    with pytest.raises(TierUnknownError, match="STREAM_ENDED"):
         await _collect(client)
 
 
