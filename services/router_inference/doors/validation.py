@@ -200,10 +200,6 @@ class Validator:
             if not 0.0 < deadline_s <= most_s:
                 what = f"is {deadline_s:g} s" + (", already past" if deadline_s < 0.0 else "")
                 checks.require(False, "deadline", what, f"above 0 to {most_s:g} s")
-                return
-        if ask.call_left_s is not None and ask.call_left_s <= 0.0:
-            what = "the call's own deadline is already past"
-            checks.require(False, "deadline", what, "above 0 s")
 
     def _longest_lease_s(self, task: str) -> float:
         index = self._task_index.get(task)
