@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc.aio
 
 from router.dqn.snapshot import SnapshotError, load_snapshot
-from router.features import SCHEMA
+from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
@@ -206,7 +206,7 @@ def _shipped(path: str, log: Logger, metrics: TrainerMetrics) -> bytes | None:
         return None
     try:
         blob = Path(path).read_bytes()
-        load_snapshot(blob, SCHEMA, path)
+        DqnPolicy(load_snapshot(blob, origin=path))
     except OSError as error:
         log.error("shipped_snapshot_unreadable", path=path, reason=error.strerror or str(error))
         return None

@@ -63,7 +63,8 @@ class FakeTrainer:
     async def WatchPolicies(
         self, request: pb2.WatchPoliciesRequest, context: Any
     ) -> AsyncIterator[pb2.WatchPoliciesResponse]:
-        """Sends every newer activation."""
+        """Sends every newer activation; that it is heard it says at once, as a trainer does."""
+        await context.send_initial_metadata(())
         sent = request.after_activation
         while True:
             active = self._active

@@ -83,6 +83,17 @@ async def test_a_broken_policy_leaves_the_registry(store: PolicyStore) -> None:
     assert [each.version for each in await store.policies()] == ["2"]
 
 
+async def test_the_snapshot_of_a_broken_policy_is_kept_aside(
+    redis_connection: RedisConnection,
+) -> None:
+    """Its info may be all that was broken."""
+    store = RedisPolicyStore(redis_connection)
+    await store.put(b"info", b"weights", "dqn", "1")
+    await store.set_aside("dqn", "1", b"info", "is broken")
+    aside = keys.aside(keys.policy_snapshot("dqn", "1"))
+    assert await redis_connection.redis.get(aside) == b"weights"
+
+
 LARGEST = b"%d greedy@" % keys.LARGEST_VERSION
 
 

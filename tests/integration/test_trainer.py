@@ -32,6 +32,9 @@ from tests.conftest import RedisServer
 from tests.details import details_of
 from tests.waiting import until
 from tiercel.common.v1 import common_pb2, experience_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.load_monitor.v1.system_state_pb2 import RouterLoad, SystemState
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -434,10 +437,13 @@ async def test_bad_shipped_snapshot_does_not_stop_the_start(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """A damaged file is refused and logged; the service runs."""
-    (tmp_path / "bad.safetensors").write_bytes(snapshot()[:-10])
-    async with served(settings(tmp_path, redis_server.url, "bad.safetensors")) as (stub, _):
-        listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
-        assert not [p for p in listed if p.policy == "dqn"]
+    names = tuple(feature.name for feature in FEATURES)
+    scrambled = Snapshot(zero_weights(FEATURE_COUNT, 8), SCHEMA, names[::-1])
+    for bad in (snapshot()[:-10], save_snapshot(scrambled)):
+        (tmp_path / "bad.safetensors").write_bytes(bad)
+        async with served(settings(tmp_path, redis_server.url, "bad.safetensors")) as (stub, _):
+            listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+            assert not [p for p in listed if p.policy == "dqn"]
 
 
 BAD_CALLS: list[tuple[str, Any, grpc.StatusCode, str]] = [
@@ -611,6 +617,55 @@ async def test_poison_in_the_stream_does_no_harm_and_can_be_dropped(
         assert dropped.kept_count == 100
     async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         assert (await stub.DropReplay(pb.DropReplayRequest())).dropped_count == 100
+
+
+class Mesh:
+    """A load monitor, and a router it knows of that takes in every policy but greedy."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Stands for the methods a trainer never calls."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return None
+
+    def __init__(self) -> None:
+        self._router = RouterLoad(router_id="r0", epoch=7, sequence=1)
+
+    async def GetSystemState(self, request: Any, context: Any) -> Any:
+        """Returns a state with the router."""
+        return monitor_pb.GetSystemStateResponse(state=SystemState(routers=[self._router]))
+
+    async def follow(self, stub: Any) -> None:
+        """Takes in what the trainer promotes."""
+        async for response in stub.WatchPolicies(pb.WatchPoliciesRequest()):
+            self._router.activation = response.activation
+            refuses = response.active.policy == "greedy"
+            self._router.policy_refusal = "POLICY_UNKNOWN" if refuses else ""
+
+
+async def test_promoted_means_that_routers_use_it(
+    redis_server: RedisServer, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """The call says who uses it; who refuses it undoes it, and is named with the reason."""
+    mesh, address = Mesh(), f"127.0.0.1:{free_port()}"
+    monitor = grpc.aio.server()
+    monitor_grpc.add_LoadMonitorServiceServicer_to_server(mesh, monitor)  # type: ignore[arg-type]
+    monitor.add_insecure_port(address)
+    await monitor.start()
+    made = settings(tmp_path, redis_server.url)
+    watched = made.mesh.model_copy(update={"load_monitor_address": address})
+    async with served(made.model_copy(update={"mesh": watched})) as (stub, _):
+        following = asyncio.create_task(mesh.follow(stub))
+        promoted = await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
+        assert (promoted.using_router_count, list(promoted.waiting_routers)) == (1, [])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.PromotePolicy(pb.PromotePolicyRequest(policy="greedy"))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        info = details_of(caught.value)["ErrorInfo"]
+        assert (info.reason, info.metadata["routers"]) == ("ROUTERS_REFUSED", "r0 (POLICY_UNKNOWN)")
+        assert (await stages(stub))["price"] == pb.POLICY_STAGE_ACTIVE
+        following.cancel()
+    await monitor.stop(None)
 
 
 def test_contract_has_a_handler_for_every_method() -> None:

@@ -13,7 +13,7 @@
 | `tiercel:v1:activation:history` | list of activations, oldest first | ACTIVATION_HISTORY_LIMIT |
 | `tiercel:v1:experience:stream` | stream | the store's stream limit |
 | `tiercel:v1:dead_letter:<kind>` | stream of what was refused | DEAD_LETTER_LIMIT |
-| `tiercel:v1:aside:<key>` | a key of ours that had another type | SET_ASIDE_TTL_S |
+| `tiercel:v1:aside:<key>` | a key of another type, a snapshot set aside | SET_ASIDE_TTL_S |
 """
 
 from __future__ import annotations

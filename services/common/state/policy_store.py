@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from services.common.state import keys, scripts
 from services.common.state.errors import VersionMismatchError
-from services.common.state.redis_connection import DeadLetter, RedisConnection
+from services.common.state.redis_connection import DeadLetter, RedisConnection, milliseconds
 
 _KIND_POLICY = "policy"
 _KIND_ACTIVATION = "activation"
@@ -64,7 +64,10 @@ class PolicyStore(Protocol):
         ...
 
     async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
-        """Takes a policy that turned out broken out of the registry; `payload` is kept aside."""
+        """Takes a policy that turned out broken out of the registry.
+
+        `payload`, what was broken of it, is kept aside, and so is its snapshot.
+        """
         ...
 
     async def activate(
@@ -143,8 +146,11 @@ class RedisPolicyStore:
     async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
         """Takes a broken policy out, keeping `payload` aside."""
         await self._set_aside(_KIND_POLICY, [DeadLetter(payload, reason)])
-        names = [keys.POLICY_INFO, keys.POLICY_ORDER, keys.policy_snapshot(name, version)]
-        await self._call(lambda: self._drop(names, (keys.policy_id(name, version),)))
+        snapshot = keys.policy_snapshot(name, version)
+        names = [keys.POLICY_INFO, keys.POLICY_ORDER, snapshot]
+        kept_ms = milliseconds(keys.SET_ASIDE_TTL_S)
+        arguments = (keys.policy_id(name, version), keys.aside(snapshot), kept_ms)
+        await self._call(lambda: self._drop(names, arguments))
 
     async def activate(
         self, name: str, version: str, expected_activation: int | None = None, above: int = 0

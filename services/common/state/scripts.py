@@ -96,11 +96,14 @@ end
 return dropped
 """
 
-# KEYS: info hash, order, snapshot. ARGV: policy id.
+# KEYS: info hash, order, snapshot. ARGV: policy id, where to keep the snapshot, for how long in ms.
 DROP_POLICY = """
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('DEL', KEYS[3])
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  redis.call('RENAME', KEYS[3], ARGV[2])
+  redis.call('PEXPIRE', ARGV[2], ARGV[3])
+end
 """
 
 # KEYS: history. ARGV: policy id, expected activation or '', number that the new one must be above,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.state.policy_store import StoredPolicy
 from services.trainer import convert
 from services.trainer.model import Mode, PolicyRecord, RunProgress, RunState, Stage
+from tests.fakes.virtual_time import run_virtual
+from tests.unit.services.router_inference.parts import TASKS, make_rig
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
@@ -235,3 +238,29 @@ def test_progress_leaves_the_unknown_unset() -> None:
     message = convert.progress_message(known)
     assert message.HasField("loss")
     assert message.time_left.ToMilliseconds() == 1500
+
+
+@pytest.mark.parametrize("policy", ["greedy", "random", "price", "fluid"])
+@pytest.mark.parametrize("load", [1, 60])
+def test_what_a_router_writes_is_taken(policy: str, load: int) -> None:
+    """Every record of a router passes every check, under load as well."""
+
+    async def main() -> tuple[list[bytes], float]:
+        rig = make_rig(policy=policy, endpoint_count=3, features_always=True)
+        jobs = [rig.job(task=task.name) for task in TASKS for _ in range(load)]
+        await asyncio.gather(*(rig.answer(job) for job in jobs), return_exceptions=True)
+        entries = await rig.records()
+        return [each.SerializeToString() for each in entries], rig.clock.wall_ns() / 1e9
+
+    payloads, now_s = run_virtual(main())
+    tasks = {task.name for task in TASKS}
+    read_ones = [convert.experience_from(each, now_s=now_s, tasks=tasks) for each in payloads]
+    decisions = [each.record for each in read_ones if isinstance(each.record, DecisionRecord)]
+    assert len(decisions) * 2 == len(payloads) > 0
+    assert all(each.features_CF is not None for each in decisions)
+
+
+@pytest.mark.parametrize("status", [s for s in common_pb2.OutcomeStatus.values() if s])
+def test_every_status_of_the_contract_is_known(status: Any) -> None:
+    """None is refused for being new."""
+    assert read(entry(outcome(status=status)))
