@@ -88,10 +88,10 @@ def evaluate(
 ) -> None:
     """Measure every policy against the bound in the simulator; write tables and a report."""
     # The simulator is needed here only; other commands start faster without it.
+    from trainer.evaluation.facts import usable_cores
     from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
     from trainer.evaluation.plan import PLANS
     from trainer.evaluation.rates import EvaluationError
-    from trainer.evaluation.report.facts import usable_cores
     from trainer.evaluation.run import run_evaluation
     from trainer.simulation.workload import WorkloadError
 

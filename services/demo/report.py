@@ -16,8 +16,8 @@ from services.demo import figures
 from services.demo.plan import LEARNED_POLICY, PHASES
 from services.demo.replay import PolicyRun
 from services.demo.series import make_series
+from trainer.evaluation.facts import cpu_model
 from trainer.evaluation.report import style
-from trainer.evaluation.report.facts import cpu_model
 from trainer.evaluation.report.html import render
 
 PHASE_KEYS = (

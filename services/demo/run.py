@@ -27,7 +27,7 @@ from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import CommandError
 from services.local.fleets import REFERENCE_TIERS, ReferenceFleet
 from tiercel import AsyncClient, TiercelError
-from trainer.evaluation.report.facts import package_versions
+from trainer.evaluation.facts import package_versions
 from trainer.reference_tiers import tasks as reference_tasks
 
 MESH_NAME = "demo"

@@ -13,9 +13,9 @@ from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from trainer.evaluation.entrants import entrants
 from trainer.evaluation.policies import Contender, zeroed_name
-from trainer.evaluation.report.retrained import read_retrained, retrained_study
 from trainer.evaluation.report.study_tables import crosscheck_table
 from trainer.evaluation.report.tables import Row
+from trainer.evaluation.retrained import read_retrained, retrained_study
 from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.suite import UNPREDICTABLE
 from trainer.shipped import PROFILES, QUALITY, NotShippedError, find, shipped, shipped_names
