@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from services.common.clock import SystemClock
+from services.common.state import keys
 from services.common.state.experience_stream import (
     ExperienceStream,
     MemoryExperienceStream,
     RedisExperienceStream,
 )
-from services.common.state.redis_connection import RedisConnection
+from services.common.state.redis_connection import DeadLetter, RedisConnection
 from tests.conftest import RedisServer
 
 
@@ -57,3 +60,51 @@ async def test_experience_stream_is_bounded(store: ExperienceStream) -> None:
     for _ in range(10):
         await store.append([b"x"] * 500)
     assert 1000 <= await store.count() <= 1200
+
+
+async def test_an_entry_without_its_field_can_be_acknowledged(
+    redis_connection: RedisConnection,
+) -> None:
+    """Else it would stand in the way of what is claimed, for ever."""
+    store = RedisExperienceStream(redis_connection)
+    await redis_connection.redis.xadd(keys.EXPERIENCE_STREAM, {"other": "field"})
+    [entry] = await store.read("trainer", "one", 10, 0.0)
+    assert entry.payload == b""
+    assert await store.ack("trainer", [entry.entry_id]) == 1
+
+
+async def test_a_stream_at_its_last_id_gives_way_to_a_new_one(
+    redis_connection: RedisConnection,
+) -> None:
+    """Routers write on, trainers read on; what was there is kept aside."""
+    store, redis = RedisExperienceStream(redis_connection), redis_connection.redis
+    await store.append([b"a"])
+    await store.read("trainer", "one", 10, 0.0)
+    await redis.xadd(keys.EXPERIENCE_STREAM, {"e": "x"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    await store.append([b"b"])
+    assert [each.payload for each in await store.read("trainer", "one", 10, 0.0)] == [b"b"]
+    assert await redis.xlen(keys.aside(keys.EXPERIENCE_STREAM)) == 2
+
+
+async def test_a_key_that_is_no_stream_gives_way_to_one(redis_connection: RedisConnection) -> None:
+    """As everywhere in the store."""
+    store, redis = RedisExperienceStream(redis_connection), redis_connection.redis
+    await redis.set(keys.EXPERIENCE_STREAM, "garbage")
+    await store.append([b"a"])
+    assert [each.payload for each in await store.read("trainer", "one", 10, 0.0)] == [b"a"]
+
+
+async def test_what_is_refused_is_kept_bounded(redis_connection: RedisConnection) -> None:
+    """The newest entries, each up to its limit, with reason and size."""
+    store, redis = RedisExperienceStream(redis_connection), redis_connection.redis
+    letters = [DeadLetter(b"x" * 20_000, str(number)) for number in range(300)]
+    last_id = f"{2**64 - 1}-{2**64 - 1}"
+    await redis.xadd(keys.dead_letter("experience"), {"e": "x"}, id=last_id)
+    for _ in range(4):
+        await store.set_aside(letters)
+    key = keys.dead_letter("experience")
+    assert await redis.xlen(key) == keys.DEAD_LETTER_LIMIT
+    found: Any = await redis.xrevrange(key, count=1)
+    [(_, newest)] = found
+    assert (newest[b"reason"], newest[b"bytes"]) == (b"299", b"20000")
+    assert len(newest[b"payload"]) == keys.DEAD_LETTER_BYTES

@@ -156,3 +156,19 @@ async def test_a_key_of_another_type_is_set_aside(
     assert await store.activate("dqn", "1") == 1
     assert await store.get("dqn", "1") == (b"info", b"weights")
     assert await redis.exists(keys.aside(key)) == 1
+
+
+@pytest.mark.parametrize("identifier", [b"\xff@1", b"nameless", b"dqn@9"])
+async def test_places_in_the_order_that_are_nobodys_are_set_aside(
+    redis_connection: RedisConnection, identifier: bytes
+) -> None:
+    """They hide no policy, and are found once."""
+    store, redis = RedisPolicyStore(redis_connection, limit=1), redis_connection.redis
+    await store.put(b"info", b"weights", "dqn", "1")
+    await redis.zadd(keys.POLICY_ORDER, {identifier: 99.0})
+    if identifier != b"dqn@9":
+        await redis.hset(keys.POLICY_INFO, identifier, b"info")
+    await store.policies()
+    for _ in range(2):
+        assert [each.version for each in await store.policies()] == ["1"]
+    assert await redis.xlen(keys.dead_letter("policy")) == 1

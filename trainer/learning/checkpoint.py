@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -82,7 +83,12 @@ def _keep_generation(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.previous.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        try:
+            os.link(path, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(path, temporary)  # a file system without hard links
         temporary.replace(previous_of(path))
     except FileNotFoundError:
         return  # the first one

@@ -74,7 +74,7 @@ class RedisExperienceStream:
 
     def __init__(self, connection: RedisConnection, *, limit: int = keys.EXPERIENCE_LIMIT) -> None:
         self._redis, self._call = connection.redis, connection.call
-        self._set_aside = connection.set_aside
+        self._set_aside, self._append = connection.set_aside, connection.append
         self._limit = limit
 
     async def append(self, payloads: Sequence[bytes]) -> None:
@@ -91,7 +91,7 @@ class RedisExperienceStream:
                 )  # fmt: skip
             return cast("Awaitable[Any]", pipeline.execute())
 
-        await self._call(append)
+        await self._append(keys.EXPERIENCE_STREAM, append)
 
     async def read(
         self, group: str, consumer: str, count: int, block_s: float
@@ -170,9 +170,10 @@ def _pairs(answer: Any) -> list[tuple[Any, Any]]:
 
 def _entries(entries: Any) -> list[StreamEntry]:
     return [
-        StreamEntry(entry_id.decode("ascii"), fields[_FIELD])
+        # What lacks the field is an entry too, and has to be acknowledged.
+        StreamEntry(entry_id.decode("ascii"), fields.get(_FIELD, b""))
         for entry_id, fields in entries
-        if fields and _FIELD in fields
+        if fields
     ]
 
 

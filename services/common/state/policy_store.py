@@ -127,8 +127,22 @@ class RedisPolicyStore:
         if not ids:
             return []
         infos = await self._call(lambda: self._redis.hmget(keys.POLICY_INFO, ids))
-        found = [(_parse_id(each), info) for each, info in zip(ids, infos, strict=True) if info]
-        return [StoredPolicy(*identifier, info) for identifier, info in found]
+        found: list[StoredPolicy] = []
+        broken: list[DeadLetter] = []
+        nobodys: list[bytes] = []
+        for identifier, info in zip(ids, infos, strict=True):
+            name, version = _parse_id(identifier)
+            if info is not None and keys.policy_id(name, version).encode() == identifier:
+                found.append(StoredPolicy(name, version, info))
+                continue
+            # A place in the order without a policy, or under a name that nobody can ask for.
+            nobodys.append(identifier)
+            broken.append(DeadLetter(identifier + b"\0" + (info or b""), "is no policy"))
+        if nobodys:
+            await self._set_aside(_KIND_POLICY, broken)
+            await self._call(partial(self._redis.zrem, keys.POLICY_ORDER, *nobodys))
+            await self._call(partial(self._redis.hdel, keys.POLICY_INFO, *nobodys))
+        return found
 
     async def get(self, name: str, version: str) -> tuple[bytes, bytes | None] | None:
         """Returns info and snapshot of a policy."""

@@ -24,6 +24,7 @@ from services.common.state.errors import StateUnavailableError
 
 _MS_PER_S = 1000.0
 _WRONG_TYPE = "WRONGTYPE"
+_LAST_ID = "exhausted the last possible ID"
 
 
 class DeadLetter(NamedTuple):
@@ -122,17 +123,31 @@ class RedisConnection:
             return pipeline.execute()
 
         if letters:
-            await self.call(write, types={keys.dead_letter(kind): "stream"})
+            await self.append(keys.dead_letter(kind), write)
+
+    async def append(self, stream: str, command: Callable[[], Any]) -> None:
+        """Runs a command that appends to a stream; one at the last id there is gives way."""
+        types = {stream: "stream"}
+        try:
+            await self.call(command, known=(_LAST_ID,), types=types)
+        except ResponseError:
+            await self.set_key_aside(stream)
+            await self.call(command, types=types)
 
     async def _set_types_aside(self, types: Mapping[str, str]) -> None:
         for key, expected in types.items():
             found = (await self._run(partial(self.redis.type, key))).decode()
             if found in (expected, "none"):
                 continue
-            aside = keys.aside(key)
-            await self._run(partial(self.redis.rename, key, aside))
-            await self._run(partial(self.redis.expire, aside, keys.SET_ASIDE_TTL_S))
-            self._log.error("key_set_aside", key=key, found=found, expected=expected, kept_as=aside)
+            await self.set_key_aside(key)
+
+    async def set_key_aside(self, key: str) -> None:
+        """Puts a whole key out of the way; it is kept for a while."""
+        aside = keys.aside(key)
+        with suppress(ResponseError):  # somebody else was quicker
+            await self._run(partial(self.redis.rename, key, aside), known=("no such key",))
+        await self._run(partial(self.redis.expire, aside, keys.SET_ASIDE_TTL_S))
+        self._log.error("key_set_aside", key=key, kept_as=aside)
 
     async def _run(
         self, command: Callable[[], Any], extra_s: float = 0.0, known: tuple[str, ...] = ()

@@ -113,7 +113,7 @@ end
 ACTIVATE = """
 local largest = tonumber(ARGV[5])
 local current = 0
-local entries = redis.call('LRANGE', KEYS[1], 0, -1)
+local entries = redis.call('LRANGE', KEYS[1], -tonumber(ARGV[4]), -1)
 for index = #entries, 1, -1 do
   local number = tonumber(string.match(entries[index], '^(%d+) ') or '0')
   if number > 0 and number <= largest then

@@ -11,6 +11,7 @@ import pytest
 from trainer.learning.checkpoint import (
     CheckpointError,
     load_checkpoint,
+    previous_of,
     save_checkpoint,
     write_atomically,
 )
@@ -57,3 +58,21 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         write_atomically(path, bad)
         with pytest.raises(CheckpointError, match="damaged"):
             load_checkpoint(path)
+
+
+def test_the_generation_before_is_kept_whatever_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hard links or without; the first save has none before it."""
+
+    def unsupported(*_names: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    for number in (1, 2, 3):
+        save_checkpoint(tmp_path / "state", {"step": number}, {}, keep_previous=True)
+        if number == 2:
+            monkeypatch.setattr(os, "link", unsupported)
+    loaded = load_checkpoint(previous_of(tmp_path / "state"))
+    assert loaded is not None
+    assert loaded[0] == {"step": 2}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["state", "state.previous"]
