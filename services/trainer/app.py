@@ -11,6 +11,7 @@ import grpc.aio
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
+from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
@@ -194,7 +195,7 @@ def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
 def _mesh_view(mesh: MeshSettings, clock: Clock, log: Logger, stack: AsyncExitStack) -> MeshView:
     channel = None
     if mesh.load_monitor_address:
-        channel = grpc.aio.insecure_channel(mesh.load_monitor_address, options=_CHANNEL_OPTIONS)
+        channel = open_channel(mesh.load_monitor_address, _CHANNEL_OPTIONS)
         stack.push_async_callback(channel.close)
     candidates = [(tier, each.name) for each in mesh.endpoints for tier in each.tiers]
     return MeshView(channel=channel, candidates=candidates, clock=clock, log=log)
