@@ -28,6 +28,8 @@ class Script:
         error_after: Pieces sent before the error.
         hang: True never answers.
         gate: Opened by the test, lets the answer begin; None begins at once.
+        says: Text of an error in the stream instead of an answer, `{id}` for the request's id and
+            `{prompt}` for its prompt; empty for none.
         times_out: True says nothing until the request's timeout and ends it then with an error.
     """
 
@@ -39,6 +41,7 @@ class Script:
     error_after: int = 0
     hang: bool = False
     gate: asyncio.Event | None = None
+    says: str = ""
     times_out: bool = False
 
 
@@ -126,6 +129,11 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         try:
             if script.hang:
                 await asyncio.Event().wait()
+            if script.says:
+                entry.end = "error"
+                text = script.says.format(id=request.id, prompt=entry.prompt)
+                yield kserve.ModelStreamInferResponse(error_message=text)
+                return
             if script.times_out:
                 await asyncio.sleep(entry.timeout_us / 1e6)
                 entry.end = "timeout"

@@ -128,6 +128,35 @@ async def test_bytes_that_are_no_message(
         assert router.core.accounts.counts.invalid == 1
 
 
+@pytest.mark.parametrize(
+    ("says", "code"),
+    [
+        ("text_input: character 'A' is outside the vocabulary", "INVALID_ARGUMENT"),
+        ("[request id: {id}] text_input: {prompt}", "INVALID_ARGUMENT"),
+        ("[request id: {id}] {prompt}", "UNAVAILABLE"),
+        ("[request id: {prompt}] Request timeout expired", "UNAVAILABLE"),
+        ("ValueError: {prompt}", "UNAVAILABLE"),
+    ],
+)
+@pytest.mark.parametrize("request_id", ["a]b", "job[7]", "timeout expired"])
+async def test_what_tiers_say_of_one_request_closes_them_to_nobody(
+    tmp_path: Path, triton: FakeTriton, says: str, code: str, request_id: str
+) -> None:
+    """Whatever the words and the id, however often: the next request is answered."""
+    async with running_router(tmp_path, mesh_toml([("e0", triton.address)])) as router:
+        for tier in ("", "small", "medium", "large"):
+            triton.default = Script(says=says)
+            for _ in range(5):
+                fields = {"prompt": "timeout expired", "request_id": request_id, "tier": tier}
+                got, _, _ = await refused(generate(router, **fields))
+                assert got.name == code
+            triton.default = Script()
+            assert (await generate(router, tier=tier)).text
+        counts = router.core.accounts.counts
+        bad = 20 if code == "INVALID_ARGUMENT" else 0
+        assert (counts.invalid, counts.on_time, counts.failed) == (bad, 4, 20 - bad)
+
+
 async def test_every_call_of_a_burst_is_answered_or_refused(
     tmp_path: Path, triton: FakeTriton
 ) -> None:

@@ -47,7 +47,8 @@ class Outcome(TypedDict, total=False):
         ticket: The ticket's bytes (``Ticket.ticket``); give it or ``request_id``, not both.
         request_id: Id of an answered request.
         status: How it ended; needed with a ticket.
-        latency_s: From the decision to the end; None means until now.
+        latency_s: From the decision to the end; None means until now, which only a router on the
+            machine that decided can tell: give it where several machines share a ticket key.
         output_token_count: Tokens delivered.
         quality: Quality of this very answer, 0 to 1; needed with a request id.
     """
