@@ -147,7 +147,7 @@ async def test_what_tiers_say_of_one_request_closes_them_to_nobody(
         for tier in ("", "small", "medium", "large"):
             triton.default = Script(says=says)
             for _ in range(5):
-                fields = {"prompt": "timeout expired", "request_id": request_id, "tier": tier}
+                fields = {"prompt": "bad words", "request_id": request_id, "tier": tier}
                 got, _, _ = await refused(generate(router, **fields))
                 assert got.name == code
             triton.default = Script()
