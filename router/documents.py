@@ -16,9 +16,11 @@ _MARK = "\ufeff"
 """Byte order mark that some editors put before a text; it is skipped."""
 
 
-def parse_toml(text: str, origin: str) -> dict[str, Any]:
+def parse_toml(
+    text: str, origin: str, largest_bytes: int = LARGEST_DOCUMENT_BYTES
+) -> dict[str, Any]:
     """Returns the table of a TOML text; raises InvalidFileError if it is none."""
-    _check_length(text, origin)
+    _check_length(text, origin, largest_bytes)
     try:
         table = tomllib.loads(text.removeprefix(_MARK))
         _check_integers(table)
@@ -27,12 +29,12 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
     return table
 
 
-def parse_json(text: str, origin: str) -> Any:
+def parse_json(text: str, origin: str, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> Any:
     """Returns what a JSON text says; raises InvalidFileError if it is none, or holds no numbers.
 
     NaN and infinity, which Python would read, are refused.
     """
-    _check_length(text, origin)
+    _check_length(text, origin, largest_bytes)
     try:
         return json.loads(
             text.removeprefix(_MARK),
@@ -44,9 +46,9 @@ def parse_json(text: str, origin: str) -> Any:
         raise InvalidFileError(origin, [f"not JSON: {error}"]) from None
 
 
-def _check_length(text: str, origin: str) -> None:
-    if len(text) > LARGEST_DOCUMENT_BYTES:
-        raise InvalidFileError(origin, [f"is larger than {LARGEST_DOCUMENT_BYTES} bytes"])
+def _check_length(text: str, origin: str, largest_bytes: int) -> None:
+    if len(text) > largest_bytes:
+        raise InvalidFileError(origin, [f"is larger than {largest_bytes} bytes"])
 
 
 def _check_integers(table: dict[str, Any]) -> None:

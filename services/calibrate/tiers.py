@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
+import pathlib
 
+from router.documents import parse_toml
+from router.types import InvalidFileError
 from services.common.convert import endpoint_of_message
+from services.common.files import read_text
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
 from services.local.calls import call
@@ -65,9 +68,9 @@ def _order_of(target: Target) -> dict[str, int]:
     if target.manifest is None:
         return {}
     try:
-        with open(target.manifest.config, "rb") as file:  # noqa: PTH123 - a text of the manifest
-            names = tomllib.load(file)["mesh"]["tiers"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        path = pathlib.Path(target.manifest.config)
+        names = parse_toml(read_text(path), str(path))["mesh"]["tiers"]
+    except (OSError, UnicodeDecodeError, LookupError, TypeError, InvalidFileError) as error:
         raise InputError(f"{target.manifest.config}: cannot be read: {error}") from None
     return {name: rank for rank, name in enumerate(names)}
 

@@ -39,7 +39,7 @@ def calibrate(
     tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor))
     measured = asyncio.run(with_bar(tiers, name, run_s, seed, hidden=as_json))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(measured.to_toml())
+    out.write_text(measured.to_toml(), encoding="utf-8")
     if as_json:
         print_json(measured.to_json())
         return

@@ -39,7 +39,9 @@ def quality(
     tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor))
     measured = asyncio.run(with_bars(tiers, examples, seed, hidden=as_json))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(measured.to_toml(name, f"Measured by `tiercel quality`, seed {seed}."))
+    out.write_text(
+        measured.to_toml(name, f"Measured by `tiercel quality`, seed {seed}."), encoding="utf-8"
+    )
     if as_json:
         print_json(measured.to_json())
         return

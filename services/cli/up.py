@@ -6,14 +6,16 @@ import asyncio
 import dataclasses
 import json
 import pathlib
-import tomllib
 from typing import Annotated, Any
 
 import pydantic
 import typer
 
+from router.documents import parse_toml
+from router.types import InvalidFileError
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
+from services.common.files import read_text
 from services.common.mesh_settings import TaskSettings
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
@@ -155,6 +157,6 @@ def _tasks_of(quality: pathlib.Path) -> tuple[str, ...]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return parse_toml(read_text(path), str(path))
+    except (OSError, UnicodeDecodeError, InvalidFileError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from router.documents import LARGEST_DOCUMENT_BYTES
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> str:
     """Reads a file of text, at most as much of it as is ever used.
 
     Raises:
@@ -15,4 +15,4 @@ def read_text(path: Path) -> str:
         UnicodeDecodeError: It is not UTF-8.
     """
     with path.open("rb") as file:
-        return file.read(LARGEST_DOCUMENT_BYTES + 1).decode("utf-8")
+        return file.read(largest_bytes + 1).decode("utf-8")

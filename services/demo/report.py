@@ -106,7 +106,9 @@ def write_report(
         **facts,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     series = {run.policy: make_series(run.records, tiers) for run in runs}
     phases = [(str(p["name"]), float(p["duration_s"])) for p in facts["phases"]]
     shape: dict[str, Any] = {"tiers": tiers, "phases": phases, "deadline_s": facts["deadline_s"]}
@@ -135,7 +137,7 @@ def write_report(
         title=title,
         phase_names=PHASES,
     )
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     return report
 
 

@@ -116,7 +116,7 @@ class Demo:
         mesh.quality.write_text(
             found.quality.to_toml(measure.PROFILE_NAME, "Measured by `tiercel demo`.")
         )
-        mesh.profile.write_text(found.calibration.to_toml())
+        mesh.profile.write_text(found.calibration.to_toml(), encoding="utf-8")
         mesh.tasks = reference.task_entries(found.deadline_s)
         show.begin("starting load monitor, trainer and router")
         await mesh.start_services()

@@ -45,7 +45,7 @@ async def run_load(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     spec_path = out.with_suffix(".spec.json")
-    spec_path.write_text(spec.model_dump_json())
+    spec_path.write_text(spec.model_dump_json(), encoding="utf-8")
     program = [
         sys.executable,
         "-m",

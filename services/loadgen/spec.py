@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import pathlib
-import tomllib
 from typing import Annotated, Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.documents import parse_json, parse_toml
+from router.messages import one_line
+from router.types import InvalidFileError
+from services.common.files import read_text
 from services.loadgen.arrivals import (
     MAX_CV,
     MAX_DURATION_S,
@@ -24,6 +26,8 @@ from services.loadgen.arrivals import (
 )
 from services.loadgen.prompts import Prompt, made_up_pool
 
+_MOST_MISTAKES = 20
+_LARGEST_SPEC_BYTES = 64 * 1024 * 1024  # it may carry a pool of prompts
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -93,8 +97,8 @@ class LoadSpec(_Model):
     router_addresses: list[str] = Field(min_length=1, max_length=64)
     phases: list[PhaseSpec] = Field(min_length=1, max_length=10_000)
     deadline_s: float = Field(gt=0, le=600)
-    task_mix: dict[Name, Annotated[float, Field(ge=0)]] = Field(min_length=1, max_length=64)
-    seed: int = Field(default=0, ge=0)
+    task_mix: dict[Name, Annotated[float, Field(ge=0, le=1e9)]] = Field(min_length=1, max_length=64)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     process: Process = "poisson"
     cv: float = Field(default=1.0, gt=0, le=MAX_CV)
     prompts: dict[Name, list[PromptSpec]] = Field(default_factory=dict)
@@ -109,7 +113,7 @@ class LoadSpec(_Model):
     network_allowance_s: float = Field(default=0.002, ge=0, le=1)
     grace_s: float = Field(default=0.25, ge=0, le=60)
     nice: int = Field(default=-5, ge=-20, le=19)
-    core: int | None = Field(default=None, ge=0)
+    core: int | None = Field(default=None, ge=0, le=4_096)
     progress_interval_s: float = Field(default=0.5, ge=0.1, le=60)
 
     @pydantic.field_validator("router_addresses")
@@ -186,8 +190,8 @@ def parse_spec(fields: Any, where: str = "load spec") -> LoadSpec:
         lines = []
         for each in error.errors(include_url=False):
             field = ".".join(str(part) for part in each["loc"]) or "spec"
-            lines.append(f"{field}: {each['msg'].removeprefix('Value error, ')}")
-        raise LoadSpecError(f"{where}: " + "; ".join(lines)) from None
+            lines.append(one_line(f"{field}: {each['msg'].removeprefix('Value error, ')}"))
+        raise LoadSpecError(f"{where}: " + "; ".join(lines[:_MOST_MISTAKES])) from None
     except ArrivalsError as error:
         raise LoadSpecError(f"{where}: {error}") from None
 
@@ -199,16 +203,10 @@ def read_spec(path: pathlib.Path) -> LoadSpec:
         LoadSpecError: The file cannot be read or holds mistakes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _LARGEST_SPEC_BYTES)
+        parse = parse_toml if path.suffix == ".toml" else parse_json
+        return parse_spec(parse(text, str(path), _LARGEST_SPEC_BYTES), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise LoadSpecError(f"{path}: cannot be read: {error}") from None
-    if path.suffix == ".toml":
-        try:
-            fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise LoadSpecError(f"{path}: not TOML: {error}") from None
-        return parse_spec(fields, str(path))
-    try:
-        return parse_spec(json.loads(text), str(path))
-    except json.JSONDecodeError as error:
-        raise LoadSpecError(f"{path}: not JSON: {error}") from None
+    except InvalidFileError as error:
+        raise LoadSpecError(str(error)) from None

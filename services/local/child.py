@@ -112,7 +112,7 @@ class Child:
     def last_words(self) -> str:
         """Last line of its log that is not empty, for messages."""
         try:
-            lines = self.spec.log_path.read_text(errors="replace").splitlines()
+            lines = self.spec.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")

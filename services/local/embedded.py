@@ -209,7 +209,7 @@ class EmbeddedMesh:
             endpoints=endpoints,
             sections=sections,
         )
-        self._processes.config_path.write_text(text)
+        self._processes.config_path.write_text(text, encoding="utf-8")
 
     def manifest(self) -> Manifest:
         """What other commands need to know about the mesh."""

@@ -54,7 +54,9 @@ class Manifest:
         """Writes the file; a reader never sees half of it."""
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / (FILE_NAME + ".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        temporary.write_text(
+            json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
+        )
         temporary.replace(folder / FILE_NAME)
 
     @property
@@ -87,7 +89,7 @@ def find_mesh(name: str) -> Manifest:
     path = run_folder(name) / FILE_NAME
     hint = "start one with: tiercel up" + ("" if name == DEFAULT_NAME else f" --name {name}")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**fields, "routers": tuple(fields["routers"])})
     except FileNotFoundError:
         raise CommandError(f"no mesh {name!r} runs here ({path} is missing); {hint}") from None

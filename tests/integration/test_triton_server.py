@@ -45,6 +45,15 @@ def _config(repository: Path, tmp_path: Path, **changes: object) -> TritonServer
     return TritonServerConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
+def test_triton_starts_in_a_folder_that_a_shell_would_take_apart(tmp_path: Path) -> None:
+    """Spaces, quotes, `;` and an umlaut do no harm, to models and backends alike."""
+    folder = tmp_path / "a \u00fc'b\";c"
+    fleet = PacedFleet(profile=ROOT / "profiles" / "opt-a100.toml", tiers=("small",))
+    repository = write_paced_repository(folder / "fleet", fleet).servers[0].path
+    with TritonServer(_config(repository, folder, build_directory=folder / "build")) as server:
+        assert server.running
+
+
 def test_missing_environment_is_one_clear_line(tmp_path: Path, repository: Path) -> None:
     """It names the place and the command that makes it."""
     server = TritonServer(_config(repository, tmp_path, environment=tmp_path / "none"))

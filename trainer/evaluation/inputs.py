@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from router.catalog import QualityTable, parse_quality
+from router.documents import LARGEST_DOCUMENT_BYTES, parse_json
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
 from trainer.evaluation.entrants import entrants
@@ -182,7 +182,8 @@ def _parsed_profile(
 
 
 def _text(path: pathlib.Path) -> str:
-    return path.read_bytes().decode("utf-8", "replace")
+    with path.open("rb") as file:
+        return file.read(LARGEST_DOCUMENT_BYTES + 1).decode("utf-8", "replace")
 
 
 def _workloads(names: Sequence[str], problems: list[str]) -> tuple[str, ...]:
@@ -217,11 +218,11 @@ def _crosscheck(path: pathlib.Path | None, problems: list[str]) -> tuple[Row, ..
     if path is None:
         return ()
     try:
-        rows = json.loads(_text(path))["crosscheck"]
+        rows = parse_json(_text(path), str(path))["crosscheck"]
         crosscheck_table(rows)
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         written_by = "python -m trainer.research.crosscheck"
         problems.append(f"--crosscheck: {path} is not what `{written_by}` writes")
     else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from router.documents import LARGEST_DOCUMENT_BYTES, parse_json
 from trainer.evaluation import studies
 from trainer.evaluation.report.study_tables import retrained_table, training_table
 from trainer.evaluation.suite import RETRAINED_ASIDE
@@ -19,7 +19,9 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
     if path is None:
         return None
     try:
-        found = json.loads(path.read_bytes())["retrained"]
+        with path.open("rb") as file:
+            text = file.read(LARGEST_DOCUMENT_BYTES + 1).decode("utf-8")
+        found = parse_json(text, str(path))["retrained"]
         retrained_table(found["rows"])
         training_table(found["training"])
         known = [row for row in found["rows"] if row["safety_net"] and row["ratio"] is not None]
@@ -28,7 +30,7 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
         str(found["snapshot_version"]), dict(found["setting"]), int(found["rounds"])
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         problems.append(
             f"--retrained: {path} is not what `python -m trainer.research.retrained` writes"
         )

@@ -12,6 +12,7 @@ FILE may also be the name of a synthetic stand-in. Exit code 2: the file or an a
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -36,25 +37,49 @@ def statistics(arrival_N: Times, duration_s: float) -> list[float]:
     The index of dispersion for counts (IDC) is the variance of the counts in windows of a length
     over their mean; 1 for a Poisson process.
     """
-    count_S = _counts(arrival_N, duration_s, 1.0)
+    seconds = _Counts(arrival_N, duration_s, 1.0)
     return [
         len(arrival_N) / duration_s,
         gap_cv(arrival_N),
-        float((count_S == 0).mean()),
-        float(np.percentile(count_S, 99)),
-        float(count_S.max()),
-        *(_dispersion(_counts(arrival_N, duration_s, window_s)) for window_s in (1.0, 10.0, 60.0)),
+        seconds.empty_count / seconds.total_count,
+        seconds.percentile(99.0),
+        float(seconds.busy_W.max(initial=0)),
+        *(_Counts(arrival_N, duration_s, each_s).dispersion() for each_s in (1.0, 10.0, 60.0)),
     ]
 
 
-def _counts(arrival_N: Times, duration_s: float, window_s: float) -> Times:
-    whole = max(1, int(duration_s // window_s))
-    place_N = (arrival_N // window_s).astype(np.int64)
-    return np.bincount(place_N[place_N < whole], minlength=whole).astype(np.float64)
+class _Counts:
+    """Arrivals per window; empty windows are only numbered, so that gaps of months cost nothing.
 
+    Attributes:
+        busy_W: arrivals of each window that has any, rising.
+        total_count: whole windows.
+        empty_count: windows without an arrival.
+    """
 
-def _dispersion(count_W: Times) -> float:
-    return float(count_W.var() / count_W.mean()) if count_W.mean() > 0 else 0.0
+    def __init__(self, arrival_N: Times, duration_s: float, window_s: float) -> None:
+        """Counts; a last window that is not whole is left out."""
+        self.total_count = max(1, int(duration_s // window_s))
+        place_N = (arrival_N // window_s).astype(np.int64)
+        _, count_W = np.unique(place_N[place_N < self.total_count], return_counts=True)
+        self.busy_W = np.sort(count_W).astype(np.float64)
+        self.empty_count = self.total_count - len(self.busy_W)
+
+    def percentile(self, percent: float) -> float:
+        """Returns a percentile of all counts, by linear interpolation."""
+        place = percent / 100.0 * (self.total_count - 1)
+        lower = math.floor(place)
+        first, second = self._at(lower), self._at(min(lower + 1, self.total_count - 1))
+        return first + (place - lower) * (second - first)
+
+    def dispersion(self) -> float:
+        """Returns the variance of the counts over their mean; 0 where there are none."""
+        mean = float(self.busy_W.sum()) / self.total_count
+        square = float((self.busy_W**2).sum()) / self.total_count
+        return (square - mean**2) / mean if mean > 0 else 0.0
+
+    def _at(self, place: int) -> float:
+        return 0.0 if place < self.empty_count else float(self.busy_W[place - self.empty_count])
 
 
 def report(trace: Trace, windows_s: list[float]) -> str:
@@ -120,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         trace = open_trace(options.file, options.kind)
         print(report(trace, options.windows))
         if options.profile is not None:
-            profile = parse_profile(options.profile.read_text(), options.profile.name)
+            profile = parse_profile(options.profile.read_text("utf-8"), options.profile.name)
             print(fit_report(trace, profile, options.limits))
     except (InvalidFileError, WorkloadError, OSError, UnicodeDecodeError) as error:
         print(error, file=sys.stderr)

@@ -125,7 +125,8 @@ def fit_trace(trace: Trace, window_s: float = WINDOW_S) -> TraceModel:
     """
     if not window_s > 0 or not trace.duration_s / window_s <= _MOST_WINDOWS:
         raise WorkloadError(
-            f"window_s must be above 0 and make at most {_MOST_WINDOWS} windows (got {window_s})"
+            f"{trace.name}: window_s must be above 0 and make at most {_MOST_WINDOWS} windows"
+            f" of {trace.duration_s:g} s (got {window_s})"
         )
     count = max(1, math.ceil(trace.duration_s / window_s - 1e-9))
     edge_W = np.append(np.arange(count) * window_s, trace.duration_s)

@@ -35,6 +35,8 @@ MOST_REQUESTS = 30_000_000
 MOST_FROM_COUNTS = 5_000_000
 """Most arrivals made from counts; more are thinned (a day of Azure Functions 2019 has hundreds of
 millions)."""
+LONGEST_SPAN_S = 366 * 86_400.0
+"""Longest time from the first to the last request; more means that a stamp is wrong."""
 MINUTE_S = 60.0
 _EPOCH = datetime(2020, 1, 1)  # noqa: DTZ001 - UTC throughout, see _stamp
 _SHORTEST_STAMP = len("2023-11-16 18:17:03")
@@ -202,9 +204,16 @@ def _read_requests(
     token_places = table.places(kind.token_columns, kind.name)
     columns = list(zip(token_places, kind.token_columns, strict=True))
     times, tokens = array("d"), [array("q") for _ in columns]
-    first_s = last_s = math.nan
+    first_s = last_s = earliest_s = latest_s = math.nan
     for row in table.rows():
         time_s = time(table, row, time_places)
+        earliest_s, latest_s = min(time_s, earliest_s), max(time_s, latest_s)
+        if latest_s - earliest_s > LONGEST_SPAN_S:
+            table.fail(
+                f"is {(latest_s - earliest_s) / 86_400.0:.6g} days from a row above; a trace spans"
+                f" at most {LONGEST_SPAN_S / 86_400.0:.0f}, so one of the two stamps is wrong",
+                kind.time_columns[0],
+            )
         if kind.ordered:
             if time_s < last_s:
                 table.fail(

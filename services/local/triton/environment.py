@@ -184,7 +184,9 @@ def _lay_out_backends(triton: Path, stub: Path, build: Path) -> Path:
     """
     sources = [*sorted((triton / "backends" / "python").glob("*.so")), stub]
     sources += sorted((triton / "backends" / "python").glob("*.py"))
-    described = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sources]
+    described = [
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sources
+    ]
     fingerprint = hashlib.sha256(repr(described).encode()).hexdigest()[:12]
     target = build / f"backends-{fingerprint}"
     if target.is_dir():

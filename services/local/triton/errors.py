@@ -11,6 +11,10 @@ class TritonEnvironmentError(TritonServerError):
     """The Python environment that carries the Triton binary is missing or incomplete."""
 
 
+class TritonStoppedError(TritonServerError):
+    """The start was broken off because the caller asked for it."""
+
+
 class PortInUseError(TritonServerError):
     """A fixed port that Triton was told to listen on is taken by another process."""
 

@@ -8,6 +8,7 @@ services/local/triton/repository puts both, and the profile, beside this file.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import threading
@@ -16,6 +17,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -62,8 +64,10 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._output_mean = float(parameters["tiercel_output_tokens_mean"])
         self._output_variation = float(parameters["tiercel_output_tokens_variation"])
-        profile = tomllib.loads((Path(__file__).resolve().parent / "profile.toml").read_text())
-        state = Path(parameters["tiercel_state_directory"])
+        profile = tomllib.loads(
+            (Path(__file__).resolve().parent / "profile.toml").read_text("utf-8-sig")
+        )
+        state = Path(os.fsdecode(unquote_to_bytes(parameters["tiercel_state_directory"])))
         device = parameters["tiercel_device"]
         self._clock = DeviceClock(
             state / f"{device}.clock",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from google.protobuf import text_format
 
+from router.documents import parse_toml
+from router.profile import parse_profile
+from router.types import InvalidFileError
+from services.common.files import read_text
 from services.local.triton.repository.layout import (
     DevicePlacement,
     RepositoryError,
@@ -78,7 +82,7 @@ class PacedRepository:
             raise RepositoryError(f"state must be one of {', '.join(STATES)}, slow_down above 0")
         target = self.state_directory / f"{device}.control.json"
         draft = target.with_suffix(".tmp")
-        draft.write_text(json.dumps({"slow_down": slow_down, "state": state}))
+        draft.write_text(json.dumps({"slow_down": slow_down, "state": state}), encoding="utf-8")
         draft.replace(target)
 
 
@@ -112,7 +116,8 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                     "tiercel_profile": str(profile["name"]),
                     "tiercel_profile_source": str(profile["source"]),
                     "tiercel_time_scale": repr(fleet.time_scale),
-                    "tiercel_state_directory": str(state_directory.absolute()),
+                    # Plain letters: the interpreter in Triton may know ASCII only.
+                    "tiercel_state_directory": quote(str(state_directory.absolute())),
                     "tiercel_slot": str(slot),
                     "tiercel_output_tokens_mean": repr(fleet.output_tokens_mean),
                     "tiercel_output_tokens_variation": repr(fleet.output_tokens_variation),
@@ -126,8 +131,10 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
 def _check_fleet(fleet: PacedFleet, most_tiers: int) -> dict[str, Any]:
     """Checks every field, all problems in one error; returns the parsed profile."""
     try:
-        profile = tomllib.loads(fleet.profile.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        text = read_text(fleet.profile)
+        parse_profile(text, str(fleet.profile))
+        profile = parse_toml(text, str(fleet.profile))
+    except (OSError, UnicodeDecodeError, InvalidFileError) as error:
         raise RepositoryError(f"profile {fleet.profile}: {error}") from error
     known = profile.get("tiers", {})
     problems = [
@@ -180,7 +187,7 @@ def _write_paced_model(
         config.parameters[key].string_value = value
     version = directory / "1"
     version.mkdir(parents=True)
-    (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
+    (directory / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
     shutil.copy2(root / "paced" / "1" / "model.py", version / "model.py")
     shutil.copy2(profile, version / "profile.toml")
     for module in _SHARED_MODULES:

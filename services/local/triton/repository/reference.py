@@ -42,7 +42,9 @@ def write_reference_repository(
         if max_batch is not None:
             config.parameters["tiercel_max_batch"].string_value = str(max_batch)
         (path / tier).mkdir(parents=True)
-        (path / tier / "config.pbtxt").write_text(text_format.MessageToString(config))
+        (path / tier / "config.pbtxt").write_text(
+            text_format.MessageToString(config), encoding="utf-8"
+        )
         # The model finds its shared parts from its own, resolved place.
         (path / tier / "1").symlink_to((source / tier / "1").absolute())
     placement = DevicePlacement(device="triton-0", models={tier: tier for tier in tiers})

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
-from services.local.triton.errors import TritonServerError
+from services.local.triton.errors import TritonServerError, TritonStoppedError
 from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer
 
-_WATCH_S = 0.5
+_WATCH_S = 0.1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,40 +23,41 @@ def main(arguments: list[str] | None = None) -> None:
     port that the last server still held, or a crash, is worth another try.
     """
     server = TritonServer(_parse(arguments))
-    stopping = threading.Event()
-    started = threading.Event()
+    received: list[int] = []
 
-    def on_signal(*_: object) -> None:
-        stopping.set()
-        if not started.is_set():
-            # Nothing watches `stopping` yet: break the start off.
-            raise KeyboardInterrupt
+    def on_signal(number: int, _: object) -> None:
+        # Nothing with a lock in it, and no exception: the handler may run inside itself, and
+        # between the birth of a child and the line that remembers it.
+        received.append(number)
 
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in _SIGNALS:
         signal.signal(name, on_signal)
     try:
-        server.start(lambda loaded, total: _say(f"loading models: {loaded}/{total}"))
-        started.set()
+        server.start(
+            lambda loaded, total: _say(f"loading models: {loaded}/{total}"),
+            stopping=lambda: bool(received),
+        )
         _say(
             f"ready: grpc {server.grpc_address} http {server.http_address} "
             f"metrics {server.metrics_address} log {server.log_path}"
         )
-        while server.running and not stopping.wait(_WATCH_S):
-            pass
-        if not stopping.is_set():
+        while server.running and not received:
+            time.sleep(_WATCH_S)
+        if not received:
             raise TritonServerError(f"Triton ended: {server.exit_reason()}")
+    except TritonStoppedError:
+        pass
     except TritonServerError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        pass
     finally:
-        started.set()
         server.stop()
+        for name in _SIGNALS:
+            signal.signal(name, signal.SIG_IGN)  # it ends in any case, with its own exit code
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{text}\n".encode("ascii", "backslashreplace").decode())
     sys.stdout.flush()
 
 

@@ -62,12 +62,14 @@ class TritonServerConfig:
     extra_arguments: tuple[str, ...] = ()
 
 
-def arguments(config: TritonServerConfig, ports: tuple[int, ...], token: str) -> list[str]:
-    """Returns tritonserver's own arguments."""
+def arguments(
+    config: TritonServerConfig, repository: Path, ports: tuple[int, ...], token: str
+) -> list[str]:
+    """Returns tritonserver's own arguments; `repository` is a path that a shell leaves alone."""
     grpc_port, http_port, metrics_port = ports
     found = [
         f"--id={token}",
-        f"--model-repository={config.repository.absolute()}",
+        f"--model-repository={repository}",
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",

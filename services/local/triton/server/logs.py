@@ -45,7 +45,7 @@ def start_error(path: Path, code: int | None) -> TritonServerError:
 
 def _log_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(errors="replace").splitlines()
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 

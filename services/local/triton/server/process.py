@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from services.local.launch import tied_command
-from services.local.triton.environment import prepare_environment
-from services.local.triton.errors import PortInUseError, TritonServerError
+from services.local.triton.environment import find_environment, prepare_environment
+from services.local.triton.errors import PortInUseError, TritonServerError, TritonStoppedError
 from services.local.triton.server import logs
 from services.local.triton.server.config import TritonServerConfig, arguments
+from services.local.triton.server.plain_paths import PlainPaths
 from services.local.triton.server.ports import choose_ports
 from trainer.shipped import work_folder
 
@@ -68,6 +69,7 @@ class TritonServer:
         self.log_path = config.log_path or directory / "logs" / f"{self.token}.log"
         self.grpc_address = self.http_address = self.metrics_address = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._paths = PlainPaths()
 
     @property
     def pid(self) -> int | None:
@@ -79,7 +81,9 @@ class TritonServer:
         """Whether the process is alive, ready or not."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self, progress: Progress | None = None) -> None:
+    def start(
+        self, progress: Progress | None = None, *, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         """Starts Triton and waits until every model is ready.
 
         Call it from a thread that lives as long as the server: Linux ties the child to the thread
@@ -87,6 +91,7 @@ class TritonServer:
 
         Args:
             progress: Called with (loaded, total) models whenever one more is loaded.
+            stopping: Asked while it starts; True breaks the start off with TritonStoppedError.
 
         Raises:
             TritonServerError: It did not become ready; the subclass and text say why. Nothing
@@ -97,6 +102,8 @@ class TritonServer:
             try:
                 watch = _StartWatch(self, progress)
                 while not watch.ready():
+                    if stopping():
+                        raise TritonStoppedError("stopped while starting")
                     time.sleep(_POLL_S)
                 return
             except PortInUseError:
@@ -139,6 +146,7 @@ class TritonServer:
                 _log.warning("Triton did not stop in %.0f s: killed", self.config.exit_timeout_s)
         self._end_group(process)
         self._remove_shared_memory()
+        self._paths.remove()
         self._process = None
 
     async def stop_async(self) -> None:
@@ -182,7 +190,12 @@ class TritonServer:
             raise TritonServerError(f"no model repository at {config.repository}")
         if self.running:
             raise TritonServerError("this Triton server is running already")
-        environment = prepare_environment(config.environment, config.build_directory)
+        build = config.build_directory or work_folder("triton")
+        build.mkdir(parents=True, exist_ok=True)
+        environment = prepare_environment(
+            self._paths.of(find_environment(config.environment), "environment"),
+            self._paths.of(build, "build"),
+        )
         ports = choose_ports(config.host, (config.grpc_port, config.http_port, config.metrics_port))
         self.grpc_address, self.http_address, self.metrics_address = (
             f"{config.host}:{port}" for port in ports
@@ -193,7 +206,7 @@ class TritonServer:
         variables["LD_LIBRARY_PATH"] = environment.library_path
         command = [
             str(environment.binary),
-            *arguments(config, ports, self.token),
+            *arguments(config, self._paths.of(config.repository, "models"), ports, self.token),
             f"--backend-directory={environment.backends_directory}",
             f"--cache-directory={environment.cache_directory}",
             *config.extra_arguments,

@@ -53,3 +53,33 @@ def test_spec_files_may_be_toml_or_json(tmp_path: Any) -> None:
     json_path.write_text("{")
     with pytest.raises(LoadSpecError, match="not JSON"):
         read_spec(json_path)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[" * 100_000, "a = " + "9" * 5_000, "9" * 5_000, '{"seed": NaN}', "\udcff", "3", "[1]"],
+)
+def test_files_that_are_no_spec_are_one_line(tmp_path: Any, name: str, text: str) -> None:
+    """Whatever the file holds, it is named in one short line."""
+    path = tmp_path / name
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(LoadSpecError) as caught:
+        read_spec(path)
+    (line,) = str(caught.value).splitlines()
+    assert str(path) in line
+    assert len(line) < 1_000
+
+
+def test_mistakes_without_number_are_cut() -> None:
+    """A file of nothing but mistakes is not answered with a page."""
+    with pytest.raises(LoadSpecError) as caught:
+        spec_of("127.0.0.1:7410", **{"x" * 5_000 + str(number): 1 for number in range(100)})
+    assert len(str(caught.value)) < 10_000
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Any) -> None:
+    """Editors that put a mark before the text do no harm."""
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff" + spec_of("127.0.0.1:7410").model_dump_json(), encoding="utf-8")
+    assert read_spec(path).seed == 5

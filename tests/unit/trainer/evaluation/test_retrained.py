@@ -70,3 +70,43 @@ def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> No
         EvaluationInputError, match=r"retrained\.json.*trainer\.research\.retrained"
     ):
         read_inputs(asked(retrained=path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "[" * 100_000,
+        '{"retrained": NaN}',
+        '{"retrained": 1e999}',
+        '{"retrained": []}',
+        '{"retrained": {"rows": [{}], "training": 3}}',
+        '{"retrained": ' + "9" * 5_000 + "}",
+        " " * 5_000_000,
+        "\udcff",
+    ],
+)
+@pytest.mark.parametrize("kind", ["retrained", "crosscheck"])
+def test_a_file_of_something_else_is_one_line(kind: str, text: str, tmp_path: pathlib.Path) -> None:
+    """Whatever the file holds, it is named in one line with what writes such files."""
+    path = tmp_path / "file.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(EvaluationInputError) as caught:
+        read_inputs(asked(**{kind: path}))
+    (line,) = str(caught.value).splitlines()
+    assert f"--{kind}: {path}" in line
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: pathlib.Path) -> None:
+    """NaN among the figures would come out as a result."""
+    path = retrained_file(tmp_path, rounds=float("inf"))
+    with pytest.raises(EvaluationInputError, match="--retrained"):
+        read_inputs(asked(retrained=path))
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: pathlib.Path) -> None:
+    """As in every other file."""
+    path = retrained_file(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_inputs(asked(retrained=path)).retrained["status"] == "run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_shared_devices_carry_all_tiers_in_one_server(tmp_path: Path) -> None:
         assert entry["tiercel_device"] == "gpu1"
         assert entry["tiercel_profile"] == "opt-a100"
         assert float(entry["tiercel_time_scale"]) == 4.0
-        assert Path(entry["tiercel_state_directory"]).is_dir()
+        assert Path(unquote(entry["tiercel_state_directory"])).is_dir()
 
 
 def test_written_model_is_complete(tmp_path: Path) -> None:
