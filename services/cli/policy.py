@@ -146,11 +146,14 @@ def promote(
     request = trainer_pb.PromotePolicyRequest(
         policy=name, policy_version=version, through_gate=True
     )
-    active = _info(call("trainer", address, "PromotePolicy", request, GATE_TIMEOUT_S).active)
+    reply = call("trainer", address, "PromotePolicy", request, GATE_TIMEOUT_S)
+    active = _info(reply.active)
     if as_json:
         print_json(active)
         return
     note(f"passed the gate: the mesh now uses {active['policy']} {active['policy_version']}")
+    if reply.waiting_routers:
+        note(f"not yet heard from: {', '.join(reply.waiting_routers)}")
 
 
 def use(

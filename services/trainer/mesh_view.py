@@ -65,6 +65,7 @@ class MeshView:
         self._known_candidates: dict[Candidate, None] = dict.fromkeys(candidates)
         self._first_seen_s = float("inf")
         self._seen_s = float("-inf")
+        self._told: set[RouterSeen] = set()
         self.routers: tuple[RouterSeen, ...] = ()
         self.is_reachable = True
 
@@ -133,6 +134,15 @@ class MeshView:
         )
         for router in self.routers:
             _remember(self._known_routers, (router.router_id, router.epoch))
+            if router.refusal and router not in self._told:
+                # Later than a promotion waits, or at the start of a router of another version.
+                self._log.warning(
+                    "router_refused",
+                    router=router.router_id,
+                    activation=router.activation,
+                    reason=router.refusal,
+                )
+        self._told = {router for router in self.routers if router.refusal}
         for each in state.endpoints:
             for served in each.endpoint.tiers:
                 _remember(self._known_candidates, (served.tier, each.endpoint.endpoint))

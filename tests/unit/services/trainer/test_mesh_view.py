@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from services.common.log import get_logger
 from services.trainer.mesh_view import _MOST_REMEMBERED, MeshView
 from tests.fakes.clock import FakeClock
@@ -57,3 +59,13 @@ async def test_without_a_monitor_nothing_is_known() -> None:
     assert not await mesh.refresh()
     assert mesh.problem(("anybody", 1), WALL_S, [E0]) == ""
     assert not mesh.is_fresh
+
+
+def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Whenever it comes: with a promotion, or when a router starts."""
+    state = seen_state(("r0", 7))
+    state.routers[0].activation, state.routers[0].policy_refusal = 4, "POLICY_UNKNOWN"
+    mesh = view()
+    for _ in range(3):
+        mesh.take(state)
+    assert [record.message for record in caplog.records] == ["router_refused"]

@@ -6,7 +6,10 @@ import math
 
 import pytest
 
-from services.router_inference.view.convert import seen_state
+from services.router_inference.policy.slot import Promoted
+from services.router_inference.view.convert import router_load, seen_state
+from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 
@@ -57,3 +60,26 @@ def test_health_words_become_weights() -> None:
     assert [item.weight for item in seen.endpoints] == [0.5, 0.0, 0.0, 1.0]
     assert seen.endpoints[0].spec.models == {"small": "small"}
     assert seen.endpoints[0].spec.speed == 1.0
+
+
+@scenario
+async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
+    """The trainer reads there whether this router uses it, and why not."""
+    rig = make_rig()
+    rig.core.slot.promote(Promoted("nonsense", "", b"", b"", 5))
+    slot = rig.core.slot
+    load = router_load(
+        router_id="r1",
+        epoch=1,
+        sequence=1,
+        view=rig.core.view,
+        accounts=rig.core.accounts,
+        policy=slot.name,
+        policy_version=slot.version,
+        activation=slot.activation,
+        policy_refusal=slot.refusal,
+        now_s=rig.clock.monotonic_s(),
+        now_ns=rig.clock.wall_ns(),
+    )
+    told = (load.policy, load.activation, load.policy_refusal)
+    assert told == ("static-large", 5, "POLICY_UNKNOWN")
