@@ -73,7 +73,7 @@ class PolicyLink:
             snapshot = (found[1] if found else None) or b""
             # The trainer may have spoken while the store was asked.
             if self._slot.activation < active.activation:
-                self._take(Promoted(active.name, active.version, snapshot, b"", active.activation))
+                self.take(Promoted(active.name, active.version, snapshot, b"", active.activation))
             return
 
     async def _watch_once(self, works: Callable[[], None]) -> None:
@@ -90,7 +90,7 @@ class PolicyLink:
                 if response is END_OF_STREAM:
                     return
                 active = response.active
-                self._take(
+                self.take(
                     Promoted(
                         active.policy,
                         active.policy_version,
@@ -102,7 +102,8 @@ class PolicyLink:
         finally:
             call.cancel()
 
-    def _take(self, promoted: Promoted) -> None:
+    def take(self, promoted: Promoted) -> None:
+        """Uses what was promoted, unless it is what was taken last."""
         if promoted.activation == self._slot.activation:
             return
         # The trainer's order is the order: a lower number comes from a registry that starts anew.

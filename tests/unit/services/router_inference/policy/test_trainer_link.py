@@ -68,3 +68,15 @@ async def test_an_empty_registry_changes_nothing() -> None:
     rig = make_rig()
     await link(rig, SwitchableStore(MemoryPolicyStore())).read_registry()
     assert (rig.core.slot.name, rig.core.slot.activation) == ("static-large", 0)
+
+
+@scenario
+async def test_a_registry_that_starts_anew_is_followed() -> None:
+    """The trainer's order is the order, whatever its numbers; nothing promoted is told as well."""
+    rig = make_rig()
+    taking = link(rig, None)
+    taking.take(Promoted("greedy", "", b"", b"", 2**52))
+    taking.take(Promoted("random", "", b"", b"", 1))
+    assert (rig.core.slot.name, rig.core.slot.activation) == ("random", 1)
+    taking.take(Promoted("", "", b"", b"", 2))
+    assert (rig.core.slot.name, rig.core.slot.activation) == ("static-large", 2)
