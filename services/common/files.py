@@ -14,5 +14,10 @@ def read_text(path: Path, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> str:
         OSError: It cannot be read.
         UnicodeDecodeError: It is not UTF-8.
     """
+    return read_bytes(path, largest_bytes).decode("utf-8")
+
+
+def read_bytes(path: Path, largest_bytes: int) -> bytes:
+    """Reads a file up to one byte more than it may have; raises OSError if it cannot be read."""
     with path.open("rb") as file:
-        return file.read(largest_bytes + 1).decode("utf-8")
+        return file.read(largest_bytes + 1)

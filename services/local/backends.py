@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from services.common.telemetry_variables import understood
 from services.local.errors import CommandError
 from services.local.triton.environment import find_environment
 
@@ -85,7 +86,11 @@ def triton_command(
 
 
 def trace_endpoint(variables: Mapping[str, str]) -> str:
-    """Where Triton sends spans: the standard OTEL_* address with OTLP/HTTP's path, or empty."""
+    """Where Triton sends spans: the standard OTEL_* address with OTLP/HTTP's path, or empty.
+
+    An address that is none counts as not given; each service warns of it.
+    """
+    variables, _ = understood(variables)
     traces, general = (variables.get(name, "") for name in TRACE_VARIABLES)
     names = [name.replace("ENDPOINT", "PROTOCOL") for name in TRACE_VARIABLES]
     protocol = next((variables[name] for name in names if variables.get(name)), "grpc")

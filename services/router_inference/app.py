@@ -20,6 +20,7 @@ from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
+from services.common.files import read_bytes
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, load_mesh_files
@@ -44,6 +45,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 NAME = "router-inference"
+_SHORTEST_KEY_BYTES, _LONGEST_KEY_BYTES = 16, 1_024
 SERVICE_NAME = pb2.DESCRIPTOR.services_by_name["RouterInferenceService"].full_name
 _FLUSH_S = 2.0
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -294,9 +296,10 @@ def ticket_key(own: RouterInferenceSettings) -> bytes:
         return secrets.token_bytes(32)
     origin = "router_inference.ticket_key_file"
     try:
-        key = Path(own.ticket_key_file).read_bytes().strip()
+        key = read_bytes(Path(own.ticket_key_file), _LONGEST_KEY_BYTES).strip()
     except OSError as error:
         raise SettingsError([f"{origin}: cannot be read: {error.strerror or error}"]) from None
-    if len(key) < 16:
-        raise SettingsError([f"{origin}: needs at least 16 bytes (got {len(key)})"])
+    if not _SHORTEST_KEY_BYTES <= len(key) <= _LONGEST_KEY_BYTES:
+        allowed = f"{_SHORTEST_KEY_BYTES} to {_LONGEST_KEY_BYTES} bytes"
+        raise SettingsError([f"{origin}: {own.ticket_key_file}: must have {allowed}"])
     return key

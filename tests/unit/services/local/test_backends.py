@@ -32,6 +32,9 @@ async def test_the_embedded_redis_starts_and_answers(tmp_path: pathlib.Path) -> 
     ("variables", "endpoint"),
     [
         ({}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:99999"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense"}, ""),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "http://c:4318/v1/traces"),
         (
             {

@@ -1,0 +1,38 @@
+"""Files that the router's settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common.settings import SettingsError
+from services.router_inference.app import ticket_key
+from services.router_inference.settings import RouterInferenceSettings
+
+
+def settings_of(path: Path) -> RouterInferenceSettings:
+    """Settings that take the key from a file."""
+    return RouterInferenceSettings.model_construct(ticket_key="", ticket_key_file=str(path))
+
+
+def test_a_key_is_read_without_its_line_end(tmp_path: Path) -> None:
+    """Editors and `echo` put one there."""
+    (tmp_path / "key").write_bytes(b"k" * 16 + b"\n")
+    assert ticket_key(settings_of(tmp_path / "key")) == b"k" * 16
+
+
+@pytest.mark.parametrize("content", [b"", b"k" * 15, b"k" * 5_000])
+def test_a_key_that_is_too_short_or_too_long_is_refused(tmp_path: Path, content: bytes) -> None:
+    """The line names the file and what is allowed."""
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(SettingsError, match="key: must have 16 to 1024 bytes"):
+        ticket_key(settings_of(tmp_path / "key"))
+
+
+def test_what_is_no_file_or_has_no_end_is_refused(tmp_path: Path) -> None:
+    """A folder and a device are told in one line, and no more than a key is read."""
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        ticket_key(settings_of(tmp_path))
+    with pytest.raises(SettingsError, match="must have 16 to 1024 bytes"):
+        ticket_key(settings_of(Path("/dev/zero")))
