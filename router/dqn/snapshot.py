@@ -29,6 +29,7 @@ FORMAT: Final = "tiercel-dqn/2"
 """Name and version of the layout; a reader refuses any other."""
 
 MAX_SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
+MAX_HIDDEN_COUNT: Final = 1_024
 MAX_COUNT: Final = 2**53
 MAX_SCORE_COUNT: Final = 32
 MAX_SCORE_NAME_CHARACTERS: Final = 64
@@ -357,6 +358,11 @@ def _check_weights(weights: Weights, names: tuple[str, ...], origin: str = "snap
         actual = getattr(weights, name).shape
         if actual != shape or hidden < 1:
             raise SnapshotError(REASON_SHAPE, f"{origin}: {name} has shape {actual}, not {shape}")
+    if hidden > MAX_HIDDEN_COUNT:
+        # A decision would take longer than any request can spare.
+        raise SnapshotError(
+            REASON_SHAPE, f"{origin}: {hidden} hidden units, at most {MAX_HIDDEN_COUNT}"
+        )
     if len(names) != features:
         raise SnapshotError(
             REASON_SHAPE, f"{origin}: {features} feature columns, {len(names)} feature names"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import replace
 from typing import Any
@@ -237,3 +238,16 @@ def test_base_must_hold_numbers(base: Any) -> None:
     with pytest.raises(SnapshotError) as caught:
         load_snapshot(save_snapshot(replace(_snapshot(), base=base)))
     assert caught.value.reason == snapshots.REASON_BASE
+
+
+@pytest.mark.parametrize("count", [math.inf, math.nan, -1, 2**80, True, "many", [1]])
+def test_a_count_that_is_none_is_no_count(count: Any) -> None:
+    """What a snapshot says of itself is a stranger's word."""
+    assert replace(_snapshot(), training={"transition_count": count}).transition_count == 0
+
+
+def test_a_network_too_wide_to_decide_with_is_refused() -> None:
+    """It would hold up every request."""
+    with pytest.raises(SnapshotError) as caught:
+        save_snapshot(_snapshot(hidden=1_025))
+    assert caught.value.reason == "SNAPSHOT_SHAPE_MISMATCH"
