@@ -40,14 +40,14 @@ class Device:
 
     Args:
         profiles: costs per model, in the order in which they take turns.
-        output_tokens: returns the true length of the answer to a request id.
+        output_tokens: returns the true length of the answer to a request, known by its seed.
         slow: factor on every iteration's time.
     """
 
     def __init__(
         self,
         profiles: Mapping[str, TierProfile],
-        output_tokens: Callable[[str], int],
+        output_tokens: Callable[[int], int],
         slow: float = 1.0,
     ) -> None:
         """Makes an idle device."""
@@ -66,7 +66,7 @@ class Device:
     ) -> AsyncGenerator[TierChunk, None]:
         """Answers token by token; ends at the request's timeout, as a tier does."""
         tier = self._tiers[model]
-        sequence = Sequence(len(prompt), self._output_tokens(options["request_id"]))
+        sequence = Sequence(len(prompt), self._output_tokens(options["seed"]))
         loop = asyncio.get_running_loop()
         timer = loop.call_later(options["timeout_s"], sequence.tokens.put_nowait, None)
         tier.queue.append(sequence)

@@ -182,7 +182,7 @@ def lived(offered: Workload, policy: Policy, world: Setting) -> Told:
 
 async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
     names = [f"r{i}" for i in range(len(offered))]
-    lengths = dict(zip(names, offered.output_N.tolist(), strict=True))
+    lengths = offered.output_N.tolist()
     pool, endpoints = FakePool(), []
     for i, tiers in enumerate(world.placement):
         costs = {tier: PROFILE.tiers[tier] for tier in tiers}
@@ -217,6 +217,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
             prompt="x" * int(offered.prompt_N[i]),
             deadline_s=float(offered.slack_N[i]),
             request_id=names[i],
+            seed=i,  # tells the device which request it is
             max_output_tokens=64,
             is_stream=TASKS[offered.task_N[i]].slo_kind is SloKind.FIRST_TOKEN,
         )
