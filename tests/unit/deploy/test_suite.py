@@ -19,6 +19,7 @@ SUBJECTS = {
     "services/client/tiercel/test_connections.py": "both clients, whatever lies between",
     "services/test_bounds_of_settings.py": "every section of the settings file, one rule each",
     "trainer/simulation/test_kv_room.py": "simulator and paced tiers keep the same limit",
+    "trainer/traces/test_span.py": "stamps years away from the others, by every reader",
 }
 """Unit test files whose subject is several modules, each with the subject."""
 
