@@ -31,6 +31,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.specs: list[pb.GenerationSpec] = []
         self.metadata: list[dict[str, Any]] = []
         self.reports: list[pb.ReportOutcomeRequest] = []
+        self.peers: set[str] = set()
         self.cancelled_count = 0
         self.policy = "greedy"
 
@@ -83,6 +84,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
     async def _serve(self, spec: pb.GenerationSpec, context: Any) -> str:
         self.specs.append(spec)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.peers.add(context.peer())
         reason = self.refuse(spec)
         if reason:
             await abort(

@@ -14,8 +14,9 @@ AGES = (("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms"
 
 
 async def test_connections_that_end_by_age_fail_no_call() -> None:
-    """Unary calls and streams go on over dozens of ends of the connection."""
-    server, address = await serve(FakeRouter(delay_s=0.02), options=AGES)
+    """Unary calls and streams go on over many ends of the connection."""
+    router = FakeRouter(delay_s=0.02)
+    server, address = await serve(router, options=AGES)
     loop = asyncio.get_running_loop()
     end_s = loop.time() + 1.5
 
@@ -35,7 +36,7 @@ async def test_connections_that_end_by_age_fail_no_call() -> None:
         found = await asyncio.gather(*(collect(client, kind) for kind in kinds))
     await server.stop(0)
     answers = [text for texts in found for text in texts]
-    assert len(answers) > 100
+    assert len(router.peers) > 3, "the connection has hardly ended"
     assert set(answers) == {"AB"}
 
 
