@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ PROFILE = ROOT / "profiles" / "opt-a100.toml"
 
 def test_command_prints_endpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the command prints is TOML that the mesh can read."""
-    tomllib = pytest.importorskip("tomllib")
     main(["paced", "--out", str(tmp_path / "fleet"), "--profile", str(PROFILE), "--devices", "2"])
     entries = tomllib.loads(capsys.readouterr().out)["mesh"]["endpoints"]
     assert [entry["device"] for entry in entries] == ["gpu0", "gpu1"]

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from services.common.mesh_settings import EndpointSettings
 from services.local.triton.repository.layout import RepositoryError, read_model_config
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository
 from tests.unit.deploy.manifests import ROOT
@@ -90,10 +91,9 @@ def test_server_per_device(tmp_path: Path) -> None:
 
 def test_endpoints_fit_the_mesh_configuration(tmp_path: Path) -> None:
     """What is written is what the mesh's own settings accept."""
-    mesh_config = pytest.importorskip("services.common.mesh_settings")
     [server] = write_paced_repository(tmp_path / "fleet", _fleet(device_count=2)).servers
     for entry in server.endpoints("127.0.0.1:8001", "127.0.0.1:8002"):
-        settings = mesh_config.EndpointSettings.model_validate(entry)
+        settings = EndpointSettings.model_validate(entry)
         assert settings.tiers == TIERS
 
 
