@@ -18,7 +18,7 @@ from services.local.cores import CoreLayout, machine_layout
 from services.local.errors import CommandError
 from services.local.fleets import Fleet
 from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
-from services.local.ports import choose_ports
+from services.local.ports import PortClaims
 from services.local.processes import (
     STAGE_MONITOR,
     STAGE_TRAINER,
@@ -86,7 +86,8 @@ class EmbeddedMesh:
         self._started_unix_s = time.time()
         self._say = say
         self._supervisor = Supervisor(say=say, changed=self._write_manifest)
-        ports = choose_ports(wanted_ports(options.router_count))
+        self._claims = PortClaims()
+        ports = self._claims.choose(wanted_ports(options.router_count))
         self._processes = Processes(self.folder, ports, self.layout)
         self._repository: ServerRepository | None = None
         self.profile, self.quality, self.tasks = options.profile, options.quality, options.tasks
@@ -176,6 +177,7 @@ class EmbeddedMesh:
         if left:
             self._say(f"ended leftover processes: {', '.join(left)}")
         (self.folder / FILE_NAME).unlink(missing_ok=True)
+        self._claims.release()
 
     def write_settings(self) -> None:
         """Writes the settings file from the present profile, quality table and tasks."""

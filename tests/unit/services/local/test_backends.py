@@ -9,12 +9,13 @@ import pytest
 from services.local import probes
 from services.local.backends import redis_command, trace_endpoint
 from services.local.child import Child, ChildSpec
-from services.local.ports import choose_ports
+from services.local.ports import PortClaims
 
 
 async def test_the_embedded_redis_starts_and_answers(tmp_path: pathlib.Path) -> None:
     """The real server, on a free port, ready by PING."""
-    port = choose_ports({"redis": 0})["redis"]
+    claims = PortClaims()
+    port = claims.any_free()
     spec = ChildSpec(
         name="redis",
         command=redis_command(port, tmp_path),
@@ -26,6 +27,7 @@ async def test_the_embedded_redis_starts_and_answers(tmp_path: pathlib.Path) -> 
     await child.start()
     await child.stop()
     assert not child.is_running
+    claims.release()
 
 
 @pytest.mark.parametrize(
