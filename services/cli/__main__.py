@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from services.cli.app import run
@@ -13,6 +14,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not know the letters of a path
             stream.reconfigure(errors="backslashreplace")
+    # gRPC reads it when it is imported, and else tells of every child started beside its threads.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -30,6 +30,7 @@ COMMANDS = (
     "load",
     "train",
     "evaluate",
+    "bench",
     "setup_triton",
 )
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""

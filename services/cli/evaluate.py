@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.output import console, table
-from services.cli.progress import EvaluationProgress
+from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
 
 DEFAULT_OUT = pathlib.Path("build") / "evaluate"
@@ -111,14 +111,14 @@ def evaluate(
     )
     try:
         inputs = read_inputs(asked)
-        with EvaluationProgress() as display:
+        with StageProgress() as display:
             report = run_evaluation(
                 inputs,
                 PLANS[suite],
                 seed_count=seeds,
                 workers=workers or min(usable_cores(), MOST_WORKERS),
                 command=_command(sys.argv[1:]),
-                progress=display.show,
+                progress=display.show_requests,
             )
     except (EvaluationInputError, EvaluationError, WorkloadError) as error:
         raise InputError(str(error)) from None

@@ -28,7 +28,7 @@ class ProgressLines:
         note("  ".join(part for part in parts if part))
 
 
-class EvaluationProgress:
+class StageProgress:
     """One bar per stage: what runs, how much of it is done, time left; into a file, lines."""
 
     def __init__(self) -> None:
@@ -39,25 +39,29 @@ class EvaluationProgress:
             TextColumn("{task.description:16}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[requests]}"),
+            TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
             console=terminal,
             disable=self._lines is not None,
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> EvaluationProgress:
+    def __enter__(self) -> StageProgress:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, text: str, done: float, total: float) -> None:
-        """Takes in how much of a stage is done, in simulated requests."""
-        if text not in self._tasks:
-            self._tasks[text] = self._progress.add_task(text, total=max(total, 1.0), requests="")
-        millions = f"{done / 1e6:.1f} of {total / 1e6:.1f} M requests"
-        self._progress.update(self._tasks[text], completed=done, requests=millions)
+    def show(self, stage: str, share: float, detail: str = "") -> None:
+        """Takes in that `share` (0 to 1) of a stage is done."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=1.0, detail=detail)
+        self._progress.update(self._tasks[stage], completed=share, detail=detail)
         if self._lines is not None:
-            self._lines.show(text, done / max(total, 1.0), millions)
+            self._lines.show(stage, share, detail)
+
+    def show_requests(self, stage: str, done: float, total: float) -> None:
+        """Takes in how much of a stage is done, in simulated requests."""
+        millions = f"{done / 1e6:.1f} of {total / 1e6:.1f} M requests"
+        self.show(stage, done / max(total, 1.0), millions)

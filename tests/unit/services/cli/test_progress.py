@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from services.cli.progress import EvaluationProgress, ProgressLines
+from services.cli.progress import ProgressLines, StageProgress
 
 
 def test_progress_into_a_file_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,9 +26,9 @@ def test_an_evaluation_shows_progress_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Standard error that is no terminal gets lines; standard output is for results alone."""
-    with EvaluationProgress() as display:
-        display.show("sweep", 0.0, 4e6)
-        display.show("sweep", 2e6, 4e6)
+    with StageProgress() as display:
+        display.show_requests("sweep", 0.0, 4e6)
+        display.show_requests("sweep", 2e6, 4e6)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split("  ")[0] for line in captured.err.splitlines()] == ["sweep 0%", "sweep 50%"]

@@ -1,0 +1,139 @@
+"""What a benchmark stands on: its share of the suite, a folder, children, a line of progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+
+from services.local import probes
+from services.local.child import Child, ChildError, ChildSpec
+from services.local.errors import CommandError
+from services.local.processes import THREAD_VARIABLES
+
+_CPU_CLOCK_OF_A_PROCESS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """How long to measure.
+
+    Attributes:
+        rounds: Turns that both sides of a ratio take.
+        share: Requests and seconds in each, as a share of the full suite's.
+    """
+
+    rounds: int
+    share: float
+
+
+SUITES: Mapping[str, Suite] = {
+    "smoke": Suite(1, 0.02),
+    "quick": Suite(3, 0.3),
+    "full": Suite(7, 1.0),
+}
+"""smoke only shows that everything runs; nobody should quote it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A child process that serves.
+
+    Attributes:
+        address: Its gRPC address.
+        metrics: Address of its metrics; empty if it has none.
+        pid: Its process id.
+    """
+
+    address: str
+    metrics: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the process and all processes below it, exact to nanoseconds."""
+        pids = [self.pid, *(each.pid for each in psutil.Process(self.pid).children(recursive=True))]
+        return sum(process_cpu_s(pid) for pid in pids)
+
+    def memory_mb(self) -> float:
+        """Resident memory of the process, MB."""
+        return float(psutil.Process(self.pid).memory_info().rss) / 1e6
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU seconds of all threads of a process so far, ended ones included (Linux)."""
+    # Number of another process's CPU clock, as the C library's clock_getcpuclockid makes it.
+    return time.clock_gettime((~pid << 3) | _CPU_CLOCK_OF_A_PROCESS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """One group's run.
+
+    Attributes:
+        wanted: Names of the metrics asked for; a group may leave out what only others need.
+        suite: How long to measure.
+        folder: Scratch folder of the group.
+        stack: Closes what the group opened.
+        say: Takes how much of the group is done, 0 to 1, and a few words.
+    """
+
+    wanted: frozenset[str]
+    suite: Suite
+    folder: pathlib.Path
+    stack: contextlib.AsyncExitStack
+    say: Callable[[float, str], None]
+
+    @property
+    def is_quick(self) -> bool:
+        """True unless the whole length was asked for."""
+        return self.suite.share < 1.0
+
+    @property
+    def rounds(self) -> int:
+        """Turns that both sides of a ratio take."""
+        return self.suite.rounds
+
+    def part(self, whole: float) -> float:
+        """Returns the suite's share of what the full suite does (requests, seconds)."""
+        return whole * self.suite.share
+
+    async def start(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        cores: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> Server:
+        """Starts ``python -m MODULE ARGUMENTS --ready-file FILE``, tied to this process.
+
+        Raises:
+            CommandError: It did not start.
+        """
+        ready = self.folder / f"{name}.ready.json"
+        child = Child(
+            ChildSpec(
+                name=name,
+                command=(sys.executable, "-m", module, *arguments, "--ready-file", str(ready)),
+                is_ready=lambda: probes.file_exists(ready),
+                log_path=self.folder / f"{name}.log",
+                stage=0,
+                variables={**THREAD_VARIABLES, **(variables or {})},
+                cores=tuple(cores),
+                ready_timeout_s=120.0,
+            )
+        )
+        try:
+            await child.start()
+        except ChildError as error:
+            raise CommandError(str(error)) from None
+        self.stack.push_async_callback(child.stop)
+        assert child.pid is not None
+        addresses = json.loads(ready.read_text(encoding="utf-8"))["addresses"]
+        return Server(addresses["grpc"], addresses.get("metrics", ""), child.pid)

@@ -1,0 +1,103 @@
+"""The budgets: what each metric is, what it stands beside and how far it may go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+RATE = "1/CPU s"
+"""Per second of CPU time of the server's process: one core carries this much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """One metric's budget.
+
+    Attributes:
+        what: What is measured.
+        beside: What the reference is; empty for none.
+        unit: Unit of value and reference.
+        limit: The budget.
+        is_ceiling: True for at most, False for at least.
+        of: What is held against the limit: ``ratio`` (value over reference) or ``value``.
+    """
+
+    what: str
+    beside: str
+    unit: str
+    limit: float
+    is_ceiling: bool
+    of: Literal["ratio", "value"] = "ratio"
+
+    @property
+    def text(self) -> str:
+        """For instance ``<= 2x`` or ``<= 0.02``."""
+        return f"{'<=' if self.is_ceiling else '>='} {self.limit:g}" + "x" * (self.of == "ratio")
+
+
+BUDGETS: Mapping[str, Budget] = {
+    "decision_dqn_12": Budget(
+        "learned decision with its observation, 4 devices x 3 tiers, median",
+        "bare forward pass of its network in numpy, median", "us", 2.0, True,
+    ),
+    "decision_dqn_12_p99": Budget(
+        "the same, 99th percentile", "bare forward pass, median", "us", 4.0, True
+    ),
+    "decision_price_12": Budget(
+        "decision of the price policy, 4 devices x 3 tiers, median",
+        "bare forward pass, median", "us", 1.0, True,
+    ),
+    "decision_dqn_192": Budget(
+        "learned decision, 64 devices x 3 tiers, median", "decision_dqn_12", "us", 6.0, True
+    ),
+    "decision_dqn_3072": Budget(
+        "learned decision, 1,024 devices x 3 tiers, median", "decision_dqn_12", "us", 20.0, True
+    ),
+    "route": Budget("Route, requests", "bare echo of the same sizes", RATE, 0.70, False),
+    "generate": Budget(
+        "Generate, requests, telemetry on at 10 %", "bare pass-through", RATE, 0.80, False
+    ),
+    "generate_added_p50": Budget(
+        "what the router adds to the median at half load", "what the pass-through adds", "us",
+        1.5, True,
+    ),
+    "generate_added_p99": Budget(
+        "what the router adds to the 99th percentile at half load", "what the pass-through adds",
+        "us", 2.0, True,
+    ),
+    "generate_dqn": Budget(
+        "Generate with the learned policy, requests", "Generate with price", RATE, 0.97, False
+    ),
+    "stream": Budget(
+        "GenerateStream, messages from the tier", "bare relay, messages", RATE, 0.90, False
+    ),
+    "stream_coalesced": Budget(
+        "GenerateStream, tokens that come faster than they are sent on", "bare relay, tokens",
+        RATE, 5.0, False,
+    ),
+    "workers_2": Budget(
+        "two workers behind one port, requests", "one worker", RATE, 0.90, False
+    ),
+    "state_64x64": Budget(
+        "a router's share of a core, 64 routers x 64 endpoints, 12.5 states a second", "",
+        "cores", 0.02, True, "value",
+    ),
+    "state_64x64_monitor": Budget(
+        "the monitor's own share of a core", "", "cores", 0.20, True, "value"
+    ),
+    "state_256x1024": Budget(
+        "a router's share of a core, 256 routers x 1,024 endpoints", "", "cores",
+        0.10, True, "value",
+    ),
+    "soak": Budget(
+        "the router's memory at the end of the soak", "its memory after warm-up", "MB", 1.02, True
+    ),
+    "soak_errors": Budget(
+        "requests of the soak that failed, or streams that broke", "", "requests", 0.0, True,
+        "value",
+    ),
+    "soak_in_flight": Budget(
+        "requests still counted as under way after the soak", "", "requests", 0.0, True, "value"
+    ),
+}  # fmt: skip

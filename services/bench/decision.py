@@ -1,0 +1,158 @@
+"""What a decision costs, in this process: a router's own parts, without sockets.
+
+Everything between a checked request and its chosen candidate is in it: the view of the fleet, the
+load, the traffic, features, predictions, admission, policy and record. The ledger is loaded. CPU
+time of the thread, one call at a time; worlds of all sizes take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import pathlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from router.dqn.network import q_values
+from router.dqn.snapshot import load_snapshot
+from router.features import SCHEMA
+from services.bench.bench import Bench
+from services.bench.readings import Reading
+from services.bench.routers import LEARNED, PROFILE, TASK, TIERS, write_settings
+from services.common.clock import SystemClock
+from services.common.log import get_logger
+from services.common.mesh_settings import load_mesh_files
+from services.common.settings import load_settings
+from services.common.telemetry import Telemetry
+from services.router_inference.app import RouterInference
+from services.router_inference.core import ClientPool, Core
+from services.router_inference.job import Ask, Job
+from services.router_inference.settings import Settings
+from trainer.shipped import POLICIES, shipped
+
+BARE = "bare"
+WORLDS: Mapping[str, tuple[Mapping[str, Any], int, int]] = {
+    "price_12": ({"policy": "price"}, 4, 2_000),
+    "dqn_12": (LEARNED, 4, 2_000),
+    "dqn_192": (LEARNED, 64, 400),
+    "dqn_3072": (LEARNED, 1024, 40),
+}
+"""Settings of the router, devices, and decisions per round."""
+METRICS: Mapping[str, tuple[str, float, str]] = {
+    "decision_price_12": ("price_12", 0.5, BARE),
+    "decision_dqn_12": ("dqn_12", 0.5, BARE),
+    "decision_dqn_12_p99": ("dqn_12", 0.99, BARE),
+    "decision_dqn_192": ("dqn_192", 0.5, "dqn_12"),
+    "decision_dqn_3072": ("dqn_3072", 0.5, "dqn_12"),
+}
+"""World, quantile, and the world beside whose median it stands."""
+DEADLINE_S = 3.0
+MOST_IN_FLIGHT = 8
+ADDRESS = "127.0.0.1:9"
+"""Of every endpoint; nothing is ever sent to it."""
+
+
+async def measure(bench: Bench) -> list[Reading]:
+    """Measures what is wanted of `METRICS`."""
+    metrics = {name: row for name, row in METRICS.items() if name in bench.wanted}
+    names = {name for world, _, beside in metrics.values() for name in (world, beside)}
+    counts = {
+        name: math.ceil(bench.part(count))
+        for name, (_, _, count) in WORLDS.items()
+        if name in names
+    }
+    calls = {}
+    for index, name in enumerate(counts):
+        bench.say(0.3 * index / len(counts), f"making {name}")
+        calls[name] = await _world(bench, name)
+    if BARE in names:
+        counts[BARE], calls[BARE] = math.ceil(bench.part(2_000)), bare_forward_pass()
+    # A router does the same once it is built.
+    gc.collect()
+    gc.freeze()
+    took_us: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for number in range(bench.rounds + 1):
+        for name, call in calls.items():
+            bench.say(0.3 + 0.7 * number / (bench.rounds + 1), f"round {number}: {name}")
+            taken = _times_us(call, counts[name])
+            took_us[name] += [taken] if number else []  # the first warms up and is not kept
+            await asyncio.sleep(0)
+    return [
+        Reading(
+            metric,
+            [_at(times, share) for times in took_us[world]],
+            [_at(times, 0.5) for times in took_us[beside]],
+            {"decisions per round": float(counts[world])},
+        )
+        for metric, (world, share, beside) in metrics.items()
+    ]
+
+
+def bare_forward_pass() -> Callable[[], object]:
+    """Returns a call of the shipped network alone: 12 rows, plain numpy, nothing around it."""
+    blob = shipped(POLICIES, f"{PROFILE}.safetensors").read_bytes()
+    snapshot = load_snapshot(blob, SCHEMA, PROFILE)
+    rng = np.random.default_rng(0)
+    x_CF = rng.random((12, len(snapshot.feature_names))).astype(np.float32)
+    open_C, base_C, out_C = np.ones(12, np.bool_), np.zeros(12), np.zeros(12)
+    return lambda: q_values(x_CF, open_C, base_C, *snapshot.weights, out_C)
+
+
+async def _world(bench: Bench, name: str) -> Callable[[], object]:
+    """Returns a call that decides for the next request of a loaded router."""
+    own, device_count, _ = WORLDS[name]
+    clients = ClientPool()
+    bench.stack.push_async_callback(clients.close)
+    core = _core(bench.folder / f"{name}.toml", own, device_count, clients)
+    rng = random.Random(name)
+    ledger = core.view.load.ledger
+    for device in range(device_count):
+        for tier in TIERS:
+            for number in range(rng.randint(0, MOST_IN_FLIGHT)):
+                key = f"{device} {tier} {number}"
+                ledger.dispatch(key, (tier, f"e{device}"), 110.0, 8.0)
+    jobs = _jobs(core)
+    decide = core.leases._decider.decide
+    return lambda: decide(next(jobs))
+
+
+def _core(
+    config: pathlib.Path, own: Mapping[str, Any], device_count: int, clients: ClientPool
+) -> Core:
+    write_settings(config, [ADDRESS] * device_count, own, deadline_s=DEADLINE_S)
+    settings = load_settings(Settings, path=config, environ={})
+    app = RouterInference(
+        settings=settings,
+        files=load_mesh_files(settings.mesh),
+        clock=SystemClock(),
+        log=get_logger("services.bench"),
+    )
+    return app.build_core("bench", Telemetry(None, random.Random(1)), None, clients)
+
+
+def _jobs(core: Core) -> Iterator[Job]:
+    """Yields checked requests that have just come."""
+    clock = SystemClock()
+    rng = random.Random(1)
+    while True:
+        ask = Ask(task=TASK, prompt_tokens=rng.randint(40, 300), max_output_tokens=8)
+        yield core.validator.job(ask, clock.monotonic_s(), clock.wall_ns())
+
+
+def _times_us(call: Callable[[], object], count: int) -> list[float]:
+    """Returns the CPU time of each call, us, sorted."""
+    took = []
+    for _ in range(count):
+        start_ns = time.thread_time_ns()
+        call()
+        took.append((time.thread_time_ns() - start_ns) / 1e3)
+    return sorted(took)
+
+
+def _at(times: list[float], share: float) -> float:
+    return times[int(share * len(times))]

@@ -1,0 +1,169 @@
+"""Bare servers to measure the mesh beside: `python -m services.bench.peers KIND [ARGUMENT] ...`.
+
+`backend COUNT`: a fake Triton that answers at once with so many tokens. `echo`: a unary grpc.aio
+method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a backend,
+bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. Each writes its
+address into its ready file and serves until it is told to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import pathlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvloop
+from tritonclient.grpc import service_pb2 as kserve
+
+INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
+KINDS = ("backend", "echo", "proxy", "traces")
+_END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Serves methods by name, bytes in and out."""
+
+    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        """Takes the methods by full name."""
+        self._methods = methods
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Returns the method's handler."""
+        return self._methods.get(details.method)
+
+
+def question() -> bytes:
+    """Returns the request that a pass-through sends on, whatever it was asked."""
+    request = kserve.ModelInferRequest(model_name="small", id="x" * 32)
+    request.raw_input_contents.append(b"x" * 480)
+    return bytes(request.SerializeToString())
+
+
+def answer(token_count: int) -> list[bytes]:
+    """Returns the messages of one answer: a piece per token, then the final one."""
+    messages = []
+    for index in range(token_count + 1):
+        response = kserve.ModelInferResponse(model_name="small", id="x" * 32)
+        is_final = index == token_count
+        response.parameters["triton_final_response"].bool_param = is_final
+        fields = [
+            ("text_output", "BYTES", b"\x05\x00\x00\x00word "),
+            ("num_output_tokens", "UINT32", b"\x01\x00\x00\x00"),
+        ]
+        if is_final:
+            fields = [("finish_reason", "BYTES", b"\x04\x00\x00\x00stop")]
+        for name, datatype, raw in fields:
+            response.outputs.add(name=name, datatype=datatype, shape=[1])
+            response.raw_output_contents.append(raw)
+        messages.append(
+            kserve.ModelStreamInferResponse(infer_response=response).SerializeToString()
+        )
+    return messages
+
+
+def backend(token_count: int) -> Handlers:
+    """Returns a fake Triton."""
+    messages = answer(token_count)
+
+    async def infer(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+        await anext(aiter(requests))
+        for message in messages:
+            yield message
+
+    return Handlers({INFER: grpc.stream_stream_rpc_method_handler(infer)})
+
+
+def echo() -> Handlers:
+    """Returns an echo."""
+
+    async def same(request: bytes, _: Any) -> bytes:
+        return request
+
+    return Handlers({UNARY: grpc.unary_unary_rpc_method_handler(same)})
+
+
+def proxy(address: str) -> Handlers:
+    """Returns a pass-through: whatever comes, one fixed request goes to the backend."""
+    infer: Any = grpc.aio.insecure_channel(address).stream_stream(INFER)
+    payload = question()
+
+    async def pieces(context: Any) -> AsyncIterator[bytes]:
+        call = infer(timeout=context.time_remaining())
+        await call.write(payload)
+        await call.done_writing()
+        while (message := await call.read()) is not _END:
+            yield message
+
+    async def unary(_: bytes, context: Any) -> bytes:
+        return b"".join([piece async for piece in pieces(context)])
+
+    async def stream(_: bytes, context: Any) -> AsyncIterator[bytes]:
+        async for piece in pieces(context):
+            yield piece
+
+    return Handlers(
+        {
+            UNARY: grpc.unary_unary_rpc_method_handler(unary),
+            STREAM: grpc.unary_stream_rpc_method_handler(stream),
+        }
+    )
+
+
+class _Forget(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    if kind == "traces":
+        http = ThreadingHTTPServer(("127.0.0.1", 0), _Forget)
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        port = http.server_address[1]
+    else:
+        made: dict[str, Callable[[], Handlers]] = {
+            "backend": lambda: backend(int(argument)),
+            "echo": echo,
+            "proxy": lambda: proxy(argument),
+        }
+        server: grpc.aio.Server = grpc.aio.server()
+        server.add_generic_rpc_handlers((made[kind](),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+    whole = ready.with_suffix(".tmp")
+    whole.write_text(json.dumps({"addresses": {"grpc": f"127.0.0.1:{port}"}}), encoding="utf-8")
+    whole.replace(ready)
+    await ended.wait()
+
+
+def main() -> None:
+    """Runs one server."""
+    parser = argparse.ArgumentParser(prog="python -m services.bench.peers", description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("argument", nargs="?", default="")
+    parser.add_argument("--ready-file", required=True, type=pathlib.Path)
+    options = parser.parse_args()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(options.kind, options.argument, options.ready_file))
+
+
+if __name__ == "__main__":
+    main()
