@@ -10,15 +10,26 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
+from router.documents import parse_toml
+from router.types import InvalidFileError
 from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
+from services.common.files import read_text
 from services.loadgen.arrivals import ArrivalsError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
-from services.loadgen.spec import LoadSpec, LoadSpecError, parse_spec, read_spec
+from services.loadgen.spec import (
+    DRAWN,
+    MAX_TOKENS,
+    LoadSpec,
+    LoadSpecError,
+    parse_spec,
+    read_spec,
+)
 from services.local import reference
 from services.local.cores import machine_layout
 from services.local.errors import CommandError, InputError
+from services.local.manifest import Manifest
 from services.local.target import need_routers, resolve
 
 DEFAULT_OUT = pathlib.Path("build") / "load" / "last.npz"
@@ -42,7 +53,21 @@ def load(
     process: Annotated[str, typer.Option(help="Arrivals: poisson, gamma or uniform.")] = "poisson",
     cv: Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals.")] = 1.0,
     deadline: Annotated[float, typer.Option(help="Deadline in seconds.")] = 0.5,
-    mix: Annotated[str, typer.Option(help="TASK=SHARE,... [default: all reference tasks]")] = "",
+    mix: Annotated[str, typer.Option(help="TASK=SHARE,... [default: all tasks of the mesh]")] = "",
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(
+            help="Length of made-up prompts: a number, or drawn as the evaluation draws them "
+            "[default: drawn; the tasks' own examples on reference tiers]."
+        ),
+    ] = "",
+    output_tokens: Annotated[
+        str,
+        typer.Option(
+            help="Limit of each answer: a number, or drawn as the evaluation draws answers "
+            "[default: the task's limit; paced tiers draw lengths of their own]."
+        ),
+    ] = "",
     tier: Annotated[str, typer.Option(help="Pin every request to this tier.")] = "",
     stream: Annotated[bool, typer.Option(help="Stream answers.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
@@ -59,20 +84,25 @@ def load(
         if spec is not None:
             run = read_spec(spec)
         else:
-            routers = need_routers(resolve(mesh, router))
+            target = resolve(mesh, router)
             shape = _phases(rate, duration, phases, square)
             fields = {
-                "router_addresses": list(routers),
+                "router_addresses": list(need_routers(target)),
                 "phases": shape,
                 "process": process,
                 "cv": cv,
                 "deadline_s": deadline,
-                "task_mix": parse_mix(mix) if mix else reference.even_mix(),
+                "task_mix": parse_mix(mix) if mix else _even_mix(target.manifest),
                 "tier": tier,
                 "stream": stream,
                 "seed": seed,
             }
-            fields["prompts"] = reference.example_pools(500, seed)
+            asked = parse_length(prompt_tokens, "--prompt-tokens")
+            is_paced = target.manifest is not None and target.manifest.kind == "paced"
+            if asked is None and not is_paced:
+                fields["prompts"] = reference.example_pools(500, seed)
+            fields["prompt_tokens"] = asked or DRAWN
+            fields["max_output_tokens"] = parse_length(output_tokens, "--output-tokens")
             run = parse_spec(fields, "load")
     except LoadSpecError as error:
         raise InputError(str(error)) from None
@@ -161,6 +191,33 @@ def _phase(text: str) -> dict[str, Any]:
         return {"name": name, "duration_s": float(length), "rate_rps": float(rate)}
     except ValueError:
         raise InputError(f"--phases: expected NAME:SECONDS@RATE, got {text!r}") from None
+
+
+def parse_length(text: str, option: str) -> int | str | None:
+    """Parses a number of tokens or ``drawn``; None for an empty text.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if text in ("", DRAWN):
+        return text or None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_TOKENS:
+        raise InputError(
+            f"{option}: expected a number of tokens from 1 to {MAX_TOKENS}, or {DRAWN},"
+            f" got {text[:40]!r}"
+        )
+    return int(text)
+
+
+def _even_mix(mesh: Manifest | None) -> dict[str, float]:
+    """All tasks of a mesh in equal shares; the reference tasks where only routers are known."""
+    if mesh is None or mesh.kind == "reference":
+        return reference.even_mix()
+    try:
+        document = parse_toml(read_text(pathlib.Path(mesh.config)), mesh.config)
+        return dict.fromkeys((task["name"] for task in document["mesh"]["tasks"]), 1.0)
+    except (OSError, UnicodeDecodeError, InvalidFileError, KeyError, TypeError) as error:
+        raise CommandError(f"{mesh.config}: cannot be read: {error}") from None
 
 
 def parse_mix(text: str) -> dict[str, float]:

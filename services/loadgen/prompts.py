@@ -19,11 +19,13 @@ class Prompt:
         task: Its task.
         text: What is sent.
         answer: The only right answer; None if answers to it cannot be scored.
+        max_output_tokens: Limit of its answer; None means the task's own.
     """
 
     task: str
     text: str
     answer: str | None
+    max_output_tokens: int | None = None
 
     def score(self, text: str) -> float:
         """Scores an answer by exact match: 1.0 or 0.0, NaN if it cannot be scored."""
@@ -32,11 +34,10 @@ class Prompt:
         return 1.0 if text.strip() == self.answer else 0.0
 
 
-def made_up_pool(task: str, count: int, seed: int, prompt_chars: int) -> list[Prompt]:
-    """Makes ``count`` prompts of random letters, ``prompt_chars`` long, that cannot be scored."""
-    rng = random.Random(f"tiercel-prompts-{task}-{seed}")
-    letters = string.ascii_lowercase
-    return [Prompt(task, "".join(rng.choices(letters, k=prompt_chars)), None) for _ in range(count)]
+def made_up_text(token_count: int, rng: random.Random) -> str:
+    """Makes a text of so many words of three letters: as many tokens at four bytes a token."""
+    letters = rng.choices(string.ascii_lowercase, k=3 * token_count)
+    return " ".join("".join(letters[i : i + 3]) for i in range(0, len(letters), 3))
 
 
 def draw_prompts(

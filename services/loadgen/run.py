@@ -189,7 +189,7 @@ class LoadRun:
         return convert.generation_spec(
             prompt.text,
             task=prompt.task,
-            max_output_tokens=self._spec.max_output_tokens,
+            max_output_tokens=prompt.max_output_tokens,
             quality_floor=self._spec.quality_floor,
             tier=self._spec.tier,
         )

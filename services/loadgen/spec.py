@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import math
 import pathlib
-from typing import Annotated, Any
+import random
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,10 +26,16 @@ from services.loadgen.arrivals import (
     Process,
     draw_arrivals,
 )
-from services.loadgen.prompts import Prompt, made_up_pool
+from services.loadgen.prompts import Prompt, made_up_text
+from trainer.simulation.workload import OPT_LENGTHS
 
+MAX_TOKENS = 16_384
 _MOST_MISTAKES = 20
 _LARGEST_SPEC_BYTES = 64 * 1024 * 1024  # it may carry a pool of prompts
+_POOL_SIZE = 500
+DRAWN: Literal["drawn"] = "drawn"
+Length = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Literal["drawn"]
+"""Tokens: a number, or drawn as the evaluation draws them."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -77,8 +85,10 @@ class LoadSpec(_Model):
         process: Kind of arrivals.
         cv: Coefficient of variation of ``gamma`` arrivals.
         prompts: Pool of prompts per task, used in order, over again from its end.
-        prompt_chars: Length of made-up prompts, for tasks without a pool.
-        max_output_tokens: Limit per request; None means the task's default.
+        prompt_tokens: Length of made-up prompts, for tasks without a pool: a number, or "drawn" as
+            the evaluation draws them.
+        max_output_tokens: Limit per request: a number, or "drawn" as the evaluation draws answers;
+            None means the task's default.
         tier: Pins every request to one tier; empty means that the router chooses.
         quality_floor: Lowest quality accepted, 0 to 1.
         stream: Uses GenerateStream and records first-token times.
@@ -102,8 +112,8 @@ class LoadSpec(_Model):
     process: Process = "poisson"
     cv: float = Field(default=1.0, gt=0, le=MAX_CV)
     prompts: dict[Name, list[PromptSpec]] = Field(default_factory=dict)
-    prompt_chars: int = Field(default=64, ge=1, le=65_536)
-    max_output_tokens: int | None = Field(default=None, ge=1, le=65_536)
+    prompt_tokens: Length = DRAWN
+    max_output_tokens: Length | None = None
     tier: str = Field(default="", max_length=64)
     quality_floor: float = Field(default=0.0, ge=0, le=1)
     stream: bool = False
@@ -136,12 +146,26 @@ class LoadSpec(_Model):
         return self
 
     def pools(self) -> dict[str, list[Prompt]]:
-        """Prompts per task of the mix: the given ones, else 64 made-up ones."""
-        pools = {}
-        for task in self.task_mix:
-            given = [Prompt(task, each.text, each.answer) for each in self.prompts.get(task, ())]
-            pools[task] = given or made_up_pool(task, 64, self.seed, self.prompt_chars)
-        return pools
+        """Prompts per task of the mix: the given ones, else made-up ones."""
+        return {task: self._pool(task) for task in self.task_mix}
+
+    def _pool(self, task: str) -> list[Prompt]:
+        rng = random.Random(f"tiercel-prompts-{task}-{self.seed}")
+        given = self.prompts.get(task)
+        size = len(given) if given else _POOL_SIZE
+        prompt_N, output_N = OPT_LENGTHS.sample(size, np.random.default_rng(rng.getrandbits(64)))
+        if not given:
+            fixed = None if self.prompt_tokens == DRAWN else self.prompt_tokens
+            texts = [made_up_text(fixed or int(tokens), rng) for tokens in prompt_N]
+            given = [PromptSpec(text=text) for text in texts]
+        limits = [
+            int(tokens) if self.max_output_tokens == DRAWN else self.max_output_tokens
+            for tokens in output_N
+        ]
+        return [
+            Prompt(task, each.text, each.answer, limit)
+            for each, limit in zip(given, limits, strict=True)
+        ]
 
     def arrivals(self) -> Arrivals:
         """Draws the arrivals.

@@ -9,6 +9,7 @@ from typing import Protocol
 from services.local.triton.repository.layout import ServerRepository
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository
 from services.local.triton.repository.reference import write_reference_repository
+from trainer.simulation.workload import OPT_LENGTHS
 
 REFERENCE_TIERS = ("small", "medium", "large")
 
@@ -73,6 +74,7 @@ class PacedFleetOptions:
             tiers=self.tiers,
             device_count=self.device_count,
             time_scale=self.time_scale,
-            output_tokens_mean=8.0,
+            output_tokens_mean=OPT_LENGTHS.output_mean,
+            output_tokens_variation=OPT_LENGTHS.output_variation,
         )
         return write_paced_repository(folder, fleet).servers[0]

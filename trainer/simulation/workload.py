@@ -47,6 +47,11 @@ class Lengths:
         """Mean prompt tokens, the cut at `prompt_max` left out."""
         return self.prompt_median * math.exp(0.5 * self.prompt_sigma**2)
 
+    @property
+    def output_variation(self) -> float:
+        """Coefficient of variation of the output tokens, taken as continuous."""
+        return self.output_spread / math.sqrt(3.0)
+
     def sample(
         self, count: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from services.loadgen.spec import LoadSpecError, read_spec
 from tests.unit.services.loadgen.specs import spec_of
+from trainer.simulation.workload import OPT_LENGTHS
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,22 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Any) -> None:
     path = tmp_path / "a.json"
     path.write_text("\ufeff" + spec_of("127.0.0.1:7410").model_dump_json(), encoding="utf-8")
     assert read_spec(path).seed == 5
+
+
+def test_made_up_prompts_are_as_long_as_the_evaluations() -> None:
+    """By default lengths are drawn: about 124 tokens in the mean, spread as in the simulator."""
+    pool = spec_of("127.0.0.1:7410", task_mix={"made_up": 1.0}).pools()["made_up"]
+    lengths = np.array([len(prompt.text.split()) for prompt in pool])
+    assert abs(lengths.mean() - OPT_LENGTHS.prompt_mean) < 10.0
+    assert 45.0 < lengths.std() < 90.0
+    assert len({prompt.text for prompt in pool}) == len(pool)
+
+
+def test_answers_may_be_limited_by_drawn_lengths() -> None:
+    """Limits are drawn per prompt within the evaluation's range; without asking there is none."""
+    drawn = spec_of("127.0.0.1:7410", task_mix={"new": 1.0}, max_output_tokens="drawn").pools()
+    limits = {prompt.max_output_tokens for pool in drawn.values() for prompt in pool}
+    assert limits <= set(range(4, 13))
+    assert len(limits) > 3
+    plain = spec_of("127.0.0.1:7410").pools()
+    assert {prompt.max_output_tokens for pool in plain.values() for prompt in pool} == {None}
