@@ -70,7 +70,7 @@ $(VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.
 	@echo "setting up .venv (services, trainer, tools)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	@.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt \
-		--editable services/client --editable '.[trainer,embedded,dev]'
+		--editable services/client --editable '.[trainer,embedded,security,dev]'
 	@touch $(VENV) $(STUBS)
 
 $(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt

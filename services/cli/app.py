@@ -14,6 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.files import read_bytes
+from services.common.access.caller import (
+    API_KEY_VARIABLE,
+    CERTIFICATE_VARIABLE,
+    KEY_VARIABLE,
+    ROOTS_VARIABLE,
+)
 from services.local.errors import CommandError
 
 COMMANDS = (
@@ -31,6 +38,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "bench",
+    "certificates",
     "setup_triton",
 )
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""
@@ -56,8 +64,25 @@ def make_app() -> typer.Typer:
             bool,
             typer.Option("--version", is_eager=True, callback=_version, help="Say which one."),
         ] = False,
+        root_certificates: Annotated[
+            str, typer.Option(envvar=ROOTS_VARIABLE, help="PEM file of the mesh's roots: use TLS.")
+        ] = "",
+        certificate: Annotated[
+            str, typer.Option(envvar=CERTIFICATE_VARIABLE, help="PEM file of your certificate.")
+        ] = "",
+        key: Annotated[str, typer.Option(envvar=KEY_VARIABLE, help="PEM file of its key.")] = "",
+        api_key_file: Annotated[
+            str, typer.Option(help=f"File of your API key [default: ${API_KEY_VARIABLE}].")
+        ] = "",
     ) -> None:
         """Learned best-effort serving mesh for LLMs: `tiercel up`, then `tiercel generate`."""
+        # Commands and the processes they start read the environment.
+        given = {ROOTS_VARIABLE: root_certificates, CERTIFICATE_VARIABLE: certificate}
+        given[KEY_VARIABLE] = key
+        if api_key_file:
+            text = read_bytes(pathlib.Path(api_key_file)).decode("ascii", "replace")
+            given[API_KEY_VARIABLE] = text.strip()
+        os.environ.update({name: value for name, value in given.items() if value})
 
     for name in COMMANDS:
         importlib.import_module(f"services.cli.{name}").register(app)

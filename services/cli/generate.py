@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from services.cli.options import JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
+from services.common.access.caller import Caller
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
 from tiercel import Answer, AsyncClient, Chunk, InvalidRequestError, TiercelError, UnknownNameError
@@ -68,7 +70,7 @@ def generate(
 async def _ask(
     routers: tuple[str, ...], prompt: str, options: dict[str, Any], show: bool
 ) -> Answer:
-    async with AsyncClient(routers) as client:
+    async with AsyncClient(routers, **_identity()) as client:
         if not show:
             return await client.generate(prompt, **options)
         answer: Answer | None = None
@@ -82,6 +84,17 @@ async def _ask(
         if answer is None:
             raise CommandError("the router ended the stream without a completion")
         return answer
+
+
+def _identity() -> dict[str, Any]:
+    """Returns the client's certificates and key, as the environment names them."""
+    caller = Caller.of_environment(os.environ)
+    return {
+        "root_certificates": caller.roots or None,
+        "certificate": caller.certificate or None,
+        "key": caller.key or None,
+        "api_key": caller.api_key or None,
+    }
 
 
 def _run(work: Coroutine[Any, Any, Answer], routers: tuple[str, ...]) -> Answer:

@@ -1,36 +1,45 @@
 """Asks a gRPC server for its health: `python -m services.common.health_probe ADDRESS [SERVICE]`.
 
 Exit code 0 if it says SERVING, 1 if it says anything else or does not answer, 2 if called wrongly.
-The container images use it; Kubernetes asks the same question by itself.
+The container images use it. Where the service's certificates are named in the environment, as they
+are in containers, the probe calls by TLS.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.access.caller import Caller, CallerError
 from services.common.addresses import parse_address
 from services.common.channels import open_blocking_channel
 
 _UNHEALTHY_EXIT_CODE = 1
 
 
-def probe(address: str, service: str, timeout_s: float) -> str:
+def probe(
+    address: str,
+    service: str,
+    timeout_s: float,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> str:
     """Returns the health of `service` at `address`.
 
     Args:
         address: `host:port` of the server.
         service: Protobuf name of a service; empty asks for the server as a whole.
         timeout_s: Longest wait for the answer, seconds.
+        credentials: By TLS; None means plain text.
 
     Returns:
         SERVING, NOT_SERVING, ..., or the name of the status code if the call failed.
     """
-    with open_blocking_channel(address) as channel:
+    with open_blocking_channel(address, credentials) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
@@ -54,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{options.address}: {error}")
     if not 0.0 < options.timeout_s <= 60.0:
         parser.error(f"--timeout-s: must be above 0 and at most 60 (got {options.timeout_s:g})")
-    found = probe(options.address, options.service, options.timeout_s)
+    try:
+        credentials = Caller.of_environment(os.environ).credentials(options.address)
+    except CallerError as error:
+        parser.error(str(error))
+    found = probe(options.address, options.service, options.timeout_s, credentials)
     sys.stdout.write(f"{options.address} {found}\n")
     return 0 if found == "SERVING" else _UNHEALTHY_EXIT_CODE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from router.catalog import Catalog, QualityTable, parse_quality
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, RewardKind, SloKind, Task
+from services.common.access.tls import TlsSettings
 from services.common.addresses import Address, OptionalAddress, RedisUrl
 from services.common.files import read_text
 from services.common.settings import (
@@ -90,6 +91,8 @@ class MeshSettings(SettingsModel):
     """Load monitor; empty means none."""
     trainer_address: OptionalAddress = ""
     """Trainer; empty means none."""
+    tls: TlsSettings = Field(default_factory=TlsSettings)
+    """Certificates; see `[mesh.tls]`."""
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     """Classes of requests."""
     endpoints: tuple[EndpointSettings, ...] = ()
@@ -106,6 +109,10 @@ class MeshSettings(SettingsModel):
                 for entry in _list(raw.get(kind))
             ]
             yield from _duplicates((kind,), names, "name")
+        tls = raw.get("tls")
+        if isinstance(tls, dict):
+            for found in TlsSettings.cross_problems(tls, base_dir):
+                yield replace(found, path=("tls", *found.path))
         if not raw.get("endpoints") and not raw.get("load_monitor_address"):
             yield Problem(
                 ("endpoints",),

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 
+from services.common.access.tls import Tls
 from services.common.addresses import (
     HostPort,
     ListenAddress,
@@ -50,6 +51,11 @@ class ServerSettings(SettingsModel):
     """Prometheus address; empty means no metrics are served."""
     allow_non_loopback: bool = False
     """True lets other machines reach `listen` and `metrics_listen` (containers need it)."""
+    client_certificates: bool = True
+    """True has every caller show a certificate signed by `mesh.tls.root_certificates`.
+
+    Without `[mesh.tls]` it means nothing.
+    """
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest request message, bytes."""
     max_concurrent_calls: int = Field(default=8_192, ge=1, le=50_000)
@@ -152,6 +158,7 @@ async def build_server(
     registry: CollectorRegistry,
     clock: Clock,
     log: Logger,
+    tls: Tls | None = None,
     reuse_port: bool = False,
     on_bad_message: Callable[[str], None] = lambda _: None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -164,6 +171,7 @@ async def build_server(
         registry: Where its calls are counted.
         clock: For durations.
         log: Where bugs are logged.
+        tls: Certificates; None means plain text.
         reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
         on_bad_message: Told the reason of each message that is too large or malformed.
         interceptors: The library's interceptors; they run before the error table.
@@ -195,7 +203,10 @@ async def build_server(
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
         reflection.aio.ReflectionServicer(reflected), registrar
     )
-    address = _bind(server, settings.listen, reuse_port)
+    credentials = None
+    if tls is not None:
+        credentials = tls.server_credentials(with_client_certificates=settings.client_certificates)
+    address = _bind(server, settings.listen, reuse_port, credentials)
     built = GrpcServer(server, health_servicer, names, address, calls)
     await built.set_serving(False)
     return built
@@ -221,12 +232,15 @@ def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str, reuse_port: bool) -> HostPort:
+def _bind(server: grpc.aio.Server, listen: str, reuse_port: bool, credentials: Any) -> HostPort:
     wanted = parse_address(listen, allow_port_zero=True)
     if wanted.port and not reuse_port:
         _check_port_is_free(wanted)
     try:
-        port = server.add_insecure_port(str(wanted))
+        if credentials is None:
+            port = server.add_insecure_port(str(wanted))
+        else:
+            port = server.add_secure_port(str(wanted), credentials)
     except RuntimeError:
         raise StartError(
             f"cannot listen on {listen}: the address is in use or not of this machine"

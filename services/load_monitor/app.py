@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import grpc.aio
 
+from services.common.access.tls import load_tls
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
@@ -54,6 +55,7 @@ class LoadMonitorApp:
         self._own = settings.load_monitor
         self._clock = clock
         self._log = get_logger("services.load_monitor")
+        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=self._log)
         self._monitor_id = self._own.monitor_id or new_process_id()
         self._registry = new_registry()
         self._counters = MonitorCounters(self._registry)
@@ -122,6 +124,7 @@ class LoadMonitorApp:
             registry=self._registry,
             clock=self._clock,
             log=self._log,
+            tls=self._tls,
         )
         publisher = self._publisher()
         self._registry.register(self._collector(publisher))
@@ -188,9 +191,10 @@ class LoadMonitorApp:
 
     def _prober(self) -> Prober:
         timeout_s = self._own.probe_timeout_s
+        tls = self._tls and self._tls.for_triton
         return Prober(
             board=self._board,
-            connect=lambda address: TritonClient(address, control_timeout_s=timeout_s),
+            connect=lambda address: TritonClient(address, control_timeout_s=timeout_s, tls=tls),
             times=ProbeTimes(
                 gauge_interval_s=self._own.gauge_interval_s,
                 ready_interval_s=self._own.ready_interval_s,
@@ -221,7 +225,7 @@ class LoadMonitorApp:
 
 
 def build_app(settings: Settings) -> LoadMonitorApp:
-    """Returns the load monitor; SettingsError if a profile an endpoint names cannot be read."""
+    """Returns the load monitor; SettingsError if a profile or a certificate cannot be read."""
     return LoadMonitorApp(
         settings=settings,
         profile_names=endpoint_profile_names(settings.mesh),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 
+from services.common.access.caller import Caller, CallerError
 from services.common.channels import open_blocking_channel
 from services.local.errors import CommandError, InputError
 from tiercel.errors import from_rpc_error
@@ -33,10 +35,14 @@ def connected(part: str, address: str) -> Iterator[Any]:
     """Opens a channel and yields the stub of ``router``, ``load monitor`` or ``trainer``.
 
     Raises:
-        InputError: The service refused what was asked for.
+        InputError: The service refused what was asked for, or a certificate cannot be used.
         CommandError: It is not reached, or failed.
     """
-    with open_blocking_channel(address) as channel:
+    try:
+        credentials = Caller.of_environment(os.environ).credentials(address)
+    except CallerError as error:
+        raise InputError(str(error)) from None
+    with open_blocking_channel(address, credentials) as channel:
         try:
             yield _STUBS[part](channel)
         except grpc.RpcError as error:

@@ -18,6 +18,7 @@ from router.dqn.snapshot import SnapshotError
 from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
+from services.common.access.tls import load_tls
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.files import read_bytes
@@ -97,7 +98,8 @@ class RouterInference:
             stores: used instead of the settings' Redis (tests).
 
         Raises:
-            SettingsError: policy, fallback, their parameters or the ticket key are wrong.
+            SettingsError: policy, fallback, their parameters, the ticket key or a certificate are
+                wrong.
         """
         self.settings = settings
         self.core: Core | None = None
@@ -111,6 +113,7 @@ class RouterInference:
         self._metrics = RouterMetrics(self._registry)
         self._slot = self._make_slot()
         self._signer = TicketSigner(ticket_key(self._own))
+        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -137,7 +140,8 @@ class RouterInference:
             metrics_server = start_metrics_server(own.metrics_listen, self._registry)
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
-        clients = ClientPool(own.tier_cancel_grace_s)
+        tls = self._tls
+        clients = ClientPool(own.tier_cancel_grace_s, tls and tls.for_triton)
         stack.push_async_callback(clients.close)
         router_id = own.router_id or new_process_id()
         core = self.core = self.build_core(router_id, telemetry, stores, clients)
@@ -155,6 +159,7 @@ class RouterInference:
             registry=self._registry,
             clock=clock,
             log=log,
+            tls=tls,
             reuse_port=own.so_reuseport,
             on_bad_message=core.accounts.on_invalid,
         )
@@ -206,7 +211,7 @@ class RouterInference:
         own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
         tasks: dict[str, BackgroundTask] = {}
         if mesh.load_monitor_address:
-            channel = _channel(mesh.load_monitor_address, stack)
+            channel = self._channel(mesh.load_monitor_address, stack)
             monitor = MonitorLink(
                 channel=channel,
                 router_id=router_id,
@@ -223,7 +228,7 @@ class RouterInference:
             )
             tasks |= {"state_watch": monitor.watch, "traffic_report": monitor.report}
         if own.follow_trainer and (mesh.trainer_address or stores is not None):
-            trainer = _channel(mesh.trainer_address, stack) if mesh.trainer_address else None
+            trainer = self._channel(mesh.trainer_address, stack) if mesh.trainer_address else None
             link = PolicyLink(
                 channel=trainer,
                 store=None if stores is None else stores.policies,
@@ -235,6 +240,11 @@ class RouterInference:
             )
             tasks |= {"policy_watch": link.watch, "policy_registry": link.read_registry}
         return tasks
+
+    def _channel(self, address: str, stack: AsyncExitStack) -> grpc.aio.Channel:
+        channel = open_channel(address, CHANNEL_OPTIONS, self._tls)
+        stack.push_async_callback(channel.close)
+        return channel
 
     def _make_slot(self) -> PolicySlot:
         own = self._own
@@ -269,12 +279,6 @@ async def _until_ready(core: Core, clock: Clock) -> None:
     while not core.view.fleet.targets:
         core.notes.set(health_notes.NO_USABLE_ENDPOINT, True, "no endpoint is known yet")
         await clock.sleep(0.02)
-
-
-def _channel(address: str, stack: AsyncExitStack) -> grpc.aio.Channel:
-    channel = open_channel(address, CHANNEL_OPTIONS)
-    stack.push_async_callback(channel.close)
-    return channel
 
 
 def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:

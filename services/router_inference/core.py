@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from router.estimators import OutputLengthPredictor
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
+from services.common.access.tls import Tls
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
@@ -50,9 +51,10 @@ from services.router_inference.view.view import View
 class ClientPool:
     """One Triton client per address, made at first use, closed at the end of the process."""
 
-    def __init__(self, cancel_grace_s: float = 0.0) -> None:
-        """Opens nothing; see `TritonClient` for the grace."""
+    def __init__(self, cancel_grace_s: float = 0.0, tls: Tls | None = None) -> None:
+        """Opens nothing; see `TritonClient` for the grace and the certificates."""
         self._cancel_grace_s = cancel_grace_s
+        self._tls = tls
         self._clients: dict[str, TritonClient] = {}
 
     def get(self, address: str) -> TritonClient:
@@ -60,7 +62,7 @@ class ClientPool:
         client = self._clients.get(address)
         if client is None:
             client = self._clients[address] = TritonClient(
-                address, cancel_grace_s=self._cancel_grace_s
+                address, cancel_grace_s=self._cancel_grace_s, tls=self._tls
             )
         return client
 

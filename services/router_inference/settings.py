@@ -24,6 +24,11 @@ class RouterInferenceSettings(ServerSettings):
     """gRPC address; port 0 takes any free one."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9410"
     """Prometheus address; empty means no metrics are served."""
+    client_certificates: bool = False
+    """True has every caller show a certificate signed by `mesh.tls.root_certificates`.
+
+    False lets clients without one call by TLS; they are known by their keys.
+    """
     so_reuseport: bool = False
     """True lets several worker processes listen on one port."""
     router_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")

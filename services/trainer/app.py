@@ -11,6 +11,7 @@ import grpc.aio
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
+from services.common.access.tls import Tls, load_tls
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
@@ -53,11 +54,12 @@ class TrainerApplication:
     name = "trainer"
 
     def __init__(self, *, settings: Settings, files: MeshFiles, clock: Clock, log: Logger) -> None:
-        """Takes the settings and what the mesh's files hold."""
+        """Takes the settings and what the mesh's files hold; SettingsError for a certificate."""
         self._settings = settings
         self._files = files
         self._clock = clock
         self._log = log
+        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -79,7 +81,7 @@ class TrainerApplication:
             log=log,
             metrics=metrics,
         )
-        mesh = _mesh_view(self._settings.mesh, clock, log, stack)
+        mesh = _mesh_view(self._settings.mesh, self._tls, clock, log, stack)
         promoter = Promoter(registry=registry, mesh=mesh, clock=clock, log=log)
         spec = mesh_spec(self._settings.mesh, self._files)
         evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
@@ -139,6 +141,7 @@ class TrainerApplication:
             registry=prometheus,
             clock=clock,
             log=log,
+            tls=self._tls,
         )
         metrics_address = ""
         if settings.metrics_listen:
@@ -192,10 +195,12 @@ def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
     )
 
 
-def _mesh_view(mesh: MeshSettings, clock: Clock, log: Logger, stack: AsyncExitStack) -> MeshView:
+def _mesh_view(
+    mesh: MeshSettings, tls: Tls | None, clock: Clock, log: Logger, stack: AsyncExitStack
+) -> MeshView:
     channel = None
     if mesh.load_monitor_address:
-        channel = open_channel(mesh.load_monitor_address, _CHANNEL_OPTIONS)
+        channel = open_channel(mesh.load_monitor_address, _CHANNEL_OPTIONS, tls)
         stack.push_async_callback(channel.close)
     candidates = [(tier, each.name) for each in mesh.endpoints for tier in each.tiers]
     return MeshView(channel=channel, candidates=candidates, clock=clock, log=log)

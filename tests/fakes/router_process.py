@@ -155,12 +155,16 @@ class RouterProcess:
 
 @contextmanager
 def router_process(
-    folder: Path, toml: str, *options: str, environ: Mapping[str, str] | None = None
+    folder: Path,
+    toml: str,
+    *options: str,
+    environ: Mapping[str, str] | None = None,
+    service: str = "router_inference",
 ) -> Iterator[RouterProcess]:
-    """Starts `python -m services.router_inference`, waits until it serves, ends it at last."""
+    """Starts `python -m services.SERVICE`, waits until it serves, ends it at last."""
     config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
     config.write_text(toml, encoding="utf-8")
-    command = [sys.executable, "-m", "services.router_inference", "--config", str(config)]
+    command = [sys.executable, "-m", f"services.{service}", "--config", str(config)]
     command += ["--ready-file", str(ready), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(

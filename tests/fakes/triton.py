@@ -76,6 +76,7 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
     default: Script = field(default_factory=Script)
     received: list[Received] = field(default_factory=list)
     on_request: Callable[[Received], None] = lambda _: None
+    credentials: Any = None
     server: grpc.aio.Server | None = None
     port: int = field(default_factory=free_port)
 
@@ -88,7 +89,10 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         """Listens; on the same port as before if it was started before."""
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         kserve_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
-        self.server.add_insecure_port(self.address)
+        if self.credentials is None:
+            self.server.add_insecure_port(self.address)
+        else:
+            self.server.add_secure_port(self.address, self.credentials)
         await self.server.start()
         return self
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import grpc
 
 from tiercel import convert, errors
-from tiercel.channels import Router, RouterPool
+from tiercel.channels import PathLike, Router, RouterPool, credentials_of, is_loopback
 from tiercel.options import GenerateOptions, Outcome, RouteOptions
 from tiercel.results import Answer, Chunk, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
@@ -49,7 +49,10 @@ class AsyncClient:
         addresses: Sequence[str] | str = "127.0.0.1:7410",
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        credentials: grpc.ChannelCredentials | None = None,
+        root_certificates: PathLike | None = None,
+        certificate: PathLike | None = None,
+        key: PathLike | None = None,
+        api_key: str | None = None,
         tracer_provider: TracerProvider | None = None,
         use_proxy: bool = False,
     ) -> None:
@@ -58,22 +61,38 @@ class AsyncClient:
         Args:
             addresses: Router addresses, host:port, or one address.
             timeout_s: Limit of calls that have no deadline, above 0 s.
-            credentials: TLS credentials; plain text without.
+            root_certificates: PEM file of the roots that signed the routers' certificates: calls go
+                by TLS. Plain text without.
+            certificate: PEM file of the caller's own certificate, where routers ask for one.
+            key: PEM file of its key.
+            api_key: Key that the mesh's operator gave you, sent with every call.
             tracer_provider: Makes the client spans; None means OpenTelemetry's global one.
             use_proxy: Whether the proxies of the environment (``http_proxy``, ``grpc_proxy``, ...)
                 are used; without it calls go to the routers themselves.
 
         Raises:
-            ValueError: No address, or a timeout that is not above 0.
+            ValueError: No address, a timeout that is not above 0, a certificate without its key or
+                without roots, or a key that would cross a network in plain text.
+            OSError: A file cannot be read.
         """
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: must be above 0, got {timeout_s}")
+        credentials = None
+        if root_certificates is not None:
+            credentials = credentials_of(root_certificates, certificate, key)
+        elif certificate is not None or key is not None:
+            raise ValueError("root_certificates: is needed beside certificate and key")
         lines = [addresses] if isinstance(addresses, str) else list(addresses)
         self._pool = RouterPool(lines, credentials=credentials, use_proxy=use_proxy)
         self._stubs = {
             router.address: pb_grpc.RouterInferenceServiceStub(router.channel)
             for router in self._pool.routers
         }
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if api_key is not None:
+            if credentials is None and not all(is_loopback(each) for each in lines):
+                raise ValueError("api_key: is not sent in plain text; give root_certificates")
+            self._metadata = (("authorization", f"Bearer {api_key}"),)
         self._timeout_s = timeout_s
         self._tracer_provider = tracer_provider
         self._pid = os.getpid()
@@ -116,7 +135,7 @@ class AsyncClient:
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateRequest(spec=spec)
         with client_span(self._tracer_provider, "Generate", task) as (metadata, trace_id):
-            stated = _stating(self.limit_s(options.get("deadline_s")), metadata)
+            stated = self._stating(self.limit_s(options.get("deadline_s")), metadata)
             response = await self._unary(
                 lambda stub, timeout_s: stub.Generate(request, timeout=timeout_s, metadata=stated),
                 options.get("deadline_s"),
@@ -155,7 +174,9 @@ class AsyncClient:
         request = convert.route_request(task, prompt_token_count, **options)
         with client_span(self._tracer_provider, "Route", task) as (metadata, _):
             response = await self._unary(
-                lambda stub, timeout_s: stub.Route(request, timeout=timeout_s, metadata=metadata)
+                lambda stub, timeout_s: stub.Route(
+                    request, timeout=timeout_s, metadata=(*(metadata or ()), *self._metadata)
+                )
             )
         return convert.ticket_of(response)
 
@@ -173,7 +194,7 @@ class AsyncClient:
         with client_span(self._tracer_provider, "ReportOutcome", "") as (metadata, _):
             await self._unary(
                 lambda stub, timeout_s: stub.ReportOutcome(
-                    request, timeout=timeout_s, metadata=metadata
+                    request, timeout=timeout_s, metadata=(*(metadata or ()), *self._metadata)
                 )
             )
 
@@ -204,7 +225,7 @@ class AsyncClient:
         """Streams from the first router that is reached; never starts again after a message."""
         self._check_usable()
         limit_s = self.limit_s(deadline_s)
-        end_s, stated = time.monotonic() + limit_s, _stating(limit_s, metadata)
+        end_s, stated = time.monotonic() + limit_s, self._stating(limit_s, metadata)
         failure: grpc.aio.AioRpcError | None = None
         for router in self._pool.attempts():
             left_s = end_s - time.monotonic()
@@ -242,6 +263,14 @@ class AsyncClient:
         """Returns how long a call with this deadline may take, seconds."""
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
 
+    def _stating(self, timeout_s: float, metadata: Any) -> tuple[tuple[str, str], ...]:
+        """Adds who calls, and what gRPC does not tell a server: the limit that a call began with.
+
+        What is left of it when a router sees the call is how long the call waited on its way.
+        """
+        stated = (TIMEOUT_KEY, str(round(timeout_s * 1e3)))
+        return (*(metadata or ()), *self._metadata, stated)
+
     def _check_usable(self) -> None:
         """Raises ClientUnusableError rather than have a call hang."""
         loop = asyncio.get_running_loop()
@@ -266,11 +295,3 @@ class AsyncClient:
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             raise errors.unusable("CLIENT_CLOSED") from None
-
-
-def _stating(timeout_s: float, metadata: Any) -> tuple[tuple[str, str], ...]:
-    """Adds what gRPC does not tell a server: the limit that a call began with.
-
-    What is left of it when a router sees the call is how long the call waited on its way.
-    """
-    return (*(metadata or ()), (TIMEOUT_KEY, str(round(timeout_s * 1e3))))

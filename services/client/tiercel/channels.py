@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +18,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 )
+PathLike = str | os.PathLike[str]
 AVOID_S = 1.0
 """How long a router that was not reached goes to the end of the line."""
 
@@ -89,3 +93,32 @@ def _open(
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def credentials_of(
+    root_certificates: PathLike, certificate: PathLike | None, key: PathLike | None
+) -> grpc.ChannelCredentials:
+    """Returns TLS credentials of PEM files; the certificate, with its key, shows who calls.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A certificate without its key, or the reverse.
+    """
+    if (certificate is None) != (key is None):
+        raise ValueError("certificate, key: give both or none")
+    return grpc.ssl_channel_credentials(
+        pathlib.Path(root_certificates).read_bytes(),
+        None if key is None else pathlib.Path(key).read_bytes(),
+        None if certificate is None else pathlib.Path(certificate).read_bytes(),
+    )
+
+
+def is_loopback(address: str) -> bool:
+    """Returns whether calls to an address stay on this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

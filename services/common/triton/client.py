@@ -19,6 +19,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.times import from_ns
 from services.common.triton.errors import (
@@ -133,6 +134,7 @@ class TritonClient:
         *,
         control_timeout_s: float = CONTROL_TIMEOUT_S,
         cancel_grace_s: float = 0.0,
+        tls: Tls | None = None,
     ) -> None:
         """Opens a channel lazily; nothing is sent yet.
 
@@ -142,11 +144,12 @@ class TritonClient:
             cancel_grace_s: How much longer than its timeout a call of `generate` may take before
                 gRPC cancels it, seconds. The tier gets the bare timeout and ends the request
                 itself; streams that are cancelled while their tier answers can hang Triton.
+            tls: Certificates; None means plain text.
         """
         self.address = address
         self._cancel_grace_s = cancel_grace_s
         self._control_timeout_s = control_timeout_s
-        self._channel = open_channel(address, _CHANNEL_OPTIONS)
+        self._channel = open_channel(address, _CHANNEL_OPTIONS, tls)
         stub: Any = kserve_grpc.GRPCInferenceServiceStub(self._channel)
         self._stub = stub
         self._stream_infer = stub.ModelStreamInfer

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from router.policies.base import Parameter
 from router.policies.table import BY_NAME, KNOWN_POLICIES
+from services.common.access.tls import TlsSettings
 from services.common.log import LogSettings
 from services.common.mesh_settings import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
@@ -28,6 +29,7 @@ CONFIGURATION = ROOT / "docs" / "configuration.md"
 POLICIES = ROOT / "docs" / "policies.md"
 SECTIONS: dict[str, type[BaseModel]] = {
     "mesh": MeshSettings,
+    "mesh.tls": TlsSettings,
     "mesh.tasks": TaskSettings,
     "mesh.endpoints": EndpointSettings,
     "router_inference": RouterInferenceSettings,

@@ -1,8 +1,17 @@
-"""Which router a call goes to."""
+"""Which router a call goes to, and who it says it comes from."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from tests import certificates
+from tests.fakes.router import FakeRouter, serve
+from tiercel import AsyncClient, TiercelError
 from tiercel.channels import RouterPool
+
+CERTIFICATE = certificates.folder() / "operator/ca.crt"
 
 
 async def test_an_avoided_router_comes_last_for_a_while() -> None:
@@ -15,3 +24,56 @@ async def test_an_avoided_router_comes_last_for_a_while() -> None:
     pool._next = 0
     assert [r.address for r in pool.attempts()] == ["a:1", "b:1"]
     await pool.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"api_key": "tck_x"}, "plain text"),
+        ({"certificate": "a", "key": "b"}, "root_certificates"),
+        ({"root_certificates": CERTIFICATE, "key": CERTIFICATE}, "give both or none"),
+    ],
+)
+async def test_a_key_never_crosses_a_network_in_plain_text(
+    options: dict[str, Any], problem: str
+) -> None:
+    """Neither that nor a half of an identity makes a client."""
+    with pytest.raises(ValueError, match=problem):
+        AsyncClient("router.example:7410", **options)
+
+
+async def test_the_key_goes_along_with_every_call() -> None:
+    """All four calls carry it."""
+    seen: list[dict[str, str]] = []
+
+    class Router(FakeRouter):
+        """Notes metadata."""
+
+        async def Generate(self, request: Any, context: Any) -> Any:
+            seen.append(dict(context.invocation_metadata()))
+            return await super().Generate(request, context)
+
+        async def Route(self, request: Any, context: Any) -> Any:
+            seen.append(dict(context.invocation_metadata()))
+            raise NotImplementedError
+
+        ReportOutcome = Route
+
+        async def GenerateStream(self, request: Any, context: Any) -> Any:
+            seen.append(dict(context.invocation_metadata()))
+            async for response in super().GenerateStream(request, context):
+                yield response
+
+    server, address = await serve(Router())
+    async with AsyncClient(address, api_key="tck_1") as client:
+        await client.generate("rev:ab=", task="reverse")
+        async for _ in client.generate_stream("rev:ab=", task="reverse"):
+            pass
+        for call in (
+            client.route(task="reverse", prompt_token_count=1),
+            client.report_outcome(request_id="x", quality=1.0),
+        ):
+            with pytest.raises(TiercelError):
+                await call
+    await server.stop(0)
+    assert [each["authorization"] for each in seen] == ["Bearer tck_1"] * 4

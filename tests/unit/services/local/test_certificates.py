@@ -1,0 +1,61 @@
+"""Self-made certificates: whose they are, who may read them, how they are renewed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from services.cli.app import run
+from services.local.certificates import NAMES, make_certificates
+from services.local.errors import CommandError
+from tests import certificates
+
+
+def dns_names(path: Path) -> list[str]:
+    """Returns the DNS names of a certificate, in order."""
+    found = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.DNSName)
+
+
+def test_self_made_certificates_name_their_holder_first() -> None:
+    """The holder's name is the first in its certificate, under the root, for both sides."""
+    for name in ("router-inference", "triton"):
+        assert dns_names(certificates.folder() / name / "tls.crt")[0] == name
+
+
+def test_making_them_again_renews_under_the_same_root(tmp_path: Path) -> None:
+    """Services that trust the root go on trusting the renewed certificates."""
+    (own,) = make_certificates(tmp_path, names=["trainer"])
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    make_certificates(tmp_path, names=["trainer"])
+    after = {path.name: path.read_bytes() for path in own.iterdir()}
+    assert before.keys() == after.keys() == {"ca.crt", "tls.crt", "tls.key"}
+    assert [name for name in before if before[name] == after[name]] == ["ca.crt"]
+
+
+def test_nobody_else_on_the_machine_reads_the_keys(tmp_path: Path) -> None:
+    """The folder is its owner's alone."""
+    make_certificates(tmp_path / "made", names=["trainer"])
+    assert (tmp_path / "made").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "made/root/tls.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_broken_root_is_one_line(tmp_path: Path) -> None:
+    """A root that cannot be used is not replaced without a word."""
+    shutil.copytree(certificates.folder() / "root", tmp_path / "root")
+    (tmp_path / "root/tls.key").write_text("nonsense")
+    with pytest.raises(CommandError, match="cannot be used"):
+        make_certificates(tmp_path, names=["trainer"])
+
+
+def test_the_command_makes_one_folder_per_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tiercel certificates` makes what compose mounts, and says what it made."""
+    assert run(["certificates", str(tmp_path / "tls")]) == 0
+    assert {path.name for path in (tmp_path / "tls").iterdir()} == {*NAMES, "root"}
+    assert capsys.readouterr().err.count("valid for 365 days") == len(NAMES)
