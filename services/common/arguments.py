@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,20 @@ class Arguments:
 
 
 def parse_arguments(
-    *, program: str, section: str, description: str, argv: Sequence[str] | None = None
+    *,
+    program: str,
+    section: str,
+    description: str,
+    options: Mapping[str, str] = MappingProxyType({}),
+    argv: Sequence[str] | None = None,
 ) -> Arguments:
     """Parses the command line of a service; ends the process with exit code 2 on a mistake.
 
     Args:
         program: Name shown in the usage line, e.g. `load-monitor`.
-        section: The service's section, which `--listen` and `--metrics-listen` write to.
+        section: The service's section, which `--listen`, `--metrics-listen` and `options` write to.
         description: One sentence about the service.
+        options: Further keys of the section with an option of their own, with its help.
         argv: Arguments without the program's name; None means the process's own.
     """
     parser = argparse.ArgumentParser(prog=program, description=description)
@@ -42,6 +49,8 @@ def parse_arguments(
     parser.add_argument(
         "--metrics-listen", metavar="HOST:PORT", help="Prometheus address; empty for none"
     )
+    for key, text in options.items():
+        parser.add_argument(f"--{key}", metavar="VALUE", help=text)
     parser.add_argument(
         "--set",
         action="append",
@@ -67,4 +76,7 @@ def parse_arguments(
         overrides[f"{section}.listen"] = parsed.listen
     if parsed.metrics_listen is not None:
         overrides[f"{section}.metrics_listen"] = parsed.metrics_listen
+    for key in options:
+        if getattr(parsed, key) is not None:
+            overrides[f"{section}.{key}"] = getattr(parsed, key)
     return Arguments(config=parsed.config, overrides=overrides, ready_file=parsed.ready_file)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
@@ -27,9 +28,9 @@ from services.common.settings import (
 from services.common.start_error import StartError
 from services.common.supervision import BackgroundTask, Supervisor
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SIGNAL_EXIT_BASE = 128
-_FAILURE_EXIT_CODE = 1
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNAL_EXIT_BASE = 128
+FAILURE_EXIT_CODE = 1
 
 AnySettings = TypeVar("AnySettings", bound=SettingsModel)
 
@@ -50,6 +51,8 @@ class Running:
         ready: Returns once the service may say SERVING (policy loaded, first state seen); tried
             again if it fails.
         flush: Called after the last call has ended and before the tasks are cancelled.
+        on_serving: Called once the service says SERVING.
+        listens_when_ready: True listens no sooner than it is ready (others answer meanwhile).
     """
 
     server: GrpcServer
@@ -58,6 +61,8 @@ class Running:
     tasks: Mapping[str, BackgroundTask] = field(default_factory=dict)
     ready: BackgroundTask = _at_once
     flush: Callable[[], Awaitable[None]] = _at_once
+    on_serving: Callable[[], None] = lambda: None
+    listens_when_ready: bool = False
 
 
 class Application(Protocol):
@@ -78,31 +83,41 @@ class Application(Protocol):
         ...
 
 
-def run(build: Callable[[], Application], *, log: Logger, ready_file: Path | None = None) -> int:
+AnyApplication = TypeVar("AnyApplication", bound=Application)
+
+
+def run(
+    application: Application,
+    *,
+    log: Logger,
+    ready_file: Path | None = None,
+    stop: asyncio.Event | None = None,
+) -> int:
     """Runs an application until a signal and returns the exit code of the process.
 
     A second signal ends the process at once.
 
     Args:
-        build: Makes the application; may raise SettingsError (exit code 2).
+        application: What to run.
         log: Where the life of the process is logged.
         ready_file: Written with the bound addresses as JSON once SERVING; removed at the drain.
+        stop: Stops it as a signal does once it is set.
     """
     try:
-        application = build()
-    except SettingsError as error:
-        exit_with_settings_error(error)
-    try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(application, log=log, ready_file=ready_file))
+            return runner.run(serve(application, log=log, ready_file=ready_file, stop=stop))
     except SettingsError as error:
         exit_with_settings_error(error)
     except StartError as error:
         sys.stderr.write(f"{application.name}: {error}\n")
-        return _FAILURE_EXIT_CODE
+        return FAILURE_EXIT_CODE
     except Exception as error:
         log.exception("failed", error)
-        return _FAILURE_EXIT_CODE
+        return FAILURE_EXIT_CODE
+
+
+def _run_one_process(application: Application, log: Logger, ready_file: Path | None) -> int:
+    return run(application, log=log, ready_file=ready_file)
 
 
 def run_service(
@@ -110,7 +125,9 @@ def run_service(
     name: str,
     description: str,
     settings_type: type[AnySettings],
-    build: Callable[[AnySettings], Application],
+    build: Callable[[AnySettings], AnyApplication],
+    run_it: Callable[[AnyApplication, Logger, Path | None], int] = _run_one_process,
+    options: Mapping[str, str] = MappingProxyType({}),
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
     """Whole life of a service process: command line, settings, logs, run, exit code.
@@ -121,11 +138,17 @@ def run_service(
         name: Name of the process, e.g. `load-monitor`; its section is the same with underscores.
         description: One sentence for `--help`.
         settings_type: Root settings model; it has a field `log` of type LogSettings.
-        build: Makes the application from the settings.
+        build: Makes the application from the settings; may raise SettingsError.
+        run_it: Runs it and returns the exit code; gets the application, the log, the ready file.
+        options: Keys of its section with an option of their own, and what `--help` says of each.
         argv: Command line without the program's name; None means the process's own.
     """
     arguments = parse_arguments(
-        program=name, section=name.replace("-", "_"), description=description, argv=argv
+        program=name,
+        section=name.replace("-", "_"),
+        description=description,
+        options=options,
+        argv=argv,
     )
     try:
         settings = load_settings(
@@ -134,15 +157,21 @@ def run_service(
             environ=os.environ,
             overrides=arguments.overrides,
         )
+        log_settings = getattr(settings, "log", LogSettings())
+        configure_logging(service=name, log_format=log_settings.format, level=log_settings.level)
+        application = build(settings)
     except SettingsError as error:
         exit_with_settings_error(error)
-    log_settings = getattr(settings, "log", LogSettings())
-    configure_logging(service=name, log_format=log_settings.format, level=log_settings.level)
-    code = run(lambda: build(settings), log=get_logger(name), ready_file=arguments.ready_file)
-    sys.exit(code)
+    sys.exit(run_it(application, get_logger(name), arguments.ready_file))
 
 
-async def serve(application: Application, *, log: Logger, ready_file: Path | None = None) -> int:
+async def serve(
+    application: Application,
+    *,
+    log: Logger,
+    ready_file: Path | None = None,
+    stop: asyncio.Event | None = None,
+) -> int:
     """Runs an application inside a running loop; see `run`.
 
     Raises:
@@ -153,7 +182,7 @@ async def serve(application: Application, *, log: Logger, ready_file: Path | Non
         remove_ready_file(ready_file)
         if not os.access(ready_file.parent, os.W_OK):
             raise StartError(f"cannot write the ready file {ready_file}: no such writable folder")
-    stop = asyncio.Event()
+    stop = stop or asyncio.Event()
     _install_signal_handlers(stop)
     async with AsyncExitStack() as stack:
         starting = asyncio.create_task(application.start(stack))
@@ -176,7 +205,8 @@ async def _serve_until_stopped(
 ) -> int:
     settings = application.server_settings
     failure = 0
-    await running.server.start()
+    if not running.listens_when_ready:
+        await running.server.start()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -186,11 +216,14 @@ async def _serve_until_stopped(
             getting_ready = running.supervisor.keep("ready", running.ready)
             if await _unless_stopped(asyncio.ensure_future(getting_ready), stop):
                 await running.server.set_serving(not running.supervisor.broken)
+                if running.listens_when_ready:
+                    await running.server.start()
                 tasks.append(group.create_task(_follow_health(running)))
                 addresses = _addresses(running)
                 if ready_file is not None:
                     write_ready_file(ready_file, application.name, addresses)
                 log.info("serving", **addresses)
+                running.on_serving()
                 await stop.wait()
             await _drain(running, settings, log=log, ready_file=ready_file)
             for task in tasks:
@@ -201,7 +234,7 @@ async def _serve_until_stopped(
         # It could not say that it is ready, or not stop: a bug. Callers still get an orderly end.
         for error in group_error.exceptions:
             log.exception("failed", error)
-        failure = _FAILURE_EXIT_CODE
+        failure = FAILURE_EXIT_CODE
         await running.server.enter_drain()
         running.server.end_watches()
         await running.server.stop(settings.grace_s)
@@ -225,9 +258,11 @@ async def _drain(
 ) -> None:
     remove_ready_file(ready_file)
     log.info("draining", lame_duck_s=settings.lame_duck_s, grace_s=settings.grace_s)
-    await running.server.enter_drain()
-    # Balancers need time to see NOT_SERVING; until then calls are still taken.
-    await asyncio.sleep(settings.lame_duck_s)
+    if settings.lame_duck_s > 0.0:
+        # Balancers need time to see NOT_SERVING; until then calls are still taken. Without that
+        # time nobody is meant to see it: other processes serve on behind the same address.
+        await running.server.enter_drain()
+        await asyncio.sleep(settings.lame_duck_s)
     running.server.end_watches()
     await running.server.stop(settings.grace_s)
     await running.flush()
@@ -252,13 +287,15 @@ async def _unless_stopped(task: asyncio.Future[Any], stop: asyncio.Event) -> boo
 
 def _install_signal_handlers(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
+    received: list[signal.Signals] = []
 
     def handle(number: signal.Signals) -> None:
-        if stop.is_set():
-            os._exit(_SIGNAL_EXIT_BASE + number)
+        if received:
+            os._exit(SIGNAL_EXIT_BASE + number)
+        received.append(number)
         stop.set()
 
-    for number in _SIGNALS:
+    for number in SIGNALS:
         loop.add_signal_handler(number, handle, number)
 
 

@@ -67,6 +67,7 @@ def configure_logging(
     log_format: LogFormat = "text",
     level: LogLevel = "info",
     stream: IO[str] | None = None,
+    worker: int = 0,
 ) -> None:
     """Sends every log record of the process to `stream` (standard error by default).
 
@@ -75,9 +76,10 @@ def configure_logging(
         log_format: `text` for `key=value` lines, `json` for one object per line.
         level: Least severe level that is written.
         stream: Where to write; tests pass their own.
+        worker: Number of the worker process, on every line; 0 if there are none.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    formatter = _JsonFormatter(service) if log_format == "json" else _TextFormatter(service)
+    formatter = (_JsonFormatter if log_format == "json" else _TextFormatter)(service, worker)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -99,9 +101,9 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 class _TextFormatter(logging.Formatter):
     """`time LEVEL service event key=value ...`, quoted where a value holds spaces."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, worker: int) -> None:
         super().__init__()
-        self._service = service
+        self._service = f"{service}/{worker}" if worker else service
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns one line, with the traceback below it if there is one."""
@@ -116,16 +118,16 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     """One JSON object per line; fields of the event beside `time`, `level`, `service`, `event`."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, worker: int) -> None:
         super().__init__()
-        self._service = service
+        self._head: dict[str, Any] = {"service": service} | ({"worker": worker} if worker else {})
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns one JSON object; values JSON does not know become text."""
         entry: dict[str, Any] = {
             "time": _time_text(record),
             "level": record.levelname.lower(),
-            "service": self._service,
+            **self._head,
             "logger": record.name,
             "event": record.getMessage(),
             **_fields(record),

@@ -67,6 +67,11 @@ class MetricsServer:
         self._thread = thread
         self.address = address
 
+    @property
+    def descriptor(self) -> int:
+        """File descriptor of the listening socket."""
+        return self._server.fileno()
+
     async def close(self) -> None:
         """Stops serving and frees the port."""
         await asyncio.to_thread(self._server.shutdown)

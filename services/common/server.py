@@ -115,17 +115,40 @@ class GrpcServer:
         server: grpc.aio.Server,
         health_servicer: health.aio.HealthServicer,
         names: Sequence[str],
-        address: HostPort,
         calls: RunningCalls,
+        wanted: HostPort,
+        credentials: Any,
     ) -> None:
         self._server = server
+        self.address = wanted
         self._calls = calls
         self._health = health_servicer
         self._names = ("", *names)
-        self.address = address
+        self._credentials = credentials
+        self._is_bound = False
+
+    def bind(self) -> None:
+        """Listens, so that the address is known and its own; calls wait until `start`.
+
+        Raises:
+            StartError: The address cannot be listened on.
+        """
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(str(self.address))
+            else:
+                port = self._server.add_secure_port(str(self.address), self._credentials)
+        except RuntimeError:
+            raise StartError(
+                f"cannot listen on {self.address}: the address is in use or not of this machine"
+            ) from None
+        self._is_bound = True
+        self.address = HostPort(self.address.host, port)
 
     async def start(self) -> None:
         """Accepts calls; health says NOT_SERVING until `set_serving`."""
+        if not self._is_bound:
+            self.bind()
         await self._server.start()
 
     async def set_serving(self, serving: bool, *, service: str | None = None) -> None:
@@ -164,6 +187,8 @@ async def build_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> GrpcServer:
     """Builds a server with health, reflection and the error table, bound but not started.
+
+    One that shares its port is bound when it starts: the kernel hands it connections from then on.
 
     Args:
         services: What to serve.
@@ -206,8 +231,11 @@ async def build_server(
     credentials = None
     if tls is not None:
         credentials = tls.server_credentials(with_client_certificates=settings.client_certificates)
-    address = _bind(server, settings.listen, reuse_port, credentials)
-    built = GrpcServer(server, health_servicer, names, address, calls)
+    wanted = parse_address(settings.listen, allow_port_zero=True)
+    built = GrpcServer(server, health_servicer, names, calls, wanted, credentials)
+    if not reuse_port:
+        check_port_is_free(wanted)
+        built.bind()
     await built.set_serving(False)
     return built
 
@@ -232,24 +260,10 @@ def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str, reuse_port: bool, credentials: Any) -> HostPort:
-    wanted = parse_address(listen, allow_port_zero=True)
-    if wanted.port and not reuse_port:
-        _check_port_is_free(wanted)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(str(wanted))
-        else:
-            port = server.add_secure_port(str(wanted), credentials)
-    except RuntimeError:
-        raise StartError(
-            f"cannot listen on {listen}: the address is in use or not of this machine"
-        ) from None
-    return HostPort(wanted.host, port)
-
-
-def _check_port_is_free(address: HostPort) -> None:
+def check_port_is_free(address: HostPort) -> None:
     """Raises StartError if the port is taken: the library says so in many lines, we in one."""
+    if not address.port:
+        return
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:

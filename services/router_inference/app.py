@@ -42,6 +42,7 @@ from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.view.monitor_link import MonitorLink
+from services.router_inference.workers.seat import Seat
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -103,6 +104,7 @@ class RouterInference:
         """
         self.settings = settings
         self.core: Core | None = None
+        self.clock = clock
         self._own = settings.router_inference
         self._files = files
         self._clock = clock
@@ -114,6 +116,12 @@ class RouterInference:
         self._slot = self._make_slot()
         self._signer = TicketSigner(ticket_key(self._own))
         self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
+        self._seat: Seat | None = None
+
+    def take_seat(self, seat: Seat) -> None:
+        """Becomes one of several workers; its parent serves the metrics of all."""
+        self._seat = seat
+        self._own = self._own.model_copy(update={"listen": seat.listen, "metrics_listen": ""})
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -143,7 +151,7 @@ class RouterInference:
         tls = self._tls
         clients = ClientPool(own.tier_cancel_grace_s, tls and tls.for_triton)
         stack.push_async_callback(clients.close)
-        router_id = own.router_id or new_process_id()
+        router_id = self._seat.worker_id if self._seat else own.router_id or new_process_id()
         core = self.core = self.build_core(router_id, telemetry, stores, clients)
         server = await build_server(
             services=[
@@ -160,7 +168,7 @@ class RouterInference:
             clock=clock,
             log=log,
             tls=tls,
-            reuse_port=own.so_reuseport,
+            reuse_port=self._seat is not None,
             on_bad_message=core.accounts.on_invalid,
         )
         tasks: dict[str, BackgroundTask] = {

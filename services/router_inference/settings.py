@@ -29,10 +29,10 @@ class RouterInferenceSettings(ServerSettings):
 
     False lets clients without one call by TLS; they are known by their keys.
     """
-    so_reuseport: bool = False
-    """True lets several worker processes listen on one port."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that share the port, the ledger and the router's name; each uses one core."""
     router_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
-    """Name of the process; empty means one of its own, made of host name, process id and chance."""
+    """Name of the router; empty means one of its own, made of host name, process id and chance."""
     policy: str = Field(default="price", min_length=1, max_length=64)
     """Policy until the trainer or `UsePolicy` names another one."""
     fallback_policy: str = Field(default="price", min_length=1, max_length=64)
@@ -65,7 +65,7 @@ class RouterInferenceSettings(ServerSettings):
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)
     """Highest limit of output tokens a request may ask for."""
     max_in_flight: int = Field(default=4_096, ge=1, le=1_000_000)
-    """Most requests under way in this process, routed ones aside; more are refused."""
+    """Most requests under way in one worker, routed ones aside; more are refused."""
     max_deadline_s: float = Field(default=3_600.0, gt=0.0, le=86_400.0)
     """Longest deadline a request may ask for, seconds; no answer may take longer."""
     soft_late_s: float = Field(default=30.0, gt=0.0, le=3_600.0)

@@ -224,10 +224,10 @@ def test_start_that_fails_is_one_line(
     app = App(error=error)
     if code == 2:
         with pytest.raises(SystemExit) as caught:
-            lifecycle.run(lambda: app, log=LOG)
+            lifecycle.run(app, log=LOG)
         assert caught.value.code == code
     else:
-        assert lifecycle.run(lambda: app, log=LOG) == code
+        assert lifecycle.run(app, log=LOG) == code
     err = capsys.readouterr().err
     assert err.startswith(text)
     assert "Traceback" not in err
@@ -236,7 +236,7 @@ def test_start_that_fails_is_one_line(
 
 def test_unexpected_error_at_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A bug ends with code 1 and its traceback in the log."""
-    assert lifecycle.run(lambda: App(error=KeyError("bug")), log=LOG) == 1
+    assert lifecycle.run(App(error=KeyError("bug")), log=LOG) == 1
     assert "KeyError: 'bug'" in caplog.text
 
 

@@ -1,58 +1,218 @@
-"""Several router processes on one port: the kernel shares calls out, tickets close anywhere."""
+"""A router of several worker processes: one port, one name, whatever becomes of a worker."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+import os
+import signal
+import socket
+import urllib.request
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes.router_process import mesh_toml, router_process
-from tests.fakes.triton import FakeTriton
+from services.router_inference.path.tickets import TicketSigner
+from services.router_inference.settings import RouterInferenceSettings
+from services.router_inference.workers.parent import LONGEST_WAIT_S
+from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
+from tests.fakes.triton import FakeTriton, Script
+from tests.integration.test_lifecycle import serving_status
+from tests.waiting import LIMIT_S, until
+from tiercel import AsyncClient
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
+KEY = "one key for all workers"
 
-async def test_workers_share_a_port_and_close_each_others_tickets(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
-    """Both workers get connections; a ticket of one is closed by the other, once."""
-    triton = await FakeTriton().start()
-    port = free_port()
-    own = 'so_reuseport = true\nticket_key = "one key for all workers"'
+
+@contextlib.asynccontextmanager
+async def workers(
+    folder: Path, *, count: int = 2, script: Script | None = None
+) -> AsyncIterator[RouterProcess]:
+    """Runs a router of several workers before one endpoint."""
+    triton = await FakeTriton(default=script or Script(tokens=("a",), step_s=0.005)).start()
+    own = f'workers = {count}\nticket_key = "{KEY}"'
     toml = mesh_toml([("e0", triton.address)], router=own)
-    toml = toml.replace('listen = "127.0.0.1:0"', f'listen = "127.0.0.1:{port}"', 1)
-    folders = [tmp_path / name for name in ("one", "two")]
-    for folder in folders:
-        folder.mkdir()
+    toml = toml.replace('metrics_listen = ""', 'metrics_listen = "127.0.0.1:0"')
+    try:
+        with router_process(folder, toml) as router:
+            yield router
+    finally:
+        await triton.stop()
+
+
+def pids(router: RouterProcess) -> list[int]:
+    """Returns the process ids of the workers that run."""
+    return [child.pid for child in psutil.Process(router.process.pid).children()]
+
+
+@contextlib.asynccontextmanager
+async def load(address: str, lost: list[str], *, callers: int = 8) -> AsyncIterator[list[str]]:
+    """Calls until the block ends; yields the answers so far, notes what was lost."""
+    answers: list[str] = []
+    stop = asyncio.Event()
+
+    async def call(client: AsyncClient) -> None:
+        while not stop.is_set():
+            try:
+                answers.append((await client.generate("hi", task="piqa", deadline_s=20.0)).text)
+            except Exception as error:
+                lost.append(repr(error))
+
     async with contextlib.AsyncExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(router_process(folder, toml))
-        stubs: dict[str, Any] = {}
-        for _ in range(40):
-            # A connection of its own each: the kernel decides which worker gets it.
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
-            await stack.enter_async_context(channel)
-            stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-            status = await stub.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=5.0)
-            stubs[status.router_id] = stub
-            if len(stubs) == 2:
-                break
-        assert len(stubs) == 2
-        first, second = stubs.values()
-        request = pb2.RouteRequest(task="piqa", prompt_token_count=10)
-        routed = await first.Route(request, timeout=5.0)
+        clients = [await stack.enter_async_context(AsyncClient(address)) for _ in range(callers)]
+        calls = [asyncio.ensure_future(call(client)) for client in clients]
+        yield answers
+        stop.set()
+        await asyncio.gather(*calls)
+
+
+async def metrics(router: RouterProcess) -> dict[str, float]:
+    """Returns the router's metrics: each sample's values, added up over their labels."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{router.metrics}/metrics", timeout=LIMIT_S) as page:
+            return str(page.read().decode())
+
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
+
+
+def worker_of(ticket: bytes) -> str:
+    """Returns the name of the worker that signed a ticket."""
+    return TicketSigner(KEY.encode()).read(ticket).router_id
+
+
+async def routes(
+    router: RouterProcess, stack: contextlib.AsyncExitStack, count: int = 2
+) -> dict[str, tuple[Any, bytes]]:
+    """Returns a stub on each worker with a ticket of it."""
+    found: dict[str, tuple[Any, bytes]] = {}
+    request = pb2.RouteRequest(task="piqa", prompt_token_count=10)
+    for _ in range(100):
+        # A connection of its own each: the kernel decides which worker gets it.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.aio.insecure_channel(router.address, options=options)
+        await stack.enter_async_context(channel)
+        stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+        ticket = (await stub.Route(request, timeout=5.0)).ticket
+        found[worker_of(ticket)] = (stub, ticket)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_workers_share_a_port_and_close_each_others_tickets(tmp_path: Path) -> None:
+    """Both workers get connections; a ticket of one is closed by the other, once."""
+    async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
+        (_, ticket), (other, _) = (await routes(router, stack)).values()
         report = pb2.ReportOutcomeRequest(
-            ticket=routed.ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=3
+            ticket=ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=3
         )
-        await second.ReportOutcome(report, timeout=5.0)
+        await other.ReportOutcome(report, timeout=5.0)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await second.ReportOutcome(report, timeout=5.0)
+            await other.ReportOutcome(report, timeout=5.0)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    await triton.stop()
+
+
+async def test_killed_worker_is_followed_and_its_counts_stay(tmp_path: Path) -> None:
+    """The others go on, a successor serves under its number, no counter goes down."""
+    lost: list[str] = []
+    async with workers(tmp_path) as router:
+        async with load(router.address, lost) as answers:
+            await until(lambda: len(answers) > 50, "both are under load")
+            before = await metrics(router)
+            first = pids(router)
+            os.kill(first[0], signal.SIGKILL)
+            seen = len(answers)
+            await until(lambda: len(answers) > seen + 50, "answers come again")
+
+            async def are_two() -> bool:
+                return (await metrics(router))["tiercel_workers"] == 2.0
+
+            await until(are_two, "the successor serves")
+            after = await metrics(router)
+        assert len(set(pids(router)) - set(first)) == 1
+        names = [name for name in before if name.endswith(("_total", "_count", "_bucket"))]
+        assert [name for name in names if after[name] < before[name]] == []
+        assert after["tiercel_worker_restarts_total"] == 1.0
+        # Each of the callers has one call at a time; those of the killed one broke off.
+        assert len(lost) <= 8
+        assert all("Unreachable" in error or "UNAVAILABLE" in error for error in lost), lost
+
+
+async def test_rolling_restart_loses_no_request(tmp_path: Path) -> None:
+    """On SIGHUP every worker is replaced, one after the other, under load."""
+    lost: list[str] = []
+    async with workers(tmp_path) as router:
+        first = pids(router)
+        async with load(router.address, lost) as answers:
+            await until(lambda: len(answers) > 50, "both are under load")
+            router.process.send_signal(signal.SIGHUP)
+            log = router.log_path
+            await until(lambda: "rolling_restart_done" in log.read_text(), "all are replaced")
+            seen = len(answers)
+            await until(lambda: len(answers) > seen + 50, "answers go on")
+        assert lost == []
+        assert set(pids(router)).isdisjoint(first)
+        assert (await metrics(router))["tiercel_requests_total"] == len(answers)
+
+
+async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> None:
+    """On SIGTERM what is under way is answered by each worker, and the exit code is 0."""
+    script = Script(tokens=("a",) * 4, step_s=0.1)
+    async with workers(tmp_path, script=script) as router, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(router.address)) for _ in range(12)]
+        calls = [
+            asyncio.ensure_future(client.generate("hi", task="piqa", deadline_s=20.0))
+            for client in clients
+        ]
+
+        async def are_under_way() -> bool:
+            return (await metrics(router))["tiercel_requests_in_flight"] == len(calls)
+
+        await until(are_under_way, "every call is under way")
+        router.process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*calls)
+        assert [answer.text for answer in answers] == ["aaaa"] * len(calls)
+        assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
+        assert "Traceback" not in router.log_path.read_text()
+
+
+async def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Nobody would watch them; the port is free for a new router."""
+    async with workers(tmp_path) as router:
+        orphans = [psutil.Process(pid) for pid in pids(router)]
+        router.process.kill()
+        await until(lambda: not any(process.is_running() for process in orphans), "the workers end")
+        host, port = router.address.split(":")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+
+
+async def test_health_is_never_that_of_a_worker_that_starts(tmp_path: Path) -> None:
+    """A worker listens once it can serve, so every probe that is answered meets one that does."""
+    async with workers(tmp_path, count=3) as router:
+        router.process.send_signal(signal.SIGHUP)
+        answers: list[str] = []
+        while "rolling_restart_done" not in router.log_path.read_text():
+            with contextlib.suppress(grpc.aio.AioRpcError):  # it met the very end of one
+                answers.append(await serving_status(router.address))
+        assert set(answers) == {"SERVING"}
+
+
+def test_wait_before_a_successor_stays_below_a_probes_patience() -> None:
+    """A worker that keeps dying is tried again before anybody gives the router up."""
+    assert RouterInferenceSettings().grace_s > LONGEST_WAIT_S

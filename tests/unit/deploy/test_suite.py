@@ -41,6 +41,7 @@ COVERED = {
     "services/local/triton/server/process.py": "integration/test_triton_server.py",
     "services/router_inference/app.py": "integration/test_router_failures.py",
     "services/router_inference/settings.py": "unit/services/test_bounds_of_settings.py",
+    "services/router_inference/workers/parent.py": "integration/test_router_workers.py",
     "services/trainer/app.py": "integration/test_trainer.py",
     "services/trainer/jobs.py": "integration/test_trainer.py",
     "services/trainer/servicer.py": "integration/test_trainer.py",

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from services.common.metrics import RpcMetrics
 from services.load_monitor.metrics import MonitorCounters
 from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
 from tests.unit.deploy.manifests import (
     DEPLOY,
@@ -38,7 +39,7 @@ _KINDS = {"server", "client", "internal", "producer", "consumer"}
 _ATTRIBUTE_TYPES = {"string", "int", "double", "boolean", "string[]", "int[]", "double[]"}
 _METRIC = re.compile(r"\b((?:tiercel|nv)_[a-z0-9_]+|up(?=[{ ]))(\{[^}]*\})?")
 _CLASSES = {
-    "router-inference": (RouterMetrics, RpcMetrics),
+    "router-inference": (RouterMetrics, RpcMetrics, ParentMetrics),
     "trainer": (TrainerMetrics, RpcMetrics),
     "load-monitor": (MonitorCounters, RpcMetrics),
 }

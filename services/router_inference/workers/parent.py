@@ -1,0 +1,290 @@
+"""The parent of a router's workers: starts them, watches them, starts successors, ends them.
+
+It forks itself after everything was read, imported and compiled, so that a worker starts in a
+fraction of a second and shares that memory with the others. Until then and ever after, the parent
+makes no channel, no server and no thread that a fork could not survive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from services.common.addresses import HostPort, parse_address
+from services.common.lifecycle import (
+    FAILURE_EXIT_CODE,
+    SIGNAL_EXIT_BASE,
+    SIGNALS,
+    remove_ready_file,
+    run,
+    write_ready_file,
+)
+from services.common.log import Logger, configure_logging
+from services.common.metrics import MetricsServer, start_metrics_server
+from services.common.process_id import new_process_id
+from services.common.server import check_port_is_free
+from services.common.start_error import StartError
+from services.router_inference.app import RouterInference
+from services.router_inference.workers import frames, merge
+from services.router_inference.workers.pages import MergedPages, ParentMetrics
+from services.router_inference.workers.process import WorkerProcess
+from services.router_inference.workers.seat import Seat, WorkerApplication
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+"""Wait before a successor is started: the first, and what it grows to while workers do not last."""
+STEADY_S = 1.0
+"""A worker that served this long is followed without a growing wait."""
+_EXTRA_STOP_S = 5.0
+_READY_S = 60.0
+
+
+def run_router(app: RouterInference, log: Logger, ready_file: Path | None) -> int:
+    """Runs a router, as one process or as several; returns the exit code."""
+    if app.settings.router_inference.workers == 1:
+        return run(app, log=log, ready_file=ready_file)
+    try:
+        return asyncio.run(Parent(app, log=log, ready_file=ready_file).run())
+    except StartError as error:
+        sys.stderr.write(f"{app.name}: {error}\n")
+        return FAILURE_EXIT_CODE
+
+
+class Parent:
+    """Keeps the workers of one router running."""
+
+    def __init__(self, app: RouterInference, *, log: Logger, ready_file: Path | None) -> None:
+        """Starts nothing; `app` is what every worker becomes a copy of."""
+        self._app = app
+        self._own = app.settings.router_inference
+        self._log = log
+        self._ready_file = ready_file
+        self._router_id = self._own.router_id or new_process_id()
+        self._epoch = app.clock.wall_ns()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._signals: list[int] = []
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._exit_code = 0
+        self._has_served = False
+        self._rolling: asyncio.Future[None] | None = None
+        self._own_descriptors: list[int] = []
+        self._ended: merge.Families = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._metrics = ParentMetrics(self._registry)
+        self._metrics.workers.set_function(lambda: float(len(self._serving())))
+
+    async def run(self) -> int:
+        """Runs until a signal or until no worker can start; returns the exit code."""
+        self._handle_signals()
+        with contextlib.ExitStack() as stack:
+            self._address, holder = stack.enter_context(_reserved(self._own.listen))
+            self._own_descriptors = [holder.fileno()]
+            metrics = self._serve_metrics()
+            if metrics is not None:
+                self._own_descriptors.append(metrics.descriptor)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    numbers = range(1, self._own.workers + 1)
+                    keepers = [group.create_task(self._keep(number)) for number in numbers]
+                    announcing = group.create_task(self._announce(metrics))
+                    await asyncio.wait([group.create_task(self._stop.wait())])
+                    announcing.cancel()
+                    remove_ready_file(self._ready_file)
+                    self._log.info("draining", workers=len(self._workers))
+                    await asyncio.wait(keepers)
+            finally:
+                if metrics is not None:
+                    await metrics.close()
+        self._log.info("stopped", exit_code=self._exit_code)
+        return self._exit_code
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hang_up)
+
+    def _on_signal(self, number: int) -> None:
+        if self._signals:
+            for worker in self._workers.values():
+                worker.kill()
+            os._exit(SIGNAL_EXIT_BASE + number)
+        self._signals.append(number)
+        self._end()
+
+    def _on_hang_up(self) -> None:
+        if self._signals or self._rolling:
+            return
+        self._rolling = asyncio.ensure_future(self._roll())
+        self._rolling.add_done_callback(self._on_rolled)
+
+    def _on_rolled(self, rolling: asyncio.Future[None]) -> None:
+        self._rolling = None
+        if not rolling.cancelled() and (error := rolling.exception()):
+            self._log.exception("rolling_restart_failed", error)
+
+    async def _keep(self, number: int) -> None:
+        """Runs one worker after the other in a place, until the stop."""
+        wait_s = FIRST_WAIT_S
+        while not self._stop.is_set():
+            worker = self._workers[number] = self._fork(number)
+            reading = asyncio.create_task(self._read(worker))
+            code = await worker.ended
+            await reading
+            await self._on_end(number, worker)
+            if self._stop.is_set():
+                return
+            if not self._has_served:
+                # What kept the first from starting keeps the others.
+                self._exit_code = code if code > 0 else FAILURE_EXIT_CODE
+                self._end()
+                return
+            reason = "rolling" if worker.is_asked_to_end else "ended"
+            self._metrics.restarts.labels(reason=reason).inc()
+            if worker.is_asked_to_end:
+                continue
+            if worker.served_s() > STEADY_S:
+                wait_s = FIRST_WAIT_S
+            ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            self._log.error("worker_ended", worker=number, by=ending, next_in_s=wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait_s)
+            wait_s = min(LONGEST_WAIT_S, 2.0 * wait_s)
+
+    async def _read(self, worker: WorkerProcess) -> None:
+        """Takes in what a worker says, until it is gone."""
+        async for kind, payload in worker.told():
+            if kind == frames.SERVING:
+                self._has_served = True
+                self._log.info("worker_serves", worker=worker.number, pid=worker.pid)
+                await self._notify()
+            elif kind == frames.METRICS:
+                worker.on_metrics(payload.decode())
+
+    async def _on_end(self, number: int, worker: WorkerProcess) -> None:
+        del self._workers[number]
+        self._ended = merge.lasting(merge.add_pages(self._ended, [worker.metrics_page]))
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [each for each in self._workers.values() if each.is_serving]
+
+    async def _announce(self, metrics: MetricsServer | None) -> None:
+        """Writes the ready file once every worker serves."""
+        if self._ready_file is not None:
+            remove_ready_file(self._ready_file)
+        await self._until(lambda: len(self._serving()) == self._own.workers)
+        addresses = {"grpc": str(self._address)}
+        if metrics is not None:
+            addresses["metrics"] = str(metrics.address)
+        if self._ready_file is not None:
+            write_ready_file(self._ready_file, self._app.name, addresses)
+        self._log.info("serving", workers=self._own.workers, **addresses)
+
+    async def _roll(self) -> None:
+        """Ends the workers one by one, each once its predecessor's successor serves."""
+        self._log.info("rolling_restart")
+        for number in range(1, self._own.workers + 1):
+            worker = self._workers.get(number)
+            if worker is None or not worker.is_serving:
+                continue
+            self._ask_to_end(worker, frames.LEAVE)
+
+            def is_followed(old: WorkerProcess = worker, number: int = number) -> bool:
+                new = self._workers.get(number)
+                return self._stop.is_set() or (
+                    new is not None and new is not old and new.is_serving
+                )
+
+            try:
+                limit_s = _READY_S + self._own.grace_s
+                await asyncio.wait_for(self._until(is_followed), limit_s)
+            except TimeoutError:
+                self._log.error("rolling_restart_stopped", worker=number, waited_s=limit_s)
+                return
+            if self._stop.is_set():
+                return
+        self._log.info("rolling_restart_done")
+
+    def _end(self) -> None:
+        """Has every worker drain, as at a stop."""
+        self._stop.set()
+        for worker in self._workers.values():
+            self._ask_to_end(worker, frames.DRAIN)
+
+    def _ask_to_end(self, worker: WorkerProcess, how: bytes) -> None:
+        worker.ask_to_end(how)
+        # Its own limits end it before; this is for one that hangs.
+        limit_s = self._own.lame_duck_s + self._own.grace_s + _EXTRA_STOP_S
+        asyncio.get_running_loop().call_later(limit_s, worker.kill)
+
+    def _fork(self, number: int) -> WorkerProcess:
+        seat = Seat(
+            number=number,
+            router_id=self._router_id,
+            epoch=self._epoch,
+            listen=str(self._address),
+        )
+        # A copy kept would hide the parent's end from the others, and hold its ports.
+        others = [worker.connection.fileno() for worker in self._workers.values()]
+        others += self._own_descriptors
+
+        def main(parent: socket.socket) -> int:
+            for descriptor in others:
+                os.close(descriptor)
+            log = self._app.settings.log
+            configure_logging(
+                service=self._app.name, log_format=log.format, level=log.level, worker=number
+            )
+            self._app.take_seat(seat)
+            worker = WorkerApplication(self._app, parent)
+            return run(worker, log=self._log, stop=worker.stop)
+
+        return WorkerProcess(number, main)
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        if not self._own.metrics_listen:
+            return None
+        self._registry.register(MergedPages(self._pages, asyncio.get_running_loop()))
+        return start_metrics_server(self._own.metrics_listen, self._registry)
+
+    async def _pages(self) -> tuple[merge.Families, list[str]]:
+        """Returns what ended workers left, and the pages of the living."""
+        await asyncio.gather(*(worker.refresh_metrics() for worker in self._serving()))
+        return self._ended, [worker.metrics_page for worker in self._workers.values()]
+
+
+@contextlib.contextmanager
+def _reserved(listen: str) -> Iterator[tuple[HostPort, socket.socket]]:
+    """Yields an address for the workers, and what keeps others from it; nothing listens by it.
+
+    Raises:
+        StartError: It is in use or not of this machine.
+    """
+    wanted = parse_address(listen, allow_port_zero=True)
+    check_port_is_free(wanted)
+    try:
+        family = socket.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)[0][0]
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        with holder:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            holder.bind((wanted.host, wanted.port))
+            yield HostPort(wanted.host, holder.getsockname()[1]), holder
+    except OSError as error:
+        raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from None
