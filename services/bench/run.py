@@ -46,20 +46,19 @@ async def run_suite(suite: str, only: Sequence[str], *, command: str, say: Say) 
         CommandError: A server did not start.
     """
     wanted = wanted_metrics(suite, only)
-    started, start_s = facts.now(), time.monotonic()
+    started, start_s, commit = facts.now(), time.monotonic(), facts.commit(checkout())
     metrics: dict[str, Any] = {}
     for group, names in GROUPS.items():
         asked = wanted.intersection(names)
         if asked:
             readings = await _measure(group, asked, suite, say)
             metrics |= {each.name: each.judged() for each in readings if each.name in asked}
-    root = checkout()
     return {
         "suite": suite,
         "command": command,
         "started": started,
         "took_s": round(time.monotonic() - start_s, 1),
-        "commit": facts.commit(root),
+        "commit": commit,
         "machine": facts.machine(),
         "versions": facts.package_versions(PACKAGES),
         "metrics": {name: metrics[name] for name in BUDGETS if name in metrics},

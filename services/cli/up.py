@@ -6,27 +6,21 @@ import asyncio
 import dataclasses
 import json
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 import typer
 
-from router.documents import parse_toml
-from router.types import InvalidFileError
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
-from services.common.files import read_text
-from services.common.mesh_settings import TaskSettings
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import InputError
-from services.local.fleets import PacedFleetOptions, ReferenceFleet
+from services.local.fleets import ReferenceFleet
 from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
+from services.local.paced_mesh import paced_options
 from services.local.run import run_owning_children
 from trainer.shipped import PROFILES, QUALITY, shipped
-
-PACED_TASK_DEADLINE_S = 0.4
-PACED_OUTPUT_TOKENS = 8
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +51,13 @@ def up(
     run_folder(name)
     try:
         if paced:
-            options = _paced_options(name, paced, devices, time_scale, quality)
+            options = paced_options(
+                name,
+                shipped_file(PROFILES, paced, "--paced"),
+                quality=_existing(quality or shipped(QUALITY, "opt.toml"), "--quality"),
+                device_count=devices,
+                time_scale=time_scale,
+            )
         else:
             options = _reference_options(name, profile, quality)
     except pydantic.ValidationError as error:
@@ -108,55 +108,7 @@ def _reference_options(
     )
 
 
-def _paced_options(
-    name: str, paced: str, devices: int, time_scale: float, quality: pathlib.Path | None
-) -> MeshOptions:
-    if not time_scale > 0:
-        raise InputError(f"--time-scale: must be above 0, got {time_scale:g}")
-    profile = shipped_file(PROFILES, paced, "--paced")
-    tiers = _tiers_of(profile)
-    table_path = _existing(quality or shipped(QUALITY, "opt.toml"), "--quality")
-    tasks = tuple(
-        TaskSettings(
-            name=task,
-            default_deadline_s=PACED_TASK_DEADLINE_S * time_scale,
-            default_max_output_tokens=PACED_OUTPUT_TOKENS * 2,
-            expected_output_tokens=PACED_OUTPUT_TOKENS,
-        )
-        for task in _tasks_of(table_path)
-    )
-    return MeshOptions(
-        name=name,
-        fleet=PacedFleetOptions(profile, tiers, devices, time_scale),
-        profile=profile,
-        quality=table_path,
-        tasks=tasks,
-    )
-
-
 def _existing(path: pathlib.Path, option: str) -> pathlib.Path:
     if not path.is_file():
         raise InputError(f"{option}: no file {path}")
     return path
-
-
-def _tiers_of(profile: pathlib.Path) -> tuple[str, ...]:
-    """Tiers of a profile, fastest (lowest quality) first."""
-    tiers = _read(profile).get("tiers", {})
-    if not isinstance(tiers, dict) or not tiers:
-        raise InputError(f"{profile}: has no [tiers.NAME] table")
-    return tuple(sorted(tiers, key=lambda tier: float(tiers[tier].get("step_s", 0.0))))
-
-
-def _tasks_of(quality: pathlib.Path) -> tuple[str, ...]:
-    tasks = _read(quality).get("quality", {})
-    if not isinstance(tasks, dict) or not tasks:
-        raise InputError(f"{quality}: has no [quality.TASK] table")
-    return tuple(tasks)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return parse_toml(read_text(path), str(path))
-    except (OSError, UnicodeDecodeError, InvalidFileError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None

@@ -129,6 +129,7 @@ class EmbeddedMesh:
         """
         try:
             self._repository = self.options.fleet.write(self.folder / "triton")
+            self.profile = self.options.fleet.kept_profile(self.profile, self.folder)
             specs = [self._processes.redis(), self._processes.triton(self._repository)]
             await self._supervisor.start(specs)
         except (ChildError, TritonServerError) as error:

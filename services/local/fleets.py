@@ -6,6 +6,9 @@ import dataclasses
 import pathlib
 from typing import Protocol
 
+import tomli_w
+
+from router.documents import parse_toml
 from services.local.triton.repository.layout import ServerRepository
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository
 from services.local.triton.repository.reference import write_reference_repository
@@ -36,6 +39,10 @@ class Fleet(Protocol):
         """Writes the model repository; raises RepositoryError."""
         ...
 
+    def kept_profile(self, profile: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+        """Returns the file of a profile as these tiers keep it; raises OSError."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceFleet:
@@ -47,6 +54,10 @@ class ReferenceFleet:
     def write(self, folder: pathlib.Path) -> ServerRepository:
         """Writes the model repository; raises RepositoryError."""
         return write_reference_repository(folder, self.tiers)
+
+    def kept_profile(self, profile: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+        """Returns the profile's own file."""
+        return profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,3 +89,14 @@ class PacedFleetOptions:
             output_tokens_variation=OPT_LENGTHS.output_variation,
         )
         return write_paced_repository(folder, fleet).servers[0]
+
+    def kept_profile(self, profile: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+        """Writes the profile with every time stretched; returns the file."""
+        document = parse_toml(profile.read_text(encoding="utf-8"), str(profile))
+        for tier in document["tiers"].values():
+            for key in tier:
+                if key.endswith("_s"):
+                    tier[key] *= self.time_scale
+        stretched = folder / "profile.toml"
+        stretched.write_text(tomli_w.dumps(document), encoding="utf-8")
+        return stretched
