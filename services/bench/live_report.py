@@ -1,0 +1,81 @@
+"""What is made of the runs of a live proof: means, paired differences to price, a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.evaluation.statistics import interval
+
+BESIDE = "price"
+SCORES = ("availability", "performance")
+COLUMNS = (
+    "load, time", "policy", "availability", "performance", f"minus {BESIDE}", "p99 s", "refused",
+    "routers' cores", "machine",
+)  # fmt: skip
+
+
+def compare(
+    runs: Sequence[Mapping[str, Any]], policies: Sequence[str], load: float
+) -> dict[str, Any]:
+    """Returns a load's means per policy, and each policy's paired differences to price.
+
+    A policy is below price where even the upper end of the paired 95 % interval is below zero.
+    """
+    here = [run for run in runs if run["load"] == load]
+    rows: dict[str, Any] = {}
+    for policy in policies:
+        own = sorted((run for run in here if run["policy"] == policy), key=lambda run: run["seed"])
+        beside = sorted(
+            (run for run in here if run["policy"] == BESIDE), key=lambda run: run["seed"]
+        )
+        row: dict[str, Any] = {
+            score: statistics.fmean(run["total"][score] for run in own) for score in SCORES
+        }
+        row["p99_ms"] = statistics.median(run["total"]["p99_ms"] for run in own)
+        row["refused"] = sum(run["total"]["refused"] for run in own)
+        row["failed"] = sum(run["total"]["failed"] for run in own)
+        row["mix"] = {
+            tier: statistics.fmean(run["total"]["mix"].get(tier, 0.0) for run in own)
+            for tier in sorted({tier for run in own for tier in run["total"]["mix"]})
+        }
+        routers = [
+            sum(cores for name, cores in run["cores"].items() if name.startswith("router"))
+            for run in own
+        ]
+        row["router_cores"] = statistics.fmean(routers)
+        row["machine_busy"] = max(run["machine_busy"] for run in own)
+        row["valid"] = all(run["valid"] for run in own)
+        for score in SCORES:
+            pairs = zip(own, beside, strict=True)
+            difference = interval(a["total"][score] - b["total"][score] for a, b in pairs)
+            row[f"{score}_minus_{BESIDE}"] = [difference.mean, difference.half]
+            is_below = len(own) > 1 and difference.mean + difference.half < 0.0
+            row[f"{score}_below_{BESIDE}"] = is_below
+        rows[policy] = row
+    first = here[0]
+    return {key: first[key] for key in ("load", "rate_rps", "time_scale", "run_s")} | {
+        "policies": rows
+    }
+
+
+def show(report: Mapping[str, Any]) -> str:
+    """Returns the report as a Markdown table."""
+    lines = [
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for load in report["loads"]:
+        for policy, row in load["policies"].items():
+            differences = [row[f"{score}_minus_{BESIDE}"] for score in SCORES]
+            pairs = [f"{mean:+.3f} ± {half:.3f}" for mean, half in differences]
+            below = any(row[f"{score}_below_{BESIDE}"] for score in SCORES)
+            beside = "-" if policy == BESIDE else " / ".join(pairs) + below * " **below**"
+            lines.append(
+                f"| {load['load']:g}x, x{load['time_scale']:g} | {policy} "
+                f"| {row['availability']:.3f} | {row['performance']:.3f} | {beside} "
+                f"| {row['p99_ms'] / 1e3:.2f} | {row['refused']:,} | {row['router_cores']:.2f} "
+                f"| {row['machine_busy']:.0%}{'' if row['valid'] else ' (generator lagged)'} |"
+            )
+    return "\n".join(lines)

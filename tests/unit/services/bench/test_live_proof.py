@@ -1,0 +1,58 @@
+"""What a live proof runs, and what it says of a command line that is wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from services.bench.live_proof import Plan, main, mesh_options
+
+PLAN = Plan((0.5, 4.0), ("price", "dqn", "static-small"), 3, 25.0, 178.0)
+
+
+def test_time_is_stretched_until_the_machine_carries_the_load() -> None:
+    """Never less than tenfold; a run lasts some deadlines however long they have become."""
+    assert PLAN.scale(0.5) == 10.0
+    assert PLAN.scale(4.0) == 40.0
+    assert PLAN.run_s(0.5) == 25.0
+    assert PLAN.run_s(4.0) == 40.0
+
+
+def test_no_policy_always_comes_first() -> None:
+    """Each turn starts with the next policy."""
+    orders = [PLAN.order(turn) for turn in range(3)]
+    assert {order[0] for order in orders} == set(PLAN.policies)
+    assert all(set(order) == set(PLAN.policies) for order in orders)
+
+
+def test_what_routers_know_ages_as_time_is_stretched() -> None:
+    """Report and state intervals together, and the limits on their age, grow by the factor."""
+    sections = mesh_options(2.0, 20.0).sections
+    router, monitor = sections["router_inference"], sections["load_monitor"]
+    intervals_s = router["report_interval_s"] + monitor["publish_interval_s"]
+    assert intervals_s == pytest.approx(20.0 * 0.18)
+    assert router["state_max_age_s"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--loads", "many"], "--loads: expected numbers"),
+        (["--loads", "0"], "--loads"),
+        (["--policies", "dqn"], "price must be among them"),
+        (["--turns", "0"], "--turns: must be above 0"),
+        (["--json", "nowhere/x.json"], "--json: no folder nowhere"),
+    ],
+)
+def test_a_wrong_command_line_starts_nothing(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2, with the option and what it takes."""
+    monkeypatch.setattr(sys, "argv", ["live_proof", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
