@@ -1,16 +1,18 @@
-"""The decision as one function of plain arrays: prediction, features, scores, choice.
+"""The decision as one function of plain arrays: mask, admission, prediction, scores, choice.
 
-The simulator compiles it. Live policies call the same kernels on lists, which plain Python reads
-faster (`ScorePolicy`, `DqnPolicy`).
+`decide_request` is what a router calls for a request (`router.bound`); the simulator calls `decide`
+and the kernels before it, between which it counts what it refused. Both compile these functions.
 
-Shape letters: C candidates, F features, P parameters.
+Shape letters: L the three rows of a load, C candidates, F features, P parameters, T tiers, R
+results.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import math
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from router import features, kernels
+from router import features, kernels, picker, safety
 from router.dqn import network
 from router.policies import scores, table
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from router.dqn.network import NetworkArrays
     from router.dqn.snapshot import Weights
     from router.features import FeatureScratch
     from router.fleet import FleetArrays
@@ -25,6 +28,65 @@ if TYPE_CHECKING:
     from router.policies.scores import Query, Scratch
 
 DQN_ROW: Final = table.ROW[table.DQN]
+
+NOTHING_ALLOWED: Final = -1
+"""No usable candidate serves what the request allows."""
+REFUSED: Final = -2
+"""Even the fastest allowed candidate would miss the deadline, by admission's factor."""
+NOT_FINITE: Final = -3
+"""An allowed candidate's score is no finite number: the policy is not to be trusted."""
+
+RESULTS: Final = (
+    "action",
+    "allowed_count",
+    "predicted_s",
+    "least_s",
+    "rescue_s",
+    "largest_tier",
+)
+ACTION, ALLOWED_COUNT, PREDICTED_S, LEAST_S, RESCUE_S, LARGEST_TIER = range(len(RESULTS))
+"""Places of `Board.result_R`: the best finite candidate (-1: none; there is one beside NOT_FINITE
+too), how many were allowed, the predicted latency of the action, the least predicted latency that
+admission saw (when it refused), the least latency a rescue from the action could have
+(`safety.least_rescue_s`; infinite: no smaller tier is allowed), the largest allowed tier."""
+
+
+class Board(NamedTuple):
+    """All arrays of a decision that stay where they are between two requests.
+
+    Attributes:
+        fleet: candidates.
+        own: load this router sent itself.
+        others: load all others sent.
+        seen: their sum, brought up to date by every decision.
+        excluded_C: candidates closed to the request besides (a retry's failed ones).
+        allowed_C: candidates the request may go to.
+        params_P: a score kernel's parameters, and its memory; a network's: see `decide`.
+        weights: of a network; others do not read them.
+        scratch: working space of the features.
+        features_CF: the features a network read.
+        decided: predictions and scores.
+        network: what the network reads and writes: memory of the fields above.
+        picked_T: last candidate an endpoint picker took of each tier, -1 at first.
+        rescue_C: working space.
+        result_R: scalars that are known afterwards, see RESULTS.
+    """
+
+    fleet: FleetArrays
+    own: LoadArrays
+    others: LoadArrays
+    seen: LoadArrays
+    excluded_C: NDArray[np.bool_]
+    allowed_C: NDArray[np.bool_]
+    params_P: NDArray[np.float64]
+    weights: Weights
+    scratch: FeatureScratch
+    features_CF: NDArray[np.float32]
+    decided: Scratch
+    network: NetworkArrays
+    picked_T: NDArray[np.int64]
+    rescue_C: NDArray[np.float64]
+    result_R: NDArray[np.float64]
 
 
 def decide(
@@ -39,6 +101,7 @@ def decide(
     scratch: FeatureScratch,
     features_CF: NDArray[np.float32],
     s: Scratch,
+    net: NetworkArrays,
 ) -> int:
     """Returns the allowed candidate that a policy scores highest, -1 if there is none.
 
@@ -55,24 +118,137 @@ def decide(
         scratch: working space of the features.
         features_CF: the features a network read.
         s: predictions and scores; predictions may lie where `scratch.seen` has them.
+        net: the same features, mask, scores to correct (`scratch.seen`'s) and scores for a network.
     """
     if row == DQN_ROW:
         features.compute_features(
             fleet, load, own, allowed_C, query, params_P, scratch, features_CF
         )
         network.q_values(
-            features_CF,
-            allowed_C,
-            scratch.seen.score_C,
+            net.x_CF,
+            net.allowed_C,
+            net.base_C,
             weights.w1_FH,
             weights.b1_H,
             weights.w2_GH,
             weights.b2_H,
             weights.w3_P,
             weights.b3,
-            s.score_C,
+            net.q_C,
         )
     else:
         scores.predict(fleet, load, query, s)
         table.score(row, fleet, load, allowed_C, query, params_P, s)
     return kernels.best_allowed(s.score_C, allowed_C)
+
+
+def decide_request(
+    b: Board,
+    row: int,
+    picker_number: int,
+    query: Query,
+    quality_floor: float,
+    tier_pin: int,
+    ramp_draw: float,
+    pick_draw: float,
+    admission_slack_s: float,
+    admission_factor: float,
+) -> int:
+    """Returns the candidate for a request, or the code (below zero) of what left it without one.
+
+    Args:
+        b: all arrays.
+        row: of the policy in the table.
+        picker_number: endpoint picker that chooses inside the policy's tier; 0 = none.
+        query: the request and the traffic.
+        quality_floor: lowest quality accepted.
+        tier_pin: only tier allowed; -1 = any.
+        ramp_draw: uniform random number that opens ramping candidates.
+        pick_draw: uniform random number of the picker.
+        admission_slack_s: time left as admission counts it, seconds.
+        admission_factor: on admission's predictions; 0 = do not ask.
+    """
+    result_R = b.result_R
+    for place in range(len(result_R)):
+        result_R[place] = math.inf
+    result_R[ACTION] = -1.0
+    for c in range(len(b.allowed_C)):
+        b.seen.in_flight_C[c] = b.own.in_flight_C[c] + b.others.in_flight_C[c]
+        b.seen.waiting_prompt_tokens_C[c] = (
+            b.own.waiting_prompt_tokens_C[c] + b.others.waiting_prompt_tokens_C[c]
+        )
+        b.seen.remaining_output_tokens_C[c] = (
+            b.own.remaining_output_tokens_C[c] + b.others.remaining_output_tokens_C[c]
+        )
+    count = kernels.allowed_mask(
+        b.fleet, query.task, quality_floor, tier_pin, ramp_draw, b.allowed_C
+    )
+    largest = -1
+    for c in range(len(b.allowed_C)):
+        if b.allowed_C[c] and b.excluded_C[c]:
+            b.allowed_C[c] = False
+            count -= 1
+        if b.allowed_C[c]:
+            largest = max(largest, b.fleet.tier_C[c])
+    result_R[ALLOWED_COUNT] = count
+    result_R[LARGEST_TIER] = largest
+    if count == 0:
+        return NOTHING_ALLOWED
+    if admission_factor > 0.0 and not safety.admit(
+        b.fleet,
+        b.seen,
+        b.allowed_C,
+        admission_slack_s,
+        query.prompt_tokens,
+        query.event_tokens,
+        admission_factor,
+        b.decided.predicted_s_C,
+    ):
+        for c in range(len(b.allowed_C)):
+            if b.allowed_C[c]:
+                result_R[LEAST_S] = min(result_R[LEAST_S], b.decided.predicted_s_C[c])
+        return REFUSED
+    action = decide(
+        row,
+        b.fleet,
+        b.seen,
+        b.own,
+        b.allowed_C,
+        query,
+        b.params_P,
+        b.weights,
+        b.scratch,
+        b.features_CF,
+        b.decided,
+        b.network,
+    )
+    if picker_number > 0 and action >= 0:
+        tier = b.fleet.tier_C[action]
+        action = picker.pick(
+            picker_number,
+            b.fleet,
+            b.seen,
+            b.allowed_C,
+            query,
+            tier,
+            b.picked_T,
+            pick_draw,
+            b.rescue_C,
+        )
+    is_finite = action >= 0
+    for c in range(len(b.allowed_C)):
+        if b.allowed_C[c] and not math.isfinite(b.decided.score_C[c]):
+            is_finite = False
+    result_R[ACTION] = action
+    if action >= 0:
+        result_R[PREDICTED_S] = b.decided.predicted_s_C[action]
+        result_R[RESCUE_S] = safety.least_rescue_s(
+            b.fleet,
+            b.seen,
+            b.allowed_C,
+            action,
+            query.prompt_tokens,
+            query.event_tokens,
+            b.rescue_C,
+        )
+    return action if is_finite else NOT_FINITE

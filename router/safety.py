@@ -203,23 +203,19 @@ def admit(
     return False
 
 
-def rescue_at_s(
+def least_rescue_s(
     fleet: FleetArrays,
     load: LoadArrays,
     allowed_C: NDArray[np.bool_],
     action: int,
-    slack_s: float,
     prompt_tokens: float,
     event_tokens: float,
-    margin: float,
-    guard_s: float,
     scratch_C: NDArray[np.float64],
 ) -> float:
-    """Returns after how many seconds from now a rescue to a smaller tier would be just in time.
+    """Returns the least latency predicted for a rescue from `action`, seconds.
 
-    That is slack - margin x (least predicted latency over allowed smaller tiers) - guard. The load
-    then is not the load now; the margin covers an ordinary rise. Returns -1 if no smaller tier is
-    allowed or the moment has passed: then no timer is set.
+    Over allowed smaller tiers; infinite if there is none. The load then is not the load now; the
+    margin of `rescue_at_s` covers an ordinary rise.
     """
     least_s = math.inf
     for c in range(len(fleet.tier_C)):
@@ -229,6 +225,15 @@ def rescue_at_s(
         # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
         stretch = SAME_DEVICE if fleet.device_C[c] == fleet.device_C[action] else 1.0
         least_s = min(least_s, stretch * scratch_C[c])
+    return least_s
+
+
+def rescue_at_s(least_s: float, slack_s: float, margin: float, guard_s: float) -> float:
+    """Returns after how many seconds from now a rescue to a smaller tier would be just in time.
+
+    That is slack - margin x `least_rescue_s` - guard. Returns -1 if that moment has passed, or if
+    there is no smaller tier: then no timer is set.
+    """
     moment_s = slack_s - margin * least_s - guard_s
     return moment_s if moment_s > 0.0 else -1.0
 

@@ -398,6 +398,7 @@ def decide(
         w.scratch,
         w.features_CF,
         w.decided,
+        w.network,
     )
     chosen = w.clock[0].picker
     if chosen > 0 and action >= 0:
@@ -473,17 +474,17 @@ def apply(w: World, i: int, action: int) -> None:
         request.action = action
     moment_s = -1.0
     if clock.rescue != 0 and request.rescued == 0 and request.decay_s <= 0.0:
-        moment_s = safety.rescue_at_s(
+        least_s = safety.least_rescue_s(
             w.fleet,
             w.seen,
             w.allowed_C,
             action,
-            request.deadline_s - now_s,
             request.prompt,
             1.0 if request.first_token != 0 else float(request.predicted),
-            clock.margin,
-            clock.guard_s,
             w.decided.work_s_C,
+        )
+        moment_s = safety.rescue_at_s(
+            least_s, request.deadline_s - now_s, clock.margin, clock.guard_s
         )
     dispatch(w, i, action, now_s)
     if moment_s >= 0.0 and request.status != FAILED:

@@ -11,21 +11,21 @@ Shape letters: N requests, E recorded decisions, C candidates, F features, T tie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.bound import Rule
 from router.catalog import Catalog
+from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
 from router.ledger import zero_load
 from router.picker import NO_PICKER
-from router.policies.base import ScorePolicy
-from router.policies.dqn import PRICE_DEFAULTS_P, DqnPolicy
-from router.policies.picked import PickedPolicy
-from router.policies.table import ROW
+from router.policies.dqn import PRICE_DEFAULTS_P
+from router.policies.table import ROW, TABLE
 from router.policy import Policy
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
@@ -121,14 +121,11 @@ class PolicySpec:
     @classmethod
     def of(cls, policy: Policy) -> PolicySpec:
         """Returns the spec of a policy of the table; raises SimulationError for another."""
-        if isinstance(policy, PickedPolicy):
-            inner = cls.of(policy.inner)
-            return replace(inner, name=policy.name, picker=policy.picker.number)
-        if isinstance(policy, DqnPolicy):
-            return cls.dqn(policy.snapshot.weights, policy.name, policy.base_P)
-        if not isinstance(policy, ScorePolicy):
-            raise SimulationError(f"policy {policy.name!r} has no score kernel")
-        return cls(policy.entry.name, np.append(policy.params_P, 0.0), name=policy.name)
+        try:
+            rule = Rule.of(policy)
+        except TypeError as error:
+            raise SimulationError(str(error)) from None
+        return cls(TABLE[rule.row].name, rule.params_P, rule.weights, policy.name, rule.picker)
 
     @classmethod
     def dqn(
@@ -246,6 +243,9 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
     scratch = feature_scratch(candidates, np.zeros)
+    decided = scratch.seen._replace(score_C=np.zeros(candidates))
+    allowed_C = np.zeros(candidates, np.bool_)
+    features_CF = np.zeros((candidates, FEATURE_COUNT), np.float32)
     return World(
         clock=_clock(config, seed),
         requests=requests,
@@ -267,9 +267,10 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         output_K=priors_K.astype(np.float64),
         fleet=fleet.arrays._replace(availability_C=fleet.arrays.availability_C.copy()),
         seen=zero_load(candidates),
-        allowed_C=np.zeros(candidates, np.bool_),
-        decided=scratch.seen._replace(score_C=np.zeros(candidates)),
-        features_CF=np.zeros((candidates, FEATURE_COUNT), np.float32),
+        allowed_C=allowed_C,
+        decided=decided,
+        features_CF=features_CF,
+        network=NetworkArrays(features_CF, allowed_C, scratch.seen.score_C, decided.score_C),
         base_P=PRICE_DEFAULTS_P.copy(),
         scratch=scratch,
         mix_T=mix_T,

@@ -85,12 +85,13 @@ class SecondChance:
         if choice.target.tier_index == 0:
             return -1.0  # nothing is smaller
         observation = choice.observation
-        return safety.rescue_at_s(
+        least_s = safety.least_rescue_s(
             observation.fleet.lists, observation.load, observation.allowed_C,
-            choice.decision.action, job.deadline_s - self._monotonic_s(), request.prompt_tokens,
-            request.event_tokens, self._limits.margin, self._limits.guard_s,
+            choice.decision.action, request.prompt_tokens, request.event_tokens,
             _scratch(observation.fleet),
         )  # fmt: skip
+        slack_s = job.deadline_s - self._monotonic_s()
+        return safety.rescue_at_s(least_s, slack_s, self._limits.margin, self._limits.guard_s)
 
     def rescue_target(
         self, job: Job, choice: Choice, target: Target, left_tokens: float, waiting: bool

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from router import decision, features
+from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Snapshot, Weights, zero_weights
 from router.ledger import LoadArrays
 from router.policies.base import ScorePolicy, query_of
@@ -45,18 +46,22 @@ def decided(policy: Policy, row: int, observation: Observation, draw: float) -> 
     elif isinstance(policy, ScorePolicy):
         params_P = policy.params_P
     assert observation.own is not None
+    allowed_C, s = np.array(observation.allowed_C), scratch(COUNT, np.zeros)
+    working = features.feature_scratch(COUNT, np.zeros)
+    features_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
     return decision.decide(
         row,
         observation.fleet.arrays,
         observation.load,
         observation.own,
-        np.array(observation.allowed_C),
+        allowed_C,
         query_of(observation, draw),
         params_P,
         weights,
-        features.feature_scratch(COUNT, np.zeros),
-        np.zeros((COUNT, features.FEATURE_COUNT), np.float32),
-        scratch(COUNT, np.zeros),
+        working,
+        features_CF,
+        s,
+        NetworkArrays(features_CF, allowed_C, working.seen.score_C, s.score_C),
     )
 
 

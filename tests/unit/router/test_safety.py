@@ -52,7 +52,8 @@ def test_rescue_moment_leaves_a_smaller_tier_its_time() -> None:
     """At the moment returned, margin x the small tier's latency still fits."""
     scratch_C = np.zeros(6)
     idle = zero_load(6)
-    moment_s = safety.rescue_at_s(FLEET, idle, OPEN_C, 2, 0.4, 100.0, 8.0, 1.25, 0.01, scratch_C)
+    least_s = safety.least_rescue_s(FLEET, idle, OPEN_C, 2, 100.0, 8.0, scratch_C)
+    moment_s = safety.rescue_at_s(least_s, 0.4, 1.25, 0.01)
     small_s = fleets.profile().tiers["small"].unloaded_latency_s(100, 8)
     np.testing.assert_allclose(moment_s, 0.4 - 1.25 * small_s - 0.01)
 
@@ -61,9 +62,10 @@ def test_no_rescue_from_the_smallest_tier_or_when_too_late() -> None:
     """There is nowhere to go from small, and no timer for a moment already past."""
     scratch_C = np.zeros(6)
     idle = zero_load(6)
-    arguments = (100.0, 8.0, 1.25, 0.0, scratch_C)
-    assert safety.rescue_at_s(FLEET, idle, OPEN_C, 0, 0.4, *arguments) == -1.0
-    assert safety.rescue_at_s(FLEET, idle, OPEN_C, 2, 0.001, *arguments) == -1.0
+    from_small_s = safety.least_rescue_s(FLEET, idle, OPEN_C, 0, 100.0, 8.0, scratch_C)
+    from_large_s = safety.least_rescue_s(FLEET, idle, OPEN_C, 2, 100.0, 8.0, scratch_C)
+    assert safety.rescue_at_s(from_small_s, 0.4, 1.25, 0.0) == -1.0
+    assert safety.rescue_at_s(from_large_s, 0.001, 1.25, 0.0) == -1.0
 
 
 def test_rescue_takes_the_best_quality_that_fits_on_the_free_device() -> None:

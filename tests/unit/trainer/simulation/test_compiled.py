@@ -145,9 +145,7 @@ def test_safety_agrees() -> None:
             answers.append(
                 (
                     module.admit(*common, q.slack_s, q.prompt_tokens, 8.0, 0.7, scratch_C),
-                    module.rescue_at_s(
-                        *common, action, q.slack_s, q.prompt_tokens, 8.0, 1.25, 0.0, scratch_C
-                    ),
+                    module.least_rescue_s(*common, action, q.prompt_tokens, 8.0, scratch_C),
                     module.choose_rescue(
                         *common, action, q.task, q.slack_s, q.prompt_tokens, 8.0, 1.25, scratch_C
                     ),

@@ -1,0 +1,164 @@
+"""A policy's decision bound to arrays that stay where they are: one call per request.
+
+The caller changes fleet, ledger and the others' load in place and asks; results lie in `board`
+until the next call. Another fleet or another policy is another `BoundDecision`: they are cheap.
+
+Shape letters: L the three rows of a load, C candidates, F features, T tiers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from router import decision
+from router.decision import RESULTS, Board
+from router.dqn.network import NetworkArrays
+from router.dqn.snapshot import Weights, zero_weights
+from router.features import FEATURE_COUNT, feature_scratch
+from router.fleet import FleetArrays
+from router.ledger import LoadArrays
+from router.picker import NO_PICKER
+from router.policies.base import ScorePolicy
+from router.policies.dqn import DqnPolicy
+from router.policies.picked import PickedPolicy
+from router.policies.table import DQN, ROW
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from router.policies.scores import Query
+    from router.policy import Policy
+
+_NO_WEIGHTS = zero_weights(FEATURE_COUNT, 1)
+
+
+class Rule(NamedTuple):
+    """A policy as the kernels take it.
+
+    Attributes:
+        row: in the policy table.
+        params_P: parameters and memory of a score kernel, which it may change; never empty.
+        weights: of a network.
+        picker: number of the endpoint picker that chooses inside the policy's tier; 0 = none.
+    """
+
+    row: int
+    params_P: NDArray[np.float64]
+    weights: Weights = _NO_WEIGHTS
+    picker: int = NO_PICKER
+
+    @classmethod
+    def of(cls, policy: Policy) -> Rule:
+        """Returns the rule of a policy of the table; raises TypeError for another."""
+        if isinstance(policy, PickedPolicy):
+            return cls.of(policy.inner)._replace(picker=policy.picker.number)
+        if isinstance(policy, DqnPolicy):
+            return cls(ROW[DQN], policy.base_P.copy(), policy.snapshot.weights)
+        if isinstance(policy, ScorePolicy):
+            # One number more: a policy without parameters has an array to bind, too.
+            return cls(ROW[policy.entry.name], np.append(policy.params_P, 0.0))
+        raise TypeError(f"policy {policy.name!r} is not in the policy table")
+
+
+class BoundDecision:
+    """Decides by one rule on arrays that stay where they are."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        fleet: FleetArrays,
+        own_LC: NDArray[np.float64],
+        others_LC: NDArray[np.float64],
+        seen_LC: NDArray[np.float64],
+    ) -> None:
+        """Binds the arrays and makes the working space.
+
+        Args:
+            rule: of the policy; its parameters are changed by policies with a memory.
+            fleet: candidates; what is changed in it in place counts from the next decision on.
+            own_LC: load this router sent itself, rows in the order of `LoadArrays`.
+            others_LC: load all others sent.
+            seen_LC: filled with their sum by every decision.
+        """
+        count = len(fleet.tier_C)
+        scratch = feature_scratch(count, np.zeros)
+        decided = scratch.seen._replace(score_C=np.zeros(count))
+        features_CF = np.zeros((count, FEATURE_COUNT), np.float32)
+        allowed_C = np.zeros(count, np.bool_)
+        self.rule = rule
+        self.board = Board(
+            fleet=fleet,
+            own=LoadArrays(*own_LC),
+            others=LoadArrays(*others_LC),
+            seen=LoadArrays(*seen_LC),
+            excluded_C=np.zeros(count, np.bool_),
+            allowed_C=allowed_C,
+            params_P=rule.params_P,
+            weights=rule.weights,
+            scratch=scratch,
+            features_CF=features_CF,
+            decided=decided,
+            network=NetworkArrays(features_CF, allowed_C, scratch.seen.score_C, decided.score_C),
+            picked_T=np.full(1 + int(fleet.tier_C.max(initial=0)), -1, np.int64),
+            rescue_C=np.zeros(count),
+            result_R=np.zeros(len(RESULTS)),
+        )
+        self.result_R = _view(self.board.result_R)
+        self._plain = _viewed(self.board)
+
+    def decide(
+        self,
+        query: Query,
+        quality_floor: float,
+        tier_pin: int,
+        ramp_draw: float,
+        pick_draw: float,
+        admission_slack_s: float,
+        admission_factor: float,
+    ) -> int:
+        """Returns the candidate for a request, or a code below zero; see `decide_request`."""
+        return decision.decide_request(
+            self._plain,
+            self.rule.row,
+            self.rule.picker,
+            query,
+            quality_floor,
+            tier_pin,
+            ramp_draw,
+            pick_draw,
+            admission_slack_s,
+            admission_factor,
+        )
+
+
+def _viewed(b: Board) -> Board:
+    """Returns the board as memory views, which plain Python reads faster than arrays."""
+    return b._replace(
+        fleet=FleetArrays(*map(_view, b.fleet)),
+        own=LoadArrays(*map(_view, b.own)),
+        others=LoadArrays(*map(_view, b.others)),
+        seen=LoadArrays(*map(_view, b.seen)),
+        excluded_C=_view(b.excluded_C),
+        allowed_C=_view(b.allowed_C),
+        params_P=_view(b.params_P),
+        scratch=type(b.scratch)(
+            type(b.scratch.seen)(*map(_view, b.scratch.seen)),
+            LoadArrays(*map(_view, b.scratch.load)),
+            type(b.scratch.reckoned)(*map(_view, b.scratch.reckoned)),
+            _view(b.scratch.band_C),
+        ),
+        features_CF=_view(b.features_CF),
+        decided=type(b.decided)(*map(_view, b.decided)),
+        picked_T=_view(b.picked_T),
+        rescue_C=_view(b.rescue_C),
+        result_R=_view(b.result_R),
+    )
+
+
+def _view(array: NDArray[Any]) -> Any:
+    """Returns an array's memory as a view, a matrix's as one of each row."""
+    if array.ndim > 1:
+        return [_view(row) for row in array]
+    return memoryview(array)  # type: ignore[arg-type]  # numpy's arrays are buffers
