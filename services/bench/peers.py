@@ -1,6 +1,7 @@
 """Bare servers to measure the mesh beside: `python -m services.bench.peers KIND [ARGUMENT] ...`.
 
-`backend COUNT`: a fake Triton that answers at once with so many tokens. `echo`: a unary grpc.aio
+`backend COUNT`: a fake Triton that answers at once with so many tokens, or one every
+half second where the prompt says `slow`. `echo`: a unary grpc.aio
 method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a backend,
 bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. Each writes its
 address into its ready file and serves until it is told to end.
@@ -25,6 +26,7 @@ from tritonclient.grpc import service_pb2 as kserve
 
 INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
+SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
 KINDS = ("backend", "echo", "proxy", "traces")
 _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -75,9 +77,11 @@ def backend(token_count: int) -> Handlers:
     messages = answer(token_count)
 
     async def infer(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
-        await anext(aiter(requests))
+        is_slow = SLOW in await anext(aiter(requests))
         for message in messages:
             yield message
+            if is_slow:
+                await asyncio.sleep(SLOW_INTERVAL_S)
 
     return Handlers({INFER: grpc.stream_stream_rpc_method_handler(infer)})
 

@@ -26,6 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "route", "generate", "generate_added_p50", "generate_added_p99", "generate_dqn", "stream",
         "stream_coalesced",
     ),
+    "soak": ("soak", "soak_errors", "soak_in_flight"),
 }  # fmt: skip
 """Modules of this package with a ``measure(bench)``, and the metrics of each."""
 PACKAGES = ("tiercel", "grpcio", "protobuf", "numpy", "numba", "uvloop", "tritonclient")

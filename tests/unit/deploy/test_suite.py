@@ -28,6 +28,7 @@ COVERED = {
     "services/bench/decision.py": "unit/services/cli/test_bench.py",
     "services/bench/hop.py": "unit/services/cli/test_bench.py",
     "services/bench/peers.py": "unit/services/cli/test_bench.py",
+    "services/bench/soak.py": "unit/services/cli/test_bench.py",
     "services/common/interceptors.py": "integration/test_grpc_server.py",
     "services/common/lifecycle.py": "integration/test_lifecycle.py",
     "services/common/server.py": "integration/test_grpc_server.py",
