@@ -33,6 +33,8 @@ from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Job
 from services.router_inference.settings import Settings
+from services.router_inference.workers.place import Place
+from services.router_inference.workers.siblings import NoSiblings
 from trainer.shipped import POLICIES, shipped
 
 BARE = "bare"
@@ -132,7 +134,8 @@ def _core(
         clock=SystemClock(),
         log=get_logger("services.bench"),
     )
-    return app.build_core("bench", Telemetry(None, random.Random(1)), None, clients)
+    place = Place(router_id="bench", epoch=app.clock.wall_ns(), siblings=NoSiblings())
+    return app.build_core(place, Telemetry(None, random.Random(1)), None, clients)
 
 
 def _jobs(core: Core) -> Iterator[Job]:

@@ -42,7 +42,8 @@ from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.view.monitor_link import MonitorLink
-from services.router_inference.workers.seat import Seat
+from services.router_inference.workers.place import Place
+from services.router_inference.workers.siblings import NoSiblings
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -116,12 +117,12 @@ class RouterInference:
         self._slot = self._make_slot()
         self._signer = TicketSigner(ticket_key(self._own))
         self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
-        self._seat: Seat | None = None
+        self._place: Place | None = None
 
-    def take_seat(self, seat: Seat) -> None:
+    def take_place(self, place: Place) -> None:
         """Becomes one of several workers; its parent serves the metrics of all."""
-        self._seat = seat
-        self._own = self._own.model_copy(update={"listen": seat.listen, "metrics_listen": ""})
+        self._place = place
+        self._own = self._own.model_copy(update={"listen": place.listen, "metrics_listen": ""})
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -151,8 +152,12 @@ class RouterInference:
         tls = self._tls
         clients = ClientPool(own.tier_cancel_grace_s, tls and tls.for_triton)
         stack.push_async_callback(clients.close)
-        router_id = self._seat.worker_id if self._seat else own.router_id or new_process_id()
-        core = self.core = self.build_core(router_id, telemetry, stores, clients)
+        place = self._place or Place(
+            router_id=own.router_id or new_process_id(),
+            epoch=clock.wall_ns(),
+            siblings=NoSiblings(),
+        )
+        core = self.core = self.build_core(place, telemetry, stores, clients)
         server = await build_server(
             services=[
                 ServiceDefinition(
@@ -168,7 +173,7 @@ class RouterInference:
             clock=clock,
             log=log,
             tls=tls,
-            reuse_port=self._seat is not None,
+            reuse_port=bool(place.number),
             on_bad_message=core.accounts.on_invalid,
         )
         tasks: dict[str, BackgroundTask] = {
@@ -176,10 +181,13 @@ class RouterInference:
             "loop_lag": core.lag.run,
             "status": core.status.run,
             "experience": core.experience.run,
-            **self._links(core, router_id, stores, stack),
+            **self._links(core, place, stores, stack),
         }
+        if place.number:
+            tasks["counts"] = partial(_show_counts, core, clock, own.report_interval_s)
 
         async def flush() -> None:
+            core.counts.show()
             await core.experience.flush(_FLUSH_S)
 
         return Running(
@@ -192,14 +200,14 @@ class RouterInference:
         )
 
     def build_core(
-        self, router_id: str, telemetry: Telemetry, stores: Stores | None, clients: ClientPool
+        self, place: Place, telemetry: Telemetry, stores: Stores | None, clients: ClientPool
     ) -> Core:
         """Builds what needs no socket; tests give it clients of their own."""
         return build_core(
             Surroundings(
                 settings=self.settings,
                 files=self._files,
-                router_id=router_id,
+                place=place,
                 clock=self._clock,
                 log=self._log,
                 registry=self._registry,
@@ -214,7 +222,7 @@ class RouterInference:
         )
 
     def _links(
-        self, core: Core, router_id: str, stores: Stores | None, stack: AsyncExitStack
+        self, core: Core, place: Place, stores: Stores | None, stack: AsyncExitStack
     ) -> dict[str, BackgroundTask]:
         own, mesh, clock, log = self._own, self.settings.mesh, self._clock, self._log
         tasks: dict[str, BackgroundTask] = {}
@@ -222,10 +230,11 @@ class RouterInference:
             channel = self._channel(mesh.load_monitor_address, stack)
             monitor = MonitorLink(
                 channel=channel,
-                router_id=router_id,
-                epoch=core.status.epoch,
+                router_id=place.router_id,
+                epoch=place.epoch,
                 view=core.view,
-                accounts=core.accounts,
+                counts=core.counts,
+                siblings=place.siblings,
                 slot=core.slot,
                 notes=core.notes,
                 clock=clock,
@@ -280,6 +289,13 @@ def _read_snapshot(path: str) -> bytes:
     except OSError as error:
         problem = f"router_inference: policy_snapshot: {path}: {error.strerror or error}"
         raise SettingsError([problem]) from None
+
+
+async def _show_counts(core: Core, clock: Clock, interval_s: float) -> None:
+    """Lets the worker that reports, and the successor of one that is killed, know the counts."""
+    while True:
+        core.counts.show()
+        await clock.sleep(interval_s)
 
 
 async def _until_ready(core: Core, clock: Clock) -> None:

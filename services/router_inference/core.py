@@ -40,12 +40,14 @@ from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import Accounts, RouterMetrics
 from services.router_inference.records.convert import RecordBuilder
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.view import View
+from services.router_inference.workers.place import Place
 
 
 class ClientPool:
@@ -78,7 +80,7 @@ class Surroundings:
     Attributes:
         settings: the settings.
         files: what the files they name hold.
-        router_id: name of the process.
+        place: which process this is.
         clock: of everything.
         log: of everything.
         registry: the process's metrics.
@@ -93,7 +95,7 @@ class Surroundings:
 
     settings: Settings
     files: MeshFiles
-    router_id: str
+    place: Place
     clock: Clock
     log: Logger
     registry: CollectorRegistry
@@ -115,6 +117,7 @@ class Core:
     dispatcher: Dispatcher
     slot: PolicySlot
     accounts: Accounts
+    counts: RouterCounts
     admission: Admission
     experience: ExperienceWriter
     notes: HealthNotes
@@ -127,8 +130,9 @@ class Core:
 def build_core(env: Surroundings) -> Core:
     """Builds the parts; nothing is opened but what `env.clients` opens."""
     own, mesh, clock = env.settings.router_inference, env.settings.mesh, env.clock
-    epoch = clock.wall_ns()
-    seed = own.seed or secrets.randbits(64)
+    place, epoch = env.place, env.place.epoch
+    # Two workers that draw alike would give the same ids.
+    seed = own.seed + place.number if own.seed else secrets.randbits(64)
     ids = random.Random(seed)
     catalog = env.files.catalog
     lengths = OutputLengthPredictor(
@@ -136,15 +140,16 @@ def build_core(env: Surroundings) -> Core:
     )
     notes = HealthNotes(metrics=env.metrics, log=env.log)
     accounts = Accounts(env.metrics, env.registry)
+    counts = RouterCounts(accounts, catalog.tiers, place.siblings)
     lag = LoopLag(clock=clock, metrics=env.metrics)
     admission = Admission(_safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
     view = _view(env)
     experience = _experience(env, epoch)
     tracing = Tracing(
-        telemetry=env.telemetry, router_id=env.router_id, bad_per_s=own.bad_traces_per_s
+        telemetry=env.telemetry, router_id=place.worker_id, bad_per_s=own.bad_traces_per_s
     )
     ending = Ending(
-        router_id=env.router_id,
+        router_id=place.worker_id,
         epoch=epoch,
         accounts=accounts,
         admission=admission,
@@ -157,8 +162,9 @@ def build_core(env: Surroundings) -> Core:
         env, view, accounts, admission, experience, ending, tracing, np.random.default_rng(seed)
     )
     leases = Leases(
-        router_id=env.router_id,
+        router_id=place.worker_id,
         epoch=epoch,
+        first_sequence=place.siblings.first_sequence,
         clock_id=env.clock_id,
         signer=env.signer,
         lease_s=own.lease_s,
@@ -173,11 +179,11 @@ def build_core(env: Surroundings) -> Core:
         clock=clock,
     )
     status = StatusReader(
-        router_id=env.router_id,
+        router_id=place.router_id,
         epoch=epoch,
         view=view,
         slot=env.slot,
-        accounts=accounts,
+        counts=counts,
         admission=admission,
         metrics=env.metrics,
         experience=experience,
@@ -211,6 +217,7 @@ def build_core(env: Surroundings) -> Core:
         dispatcher=dispatcher,
         slot=env.slot,
         accounts=accounts,
+        counts=counts,
         admission=admission,
         experience=experience,
         notes=notes,
@@ -239,6 +246,7 @@ def _request_path(
         accounts=accounts,
         experience=experience,
         rng=rng,
+        next_sequence=env.place.siblings.next_sequence,
         monotonic_s=monotonic_s,
         log=env.log,
     )
@@ -277,14 +285,19 @@ def _view(env: Surroundings) -> View:
         connect=env.clients.get,
         now_s=now_s,
     )
-    return View(fleet=fleet, state_max_age_s=own.state_max_age_s, now_s=now_s)
+    return View(
+        fleet=fleet,
+        siblings=env.place.siblings,
+        state_max_age_s=own.state_max_age_s,
+        now_s=now_s,
+    )
 
 
 def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:
     own = env.settings.router_inference
     return ExperienceWriter(
         builder=RecordBuilder(
-            router_id=env.router_id, epoch=epoch, features_always=own.features_always
+            router_id=env.place.worker_id, epoch=epoch, features_always=own.features_always
         ),
         stream=env.experience if own.experience else None,
         metrics=env.metrics,

@@ -14,8 +14,9 @@ from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.path.admission import Admission
 from services.router_inference.policy.slot import PolicySlot
-from services.router_inference.records.accounts import Accounts, RouterMetrics
+from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.view import View
 
 _REFRESH_S = 0.5
@@ -65,7 +66,7 @@ class StatusReader:
         epoch: int,
         view: View,
         slot: PolicySlot,
-        accounts: Accounts,
+        counts: RouterCounts,
         admission: Admission,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
@@ -81,7 +82,7 @@ class StatusReader:
             epoch: its start stamp.
             view: what it sees.
             slot: the policy in use.
-            accounts: counts of ends.
+            counts: the router's.
             admission: how cautious it is.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
@@ -94,7 +95,7 @@ class StatusReader:
         self.epoch = epoch
         self._view = view
         self._slot = slot
-        self._accounts = accounts
+        self._counts = counts
         self._admission = admission
         self._metrics = metrics
         self._experience = experience
@@ -140,7 +141,7 @@ class StatusReader:
             candidates=candidates,
             topology_version=view.fleet.topology_version,
             arrival_rate_rps=view.traffic.own_rate_rps(now_s),
-            in_flight=self._accounts.in_flight,
+            in_flight=self._counts.in_flight,
             refused_snapshots=dict(self._slot.refused),
             known_policies=self._slot.known,
         )

@@ -90,7 +90,9 @@ class MeshView:
             return f"{len(candidates)} candidates, the mesh has at most {most}"
         if stamp_s < self._first_seen_s:
             return ""
-        if router not in self._known_routers:
+        # Workers of a router number their decisions each, by its name with a number of theirs.
+        name, epoch = router
+        if (name.partition("/")[0], epoch) not in self._known_routers:
             return f"router {router[0][:64]!r} with epoch {router[1]} is none of the mesh's"
         for tier, endpoint in candidates:
             if (tier, endpoint) not in self._known_candidates:

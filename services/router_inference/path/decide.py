@@ -35,6 +35,7 @@ class Decider:
         accounts: Accounts,
         experience: ExperienceWriter,
         rng: np.random.Generator,
+        next_sequence: Callable[[], int],
         monotonic_s: Callable[[], float],
         log: Logger,
     ) -> None:
@@ -48,7 +49,7 @@ class Decider:
         self._monotonic_s = monotonic_s
         self._log = log
         self._logged_s = -math.inf
-        self._sequence = 0
+        self._next_sequence = next_sequence
         self._observe_time = accounts.decision_time.observe
 
     def decide(self, job: Job) -> Choice:
@@ -77,12 +78,11 @@ class Decider:
         if decision.fallback_reason:
             policy = self._guard.fallback
             self._on_fallback(decision.fallback_reason, start_s)
-        self._sequence += 1
         target = view.fleet.targets[decision.action]
         end_s = self._monotonic_s()
         self._observe_time(end_s - start_s)
         choice = Choice(
-            sequence=self._sequence,
+            sequence=self._next_sequence(),
             request_id=job.request_id,
             task=job.task.name,
             start_s=start_s,

@@ -86,6 +86,7 @@ class Leases:
         *,
         router_id: str,
         epoch: int,
+        first_sequence: int,
         clock_id: str,
         signer: TicketSigner,
         lease_s: float,
@@ -101,10 +102,12 @@ class Leases:
     ) -> None:
         """Takes its parts.
 
-        A lease lasts `lease_s` seconds, or the task's default deadline if that is longer.
+        A lease lasts `lease_s` seconds, or the task's default deadline if that is longer. Tickets
+        numbered below `first_sequence` are those of a worker that was killed.
         """
         self._router_id = router_id
         self._epoch = epoch
+        self._first_sequence = first_sequence
         self._clock_id = clock_id
         self._signer = signer
         self._lease_s = lease_s
@@ -187,7 +190,10 @@ class Leases:
         except InvalidTicketError as error:
             raise InvalidArgumentError("ticket", str(error), reason=REASON_INVALID) from None
         _check_claim(ticket, report)
-        is_own = (ticket.router_id, ticket.epoch) == (self._router_id, self._epoch)
+        is_own = (ticket.router_id, ticket.epoch) == (
+            self._router_id,
+            self._epoch,
+        ) and ticket.sequence >= self._first_sequence
         now_s = self._clock.monotonic_s()
         age_s: float | None = None
         if is_own or ticket.clock_id == self._clock_id:

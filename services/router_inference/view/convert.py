@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from services.common.convert import endpoint_of_message
 from services.common.times import timestamp_of
-from services.router_inference.records.accounts import Accounts, Counts
+from services.router_inference.records.accounts import Counts
+from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
 from services.router_inference.view.view import View
 from tiercel.common.v1 import common_pb2
@@ -76,7 +77,7 @@ def router_load(
     epoch: int,
     sequence: int,
     view: View,
-    accounts: Accounts,
+    counts: RouterCounts,
     policy: str,
     policy_version: str,
     activation: int,
@@ -85,6 +86,7 @@ def router_load(
     now_ns: int,
 ) -> system_state_pb2.RouterLoad:
     """Returns what this router reports of itself."""
+    whole, by_tier = counts.read()
     message = system_state_pb2.RouterLoad(
         router_id=router_id,
         epoch=epoch,
@@ -95,7 +97,7 @@ def router_load(
         policy_version=policy_version,
         activation=activation,
         policy_refusal=policy_refusal,
-        outcomes=_counts(accounts.counts),
+        outcomes=_counts(whole),
     )
     for (tier, endpoint), (in_flight, prompt, output) in view.load.ledger.totals().items():
         message.loads.add(
@@ -104,8 +106,8 @@ def router_load(
             waiting_prompt_token_count=round(prompt),
             remaining_output_token_count=round(output),
         )
-    for tier, counts in accounts.tier_counts.items():
-        message.tier_outcomes.add(tier=tier, outcomes=_counts(counts))
+    for tier, each in by_tier.items():
+        message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
     return message
 
 

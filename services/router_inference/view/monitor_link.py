@@ -18,9 +18,10 @@ from services.router_inference.health_notes import (
 )
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
-from services.router_inference.records.accounts import Accounts
+from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.convert import router_load, seen_state
 from services.router_inference.view.view import View
+from services.router_inference.workers.siblings import NoSiblings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 
@@ -29,6 +30,10 @@ _REFUSALS = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.INVALID_ARGUMENT,
 )
+
+
+class _TurnOverError(Exception):
+    """Another worker of this router reports."""
 
 
 class MonitorLink:
@@ -41,7 +46,8 @@ class MonitorLink:
         router_id: str,
         epoch: int,
         view: View,
-        accounts: Accounts,
+        counts: RouterCounts,
+        siblings: NoSiblings,
         slot: PolicySlot,
         notes: HealthNotes,
         clock: Clock,
@@ -55,7 +61,8 @@ class MonitorLink:
         self._router_id = router_id
         self._epoch = epoch
         self._view = view
-        self._accounts = accounts
+        self._counts = counts
+        self._siblings = siblings
         self._slot = slot
         self._notes = notes
         self._clock = clock
@@ -63,7 +70,6 @@ class MonitorLink:
         self._report_interval_s = report_interval_s
         self._silence_s = silence_s
         self._longest_wait_s = longest_wait_s
-        self._sequence = 0
         self._version = 0
 
     async def watch(self) -> None:
@@ -107,8 +113,14 @@ class MonitorLink:
             works()
             self._notes.set(REPORTS_REFUSED, False)
 
+        while not self._siblings.is_reporter():
+            await self._clock.sleep(self._report_interval_s)
         try:
             await self._stub.ReportTraffic(self._reports(accepted))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._siblings.is_reporter() or (task is not None and task.cancelling()):
+                raise
         except grpc.aio.AioRpcError as error:
             if error.code() in _REFUSALS:
                 # The others do not see this router's load: its name is taken, or there is no room.
@@ -120,13 +132,16 @@ class MonitorLink:
     ) -> AsyncIterator[monitor_pb2.ReportTrafficRequest]:
         sent_count = 0
         while True:
-            self._sequence += 1
+            if not self._siblings.is_reporter():
+                # gRPC breaks the stream off. An orderly end would say that the router leaves, and
+                # another worker reports from now on.
+                raise _TurnOverError
             load = router_load(
                 router_id=self._router_id,
                 epoch=self._epoch,
-                sequence=self._sequence,
+                sequence=self._siblings.next_report(),
                 view=self._view,
-                accounts=self._accounts,
+                counts=self._counts,
                 policy=self._slot.name,
                 policy_version=self._slot.version,
                 activation=self._slot.activation,

@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+import math
+
 from router import slowdown, traffic
 from router.slowdown import Slowdown
 from router.traffic import Traffic
 from router.types import Signals
+from services.router_inference.workers.siblings import NoSiblings
+
+
+class Arrivals:
+    """Arrivals at this router: at this process and at its siblings."""
+
+    def __init__(self, now_s: float, siblings: NoSiblings) -> None:
+        """Starts at `now_s` monotonic seconds, with no traffic or that of a predecessor."""
+        self._siblings = siblings
+        self._own = siblings.first_arrivals(now_s)
+        # What a share of the arrivals looks like says nothing of how bursty all of them are.
+        self._gaps = self._own if siblings.is_alone else Traffic(now_s)
+
+    def count(self, now_s: float, prompt_tokens: float) -> None:
+        """Counts a request."""
+        if self._gaps is not self._own:
+            others = self._siblings.other_arrivals()
+            self._gaps.last_s = max([self._own.last_s, *(other.last_s for other in others)])
+            traffic.count_arrival(self._gaps, now_s, prompt_tokens)
+        traffic.count_arrival(self._own, now_s, prompt_tokens)
+        self._siblings.show_arrivals(self._own)
+
+    def rates_rps(self, now_s: float) -> tuple[float, float]:
+        """Returns arrivals per second over about 0.2 s and over about 10 s."""
+        own = self._own
+        short, long = traffic.short_sum(own, now_s), traffic.long_sum(own, now_s)
+        age_s = traffic.age_s(own, now_s)
+        for other in self._siblings.other_arrivals():
+            short += traffic.short_sum(other, now_s)
+            long += traffic.long_sum(other, now_s)
+            # The age of one that has seen no arrival yet is infinite.
+            ages_s = age_s, traffic.age_s(other, now_s)
+            age_s = ages_s[1] if math.isinf(age_s) else max(ages_s)
+        return (
+            traffic.rate_from_sum(short, age_s, traffic.SHORT_TAU_S),
+            traffic.rate_from_sum(long, age_s, traffic.LONG_TAU_S),
+        )
+
+    @property
+    def mean_prompt_tokens(self) -> float:
+        """Mean prompt length of recent requests at this process, tokens; 0 = unknown."""
+        return self._own.mean_prompt
+
+    def burstiness(self) -> float:
+        """Returns how bursty arrivals are; see `router.traffic.burstiness`."""
+        return traffic.burstiness(self._gaps)
 
 
 class TrafficView:
     """Arrivals and ends at this router, and the other routers' rates as last heard."""
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, siblings: NoSiblings) -> None:
         """Starts with no traffic, at `now_s` monotonic seconds."""
-        self._own = Traffic(now_s)
+        self._own = Arrivals(now_s, siblings)
         self._slowdown = Slowdown()
         self._window_s = 0.0
         self._heard_s: float | None = None
@@ -22,7 +70,7 @@ class TrafficView:
 
     def on_arrival(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
-        traffic.count_arrival(self._own, now_s, prompt_tokens)
+        self._own.count(now_s, prompt_tokens)
 
     def on_compared(
         self, now_s: float, window_s: float, taken_s: float, predicted_s: float, *, finished: bool
@@ -55,7 +103,7 @@ class TrafficView:
         """
         if window_s is not None:
             self._window_s = window_s
-        short, long = self.own_rate_rps(now_s), traffic.long_rate_rps(self._own, now_s)
+        short, long = self._own.rates_rps(now_s)
         others, all_long, age_s = 0.0, long, 0.0
         if self._heard_s is not None:
             # The state's long rate trails and contains our own; it can only add to what we see
@@ -66,16 +114,16 @@ class TrafficView:
             short + others,
             all_long,
             age_s,
-            self._own.mean_prompt,
+            self._own.mean_prompt_tokens,
             own_share=long / all_long if others > 0.0 and all_long > 0.0 else 1.0,
             own_rate_rps=short,
-            burstiness=traffic.burstiness(self._own),
+            burstiness=self._own.burstiness(),
             slowdown=self.latency_slowdown(now_s),
         )
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""
-        return traffic.short_rate_rps(self._own, now_s)
+        return self._own.rates_rps(now_s)[0]
 
     def latency_slowdown(self, now_s: float) -> float:
         """Returns how much slower answers came lately than predicted, 1 or more."""

@@ -11,16 +11,19 @@ from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState
 from services.router_inference.view.traffic import TrafficView
+from services.router_inference.workers.siblings import NoSiblings
 
 
 class View:
     """The three views of one router process, kept in step; owned by one event loop."""
 
-    def __init__(self, *, fleet: FleetView, state_max_age_s: float, now_s: float) -> None:
+    def __init__(
+        self, *, fleet: FleetView, siblings: NoSiblings, state_max_age_s: float, now_s: float
+    ) -> None:
         """Starts without a state; one older than `state_max_age_s` seconds is not used."""
         self.fleet = fleet
         self.load = LoadView(fleet.latest)
-        self.traffic = TrafficView(now_s)
+        self.traffic = TrafficView(now_s, siblings)
         self.is_alone = True
         """True without a fresh state: own ledger and breakers decide alone."""
         self._state_max_age_s = state_max_age_s

@@ -33,10 +33,14 @@ from services.common.process_id import new_process_id
 from services.common.server import check_port_is_free
 from services.common.start_error import StartError
 from services.router_inference.app import RouterInference
+from services.router_inference.records.router_counts import as_ended, counts_width
 from services.router_inference.workers import frames, merge
+from services.router_inference.workers.memory import REPORTER, Memory
 from services.router_inference.workers.pages import MergedPages, ParentMetrics
+from services.router_inference.workers.place import Place
 from services.router_inference.workers.process import WorkerProcess
-from services.router_inference.workers.seat import Seat, WorkerApplication
+from services.router_inference.workers.siblings import SharedSiblings
+from services.router_inference.workers.worker import WorkerApplication
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 """Wait before a successor is started: the first, and what it grows to while workers do not last."""
@@ -68,6 +72,8 @@ class Parent:
         self._ready_file = ready_file
         self._router_id = self._own.router_id or new_process_id()
         self._epoch = app.clock.wall_ns()
+        tiers = app.settings.mesh.tiers
+        self._memory = Memory(worker_count=self._own.workers, counts_width=counts_width(tiers))
         self._workers: dict[int, WorkerProcess] = {}
         self._signals: list[int] = []
         self._stop = asyncio.Event()
@@ -138,6 +144,7 @@ class Parent:
             worker = self._workers[number] = self._fork(number)
             reading = asyncio.create_task(self._read(worker))
             code = await worker.ended
+            self._memory.retire(number, as_ended)
             await reading
             await self._on_end(number, worker)
             if self._stop.is_set():
@@ -164,6 +171,7 @@ class Parent:
         async for kind, payload in worker.told():
             if kind == frames.SERVING:
                 self._has_served = True
+                self._elect()
                 self._log.info("worker_serves", worker=worker.number, pid=worker.pid)
                 await self._notify()
             elif kind == frames.METRICS:
@@ -171,8 +179,15 @@ class Parent:
 
     async def _on_end(self, number: int, worker: WorkerProcess) -> None:
         del self._workers[number]
+        self._elect()
         self._ended = merge.lasting(merge.add_pages(self._ended, [worker.metrics_page]))
         await self._notify()
+
+    def _elect(self) -> None:
+        """Has the serving worker of the lowest number report for all."""
+        numbers = sorted(worker.number for worker in self._serving())
+        if numbers:
+            self._memory.header[REPORTER] = numbers[0]
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -230,15 +245,17 @@ class Parent:
 
     def _ask_to_end(self, worker: WorkerProcess, how: bytes) -> None:
         worker.ask_to_end(how)
+        self._elect()
         # Its own limits end it before; this is for one that hangs.
         limit_s = self._own.lame_duck_s + self._own.grace_s + _EXTRA_STOP_S
         asyncio.get_running_loop().call_later(limit_s, worker.kill)
 
     def _fork(self, number: int) -> WorkerProcess:
-        seat = Seat(
+        place = Place(
             number=number,
             router_id=self._router_id,
             epoch=self._epoch,
+            siblings=SharedSiblings(self._memory, number),
             listen=str(self._address),
         )
         # A copy kept would hide the parent's end from the others, and hold its ports.
@@ -252,7 +269,7 @@ class Parent:
             configure_logging(
                 service=self._app.name, log_format=log.format, level=log.level, worker=number
             )
-            self._app.take_seat(seat)
+            self._app.take_place(place)
             worker = WorkerApplication(self._app, parent)
             return run(worker, log=self._log, stop=worker.stop)
 

@@ -32,7 +32,10 @@ def test_the_estimate_is_corrected_while_it_warms_up() -> None:
     seen = Traffic(0.0)
     for i in range(1, 501):
         traffic.count_arrival(seen, i * 0.01, 10.0)
-    assert traffic.long_rate_rps(seen, 5.0) == pytest.approx(100.0, rel=0.02)
+    rate_rps = traffic.rate_from_sum(
+        traffic.long_sum(seen, 5.0), traffic.age_s(seen, 5.0), traffic.LONG_TAU_S
+    )
+    assert rate_rps == pytest.approx(100.0, rel=0.02)
 
 
 def test_a_start_under_full_load_is_known_soon() -> None:

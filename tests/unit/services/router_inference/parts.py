@@ -21,6 +21,8 @@ from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Choice, Job
 from services.router_inference.settings import Settings
+from services.router_inference.workers.place import Place
+from services.router_inference.workers.siblings import NoSiblings
 from tests.fakes.virtual_time import LoopClock
 from tiercel.common.v1 import experience_pb2
 
@@ -225,7 +227,8 @@ def make_rig(
         settings=settings, files=files, clock=clock, log=get_logger("test"), stores=stores
     )
     pool = pool or FakePool()
-    core = app.build_core("r1", telemetry or Telemetry(None, _RANDOM), stores, pool)
+    place = Place(router_id="r1", epoch=app.clock.wall_ns(), siblings=NoSiblings())
+    core = app.build_core(place, telemetry or Telemetry(None, _RANDOM), stores, pool)
     return Rig(app, core, pool, clock)
 
 

@@ -73,7 +73,7 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
         epoch=1,
         sequence=1,
         view=rig.core.view,
-        accounts=rig.core.accounts,
+        counts=rig.core.counts,
         policy=slot.name,
         policy_version=slot.version,
         activation=slot.activation,

@@ -1,4 +1,4 @@
-"""What a worker process has from its parent, and the life it leads there."""
+"""A router as one of several workers."""
 
 from __future__ import annotations
 
@@ -21,33 +21,11 @@ if TYPE_CHECKING:
     from services.router_inference.app import RouterInference
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """A worker's place among those of its router.
-
-    Attributes:
-        number: from 1, unique among the workers that live; a worker's successor has it again.
-        router_id: name of the router, the same for all its workers.
-        epoch: start stamp of the router, likewise.
-        listen: the address all of them listen on.
-    """
-
-    number: int
-    router_id: str
-    epoch: int
-    listen: str
-
-    @property
-    def worker_id(self) -> str:
-        """Name of this worker's own records; no router's name has a slash."""
-        return f"{self.router_id}/{self.number}"
-
-
 class WorkerApplication:
-    """A router as one of several workers: tells its parent how it is, and ends with it."""
+    """Tells its parent how it is, and ends when the parent says so or is gone."""
 
     def __init__(self, app: RouterInference, parent: socket.socket) -> None:
-        """Takes the router, which knows its seat, and the connection to the parent."""
+        """Takes the router, which knows its place, and the connection to the parent."""
         self.stop = asyncio.Event()
         self._app = app
         self._parent = parent

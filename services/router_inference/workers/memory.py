@@ -1,0 +1,143 @@
+"""Memory that the workers of a router share, so that they see each other at once.
+
+It is one anonymous mapping, made by the parent before the first fork. It has no name, so nothing of
+it outlives the processes, and none can meet a ledger of another version or of a router that died.
+
+Every worker has a block that it alone writes, and the parent after its death. There is no lock: all
+that is read while it may change is a word of eight aligned bytes, which is stored and loaded as a
+whole. What takes several words is written to a part that nobody reads, and comes into force by one
+word, the turn: an even turn means the first part, an odd one the second. So a worker may be killed
+at any instruction: what it had not finished was never in force, and one turn takes out the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.ledger import LoadArrays
+
+MOST_CANDIDATES = 65_536
+"""Candidates a table has room for; pages that nobody writes to take no memory."""
+LOADS = len(LoadArrays._fields)
+
+Counts = NDArray[np.float64]
+
+_WORD_BYTES = 8
+_HEADER_WORDS = 64
+REPORTER, REPORT_SEQUENCE, CHANGES = range(3)
+"""Words of the header: number of the worker that reports, number of the last report, and how often
+the parent began or ended to move counts; an odd number while it does."""
+TABLE_TURN, COUNTS_TURN, DECISION_SEQUENCE, LAST_S, START_S, SHORT, LONG = range(7)
+"""Words at the start of a block: turns, number of the last decision, `router.traffic.Traffic`."""
+_BLOCK_HEAD_WORDS = 8
+
+
+class Memory:
+    """The mapping, cut into a header, the counts of ended workers, and a block for each worker."""
+
+    def __init__(self, *, worker_count: int, counts_width: int) -> None:
+        """Maps it, all zero.
+
+        Args:
+            worker_count: Most workers at a time.
+            counts_width: Numbers in what each worker counts.
+        """
+        self._table_words = 1 + MOST_CANDIDATES * (1 + LOADS)
+        block_words = _BLOCK_HEAD_WORDS + 2 * counts_width + 2 * self._table_words
+        first = _HEADER_WORDS
+        total_bytes = (first + (worker_count + 1) * block_words) * _WORD_BYTES
+        mapped = mmap.mmap(-1, total_bytes)
+        self.header = memoryview(mapped).cast("q")[:_HEADER_WORDS]
+        words = np.frombuffer(mapped, dtype=np.int64)
+        self.ended = Block(words[first : first + block_words], counts_width)
+        """Counts of the workers that ended; the parent writes them."""
+        self.blocks = [
+            Block(words[first + number * block_words :][:block_words], counts_width)
+            for number in range(1, worker_count + 1)
+        ]
+        """By number of the worker, from 1 at index 0."""
+
+    def retire(self, number: int, as_ended: Callable[[Counts], Counts]) -> None:
+        """Takes a worker that has ended out: its load is gone, its counts stay.
+
+        Args:
+            number: its number.
+            as_ended: returns its counts, what was under way counted as ended.
+        """
+        block = self.blocks[number - 1]
+        block.next_table(candidate_keys(()))
+        block.turn_table()
+        self.header[CHANGES] += 1
+        counts = block.counts()
+        self.ended.set_counts(self.ended.counts() + as_ended(counts))
+        block.set_counts(np.zeros_like(counts))
+        self.header[CHANGES] += 1
+
+
+class Block:
+    """What one worker shares.
+
+    Attributes:
+        whole: its head as whole numbers.
+        real: its head as floating-point numbers.
+    """
+
+    def __init__(self, words: NDArray[np.int64], counts_width: int) -> None:
+        """Takes its part of the mapping."""
+        head = words[:_BLOCK_HEAD_WORDS].data.cast("B")
+        self.whole = head.cast("q")
+        self.real = head.cast("d")
+        counts = words[_BLOCK_HEAD_WORDS:].view(np.float64)
+        self._counts = counts[:counts_width], counts[counts_width : 2 * counts_width]
+        tables = words[_BLOCK_HEAD_WORDS + 2 * counts_width :]
+        half = len(tables) // 2
+        self._tables = tables[:half], tables[half : 2 * half]
+
+    def counts(self) -> Counts:
+        """Returns the counts in force."""
+        return self._counts[self.whole[COUNTS_TURN] & 1].copy()
+
+    def set_counts(self, counts: Counts) -> None:
+        """Brings other counts into force."""
+        turn = self.whole[COUNTS_TURN] + 1
+        self._counts[turn & 1][:] = counts
+        self.whole[COUNTS_TURN] = turn
+
+    def table(self) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the turn of the table in force, its keys and its loads, which go on changing."""
+        turn = self.whole[TABLE_TURN]
+        table = self._tables[turn & 1]
+        count = int(table[0])
+        return turn, table[1 : 1 + count], self._loads(table, count)
+
+    def next_table(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns the loads of a table that is not in force, idle; `turn_table` brings it there."""
+        table = self._tables[(self.whole[TABLE_TURN] + 1) & 1]
+        count = len(keys)
+        table[0] = count
+        table[1 : 1 + count] = keys
+        loads_LC = self._loads(table, count)
+        loads_LC[:] = 0.0
+        return loads_LC
+
+    def turn_table(self) -> None:
+        """Brings the table that was made last into force."""
+        self.whole[TABLE_TURN] += 1
+
+    def _loads(self, table: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+        first = 1 + MOST_CANDIDATES
+        return table[first : first + LOADS * count].view(np.float64).reshape(LOADS, count)
+
+
+def candidate_keys(candidates: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+    """Returns a number for each (tier, endpoint), the same in every process."""
+    digests = [
+        hashlib.blake2b(f"{tier}\0{endpoint}".encode(), digest_size=_WORD_BYTES).digest()
+        for tier, endpoint in candidates
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)

@@ -1,0 +1,31 @@
+"""Which process this is: the one of its router, or one of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.router_inference.workers.siblings import NoSiblings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A process's place in its router.
+
+    Attributes:
+        router_id: name of the router, the same for all its workers.
+        epoch: start stamp of the router, likewise.
+        siblings: the other workers.
+        number: of this worker, from 1, the same for its successor; 0 = the router is one process.
+        listen: the address all workers listen on; empty = that of the settings.
+    """
+
+    router_id: str
+    epoch: int
+    siblings: NoSiblings
+    number: int = 0
+    listen: str = ""
+
+    @property
+    def worker_id(self) -> str:
+        """Name of this process in what it writes down; no router's name has a slash."""
+        return f"{self.router_id}/{self.number}" if self.number else self.router_id
