@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import psutil
 
@@ -117,11 +117,32 @@ class Bench:
             CommandError: It did not start.
         """
         ready = self.folder / f"{name}.ready.json"
+        program = (sys.executable, "-m", module, *arguments, "--ready-file", str(ready))
+        pid = await self.start_program(
+            name, program, lambda: probes.file_exists(ready), cores=cores, variables=variables
+        )
+        addresses = json.loads(ready.read_text(encoding="utf-8"))["addresses"]
+        return Server(addresses["grpc"], addresses.get("metrics", ""), pid)
+
+    async def start_program(
+        self,
+        name: str,
+        program: Sequence[str],
+        is_ready: Callable[[], Awaitable[bool]],
+        *,
+        cores: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> int:
+        """Starts a program, absolute path and arguments, tied to this process; returns its pid.
+
+        Raises:
+            CommandError: It did not start.
+        """
         child = Child(
             ChildSpec(
                 name=name,
-                command=(sys.executable, "-m", module, *arguments, "--ready-file", str(ready)),
-                is_ready=lambda: probes.file_exists(ready),
+                command=tuple(program),
+                is_ready=is_ready,
                 log_path=self.folder / f"{name}.log",
                 stage=0,
                 variables={**THREAD_VARIABLES, **(variables or {})},
@@ -135,5 +156,4 @@ class Bench:
             raise CommandError(str(error)) from None
         self.stack.push_async_callback(child.stop)
         assert child.pid is not None
-        addresses = json.loads(ready.read_text(encoding="utf-8"))["addresses"]
-        return Server(addresses["grpc"], addresses.get("metrics", ""), child.pid)
+        return child.pid

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from services.bench.bench import Bench, Server
 from services.bench.load import (
@@ -63,7 +63,7 @@ async def measure(bench: Bench) -> list[Reading]:
     adds = not bench.wanted.isdisjoint(ADDED)
     names += [name for name in ("backend", "proxy", "Generate") if adds and name not in names]
     bench.say(0.0, "starting servers")
-    subjects = await _subjects(bench, names)
+    subjects = await make_subjects(bench, names)
     steps = len(subjects) * (bench.rounds + 1) + 3 * bench.rounds * adds
     done = 0
     for number in range(bench.rounds + 1):
@@ -122,7 +122,7 @@ async def _added(
     return readings
 
 
-async def _subjects(bench: Bench, names: list[str]) -> dict[str, Subject]:
+async def make_subjects(bench: Bench, names: Sequence[str]) -> dict[str, Subject]:
     """Starts the servers that the named subjects need, and makes the subjects."""
     servers: dict[str, asyncio.Task[Server]] = {}
 

@@ -3,7 +3,8 @@
 `backend COUNT`: a fake Triton that answers at once with so many tokens, or one every
 half second where the prompt says `slow`. `echo`: a unary grpc.aio
 method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a backend,
-bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. Each writes its
+bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`: answers any
+HTTP POST with one chat completion. Each writes its
 address into its ready file and serves until it is told to end.
 """
 
@@ -11,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import pathlib
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -27,7 +27,7 @@ from tritonclient.grpc import service_pb2 as kserve
 INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
 SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
-KINDS = ("backend", "echo", "proxy", "traces")
+KINDS = ("backend", "echo", "proxy", "traces", "chat")
 _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
@@ -122,15 +122,37 @@ def proxy(address: str) -> Handlers:
     )
 
 
-class _Forget(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+COMPLETION: Mapping[str, Any] = {
+    "id": "x",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "fake",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "word " * 8},
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {"prompt_tokens": 96, "completion_tokens": 8, "total_tokens": 104},
+}
 
-    def log_message(self, *_: Any) -> None:
-        return
+
+def http_answer(body: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
+    """Returns a handler of HTTP/1.1 connections that answers every POST with a body."""
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+    reply = head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked = (await reader.readuntil(b"\r\n\r\n")).lower()
+                _, _, rest = asked.partition(b"content-length:")
+                await reader.readexactly(int(rest.split(b"\r\n")[0]))
+                writer.write(reply)
+        writer.close()
+
+    return handle
 
 
 async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
@@ -138,10 +160,10 @@ async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    if kind == "traces":
-        http = ThreadingHTTPServer(("127.0.0.1", 0), _Forget)
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        port = http.server_address[1]
+    if kind in ("traces", "chat"):
+        body = json.dumps(COMPLETION).encode() if kind == "chat" else b""
+        http = await asyncio.start_server(http_answer(body), "127.0.0.1", 0)
+        port = http.sockets[0].getsockname()[1]
     else:
         made: dict[str, Callable[[], Handlers]] = {
             "backend": lambda: backend(int(argument)),
