@@ -6,8 +6,7 @@ Shape letters: K tasks, T tiers, C candidates, D devices.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -93,12 +92,6 @@ class Fleet:
     row: Mapping[tuple[str, str], int]
     slowness_D: NDArray[np.float64]
 
-    @cached_property
-    def lists(self) -> FleetArrays:
-        """The arrays as plain lists, which kernels in plain Python read several times faster."""
-        lists: tuple[Any, ...] = tuple(array.tolist() for array in self.arrays)
-        return FleetArrays(*lists)
-
     @property
     def candidate_count(self) -> int:
         """Number of candidates."""
@@ -124,6 +117,12 @@ class Fleet:
             overhead_s_C=self.arrays.overhead_s_C * factor_C,
         )
         return replace(self, arrays=arrays, slowness_D=slowness_D)
+
+    def copy_times(self, other: Fleet) -> None:
+        """Takes over the times of a fleet of the same candidates, in place."""
+        for name in ("step_s_C", "per_sequence_s_C", "per_prompt_token_s_C", "overhead_s_C"):
+            getattr(self.arrays, name)[:] = getattr(other.arrays, name)
+        self.slowness_D[:] = other.slowness_D
 
 
 def build_fleet(

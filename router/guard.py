@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import math
-from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
-
+from router.decision import NOT_FINITE, NOTHING_ALLOWED, REFUSED
 from router.features import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.policy import Observation, Policy
-    from router.types import Decision
+    from router.policy import Policy
 
 
 class FallbackReason(enum.Enum):
@@ -28,6 +23,33 @@ class FallbackReason(enum.Enum):
     STALE_STATE = "stale_state"
     POLICY_ERROR = "policy_error"
     BAD_ACTION = "bad_action"
+
+
+class Ask(Protocol):
+    """Puts the request at hand to one policy after another (`router.desk`)."""
+
+    def ask(self, policy: Policy) -> int:
+        """Returns the candidate of a policy, or a code of `router.decision`."""
+
+    def is_open(self, row: int) -> bool:
+        """Returns whether the last policy asked could have taken a row."""
+
+    def best_finite(self) -> int:
+        """Returns the best row by the finite scores of the last policy asked, -1 if none is."""
+
+
+class Verdict(NamedTuple):
+    """What a guard made of a request.
+
+    Attributes:
+        action: row of the candidate, or why there is none (`NOTHING_ALLOWED`, `REFUSED`).
+        policy: the policy that decided.
+        fallback_reason: why the fallback decided instead of the policy proper; empty if it did not.
+    """
+
+    action: int
+    policy: Policy
+    fallback_reason: str = ""
 
 
 class Guard:
@@ -97,37 +119,45 @@ class Guard:
         self._policy = policy
         self._schema_ok = feature_schema in ("", SCHEMA)
 
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the policy's decision, or the fallback's with `fallback_reason` set."""
-        reason = self._standing_reason(observation)
-        if reason is not None or self._policy is None:
-            return self._fall_back(reason or self._absence, observation, rng)
+    def decide(self, desk: Ask, state_age_s: float) -> Verdict:
+        """Returns the policy's decision, or the fallback's with `fallback_reason` set.
+
+        Args:
+            desk: puts the request to a policy.
+            state_age_s: age of the system state, seconds.
+        """
+        policy = self._policy
+        reason = self._standing_reason(state_age_s)
+        if reason is not None or policy is None:
+            return self._fall_back(reason or self._absence, desk)
         try:
-            decision = self._policy.decide(observation, rng)
+            action = desk.ask(policy)
         except Exception as error:
             # A bug in a policy may cost quality, never an answer; who asked may log it.
             self._last_error = error
-            return self._fall_back(FallbackReason.POLICY_ERROR, observation, rng)
-        allowed_C, score_C = observation.allowed_C, decision.score_C
-        if not 0 <= decision.action < len(allowed_C) or not allowed_C[decision.action]:
-            return self._fall_back(FallbackReason.BAD_ACTION, observation, rng)
-        if not all(map(math.isfinite, compress(score_C, allowed_C))):
-            return self._fall_back(FallbackReason.NOT_FINITE, observation, rng)
-        return decision
+            return self._fall_back(FallbackReason.POLICY_ERROR, desk)
+        if action in (NOTHING_ALLOWED, REFUSED):
+            return Verdict(action, policy)
+        if action == NOT_FINITE:
+            return self._fall_back(FallbackReason.NOT_FINITE, desk)
+        if not desk.is_open(action):
+            return self._fall_back(FallbackReason.BAD_ACTION, desk)
+        return Verdict(action, policy)
 
-    def _standing_reason(self, observation: Observation) -> FallbackReason | None:
+    def _standing_reason(self, state_age_s: float) -> FallbackReason | None:
         """Returns why the policy need not even be asked, or None."""
         if self._policy is None:
             return self._absence
         if not self._schema_ok:
             return FallbackReason.SCHEMA_MISMATCH
-        if not observation.signals.state_age_s <= self._max_state_age_s:
+        if not state_age_s <= self._max_state_age_s:
             return FallbackReason.STALE_STATE
         return None
 
-    def _fall_back(
-        self, reason: FallbackReason, observation: Observation, rng: np.random.Generator
-    ) -> Decision:
-        self._counts[reason.value] += 1
-        decision = self._fallback.decide(observation, rng)
-        return dataclasses.replace(decision, fallback_reason=reason.value)
+    def _fall_back(self, reason: FallbackReason, desk: Ask) -> Verdict:
+        action = desk.ask(self._fallback)
+        if action == NOT_FINITE:
+            action = desk.best_finite()
+        if action not in (NOTHING_ALLOWED, REFUSED):
+            self._counts[reason.value] += 1
+        return Verdict(action, self._fallback, reason.value)

@@ -160,7 +160,7 @@ def pick(
 
 
 class Picker:
-    """A picker by name, with the memory that round robin needs."""
+    """A picker by name."""
 
     def __init__(self, name: str) -> None:
         """Raises UnknownPickerError naming the known pickers."""
@@ -168,30 +168,3 @@ class Picker:
             raise UnknownPickerError(name)
         self.name = name
         self.number = PICKERS[name]
-        self._last_T: list[int] = []
-
-    def pick(
-        self,
-        fleet: FleetArrays,
-        load: LoadArrays,
-        allowed_C: NDArray[np.bool_],
-        query: Query,
-        tier: int,
-        rng: np.random.Generator,
-    ) -> int:
-        """Returns the row of an allowed candidate of `tier`, -1 if there is none.
-
-        Fleet, load and mask may be lists, which plain Python reads faster.
-        """
-        self._last_T.extend([-1] * (tier + 1 - len(self._last_T)))
-        return pick(
-            self.number,
-            fleet,
-            load,
-            allowed_C,
-            query,
-            tier,
-            self._last_T,  # type: ignore[arg-type]
-            float(rng.random()),
-            [0.0] * len(allowed_C),  # type: ignore[arg-type]
-        )

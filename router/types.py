@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import enum
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeGuard
+from dataclasses import dataclass
+from typing import TypeGuard
 
 from router.messages import one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
 NO_TIER_PIN = -1
 """Value of `Request.tier_pin` that lets the policy choose the tier."""
@@ -134,56 +128,3 @@ class Request:
     def reward_decay_s(self) -> float:
         """E-folding time of the reward with lateness, seconds; 0 = hard, as kernels take it."""
         return self.soft_decay_s if self.reward_kind is RewardKind.SOFT else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What is known of the traffic besides the load.
-
-    Attributes:
-        rate_short_rps: mesh-wide arrivals per second, exponentially weighted over about 0.2 s.
-        rate_long_rps: same over about 10 s.
-        state_age_s: age of the newest system state, seconds; 0 where the ledger is all there is.
-        mean_prompt_tokens: mean prompt length of recent requests, tokens; 0 = unknown.
-        own_share: share of the traffic that comes through this router, (0, 1], over about 10 s.
-        own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
-        burstiness: squared coefficient of variation of recent gaps between this router's
-            arrivals; 1 = Poisson, above = bursty.
-        slowdown: how much slower answers came lately than predicted, 1 or more (`slowdown.py`).
-    """
-
-    rate_short_rps: float
-    rate_long_rps: float
-    state_age_s: float
-    mean_prompt_tokens: float = 0.0
-    own_share: float = 1.0
-    own_rate_rps: float = 0.0
-    burstiness: float = 1.0
-    slowdown: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A choice and what it rests on, so that it can be explained and learned from.
-
-    Per-candidate numbers are plain lists, as in `router.policy.Observation`.
-
-    Attributes:
-        action: row of the chosen candidate.
-        score_C: the policy's score of each candidate, -inf where it was not allowed.
-        predicted_latency_s_C: predicted time to the deadline's event on each candidate, seconds.
-        on_time_probability_C: predicted probability of making the deadline, 0 to 1.
-        behavior_probability: probability with which this action was drawn, (0, 1].
-        explored: True if exploration made the choice.
-        features_CF: observation scored, float32, or None if the policy used none.
-        fallback_reason: why a guard's fallback decided instead of the policy; empty if it did not.
-    """
-
-    action: int
-    score_C: Sequence[float]
-    predicted_latency_s_C: Sequence[float]
-    on_time_probability_C: Sequence[float]
-    behavior_probability: float = 1.0
-    explored: bool = False
-    features_CF: NDArray[np.float32] | None = field(default=None)
-    fallback_reason: str = ""

@@ -1,31 +1,24 @@
-"""What a row of the policy table is, and the live policy made of one that has a score kernel."""
+"""What a row of the policy table is, and the policy made of one that has a score kernel."""
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from router import kernels
-from router.ledger import LoadArrays
-from router.policies import scores
-from router.policies.scores import Query
-from router.types import Decision, NoCandidateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from router.policies.scores import Scratch
-    from router.policy import Observation
+    from router.ledger import LoadArrays
+    from router.policies.scores import Query, Scratch
 
     ScoreKernel = Callable[[Any, LoadArrays, Any, Query, Any, Scratch], None]
-    """`score(fleet, load, allowed_C, query, params_P, s)`; arrays may be lists."""
+    """`score(fleet, load, allowed_C, query, params_P, s)`."""
 
 
 class PolicyParameterError(ValueError):
@@ -114,28 +107,6 @@ def parameter_vector(
     return vector
 
 
-def query_of(observation: Observation, draw: float) -> Query:
-    """Returns an observation's request and traffic as the kernels take them."""
-    request, signals = observation.request, observation.signals
-    return Query(
-        task=request.task,
-        slack_s=request.slack_s,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
-        event_tokens=request.event_tokens,
-        soft_decay_s=request.reward_decay_s,
-        mean_prompt_tokens=signals.mean_prompt_tokens,
-        rate_short_rps=signals.rate_short_rps,
-        rate_long_rps=signals.rate_long_rps,
-        state_age_s=signals.state_age_s,
-        draw=draw,
-        own_share=signals.own_share,
-        own_rate_rps=signals.own_rate_rps,
-        burstiness=signals.burstiness,
-        slowdown=signals.slowdown,
-    )
-
-
 class ScorePolicy:
     """A policy that scores every candidate with its kernel and takes the highest allowed score."""
 
@@ -164,7 +135,7 @@ class ScorePolicy:
         self._entry = entry
         self._name = name
         self._version = version or f"{name}@{digest}"
-        self._params: list[float] = [*params_P.tolist(), *memory]
+        self._params_P = np.append(params_P, memory)
 
     @property
     def name(self) -> str:
@@ -184,35 +155,4 @@ class ScorePolicy:
     @property
     def params_P(self) -> NDArray[np.float64]:
         """Parameters in the table's order, and the kernel's memory."""
-        return np.array(self._params)
-
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the allowed candidate of the highest score.
-
-        Raises:
-            NoCandidateError: nothing is allowed (an observation never says so by itself).
-        """
-        fleet = observation.fleet.lists
-        load, allowed = observation.load, observation.allowed_C
-        query = query_of(observation, float(rng.random()) if self._entry.draws else 0.0)
-        s = scores.scratch(len(allowed), zeros)
-        scores.predict(fleet, load, query, s)
-        scores.weigh_on_time(query, scores.ON_TIME_BIAS, scores.ON_TIME_SHARPNESS, s)
-        self._entry.score(fleet, load, allowed, query, self._params, s)
-        action = kernels.best_allowed(s.score_C, allowed)
-        if action < 0:
-            raise NoCandidateError(f"policy {self._name} has no finite score among the allowed")
-        return Decision(
-            action=action,
-            score_C=[
-                score if ok else -math.inf for score, ok in zip(s.score_C, allowed, strict=True)
-            ],
-            predicted_latency_s_C=s.predicted_s_C,  # type: ignore[arg-type]  # lists here
-            on_time_probability_C=s.probability_C,  # type: ignore[arg-type]
-            behavior_probability=1.0 / sum(allowed) if self._entry.even else 1.0,
-        )
-
-
-def zeros(count: int) -> list[float]:
-    """Returns a list of zeros, which kernels in plain Python fill faster than an array."""
-    return [0.0] * count
+        return self._params_P.copy()

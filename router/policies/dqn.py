@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from router import features, kernels
-from router.dqn.network import q_values
+from router import features
 from router.dqn.snapshot import (
     REASON_BASE,
     REASON_POLICY,
@@ -20,26 +19,17 @@ from router.dqn.snapshot import (
     SnapshotError,
 )
 from router.policies import price, scheduled_price
-from router.policies.base import (
-    Parameter,
-    PolicyParameterError,
-    parameter_vector,
-    query_of,
-    zeros,
-)
-from router.types import Decision, NoCandidateError
+from router.policies.base import Parameter, PolicyParameterError, parameter_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from router.dqn.snapshot import Snapshot
-    from router.policy import Observation
 
 PRICE_DEFAULTS_P: Final = parameter_vector("price", price.PARAMETERS, None)
 """Parameters of the price score that a network corrects unless its snapshot states others."""
-_PRICE_DEFAULTS: Final[list[float]] = PRICE_DEFAULTS_P.tolist()
 
 NAME: Final = "dqn"
 _FEATURE_NAMES: Final = tuple(feature.name for feature in features.FEATURES)
@@ -103,9 +93,8 @@ class DqnPolicy:
                 f"snapshot's feature names are not those of {features.SCHEMA}, in their order",
             )
         self._base_P = price_parameters(snapshot)
-        self._base: list[float] = self._base_P.tolist()
         self._snapshot = snapshot
-        self._epsilon, self._explore_on_time = parameter_vector("dqn", PARAMETERS, params).tolist()
+        self.epsilon, self._explore_on_time = parameter_vector("dqn", PARAMETERS, params).tolist()
 
     @property
     def name(self) -> str:
@@ -127,76 +116,28 @@ class DqnPolicy:
         """Parameters of the price that the network corrects, and its scheduled price's table."""
         return self._base_P
 
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the allowed candidate of the highest Q-value, or an explored one.
-
-        Raises:
-            NoCandidateError: no allowed candidate has a finite Q-value.
-        """
-        allowed_C = np.array(observation.allowed_C)
-        x_CF, found = features_of(observation, self._base)
-        score_C = np.empty(len(allowed_C))
-        q_values(x_CF, allowed_C, np.array(found.seen.score_C), *self._snapshot.weights, score_C)
-        action = kernels.best_allowed(score_C, allowed_C)
-        if action < 0:
-            raise NoCandidateError("the Q-network has no finite value among the allowed")
-        on_time_C = x_CF[:, features.ON_TIME_PROBABILITY].astype(np.float64)
-        probability, explored = 1.0, False
-        if self._epsilon > 0.0:
-            action, probability, explored = self._explore(action, allowed_C, on_time_C, rng)
-        return Decision(
-            action=action,
-            score_C=score_C.tolist(),
-            predicted_latency_s_C=found.seen.predicted_s_C,  # type: ignore[arg-type]  # a list here
-            on_time_probability_C=on_time_C.tolist(),
-            behavior_probability=probability,
-            explored=explored,
-            features_CF=x_CF,
-        )
-
-    def _explore(
+    def explore(
         self,
         greedy: int,
-        allowed_C: np.typing.NDArray[np.bool_],
-        on_time_C: np.typing.NDArray[np.float64],
+        allowed_C: NDArray[np.bool_],
+        on_time_C: NDArray[np.float64],
         rng: np.random.Generator,
     ) -> tuple[int, float, bool]:
-        """Returns action, its probability, and whether it was drawn."""
+        """Returns an action, its probability, and whether it was drawn.
+
+        Args:
+            greedy: the action of the highest Q-value.
+            allowed_C: candidates the request may go to.
+            on_time_C: predicted probability of making the deadline on each.
+            rng: the dice.
+        """
         open_C = allowed_C & (on_time_C >= self._explore_on_time)
         if not open_C.any():
             open_C = allowed_C
         rows = np.flatnonzero(open_C)
-        explored = bool(rng.random() < self._epsilon)
+        explored = bool(rng.random() < self.epsilon)
         action = int(rows[rng.integers(len(rows))]) if explored else greedy
-        probability = self._epsilon / len(rows) if open_C[action] else 0.0
+        probability = self.epsilon / len(rows) if open_C[action] else 0.0
         if action == greedy:
-            probability += 1.0 - self._epsilon
+            probability += 1.0 - self.epsilon
         return action, probability, explored
-
-
-def features_of(
-    observation: Observation, base: Sequence[float] = _PRICE_DEFAULTS
-) -> tuple[NDArray[np.float32], features.FeatureScratch]:
-    """Returns the features of an observation [C, F], and the price score they correct.
-
-    Args:
-        observation: the observation.
-        base: parameters of the price, and a scheduled price's table if there is one.
-    """
-    fleet = observation.fleet.lists
-    count = observation.fleet.candidate_count
-    load = observation.load
-    own = load if observation.own is None else observation.own
-    scratch = features.feature_scratch(count, zeros)
-    rows = [[0.0] * features.FEATURE_COUNT for _ in range(count)]
-    features.compute_features(
-        fleet,
-        load,
-        own,
-        observation.allowed_C,
-        query_of(observation, 0.0),
-        base,  # type: ignore[arg-type]  # kernels read lists and arrays alike
-        scratch,
-        rows,  # type: ignore[arg-type]
-    )
-    return np.array(rows, dtype=np.float32), scratch

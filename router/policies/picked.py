@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from router.picker import Picker
-from router.policies.base import query_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from router.policy import Observation, Policy
-    from router.types import Decision
+    from router.policy import Policy
 
 
 class PickedPolicy:
@@ -20,7 +15,8 @@ class PickedPolicy:
 
     Its name is `POLICY+PICKER`. It is the ablation of choosing tier and endpoint jointly, and the
     way to compare pickers. Fails: where tiers share devices, since the best device for one tier is
-    not the best for another.
+    not the best for another. The probability of a choice stays that of the policy's own: a picker
+    that draws (random, power of two) does not state its share.
     """
 
     def __init__(self, policy: Policy, picker: str) -> None:
@@ -47,24 +43,3 @@ class PickedPolicy:
     def picker(self) -> Picker:
         """The picker that chooses the endpoint."""
         return self._picker
-
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the picker's endpoint in the tier of the policy's choice.
-
-        Scores and predictions are the policy's. `behavior_probability` stays that of the policy's
-        own choice: a picker that draws (random, power of two) does not state its share.
-
-        Raises:
-            NoCandidateError: nothing is allowed.
-        """
-        decision = self._policy.decide(observation, rng)
-        fleet = observation.fleet.lists
-        row = self._picker.pick(
-            fleet,
-            observation.load,
-            observation.allowed_C,
-            query_of(observation, 0.0),
-            fleet.tier_C[decision.action],
-            rng,
-        )
-        return dataclasses.replace(decision, action=row)

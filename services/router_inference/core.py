@@ -143,7 +143,8 @@ def build_core(env: Surroundings) -> Core:
     counts = RouterCounts(accounts, catalog.tiers, place.siblings)
     lag = LoopLag(clock=clock, metrics=env.metrics)
     admission = Admission(_safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
-    view = _view(env)
+    rng = np.random.default_rng(seed)
+    view = _view(env, rng)
     experience = _experience(env, epoch)
     tracing = Tracing(
         telemetry=env.telemetry, router_id=place.worker_id, bad_per_s=own.bad_traces_per_s
@@ -159,7 +160,7 @@ def build_core(env: Surroundings) -> Core:
         memory_count=own.feedback_memory_count,
     )
     decider, dispatcher = _request_path(
-        env, view, accounts, admission, experience, ending, tracing, np.random.default_rng(seed)
+        env, view, accounts, admission, experience, ending, tracing, rng
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -272,7 +273,7 @@ def _request_path(
     return decider, Dispatcher(decider=decider, parts=parts, limits=limits, ending=ending)
 
 
-def _view(env: Surroundings) -> View:
+def _view(env: Surroundings, rng: np.random.Generator) -> View:
     own = env.settings.router_inference
     now_s = env.clock.monotonic_s()
     fleet = FleetView(
@@ -289,6 +290,7 @@ def _view(env: Surroundings) -> View:
         fleet=fleet,
         siblings=env.place.siblings,
         state_max_age_s=own.state_max_age_s,
+        rng=rng,
         now_s=now_s,
     )
 

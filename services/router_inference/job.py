@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from router.policy import Observation
-from router.types import Decision, Request, SloKind, Task
+from router.explanation import Inputs
+from router.types import Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
 from services.common.times import to_ns
 from services.router_inference.view.fleet import Target
@@ -82,8 +82,8 @@ class Ask:
 class Choice:
     """A decision and what it rests on: written once, when it is made, and never changed.
 
-    The fleet may be another one by the time this is looked at; `observation` has the one it was
-    made on.
+    The fleet and the loads may be others by the time this is looked at; `inputs` has what the
+    decision was made on, and `router.explanation` finds its numbers again.
 
     Attributes:
         sequence: its number in this process, from 1.
@@ -93,8 +93,15 @@ class Choice:
         end_s: when it ended, monotonic seconds.
         decide_ns: same, wall clock, ns since 1970.
         slack_s: time left until the deadline then, seconds.
-        observation: what was seen.
-        decision: what the policy made of it.
+        inputs: what was seen.
+        action: row of the chosen candidate.
+        predicted_s: predicted time to the deadline's event there, seconds.
+        rescue_s: least time that a rescue to a smaller tier would take, seconds; infinite if none
+            is allowed.
+        largest_tier: index of the largest tier that was allowed.
+        behavior_probability: probability with which this action was drawn, (0, 1].
+        explored: True if exploration made the choice.
+        fallback_reason: why the fallback decided instead of the policy; empty if it did not.
         candidates: (tier, endpoint) per row.
         target: where the chosen candidate's requests go.
         policy: name of the policy that decided.
@@ -108,17 +115,32 @@ class Choice:
     end_s: float
     decide_ns: int
     slack_s: float
-    observation: Observation
-    decision: Decision
+    inputs: Inputs
+    action: int
+    predicted_s: float
+    rescue_s: float
+    largest_tier: int
+    behavior_probability: float
+    explored: bool
+    fallback_reason: str
     candidates: tuple[tuple[str, str], ...]
     target: Target
     policy: str
     policy_version: str
 
     @property
-    def predicted_s(self) -> float:
-        """Predicted time to the deadline's event on the chosen candidate, seconds."""
-        return self.decision.predicted_latency_s_C[self.decision.action]
+    def device(self) -> str:
+        """Name of the chosen candidate's device."""
+        return self.inputs.fleet.devices[self._device]
+
+    @property
+    def profile_s(self) -> float:
+        """The prediction as it would have been on a device as fast as its profile, seconds."""
+        return self.predicted_s / float(self.inputs.slowness_D[self._device])
+
+    @property
+    def _device(self) -> int:
+        return int(self.inputs.fleet.arrays.device_C[self.action])
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ class StatusReader:
         load = view.load.current()
         own = view.load.ledger.totals()
         predicted_C = np.empty(fleet.candidate_count)
-        prompt_tokens = max(1.0, view.traffic.signals(now_s).mean_prompt_tokens)
+        prompt_tokens = max(1.0, view.traffic.mean_prompt_tokens)
         kernels.predict_latency_s(
             fleet.arrays, load, prompt_tokens, self._typical_output_tokens, predicted_C
         )

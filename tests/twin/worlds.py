@@ -246,5 +246,5 @@ def _story(job: Job) -> Story:
     assert job.outcome is not None
     if job.choice is None or job.target is None:
         return Story(-1, job.outcome.value, -1, False)
-    action, tier = job.choice.decision.action, job.target.tier_index
+    action, tier = job.choice.action, job.target.tier_index
     return Story(action, job.outcome.value, tier, job.is_rescued)

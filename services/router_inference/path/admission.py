@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import NoReturn
 
 from router import safety
-from router.policy import Observation
 from router.safety import Caution, SafetyLimits
-from router.types import RewardKind
+from router.types import Request, RewardKind
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
 
@@ -58,26 +56,27 @@ class Admission:
                 raised = self._claimed
         return safety.admission_factor(raised, self._limits.optimism)
 
-    def check(self, observation: Observation) -> None:
-        """Lets a request pass, by the rule of `router.safety.admit`.
+    def terms(self, request: Request) -> tuple[float, float]:
+        """Returns what `router.safety.admit` goes by for a request: its slack and the factor.
+
+        The factor is 0 for what is never refused.
+        """
+        if self._limits is None or request.reward_kind is not RewardKind.HARD:
+            return request.slack_s, 0.0
+        self._window_s = request.slack_s
+        return request.slack_s - self._lag_s(), self.factor()
+
+    def refuse(self, slack_s: float, factor: float, least_s: float) -> NoReturn:
+        """Refuses a request for which no candidate was in reach.
+
+        Args:
+            slack_s: time left, seconds, as it was counted.
+            factor: on predictions.
+            least_s: least predicted latency over the candidates allowed, seconds.
 
         Raises:
-            ResourceExhaustedError: even the fastest candidate would miss its hard deadline.
+            ResourceExhaustedError: always.
         """
-        request = observation.request
-        if self._limits is None or request.reward_kind is not RewardKind.HARD:
-            return
-        self._window_s = request.slack_s
-        slack_s = request.slack_s - self._lag_s()
-        factor = self.factor()
-        allowed_C = observation.allowed_C
-        predicted_s_C: Any = [math.inf] * len(allowed_C)
-        if safety.admit(
-            observation.fleet.lists, observation.load, allowed_C, slack_s, request.prompt_tokens,
-            request.event_tokens, factor, predicted_s_C,
-        ):  # fmt: skip
-            return
-        least_s = min(predicted_s_C)
         self.caution.refused_s = self._monotonic_s()
         raise ResourceExhaustedError(
             REASON_DEADLINE,

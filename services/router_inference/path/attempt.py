@@ -196,13 +196,11 @@ class AttemptRun:
         if attempt.result not in ("ok", "deadline", "rescued"):
             return
         choice, view, finished = self.choice, self._parts.view, attempt.result == "ok"
-        row, fleet = choice.decision.action, choice.observation.fleet
-        predicted_s = choice.predicted_s
         taken_s = attempt.end_s - attempt.start_s
         if self._parts.learn_slowness:
-            view.fleet.on_end(row, fleet, predicted_s, taken_s, finished=finished)
+            view.fleet.slowness.observe(choice.device, taken_s, choice.profile_s, finished=finished)
         view.traffic.on_compared(
-            attempt.end_s, self.job.request.slack_s, taken_s, predicted_s, finished=finished
+            attempt.end_s, self.job.request.slack_s, taken_s, choice.predicted_s, finished=finished
         )
 
     async def _until_ended(self, attempt: Attempt, left_s: float) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from router.decision import LARGEST_TIER, LEAST_S, NOTHING_ALLOWED, PREDICTED_S, REFUSED, RESCUE_S
+from router.desk import Asked
 from router.guard import FallbackReason, Guard
-from router.policy import Policy, observe
-from router.types import NoCandidateError
 from services.common.errors import UnavailableError
 from services.common.log import Logger
 from services.router_inference.job import Choice, Job
@@ -61,24 +61,31 @@ class Decider:
         """
         start_s = self._monotonic_s()
         view, request = self._view, job.request
-        fleet = view.current_fleet(start_s)
-        load = view.load.current()
-        signals = view.traffic.signals(start_s, request.slack_s)
-        try:
-            observation = observe(
-                fleet, load, request, signals, self._rng, own=view.load.own_part()
-            )
-        except NoCandidateError as error:
+        desk = view.desk(start_s)
+        query = view.traffic.query(request, start_s)
+        slack_s, factor = self._admission.terms(request)
+        desk.asked = Asked(
+            query,
+            request.quality_floor,
+            request.tier_pin,
+            float(self._rng.random()),
+            slack_s,
+            factor,
+        )
+        verdict = self._guard.decide(desk, query.state_age_s)
+        if verdict.action == NOTHING_ALLOWED:
             raise UnavailableError(
-                REASON_NO_ENDPOINT, error.reason, retry_after_s=view.fleet.retry_after_s(start_s)
-            ) from None
-        self._admission.check(observation)
-        decision = self._guard.decide(observation, self._rng)
-        policy: Guard | Policy = self._guard
-        if decision.fallback_reason:
-            policy = self._guard.fallback
-            self._on_fallback(decision.fallback_reason, start_s)
-        target = view.fleet.targets[decision.action]
+                REASON_NO_ENDPOINT,
+                "no usable endpoint serves a tier this request allows",
+                retry_after_s=view.fleet.retry_after_s(start_s),
+            )
+        result_R = desk.bound.result_R
+        if verdict.action == REFUSED:
+            self._admission.refuse(slack_s, factor, result_R[LEAST_S])
+        if verdict.fallback_reason:
+            self._on_fallback(verdict.fallback_reason, start_s)
+        drawn = desk.draw(verdict.policy, verdict.action)
+        target = view.fleet.targets[drawn.action]
         end_s = self._monotonic_s()
         self._observe_time(end_s - start_s)
         choice = Choice(
@@ -89,15 +96,21 @@ class Decider:
             end_s=end_s,
             decide_ns=job.wall_ns(end_s),
             slack_s=job.deadline_s - end_s,
-            observation=observation,
-            decision=decision,
+            inputs=view.inputs(desk),
+            action=drawn.action,
+            predicted_s=result_R[PREDICTED_S],
+            rescue_s=result_R[RESCUE_S],
+            largest_tier=int(result_R[LARGEST_TIER]),
+            behavior_probability=drawn.probability,
+            explored=drawn.explored,
+            fallback_reason=verdict.fallback_reason,
             candidates=view.fleet.candidates,
             target=target,
-            policy=policy.name,
-            policy_version=policy.version,
+            policy=verdict.policy.name,
+            policy_version=verdict.policy.version,
         )
         job.choice, job.target = choice, target
-        job.quality = fleet.lists.quality_KC[request.task][decision.action]
+        job.quality = float(view.fleet.latest.arrays.quality_KC[request.task, drawn.action])
         self._experience.add(choice)
         return choice
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from itertools import compress
 
 from router.types import NO_TIER_PIN
 from services.common.errors import (
@@ -229,7 +228,5 @@ class Dispatcher:
         elif job.retry_count and tier < choice.target.tier_index:
             job.step_down = StepDown.RETRY
         else:
-            seen = choice.observation
-            largest = max(compress(seen.fleet.lists.tier_C, seen.allowed_C))
-            chosen = choice.target.tier_index
-            job.step_down = StepDown.UNAVAILABLE if chosen >= largest else StepDown.POLICY
+            is_largest = choice.target.tier_index >= choice.largest_tier
+            job.step_down = StepDown.UNAVAILABLE if is_largest else StepDown.POLICY

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import compress
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router import kernels, safety
 from router.fleet import Fleet
 from router.ledger import LoadArrays
-from router.policy import observe
 from router.safety import SafetyLimits
-from router.types import NO_TIER_PIN, NoCandidateError, RewardKind
+from router.types import NO_TIER_PIN, Request, RewardKind
 from services.router_inference.job import Choice, Job
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
@@ -84,14 +82,8 @@ class SecondChance:
             return -1.0  # late is better than worse there
         if choice.target.tier_index == 0:
             return -1.0  # nothing is smaller
-        observation = choice.observation
-        least_s = safety.least_rescue_s(
-            observation.fleet.lists, observation.load, observation.allowed_C,
-            choice.decision.action, request.prompt_tokens, request.event_tokens,
-            _scratch(observation.fleet),
-        )  # fmt: skip
-        slack_s = job.deadline_s - self._monotonic_s()
-        return safety.rescue_at_s(least_s, slack_s, self._limits.margin, self._limits.guard_s)
+        limits, slack_s = self._limits, job.deadline_s - self._monotonic_s()
+        return safety.rescue_at_s(choice.rescue_s, slack_s, limits.margin, limits.guard_s)
 
     def rescue_target(
         self, job: Job, choice: Choice, target: Target, left_tokens: float, waiting: bool
@@ -118,7 +110,7 @@ class SecondChance:
         is_overdue = waiting and silent_s > _OVERDUE_FACTOR * choice.predicted_s
         event_left = min(left_tokens, request.event_tokens)
         if not is_overdue and not safety.about_to_miss(
-            fleet.lists, load, row, slack_s, request.prompt_tokens, event_left, waiting,
+            fleet.arrays, load, row, slack_s, request.prompt_tokens, event_left, waiting,
             limits.optimism,
         ):  # fmt: skip
             return None
@@ -127,14 +119,12 @@ class SecondChance:
         without.remaining_output_tokens_C[row] -= left_tokens
         if waiting:
             without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
-        allowed_C: Any = [False] * fleet.candidate_count
         # A ramp is for choosing where to send; a request in need takes whatever is open.
-        kernels.allowed_mask(
-            fleet.lists, request.task, request.quality_floor, request.tier_pin, 0.0, allowed_C
-        )
+        allowed_C = _open(fleet, request, 0.0)
         found = safety.choose_rescue(
-            fleet.lists, without, allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, request.event_tokens, limits.margin, _scratch(fleet),
+            fleet.arrays, without, allowed_C, row, request.task, slack_s,
+            request.prompt_tokens, request.event_tokens, limits.margin,
+            np.zeros(fleet.candidate_count),
         )  # fmt: skip
         return None if found < 0 else view.fleet.targets[found]
 
@@ -155,28 +145,32 @@ class SecondChance:
             return None
         view, now_s = self._view, self._monotonic_s()
         fleet = view.current_fleet(now_s)
-        load, signals = view.load.current(), view.traffic.signals(now_s)
-        excluded_C = [key in failed for key in view.fleet.candidates]
-        try:
-            observation = observe(fleet, load, job.request, signals, self._rng, excluded_C)
-        except NoCandidateError:
+        request = job.request
+        allowed_C = _open(fleet, request, float(self._rng.random()))
+        for candidate in failed:
+            if candidate in fleet.row:
+                allowed_C[fleet.row[candidate]] = False
+        rows_R = np.flatnonzero(allowed_C)
+        if not len(rows_R):
             return None
-        predicted_s_C, request = _scratch(fleet), job.request
+        predicted_s_C = np.zeros(fleet.candidate_count)
         kernels.predict_latency_s(
-            fleet.lists, load, request.prompt_tokens, request.event_tokens, predicted_s_C
-        )
-        rows = compress(range(fleet.candidate_count), observation.allowed_C)
-
-        def rank(row: int) -> tuple[int, float]:
-            step = target.tier_index - view.fleet.targets[row].tier_index
-            # The tier itself, then downwards, then upwards.
-            return step if step >= 0 else len(fleet.tiers) - step, float(predicted_s_C[row])
-
+            fleet.arrays, view.load.current(), request.prompt_tokens, request.event_tokens,
+            predicted_s_C,
+        )  # fmt: skip
         if not self._budget.take(spare=may_be_at_fault):
             return None
-        return view.fleet.targets[min(rows, key=rank)]
+        # The tier itself, then downwards, then upwards.
+        step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
+        rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
+        first = np.lexsort((predicted_s_C[rows_R], rank_R))[0]
+        return view.fleet.targets[int(rows_R[first])]
 
 
-def _scratch(fleet: Fleet) -> Any:
-    """Returns room for a number per candidate, in a list (see `LoadArrays`)."""
-    return [0.0] * fleet.candidate_count
+def _open(fleet: Fleet, request: Request, ramp_draw: float) -> NDArray[np.bool_]:
+    """Returns which candidates a request may go to."""
+    allowed_C = np.zeros(fleet.candidate_count, np.bool_)
+    kernels.allowed_mask(
+        fleet.arrays, request.task, request.quality_floor, request.tier_pin, ramp_draw, allowed_C
+    )
+    return allowed_C

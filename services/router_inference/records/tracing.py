@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
+from router.explanation import explain
 from router.features import FEATURES
 from services.common.telemetry import NO_SPAN, SpanEvent, SpanIdentity, Telemetry
 from services.router_inference.job import Attempt, Choice, Job, Outcome, StepDown
@@ -147,32 +148,31 @@ class Tracing:
 
 def decision_attributes(choice: Choice) -> Mapping[str, AttributeValue]:
     """Returns the attributes of a decision: observation, scores, predictions, choice."""
-    decision, seen = choice.decision, choice.observation
-    candidates = choice.candidates
+    candidates, query, found = choice.candidates, choice.inputs.asked.query, explain(choice.inputs)
     attributes: dict[str, AttributeValue] = {
         "tiercel.policy": choice.policy,
         "tiercel.policy_version": choice.policy_version,
         "tiercel.sequence": choice.sequence,
         "tiercel.slack_s": choice.slack_s,
-        "tiercel.prompt_tokens": seen.request.prompt_tokens,
-        "tiercel.predicted_output_tokens": seen.request.output_tokens,
+        "tiercel.prompt_tokens": query.prompt_tokens,
+        "tiercel.predicted_output_tokens": query.output_tokens,
         "tiercel.decision.candidates": [f"{tier}@{endpoint}" for tier, endpoint in candidates],
-        "tiercel.decision.choice": "@".join(candidates[decision.action]),
-        "tiercel.decision.scores": _finite(decision.score_C),
-        "tiercel.decision.predicted_latency_s": _finite(decision.predicted_latency_s_C),
-        "tiercel.decision.on_time_probability": _finite(decision.on_time_probability_C),
-        "tiercel.decision.in_flight": _finite(seen.load.in_flight_C),
-        "tiercel.decision.behavior_probability": decision.behavior_probability,
-        "tiercel.decision.explored": decision.explored,
-        "tiercel.arrival_rate_rps": seen.signals.rate_short_rps,
-        "tiercel.state_age_s": seen.signals.state_age_s,
+        "tiercel.decision.choice": "@".join(candidates[choice.action]),
+        "tiercel.decision.scores": _finite(found.score_C),
+        "tiercel.decision.predicted_latency_s": _finite(found.predicted_s_C),
+        "tiercel.decision.on_time_probability": _finite(found.on_time_probability_C),
+        "tiercel.decision.in_flight": _finite(found.in_flight_C),
+        "tiercel.decision.behavior_probability": choice.behavior_probability,
+        "tiercel.decision.explored": choice.explored,
+        "tiercel.arrival_rate_rps": query.rate_short_rps,
+        "tiercel.state_age_s": query.state_age_s,
     }
-    if decision.fallback_reason:
-        attributes["tiercel.decision.fallback_reason"] = decision.fallback_reason
-    if decision.features_CF is not None:
+    if choice.fallback_reason:
+        attributes["tiercel.decision.fallback_reason"] = choice.fallback_reason
+    if found.features_CF is not None:
         # The chosen row by name order of the feature schema; all rows are in the decision record.
         attributes["tiercel.decision.feature_names"] = [feature.name for feature in FEATURES]
-        attributes["tiercel.decision.features"] = _finite(decision.features_CF[decision.action])
+        attributes["tiercel.decision.features"] = _finite(found.features_CF[choice.action])
     return attributes
 
 

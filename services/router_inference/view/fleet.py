@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.catalog import Catalog
 from router.fleet import EndpointSpec, Fleet, build_fleet
@@ -43,7 +42,15 @@ class Target:
 
 
 class FleetView:
-    """The fleet and its health: what the monitor says of it, the own breakers, slow devices."""
+    """The fleet and its health: what the monitor says of it, the own breakers, slow devices.
+
+    Attributes:
+        as_profiled: the fleet as its profiles have it, all of it usable; never changed.
+        latest: the fleet, whose arrays `current` changes in place.
+        availability_C: what of it `current` found last; replaced, never changed, so that a decision
+            may keep it.
+        slowness_D: the slowness that is in the fleet's times, likewise.
+    """
 
     def __init__(
         self,
@@ -76,7 +83,7 @@ class FleetView:
         self._connect = connect
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._reasons: dict[str, str] = {}
-        self._seen_C: NDArray[np.float64] = np.ones(0)
+        self._unsettled: list[tuple[int, Breaker]] = []
         self._rebuild(tuple(endpoints))
 
     def apply(self, state: SeenState) -> None:
@@ -100,25 +107,11 @@ class FleetView:
         self._seen_C = np.array([0.0 if t.endpoint in draining else 1.0 for t in self.targets])
         self._mark()
 
-    def on_end(
-        self, row: int, fleet: Fleet, predicted_s: float, taken_s: float, *, finished: bool
-    ) -> None:
-        """Learns how slow a device is from one dispatch.
-
-        Args:
-            row: candidate in `fleet`.
-            fleet: fleet the prediction was made on.
-            predicted_s: predicted time to the complete answer, seconds.
-            taken_s: time it took, or until it was cut off, seconds.
-            finished: False if it was cut off.
-        """
-        device = int(fleet.arrays.device_C[row])
-        profile_s = predicted_s / fleet.slowness_D[device]
-        self.slowness.observe(fleet.devices[device], taken_s, profile_s, finished=finished)
-
     def current(self, now_s: float) -> Fleet:
-        """Returns the fleet with availabilities as of now."""
-        if self._is_dirty or self.slowness.has_moved(now_s):
+        """Returns the fleet as of now: the same one, its arrays changed, until endpoints change."""
+        if self.slowness.has_moved(now_s):
+            self._stretch()
+        if self._is_dirty or self._unsettled:
             self._refresh(now_s)
         return self.latest
 
@@ -137,28 +130,44 @@ class FleetView:
         return max(0.1, min((wait for wait in waits if wait > 0.0), default=0.5))
 
     def _mark(self) -> None:
-        """Makes the next look compute availabilities again; breakers that change call it."""
+        """Makes the next look ask every breaker again; those that change call it."""
         self._is_dirty = True
 
     def _refresh(self, now_s: float) -> None:
-        own_C = np.array([target.breaker.availability(now_s) for target in self.targets])
-        fleet = self._profile_fleet.with_slowness(self.slowness.apply())
-        self.latest = fleet.with_availability(self._seen_C * own_C)
-        # A breaker that is not settled changes with time, so the next look computes again.
-        self._is_dirty = not all(target.breaker.settled for target in self.targets)
+        if self._is_dirty:
+            self._own_C = np.ones(len(self.targets))
+            # These change with time; the others only where they call `_mark`.
+            self._unsettled = [
+                (row, target.breaker)
+                for row, target in enumerate(self.targets)
+                if not target.breaker.settled
+            ]
+        self._is_dirty = False
+        for row, breaker in self._unsettled:
+            self._own_C[row] = breaker.availability(now_s)
+        self.availability_C = self._seen_C * self._own_C
+        self.latest.arrays.availability_C[:] = self.availability_C
+
+    def _stretch(self) -> None:
+        """Puts what is known of slow devices into the fleet's times."""
+        self.slowness_D = self.slowness.apply()
+        self.latest.copy_times(self.as_profiled.with_slowness(self.slowness_D))
 
     def _rebuild(self, specs: tuple[EndpointSpec, ...]) -> None:
         self._specs = specs
         usable = [found for found in map(self._usable, specs) if found is not None]
         names = {spec.name for spec in usable}
         self.unknown_endpoints = tuple(spec.name for spec in specs if spec.name not in names)
-        self.latest = self._profile_fleet = build_fleet(self.catalog, usable, self._profiles)
+        self.as_profiled = build_fleet(self.catalog, usable, self._profiles)
+        self.latest = build_fleet(self.catalog, usable, self._profiles)
         self.slowness.follow(self.latest.devices)
+        self._stretch()
         self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
         self.candidates = tuple(target.candidate for target in self.targets)
         self._breakers = {target.candidate: target.breaker for target in self.targets}
-        self._seen_C = np.ones(len(self.targets))
+        self._seen_C = self._own_C = self.availability_C = np.ones(len(self.targets))
+        self._unsettled = []
         self._mark()
 
     def _usable(self, spec: EndpointSpec) -> EndpointSpec | None:

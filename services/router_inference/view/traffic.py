@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from router import slowdown, traffic
+from router.policies.scores import Query
 from router.slowdown import Slowdown
 from router.traffic import Traffic
-from router.types import Signals
+from router.types import Request
 from services.router_inference.workers.siblings import NoSiblings
 
 
@@ -96,13 +97,14 @@ class TrafficView:
         """Goes on with the own traffic alone."""
         self._heard_s = None
 
-    def signals(self, now_s: float, window_s: float | None = None) -> Signals:
-        """Returns what is known of the traffic, for a request of `window_s` to its deadline.
+    @property
+    def mean_prompt_tokens(self) -> float:
+        """Mean prompt length of recent requests, tokens; 0 = unknown."""
+        return self._own.mean_prompt_tokens
 
-        Without `window_s` it is that of the last request that named one.
-        """
-        if window_s is not None:
-            self._window_s = window_s
+    def query(self, request: Request, now_s: float) -> Query:
+        """Returns a request that is to be decided for, and what is known of the traffic."""
+        self._window_s = request.slack_s
         short, long = self._own.rates_rps(now_s)
         others, all_long, age_s = 0.0, long, 0.0
         if self._heard_s is not None:
@@ -110,11 +112,18 @@ class TrafficView:
             # ourselves.
             others, all_long = self._other_rate_rps, max(long, self._all_long_rps)
             age_s = now_s - self._heard_s
-        return Signals(
-            short + others,
-            all_long,
-            age_s,
-            self._own.mean_prompt_tokens,
+        return Query(
+            task=request.task,
+            slack_s=request.slack_s,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens,
+            event_tokens=request.event_tokens,
+            soft_decay_s=request.reward_decay_s,
+            mean_prompt_tokens=self._own.mean_prompt_tokens,
+            rate_short_rps=short + others,
+            rate_long_rps=all_long,
+            state_age_s=age_s,
+            draw=0.0,
             own_share=long / all_long if others > 0.0 and all_long > 0.0 else 1.0,
             own_rate_rps=short,
             burstiness=self._own.burstiness(),

@@ -6,6 +6,10 @@ Without a fresh state the ledger and the own breakers are all there is.
 
 from __future__ import annotations
 
+import numpy as np
+
+from router.desk import Desk
+from router.explanation import Inputs
 from router.fleet import Fleet
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.load import LoadView
@@ -18,14 +22,30 @@ class View:
     """The three views of one router process, kept in step; owned by one event loop."""
 
     def __init__(
-        self, *, fleet: FleetView, siblings: NoSiblings, state_max_age_s: float, now_s: float
+        self,
+        *,
+        fleet: FleetView,
+        siblings: NoSiblings,
+        state_max_age_s: float,
+        rng: np.random.Generator,
+        now_s: float,
     ) -> None:
-        """Starts without a state; one older than `state_max_age_s` seconds is not used."""
+        """Starts without a state.
+
+        Args:
+            fleet: the candidates.
+            siblings: the other workers of this router.
+            state_max_age_s: age above which a state is not used, seconds.
+            rng: the policies' dice.
+            now_s: monotonic seconds.
+        """
         self.fleet = fleet
         self.load = LoadView(fleet.latest)
         self.traffic = TrafficView(now_s, siblings)
         self.is_alone = True
         """True without a fresh state: own ledger and breakers decide alone."""
+        self._rng = rng
+        self._at: Fleet | None = None
         self._state_max_age_s = state_max_age_s
         self._state_s: float | None = None
 
@@ -46,6 +66,27 @@ class View:
             self.load.apply({}, self.fleet.latest)
             self.traffic.forget()
         return self.fleet.current(now_s)
+
+    def desk(self, now_s: float) -> Desk:
+        """Returns where to decide from, its arrays as of now; good until the next `apply`."""
+        fleet = self.current_fleet(now_s)
+        if fleet is not self._at:
+            self._at, load = fleet, self.load
+            self._desk = Desk(fleet.arrays, load.own_LC, load.others_LC, load.seen_LC, self._rng)
+        return self._desk
+
+    def inputs(self, desk: Desk) -> Inputs:
+        """Returns what the decision just taken on a desk rested on, to keep."""
+        fleet, load = self.fleet, self.load
+        return Inputs(
+            fleet.as_profiled,
+            fleet.slowness_D,
+            fleet.availability_C,
+            load.own_LC.copy(),
+            load.heard_LC,
+            desk.rule,
+            desk.asked,
+        )
 
     def state_age_s(self, now_s: float) -> float | None:
         """Returns the age of the newest state, seconds; None if there never was one."""

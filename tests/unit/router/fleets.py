@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,9 +99,3 @@ def compute_scores(
     scores.predict(fleet, load, query, s)
     kernel(fleet, load, allowed_C, query, params_P, s)
     return s.score_C
-
-
-def listed(load: LoadArrays) -> LoadArrays:
-    """Returns a load as the live path holds it."""
-    lists: tuple[Any, ...] = tuple(array.tolist() for array in load)
-    return LoadArrays(*lists)

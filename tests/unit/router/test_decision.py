@@ -1,20 +1,19 @@
-"""The decision as one function: on arrays it chooses what live policies choose on lists."""
+"""The decision as one function: it chooses what the whole call of a live router chooses."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from router import decision, features
+from router.bound import BoundDecision, Rule
 from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Snapshot, Weights, zero_weights
 from router.ledger import LoadArrays
-from router.policies.base import ScorePolicy, query_of
-from router.policies.dqn import DqnPolicy
-from router.policies.scores import scratch
-from router.policies.table import BY_HAND, DQN, ROW, make_policy
-from router.policy import Observation, Policy, observe
-from router.types import Request, Signals
+from router.policies.scores import Query, scratch
+from router.policies.table import BY_HAND, DQN, make_policy
 from tests.unit.router import fleets
 
 COUNT = 6
@@ -29,35 +28,37 @@ def random_weights() -> Weights:
     return weights
 
 
-def seen(rng: np.random.Generator) -> Observation:
-    """Returns a fleet under random load, partly of other routers."""
-    load = fleets.random_load(rng, COUNT, 20.0)
-    request = Request(int(rng.integers(2)), float(rng.uniform(0.05, 0.6)), 100.0, 8.0)
-    signals = Signals(float(rng.uniform(1, 2000)), 300.0, 0.2, 110.0, own_share=0.5)
-    own = LoadArrays(*(0.5 * part for part in load))
-    return observe(fleets.fleet(2), load, request, signals, rng, own=own)
+class Seen(NamedTuple):
+    """A request, and loads of a fleet."""
+
+    own: LoadArrays
+    others: LoadArrays
+    query: Query
 
 
-def decided(policy: Policy, row: int, observation: Observation, draw: float) -> int:
+def seen(rng: np.random.Generator) -> Seen:
+    """Returns a fleet under random load, half of it of other routers."""
+    half = LoadArrays(*(0.5 * part for part in fleets.random_load(rng, COUNT, 20.0)))
+    task, slack_s = int(rng.integers(2)), float(rng.uniform(0.05, 0.6))
+    rate_rps, draw = float(rng.uniform(1, 2000)), float(rng.random())
+    query = Query(task, slack_s, 100.0, 8.0, 8.0, 0.0, 110.0, rate_rps, 300.0, 0.2, draw, 0.5)
+    return Seen(half, half, query)
+
+
+def decided(rule: Rule, state: Seen) -> int:
     """Returns what `decide` chooses on arrays."""
-    params_P, weights = np.zeros(1), zero_weights(features.FEATURE_COUNT, 1)
-    if isinstance(policy, DqnPolicy):
-        params_P, weights = policy.base_P, policy.snapshot.weights
-    elif isinstance(policy, ScorePolicy):
-        params_P = policy.params_P
-    assert observation.own is not None
-    allowed_C, s = np.array(observation.allowed_C), scratch(COUNT, np.zeros)
+    allowed_C, s = np.ones(COUNT, np.bool_), scratch(COUNT, np.zeros)
     working = features.feature_scratch(COUNT, np.zeros)
     features_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
     return decision.decide(
-        row,
-        observation.fleet.arrays,
-        observation.load,
-        observation.own,
+        rule.row,
+        fleets.fleet(2).arrays,
+        LoadArrays(*(own + others for own, others in zip(state.own, state.others, strict=True))),
+        state.own,
         allowed_C,
-        query_of(observation, draw),
-        params_P,
-        weights,
+        state.query,
+        rule.params_P.copy(),
+        rule.weights,
         working,
         features_CF,
         s,
@@ -66,14 +67,16 @@ def decided(policy: Policy, row: int, observation: Observation, draw: float) -> 
 
 
 @pytest.mark.parametrize("name", [*BY_HAND, DQN])
-def test_one_function_chooses_what_the_live_policy_does(name: str) -> None:
+def test_one_function_chooses_what_the_bound_decision_does(name: str) -> None:
     """In random states both take the same candidate, draws included."""
     names = tuple(feature.name for feature in features.FEATURES)
     snapshot = Snapshot(random_weights(), features.SCHEMA, names) if name == DQN else None
     policy = make_policy(name, fleets.catalog(), snapshot=snapshot)
     rng = np.random.default_rng(9)
-    for seed in range(40):
-        observation = seen(rng)
-        draw = float(np.random.default_rng(seed).random())
-        expected = decided(policy, ROW[name], observation, draw)
-        assert policy.decide(observation, np.random.default_rng(seed)).action == expected
+    own_LC, others_LC, seen_LC = np.zeros((3, 3, COUNT))
+    bound = BoundDecision(Rule.of(policy), fleets.fleet(2).arrays, own_LC, others_LC, seen_LC)
+    for _ in range(40):
+        state = seen(rng)
+        own_LC[:], others_LC[:] = state.own, state.others
+        expected = decided(bound.rule, state)
+        assert bound.decide(state.query, 0.0, -1, 0.0, 0.0, 0.0, 0.0) == expected

@@ -51,13 +51,14 @@ def test_slowness_is_of_the_profile_not_of_the_last_one() -> None:
     np.testing.assert_allclose(well.arrays.overhead_s_C, first.arrays.overhead_s_C)
 
 
-def test_lists_follow_the_arrays() -> None:
-    """A fleet with another availability has it in its lists as well."""
-    fleet = fleets.fleet(1)
-    assert fleet.lists.availability_C == [1.0, 1.0, 1.0]
-    changed = fleet.with_availability(np.array([1.0, 0.0, 0.5]))
-    assert changed.lists.availability_C == [1.0, 0.0, 0.5]
-    assert fleet.lists.availability_C == [1.0, 1.0, 1.0]
+def test_times_are_taken_over_in_place() -> None:
+    """Whoever holds the arrays sees the other fleet's times."""
+    fleet, step_s_C = fleets.fleet(), fleets.fleet().arrays.step_s_C
+    arrays = fleet.arrays
+    fleet.copy_times(fleets.fleet().with_slowness(np.array([3.0, 1.0])))
+    assert fleet.arrays is arrays
+    np.testing.assert_allclose(arrays.step_s_C / step_s_C, [3.0] * 3 + [1.0] * 3)
+    assert fleet.slowness_D.tolist() == [3.0, 1.0]
 
 
 @pytest.mark.parametrize(

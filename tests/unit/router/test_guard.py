@@ -2,66 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
 import pytest
 
-from router.guard import FallbackReason, Guard
-from router.ledger import zero_load
+from router.decision import NOT_FINITE, NOTHING_ALLOWED, REFUSED
+from router.guard import FallbackReason, Guard, Verdict
 from router.policies.table import make_policy
-from router.policy import Observation, Policy, observe
-from router.types import Decision, Request, Signals
+from router.policy import Policy
 from tests.unit.router import fleets
 
 FALLBACK = make_policy("static-small", fleets.catalog())
 
 
-class ScriptedPolicy:
-    """Answers as a test says: an action and its score, or an error."""
+class Scripted:
+    """A policy that answers as a test says: an action, a code, or an error."""
 
     name = "scripted"
     version = "scripted@1"
 
-    def __init__(self, action: int = 2, score: float = 1.0, error: Exception | None = None) -> None:
+    def __init__(self, answer: int | Exception = 2) -> None:
         """Keeps the answer."""
-        self._action, self._score, self._error = action, score, error
-
-    def decide(self, observation: Observation, rng: np.random.Generator) -> Decision:
-        """Returns the scripted answer."""
-        if self._error is not None:
-            raise self._error
-        count = observation.fleet.candidate_count
-        return Decision(self._action, [self._score] * count, [0.0] * count, [1.0] * count)
+        self.answer = answer
 
 
-def seen(state_age_s: float = 0.0) -> Observation:
-    """Returns an idle observation."""
-    fleet = fleets.fleet(1)
-    return observe(
-        fleet,
-        zero_load(3),
-        Request(0, 0.4, 100.0, 8.0),
-        Signals(1.0, 1.0, state_age_s),
-        np.random.default_rng(0),
-    )
+class Desk:
+    """Asks scripted policies; the fallback answers 0. The first three candidates are open."""
+
+    def ask(self, policy: Policy) -> int:
+        """Returns what was scripted."""
+        answer = policy.answer if isinstance(policy, Scripted) else 0
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def is_open(self, row: int) -> bool:
+        """Returns whether it is one of the first three."""
+        return 0 <= row < 3
+
+    def best_finite(self) -> int:
+        """Returns a row of its own."""
+        return 1
 
 
-def guard(policy: Policy | None, schema: str = "") -> Guard:
+def guard(policy: Policy | None, schema: str = "", fallback: Policy = FALLBACK) -> Guard:
     """Returns a guard with a 2 s limit on the state's age."""
-    return Guard(policy=policy, fallback=FALLBACK, max_state_age_s=2.0, feature_schema=schema)
-
-
-def decide(guarded: Guard, observation: Observation | None = None) -> Decision:
-    """Returns one decision."""
-    return guarded.decide(observation or seen(), np.random.default_rng(0))
+    return Guard(policy=policy, fallback=fallback, max_state_age_s=2.0, feature_schema=schema)
 
 
 def test_healthy_policy_decides() -> None:
     """Nothing is counted and no reason is set while all is well."""
-    guarded = guard(ScriptedPolicy())
-    decision = decide(guarded)
-    assert (decision.action, decision.fallback_reason) == (2, "")
+    policy = Scripted()
+    guarded = guard(policy)
+    assert guarded.decide(Desk(), 0.0) == Verdict(2, policy, "")
     assert sum(guarded.counts.values()) == 0
 
 
@@ -69,14 +60,14 @@ def test_healthy_policy_decides() -> None:
     ("policy", "schema", "age_s", "reason"),
     [
         (None, "", 0.0, FallbackReason.NO_SNAPSHOT),
-        (ScriptedPolicy(), "other-schema", 0.0, FallbackReason.SCHEMA_MISMATCH),
-        (ScriptedPolicy(), "", 2.5, FallbackReason.STALE_STATE),
-        (ScriptedPolicy(), "", float("nan"), FallbackReason.STALE_STATE),
-        (ScriptedPolicy(score=float("nan")), "", 0.0, FallbackReason.NOT_FINITE),
-        (ScriptedPolicy(score=float("inf")), "", 0.0, FallbackReason.NOT_FINITE),
-        (ScriptedPolicy(error=ValueError("broken")), "", 0.0, FallbackReason.POLICY_ERROR),
-        (ScriptedPolicy(action=-1), "", 0.0, FallbackReason.BAD_ACTION),
-        (ScriptedPolicy(action=99), "", 0.0, FallbackReason.BAD_ACTION),
+        (Scripted(), "other-schema", 0.0, FallbackReason.SCHEMA_MISMATCH),
+        (Scripted(), "", 2.5, FallbackReason.STALE_STATE),
+        (Scripted(), "", float("nan"), FallbackReason.STALE_STATE),
+        (Scripted(NOT_FINITE), "", 0.0, FallbackReason.NOT_FINITE),
+        (Scripted(ValueError("broken")), "", 0.0, FallbackReason.POLICY_ERROR),
+        (Scripted(3), "", 0.0, FallbackReason.BAD_ACTION),
+        (Scripted(99), "", 0.0, FallbackReason.BAD_ACTION),
+        (Scripted(-99), "", 0.0, FallbackReason.BAD_ACTION),
     ],
 )
 def test_fallback_decides_and_reason_is_counted(
@@ -84,24 +75,29 @@ def test_fallback_decides_and_reason_is_counted(
 ) -> None:
     """Each fault hands over to the fallback under its own name."""
     guarded = guard(policy, schema)
-    decision = decide(guarded, seen(age_s))
-    assert decision.action == 0
-    assert decision.fallback_reason == reason.value
+    assert guarded.decide(Desk(), age_s) == Verdict(0, FALLBACK, reason.value)
     assert guarded.counts[reason.value] == 1
     assert sum(guarded.counts.values()) == 1
 
 
-def test_closed_candidate_is_not_taken() -> None:
-    """A row the request may not go to counts as a bad action."""
-    observation = seen()
-    observation = dataclasses.replace(observation, allowed_C=[True, True, False])
-    decision = decide(guard(ScriptedPolicy(action=2)), observation)
-    assert decision.fallback_reason == "bad_action"
+@pytest.mark.parametrize("code", [NOTHING_ALLOWED, REFUSED])
+@pytest.mark.parametrize("is_absent", [False, True])
+def test_a_request_nobody_may_have_is_no_fault_of_the_policy(code: int, is_absent: bool) -> None:
+    """Nothing usable, or refused by admission: the code comes back and nothing is counted."""
+    policy = Scripted(code)
+    guarded = guard(None, fallback=policy) if is_absent else guard(policy)
+    assert guarded.decide(Desk(), 0.0)[:2] == (code, policy)
+    assert sum(guarded.counts.values()) == 0
+
+
+def test_a_fallback_that_is_partly_not_finite_takes_what_is() -> None:
+    """There is nobody after it to ask."""
+    assert guard(None, fallback=Scripted(NOT_FINITE)).decide(Desk(), 0.0).action == 1
 
 
 def test_the_error_is_kept() -> None:
     """What the policy raised can be read afterwards."""
     error = ValueError("broken")
-    guarded = guard(ScriptedPolicy(error=error))
-    decide(guarded)
+    guarded = guard(Scripted(error))
+    guarded.decide(Desk(), 0.0)
     assert guarded.last_error is error

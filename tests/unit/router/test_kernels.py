@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from router import kernels
-from router.ledger import zero_load
+from router.ledger import LoadArrays, zero_load
 from router.types import NO_TIER_PIN
 from tests.unit.router.fleets import fleet, random_load
 
@@ -70,7 +70,7 @@ def test_more_load_never_predicts_less_time() -> None:
     for _ in range(200):
         load = random_load(rng, 6, 40)
         row = int(rng.integers(6))
-        more = load.plus(zero_load(6))
+        more = LoadArrays(*(part_C.copy() for part_C in load))
         count = load.in_flight_C[row]
         more.in_flight_C[row] += 1
         more.waiting_prompt_tokens_C[row] += 50

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from router.policies import greedy, table
-from router.policies.base import PolicyParameterError, ScorePolicy, parameter_vector, query_of
-from router.policy import observe
-from router.types import Request, RewardKind, Signals
-from tests.unit.router import fleets
+from router.policies.base import PolicyParameterError, ScorePolicy, parameter_vector
 
 
 @pytest.mark.parametrize(
@@ -53,40 +49,3 @@ def test_memory_follows_the_parameters() -> None:
     assert policy.params_P.tolist()[-2:] == [0.5, 7.0]
     policy.params_P[-1] = 0.0
     assert policy.params_P[-1] == 7.0
-
-
-def test_a_query_has_the_request_and_the_traffic() -> None:
-    """Nothing of what a kernel may ask for is left at its default."""
-    fleet = fleets.fleet(1)
-    request = Request(
-        task=1, slack_s=0.3, prompt_tokens=50.0, output_tokens=6.0, reward_kind=RewardKind.SOFT
-    )
-    signals = Signals(
-        rate_short_rps=11.0,
-        rate_long_rps=12.0,
-        state_age_s=0.1,
-        mean_prompt_tokens=80.0,
-        own_share=0.5,
-        own_rate_rps=6.0,
-        burstiness=4.0,
-        slowdown=1.5,
-    )
-    load = fleets.listed(fleets.random_load(np.random.default_rng(1), 3, 5.0))
-    query = query_of(observe(fleet, load, request, signals, np.random.default_rng(2)), 0.25)
-    assert query._asdict() == {
-        "task": 1,
-        "slack_s": 0.3,
-        "prompt_tokens": 50.0,
-        "output_tokens": 6.0,
-        "event_tokens": request.event_tokens,
-        "soft_decay_s": 0.2,
-        "mean_prompt_tokens": 80.0,
-        "rate_short_rps": 11.0,
-        "rate_long_rps": 12.0,
-        "state_age_s": 0.1,
-        "draw": 0.25,
-        "own_share": 0.5,
-        "own_rate_rps": 6.0,
-        "burstiness": 4.0,
-        "slowdown": 1.5,
-    }

@@ -23,10 +23,10 @@ from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.ledger import zero_load
 from router.policies.dqn import DqnPolicy
 from router.policies.table import make_policy
-from router.policy import Observation, observe
 from router.profile import LatencyProfile, TierProfile
-from router.types import Request, Signals, Task
+from router.types import Task
 from tests.unit.router.fleets import random_load
+from tests.unit.router.policies.observations import Chair, decide, observation
 
 TIERS = ("small", "large")
 CATALOG = Catalog.build(
@@ -57,45 +57,33 @@ def _fleet() -> Fleet:
     return build_fleet(CATALOG, endpoints, {"": PROFILE})
 
 
-def _observation(fleet: Fleet, load: object = None, **request: float) -> Observation:
-    return observe(
-        fleet,
-        zero_load(fleet.candidate_count) if load is None else load,  # type: ignore[arg-type]
-        replace(Request(0, 0.4, 100.0, 8.0), **request),  # type: ignore[arg-type]
-        Signals(10.0, 10.0, 0.0),
-        np.random.default_rng(0),
-    )
-
-
 def test_takes_the_highest_value_and_explains_it() -> None:
     """The choice follows the network, and the decision carries what it rests on."""
     fleet = _fleet()
-    decision = DqnPolicy(_snapshot(quality=1.0)).decide(
-        _observation(fleet), np.random.default_rng(0)
-    )
-    assert fleet.candidate(decision.action)[0] == "large"
-    assert decision.features_CF is not None
-    assert decision.features_CF.shape == (4, FEATURE_COUNT)
-    price = make_policy("price", CATALOG).decide(_observation(fleet), np.random.default_rng(0))
-    added_C = np.subtract(decision.score_C, price.score_C)
-    np.testing.assert_allclose(added_C, decision.features_CF[:, 0])
-    assert min(decision.predicted_latency_s_C) > 0.0
-    assert min(decision.on_time_probability_C) > 0.9
-    assert decision.behavior_probability == 1.0
-    assert not decision.explored
+    seen = observation(fleet=fleet, rate_rps=10.0)
+    decided = decide(DqnPolicy(_snapshot(quality=1.0)), seen)
+    found = decided.found
+    assert fleet.candidate(decided.action)[0] == "large"
+    assert found.features_CF is not None
+    assert found.features_CF.shape == (4, FEATURE_COUNT)
+    price = decide(make_policy("price", CATALOG), seen).found
+    np.testing.assert_allclose(found.score_C - price.score_C, found.features_CF[:, 0])
+    assert found.predicted_s_C.min() > 0.0
+    assert found.on_time_probability_C.min() > 0.9
+    assert decided.probability == 1.0
+    assert not decided.explored
 
 
 def test_untrained_network_decides_as_price_does() -> None:
     """With every weight zero, scores and choice are the price policy's, to the last bit."""
     fleet = _fleet()
     policy, price = DqnPolicy(_snapshot()), make_policy("price", CATALOG)
-    rng = np.random.default_rng(0)
     for seed in range(20):
         load = random_load(np.random.default_rng(seed), fleet.candidate_count, 30.0)
-        observation = _observation(fleet, load)
-        own, other = policy.decide(observation, rng), price.decide(observation, rng)
+        seen = observation(load, fleet=fleet, rate_rps=10.0)
+        own, other = decide(policy, seen), decide(price, seen)
         assert own.action == other.action
-        np.testing.assert_array_equal(own.score_C, other.score_C)
+        np.testing.assert_array_equal(own.found.score_C, other.found.score_C)
 
 
 def test_snapshot_states_the_price_it_corrects() -> None:
@@ -104,8 +92,7 @@ def test_snapshot_states_the_price_it_corrects() -> None:
     snapshot = Snapshot(zero_weights(FEATURE_COUNT, 4), SCHEMA, names, base={"level": -9.0})
     policy = DqnPolicy(load_snapshot(save_snapshot(snapshot)))
     cheap = make_policy("price", CATALOG, {"level": -9.0})
-    rng = np.random.default_rng(0)
-    own, other = (each.decide(_observation(_fleet()), rng) for each in (policy, cheap))
+    own, other = (decide(each, observation(fleet=_fleet())).found for each in (policy, cheap))
     np.testing.assert_array_equal(own.score_C, other.score_C)
     for base in ({"levle": 1.0}, {"level": 1e9}):
         with pytest.raises(SnapshotError, match=next(iter(base))) as caught:
@@ -120,31 +107,27 @@ def test_load_moves_the_choice_to_the_idle_device() -> None:
     load.in_flight_C[:2] = 20.0
     load.remaining_output_tokens_C[:2] = 160.0
     policy = DqnPolicy(_snapshot(quality=1.0, device_backlog=-1.0))
-    decision = policy.decide(_observation(fleet, load), np.random.default_rng(0))
-    tier, endpoint = fleet.candidate(decision.action)
+    tier, endpoint = fleet.candidate(decide(policy, observation(load, fleet=fleet)).action)
     assert (tier, endpoint.name) == ("large", "e1")
 
 
 def test_pinned_tier_is_respected() -> None:
     """A candidate that is not allowed is never chosen, whatever its value."""
     fleet = _fleet()
-    decision = DqnPolicy(_snapshot(quality=1.0)).decide(
-        _observation(fleet, tier_pin=0), np.random.default_rng(0)
-    )
-    assert fleet.candidate(decision.action)[0] == "small"
-    assert np.isneginf(decision.score_C[1])
+    decided = decide(DqnPolicy(_snapshot(quality=1.0)), observation(fleet=fleet, pin=0))
+    assert fleet.candidate(decided.action)[0] == "small"
+    assert np.isneginf(decided.found.score_C[1])
 
 
 def test_exploration_is_logged_with_its_probability() -> None:
     """The share that explores is epsilon, and probabilities are those of the draw."""
     policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.25})
-    rng = np.random.default_rng(1)
-    observation = _observation(_fleet())
-    decisions = [policy.decide(observation, rng) for _ in range(4000)]
+    chair, seen = Chair(policy), observation(fleet=_fleet())
+    decisions = [chair.decide(seen) for _ in range(2000)]
     explored = [d for d in decisions if d.explored]
     assert 0.22 < len(explored) / len(decisions) < 0.28
     assert {d.action for d in explored} == {0, 1, 2, 3}
-    probability = {d.action: d.behavior_probability for d in decisions}
+    probability = {d.action: d.probability for d in decisions}
     assert probability[1] == pytest.approx(0.75 + 0.25 / 4)
     assert sum(probability.values()) == pytest.approx(1.0)
 
@@ -153,10 +136,9 @@ def test_exploration_avoids_candidates_that_would_miss() -> None:
     """What should miss the deadline is not explored while something should make it."""
     fleet = _fleet()
     policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.5})
-    rng = np.random.default_rng(1)
     # 8 tokens of the large tier need 80 ms: only the small one makes 30 ms.
-    observation = _observation(fleet, slack_s=0.03)
-    explored = [d for d in (policy.decide(observation, rng) for _ in range(500)) if d.explored]
+    chair, seen = Chair(policy), observation(fleet=fleet, slack_s=0.03)
+    explored = [d for d in (chair.decide(seen) for _ in range(500)) if d.explored]
     assert {fleet.candidate(d.action)[0] for d in explored} == {"small"}
 
 

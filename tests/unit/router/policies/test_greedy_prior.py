@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from router.ledger import zero_load
-from router.types import Request
 from tests.unit.router.policies.observations import (
     LARGE,
     MEDIUM,
@@ -21,6 +20,5 @@ def test_greedy_prior_goes_by_the_profile_and_sees_no_load(slack_s: float, tier:
     load = zero_load(6)
     load.in_flight_C[:] = 20.0
     load.remaining_output_tokens_C[:] = 160.0
-    request = Request(0, slack_s, 100.0, 8.0)
-    assert tier_chosen("greedy-prior", observation(request=request)) == tier
-    assert tier_chosen("greedy-prior", observation(load, request=request)) == tier
+    assert tier_chosen("greedy-prior", observation(slack_s=slack_s)) == tier
+    assert tier_chosen("greedy-prior", observation(load, slack_s=slack_s)) == tier

@@ -13,10 +13,8 @@ from router.dqn.paper_snapshot import (
 )
 from router.ledger import zero_load
 from router.policies import paper, table
-from router.policies.base import query_of
-from router.policy import Observation, observe
-from router.types import Request, Signals
 from tests.unit.router import fleets
+from tests.unit.router.policies.observations import Observation, decide, observation
 
 CATALOG = fleets.catalog()
 
@@ -31,21 +29,19 @@ def weights(seed: int = 0, hidden: int = 5) -> PaperWeights:
     return PaperWeights(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-def observation(task: int = 0, rate_rps: float = 300.0) -> Observation:
+def loaded(task: int = 0) -> Observation:
     """Returns an observation of two devices, the first of them loaded."""
     load = zero_load(6)
     load.in_flight_C[:3] = [7.0, 20.0, 3.0]
     load.remaining_output_tokens_C[:3] = [50.0, 90.0, 20.0]
-    signals = Signals(rate_rps, rate_rps, 0.0)
-    request = Request(task, 0.4, 100.0, 8.0)
-    return observe(FLEET, load, request, signals, np.random.default_rng(0))
+    return observation(load, fleet=FLEET, rate_rps=300.0, task=task)
 
 
 @pytest.mark.parametrize("task", [0, 1])
 @pytest.mark.parametrize("seed", range(6))
 def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
     """Scores are those of relu(x W1 + b1) W2 + b2 on the paper's state, by matrix algebra."""
-    seen = observation(task)
+    seen = loaded(task)
     w1_IH, b1_H, w2_HT, b2_T = weights(seed)
     slots = 2 * FLEET.arrays.max_batch_C[0]
     x_I = [0.0, 0.0, 7 / slots, 20 / slots, 3 / slots, np.log1p(300.0 / paper.RATE_UNIT_RPS)]
@@ -55,8 +51,8 @@ def test_kernel_is_the_two_layer_network(task: int, seed: int) -> None:
         paper.score,
         seen.fleet.arrays,
         seen.load,
-        seen.allowed_C,
-        query_of(seen, 0.0),
+        np.ones(6, np.bool_),
+        seen.query,
         flat(weights(seed)),
     )
     np.testing.assert_allclose(out_C, value_T[FLEET.arrays.tier_C], rtol=1e-5, atol=1e-5)
@@ -68,7 +64,7 @@ def test_takes_the_best_tier_on_the_idle_device() -> None:
     policy = table.make_policy(
         "dqn-paper", CATALOG, snapshot=PaperSnapshot(parts, feature_names(CATALOG))
     )
-    assert policy.decide(observation(), np.random.default_rng(0)).action == 4
+    assert decide(policy, loaded()).action == 4
 
 
 def test_batch_counts_usable_slots_and_is_limited() -> None:

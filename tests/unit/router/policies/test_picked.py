@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from router.ledger import zero_load
 from router.picker import UnknownPickerError
 from router.policies.table import make_policy
 from tests.unit.router import fleets
-from tests.unit.router.policies.observations import (
-    observation,
-)
+from tests.unit.router.policies.observations import Chair, observation
 
 
 def test_picker_keeps_the_policys_tier_and_moves_the_endpoint() -> None:
@@ -20,8 +17,8 @@ def test_picker_keeps_the_policys_tier_and_moves_the_endpoint() -> None:
     load.in_flight_C[2] = 9.0
     load.remaining_output_tokens_C[2] = 70.0
     policy = make_policy("static-large+round-robin", fleets.catalog())
-    rng = np.random.default_rng(0)
-    assert [policy.decide(observation(load), rng).action for _ in range(3)] == [2, 5, 2]
+    chair, seen = Chair(policy), observation(load)
+    assert [chair.decide(seen).action for _ in range(3)] == [2, 5, 2]
     assert policy.name == "static-large+round-robin"
 
 

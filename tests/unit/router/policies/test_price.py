@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from router.policies.table import make_policy
-from router.policy import observe
-from router.types import Request, RewardKind, Signals
 from tests.unit.router import fleets
 from tests.unit.router.policies.observations import (
     LARGE,
     MEDIUM,
+    decide,
     observation,
     tier_chosen,
 )
@@ -26,11 +23,8 @@ def test_price_of_a_device_rises_with_the_rate() -> None:
 
 def test_soft_deadline_keeps_quality_where_a_hard_one_gives_it_up() -> None:
     """A late answer that still earns is worth a larger tier."""
-    hard = Request(1, 0.06, 100.0, 8.0)
-    soft = dataclasses.replace(hard, reward_kind=RewardKind.SOFT, soft_decay_s=5.0)
-    assert tier_chosen("price", observation(request=soft)) > tier_chosen(
-        "price", observation(request=hard)
-    )
+    soft, hard = (observation(task=1, slack_s=0.06, soft_decay_s=s) for s in (5.0, 0.0))
+    assert tier_chosen("price", soft) > tier_chosen("price", hard)
 
 
 def test_price_is_the_same_on_a_stretched_clock() -> None:
@@ -42,12 +36,11 @@ def test_price_is_the_same_on_a_stretched_clock() -> None:
         rate = float(rng.uniform(10, 3000))
         actions = []
         for scale in (1.0, 7.0):
-            seen = observe(
-                fleets.fleet(2, speed=1.0 / scale),
+            seen = observation(
                 load,
-                Request(0, 0.4 * scale, 100.0, 8.0),
-                Signals(rate / scale, rate / scale, 0.0),
-                np.random.default_rng(0),
+                fleet=fleets.fleet(2, speed=1.0 / scale),
+                rate_rps=rate / scale,
+                slack_s=0.4 * scale,
             )
-            actions.append(policy.decide(seen, rng).action)
+            actions.append(decide(policy, seen).action)
         assert actions[0] == actions[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from router.ledger import zero_load
@@ -10,6 +9,7 @@ from router.policies.table import make_policy
 from tests.unit.router import fleets
 from tests.unit.router.policies.observations import (
     LARGE,
+    decide,
     observation,
     tier_chosen,
 )
@@ -30,4 +30,4 @@ def test_routebalance_moves_to_the_device_with_the_shorter_queue() -> None:
     load.in_flight_C[[0, 5]] = [30.0, 1.0]
     load.remaining_output_tokens_C[[0, 5]] = [240.0, 1.0]
     policy = make_policy("routebalance", fleets.catalog(), NO_WEIGHTS | {"queue": 2.0})
-    assert policy.decide(observation(load), np.random.default_rng(0)).action == 5
+    assert decide(policy, observation(load)).action == 5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -13,8 +11,9 @@ from tests.unit.router import fleets
 from tests.unit.router.policies.observations import (
     LARGE,
     MEDIUM,
+    Chair,
+    decide,
     observation,
-    tier_chosen,
 )
 
 
@@ -26,7 +25,7 @@ def test_static_keeps_its_tier_on_the_least_loaded_device(tier: str, index: int)
     load.remaining_output_tokens_C[2] = 40.0
     seen = observation(load)
     policy = make_policy(f"static-{tier}", fleets.catalog())
-    action = policy.decide(seen, np.random.default_rng(0)).action
+    action = decide(policy, seen).action
     assert seen.fleet.arrays.tier_C[action] == index
     assert seen.fleet.arrays.device_C[action] == 1
 
@@ -34,5 +33,6 @@ def test_static_keeps_its_tier_on_the_least_loaded_device(tier: str, index: int)
 def test_static_falls_to_the_tier_below_when_its_own_is_gone() -> None:
     """Without a usable large endpoint static-large serves on medium, not on small."""
     seen = observation()
-    allowed_C = [tier != LARGE for tier in seen.fleet.lists.tier_C]
-    assert tier_chosen("static-large", dataclasses.replace(seen, allowed_C=allowed_C)) == MEDIUM
+    tier_C = seen.fleet.arrays.tier_C
+    chair = Chair(make_policy("static-large", fleets.catalog()))
+    assert tier_C[chair.decide(seen, np.flatnonzero(tier_C == LARGE)).action] == MEDIUM

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from router.ledger import zero_load
 from router.policies import table
-from router.types import Request, UnknownPolicyError
+from router.types import UnknownPolicyError
 from tests.unit.router import fleets
 from tests.unit.router.policies.observations import (
     LARGE,
     MARGIN,
     SMALL,
+    decide,
     observation,
     tier_chosen,
 )
@@ -36,14 +37,15 @@ def test_every_policy_chooses_an_allowed_candidate_and_explains(
 ) -> None:
     """In any state each policy names an allowed row, with finite scores and predictions."""
     load = fleets.random_load(np.random.default_rng(seed), 6, scale)
-    request = Request(0, slack_s, 100.0, 8.0, quality_floor=floor)
-    seen = observation(load, rate_rps=rate_rps, request=request)
-    decision = table.make_policy(name, fleets.catalog()).decide(seen, np.random.default_rng(2))
-    assert seen.allowed_C[decision.action]
-    np.testing.assert_array_equal(np.isfinite(decision.score_C), seen.allowed_C)
-    assert np.isfinite(decision.predicted_latency_s_C).all()
-    assert all(0.0 <= share <= 1.0 for share in decision.on_time_probability_C)
-    assert 0.0 < decision.behavior_probability <= 1.0
+    seen = observation(load, rate_rps=rate_rps, slack_s=slack_s, floor=floor)
+    decided = decide(table.make_policy(name, fleets.catalog()), seen)
+    found = decided.found
+    assert found.allowed_C[decided.action]
+    np.testing.assert_array_equal(np.isfinite(found.score_C), found.allowed_C)
+    assert np.isfinite(found.predicted_s_C).all()
+    assert found.predicted_s_C[decided.action] == decided.predicted_s
+    assert all(0.0 <= share <= 1.0 for share in found.on_time_probability_C)
+    assert 0.0 < decided.probability <= 1.0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from router.dqn import network
 from router.dqn.snapshot import Weights
 from router.ledger import LoadArrays
 from router.policies import price, scores, table
-from router.policies.base import zeros
 from router.policies.dqn import PRICE_DEFAULTS_P
 from tests.unit.router import fleets
 from trainer.simulation import compiled
@@ -60,29 +59,28 @@ def random_state(
 
 @pytest.mark.parametrize("name", SCORED)
 def test_scores_and_choices_agree(name: str) -> None:
-    """Compiled on arrays and plain on lists, each row gives the same scores and choice."""
+    """Compiled and plain, each row gives the same scores and choice."""
     rng = np.random.default_rng(4)
     entry = table.BY_NAME[name]
     params_P = np.array(
         [*(parameter.default for parameter in entry.parameters), *BESIDES.get(name, [])]
     )
-    plain_P = params_P.tolist()
+    plain_P = params_P.copy()
     for _ in range(60):
         load, allowed_C, query = random_state(rng)
         arrays = scores.scratch(COUNT, np.zeros)
-        lists = scores.scratch(COUNT, zeros)
+        plain = scores.scratch(COUNT, np.zeros)
         compiled.twin(scores).predict(FLEET.arrays, load, query, arrays)
         compiled.twin(table).score(
             table.ROW[name], FLEET.arrays, load, allowed_C, query, params_P, arrays
         )
-        plain_load, plain_allowed = fleets.listed(load), allowed_C.tolist()
-        scores.predict(FLEET.lists, plain_load, query, lists)
-        entry.score(FLEET.lists, plain_load, plain_allowed, query, plain_P, lists)
-        for array, plain in zip(arrays, lists, strict=True):
-            np.testing.assert_allclose(array, plain, rtol=1e-9, atol=1e-12)
+        scores.predict(FLEET.arrays, load, query, plain)
+        entry.score(FLEET.arrays, load, allowed_C, query, plain_P, plain)
+        for compiled_C, plain_C in zip(arrays, plain, strict=True):
+            np.testing.assert_allclose(compiled_C, plain_C, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(params_P, plain_P)
         assert compiled.kernels.best_allowed(arrays.score_C, allowed_C) == kernels.best_allowed(
-            lists.score_C, plain_allowed
+            plain.score_C, allowed_C
         )
 
 
@@ -90,7 +88,7 @@ def test_scores_and_choices_agree(name: str) -> None:
 def test_pickers_agree(name: str) -> None:
     """Compiled and plain, a picker takes the same endpoint and remembers the same."""
     rng = np.random.default_rng(8)
-    last_T, plain_last_T = np.full(TIERS, -1), [-1] * TIERS
+    last_T, plain_last_T = np.full(TIERS, -1), np.full(TIERS, -1)
     for _ in range(60):
         load, allowed_C, query = random_state(rng)
         tier, draw = int(rng.integers(TIERS)), float(rng.random())
@@ -100,17 +98,17 @@ def test_pickers_agree(name: str) -> None:
         )
         plain = picker.pick(
             number,
-            FLEET.lists,
-            fleets.listed(load),
-            allowed_C.tolist(),
+            FLEET.arrays,
+            load,
+            allowed_C,
             query,
             tier,
-            plain_last_T,  # type: ignore[arg-type]
+            plain_last_T,
             draw,
-            [0.0] * COUNT,  # type: ignore[arg-type]
+            np.zeros(COUNT),
         )
         assert row == plain
-        assert last_T.tolist() == plain_last_T
+        assert last_T.tolist() == plain_last_T.tolist()
 
 
 def test_features_agree() -> None:

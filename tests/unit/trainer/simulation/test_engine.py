@@ -310,4 +310,4 @@ def test_policy_without_kernel_is_refused() -> None:
         version = "1"
 
     with pytest.raises(SimulationError, match="other"):
-        PolicySpec.of(Other())  # type: ignore[arg-type]
+        PolicySpec.of(Other())

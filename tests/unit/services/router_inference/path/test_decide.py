@@ -7,18 +7,20 @@ import logging
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from router.policies.base import ScorePolicy
+from router.policies.table import BY_NAME
 from services.common.errors import ResourceExhaustedError
 from tests.unit.services.router_inference.parts import choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 
-class Broken:
+class Broken(ScorePolicy):
     """A policy that raises."""
 
-    name, version = "broken", "broken@1"
-
-    def decide(self, observation: object, rng: np.random.Generator) -> None:
+    @property
+    def params_P(self) -> NDArray[np.float64]:
         """Raises."""
         raise RuntimeError("bug")
 
@@ -42,7 +44,7 @@ def test_what_a_policy_raised_is_logged_once_a_minute(caplog: pytest.LogCaptureF
     @scenario
     async def run() -> None:
         rig = make_rig()
-        rig.core.slot.guard.replace(Broken())  # type: ignore[arg-type]
+        rig.core.slot.guard.replace(Broken("greedy", BY_NAME["greedy"]))
         for _ in range(3):
             await rig.answer(rig.job())
         await asyncio.sleep(61.0)

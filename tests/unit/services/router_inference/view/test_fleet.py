@@ -83,19 +83,16 @@ async def test_a_slow_device_stretches_its_predictions_and_no_others() -> None:
     """Answers at twice their prediction double the times of that device and of no other."""
     rig = make_rig()
     view = rig.core.view
-    before = view.current_fleet(rig.clock.monotonic_s())
-    row = before.row["large", "e0"]
+    fleet = view.current_fleet(rig.clock.monotonic_s())
+    before_s_C = fleet.arrays.step_s_C.copy()
+    row = fleet.row["large", "e0"]
+    device = int(fleet.arrays.device_C[row])
     for _ in range(300):
-        fleet = view.current_fleet(rig.clock.monotonic_s())
-        # The prediction follows the stretched fleet, as a policy's does.
-        predicted_s = 0.1 * fleet.slowness_D[fleet.arrays.device_C[row]]
-        view.fleet.on_end(row, fleet, predicted_s, 0.2, finished=True)
+        view.fleet.slowness.observe(fleet.devices[device], 0.2, 0.1, finished=True)
         await asyncio.sleep(0.05)
-    after = view.current_fleet(rig.clock.monotonic_s())
-    ratio_C = after.arrays.step_s_C / before.arrays.step_s_C
-    is_slow_C = before.arrays.device_C == before.arrays.device_C[row]
+        assert view.current_fleet(rig.clock.monotonic_s()) is fleet
+    ratio_C = fleet.arrays.step_s_C / before_s_C
+    is_slow_C = fleet.arrays.device_C == device
     np.testing.assert_allclose(ratio_C[is_slow_C], 2.0, rtol=0.03)
     np.testing.assert_array_equal(ratio_C[~is_slow_C], 1.0)
-    assert view.fleet.slowness.by_device()[
-        after.devices[int(after.arrays.device_C[row])]
-    ] == pytest.approx(2.0, 0.03)
+    assert view.fleet.slowness.by_device()[fleet.devices[device]] == pytest.approx(2.0, 0.03)

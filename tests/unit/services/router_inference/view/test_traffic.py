@@ -15,16 +15,18 @@ from tests.unit.services.router_inference.view.states import endpoint, state
 
 
 @scenario
-async def test_answers_slower_than_predicted_reach_the_signals() -> None:
-    """What ends late beside its prediction is in the next decision's signals."""
+async def test_answers_slower_than_predicted_reach_the_query() -> None:
+    """What ends late beside its prediction is in the next decision's query."""
     rig = make_rig()
     view, now_s = rig.core.view, rig.clock.monotonic_s()
-    assert view.traffic.signals(now_s, 0.4).slowdown == 1.0
+    request = rig.job().request
+    assert view.traffic.query(request, now_s).slowdown == 1.0
     for k in range(100):
         view.traffic.on_compared(now_s + 0.001 * k, 0.4, 0.13, 0.1, finished=True)
-    assert view.traffic.signals(now_s + 0.1).slowdown == pytest.approx(1.19, abs=0.03)
+    assert view.traffic.query(request, now_s + 0.1).slowdown == pytest.approx(1.19, abs=0.03)
     view.apply(state(endpoint(0)), now_s + 0.1)
-    assert view.traffic.signals(now_s + 0.1).slowdown == view.traffic.latency_slowdown(now_s + 0.1)
+    slowdown = view.traffic.latency_slowdown(now_s + 0.1)
+    assert view.traffic.query(request, now_s + 0.1).slowdown == slowdown
 
 
 def test_rates_and_burstiness_are_those_of_all_workers() -> None:
@@ -54,3 +56,26 @@ def test_a_successor_goes_on_with_what_was_seen() -> None:
     assert successor.rates_rps(1.0) == first.rates_rps(1.0)
     other = Arrivals(1.0, SharedSiblings(memory, 2))
     assert other.rates_rps(1.0) == first.rates_rps(1.0)
+
+
+@scenario
+async def test_a_query_has_the_request_and_the_traffic() -> None:
+    """Nothing of what a kernel may ask for is left at its default but the policy's own draw."""
+    rig = make_rig()
+    traffic, now_s = rig.core.view.traffic, rig.clock.monotonic_s()
+    for k in range(30):
+        traffic.on_arrival(now_s + 0.001 * k * k, 80.0)
+        traffic.on_compared(now_s, 0.4, 0.3, 0.1, finished=True)
+    rig.core.view.apply(state(endpoint(0)), now_s + 0.9)
+    request = rig.job(task="soft", deadline_s=0.3).request
+    query = traffic.query(request, now_s + 1.0)
+    assert query[:6] == (1, 0.3, request.prompt_tokens, 8.0, request.event_tokens, 0.2)
+    assert query.mean_prompt_tokens == traffic.mean_prompt_tokens == pytest.approx(80.0)
+    assert query.own_rate_rps == traffic.own_rate_rps(now_s + 1.0) > 0.0
+    assert query.rate_short_rps == query.own_rate_rps + 20.0
+    assert query.rate_long_rps > 0.0
+    assert query.state_age_s == pytest.approx(0.1)
+    assert query.draw == 0.0
+    assert query.own_share <= 1.0
+    assert query.burstiness != 1.0
+    assert query.slowdown > 1.0

@@ -21,17 +21,15 @@ async def test_own_part_of_load_and_traffic_is_told_apart() -> None:
     for i in range(10):
         view.traffic.on_arrival(now_s + 0.01 * i, 10.0)
     now_s += 0.1
-    assert view.load.own_part() is None
-    assert view.traffic.signals(now_s).own_share == 1.0
-    own_long = view.traffic.signals(now_s).rate_long_rps
+    request = rig.job().request
+    assert view.traffic.query(request, now_s).own_share == 1.0
+    own_long = view.traffic.query(request, now_s).rate_long_rps
     others = state(endpoint(0))
     view.apply(replace(others, rate_long_rps=4.0 * own_long), now_s)
-    own = view.load.own_part()
-    assert own is not None
-    assert own.in_flight_C == [1.0, 0.0, 0.0]
-    signals = view.traffic.signals(now_s)
-    assert signals.own_share == pytest.approx(0.25)
-    assert signals.own_rate_rps == pytest.approx(signals.rate_short_rps - 20.0)
+    assert view.load.own().in_flight_C.tolist() == [1.0, 0.0, 0.0]
+    query = view.traffic.query(request, now_s)
+    assert query.own_share == pytest.approx(0.25)
+    assert query.own_rate_rps == pytest.approx(query.rate_short_rps - 20.0)
 
 
 @scenario
@@ -43,12 +41,14 @@ async def test_a_stale_state_is_not_used() -> None:
         state(endpoint(0, 0.0, "DOWN"), endpoint(1, 0.0, "DRAINING")), rig.clock.monotonic_s()
     )
     assert look(rig).tolist() == [0.0] * 6
-    assert view.traffic.signals(rig.clock.monotonic_s()).rate_short_rps == pytest.approx(20.0)
+    request = rig.job().request
+    query = view.traffic.query(request, rig.clock.monotonic_s())
+    assert query.rate_short_rps == pytest.approx(20.0)
     await asyncio.sleep(2.1)
     assert look(rig).tolist() == [1.0] * 3 + [0.0] * 3
     assert not any(view.load.current().in_flight_C)
     assert view.is_alone
-    signals = view.traffic.signals(rig.clock.monotonic_s())
-    assert (signals.rate_short_rps, signals.state_age_s) == (0.0, 0.0)
+    query = view.traffic.query(request, rig.clock.monotonic_s())
+    assert (query.rate_short_rps, query.state_age_s) == (0.0, 0.0)
     view.apply(state(endpoint(0)), rig.clock.monotonic_s())
     assert not view.is_alone

@@ -1,0 +1,151 @@
+"""Where a router decides from: the arrays it sees, and the policies that decide on them.
+
+Shape letters: L the three rows of a load, C candidates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from router import features, safety
+from router.bound import BoundDecision, Rule
+from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S
+from router.picker import pick
+from router.policies.dqn import DqnPolicy
+from router.policies.picked import PickedPolicy
+from router.policies.table import TABLE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from router.fleet import FleetArrays
+    from router.policies.scores import Query
+    from router.policy import Policy
+
+
+class Asked(NamedTuple):
+    """A request as it is put to a policy.
+
+    Attributes:
+        query: the request and the traffic; its draw is the policy's own.
+        quality_floor: lowest quality accepted.
+        tier_pin: only tier allowed; -1 = any.
+        ramp_draw: uniform random number that opens ramping candidates.
+        admission_slack_s: time left as admission counts it, seconds.
+        admission_factor: on admission's predictions; 0 = all are admitted.
+    """
+
+    query: Query
+    quality_floor: float
+    tier_pin: int
+    ramp_draw: float
+    admission_slack_s: float = 0.0
+    admission_factor: float = 0.0
+
+
+class Drawn(NamedTuple):
+    """A choice and how it came about.
+
+    Attributes:
+        action: row of the chosen candidate.
+        probability: with which this action was drawn, (0, 1].
+        explored: True if exploration made the choice.
+    """
+
+    action: int
+    probability: float
+    explored: bool
+
+
+class Desk:
+    """Decides for one request after the other, on arrays that others change in place."""
+
+    def __init__(
+        self,
+        fleet: FleetArrays,
+        own_LC: NDArray[np.float64],
+        others_LC: NDArray[np.float64],
+        seen_LC: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> None:
+        """Takes what `BoundDecision` binds, and the policies' dice."""
+        self._arrays = (fleet, own_LC, others_LC, seen_LC)
+        self._rng = rng
+        self._bound: dict[Policy, BoundDecision] = {}
+        self.asked: Asked
+        """What is asked; with the policy's own draw once it was."""
+        self.bound: BoundDecision
+        """The decision of the policy asked last."""
+        self.rule: Rule
+        """Its rule, with its memory as it was before."""
+
+    def ask(self, policy: Policy) -> int:
+        """Returns the candidate of a policy for what is `asked`, or a code of `router.decision`.
+
+        Raises:
+            TypeError: the policy is not one of the table.
+        """
+        asked = self.asked
+        bound = self.bound = self._bound.get(policy) or self._bind(policy)
+        rule = self.rule = bound.rule
+        entry = TABLE[rule.row]
+        if entry.memory:
+            self.rule = rule._replace(params_P=rule.params_P.copy())
+        if entry.draws:
+            draw = float(self._rng.random())
+            asked = self.asked = asked._replace(query=asked.query._replace(draw=draw))
+        return bound.decide(
+            asked.query,
+            asked.quality_floor,
+            asked.tier_pin,
+            asked.ramp_draw,
+            float(self._rng.random()) if rule.picker else 0.0,
+            asked.admission_slack_s,
+            asked.admission_factor,
+        )
+
+    def draw(self, policy: Policy, action: int) -> Drawn:
+        """Returns a policy's choice after its exploration, if it explores."""
+        if TABLE[self.bound.rule.row].even:
+            return Drawn(action, 1.0 / self.bound.result_R[ALLOWED_COUNT], False)
+        inner = policy.inner if isinstance(policy, PickedPolicy) else policy
+        if not isinstance(inner, DqnPolicy) or not inner.epsilon:
+            return Drawn(action, 1.0, False)
+        board, query = self.bound.board, self.asked.query
+        on_time_C = board.features_CF[:, features.ON_TIME_PROBABILITY].astype(np.float64)
+        action, probability, explored = inner.explore(action, board.allowed_C, on_time_C, self._rng)
+        if explored:
+            if self.bound.rule.picker:
+                action = pick(
+                    self.bound.rule.picker, board.fleet, board.seen, board.allowed_C, query,
+                    int(board.fleet.tier_C[action]), board.picked_T, float(self._rng.random()),
+                    board.rescue_C,
+                )  # fmt: skip
+            board.result_R[PREDICTED_S] = board.decided.predicted_s_C[action]
+            board.result_R[RESCUE_S] = safety.least_rescue_s(
+                board.fleet, board.seen, board.allowed_C, action, query.prompt_tokens,
+                query.event_tokens, board.rescue_C,
+            )  # fmt: skip
+        return Drawn(action, probability, explored)
+
+    def is_open(self, row: int) -> bool:
+        """Returns whether the last decision could have taken a row."""
+        allowed_C = self.bound.board.allowed_C
+        return 0 <= row < len(allowed_C) and bool(allowed_C[row])
+
+    def best_finite(self) -> int:
+        """Returns the best row by the finite scores of the last decision, -1 if none is."""
+        return int(self.bound.result_R[ACTION])
+
+    def _bind(self, policy: Policy) -> BoundDecision:
+        bound = BoundDecision(Rule.of(policy), *self._arrays)
+        if len(self._bound) >= _MOST_BOUND:
+            self._bound.clear()
+        self._bound[policy] = bound
+        return bound
+
+
+_MOST_BOUND = 4
+"""Policies whose arrays are kept: the one in use and its fallback, and those just before."""

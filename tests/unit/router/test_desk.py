@@ -1,0 +1,105 @@
+"""A request is put to policies, one after the other, on the same arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from router import features, safety
+from router.decision import NOT_FINITE, PREDICTED_S, RESCUE_S
+from router.desk import Asked, Desk
+from router.dqn.snapshot import Snapshot, zero_weights
+from router.policies.table import DQN, make_policy
+from router.policy import Policy
+from tests.unit.router import fleets
+
+CATALOG = fleets.catalog()
+
+
+def desk(seed: int = 0) -> Desk:
+    """Returns a desk over an idle fleet of two devices, with an easy request on it."""
+    arrays = fleets.fleet(2).arrays
+    own_LC, others_LC, seen_LC = np.zeros((3, 3, 6))
+    made = Desk(arrays, own_LC, others_LC, seen_LC, np.random.default_rng(seed))
+    made.asked = Asked(fleets.QUERY, 0.0, -1, 0.5)
+    return made
+
+
+def learned(name: str = DQN, epsilon: float = 0.0) -> Policy:
+    """Returns an untrained network."""
+    names = tuple(feature.name for feature in features.FEATURES)
+    snapshot = Snapshot(zero_weights(features.FEATURE_COUNT, 4), features.SCHEMA, names)
+    return make_policy(name, CATALOG, {"epsilon": epsilon}, snapshot)
+
+
+def test_two_policies_decide_on_the_same_request() -> None:
+    """Each has its own answer, and the arrays of the one asked last are at hand."""
+    at, large, small = desk(), *(make_policy(f"static-{t}", CATALOG) for t in ("large", "small"))
+    assert at.ask(large) == 2
+    assert at.ask(small) == 0
+    assert at.bound.rule.params_P[0] == 0.0
+    assert at.is_open(5)
+    assert not at.is_open(6)
+
+
+def test_a_policy_that_draws_gets_a_number_of_its_own() -> None:
+    """Each time another one, and it is kept with what was asked."""
+    at, policy = desk(), make_policy("random", CATALOG)
+    draws = set()
+    for _ in range(5):
+        at.ask(policy)
+        draws.add(at.asked.query.draw)
+    assert len(draws) == 5
+
+
+def test_a_memory_is_kept_as_it_was() -> None:
+    """Whoever explains a turn of round robin needs the turn before."""
+    at, policy = desk(), make_policy("round-robin", CATALOG)
+    for row in range(3):
+        assert at.ask(policy) == row
+        assert at.rule.params_P[0] == row - 1
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    """Only policies of the table can be asked."""
+
+    class Other:
+        name, version = "other", "1"
+
+    with pytest.raises(TypeError, match="other"):
+        desk().ask(Other())
+
+
+def test_scores_that_are_not_finite_leave_the_best_that_is() -> None:
+    """The code says so, and whoever has nobody else to ask takes the best finite one."""
+    at, policy = desk(), make_policy("price", CATALOG)
+    at.asked = at.asked._replace(query=fleets.QUERY._replace(rate_short_rps=float("nan")))
+    assert at.ask(policy) == NOT_FINITE
+    assert at.best_finite() == -1
+
+
+@pytest.mark.parametrize("name", [DQN, f"{DQN}+round-robin"])
+def test_exploration_states_what_an_explored_candidate_predicts(name: str) -> None:
+    """Prediction and rescue time are those of the row drawn, not of the best one."""
+    at, policy = desk(3), learned(name, epsilon=0.5)
+    seen = set()
+    for _ in range(60):
+        drawn = at.draw(policy, at.ask(policy))
+        board, result_R = at.bound.board, at.bound.result_R
+        seen.add((drawn.action, drawn.explored))
+        assert at.is_open(drawn.action)
+        assert 0.0 < drawn.probability <= 1.0
+        assert result_R[PREDICTED_S] == board.decided.predicted_s_C[drawn.action]
+        assert result_R[RESCUE_S] == safety.least_rescue_s(
+            board.fleet, board.seen, board.allowed_C, drawn.action, 100.0, 8.0, np.zeros(6)
+        )
+    assert len({action for action, explored in seen if explored}) > 2
+    assert {explored for _, explored in seen} == {False, True}
+
+
+def test_the_desk_forgets_policies_of_long_ago() -> None:
+    """A mesh that changes its policy often keeps no arrays of all of them."""
+    at = desk()
+    for margin in np.linspace(0.5, 0.9, 20):
+        at.ask(make_policy("greedy", CATALOG, {"margin": float(margin)}))
+    assert len(at._bound) <= 4

@@ -1,0 +1,120 @@
+"""What a decision found is found again, bit by bit, when everything has moved on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from router import features
+from router.desk import Asked, Desk
+from router.dqn.snapshot import Snapshot, zero_weights
+from router.explanation import Inputs, explain, features_of
+from router.policies.scores import Query
+from router.policies.table import BY_HAND, DQN, make_policy
+from router.policy import Policy
+from tests.unit.router import fleets
+
+DEVICES, COUNT = 4, 12
+
+
+def policy_of(name: str) -> Policy:
+    """Returns a policy by name; dqn with random layers."""
+    rng = np.random.default_rng(3)
+    weights = zero_weights(features.FEATURE_COUNT, 8)
+    for layer in weights[:-1]:
+        layer[...] = rng.normal(0, 0.2, layer.shape)
+    names = tuple(feature.name for feature in features.FEATURES)
+    snapshot = Snapshot(weights, features.SCHEMA, names) if name.startswith(DQN) else None
+    return make_policy(name, fleets.catalog(), snapshot=snapshot)
+
+
+class World:
+    """A desk whose arrays change in place, as a live router's do."""
+
+    def __init__(self, seed: int) -> None:
+        """Starts idle."""
+        self.rng = np.random.default_rng(seed)
+        self.profiled, self.fleet = fleets.fleet(DEVICES), fleets.fleet(DEVICES)
+        self.own_LC, self.others_LC, self.seen_LC = np.zeros((3, 3, COUNT))
+        self.desk = Desk(self.fleet.arrays, self.own_LC, self.others_LC, self.seen_LC, self.rng)
+        self.move()
+
+    def move(self) -> None:
+        """Changes whatever can change."""
+        rng = self.rng
+        self.slowness_D = rng.uniform(0.5, 3.0, DEVICES)
+        self.availability_C = rng.choice([0.0, 0.3, 1.0], COUNT, p=[0.1, 0.2, 0.7])
+        self.availability_C[int(rng.integers(COUNT))] = 1.0
+        self.fleet.copy_times(self.profiled.with_slowness(self.slowness_D))
+        self.fleet.arrays.availability_C[:] = self.availability_C
+        self.heard_LC = np.array(fleets.random_load(rng, COUNT, 20.0))
+        self.others_LC[:] = self.heard_LC
+        self.own_LC[:] = fleets.random_load(rng, COUNT, 9.0)
+
+    def decide(self, policy: Policy) -> Inputs:
+        """Takes a decision; returns what it rested on."""
+        rng = self.rng
+        query = Query(
+            int(rng.integers(2)), float(rng.uniform(0.01, 0.6)), float(rng.integers(1, 400)),
+            8.0, 8.0, float(rng.choice([0.0, 0.2])), 110.0, float(rng.uniform(1, 2000)), 300.0,
+            float(rng.uniform(0, 1)), 0.0, 0.5, 90.0, 4.0, float(rng.choice([1.0, 1.4])),
+        )  # fmt: skip
+        self.desk.asked = Asked(query, 0.0, -1, float(rng.random()), 1e9, 0.7)
+        self.desk.ask(policy)
+        return Inputs(
+            self.profiled, self.slowness_D, self.availability_C, self.own_LC.copy(),
+            self.heard_LC, self.desk.rule, self.desk.asked,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, "static-medium", DQN, "price+power-of-two"])
+def test_an_explanation_is_what_the_decision_found(name: str) -> None:
+    """Scores, predictions, mask, loads and features are the same to the last bit."""
+    world, policy = World(7), policy_of(name)
+    kept = []
+    for _ in range(12):
+        inputs = world.decide(policy)
+        board = world.desk.bound.board
+        kept.append(
+            (
+                inputs,
+                board.allowed_C.copy(),
+                np.where(board.allowed_C, board.decided.score_C, -np.inf),
+                board.decided.predicted_s_C.copy(),
+                board.decided.probability_C.copy(),
+                board.seen.in_flight_C.copy(),
+                board.features_CF.copy() if name == DQN else None,
+            )
+        )
+        world.move()
+    for inputs, *computed in kept:
+        found = explain(inputs)
+        again = explain(inputs)
+        for one, two, three in zip(
+            computed,
+            (
+                found.allowed_C, found.score_C, found.predicted_s_C, found.on_time_probability_C,
+                found.in_flight_C, found.features_CF,
+            ),
+            (
+                again.allowed_C, again.score_C, again.predicted_s_C, again.on_time_probability_C,
+                again.in_flight_C, again.features_CF,
+            ),
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_array_equal(one, two)
+            np.testing.assert_array_equal(one, three)
+
+
+def test_features_do_not_depend_on_who_decided() -> None:
+    """A record of price's traffic has the features that an untrained network would have read."""
+    worlds = [World(5), World(5)]
+    names = tuple(feature.name for feature in features.FEATURES)
+    untrained = Snapshot(zero_weights(features.FEATURE_COUNT, 4), features.SCHEMA, names)
+    dqn = make_policy(DQN, fleets.catalog(), snapshot=untrained)
+    of_price, of_dqn = (
+        features_of(world.decide(policy))
+        for world, policy in zip(worlds, (policy_of("price"), dqn), strict=True)
+    )
+    np.testing.assert_array_equal(of_price, of_dqn)
+    assert of_price.any()
