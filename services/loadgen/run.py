@@ -17,7 +17,7 @@ from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, 
 from services.loadgen.rows import Row, make_records
 from services.loadgen.spec import LoadSpec
 from tiercel import convert, errors
-from tiercel.channels import Router, RouterPool
+from tiercel.channels import Connection, RouterPool
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 CONNECT_TIMEOUT_S = 5.0
@@ -62,7 +62,7 @@ class LoadRun:
         self._start_s = 0.0
         self._stop = asyncio.Event()
         self._pool = RouterPool(spec.router_addresses)
-        self._calls = {router.address: self._callable(router) for router in self._pool.routers}
+        self._calls = {each: self._callable(each) for each in self._pool.connections}
 
     def stop(self) -> None:
         """Ends the sending early; what was sent is still waited for and counted."""
@@ -94,7 +94,7 @@ class LoadRun:
         return self._records(started_unix_s)
 
     async def _connect(self) -> None:
-        waits = [router.channel.channel_ready() for router in self._pool.routers]
+        waits = [connection.channel.channel_ready() for connection in self._pool.connections]
         tasks = [asyncio.ensure_future(wait) for wait in waits]
         done, pending = await asyncio.wait(
             tasks, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
@@ -155,13 +155,13 @@ class LoadRun:
 
     async def _attempt(self, index: int, row: Row, intended_s: float, due_s: float) -> None:
         failure: grpc.aio.AioRpcError | None = None
-        for router in self._pool.attempts():
+        for connection in self._pool.attempts():
             left_s = due_s - time.monotonic()
             told_s = left_s - self._spec.network_allowance_s
             if told_s <= 0:
                 break
             request = self._request(self._prompts[index], told_s)
-            call = self._calls[router.address](request, timeout=left_s + self._spec.grace_s)
+            call = self._calls[connection](request, timeout=left_s + self._spec.grace_s)
             try:
                 if self._spec.stream:
                     await self._read_stream(call, row, intended_s)
@@ -171,7 +171,7 @@ class LoadRun:
             except grpc.aio.AioRpcError as error:
                 if not self._spec.failover or row.payload or not errors.is_transport_failure(error):
                     raise
-                self._pool.avoid(router)
+                self._pool.avoid(connection)
                 failure = error
         if failure is not None:
             raise failure
@@ -200,11 +200,11 @@ class LoadRun:
         set_duration(message.spec.deadline, deadline_s)
         return message.SerializeToString()
 
-    def _callable(self, router: Router) -> Any:
+    def _callable(self, connection: Connection) -> Any:
         """A bare method of raw bytes: nothing is parsed while the run lasts."""
         if self._spec.stream:
-            return router.channel.unary_stream(METHOD + "GenerateStream")
-        return router.channel.unary_unary(METHOD + "Generate")
+            return connection.channel.unary_stream(METHOD + "GenerateStream")
+        return connection.channel.unary_unary(METHOD + "Generate")
 
     async def _report(self, on_progress: Callable[[Progress], None]) -> None:
         while True:

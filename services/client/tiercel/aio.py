@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import grpc
 
 from tiercel import convert, errors
-from tiercel.channels import PathLike, Router, RouterPool, credentials_of, is_loopback
+from tiercel.channels import CONNECTIONS, Connection, PathLike, RouterPool, credentials_of, is_loopback
 from tiercel.options import GenerateOptions, Outcome, RouteOptions
 from tiercel.results import Answer, Chunk, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
@@ -49,6 +49,7 @@ class AsyncClient:
         addresses: Sequence[str] | str = "127.0.0.1:7410",
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        connections: int = CONNECTIONS,
         root_certificates: PathLike | None = None,
         certificate: PathLike | None = None,
         key: PathLike | None = None,
@@ -61,6 +62,8 @@ class AsyncClient:
         Args:
             addresses: Router addresses, host:port, or one address.
             timeout_s: Limit of calls that have no deadline, above 0 s.
+            connections: Connections to each address, used in turn. More of them spread calls more
+                evenly over the processes behind an address; a router of one process needs only 1.
             root_certificates: PEM file of the roots that signed the routers' certificates: calls go
                 by TLS. Plain text without.
             certificate: PEM file of the caller's own certificate, where routers ask for one.
@@ -71,7 +74,7 @@ class AsyncClient:
                 are used; without it calls go to the routers themselves.
 
         Raises:
-            ValueError: No address, a timeout that is not above 0, a certificate without its key or
+            ValueError: No address or connection, a timeout that is not above 0, a certificate without its key or
                 without roots, or a key that would cross a network in plain text.
             OSError: A file cannot be read.
         """
@@ -83,10 +86,12 @@ class AsyncClient:
         elif certificate is not None or key is not None:
             raise ValueError("root_certificates: is needed beside certificate and key")
         lines = [addresses] if isinstance(addresses, str) else list(addresses)
-        self._pool = RouterPool(lines, credentials=credentials, use_proxy=use_proxy)
+        self._pool = RouterPool(
+            lines, connections=connections, credentials=credentials, use_proxy=use_proxy
+        )
         self._stubs = {
-            router.address: pb_grpc.RouterInferenceServiceStub(router.channel)
-            for router in self._pool.routers
+            connection: pb_grpc.RouterInferenceServiceStub(connection.channel)
+            for connection in self._pool.connections
         }
         self._metadata: tuple[tuple[str, str], ...] = ()
         if api_key is not None:
@@ -207,15 +212,15 @@ class AsyncClient:
         self._check_usable()
         end_s = time.monotonic() + self.limit_s(deadline_s)
         failure: grpc.aio.AioRpcError | None = None
-        for router in self._pool.attempts():
+        for connection in self._pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
             try:
                 async with self._bounded(left_s):
-                    return await call(self._stubs[router.address], left_s)
+                    return await call(self._stubs[connection], left_s)
             except grpc.aio.AioRpcError as error:
-                failure = self._judge(error, router)
+                failure = self._judge(error, connection)
         assert failure is not None  # the pool is never empty
         raise errors.from_rpc_error(failure) from None
 
@@ -227,11 +232,11 @@ class AsyncClient:
         limit_s = self.limit_s(deadline_s)
         end_s, stated = time.monotonic() + limit_s, self._stating(limit_s, metadata)
         failure: grpc.aio.AioRpcError | None = None
-        for router in self._pool.attempts():
+        for connection in self._pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
-            stub: Any = self._stubs[router.address]
+            stub: Any = self._stubs[connection]
             call = stub.GenerateStream(request, timeout=left_s, metadata=stated)
             started = False
             try:
@@ -246,17 +251,17 @@ class AsyncClient:
             except grpc.aio.AioRpcError as error:
                 if started:
                     raise errors.from_rpc_error(error) from None
-                failure = self._judge(error, router)
+                failure = self._judge(error, connection)
             finally:
                 call.cancel()
         assert failure is not None  # the pool is never empty
         raise errors.from_rpc_error(failure) from None
 
-    def _judge(self, error: grpc.aio.AioRpcError, router: Router) -> grpc.aio.AioRpcError:
+    def _judge(self, error: grpc.aio.AioRpcError, connection: Connection) -> grpc.aio.AioRpcError:
         """Returns the failure if another router may be tried, raises its TiercelError otherwise."""
         if not errors.is_transport_failure(error):
             raise errors.from_rpc_error(error) from None
-        self._pool.avoid(router)
+        self._pool.avoid(connection)
         return error
 
     def limit_s(self, deadline_s: float | None) -> float:

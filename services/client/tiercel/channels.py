@@ -1,4 +1,4 @@
-"""Client-side balancing: routers are used in turn, those not reached come last."""
+"""Client-side balancing: connections are used in turn, those to routers not reached come last."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Channels to one address would share a connection otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -23,67 +25,81 @@ AVOID_S = 1.0
 """How long a router that was not reached goes to the end of the line."""
 
 
-@dataclasses.dataclass(slots=True)
-class Router:
-    """One router address with its channel.
+CONNECTIONS = 4
+"""Connections to each address. gRPC balances connections, not calls: all that one connection
+carries is answered by one of the processes, or pods, behind the address."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Connection:
+    """One of the connections to a router address.
 
     Attributes:
         address: host:port.
         channel: Its channel, opened lazily by gRPC.
-        avoid_until_s: Monotonic time until which other routers are tried first.
     """
 
     address: str
     channel: grpc.aio.Channel
-    avoid_until_s: float = 0.0
 
 
 class RouterPool:
-    """Hands out routers in turn; those that failed lately come last."""
+    """Hands out connections in turn; those to routers that failed lately come last."""
 
     def __init__(
         self,
         addresses: Sequence[str],
         *,
+        connections: int = CONNECTIONS,
         credentials: grpc.ChannelCredentials | None = None,
         use_proxy: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Opens one channel per address.
+        """Makes `connections` channels to each address, each opened by its first call.
 
         Raises:
-            ValueError: No address, or an address is empty.
+            ValueError: No address, an address is empty, or no connection.
         """
         if not addresses or not all(addresses):
             raise ValueError("addresses: at least one router address (host:port) is needed")
+        if connections < 1:
+            raise ValueError(f"connections: must be at least 1, got {connections}")
         self._clock = clock
         self._next = 0
-        self.routers = [Router(each, _open(each, credentials, use_proxy)) for each in addresses]
+        self._avoid_until_s: dict[str, float] = {}
+        self.connections = [
+            Connection(address, _open(address, credentials, use_proxy))
+            for _ in range(connections)
+            for address in dict.fromkeys(addresses)
+        ]
 
-    def attempts(self) -> Iterator[Router]:
-        """Yields every router once: the next in turn first, the ones to avoid last.
+    def attempts(self) -> Iterator[Connection]:
+        """Yields a connection to every router: the next in turn first, routers to avoid last.
 
-        The only one comes twice: its address may stand for several routers behind a balancer, and
-        the one that is stopping just now is not the one that takes the next call.
+        The only router comes twice: its address may stand for several processes, and the one that
+        is stopping just now is not the one that takes the next call.
         """
-        count = len(self.routers)
         start = self._next
-        self._next = (start + 1) % count
-        if count == 1:
-            yield from (self.routers[0], self.routers[0])
+        self._next = (start + 1) % len(self.connections)
+        line = self.connections[start:] + self.connections[:start]
+        first = {connection.address: connection for connection in reversed(line)}
+        if len(first) == 1:
+            yield line[0]
+            yield line[1 % len(line)]
             return
-        now_s = self._clock()
-        line = [self.routers[(start + offset) % count] for offset in range(count)]
-        yield from sorted(line, key=lambda router: router.avoid_until_s > now_s)
+        now_s, avoided = self._clock(), self._avoid_until_s
+        order = dict.fromkeys(connection.address for connection in line)
+        for address in sorted(order, key=lambda each: avoided.get(each, 0.0) > now_s):
+            yield first[address]
 
-    def avoid(self, router: Router) -> None:
+    def avoid(self, connection: Connection) -> None:
         """Puts a router that was not reached at the end of the line for a while."""
-        router.avoid_until_s = self._clock() + AVOID_S
+        self._avoid_until_s[connection.address] = self._clock() + AVOID_S
 
     async def close(self) -> None:
         """Closes every channel at once; calls under way are cancelled."""
-        for router in self.routers:
-            await router.channel.close()
+        for connection in self.connections:
+            await connection.channel.close()
 
 
 def _open(

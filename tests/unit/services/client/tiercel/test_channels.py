@@ -15,15 +15,53 @@ CERTIFICATE = certificates.folder() / "operator/ca.crt"
 
 
 async def test_an_avoided_router_comes_last_for_a_while() -> None:
-    """The order of attempts follows the clock."""
+    """With all of its connections; the order of attempts follows the clock."""
     now = [0.0]
-    pool = RouterPool(["a:1", "b:1"], clock=lambda: now[0])
-    pool.avoid(pool.routers[0])
-    assert [r.address for r in pool.attempts()] == ["b:1", "a:1"]
+    pool = RouterPool(["a:1", "b:1"], connections=2, clock=lambda: now[0])
+    pool.avoid(pool.connections[0])
+    for _ in range(4):
+        assert [each.address for each in pool.attempts()] == ["b:1", "a:1"]
     now[0] = 2.0
-    pool._next = 0
-    assert [r.address for r in pool.attempts()] == ["a:1", "b:1"]
+    assert [each.address for each in pool.attempts()] == ["a:1", "b:1"]
+    assert [each.address for each in pool.attempts()] == ["b:1", "a:1"]
     await pool.close()
+
+
+async def test_connections_are_used_in_turn_across_the_routers() -> None:
+    """Every router and every connection gets the same share of the calls."""
+    pool = RouterPool(["a:1", "b:1", "a:1"], connections=3)
+    used = [next(pool.attempts()) for _ in range(12)]
+    assert [each.address for each in used] == ["a:1", "b:1"] * 6
+    assert len(pool.connections) == 6
+    assert used[:6] == used[6:] == pool.connections
+    await pool.close()
+
+
+async def test_the_only_router_is_tried_by_two_connections() -> None:
+    """Another process may take the second one; a single connection is tried twice."""
+    pool = RouterPool(["a:1"], connections=2)
+    assert [[*pool.attempts()], [*pool.attempts()]] == [pool.connections, pool.connections[::-1]]
+    await pool.close()
+    single = RouterPool(["a:1"], connections=1)
+    assert [*single.attempts()] == single.connections * 2
+    await single.close()
+
+
+async def test_connections_are_opened_as_calls_need_them() -> None:
+    """Each is one of its own at the router, and a client that calls once opens one."""
+    router = FakeRouter()
+    server, address = await serve(router)
+    async with AsyncClient(address, connections=3) as client:
+        for count in (1, 2, 3, 3):
+            await client.generate("rev:ab=", task="reverse")
+            assert len(router.peers) == count
+    await server.stop(0)
+
+
+def test_a_client_needs_a_connection() -> None:
+    """None is a mistake, said at once."""
+    with pytest.raises(ValueError, match="connections: must be at least 1, got 0"):
+        RouterPool(["a:1"], connections=0)
 
 
 @pytest.mark.parametrize(
