@@ -39,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "bench",
     "certificates",
+    "keys",
     "setup_triton",
 )
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""

@@ -226,6 +226,18 @@ class DeadlineExceededError(DomainError):
     default_reason = "DEADLINE_EXCEEDED"
 
 
+class UnauthenticatedError(DomainError):
+    """Nobody can tell who calls; the message never says which part of a secret was wrong."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(DomainError):
+    """The caller is known, and may not make this call."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
 STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -235,6 +247,8 @@ STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     AbortedError: grpc.StatusCode.ABORTED,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     StateUnavailableError: grpc.StatusCode.UNAVAILABLE,
     VersionMismatchError: grpc.StatusCode.ABORTED,
     # What generated servicer bases raise for a method nobody wrote.

@@ -46,6 +46,7 @@ class ErrorInterceptor:
         calls: The server's running calls.
         watches: Methods, as `package.Service/Method`, whose calls serve nobody's request: they
             wait for news, and end at once when the server stops.
+        guard: Puts the check of a method's callers before its handler.
         on_bad_message: Told the reason of each message that is too large or malformed.
     """
 
@@ -58,8 +59,10 @@ class ErrorInterceptor:
         max_message_bytes: int,
         calls: RunningCalls,
         watches: frozenset[str],
+        guard: Callable[[str, Handler], Handler] = lambda _, handler: handler,
         on_bad_message: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._guard = guard
         self._on_bad_message = on_bad_message
         self._metrics = metrics
         self._clock = clock
@@ -79,6 +82,7 @@ class ErrorInterceptor:
             method: `package.Service/Method`.
             handler: The handler as registered.
         """
+        handler = self._guard(method, handler)
         call = _Call(
             method,
             self._metrics,

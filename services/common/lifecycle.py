@@ -301,6 +301,8 @@ def _install_signal_handlers(stop: asyncio.Event) -> None:
 
 def _addresses(running: Running) -> dict[str, str]:
     addresses = {"grpc": str(running.server.address)}
+    if running.server.operate_address is not None:
+        addresses["operate"] = str(running.server.operate_address)
     if running.metrics_address:
         addresses["metrics"] = running.metrics_address
     return addresses

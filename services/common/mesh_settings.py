@@ -12,6 +12,7 @@ from pydantic import Field
 from router.catalog import Catalog, QualityTable, parse_quality
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, RewardKind, SloKind, Task
+from services.common.access.access import AccessSettings
 from services.common.access.tls import TlsSettings
 from services.common.addresses import Address, OptionalAddress, RedisUrl
 from services.common.files import read_text
@@ -93,6 +94,8 @@ class MeshSettings(SettingsModel):
     """Trainer; empty means none."""
     tls: TlsSettings = Field(default_factory=TlsSettings)
     """Certificates; see `[mesh.tls]`."""
+    access: AccessSettings = Field(default_factory=AccessSettings)
+    """Who may call; see `[mesh.access]`."""
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     """Classes of requests."""
     endpoints: tuple[EndpointSettings, ...] = ()
@@ -109,10 +112,11 @@ class MeshSettings(SettingsModel):
                 for entry in _list(raw.get(kind))
             ]
             yield from _duplicates((kind,), names, "name")
-        tls = raw.get("tls")
-        if isinstance(tls, dict):
-            for found in TlsSettings.cross_problems(tls, base_dir):
-                yield replace(found, path=("tls", *found.path))
+        inner: dict[str, type[SettingsModel]] = {"tls": TlsSettings, "access": AccessSettings}
+        for name, section in inner.items():
+            below = raw.get(name)
+            for found in section.cross_problems(below, base_dir) if isinstance(below, dict) else ():
+                yield replace(found, path=(name, *found.path))
         if not raw.get("endpoints") and not raw.get("load_monitor_address"):
             yield Problem(
                 ("endpoints",),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 
-from services.common.access.tls import Tls
+from services.common.access.access import Access
+from services.common.access.guard import Guard
 from services.common.addresses import (
     HostPort,
     ListenAddress,
@@ -36,6 +39,7 @@ from services.common.start_error import StartError
 _LIBRARY_LIMIT_FACTOR = 4
 _LIBRARY_PENDING_CALLS = 100_000
 _MS_PER_S = 1_000
+_UNPROTECTED = Access()
 _OWN_WATCHES = (
     f"{health.SERVICE_NAME}/Watch",
     f"{reflection.SERVICE_NAME}/ServerReflectionInfo",
@@ -49,8 +53,13 @@ class ServerSettings(SettingsModel):
     """gRPC address; port 0 takes any free one."""
     metrics_listen: OptionalListenAddress
     """Prometheus address; empty means no metrics are served."""
-    allow_non_loopback: bool = False
-    """True lets other machines reach `listen` and `metrics_listen` (containers need it)."""
+    operate_listen: ListenAddress = "127.0.0.1:0"
+    """gRPC address of operating calls, used where callers are authenticated or `listen` is not
+    loopback; elsewhere they are served at `listen`."""
+    insecure_open_to_network: bool = False
+    """True serves whoever reaches `listen` and `operate_listen`, without TLS or authentication."""
+    metrics_open_to_network: bool = False
+    """True serves metrics to whoever reaches `metrics_listen`; they are served in plain text."""
     client_certificates: bool = True
     """True has every caller show a certificate signed by `mesh.tls.root_certificates`.
 
@@ -72,24 +81,18 @@ class ServerSettings(SettingsModel):
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
-        """Yields listen addresses that other machines could reach without leave."""
+        """Yields a metrics address that other machines could reach without leave.
+
+        What `listen` needs is told where certificates and keys are read.
+        """
         yield from super().cross_problems(raw, base_dir)
-        if raw.get("allow_non_loopback") is True:
+        text = raw.get("metrics_listen")
+        if raw.get("metrics_open_to_network") is True or not isinstance(text, str) or not text:
             return
-        for key in ("listen", "metrics_listen"):
-            text = raw.get(key)
-            if not isinstance(text, str) or not text:
-                continue
-            try:
-                address = parse_address(text, allow_port_zero=True)
-            except ValueError:
-                continue  # the field's own check reports it
-            if not address.is_loopback:
-                yield Problem(
-                    (key,),
-                    "other machines can reach it; set allow_non_loopback = true to allow that",
-                    text,
-                )
+        with suppress(ValueError):  # which the field's own check reports
+            if not parse_address(text, allow_port_zero=True).is_loopback:
+                problem = "other machines can reach it; metrics_open_to_network = true allows that"
+                yield Problem(("metrics_listen",), problem, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,49 +110,70 @@ class ServiceDefinition:
     watches: tuple[str, ...] = ()
 
 
+class _Listener:
+    """One address that a server's services are served at."""
+
+    def __init__(self, server: grpc.aio.Server, wanted: HostPort, credentials: Any) -> None:
+        self.server = server
+        self.address = wanted
+        self.is_bound = False
+        self._credentials = credentials
+
+    def bind(self) -> None:
+        """Listens; raises StartError if that is not possible."""
+        try:
+            if self._credentials is None:
+                port = self.server.add_insecure_port(str(self.address))
+            else:
+                port = self.server.add_secure_port(str(self.address), self._credentials)
+        except RuntimeError:
+            raise StartError(
+                f"cannot listen on {self.address}: the address is in use or not of this machine"
+            ) from None
+        self.is_bound = True
+        self.address = HostPort(self.address.host, port)
+
+
 class GrpcServer:
     """A built server with its health; starts, reports SERVING, and stops."""
 
     def __init__(
         self,
-        server: grpc.aio.Server,
+        listeners: Sequence[_Listener],
         health_servicer: health.aio.HealthServicer,
         names: Sequence[str],
         calls: RunningCalls,
-        wanted: HostPort,
-        credentials: Any,
     ) -> None:
-        self._server = server
-        self.address = wanted
+        self._listeners = listeners
         self._calls = calls
         self._health = health_servicer
         self._names = ("", *names)
-        self._credentials = credentials
-        self._is_bound = False
+
+    @property
+    def address(self) -> HostPort:
+        """Where it listens."""
+        return self._listeners[0].address
+
+    @property
+    def operate_address(self) -> HostPort | None:
+        """Where operating calls are served, None if that is `address`."""
+        return self._listeners[1].address if len(self._listeners) > 1 else None
 
     def bind(self) -> None:
-        """Listens, so that the address is known and its own; calls wait until `start`.
+        """Listens, so that the addresses are known and its own; calls wait until `start`.
 
         Raises:
-            StartError: The address cannot be listened on.
+            StartError: An address cannot be listened on.
         """
-        try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(str(self.address))
-            else:
-                port = self._server.add_secure_port(str(self.address), self._credentials)
-        except RuntimeError:
-            raise StartError(
-                f"cannot listen on {self.address}: the address is in use or not of this machine"
-            ) from None
-        self._is_bound = True
-        self.address = HostPort(self.address.host, port)
+        for listener in self._listeners:
+            listener.bind()
 
     async def start(self) -> None:
         """Accepts calls; health says NOT_SERVING until `set_serving`."""
-        if not self._is_bound:
-            self.bind()
-        await self._server.start()
+        for listener in self._listeners:
+            if not listener.is_bound:
+                listener.bind()
+            await listener.server.start()
 
     async def set_serving(self, serving: bool, *, service: str | None = None) -> None:
         """Sets the health of every service of the server, or of one named service only."""
@@ -171,7 +195,7 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
-        await self._server.stop(grace_s)
+        await asyncio.gather(*(listener.server.stop(grace_s) for listener in self._listeners))
 
 
 async def build_server(
@@ -181,7 +205,7 @@ async def build_server(
     registry: CollectorRegistry,
     clock: Clock,
     log: Logger,
-    tls: Tls | None = None,
+    access: Access = _UNPROTECTED,
     reuse_port: bool = False,
     on_bad_message: Callable[[str], None] = lambda _: None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -196,7 +220,7 @@ async def build_server(
         registry: Where its calls are counted.
         clock: For durations.
         log: Where bugs are logged.
-        tls: Certificates; None means plain text.
+        access: Its certificates and callers.
         reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
         on_bad_message: Told the reason of each message that is too large or malformed.
         interceptors: The library's interceptors; they run before the error table.
@@ -208,33 +232,45 @@ async def build_server(
     metrics = RpcMetrics(registry)
     metrics.running.set_function(lambda: calls.count)
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
-    table = ErrorInterceptor(
-        metrics=metrics,
-        clock=clock,
-        log=log,
-        max_message_bytes=settings.max_message_bytes,
-        calls=calls,
-        watches=frozenset(watches.union(_OWN_WATCHES)),
-        on_bad_message=on_bad_message,
-    )
-    server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
-    registrar = table.around(server)
     health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, registrar)
     names = [service.full_name for service in services]
-    for service in services:
-        service.register(registrar)
-    reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-        reflection.aio.ReflectionServicer(reflected), registrar
-    )
-    credentials = None
-    if tls is not None:
-        credentials = tls.server_credentials(with_client_certificates=settings.client_certificates)
-    wanted = parse_address(settings.listen, allow_port_zero=True)
-    built = GrpcServer(server, health_servicer, names, calls, wanted, credentials)
+
+    def listener(address: str, guard: Guard, *, asks: bool) -> _Listener:
+        """Makes a server with every service behind a guard; `asks` for client certificates."""
+        table = ErrorInterceptor(
+            metrics=metrics,
+            clock=clock,
+            log=log,
+            max_message_bytes=settings.max_message_bytes,
+            calls=calls,
+            watches=frozenset(watches.union(_OWN_WATCHES)),
+            guard=guard,
+            on_bad_message=on_bad_message,
+        )
+        server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
+        registrar = table.around(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, registrar)
+        for service in services:
+            service.register(registrar)
+        reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(reflected), registrar
+        )
+        credentials = None
+        if access.tls is not None:
+            credentials = access.tls.server_credentials(with_client_certificates=asks)
+        wanted = parse_address(address, allow_port_zero=True)
+        if not reuse_port:
+            check_port_is_free(wanted)
+        return _Listener(server, wanted, credentials)
+
+    elsewhere = settings.operate_listen if access.is_split else ""
+    guard = Guard(access.authenticator, elsewhere)
+    listeners = [listener(settings.listen, guard, asks=settings.client_certificates)]
+    if elsewhere:
+        listeners.append(listener(elsewhere, Guard(access.authenticator), asks=True))
+    built = GrpcServer(listeners, health_servicer, names, calls)
     if not reuse_port:
-        check_port_is_free(wanted)
         built.bind()
     await built.set_serving(False)
     return built

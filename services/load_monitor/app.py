@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import grpc.aio
 
-from services.common.access.tls import load_tls
+from services.common.access.access import load_access
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
@@ -55,7 +55,14 @@ class LoadMonitorApp:
         self._own = settings.load_monitor
         self._clock = clock
         self._log = get_logger("services.load_monitor")
-        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=self._log)
+        self._access = load_access(
+            "load_monitor",
+            self._own,
+            settings.mesh.tls,
+            settings.mesh.access,
+            monotonic_s=clock.monotonic_s,
+            log=self._log,
+        )
         self._monitor_id = self._own.monitor_id or new_process_id()
         self._registry = new_registry()
         self._counters = MonitorCounters(self._registry)
@@ -124,7 +131,7 @@ class LoadMonitorApp:
             registry=self._registry,
             clock=self._clock,
             log=self._log,
-            tls=self._tls,
+            access=self._access,
         )
         publisher = self._publisher()
         self._registry.register(self._collector(publisher))
@@ -191,7 +198,7 @@ class LoadMonitorApp:
 
     def _prober(self) -> Prober:
         timeout_s = self._own.probe_timeout_s
-        tls = self._tls and self._tls.for_triton
+        tls = self._access.tls and self._access.tls.for_triton
         return Prober(
             board=self._board,
             connect=lambda address: TritonClient(address, control_timeout_s=timeout_s, tls=tls),

@@ -20,6 +20,9 @@ class LoadMonitorSettings(ServerSettings):
 
     listen: ListenAddress = "127.0.0.1:7411"
     """gRPC address; port 0 takes any free one."""
+    operate_listen: ListenAddress = "127.0.0.1:7421"
+    """gRPC address of operating calls, used where callers are authenticated or `listen` is not
+    loopback; elsewhere they are served at `listen`."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9411"
     """Prometheus address; empty means no metrics are served."""
     monitor_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")

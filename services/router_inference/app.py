@@ -18,7 +18,8 @@ from router.dqn.snapshot import SnapshotError
 from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
-from services.common.access.tls import load_tls
+from services.common.access.access import load_access
+from services.common.access.guard import address_without_port, authenticated_client
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.files import read_bytes
@@ -116,7 +117,15 @@ class RouterInference:
         self._metrics = RouterMetrics(self._registry)
         self._slot = self._make_slot()
         self._signer = TicketSigner(ticket_key(self._own))
-        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
+        self._access = load_access(
+            "router_inference",
+            self._own,
+            settings.mesh.tls,
+            settings.mesh.access,
+            takes_keys=True,
+            monotonic_s=clock.monotonic_s,
+            log=log,
+        )
         self._place: Place | None = None
 
     def take_place(self, place: Place) -> None:
@@ -149,7 +158,7 @@ class RouterInference:
             metrics_server = start_metrics_server(own.metrics_listen, self._registry)
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
-        tls = self._tls
+        tls = self._access.tls
         clients = ClientPool(own.tier_cancel_grace_s, tls and tls.for_triton)
         stack.push_async_callback(clients.close)
         place = self._place or Place(
@@ -172,7 +181,7 @@ class RouterInference:
             registry=self._registry,
             clock=clock,
             log=log,
-            tls=tls,
+            access=self._access,
             reuse_port=bool(place.number),
             on_bad_message=core.accounts.on_invalid,
         )
@@ -217,6 +226,11 @@ class RouterInference:
                 clients=clients,
                 slot=self._slot,
                 signer=self._signer,
+                client_of=(
+                    address_without_port
+                    if self._access.authenticator is None
+                    else authenticated_client
+                ),
                 clock_id=monotonic_clock_id(),
             )
         )
@@ -259,7 +273,7 @@ class RouterInference:
         return tasks
 
     def _channel(self, address: str, stack: AsyncExitStack) -> grpc.aio.Channel:
-        channel = open_channel(address, CHANNEL_OPTIONS, self._tls)
+        channel = open_channel(address, CHANNEL_OPTIONS, self._access.tls)
         stack.push_async_callback(channel.close)
         return channel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from router.estimators import OutputLengthPredictor
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
+from services.common.access.guard import Context
 from services.common.access.tls import Tls
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
@@ -90,6 +91,7 @@ class Surroundings:
         clients: of Triton.
         slot: the policy in use.
         signer: of tickets.
+        client_of: tells whose a call is.
         clock_id: name of the monotonic clock, to tell tickets of this machine.
     """
 
@@ -105,6 +107,7 @@ class Surroundings:
     clients: ClientPool
     slot: PolicySlot
     signer: TicketSigner
+    client_of: Callable[[Context], str]
     clock_id: str
 
 
@@ -211,6 +214,7 @@ def build_core(env: Surroundings) -> Core:
         accounts=accounts,
         clock=clock,
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
+        client_of=env.client_of,
     )
     return Core(
         view=view,

@@ -57,7 +57,7 @@ class Ask:
         waited_s: how long the call waited before it was seen here, as far as it says, seconds.
         is_stream: True if the answer is streamed.
         metadata: the call's metadata, for the trace context.
-        peer: the call's peer, as gRPC names it.
+        client: who asks.
     """
 
     task: str
@@ -75,7 +75,7 @@ class Ask:
     waited_s: float = 0.0
     is_stream: bool = False
     metadata: tuple[tuple[str, str | bytes], ...] = ()
-    peer: str = ""
+    client: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -184,7 +184,7 @@ class Job:
         cutoff_s: when work on it stops at the latest.
         is_stream: True if the answer is streamed.
         is_routed: True if only the decision was asked for: its end is claimed, not seen.
-        client: who asked: the address of the call's peer, without its port.
+        client: who asked: the authenticated client, else the address of the call's peer.
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
         choice: its decision; None = none was made.

@@ -22,6 +22,9 @@ class RouterInferenceSettings(ServerSettings):
 
     listen: ListenAddress = "127.0.0.1:7410"
     """gRPC address; port 0 takes any free one."""
+    operate_listen: ListenAddress = "127.0.0.1:7420"
+    """gRPC address of operating calls, used where callers are authenticated or `listen` is not
+    loopback; elsewhere they are served at `listen`."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9410"
     """Prometheus address; empty means no metrics are served."""
     client_certificates: bool = False

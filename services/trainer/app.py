@@ -11,7 +11,8 @@ import grpc.aio
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
-from services.common.access.tls import Tls, load_tls
+from services.common.access.access import load_access
+from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
@@ -59,7 +60,14 @@ class TrainerApplication:
         self._files = files
         self._clock = clock
         self._log = log
-        self._tls = load_tls(settings.mesh.tls, monotonic_s=clock.monotonic_s, log=log)
+        self._access = load_access(
+            "trainer",
+            settings.trainer,
+            settings.mesh.tls,
+            settings.mesh.access,
+            monotonic_s=clock.monotonic_s,
+            log=log,
+        )
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -81,7 +89,7 @@ class TrainerApplication:
             log=log,
             metrics=metrics,
         )
-        mesh = _mesh_view(self._settings.mesh, self._tls, clock, log, stack)
+        mesh = _mesh_view(self._settings.mesh, self._access.tls, clock, log, stack)
         promoter = Promoter(registry=registry, mesh=mesh, clock=clock, log=log)
         spec = mesh_spec(self._settings.mesh, self._files)
         evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
@@ -141,7 +149,7 @@ class TrainerApplication:
             registry=prometheus,
             clock=clock,
             log=log,
-            tls=self._tls,
+            access=self._access,
         )
         metrics_address = ""
         if settings.metrics_listen:

@@ -18,6 +18,9 @@ class TrainerSettings(ServerSettings):
 
     listen: ListenAddress = "127.0.0.1:7412"
     """gRPC address; port 0 takes any free one."""
+    operate_listen: ListenAddress = "127.0.0.1:7422"
+    """gRPC address of operating calls, used where callers are authenticated or `listen` is not
+    loopback; elsewhere they are served at `listen`."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9412"
     """Prometheus address; empty means no metrics are served."""
     data_dir: RelativePath = Path("build/trainer")

@@ -94,6 +94,7 @@ class RunningRouter:
         address: Its gRPC address.
         channel: A channel to it.
         stub: Its stub.
+        operate_address: Where it takes operating calls, empty for at `address`.
     """
 
     app: RouterInference
@@ -101,6 +102,7 @@ class RunningRouter:
     address: str
     channel: grpc.aio.Channel
     stub: Any
+    operate_address: str = ""
 
 
 @asynccontextmanager
@@ -134,7 +136,8 @@ async def running_router(
             ) as channel:
                 assert app.core is not None
                 stub = pb2_grpc.RouterInferenceServiceStub(channel)
-                yield RunningRouter(app, app.core, address, channel, stub)
+                operate = str(running.server.operate_address or "")
+                yield RunningRouter(app, app.core, address, channel, stub, operate)
         finally:
             await running.server.stop(0.5)
             await running.flush()

@@ -89,7 +89,11 @@ async def build(
     return await build_server(
         services=[ServiceDefinition(NAME, register, watches=("WatchPolicies",))],
         settings=ServerSettings(
-            listen=listen, metrics_listen="", max_message_bytes=2048, **settings
+            listen=listen,
+            operate_listen="127.0.0.1:0",
+            metrics_listen="",
+            max_message_bytes=2048,
+            **settings,
         ),
         registry=registry,
         clock=SystemClock(),
@@ -144,6 +148,16 @@ TABLE: list[tuple[BaseException, grpc.StatusCode, str]] = [
         errors.DeadlineExceededError("late"),
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "DEADLINE_EXCEEDED",
+    ),
+    (
+        errors.UnauthenticatedError("who?", reason="MISSING_CREDENTIALS"),
+        grpc.StatusCode.UNAUTHENTICATED,
+        "MISSING_CREDENTIALS",
+    ),
+    (
+        errors.PermissionDeniedError("no", reason="ROLE_MISSING"),
+        grpc.StatusCode.PERMISSION_DENIED,
+        "ROLE_MISSING",
     ),
     (StateUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "STATE_UNAVAILABLE"),
     (VersionMismatchError("activation", 1, 2), grpc.StatusCode.ABORTED, "VERSION_MISMATCH"),

@@ -82,6 +82,10 @@ class PreconditionError(TiercelError):
     """The call does not fit the present state, for instance a closed ticket."""
 
 
+class NotAllowedError(TiercelError):
+    """The mesh does not know the caller, or the caller may not make this call."""
+
+
 class ServerError(TiercelError):
     """The router failed in a way that is not the caller's doing."""
 
@@ -98,6 +102,8 @@ class ClientUnusableError(TiercelError):
 _BY_CODE: Mapping[grpc.StatusCode, type[TiercelError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: UnknownNameError,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowedError,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: RefusedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineMissedError,

@@ -49,7 +49,7 @@ def ask_of_spec(
     spec: pb2.GenerationSpec,
     call_left_s: float | None,
     metadata: Any,
-    peer: str,
+    client: str,
     *,
     is_stream: bool,
 ) -> Ask:
@@ -64,7 +64,7 @@ def ask_of_spec(
         waited_s=waited_s(call_left_s, metadata),
         is_stream=is_stream,
         metadata=metadata or (),
-        peer=peer,
+        client=client,
     )
     if spec.HasField("max_output_tokens"):
         ask.max_output_tokens = spec.max_output_tokens
@@ -95,7 +95,7 @@ def waited_s(call_left_s: float | None, metadata: Any) -> float:
     return 0.0
 
 
-def ask_of_route(request: pb2.RouteRequest, metadata: Any, peer: str) -> Ask:
+def ask_of_route(request: pb2.RouteRequest, metadata: Any, client: str) -> Ask:
     """Reads what a Route request asks for.
 
     Its deadline is not bound by the call's, which ends with the decision.
@@ -107,7 +107,7 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any, peer: str) -> Ask:
         tier=request.tier,
         request_id=request.request_id,
         metadata=metadata or (),
-        peer=peer,
+        client=client,
     )
     if request.HasField("max_output_tokens"):
         ask.max_output_tokens = request.max_output_tokens

@@ -11,7 +11,7 @@ from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError
 from services.router_inference.doors import convert
-from services.router_inference.doors.validation import Validator, client_of
+from services.router_inference.doors.validation import Validator
 from services.router_inference.job import Ask, Job
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.leases import Leases
@@ -40,8 +40,13 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         accounts: Accounts,
         clock: Clock,
         new_relay: Callable[[], StreamRelay],
+        client_of: Callable[[Context], str],
     ) -> None:
-        """Takes its parts; `new_relay` makes the relay of one streamed answer."""
+        """Takes its parts.
+
+        `new_relay` makes the relay of one streamed answer, `client_of` tells whose a call is.
+        """
+        self._client_of = client_of
         self._validator = validator
         self._dispatcher = dispatcher
         self._leases = leases
@@ -60,7 +65,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 request.spec,
                 context.time_remaining(),
                 context.invocation_metadata(),
-                context.peer(),
+                self._client_of(context),
                 is_stream=False,
             )
         )
@@ -77,7 +82,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 request.spec,
                 context.time_remaining(),
                 context.invocation_metadata(),
-                context.peer(),
+                self._client_of(context),
                 is_stream=True,
             )
         )
@@ -87,7 +92,8 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
 
     async def Route(self, request: pb2.RouteRequest, context: Context) -> pb2.RouteResponse:
         """Decides only."""
-        ask = convert.ask_of_route(request, context.invocation_metadata(), context.peer())
+        client = self._client_of(context)
+        ask = convert.ask_of_route(request, context.invocation_metadata(), client)
         return convert.route_response(self._leases.route(self._job(ask, prefix="")))
 
     async def ReportOutcome(
@@ -99,7 +105,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         try:
             if request.WhichOneof("subject") == "request_id":
                 quality = convert.feedback_quality(request)
-                client = client_of(context.peer())
+                client = self._client_of(context)
                 self._leases.feedback(client, request.request_id, quality)
             else:
                 self._leases.close(request.ticket, convert.report(request))

@@ -39,11 +39,6 @@ class Limits:
     bytes_per_token: float
 
 
-def client_of(peer: str) -> str:
-    """Returns the address of a call's peer without its port: one client for all its connections."""
-    return peer.rpartition(":")[0]
-
-
 class Validator:
     """Makes jobs of what was asked."""
 
@@ -124,7 +119,7 @@ class Validator:
             cutoff_s=self._cutoff_s(ask, request, now_s, deadline_s),
             is_stream=ask.is_stream,
             is_routed=ask.prompt is None,
-            client=client_of(ask.peer),
+            client=ask.client,
             metadata=ask.metadata,
         )
 

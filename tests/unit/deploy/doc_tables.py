@@ -1,12 +1,15 @@
-"""Writes the tables of docs/configuration.md and docs/policies.md from the code they describe.
+"""Writes the tables of docs/configuration.md, policies.md and security.md from their code.
 
 Run `python -m tests.unit.deploy.doc_tables`; test_docs.py compares.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 import typing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from pydantic_core import PydanticUndefined
 
 from router.policies.base import Parameter
 from router.policies.table import BY_NAME, KNOWN_POLICIES
+from services.common.access.access import AccessSettings
+from services.common.access.roles import ROLE_OF, Role
 from services.common.access.tls import TlsSettings
 from services.common.log import LogSettings
 from services.common.mesh_settings import EndpointSettings, MeshSettings, TaskSettings
@@ -26,9 +31,11 @@ from services.trainer.settings import TrainerSettings
 from tests.unit.deploy.manifests import ROOT
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+SECURITY = ROOT / "docs" / "security.md"
 POLICIES = ROOT / "docs" / "policies.md"
 SECTIONS: dict[str, type[BaseModel]] = {
     "mesh": MeshSettings,
+    "mesh.access": AccessSettings,
     "mesh.tls": TlsSettings,
     "mesh.tasks": TaskSettings,
     "mesh.endpoints": EndpointSettings,
@@ -88,10 +95,35 @@ def parameter_table(parameters: tuple[Parameter, ...]) -> str:
     return "\n".join(lines)
 
 
+def role_table() -> str:
+    """Returns a Markdown table of what each role may call."""
+    lines = ["| role | for | methods |", "|---|---|---|"]
+    meanings = _docstrings(Role)
+    for role in Role:
+        methods = [name.rpartition(".")[2] for name, needed in ROLE_OF.items() if needed is role]
+        listed = ", ".join(f"`{each.replace('/', '.')}`" for each in methods)
+        lines.append(f"| {role} | {meanings[role.name]} | {listed} |")
+    return "\n".join(lines)
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """Returns the text under each member of a class."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for member, text in pairwise(body.body):
+        if isinstance(member, ast.Assign) and isinstance(text, ast.Expr):
+            (name,) = member.targets
+            found[ast.unparse(name)] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
 def tables(page: Path) -> dict[str, str]:
     """Returns the tables of a page by the name in its markers."""
     if page == CONFIGURATION:
         return {name: table(model) for name, model in SECTIONS.items()}
+    if page == SECURITY:
+        return {"roles": role_table()}
     return {name: parameter_table(BY_NAME[name].parameters) for name in KNOWN_POLICIES}
 
 
@@ -113,6 +145,6 @@ def page_with_tables(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for document in (CONFIGURATION, POLICIES):
+    for document in (CONFIGURATION, POLICIES, SECURITY):
         document.write_text(page_with_tables(document), encoding="utf-8")
         sys.stdout.write(f"{document.relative_to(ROOT)} is up to date\n")

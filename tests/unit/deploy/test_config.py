@@ -25,7 +25,7 @@ def test_settings_are_valid(mesh: str, service: str) -> None:
     settings = _load(mesh, service, {})
     own = getattr(settings, SERVICES[service])
     assert own.listen.startswith("0.0.0.0:")
-    assert own.allow_non_loopback
+    assert own.insecure_open_to_network
 
 
 @pytest.mark.parametrize("mesh", MESHES)

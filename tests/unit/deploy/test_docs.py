@@ -15,7 +15,7 @@ import typer
 from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
-from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, page_with_tables
+from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, SECURITY, page_with_tables
 from tests.unit.deploy.manifests import ROOT, load_yaml
 from tests.unit.router import fleets
 
@@ -31,7 +31,7 @@ _PAGES = sorted(
 )
 
 
-@pytest.mark.parametrize("page", [CONFIGURATION, POLICIES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [CONFIGURATION, POLICIES, SECURITY], ids=lambda page: page.name)
 def test_tables_are_up_to_date(page: Path) -> None:
     """Every setting and policy parameter is in its page, with its default and limits."""
     text = page.read_text(encoding="utf-8")

@@ -54,6 +54,7 @@ class Section(ServerSettings):
     """A service's section."""
 
     listen: str = "127.0.0.1:0"
+    operate_listen: str = "127.0.0.1:0"
     metrics_listen: str = ""
     period_s: float = Field(default=0.1, gt=0)
     names: tuple[str, ...] = ()

@@ -34,7 +34,8 @@ def test_all_mistakes_are_reported_together(write: Write) -> None:
         'address = "127.0.0.1:8001"', 'address = "nowhere"'
     )
     text = text.replace('tiers = ["small", "large"]\nmodels', 'tiers = ["small", "huge"]\nmodels')
-    text += '[load_monitor]\nperiod_s = true\ncolour = "red"\nlisten = "0.0.0.0:7411"\n[extra]\n'
+    text += '[load_monitor]\nperiod_s = true\ncolour = "red"\n'
+    text += 'metrics_listen = "0.0.0.0:9411"\n[extra]\n'
     found = problems(
         write(text),
         environ={"TIERCEL_LOAD_MONITOR__GRACE_S": "soon", "TIERCEL_NOPE__X": "1"},
@@ -45,7 +46,7 @@ def test_all_mistakes_are_reported_together(write: Write) -> None:
         "TIERCEL_NOPE__X: nope: unknown section",
         "FILE: mesh.endpoints.0.tiers: unknown tier; mesh.tiers has small, large (got 'huge')",
         "FILE: mesh.endpoints.0.models.large: is no tier of this endpoint (got 'large')",
-        "FILE: load_monitor.listen: other machines can reach it",
+        "FILE: load_monitor.metrics_listen: other machines can reach it",
         "FILE: mesh.tasks.0.default_deadline_s: input should be greater than 0 (got 0)",
         "FILE: mesh.endpoints.0.address: expected host:port, e.g. 127.0.0.1:8001 (got 'nowhere')",
         "FILE: load_monitor.period_s: input should be a valid number (got True)",
@@ -96,16 +97,16 @@ def test_booleans_of_the_environment_are_taken_as_people_write_them(
     write: Write, text: str, got: bool
 ) -> None:
     """A boolean in a variable or on the command line may be a word of any case, or 1 or 0."""
-    environ = {"TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK": text}
+    environ = {"TIERCEL_LOAD_MONITOR__INSECURE_OPEN_TO_NETWORK": text}
     settings = load_settings(Root, path=write(MESH), environ=environ)
-    assert settings.load_monitor.allow_non_loopback is got
+    assert settings.load_monitor.insecure_open_to_network is got
 
 
 def test_an_empty_variable_leaves_a_number_as_it_is(write: Write) -> None:
     """A variable without a value counts as not set, but empties a text."""
     environ = {
         "TIERCEL_LOAD_MONITOR__PERIOD_S": "",
-        "TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK": "",
+        "TIERCEL_LOAD_MONITOR__INSECURE_OPEN_TO_NETWORK": "",
         "TIERCEL_LOAD_MONITOR__NAMES": "",
         "TIERCEL_MESH__REDIS_URL": "",
     }
@@ -126,16 +127,16 @@ def test_a_byte_order_mark_is_accepted(write: Write) -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("maybe", "load_monitor.allow_non_loopback: must be true or false (got 'maybe')"),
-        ("2", "load_monitor.allow_non_loopback: must be true or false (got 2)"),
-        ("9" * 5000, "load_monitor.allow_non_loopback: must be true or false (got '999"),
-        ("[" * 5000, "load_monitor.allow_non_loopback: must be true or false (got '[[["),
-        ("\udcff", "load_monitor.allow_non_loopback: is not valid UTF-8 (got '\\udcff')"),
+        ("maybe", "load_monitor.insecure_open_to_network: must be true or false (got 'maybe')"),
+        ("2", "load_monitor.insecure_open_to_network: must be true or false (got 2)"),
+        ("9" * 5000, "load_monitor.insecure_open_to_network: must be true or false (got '999"),
+        ("[" * 5000, "load_monitor.insecure_open_to_network: must be true or false (got '[[["),
+        ("\udcff", "load_monitor.insecure_open_to_network: is not valid UTF-8 (got '\\udcff')"),
     ],
 )
 def test_a_wrong_value_is_one_short_line(write: Write, value: str, problem: str) -> None:
     """Whatever a variable holds, the answer is one line with key, value and what is allowed."""
-    name = "TIERCEL_LOAD_MONITOR__ALLOW_NON_LOOPBACK"
+    name = "TIERCEL_LOAD_MONITOR__INSECURE_OPEN_TO_NETWORK"
     (line,) = problems(write(MESH), environ={name: value})
     assert line.startswith(f"{name}: {problem}")
     assert len(line) < 300

@@ -112,10 +112,10 @@ async def test_late_feedback_is_the_askers_alone() -> None:
     """Two clients with one request id: each speaks of its own request; a third of none."""
     rig = make_rig()
     for host in ("1.1.1.1", "2.2.2.2"):
-        await rig.answer(rig.job(request_id="same", peer=f"ipv4:{host}:9"))
+        await rig.answer(rig.job(request_id="same", client=host))
     with pytest.raises(NotFoundError):
-        rig.core.leases.feedback("ipv4:3.3.3.3", "same", 0.0)
-    rig.core.leases.feedback("ipv4:1.1.1.1", "same", 0.25)
+        rig.core.leases.feedback("3.3.3.3", "same", 0.0)
+    rig.core.leases.feedback("1.1.1.1", "same", 0.25)
     assert (await rig.records())[-1].outcome.sequence == 1
 
 
@@ -134,18 +134,16 @@ async def test_open_tickets_are_bounded_apart_from_requests() -> None:
 
 @scenario
 async def test_one_client_does_not_take_all_tickets() -> None:
-    """Its own limit counts over all its connections, and is free again with a report."""
+    """Its own limit counts over all its tickets, and is free again with a report."""
     rig = make_rig(max_leases_per_client=2)
-    tickets = [
-        rig.core.leases.route(routed(rig, peer=f"ipv4:1.1.1.1:{port}")).ticket for port in (5, 6)
-    ]
+    tickets = [rig.core.leases.route(routed(rig, client="one")).ticket for _ in range(2)]
     with pytest.raises(ResourceExhaustedError) as caught:
-        rig.core.leases.route(routed(rig, peer="ipv4:1.1.1.1:7"))
+        rig.core.leases.route(routed(rig, client="one"))
     assert caught.value.reason == "CLIENT_FULL"
     assert caught.value.retry_after_s is not None
-    rig.core.leases.route(routed(rig, peer="ipv4:2.2.2.2:7"))
+    rig.core.leases.route(routed(rig, client="other"))
     rig.core.leases.close(tickets[0], DONE)
-    rig.core.leases.route(routed(rig, peer="ipv4:1.1.1.1:7"))
+    rig.core.leases.route(routed(rig, client="one"))
 
 
 @scenario

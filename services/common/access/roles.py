@@ -1,0 +1,58 @@
+"""Who may call what: one table. A method without a row is for nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+_ROUTER = "tiercel.router_inference.v1.RouterInferenceService"
+_MONITOR = "tiercel.load_monitor.v1.LoadMonitorService"
+_TRAINER = "tiercel.trainer.v1.TrainerService"
+
+
+class Role(StrEnum):
+    """What a caller is allowed."""
+
+    ANYONE = "anyone"
+    """Needs no authentication: whoever reaches the port."""
+    DATA = "data"
+    """Has requests answered or routed."""
+    REPORT = "report"
+    """A router: reports its traffic, follows the mesh's state and policies."""
+    OPERATE = "operate"
+    """Changes the mesh: policies, endpoints, training."""
+    READ = "read"
+    """Looks at the mesh; sees names and numbers, never prompts."""
+
+
+GRANTED = (Role.DATA, Role.REPORT, Role.OPERATE, Role.READ)
+"""Roles that a key or a certificate can have."""
+
+ROLE_OF: Mapping[str, Role] = {
+    f"{_ROUTER}/Generate": Role.DATA,
+    f"{_ROUTER}/GenerateStream": Role.DATA,
+    f"{_ROUTER}/Route": Role.DATA,
+    f"{_ROUTER}/ReportOutcome": Role.DATA,
+    f"{_ROUTER}/GetRouterStatus": Role.READ,
+    f"{_ROUTER}/UsePolicy": Role.OPERATE,
+    f"{_MONITOR}/ReportTraffic": Role.REPORT,
+    f"{_MONITOR}/WatchSystemState": Role.REPORT,
+    f"{_MONITOR}/GetSystemState": Role.READ,
+    f"{_MONITOR}/AddEndpoint": Role.OPERATE,
+    f"{_MONITOR}/RemoveEndpoint": Role.OPERATE,
+    f"{_TRAINER}/WatchPolicies": Role.REPORT,
+    f"{_TRAINER}/ListPolicies": Role.READ,
+    f"{_TRAINER}/GetPolicy": Role.READ,
+    f"{_TRAINER}/GetTraining": Role.READ,
+    f"{_TRAINER}/WatchTraining": Role.READ,
+    f"{_TRAINER}/StartTraining": Role.OPERATE,
+    f"{_TRAINER}/DropReplay": Role.OPERATE,
+    f"{_TRAINER}/PublishPolicy": Role.OPERATE,
+    f"{_TRAINER}/PromotePolicy": Role.OPERATE,
+    f"{_TRAINER}/RollbackPolicy": Role.OPERATE,
+    # Balancers and probes ask for health without an identity.
+    "grpc.health.v1.Health/Check": Role.ANYONE,
+    "grpc.health.v1.Health/Watch": Role.ANYONE,
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
+}
+"""The role that each method needs, by `package.Service/Method`."""

@@ -1,0 +1,211 @@
+"""Who may call, over the wire: clients by keys, services by certificates, and where."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from services.common.access.keys import new_key, write_keys
+from services.common.access.roles import Role
+from services.common.access.tls import read_certificates
+from services.common.clock import SystemClock
+from services.common.settings import load_settings
+from services.load_monitor.app import LoadMonitorApp
+from services.load_monitor.settings import Settings as MonitorSettings
+from tests import certificates
+from tests.details import details_of
+from tests.fakes.router_process import mesh_toml, running_router
+from tests.fakes.triton import FakeTriton
+from tests.waiting import LIMIT_S, until
+from tiercel import AsyncClient, NotAllowedError
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
+
+
+@pytest_asyncio.fixture
+async def triton() -> AsyncIterator[FakeTriton]:
+    """A fake Triton."""
+    fake = await FakeTriton().start()
+    yield fake
+    await fake.stop()
+
+
+def with_keys(toml: str, path: Path) -> str:
+    """Adds a file of keys to a settings file."""
+    access = f'[mesh.access]\nkeys_file = "{path}"\n[[mesh.tasks]]'
+    toml = toml.replace("[[mesh.tasks]]", access, 1)
+    return toml.replace("lame_duck_s", 'operate_listen = "127.0.0.1:0"\nlame_duck_s', 1)
+
+
+async def reason_of(call: Any) -> tuple[str, str]:
+    """Returns code and reason of a call that is refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, details_of(caught.value)["ErrorInfo"].reason
+
+
+def bearer(key: str) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that shows a key."""
+    return (("authorization", f"Bearer {key}"),)
+
+
+async def test_a_client_needs_a_key_until_it_is_revoked(tmp_path: Path, triton: FakeTriton) -> None:
+    """No key, a wrong one and a revoked one are refused; each call is counted with its reason."""
+    path = tmp_path / "keys.toml"
+    (shop, key), (board, reader) = new_key("shop", [Role.DATA]), new_key("board", [Role.READ])
+    write_keys(path, [shop, board])
+    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    async with running_router(tmp_path, toml) as router:
+        request = pb.GenerateRequest(spec=pb.GenerationSpec(prompt="hello", task="piqa"))
+        for metadata, expected in (
+            ((), ("UNAUTHENTICATED", "MISSING_CREDENTIALS")),
+            (bearer(key[:-1]), ("UNAUTHENTICATED", "BAD_CREDENTIALS")),
+            (bearer(reader), ("PERMISSION_DENIED", "ROLE_MISSING")),
+        ):
+            call = router.stub.Generate(request, metadata=metadata, timeout=LIMIT_S)
+            assert await reason_of(call) == expected
+        assert not triton.received
+        async with AsyncClient(router.address, api_key=key) as client:
+            answer = await client.generate("hello", task="piqa")
+            await client.report_outcome(request_id=answer.request_id, quality=1.0)
+            write_keys(path, [board])
+
+            async def is_refused() -> bool:
+                try:
+                    await client.generate("hello", task="piqa")
+                except NotAllowedError as error:
+                    return error.reason == "BAD_CREDENTIALS"
+                return False
+
+            await until(is_refused, "the revoked key is refused")
+        labels = {
+            "method": "tiercel.router_inference.v1.RouterInferenceService/Generate",
+            "code": "UNAUTHENTICATED",
+            "reason": "MISSING_CREDENTIALS",
+        }
+        assert router.app.registry.get_sample_value("tiercel_rpc_handled_total", labels) == 1.0
+
+
+async def test_tickets_and_feedback_are_a_clients_not_an_addresss(
+    tmp_path: Path, triton: FakeTriton
+) -> None:
+    """Two clients behind one address have their own tickets; one's feedback is not the other's."""
+    path = tmp_path / "keys.toml"
+    (one, first), (two, second) = new_key("one", [Role.DATA]), new_key("two", [Role.DATA])
+    write_keys(path, [one, two])
+    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    toml = toml.replace("lame_duck_s", "max_leases_per_client = 1\nlame_duck_s", 1)
+    async with running_router(tmp_path, toml) as router:
+        request = pb.RouteRequest(task="piqa", prompt_token_count=3)
+        for key in (first, second):
+            await router.stub.Route(request, metadata=bearer(key), timeout=LIMIT_S)
+            call = router.stub.Route(request, metadata=bearer(key), timeout=LIMIT_S)
+            assert await reason_of(call) == ("RESOURCE_EXHAUSTED", "CLIENT_FULL")
+        spec = pb.GenerationSpec(prompt="hello", task="piqa", request_id="mine")
+        generate = pb.GenerateRequest(spec=spec)
+        await router.stub.Generate(generate, metadata=bearer(first), timeout=LIMIT_S)
+        report = pb.ReportOutcomeRequest(request_id="mine", quality=0.0)
+        call = router.stub.ReportOutcome(report, metadata=bearer(second), timeout=LIMIT_S)
+        assert (await reason_of(call))[0] == "NOT_FOUND"
+        await router.stub.ReportOutcome(report, metadata=bearer(first), timeout=LIMIT_S)
+
+
+async def test_operating_calls_have_an_address_of_their_own(
+    tmp_path: Path, triton: FakeTriton
+) -> None:
+    """At the clients' address even an operator is refused, and told where to call."""
+    path = tmp_path / "keys.toml"
+    operator, key = new_key("operator", [Role.OPERATE])
+    shop, other = new_key("shop", [Role.DATA])
+    write_keys(path, [operator, shop])
+    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    async with running_router(tmp_path, toml) as router:
+        use = pb.UsePolicyRequest(policy="greedy")
+        call = router.stub.UsePolicy(use, metadata=bearer(key), timeout=LIMIT_S)
+        assert await reason_of(call) == ("PERMISSION_DENIED", "OPERATE_PORT")
+        async with grpc.aio.insecure_channel(router.operate_address) as channel:
+            stub: Any = pb_grpc.RouterInferenceServiceStub(channel)
+            call = stub.UsePolicy(use, metadata=bearer(other), timeout=LIMIT_S)
+            assert await reason_of(call) == ("PERMISSION_DENIED", "ROLE_MISSING")
+            reply = await stub.UsePolicy(use, metadata=bearer(key), timeout=LIMIT_S)
+            assert reply.policy == "greedy"
+
+
+async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) -> None:
+    """A router may report and not operate; an operator may, at the operators' address."""
+    own = certificates.tls_settings("load-monitor")
+    toml = mesh_toml([("e0", "127.0.0.1:1")]).replace(
+        "[[mesh.tasks]]",
+        f'[mesh.tls]\nroot_certificates = "{own.root_certificates}"\n'
+        f'certificate = "{own.certificate}"\nkey = "{own.key}"\n[[mesh.tasks]]',
+        1,
+    )
+    path = tmp_path / "monitor.toml"
+    path.write_text(toml)
+    settings = load_settings(
+        MonitorSettings,
+        path=path,
+        environ={},
+        overrides={
+            "load_monitor.listen": "127.0.0.1:0",
+            "load_monitor.operate_listen": "127.0.0.1:0",
+            "load_monitor.metrics_listen": "",
+        },
+    )
+    app = LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
+    async with AsyncExitStack() as stack:
+        running = await app.start(stack)
+        stack.push_async_callback(running.server.stop, 0.0)
+        await running.server.start()
+        assert running.server.operate_address is not None
+        addresses = (str(running.server.address), str(running.server.operate_address))
+        reports: dict[str, str] = {}
+        for name in ("router-inference", "operator", "redis"):
+            for place, address in zip(("listen", "operate"), addresses, strict=True):
+                channel = await stack.enter_async_context(_channel(name, address))
+                stub: Any = monitor_grpc.LoadMonitorServiceStub(channel)
+                calls = {
+                    "remove": stub.RemoveEndpoint(
+                        monitor_pb.RemoveEndpointRequest(endpoint="none"), timeout=LIMIT_S
+                    ),
+                    "watch": stub.WatchSystemState(
+                        monitor_pb.WatchSystemStateRequest(), timeout=0.3
+                    ).read(),
+                }
+                for what, call in calls.items():
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await call
+                    found = details_of(caught.value)
+                    reports[f"{name} {place} {what}"] = (
+                        found["ErrorInfo"].reason if found else caught.value.code().name
+                    )
+    assert reports == {
+        "router-inference listen remove": "OPERATE_PORT",
+        "router-inference listen watch": "DEADLINE_EXCEEDED",
+        "router-inference operate remove": "ROLE_MISSING",
+        "router-inference operate watch": "DEADLINE_EXCEEDED",
+        "operator listen remove": "OPERATE_PORT",
+        "operator listen watch": "ROLE_MISSING",
+        "operator operate remove": "ENDPOINT_NOT_FOUND",
+        "operator operate watch": "ROLE_MISSING",
+        "redis listen remove": "OPERATE_PORT",
+        "redis listen watch": "MISSING_CREDENTIALS",
+        "redis operate remove": "MISSING_CREDENTIALS",
+        "redis operate watch": "MISSING_CREDENTIALS",
+    }
+
+
+def _channel(name: str, address: str) -> grpc.aio.Channel:
+    held = read_certificates(certificates.tls_settings(name))
+    return grpc.aio.secure_channel(
+        address, held.for_channel(), options=[("grpc.use_local_subchannel_pool", 1)]
+    )
