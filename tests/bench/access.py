@@ -106,7 +106,7 @@ async def _side(settings: AccessSettings, metadata: Any, holder: str, *, is_aske
     async def answer(request: bytes, context: Any) -> bytes:
         return request
 
-    handler = grpc.unary_unary_rpc_method_handler(answer)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer)
     guarded = Guard(access.authenticator)(f"{SERVICE}/Generate", handler)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
