@@ -113,7 +113,7 @@ class StatusReader:
         view = self._view
         fleet = view.current_fleet(now_s)
         load = view.load.current()
-        own = view.load.ledger.totals()
+        own = view.load.totals()
         predicted_C = np.empty(fleet.candidate_count)
         prompt_tokens = max(1.0, view.traffic.mean_prompt_tokens)
         kernels.predict_latency_s(

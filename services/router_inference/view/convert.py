@@ -99,7 +99,7 @@ def router_load(
         policy_refusal=policy_refusal,
         outcomes=_counts(whole),
     )
-    for (tier, endpoint), (in_flight, prompt, output) in view.load.ledger.totals().items():
+    for (tier, endpoint), (in_flight, prompt, output) in view.load.totals().items():
         message.loads.add(
             candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
             in_flight_count=round(in_flight),

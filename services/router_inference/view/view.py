@@ -40,7 +40,7 @@ class View:
             now_s: monotonic seconds.
         """
         self.fleet = fleet
-        self.load = LoadView(fleet.latest)
+        self.load = LoadView(fleet.latest, siblings)
         self.traffic = TrafficView(now_s, siblings)
         self.is_alone = True
         """True without a fresh state: own ledger and breakers decide alone."""
@@ -73,6 +73,7 @@ class View:
         if fleet is not self._at:
             self._at, load = fleet, self.load
             self._desk = Desk(fleet.arrays, load.own_LC, load.others_LC, load.seen_LC, self._rng)
+        self.load.refresh()
         return self._desk
 
     def inputs(self, desk: Desk) -> Inputs:

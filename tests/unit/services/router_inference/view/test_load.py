@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from services.router_inference.view.load import LoadView
+from services.router_inference.workers.memory import Memory
+from services.router_inference.workers.siblings import SharedSiblings
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import endpoint, state
@@ -57,3 +60,28 @@ async def test_lists_that_shrink_grow_and_reorder_lose_no_request() -> None:
         await rig.answer(rig.job())
     view.load.ledger.finish(1)
     assert view.load.ledger.totals() == {("large", "e0"): (1, 20, 4)}
+
+
+@scenario
+async def test_workers_count_as_one_router() -> None:
+    """What a sibling dispatches is own load at once, in decisions and in reports, until it ends."""
+    view = make_rig(endpoint_count=2).core.view
+    fleet, smaller = view.fleet.latest, make_rig().core.view.fleet.latest
+    memory = Memory(worker_count=2, counts_width=1)
+    first = LoadView(fleet, SharedSiblings(memory, 1))
+    second = LoadView(fleet, SharedSiblings(memory, 2))
+    first.ledger.dispatch(1, ("small", "e1"), 10.0, 8.0)
+    second.ledger.dispatch(1, ("small", "e1"), 20.0, 4.0)
+    second.ledger.dispatch(2, ("large", "e0"), 20.0, 4.0)
+    together = {("small", "e1"): (2.0, 30.0, 12.0), ("large", "e0"): (1.0, 20.0, 4.0)}
+    assert first.totals() == second.totals() == together
+    assert list(first.current().in_flight_C) == list(second.own().in_flight_C)
+    # One of them hears of a shorter list first; what it has under way there is still reported.
+    first.apply({}, smaller)
+    assert first.totals() == {("small", "e1"): (1.0, 10.0, 8.0), ("large", "e0"): (1.0, 20.0, 4.0)}
+    assert second.totals() == {("small", "e1"): (1.0, 20.0, 4.0), ("large", "e0"): (1.0, 20.0, 4.0)}
+    second.apply({}, smaller)
+    first.apply({("large", "e0"): (5.0, 1.0, 1.0)}, fleet)
+    assert first.current().in_flight_C.sum() == 7.0
+    memory.retire(2, lambda counts: counts)
+    assert first.totals() == {("small", "e1"): (1.0, 10.0, 8.0)}
