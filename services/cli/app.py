@@ -28,6 +28,7 @@ COMMANDS = (
     "demo",
     "generate",
     "status",
+    "explain",
     "top",
     "quality",
     "calibrate",

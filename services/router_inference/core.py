@@ -41,6 +41,7 @@ from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import Accounts, RouterMetrics
 from services.router_inference.records.convert import RecordBuilder
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.explanations import Explanations
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import RouterInferenceSettings, Settings
@@ -123,6 +124,7 @@ class Core:
     counts: RouterCounts
     admission: Admission
     experience: ExperienceWriter
+    explanations: Explanations
     notes: HealthNotes
     lag: LoopLag
     leases: Leases
@@ -162,8 +164,9 @@ def build_core(env: Surroundings) -> Core:
         tracing=tracing,
         memory_count=own.feedback_memory_count,
     )
+    explanations = Explanations(own.explanation_memory_bytes)
     decider, dispatcher = _request_path(
-        env, view, accounts, admission, experience, ending, tracing, rng
+        env, view, accounts, admission, experience, explanations, ending, tracing, rng
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -211,6 +214,7 @@ def build_core(env: Surroundings) -> Core:
         leases=leases,
         slot=env.slot,
         status=status,
+        explanations=explanations,
         accounts=accounts,
         clock=clock,
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
@@ -225,6 +229,7 @@ def build_core(env: Surroundings) -> Core:
         counts=counts,
         admission=admission,
         experience=experience,
+        explanations=explanations,
         notes=notes,
         lag=lag,
         leases=leases,
@@ -239,6 +244,7 @@ def _request_path(
     accounts: Accounts,
     admission: Admission,
     experience: ExperienceWriter,
+    explanations: Explanations,
     ending: Ending,
     tracing: Tracing,
     rng: np.random.Generator,
@@ -251,6 +257,7 @@ def _request_path(
         accounts=accounts,
         experience=experience,
         rng=rng,
+        explanations=explanations,
         next_sequence=env.place.siblings.next_sequence,
         monotonic_s=monotonic_s,
         log=env.log,

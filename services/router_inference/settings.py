@@ -130,6 +130,12 @@ class RouterInferenceSettings(ServerSettings):
     """Most open tickets of one client (address), so that one cannot take all; more are refused."""
     feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
     """Ended requests remembered for late quality feedback."""
+    explanation_memory_bytes: int = Field(default=16 * 1024 * 1024, ge=0, le=4 * 1024**3)
+    """Memory for the last decisions, which `tiercel explain` looks up, bytes; 0 keeps none.
+
+    A decision takes some 2 kB and 24 bytes per candidate; the others' load, 24 bytes per candidate
+    too, is shared by the decisions between two system states.
+    """
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
     """Most bad requests traced per second beyond the sampled ones."""
     sample_ratio: float = Field(default=0.1, ge=0.0, le=1.0)

@@ -72,6 +72,21 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             router_id="fake", policy=self.policy, known_policies=["greedy", "price"]
         )
 
+    async def ExplainDecision(
+        self, request: pb.ExplainDecisionRequest, context: Any
+    ) -> pb.ExplainDecisionResponse:
+        """Knows one request: the large tier was chosen, the small one was not allowed."""
+        if request.request_id != "known":
+            await abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "no such request")
+        reply = pb.ExplainDecisionResponse(
+            request_id="known", policy_version="dqn@1", action=1, feature_names=["quality"]
+        )
+        reply.candidates.add(candidate={"tier": "small", "endpoint": "e0"}, features=[0.5])
+        reply.candidates.add(
+            candidate={"tier": "large", "endpoint": "e0"}, allowed=True, score=0.25, features=[1.0]
+        )
+        return reply
+
     async def UsePolicy(self, request: pb.UsePolicyRequest, context: Any) -> pb.UsePolicyResponse:
         """Takes known names only."""
         if request.policy not in ("greedy", "price"):

@@ -34,6 +34,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_ROUTER}/Route": Role.DATA,
     f"{_ROUTER}/ReportOutcome": Role.DATA,
     f"{_ROUTER}/GetRouterStatus": Role.READ,
+    f"{_ROUTER}/ExplainDecision": Role.READ,
     f"{_ROUTER}/UsePolicy": Role.OPERATE,
     f"{_MONITOR}/ReportTraffic": Role.REPORT,
     f"{_MONITOR}/WatchSystemState": Role.REPORT,

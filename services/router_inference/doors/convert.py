@@ -7,11 +7,13 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from router.explanation import Explanation
+from router.features import FEATURES
 from router.types import SloKind
 from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
-from services.router_inference.job import Ask, Job, Outcome, StepDown
+from services.router_inference.job import Ask, Choice, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
 from services.router_inference.status import RouterStatus
 from tiercel.common.v1 import common_pb2
@@ -228,6 +230,43 @@ def feedback_quality(request: pb2.ReportOutcomeRequest) -> float:
         checks.number("quality", request.quality, 0.0, 1.0)
     checks.raise_if_any()
     return request.quality
+
+
+def explanation_response(choice: Choice, found: Explanation) -> pb2.ExplainDecisionResponse:
+    """Returns a decision with all its numbers."""
+    query = choice.inputs.asked.query
+    response = pb2.ExplainDecisionResponse(
+        request_id=choice.request_id,
+        sequence=choice.sequence,
+        task=choice.task,
+        policy=choice.policy,
+        policy_version=choice.policy_version,
+        fallback_reason=choice.fallback_reason,
+        action=choice.action,
+        behavior_probability=choice.behavior_probability,
+        explored=choice.explored,
+        prompt_token_count=max(1, round(query.prompt_tokens)),
+        predicted_output_token_count=max(1, round(query.output_tokens)),
+        arrival_rate_rps=query.rate_short_rps,
+    )
+    response.decide_time.FromNanoseconds(choice.decide_ns)
+    set_duration(response.slack, choice.slack_s)
+    set_duration(response.state_age, query.state_age_s)
+    for row, (tier, endpoint) in enumerate(choice.candidates):
+        entry = response.candidates.add(
+            candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
+            allowed=found.allowed_C[row],
+            on_time_probability=found.on_time_probability_C[row],
+            in_flight_count=round(found.in_flight_C[row]),
+        )
+        set_duration(entry.predicted_latency, min(found.predicted_s_C[row], MAX_LATENCY_S))
+        if found.allowed_C[row]:
+            entry.score = found.score_C[row]
+        if found.features_CF is not None:
+            entry.features.extend(found.features_CF[row].tolist())
+    if found.features_CF is not None:
+        response.feature_names.extend(feature.name for feature in FEATURES)
+    return response
 
 
 def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:

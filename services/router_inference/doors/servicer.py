@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc.aio
 
+from router.explanation import explain
 from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
-from services.common.errors import DomainError, InvalidArgumentError
+from services.common.errors import DomainError, InvalidArgumentError, NotFoundError
 from services.router_inference.doors import convert
-from services.router_inference.doors.validation import Validator
+from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS, Validator
 from services.router_inference.job import Ask, Job
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.leases import Leases
@@ -19,6 +20,7 @@ from services.router_inference.path.relay import StreamRelay
 from services.router_inference.path.sink import TextSink
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import Accounts
+from services.router_inference.records.explanations import Explanations
 from services.router_inference.status import StatusReader
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
@@ -37,6 +39,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         leases: Leases,
         slot: PolicySlot,
         status: StatusReader,
+        explanations: Explanations,
         accounts: Accounts,
         clock: Clock,
         new_relay: Callable[[], StreamRelay],
@@ -52,6 +55,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self._leases = leases
         self._slot = slot
         self._status = status
+        self._explanations = explanations
         self._accounts = accounts
         self._clock = clock
         self._new_relay = new_relay
@@ -121,6 +125,20 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
     ) -> pb2.GetRouterStatusResponse:
         """Says what this process sees and uses."""
         return convert.status_response(self._status.read())
+
+    async def ExplainDecision(
+        self,
+        request: pb2.ExplainDecisionRequest,
+        context: Context,
+    ) -> pb2.ExplainDecisionResponse:
+        """Says why a request went where it went."""
+        checks = Checks()
+        checks.text("request_id", request.request_id, MAX_REQUEST_ID_CHARACTERS, least=1)
+        checks.raise_if_any()
+        choice = self._explanations.find(request.request_id)
+        if choice is None:
+            raise NotFoundError("request", request.request_id)
+        return convert.explanation_response(choice, explain(choice.inputs))
 
     async def UsePolicy(
         self,

@@ -16,6 +16,7 @@ from services.router_inference.job import Choice, Job
 from services.router_inference.path.admission import Admission
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.explanations import Explanations
 from services.router_inference.view.view import View
 
 REASON_NO_ENDPOINT = "NO_USABLE_ENDPOINT"
@@ -34,6 +35,7 @@ class Decider:
         admission: Admission,
         accounts: Accounts,
         experience: ExperienceWriter,
+        explanations: Explanations,
         rng: np.random.Generator,
         next_sequence: Callable[[], int],
         monotonic_s: Callable[[], float],
@@ -45,6 +47,7 @@ class Decider:
         self._admission = admission
         self._metrics = accounts.metrics
         self._experience = experience
+        self._explanations = explanations
         self._rng = rng
         self._monotonic_s = monotonic_s
         self._log = log
@@ -112,6 +115,7 @@ class Decider:
         job.choice, job.target = choice, target
         job.quality = float(view.fleet.latest.arrays.quality_KC[request.task, drawn.action])
         self._experience.add(choice)
+        self._explanations.keep(choice)
         return choice
 
     def _on_fallback(self, reason: str, now_s: float) -> None:

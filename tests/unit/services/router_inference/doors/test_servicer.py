@@ -9,6 +9,7 @@ import pytest
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.job import Outcome
 from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -48,6 +49,41 @@ async def test_a_stream_ends_with_its_completion() -> None:
     *chunks, last = [message async for message in call]
     assert "".join(message.chunk.text for message in chunks) == "ab"
     assert last.completion.output_token_count == 2
+
+
+@scenario
+async def test_a_decision_is_explained_afterwards() -> None:
+    """In the numbers it was taken on, also when the load has moved on; an unknown one is not."""
+    rig = make_rig(policy="price")
+    servicer, ledger = rig.core.servicer, rig.core.view.load.ledger
+    ledger.dispatch("before", ("large", "e0"), 5.0, 8.0)
+    request = pb2.RouteRequest(task="hard", prompt_token_count=9, tier="large", request_id="mine")
+    routed = await servicer.Route(request, CALL)
+    ledger.finish("before")
+    found = await servicer.ExplainDecision(pb2.ExplainDecisionRequest(request_id="mine"), CALL)
+    chosen = found.candidates[found.action]
+    assert (found.request_id, found.sequence, found.policy) == ("mine", 1, "price")
+    assert (chosen.candidate.tier, chosen.in_flight_count) == ("large", 1)
+    assert chosen.predicted_latency == routed.predicted_latency
+    assert [each.allowed for each in found.candidates] == [False, False, True]
+    assert [each.HasField("score") for each in found.candidates] == [False, False, True]
+    assert (found.prompt_token_count, found.explored) == (9, False)
+    with pytest.raises(NotFoundError):
+        await servicer.ExplainDecision(pb2.ExplainDecisionRequest(request_id="other"), CALL)
+
+
+@scenario
+async def test_a_learned_decision_is_explained_with_its_features() -> None:
+    """A row for each candidate, named."""
+    rig = make_rig()
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
+    rig.core.slot.use("dqn")
+    await rig.answer(rig.job(request_id="mine"))
+    found = await rig.core.servicer.ExplainDecision(
+        pb2.ExplainDecisionRequest(request_id="mine"), CALL
+    )
+    assert [round(each.features[0], 6) for each in found.candidates] == [0.5, 0.8, 1.0]
+    assert {len(each.features) for each in found.candidates} == {len(found.feature_names)}
 
 
 @scenario
