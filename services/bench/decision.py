@@ -53,6 +53,11 @@ METRICS: Mapping[str, tuple[str, float, str]] = {
     "decision_dqn_3072": ("dqn_3072", 0.5, "dqn_12"),
 }
 """World, quantile, and the world beside whose median it stands."""
+GROWS = "decision_dqn_3072"
+"""The metric that brings the times at other sizes along."""
+GROWTH_DEVICES = (1, 4, 16, 64, 256, 1024)
+GROWTH_CANDIDATES = 20_000
+"""Candidates looked at per point: few decisions where each looks at many."""
 DEADLINE_S = 3.0
 MOST_IN_FLIGHT = 8
 ADDRESS = "127.0.0.1:9"
@@ -71,7 +76,8 @@ async def measure(bench: Bench) -> list[Reading]:
     calls = {}
     for index, name in enumerate(counts):
         bench.say(0.3 * index / len(counts), f"making {name}")
-        calls[name] = await _world(bench, name)
+        own, device_count, _ = WORLDS[name]
+        calls[name] = await _world(bench, own, device_count)
     if BARE in names:
         counts[BARE], calls[BARE] = math.ceil(bench.part(2_000)), bare_forward_pass()
     # A router does the same once it is built.
@@ -80,19 +86,37 @@ async def measure(bench: Bench) -> list[Reading]:
     took_us: dict[str, list[list[float]]] = {name: [] for name in calls}
     for number in range(bench.rounds + 1):
         for name, call in calls.items():
-            bench.say(0.3 + 0.7 * number / (bench.rounds + 1), f"round {number}: {name}")
+            bench.say(0.3 + 0.6 * number / (bench.rounds + 1), f"round {number}: {name}")
             taken = _times_us(call, counts[name])
             took_us[name] += [taken] if number else []  # the first warms up and is not kept
             await asyncio.sleep(0)
+    series = await _growth(bench) if GROWS in metrics else {}
     return [
         Reading(
             metric,
             [_at(times, share) for times in took_us[world]],
             [_at(times, 0.5) for times in took_us[beside]],
             {"decisions per round": float(counts[world])},
+            series=series if metric == GROWS else {},
         )
         for metric, (world, share, beside) in metrics.items()
     ]
+
+
+async def _growth(bench: Bench) -> dict[str, list[tuple[float, float]]]:
+    """Returns the median decision time, us, over the number of candidates, by policy."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for own in ({"policy": "price"}, LEARNED):
+        for device_count in GROWTH_DEVICES[: 2 if bench.suite.rounds == 1 else None]:
+            candidates = device_count * len(TIERS)
+            bench.say(0.9, f"{own['policy']} with {candidates:,} candidates")
+            call = await _world(bench, own, device_count)
+            took_us = _times_us(
+                call, max(20, math.ceil(bench.part(GROWTH_CANDIDATES)) // candidates)
+            )
+            lines.setdefault(own["policy"], []).append((candidates, _at(took_us, 0.5)))
+            await asyncio.sleep(0)
+    return lines
 
 
 def bare_forward_pass() -> Callable[[], object]:
@@ -105,13 +129,13 @@ def bare_forward_pass() -> Callable[[], object]:
     return lambda: q_values(x_CF, open_C, base_C, *snapshot.weights, out_C)
 
 
-async def _world(bench: Bench, name: str) -> Callable[[], object]:
+async def _world(bench: Bench, own: Mapping[str, Any], device_count: int) -> Callable[[], object]:
     """Returns a call that decides for the next request of a loaded router."""
-    own, device_count, _ = WORLDS[name]
     clients = ClientPool()
     bench.stack.push_async_callback(clients.close)
-    core = _core(bench.folder / f"{name}.toml", own, device_count, clients)
-    rng = random.Random(name)
+    config = bench.folder / f"{own['policy']}-{device_count}.toml"
+    core = _core(config, own, device_count, clients)
+    rng = random.Random(device_count)
     ledger = core.view.load.ledger
     for device in range(device_count):
         for tier in TIERS:

@@ -22,6 +22,7 @@ class Reading:
             same unit; empty for none.
         parts: Further numbers to show, by name with unit.
         note: What a reader must know to judge it, in one line.
+        series: How it grows: points (size, value) by name of the line, for plots.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Reading:
     reference_R: Sequence[float] = ()
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     note: str = ""
+    series: Mapping[str, Sequence[tuple[float, float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def ratio_R(self) -> list[float]:
@@ -61,6 +63,7 @@ class Reading:
             "rounds": len(self.value_R),
             "parts": dict(self.parts),
             "note": self.note,
+            "series": {name: [list(point) for point in line] for name, line in self.series.items()},
         }
 
 

@@ -6,8 +6,6 @@ import io
 import os
 import sys
 
-from services.cli.app import run
-
 
 def main() -> None:
     """Runs the command line and exits with its code."""
@@ -16,6 +14,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # gRPC reads it when it is imported, and else tells of every child started beside its threads.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from services.cli.app import run
+
     sys.exit(run(sys.argv[1:]))
 
 

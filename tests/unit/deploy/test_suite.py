@@ -25,6 +25,7 @@ SUBJECTS = {
 
 COVERED = {
     "router/types.py": "unit/router/test_guard.py",
+    "services/bench/bench.py": "unit/services/cli/test_bench.py",
     "services/bench/decision.py": "unit/services/cli/test_bench.py",
     "services/bench/hop.py": "unit/services/cli/test_bench.py",
     "services/bench/peers.py": "unit/services/cli/test_bench.py",

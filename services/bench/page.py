@@ -1,0 +1,193 @@
+"""Writes the tables and plots of docs/performance.md: `python -m services.bench.page`.
+
+From the reports in docs/results: `bench.json` (`tiercel bench --suite full --json`), the same of
+an earlier commit as `bench-before.json`, `live-proof.json` and `outside.json`. A report that is
+missing leaves its table as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from services.bench import live_report, outside
+from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOLET
+from trainer.shipped import checkout
+
+Report = Mapping[str, Any]
+GROWTH_PNG = "performance-growth.png"
+LINES = {"dqn": BLUE, "price": AMBER}
+COLORS = (GREEN, VIOLET, RED)
+WIDTH_IN, HEIGHT_IN = 11.5, 4.2
+
+
+def budget_table(report: Report, before: Report | None) -> str:
+    """Returns the budgets, one row per metric, with the ratio before the change if it is known."""
+    lines = [
+        "| metric | what | measured | beside | ratio | budget | kept | before |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    old = before["metrics"] if before else {}
+    for name, each in report["metrics"].items():
+        what = f"{each['what']}, {each['unit']}" + (each["beside"] and f"; {each['beside']}")
+        cells = [
+            f"`{name}`",
+            what,
+            _number(each["value"], each["value_spread"]),
+            _number(each["reference"], each["reference_spread"]),
+            _number(each["ratio"], each["ratio_spread"]),
+            each["budget"].replace("<=", "≤").replace(">=", "≥"),
+            "yes" if each["within_budget"] else "**no**",
+            _before(old.get(name)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _made_by(report)])
+
+
+def part_table(report: Report) -> str:
+    """Returns what was measured beside the metrics."""
+    lines = ["| metric | beside it |", "|---|---|"]
+    for name, each in report["metrics"].items():
+        parts = [f"{what}: {_plain(value)}" for what, value in each["parts"].items()]
+        parts += [each["note"]] if each["note"] else []
+        lines += [f"| `{name}` | {'; '.join(parts)} |"] if parts else []
+    return "\n".join(lines)
+
+
+def growth_figure(report: Report, before: Report | None) -> Figure:
+    """Returns how costs grow: decision times over candidates, the shared picture over its size."""
+    lines = [
+        (name if source is report else f"{name}, before", line, LINES.get(name, GREEN), style)
+        for source, style in ((before, "--"), (report, "-"))
+        for name, line in _series(source, "decision_").items()
+    ]
+    panels = [("Time of one decision", "candidates (devices x 3 tiers)", "CPU us", lines)]
+    for color, (name, line) in zip(COLORS, _series(report, "state_").items(), strict=False):
+        panels.append((name, "candidates in the state", "", [(name, line, color, "-")]))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        for axes, (title, size, cost, curves) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            axes.set_title(title)
+            axes.set_xlabel(size)
+            axes.set_ylabel(cost)
+            for label, curve, color, style in curves:
+                sizes, costs = zip(*curve, strict=True)
+                axes.plot(sizes, costs, style, color=color, marker="o", ms=4, label=label)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            if len(curves) > 1:
+                axes.legend()
+    return figure
+
+
+def live_table(report: Report) -> str:
+    """Returns the live proof's table and where it was made."""
+    return f"{live_report.show(report)}\n\n{_made_by(report)}"
+
+
+def outside_table(report: Report) -> str:
+    """Returns the table of others at the same place."""
+    return f"{outside.show(report)}\n\n{_made_by(report)}"
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Puts each table between its markers, `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+    Raises:
+        ValueError: The page lacks a table's markers.
+    """
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"no {begin} ... {end} in the page")
+        text = pattern.sub(lambda _, new=f"{begin}\n{table}\n{end}": new, text)  # type: ignore[misc]
+    return text
+
+
+def tables(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the tables that the reports of a folder give."""
+    report, before = _read(folder / "bench.json"), _read(folder / "bench-before.json")
+    makers: list[tuple[str, Report | None, Callable[[Report], str]]] = [
+        ("bench", report, lambda each: budget_table(each, before)),
+        ("parts", report, part_table),
+        ("live", _read(folder / "live-proof.json"), live_table),
+        ("outside", _read(folder / "outside.json"), outside_table),
+    ]
+    return {name: make(each) for name, each, make in makers if each is not None}
+
+
+def main() -> int:
+    """Writes page and plots; returns the exit code."""
+    root = checkout()
+    if root is None:
+        print("docs/performance.md is in the checkout only", file=sys.stderr)
+        return 1
+    page, results = root / "docs" / "performance.md", root / "docs" / "results"
+    page.write_text(fill(page.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
+    report = _read(results / "bench.json")
+    if report is not None:
+        figure = growth_figure(report, _read(results / "bench-before.json"))
+        with mpl.rc_context(STYLE):
+            figure.savefig(root / "docs" / "images" / GROWTH_PNG, dpi=130)
+    return 0
+
+
+def _read(path: pathlib.Path) -> Report | None:
+    if not path.is_file():
+        return None
+    report: Report = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def _series(report: Report | None, prefix: str) -> dict[str, list[tuple[float, float]]]:
+    """Lines of the metrics whose names begin so."""
+    metrics = report["metrics"] if report else {}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, each in metrics.items():
+        if name.startswith(prefix):
+            lines |= each["series"]
+    return lines
+
+
+def _before(old: Report | None) -> str:
+    """Ratio before the change, or the value where there is none."""
+    if old is None:
+        return "-"
+    return _number(old["ratio"] if old["ratio"] is not None else old["value"], None)
+
+
+def _number(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    return _plain(value) + ("" if not spread else f" ± {_plain(spread)}")
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _made_by(report: Report) -> str:
+    machine = report["machine"]
+    command = f"`{report['command']}`, " if "command" in report else ""
+    at = report.get("started") or report["at"]
+    return (
+        f"{command}commit `{report['commit']}`, {at}, {machine['cores']} cores of "
+        f"{machine['cpu']}, {machine['system']}, Python {machine['python']}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The page of performance is what its reports say."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from services.bench.budgets import BUDGETS
+from services.bench.page import budget_table, fill, growth_figure, tables
+from services.bench.readings import Reading
+from tests.unit.deploy.manifests import ROOT
+
+MACHINE = {"cpu": "x86", "cores": 2, "memory_gib": 8.0, "system": "Linux 6", "python": "3.11.7"}
+
+
+def report_of(*readings: Reading) -> dict[str, Any]:
+    """A report of some readings."""
+    return {
+        "command": "tiercel bench",
+        "commit": "abc",
+        "started": "2026-01-01",
+        "machine": MACHINE,
+        "metrics": {each.name: each.judged() for each in readings},
+    }
+
+
+def test_the_page_is_up_to_date_with_its_reports() -> None:
+    """What docs/results holds is what docs/performance.md shows."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    fresh = fill(text, tables(ROOT / "docs" / "results"))
+    assert fresh == text, "run: python -m services.bench.page"
+
+
+def test_a_metric_over_its_budget_is_told() -> None:
+    """Each row has measured, reference, ratio, budget, the ratio before, and whether it is kept."""
+    kept, missed = Reading("route", [80.0], [100.0]), Reading("generate", [50.0], [100.0])
+    table = budget_table(report_of(kept, missed), report_of(Reading("route", [30.0], [100.0])))
+    route, generate = table.splitlines()[2:4]
+    assert "| 0.8 | ≥ 0.7x | yes | 0.3 |" in route
+    assert "| 0.5 | ≥ 0.8x | **no** | - |" in generate
+    assert "`abc`" in table
+
+
+def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> None:
+    """Text around them stays; a report that is missing leaves its table; no markers, no page."""
+    report = report_of(Reading("route", [80.0], [100.0], {"CPU us": 3.0}, note="mind"))
+    (tmp_path / "bench.json").write_text(json.dumps(report))
+    made = tables(tmp_path)
+    assert set(made) == {"bench", "parts"}
+    parts = "<!-- parts:begin --><!-- parts:end -->"
+    page = f"a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nb\n{parts}"
+    text = fill(page, made)
+    assert text.startswith("a\n<!-- bench:begin -->\n| metric |")
+    assert "old" not in text
+    assert "CPU us: 3; mind" in text
+    assert fill(text, made) == text
+    with pytest.raises(ValueError, match="bench:begin"):
+        fill("nothing", made)
+
+
+def test_growth_is_drawn_beside_what_it_was() -> None:
+    """A line per policy, dashed for the earlier report, and one per line of the shared picture."""
+    line = [(3.0, 10.0), (12.0, 20.0)]
+    new = report_of(
+        Reading("decision_dqn_3072", [1.0], [1.0], series={"dqn": line, "price": line}),
+        Reading("state_64x64", [0.01], series={"router": line}),
+    )
+    old = report_of(Reading("decision_dqn_3072", [1.0], [1.0], series={"dqn": line}))
+    decision, state = growth_figure(new, old).axes
+    assert sorted(str(each.get_label()) for each in decision.lines) == [
+        "dqn",
+        "dqn, before",
+        "price",
+    ]
+    assert [each.get_label() for each in state.lines] == ["router"]
+
+
+def test_every_budget_has_words_for_a_stranger() -> None:
+    """A ratio says what it stands beside."""
+    for name, budget in BUDGETS.items():
+        assert budget.what, name
+        assert bool(budget.beside) is (budget.of == "ratio"), name
