@@ -8,7 +8,9 @@ Shape letters: L the three rows of a load, C candidates, F features, T tiers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -62,8 +64,35 @@ class Rule(NamedTuple):
         raise TypeError(f"policy {policy.name!r} is not in the policy table")
 
 
+class Call(Protocol):
+    """A decision bound to its arrays."""
+
+    def __call__(
+        self,
+        query: Query,
+        quality_floor: float,
+        tier_pin: int,
+        ramp_draw: float,
+        pick_draw: float,
+        admission_slack_s: float,
+        admission_factor: float,
+    ) -> int:
+        """Returns the candidate for a request, or a code below zero; see `decide_request`."""
+
+
+Bind = Callable[["Board", Rule], Call]
+"""Binds a rule's decision to the arrays of a board: `bind_plain`, or compiled (`router.entry`)."""
+
+
 class BoundDecision:
-    """Decides by one rule on arrays that stay where they are."""
+    """Decides by one rule on arrays that stay where they are.
+
+    Attributes:
+        rule: of the policy.
+        board: the arrays.
+        result_R: the board's scalars, which are read faster here.
+        decide: the call.
+    """
 
     def __init__(
         self,
@@ -72,6 +101,7 @@ class BoundDecision:
         own_LC: NDArray[np.float64],
         others_LC: NDArray[np.float64],
         seen_LC: NDArray[np.float64],
+        bind: Bind | None = None,
     ) -> None:
         """Binds the arrays and makes the working space.
 
@@ -81,6 +111,7 @@ class BoundDecision:
             own_LC: load this router sent itself, rows in the order of `LoadArrays`.
             others_LC: load all others sent.
             seen_LC: filled with their sum by every decision.
+            bind: makes the call; in plain Python if there is none.
         """
         count = len(fleet.tier_C)
         scratch = feature_scratch(count, np.zeros)
@@ -106,31 +137,12 @@ class BoundDecision:
             result_R=np.zeros(len(RESULTS)),
         )
         self.result_R = _view(self.board.result_R)
-        self._plain = _viewed(self.board)
+        self.decide = (bind or bind_plain)(self.board, rule)
 
-    def decide(
-        self,
-        query: Query,
-        quality_floor: float,
-        tier_pin: int,
-        ramp_draw: float,
-        pick_draw: float,
-        admission_slack_s: float,
-        admission_factor: float,
-    ) -> int:
-        """Returns the candidate for a request, or a code below zero; see `decide_request`."""
-        return decision.decide_request(
-            self._plain,
-            self.rule.row,
-            self.rule.picker,
-            query,
-            quality_floor,
-            tier_pin,
-            ramp_draw,
-            pick_draw,
-            admission_slack_s,
-            admission_factor,
-        )
+
+def bind_plain(board: Board, rule: Rule) -> Call:
+    """Binds a decision in plain Python, which reads memory views faster than arrays."""
+    return partial(decision.decide_request, _viewed(board), rule.row, rule.picker)
 
 
 def _viewed(b: Board) -> Board:

@@ -6,8 +6,9 @@ says which).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from router.folders import checkout
 
 _PACKAGE = Path(__file__).resolve().parent
 PROFILES, QUALITY, POLICIES = "profiles", "quality", "policies"
@@ -16,12 +17,6 @@ _SUFFIX = {PROFILES: ".toml", QUALITY: ".toml", POLICIES: ".safetensors"}
 
 class NotShippedError(LookupError):
     """Neither a file nor the name of a shipped one; the text names those there are."""
-
-
-def checkout() -> Path | None:
-    """Returns the root of the checkout this module lies in; None when it is installed."""
-    root = _PACKAGE.parent
-    return root if (root / "pyproject.toml").is_file() else None
 
 
 def shipped(*parts: str) -> Path:
@@ -51,15 +46,3 @@ def find(folder: str, name: str) -> Path:
     if name in known:
         return shipped(folder, name + _SUFFIX[folder])
     raise NotShippedError(f"no file and no shipped name {name!r}; known: {', '.join(known)}")
-
-
-def work_folder(*parts: str) -> Path:
-    """Returns where what is made on the way is kept: compiled code, Triton's backends, runs.
-
-    In a checkout `build`, else the user's cache.
-    """
-    root = checkout()
-    if root is not None:
-        return root.joinpath("build", *parts)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "tiercel", *parts)

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from router.folders import checkout
 from services.bench.bench import process_cpu_s
 from services.bench.live_report import BESIDE, compare, show
 from services.bench.routers import LEARNED, PROFILE
@@ -37,7 +38,7 @@ from services.local.run import run_owning_children
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 from trainer.evaluation import facts
-from trainer.shipped import PROFILES, QUALITY, checkout, shipped
+from trainer.shipped import PROFILES, QUALITY, shipped
 
 UNIT_RPS = 1_780.0
 """Load 1x, requests per second of the profile's own time."""

@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 import uvloop
 
+from router.folders import checkout, work_folder
 from services.bench.bench import SUITES, Bench, Server
 from services.bench.hop import Subject, make_subjects
 from services.bench.load import Ask, cpu_per_request_s, infer, latencies_s
@@ -33,7 +34,6 @@ from services.local import probes
 from services.local.errors import CommandError
 from services.local.run import run_owning_children
 from trainer.evaluation import facts
-from trainer.shipped import checkout, work_folder
 
 LITELLM = "litellm[proxy]==1.99.4"
 OURS = ("backend", "proxy", "Generate", "relay", "GenerateStream")

@@ -18,9 +18,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from router.folders import checkout
 from services.bench import live_report, outside
 from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOLET
-from trainer.shipped import checkout
 
 Report = Mapping[str, Any]
 GROWTH_PNG = "performance-growth.png"

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from router.folders import checkout
 from services.bench.bench import SUITES, Bench
 from services.bench.budgets import BUDGETS
 from services.bench.readings import Reading
 from services.local.errors import InputError
 from trainer.evaluation import facts
-from trainer.shipped import checkout
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "decision": (

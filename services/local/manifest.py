@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
+from router.folders import work_folder
 from services.local.errors import CommandError, InputError
-from trainer.shipped import work_folder
 
 FILE_NAME = "mesh.json"
 DEFAULT_NAME = "default"

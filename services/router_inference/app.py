@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from router.compiled import cache_folder
 from router.dqn.snapshot import SnapshotError
 from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
@@ -36,6 +37,7 @@ from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
+from services.router_inference.machine_code import MachineCode, obtain, run_compiler
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trainer_link import PolicyLink
@@ -61,11 +63,16 @@ def build_app(settings: Settings) -> RouterInference:
 
     Raises SettingsError with every mistake only the mesh's files can tell.
     """
+    log, machine_code = get_logger("services.router_inference"), MachineCode()
+    if settings.router_inference.compiled:
+        # Before any socket, thread or fork: no request waits, and workers share what is loaded.
+        machine_code = obtain(log, cache_folder(), run_compiler)
     app = RouterInference(
         settings=settings,
         files=load_mesh_files(settings.mesh),
         clock=SystemClock(),
-        log=get_logger("services.router_inference"),
+        log=log,
+        machine_code=machine_code,
     )
     # A request makes some hundred short-lived objects and hardly a cycle. At its defaults the
     # collector takes about a quarter of the process's time walking what was imported at start.
@@ -89,6 +96,7 @@ class RouterInference:
         log: Logger,
         telemetry: Telemetry | None = None,
         stores: Stores | None = None,
+        machine_code: MachineCode | None = None,
     ) -> None:
         """Checks what only the files can tell.
 
@@ -99,6 +107,7 @@ class RouterInference:
             log: of everything in the process.
             telemetry: used instead of the environment's (tests).
             stores: used instead of the settings' Redis (tests).
+            machine_code: of decisions; without it they are made in plain Python.
 
         Raises:
             SettingsError: policy, fallback, their parameters, the ticket key or a certificate are
@@ -113,6 +122,7 @@ class RouterInference:
         self._log = log
         self._telemetry = telemetry
         self._stores = stores
+        self._machine_code = machine_code or MachineCode()
         self._registry: CollectorRegistry = new_registry()
         self._metrics = RouterMetrics(self._registry)
         self._slot = self._make_slot()
@@ -225,6 +235,7 @@ class RouterInference:
                 experience=None if stores is None else stores.experience,
                 clients=clients,
                 slot=self._slot,
+                machine_code=self._machine_code,
                 signer=self._signer,
                 client_of=(
                     address_without_port

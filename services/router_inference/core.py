@@ -24,9 +24,11 @@ from services.common.mesh_settings import MeshFiles, MeshSettings
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
 from services.common.triton.client import TritonClient
+from services.router_inference import health_notes
 from services.router_inference.doors.servicer import RouterInferenceServicer
 from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.health_notes import HealthNotes
+from services.router_inference.machine_code import MachineCode
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.attempt import AttemptParts, Stragglers
 from services.router_inference.path.decide import Decider
@@ -91,6 +93,7 @@ class Surroundings:
         experience: where experience goes; None for nowhere.
         clients: of Triton.
         slot: the policy in use.
+        machine_code: how decisions are bound.
         signer: of tickets.
         client_of: tells whose a call is.
         clock_id: name of the monotonic clock, to tell tickets of this machine.
@@ -107,6 +110,7 @@ class Surroundings:
     experience: ExperienceStream | None
     clients: ClientPool
     slot: PolicySlot
+    machine_code: MachineCode
     signer: TicketSigner
     client_of: Callable[[Context], str]
     clock_id: str
@@ -144,6 +148,8 @@ def build_core(env: Surroundings) -> Core:
         {task.name: task.expected_output_tokens for task in catalog.tasks}
     )
     notes = HealthNotes(metrics=env.metrics, log=env.log)
+    problem = env.machine_code.problem
+    notes.set(health_notes.DECISION_NOT_COMPILED, bool(problem), problem)
     accounts = Accounts(env.metrics, env.registry)
     counts = RouterCounts(accounts, catalog.tiers, place.siblings)
     lag = LoopLag(clock=clock, metrics=env.metrics)

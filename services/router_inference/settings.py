@@ -48,6 +48,8 @@ class RouterInferenceSettings(ServerSettings):
     """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
     safety_net: bool = True
     """Rescue, admission and retries; the same for every policy."""
+    compiled: bool = True
+    """Decides by compiled code, made before the first start serves; False means plain Python."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the policy's draws; 0 takes one from the system."""
     safety_optimism: float = Field(default=0.7, gt=0.0, le=1.0)

@@ -106,7 +106,8 @@ def test_packages_come_from_the_wheel(installed: Installed) -> None:
     code = (
         "import importlib.util, router, services, tiercel, trainer\n"
         "assert importlib.util.find_spec('trainer.research') is None\n"
-        "from trainer.shipped import checkout, shipped\n"
+        "from router.folders import checkout\n"
+        "from trainer.shipped import shipped\n"
         "assert checkout() is None\n"
         "print(*(m.__file__ for m in (router, services, tiercel, trainer)), shipped(), sep='\\n')"
     )

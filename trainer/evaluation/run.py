@@ -6,13 +6,13 @@ import os
 import time
 from typing import Any
 
+from router.folders import checkout
 from trainer.evaluation import facts, studies
 from trainer.evaluation.inputs import Inputs
 from trainer.evaluation.jobs import Progress
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.suite import Subject, run_suite
-from trainer.shipped import checkout
 
 
 def run_evaluation(

@@ -13,8 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from router.folders import checkout, work_folder
 from services.local.triton.errors import TritonEnvironmentError
-from trainer.shipped import checkout, shipped, work_folder
+from trainer.shipped import shipped
 
 ENVIRONMENT_VARIABLE = "TIERCEL_TRITON_ENV"
 _PROBE_TIMEOUT_S = 30.0

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 
+from router.compiled import CACHE_VARIABLE
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
@@ -17,7 +18,6 @@ from tests.unit.deploy.manifests import (
     port,
     section,
 )
-from trainer.simulation.compiled import CACHE_VARIABLE
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -25,16 +25,3 @@ def test_what_is_neither_file_nor_name_lists_the_names(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(shipped.NotShippedError, match="known: opt-a100, reference"):
         shipped.find(shipped.PROFILES, name)
-
-
-def test_an_installation_keeps_its_work_in_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outside a checkout nothing is written beside the packages or into the working directory."""
-    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "site-packages" / "trainer")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert shipped.checkout() is None
-    assert shipped.work_folder("numba") == tmp_path / "cache" / "tiercel" / "numba"
-    assert shipped.shipped("profiles").parent.name == "shipped_files"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert shipped.work_folder() == Path.home() / ".cache" / "tiercel"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from router.folders import work_folder
 from services.local.launch import tied_command
 from services.local.triton.environment import find_environment, prepare_environment
 from services.local.triton.errors import PortInUseError, TritonServerError, TritonStoppedError
@@ -25,7 +26,6 @@ from services.local.triton.server import logs
 from services.local.triton.server.config import TritonServerConfig, arguments
 from services.local.triton.server.plain_paths import PlainPaths
 from services.local.triton.server.ports import choose_ports
-from trainer.shipped import work_folder
 
 _SHARED_MEMORY = Path("/dev/shm")
 _START_ATTEMPTS = 3
