@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,11 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from services.common.clock import SystemClock
-from services.common.settings import load_settings
 from services.common.state.policy_store import RedisPolicyStore
 from services.common.state.redis_connection import RedisConnection
-from services.load_monitor.app import LoadMonitorApp
-from services.load_monitor.settings import Settings as MonitorSettings
 from tests.conftest import RedisServer
 from tests.details import details_of
+from tests.fakes.monitor import running_monitor
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.trainer import FakeTrainer
 from tests.fakes.triton import FakeTriton, Script
@@ -305,33 +302,6 @@ async def test_one_of_two_endpoints_killed_costs_no_answer(tmp_path: Path) -> No
 
 
 # ---- monitor ----
-
-
-@asynccontextmanager
-async def running_monitor(folder: Path, toml: str, address: str) -> AsyncIterator[LoadMonitorApp]:
-    """A real load monitor inside the test's loop."""
-    path = folder / "monitor.toml"
-    path.write_text(toml, encoding="utf-8")
-    settings = load_settings(
-        MonitorSettings,
-        path=path,
-        environ={},
-        overrides={"load_monitor.listen": address, "load_monitor.metrics_listen": ""},
-    )
-    app = LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
-    async with AsyncExitStack() as stack:
-        running = await app.start(stack)
-        await running.server.start()
-        tasks = [asyncio.ensure_future(task()) for task in running.tasks.values()]
-        try:
-            await asyncio.wait_for(running.ready(), LIMIT_S)
-            yield app
-        finally:
-            running.server.end_watches()
-            await running.server.stop(0.2)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("names", [("first", "second"), ("", "")])

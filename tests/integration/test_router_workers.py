@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.settings import RouterInferenceSettings
 from services.router_inference.workers.parent import LONGEST_WAIT_S
+from tests.bench import worker_kills
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_lifecycle import serving_status
@@ -216,3 +217,16 @@ async def test_health_is_never_that_of_a_worker_that_starts(tmp_path: Path) -> N
 def test_wait_before_a_successor_stays_below_a_probes_patience() -> None:
     """A worker that keeps dying is tried again before anybody gives the router up."""
     assert RouterInferenceSettings().grace_s > LONGEST_WAIT_S
+
+
+async def test_workers_killed_at_random_leave_nothing_behind(tmp_path: Path) -> None:
+    """Neither load nor counts nor a caller that waits; the monitor sees one router throughout."""
+    found = await worker_kills.measure(tmp_path, kills=8, seed=3)
+    assert found.kills == 8
+    assert found.routers == {"r"}
+    assert found.others == []
+    assert found.most_at_router <= worker_kills.CALLERS
+    assert found.most_at_monitor <= worker_kills.CALLERS
+    assert (found.left, found.unended, found.went_down) == (0, 0, 0)
+    assert found.answers > 0
+    assert found.longest_s < LIMIT_S / 3.0

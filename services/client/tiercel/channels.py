@@ -76,16 +76,16 @@ class RouterPool:
     def attempts(self) -> Iterator[Connection]:
         """Yields a connection to every router: the next in turn first, routers to avoid last.
 
-        The only router comes twice: its address may stand for several processes, and the one that
-        is stopping just now is not the one that takes the next call.
+        The only router comes by all of its connections, and once more by the first: its address may
+        stand for several processes, and the one that is stopping just now has some of them, but is
+        not the one that takes the next.
         """
         start = self._next
         self._next = (start + 1) % len(self.connections)
         line = self.connections[start:] + self.connections[:start]
         first = {connection.address: connection for connection in reversed(line)}
         if len(first) == 1:
-            yield line[0]
-            yield line[1 % len(line)]
+            yield from (*line, line[0])
             return
         now_s, avoided = self._clock(), self._avoid_until_s
         order = dict.fromkeys(connection.address for connection in line)

@@ -42,10 +42,8 @@ from services.router_inference.workers.process import WorkerProcess
 from services.router_inference.workers.siblings import SharedSiblings
 from services.router_inference.workers.worker import WorkerApplication
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-"""Wait before a successor is started: the first, and what it grows to while workers do not last."""
-STEADY_S = 1.0
-"""A worker that served this long is followed without a growing wait."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 5.0
+"""Wait before a successor is started: the first, and what it grows to while none comes to serve."""
 _EXTRA_STOP_S = 5.0
 _READY_S = 60.0
 
@@ -158,7 +156,7 @@ class Parent:
             self._metrics.restarts.labels(reason=reason).inc()
             if worker.is_asked_to_end:
                 continue
-            if worker.served_s() > STEADY_S:
+            if worker.has_served:
                 wait_s = FIRST_WAIT_S
             ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
             self._log.error("worker_ended", worker=number, by=ending, next_in_s=wait_s)

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ class WorkerProcess:
         connection: the parent's end of the connection.
         ended: its exit code once it has ended, negative for a signal.
         is_serving: True from when it said so until it is asked to end or has ended.
+        has_served: True from when it said that it serves.
         is_asked_to_end: True once it was asked to.
         metrics_page: the last metrics it told, Prometheus' text.
     """
@@ -37,7 +37,7 @@ class WorkerProcess:
         self.is_serving = False
         self.is_asked_to_end = False
         self.metrics_page = ""
-        self._serving_since_s = 0.0
+        self.has_served = False
         self._writer: asyncio.StreamWriter | None = None
         self._to_write = b""
         self._metrics: asyncio.Future[None] | None = None
@@ -57,14 +57,10 @@ class WorkerProcess:
             while (told := await frames.read_frame(reader)) is not None:
                 if told[0] == frames.SERVING and not self.is_asked_to_end:
                     self.is_serving = True
-                    self._serving_since_s = time.monotonic()
+                    self.has_served = True
                 yield told
         finally:
             self._writer.close()
-
-    def served_s(self) -> float:
-        """Returns for how long it has served, seconds."""
-        return time.monotonic() - self._serving_since_s if self._serving_since_s else 0.0
 
     def on_metrics(self, page: str) -> None:
         """Takes in the metrics it told."""

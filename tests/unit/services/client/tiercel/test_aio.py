@@ -121,14 +121,14 @@ async def test_a_call_that_a_stopping_router_cancels_goes_to_another() -> None:
         await server.stop(0)
 
 
-async def test_the_only_address_is_tried_twice() -> None:
-    """A balancer may stand behind it; two failures in a row are the mesh's."""
-    server, address = await serve(_Stopping())
-    async with AsyncClient(address) as client:
+async def test_the_only_address_is_tried_once_more_than_it_has_connections() -> None:
+    """Several processes may stand behind it; failures by every connection are the mesh's."""
+    server, address = await serve(_Stopping(cancelled_calls=2))
+    async with AsyncClient(address, connections=2) as client:
         assert (await client.generate("ab", task="sort")).text == "AB"
     await server.stop(0)
-    server, address = await serve(_Stopping(cancelled_calls=2))
-    async with AsyncClient(address) as client:
+    server, address = await serve(_Stopping(cancelled_calls=3))
+    async with AsyncClient(address, connections=2) as client:
         with pytest.raises(UnavailableError, match=r"CANCELLED \(TRANSPORT\)"):
             await client.generate("ab", task="sort")
     await server.stop(0)
