@@ -105,13 +105,13 @@ class MeshSettings(SettingsModel):
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
         """Yields duplicate names, unknown tiers and missing endpoints."""
         tiers = [tier for tier in _list(raw.get("tiers")) if isinstance(tier, str)]
-        yield from _duplicates(("tiers",), tiers)
+        yield from duplicates(("tiers",), tiers)
         for kind in ("tasks", "endpoints"):
             names = [
                 entry.get("name") if isinstance(entry, dict) else None
                 for entry in _list(raw.get(kind))
             ]
-            yield from _duplicates((kind,), names, "name")
+            yield from duplicates((kind,), names, "name")
         inner: dict[str, type[SettingsModel]] = {"tls": TlsSettings, "access": AccessSettings}
         for name, section in inner.items():
             below = raw.get(name)
@@ -130,7 +130,7 @@ class MeshSettings(SettingsModel):
 
 def _endpoint_problems(index: int, entry: dict[str, Any], tiers: list[str]) -> Iterator[Problem]:
     served = _list(entry.get("tiers"))
-    yield from _duplicates(("endpoints", index, "tiers"), served)
+    yield from duplicates(("endpoints", index, "tiers"), served)
     for tier in served:
         if isinstance(tier, str) and tier not in tiers:
             known = ", ".join(tiers) or "none"
@@ -149,9 +149,10 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _duplicates(
+def duplicates(
     path: tuple[str | int, ...], names: list[Any], key: str | None = None
 ) -> Iterator[Problem]:
+    """Yields the names that a list has twice; `key` is where in an entry the name stands."""
     seen: set[str] = set()
     for index, name in enumerate(names):
         if not isinstance(name, str):

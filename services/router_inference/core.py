@@ -31,6 +31,12 @@ from services.router_inference.health_notes import HealthNotes
 from services.router_inference.machine_code import MachineCode
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.attempt import AttemptParts, Stragglers
+from services.router_inference.path.clients import (
+    ClientLimit,
+    Clients,
+    LimitedDispatcher,
+    LimitedEnding,
+)
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
@@ -46,7 +52,11 @@ from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.records.tracing import Tracing
-from services.router_inference.settings import RouterInferenceSettings, Settings
+from services.router_inference.settings import (
+    ClientLimitSettings,
+    RouterInferenceSettings,
+    Settings,
+)
 from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
@@ -160,7 +170,9 @@ def build_core(env: Surroundings) -> Core:
     tracing = Tracing(
         telemetry=env.telemetry, router_id=place.worker_id, bad_per_s=own.bad_traces_per_s
     )
-    ending = Ending(
+    clients = _clients(env)
+    make_ending = Ending if clients is None else partial(LimitedEnding, clients)
+    ending = make_ending(
         router_id=place.worker_id,
         epoch=epoch,
         accounts=accounts,
@@ -172,7 +184,7 @@ def build_core(env: Surroundings) -> Core:
     )
     explanations = Explanations(own.explanation_memory_bytes)
     decider, dispatcher = _request_path(
-        env, view, accounts, admission, experience, explanations, ending, tracing, rng
+        env, view, accounts, admission, experience, explanations, ending, tracing, rng, clients
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -254,6 +266,7 @@ def _request_path(
     ending: Ending,
     tracing: Tracing,
     rng: np.random.Generator,
+    clients: Clients | None,
 ) -> tuple[Decider, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
     decider = Decider(
@@ -287,7 +300,28 @@ def _request_path(
         monotonic_s=monotonic_s,
     )
     limits = DispatchLimits(own.max_in_flight, own.max_leases)
-    return decider, Dispatcher(decider=decider, parts=parts, limits=limits, ending=ending)
+    make = Dispatcher if clients is None else partial(LimitedDispatcher, clients)
+    return decider, make(decider=decider, parts=parts, limits=limits, ending=ending)
+
+
+def _clients(env: Surroundings) -> Clients | None:
+    """Returns the clients' accounts; None where no client has a limit or a name."""
+    own, access = env.settings.router_inference, env.settings.mesh.access
+    others = _client_limit(own.other_clients)
+    if not (own.clients or access.keys_file or access.jwks_file or others != ClientLimit()):
+        return None
+    return Clients(
+        limits={each.name: _client_limit(each) for each in own.clients},
+        others=others,
+        requests=env.metrics.client_requests,
+        monotonic_s=env.clock.monotonic_s,
+    )
+
+
+def _client_limit(settings: ClientLimitSettings) -> ClientLimit:
+    return ClientLimit(
+        settings.max_in_flight, settings.rate_rps, settings.tokens_per_s, settings.weight
+    )
 
 
 def _view(env: Surroundings, rng: np.random.Generator) -> View:

@@ -10,11 +10,31 @@ from pydantic import Field
 
 from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
-from services.common.mesh_settings import MeshSettings
+from services.common.mesh_settings import MeshSettings, Name, duplicates
 from services.common.server import ServerSettings
 from services.common.settings import OptionalRelativePath, Problem, SettingsModel
 
 _SHORTEST_KEY_CHARACTERS = 16
+
+
+class ClientLimitSettings(SettingsModel):
+    """The `[router_inference.other_clients]` section: what each client may take. 0 is no limit."""
+
+    max_in_flight: int = Field(default=0, ge=0, le=1_000_000)
+    """Most requests under way."""
+    rate_rps: float = Field(default=0.0, ge=0.0, le=1e6)
+    """Most requests per second, with bursts of a second."""
+    tokens_per_s: float = Field(default=0.0, ge=0.0, le=1e9)
+    """Most prompt and output tokens per second, with bursts of a second."""
+    weight: float = Field(default=1.0, gt=0.0, le=1_000.0)
+    """Share under overload, beside the weights of the other clients."""
+
+
+class ClientSettings(ClientLimitSettings):
+    """One `[[router_inference.clients]]` entry."""
+
+    name: Name
+    """Name of the client, as its key or token has it; a label in metrics."""
 
 
 class RouterInferenceSettings(ServerSettings):
@@ -130,6 +150,10 @@ class RouterInferenceSettings(ServerSettings):
     """Most open tickets of `Route`; more are refused."""
     max_leases_per_client: int = Field(default=1_024, ge=1, le=1_000_000)
     """Most open tickets of one client (address), so that one cannot take all; more are refused."""
+    clients: tuple[ClientSettings, ...] = Field(default=(), max_length=1_000)
+    """Clients with limits of their own; see `[[router_inference.clients]]`."""
+    other_clients: ClientLimitSettings = Field(default_factory=ClientLimitSettings)
+    """What each other client may take; see `[router_inference.other_clients]`."""
     feedback_memory_count: int = Field(default=10_000, ge=0, le=1_000_000)
     """Ended requests remembered for late quality feedback."""
     explanation_memory_bytes: int = Field(default=16 * 1024 * 1024, ge=0, le=4 * 1024**3)
@@ -145,8 +169,12 @@ class RouterInferenceSettings(ServerSettings):
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
-        """Yields a ticket key that is too short, and a key given twice."""
+        """Yields a ticket key that is too short, a key given twice, a client given twice."""
         yield from super().cross_problems(raw, base_dir)
+        clients = raw.get("clients")
+        entries = clients if isinstance(clients, list) else []
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+        yield from duplicates(("clients",), names, "name")
         key = raw.get("ticket_key", "")
         if isinstance(key, str) and 0 < len(key) < _SHORTEST_KEY_CHARACTERS:
             yield Problem(

@@ -166,6 +166,12 @@ class RouterMetrics:
             "Experience records lost because Redis was away.",
             registry=registry,
         )
+        self.client_requests = Counter(
+            "tiercel_client_requests",
+            "Requests by client, of those that the settings name, and how they ended.",
+            ["client", "outcome"],
+            registry=registry,
+        )
         self.leases_expired = Counter(
             "tiercel_leases_expired", "Routed requests nobody reported on.", registry=registry
         )

@@ -26,7 +26,7 @@ from services.common.access.tls import TlsSettings
 from services.common.log import LogSettings
 from services.common.mesh_settings import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
-from services.router_inference.settings import RouterInferenceSettings
+from services.router_inference.settings import ClientSettings, RouterInferenceSettings
 from services.trainer.settings import TrainerSettings
 from tests.unit.deploy.manifests import ROOT
 
@@ -40,6 +40,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "mesh.tasks": TaskSettings,
     "mesh.endpoints": EndpointSettings,
     "router_inference": RouterInferenceSettings,
+    "router_inference.clients": ClientSettings,
     "load_monitor": LoadMonitorSettings,
     "trainer": TrainerSettings,
     "log": LogSettings,
