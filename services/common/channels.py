@@ -14,6 +14,14 @@ import grpc
 from services.common.access.tls import Certificates, Tls
 
 _STRAIGHT = (("grpc.enable_http_proxy", 0),)
+_RECONNECT = (
+    # A peer that comes back is used within a second, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name this also bounds one attempt to connect; while all cores are busy, an
+    # attempt takes longer than the shortest wait between two.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+)
 _OLD_CALLS_S = 60.0
 
 
@@ -27,7 +35,7 @@ def open_channel(
         options: gRPC's channel arguments beside our own.
         tls: Certificates; None means plain text.
     """
-    all_options = [*_STRAIGHT, *options]
+    all_options = [*_STRAIGHT, *_RECONNECT, *options]
     if tls is None:
         return grpc.aio.insecure_channel(address, options=all_options)
     return _RenewedChannel(

@@ -19,9 +19,6 @@ END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from t
 _FIRST_WAIT_S = 0.05
 
 CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),

@@ -43,10 +43,7 @@ _GATE_SEED = 900_000
 """First of the gate's seeds; training seeds stay below."""
 
 
-_CHANNEL_OPTIONS = (
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
-)
+_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 32 * 1024 * 1024),)
 
 
 class TrainerApplication:

@@ -15,8 +15,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Channels to one address would share a connection otherwise.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name this also bounds one attempt to connect; while all cores are busy, an
+    # attempt takes longer than the shortest wait between two.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 )

@@ -46,10 +46,6 @@ _MOST_MODELS = 2_000
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_RECEIVED_BYTES),
     ("grpc.max_send_message_length", _MAX_SENT_BYTES),
-    # An endpoint that comes back is to be used within a second, not after gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )

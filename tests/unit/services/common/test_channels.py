@@ -11,6 +11,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.common.channels import open_blocking_channel, open_channel
+from services.router_inference.reconnect import CHANNEL_OPTIONS
+from tests.fakes.slow_listener import slow_listener
+from tiercel.channels import CHANNEL_OPTIONS as CLIENT_OPTIONS
 
 SERVICES = Path(__file__).parents[4] / "services"
 
@@ -39,6 +42,17 @@ async def test_calls_do_not_go_through_a_proxy(address: str) -> None:
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
     with open_blocking_channel(address) as blocking:
         reply = health_pb2_grpc.HealthStub(blocking).Check(request, timeout=5.0)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("options", [(), CHANNEL_OPTIONS, CLIENT_OPTIONS])
+async def test_a_server_that_is_slow_to_greet_is_reached(
+    address: str, options: tuple[tuple[str, int], ...]
+) -> None:
+    """Busy cores delay a connection; they do not make its endpoint unreachable."""
+    request = health_pb2.HealthCheckRequest()
+    async with slow_listener(address, delay_s=0.4) as slow, open_channel(slow, options) as channel:
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
