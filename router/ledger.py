@@ -128,12 +128,11 @@ class Ledger:
 
         Candidates that left the fleet are among them.
         """
-        return {
-            candidate: (counts[0][row], counts[1][row], counts[2][row])
-            for rows, counts in ((self._row, self._counts), (self._left, self._left_counts))
-            for candidate, row in rows.items()
-            if counts[0][row]
-        }
+        return {**_where_any(self._row, self._counts), **self.left()}
+
+    def left(self) -> Mapping[tuple[str, str], tuple[float, float, float]]:
+        """Returns the same of the candidates that left the fleet."""
+        return _where_any(self._left, self._left_counts)
 
     def _place(self, candidate: tuple[str, str]) -> int:
         """Returns a candidate's row, or ~row beside the fleet, made where it is missing."""
@@ -155,3 +154,13 @@ class Ledger:
         if entry.waiting:
             counts[1][row] += entry.prompt_tokens
         counts[2][row] += entry.remaining_tokens
+
+
+def _where_any(
+    rows: Mapping[tuple[str, str], int], counts: tuple[Any, ...]
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    return {
+        candidate: (counts[0][row], counts[1][row], counts[2][row])
+        for candidate, row in rows.items()
+        if counts[0][row]
+    }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from router.traffic import LONG_TAU_S
 from services.common.clock import Clock
 from services.common.errors import AlreadyExistsError, ResourceExhaustedError
-from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport
+from services.load_monitor.loads import KINDS, NO_ORDER, CandidateOrder, Loads
+from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport, SharedLoads
 
 # Tag and length around a report in a state.
 _ENTRY_BYTES = 8
@@ -20,19 +23,23 @@ class _Router:
 
     Attributes:
         report: Its last report.
+        load_LC: What of the total is its load.
+        extra_bytes: By how many bytes the report exceeds a router's share.
         heard_s: When it came, monotonic seconds.
         stream: The stream it came by; None: through another monitor.
         is_open: False once that stream has broken.
     """
 
     report: RouterReport
+    load_LC: Loads
+    extra_bytes: int
     heard_s: float
     stream: object | None
     is_open: bool = True
 
 
 class Aggregator:
-    """The last report of every router.
+    """The last report of every router, and the sum of their loads, kept up to date by each.
 
     The arrival rate over about 0.2 seconds is the sum of what the routers report. The one over 10
     seconds follows that sum exponentially, so that traffic that moves from one router to another
@@ -50,6 +57,8 @@ class Aggregator:
         self._max_routers = max_routers
         self._share_bytes = MAX_REPORTS_BYTES // 2 // max_routers
         self._extra_bytes = 0
+        self._order = NO_ORDER
+        self._total_LC = np.zeros((KINDS, 0), np.int64)
         self._routers: dict[str, _Router] = {}
         self._long_rps = 0.0
         self._updated_s: float | None = None
@@ -79,17 +88,30 @@ class Aggregator:
             raise AlreadyExistsError(
                 "router id", report.router_id, "is in use by another process that reports"
             )
-        self._check_room(report, known)
+        extra_bytes = max(0, report.most_bytes + _ENTRY_BYTES - self._share_bytes)
+        self._check_room(extra_bytes, known)
         self._update_long()
-        self._extra_bytes += self._extra(report) - (self._extra(known.report) if known else 0)
-        self._routers[report.router_id] = _Router(report, now_s, stream)
+        if known is not None:
+            self._forget(report.router_id)
+        load_LC = report.loads.on(self._order)
+        self._total_LC += load_LC
+        self._extra_bytes += extra_bytes
+        self._routers[report.router_id] = _Router(report, load_LC, extra_bytes, now_s, stream)
         if self._updated_s is None:
             # The estimate starts with the first thing seen; from zero it would need 10 s to arrive.
             self._long_rps = self.arrival_rate_short_rps
             self._updated_s = now_s
         return True
 
-    def _check_room(self, report: RouterReport, known: _Router | None) -> None:
+    def follow(self, order: CandidateOrder) -> None:
+        """Adds up over these candidates from now on."""
+        self._order = order
+        self._total_LC = np.zeros((KINDS, len(order)), np.int64)
+        for router in self._routers.values():
+            router.load_LC = router.report.loads.on(order)
+            self._total_LC += router.load_LC
+
+    def _check_room(self, extra_bytes: int, known: _Router | None) -> None:
         """Raises ResourceExhaustedError if there is no room for a report.
 
         Half of the room is shared out equally among `max_routers`; larger reports take the rest.
@@ -99,8 +121,7 @@ class Aggregator:
             raise ResourceExhaustedError(
                 "TOO_MANY_ROUTERS", f"{self._max_routers} routers", f"{len(self._routers)} routers"
             )
-        extra_bytes = self._extra(report)
-        others_bytes = self._extra_bytes - (self._extra(known.report) if known else 0)
+        others_bytes = self._extra_bytes - (known.extra_bytes if known else 0)
         most_bytes = MAX_REPORTS_BYTES // 2
         if extra_bytes and others_bytes + extra_bytes > most_bytes:
             raise ResourceExhaustedError(
@@ -108,10 +129,6 @@ class Aggregator:
                 f"{most_bytes} bytes beyond {self._share_bytes} per router",
                 f"{others_bytes + extra_bytes} bytes",
             )
-
-    def _extra(self, report: RouterReport) -> int:
-        """Returns by how many bytes a report exceeds a router's share."""
-        return max(0, len(report.encoded) + _ENTRY_BYTES - self._share_bytes)
 
     def stream_broke(self, router_id: str, stream: object) -> None:
         """Notes that a router's stream ended without a good-bye: another process may take over."""
@@ -127,7 +144,9 @@ class Aggregator:
             self._forget(router_id)
 
     def _forget(self, router_id: str) -> None:
-        self._extra_bytes -= self._extra(self._routers.pop(router_id).report)
+        router = self._routers.pop(router_id)
+        self._extra_bytes -= router.extra_bytes
+        self._total_LC -= router.load_LC
 
     def expire(self) -> list[str]:
         """Forgets silent routers and returns their names."""
@@ -143,6 +162,11 @@ class Aggregator:
         """The last report of every router, in order of name."""
         return tuple(self._routers[name].report for name in sorted(self._routers))
 
+    def loads(self) -> SharedLoads:
+        """Returns the loads as of now."""
+        by_router = {name: (each.report, each.load_LC) for name, each in self._routers.items()}
+        return SharedLoads(self._order, self._total_LC.copy(), by_router)
+
     @property
     def arrival_rate_short_rps(self) -> float:
         """Mesh-wide arrivals per second over about 0.2 seconds."""
@@ -155,10 +179,10 @@ class Aggregator:
 
     def in_flight_at(self, endpoint: str) -> int:
         """Returns how many requests the routers have under way at an endpoint."""
+        names = self._order.names
         return sum(
             count
-            for router in self._routers.values()
-            for _tier, name, count in router.report.in_flight
+            for (_tier, name), count in zip(names, self._total_LC[0].tolist(), strict=True)
             if name == endpoint
         )
 

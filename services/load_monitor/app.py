@@ -216,7 +216,7 @@ class LoadMonitorApp:
     def _collector(self, publisher: Publisher) -> MonitorCollector:
         return MonitorCollector(
             picture=lambda: publisher.picture,
-            publication=lambda: self._broadcast.latest,
+            served=lambda: self._broadcast.latest,
             age_s=lambda: self._broadcast.age_s,
             role=lambda: self.role,
             degraded=self._degraded_reasons,

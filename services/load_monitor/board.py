@@ -8,7 +8,8 @@ from router.fleet import EndpointSpec
 from services.common.clock import Clock
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.health import EndpointTracker, HealthRules
-from services.load_monitor.model import Picture, RouterReport
+from services.load_monitor.loads import NO_ORDER
+from services.load_monitor.model import Picture, RouterReport, order_of
 from services.load_monitor.topology import Topology
 
 # Routers report ten times a second; after this time without load an endpoint really is empty.
@@ -43,6 +44,7 @@ class Board:
         self._trackers: dict[str, EndpointTracker] = {}
         self._drain_start_s: dict[str, float] = {}
         self._dirty = True
+        self.order = NO_ORDER
         self.endpoints_changed = asyncio.Event()
         self._follow_topology()
 
@@ -112,7 +114,7 @@ class Board:
             endpoints=tuple(
                 tracker.view(draining=name in draining) for name, tracker in self._trackers.items()
             ),
-            routers=self.aggregator.reports,
+            loads=self.aggregator.loads(),
             arrival_rate_short_rps=self.aggregator.arrival_rate_short_rps,
             arrival_rate_long_rps=self.aggregator.arrival_rate_long_rps,
             topology_version=self._topology.version,
@@ -125,6 +127,8 @@ class Board:
             name: self._kept_or_new(old.get(name), spec)
             for name, spec in self._topology.endpoints.items()
         }
+        self.order = order_of(self._topology.endpoints.values()).same_or(self.order)
+        self.aggregator.follow(self.order)
         now_s = self._clock.monotonic_s()
         self._drain_start_s = {
             name: self._drain_start_s.get(name, now_s) for name in self._topology.draining

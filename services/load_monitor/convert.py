@@ -1,9 +1,11 @@
-"""Messages of the monitor to its own terms and back."""
+"""What clients send, checked and in the monitor's own terms."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from router.fleet import EndpointSpec
 from services.common.addresses import parse_address
@@ -14,22 +16,23 @@ from services.common.checks import (
     Checks,
     is_name,
 )
-from services.common.convert import endpoint_of_message, message_of_endpoint
-from services.common.errors import InvalidArgumentError
-from services.common.times import duration_of, timestamp_of
+from services.common.convert import endpoint_of_message
+from services.load_monitor.loads import (
+    KINDS,
+    NO_ORDER,
+    Candidate,
+    CandidateOrder,
+    Loads,
+    RouterLoads,
+    Triple,
+)
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
     LEAST_CLAIMED_SPEED,
     LONGEST_DRAIN_S,
     MAX_REPORT_BYTES,
-    MAX_STATE_BYTES,
     MOST_CLAIMED_SPEED,
-    EndpointView,
-    Health,
-    Picture,
-    Publication,
     RouterReport,
-    TierGauge,
 )
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
@@ -45,29 +48,30 @@ _MOST_LOADS = 10_000
 _MOST_IN_FLIGHT = 1_000_000
 _MOST_TOKENS = 10**12
 _LARGEST_INT64 = 2**63 - 1
-_LARGEST_VERSION = 2**52
-
-HEALTH_TO_MESSAGE = {
-    Health.UNKNOWN: common_pb2.ENDPOINT_HEALTH_UNSPECIFIED,
-    Health.READY: common_pb2.ENDPOINT_HEALTH_READY,
-    Health.PARTIAL: common_pb2.ENDPOINT_HEALTH_PARTIAL,
-    Health.DOWN: common_pb2.ENDPOINT_HEALTH_DOWN,
-    Health.DRAINING: common_pb2.ENDPOINT_HEALTH_DRAINING,
-}
+PACKED_FIELDS = (
+    "in_flight_counts",
+    "waiting_prompt_token_counts",
+    "remaining_output_token_counts",
+)
+FLOAT32 = np.dtype("<f4")
+_MOST_L1 = np.array([[_MOST_IN_FLIGHT], [_MOST_TOKENS], [_MOST_TOKENS]], np.float64)
 
 
-def report_from_message(load: state_pb2.RouterLoad) -> RouterReport:
+def report_from_message(
+    load: state_pb2.RouterLoad, told: CandidateOrder = NO_ORDER, known: CandidateOrder = NO_ORDER
+) -> RouterReport:
     """Returns a router's report.
+
+    Args:
+        load: The report; what it says of candidates is taken out of it.
+        told: The order of packed loads that its stream told before.
+        known: The order of the endpoint list, which takes the place of one that is the same.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
     """
     bad = Checks("load.")
-    size = load.ByteSize()
-    if not bad.require(
-        size <= MAX_REPORT_BYTES, "", f"has {size} bytes", f"{MAX_REPORT_BYTES} bytes"
-    ):
-        bad.raise_if_any()
+    _check_size(bad, load.ByteSize())
     # What this version does not know would be handed on to every router.
     load.DiscardUnknownFields()  # type: ignore[attr-defined]
     bad.text("router_id", load.router_id, _LONGEST_ROUTER_ID, 1)
@@ -84,44 +88,108 @@ def report_from_message(load: state_pb2.RouterLoad) -> RouterReport:
         for index, tier in enumerate(load.tier_outcomes):
             bad.name(f"tier_outcomes[{index}].tier", tier.tier)
             _check_outcomes(bad, f"tier_outcomes[{index}].outcomes", tier.outcomes)
-    if bad.items("loads", load.loads, _MOST_LOADS):
-        _check_loads(bad, load.loads)
+    loads = _loads(bad, load, told, known)
     bad.raise_if_any()
-    return RouterReport(
+    for field in ("loads", "candidates", "packed_loads"):
+        load.ClearField(field)
+    report = RouterReport(
         router_id=load.router_id,
         epoch=load.epoch,
         sequence=load.sequence,
         arrival_rate_rps=load.arrival_rate_rps,
-        in_flight=tuple(
-            (entry.candidate.tier, entry.candidate.endpoint, entry.in_flight_count)
-            for entry in load.loads
-        ),
+        loads=loads,
         encoded=load.SerializeToString(),
     )
+    # It is handed on by name as well.
+    _check_size(bad, report.most_bytes)
+    return report
 
 
-def _check_loads(bad: Checks, loads: Iterable[state_pb2.CandidateLoad]) -> None:
-    seen: set[tuple[str, str]] = set()
+def _check_size(bad: Checks, size: int) -> None:
+    limit = f"{MAX_REPORT_BYTES} bytes"
+    if not bad.require(size <= MAX_REPORT_BYTES, "", f"has {size} bytes", limit):
+        bad.raise_if_any()
+
+
+def _loads(
+    bad: Checks, load: state_pb2.RouterLoad, told: CandidateOrder, known: CandidateOrder
+) -> RouterLoads:
+    """Returns the load per candidate; only sensible if nothing is wrong."""
+    if not load.HasField("packed_loads"):
+        is_short = bad.items("loads", load.loads, _MOST_LOADS)
+        return RouterLoads.by_name(_named(bad, load.loads, NO_ORDER) if is_short else {})
+    order = told
+    if load.candidates and bad.items("candidates", load.candidates, _MOST_LOADS):
+        order = _order(bad, load.candidates).same_or(known)
+    beside: dict[Candidate, Triple] = {}
+    if bad.items("loads", load.loads, _MOST_LOADS - len(order)):
+        beside = _named(bad, load.loads, order)
+    bad.raise_if_any()
+    return RouterLoads(order, _packed(bad, load.packed_loads, len(order)), beside)
+
+
+def _packed(bad: Checks, packed: state_pb2.PackedLoads, candidate_count: int) -> Loads:
+    parts = [getattr(packed, field) for field in PACKED_FIELDS]
+    expected = FLOAT32.itemsize * candidate_count
+    for field, part in zip(PACKED_FIELDS, parts, strict=True):
+        problem = f"has {len(part)} bytes"
+        bad.require(len(part) == expected, f"packed_loads.{field}", problem, f"{expected} bytes")
+    bad.raise_if_any()
+    told_LC = np.frombuffer(b"".join(parts), FLOAT32).reshape(KINDS, -1).astype(np.float64)
+    # NaN lies nowhere.
+    is_good_LC = (told_LC >= 0.0) & (told_LC <= _MOST_L1)
+    if not is_good_LC.all():
+        for field, is_good_C, most in zip(PACKED_FIELDS, is_good_LC, _MOST_L1.flat, strict=True):
+            problem = "has a number out of range"
+            bad.require(bool(is_good_C.all()), f"packed_loads.{field}", problem, f"0 to {most:g}")
+    bad.raise_if_any()
+    return np.rint(told_LC).astype(np.int64)
+
+
+def _order(bad: Checks, candidates: Sequence[common_pb2.Candidate]) -> CandidateOrder:
+    names: dict[Candidate, None] = {}
+    for index, candidate in enumerate(candidates):
+        name = candidate.tier, candidate.endpoint
+        if name in names or not (is_name(name[0]) and is_name(name[1])):
+            _check_candidate(bad, f"candidates[{index}]", name, is_twice=name in names)
+        names[name] = None
+    return CandidateOrder(names)
+
+
+def _named(
+    bad: Checks, loads: Iterable[state_pb2.CandidateLoad], order: CandidateOrder
+) -> dict[Candidate, Triple]:
+    """Returns loads by name; none of them may be in the order."""
+    found: dict[Candidate, Triple] = {}
     for index, entry in enumerate(loads):
-        tier, endpoint = entry.candidate.tier, entry.candidate.endpoint
+        name = entry.candidate.tier, entry.candidate.endpoint
+        load = (
+            entry.in_flight_count,
+            entry.waiting_prompt_token_count,
+            entry.remaining_output_token_count,
+        )
+        is_twice = name in found or name in order.row
         if (
-            is_name(tier)
-            and is_name(endpoint)
-            and (tier, endpoint) not in seen
-            and 0 <= entry.in_flight_count <= _MOST_IN_FLIGHT
-            and 0 <= entry.waiting_prompt_token_count <= _MOST_TOKENS
-            and 0 <= entry.remaining_output_token_count <= _MOST_TOKENS
+            is_twice
+            or not (is_name(name[0]) and is_name(name[1]))
+            or not 0 <= load[0] <= _MOST_IN_FLIGHT
+            or not 0 <= load[1] <= _MOST_TOKENS
+            or not 0 <= load[2] <= _MOST_TOKENS
         ):
-            # The rule, ten times a second and router: naming each check would cost five times this.
-            seen.add((tier, endpoint))
-            continue
-        field = f"loads[{index}]"
-        bad.name(f"{field}.candidate.tier", tier)
-        bad.name(f"{field}.candidate.endpoint", endpoint)
-        bad.require((tier, endpoint) not in seen, f"{field}.candidate", "is named twice")
-        bad.count(f"{field}.in_flight_count", entry.in_flight_count, _MOST_IN_FLIGHT)
-        for name in ("waiting_prompt_token_count", "remaining_output_token_count"):
-            bad.count(f"{field}.{name}", getattr(entry, name), _MOST_TOKENS)
+            # The exception: naming each check for every entry would cost five times this.
+            field = f"loads[{index}]"
+            _check_candidate(bad, f"{field}.candidate", name, is_twice=is_twice)
+            bad.count(f"{field}.in_flight_count", load[0], _MOST_IN_FLIGHT)
+            bad.count(f"{field}.waiting_prompt_token_count", load[1], _MOST_TOKENS)
+            bad.count(f"{field}.remaining_output_token_count", load[2], _MOST_TOKENS)
+        found[name] = load
+    return found
+
+
+def _check_candidate(bad: Checks, field: str, name: Candidate, *, is_twice: bool) -> None:
+    bad.name(f"{field}.tier", name[0])
+    bad.name(f"{field}.endpoint", name[1])
+    bad.require(not is_twice, field, "is named twice")
 
 
 def _check_outcomes(bad: Checks, field: str, outcomes: state_pb2.OutcomeCounts) -> None:
@@ -183,12 +251,19 @@ def endpoint_name_of(request: service_pb2.RemoveEndpointRequest) -> str:
     return request.endpoint
 
 
-def after_version_of(request: service_pb2.WatchSystemStateRequest) -> int:
-    """Returns the number a watcher has; InvalidArgumentError if it is negative."""
+def watcher_of(request: service_pb2.WatchSystemStateRequest) -> tuple[int, str, int]:
+    """Returns the number a watcher has, and name and epoch of its router; "" and 0 if it is none.
+
+    Raises:
+        InvalidArgumentError: Naming what is wrong.
+    """
     bad = Checks()
     bad.count("after_version", request.after_version, _LARGEST_INT64)
+    bad.text("router_id", request.router_id, _LONGEST_ROUTER_ID)
+    is_router = bool(request.router_id)
+    bad.count("epoch", request.epoch, _LARGEST_INT64 if is_router else 0, int(is_router))
     bad.raise_if_any()
-    return request.after_version
+    return request.after_version, request.router_id, request.epoch
 
 
 def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:
@@ -199,85 +274,6 @@ def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:
     drain_s = bad.duration("drain", request.drain, 0.0, LONGEST_DRAIN_S)
     bad.raise_if_any()
     return drain_s
-
-
-def encode_picture(picture: Picture) -> Publication:
-    """Returns a picture as a serialized SystemState."""
-    state = state_pb2.SystemState(
-        version=picture.version,
-        monitor_id=picture.monitor_id,
-        publish_time=timestamp_of(picture.publish_wall_ns),
-        arrival_rate_short_rps=picture.arrival_rate_short_rps,
-        arrival_rate_long_rps=picture.arrival_rate_long_rps,
-        topology_version=picture.topology_version,
-        endpoints=[_endpoint_state(view) for view in picture.endpoints],
-    )
-    for report in picture.routers:
-        state.routers.add().ParseFromString(report.encoded)
-    return Publication(picture.version, state.SerializeToString())
-
-
-def decode_publication(payload: bytes) -> Publication:
-    """Returns a publication another monitor stored; ValueError if the bytes are something else."""
-    state = _parsed_state(payload)
-    # Counting goes on above it: a number at the end of what a message holds leaves no room.
-    if not 0 < state.version <= _LARGEST_VERSION:
-        raise ValueError(f"version {state.version} is not within 1 and {_LARGEST_VERSION}")
-    if len(payload) > MAX_STATE_BYTES:
-        raise ValueError(f"a state of {len(payload)} bytes (limit: {MAX_STATE_BYTES})")
-    return Publication(state.version, payload)
-
-
-def encode_reports(reports: tuple[RouterReport, ...]) -> bytes:
-    """Returns reports in the form monitors hand to each other."""
-    state = state_pb2.SystemState()
-    for report in reports:
-        state.routers.add().ParseFromString(report.encoded)
-    return state.SerializeToString()
-
-
-def decode_reports(payload: bytes) -> list[RouterReport]:
-    """Returns what `encode_reports` made; ValueError if the bytes are something else."""
-    try:
-        return [report_from_message(load) for load in _parsed_state(payload).routers]
-    except InvalidArgumentError as error:
-        raise ValueError(f"reports of a peer are wrong: {error}") from error
-
-
-def state_from_publication(publication: Publication) -> state_pb2.SystemState:
-    """Returns the message of a publication."""
-    return state_pb2.SystemState.FromString(publication.payload)
-
-
-def _parsed_state(payload: bytes) -> state_pb2.SystemState:
-    try:
-        return state_pb2.SystemState.FromString(payload)
-    except Exception as error:  # the parser's own error type is no part of its interface
-        raise ValueError(f"not a system state: {error}") from error
-
-
-def _endpoint_state(view: EndpointView) -> state_pb2.EndpointState:
-    return state_pb2.EndpointState(
-        endpoint=message_of_endpoint(view.spec),
-        health=HEALTH_TO_MESSAGE[view.health],
-        ramp_weight=view.ramp_weight,
-        probe_time=timestamp_of(view.probe_wall_ns) if view.probe_wall_ns else None,
-        gauges=[_tier_gauges(gauge) for gauge in view.gauges],
-        reason=view.reason,
-    )
-
-
-def _tier_gauges(gauge: TierGauge) -> state_pb2.TierGauges:
-    return state_pb2.TierGauges(
-        tier=gauge.tier,
-        ready=gauge.ready,
-        queue_depth=gauge.queue_depth,
-        success_count=gauge.success_count,
-        failure_count=gauge.failure_count,
-        mean_queue=None if gauge.mean_queue_s is None else duration_of(gauge.mean_queue_s),
-        mean_compute=None if gauge.mean_compute_s is None else duration_of(gauge.mean_compute_s),
-        kind=gauge.kind,
-    )
 
 
 def _is_address(text: str) -> bool:

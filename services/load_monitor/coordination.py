@@ -15,10 +15,16 @@ from services.common.errors import DomainError, cut
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.shared_state import SharedState
-from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
-from services.load_monitor.model import Publication, RouterReport
+from services.load_monitor.convert_state import (
+    read_picture,
+    read_reports,
+    stored_picture,
+    stored_reports,
+)
+from services.load_monitor.loads import NO_ORDER
+from services.load_monitor.model import Picture, RouterReport
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Operation
 from services.load_monitor.versions import Versions
@@ -26,6 +32,8 @@ from services.load_monitor.versions import Versions
 LEASE_NAME = "load-monitor"
 _LEASE_SHARE = 0.25
 _RETRY_S = 0.5
+# A follower of the last release hands its reports over far more often.
+_LAST_RELEASE_S = 5.0
 _LONGEST_PROBLEM_BYTES = 500
 
 
@@ -86,6 +94,8 @@ class Coordinator:
         self._lease_due_s = 0.0
         self._good_s = clock.monotonic_s()
         self._had_reports = False
+        self._leader_packs = False
+        self._by_name_until_s = float("-inf")
         self.store_available: bool | None = None
 
     @property
@@ -159,12 +169,12 @@ class Coordinator:
         has_it = await self._store.acquire_lease(LEASE_NAME, self._process_id, self._lease_ttl_s)
         self._lease_due_s = now_s + self._lease_ttl_s * _LEASE_SHARE
         if has_it and self._role is not Role.LEADER:
-            await self._observe_stored_version()
+            await self._stored_picture()
         self._become(Role.LEADER if has_it else Role.FOLLOWER)
 
     async def _lead(self) -> None:
         for payload in await self._store.take_peer_reports():
-            for report in self._decoded_reports(payload):
+            for report in self._read_reports(payload):
                 try:
                     self._board.take_report(report)
                 except DomainError as error:
@@ -172,25 +182,25 @@ class Coordinator:
         latest = self._broadcast.latest
         if latest is None or latest.version <= self._stored_version:
             return
-        if await self._store.publish_system_state(latest.payload, latest.version):
+        by_name = self._clock.monotonic_s() < self._by_name_until_s
+        payload = stored_picture(latest, by_name=by_name)
+        if await self._store.publish_system_state(payload, latest.version):
             self._stored_version = latest.version
             self._on_redis_publication()
         else:
             # A former leader's clock was ahead of ours: go on above its last number.
-            await self._observe_stored_version()
+            await self._stored_picture()
             self._board.mark()
 
     async def _follow(self) -> None:
         reports = self._board.aggregator.reports
         if reports or self._had_reports:
-            await self._store.put_peer_reports(self._process_id, convert.encode_reports(reports))
+            payload = stored_reports(reports, self._board.order, by_name=not self._leader_packs)
+            await self._store.put_peer_reports(self._process_id, payload)
             self._had_reports = bool(reports)
-        payload = await self._store.load_system_state()
-        if payload is not None:
-            publication = self._decoded_state(payload)
-            if publication is not None:
-                self._versions.observe(publication.version)
-                self._broadcast.offer(publication)
+        picture = await self._stored_picture()
+        if picture is not None:
+            self._broadcast.offer(picture)
 
     # -- helpers
 
@@ -218,25 +228,31 @@ class Coordinator:
             self._log.warning("redis_unavailable", reason=reason)
         self.store_available = available
 
-    async def _observe_stored_version(self) -> None:
+    async def _stored_picture(self) -> Picture | None:
+        """Returns the picture in the store, if there is a readable one; counting goes on above."""
         payload = await self._store.load_system_state()
-        publication = None if payload is None else self._decoded_state(payload)
-        if publication is not None:
-            self._versions.observe(publication.version)
-
-    def _decoded_state(self, payload: bytes) -> Publication | None:
+        if payload is None:
+            return None
+        latest = self._broadcast.latest
         try:
-            return convert.decode_publication(payload)
+            picture, self._leader_packs = read_picture(
+                payload, NO_ORDER if latest is None else latest.loads.order
+            )
         except ValueError as error:
             self._tell("stored_state_unreadable", error)
             return None
+        self._versions.observe(picture.version)
+        return picture
 
-    def _decoded_reports(self, payload: bytes) -> list[RouterReport]:
+    def _read_reports(self, payload: bytes) -> list[RouterReport]:
         try:
-            return convert.decode_reports(payload)
+            reports, peer_packs = read_reports(payload, self._board.order)
         except ValueError as error:
             self._tell("peer_reports_unreadable", error)
             return []
+        if not peer_packs:
+            self._by_name_until_s = self._clock.monotonic_s() + _LAST_RELEASE_S
+        return reports
 
     def _tell(self, event: str, error: Exception) -> None:
         """Logs what is wrong with what others wrote, once: it is met again in every round."""

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.load_monitor.coordination import Role
-from services.load_monitor.model import Health, Picture, Publication
+from services.load_monitor.model import Health, Picture
 
 
 class MonitorCounters:
@@ -36,8 +36,8 @@ class MonitorCollector(Collector):
     Runs in the thread of the metrics server and therefore reads only immutable objects.
 
     Args:
-        picture: Returns the newest picture, None before the first.
-        publication: Returns the newest publication served, None before the first.
+        picture: Returns the newest picture of the own board, None before the first.
+        served: Returns the newest picture served, None before the first.
         age_s: Returns its age, seconds.
         role: Returns the monitor's role.
         degraded: Returns the reasons for which the monitor is degraded.
@@ -49,7 +49,7 @@ class MonitorCollector(Collector):
         self,
         *,
         picture: Callable[[], Picture | None],
-        publication: Callable[[], Publication | None],
+        served: Callable[[], Picture | None],
         age_s: Callable[[], float],
         role: Callable[[], Role],
         degraded: Callable[[], tuple[str, ...]],
@@ -57,7 +57,7 @@ class MonitorCollector(Collector):
         failed_probe_counts: Callable[[], tuple[tuple[str, int], ...]],
     ) -> None:
         self._picture = picture
-        self._publication = publication
+        self._served = served
         self._age_s = age_s
         self._role = role
         self._degraded = degraded
@@ -81,13 +81,13 @@ class MonitorCollector(Collector):
         for endpoint, count in self._failed_probe_counts():
             failures.add_metric([endpoint], count)
         yield failures
-        publication = self._publication()
-        if publication is not None:
+        served = self._served()
+        if served is not None:
             yield _single(
                 "tiercel_monitor_state_age_seconds", "Age of the state served.", self._age_s()
             )
             yield _single(
-                "tiercel_monitor_state_version", "Number of the state served.", publication.version
+                "tiercel_monitor_state_version", "Number of the state served.", served.version
             )
         picture = self._picture()
         if picture is not None:
@@ -109,14 +109,9 @@ def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
     in_flight = _family(
         "tiercel_monitor_in_flight", "Requests under way as routers report.", "tier", "endpoint"
     )
-    # Only candidates of the mesh: a report may name anything, and every name is a series.
-    sums = {(gauge.tier, view.spec.name): 0 for view in picture.endpoints for gauge in view.gauges}
-    for report in picture.routers:
-        for tier, endpoint, count in report.in_flight:
-            if (tier, endpoint) in sums:
-                sums[(tier, endpoint)] += count
-    for (tier, endpoint), count in sums.items():
-        in_flight.add_metric([tier, endpoint], count)
+    names, counts = picture.loads.order.names, picture.loads.total_LC[0].tolist()
+    for candidate, count in zip(names, counts, strict=True):
+        in_flight.add_metric(candidate, count)
     yield in_flight
 
 

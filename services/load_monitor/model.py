@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from router.fleet import EndpointSpec
+from services.load_monitor.loads import KINDS, CandidateOrder, Loads, RouterLoads
 
 DEFAULT_DRAIN_S = 10.0
 LONGEST_DRAIN_S = 3600.0
@@ -91,19 +95,57 @@ class RouterReport:
         epoch: Start stamp of the process; a restart is a new, larger epoch.
         sequence: Number of the report within the epoch, from 1.
         arrival_rate_rps: Arrivals at this router per second, over about 0.2 seconds.
-        in_flight: Requests under way per (tier, endpoint).
-        encoded: The whole report as it came; published again without being taken apart.
+        loads: Its load per candidate.
+        encoded: The rest of the report as it came; published again without being taken apart.
     """
 
     router_id: str
     epoch: int
     sequence: int
     arrival_rate_rps: float
-    in_flight: tuple[tuple[str, str, int], ...]
+    loads: RouterLoads
     encoded: bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """Most bytes that it takes in a state that a client is sent."""
+        return len(self.encoded) + self.loads.most_bytes()
 
 
 @dataclass(frozen=True, slots=True)
+class SharedLoads:
+    """What all routers have outstanding together, and what each of them adds to it.
+
+    Args:
+        order: Of the candidates, which are those of the endpoint list.
+        total_LC: Sum over all routers.
+        by_router: The last report of every router, and its load in that order, by name.
+    """
+
+    order: CandidateOrder
+    total_LC: Loads
+    by_router: Mapping[str, tuple[RouterReport, Loads]]
+
+    @classmethod
+    def of(cls, order: CandidateOrder, reports: Iterable[RouterReport]) -> SharedLoads:
+        """Adds up the loads of reports."""
+        by_router = {each.router_id: (each, each.loads.on(order)) for each in reports}
+        total_LC = np.zeros((KINDS, len(order)), np.int64)
+        for _report, load_LC in by_router.values():
+            total_LC += load_LC
+        return cls(order, total_LC, by_router)
+
+    def own(self, router_id: str, epoch: int) -> tuple[RouterReport, Loads] | None:
+        """Returns what a router process itself reported; None if nothing of it is counted.
+
+        What another process of its name reported is another's load: one that was there first, or
+        an earlier one, whose report the first of this one replaces.
+        """
+        own = self.by_router.get(router_id)
+        return own if own is not None and own[0].epoch == epoch else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """The shared picture of the mesh at one moment.
 
@@ -112,7 +154,7 @@ class Picture:
         monitor_id: Who published it.
         publish_wall_ns: When, nanoseconds since 1970.
         endpoints: Every known endpoint.
-        routers: Every router heard of lately, with its last report.
+        loads: Every router heard of lately, with its last report, and their sum.
         arrival_rate_short_rps: Mesh-wide arrivals per second over about 0.2 seconds.
         arrival_rate_long_rps: Same over about 10 seconds.
         topology_version: Number of the endpoint list.
@@ -122,20 +164,17 @@ class Picture:
     monitor_id: str
     publish_wall_ns: int
     endpoints: tuple[EndpointView, ...]
-    routers: tuple[RouterReport, ...]
+    loads: SharedLoads
     arrival_rate_short_rps: float
     arrival_rate_long_rps: float
     topology_version: int
 
+    @property
+    def routers(self) -> tuple[RouterReport, ...]:
+        """The last report of every router, in order of name."""
+        return tuple(report for _name, (report, _load) in sorted(self.loads.by_router.items()))
 
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A picture ready to be sent.
 
-    Args:
-        version: Its number.
-        payload: A serialized SystemState.
-    """
-
-    version: int
-    payload: bytes
+def order_of(endpoints: Iterable[EndpointSpec]) -> CandidateOrder:
+    """Returns the order of an endpoint list: endpoint by endpoint, each with its tiers."""
+    return CandidateOrder((tier, spec.name) for spec in endpoints for tier in spec.models)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.coordination import Coordinator
@@ -18,13 +17,13 @@ _FIRST_PROBES_S = 2.0
 
 
 class Publisher:
-    """Turns the board into publications.
+    """Takes pictures of the board and publishes them.
 
     Args:
         board: What is known.
-        broadcast: Where publications go.
+        broadcast: Where pictures go.
         coordinator: Tells whether this monitor publishes at all.
-        versions: Numbers of the publications.
+        versions: Numbers of the pictures.
         clock: For the intervals.
         log: For routers that went silent.
         interval_s: Least time between two states, seconds.
@@ -77,7 +76,7 @@ class Publisher:
         picture = self._board.picture(self._versions.next())
         self._published_s = self._clock.monotonic_s()
         self.picture = picture
-        self._broadcast.offer(convert.encode_picture(picture))
+        self._broadcast.offer(picture)
         self._on_publication(picture)
         return True
 

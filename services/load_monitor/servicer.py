@@ -14,9 +14,11 @@ from services.common.errors import (
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
+from services.load_monitor.convert_state import state_of_picture
 from services.load_monitor.coordination import Coordinator
+from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.metrics import MonitorCounters
-from services.load_monitor.model import Publication
+from services.load_monitor.router_states import RouterStates, Watcher
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 
@@ -53,17 +55,20 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._max_watchers = max_watchers
         self._taken = counters.reports.labels(result="taken")
         self._stale = counters.reports.labels(result="stale")
-        self._state_of = functools.lru_cache(maxsize=2)(convert.state_from_publication)
+        self._state_of = functools.lru_cache(maxsize=2)(state_of_picture)
+        self._router_states = RouterStates()
 
     async def ReportTraffic(
         self, request_iterator: AsyncIterator[pb.ReportTrafficRequest], context: Any
     ) -> pb.ReportTrafficResponse:
         """Takes the reports of one router until it leaves."""
         router_id, epoch, last_sequence = "", 0, 0
-        stream = object()
+        stream, order = object(), NO_ORDER
         try:
             async for request in request_iterator:
-                report = convert.report_from_message(request.load)
+                report = convert.report_from_message(request.load, order, self._board.order)
+                if report.loads.order is not NO_ORDER:
+                    order = report.loads.order
                 if router_id not in ("", report.router_id):
                     problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
                     raise InvalidArgumentError("load.router_id", problem)
@@ -92,7 +97,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.WatchSystemStateRequest, context: Any
     ) -> AsyncIterator[pb.WatchSystemStateResponse]:
         """Sends states newer than the caller's as they come."""
-        version = convert.after_version_of(request)
+        version, router_id, epoch = convert.watcher_of(request)
         latest = self._broadcast.latest
         if latest is None or version > latest.version:
             # It counts another monitor's states, whose clock and numbers are none of ours.
@@ -105,11 +110,16 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
                 retry_after_s=1.0,
             )
         self._broadcast.watcher_count += 1
+        watcher = Watcher(router_id, epoch) if router_id else None
         try:
             while True:
-                publication = await self._broadcast.after(version)
-                version = publication.version
-                yield self._watch_response(publication)
+                picture = await self._broadcast.after(version)
+                version = picture.version
+                if watcher is None:
+                    yield pb.WatchSystemStateResponse(state=self._state_of(picture))
+                else:
+                    others = self._router_states.state_for(watcher, picture)
+                    yield pb.WatchSystemStateResponse(others=others)
         finally:
             self._broadcast.watcher_count -= 1
 
@@ -131,6 +141,3 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         drain_s = convert.drain_from_message(request)
         version = await self._coordinator.change(lambda topology: topology.drain(name, drain_s))
         return pb.RemoveEndpointResponse(topology_version=version)
-
-    def _watch_response(self, publication: Publication) -> pb.WatchSystemStateResponse:
-        return pb.WatchSystemStateResponse(state=self._state_of(publication))

@@ -2,48 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from services.common.convert import endpoint_of_message
 from services.common.times import timestamp_of
 from services.router_inference.records.accounts import Counts
 from services.router_inference.records.router_counts import RouterCounts
+from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
 from services.router_inference.view.view import View
 from tiercel.common.v1 import common_pb2
-from tiercel.load_monitor.v1 import system_state_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2, system_state_pb2
+
+Candidate = tuple[str, str]
 
 # What a mesh of the most routers could claim.
 _MOST_MESH_RPS = 1e15
+_MOST_LOAD = 1e18
+_PACKED_FIELDS = (
+    "in_flight_counts",
+    "waiting_prompt_token_counts",
+    "remaining_output_token_counts",
+)
+_FLOAT32 = np.dtype("<f4")
+# A report has 256 KiB; what is not for candidates is below 64.
+_MOST_CANDIDATES = 10_000
+_MOST_CANDIDATES_BYTES = 192 * 1024
+_CANDIDATE_BYTES = 20
 
 
-def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int) -> SeenState:
-    """Reads a system state, leaving out what this process itself reported.
+class StateReader:
+    """Reads the states of one watch, each together with what the ones before it told.
 
-    An entry of its name and another epoch is another process's load: one that was there first, or
-    an earlier one of this router, whose entry the first own report replaces.
+    Args:
+        router_id: this router, whose own load is no other's.
+        epoch: its process.
     """
-    totals: dict[tuple[str, str], tuple[float, float, float]] = {}
-    other_rate_rps = 0.0
-    for router in message.routers:
-        if router.router_id == router_id and router.epoch == epoch:
-            continue
-        other_rate_rps += _rate(router.arrival_rate_rps)
-        for load in router.loads:
-            key = (load.candidate.tier, load.candidate.endpoint)
-            before = totals.get(key, (0.0, 0.0, 0.0))
-            totals[key] = (
-                before[0] + load.in_flight_count,
-                before[1] + load.waiting_prompt_token_count,
-                before[2] + load.remaining_output_token_count,
+
+    def __init__(self, router_id: str, epoch: int) -> None:
+        """Starts before the first state."""
+        self._router_id = router_id
+        self._epoch = epoch
+        self._topology_version = 0
+        self._endpoints: tuple[SeenEndpoint, ...] = ()
+        self._candidates: tuple[Candidate, ...] = ()
+
+    def read(self, response: load_monitor_service_pb2.WatchSystemStateResponse) -> SeenState:
+        """Returns the next state.
+
+        Raises:
+            ValueError: It does not go with what the stream told before.
+        """
+        if response.HasField("others"):
+            return self._read_others(response.others)
+        return self._read_whole(response.state)
+
+    def _read_others(self, message: system_state_pb2.OtherRoutersState) -> SeenState:
+        if message.is_whole_list:
+            self._topology_version = message.topology_version
+            self._use(tuple(map(_endpoint, message.endpoints)))
+        elif message.topology_version != self._topology_version:
+            raise ValueError(
+                f"a state for list {message.topology_version}, not {self._topology_version}"
             )
-    return SeenState(
-        topology_version=message.topology_version,
-        endpoints=tuple(_endpoint(state) for state in message.endpoints),
-        other_totals=totals,
-        other_rate_rps=other_rate_rps,
-        rate_long_rps=_rate(message.arrival_rate_long_rps),
-    )
+        elif message.endpoints:
+            known = {each.spec.name: each for each in self._endpoints}
+            changed = {state.endpoint.endpoint: _endpoint(state) for state in message.endpoints}
+            if not changed.keys() <= known.keys():
+                raise ValueError("a state with endpoints that are not in its list")
+            self._use(tuple((known | changed).values()))
+        loads = message.loads
+        parts = [getattr(loads, field) for field in _PACKED_FIELDS]
+        expected = [len(self._candidates) * _FLOAT32.itemsize] * len(parts)
+        if [len(part) for part in parts] != expected:
+            raise ValueError(f"a state whose loads do not fit {len(self._candidates)} candidates")
+        others_LC = np.frombuffer(b"".join(parts), _FLOAT32).reshape(len(parts), -1)
+        # NaN lies nowhere.
+        if not ((others_LC >= 0.0) & (others_LC <= _MOST_LOAD)).all():
+            raise ValueError("a state with loads out of range")
+        return SeenState(
+            topology_version=message.topology_version,
+            endpoints=self._endpoints,
+            candidates=self._candidates,
+            others_LC=others_LC.astype(np.float64),
+            own_sequence=message.own_sequence,
+            other_rate_rps=_rate(message.others_arrival_rate_rps),
+            rate_long_rps=_rate(message.arrival_rate_long_rps),
+        )
+
+    def _read_whole(self, message: system_state_pb2.SystemState) -> SeenState:
+        """Reads a state of a monitor of the last release.
+
+        An entry of this router's name and another epoch is another process's load: one that was
+        there first, or an earlier one of this router, whose entry the first own report replaces.
+        """
+        self._topology_version = message.topology_version
+        self._use(tuple(map(_endpoint, message.endpoints)))
+        row = {candidate: number for number, candidate in enumerate(self._candidates)}
+        others_LC = np.zeros((len(_PACKED_FIELDS), len(row)))
+        other_rate_rps, own_sequence = 0.0, 0
+        for router in message.routers:
+            if router.router_id == self._router_id and router.epoch == self._epoch:
+                own_sequence = router.sequence
+                continue
+            other_rate_rps += _rate(router.arrival_rate_rps)
+            for load in router.loads:
+                column = row.get((load.candidate.tier, load.candidate.endpoint))
+                if column is not None:
+                    others_LC[:, column] += (
+                        load.in_flight_count,
+                        load.waiting_prompt_token_count,
+                        load.remaining_output_token_count,
+                    )
+        return SeenState(
+            topology_version=message.topology_version,
+            endpoints=self._endpoints,
+            candidates=self._candidates,
+            others_LC=others_LC,
+            own_sequence=own_sequence,
+            other_rate_rps=other_rate_rps,
+            rate_long_rps=_rate(message.arrival_rate_long_rps),
+        )
+
+    def _use(self, endpoints: tuple[SeenEndpoint, ...]) -> None:
+        self._endpoints = endpoints
+        candidates = tuple(
+            (tier, each.spec.name) for each in endpoints for tier in each.spec.models
+        )
+        if candidates != self._candidates:
+            self._candidates = candidates
 
 
 def _rate(rate_rps: float) -> float:
@@ -71,6 +161,58 @@ def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:
     return SeenEndpoint(spec, min(1.0, max(0.0, weight)), ready, reason)
 
 
+class LoadWriter:
+    """Writes the load into the reports of one stream, which is told the candidates' order once."""
+
+    def __init__(self) -> None:
+        """Starts before the first report."""
+        self._told: tuple[Candidate, ...] | None = None
+        self._fits = False
+
+    def write(self, message: system_state_pb2.RouterLoad, load: LoadView, *, packs: bool) -> None:
+        """Writes what a router has outstanding.
+
+        Args:
+            message: the report.
+            load: the load.
+            packs: whether the monitor knows packed loads.
+        """
+        if not packs or not self._tell(message, load.candidates):
+            self._write_named(message, load.totals())
+            return
+        rows = np.maximum(np.rint(np.stack(load.own())), 0.0).astype(_FLOAT32)
+        for field, row in zip(_PACKED_FIELDS, rows, strict=True):
+            setattr(message.packed_loads, field, row.tobytes())
+        self._write_named(message, load.ledger.left())
+
+    def _tell(
+        self, message: system_state_pb2.RouterLoad, candidates: tuple[Candidate, ...]
+    ) -> bool:
+        """Tells the order where it is new; returns whether it fits a report."""
+        if candidates is not self._told:
+            self._told = candidates
+            size = sum(len(tier) + len(endpoint) for tier, endpoint in candidates)
+            size += _CANDIDATE_BYTES * len(candidates)
+            self._fits = len(candidates) <= _MOST_CANDIDATES and size <= _MOST_CANDIDATES_BYTES
+            if self._fits:
+                for tier, endpoint in candidates:
+                    message.candidates.add(tier=tier, endpoint=endpoint)
+        return self._fits
+
+    def _write_named(
+        self,
+        message: system_state_pb2.RouterLoad,
+        loads: Mapping[Candidate, tuple[float, float, float]],
+    ) -> None:
+        for (tier, endpoint), (in_flight, prompt, output) in loads.items():
+            message.loads.add(
+                candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
+                in_flight_count=round(in_flight),
+                waiting_prompt_token_count=round(prompt),
+                remaining_output_token_count=round(output),
+            )
+
+
 def router_load(
     *,
     router_id: str,
@@ -82,6 +224,8 @@ def router_load(
     policy_version: str,
     activation: int,
     policy_refusal: str,
+    loads: LoadWriter,
+    packs: bool,
     now_s: float,
     now_ns: int,
 ) -> system_state_pb2.RouterLoad:
@@ -99,13 +243,7 @@ def router_load(
         policy_refusal=policy_refusal,
         outcomes=_counts(whole),
     )
-    for (tier, endpoint), (in_flight, prompt, output) in view.load.totals().items():
-        message.loads.add(
-            candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
-            in_flight_count=round(in_flight),
-            waiting_prompt_token_count=round(prompt),
-            remaining_output_token_count=round(output),
-        )
+    loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
         message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
     return message

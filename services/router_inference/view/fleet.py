@@ -12,7 +12,7 @@ from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.profile import LatencyProfile
 from services.common.triton.client import TritonClient
 from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
-from services.router_inference.view.seen import REASON_DRAINING, SeenState
+from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
 from services.router_inference.view.slowness import DeviceSlowness
 
 
@@ -84,10 +84,13 @@ class FleetView:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._reasons: dict[str, str] = {}
         self._unsettled: list[tuple[int, Breaker]] = []
+        self._applied: tuple[SeenEndpoint, ...] | None = None
         self._rebuild(tuple(endpoints))
 
     def apply(self, state: SeenState) -> None:
         """Takes in the endpoints of a newer system state and their health."""
+        if state.endpoints is self._applied and state.topology_version == self.topology_version:
+            return
         specs = tuple(seen.spec for seen in state.endpoints)
         if state.topology_version != self.topology_version or specs != self._specs:
             self.topology_version = state.topology_version
@@ -99,12 +102,14 @@ class FleetView:
             for tier in seen.spec.models
         }
         self._seen_C = np.array([weights[candidate] for candidate in self.candidates])
+        self._applied = state.endpoints
         self._mark()
 
     def forget_health(self) -> None:
         """Leaves health to the own breakers; endpoints that were draining stay out."""
         draining = {name for name, why in self._reasons.items() if why == REASON_DRAINING}
         self._seen_C = np.array([0.0 if t.endpoint in draining else 1.0 for t in self.targets])
+        self._applied = None
         self._mark()
 
     def current(self, now_s: float) -> Fleet:

@@ -1,13 +1,14 @@
 """The load on each candidate: the router's own, exact and at once, and the others' as last heard.
 
-The system state is split by router, so that the own part is left out and nothing is counted twice.
+The others' load comes without the own part, so that nothing is counted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.fleet import Fleet
 from router.ledger import Ledger, LoadArrays
@@ -21,6 +22,7 @@ class LoadView:
 
     Attributes:
         ledger: the requests of this process.
+        candidates: tier and endpoint in the order of the fleet; the same tuple until it changes.
         own_LC: the load of the router: theirs and, as of the last `refresh`, the siblings'.
         others_LC: the other routers' load.
         seen_LC: the sum of both at the last decision or call of `current`.
@@ -33,27 +35,51 @@ class LoadView:
         self.ledger = Ledger()
         self._siblings = siblings
         self._fleet: Fleet | None = None
-        self.apply({}, fleet)
+        self._heard: Sequence[tuple[str, str]] | None = None
+        self._follow(fleet)
+        self.forget(fleet)
 
     def apply(
-        self, other_totals: Mapping[tuple[str, str], tuple[float, float, float]], fleet: Fleet
+        self, heard: Sequence[tuple[str, str]], others_LC: NDArray[np.float64], fleet: Fleet
     ) -> None:
-        """Takes in the other routers' load; from now on loads are told per candidate of `fleet`."""
-        shape = (len(LoadArrays._fields), fleet.candidate_count)
-        if fleet is not self._fleet:
-            self._fleet = fleet
-            self.own_LC, self.others_LC, self.seen_LC = (np.zeros(shape) for _ in range(3))
-            self._process_LC = self._siblings.own_load(list(fleet.row))
-            if self._siblings.is_alone:
-                self.own_LC = self._process_LC
-            self.ledger.move(fleet.row, self._process_LC)
-            self._siblings.publish_load()
-        self.heard_LC = np.zeros(shape)
-        for candidate, total in other_totals.items():
-            row = fleet.row.get(candidate)
-            if row is not None:
-                self.heard_LC[:, row] += total
+        """Takes in the other routers' load; from now on loads are told per candidate of `fleet`.
+
+        Args:
+            heard: the candidates of `others_LC`; the same object as long as nothing changes.
+            others_LC: the load on them, a row for each field of `LoadArrays`.
+            fleet: the fleet; candidates that it does not have are left out.
+        """
+        self._follow(fleet)
+        if heard is not self._heard:
+            self._heard = heard
+            rows_C = np.array([fleet.row.get(name, -1) for name in heard], np.intp)
+            self._heard_rows_C = np.flatnonzero(rows_C >= 0)
+            self._rows_C = rows_C[self._heard_rows_C]
+        self.heard_LC = np.zeros_like(self.others_LC)
+        self.heard_LC[:, self._rows_C] = others_LC[:, self._heard_rows_C]
         self.others_LC[:] = self.heard_LC
+
+    def forget(self, fleet: Fleet) -> None:
+        """Goes on without the others' load, until the next `apply`."""
+        self._follow(fleet)
+        self.heard_LC = np.zeros_like(self.others_LC)
+        self.others_LC[:] = 0.0
+
+    def _follow(self, fleet: Fleet) -> None:
+        if fleet is self._fleet:
+            return
+        self._fleet = fleet
+        self.candidates = tuple(fleet.row)
+        self._heard = None
+        shape = (len(LoadArrays._fields), fleet.candidate_count)
+        self.own_LC = np.zeros(shape)
+        self.others_LC = np.zeros(shape)
+        self.seen_LC = np.zeros(shape)
+        self._process_LC = self._siblings.own_load(self.candidates)
+        if self._siblings.is_alone:
+            self.own_LC = self._process_LC
+        self.ledger.move(fleet.row, self._process_LC)
+        self._siblings.publish_load()
 
     def refresh(self) -> None:
         """Brings the siblings' part of the own load up to date; look here before each decision."""
@@ -76,12 +102,8 @@ class LoadView:
 
         Candidates that left the fleet are among them as far as this process counts there.
         """
-        totals = self.ledger.totals()
-        if self._siblings.is_alone or self._fleet is None:
-            return totals
-        left = {name: load for name, load in totals.items() if name not in self._fleet.row}
-        loads = zip(self._fleet.row, zip(*self.own(), strict=True), strict=True)
-        return left | {name: load for name, load in loads if load[0]}
+        loads = zip(self.candidates, zip(*self.own(), strict=True), strict=True)
+        return {**self.ledger.left(), **{name: load for name, load in loads if load[0]}}
 
     def other_in_flight(self, row: int) -> float:
         """Returns the other routers' requests on a candidate."""

@@ -19,7 +19,7 @@ from services.router_inference.health_notes import (
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.router_counts import RouterCounts
-from services.router_inference.view.convert import router_load, seen_state
+from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.view import View
 from services.router_inference.workers.siblings import NoSiblings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
@@ -71,6 +71,7 @@ class MonitorLink:
         self._silence_s = silence_s
         self._longest_wait_s = longest_wait_s
         self._version = 0
+        self._packs = False
 
     async def watch(self) -> None:
         """Takes in system states for ever."""
@@ -95,17 +96,24 @@ class MonitorLink:
         )
 
     async def _watch_once(self, works: Callable[[], None]) -> None:
-        request = monitor_pb2.WatchSystemStateRequest(after_version=self._version)
+        request = monitor_pb2.WatchSystemStateRequest(
+            after_version=self._version, router_id=self._router_id, epoch=self._epoch
+        )
+        reader = StateReader(self._router_id, self._epoch)
         call = self._stub.WatchSystemState(request)
-        async for response in with_silence_limit(call, self._silence_s):
-            works()
-            state = response.state
-            # A monitor that lost its store may count from 1 again; its states are newer all the
-            # same.
-            self._version = state.version
-            seen = seen_state(state, self._router_id, self._epoch)
-            self._view.apply(seen, self._clock.monotonic_s())
-            self._notes.set(MONITOR_UNREACHABLE, False)
+        try:
+            async for response in with_silence_limit(call, self._silence_s):
+                works()
+                state = reader.read(response)
+                self._packs = response.HasField("others")
+                # A monitor that lost its store may count from 1 again; its states are newer all
+                # the same.
+                self._version = response.others.version or response.state.version
+                self._view.apply(state, self._clock.monotonic_s())
+                self._notes.set(MONITOR_UNREACHABLE, False)
+        finally:
+            # The next monitor may be of the last release, and would drop packed loads.
+            self._packs = False
         self._version = 0
 
     async def _report_once(self, works: Callable[[], None]) -> None:
@@ -130,7 +138,7 @@ class MonitorLink:
     async def _reports(
         self, works: Callable[[], None]
     ) -> AsyncIterator[monitor_pb2.ReportTrafficRequest]:
-        sent_count = 0
+        sent_count, loads = 0, LoadWriter()
         while True:
             if not self._siblings.is_reporter():
                 # gRPC breaks the stream off. An orderly end would say that the router leaves, and
@@ -146,6 +154,8 @@ class MonitorLink:
                 policy_version=self._slot.version,
                 activation=self._slot.activation,
                 policy_refusal=self._slot.refusal,
+                loads=loads,
+                packs=self._packs,
                 now_s=self._clock.monotonic_s(),
                 now_ns=self._clock.wall_ns(),
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from router.fleet import EndpointSpec
 
@@ -33,15 +35,18 @@ class SeenState:
 
     Attributes:
         topology_version: number of its endpoint list.
-        endpoints: every endpoint.
-        other_totals: the other routers' in-flight, waiting prompt tokens and remaining output
-            tokens per candidate.
+        endpoints: every endpoint; the same tuple as before where nothing changed.
+        candidates: tier and endpoint, in the order of the list; likewise.
+        others_LC: the other routers' load on them, a row for each field of `LoadArrays`.
+        own_sequence: number of the own report that was left out; 0 = there was none.
         other_rate_rps: the other routers' arrivals per second over about 0.2 s.
         rate_long_rps: everybody's arrivals per second over about 10 s.
     """
 
     topology_version: int
     endpoints: tuple[SeenEndpoint, ...]
-    other_totals: Mapping[tuple[str, str], tuple[float, float, float]]
+    candidates: tuple[tuple[str, str], ...]
+    others_LC: NDArray[np.float64]
+    own_sequence: int
     other_rate_rps: float
     rate_long_rps: float

@@ -54,7 +54,7 @@ class View:
         self._state_s = now_s
         self.is_alone = False
         self.fleet.apply(state)
-        self.load.apply(state.other_totals, self.fleet.latest)
+        self.load.apply(state.candidates, state.others_LC, self.fleet.latest)
         self.traffic.apply(state.other_rate_rps, state.rate_long_rps, now_s)
 
     def current_fleet(self, now_s: float) -> Fleet:
@@ -63,7 +63,7 @@ class View:
         if not self.is_alone and age_s is not None and age_s > self._state_max_age_s:
             self.is_alone = True
             self.fleet.forget_health()
-            self.load.apply({}, self.fleet.latest)
+            self.load.forget(self.fleet.latest)
             self.traffic.forget()
         return self.fleet.current(now_s)
 

@@ -15,9 +15,16 @@ from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.convert import report_from_message
+from services.load_monitor.convert_state import state_of_picture
 from services.load_monitor.coordination import Coordinator
 from services.load_monitor.health import HealthRules
-from services.load_monitor.model import RouterReport
+from services.load_monitor.model import (
+    EndpointView,
+    Picture,
+    RouterReport,
+    SharedLoads,
+    order_of,
+)
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.shared_topology import SharedTopology
@@ -44,6 +51,17 @@ def report(router_id: str, sequence: int = 1, in_flight_count: int = 0) -> Route
     return report_from_message(
         pb.RouterLoad(router_id=router_id, epoch=1, sequence=sequence, loads=[load])
     )
+
+
+def picture(
+    version: int,
+    views: tuple[EndpointView, ...] = (),
+    reports: tuple[RouterReport, ...] = (),
+    topology_version: int = 1,
+) -> Picture:
+    """Returns a picture of a mesh without traffic."""
+    loads = SharedLoads.of(order_of(view.spec for view in views), reports)
+    return Picture(version, "m1", 1, views, loads, 0.0, 0.0, topology_version)
 
 
 class Monitor:
@@ -99,7 +117,7 @@ class Monitor:
     def state(self) -> pb.SystemState:
         """The newest state it serves."""
         assert self.broadcast.latest is not None
-        return pb.SystemState.FromString(self.broadcast.latest.payload)
+        return state_of_picture(self.broadcast.latest)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

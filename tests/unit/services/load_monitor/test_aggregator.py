@@ -10,6 +10,7 @@ import pytest
 from services.common.checks import MAX_RATE_RPS
 from services.common.errors import AlreadyExistsError, ResourceExhaustedError
 from services.load_monitor.aggregator import Aggregator
+from services.load_monitor.loads import CandidateOrder, RouterLoads
 from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport
 from tests.fakes.clock import FakeClock
 
@@ -18,14 +19,16 @@ def report(
     router_id: str = "r1", epoch: int = 1, sequence: int = 1, rate_rps: float = 0.0, count: int = 0
 ) -> RouterReport:
     """Returns a report with `count` requests under way at endpoint `e`."""
-    in_flight = (("small", "e", count),) if count else ()
-    return RouterReport(router_id, epoch, sequence, rate_rps, in_flight, b"")
+    loads = RouterLoads.by_name({("small", "e"): (count, 0, 0)} if count else {})
+    return RouterReport(router_id, epoch, sequence, rate_rps, loads, b"")
 
 
 @pytest.fixture
 def aggregator(clock: FakeClock) -> Aggregator:
     """An aggregator for up to three routers, silent after 3 s."""
-    return Aggregator(clock=clock, silence_s=3.0, max_routers=3)
+    found = Aggregator(clock=clock, silence_s=3.0, max_routers=3)
+    found.follow(CandidateOrder([("small", "e")]))
+    return found
 
 
 def test_late_and_repeated_reports_change_nothing(aggregator: Aggregator) -> None:
@@ -89,7 +92,7 @@ def test_rates_never_leave_the_numbers(aggregator: Aggregator, clock: FakeClock)
 def test_reports_have_room_by_construction(clock: FakeClock) -> None:
     """Large reports are refused before the state grows too large, small ones never are."""
     aggregator = Aggregator(clock=clock, silence_s=3.0, max_routers=100)
-    large = RouterReport("", 1, 1, 0.0, (), b"x" * 250_000)
+    large = RouterReport("", 1, 1, 0.0, RouterLoads.by_name({}), b"x" * 250_000)
     taken_count = 0
     with pytest.raises(ResourceExhaustedError) as caught:  # noqa: PT012 - the end of a loop
         for taken_count in range(99):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,17 @@ from hypothesis import strategies as st
 from router.fleet import EndpointSpec
 from services.common.errors import MAX_VIOLATIONS, InvalidArgumentError
 from services.load_monitor import convert
-from services.load_monitor.model import (
-    EndpointView,
-    Health,
-    Picture,
-    TierGauge,
+from services.load_monitor.convert_state import (
+    HEALTH_TO_MESSAGE,
+    read_picture,
+    read_reports,
+    state_of_picture,
+    stored_picture,
+    stored_reports,
 )
+from services.load_monitor.loads import NO_ORDER
+from services.load_monitor.model import EndpointView, Health, TierGauge
+from tests.unit.services.load_monitor.rig import picture
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
@@ -60,16 +66,21 @@ def test_any_report_is_taken_or_refused(message: pb.RouterLoad) -> None:
     assert min(report.epoch, report.sequence) > 0
     assert math.isfinite(report.arrival_rate_rps)
     assert report.arrival_rate_rps >= 0.0
-    assert all(tier and endpoint and count >= 0 for tier, endpoint, count in report.in_flight)
-    assert convert.decode_reports(convert.encode_reports((report,))) == [report]
+    named = report.loads.named()
+    assert all(tier and endpoint and min(load) >= 0 for (tier, endpoint), load in named.items())
+    (read,), is_packed = read_reports(stored_reports([report], NO_ORDER, by_name=True), NO_ORDER)
+    assert not is_packed
+    assert read.loads.named() == named
+    assert replace(read, loads=report.loads) == report
 
 
 @given(st.binary(max_size=200))
 def test_any_stored_bytes_are_read_or_refused(payload: bytes) -> None:
     """What stands in Redis under our keys cannot break the monitor."""
-    for decode in (convert.decode_publication, convert.decode_reports):
-        with contextlib.suppress(ValueError):
-            decode(payload)
+    with contextlib.suppress(ValueError):
+        read_picture(payload, NO_ORDER)
+    with contextlib.suppress(ValueError):
+        read_reports(payload, NO_ORDER)
 
 
 _MOST = 2**63 - 1
@@ -236,7 +247,7 @@ def test_a_stored_state_whose_number_leaves_no_room_is_refused(version: int) -> 
     """Counting goes on above the stored number, which must be possible."""
     payload = pb.SystemState(version=version).SerializeToString()
     with pytest.raises(ValueError, match="version"):
-        convert.decode_publication(payload)
+        read_picture(payload, NO_ORDER)
 
 
 def test_picture_keeps_unknown_apart_from_zero() -> None:
@@ -249,15 +260,17 @@ def test_picture_keeps_unknown_apart_from_zero() -> None:
         gauges=(TierGauge("small", True, queue_depth=0, mean_queue_s=0.25, kind="paced"),),
         reason="why",
     )
-    picture = Picture(7, "m1", 1_700_000_000_000_000_001, (view,), (), 1.5, 2.5, 3)
-    publication = convert.encode_picture(picture)
-    state = convert.state_from_publication(publication)
-    assert (publication.version, state.version, state.topology_version) == (7, 7, 3)
+    whole = replace(picture(7, (view,), (), 3), publish_wall_ns=1_700_000_000_000_000_001)
+    read, is_packed = read_picture(stored_picture(whole, by_name=False), whole.loads.order)
+    assert is_packed
+    assert (read.endpoints, read.loads.order) == (whole.endpoints, whole.loads.order)
+    state = state_of_picture(read)
+    assert (state.version, state.topology_version) == (7, 3)
     assert state.publish_time.ToNanoseconds() == 1_700_000_000_000_000_001
-    (entry,) = state.endpoints
-    assert entry.probe_time.ToNanoseconds() == 1_700_000_000_123_456_789
-    assert entry.endpoint.speed == 0.9
-    (gauge,) = entry.gauges
+    (endpoint,) = state.endpoints
+    assert endpoint.probe_time.ToNanoseconds() == 1_700_000_000_123_456_789
+    assert endpoint.endpoint.speed == 0.9
+    (gauge,) = endpoint.gauges
     assert gauge.HasField("queue_depth")
     assert gauge.queue_depth == 0
     assert gauge.mean_queue.ToNanoseconds() == 250_000_000
@@ -266,5 +279,5 @@ def test_picture_keeps_unknown_apart_from_zero() -> None:
 
 def test_every_health_has_its_message() -> None:
     """A new health cannot be forgotten."""
-    assert set(convert.HEALTH_TO_MESSAGE) == set(Health)
-    assert len(set(convert.HEALTH_TO_MESSAGE.values())) == len(Health)
+    assert set(HEALTH_TO_MESSAGE) == set(Health)
+    assert len(set(HEALTH_TO_MESSAGE.values())) == len(Health)

@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.load_monitor.coordination import Role
+from services.load_monitor.loads import RouterLoads
 from services.load_monitor.metrics import MonitorCollector
-from services.load_monitor.model import EndpointView, Health, Picture, Publication, TierGauge
+from services.load_monitor.model import (
+    EndpointView,
+    Health,
+    Picture,
+    SharedLoads,
+    TierGauge,
+    order_of,
+)
 from tests.unit.services.load_monitor.rig import endpoint, report
 
 VIEW = EndpointView(
@@ -19,12 +27,14 @@ VIEW = EndpointView(
     gauges=(TierGauge("small", True, queue_depth=3, mean_queue_s=0.25),),
     reason="",
 )
+REPORTS = report("r1", in_flight_count=2), report("r2", in_flight_count=5)
+LOADS = SharedLoads.of(order_of([VIEW.spec]), REPORTS)
 PICTURE = Picture(
     version=7,
     monitor_id="m1",
     publish_wall_ns=1,
     endpoints=(VIEW,),
-    routers=(report("r1", in_flight_count=2), report("r2", in_flight_count=5)),
+    loads=LOADS,
     arrival_rate_short_rps=120.0,
     arrival_rate_long_rps=80.0,
     topology_version=4,
@@ -36,7 +46,7 @@ class Monitor:
     """What a collector asks for."""
 
     picture: Picture | None = None
-    publication: Publication | None = None
+    served: Picture | None = None
     role: Role = Role.LEADER
     degraded: tuple[str, ...] = ()
 
@@ -46,7 +56,7 @@ class Monitor:
         registry.register(
             MonitorCollector(
                 picture=lambda: self.picture,
-                publication=lambda: self.publication,
+                served=lambda: self.served,
                 age_s=lambda: 1.5,
                 role=lambda: self.role,
                 degraded=lambda: self.degraded,
@@ -76,10 +86,16 @@ def test_role_is_one_of_all() -> None:
 
 def test_load_is_summed_over_routers_for_candidates_of_the_mesh_only() -> None:
     """A router may name anything, but a name nobody knows makes no series."""
-    stranger = replace(PICTURE.routers[0], in_flight=(("small", "gone", 99),))
-    page = Monitor(picture=replace(PICTURE, routers=(*PICTURE.routers, stranger))).page()
+    stranger = replace(
+        REPORTS[0], router_id="r3", loads=RouterLoads.by_name({("small", "gone"): (99, 0, 0)})
+    )
+    loads = SharedLoads.of(LOADS.order, (*REPORTS, stranger))
+    page = Monitor(picture=replace(PICTURE, loads=loads)).page()
     in_flight = [line for line in page if line.startswith("tiercel_monitor_in_flight")]
-    assert in_flight == ['tiercel_monitor_in_flight{endpoint="e1",tier="small"} 7.0']
+    assert in_flight == [
+        'tiercel_monitor_in_flight{endpoint="e1",tier="small"} 7.0',
+        'tiercel_monitor_in_flight{endpoint="e1",tier="large"} 0.0',
+    ]
 
 
 def test_rates_name_their_window() -> None:
@@ -107,6 +123,6 @@ def test_an_endpoint_that_left_leaves_no_line() -> None:
 def test_a_state_that_is_served_has_an_age_and_a_number() -> None:
     """Before the first one there is no age; then both are those of what is served."""
     assert not any("_state_" in line for line in Monitor().page())
-    page = Monitor(publication=Publication(11, b"")).page()
+    page = Monitor(served=replace(PICTURE, version=11)).page()
     assert "tiercel_monitor_state_age_seconds 1.5" in page
     assert "tiercel_monitor_state_version 11.0" in page

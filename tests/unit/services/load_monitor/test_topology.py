@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from router.fleet import EndpointSpec
 from services.common.errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError
-from services.load_monitor.convert import encode_picture
+from services.load_monitor.convert_state import stored_picture
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
     MAX_ENDPOINTS_BYTES,
     MAX_REASON_BYTES,
     EndpointView,
     Health,
-    Picture,
     TierGauge,
 )
 from services.load_monitor.topology import Topology, decode_changes, encode_changes
+from tests.unit.services.load_monitor.rig import picture
 
 
 def endpoint(name: str, port: int = 8001) -> EndpointSpec:
@@ -206,8 +206,8 @@ def test_endpoints_that_would_not_fit_a_state_are_refused() -> None:
         EndpointView(spec, Health.PARTIAL, 1.0, 2**60, gauges_of(spec), "r" * MAX_REASON_BYTES)
         for spec in topology.endpoints.values()
     )
-    picture = Picture(1, "m", 1, views, (), 0.0, 0.0, 1)
-    assert MAX_ENDPOINTS_BYTES / 4 < len(encode_picture(picture).payload) <= MAX_ENDPOINTS_BYTES
+    size = len(stored_picture(picture(1, views), by_name=True))
+    assert MAX_ENDPOINTS_BYTES / 4 < size <= MAX_ENDPOINTS_BYTES
 
 
 def gauges_of(spec: EndpointSpec) -> tuple[TierGauge, ...]:

@@ -20,7 +20,12 @@ def endpoint(index: int, weight: float = 1.0, reason: str = "") -> SeenEndpoint:
 
 def state(*endpoints: SeenEndpoint, topology: int = 1) -> SeenState:
     """A state with some load of others."""
-    return SeenState(topology, endpoints, {("small", "e0"): (3.0, 30.0, 24.0)}, 20.0, 5.0)
+    specs = [each.spec for each in endpoints]
+    candidates = tuple((tier, spec.name) for spec in specs for tier in spec.models)
+    others_LC = np.zeros((3, len(candidates)))
+    if ("small", "e0") in candidates:
+        others_LC[:, candidates.index(("small", "e0"))] = 3.0, 30.0, 24.0
+    return SeenState(topology, endpoints, candidates, others_LC, 0, 20.0, 5.0)
 
 
 def look(rig: Rig) -> NDArray[np.float64]:

@@ -7,11 +7,20 @@ import math
 import pytest
 
 from services.router_inference.policy.slot import Promoted
-from services.router_inference.view.convert import router_load, seen_state
+from services.router_inference.view.convert import LoadWriter, StateReader, router_load
+from services.router_inference.view.seen import SeenState
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
-from tiercel.load_monitor.v1 import system_state_pb2
+from tiercel.load_monitor.v1 import load_monitor_service_pb2, system_state_pb2
+
+ENDPOINT = common_pb2.Endpoint(endpoint="e0", tiers=[common_pb2.ServedTier(tier="small")])
+
+
+def seen_state(message: system_state_pb2.SystemState, router_id: str, epoch: int) -> SeenState:
+    """Reads a state as a monitor of the last release sends it."""
+    response = load_monitor_service_pb2.WatchSystemStateResponse(state=message)
+    return StateReader(router_id, epoch).read(response)
 
 
 def test_own_reports_are_left_out_of_a_state() -> None:
@@ -22,8 +31,11 @@ def test_own_reports_are_left_out_of_a_state() -> None:
         router.loads.add(
             candidate=common_pb2.Candidate(tier="small", endpoint="e0"), in_flight_count=count
         )
+    message.endpoints.add().endpoint.CopyFrom(ENDPOINT)
     seen = seen_state(message, "me", 2)
-    assert seen.other_totals["small", "e0"][0] == 8.0
+    assert seen.candidates == (("small", "e0"),)
+    assert seen.others_LC[:, 0].tolist() == [8.0, 0.0, 0.0]
+    assert seen.own_sequence == 0
     assert seen.other_rate_rps == 8.0
 
 
@@ -78,6 +90,8 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
         policy_version=slot.version,
         activation=slot.activation,
         policy_refusal=slot.refusal,
+        loads=LoadWriter(),
+        packs=True,
         now_s=rig.clock.monotonic_s(),
         now_ns=rig.clock.wall_ns(),
     )

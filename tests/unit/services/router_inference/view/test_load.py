@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from services.router_inference.view.load import LoadView
 from services.router_inference.workers.memory import Memory
 from services.router_inference.workers.siblings import SharedSiblings
@@ -30,7 +32,7 @@ async def test_own_load_is_in_the_arrays_at_once_and_others_after_each_state() -
     """The same arrays hold what is dispatched, without a new look, until the fleet changes."""
     rig = make_rig()
     view, now_s = rig.core.view, rig.clock.monotonic_s()
-    view.apply(replace(state(endpoint(0)), other_totals={}), now_s)
+    view.apply(replace(state(endpoint(0)), others_LC=np.zeros((3, 3))), now_s)
     own_LC, others_LC, heard_LC = view.load.own_LC, view.load.others_LC, view.load.heard_LC
     view.load.ledger.dispatch(1, ("large", "e0"), 10.0, 8.0)
     assert own_LC[:, 2].tolist() == [1.0, 10.0, 8.0]
@@ -77,11 +79,11 @@ async def test_workers_count_as_one_router() -> None:
     assert first.totals() == second.totals() == together
     assert list(first.current().in_flight_C) == list(second.own().in_flight_C)
     # One of them hears of a shorter list first; what it has under way there is still reported.
-    first.apply({}, smaller)
+    first.forget(smaller)
     assert first.totals() == {("small", "e1"): (1.0, 10.0, 8.0), ("large", "e0"): (1.0, 20.0, 4.0)}
     assert second.totals() == {("small", "e1"): (1.0, 20.0, 4.0), ("large", "e0"): (1.0, 20.0, 4.0)}
-    second.apply({}, smaller)
-    first.apply({("large", "e0"): (5.0, 1.0, 1.0)}, fleet)
+    second.forget(smaller)
+    first.apply((("large", "e0"),), np.array([[5.0], [1.0], [1.0]]), fleet)
     assert first.current().in_flight_C.sum() == 7.0
     memory.retire(2, lambda counts: counts)
     assert first.totals() == {("small", "e1"): (1.0, 10.0, 8.0)}

@@ -1,0 +1,111 @@
+"""What a router that watches is sent: the endpoints where they changed, and the others' load.
+
+What is the same for all routers is made once per picture; what differs are three arrays each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.convert import message_of_endpoint
+from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
+from services.load_monitor.loads import NO_ORDER, CandidateOrder
+from services.load_monitor.model import EndpointView, Picture
+from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
+
+_Endpoints = tuple[state_pb2.EndpointState, ...]
+
+
+@dataclass(slots=True)
+class Watcher:
+    """A router that watches, and what it was told.
+
+    Args:
+        router_id: Its name.
+        epoch: Of its process.
+        topology_version: Number of the list it was told last; 0: none yet.
+        order: Of that list's candidates.
+        endpoints: The endpoints as it was told them.
+    """
+
+    router_id: str
+    epoch: int
+    topology_version: int = 0
+    order: CandidateOrder = NO_ORDER
+    endpoints: _Endpoints = ()
+
+
+class RouterStates:
+    """Makes the states that routers are sent."""
+
+    def __init__(self) -> None:
+        self._picture: Picture | None = None
+        self._endpoints: _Endpoints = ()
+        self._known: dict[str, tuple[tuple[object, ...], state_pb2.EndpointState]] = {}
+        self._compared: tuple[_Endpoints, _Endpoints] = ((), ())
+        self._changed: _Endpoints = ()
+
+    def state_for(self, watcher: Watcher, picture: Picture) -> state_pb2.OtherRoutersState:
+        """Returns what a router is sent of a picture, and notes that it was told."""
+        endpoints = self._endpoints_of(picture)
+        version, order = picture.topology_version, picture.loads.order
+        # Monitors that were apart may have numbered different lists alike.
+        is_whole_list = watcher.topology_version != version or watcher.order is not order
+        told = endpoints if is_whole_list else self._changes(watcher.endpoints, endpoints)
+        watcher.topology_version, watcher.order, watcher.endpoints = version, order, endpoints
+        load_LC, rate_rps = picture.loads.total_LC, picture.arrival_rate_short_rps
+        own = picture.loads.own(watcher.router_id, watcher.epoch)
+        if own is not None:
+            load_LC = load_LC - own[1]
+            rate_rps = max(0.0, rate_rps - own[0].arrival_rate_rps)
+        return state_pb2.OtherRoutersState(
+            version=picture.version,
+            topology_version=version,
+            is_whole_list=is_whole_list,
+            endpoints=told,
+            loads=packed_loads(load_LC),
+            own_sequence=0 if own is None else own[0].sequence,
+            others_arrival_rate_rps=rate_rps,
+            arrival_rate_long_rps=picture.arrival_rate_long_rps,
+        )
+
+    def _endpoints_of(self, picture: Picture) -> _Endpoints:
+        """Returns the endpoints' messages; those, and the tuple, that did not change stay."""
+        if picture is not self._picture:
+            self._picture = picture
+            self._known = {view.spec.name: self._made(view) for view in picture.endpoints}
+            endpoints = tuple(message for _facts, message in self._known.values())
+            if not _same(endpoints, self._endpoints):
+                self._endpoints = endpoints
+        return self._endpoints
+
+    def _made(self, view: EndpointView) -> tuple[tuple[object, ...], state_pb2.EndpointState]:
+        ready = tuple(gauge.ready for gauge in view.gauges)
+        facts = view.spec, view.health, view.ramp_weight, ready, view.reason
+        known = self._known.get(view.spec.name)
+        if known is not None and known[0] == facts:
+            return known
+        message = state_pb2.EndpointState(
+            endpoint=message_of_endpoint(view.spec),
+            health=HEALTH_TO_MESSAGE[view.health],
+            ramp_weight=view.ramp_weight,
+            gauges=[
+                state_pb2.TierGauges(tier=gauge.tier, ready=gauge.ready) for gauge in view.gauges
+            ],
+            reason=view.reason,
+        )
+        return facts, message
+
+    def _changes(self, told: _Endpoints, now: _Endpoints) -> _Endpoints:
+        """Returns the endpoints that are not as told; most watchers were told the same."""
+        if told is now:
+            return ()
+        if self._compared[0] is not told or self._compared[1] is not now:
+            self._compared = told, now
+            known = {id(message) for message in told}
+            self._changed = tuple(message for message in now if id(message) not in known)
+        return self._changed
+
+
+def _same(one: _Endpoints, other: _Endpoints) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
