@@ -8,9 +8,9 @@ time of the thread, one call at a time; worlds of all sizes take turns.
 from __future__ import annotations
 
 import asyncio
-import gc
+import dataclasses
+import itertools
 import math
-import pathlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +25,9 @@ from services.bench.bench import Bench
 from services.bench.readings import Reading
 from services.bench.routers import LEARNED, PROFILE, TASK, TIERS, write_settings
 from services.common.clock import SystemClock
-from services.common.log import get_logger
-from services.common.mesh_settings import load_mesh_files
 from services.common.settings import load_settings
 from services.common.telemetry import Telemetry
-from services.router_inference.app import RouterInference
+from services.router_inference.app import build_app
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Job
 from services.router_inference.settings import Settings
@@ -64,6 +62,14 @@ ADDRESS = "127.0.0.1:9"
 """Of every endpoint; nothing is ever sent to it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """What is timed, and what it is called with, which is made outside of the time taken."""
+
+    call: Callable[[Any], object]
+    arguments: Iterator[Any]
+
+
 async def measure(bench: Bench) -> list[Reading]:
     """Measures what is wanted of `METRICS`."""
     metrics = {name: row for name, row in METRICS.items() if name in bench.wanted}
@@ -80,9 +86,6 @@ async def measure(bench: Bench) -> list[Reading]:
         calls[name] = await _world(bench, own, device_count)
     if BARE in names:
         counts[BARE], calls[BARE] = math.ceil(bench.part(2_000)), bare_forward_pass()
-    # A router does the same once it is built.
-    gc.collect()
-    gc.freeze()
     took_us: dict[str, list[list[float]]] = {name: [] for name in calls}
     for number in range(bench.rounds + 1):
         for name, call in calls.items():
@@ -119,22 +122,27 @@ async def _growth(bench: Bench) -> dict[str, list[tuple[float, float]]]:
     return lines
 
 
-def bare_forward_pass() -> Callable[[], object]:
-    """Returns a call of the shipped network alone: 12 rows, plain numpy, nothing around it."""
+def bare_forward_pass() -> Calls:
+    """Returns calls of the shipped network alone: 12 rows, plain numpy, nothing around it."""
     blob = shipped(POLICIES, f"{PROFILE}.safetensors").read_bytes()
     snapshot = load_snapshot(blob, SCHEMA, PROFILE)
     rng = np.random.default_rng(0)
     x_CF = rng.random((12, len(snapshot.feature_names))).astype(np.float32)
     open_C, base_C, out_C = np.ones(12, np.bool_), np.zeros(12), np.zeros(12)
-    return lambda: q_values(x_CF, open_C, base_C, *snapshot.weights, out_C)
+    weights = snapshot.weights
+    return Calls(lambda _: q_values(x_CF, open_C, base_C, *weights, out_C), itertools.repeat(None))
 
 
-async def _world(bench: Bench, own: Mapping[str, Any], device_count: int) -> Callable[[], object]:
-    """Returns a call that decides for the next request of a loaded router."""
+async def _world(bench: Bench, own: Mapping[str, Any], device_count: int) -> Calls:
+    """Returns decisions of a loaded router, each for a request that has just come."""
     clients = ClientPool()
     bench.stack.push_async_callback(clients.close)
     config = bench.folder / f"{own['policy']}-{device_count}.toml"
-    core = _core(config, own, device_count, clients)
+    write_settings(config, [ADDRESS] * device_count, own, deadline_s=DEADLINE_S)
+    settings = load_settings(Settings, path=config, environ={})
+    app = await asyncio.to_thread(build_app, settings)  # may have to compile first
+    place = Place(router_id="bench", epoch=app.clock.wall_ns(), siblings=NoSiblings())
+    core = app.build_core(place, Telemetry(None, random.Random(1)), None, clients)
     rng = random.Random(device_count)
     ledger = core.view.load.ledger
     for device in range(device_count):
@@ -142,24 +150,7 @@ async def _world(bench: Bench, own: Mapping[str, Any], device_count: int) -> Cal
             for number in range(rng.randint(0, MOST_IN_FLIGHT)):
                 key = f"{device} {tier} {number}"
                 ledger.dispatch(key, (tier, f"e{device}"), 110.0, 8.0)
-    jobs = _jobs(core)
-    decide = core.leases._decider.decide
-    return lambda: decide(next(jobs))
-
-
-def _core(
-    config: pathlib.Path, own: Mapping[str, Any], device_count: int, clients: ClientPool
-) -> Core:
-    write_settings(config, [ADDRESS] * device_count, own, deadline_s=DEADLINE_S)
-    settings = load_settings(Settings, path=config, environ={})
-    app = RouterInference(
-        settings=settings,
-        files=load_mesh_files(settings.mesh),
-        clock=SystemClock(),
-        log=get_logger("services.bench"),
-    )
-    place = Place(router_id="bench", epoch=app.clock.wall_ns(), siblings=NoSiblings())
-    return app.build_core(place, Telemetry(None, random.Random(1)), None, clients)
+    return Calls(core.leases._decider.decide, _jobs(core))
 
 
 def _jobs(core: Core) -> Iterator[Job]:
@@ -171,12 +162,12 @@ def _jobs(core: Core) -> Iterator[Job]:
         yield core.validator.job(ask, clock.monotonic_s(), clock.wall_ns())
 
 
-def _times_us(call: Callable[[], object], count: int) -> list[float]:
+def _times_us(calls: Calls, count: int) -> list[float]:
     """Returns the CPU time of each call, us, sorted."""
-    took = []
-    for _ in range(count):
+    took, call = [], calls.call
+    for argument in itertools.islice(calls.arguments, count):
         start_ns = time.thread_time_ns()
-        call()
+        call(argument)
         took.append((time.thread_time_ns() - start_ns) / 1e3)
     return sorted(took)
 

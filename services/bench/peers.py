@@ -24,7 +24,10 @@ import grpc.aio
 import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
-INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+KSERVE = "/inference.GRPCInferenceService"
+INFER = f"{KSERVE}/ModelStreamInfer"
+READY = b"\x08\x01"
+"""The answer of ServerLive, ServerReady and ModelReady that says yes."""
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
 SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
 KINDS = ("backend", "echo", "proxy", "traces", "chat")
@@ -83,7 +86,19 @@ def backend(token_count: int) -> Handlers:
             if is_slow:
                 await asyncio.sleep(SLOW_INTERVAL_S)
 
-    return Handlers({INFER: grpc.stream_stream_rpc_method_handler(infer)})
+    async def yes(_: bytes, __: Any) -> bytes:
+        return READY
+
+    async def nothing(_: bytes, __: Any) -> bytes:
+        return b""
+
+    probes = dict.fromkeys(("ServerLive", "ServerReady", "ModelReady"), yes)
+    probes |= dict.fromkeys(("ModelStatistics", "ModelConfig"), nothing)
+    methods = {
+        f"{KSERVE}/{name}": grpc.unary_unary_rpc_method_handler(answered)
+        for name, answered in probes.items()
+    }
+    return Handlers({INFER: grpc.stream_stream_rpc_method_handler(infer), **methods})
 
 
 def echo() -> Handlers:

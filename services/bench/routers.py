@@ -29,6 +29,7 @@ def write_settings(
     own: Mapping[str, Any],
     *,
     monitor: str = "",
+    monitor_own: Mapping[str, Any] | None = None,
     deadline_s: float = DEADLINE_S,
 ) -> pathlib.Path:
     """Writes the settings file of a router; returns its path.
@@ -38,6 +39,7 @@ def write_settings(
         addresses: Address of each endpoint; each has a device with every tier of its own.
         own: Keys of [router_inference] beside those every bench has.
         monitor: Address of the load monitor; empty for none.
+        monitor_own: Keys of [load_monitor].
         deadline_s: Default deadline of every task, seconds.
     """
     text = settings_text(
@@ -60,7 +62,8 @@ def write_settings(
                 "lease_s": 1.0,
                 "max_leases_per_client": 65_536,
                 **own,
-            }
+            },
+            "load_monitor": monitor_own or {},
         },
     )
     path.write_text(text, encoding="utf-8")
