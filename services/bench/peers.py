@@ -94,7 +94,7 @@ def backend(token_count: int) -> Handlers:
 
     probes = dict.fromkeys(("ServerLive", "ServerReady", "ModelReady"), yes)
     probes |= dict.fromkeys(("ModelStatistics", "ModelConfig"), nothing)
-    methods = {
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         f"{KSERVE}/{name}": grpc.unary_unary_rpc_method_handler(answered)
         for name, answered in probes.items()
     }
