@@ -9,7 +9,7 @@ Shape letters: L the three rows of a load, C candidates, D devices, F features, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from router.fleet import Fleet
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a decision rested on; all but `own_LC` is shared with other decisions and never changed.
 
     Attributes:
@@ -70,36 +69,78 @@ class Explanation:
     features_CF: NDArray[np.float32] | None
 
 
-def explain(inputs: Inputs) -> Explanation:
-    """Returns what a decision found."""
-    board = _decided_again(inputs, inputs.rule)
-    return Explanation(
-        allowed_C=board.allowed_C,
-        score_C=np.where(board.allowed_C, board.decided.score_C, -np.inf),
-        predicted_s_C=board.decided.predicted_s_C,
-        on_time_probability_C=board.decided.probability_C,
-        in_flight_C=board.seen.in_flight_C,
-        features_CF=board.features_CF if inputs.rule.row == DQN_ROW else None,
-    )
+class Explainer:
+    """Takes decisions again, on arrays of its own that it keeps for the next one."""
+
+    def __init__(self) -> None:
+        """Starts without a fleet."""
+        self._profiled: Fleet | None = None
+        self._slowness_D: NDArray[np.float64]
+        self._own_LC: NDArray[np.float64]
+        self._others_LC: NDArray[np.float64]
+        self._seen_LC: NDArray[np.float64]
+        self._bound: dict[tuple[int, int, int], BoundDecision]
+
+    def explain(self, inputs: Inputs) -> Explanation:
+        """Returns what a decision found."""
+        board = self._decide_again(inputs, inputs.rule)
+        return Explanation(
+            allowed_C=board.allowed_C.copy(),
+            score_C=np.where(board.allowed_C, board.decided.score_C, -np.inf),
+            predicted_s_C=board.decided.predicted_s_C.copy(),
+            on_time_probability_C=board.decided.probability_C.copy(),
+            in_flight_C=board.seen.in_flight_C.copy(),
+            features_CF=board.features_CF.copy() if inputs.rule.row == DQN_ROW else None,
+        )
+
+    def features(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Returns the features of a decision [C, F], whatever policy made it, until the next call.
+
+        Where a network decided they are what it read; else what one would have read that corrects
+        the default price.
+        """
+        rule = inputs.rule if inputs.rule.row == DQN_ROW else _UNTRAINED
+        return self._decide_again(inputs, rule).features_CF
+
+    def _decide_again(self, inputs: Inputs, rule: Rule) -> Board:
+        """Returns the arrays of a decision after it."""
+        if inputs.fleet is not self._profiled:
+            self._sit_down(inputs.fleet)
+        if inputs.slowness_D is not self._slowness_D:
+            self._slowness_D = inputs.slowness_D
+            self._fleet.copy_times(inputs.fleet.with_slowness(inputs.slowness_D))
+        self._fleet.arrays.availability_C[:] = inputs.availability_C
+        self._own_LC[:] = inputs.own_LC
+        self._others_LC[:] = inputs.others_LC
+        bound = self._bind(rule)
+        bound.rule.params_P[:] = rule.params_P
+        asked = inputs.asked
+        bound.decide(
+            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
+        )
+        return bound.board
+
+    def _sit_down(self, fleet: Fleet) -> None:
+        """Makes the arrays of a fleet."""
+        self._profiled, self._fleet, self._slowness_D = fleet, fleet.copy(), fleet.slowness_D
+        self._own_LC, self._others_LC, self._seen_LC = np.zeros((3, 3, fleet.candidate_count))
+        self._bound = {}
+
+    def _bind(self, rule: Rule) -> BoundDecision:
+        """Returns a decision by a rule whose parameters are still to be filled in."""
+        # What is bound holds its weights, so no others can have their identity.
+        key = (rule.row, id(rule.weights), len(rule.params_P))
+        bound = self._bound.get(key)
+        if bound is None:
+            if len(self._bound) >= _MOST_BOUND:
+                self._bound.clear()
+            # The picker's choice is known.
+            own = rule._replace(params_P=rule.params_P.copy(), picker=NO_PICKER)
+            load = (self._own_LC, self._others_LC, self._seen_LC)
+            bound = self._bound[key] = BoundDecision(own, self._fleet.arrays, *load)
+        return bound
 
 
-def features_of(inputs: Inputs) -> NDArray[np.float32]:
-    """Returns the features of a decision [C, F], whatever policy made it.
-
-    Where a network decided they are what it read; else what one would have read that corrects the
-    default price.
-    """
-    rule = inputs.rule if inputs.rule.row == DQN_ROW else Rule(DQN_ROW, PRICE_DEFAULTS_P)
-    return _decided_again(inputs, rule).features_CF
-
-
-def _decided_again(inputs: Inputs, rule: Rule) -> Board:
-    """Returns the arrays of a decision after it."""
-    fleet = inputs.fleet.with_slowness(inputs.slowness_D).with_availability(inputs.availability_C)
-    # The picker's choice is known, and a policy's memory must stay as it was.
-    rule = rule._replace(params_P=rule.params_P.copy(), picker=NO_PICKER)
-    seen_LC = np.zeros_like(inputs.own_LC)
-    bound = BoundDecision(rule, fleet.arrays, inputs.own_LC, inputs.others_LC, seen_LC)
-    asked = inputs.asked
-    bound.decide(asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0)
-    return bound.board
+_UNTRAINED = Rule(DQN_ROW, PRICE_DEFAULTS_P)
+_MOST_BOUND = 4
+"""Rules whose arrays are kept: of the policy in use and its fallback, and those just before."""

@@ -118,6 +118,11 @@ class Fleet:
         )
         return replace(self, arrays=arrays, slowness_D=slowness_D)
 
+    def copy(self) -> Fleet:
+        """Returns the fleet with arrays of its own."""
+        arrays = FleetArrays(*(array.copy() for array in self.arrays))  # type: ignore[arg-type]
+        return replace(self, arrays=arrays, slowness_D=self.slowness_D.copy())
+
     def copy_times(self, other: Fleet) -> None:
         """Takes over the times of a fleet of the same candidates, in place."""
         for name in ("step_s_C", "per_sequence_s_C", "per_prompt_token_s_C", "overhead_s_C"):

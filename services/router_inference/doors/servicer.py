@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from router.explanation import explain
+from router.explanation import Explainer
 from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
 from services.common.errors import DomainError, InvalidArgumentError, NotFoundError
@@ -56,6 +56,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self._slot = slot
         self._status = status
         self._explanations = explanations
+        self._explainer = Explainer()
         self._accounts = accounts
         self._clock = clock
         self._new_relay = new_relay
@@ -138,7 +139,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         choice = self._explanations.find(request.request_id)
         if choice is None:
             raise NotFoundError("request", request.request_id)
-        return convert.explanation_response(choice, explain(choice.inputs))
+        return convert.explanation_response(choice, self._explainer.explain(choice.inputs))
 
     async def UsePolicy(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.decision import DQN_ROW
-from router.explanation import features_of
+from router.explanation import Explainer
 from router.features import SCHEMA
 from router.fleet import Fleet
 from services.common.times import duration_of, set_duration, timestamp_of
@@ -64,6 +64,7 @@ class RecordBuilder:
         self._router_id = router_id
         self._epoch = epoch
         self._features_always = features_always
+        self._explainer = Explainer()
         self._template: tuple[Fleet, experience_pb2.DecisionRecord] | None = None
 
     def payload(self, entry: Choice | OutcomeEntry) -> bytes:
@@ -86,7 +87,7 @@ class RecordBuilder:
         record.slack.CopyFrom(duration_of(entry.slack_s))
         record.feature_schema = SCHEMA
         if inputs.rule.row == DQN_ROW or self._features_always:
-            features_CF = np.ascontiguousarray(features_of(inputs), dtype="<f4")
+            features_CF = np.ascontiguousarray(self._explainer.features(inputs), dtype="<f4")
             record.features = features_CF.tobytes()
             record.feature_count = features_CF.shape[1]
         record.action = entry.action

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from router.explanation import explain
+from router.explanation import Explainer, Explanation
 from router.features import FEATURES
 from services.common.telemetry import NO_SPAN, SpanEvent, SpanIdentity, Telemetry
 from services.router_inference.job import Attempt, Choice, Job, Outcome, StepDown
@@ -36,6 +36,7 @@ class Tracing:
         self._telemetry = telemetry
         self._router_id = router_id
         self._bad_per_s = bad_per_s
+        self._explainer = Explainer()
         self._bad_left = bad_per_s
         self._bad_s = 0.0
 
@@ -116,7 +117,7 @@ class Tracing:
             DECISION_SPAN,
             start_ns=job.wall_ns(choice.start_s),
             end_ns=job.wall_ns(choice.end_s),
-            attributes=decision_attributes(choice),
+            attributes=decision_attributes(choice, self._explainer.explain(choice.inputs)),
             force=True,
         )
 
@@ -146,9 +147,9 @@ class Tracing:
         )
 
 
-def decision_attributes(choice: Choice) -> Mapping[str, AttributeValue]:
+def decision_attributes(choice: Choice, found: Explanation) -> Mapping[str, AttributeValue]:
     """Returns the attributes of a decision: observation, scores, predictions, choice."""
-    candidates, query, found = choice.candidates, choice.inputs.asked.query, explain(choice.inputs)
+    candidates, query = choice.candidates, choice.inputs.asked.query
     attributes: dict[str, AttributeValue] = {
         "tiercel.policy": choice.policy,
         "tiercel.policy_version": choice.policy_version,

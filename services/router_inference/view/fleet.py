@@ -164,7 +164,7 @@ class FleetView:
         names = {spec.name for spec in usable}
         self.unknown_endpoints = tuple(spec.name for spec in specs if spec.name not in names)
         self.as_profiled = build_fleet(self.catalog, usable, self._profiles)
-        self.latest = build_fleet(self.catalog, usable, self._profiles)
+        self.latest = self.as_profiled.copy()
         self.slowness.follow(self.latest.devices)
         self._stretch()
         self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))

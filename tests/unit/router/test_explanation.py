@@ -8,7 +8,7 @@ import pytest
 from router import features
 from router.desk import Asked, Desk
 from router.dqn.snapshot import Snapshot, zero_weights
-from router.explanation import Inputs, explain, features_of
+from router.explanation import Explainer, Inputs
 from router.policies.scores import Query
 from router.policies.table import BY_HAND, DQN, make_policy
 from router.policy import Policy
@@ -87,9 +87,10 @@ def test_an_explanation_is_what_the_decision_found(name: str) -> None:
             )
         )
         world.move()
-    for inputs, *computed in kept:
-        found = explain(inputs)
-        again = explain(inputs)
+    explainer = Explainer()
+    for inputs, *computed in reversed(kept):
+        found = explainer.explain(inputs)
+        again = Explainer().explain(inputs)
         for one, two, three in zip(
             computed,
             (
@@ -113,7 +114,7 @@ def test_features_do_not_depend_on_who_decided() -> None:
     untrained = Snapshot(zero_weights(features.FEATURE_COUNT, 4), features.SCHEMA, names)
     dqn = make_policy(DQN, fleets.catalog(), snapshot=untrained)
     of_price, of_dqn = (
-        features_of(world.decide(policy))
+        Explainer().features(world.decide(policy))
         for world, policy in zip(worlds, (policy_of("price"), dqn), strict=True)
     )
     np.testing.assert_array_equal(of_price, of_dqn)

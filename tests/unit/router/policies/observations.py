@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from router.decision import PREDICTED_S
 from router.desk import Asked, Desk
-from router.explanation import Explanation, Inputs, explain
+from router.explanation import Explainer, Explanation, Inputs
 from router.fleet import Fleet
 from router.ledger import LoadArrays, zero_load
 from router.policies.scores import Query
@@ -108,7 +108,11 @@ class Chair:
         )
         predicted_s = desk.bound.result_R[PREDICTED_S]
         return Decided(
-            drawn.action, predicted_s, drawn.probability, drawn.explored, explain(inputs)
+            drawn.action,
+            predicted_s,
+            drawn.probability,
+            drawn.explored,
+            Explainer().explain(inputs),
         )
 
 

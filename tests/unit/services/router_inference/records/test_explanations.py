@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from router.explanation import explain
+from router.explanation import Explainer
 from services.router_inference.records.explanations import CHOICE_BYTES, Explanations
 from tests.unit.services.router_inference.parts import Rig, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -37,7 +37,7 @@ async def test_a_good_request_is_explained_on_demand() -> None:
         await rig.answer(rig.job())
     choice = kept(rig).find("mine")
     assert choice is not None
-    found = explain(choice.inputs)
+    found = Explainer().explain(choice.inputs)
     for one, two in zip(
         computed, (found.score_C, found.predicted_s_C, found.in_flight_C), strict=True
     ):
