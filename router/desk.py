@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from router import features, safety
-from router.bound import BoundDecision, Rule
+from router.bound import BoundDecision, Rule, bind_plain
 from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S
 from router.picker import pick
 from router.policies.dqn import DqnPolicy
@@ -20,6 +20,7 @@ from router.policies.table import TABLE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from router.bound import Bind
     from router.fleet import FleetArrays
     from router.policies.scores import Query
     from router.policy import Policy
@@ -69,9 +70,10 @@ class Desk:
         others_LC: NDArray[np.float64],
         seen_LC: NDArray[np.float64],
         rng: np.random.Generator,
+        bind: Bind = bind_plain,
     ) -> None:
-        """Takes what `BoundDecision` binds, and the policies' dice."""
-        self._arrays = (fleet, own_LC, others_LC, seen_LC)
+        """Takes what `BoundDecision` binds and how, and the policies' dice."""
+        self._arrays = (fleet, own_LC, others_LC, seen_LC, bind)
         self._rng = rng
         self._bound: dict[Policy, BoundDecision] = {}
         self.asked: Asked

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from router.bound import BoundDecision, Rule
+from router.bound import BoundDecision, Rule, bind_plain
 from router.decision import DQN_ROW
 from router.picker import NO_PICKER
 from router.policies.dqn import PRICE_DEFAULTS_P
@@ -21,6 +21,7 @@ from router.policies.dqn import PRICE_DEFAULTS_P
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from router.bound import Bind
     from router.decision import Board
     from router.desk import Asked
     from router.fleet import Fleet
@@ -72,8 +73,9 @@ class Explanation:
 class Explainer:
     """Takes decisions again, on arrays of its own that it keeps for the next one."""
 
-    def __init__(self) -> None:
-        """Starts without a fleet."""
+    def __init__(self, bind: Bind = bind_plain) -> None:
+        """Starts without a fleet; `bind` must be what bound the decisions."""
+        self._bind_to = bind
         self._profiled: Fleet | None = None
         self._slowness_D: NDArray[np.float64]
         self._own_LC: NDArray[np.float64]
@@ -137,7 +139,7 @@ class Explainer:
             # The picker's choice is known.
             own = rule._replace(params_P=rule.params_P.copy(), picker=NO_PICKER)
             load = (self._own_LC, self._others_LC, self._seen_LC)
-            bound = self._bound[key] = BoundDecision(own, self._fleet.arrays, *load)
+            bound = self._bound[key] = BoundDecision(own, self._fleet.arrays, *load, self._bind_to)
         return bound
 
 

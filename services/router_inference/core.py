@@ -13,6 +13,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from router.estimators import OutputLengthPredictor
+from router.explanation import Explainer
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
 from services.common.access.guard import Context
@@ -166,9 +167,13 @@ def build_core(env: Surroundings) -> Core:
     admission = Admission(_safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
-    experience = _experience(env, epoch)
+    explainer = Explainer(env.machine_code.bind)
+    experience = _experience(env, epoch, explainer)
     tracing = Tracing(
-        telemetry=env.telemetry, router_id=place.worker_id, bad_per_s=own.bad_traces_per_s
+        telemetry=env.telemetry,
+        router_id=place.worker_id,
+        explainer=explainer,
+        bad_per_s=own.bad_traces_per_s,
     )
     clients = _clients(env)
     make_ending = Ending if clients is None else partial(LimitedEnding, clients)
@@ -233,6 +238,7 @@ def build_core(env: Surroundings) -> Core:
         slot=env.slot,
         status=status,
         explanations=explanations,
+        explainer=explainer,
         accounts=accounts,
         clock=clock,
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
@@ -342,15 +348,19 @@ def _view(env: Surroundings, rng: np.random.Generator) -> View:
         siblings=env.place.siblings,
         state_max_age_s=own.state_max_age_s,
         rng=rng,
+        bind=env.machine_code.bind,
         now_s=now_s,
     )
 
 
-def _experience(env: Surroundings, epoch: int) -> ExperienceWriter:
+def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> ExperienceWriter:
     own = env.settings.router_inference
     return ExperienceWriter(
         builder=RecordBuilder(
-            router_id=env.place.worker_id, epoch=epoch, features_always=own.features_always
+            router_id=env.place.worker_id,
+            epoch=epoch,
+            explainer=explainer,
+            features_always=own.features_always,
         ),
         stream=env.experience if own.experience else None,
         metrics=env.metrics,

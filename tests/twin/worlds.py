@@ -21,8 +21,10 @@ from router.safety import SafetyLimits
 from router.types import RewardKind, SloKind, Task
 from services.common.errors import DomainError
 from services.router_inference.job import Job
+from services.router_inference.machine_code import MachineCode
 from tests.fakes.virtual_time import run_virtual
 from tests.twin.device import Device
+from tests.unit.router.machine import compiled_bind
 from tests.unit.services.router_inference.parts import FakePool, make_rig
 from trainer.simulation import state
 from trainer.simulation.simulate import (
@@ -195,6 +197,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
         quality=QUALITY,
         profile=PROFILE,
         pool=pool,
+        machine_code=MachineCode(compiled_bind()),
         mesh={"bytes_per_token": 1.0, "endpoints": endpoints},
         safety_net=world.safety,
         safety_optimism=LIMITS.optimism,

@@ -40,6 +40,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         slot: PolicySlot,
         status: StatusReader,
         explanations: Explanations,
+        explainer: Explainer,
         accounts: Accounts,
         clock: Clock,
         new_relay: Callable[[], StreamRelay],
@@ -56,7 +57,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self._slot = slot
         self._status = status
         self._explanations = explanations
-        self._explainer = Explainer()
+        self._explainer = explainer
         self._accounts = accounts
         self._clock = clock
         self._new_relay = new_relay

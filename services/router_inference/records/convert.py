@@ -52,19 +52,27 @@ class OutcomeEntry:
 class RecordBuilder:
     """Makes messages of entries for one router process."""
 
-    def __init__(self, *, router_id: str, epoch: int, features_always: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        epoch: int,
+        explainer: Explainer,
+        features_always: bool = False,
+    ) -> None:
         """Takes the router's identity.
 
         Args:
             router_id: name of the process.
             epoch: its start stamp, ns since 1970.
+            explainer: finds features again.
             features_always: True computes the features of decisions whose policy used none, so that
                 a learner can learn from any policy's traffic; some 0.1 ms per record.
         """
         self._router_id = router_id
         self._epoch = epoch
         self._features_always = features_always
-        self._explainer = Explainer()
+        self._explainer = explainer
         self._template: tuple[Fleet, experience_pb2.DecisionRecord] | None = None
 
     def payload(self, entry: Choice | OutcomeEntry) -> bytes:

@@ -31,12 +31,19 @@ _BAD_STEP_DOWNS = frozenset({StepDown.RESCUE, StepDown.RETRY, StepDown.UNAVAILAB
 class Tracing:
     """Makes the spans of one router process."""
 
-    def __init__(self, *, telemetry: Telemetry, router_id: str, bad_per_s: float = 20.0) -> None:
-        """Takes telemetry, the router's name and how many bad requests are traced per second."""
+    def __init__(
+        self,
+        *,
+        telemetry: Telemetry,
+        router_id: str,
+        explainer: Explainer,
+        bad_per_s: float = 20.0,
+    ) -> None:
+        """Takes its parts, and how many bad requests are traced per second."""
         self._telemetry = telemetry
         self._router_id = router_id
         self._bad_per_s = bad_per_s
-        self._explainer = Explainer()
+        self._explainer = explainer
         self._bad_left = bad_per_s
         self._bad_s = 0.0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from router.bound import Bind
 from router.desk import Desk
 from router.explanation import Inputs
 from router.fleet import Fleet
@@ -28,6 +29,7 @@ class View:
         siblings: NoSiblings,
         state_max_age_s: float,
         rng: np.random.Generator,
+        bind: Bind,
         now_s: float,
     ) -> None:
         """Starts without a state.
@@ -37,6 +39,7 @@ class View:
             siblings: the other workers of this router.
             state_max_age_s: age above which a state is not used, seconds.
             rng: the policies' dice.
+            bind: how decisions are bound.
             now_s: monotonic seconds.
         """
         self.fleet = fleet
@@ -45,6 +48,7 @@ class View:
         self.is_alone = True
         """True without a fresh state: own ledger and breakers decide alone."""
         self._rng = rng
+        self._bind = bind
         self._at: Fleet | None = None
         self._state_max_age_s = state_max_age_s
         self._state_s: float | None = None
@@ -72,7 +76,9 @@ class View:
         fleet = self.current_fleet(now_s)
         if fleet is not self._at:
             self._at, load = fleet, self.load
-            self._desk = Desk(fleet.arrays, load.own_LC, load.others_LC, load.seen_LC, self._rng)
+            self._desk = Desk(
+                fleet.arrays, load.own_LC, load.others_LC, load.seen_LC, self._rng, self._bind
+            )
         self.load.refresh()
         return self._desk
 

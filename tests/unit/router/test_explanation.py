@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from router import features
+from router.bound import Bind, bind_plain
 from router.desk import Asked, Desk
 from router.dqn.snapshot import Snapshot, zero_weights
 from router.explanation import Explainer, Inputs
@@ -13,6 +14,7 @@ from router.policies.scores import Query
 from router.policies.table import BY_HAND, DQN, make_policy
 from router.policy import Policy
 from tests.unit.router import fleets
+from tests.unit.router.machine import compiled_bind
 
 DEVICES, COUNT = 4, 12
 
@@ -31,12 +33,14 @@ def policy_of(name: str) -> Policy:
 class World:
     """A desk whose arrays change in place, as a live router's do."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, bind: Bind = bind_plain) -> None:
         """Starts idle."""
         self.rng = np.random.default_rng(seed)
         self.profiled, self.fleet = fleets.fleet(DEVICES), fleets.fleet(DEVICES)
         self.own_LC, self.others_LC, self.seen_LC = np.zeros((3, 3, COUNT))
-        self.desk = Desk(self.fleet.arrays, self.own_LC, self.others_LC, self.seen_LC, self.rng)
+        self.desk = Desk(
+            self.fleet.arrays, self.own_LC, self.others_LC, self.seen_LC, self.rng, bind
+        )
         self.move()
 
     def move(self) -> None:
@@ -67,10 +71,13 @@ class World:
         )  # fmt: skip
 
 
+@pytest.mark.timeout(300)  # the first run on a machine compiles
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("name", [*BY_HAND, "static-medium", DQN, "price+power-of-two"])
-def test_an_explanation_is_what_the_decision_found(name: str) -> None:
+def test_an_explanation_is_what_the_decision_found(name: str, is_compiled: bool) -> None:
     """Scores, predictions, mask, loads and features are the same to the last bit."""
-    world, policy = World(7), policy_of(name)
+    bind = compiled_bind() if is_compiled else bind_plain
+    world, policy = World(7, bind), policy_of(name)
     kept = []
     for _ in range(12):
         inputs = world.decide(policy)
@@ -87,10 +94,10 @@ def test_an_explanation_is_what_the_decision_found(name: str) -> None:
             )
         )
         world.move()
-    explainer = Explainer()
+    explainer = Explainer(bind)
     for inputs, *computed in reversed(kept):
         found = explainer.explain(inputs)
-        again = Explainer().explain(inputs)
+        again = Explainer(bind).explain(inputs)
         for one, two, three in zip(
             computed,
             (

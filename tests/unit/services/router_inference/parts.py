@@ -20,6 +20,7 @@ from services.common.triton.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Choice, Job
+from services.router_inference.machine_code import MachineCode
 from services.router_inference.settings import Settings
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
@@ -193,6 +194,7 @@ def make_rig(
     tasks: Sequence[Task] = TASKS,
     quality: QualityTable = QUALITY,
     pool: FakePool | None = None,
+    machine_code: MachineCode | None = None,
     mesh: Mapping[str, Any] | None = None,
     **own: Any,
 ) -> Rig:
@@ -224,7 +226,12 @@ def make_rig(
     if experience is not None:
         stores = replace(stores, experience=experience)
     app = RouterInference(
-        settings=settings, files=files, clock=clock, log=get_logger("test"), stores=stores
+        settings=settings,
+        files=files,
+        clock=clock,
+        log=get_logger("test"),
+        stores=stores,
+        machine_code=machine_code,
     )
     pool = pool or FakePool()
     place = Place(router_id="r1", epoch=app.clock.wall_ns(), siblings=NoSiblings())
