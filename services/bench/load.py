@@ -71,8 +71,10 @@ def infer(bench: Bench, server: Server) -> Ask:
     return ask
 
 
-async def cpu_per_request_s(ask: Ask, server: Server, request_count: int) -> float:
-    """Sends requests with `IN_FLIGHT` under way; returns the server's CPU time for each."""
+async def cpu_per_request_s(
+    ask: Ask, server: Server, request_count: int, in_flight: int = IN_FLIGHT
+) -> float:
+    """Sends requests with so many under way; returns the server's CPU time for each."""
     left = iter(range(request_count))
 
     async def worker() -> None:
@@ -80,7 +82,7 @@ async def cpu_per_request_s(ask: Ask, server: Server, request_count: int) -> flo
             await ask()
 
     before_s = server.cpu_s()
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
     return (server.cpu_s() - before_s) / request_count
 
 

@@ -26,6 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "route", "generate", "generate_added_p50", "generate_added_p99", "generate_dqn", "stream",
         "stream_coalesced",
     ),
+    "workers": ("workers_2",),
     "soak": ("soak", "soak_errors", "soak_in_flight"),
 }  # fmt: skip
 """Modules of this package with a ``measure(bench)``, and the metrics of each."""
