@@ -141,7 +141,16 @@ class RouterInference:
     def take_place(self, place: Place) -> None:
         """Becomes one of several workers; its parent serves the metrics of all."""
         self._place = place
-        self._own = self._own.model_copy(update={"listen": place.listen, "metrics_listen": ""})
+        addresses = {"listen": place.listen, "operate_listen": place.operate_listen}
+        self._own = self._own.model_copy(update={**addresses, "metrics_listen": ""})
+
+    @property
+    def listens(self) -> dict[str, str]:
+        """Where it is to listen, by what for."""
+        own = self._own
+        return {"grpc": own.listen} | (
+            {"operate": own.operate_listen} if self._access.is_split else {}
+        )
 
     @property
     def server_settings(self) -> ServerSettings:

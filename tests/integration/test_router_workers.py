@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -36,13 +37,14 @@ KEY = "one key for all workers"
 
 @contextlib.asynccontextmanager
 async def workers(
-    folder: Path, *, count: int = 2, script: Script | None = None
+    folder: Path, *, count: int = 2, script: Script | None = None, listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[RouterProcess]:
     """Runs a router of several workers before one endpoint."""
     triton = await FakeTriton(default=script or Script(tokens=("a",), step_s=0.005)).start()
     own = f'workers = {count}\nticket_key = "{KEY}"'
     toml = mesh_toml([("e0", triton.address)], router=own)
     toml = toml.replace('metrics_listen = ""', 'metrics_listen = "127.0.0.1:0"')
+    toml = toml.replace('\nlisten = "127.0.0.1:0"', f'\nlisten = "{listen}"', 1)
     try:
         with router_process(folder, toml) as router:
             yield router
@@ -212,6 +214,17 @@ async def test_health_is_never_that_of_a_worker_that_starts(tmp_path: Path) -> N
             with contextlib.suppress(grpc.aio.AioRpcError):  # it met the very end of one
                 answers.append(await serving_status(router.address))
         assert set(answers) == {"SERVING"}
+
+
+async def test_operating_calls_have_an_address_that_all_workers_share(tmp_path: Path) -> None:
+    """Where other machines reach the router, nobody there may operate it."""
+    open_to_all = '0.0.0.0:0"\ninsecure_open_to_network = true\noperate_listen = "127.0.0.1:0'
+    async with workers(tmp_path, listen=open_to_all) as router:
+        addresses = json.loads((tmp_path / "ready.json").read_text())["addresses"]
+        assert len({addresses["grpc"], addresses["operate"], addresses["metrics"]}) == 3
+        for _ in range(8):
+            assert await serving_status(addresses["operate"]) == "SERVING"
+        assert router.address == addresses["grpc"]
 
 
 def test_wait_before_a_successor_stays_below_a_probes_patience() -> None:

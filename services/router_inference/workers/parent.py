@@ -80,6 +80,7 @@ class Parent:
         self._has_served = False
         self._rolling: asyncio.Future[None] | None = None
         self._own_descriptors: list[int] = []
+        self._addresses: dict[str, str] = {}
         self._ended: merge.Families = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._metrics = ParentMetrics(self._registry)
@@ -89,8 +90,11 @@ class Parent:
         """Runs until a signal or until no worker can start; returns the exit code."""
         self._handle_signals()
         with contextlib.ExitStack() as stack:
-            self._address, holder = stack.enter_context(_reserved(self._own.listen))
-            self._own_descriptors = [holder.fileno()]
+            for name, listen in self._app.listens.items():
+                holder = stack.enter_context(_reserved(listen))
+                self._own_descriptors.append(holder.fileno())
+                host = parse_address(listen, allow_port_zero=True).host
+                self._addresses[name] = str(HostPort(host, holder.getsockname()[1]))
             metrics = self._serve_metrics()
             if metrics is not None:
                 self._own_descriptors.append(metrics.descriptor)
@@ -203,7 +207,7 @@ class Parent:
         if self._ready_file is not None:
             remove_ready_file(self._ready_file)
         await self._until(lambda: len(self._serving()) == self._own.workers)
-        addresses = {"grpc": str(self._address)}
+        addresses = dict(self._addresses)
         if metrics is not None:
             addresses["metrics"] = str(metrics.address)
         if self._ready_file is not None:
@@ -254,7 +258,8 @@ class Parent:
             router_id=self._router_id,
             epoch=self._epoch,
             siblings=SharedSiblings(self._memory, number),
-            listen=str(self._address),
+            listen=self._addresses["grpc"],
+            operate_listen=self._addresses.get("operate", ""),
         )
         # A copy kept would hide the parent's end from the others, and hold its ports.
         others = [worker.connection.fileno() for worker in self._workers.values()]
@@ -286,8 +291,8 @@ class Parent:
 
 
 @contextlib.contextmanager
-def _reserved(listen: str) -> Iterator[tuple[HostPort, socket.socket]]:
-    """Yields an address for the workers, and what keeps others from it; nothing listens by it.
+def _reserved(listen: str) -> Iterator[socket.socket]:
+    """Yields what keeps an address for the workers; nothing listens by it.
 
     Raises:
         StartError: It is in use or not of this machine.
@@ -300,6 +305,6 @@ def _reserved(listen: str) -> Iterator[tuple[HostPort, socket.socket]]:
         with holder:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             holder.bind((wanted.host, wanted.port))
-            yield HostPort(wanted.host, holder.getsockname()[1]), holder
+            yield holder
     except OSError as error:
         raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from None

@@ -16,7 +16,8 @@ class Place:
         epoch: start stamp of the router, likewise.
         siblings: the other workers.
         number: of this worker, from 1, the same for its successor; 0 = the router is one process.
-        listen: the address all workers listen on; empty = that of the settings.
+        listen: where all workers listen; empty = as the settings say.
+        operate_listen: where they take operating calls, likewise.
     """
 
     router_id: str
@@ -24,6 +25,7 @@ class Place:
     siblings: NoSiblings
     number: int = 0
     listen: str = ""
+    operate_listen: str = ""
 
     @property
     def worker_id(self) -> str:
