@@ -74,6 +74,26 @@ def parse_address(text: str, *, allow_port_zero: bool = False) -> HostPort:
     return HostPort(host, int(port_text))
 
 
+def matches(pattern: str, address: str) -> bool:
+    """Returns whether an address is one of a pattern.
+
+    In the pattern `*` stands for any characters; beside the digits of an IPv4 address for digits
+    and dots, since a name may begin like an address.
+    """
+    fixed = pattern.rpartition(":")[0].replace("*", "")
+    star = "[0-9.]*" if fixed and set(fixed) <= set("0123456789.") else ".*"
+    return re.fullmatch(re.escape(pattern).replace(r"\*", star), address) is not None
+
+
+def _pattern(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        parse_address(f"{host.replace('*', 'x') if host != '*' else 'x'}:{port.replace('*', '1')}")
+    except ValueError:
+        raise ValueError("expected host:port with * for any characters, e.g. *.gpu:8001") from None
+    return text
+
+
 def _dialled(text: str) -> str:
     parse_address(text)
     return text
@@ -166,6 +186,8 @@ def without_password(url: str) -> str:
 
 Address = Annotated[str, AfterValidator(_dialled)]
 """An address to connect to."""
+AddressPattern = Annotated[str, AfterValidator(_pattern)]
+"""`host:port`, with `*` for any characters."""
 OptionalAddress = Annotated[str, AfterValidator(_optionally_dialled)]
 """An address to connect to; empty means none."""
 ListenAddress = Annotated[str, AfterValidator(_listened)]

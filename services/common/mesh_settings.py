@@ -14,7 +14,13 @@ from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, RewardKind, SloKind, Task
 from services.common.access.access import AccessSettings
 from services.common.access.tls import TlsSettings
-from services.common.addresses import Address, OptionalAddress, RedisUrl
+from services.common.addresses import (
+    Address,
+    AddressPattern,
+    OptionalAddress,
+    RedisUrl,
+    matches,
+)
 from services.common.files import read_text
 from services.common.settings import (
     OptionalRelativePath,
@@ -28,6 +34,7 @@ Parsed = TypeVar("Parsed")
 
 LOWEST_LIMIT_TOKENS = 1
 HIGHEST_LIMIT_TOKENS = 65_536
+_LOOPBACK = ("127.0.0.1:*", "localhost:*", "[::1]:*")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 """A name in the mesh: 1 to 64 characters of [a-z0-9_-]."""
@@ -100,6 +107,17 @@ class MeshSettings(SettingsModel):
     """Classes of requests."""
     endpoints: tuple[EndpointSettings, ...] = ()
     """Endpoints known at start; more may join while the mesh runs."""
+    endpoint_addresses: tuple[AddressPattern, ...] = Field(default=_LOOPBACK, max_length=100)
+    """Addresses that endpoints may join with, beside those of `endpoints`; `*` stands for any text.
+
+    Prompts are sent to no other address, and no other is probed or scraped.
+    """
+
+    def may_be_endpoint(self, address: str) -> bool:
+        """Returns whether an endpoint may have an address (or one its metrics)."""
+        return any(
+            address in (entry.address, entry.metrics_address) for entry in self.endpoints
+        ) or any(matches(pattern, address) for pattern in self.endpoint_addresses)
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:

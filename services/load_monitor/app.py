@@ -96,7 +96,11 @@ class LoadMonitorApp:
             process_id=new_process_id(),
             store=self._stores.shared,
             topology=SharedTopology(
-                store=self._stores.shared, board=self._board, clock=clock, log=self._log
+                store=self._stores.shared,
+                board=self._board,
+                clock=clock,
+                log=self._log,
+                is_allowed=settings.mesh.may_be_endpoint,
             ),
             board=self._board,
             broadcast=self._broadcast,
@@ -177,6 +181,7 @@ class LoadMonitorApp:
             coordinator=self._coordinator,
             counters=self._counters,
             tiers=self._settings.mesh.tiers,
+            may_be_endpoint=self._settings.mesh.may_be_endpoint,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -198,13 +198,16 @@ def _check_outcomes(bad: Checks, field: str, outcomes: state_pb2.OutcomeCounts) 
 
 
 def endpoint_from_message(
-    message: common_pb2.Endpoint, tiers: tuple[str, ...] | None
+    message: common_pb2.Endpoint,
+    tiers: tuple[str, ...] | None,
+    is_allowed: Callable[[str], bool],
 ) -> EndpointSpec:
     """Returns the definition of an endpoint.
 
     Args:
         message: The definition as a client sent it.
         tiers: The mesh's tiers; None takes any.
+        is_allowed: Tells whether an endpoint, or its metrics, may have an address.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -218,8 +221,11 @@ def endpoint_from_message(
             bad.require(good, field, "has other characters", "characters of [A-Za-z0-9_.-]")
     for field in ("address", "metrics_address"):
         text = getattr(message, field)
-        if text or field == "address":
-            bad.require(_is_address(text), field, "is no address", "host:port")
+        if (text or field == "address") and bad.require(
+            _is_address(text), field, "is no address", "host:port"
+        ):
+            limit = "mesh.endpoint_addresses of the settings"
+            bad.require(is_allowed(text), field, "is no address of this mesh's endpoints", limit)
     if message.speed != 0.0:  # 0 means that nothing is claimed
         bad.number("speed", message.speed, LEAST_CLAIMED_SPEED, MOST_CLAIMED_SPEED)
     most = _MOST_TIERS if tiers is None else len(tiers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from services.common.errors import (
@@ -44,6 +44,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         coordinator: Coordinator,
         counters: MonitorCounters,
         tiers: tuple[str, ...],
+        may_be_endpoint: Callable[[str], bool],
         max_endpoints: int,
         max_watchers: int,
     ) -> None:
@@ -51,6 +52,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._broadcast = broadcast
         self._coordinator = coordinator
         self._tiers = tiers
+        self._may_be_endpoint = may_be_endpoint
         self._max_endpoints = max_endpoints
         self._max_watchers = max_watchers
         self._taken = counters.reports.labels(result="taken")
@@ -127,7 +129,9 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.AddEndpointRequest, context: Any
     ) -> pb.AddEndpointResponse:
         """Adds an endpoint to the list."""
-        endpoint = convert.endpoint_from_message(request.endpoint, self._tiers)
+        endpoint = convert.endpoint_from_message(
+            request.endpoint, self._tiers, self._may_be_endpoint
+        )
         version = await self._coordinator.change(
             lambda topology: topology.add(endpoint, max_endpoints=self._max_endpoints)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from services.common.clock import Clock
 from services.common.errors import AbortedError, DomainError
@@ -34,9 +35,19 @@ class SharedTopology:
         board: Has this monitor's list.
         clock: For the interval.
         log: For endpoints that left and lists that cannot be read.
+        is_allowed: Tells whether an endpoint may have an address.
     """
 
-    def __init__(self, *, store: SharedState, board: Board, clock: Clock, log: Logger) -> None:
+    def __init__(
+        self,
+        *,
+        store: SharedState,
+        board: Board,
+        clock: Clock,
+        log: Logger,
+        is_allowed: Callable[[str], bool],
+    ) -> None:
+        self._is_allowed = is_allowed
         self._store = store
         self._board = board
         self._clock = clock
@@ -130,7 +141,7 @@ class SharedTopology:
             stored = await self._store.load_topology()
             if stored is None:
                 return 0, None
-            changes, problems = decode_changes(stored[1])
+            changes, problems = decode_changes(stored[1], self._is_allowed)
         except (StoredDataError, ValueError) as error:
             problems = [str(error)]
         else:

@@ -192,8 +192,12 @@ def encode_changes(changes: Changes) -> bytes:
     ).encode()
 
 
-def decode_changes(payload: bytes) -> tuple[Changes, list[str]]:
+def decode_changes(payload: bytes, is_allowed: Callable[[str], bool]) -> tuple[Changes, list[str]]:
     """Returns what `encode_changes` stored, and what is wrong with endpoints left out of it.
+
+    Args:
+        payload: The bytes.
+        is_allowed: Tells whether an endpoint may have an address.
 
     Raises:
         ValueError: The bytes are something else.
@@ -210,7 +214,7 @@ def decode_changes(payload: bytes) -> tuple[Changes, list[str]]:
             raise ValueError(f"stored endpoint list has version {version!r:.80}")
         for entry in document["added"]:
             try:
-                spec = _spec(entry)
+                spec = _spec(entry, is_allowed)
                 room_bytes -= _state_bytes(spec)
                 if room_bytes < 0:
                     raise ValueError("does not fit a state")
@@ -253,8 +257,9 @@ def _entry(spec: EndpointSpec) -> dict[str, Any]:
     }
 
 
-def _spec(entry: dict[str, Any]) -> EndpointSpec:
+def _spec(entry: dict[str, Any], is_allowed: Callable[[str], bool]) -> EndpointSpec:
     models = {served["tier"]: served["model"] for served in entry["tiers"]}
     fields = {key: value for key, value in entry.items() if key != "tiers"}
     # Through the door's own checks: what stands in the store may have been written by anybody.
-    return endpoint_from_message(message_of_endpoint(EndpointSpec(**fields, models=models)), None)
+    message = message_of_endpoint(EndpointSpec(**fields, models=models))
+    return endpoint_from_message(message, None, is_allowed)

@@ -24,7 +24,7 @@ from services.common.log import Logger
 from services.common.mesh_settings import MeshFiles, MeshSettings
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
-from services.common.triton.client import TritonClient
+from services.common.triton.client import ForbiddenClient, TritonClient
 from services.router_inference import health_notes
 from services.router_inference.doors.servicer import RouterInferenceServicer
 from services.router_inference.doors.validation import Limits, Validator
@@ -68,17 +68,27 @@ from services.router_inference.workers.place import Place
 class ClientPool:
     """One Triton client per address, made at first use, closed at the end of the process."""
 
-    def __init__(self, cancel_grace_s: float = 0.0, tls: Tls | None = None) -> None:
-        """Opens nothing; see `TritonClient` for the grace and the certificates."""
+    def __init__(
+        self,
+        cancel_grace_s: float = 0.0,
+        tls: Tls | None = None,
+        is_allowed: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """Opens nothing; see `TritonClient` for the grace and the certificates.
+
+        `is_allowed` tells whether prompts may go to an address, whatever the monitor says.
+        """
+        self._is_allowed = is_allowed
         self._cancel_grace_s = cancel_grace_s
         self._tls = tls
         self._clients: dict[str, TritonClient] = {}
 
     def get(self, address: str) -> TritonClient:
-        """Returns the client of an address."""
+        """Returns the client of an address; that of one that is not allowed sends nothing."""
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = TritonClient(
+            kind = TritonClient if self._is_allowed(address) else ForbiddenClient
+            client = self._clients[address] = kind(
                 address, cancel_grace_s=self._cancel_grace_s, tls=self._tls
             )
         return client

@@ -207,6 +207,14 @@ async def test_watch_resumes_after_the_version_it_is_given(path: Path) -> None:
             "INVALID_ARGUMENT",
             ["endpoint.address", "endpoint.tiers[0].tier"],
         ),
+        (
+            "AddEndpoint",
+            pb.AddEndpointRequest(
+                endpoint=endpoint(address="evil.example:1", metrics_address="10.0.0.1:80")
+            ),
+            "INVALID_ARGUMENT",
+            ["endpoint.address", "endpoint.metrics_address"],
+        ),
         ("AddEndpoint", pb.AddEndpointRequest(endpoint=endpoint("e1")), "ALREADY_EXISTS", []),
         ("RemoveEndpoint", pb.RemoveEndpointRequest(), "INVALID_ARGUMENT", ["endpoint"]),
         ("RemoveEndpoint", pb.RemoveEndpointRequest(endpoint="no"), "NOT_FOUND", []),

@@ -49,6 +49,7 @@ _CHANNEL_OPTIONS = (
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )
+_NOWHERE = "127.0.0.1:0"
 _FINAL = "triton_final_response"
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _FINISH_REASONS = {b"stop": "stop", b"length": "length"}
@@ -334,6 +335,27 @@ class TritonClient:
             return await method(request, timeout=self._control_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise error_of_status(error.code(), error.details() or "") from None
+
+
+class ForbiddenClient(TritonClient):
+    """Stands for an endpoint at an address that the settings do not allow: nothing is sent there.
+
+    Whoever tells of such an endpoint cannot have prompts sent elsewhere; it counts as one that is
+    not there.
+    """
+
+    def __init__(self, address: str, **options: Any) -> None:
+        super().__init__(_NOWHERE, **options)
+        self.address = address
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[TierChunk, None]:
+        """Raises TierUnavailableError."""
+        yield self._refusal()
+
+    def _refusal(self) -> TierChunk:
+        raise TierUnavailableError(
+            "ADDRESS_NOT_ALLOWED", f"{self.address} is not in mesh.endpoint_addresses"
+        )
 
 
 def _template(model: str) -> kserve.ModelInferRequest:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from services.common.addresses import HostPort, parse_address
+from services.common.addresses import AddressPattern, HostPort, matches, parse_address
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:8001", "triton-0.mesh:1", "[::1]:65535"])
@@ -44,3 +45,30 @@ def test_port_zero_is_for_listening_only() -> None:
 def test_loopback_is_this_machine_only(host: str, is_loopback: bool) -> None:
     """A name other than localhost may be anybody."""
     assert HostPort(host, 1).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize(
+    ("pattern", "address", "is_one"),
+    [
+        ("*.gpu:8001", "a.gpu:8001", True),
+        ("*.gpu:8001", "a.gpu:8002", False),
+        ("*.gpu:8001", "a.gpuX:8001", False),
+        ("*.gpu:8001", "evil.example:8001", False),
+        ("127.0.0.1:*", "127.0.0.1:9", True),
+        ("127.0.0.1:*", "127.0.0.11:9", False),
+        ("[::1]:*", "[::1]:9", True),
+        ("10.0.*:80", "10.0.3.4:80", True),
+        ("10.0.*:80", "10.0.evil.example:80", False),
+        ("10.0.0.1:80", "10x0.0.1:80", False),
+    ],
+)
+def test_a_star_stands_for_any_text(pattern: str, address: str, is_one: bool) -> None:
+    """Everything else stands for itself."""
+    assert matches(pattern, address) is is_one
+
+
+@pytest.mark.parametrize("text", ["", "*", "host", "ho st:1", "*.gpu:port", "*:99999"])
+def test_a_pattern_has_a_host_and_a_port(text: str) -> None:
+    """What could match no address is refused."""
+    with pytest.raises(ValidationError):
+        TypeAdapter(AddressPattern).validate_python(text)

@@ -81,7 +81,13 @@ class Monitor:
         self.coordinator = Coordinator(
             process_id=name,
             store=store,
-            topology=SharedTopology(store=store, board=self.board, clock=clock, log=LOG),
+            topology=SharedTopology(
+                store=store,
+                board=self.board,
+                clock=clock,
+                log=LOG,
+                is_allowed=lambda address: not address.startswith("evil"),
+            ),
             board=self.board,
             broadcast=self.broadcast,
             versions=self.versions,

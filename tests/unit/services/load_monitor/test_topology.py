@@ -20,8 +20,13 @@ from services.load_monitor.model import (
     Health,
     TierGauge,
 )
-from services.load_monitor.topology import Topology, decode_changes, encode_changes
+from services.load_monitor.topology import Changes, Topology, decode_changes, encode_changes
 from tests.unit.services.load_monitor.rig import picture
+
+
+def read(payload: bytes) -> tuple[Changes, list[str]]:
+    """Decodes what is stored, where no endpoint may have an address of `evil`."""
+    return decode_changes(payload, lambda address: not address.startswith("evil"))
 
 
 def endpoint(name: str, port: int = 8001) -> EndpointSpec:
@@ -71,7 +76,7 @@ def test_unknown_name_and_full_list(topology: Topology) -> None:
 def test_stored_changes_are_merged_with_the_settings(topology: Topology) -> None:
     """A restart keeps additions and removals; the settings' new endpoints join."""
     changed = topology.add(endpoint("b"), max_endpoints=9).drop("a")
-    stored, problems = decode_changes(encode_changes(changed.changes))
+    stored, problems = read(encode_changes(changed.changes))
     assert not problems
     assert stored == changed.changes
     same = Topology({"a": endpoint("a")}).adopting(stored).renumbered()
@@ -92,7 +97,7 @@ def test_edited_settings_win_over_an_addition_of_the_same_name(topology: Topolog
 def test_damaged_store_is_a_value_error(payload: bytes) -> None:
     """Whatever is stored, the monitor gets one kind of error."""
     with pytest.raises(ValueError, match=r"Expecting|cannot be read|decode"):
-        decode_changes(payload)
+        read(payload)
 
 
 def stored_with(**fields: Any) -> bytes:
@@ -127,7 +132,7 @@ def entry(**fields: Any) -> dict[str, Any]:
 )
 def test_a_poisoned_endpoint_is_left_out_and_the_others_stay(bad: object) -> None:
     """What stands in the store passes the door's own checks, one endpoint at a time."""
-    changes, problems = decode_changes(stored_with(added=[bad, entry(name="good")]))
+    changes, problems = read(stored_with(added=[bad, entry(name="good")]))
     assert list(changes.added) == ["good"]
     assert len(problems) == 1
     assert len(problems[0].encode()) <= 200
@@ -149,7 +154,7 @@ def test_a_poisoned_endpoint_is_left_out_and_the_others_stay(bad: object) -> Non
 def test_a_list_that_cannot_be_gone_on_from_is_a_value_error(payload: bytes) -> None:
     """A number at the end of what messages hold, nesting without end, bytes without end."""
     with pytest.raises(ValueError, match=r"stored endpoint list|Expecting"):
-        decode_changes(payload)
+        read(payload)
 
 
 _VALUES = st.recursive(
@@ -170,11 +175,11 @@ def test_any_stored_list_is_read_or_refused(
     """What is read fits a state; what cannot be read is one kind of error."""
     payload = stored_with(**({"added": [entry(**each) for each in entries]} | fields))
     try:
-        changes, _problems = decode_changes(payload)
+        changes, _problems = read(payload)
     except ValueError:
         return
     topology = Topology({}).adopting(changes).renumbered()
-    again, problems = decode_changes(encode_changes(topology.changes))
+    again, problems = read(encode_changes(topology.changes))
     assert not problems
     assert again == topology.changes
 
@@ -182,13 +187,13 @@ def test_any_stored_list_is_read_or_refused(
 @pytest.mark.parametrize("drain", [-1, 1.7e18, 1e400, "x", None])
 def test_a_drain_without_sense_takes_the_default(drain: object) -> None:
     """An endpoint cannot be made to drain for ever by what stands in the store."""
-    changes, _problems = decode_changes(stored_with(draining={"b": drain}))
+    changes, _problems = read(stored_with(draining={"b": drain}))
     assert changes.draining == {"b": DEFAULT_DRAIN_S}
 
 
 def test_a_drain_of_nothing_is_dropped(topology: Topology) -> None:
     """It could never end."""
-    changes, _problems = decode_changes(stored_with(draining={"a": 1.0, "gone": 1.0}))
+    changes, _problems = read(stored_with(draining={"a": 1.0, "gone": 1.0}))
     assert topology.adopting(changes).draining == {"a": 1.0}
 
 
@@ -217,3 +222,12 @@ def gauges_of(spec: EndpointSpec) -> tuple[TierGauge, ...]:
         TierGauge(tier, True, 2**31 - 1, most, most, 1e9 + 0.1, 1e9 + 0.1, "k" * 64)
         for tier in spec.models
     )
+
+
+@pytest.mark.parametrize("field", ["address", "metrics_address"])
+def test_a_stored_endpoint_at_an_address_that_is_not_allowed_is_left_out(field: str) -> None:
+    """Whoever writes to Redis sends no prompts elsewhere."""
+    changes, problems = read(stored_with(added=[entry(**{field: "evil:1"}), entry(name="good")]))
+    assert set(changes.added) == {"good"}
+    assert len(problems) == 1
+    assert "mesh.endpoint_addresses" in problems[0]

@@ -7,6 +7,7 @@ import asyncio
 from router.catalog import Catalog
 from router.profile import LatencyProfile, TierProfile
 from services.common.mesh_settings import MeshFiles
+from services.common.triton.client import ForbiddenClient, TritonClient
 from services.router_inference.core import ClientPool, profiles_by_name
 from tests.unit.services.router_inference.parts import (
     PROFILE,
@@ -39,6 +40,18 @@ def test_one_client_per_address() -> None:
         pool = ClientPool()
         assert pool.get("127.0.0.1:1") is pool.get("127.0.0.1:1")
         assert pool.get("127.0.0.1:1") is not pool.get("127.0.0.1:2")
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_monitor_cannot_have_prompts_sent_elsewhere() -> None:
+    """Whatever a system state names, an address that is not allowed gets a client that is none."""
+
+    async def run() -> None:
+        pool = ClientPool(is_allowed=lambda address: address.startswith("127."))
+        assert type(pool.get("127.0.0.1:1")) is TritonClient
+        assert type(pool.get("evil.example:8001")) is ForbiddenClient
         await pool.close()
 
     asyncio.run(run())

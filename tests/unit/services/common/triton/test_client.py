@@ -16,7 +16,7 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
-from services.common.triton.client import TierChunk, TritonClient
+from services.common.triton.client import ForbiddenClient, TierChunk, TritonClient
 from services.common.triton.errors import (
     TierDeadlineError,
     TierOverloadedError,
@@ -370,3 +370,12 @@ async def test_statistics_of_thousands_of_models_are_refused(server: Server) -> 
     scripted.other_model_count = 2_000
     with pytest.raises(TierUnknownError, match="TOO_MANY_MODELS"):
         await client.statistics()
+
+
+async def test_nothing_is_sent_to_an_address_that_is_not_allowed() -> None:
+    """Its client answers like one of an endpoint that is not there."""
+    async with ForbiddenClient("evil.example:8001", control_timeout_s=5.0) as client:
+        assert not await client.is_live()
+        with pytest.raises(TierUnavailableError, match="ADDRESS_NOT_ALLOWED"):
+            async for _ in client.generate("m", "secret", 4, timeout_s=1.0):
+                pass
