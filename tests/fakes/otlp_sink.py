@@ -37,9 +37,10 @@ class Span:
 
 @dataclass
 class OtlpSink:
-    """Collects spans until closed."""
+    """Collects spans until closed, and the bytes that they came as."""
 
     spans: list[Span] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Listens on a free loopback port."""
@@ -50,6 +51,7 @@ class OtlpSink:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
+                sink.bodies.append(body)
                 is_json = "json" in self.headers.get("Content-Type", "")
                 sink.spans.extend(_from_json(body) if is_json else _from_protobuf(body))
                 self.send_response(200)
