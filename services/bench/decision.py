@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -99,7 +100,12 @@ async def measure(bench: Bench) -> list[Reading]:
             metric,
             [_at(times, share) for times in took_us[world]],
             [_at(times, 0.5) for times in took_us[beside]],
-            {"decisions per round": float(counts[world])},
+            {
+                "decisions per round": float(counts[world]),
+                f"the same percentile of {beside}, us": statistics.median(
+                    _at(times, share) for times in took_us[beside]
+                ),
+            },
             series=series if metric == GROWS else {},
         )
         for metric, (world, share, beside) in metrics.items()
