@@ -8,9 +8,6 @@ Arguments of a compiled call are looked at one by one: a board's sixty arrays wo
 the decision. So the call is given one address, that of a table of the arrays' addresses and sizes;
 and its type is always the same, whatever fleet or policy it is given, so nothing is ever compiled
 anew.
-
-Shape letters: K tasks, C candidates, P device mates or parameters, F features, H hidden units, T
-tiers.
 """
 
 # mypy: disable-error-code="attr-defined, import-untyped, no-untyped-call"
@@ -19,6 +16,7 @@ tiers.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import platform
 import sys
@@ -38,17 +36,17 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
 from router import decision
+from router.bound import BoundDecision, Rule
 from router.compiled import MODULES, digest_of, make_twins, twin_name
-from router.decision import RESULTS, Board
-from router.dqn.network import NetworkArrays
-from router.dqn.snapshot import Weights
-from router.features import FEATURE_COUNT, FeatureScratch
+from router.decision import Board
+from router.features import FEATURE_COUNT
 from router.fleet import FleetArrays
-from router.ledger import LoadArrays
-from router.policies.scores import Query, Scratch
+from router.policies.scores import Query
 
 if TYPE_CHECKING:
-    from router.bound import Bind, Call, Rule
+    from collections.abc import Iterator
+
+    from router.bound import Bind, Call
 
 # What numba is asked for here has no types, or not all of them.
 _njit: Any = numba.njit
@@ -56,19 +54,7 @@ _Result: Any = CompileResult
 
 _PREFIX = "router_entry"
 _DIGEST_BYTES = 32
-_RESULT_COUNT = len(RESULTS)
 _OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "no_cpython_wrapper": True}
-_SIGNATURE = numba.types.int64(
-    numba.types.int64,  # address of the table
-    numba.types.int64,  # row
-    numba.types.int64,  # picker
-    numba.types.float64,  # the network's last bias
-    numba.types.int64,  # task
-    *(numba.types.float64 for _ in Query._fields[1:]),
-    numba.types.float64,  # quality_floor
-    numba.types.int64,  # tier_pin
-    *(numba.types.float64 for _ in range(4)),  # two draws, admission's slack and factor
-)
 
 
 class CodeError(ValueError):
@@ -115,167 +101,102 @@ _f32 = _reader(numba.types.float32)
 _i64 = _reader(numba.types.int64)
 _bool = _reader(numba.types.boolean)
 
-_SIZES, _ARRAYS = 6, 48
-_KINDS: Final = "lll" + "d" * 16 + "??d" + "f" * 5 + "d" * 12 + "f" + "d" * 5 + "ldd"
-"""Type of each array of the table, as numpy writes it."""
+_READERS: Final = {"d": "_f64", "f": "_f32", "l": "_i64", "?": "_bool"}
+"""Name of the reader of each type, as numpy writes it."""
 
 
-def table_of(board: Board) -> np.ndarray:
-    """Returns sizes and addresses of a board's arrays, as `_board_at` reads them.
+def _prototype() -> Board:
+    """Returns a board, of which types and numbers of dimensions are read."""
+    one, zero = np.ones(1), np.zeros(1, np.int64)
+    fleet = FleetArrays(
+        zero, zero, zero.reshape(1, 1), one, one, one, one, one, one.reshape(1, 1), one
+    )
+    rule = Rule(0, one)
+    return BoundDecision(rule, fleet, *np.zeros((3, 3, 1))).board
 
-    The board must be kept as long as the table is used.
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the arrays and numbers of a tuple of tuples, each after its field's name."""
+    if isinstance(value, tuple):
+        for field, part in zip(value._fields, value, strict=True):
+            yield from _leaves(part, field)
+    else:
+        yield name, value
+
+
+_LIKE: Final = tuple(_leaves(_prototype()))
+
+
+def _text(value: Any, place: Iterator[int], scope: dict[str, Any]) -> str:
+    """Returns the expression that makes a value like this one of the table `at`.
+
+    The types it names are put into `scope`.
+    """
+    if isinstance(value, tuple):
+        scope[type(value).__name__] = type(value)
+        parts = ", ".join(_text(part, place, scope) for part in value)
+        return f"{type(value).__name__}({parts})"
+    shape = "".join(f"at[{next(place)}], " for _ in range(max(1, value.ndim)))
+    array = f"{_READERS[value.dtype.char]}(at[{next(place)}], ({shape}))"
+    return array if value.ndim else f"{array}[0]"
+
+
+def _entry(decide_request: Any) -> types.FunctionType:
+    """Returns the function that calls `decide_request` on the board of a table's address."""
+    scope = {**globals(), "decide_request": decide_request, "Query": Query}
+    board = _text(_prototype(), itertools.count(), scope)
+    length = board.count("at[")
+    query, rest = ", ".join(Query._fields), ", ".join(_REST)
+    lines = (
+        f"def decide(address, row, picker, {query}, {rest}):",
+        f"    at = _i64(address, ({length},))",
+        f"    return decide_request({board}, row, picker, Query({query}), {rest})",
+    )
+    code: dict[str, Any] = {}
+    exec(compile("\n".join(lines), __file__, "exec"), scope, code)  # noqa: S102 - our own text
+    function: types.FunctionType = code["decide"]
+    return function
+
+
+_REST: Final = (
+    "quality_floor",
+    "tier_pin",
+    "ramp_draw",
+    "pick_draw",
+    "admission_slack_s",
+    "admission_factor",
+)
+_WHOLE: Final = ("address", "row", "picker", "task", "tier_pin")
+_SIGNATURE: Final = numba.types.int64(
+    *(
+        numba.types.int64 if name in _WHOLE else numba.types.float64
+        for name in ("address", "row", "picker", *Query._fields, *_REST)
+    )
+)
+
+
+def table_of(board: Board) -> tuple[np.ndarray, list[Any]]:
+    """Returns sizes and address of each of a board's arrays, as compiled code reads them.
+
+    The second part is to be kept as long as the table is used.
 
     Raises:
         ValueError: an array has another type or size than compiled code reads.
     """
-    fleet, weights = board.fleet, board.weights
-    arrays = (
-        *fleet,
-        *board.own,
-        *board.others,
-        *board.seen,
-        board.excluded_C,
-        board.allowed_C,
-        board.params_P,
-        *weights[:-1],
-        *board.scratch.seen,
-        *board.scratch.load,
-        *board.scratch.reckoned,
-        board.scratch.band_C,
-        board.features_CF,
-        *board.decided,
-        board.network.base_C,
-        board.picked_T,
-        board.rescue_C,
-        board.result_R,
-    )
-    count, peers, tasks = len(fleet.tier_C), fleet.peers_CP.shape[1], len(fleet.quality_KC)
-    params, hidden, tiers = len(board.params_P), weights.hidden_count, len(board.picked_T)
-    size_of: dict[int, tuple[int, ...]] = dict.fromkeys(range(_ARRAYS), (count,))
-    size_of |= {2: (count, peers), 8: (tasks, count), 21: (params,), 22: (FEATURE_COUNT, hidden)}
-    size_of |= {23: (hidden,), 24: (2 * hidden, hidden), 25: (hidden,)}
-    size_of |= {26: (hidden + FEATURE_COUNT,), 39: (count, FEATURE_COUNT), 45: (tiers,)}
-    size_of |= {47: (_RESULT_COUNT,)}
-    # Compiled code steps through memory and looks at nothing: what is wrong must be found here.
-    for place, (array, kind) in enumerate(zip(arrays, _KINDS, strict=True)):
-        fits = array.dtype.char == kind and array.shape == size_of[place]
+    size_of = {"C": len(board.fleet.tier_C), "F": FEATURE_COUNT, "H": board.weights.hidden_count}
+    table: list[int] = []
+    kept: list[Any] = []
+    for (name, found), (_, like) in zip(_leaves(board), _LIKE, strict=True):
+        # Compiled code steps through memory and looks at nothing: what is wrong must be found here.
+        letters = name.rpartition("_")[2] if found.ndim else ""
+        expected = tuple(map(size_of.get, letters, found.shape))
+        fits = found.dtype == like.dtype and found.ndim == like.ndim and expected == found.shape
+        array = np.atleast_1d(found)
         if not fits or not array.flags.c_contiguous:
-            raise ValueError(
-                f"array {place}: {array.dtype} {array.shape}, expected {size_of[place]} of kind "
-                f"{kind!r} without gaps"
-            )
-    sizes = (count, peers, tasks, params, hidden, tiers)
-    return np.array([*sizes, *(array.ctypes.data for array in arrays)], np.int64)
-
-
-def _decide(
-    address: int,
-    row: int,
-    picker: int,
-    b3: float,
-    task: int,
-    slack_s: float,
-    prompt_tokens: float,
-    output_tokens: float,
-    event_tokens: float,
-    soft_decay_s: float,
-    mean_prompt_tokens: float,
-    rate_short_rps: float,
-    rate_long_rps: float,
-    state_age_s: float,
-    draw: float,
-    own_share: float,
-    own_rate_rps: float,
-    burstiness: float,
-    slowdown: float,
-    quality_floor: float,
-    tier_pin: int,
-    ramp_draw: float,
-    pick_draw: float,
-    admission_slack_s: float,
-    admission_factor: float,
-) -> int:
-    """Calls `decide_request` on the board whose table lies at an address."""
-    sizes = _i64(address, (_SIZES,))
-    count, peers, tasks = sizes[0], sizes[1], sizes[2]
-    params, hidden, tiers = sizes[3], sizes[4], sizes[5]
-    at = _i64(address + 8 * _SIZES, (_ARRAYS,))
-    each = (count,)
-    allowed_C = _bool(at[20], each)
-    features_CF = _f32(at[39], (count, FEATURE_COUNT))
-    score_C = _f64(at[43], each)
-    board = Board(
-        FleetArrays(
-            _i64(at[0], each),
-            _i64(at[1], each),
-            _i64(at[2], (count, peers)),
-            _f64(at[3], each),
-            _f64(at[4], each),
-            _f64(at[5], each),
-            _f64(at[6], each),
-            _f64(at[7], each),
-            _f64(at[8], (tasks, count)),
-            _f64(at[9], each),
-        ),
-        LoadArrays(_f64(at[10], each), _f64(at[11], each), _f64(at[12], each)),
-        LoadArrays(_f64(at[13], each), _f64(at[14], each), _f64(at[15], each)),
-        LoadArrays(_f64(at[16], each), _f64(at[17], each), _f64(at[18], each)),
-        _bool(at[19], each),
-        allowed_C,
-        _f64(at[21], (params,)),
-        Weights(
-            _f32(at[22], (FEATURE_COUNT, hidden)),
-            _f32(at[23], (hidden,)),
-            _f32(at[24], (2 * hidden, hidden)),
-            _f32(at[25], (hidden,)),
-            _f32(at[26], (hidden + FEATURE_COUNT,)),
-            np.float32(b3),
-        ),
-        FeatureScratch(
-            Scratch(_f64(at[27], each), _f64(at[28], each), _f64(at[29], each), _f64(at[30], each)),
-            LoadArrays(_f64(at[31], each), _f64(at[32], each), _f64(at[33], each)),
-            Scratch(_f64(at[34], each), _f64(at[35], each), _f64(at[36], each), _f64(at[37], each)),
-            _f64(at[38], each),
-        ),
-        features_CF,
-        Scratch(_f64(at[40], each), _f64(at[41], each), _f64(at[42], each), score_C),
-        NetworkArrays(features_CF, allowed_C, _f64(at[44], each), score_C),
-        _i64(at[45], (tiers,)),
-        _f64(at[46], each),
-        _f64(at[47], (_RESULT_COUNT,)),
-    )
-    return decide_request(
-        board,
-        row,
-        picker,
-        Query(
-            task,
-            slack_s,
-            prompt_tokens,
-            output_tokens,
-            event_tokens,
-            soft_decay_s,
-            mean_prompt_tokens,
-            rate_short_rps,
-            rate_long_rps,
-            state_age_s,
-            draw,
-            own_share,
-            own_rate_rps,
-            burstiness,
-            slowdown,
-        ),
-        quality_floor,
-        tier_pin,
-        ramp_draw,
-        pick_draw,
-        admission_slack_s,
-        admission_factor,
-    )
-
-
-decide_request = decision.decide_request
-"""Compiled: its twin (`compiled_code`)."""
+            raise ValueError(f"{name}: {found.dtype} {found.shape} is not what is compiled for")
+        table += [*array.shape, array.ctypes.data]
+        kept.append(array)
+    return np.array(table, np.int64), kept
 
 
 def code_name() -> str:
@@ -307,13 +228,17 @@ def compiled_code() -> bytes:
     managed = _njit(**_OPTIONS, _nrt=True)
     unmanaged = _njit(**_OPTIONS, _nrt=False)
     twins = make_twins(_PREFIX, managed, unmanaged)
-    scope = {**globals(), "decide_request": twins[decision.__name__].decide_request}
-    function = types.FunctionType(_decide.__code__, scope, _decide.__name__)
+    function = _entry(twins[decision.__name__].decide_request)
     options = {**_OPTIONS, "no_cpython_wrapper": False}
     entry = _njit(_SIGNATURE, **options, _nrt=False)(function)
     (result,) = entry.overloads.values()
     code: bytes = dumps((code_name(), result._reduce()))
     return hashlib.sha256(code).digest() + code
+
+
+def write_code(path: str) -> None:
+    """Writes `compiled_code` to a file: what a process that compiles does."""
+    Path(path).write_bytes(compiled_code())
 
 
 def load(code: bytes) -> Bind:
@@ -332,13 +257,13 @@ def load(code: bytes) -> Bind:
     if name != code_name():
         raise CodeError("the machine code is of another version or platform")
     rtsys.initialize(cpu_target.target_context)  # some kernels make arrays
-    entry = _njit(_decide)
+    entry = _njit(_entry(decision.decide_request))
     entry.add_overload(_Result._rebuild(cpu_target.target_context, *parts))
     entry.disable_compile()
 
     def bind(board: Board, rule: Rule) -> Call:
-        table = table_of(board)
-        address, row, picker, b3 = table.ctypes.data, rule.row, rule.picker, float(rule.weights.b3)
+        table, kept = table_of(board)
+        address, row, picker = table.ctypes.data, rule.row, rule.picker
 
         def call(
             query: Query,
@@ -348,10 +273,10 @@ def load(code: bytes) -> Bind:
             pick_draw: float,
             admission_slack_s: float,
             admission_factor: float,
-            _kept: object = (table, board),
+            _kept: object = (table, kept),
         ) -> int:
             action: int = entry(
-                address, row, picker, b3, *query, quality_floor, tier_pin, ramp_draw, pick_draw,
+                address, row, picker, *query, quality_floor, tier_pin, ramp_draw, pick_draw,
                 admission_slack_s, admission_factor,
             )  # fmt: skip
             return action
@@ -359,7 +284,3 @@ def load(code: bytes) -> Bind:
         return call
 
     return bind
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(compiled_code())

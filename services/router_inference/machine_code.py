@@ -37,6 +37,7 @@ from services.common.log import Logger, get_logger
 
 PATIENCE_S: Final = 180.0
 """How long a start waits for the compiler, or for another process that runs it."""
+_PROGRAM = "import sys; from router.entry import write_code; write_code(sys.argv[1])"
 _POLL_S = 0.1
 _TOLERANCE = 1e-9
 _LONGEST_REASON = 300
@@ -152,7 +153,7 @@ def run_compiler(path: Path, patience_s: float) -> None:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**os.environ, **entry.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
-        [sys.executable, "-m", entry.__name__, str(path)],
+        [sys.executable, "-c", _PROGRAM, str(path)],
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

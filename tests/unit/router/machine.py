@@ -7,12 +7,15 @@ from functools import cache
 from router.bound import Bind
 from router.compiled import cache_folder
 from services.common.log import get_logger
-from services.router_inference.machine_code import obtain, run_compiler
+from services.router_inference.machine_code import MachineCode, obtain, run_compiler
 
 
 @cache
+def _found() -> MachineCode:
+    return obtain(get_logger(__name__), cache_folder(), run_compiler)
+
+
 def compiled_bind() -> Bind:
     """Returns what binds compiled decisions."""
-    found = obtain(get_logger(__name__), cache_folder(), run_compiler)
-    assert not found.problem, found.problem
-    return found.bind
+    assert not _found().problem, _found().problem
+    return _found().bind
