@@ -31,6 +31,9 @@ def register(app: typer.Typer) -> None:
 def up(
     name: Annotated[str, typer.Option(help="Name of the mesh.")] = DEFAULT_NAME,
     routers: Annotated[int, typer.Option(min=1, max=16, help="Router processes.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Worker processes of each router.")
+    ] = 1,
     paced: Annotated[
         str, typer.Option(help="Serve paced tiers timed by this latency profile (file or name).")
     ] = "",
@@ -64,7 +67,12 @@ def up(
         found = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()]
         raise InputError("; ".join(found)) from None
     options = dataclasses.replace(
-        options, router_count=routers, policy=policy, trainer=trainer, fresh=fresh
+        options,
+        router_count=routers,
+        policy=policy,
+        trainer=trainer,
+        fresh=fresh,
+        sections={"router_inference": {"workers": workers}},
     )
     mesh = EmbeddedMesh(options, say=note)
     raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))

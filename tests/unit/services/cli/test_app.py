@@ -23,6 +23,7 @@ def test_without_arguments_it_says_what_it_can(capsys: pytest.CaptureFixture[str
     [
         (["nonsense"], "nonsense"),
         (["up", "--routers", "0"], "--routers"),
+        (["up", "--workers", "0"], "--workers"),
         (["up", "--paced", "no-such-profile"], "--paced: no file"),
         (["up", "--paced", "opt-a100", "--time-scale", "0"], "--time-scale"),
         (["up", "--paced", "opt-a100", "--time-scale", "1e9"], "default_deadline_s"),
