@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -32,6 +33,22 @@ def test_the_page_is_up_to_date_with_its_reports() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     fresh = fill(text, tables(ROOT / "docs" / "results"))
     assert fresh == text, "run: python -m services.bench.page"
+
+
+def test_every_failure_has_a_test_that_runs_it() -> None:
+    """The tests that the page names after each file are in that file."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = text.partition("| run by |")[2].partition("## ")[0].splitlines()[2:]
+    named = [
+        (path, name)
+        for row in rows
+        for path, names in re.findall(r"`(tests/[\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", row)
+        for name in re.findall(r"test_\w+", names)
+    ]
+    assert len(named) > 10
+    for path, name in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"def {name}\(", source), f"{path}::{name}"
 
 
 def test_a_metric_over_its_budget_is_told() -> None:
