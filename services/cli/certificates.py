@@ -1,4 +1,4 @@
-"""``tiercel certificates``: self-made certificates for a mesh on one host."""
+"""``tiercel certificates``: self-made certificates for a mesh on one host, and Redis' users."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from services.cli.output import note
+from services.common.addresses import parse_address
 from services.local.certificates import NAMES, make_certificates
 from services.local.errors import InputError
+from services.local.redis_users import make_redis_users
 
 
 def register(app: typer.Typer) -> None:
@@ -24,8 +26,20 @@ def certificates(
         typer.Option(help=f"Whose; may be given several times [default: {', '.join(NAMES)}]."),
     ] = None,
     days: Annotated[int, typer.Option(help="How long they hold, days.")] = 365,
+    redis: Annotated[
+        str,
+        typer.Option(help="Address of Redis, host:port: make its users, with passwords, once."),
+    ] = "",
+    roots: Annotated[
+        str, typer.Option(help="File of the roots as the services see it, for their Redis URL.")
+    ] = "/run/tls/ca.crt",
 ) -> None:
     """Make or renew self-made certificates; services take renewed ones in without a restart."""
+    if redis:
+        try:
+            parse_address(redis)
+        except ValueError as error:
+            raise InputError(f"--redis: {error}, got {redis!r}") from None
     if not 1 <= days <= 3_650:
         raise InputError(f"--days: must be 1 to 3650, got {days}")
     for each in name or ():
@@ -33,3 +47,6 @@ def certificates(
             raise InputError(f"--name: letters, digits and '-' only, got {each!r}")
     for made in make_certificates(folder, names=name or NAMES, days=days):
         note(f"{made}: ca.crt, tls.crt, tls.key, valid for {days} days")
+    if redis:
+        for path in make_redis_users(folder, address=redis, roots=roots):
+            note(f"{path}: made")
