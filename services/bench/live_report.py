@@ -12,8 +12,10 @@ BESIDE = "price"
 SCORES = ("availability", "performance")
 COLUMNS = (
     "load, time", "policy", "availability", "performance", f"minus {BESIDE}", "p99 s", "refused",
-    "routers' cores", "machine",
+    "cores: routers / Triton / monitor / Redis / generator", "machine",
 )  # fmt: skip
+PROCESSES = ("router-inference", "triton", "load-monitor", "redis", "load generator")
+"""How the names of the processes begin whose cores are told."""
 
 
 def compare(
@@ -40,11 +42,13 @@ def compare(
             tier: statistics.fmean(run["total"]["mix"].get(tier, 0.0) for run in own)
             for tier in sorted({tier for run in own for tier in run["total"]["mix"]})
         }
-        routers = [
-            sum(cores for name, cores in run["cores"].items() if name.startswith("router"))
-            for run in own
-        ]
-        row["router_cores"] = statistics.fmean(routers)
+        row["cores"] = {
+            group: statistics.fmean(
+                sum(cores for name, cores in run["cores"].items() if name.startswith(group))
+                for run in own
+            )
+            for group in PROCESSES
+        }
         row["machine_busy"] = max(run["machine_busy"] for run in own)
         row["valid"] = all(run["valid"] for run in own)
         for score in SCORES:
@@ -72,10 +76,11 @@ def show(report: Mapping[str, Any]) -> str:
             pairs = [f"{mean:+.3f} ± {half:.3f}" for mean, half in differences]
             below = any(row[f"{score}_below_{BESIDE}"] for score in SCORES)
             beside = "-" if policy == BESIDE else " / ".join(pairs) + below * " **below**"
+            cores = " / ".join(f"{value:.2f}" for value in row["cores"].values())
             lines.append(
                 f"| {load['load']:g}x, x{load['time_scale']:g} | {policy} "
                 f"| {row['availability']:.3f} | {row['performance']:.3f} | {beside} "
-                f"| {row['p99_ms'] / 1e3:.2f} | {row['refused']:,} | {row['router_cores']:.2f} "
+                f"| {row['p99_ms'] / 1e3:.2f} | {row['refused']:,} | {cores} "
                 f"| {row['machine_busy']:.0%}{'' if row['valid'] else ' (generator lagged)'} |"
             )
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def test_differences_are_taken_on_the_same_requests() -> None:
     assert abs(mean - 0.01) < 1e-9
     assert half < 1e-9
     assert not row["availability_below_price"]
-    assert row["router_cores"] == 0.5
+    assert row["cores"]["router-inference"] == row["cores"]["triton"] == 0.5
 
 
 def test_below_means_below_beyond_the_interval() -> None:
