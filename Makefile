@@ -85,10 +85,11 @@ $(STUBS): $(PROTOS) services/client/hatch_build.py $(VENV)
 	@touch $(STUBS)
 
 # Once for each version of the sources, so that no run of the demo and no test waits for the compiler. The code is kept in
-# build/numba, in a folder per version (trainer/simulation/compiled.py); TIERCEL_NUMBA_CACHE names another place.
+# build/numba under a name per version (router/compiled.py); TIERCEL_NUMBA_CACHE names another place.
 $(KERNELS): $(VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py)
-	@echo "compiling the simulator's kernels (about a minute)"
+	@echo "compiling the router's decision and the simulator (about a minute)"
 	@mkdir -p $(@D)
+	@.venv/bin/python -m services.router_inference.machine_code >/dev/null
 	@.venv/bin/tiercel train --profile profiles/reference.toml --quality quality/reference.toml \
 		--devices 1 --deadline-s 0.2 --rounds 1 --json --out $(@D)/compiled.safetensors >/dev/null
 	@touch $(KERNELS)

@@ -66,6 +66,7 @@ def closure(distribution: str) -> set[str]:
     ("module", "installed"),
     [
         ("services.router_inference.app", "tiercel"),
+        ("router.entry", "tiercel[compiled]"),
         ("services.load_monitor.app", "tiercel"),
         ("tiercel", "tiercel-client[telemetry]"),
         ("services.common.health_probe", "tiercel"),

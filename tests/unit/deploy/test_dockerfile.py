@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from router.compiled import CACHE_VARIABLE
+from services.router_inference import machine_code
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
@@ -62,23 +63,33 @@ def test_no_stage_ends_as_root() -> None:
             assert stage.values("USER") == []
 
 
-def test_light_services_install_no_extra() -> None:
-    """The two services of the request path get the wheel alone; the trainer gets its extra."""
+def test_the_router_brings_its_compiled_decision() -> None:
+    """It is made where the process will look for it; if that fails, so does the build."""
+    stage = dockerfile_stages()["image-router-inference"]
+    assert stage.values("ENV") == [f"{CACHE_VARIABLE}=/opt/tiercel/numba"]
+    assert stage.values("RUN") == [f"python -m {machine_code.__name__}"]
+
+
+def test_each_service_installs_the_extra_it_needs() -> None:
+    """The monitor gets the wheel alone, the router the compiler, the trainer its libraries."""
     stages = dockerfile_stages()
     light = " ".join(stages["environment-light"].values("RUN"))
     assert "[" not in light
+    assert "tiercel[compiled]" in " ".join(stages["environment-router"].values("RUN"))
     assert "tiercel[trainer]" in " ".join(stages["environment-trainer"].values("RUN"))
     for service, environment in (
-        ("router-inference", "light"), ("load-monitor", "light"), ("trainer", "trainer"),
+        ("router-inference", "router"), ("load-monitor", "light"), ("trainer", "trainer"),
     ):  # fmt: skip
         copied = stages[f"image-{service}"].values("COPY")
         assert copied == [f"--from=environment-{environment} /opt/tiercel/venv venv"]
 
 
-def test_plain_installation_has_no_torch() -> None:
-    """No dependency of the plain wheel is a learning library."""
+def test_the_request_path_has_no_torch() -> None:
+    """No dependency of the plain wheel, or of the compiled decision, is a learning library."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.split(r"[=<>\[ ]", entry)[0] for entry in project["dependencies"]}
+    extra = {entry.partition("==")[0] for entry in project["optional-dependencies"]["compiled"]}
+    assert extra == {"numba", "scipy"}
     assert names.isdisjoint({"torch", "numba", "scipy", "gymnasium"})
 
 
