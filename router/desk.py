@@ -15,12 +15,13 @@ from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S
 from router.picker import pick
 from router.policies.dqn import DqnPolicy
 from router.policies.picked import PickedPolicy
-from router.policies.table import TABLE
+from router.policies.table import ROW, STATIC, TABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from router.bound import Bind
+    from router.decision import Board
     from router.fleet import FleetArrays
     from router.policies.scores import Query
     from router.policy import Policy
@@ -76,6 +77,7 @@ class Desk:
         self._arrays = (fleet, own_LC, others_LC, seen_LC, bind)
         self._rng = rng
         self._bound: dict[Policy, BoundDecision] = {}
+        self._looking: BoundDecision | None = None
         self.asked: Asked
         """What is asked; with the policy's own draw once it was."""
         self.bound: BoundDecision
@@ -107,6 +109,20 @@ class Desk:
             asked.admission_slack_s,
             asked.admission_factor,
         )
+
+    def look(self, asked: Asked) -> Board:
+        """Returns what any policy would see of a request, until the next call.
+
+        Good in it are the mask, the load and the predicted times; nothing but the mask if it is
+        empty. What was asked before stays as it was.
+        """
+        bound = self._looking
+        if bound is None:
+            bound = self._looking = BoundDecision(_CHEAPEST, *self._arrays)
+        bound.decide(
+            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
+        )
+        return bound.board
 
     def draw(self, policy: Policy, action: int) -> Drawn:
         """Returns a policy's choice after its exploration, if it explores."""
@@ -149,5 +165,6 @@ class Desk:
         return bound
 
 
+_CHEAPEST = Rule(ROW[STATIC], np.zeros(1))
 _MOST_BOUND = 4
 """Policies whose arrays are kept: the one in use and its fallback, and those just before."""

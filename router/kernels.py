@@ -1,9 +1,9 @@
 """Numeric kernels: predictions every policy shares, as plain functions of arrays.
 
 They use nothing but `len`, chained indexing (`quality_KC[task][c]`), `math` and scalars, so that
-the simulator can compile these very functions (there is no second copy), and so that the live path
-may pass lists instead of arrays, whose elements plain Python reads several times faster. A function
-may call only functions of this module defined above it.
+these very functions can be compiled (there is no second copy), and so that plain Python may be
+given memory views, which it reads faster than arrays. A function may call only functions of this
+module defined above it.
 
 Shape letters: K tasks, T tiers, C candidates, D devices, F features.
 """
@@ -102,7 +102,7 @@ def predict_latency_s(
     mean_prompt = mean_prompt_tokens
     if not mean_prompt > 0.0:
         mean_prompt = prompt_tokens
-    # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    # Looked up once: in plain Python every lookup of a field costs.
     peers_CP = fleet.peers_CP
     step_s_C = fleet.step_s_C
     sequence_s_C = fleet.per_sequence_s_C

@@ -288,38 +288,34 @@ def about_to_miss(
 
 def choose_rescue(
     fleet: FleetArrays,
-    load: LoadArrays,
     allowed_C: NDArray[np.bool_],
     action: int,
     task: int,
     slack_s: float,
-    prompt_tokens: float,
-    event_tokens: float,
     margin: float,
-    scratch_C: NDArray[np.float64],
+    predicted_s_C: NDArray[np.float64],
 ) -> int:
     """Returns the smaller-tier candidate to rescue to, or -1 if none would be in time.
 
     The highest quality whose predicted latency fits the slack with half of the margin to spare
     (the timer was set for the whole margin; the other half is for a timer that fires late and a
     load that has risen); among equals the fastest. The device the request is on has just been
-    slower than predicted, so its predictions are stretched by `SAME_DEVICE`. `load` must be without
-    the request: it is about to be cancelled.
+    slower than predicted, so its predictions are stretched by `SAME_DEVICE`, in `predicted_s_C`.
+    These must be made on the load without the request: it is about to be cancelled.
     """
     spare = 0.5 * (1.0 + margin)
     best = -1
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
-        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
         if fleet.device_C[c] == fleet.device_C[action]:
-            scratch_C[c] *= SAME_DEVICE
-        if spare * scratch_C[c] > slack_s:
+            predicted_s_C[c] *= SAME_DEVICE
+        if spare * predicted_s_C[c] > slack_s:
             continue
         if best < 0:
             best = c
             continue
         gain = fleet.quality_KC[task][c] - fleet.quality_KC[task][best]
-        if gain > 0.0 or (gain == 0.0 and scratch_C[c] < scratch_C[best]):
+        if gain > 0.0 or (gain == 0.0 and predicted_s_C[c] < predicted_s_C[best]):
             best = c
     return best

@@ -227,17 +227,10 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     if done == 0:
         w.seen.waiting_prompt_tokens_C[c] -= request.prompt
     kernels.allowed_mask(w.fleet, request.task, 0.0, -1, 0.0, w.allowed_C)
+    predicted_s_C = w.decided.predicted_s_C
+    kernels.predict_latency_s(w.fleet, w.seen, request.prompt, full, predicted_s_C)
     target = safety.choose_rescue(
-        w.fleet,
-        w.seen,
-        w.allowed_C,
-        c,
-        request.task,
-        slack_s,
-        request.prompt,
-        full,
-        clock.margin,
-        w.decided.predicted_s_C,
+        w.fleet, w.allowed_C, c, request.task, slack_s, clock.margin, predicted_s_C
     )
     if target < 0:
         return

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from router import kernels, safety
-from router.fleet import Fleet
-from router.ledger import LoadArrays
+from router import safety
+from router.desk import Asked
+from router.policies.scores import Query
 from router.safety import SafetyLimits
 from router.types import NO_TIER_PIN, Request, RewardKind
 from services.router_inference.job import Choice, Job
@@ -114,17 +113,16 @@ class SecondChance:
             limits.optimism,
         ):  # fmt: skip
             return None
-        without = LoadArrays(*(part.copy() for part in load))
-        without.in_flight_C[row] -= 1.0
-        without.remaining_output_tokens_C[row] -= left_tokens
-        if waiting:
-            without.waiting_prompt_tokens_C[row] -= request.prompt_tokens
+        desk, own_LC = view.desk(now_s), view.load.own_LC
+        # It is about to be cancelled, so it is looked for a place without it.
+        with_it = own_LC[:, row].copy()
+        own_LC[:, row] -= (1.0, request.prompt_tokens if waiting else 0.0, left_tokens)
         # A ramp is for choosing where to send; a request in need takes whatever is open.
-        allowed_C = _open(fleet, request, 0.0)
+        seen = desk.look(_asked(request, slack_s, 0.0))
+        own_LC[:, row] = with_it
         found = safety.choose_rescue(
-            fleet.arrays, without, allowed_C, row, request.task, slack_s,
-            request.prompt_tokens, request.event_tokens, limits.margin,
-            np.zeros(fleet.candidate_count),
+            fleet.arrays, seen.allowed_C, row, request.task, slack_s, limits.margin,
+            seen.decided.predicted_s_C,
         )  # fmt: skip
         return None if found < 0 else view.fleet.targets[found]
 
@@ -144,33 +142,37 @@ class SecondChance:
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None
         view, now_s = self._view, self._monotonic_s()
-        fleet = view.current_fleet(now_s)
-        request = job.request
-        allowed_C = _open(fleet, request, float(self._rng.random()))
+        fleet, request = view.current_fleet(now_s), job.request
+        slack_s = job.deadline_s - now_s
+        seen = view.desk(now_s).look(_asked(request, slack_s, float(self._rng.random())))
         for candidate in failed:
             if candidate in fleet.row:
-                allowed_C[fleet.row[candidate]] = False
-        rows_R = np.flatnonzero(allowed_C)
+                seen.allowed_C[fleet.row[candidate]] = False
+        rows_R = np.flatnonzero(seen.allowed_C)
         if not len(rows_R):
             return None
-        predicted_s_C = np.zeros(fleet.candidate_count)
-        kernels.predict_latency_s(
-            fleet.arrays, view.load.current(), request.prompt_tokens, request.event_tokens,
-            predicted_s_C,
-        )  # fmt: skip
         if not self._budget.take(spare=may_be_at_fault):
             return None
         # The tier itself, then downwards, then upwards.
         step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
         rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
-        first = np.lexsort((predicted_s_C[rows_R], rank_R))[0]
+        first = np.lexsort((seen.decided.predicted_s_C[rows_R], rank_R))[0]
         return view.fleet.targets[int(rows_R[first])]
 
 
-def _open(fleet: Fleet, request: Request, ramp_draw: float) -> NDArray[np.bool_]:
-    """Returns which candidates a request may go to."""
-    allowed_C = np.zeros(fleet.candidate_count, np.bool_)
-    kernels.allowed_mask(
-        fleet.arrays, request.task, request.quality_floor, request.tier_pin, ramp_draw, allowed_C
+def _asked(request: Request, slack_s: float, ramp_draw: float) -> Asked:
+    """Returns a request that is looked for another place, as if nothing were known of others."""
+    query = Query(
+        task=request.task,
+        slack_s=slack_s,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.output_tokens,
+        event_tokens=request.event_tokens,
+        soft_decay_s=0.0,
+        mean_prompt_tokens=0.0,
+        rate_short_rps=0.0,
+        rate_long_rps=0.0,
+        state_age_s=0.0,
+        draw=0.0,
     )
-    return allowed_C
+    return Asked(query, request.quality_floor, request.tier_pin, ramp_draw)

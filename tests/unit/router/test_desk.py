@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router import features, safety
+from router import features, kernels, safety
 from router.decision import NOT_FINITE, PREDICTED_S, RESCUE_S
 from router.desk import Asked, Desk
 from router.dqn.snapshot import Snapshot, zero_weights
@@ -103,3 +103,16 @@ def test_the_desk_forgets_policies_of_long_ago() -> None:
     for margin in np.linspace(0.5, 0.9, 20):
         at.ask(make_policy("greedy", CATALOG, {"margin": float(margin)}))
     assert len(at._bound) <= 4
+
+
+def test_a_look_leaves_what_was_asked_and_who_was_asked() -> None:
+    """It shows mask, load and predicted times of another request."""
+    at, policy = desk(), make_policy("price", CATALOG)
+    at.ask(policy)
+    asked, bound = at.asked, at.bound
+    seen = at.look(Asked(fleets.QUERY, 0.0, 1, 0.5))
+    assert seen.allowed_C.tolist() == [False, True, False] * 2
+    predicted_s_C = np.zeros(6)
+    kernels.predict_latency_s(seen.fleet, seen.seen, 100.0, 8.0, predicted_s_C)
+    np.testing.assert_array_equal(seen.decided.predicted_s_C, predicted_s_C)
+    assert (at.asked, at.bound) == (asked, bound)

@@ -75,9 +75,7 @@ def test_rescue_takes_the_best_quality_that_fits_on_the_free_device() -> None:
     kernels.predict_latency_s(FLEET, load, 100.0, 8.0, scratch_C)
     small_s, medium_s = float(scratch_C[3]), float(scratch_C[4])
     for slack_s, expected in ((1.3 * medium_s, 4), (1.3 * small_s, 3), (0.9 * small_s, -1)):
-        row = safety.choose_rescue(
-            FLEET, load, OPEN_C, 2, 0, slack_s, 100.0, 8.0, 1.25, np.zeros(6)
-        )
+        row = safety.choose_rescue(FLEET, OPEN_C, 2, 0, slack_s, 1.25, scratch_C.copy())
         assert row == expected
 
 
@@ -90,7 +88,6 @@ def test_about_to_miss_reads_progress() -> None:
 
 def test_rescue_avoids_the_device_that_was_slow() -> None:
     """With two idle devices, the rescue goes to the one the request is not on."""
-    row = safety.choose_rescue(
-        FLEET, zero_load(6), OPEN_C, 2, 0, 0.4, 100.0, 8.0, 1.25, np.zeros(6)
-    )
-    assert row == 4
+    predicted_s_C = np.zeros(6)
+    kernels.predict_latency_s(FLEET, zero_load(6), 100.0, 8.0, predicted_s_C)
+    assert safety.choose_rescue(FLEET, OPEN_C, 2, 0, 0.4, 1.25, predicted_s_C) == 4

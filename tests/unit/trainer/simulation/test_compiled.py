@@ -138,14 +138,15 @@ def test_safety_agrees() -> None:
         action = int(np.flatnonzero(allowed_C)[-1])
         answers = []
         for module in (safety, compiled.safety):
-            scratch_C = np.zeros(COUNT)
+            scratch_C, predicted_s_C = np.zeros(COUNT), np.zeros(COUNT)
             common = (FLEET.arrays, load, allowed_C)
+            kernels.predict_latency_s(FLEET.arrays, load, q.prompt_tokens, 8.0, predicted_s_C)
             answers.append(
                 (
                     module.admit(*common, q.slack_s, q.prompt_tokens, 8.0, 0.7, scratch_C),
                     module.least_rescue_s(*common, action, q.prompt_tokens, 8.0, scratch_C),
                     module.choose_rescue(
-                        *common, action, q.task, q.slack_s, q.prompt_tokens, 8.0, 1.25, scratch_C
+                        FLEET.arrays, allowed_C, action, q.task, q.slack_s, 1.25, predicted_s_C
                     ),
                 )
             )
