@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router import kernels
+from router.desk import Asked
+from router.policies.scores import Query
+from router.types import NO_TIER_PIN
 from services.common.clock import Clock
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
@@ -111,14 +113,17 @@ class StatusReader:
         now_s = self._clock.monotonic_s()
         self._note(now_s)
         view = self._view
-        fleet = view.current_fleet(now_s)
-        load = view.load.current()
         own = view.load.totals()
-        predicted_C = np.empty(fleet.candidate_count)
-        prompt_tokens = max(1.0, view.traffic.mean_prompt_tokens)
-        kernels.predict_latency_s(
-            fleet.arrays, load, prompt_tokens, self._typical_output_tokens, predicted_C
+        lengths = (
+            max(1.0, view.traffic.mean_prompt_tokens),
+            self._typical_output_tokens,
+            self._typical_output_tokens,
         )
+        typical = Query(0, 1.0, *lengths, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        seen = view.desk(now_s).look(Asked(typical, 0.0, NO_TIER_PIN, 0.0))
+        predicted_C = seen.decided.predicted_s_C
+        if not seen.allowed_C.any():  # nothing is usable, so nothing was predicted
+            predicted_C = np.zeros(len(seen.allowed_C))
         candidates = [
             CandidateStatus(
                 target.tier,

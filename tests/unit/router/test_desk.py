@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from router import features, kernels, safety
-from router.decision import NOT_FINITE, PREDICTED_S, RESCUE_S
+from router.bound import bind_plain
+from router.decision import NOT_FINITE, NOTHING_ALLOWED, PREDICTED_S, RESCUE_S
 from router.desk import Asked, Desk
 from router.dqn.snapshot import Snapshot, zero_weights
 from router.policies.table import DQN, make_policy
 from router.policy import Policy
 from tests.unit.router import fleets
+from tests.unit.router.machine import compiled_bind
 
 CATALOG = fleets.catalog()
 
@@ -116,3 +118,17 @@ def test_a_look_leaves_what_was_asked_and_who_was_asked() -> None:
     kernels.predict_latency_s(seen.fleet, seen.seen, 100.0, 8.0, predicted_s_C)
     np.testing.assert_array_equal(seen.decided.predicted_s_C, predicted_s_C)
     assert (at.asked, at.bound) == (asked, bound)
+
+
+@pytest.mark.timeout(300)  # the first run on a machine compiles
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_fleet_of_nothing_allows_nothing(is_compiled: bool) -> None:
+    """Before the first endpoint is known every policy says so, and a look shows nothing."""
+    bind = compiled_bind() if is_compiled else bind_plain
+    own_LC, others_LC, seen_LC = np.zeros((3, 3, 0))
+    rng = np.random.default_rng(0)
+    at = Desk(fleets.fleet(0).arrays, own_LC, others_LC, seen_LC, rng, bind)
+    at.asked = Asked(fleets.QUERY, 0.0, -1, 0.5)
+    for policy in (make_policy("price", CATALOG), learned()):
+        assert at.ask(policy) == NOTHING_ALLOWED
+    assert len(at.look(at.asked).allowed_C) == 0

@@ -55,3 +55,17 @@ async def test_a_mesh_without_a_usable_endpoint_says_so() -> None:
     rig = make_rig()
     rig.core.view.apply(state(endpoint(0, 0.0, "DOWN")), rig.clock.monotonic_s())
     assert NO_USABLE_ENDPOINT in rig.core.status.read().degraded_reasons
+
+
+@scenario
+async def test_predictions_are_those_of_a_typical_request_now() -> None:
+    """They rise with the load; where nothing is usable there are none."""
+    rig = make_rig()
+    before = [each.predicted_s for each in rig.core.status.read().candidates]
+    rig.core.view.load.ledger.dispatch(1, ("large", "e0"), 10.0, 8.0)
+    after = [each.predicted_s for each in rig.core.status.read().candidates]
+    assert all(late > early > 0.0 for early, late in zip(before, after, strict=True))
+    rig.core.view.apply(state(endpoint(0, 0.0, "DOWN")), rig.clock.monotonic_s())
+    found = rig.core.status.read().candidates
+    assert {each.reason for each in found} == {"DOWN"}
+    assert {each.predicted_s for each in found} == {0.0}
