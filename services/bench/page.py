@@ -25,7 +25,12 @@ from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOL
 Report = Mapping[str, Any]
 GROWTH_PNG = "performance-growth.png"
 LINES = {"dqn": BLUE, "price": AMBER}
-COLORS = (GREEN, VIOLET, RED)
+STATE_PANELS = {
+    "router": ("A router's share of a core", "candidates", GREEN),
+    "bytes": ("Bytes per state", "candidates", VIOLET),
+    "monitor": ("The monitor's share of a core", "routers, 64 endpoints", RED),
+}
+"""Title, size and color of each line of the shared picture."""
 WIDTH_IN, HEIGHT_IN = 11.5, 4.2
 
 
@@ -69,9 +74,11 @@ def growth_figure(report: Report, before: Report | None) -> Figure:
         for source, style in ((before, "--"), (report, "-"))
         for name, line in _series(source, "decision_").items()
     ]
-    panels = [("Time of one decision", "candidates (devices x 3 tiers)", "CPU us", lines)]
-    for color, (name, line) in zip(COLORS, _series(report, "state_").items(), strict=False):
-        panels.append((name, "candidates in the state", "", [(name, line, color, "-")]))
+    panels = [("Time of one decision, us", "candidates", "", lines)]
+    for name, line in _series(report, "state_").items():
+        if len(line) > 1:
+            title, size, color = STATE_PANELS[name]
+            panels.append((title, size, "", [(name, line, color, "-")]))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         for axes, (title, size, cost, curves) in zip(

@@ -93,6 +93,7 @@ def test_growth_is_drawn_beside_what_it_was() -> None:
         "price",
     ]
     assert [each.get_label() for each in state.lines] == ["router"]
+    assert state.get_title() == "A router's share of a core"
 
 
 def test_every_budget_has_words_for_a_stranger() -> None:
