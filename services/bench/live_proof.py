@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--policies", default=",".join(POLICIES), help=f"{BESIDE} among them")
     parser.add_argument("--turns", type=int, default=3, help="runs of each policy at each load")
     parser.add_argument("--seconds", type=float, default=25.0, help="length of a run")
-    parser.add_argument("--most-rps", type=float, default=178.0, help="arrivals/s on this machine")
+    parser.add_argument("--most-rps", type=float, default=280.0, help="arrivals/s on this machine")
     parser.add_argument("--json", type=pathlib.Path, help="file for the report")
     options = parser.parse_args()
     try:
