@@ -1,7 +1,4 @@
-"""Terms of a decision: tasks, requests, candidates, decisions, and the errors of bad input.
-
-Array names end in shape letters: K tasks, T tiers, C candidates, D devices, F features.
-"""
+"""Terms of a decision: tasks and requests, and the errors of bad input."""
 
 from __future__ import annotations
 
@@ -59,15 +56,6 @@ class UnknownPolicyError(LookupError):
         super().__init__(f"unknown policy {name!r}; known: {', '.join(known)}")
         self.name = name
         self.known = known
-
-
-class NoCandidateError(RuntimeError):
-    """No candidate is usable for the request; `reason` says which limit left none."""
-
-    def __init__(self, reason: str) -> None:
-        """Keeps the reason in words."""
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

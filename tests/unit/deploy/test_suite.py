@@ -24,7 +24,7 @@ SUBJECTS = {
 """Unit test files whose subject is several modules, each with the subject."""
 
 COVERED = {
-    "router/types.py": "unit/router/test_guard.py",
+    "router/types.py": "unit/services/router_inference/doors/test_validation.py",
     "services/bench/bench.py": "unit/services/cli/test_bench.py",
     "services/bench/decision.py": "unit/services/cli/test_bench.py",
     "services/bench/hop.py": "unit/services/cli/test_bench.py",
