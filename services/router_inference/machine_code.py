@@ -37,7 +37,13 @@ from services.common.log import Logger, get_logger
 
 PATIENCE_S: Final = 180.0
 """How long a start waits for the compiler, or for another process that runs it."""
-_PROGRAM = "import sys; from router.entry import write_code; write_code(sys.argv[1])"
+_PROGRAM = """
+import os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+from router.entry import write_code
+write_code(sys.argv[1])
+"""
+"""Compiles; ends when its input ends, which it does with the process that waits for the code."""
 _POLL_S = 0.1
 _TOLERANCE = 1e-9
 _LONGEST_REASON = 300
@@ -152,17 +158,22 @@ def run_compiler(path: Path, patience_s: float) -> None:
     root = str(Path(sys.modules["router"].__path__[0]).parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**os.environ, **entry.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(path)],
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        timeout=patience_s,
-        check=False,
-    )
+    input_end, our_end = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, str(path)],
+            env=environ,
+            stdin=input_end,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=patience_s,
+            check=False,
+        )
+    finally:
+        os.close(input_end)
+        os.close(our_end)
     if done.returncode != 0:
         last = done.stderr.strip().rpartition("\n")[2]
         raise CompilerError(f"the compiler failed ({done.returncode}): {last}")

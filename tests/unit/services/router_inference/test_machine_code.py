@@ -8,6 +8,7 @@ import threading
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
 from router import entry
@@ -22,6 +23,7 @@ from services.router_inference.machine_code import (
     run_compiler,
 )
 from tests.unit.router.machine import compiled_bind
+from tests.waiting import until_sync
 
 LOG = get_logger("tests")
 
@@ -171,3 +173,18 @@ def test_the_compilers_own_words_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(entry, "ENVIRONMENT", {"NUMBA_CPU_NAME": "none-such"})
     with pytest.raises(CompilerError, match="ENVIRONMENT"):
         run_compiler(tmp_path / "code", 60.0)
+
+
+def test_the_compiler_ends_with_the_process_that_waits_for_it(tmp_path: Path) -> None:
+    """A router that is killed while it starts leaves nothing running behind."""
+    program = (
+        "import pathlib, sys\n"
+        "from services.router_inference.machine_code import run_compiler\n"
+        "run_compiler(pathlib.Path(sys.argv[1]), 60.0)\n"
+    )
+    starting = psutil.Popen([sys.executable, "-c", program, str(tmp_path / "code")])
+    until_sync(lambda: bool(starting.children()), "the compiler runs")
+    (compiler,) = starting.children()
+    starting.kill()
+    starting.wait()
+    until_sync(lambda: not compiler.is_running() or compiler.status() == "zombie", "it ended")
