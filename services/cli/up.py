@@ -82,7 +82,7 @@ async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:
     async with mesh:
         note("starting Redis and Triton")
         await mesh.start_backends()
-        note("starting load monitor, trainer and router")
+        note("starting load monitor, trainer and router (compiled once, in about half a minute)")
         await mesh.start_services()
         _announce(mesh.manifest(), as_json)
         try:

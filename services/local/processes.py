@@ -90,6 +90,8 @@ class Processes:
             name=f"router-inference-{index}",
             port=f"router{index or ''}",
             extra=("--set", f"router_inference.router_id={mesh}-{index}"),
+            # The first of a version compiles its decision, and the others wait for it.
+            ready_timeout_s=240.0,
         )
 
     def service(
@@ -101,6 +103,7 @@ class Processes:
         port: str = "",
         nice: int = 0,
         extra: tuple[str, ...] = (),
+        ready_timeout_s: float = 60.0,
     ) -> ChildSpec:
         """A service, ready by its ready file.
 
@@ -111,6 +114,7 @@ class Processes:
             port: Name of its port; empty means the section.
             nice: Nice level.
             extra: Further arguments.
+            ready_timeout_s: Longest time from start to ready.
         """
         name, port = name or section.replace("_", "-"), port or section
         ready_file = self.folder / "ready" / f"{name}.json"
@@ -127,6 +131,7 @@ class Processes:
             name=name,
             command=command,
             is_ready=lambda: probes.file_exists(ready_file),
+            ready_timeout_s=ready_timeout_s,
             log_path=self.folder / "logs" / f"{name}.log",
             stage=stage,
             variables=THREAD_VARIABLES,
