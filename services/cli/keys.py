@@ -84,6 +84,7 @@ def _read(file: pathlib.Path, *, may_miss: bool = False) -> tuple[Key, ...]:
 
 def _write(file: pathlib.Path, keys: tuple[Key, ...] | list[Key]) -> None:
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_keys(file, keys)
     except OSError as error:
         raise CommandError(f"{file}: cannot be written: {error.strerror or error}") from None

@@ -9,12 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
+import grpc.aio
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2 as kserve
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.access.tls import Tls
+from services.common.log import get_logger
 from services.common.triton.client import TritonClient
 from services.local.triton.errors import (
     ModelLoadError,
@@ -26,6 +34,7 @@ from services.local.triton.repository.paced import PacedFleet, write_paced_repos
 from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.ports import choose_ports
 from services.local.triton.server.process import TritonServer
+from tests import certificates
 from tests.fakes.otlp_sink import OtlpSink
 from tests.unit.deploy.manifests import ROOT
 from tests.waiting import until
@@ -167,6 +176,34 @@ async def test_triton_joins_a_sampled_trace(
         assert root.name == "InferRequest"
         children = [span.name for span in own if span.parent_id == root.span_id]
         assert children == ["gpu0_small"]
+
+
+async def test_triton_by_tls_answers_callers_with_a_certificate(
+    tmp_path: Path, repository: Path
+) -> None:
+    """The mesh's client is answered; plain text and a caller without a certificate are not."""
+    server = TritonServer(
+        _config(repository, tmp_path, tls_folder=certificates.folder() / "triton")
+    )
+    await server.start_async()
+    try:
+        own = certificates.tls_settings("router-inference")
+        tls = Tls(own, monotonic_s=time.monotonic, log=get_logger("test"))
+        async with TritonClient(server.grpc_address, tls=tls) as client:
+            assert await client.is_ready("gpu0_small")
+            text = [
+                chunk.text async for chunk in client.generate("gpu0_small", "w", 2, timeout_s=10.0)
+            ]
+            assert text
+        async with TritonClient(server.grpc_address, control_timeout_s=5.0) as plain:
+            assert not await plain.is_live()
+        roots = grpc.ssl_channel_credentials(tls.current().roots)
+        async with grpc.aio.secure_channel(server.grpc_address, roots) as channel:
+            stub: Any = kserve_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.ServerLive(kserve.ServerLiveRequest(), timeout=5.0)
+    finally:
+        await server.stop_async()
 
 
 async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: Path) -> None:

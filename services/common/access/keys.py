@@ -99,7 +99,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def write_keys(path: Path, keys: Iterable[Key]) -> None:
-    """Writes a file of keys, readable by its owner and group; readers never see half of it."""
+    """Writes a file of keys; readers never see half of it, and it holds nothing secret."""
     rows = [
         {
             "id": key.id,
@@ -112,7 +112,7 @@ def write_keys(path: Path, keys: Iterable[Key]) -> None:
     ]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(tomli_w.dumps({"keys": rows}), encoding="utf-8")
-    temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o640)
+    temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
     temporary.replace(path)
 
 

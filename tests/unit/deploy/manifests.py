@@ -17,6 +17,10 @@ from typing import Any
 
 import yaml
 
+from services.common.access.keys import new_key, write_keys
+from services.common.access.roles import Role
+from services.local.redis_users import make_redis_users
+from tests import certificates
 from tests.unit.deploy import kustomize
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,12 +96,23 @@ def compose(*layers: str, variables: dict[str, str] | None = None) -> dict[str, 
 
 
 @functools.cache
+def tls_folder() -> Path:
+    """Returns what the commands at the head of compose.yaml make."""
+    made = certificates.folder()
+    make_redis_users(made, address="redis:6379", roots="/run/tls/ca.crt")
+    (made / "keys").mkdir()
+    write_keys(made / "keys" / "keys.toml", [new_key("me", [Role.DATA])[0]])
+    return made
+
+
+@functools.cache
 def _resolved(layers: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     command = [str(Path(sys.executable).with_name("docker-compose"))]
     for layer in ("compose.yaml", *layers):
         command += ["-f", str(DEPLOY / layer)]
     command += ["config", "--format", "json"]
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **dict(variables)}
+    environment["TIERCEL_TLS"] = str(tls_folder())
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment, check=False
     )

@@ -11,6 +11,12 @@ from typing import Any
 
 import pytest
 
+from services.common.access.access import load_access
+from services.common.log import get_logger
+from services.common.settings import load_settings
+from services.load_monitor import settings as monitor_settings
+from services.router_inference import settings as router_settings
+from services.trainer import settings as trainer_settings
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
@@ -96,10 +102,68 @@ def test_service_matches_image_and_settings(base: dict[str, Any], service: str) 
     assert {published["target"] for published in entry["ports"]} == {
         port(own["listen"]),
         port(own["metrics_listen"]),
+        port(entry["environment"][f"TIERCEL_{SERVICES[service].upper()}__OPERATE_LISTEN"]),
     }
     assert entry["configs"] == [{"source": "mesh", "target": f"/opt/tiercel/{CONFIG_IN_IMAGE}"}]
     needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
     assert _seconds(entry["stop_grace_period"]) >= needed_s
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_start_protected(
+    base: dict[str, Any], service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variables and mounted files of the file a service would serve by TLS alone."""
+    entry = base["services"][service]
+    mounted = {
+        volume["target"]: volume["source"]
+        for volume in entry["volumes"]
+        if volume["type"] == "bind"
+    }
+    environ = {}
+    for name, value in entry["environment"].items():
+        for target, source in mounted.items():
+            value = value.replace(target, source)
+        environ[name] = value
+    kinds = {
+        "router-inference": router_settings.Settings,
+        "load-monitor": monitor_settings.Settings,
+        "trainer": trainer_settings.Settings,
+    }
+    settings: Any = load_settings(kinds[service], path=config_path("reference"), environ=environ)
+    own = getattr(settings, SERVICES[service])
+    access = load_access(
+        SERVICES[service],
+        own,
+        settings.mesh.tls,
+        settings.mesh.access,
+        takes_keys=service == "router-inference",
+        monotonic_s=lambda: 0.0,
+        log=get_logger("test"),
+    )
+    assert access.tls is not None
+    assert access.authenticator is not None
+    assert access.is_split
+    assert settings.mesh.redis_url.startswith(f"rediss://{service}:")
+
+
+def test_redis_and_triton_serve_by_tls(base: dict[str, Any], merged: dict[str, Any]) -> None:
+    """Neither has a port in plain text that prompts or records could come by."""
+    words = base["services"]["redis"]["command"][1:]
+    redis = {
+        flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert redis["port"] == "0"
+    folder = next(
+        Path(volume["source"])
+        for volume in base["services"]["redis"]["volumes"]
+        if volume["target"] == "/run/tls"
+    )
+    for flag in ("tls-cert-file", "tls-key-file", "tls-ca-cert-file", "aclfile"):
+        assert (folder / Path(redis[flag]).name).is_file()
+    command = merged["services"]["triton"]["command"]
+    assert "--tls-folder=/run/tls" in command or "--grpc-use-ssl-mutual=true" in command
+    assert 8000 not in {entry["target"] for entry in merged["services"]["triton"]["ports"]}
 
 
 def test_triton_answers_under_the_name_of_the_settings(base: dict[str, Any]) -> None:
@@ -107,6 +171,7 @@ def test_triton_answers_under_the_name_of_the_settings(base: dict[str, Any]) -> 
     triton = base["services"]["triton"]
     mesh = tomllib.loads(config_path("reference").read_text(encoding="utf-8"))["mesh"]
     flags = dict(flag.removeprefix("--").split("=") for flag in triton["command"])
+    assert flags.pop("tls-folder") == "/run/tls"
     for endpoint in mesh["endpoints"]:
         assert endpoint["address"].partition(":")[0] in triton["networks"]["mesh"]["aliases"]
         assert port(endpoint["address"]) == int(flags["grpc-port"])
@@ -177,9 +242,8 @@ def test_paced_layer_serves_what_it_writes(tmp_path: Path) -> None:
     mesh = tomllib.loads(config_path("paced").read_text(encoding="utf-8"))["mesh"]
     assert {name for entry in mesh["endpoints"] for name in entry["models"].values()} == models
     for volume in (services[name]["volumes"] for name in ("triton", "paced-repository")):
-        assert [(entry["source"], entry["target"]) for entry in volume] == [
-            ("paced", "/var/lib/tiercel")
-        ]
+        places = [(entry["source"], entry["target"]) for entry in volume]
+        assert ("paced", "/var/lib/tiercel") in places
 
 
 @pytest.mark.parametrize("where", ["compose", "kubernetes"])

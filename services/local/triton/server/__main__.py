@@ -73,6 +73,7 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
     parser.add_argument("--cpu-cores", default="", help="for example 0,1; default: all")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--trace-endpoint", default="", help="OTLP/HTTP address for spans")
+    parser.add_argument("--tls-folder", type=Path, help="ca.crt, tls.crt, tls.key; default: none")
     parser.add_argument("--log", type=Path, help="default: a file in the work folder")
     parser.add_argument("--ready-timeout-s", type=float, default=120.0)
     options = parser.parse_args(arguments)
@@ -90,6 +91,7 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
         cpu_cores=cores,
         nice=options.nice,
         trace_endpoint=options.trace_endpoint,
+        tls_folder=options.tls_folder,
         log_path=options.log,
         ready_timeout_s=options.ready_timeout_s,
     )

@@ -15,6 +15,7 @@ _STUB_TIMEOUT_S = 120
 # are traced whatever the rate, which is what a head-sampled mesh wants.
 _NEVER_BY_ITSELF = 2**31 - 1
 _TRACE_EXPORT_MS = 1000
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class TritonServerConfig:
             takes about 4 s; less leaves its stubs behind.
         build_directory: Where the backends directory is laid out; None: in the work folder.
         variables: Further environment variables for Triton and its stubs.
+        tls_folder: Folder with `ca.crt`, `tls.crt` and `tls.key`: gRPC is by TLS, for callers with
+            a certificate, and HTTP on loopback alone, since it has none; None: plain text.
         extra_arguments: Further arguments for tritonserver.
     """
 
@@ -59,6 +62,7 @@ class TritonServerConfig:
     exit_timeout_s: float = 15.0
     build_directory: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    tls_folder: Path | None = None
     extra_arguments: tuple[str, ...] = ()
 
 
@@ -79,7 +83,17 @@ def arguments(
     ]
     # Every listener would otherwise be open to all interfaces.
     for name, port in (("grpc", grpc_port), ("http", http_port), ("metrics", metrics_port)):
-        found += [f"--{name}-address={config.host}", f"--{name}-port={port}"]
+        is_local = name == "http" and config.tls_folder is not None
+        host = _LOOPBACK if is_local else config.host
+        found += [f"--{name}-address={host}", f"--{name}-port={port}"]
+    if config.tls_folder is not None:
+        found += [
+            "--grpc-use-ssl=true",
+            "--grpc-use-ssl-mutual=true",
+            f"--grpc-server-cert={config.tls_folder / 'tls.crt'}",
+            f"--grpc-server-key={config.tls_folder / 'tls.key'}",
+            f"--grpc-root-cert={config.tls_folder / 'ca.crt'}",
+        ]
     if config.trace_endpoint:
         rate = 1 if config.trace_self_sampled else _NEVER_BY_ITSELF
         settings = (
