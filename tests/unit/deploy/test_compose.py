@@ -125,7 +125,7 @@ def test_services_start_protected(
         for target, source in mounted.items():
             value = value.replace(target, source)
         environ[name] = value
-    kinds = {
+    kinds: dict[str, Any] = {
         "router-inference": router_settings.Settings,
         "load-monitor": monitor_settings.Settings,
         "trainer": trainer_settings.Settings,
