@@ -63,6 +63,7 @@ from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.view import View
 from services.router_inference.workers.place import Place
+from services.router_inference.workers.servicer import WorkerServicer
 
 
 class ClientPool:
@@ -241,7 +242,10 @@ def build_core(env: Surroundings) -> Core:
         new_id=lambda: f"{ids.getrandbits(128):032x}",
         new_seed=lambda: ids.getrandbits(31),
     )
-    servicer = RouterInferenceServicer(
+    make_servicer = (
+        partial(WorkerServicer, place=place) if place.number else RouterInferenceServicer
+    )
+    servicer = make_servicer(
         validator=validator,
         dispatcher=dispatcher,
         leases=leases,

@@ -124,7 +124,7 @@ async def mesh(folder: Path, workers: int) -> AsyncIterator[tuple[RouterProcess,
     """Runs a monitor, a router of several workers and one endpoint; yields router and monitor."""
     triton = await FakeTriton(default=_SCRIPT).start()
     monitor = f"127.0.0.1:{free_port()}"
-    own = f'workers = {workers}\nrouter_id = "r"\npolicy = "static-small"'
+    own = f'workers = {workers}\ncompiled = false\nrouter_id = "r"\npolicy = "static-small"'
     toml = mesh_toml([("e0", triton.address)], monitor=monitor, router=own, deadline_s=_CALL_S)
     async with running_monitor(folder, toml, monitor):
         with router_process(folder, toml) as router:

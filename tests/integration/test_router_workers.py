@@ -41,7 +41,7 @@ async def workers(
 ) -> AsyncIterator[RouterProcess]:
     """Runs a router of several workers before one endpoint."""
     triton = await FakeTriton(default=script or Script(tokens=("a",), step_s=0.005)).start()
-    own = f'workers = {count}\nticket_key = "{KEY}"'
+    own = f'workers = {count}\ncompiled = false\nticket_key = "{KEY}"'
     toml = mesh_toml([("e0", triton.address)], router=own)
     toml = toml.replace('metrics_listen = ""', 'metrics_listen = "127.0.0.1:0"')
     toml = toml.replace('\nlisten = "127.0.0.1:0"', f'\nlisten = "{listen}"', 1)
@@ -78,17 +78,23 @@ async def load(address: str, lost: list[str], *, callers: int = 8) -> AsyncItera
         await asyncio.gather(*calls)
 
 
-async def metrics(router: RouterProcess) -> dict[str, float]:
-    """Returns the router's metrics: each sample's values, added up over their labels."""
+async def metrics(router: RouterProcess, *names: str) -> dict[tuple[str, ...], float]:
+    """Returns the router's metrics by name and by the values of labels that tell how it went.
+
+    With `names` those alone; without, each is added up over its labels.
+    """
 
     def read() -> str:
         with urllib.request.urlopen(f"http://{router.metrics}/metrics", timeout=LIMIT_S) as page:
             return str(page.read().decode())
 
-    sums: dict[str, float] = {}
+    sums: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(await asyncio.to_thread(read)):
         for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            labels = [sample.labels[key] for key in ("policy", "outcome") if key in sample.labels]
+            key = (sample.name, *(labels if names else ()))
+            if sample.name in names or not names:
+                sums[key] = sums.get(key, 0.0) + sample.value
     return sums
 
 
@@ -129,6 +135,67 @@ async def test_workers_share_a_port_and_close_each_others_tickets(tmp_path: Path
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+async def test_a_ticket_counts_at_its_own_worker_whoever_is_told(tmp_path: Path) -> None:
+    """Its load is gone at once and its outcome is counted once; a lease that ends is a failure."""
+    async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
+        stubs = await routes(router, stack)
+        (first, ticket), (second, other_ticket) = stubs.values()
+        for stub, closed in ((second, ticket), (first, other_ticket)):
+            report = pb2.ReportOutcomeRequest(
+                ticket=closed, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=3
+            )
+            await stub.ReportOutcome(report, timeout=5.0)
+        found = await metrics(router, "tiercel_requests_total")
+        assert found["tiercel_requests_total", "on_time"] == 2.0
+        status = await first.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=5.0)
+        others = sum(each.own_in_flight_count for each in status.candidates)
+        # `routes` may have asked for more tickets than the two that are closed.
+        assert others == status.in_flight_count
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await second.ReportOutcome(
+                pb2.ReportOutcomeRequest(
+                    ticket=ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=999
+                ),
+                timeout=5.0,
+            )
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_one_worker_knows_every_worker_answers(tmp_path: Path) -> None:
+    """An explanation and feedback reach the worker that took the decision."""
+    async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
+        (first, _), (second, _) = (await routes(router, stack)).values()
+        spec = pb2.GenerationSpec(prompt="hi", task="piqa", request_id="mine")
+        await first.Generate(pb2.GenerateRequest(spec=spec), timeout=5.0)
+        explained = pb2.ExplainDecisionRequest(request_id="mine")
+        replies = [await stub.ExplainDecision(explained, timeout=5.0) for stub in (first, second)]
+        assert replies[0] == replies[1]
+        feedback = pb2.ReportOutcomeRequest(request_id="mine", quality=0.5)
+        await second.ReportOutcome(feedback, timeout=5.0)
+        for request, method in (
+            (pb2.ExplainDecisionRequest(request_id="nobody's"), second.ExplainDecision),
+            (pb2.ReportOutcomeRequest(request_id="nobody's", quality=0.5), second.ReportOutcome),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(request, timeout=5.0)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_policy_is_used_by_every_worker_and_its_successor(tmp_path: Path) -> None:
+    """Whoever is told tells the others."""
+    async with workers(tmp_path, count=3) as router, contextlib.AsyncExitStack() as stack:
+        (stub, _), *_ = (await routes(router, stack, count=3)).values()
+        await stub.UsePolicy(pb2.UsePolicyRequest(policy="static-small"), timeout=5.0)
+        os.kill(pids(router)[1], signal.SIGKILL)
+
+        async def all_use_it() -> bool:
+            found = await metrics(router, "tiercel_policy_info", "tiercel_workers")
+            policies = {labels[0] for name, *labels in found if name == "tiercel_policy_info"}
+            return policies == {"static-small"} and found["tiercel_workers",] == 3.0
+
+        await until(all_use_it, "every worker uses the policy")
+
+
 async def test_killed_worker_is_followed_and_its_counts_stay(tmp_path: Path) -> None:
     """The others go on, a successor serves under its number, no counter goes down."""
     lost: list[str] = []
@@ -142,14 +209,14 @@ async def test_killed_worker_is_followed_and_its_counts_stay(tmp_path: Path) -> 
             await until(lambda: len(answers) > seen + 50, "answers come again")
 
             async def are_two() -> bool:
-                return (await metrics(router))["tiercel_workers"] == 2.0
+                return (await metrics(router))["tiercel_workers",] == 2.0
 
             await until(are_two, "the successor serves")
             after = await metrics(router)
         assert len(set(pids(router)) - set(first)) == 1
-        names = [name for name in before if name.endswith(("_total", "_count", "_bucket"))]
+        names = [name for name in before if name[0].endswith(("_total", "_count", "_bucket"))]
         assert [name for name in names if after[name] < before[name]] == []
-        assert after["tiercel_worker_restarts_total"] == 1.0
+        assert after["tiercel_worker_restarts_total",] == 1.0
         # Each of the callers has one call at a time; those of the killed one broke off.
         assert len(lost) <= 8
         assert all("Unreachable" in error or "UNAVAILABLE" in error for error in lost), lost
@@ -169,7 +236,7 @@ async def test_rolling_restart_loses_no_request(tmp_path: Path) -> None:
             await until(lambda: len(answers) > seen + 50, "answers go on")
         assert lost == []
         assert set(pids(router)).isdisjoint(first)
-        assert (await metrics(router))["tiercel_requests_total"] == len(answers)
+        assert (await metrics(router))["tiercel_requests_total",] == len(answers)
 
 
 async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> None:
@@ -183,7 +250,7 @@ async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> N
         ]
 
         async def are_under_way() -> bool:
-            return (await metrics(router))["tiercel_requests_in_flight"] == len(calls)
+            return (await metrics(router))["tiercel_requests_in_flight",] == len(calls)
 
         await until(are_under_way, "every call is under way")
         router.process.send_signal(signal.SIGTERM)

@@ -137,10 +137,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         checks = Checks()
         checks.text("request_id", request.request_id, MAX_REQUEST_ID_CHARACTERS, least=1)
         checks.raise_if_any()
-        choice = self._explanations.find(request.request_id)
-        if choice is None:
-            raise NotFoundError("request", request.request_id)
-        return convert.explanation_response(choice, self._explainer.explain(choice.inputs))
+        return self._explained(request.request_id)
 
     async def UsePolicy(
         self,
@@ -153,6 +150,12 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         checks.raise_if_any()
         self._slot.use(request.policy)
         return pb2.UsePolicyResponse(policy=self._slot.name, policy_version=self._slot.version)
+
+    def _explained(self, request_id: str) -> pb2.ExplainDecisionResponse:
+        choice = self._explanations.find(request_id)
+        if choice is None:
+            raise NotFoundError("request", request_id)
+        return convert.explanation_response(choice, self._explainer.explain(choice.inputs))
 
     def _job(self, ask: Ask, prefix: str = "spec.") -> Job:
         clock = self._clock

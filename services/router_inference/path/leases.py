@@ -177,6 +177,14 @@ class Leases:
         heapq.heappush(self._ends, (job.arrival_s + lease_s, choice.sequence))
         return Routed(job, choice, ticket, job.arrival_ns + to_ns(lease_s))
 
+    def owner(self, data: bytes) -> tuple[str, int]:
+        """Returns id and epoch of the process that signed a ticket; none if nobody here did."""
+        try:
+            ticket = self._signer.read(data)
+        except InvalidTicketError:
+            return "", 0
+        return ticket.router_id, ticket.epoch
+
     def close(self, data: bytes, report: Report) -> None:
         """Closes a ticket.
 

@@ -15,6 +15,8 @@ LEAVE = b"L"
 """To a worker: end at once, without refusing anything first; the other workers go on."""
 METRICS = b"M"
 """To a worker: tell your metrics. From it: here they are, as Prometheus' text."""
+ASK, ANSWER = b"Q", b"A"
+"""Questions to the other workers and their answers, by way of the parent; see `exchange`."""
 SERVING = b"S"
 """From a worker: it listens and takes calls."""
 

@@ -34,11 +34,12 @@ from services.common.server import check_port_is_free
 from services.common.start_error import StartError
 from services.router_inference.app import RouterInference
 from services.router_inference.records.router_counts import as_ended, counts_width
-from services.router_inference.workers import frames, merge
+from services.router_inference.workers import exchange, frames, merge
 from services.router_inference.workers.memory import REPORTER, Memory
 from services.router_inference.workers.pages import MergedPages, ParentMetrics
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.process import WorkerProcess
+from services.router_inference.workers.servicer import USE_POLICY
 from services.router_inference.workers.siblings import SharedSiblings
 from services.router_inference.workers.worker import WorkerApplication
 
@@ -82,6 +83,8 @@ class Parent:
         self._own_descriptors: list[int] = []
         self._addresses: dict[str, str] = {}
         self._ended: merge.Families = {}
+        self._passing: set[asyncio.Future[None]] = set()
+        self._told_all = b""
         self._registry = CollectorRegistry(auto_describe=False)
         self._metrics = ParentMetrics(self._registry)
         self._metrics.workers.set_function(lambda: float(len(self._serving())))
@@ -145,6 +148,8 @@ class Parent:
         while not self._stop.is_set():
             worker = self._workers[number] = self._fork(number)
             reading = asyncio.create_task(self._read(worker))
+            if self._told_all:
+                worker.send(frames.frame(frames.ASK, exchange.ask_bytes(0, self._told_all)))
             code = await worker.ended
             self._memory.retire(number, as_ended)
             await reading
@@ -178,6 +183,26 @@ class Parent:
                 await self._notify()
             elif kind == frames.METRICS:
                 worker.on_metrics(payload.decode())
+            elif kind == frames.ANSWER:
+                worker.on_answer(payload)
+            elif kind == frames.ASK:
+                passing = asyncio.ensure_future(self._pass_on(worker, payload))
+                self._passing.add(passing)
+                passing.add_done_callback(self._passing.discard)
+
+    async def _pass_on(self, asker: WorkerProcess, payload: bytes) -> None:
+        """Has the others answer a worker's question; what all must do, successors do too."""
+        number, to, body = exchange.read_ask(payload)
+        if body.startswith(USE_POLICY.encode()):
+            self._told_all = body
+        others = [
+            worker
+            for worker in self._workers.values()
+            if worker is not asker and to in (exchange.ALL, worker.number)
+        ]
+        answers = await asyncio.gather(*(worker.ask(body) for worker in others))
+        answer = next((each for each in answers if each is not None), None)
+        asker.send(frames.frame(frames.ANSWER, exchange.answer_bytes(number, answer)))
 
     async def _on_end(self, number: int, worker: WorkerProcess) -> None:
         del self._workers[number]
@@ -273,7 +298,7 @@ class Parent:
                 service=self._app.name, log_format=log.format, level=log.level, worker=number
             )
             self._app.take_place(place)
-            worker = WorkerApplication(self._app, parent)
+            worker = WorkerApplication(self._app, place.exchange, parent)
             return run(worker, log=self._log, stop=worker.stop)
 
         return WorkerProcess(number, main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
-from services.router_inference.workers import frames
+from services.router_inference.workers import exchange, frames
 
 _METRICS_S = 1.0
 
@@ -41,6 +42,8 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._to_write = b""
         self._metrics: asyncio.Future[None] | None = None
+        self._questions: dict[int, asyncio.Future[bytes | None]] = {}
+        self._numbers = itertools.count(1)
         self.connection, other = socket.socketpair()
         self.pid = _fork(main, self.connection, other)
         other.close()
@@ -72,15 +75,33 @@ class WorkerProcess:
         """Asks for its metrics; what it told before stays if it does not answer soon."""
         if self._metrics is None or self._metrics.done():
             self._metrics = asyncio.get_running_loop().create_future()
-            self._send(frames.METRICS)
+            self.send(frames.frame(frames.METRICS))
         answers: list[asyncio.Future[Any]] = [self._metrics, self.ended]
         await asyncio.wait(answers, timeout=_METRICS_S, return_when=asyncio.FIRST_COMPLETED)
+
+    async def ask(self, body: bytes) -> bytes | None:
+        """Passes a sibling's question on; returns the answer, None if there is none in time."""
+        number = next(self._numbers)
+        future = asyncio.get_running_loop().create_future()
+        self._questions[number] = future
+        self.send(frames.frame(frames.ASK, exchange.ask_bytes(number, body)))
+        waits: list[asyncio.Future[Any]] = [future, self.ended]
+        await asyncio.wait(waits, timeout=exchange.ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        del self._questions[number]
+        return future.result() if future.done() else None
+
+    def on_answer(self, payload: bytes) -> None:
+        """Takes in its answer to a question."""
+        number, answer = exchange.read_answer(payload)
+        future = self._questions.get(number)
+        if future is not None and not future.done():
+            future.set_result(answer)
 
     def ask_to_end(self, how: bytes) -> None:
         """Asks it to end, by `frames.DRAIN` or `frames.LEAVE`."""
         self.is_asked_to_end = True
         self.is_serving = False
-        self._send(how)
+        self.send(frames.frame(how))
 
     def kill(self) -> None:
         """Ends it at once, if it has not ended."""
@@ -88,11 +109,12 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _send(self, kind: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Sends a frame, once there is a connection."""
         if self._writer is None:
-            self._to_write += frames.frame(kind)
+            self._to_write += data
         else:
-            self._writer.write(frames.frame(kind))
+            self._writer.write(data)
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._handle)

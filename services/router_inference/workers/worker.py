@@ -16,6 +16,7 @@ from services.common.lifecycle import Running
 from services.common.server import ServerSettings
 from services.common.supervision import BackgroundTask
 from services.router_inference.workers import frames
+from services.router_inference.workers.exchange import Exchange
 
 if TYPE_CHECKING:
     from services.router_inference.app import RouterInference
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 class WorkerApplication:
     """Tells its parent how it is, and ends when the parent says so or is gone."""
 
-    def __init__(self, app: RouterInference, parent: socket.socket) -> None:
-        """Takes the router, which knows its place, and the connection to the parent."""
+    def __init__(self, app: RouterInference, exchange: Exchange, parent: socket.socket) -> None:
+        """Takes the router, which knows its place, its exchange, and the way to the parent."""
         self.stop = asyncio.Event()
+        self._exchange = exchange
         self._app = app
         self._parent = parent
         self._is_leaving = False
@@ -48,6 +50,7 @@ class WorkerApplication:
         """Builds the router; it listens once it is ready, since until then the others do."""
         reader, writer = await asyncio.open_unix_connection(sock=self._parent)
         stack.callback(writer.close)
+        self._exchange.connect(writer.write)
         running = await self._app.start(stack)
 
         async def flush() -> None:
@@ -74,6 +77,10 @@ class WorkerApplication:
             if told[0] == frames.METRICS:
                 page = await asyncio.to_thread(generate_latest, self._app.registry)
                 writer.write(frames.frame(frames.METRICS, page))
+            elif told[0] == frames.ASK:
+                self._exchange.on_ask(told[1])
+            elif told[0] == frames.ANSWER:
+                self._exchange.on_answer(told[1])
             else:
                 self._is_leaving = told[0] == frames.LEAVE
                 self.stop.set()
