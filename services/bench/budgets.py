@@ -73,7 +73,8 @@ BUDGETS: Mapping[str, Budget] = {
         "GenerateStream, messages from the tier", "bare relay, messages", RATE, 0.90, False
     ),
     "stream_coalesced": Budget(
-        "GenerateStream, tokens that come faster than they are sent on", "bare relay, tokens",
+        "GenerateStream, tokens of a tier that sends eight at a time",
+        "bare relay of single tokens",
         RATE, 5.0, False,
     ),
     "workers_2": Budget(

@@ -179,7 +179,9 @@ def _before(old: Report | None) -> str:
 def _number(value: float | None, spread: float | None) -> str:
     if value is None:
         return "-"
-    return _plain(value) + ("" if not spread else f" ± {_plain(spread)}")
+    if not spread:
+        return _plain(value)
+    return f"{_plain(value)} ± " + (f"{spread:,.0f}" if spread >= 10 else f"{spread:.2g}")
 
 
 def _plain(value: float) -> str:
@@ -192,7 +194,7 @@ def _made_by(report: Report) -> str:
     at = report.get("started") or report["at"]
     return (
         f"{command}commit `{report['commit']}`, {at}, {machine['cores']} cores of "
-        f"{machine['cpu']}, {machine['system']}, Python {machine['python']}."
+        f"{machine['cpu']}, Python {machine['python']}."
     )
 
 

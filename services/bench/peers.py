@@ -1,11 +1,11 @@
 """Bare servers to measure the mesh beside: `python -m services.bench.peers KIND [ARGUMENT] ...`.
 
-`backend COUNT`: a fake Triton that answers at once with so many tokens, or one every
-half second where the prompt says `slow`. `echo`: a unary grpc.aio
-method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a backend,
-bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`: answers any
-HTTP POST with one chat completion. Each writes its
-address into its ready file and serves until it is told to end.
+`backend COUNT[/EACH]`: a fake Triton that answers at once with so many tokens, so many (one) in
+each message, or one message every half second where the prompt says `slow`. `echo`: a unary
+grpc.aio method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a
+backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`:
+answers any HTTP POST with one chat completion. Each writes its address into its ready file and
+serves until it is told to end.
 """
 
 from __future__ import annotations
@@ -53,16 +53,17 @@ def question() -> bytes:
     return bytes(request.SerializeToString())
 
 
-def answer(token_count: int) -> list[bytes]:
-    """Returns the messages of one answer: a piece per token, then the final one."""
+def answer(token_count: int, each: int = 1) -> list[bytes]:
+    """Returns the messages of one answer: pieces of `each` tokens, then the final one."""
     messages = []
-    for index in range(token_count + 1):
+    text = b"word " * each
+    for index in range(token_count // each + 1):
         response = kserve.ModelInferResponse(model_name="small", id="x" * 32)
-        is_final = index == token_count
+        is_final = index == token_count // each
         response.parameters["triton_final_response"].bool_param = is_final
         fields = [
-            ("text_output", "BYTES", b"\x05\x00\x00\x00word "),
-            ("num_output_tokens", "UINT32", b"\x01\x00\x00\x00"),
+            ("text_output", "BYTES", len(text).to_bytes(4, "little") + text),
+            ("num_output_tokens", "UINT32", each.to_bytes(4, "little")),
         ]
         if is_final:
             fields = [("finish_reason", "BYTES", b"\x04\x00\x00\x00stop")]
@@ -75,9 +76,10 @@ def answer(token_count: int) -> list[bytes]:
     return messages
 
 
-def backend(token_count: int) -> Handlers:
-    """Returns a fake Triton."""
-    messages = answer(token_count)
+def backend(tokens: str) -> Handlers:
+    """Returns a fake Triton; `tokens` is `COUNT` or `COUNT/EACH`."""
+    count, _, each = tokens.partition("/")
+    messages = answer(int(count), int(each or 1))
 
     async def infer(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
         is_slow = SLOW in await anext(aiter(requests))
@@ -181,7 +183,7 @@ async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
         port = http.sockets[0].getsockname()[1]
     else:
         made: dict[str, Callable[[], Handlers]] = {
-            "backend": lambda: backend(int(argument)),
+            "backend": lambda: backend(argument),
             "echo": echo,
             "proxy": lambda: proxy(argument),
         }
