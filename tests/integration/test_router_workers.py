@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.bench import worker_kills
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_lifecycle import serving_status
+from tests.unit.deploy.manifests import ROOT
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
 from tiercel.common.v1 import common_pb2
@@ -281,6 +283,21 @@ async def test_health_is_never_that_of_a_worker_that_starts(tmp_path: Path) -> N
             with contextlib.suppress(grpc.aio.AioRpcError):  # it met the very end of one
                 answers.append(await serving_status(router.address))
         assert set(answers) == {"SERVING"}
+
+
+async def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    """Two routers must not share a port by mistake, although the kernel would let them."""
+    async with workers(tmp_path) as router:
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.router_inference"),
+            *("--config", str(tmp_path / "tiercel.toml"), "--listen", router.address),
+            stderr=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        _, said = await asyncio.wait_for(second.communicate(), LIMIT_S)
+        assert second.returncode == 1
+        last = said.decode().splitlines()[-1]
+        assert last == f"router-inference: cannot listen on {router.address}: the port is in use"
 
 
 async def test_operating_calls_have_an_address_that_all_workers_share(tmp_path: Path) -> None:

@@ -33,3 +33,16 @@ def test_a_malformed_override_ends_the_process(
         parsed("--set", text)
     assert caught.value.code == 2
     assert "expected SECTION.KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_service_may_have_options_of_its_own() -> None:
+    """Each writes to a key of its section, if it is given."""
+    for argv, overrides in (((), {}), (("--workers", "2"), {"router_inference.workers": "2"})):
+        found = parse_arguments(
+            program="p",
+            section="router_inference",
+            description="d.",
+            options={"workers": "processes"},
+            argv=argv,
+        )
+        assert found.overrides == overrides

@@ -68,3 +68,18 @@ def test_level_leaves_out_what_is_less_severe() -> None:
     log.warning("three")
     log.error("four")
     assert [line.split()[3] for line in stream.getvalue().splitlines()] == ["three", "four"]
+
+
+def test_lines_of_a_worker_have_its_number() -> None:
+    """In text behind the name of the service, in JSON as a field; without workers there is none."""
+    stream = io.StringIO()
+    configure_logging(service="router", stream=stream, worker=2)
+    get_logger("a").info("serving")
+    configure_logging(service="router", log_format="json", stream=stream, worker=2)
+    get_logger("a").info("serving")
+    text, line = stream.getvalue().splitlines()
+    assert " router/2 serving" in text
+    assert (json.loads(line)["service"], json.loads(line)["worker"]) == ("router", 2)
+    stream = written("json")
+    get_logger("a").info("serving")
+    assert "worker" not in json.loads(stream.getvalue())
