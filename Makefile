@@ -56,9 +56,11 @@ format: setup ## format Python and protos
 	cd protos && ../.venv/bin/buf format --write
 
 .PHONY: wheel
-wheel: setup ## build the wheels of the client and of the mesh into dist/
+wheel: setup ## build the wheels of the client and of the mesh into dist/, with their bills of materials
 	.venv/bin/python -m build --wheel --outdir dist services/client
 	.venv/bin/python -m build --wheel --outdir dist .
+	.venv/bin/python .ci/sbom requirements/constraints.txt dist/tiercel.cdx.json
+	.venv/bin/python .ci/sbom requirements/triton-constraints.txt dist/tiercel-triton.cdx.json
 
 .PHONY: clean
 clean: ## remove what was built (environments stay)
