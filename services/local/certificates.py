@@ -23,6 +23,7 @@ NAMES = ("router-inference", "load-monitor", "trainer", "triton", "redis", "oper
 ROOT_NAME = "root"
 NAMESPACE = "tiercel"
 _ROOT_DAYS = 3_650
+_PODS = 8
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 
 
@@ -98,7 +99,9 @@ def _signed(
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    names = [name, f"{name}.{NAMESPACE}", f"{name}.{NAMESPACE}.svc", f"*.{name}", "localhost"]
+    names = [name, f"{name}.{NAMESPACE}", f"{name}.{NAMESPACE}.svc", "localhost"]
+    # gRPC takes no wildcard of one label, so pods have a name each.
+    names += [f"{name}-{index}.{name}" for index in range(_PODS)]
     loopback = [ipaddress.ip_address(each) for each in ("127.0.0.1", "::1")]
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -98,6 +99,25 @@ async def test_a_server_of_another_root_is_not_called(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await check(channel)
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("name", "is_its"),
+    [("triton", True), ("triton-0.triton", True), ("triton.tiercel.svc", True), ("redis", False)],
+)
+async def test_a_server_is_known_by_every_name_it_is_called_by(name: str, is_its: bool) -> None:
+    """Pods of a set included; another one's name is not its."""
+    options: Any = [("grpc.ssl_target_name_override", name)]
+    async with (
+        serving(tls("triton")) as (address, seen),
+        open_channel(address, options, tls=tls("router-inference")) as channel,
+    ):
+        if is_its:
+            await check(channel)
+        else:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await check(channel)
+    assert bool(seen) is is_its
 
 
 async def test_renewed_certificates_are_taken_in(tmp_path: Path) -> None:
