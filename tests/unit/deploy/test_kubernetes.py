@@ -165,7 +165,7 @@ def test_ports_and_probes_follow_the_settings(
     container = pod(resources, service)["containers"][0]
     ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
     assert ports == {"grpc": grpc_port, "metrics": metrics_port}
-    asked = {"grpc": {"port": grpc_port}}
+    asked: dict[str, Any] = {"grpc": {"port": grpc_port}}
     if _is_protected(container):
         module = "services.common.health_probe"
         asked = {"exec": {"command": ["python", "-m", module, f"127.0.0.1:{grpc_port}"]}}
