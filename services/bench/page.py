@@ -8,6 +8,7 @@ missing leaves its table as it is.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 import sys
@@ -25,6 +26,11 @@ from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOL
 Report = Mapping[str, Any]
 GROWTH_PNG = "performance-growth.png"
 LINES = {"dqn": BLUE, "price": AMBER}
+DEVICES, DEVICE_RPS = 1_000, (1, 10, 100, 445)
+"""A fleet, and rates per device; the last is load 1x of the live proof."""
+STATES_PER_S = 12.5
+ROUTER_SHARE = 0.7
+"""Share of its core that a router is given to use."""
 STATE_PANELS = {
     "router": ("A router's share of a core", "candidates", GREEN),
     "bytes": ("Bytes per state", "candidates", VIOLET),
@@ -99,6 +105,36 @@ def growth_figure(report: Report, before: Report | None) -> Figure:
     return figure
 
 
+def fleet_table(report: Report) -> str:
+    """Returns what 1,000 devices cost by what was measured, at several rates per device.
+
+    A request costs a router what it cost in front of four devices, and what the decision costs
+    more among the candidates of a thousand.
+    """
+    metrics = report["metrics"]
+    needed = ("generate_dqn", "decision_dqn_12", "decision_dqn_3072", "state_256x1024")
+    if any(name not in metrics for name in needed):
+        return ""
+    more_us = metrics["decision_dqn_3072"]["value"] - metrics["decision_dqn_12"]["value"]
+    request_us = 1e6 / metrics["generate_dqn"]["value"] + more_us
+    state = metrics["state_256x1024"]
+    state_mb_per_s = state["parts"]["bytes per state"] * STATES_PER_S / 1e6
+    columns = (
+        "requests/s of a device", "requests/s", "CPU us a request", "router cores",
+        "of them for the picture", "states, MB/s to all routers",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for each_rps in DEVICE_RPS:
+        rate_rps = each_rps * DEVICES
+        serving = rate_rps * request_us / 1e6
+        routers = math.ceil(serving / ROUTER_SHARE)
+        picture = routers * state["value"]
+        cells = (each_rps, rate_rps, request_us, serving + picture, picture)
+        numbers = [f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in cells]
+        lines.append(f"| {' | '.join(numbers)} | {routers * state_mb_per_s:,.0f} |")
+    return "\n".join(lines)
+
+
 def live_table(report: Report) -> str:
     """Returns the live proof's table and where it was made."""
     return f"{live_report.show(report)}\n\n{_made_by(report)}"
@@ -130,6 +166,7 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
     makers: list[tuple[str, Report | None, Callable[[Report], str]]] = [
         ("bench", report, lambda each: budget_table(each, before)),
         ("parts", report, part_table),
+        ("fleet", report, fleet_table),
         ("live", _read(folder / "live-proof.json"), live_table),
         ("outside", _read(folder / "outside.json"), outside_table),
     ]

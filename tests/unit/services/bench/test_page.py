@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.bench.budgets import BUDGETS
-from services.bench.page import budget_table, fill, growth_figure, tables
+from services.bench.page import budget_table, fill, fleet_table, growth_figure, tables
 from services.bench.readings import Reading
 from tests.unit.deploy.manifests import ROOT
 
@@ -66,9 +66,10 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
     report = report_of(Reading("route", [80.0], [100.0], {"CPU us": 3.0}, note="mind"))
     (tmp_path / "bench.json").write_text(json.dumps(report))
     made = tables(tmp_path)
-    assert set(made) == {"bench", "parts"}
+    assert set(made) == {"bench", "parts", "fleet"}
     parts = "<!-- parts:begin --><!-- parts:end -->"
-    page = f"a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nb\n{parts}"
+    fleet = "<!-- fleet:begin --><!-- fleet:end -->"
+    page = f"a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nb\n{parts}{fleet}"
     text = fill(page, made)
     assert text.startswith("a\n<!-- bench:begin -->\n| metric |")
     assert "old" not in text
@@ -94,6 +95,20 @@ def test_growth_is_drawn_beside_what_it_was() -> None:
     ]
     assert [each.get_label() for each in state.lines] == ["router"]
     assert state.get_title() == "A router's share of a core"
+
+
+def test_a_fleet_is_reckoned_from_what_was_measured() -> None:
+    """Cores are rate times CPU time, the decision among more candidates and the picture added."""
+    report = report_of(
+        Reading("generate_dqn", [1000.0], [1000.0]),
+        Reading("decision_dqn_12", [20.0], [15.0]),
+        Reading("decision_dqn_3072", [220.0], [20.0]),
+        Reading("state_256x1024", [0.05], parts={"bytes per state": 40_000.0}),
+    )
+    row = fleet_table(report).splitlines()[3]
+    # 10,000 requests/s at 1,200 us: 12 cores, 18 routers at 70 %, 0.9 cores and 9 MB/s of states.
+    assert row == "| 10 | 10,000 | 1,200 | 13 | 0.9 | 9 |"
+    assert fleet_table(report_of(Reading("route", [1.0], [1.0]))) == ""
 
 
 def test_every_budget_has_words_for_a_stranger() -> None:
