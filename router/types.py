@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from router.messages import one_line
 
@@ -81,8 +81,7 @@ class Task:
     expected_output_tokens: float = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a policy may know of a request; the true output length is not among it.
 
     Attributes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from router.reward import answer_reward
 from services.common.checks import Checks
@@ -58,8 +59,7 @@ class Report:
     quality: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """Answer of `Route`.
 
     Attributes:

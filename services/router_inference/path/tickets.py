@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _VERSION = 2
 _SIGNATURE_BYTES = 16
@@ -23,8 +23,7 @@ class InvalidTicketError(ValueError):
     """The bytes are no ticket that this mesh signed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """What a routed request's end needs to know of its decision.
 
     Attributes:
