@@ -15,6 +15,8 @@ from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport, SharedL
 
 # Tag and length around a report in a state.
 _ENTRY_BYTES = 8
+# Rates are added as whole millionths, which adding and taking away leaves exact.
+_PER_RPS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Aggregator:
         self._order = NO_ORDER
         self._total_LC = np.zeros((KINDS, 0), np.int64)
         self._routers: dict[str, _Router] = {}
+        self._short_sum = 0
         self._long_rps = 0.0
         self._updated_s: float | None = None
 
@@ -95,6 +98,7 @@ class Aggregator:
             self._forget(report.router_id)
         load_LC = report.loads.on(self._order)
         self._total_LC += load_LC
+        self._short_sum += round(report.arrival_rate_rps * _PER_RPS)
         self._extra_bytes += extra_bytes
         self._routers[report.router_id] = _Router(report, load_LC, extra_bytes, now_s, stream)
         if self._updated_s is None:
@@ -147,6 +151,7 @@ class Aggregator:
         router = self._routers.pop(router_id)
         self._extra_bytes -= router.extra_bytes
         self._total_LC -= router.load_LC
+        self._short_sum -= round(router.report.arrival_rate_rps * _PER_RPS)
 
     def expire(self) -> list[str]:
         """Forgets silent routers and returns their names."""
@@ -170,7 +175,7 @@ class Aggregator:
     @property
     def arrival_rate_short_rps(self) -> float:
         """Mesh-wide arrivals per second over about 0.2 seconds."""
-        return math.fsum(router.report.arrival_rate_rps for router in self._routers.values())
+        return self._short_sum / _PER_RPS
 
     @property
     def arrival_rate_long_rps(self) -> float:

@@ -95,6 +95,7 @@ class LoadMonitorApp:
         self._coordinator = Coordinator(
             process_id=new_process_id(),
             store=self._stores.shared,
+            is_alone=not settings.mesh.redis_url,
             topology=SharedTopology(
                 store=self._stores.shared,
                 board=self._board,

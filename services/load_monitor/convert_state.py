@@ -156,7 +156,7 @@ def _add_routers(
     packed_bytes = KINDS * FLOAT32.itemsize * len(order)
     for report in reports:
         # So a state never grows beyond what its loads take by name.
-        is_small = by_name or report.loads.most_bytes() <= packed_bytes
+        is_small = by_name or report.loads.most_bytes <= packed_bytes
         _add_router(state, report, NO_ORDER if is_small else order)
 
 

@@ -51,6 +51,7 @@ class Coordinator:
     Args:
         process_id: Owner of the lease: unlike any other process's, whatever the settings say.
         store: The shared store.
+        is_alone: True if no other monitor reads the store: it keeps the endpoint list alone.
         topology: The endpoint list in it.
         board: This monitor's picture.
         broadcast: Where a follower puts the leader's states.
@@ -67,6 +68,7 @@ class Coordinator:
         *,
         process_id: str,
         store: SharedState,
+        is_alone: bool,
         topology: SharedTopology,
         board: Board,
         broadcast: Broadcast,
@@ -80,6 +82,7 @@ class Coordinator:
         self._process_id = process_id
         self._told = ""
         self._store = store
+        self._is_alone = is_alone
         self._topology = topology
         self._board = board
         self._broadcast = broadcast
@@ -173,6 +176,8 @@ class Coordinator:
         self._become(Role.LEADER if has_it else Role.FOLLOWER)
 
     async def _lead(self) -> None:
+        if self._is_alone:
+            return
         for payload in await self._store.take_peer_reports():
             for report in self._read_reports(payload):
                 try:

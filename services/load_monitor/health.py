@@ -90,6 +90,7 @@ class EndpointTracker:
         self._recovered_s: float | None = None
         self._probe_wall_ns = 0
         self._page_is_good = True
+        self._view: tuple[bool, EndpointView] | None = None
         self.failed_probe_count = 0
 
     def _new_hysteresis(self) -> Hysteresis:
@@ -104,6 +105,7 @@ class EndpointTracker:
 
     def saw_answer(self) -> None:
         """Takes in that the endpoint answered a call."""
+        self._view = None
         was = self._live.value
         self._probe_wall_ns = self._clock.wall_ns()
         if self._live.observe(True) and was is False:
@@ -117,6 +119,7 @@ class EndpointTracker:
 
     def saw_failure(self, problem: str) -> None:
         """Takes in that a call failed, and why."""
+        self._view = None
         self._probe_wall_ns = self._clock.wall_ns()
         self._problem = cut(problem, MAX_REASON_BYTES)
         self.failed_probe_count += 1
@@ -124,6 +127,7 @@ class EndpointTracker:
 
     def saw_ready(self, tier: str, ready: bool) -> None:
         """Takes in whether the model of a tier is ready."""
+        self._view = None
         hysteresis = self._ready[tier]
         was = hysteresis.value
         if hysteresis.observe(ready) and was is False and self._recovered_s is None:
@@ -132,11 +136,13 @@ class EndpointTracker:
 
     def saw_kind(self, tier: str, kind: str) -> None:
         """Takes in the kind of a tier; one that is no name counts as unknown."""
+        self._view = None
         known = kind if is_name(kind) else ""
         self._gauges[tier] = replace(self._gauges[tier], kind=known)
 
     def saw_counters(self, by_model: Mapping[str, Counters]) -> None:
         """Takes in Triton's counters; means are over the time since the last call."""
+        self._view = None
         for tier, model in self.spec.models.items():
             now = by_model.get(model)
             if now is None:
@@ -157,6 +163,7 @@ class EndpointTracker:
 
         Returns whether that is a change from readable to not, or the other way.
         """
+        self._view = None
         changed = self._page_is_good is not (by_model is not None)
         self._page_is_good = by_model is not None
         for tier, model in self.spec.models.items():
@@ -169,10 +176,12 @@ class EndpointTracker:
         return {t: model for t, model in self.spec.models.items() if not self._gauges[t].kind}
 
     def view(self, *, draining: bool) -> EndpointView:
-        """Returns the endpoint as it stands now."""
+        """Returns the endpoint as it stands now: the same view until something changes."""
+        if self._view is not None and self._view[0] is draining and not self.is_ramping():
+            return self._view[1]
         health, reason = self._health(draining)
         usable = health in (Health.READY, Health.PARTIAL)
-        return EndpointView(
+        view = EndpointView(
             spec=self.spec,
             health=health,
             ramp_weight=self._ramp_weight() if usable else 0.0,
@@ -180,6 +189,9 @@ class EndpointTracker:
             gauges=tuple(self._gauge(tier) for tier in self.spec.models),
             reason=reason,
         )
+        # One that was taken while it ramped is no view of the time after.
+        self._view = None if self.is_ramping() else (draining, view)
+        return view
 
     def is_ramping(self) -> bool:
         """Returns whether its weight changes by itself at present."""

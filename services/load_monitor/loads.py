@@ -76,7 +76,7 @@ class CandidateOrder:
 NO_ORDER = CandidateOrder()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class RouterLoads:
     """A router's load as it told it; never changed.
 
@@ -122,8 +122,9 @@ class RouterLoads:
         """Returns the load by name, where there is any."""
         return {**self._named(np.arange(len(self.order))), **self.beside}
 
+    @functools.cached_property
     def most_bytes(self) -> int:
-        """Returns the most bytes that the load takes by name."""
+        """Most bytes that the load takes by name."""
         beside_bytes = sum(map(_entry_bytes, self.beside))
         return int(self.order.entry_bytes_C @ self.load_LC.any(axis=0)) + beside_bytes
 

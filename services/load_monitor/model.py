@@ -109,7 +109,7 @@ class RouterReport:
     @property
     def most_bytes(self) -> int:
         """Most bytes that it takes in a state that a client is sent."""
-        return len(self.encoded) + self.loads.most_bytes()
+        return len(self.encoded) + self.loads.most_bytes
 
 
 @dataclass(frozen=True, slots=True)

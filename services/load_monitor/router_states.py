@@ -6,6 +6,7 @@ What is the same for all routers is made once per picture; what differs are thre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.common.convert import message_of_endpoint
 from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
@@ -14,6 +15,14 @@ from services.load_monitor.model import EndpointView, Picture
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
 _Endpoints = tuple[state_pb2.EndpointState, ...]
+
+
+class _Known(NamedTuple):
+    """An endpoint as last seen, what of it routers are told, and the message that tells it."""
+
+    view: EndpointView
+    facts: tuple[object, ...]
+    message: state_pb2.EndpointState
 
 
 @dataclass(slots=True)
@@ -41,7 +50,7 @@ class RouterStates:
     def __init__(self) -> None:
         self._picture: Picture | None = None
         self._endpoints: _Endpoints = ()
-        self._known: dict[str, tuple[tuple[object, ...], state_pb2.EndpointState]] = {}
+        self._known: dict[str, _Known] = {}
         self._compared: tuple[_Endpoints, _Endpoints] = ((), ())
         self._changed: _Endpoints = ()
 
@@ -74,17 +83,19 @@ class RouterStates:
         if picture is not self._picture:
             self._picture = picture
             self._known = {view.spec.name: self._made(view) for view in picture.endpoints}
-            endpoints = tuple(message for _facts, message in self._known.values())
+            endpoints = tuple(known.message for known in self._known.values())
             if not _same(endpoints, self._endpoints):
                 self._endpoints = endpoints
         return self._endpoints
 
-    def _made(self, view: EndpointView) -> tuple[tuple[object, ...], state_pb2.EndpointState]:
+    def _made(self, view: EndpointView) -> _Known:
+        known = self._known.get(view.spec.name)
+        if known is not None and known.view is view:
+            return known
         ready = tuple(gauge.ready for gauge in view.gauges)
         facts = view.spec, view.health, view.ramp_weight, ready, view.reason
-        known = self._known.get(view.spec.name)
-        if known is not None and known[0] == facts:
-            return known
+        if known is not None and known.facts == facts:
+            return _Known(view, facts, known.message)
         message = state_pb2.EndpointState(
             endpoint=message_of_endpoint(view.spec),
             health=HEALTH_TO_MESSAGE[view.health],
@@ -94,7 +105,7 @@ class RouterStates:
             ],
             reason=view.reason,
         )
-        return facts, message
+        return _Known(view, facts, message)
 
     def _changes(self, told: _Endpoints, now: _Endpoints) -> _Endpoints:
         """Returns the endpoints that are not as told; most watchers were told the same."""

@@ -81,6 +81,7 @@ class Monitor:
         self.coordinator = Coordinator(
             process_id=name,
             store=store,
+            is_alone=False,
             topology=SharedTopology(
                 store=store,
                 board=self.board,
