@@ -27,8 +27,6 @@ from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
 from trainer.shipped import PROFILES, QUALITY, shipped
 
 MONITOR = "/tiercel.load_monitor.v1.LoadMonitorService"
-NOWHERE = "127.0.0.1:9"
-"""No endpoint answers: probes are no part of the exchange, and are made once a minute."""
 STATES_PER_S = 12.5
 REPORT_S = 0.1
 SECONDS = 20.0
@@ -45,6 +43,7 @@ class _Measured(NamedTuple):
 
     Attributes:
         router_cores: the router's share of a core at 12.5 states a second.
+        alone_cores: the same of a router without a monitor.
         monitor_cores: the monitor's share of a core.
         state_bytes: of one state.
         monitor_mb: its memory.
@@ -52,6 +51,7 @@ class _Measured(NamedTuple):
     """
 
     router_cores: float
+    alone_cores: float
     monitor_cores: float
     state_bytes: float
     monitor_mb: float
@@ -89,16 +89,13 @@ async def _rounds(
 ) -> list[_Measured]:
     """Measures one size, with servers of its own."""
     name = f"{router_count}x{endpoint_count}"
-    monitor = await _start_monitor(bench, name, endpoint_count)
-    config = write_settings(
-        bench.folder / f"{name}.toml",
-        [NOWHERE] * endpoint_count,
-        {"policy": "price"},
-        monitor=monitor.address,
-    )
-    router = await bench.start(
-        f"router-{name}", "services.router_inference", "--config", str(config)
-    )
+    backend = await bench.start(f"backend-{name}", "services.bench.peers", "backend", "1")
+    addresses = [backend.address] * endpoint_count
+    monitor = await _start_monitor(bench, name, addresses)
+    router, alone = [
+        await _start_router(bench, f"{kind}-{name}", addresses, address)
+        for kind, address in (("router", monitor.address), ("alone", ""))
+    ]
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             _Client(bench, monitor, index, endpoint_count) for index in range(router_count - 1)
@@ -107,24 +104,28 @@ async def _rounds(
             stack.push_async_callback(client.close)
         await asyncio.sleep(max(SETTLE_S * min(1.0, bench.suite.share * 10), 0.5))
         seconds = max(LEAST_SECONDS, bench.part(SECONDS) / rounds)
-        return [await _round(clients, monitor, router, seconds) for _ in range(rounds)]
+        return [await _round(clients, monitor, (router, alone), seconds) for _ in range(rounds)]
 
 
 async def _round(
-    clients: Sequence[_Client], monitor: Server, router: Server, seconds: float
+    clients: Sequence[_Client], monitor: Server, routers: Sequence[Server], seconds: float
 ) -> _Measured:
     loop = asyncio.get_running_loop()
-    before = router.cpu_s(), monitor.cpu_s()
+    servers = (*routers, monitor)
+    before = [server.cpu_s() for server in servers]
     start_s, first = loop.time(), clients[0].state_count
     await asyncio.sleep(seconds)
     taken_s = loop.time() - start_s
-    router_cores = (router.cpu_s() - before[0]) / taken_s
+    router, alone, monitor_cores = (
+        (server.cpu_s() - cpu_s) / taken_s for server, cpu_s in zip(servers, before, strict=True)
+    )
     states_per_s = (clients[0].state_count - first) / taken_s
     # A machine that is too busy publishes fewer states: the cost is that of a state.
     slower = max(1.0, STATES_PER_S / max(states_per_s, 1e-9))
     return _Measured(
-        router_cores=router_cores * slower,
-        monitor_cores=(monitor.cpu_s() - before[1]) / taken_s,
+        router_cores=alone + max(0.0, router - alone) * slower,
+        alone_cores=alone,
+        monitor_cores=monitor_cores,
         state_bytes=statistics.fmean(client.state_bytes for client in clients),
         monitor_mb=monitor.memory_mb(),
         states_per_s=states_per_s,
@@ -185,7 +186,13 @@ class _Client:
         )
 
 
-async def _start_monitor(bench: Bench, name: str, endpoint_count: int) -> Server:
+async def _start_router(bench: Bench, name: str, addresses: Sequence[str], monitor: str) -> Server:
+    path = bench.folder / f"{name}.toml"
+    write_settings(path, addresses, {"policy": "price"}, monitor=monitor)
+    return await bench.start(name, "services.router_inference", "--config", str(path))
+
+
+async def _start_monitor(bench: Bench, name: str, addresses: Sequence[str]) -> Server:
     text = settings_text(
         name="bench",
         tiers=TIERS,
@@ -194,13 +201,14 @@ async def _start_monitor(bench: Bench, name: str, endpoint_count: int) -> Server
         addresses={},
         tasks=[TaskSettings(name="piqa", default_deadline_s=5.0)],
         endpoints=[
-            EndpointSettings(name=f"e{index}", address=NOWHERE, tiers=TIERS)
-            for index in range(endpoint_count)
+            EndpointSettings(name=f"e{index}", address=address, tiers=TIERS)
+            for index, address in enumerate(addresses)
         ],
         sections={
             "load_monitor": {
                 "listen": "127.0.0.1:0",
                 "metrics_listen": "127.0.0.1:0",
+                # Probes are no part of the exchange.
                 "gauge_interval_s": 60.0,
                 "ready_interval_s": 60.0,
                 "max_endpoints": 2_000,
@@ -214,9 +222,10 @@ async def _start_monitor(bench: Bench, name: str, endpoint_count: int) -> Server
 
 def _parts(rounds: Sequence[_Measured]) -> Mapping[str, float]:
     def middle(field: str) -> float:
-        return statistics.median(getattr(each, field) for each in rounds)
+        return float(statistics.median(getattr(each, field) for each in rounds))
 
     return {
+        "without a monitor": middle("alone_cores"),
         "bytes per state": middle("state_bytes"),
         "the monitor's share of a core": middle("monitor_cores"),
         "the monitor's memory, MB": middle("monitor_mb"),

@@ -127,7 +127,8 @@ class Board:
             name: self._kept_or_new(old.get(name), spec)
             for name, spec in self._topology.endpoints.items()
         }
-        self.order = order_of(self._topology.endpoints.values()).same_or(self.order)
+        # Of the trackers: a list that names the tiers of one in another order does not change it.
+        self.order = order_of(each.spec for each in self._trackers.values()).same_or(self.order)
         self.aggregator.follow(self.order)
         now_s = self._clock.monotonic_s()
         self._drain_start_s = {

@@ -93,7 +93,9 @@ class RouterStates:
         if known is not None and known.view is view:
             return known
         ready = tuple(gauge.ready for gauge in view.gauges)
-        facts = view.spec, view.health, view.ramp_weight, ready, view.reason
+        # Mappings are equal whatever their order, which here says what the loads belong to.
+        tiers = tuple(view.spec.models)
+        facts = view.spec, tiers, view.health, view.ramp_weight, ready, view.reason
         if known is not None and known.facts == facts:
             return _Known(view, facts, known.message)
         message = state_pb2.EndpointState(
