@@ -137,6 +137,7 @@ class Exchange(RuleBasedStateMachine):
             coordinator=self.monitor.coordinator,
             counters=MonitorCounters(CollectorRegistry()),
             tiers=("small", "large"),
+            may_be_endpoint=lambda _address: True,
             max_endpoints=9,
             max_watchers=9,
         )

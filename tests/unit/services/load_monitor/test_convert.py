@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fleet import EndpointSpec
 from services.common.errors import MAX_VIOLATIONS, InvalidArgumentError
 from services.load_monitor import convert
-from services.load_monitor.convert_state import (
-    HEALTH_TO_MESSAGE,
-    read_picture,
-    read_reports,
-    state_of_picture,
-    stored_picture,
-    stored_reports,
-)
-from services.load_monitor.loads import NO_ORDER
-from services.load_monitor.model import EndpointView, Health, TierGauge
-from tests.unit.services.load_monitor.rig import picture
+from services.load_monitor.convert_state import read_reports, stored_reports
+from services.load_monitor.loads import NO_ORDER, CandidateOrder
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
@@ -74,15 +65,6 @@ def test_any_report_is_taken_or_refused(message: pb.RouterLoad) -> None:
     assert replace(read, loads=report.loads) == report
 
 
-@given(st.binary(max_size=200))
-def test_any_stored_bytes_are_read_or_refused(payload: bytes) -> None:
-    """What stands in Redis under our keys cannot break the monitor."""
-    with contextlib.suppress(ValueError):
-        read_picture(payload, NO_ORDER)
-    with contextlib.suppress(ValueError):
-        read_reports(payload, NO_ORDER)
-
-
 _MOST = 2**63 - 1
 CANDIDATE = common_pb2.Candidate(tier="small", endpoint="e")
 
@@ -96,6 +78,19 @@ def load_of(**fields: Any) -> pb.RouterLoad:
 def entry(**fields: Any) -> pb.CandidateLoad:
     """Returns the load of one candidate."""
     return pb.CandidateLoad(**({"candidate": CANDIDATE} | fields))
+
+
+def packed_of(
+    candidates: Sequence[common_pb2.Candidate], counts: Sequence[float] = (1.0,), **fields: Any
+) -> pb.RouterLoad:
+    """Returns a report of packed loads, the same numbers of each kind."""
+    numbers = np.array(counts, "<f4").tobytes()
+    packed = pb.PackedLoads(
+        in_flight_counts=numbers,
+        waiting_prompt_token_counts=numbers,
+        remaining_output_token_counts=numbers,
+    )
+    return load_of(candidates=candidates, packed_loads=packed, **fields)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +138,16 @@ def entry(**fields: Any) -> pb.CandidateLoad:
             "load.loads[0].remaining_output_token_count",
         ),
         (load_of(loads=[entry(), entry()]), "load.loads[1].candidate"),
+        (packed_of([]), "load.packed_loads.in_flight_counts"),
+        (packed_of([CANDIDATE] * 2), "load.candidates[1]"),
+        (packed_of([common_pb2.Candidate(tier="S", endpoint="e")]), "load.candidates[0].tier"),
+        (packed_of([CANDIDATE] * 10_001), "load.candidates"),
+        (packed_of([CANDIDATE], loads=[entry()]), "load.loads[0].candidate"),
+        (packed_of([CANDIDATE], [1e7]), "load.packed_loads.in_flight_counts"),
+        (packed_of([CANDIDATE], [-1.0]), "load.packed_loads.in_flight_counts"),
+        (packed_of([CANDIDATE], [math.nan]), "load.packed_loads.in_flight_counts"),
+        (packed_of([CANDIDATE], [math.inf]), "load.packed_loads.in_flight_counts"),
+        (packed_of([CANDIDATE], [1.0, 1.0]), "load.packed_loads.in_flight_counts"),
         (
             load_of(loads=[entry(candidate=common_pb2.Candidate(tier="s", endpoint="x" * 65))]),
             "load.loads[0].candidate.endpoint",
@@ -155,7 +160,7 @@ def test_every_field_of_a_report_has_its_limit(load: pb.RouterLoad, field: str) 
     with pytest.raises(InvalidArgumentError) as caught:
         convert.report_from_message(load)
     assert caught.value.field == field
-    assert "limit" in caught.value.message or field.endswith("candidate")
+    assert "limit" in caught.value.message or "named twice" in caught.value.message
 
 
 @pytest.mark.parametrize("count", [200_000, 100])
@@ -165,6 +170,46 @@ def test_a_report_of_empty_loads_is_refused_in_few_words(count: int) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         convert.report_from_message(load)
     assert len(caught.value.violations) <= MAX_VIOLATIONS
+
+
+def test_an_order_is_told_once() -> None:
+    """The reports that follow in the stream are read in it; an order of ours is ours."""
+    known = CandidateOrder([("small", "e")])
+    first = convert.report_from_message(packed_of([CANDIDATE], [3.0]), NO_ORDER, known)
+    assert first.loads.order is known
+    second = convert.report_from_message(packed_of([], [4.0]), first.loads.order)
+    assert second.loads.named() == {("small", "e"): (4, 4, 4)}
+
+
+@given(
+    st.lists(st.floats(width=32), max_size=4),
+    st.lists(st.sampled_from("abcd"), max_size=4),
+    st.binary(max_size=20),
+)
+def test_any_packed_report_is_taken_or_refused(
+    counts: list[float], names: list[str], noise: bytes
+) -> None:
+    """Nothing that is taken can spoil a sum."""
+    candidates = [common_pb2.Candidate(tier="small", endpoint=name) for name in names]
+    message = packed_of(candidates, counts)
+    if noise:
+        message.packed_loads.remaining_output_token_counts = noise
+    try:
+        loads = convert.report_from_message(message).loads
+    except InvalidArgumentError:
+        return
+    assert loads.load_LC.shape == (3, len(names))
+    assert (loads.load_LC >= 0).all()
+    assert loads.load_LC.max(initial=0) <= 10**12
+
+
+def test_a_report_must_fit_by_name_as_well() -> None:
+    """Packed or not, it is at most 256 KiB where it is handed on by name."""
+    candidates = [
+        common_pb2.Candidate(tier="t" * 10, endpoint=f"{index:05d}") for index in range(9_000)
+    ]
+    with pytest.raises(InvalidArgumentError, match="bytes"):
+        convert.report_from_message(packed_of(candidates, [1.0] * len(candidates)))
 
 
 def test_what_a_report_holds_beyond_the_contract_is_dropped() -> None:
@@ -240,44 +285,3 @@ def test_a_name_that_can_be_no_endpoint_is_refused(name: str) -> None:
     """It is not looked up, nor sent back."""
     with pytest.raises(InvalidArgumentError, match="endpoint"):
         convert.endpoint_name_of(service_pb2.RemoveEndpointRequest(endpoint=name))
-
-
-@pytest.mark.parametrize("version", [0, -1, 2**63 - 1])
-def test_a_stored_state_whose_number_leaves_no_room_is_refused(version: int) -> None:
-    """Counting goes on above the stored number, which must be possible."""
-    payload = pb.SystemState(version=version).SerializeToString()
-    with pytest.raises(ValueError, match="version"):
-        read_picture(payload, NO_ORDER)
-
-
-def test_picture_keeps_unknown_apart_from_zero() -> None:
-    """Unset means unknown; stamps and durations keep their nanoseconds."""
-    view = EndpointView(
-        spec=EndpointSpec("e", "h:1", "gpu0", {"small": "m"}, speed=0.9),
-        health=Health.PARTIAL,
-        ramp_weight=0.5,
-        probe_wall_ns=1_700_000_000_123_456_789,
-        gauges=(TierGauge("small", True, queue_depth=0, mean_queue_s=0.25, kind="paced"),),
-        reason="why",
-    )
-    whole = replace(picture(7, (view,), (), 3), publish_wall_ns=1_700_000_000_000_000_001)
-    read, is_packed = read_picture(stored_picture(whole, by_name=False), whole.loads.order)
-    assert is_packed
-    assert (read.endpoints, read.loads.order) == (whole.endpoints, whole.loads.order)
-    state = state_of_picture(read)
-    assert (state.version, state.topology_version) == (7, 3)
-    assert state.publish_time.ToNanoseconds() == 1_700_000_000_000_000_001
-    (endpoint,) = state.endpoints
-    assert endpoint.probe_time.ToNanoseconds() == 1_700_000_000_123_456_789
-    assert endpoint.endpoint.speed == 0.9
-    (gauge,) = endpoint.gauges
-    assert gauge.HasField("queue_depth")
-    assert gauge.queue_depth == 0
-    assert gauge.mean_queue.ToNanoseconds() == 250_000_000
-    assert not gauge.HasField("mean_compute")
-
-
-def test_every_health_has_its_message() -> None:
-    """A new health cannot be forgotten."""
-    assert set(HEALTH_TO_MESSAGE) == set(Health)
-    assert len(set(HEALTH_TO_MESSAGE.values())) == len(Health)
