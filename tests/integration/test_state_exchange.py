@@ -314,7 +314,8 @@ class Exchange(RuleBasedStateMachine):
         request = pb.WatchSystemStateRequest()
         if router.packs:
             request = pb.WatchSystemStateRequest(router_id=router.router_id, epoch=router.epoch)
-        async with contextlib.aclosing(self.servicer.WatchSystemState(request, None)) as responses:
+        watch: Any = self.servicer.WatchSystemState(request, None)
+        async with contextlib.aclosing(watch) as responses:
             async for response in responses:
                 assert response.HasField("others") is router.packs
                 yield reader.read(
