@@ -2,7 +2,8 @@
 
 From the reports in docs/results: `bench.json` (`tiercel bench --suite full --json`), the same of
 an earlier commit as `bench-before.json`, `live-proof.json` and `outside.json`. A report that is
-missing leaves its table as it is.
+missing leaves its table as it is. Reports of some metrics (`--only`) given as arguments are merged
+into `bench.json` first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.ticker import FuncFormatter
 
 from router.folders import checkout
 from services.bench import live_report, outside
+from services.bench.budgets import BUDGETS
 from trainer.evaluation.report.style import AMBER, BLUE, GREEN, RED, STYLE, VIOLET
 
 Report = Mapping[str, Any]
@@ -60,7 +62,12 @@ def budget_table(report: Report, before: Report | None) -> str:
             _before(old.get(name)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _made_by(report)])
+    others = [
+        f"`{name}`: suite {each['suite']}, commit `{each['commit']}`"
+        for name, each in report["metrics"].items()
+        if (each["suite"], each["commit"]) != (report["suite"], report["commit"])
+    ]
+    return "\n".join([*lines, "", _made_by(report), *others])
 
 
 def part_table(report: Report) -> str:
@@ -173,13 +180,26 @@ def tables(folder: pathlib.Path) -> dict[str, str]:
     return {name: make(each) for name, each, make in makers if each is not None}
 
 
+def merge(path: pathlib.Path, newer: pathlib.Path) -> None:
+    """Takes the metrics of a newer report over into one; each keeps its suite and commit."""
+    report, other = json.loads(path.read_text()), json.loads(newer.read_text())
+    metrics = report["metrics"] | other["metrics"]
+    report["metrics"] = {name: metrics[name] for name in BUDGETS if name in metrics}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
-    """Writes page and plots; returns the exit code."""
+    """Writes page and plots; returns the exit code.
+
+    A report given as argument is first merged into `bench.json`.
+    """
     root = checkout()
     if root is None:
         print("docs/performance.md is in the checkout only", file=sys.stderr)
         return 1
     page, results = root / "docs" / "performance.md", root / "docs" / "results"
+    for newer in sys.argv[1:]:
+        merge(results / "bench.json", pathlib.Path(newer))
     page.write_text(fill(page.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
     report = _read(results / "bench.json")
     if report is not None:

@@ -55,7 +55,8 @@ async def run_suite(suite: str, only: Sequence[str], *, command: str, say: Say) 
         asked = wanted.intersection(names)
         if asked:
             readings = await _measure(group, asked, suite, say)
-            metrics |= {each.name: each.judged() for each in readings if each.name in asked}
+            run = {"suite": suite, "commit": commit}
+            metrics |= {each.name: each.judged() | run for each in readings if each.name in asked}
     return {
         "suite": suite,
         "command": command,

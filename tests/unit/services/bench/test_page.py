@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from services.bench.budgets import BUDGETS
-from services.bench.page import budget_table, fill, fleet_table, growth_figure, tables
+from services.bench.page import budget_table, fill, fleet_table, growth_figure, merge, tables
 from services.bench.readings import Reading
 from tests.unit.deploy.manifests import ROOT
 
+RUN = {"suite": "quick", "commit": "abc"}
 MACHINE = {"cpu": "x86", "cores": 2, "memory_gib": 8.0, "system": "Linux 6", "python": "3.11.7"}
 
 
@@ -22,9 +23,10 @@ def report_of(*readings: Reading) -> dict[str, Any]:
     return {
         "command": "tiercel bench",
         "commit": "abc",
+        "suite": "quick",
         "started": "2026-01-01",
         "machine": MACHINE,
-        "metrics": {each.name: each.judged() for each in readings},
+        "metrics": {each.name: each.judged() | RUN for each in readings},
     }
 
 
@@ -77,6 +79,20 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
     assert fill(text, made) == text
     with pytest.raises(ValueError, match="bench:begin"):
         fill("nothing", made)
+
+
+def test_metrics_of_a_later_run_are_merged_and_say_so(tmp_path: pathlib.Path) -> None:
+    """A long run of one metric goes into the report of all; its suite and commit are told."""
+    path, newer = tmp_path / "bench.json", tmp_path / "soak.json"
+    old = report_of(Reading("route", [80.0], [100.0]), Reading("soak", [105.0], [100.0]))
+    later = report_of(Reading("soak", [101.0], [100.0]))
+    later["metrics"]["soak"] |= {"suite": "full", "commit": "def"}
+    path.write_text(json.dumps(old))
+    newer.write_text(json.dumps(later))
+    merge(path, newer)
+    report = json.loads(path.read_text())
+    assert [each["value"] for each in report["metrics"].values()] == [80.0, 101.0]
+    assert budget_table(report, None).endswith("`soak`: suite full, commit `def`")
 
 
 def test_growth_is_drawn_beside_what_it_was() -> None:
