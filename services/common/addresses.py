@@ -19,7 +19,8 @@ _REDIS_FORM = (
 _LONGEST_URL = 1_024
 _SHOWN_URL = 80
 _DATABASE_DIGITS = 5
-_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""Options of a Redis URL that name files."""
 _TLS_CHOICES = {
     "ssl_cert_reqs": ("none", "optional", "required"),
     "ssl_check_hostname": ("true", "false"),
@@ -146,7 +147,7 @@ def _check_redis_url(text: str) -> None:
 
 
 def _check_redis_options(parts: SplitResult) -> None:
-    known = {"redis": {"db"}, "rediss": {"db", *_TLS_FILES, *_TLS_CHOICES}, "unix": {"db"}}
+    known = {"redis": {"db"}, "rediss": {"db", *TLS_FILES, *_TLS_CHOICES}, "unix": {"db"}}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known[parts.scheme]:
             listed = ", ".join(sorted(known[parts.scheme]))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
+from services.common.addresses import TLS_FILES
 from services.common.clock import Clock
+from services.common.settings import SettingsError
 from services.common.state.experience_stream import (
     ExperienceStream,
     MemoryExperienceStream,
@@ -14,6 +18,20 @@ from services.common.state.experience_stream import (
 from services.common.state.policy_store import MemoryPolicyStore, PolicyStore, RedisPolicyStore
 from services.common.state.redis_connection import RedisConnection
 from services.common.state.shared_state import MemorySharedState, RedisSharedState, SharedState
+
+
+def _check_files(url: str) -> None:
+    """Raises SettingsError for a file that cannot be read: Redis' library says so at every call."""
+    problems = []
+    for name, value in parse_qsl(urlsplit(url).query):
+        if name in TLS_FILES:
+            try:
+                Path(value).open("rb").close()
+            except OSError as error:
+                reason = error.strerror or error
+                problems.append(f"mesh.redis_url: {name}: {value}: cannot be read: {reason}")
+    if problems:
+        raise SettingsError(problems)
 
 
 async def _nothing() -> None:
@@ -46,7 +64,11 @@ def connect_stores(redis_url: str, *, clock: Clock, timeout_s: float = 0.5) -> S
         redis_url: `redis://host:port/db`; empty means none.
         clock: For the stores in memory.
         timeout_s: Longest time a call to Redis may take, seconds.
+
+    Raises:
+        SettingsError: A certificate that the URL names cannot be read.
     """
+    _check_files(redis_url)
     if not redis_url:
         return Stores(
             shared=MemorySharedState(clock),

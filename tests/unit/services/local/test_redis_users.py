@@ -12,6 +12,7 @@ import pytest
 
 from services.cli.app import run
 from services.common.clock import SystemClock
+from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import DeadLetter
@@ -113,6 +114,16 @@ async def test_no_service_writes_what_is_anothers(tmp_path: Path) -> None:
         ):
             with pytest.raises(StateUnavailableError):
                 await forbidden
+
+
+def test_a_missing_file_of_roots_stops_the_start(tmp_path: Path) -> None:
+    """One line with the option and the path, without the password."""
+    url = f"rediss://a:secret@127.0.0.1:1/0?ssl_ca_certs={tmp_path}/none.pem"
+    with pytest.raises(SettingsError) as caught:
+        connect_stores(url, clock=SystemClock())
+    (line,) = caught.value.problems
+    assert line.startswith(f"mesh.redis_url: ssl_ca_certs: {tmp_path}/none.pem: cannot be read")
+    assert "secret" not in line
 
 
 def test_passwords_are_drawn_once_and_kept_as_hashes(tmp_path: Path) -> None:
