@@ -53,7 +53,8 @@ class PacedTriton:
 @pytest.fixture
 async def redis_connection(redis_server: RedisServer) -> AsyncIterator[RedisConnection]:
     """A connection to an empty Redis."""
-    connection = RedisConnection(redis_server.url)
+    # Long, as no test of this fixture is about the time that Redis takes.
+    connection = RedisConnection(redis_server.url, timeout_s=10.0)
     yield connection
     await connection.close()
 
