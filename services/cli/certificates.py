@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Annotated
 
 import typer
@@ -26,6 +27,9 @@ def certificates(
         typer.Option(help=f"Whose; may be given several times [default: {', '.join(NAMES)}]."),
     ] = None,
     days: Annotated[int, typer.Option(help="How long they hold, days.")] = 365,
+    router_id: Annotated[
+        str, typer.Option(help="Make the router's certificate that of this router alone.")
+    ] = "",
     redis: Annotated[
         str,
         typer.Option(help="Address of Redis, host:port: make its users, with passwords, once."),
@@ -45,7 +49,9 @@ def certificates(
     for each in name or ():
         if not each.replace("-", "").isalnum() or not each.isascii():
             raise InputError(f"--name: letters, digits and '-' only, got {each!r}")
-    for made in make_certificates(folder, names=name or NAMES, days=days):
+    if router_id and not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", router_id):
+        raise InputError(f"--router-id: 1 to 64 characters of [A-Za-z0-9_.-], got {router_id!r}")
+    for made in make_certificates(folder, names=name or NAMES, days=days, router_id=router_id):
         note(f"{made}: ca.crt, tls.crt, tls.key, valid for {days} days")
     if redis:
         for path in make_redis_users(folder, address=redis, roots=roots):

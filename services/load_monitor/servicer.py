@@ -8,6 +8,7 @@ from typing import Any
 
 from services.common.errors import (
     InvalidArgumentError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -21,6 +22,9 @@ from services.load_monitor.metrics import MonitorCounters
 from services.load_monitor.router_states import RouterStates, Watcher
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
+
+# A certificate that has such a name is one router's, that of the id before it.
+_ROUTER_NAMES = b".router-inference"
 
 
 class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
@@ -71,6 +75,8 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
                 report = convert.report_from_message(request.load, order, self._board.order)
                 if report.loads.order is not NO_ORDER:
                     order = report.loads.order
+                if not router_id:
+                    _check_identity(context, report.router_id)
                 if router_id not in ("", report.router_id):
                     problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
                     raise InvalidArgumentError("load.router_id", problem)
@@ -145,3 +151,12 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         drain_s = convert.drain_from_message(request)
         version = await self._coordinator.change(lambda topology: topology.drain(name, drain_s))
         return pb.RemoveEndpointResponse(topology_version=version)
+
+
+def _check_identity(context: Any, router_id: str) -> None:
+    """Raises PermissionDeniedError if a router's certificate names routers, and not this one."""
+    names = [name for name in context.peer_identities() or () if name.endswith(_ROUTER_NAMES)]
+    if names and router_id.encode() + _ROUTER_NAMES not in names:
+        raise PermissionDeniedError(
+            f"the certificate is not that of router {router_id!r}", reason="ROUTER_ID_NOT_OWN"
+        )

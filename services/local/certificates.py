@@ -28,7 +28,11 @@ _CLOCK_SLACK = datetime.timedelta(hours=1)
 
 
 def make_certificates(
-    folder: pathlib.Path, *, names: Sequence[str] = NAMES, days: int = 365
+    folder: pathlib.Path,
+    *,
+    names: Sequence[str] = NAMES,
+    days: int = 365,
+    router_id: str = "",
 ) -> list[pathlib.Path]:
     """Makes or renews certificates; a root that is there is used again.
 
@@ -39,6 +43,7 @@ def make_certificates(
         folder: Gets `root/` and one folder per name with `ca.crt`, `tls.crt` and `tls.key`.
         names: Whose certificates; each is the first DNS name in its certificate.
         days: How long they hold.
+        router_id: Makes the router's certificate that of one router, which can report as no other.
 
     Returns:
         The folders of the names.
@@ -51,7 +56,7 @@ def make_certificates(
         root, root_key = _root(folder / ROOT_NAME)
         made = []
         for name in names:
-            certificate, key = _signed(name, root, root_key, days)
+            certificate, key = _signed(name, root, root_key, days, router_id)
             made.append(folder / name)
             _write(folder / name / "ca.crt", _pem(root))
             _write(folder / name / "tls.key", _key_pem(key))
@@ -92,7 +97,11 @@ def _root(folder: pathlib.Path) -> tuple[x509.Certificate, EllipticCurvePrivateK
 
 
 def _signed(
-    name: str, root: x509.Certificate, root_key: EllipticCurvePrivateKey, days: int
+    name: str,
+    root: x509.Certificate,
+    root_key: EllipticCurvePrivateKey,
+    days: int,
+    router_id: str,
 ) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -100,8 +109,11 @@ def _signed(
 
     key = ec.generate_private_key(ec.SECP256R1())
     names = [name, f"{name}.{NAMESPACE}", f"{name}.{NAMESPACE}.svc", "localhost"]
-    # gRPC takes no wildcard of one label, so pods have a name each.
-    names += [f"{name}-{index}.{name}" for index in range(_PODS)]
+    if name == "triton":
+        # gRPC takes no wildcard of one label, so pods have a name each.
+        names += [f"{name}-{index}.{name}" for index in range(_PODS)]
+    if name == "router-inference" and router_id:
+        names.append(f"{router_id}.{name}")
     loopback = [ipaddress.ip_address(each) for each in ("127.0.0.1", "::1")]
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (

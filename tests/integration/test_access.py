@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from services.common.clock import SystemClock
 from services.common.settings import load_settings
 from services.load_monitor.app import LoadMonitorApp
 from services.load_monitor.settings import Settings as MonitorSettings
+from services.local.certificates import make_certificates
 from tests import certificates
 from tests.details import details_of
 from tests.fakes.router_process import mesh_toml, running_router
@@ -27,6 +29,7 @@ from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient, NotAllowedError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.load_monitor.v1 import system_state_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
@@ -140,8 +143,8 @@ async def test_operating_calls_have_an_address_of_their_own(
             assert reply.policy == "greedy"
 
 
-async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) -> None:
-    """A router may report and not operate; an operator may, at the operators' address."""
+def monitor(folder: Path) -> LoadMonitorApp:
+    """Returns a monitor by TLS."""
     own = certificates.tls_settings("load-monitor")
     toml = mesh_toml([("e0", "127.0.0.1:1")]).replace(
         "[[mesh.tasks]]",
@@ -149,7 +152,7 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
         f'certificate = "{own.certificate}"\nkey = "{own.key}"\n[[mesh.tasks]]',
         1,
     )
-    path = tmp_path / "monitor.toml"
+    path = folder / "monitor.toml"
     path.write_text(toml)
     settings = load_settings(
         MonitorSettings,
@@ -161,7 +164,12 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
             "load_monitor.metrics_listen": "",
         },
     )
-    app = LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
+    return LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
+
+
+async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) -> None:
+    """A router may report and not operate; an operator may, at the operators' address."""
+    app = monitor(tmp_path)
     async with AsyncExitStack() as stack:
         running = await app.start(stack)
         stack.push_async_callback(running.server.stop, 0.0)
@@ -204,8 +212,33 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
     }
 
 
-def _channel(name: str, address: str) -> grpc.aio.Channel:
-    held = read_certificates(certificates.tls_settings(name))
+@pytest.mark.parametrize(("router_id", "is_taken"), [("r1", True), ("r2", False)])
+async def test_a_router_with_a_certificate_of_its_own_reports_as_no_other(
+    tmp_path: Path, router_id: str, is_taken: bool
+) -> None:
+    """Its id is in the certificate; another id is refused, whatever its epoch."""
+    shutil.copytree(certificates.folder() / "root", tmp_path / "root")
+    make_certificates(tmp_path, names=["router-inference"], router_id="r1")
+    async with AsyncExitStack() as stack:
+        running = await monitor(tmp_path).start(stack)
+        stack.push_async_callback(running.server.stop, 0.0)
+        await running.server.start()
+        address = str(running.server.address)
+        channel = await stack.enter_async_context(_channel("router-inference", address, tmp_path))
+        load = system_state_pb2.RouterLoad(router_id=router_id, epoch=1, sequence=1)
+        load.report_time.GetCurrentTime()
+        stub: Any = monitor_grpc.LoadMonitorServiceStub(channel)
+        call = stub.ReportTraffic(
+            iter([monitor_pb.ReportTrafficRequest(load=load)]), timeout=LIMIT_S
+        )
+        if is_taken:
+            assert (await call).last_sequence == 1
+        else:
+            assert await reason_of(call) == ("PERMISSION_DENIED", "ROUTER_ID_NOT_OWN")
+
+
+def _channel(name: str, address: str, where: Path | None = None) -> grpc.aio.Channel:
+    held = read_certificates(certificates.tls_settings(name, where))
     return grpc.aio.secure_channel(
         address, held.for_channel(), options=[("grpc.use_local_subchannel_pool", 1)]
     )
