@@ -32,6 +32,8 @@ REPORT_S = 0.1
 SECONDS = 20.0
 LEAST_SECONDS = 0.5
 SETTLE_S = 3.0
+HARDLY_PROBED: Mapping[str, float] = {"gauge_interval_s": 60.0, "ready_interval_s": 60.0}
+"""Probes are no part of the exchange."""
 CLIENTS_BESIDE_1024 = 16
 """As many as any machine carries; a state is as large with more."""
 GROWTH = ((16, 16), (16, 64), (32, 64), (16, 256))
@@ -73,7 +75,12 @@ async def measure(bench: Bench) -> list[Reading]:
         note = f"a fit over {len(series['router'])} sizes" if len(series["router"]) > 1 else ""
         found += [
             Reading("state_64x64", [each.router_cores for each in rounds], (), parts, note, series),
-            Reading("state_64x64_monitor", [each.monitor_cores for each in rounds], (), parts),
+            Reading(
+                "state_64x64_monitor",
+                [each.monitor_cores for each in rounds],
+                (),
+                {**parts, "probing 64 endpoints beside it, cores": await _probing(bench, 64)},
+            ),
         ]
     if "state_256x1024" in bench.wanted:
         bench.say(0.75, f"{CLIENTS_BESIDE_1024} routers x 1,024 endpoints")
@@ -186,13 +193,31 @@ class _Client:
         )
 
 
+async def _probing(bench: Bench, endpoint_count: int) -> float:
+    """Returns a monitor's share of a core with nothing to do but to probe at its usual pace."""
+    backend = await bench.start("backend-probed", "services.bench.peers", "backend", "1")
+    addresses = [backend.address] * endpoint_count
+    monitor = await _start_monitor(bench, "probing", addresses, probes={})
+    seconds = max(LEAST_SECONDS, bench.part(SECONDS))
+    await asyncio.sleep(min(SETTLE_S, seconds))
+    before_s, start_s = monitor.cpu_s(), asyncio.get_running_loop().time()
+    await asyncio.sleep(seconds)
+    return (monitor.cpu_s() - before_s) / (asyncio.get_running_loop().time() - start_s)
+
+
 async def _start_router(bench: Bench, name: str, addresses: Sequence[str], monitor: str) -> Server:
     path = bench.folder / f"{name}.toml"
     write_settings(path, addresses, {"policy": "price"}, monitor=monitor)
     return await bench.start(name, "services.router_inference", "--config", str(path))
 
 
-async def _start_monitor(bench: Bench, name: str, addresses: Sequence[str]) -> Server:
+async def _start_monitor(
+    bench: Bench,
+    name: str,
+    addresses: Sequence[str],
+    *,
+    probes: Mapping[str, float] = HARDLY_PROBED,
+) -> Server:
     text = settings_text(
         name="bench",
         tiers=TIERS,
@@ -208,10 +233,8 @@ async def _start_monitor(bench: Bench, name: str, addresses: Sequence[str]) -> S
             "load_monitor": {
                 "listen": "127.0.0.1:0",
                 "metrics_listen": "127.0.0.1:0",
-                # Probes are no part of the exchange.
-                "gauge_interval_s": 60.0,
-                "ready_interval_s": 60.0,
                 "max_endpoints": 2_000,
+                **probes,
             }
         },
     )
