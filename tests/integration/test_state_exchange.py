@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
+import grpc.aio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -15,23 +17,35 @@ from prometheus_client import CollectorRegistry
 
 from router.fleet import EndpointSpec
 from services.common.state.shared_state import MemorySharedState
+from services.load_monitor.convert import report_from_message
+from services.load_monitor.convert_state import state_of_picture
 from services.load_monitor.metrics import MonitorCounters
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.topology import Topology
+from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.view.convert import LoadWriter, StateReader
 from services.router_inference.view.load import LoadView
+from services.router_inference.view.monitor_link import MonitorLink
 from services.router_inference.view.seen import SeenState
 from services.router_inference.workers.siblings import NoSiblings
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.state_store import SwitchableStore
-from tests.unit.services.load_monitor.rig import Monitor
+from tests.unit.services.load_monitor.rig import LOG, Monitor
+from tests.unit.services.router_inference.parts import Rig, make_rig
+from tests.waiting import until
+from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
 
 Candidate = tuple[str, str]
 Totals = dict[Candidate, tuple[float, float, float]]
 NAMES = ("a", "b", "c", "d")
 CANDIDATES = [(tier, name) for name in NAMES for tier in ("small", "large")]
+CANDIDATE = common_pb2.Candidate(tier="small", endpoint="e0")
+ENDPOINT = common_pb2.Endpoint(
+    endpoint="e0", address="127.0.0.1:1", tiers=[common_pb2.ServedTier(tier="small")]
+)
 NOTHING = (0.0, 0.0, 0.0)
 candidates = st.sampled_from(CANDIDATES)
 number = st.integers(0, 2)
@@ -354,3 +368,118 @@ def stream_reported(router: Router, known: tuple[int, int, Totals] | None) -> bo
 
 TestExchange = Exchange.TestCase
 TestExchange.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+class LastRelease(pb_grpc.LoadMonitorServiceServicer):
+    """A monitor of the last release: whole states, and reports whose packed loads it drops."""
+
+    def __init__(self) -> None:
+        """Starts without a report."""
+        self.reports: list[state_pb.RouterLoad] = []
+
+    async def ReportTraffic(self, requests: Any, context: Any) -> pb.ReportTrafficResponse:
+        """Takes reports."""
+        async for request in requests:
+            self.reports.append(request.load)
+        return pb.ReportTrafficResponse()
+
+    async def WatchSystemState(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Sends one state, with what the watching router reported last in it."""
+        state = state_pb.SystemState(version=1, topology_version=1)
+        state.endpoints.add().endpoint.CopyFrom(ENDPOINT)
+        for router_id, epoch, count in (("r1", 1, 5), ("r1", 2, 7), ("r2", 1, 3)):
+            load = state_pb.CandidateLoad(candidate=CANDIDATE, in_flight_count=count)
+            state.routers.add(router_id=router_id, epoch=epoch, loads=[load])
+        yield pb.WatchSystemStateResponse(state=state)
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def serving(servicer: Any, address: str) -> AsyncIterator[None]:
+    """Serves a monitor."""
+    server = grpc.aio.server()
+    pb_grpc.add_LoadMonitorServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
+    """Links a router to whoever is at an address."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        link = MonitorLink(
+            channel=channel,
+            router_id="r1",
+            epoch=2,
+            view=rig.core.view,
+            counts=rig.core.counts,
+            siblings=NoSiblings(),
+            slot=rig.core.slot,
+            notes=rig.core.notes,
+            clock=rig.clock,
+            log=LOG,
+            report_interval_s=0.02,
+            silence_s=5.0,
+            longest_wait_s=0.1,
+        )
+        tasks = [asyncio.create_task(work) for work in (link.watch(), link.report())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_router_goes_on_while_its_monitor_is_replaced(
+    free_port: Callable[[], int],
+) -> None:
+    """By name with a monitor of the last release, packed with this one's, and back again."""
+    address = f"127.0.0.1:{free_port()}"
+    rig = make_rig()
+    view = rig.core.view
+    view.load.ledger.dispatch(1, ("small", "e0"), 10.0, 8.0)
+    view.load.ledger.dispatch(2, ("small", "gone"), 10.0, 8.0)
+    named = {("small", "e0"): 1, ("small", "gone"): 1}
+    async with linked(rig, address):
+        for _turn in range(2):
+            old = LastRelease()
+            async with serving(old, address):
+                await until(lambda: view.load.other_in_flight(0) == 8.0, "the others' load")
+                count = len(old.reports)
+                await until(lambda: len(old.reports) > count + 1, "reports by name")  # noqa: B023
+                # One may have been on its way when the monitor was replaced.
+                for load in old.reports[1:]:
+                    assert in_flight_of(load) == named
+            exchange = Exchange()
+            exchange.loop.close()
+            monitor = exchange.monitor
+            specs = {"e0": EndpointSpec("e0", "127.0.0.1:1", "e0", {"small": "small"})}
+            monitor.board.use_topology(Topology(specs).renumbered())
+            peer = state_pb.RouterLoad(router_id="r2", epoch=1, sequence=1)
+            peer.loads.add(candidate=CANDIDATE, in_flight_count=4)
+            monitor.board.take_report(report_from_message(peer))
+            async with serving(exchange.servicer, address):
+
+                def packed() -> bool:
+                    exchange.publish()  # noqa: B023
+                    reports = monitor.board.aggregator.loads().by_router  # noqa: B023
+                    return "r1" in reports and len(reports["r1"][0].loads.order) > 0
+
+                await until(packed, "a packed report")
+                await until(lambda: view.load.other_in_flight(0) == 4.0, "the others' load")
+                state = state_of_picture(monitor.board.picture(1))
+                (own,) = [each for each in state.routers if each.router_id == "r1"]
+                assert in_flight_of(own) == named
+
+
+def in_flight_of(load: state_pb.RouterLoad) -> dict[Candidate, int]:
+    """Returns what a report says by name; only such a one is for everybody."""
+    assert not load.HasField("packed_loads")
+    return {
+        (each.candidate.tier, each.candidate.endpoint): each.in_flight_count for each in load.loads
+    }

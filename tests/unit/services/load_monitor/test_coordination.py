@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
-from services.load_monitor.coordination import Role
+from services.load_monitor.coordination import LEASE_NAME, Role
+from services.load_monitor.loads import RouterLoads
 from tests.fakes.clock import FakeClock
 from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import Monitor, endpoint, report
@@ -33,6 +35,58 @@ async def test_one_monitor_leads_and_the_other_serves_its_states(
         assert [r.router_id for r in follower.state.routers] == ["r1", "r2"]
         assert follower.state.monitor_id == "m1"
         assert leader.state.version - follower.state.version <= 3
+
+
+async def test_monitors_of_the_last_release_get_loads_by_name(
+    make: Make, clock: FakeClock, store: SwitchableStore
+) -> None:
+    """A leader packs unless a follower knows no packed loads, and again once that one is gone."""
+
+    async def stored_forms() -> set[bool]:
+        payload = await store.load_system_state()
+        assert payload is not None
+        return {
+            load.HasField("packed_loads") for load in pb.SystemState.FromString(payload).routers
+        }
+
+    leader = make("m1")
+    busy = {(tier, "e1"): (10**6, 10**9, 10**9) for tier in ("small", "large")}
+    async with leader.running():
+        leader.board.take_report(replace(report("r1"), loads=RouterLoads.by_name(busy)))
+        await clock.advance(0.5)
+        assert await stored_forms() == {True}
+        theirs = pb.SystemState(routers=[pb.RouterLoad(router_id="r2", epoch=1, sequence=1)])
+        await store.put_peer_reports("old", theirs.SerializeToString())
+        await clock.advance(0.5)
+        assert await stored_forms() == {False}
+        await clock.advance(2.0)
+        leader.board.take_report(replace(report("r1", 2), loads=RouterLoads.by_name(busy)))
+        await clock.advance(3.0)
+        leader.board.take_report(replace(report("r1", 3), loads=RouterLoads.by_name(busy)))
+        await clock.advance(0.5)
+        assert await stored_forms() == {True}
+
+
+async def test_reports_go_to_a_leader_of_the_last_release_by_name(
+    make: Make, clock: FakeClock, store: SwitchableStore
+) -> None:
+    """A follower packs what it hands over once the leader's states say that it reads that."""
+    await store.acquire_lease(LEASE_NAME, "old", 60.0)
+    follower = make("m2")
+    busy = {(tier, "e1"): (10**6, 10**9, 10**9) for tier in ("small", "large")}
+    async with follower.running():
+        for packs in (False, True):
+            state = pb.SystemState(version=2**50 + packs, topology_version=1)
+            if packs:
+                state.candidates.add(tier="small", endpoint="e1")
+            await store.publish_system_state(state.SerializeToString(), state.version)
+            sequence = 1 + packs
+            loads = RouterLoads.by_name(busy)
+            follower.board.take_report(replace(report("r1", sequence), loads=loads))
+            await clock.advance(0.5)
+            (payload,) = await store.take_peer_reports()
+            (handed,) = pb.SystemState.FromString(payload).routers
+            assert handed.HasField("packed_loads") is packs
 
 
 async def test_follower_takes_over_with_larger_numbers(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
+from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState
+from services.router_inference.workers.siblings import NoSiblings
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
@@ -97,3 +102,87 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
     )
     told = (load.policy, load.activation, load.policy_refusal)
     assert told == ("static-large", 5, "POLICY_UNKNOWN")
+
+
+def others(count: int = 1, **fields: Any) -> load_monitor_service_pb2.WatchSystemStateResponse:
+    """Returns a state as this release's monitor sends it, of list 1, with load 3 everywhere."""
+    numbers = np.full(count, 3.0, "<f4").tobytes()
+    whole: dict[str, Any] = {
+        "version": 1,
+        "topology_version": 1,
+        "loads": system_state_pb2.PackedLoads(
+            in_flight_counts=numbers,
+            waiting_prompt_token_counts=numbers,
+            remaining_output_token_counts=numbers,
+        ),
+    }
+    message = system_state_pb2.OtherRoutersState(**(whole | fields))
+    return load_monitor_service_pb2.WatchSystemStateResponse(others=message)
+
+
+def told(*names: str) -> dict[str, Any]:
+    """Returns the fields of a state that tells the whole list."""
+    endpoints = []
+    for name in names:
+        endpoint = common_pb2.Endpoint(endpoint=name, tiers=ENDPOINT.tiers)
+        endpoints.append(system_state_pb2.EndpointState(endpoint=endpoint, ramp_weight=1.0))
+    return {"is_whole_list": True, "endpoints": endpoints}
+
+
+def test_the_list_is_read_once_and_endpoints_where_they_change() -> None:
+    """What did not change is the same object, so that nothing is looked at again."""
+    reader = StateReader("me", 1)
+    first = reader.read(others(2, **told("e0", "e1")))
+    second = reader.read(others(2))
+    assert second.endpoints is first.endpoints
+    assert second.candidates is first.candidates
+    assert second.others_LC.tolist() == [[3.0, 3.0]] * 3
+    changed = told("e1")["endpoints"]
+    changed[0].health = common_pb2.ENDPOINT_HEALTH_DOWN
+    third = reader.read(others(2, endpoints=changed))
+    assert [each.weight for each in third.endpoints] == [1.0, 0.0]
+    assert third.candidates is first.candidates
+    assert reader.read(others(1, topology_version=2, **told("e1"))).candidates == (("small", "e1"),)
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        (others(1, topology_version=2), "for list 2, not 1"),
+        (others(2), "do not fit 1 candidates"),
+        (others(0), "do not fit 1 candidates"),
+        (others(1, loads=system_state_pb2.PackedLoads()), "do not fit"),
+        (others(1, endpoints=told("e9")["endpoints"]), "not in its list"),
+        (
+            others(
+                loads=system_state_pb2.PackedLoads(
+                    in_flight_counts=np.array([np.nan], "<f4").tobytes(),
+                    waiting_prompt_token_counts=bytes(4),
+                    remaining_output_token_counts=bytes(4),
+                )
+            ),
+            "out of range",
+        ),
+    ],
+)
+def test_a_state_for_another_list_is_refused(
+    state: load_monitor_service_pb2.WatchSystemStateResponse, problem: str
+) -> None:
+    """No load is taken for another candidate's: the router asks for the whole list again."""
+    reader = StateReader("me", 1)
+    reader.read(others(1, **told("e0")))
+    with pytest.raises(ValueError, match=problem):
+        reader.read(state)
+
+
+def test_a_list_too_long_for_a_report_is_reported_by_name() -> None:
+    """Where there is load; the order alone would not fit."""
+    row = {("t" * 60, f"{index:060d}"): index for index in range(2_000)}
+    fleet: Any = SimpleNamespace(row=row, candidate_count=len(row))
+    load = LoadView(fleet, NoSiblings())
+    load.ledger.dispatch(1, next(iter(row)), 10.0, 8.0)
+    message = system_state_pb2.RouterLoad()
+    LoadWriter().write(message, load, packs=True)
+    assert not message.HasField("packed_loads")
+    assert not message.candidates
+    assert [each.in_flight_count for each in message.loads] == [1]

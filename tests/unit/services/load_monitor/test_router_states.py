@@ -1,0 +1,78 @@
+"""What a router that watches is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from router.fleet import EndpointSpec
+from services.load_monitor.loads import RouterLoads
+from services.load_monitor.model import EndpointView, Health, Picture, TierGauge
+from services.load_monitor.router_states import RouterStates, Watcher
+from tests.unit.services.load_monitor.rig import endpoint, picture, report
+
+
+def view(spec: EndpointSpec, weight: float = 1.0, queue_depth: int = 0) -> EndpointView:
+    """Returns a ready endpoint."""
+    gauges = tuple(TierGauge(tier, True, queue_depth=queue_depth) for tier in spec.models)
+    return EndpointView(spec, Health.READY, weight, 1, gauges, "")
+
+
+def after(first: Picture, *views: EndpointView) -> Picture:
+    """Returns a later picture of the same list."""
+    return replace(first, version=first.version + 1, endpoints=views)
+
+
+def test_the_list_is_sent_once_and_then_what_changed() -> None:
+    """Gauges that no router decides by are no change."""
+    states, watcher = RouterStates(), Watcher("r1", 1)
+    one, two = endpoint("e1"), endpoint("e2")
+    first = picture(1, (view(one), view(two)))
+    whole = states.state_for(watcher, first)
+    assert whole.is_whole_list
+    assert [each.endpoint.endpoint for each in whole.endpoints] == ["e1", "e2"]
+    assert not whole.endpoints[0].HasField("probe_time")
+    second = after(first, view(one, queue_depth=9), view(two))
+    assert not states.state_for(watcher, second).endpoints
+    changed = states.state_for(watcher, after(second, view(one), view(two, weight=0.5)))
+    assert not changed.is_whole_list
+    assert [each.endpoint.endpoint for each in changed.endpoints] == ["e2"]
+
+
+def test_a_slow_router_is_told_all_that_changed_meanwhile() -> None:
+    """It skips states, not changes."""
+    states, fast, slow = RouterStates(), Watcher("r1", 1), Watcher("r2", 1)
+    specs = [endpoint(f"e{index}") for index in range(3)]
+    shown = picture(1, tuple(map(view, specs)))
+    for watcher in (fast, slow):
+        states.state_for(watcher, shown)
+    for index in range(2):
+        views = [view(spec, 0.5 if at <= index else 1.0) for at, spec in enumerate(specs)]
+        shown = after(shown, *views)
+        assert len(states.state_for(fast, shown).endpoints) == 1
+    assert len(states.state_for(slow, shown).endpoints) == 2
+
+
+def test_a_list_of_the_same_number_in_another_order_is_sent_whole() -> None:
+    """Monitors that were apart may have numbered different lists alike."""
+    states, watcher = RouterStates(), Watcher("r1", 1)
+    spec = endpoint("e1")
+    turned = replace(spec, models=dict(reversed(spec.models.items())))
+    states.state_for(watcher, picture(1, (view(spec),)))
+    whole = states.state_for(watcher, picture(2, (view(turned),)))
+    assert whole.is_whole_list
+    assert [tier.tier for tier in whole.endpoints[0].endpoint.tiers] == list(turned.models)
+
+
+def test_only_what_this_process_reported_is_left_out() -> None:
+    """By name and epoch; the number of the report that was left out is told back."""
+    reports = [
+        replace(report(name, sequence), loads=RouterLoads.by_name({("small", "e1"): (count, 0, 0)}))
+        for name, sequence, count in (("r1", 7, 2), ("r2", 1, 5))
+    ]
+    shown = picture(1, (view(endpoint("e1")),), tuple(reports))
+    for epoch, count, sequence in ((1, 5.0, 7), (2, 7.0, 0)):
+        state = RouterStates().state_for(Watcher("r1", epoch), shown)
+        assert np.frombuffer(state.loads.in_flight_counts, "<f4").tolist() == [count, 0.0]
+        assert state.own_sequence == sequence
