@@ -447,7 +447,7 @@ async def test_a_router_goes_on_while_its_monitor_is_replaced(
     named = {("small", "e0"): 1, ("small", "gone"): 1}
     async with linked(rig, address):
         for _turn in range(2):
-            old = LastRelease()
+            old = LastRelease()  # type: ignore[abstract]  # routers call no more
             async with serving(old, address):
                 await until(lambda: view.load.other_in_flight(0) == 8.0, "the others' load")
                 count = len(old.reports)

@@ -58,7 +58,7 @@ def test_a_list_of_the_same_number_in_another_order_is_sent_whole() -> None:
     """Monitors that were apart may have numbered different lists alike."""
     states, watcher = RouterStates(), Watcher("r1", 1)
     spec = endpoint("e1")
-    turned = replace(spec, models=dict(reversed(spec.models.items())))
+    turned = replace(spec, models=dict(reversed(list(spec.models.items()))))
     states.state_for(watcher, picture(1, (view(spec),)))
     whole = states.state_for(watcher, picture(2, (view(turned),)))
     assert whole.is_whole_list
