@@ -67,7 +67,9 @@ def picture(
 class Monitor:
     """One monitor process without its server."""
 
-    def __init__(self, name: str, clock: FakeClock, store: SwitchableStore) -> None:
+    def __init__(
+        self, name: str, clock: FakeClock, store: SwitchableStore, *, is_alone: bool = False
+    ) -> None:
         self.clients: dict[str, FakeProbeClient] = {}
         self.board = Board(
             monitor_id=name,
@@ -81,7 +83,7 @@ class Monitor:
         self.coordinator = Coordinator(
             process_id=name,
             store=store,
-            is_alone=False,
+            is_alone=is_alone,
             topology=SharedTopology(
                 store=store,
                 board=self.board,

@@ -89,6 +89,17 @@ async def test_reports_go_to_a_leader_of_the_last_release_by_name(
             assert handed.HasField("packed_loads") is packs
 
 
+async def test_a_monitor_without_redis_writes_no_state_for_others(
+    clock: FakeClock, store: SwitchableStore
+) -> None:
+    """Nobody would read it; its watchers are served all the same."""
+    monitor = Monitor("m1", clock, store, is_alone=True)
+    async with monitor.running():
+        await clock.advance(0.5)
+        assert monitor.state.version > 0
+        assert await store.load_system_state() is None
+
+
 async def test_follower_takes_over_with_larger_numbers(
     make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:

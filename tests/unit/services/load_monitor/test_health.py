@@ -133,3 +133,20 @@ def test_kind_is_asked_again_after_a_restart(tracker: EndpointTracker) -> None:
     see_all_good(tracker)
     see_all_good(tracker)
     assert list(tracker.models_without_kind()) == ["small", "large"]
+
+
+def test_a_view_stays_until_something_changes(tracker: EndpointTracker, clock: FakeClock) -> None:
+    """So that what nobody changed is not made and compared anew for every state."""
+    see_all_good(tracker)
+    first = tracker.view(draining=False)
+    assert tracker.view(draining=False) is first
+    assert tracker.view(draining=True) is not first
+    tracker.saw_failure("gone")
+    tracker.saw_failure("gone")
+    for _ in range(2):
+        see_all_good(tracker)
+    weights = []
+    for _ in range(3):
+        weights.append(tracker.view(draining=False).ramp_weight)
+        clock.move(RULES.ramp_s / 2)
+    assert weights == pytest.approx([0.2, 0.6, 1.0])
