@@ -147,7 +147,7 @@ class Bench:
                 stage=0,
                 variables={**THREAD_VARIABLES, **(variables or {})},
                 cores=tuple(cores),
-                ready_timeout_s=120.0,
+                ready_timeout_s=240.0,  # the first start of a version compiles
             )
         )
         try:
