@@ -46,6 +46,8 @@ CANDIDATE = common_pb2.Candidate(tier="small", endpoint="e0")
 ENDPOINT = common_pb2.Endpoint(
     endpoint="e0", address="127.0.0.1:1", tiers=[common_pb2.ServedTier(tier="small")]
 )
+NOBODY = SimpleNamespace(peer_identities=lambda: None)
+"""The context of a caller without a certificate."""
 NOTHING = (0.0, 0.0, 0.0)
 candidates = st.sampled_from(CANDIDATES)
 number = st.integers(0, 2)
@@ -63,7 +65,7 @@ class Stream:
         """Starts without a report."""
         self.loads = LoadWriter()
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._task = asyncio.ensure_future(servicer.ReportTraffic(self._requests(), None))
+        self._task = asyncio.ensure_future(servicer.ReportTraffic(self._requests(), NOBODY))
 
     async def _requests(self) -> AsyncIterator[pb.ReportTrafficRequest]:
         while (payload := await self._queue.get()) is not None:
