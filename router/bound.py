@@ -16,7 +16,6 @@ import numpy as np
 
 from router import decision
 from router.decision import RESULTS, Board
-from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import FleetArrays
@@ -131,7 +130,6 @@ class BoundDecision:
             scratch=scratch,
             features_CF=features_CF,
             decided=decided,
-            network=NetworkArrays(features_CF, allowed_C, scratch.seen.score_C, decided.score_C),
             picked_T=np.full(1 + int(fleet.tier_C.max(initial=0)), -1, np.int64),
             rescue_C=np.zeros(count),
             result_R=np.zeros(len(RESULTS)),
@@ -169,8 +167,19 @@ def _viewed(b: Board) -> Board:
     )
 
 
+class _Rows(list[Any]):
+    """A matrix as a view of each row, which numpy takes as the matrix that it is."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        super().__init__(map(_view, array))
+        self._array = array
+
+    def __array__(self, dtype: object = None, copy: object = None) -> NDArray[Any]:
+        return self._array
+
+
 def _view(array: NDArray[Any]) -> Any:
     """Returns an array's memory as a view, a matrix's as one of each row."""
     if array.ndim > 1:
-        return [_view(row) for row in array]
+        return _Rows(array)
     return memoryview(array)  # type: ignore[arg-type]  # numpy's arrays are buffers

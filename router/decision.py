@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from router import features, kernels, picker, safety
 from router.dqn import network
 from router.policies import scores, table
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from router.dqn.network import NetworkArrays
     from router.dqn.snapshot import Weights
     from router.features import FeatureScratch
     from router.fleet import FleetArrays
@@ -66,7 +66,6 @@ class Board(NamedTuple):
         scratch: working space of the features.
         features_CF: the features a network read.
         decided: predictions and scores.
-        network: what the network reads and writes: memory of the fields above.
         picked_T: last candidate an endpoint picker took of each tier, -1 at first.
         rescue_C: working space.
         result_R: scalars that are known afterwards, see RESULTS.
@@ -83,7 +82,6 @@ class Board(NamedTuple):
     scratch: FeatureScratch
     features_CF: NDArray[np.float32]
     decided: Scratch
-    network: NetworkArrays
     picked_T: NDArray[np.int64]
     rescue_C: NDArray[np.float64]
     result_R: NDArray[np.float64]
@@ -101,7 +99,6 @@ def decide(
     scratch: FeatureScratch,
     features_CF: NDArray[np.float32],
     s: Scratch,
-    net: NetworkArrays,
 ) -> int:
     """Returns the allowed candidate that a policy scores highest, -1 if there is none.
 
@@ -118,23 +115,22 @@ def decide(
         scratch: working space of the features.
         features_CF: the features a network read.
         s: predictions and scores; predictions may lie where `scratch.seen` has them.
-        net: the same features, mask, scores to correct (`scratch.seen`'s) and scores for a network.
     """
     if row == DQN_ROW:
         features.compute_features(
             fleet, load, own, allowed_C, query, params_P, scratch, features_CF
         )
         network.q_values(
-            net.x_CF,
-            net.allowed_C,
-            net.base_C,
+            np.asarray(features_CF),
+            np.asarray(allowed_C),
+            np.asarray(scratch.seen.score_C),
             weights.w1_FH,
             weights.b1_H,
             weights.w2_GH,
             weights.b2_H,
             weights.w3_P,
             weights.b3,
-            net.q_C,
+            np.asarray(s.score_C),
         )
     else:
         scores.predict(fleet, load, query, s)
@@ -220,7 +216,6 @@ def decide_request(
         b.scratch,
         b.features_CF,
         b.decided,
-        b.network,
     )
     if picker_number > 0 and action >= 0:
         tier = b.fleet.tier_C[action]

@@ -15,28 +15,12 @@ Shape letters: C candidates, F features, H hidden units, G = 2 H, P = H + F.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-class NetworkArrays(NamedTuple):
-    """What `q_values` reads and writes of a decision, as arrays whoever else reads them as what.
-
-    Attributes:
-        x_CF: features.
-        allowed_C: candidates the request may go to.
-        base_C: score that the network corrects.
-        q_C: result.
-    """
-
-    x_CF: NDArray[np.float32]
-    allowed_C: NDArray[np.bool_]
-    base_C: NDArray[np.float64]
-    q_C: NDArray[np.float64]
 
 
 def q_values(

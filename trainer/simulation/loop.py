@@ -391,7 +391,6 @@ def decide(
         w.scratch,
         w.features_CF,
         w.decided,
-        w.network,
     )
     chosen = w.clock[0].picker
     if chosen > 0 and action >= 0:

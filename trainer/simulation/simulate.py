@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from router.bound import Rule
 from router.catalog import Catalog
-from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
@@ -270,7 +269,6 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         allowed_C=allowed_C,
         decided=decided,
         features_CF=features_CF,
-        network=NetworkArrays(features_CF, allowed_C, scratch.seen.score_C, decided.score_C),
         base_P=PRICE_DEFAULTS_P.copy(),
         scratch=scratch,
         mix_T=mix_T,

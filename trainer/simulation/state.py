@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from router.dqn.network import NetworkArrays
 from router.features import FeatureScratch
 from router.fleet import FleetArrays
 from router.ledger import LoadArrays
@@ -206,7 +205,6 @@ class World(NamedTuple):
         allowed_C: what the request may use.
         decided: predictions and scores of the decision at hand; predictions are also scratch.
         features_CF: features of the decision at hand.
-        network: what a network reads and writes, memory of the fields above and of `scratch`.
         base_P: parameters of the price score in the features of decisions by other policies.
         scratch: what computing them needs, the score they correct (`seen.score_C`) among it.
         mix_T: tier mix that exploration draws from.
@@ -239,7 +237,6 @@ class World(NamedTuple):
     allowed_C: NDArray[np.bool_]
     decided: Scratch
     features_CF: NDArray[np.float32]
-    network: NetworkArrays
     base_P: NDArray[np.float64]
     scratch: FeatureScratch
     mix_T: NDArray[np.float64]

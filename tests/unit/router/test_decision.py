@@ -9,7 +9,6 @@ import pytest
 
 from router import decision, features
 from router.bound import BoundDecision, Rule
-from router.dqn.network import NetworkArrays
 from router.dqn.snapshot import Snapshot, Weights, zero_weights
 from router.ledger import LoadArrays
 from router.policies.scores import Query, scratch
@@ -62,7 +61,6 @@ def decided(rule: Rule, state: Seen) -> int:
         working,
         features_CF,
         s,
-        NetworkArrays(features_CF, allowed_C, working.seen.score_C, s.score_C),
     )
 
 

@@ -143,7 +143,6 @@ def simulated(bound: BoundDecision, query: Query) -> int:
             b.scratch,
             b.features_CF,
             b.decided,
-            b.network,
         )
     )
 
