@@ -32,6 +32,7 @@ CONNECT_AT_ONCE = 100
 STREAM_DEADLINE_S = 60.0
 SETTLE_S = 10.0
 _FILES_BESIDE = 1_000
+_MOST_WORDS = 80
 
 
 async def measure(bench: Bench) -> list[Reading]:
@@ -160,7 +161,7 @@ class _Soak:
         try:
             await call
         except grpc.aio.AioRpcError as error:
-            self._note(error.code().name)
+            self._note(f"{error.code().name} ({(error.details() or '')[:_MOST_WORDS]})")
 
     def _note(self, reason: str) -> None:
         self.errors[reason] = self.errors.get(reason, 0) + 1
