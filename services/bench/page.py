@@ -34,9 +34,9 @@ STATES_PER_S = 12.5
 ROUTER_SHARE = 0.7
 """Share of its core that a router is given to use."""
 STATE_PANELS = {
-    "router": ("A router's share of a core", "candidates", GREEN),
+    "router": ("Router, share of a core", "candidates", GREEN),
     "bytes": ("Bytes per state", "candidates", VIOLET),
-    "monitor": ("The monitor's share of a core", "routers, 64 endpoints", RED),
+    "monitor": ("Monitor, share of a core", "routers, 64 endpoints", RED),
 }
 """Title, size and color of each line of the shared picture."""
 WIDTH_IN, HEIGHT_IN = 11.5, 4.2
@@ -101,10 +101,14 @@ def growth_figure(report: Report, before: Report | None) -> Figure:
             axes.set_xlabel(size)
             axes.set_ylabel(cost)
             for label, curve, color, style in curves:
-                sizes, costs = zip(*curve, strict=True)
+                sizes, costs = zip(*sorted(curve), strict=True)
                 axes.plot(sizes, costs, style, color=color, marker="o", ms=4, label=label)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            if curves is lines:
+                axes.set_xscale("log")
+                axes.set_yscale("log")
+            else:
+                axes.set_xlim(left=0)
+                axes.set_ylim(bottom=0)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             if len(curves) > 1:

@@ -110,7 +110,7 @@ def test_growth_is_drawn_beside_what_it_was() -> None:
         "price",
     ]
     assert [each.get_label() for each in state.lines] == ["router"]
-    assert state.get_title() == "A router's share of a core"
+    assert state.get_title() == "Router, share of a core"
 
 
 def test_a_fleet_is_reckoned_from_what_was_measured() -> None:
