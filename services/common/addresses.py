@@ -9,7 +9,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator
 
-_HOST = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
+_ZONE = re.compile(r"(%[A-Za-z0-9._-]{1,64})?")
 _HIGHEST_PORT = 65_535
 _PORT_DIGITS = 5
 _REDIS_FORM = (
@@ -60,13 +61,9 @@ def parse_address(text: str, *, allow_port_zero: bool = False) -> HostPort:
     host, separator, port_text = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise ValueError(
-                "expected host:port, the part in brackets is no IPv6 address"
-            ) from None
-    elif not separator or not _HOST.match(host):
+        if not _is_ipv6(host):
+            raise ValueError("expected host:port, the part in brackets is no IPv6 address")
+    elif not separator or not _HOST.fullmatch(host):
         raise ValueError("expected host:port, e.g. 127.0.0.1:8001")
     lowest = 0 if allow_port_zero else 1
     is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _PORT_DIGITS
@@ -79,11 +76,21 @@ def matches(pattern: str, address: str) -> bool:
     """Returns whether an address is one of a pattern.
 
     In the pattern `*` stands for any characters; beside the digits of an IPv4 address for digits
-    and dots, since a name may begin like an address.
+    and dots, since a name may begin like an address; in the last part of a name for no dot, since
+    the end of a name says whose it is.
     """
-    fixed = pattern.rpartition(":")[0].replace("*", "")
-    star = "[0-9.]*" if fixed and set(fixed) <= set("0123456789.") else ".*"
-    return re.fullmatch(re.escape(pattern).replace(r"\*", star), address) is not None
+    host, _, port = pattern.rpartition(":")
+    fixed = host.replace("*", "")
+    star, last_star = ".*", "[^.]*" if fixed else ".*"
+    if fixed and set(fixed) <= set("0123456789."):
+        star = last_star = "[0-9.]*"
+    before, dot, last = host.rpartition(".")
+    form = (
+        re.escape(before + dot).replace(r"\*", star)
+        + re.escape(last).replace(r"\*", last_star)
+        + re.escape(f":{port}").replace(r"\*", "[0-9]*")
+    )
+    return re.fullmatch(form, address) is not None
 
 
 def _pattern(text: str) -> str:
@@ -138,7 +145,7 @@ def _check_redis_url(text: str) -> None:
             raise ValueError("the path of the socket is missing")
     else:
         host = parts.hostname or ""
-        if not (_HOST.match(host) or _is_ipv6(host)):
+        if not (_HOST.fullmatch(host) or _is_ipv6(host)):
             raise ValueError("the host is missing or is none")
         if port == 0:
             raise ValueError("the port must be a number from 1 to 65535")
@@ -166,10 +173,13 @@ def _check_database(text: str) -> None:
 
 
 def _is_ipv6(host: str) -> bool:
+    """Returns whether a text is one; after its `%` Python would take any characters."""
+    number, mark, zone = host.partition("%")
     try:
-        return bool(ipaddress.IPv6Address(host))
+        ipaddress.IPv6Address(number)
     except ValueError:
         return False
+    return _ZONE.fullmatch(mark + zone) is not None
 
 
 def without_password(url: str) -> str:

@@ -108,7 +108,8 @@ class MeshSettings(SettingsModel):
     endpoints: tuple[EndpointSettings, ...] = ()
     """Endpoints known at start; more may join while the mesh runs."""
     endpoint_addresses: tuple[AddressPattern, ...] = Field(default=_LOOPBACK, max_length=100)
-    """Addresses that endpoints may join with, beside those of `endpoints`; `*` stands for any text.
+    """Addresses that endpoints may join with, beside those of `endpoints`; `*` stands for any text,
+    in the last part of a name for none with a dot.
 
     Prompts are sent to no other address, and no other is probed or scraped.
     """

@@ -186,7 +186,8 @@ def _mistakes(settings: TlsSettings, roots: bytes) -> Iterator[str]:
     """Yields what OpenSSL finds wrong with files that can be read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_verify_locations(cadata=roots.decode("ascii", "replace"))
+        # Bundles have comments between certificates, in any alphabet; Python takes ASCII alone.
+        context.load_verify_locations(cadata=roots.decode("ascii", "ignore"))
     except ssl.SSLError as error:
         path = settings.root_certificates
         yield f"mesh.tls.root_certificates: {path}: holds no certificate ({error.reason})"
@@ -196,13 +197,14 @@ def _mistakes(settings: TlsSettings, roots: bytes) -> Iterator[str]:
 
     try:
         context.load_cert_chain(settings.certificate, settings.key, password=refuse)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+    except OSError as error:  # OpenSSL's, or a file that was taken away since it was read
+        reason = getattr(error, "reason", None)
+        if reason == "KEY_VALUES_MISMATCH":
             yield f"mesh.tls.key: {settings.key}: is not the key of {settings.certificate}"
         else:
             yield (
                 f"mesh.tls.certificate: {settings.certificate}: with the key {settings.key}:"
-                f" OpenSSL says {error.reason or error}"
+                f" OpenSSL says {reason or error.strerror or error}"
             )
     except ValueError as error:
         yield f"mesh.tls.key: {settings.key}: {error}"

@@ -99,12 +99,12 @@ class TokenReader:
                 leeway=_LEEWAY_S,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
-        except (self._jwt.PyJWTError, KeyError, ValueError, TypeError):
+            client, end_s = claims["sub"], float(claims["exp"]) + _LEEWAY_S
+        except (self._jwt.PyJWTError, KeyError, ValueError, TypeError, OverflowError):
             return None
-        client = claims["sub"]
         if not isinstance(client, str) or not is_name(client):
             return None
-        return client, float(claims["exp"]) + _LEEWAY_S
+        return client, end_s
 
     def _refresh(self) -> None:
         if self._monotonic_s() < self._look_s:
@@ -129,7 +129,8 @@ class TokenReader:
         except OSError as error:
             problem = f"cannot be read: {error.strerror or error}"
             raise SettingsError([f"{_SECTION}: {self._path}: {problem}"]) from None
-        except (ValueError, TypeError, AttributeError, RecursionError, self._jwt.PyJWTError):
+        # RuntimeError: nested too deep, or `alg` names one that has no keys (`none`).
+        except (ValueError, TypeError, AttributeError, RuntimeError, self._jwt.PyJWTError):
             raise SettingsError([f"{_SECTION}: {self._path}: is no JWKS file"]) from None
         return {str(key.key_id or ""): key for key in found.keys if key.key_type != "oct"}
 

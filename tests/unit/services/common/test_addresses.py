@@ -21,6 +21,9 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
         (":80", "expected host:port"),
         ("http://host:80", "expected host:port"),
         ("[::g]:80", "no IPv6 address"),
+        ("[fe80::1%a b]:80", "no IPv6 address"),
+        ("[fe80::1%eth0\n]:80", "no IPv6 address"),
+        ("gpu\n:80", "expected host:port"),
         ("host:0", "from 1 to 65535"),
         ("host:65536", "from 1 to 65535"),
         ("host:8o", "from 1 to 65535"),
@@ -60,6 +63,11 @@ def test_loopback_is_this_machine_only(host: str, is_loopback: bool) -> None:
         ("10.0.*:80", "10.0.3.4:80", True),
         ("10.0.*:80", "10.0.evil.example:80", False),
         ("10.0.0.1:80", "10x0.0.1:80", False),
+        ("gpu-*:80", "gpu-1:80", True),
+        ("gpu-*:80", "gpu-1.evil.example:80", False),
+        ("gpu*-*:80", "gpu.evil.xn--e:80", False),
+        ("gpu-*.svc:80", "gpu-1.a.svc:80", True),
+        ("*:80", "a.b:80", True),
     ],
 )
 def test_a_star_stands_for_any_text(pattern: str, address: str, is_one: bool) -> None:

@@ -182,6 +182,26 @@ def test_bad_files_are_one_line_with_key_and_path(
     assert f"mesh.tls.{file}: {path}" in line
 
 
+def test_roots_may_have_comments_in_any_alphabet(tmp_path: Path) -> None:
+    """As bundles of public roots have them."""
+    settings = certificates.tls_settings("trainer")
+    path = tmp_path / "roots.pem"
+    path.write_text("# Főtanúsítvány\n" + Path(settings.root_certificates).read_text())
+    changed = settings.model_copy(update={"root_certificates": str(path)})
+    assert "Főtanúsítvány".encode() in read_certificates(changed).roots
+
+
+def test_a_file_that_goes_while_it_is_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL reads the files again by their names."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("ssl.SSLContext.load_cert_chain", gone)
+    with pytest.raises(SettingsError, match="No such file"):
+        read_certificates(certificates.tls_settings("trainer"))
+
+
 def test_without_files_there_is_plain_text() -> None:
     """TLS is off unless files are named."""
     assert load_tls(TlsSettings(), monotonic_s=lambda: 0.0, log=LOG) is None

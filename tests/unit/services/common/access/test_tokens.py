@@ -99,6 +99,11 @@ def test_text_that_is_no_token_is_nobodys(rig: Rig) -> None:
         assert rig.reader.client_of(text) is None
 
 
+def test_a_token_that_ends_beyond_all_numbers_is_not_good(rig: Rig) -> None:
+    """Nothing but the answer that it is not known."""
+    assert rig.reader.client_of(rig.token(exp=10**400)) is None
+
+
 def test_a_remembered_token_ends_with_its_time(rig: Rig) -> None:
     """Remembering does not make it last."""
     token = rig.token()
@@ -118,7 +123,12 @@ def test_a_key_that_is_taken_out_vouches_for_nothing(rig: Rig) -> None:
     assert rig.reader.client_of(rig.token(kid="k2", key=other)) == "shop"
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"keys": [1]}', '{"keys": []}'])
+NO_ALGORITHM = '{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "alg": "none"}]}'
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{}", '{"keys": [1]}', '{"keys": []}', NO_ALGORITHM]
+)
 def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: str | None) -> None:
     """The start is refused with the file's name."""
     path = tmp_path / "jwks.json"
