@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
-from services.common.access.keys import Key, KeyFileError, new_key, read_keys, write_keys
+from services.common.access.keys import Key, KeyFileError, changing, new_key, read_keys, write_keys
 from services.common.access.roles import GRANTED, Role
 from services.common.checks import is_name
 from services.local.errors import CommandError, InputError
@@ -44,7 +46,8 @@ def add(
         if each not in list(GRANTED):
             raise InputError(f"--role: must be one of {', '.join(GRANTED)}, got {each!r}")
     key, text = new_key(client, [Role(each) for each in roles])
-    _write(file, (*_read(file, may_miss=True), key))
+    with _changing(file, makes_folder=True):
+        write_keys(file, (*_read(file, may_miss=True), key))
     note(f"key {key.id} of {client} may: {', '.join(roles)}. Give the client this line:")
     print(text)
 
@@ -65,11 +68,12 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Id of a key, or a client's name for all of its.")],
 ) -> None:
     """Take keys out; routers refuse them within seconds."""
-    keys = _read(file)
-    kept = [key for key in keys if name not in (key.id, key.client)]
-    if len(kept) == len(keys):
-        raise InputError(f"{file}: holds no key and no client {name!r}")
-    _write(file, kept)
+    with _changing(file):
+        keys = _read(file)
+        kept = [key for key in keys if name not in (key.id, key.client)]
+        if len(kept) == len(keys):
+            raise InputError(f"{file}: holds no key and no client {name!r}")
+        write_keys(file, kept)
     note(f"revoked {len(keys) - len(kept)} of {len(keys)} keys")
 
 
@@ -82,9 +86,15 @@ def _read(file: pathlib.Path, *, may_miss: bool = False) -> tuple[Key, ...]:
         raise InputError(str(error)) from None
 
 
-def _write(file: pathlib.Path, keys: tuple[Key, ...] | list[Key]) -> None:
+@contextlib.contextmanager
+def _changing(file: pathlib.Path, *, makes_folder: bool = False) -> Iterator[None]:
+    """Lets nobody else change the file, and says in one line what kept it from being written."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_keys(file, keys)
+        if makes_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with changing(file):
+            yield
+    except KeyFileError as error:
+        raise InputError(str(error)) from None
     except OSError as error:
         raise CommandError(f"{file}: cannot be written: {error.strerror or error}") from None

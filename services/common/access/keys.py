@@ -6,11 +6,14 @@ microsecond; slow hashes are for what people choose.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
+import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +25,7 @@ from router.documents import parse_toml
 from router.messages import shown
 from router.types import InvalidFileError
 from services.common.access.roles import GRANTED, Role
-from services.common.checks import is_name
+from services.common.checks import MAX_NAME_CHARACTERS, is_name
 from services.common.files import read_text
 from services.common.log import Logger
 
@@ -98,8 +101,34 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     return tuple(found)
 
 
-def write_keys(path: Path, keys: Iterable[Key]) -> None:
-    """Writes a file of keys; readers never see half of it, and it holds nothing secret."""
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Keeps other commands from changing a file of keys between its reading and its writing.
+
+    Raises:
+        OSError: Its folder cannot be opened.
+    """
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        # A file system without locks is no reason to change nothing.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def write_keys(path: Path, keys: Sequence[Key]) -> None:
+    """Writes a file of keys; readers never see half of it, and it holds nothing secret.
+
+    Raises:
+        KeyFileError: There are more keys than a file may have.
+        OSError: It cannot be written.
+    """
+    if len(keys) > _MOST_KEYS:
+        raise KeyFileError([f"{path}: keys: must be at most {_MOST_KEYS} (got {len(keys)})"])
+    # A link stays one: who reads the file that it names would not hear of a revoked key.
+    path = path.resolve()
     rows = [
         {
             "id": key.id,
@@ -193,6 +222,8 @@ def _wrong(index: int, row: Any) -> list[str]:
         found.append(f"{at}.id: must have {2 * _ID_BYTES} characters (got {shown(row['id'])})")
     if not is_name(row["client"]):
         found.append(f"{at}.client: must be a name of [a-z0-9_-] (got {shown(row['client'])})")
+    if len(row["created"]) > MAX_NAME_CHARACTERS or not row["created"].isprintable():
+        found.append(f"{at}.created: must be a moment (got {shown(row['created'])})")
     roles, allowed = row["roles"], [str(role) for role in GRANTED]
     if not isinstance(roles, list) or not roles or any(role not in allowed for role in roles):
         found.append(f"{at}.roles: must list some of {', '.join(allowed)} (got {shown(roles)})")

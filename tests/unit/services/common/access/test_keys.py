@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from services.common.access.keys import (
     Key,
     KeyFileError,
     KeyRing,
+    changing,
     new_key,
     read_keys,
     write_keys,
@@ -110,3 +113,47 @@ def test_a_file_that_is_missing_is_one_line(tmp_path: Path) -> None:
     """The start is refused, not served without keys."""
     with pytest.raises(KeyFileError, match="cannot be read"):
         KeyRing(tmp_path / "none.toml", monotonic_s=lambda: 0.0, log=get_logger("test"))
+
+
+def test_a_link_to_a_file_of_keys_stays_one(rig: Rig) -> None:
+    """Who reads the file that it names hears of a revoked key."""
+    link = rig.path.with_name("link.toml")
+    link.symlink_to(rig.path)
+    write_keys(link, [])
+    assert link.is_symlink()
+    assert read_keys(rig.path) == ()
+
+
+def test_who_changes_the_file_waits_for_the_other(rig: Rig) -> None:
+    """So a key that is revoked does not come back with one that is added at that time."""
+    began = threading.Event()
+
+    def add() -> None:
+        began.set()
+        with changing(rig.path):
+            write_keys(rig.path, (*read_keys(rig.path), new_key("till", [Role.DATA])[0]))
+
+    other = threading.Thread(target=add)
+    with changing(rig.path):
+        kept = [key for key in read_keys(rig.path) if key.client != "shop"]
+        other.start()
+        assert began.wait(10.0)
+        other.join(0.05)
+        write_keys(rig.path, kept)
+    other.join(10.0)
+    assert [key.client for key in read_keys(rig.path)] == ["till"]
+
+
+def test_no_file_is_written_that_cannot_be_read(rig: Rig) -> None:
+    """One key more than there may be leaves the file as it was."""
+    with pytest.raises(KeyFileError, match="must be at most 10000"):
+        write_keys(rig.path, [rig.first] * 10_001)
+    assert read_keys(rig.path) == (rig.first,)
+
+
+@pytest.mark.parametrize("created", ["x" * 65, "\x1b[2J"])
+def test_a_moment_is_no_text_of_its_own(rig: Rig, created: str) -> None:
+    """What a list prints is short and printable."""
+    write_keys(rig.path, [replace(rig.first, created=created)])
+    with pytest.raises(KeyFileError, match="created: must be a moment"):
+        read_keys(rig.path)
