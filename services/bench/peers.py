@@ -29,6 +29,7 @@ INFER = f"{KSERVE}/ModelStreamInfer"
 READY = b"\x08\x01"
 """The answer of ServerLive, ServerReady and ModelReady that says yes."""
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
+ANY_ID = b"x" * 32
 SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
 KINDS = ("backend", "echo", "proxy", "traces", "chat")
 _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -48,7 +49,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 def question() -> bytes:
     """Returns the request that a pass-through sends on, whatever it was asked."""
-    request = kserve.ModelInferRequest(model_name="small", id="x" * 32)
+    request = kserve.ModelInferRequest(model_name="small", id=ANY_ID.decode())
     request.raw_input_contents.append(b"x" * 480)
     return bytes(request.SerializeToString())
 
@@ -58,7 +59,7 @@ def answer(token_count: int, each: int = 1) -> list[bytes]:
     messages = []
     text = b"word " * each
     for index in range(token_count // each + 1):
-        response = kserve.ModelInferResponse(model_name="small", id="x" * 32)
+        response = kserve.ModelInferResponse(model_name="small", id=ANY_ID.decode())
         is_final = index == token_count // each
         response.parameters["triton_final_response"].bool_param = is_final
         fields = [
@@ -82,11 +83,13 @@ def backend(tokens: str) -> Handlers:
     messages = answer(int(count), int(each or 1))
 
     async def infer(requests: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
-        is_slow = SLOW in await anext(aiter(requests))
-        for message in messages:
-            yield message
-            if is_slow:
-                await asyncio.sleep(SLOW_INTERVAL_S)
+        async for request in requests:
+            is_slow = SLOW in request
+            own_id = kserve.ModelInferRequest.FromString(request).id.encode()
+            for message in messages:
+                yield message.replace(ANY_ID, own_id)
+                if is_slow:
+                    await asyncio.sleep(SLOW_INTERVAL_S)
 
     async def yes(_: bytes, __: Any) -> bytes:
         return READY

@@ -178,7 +178,12 @@ class RouterInference:
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
         tls = self._access.tls
-        clients = ClientPool(own.tier_cancel_grace_s, tls and tls.for_triton, mesh.may_be_endpoint)
+        clients = ClientPool(
+            own.tier_cancel_grace_s,
+            own.tier_idle_streams,
+            tls and tls.for_triton,
+            mesh.may_be_endpoint,
+        )
         stack.push_async_callback(clients.close)
         place = self._place or Place(
             router_id=own.router_id or new_process_id(),

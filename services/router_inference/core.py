@@ -31,7 +31,7 @@ from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.machine_code import MachineCode
 from services.router_inference.path.admission import Admission
-from services.router_inference.path.attempt import AttemptParts, Stragglers
+from services.router_inference.path.attempt import AttemptParts
 from services.router_inference.path.clients import (
     ClientLimit,
     Clients,
@@ -72,15 +72,17 @@ class ClientPool:
     def __init__(
         self,
         cancel_grace_s: float = 0.0,
+        most_idle_streams: int = 0,
         tls: Tls | None = None,
         is_allowed: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """Opens nothing; see `TritonClient` for the grace and the certificates.
+        """Opens nothing; see `TritonClient` for what it takes.
 
         `is_allowed` tells whether prompts may go to an address, whatever the monitor says.
         """
         self._is_allowed = is_allowed
         self._cancel_grace_s = cancel_grace_s
+        self._most_idle_streams = most_idle_streams
         self._tls = tls
         self._clients: dict[str, TritonClient] = {}
 
@@ -90,7 +92,10 @@ class ClientPool:
         if client is None:
             kind = TritonClient if self._is_allowed(address) else ForbiddenClient
             client = self._clients[address] = kind(
-                address, cancel_grace_s=self._cancel_grace_s, tls=self._tls
+                address,
+                cancel_grace_s=self._cancel_grace_s,
+                most_idle_streams=self._most_idle_streams,
+                tls=self._tls,
             )
         return client
 
@@ -314,7 +319,6 @@ def _request_path(
         second_chance=second_chance,
         accounts=accounts,
         tracing=tracing,
-        stragglers=Stragglers(),
         stream_tiers=own.stream_tiers,
         learn_slowness=own.learn_slowness,
         monotonic_s=monotonic_s,

@@ -132,6 +132,8 @@ class RouterInferenceSettings(ServerSettings):
     Tiers know the deadline as Triton's request timeout; Triton may hang when many streams are
     cancelled while their tiers answer. 0 cancels at the deadline.
     """
+    tier_idle_streams: int = Field(default=64, ge=0, le=10_000)
+    """Most calls to one Triton that wait for a next request; 0 makes a call for each request."""
     report_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
     """Time between two traffic reports, seconds."""
     reconnect_s: float = Field(default=1.0, gt=0.0, le=60.0)

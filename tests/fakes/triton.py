@@ -123,8 +123,14 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[kserve.ModelInferRequest], context: Any
     ) -> AsyncIterator[kserve.ModelStreamInferResponse]:
-        """Answers one request from its model's script."""
-        request = await anext(aiter(request_iterator))
+        """Answers requests from their models' scripts, one after the other."""
+        async for request in request_iterator:
+            async for response in self._answers(request, context):
+                yield response
+
+    async def _answers(
+        self, request: kserve.ModelInferRequest, context: Any
+    ) -> AsyncIterator[kserve.ModelStreamInferResponse]:
         entry = _received(request, context)
         self.received.append(entry)
         self.on_request(entry)

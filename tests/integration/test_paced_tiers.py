@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 
 from router.profile import parse_profile
-from services.common.triton.client import TierChunk, TritonClient
+from services.common.triton.answer import TierChunk
+from services.common.triton.client import TritonClient
 from services.common.triton.errors import (
     TierDeadlineError,
     TierInvalidError,

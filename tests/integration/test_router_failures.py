@@ -183,7 +183,7 @@ async def test_every_call_of_a_burst_is_answered_or_refused(
 
 
 async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: FakeTriton) -> None:
-    """DEADLINE_EXCEEDED at the deadline; Triton's call carried it and is cancelled in the end."""
+    """DEADLINE_EXCEEDED at the deadline; Triton was told of it and is cancelled in the end."""
     triton.default = Script(hang=True)
     settings = "safety_net = false\ntier_cancel_grace_s = 1.0"
     toml = mesh_toml([("e0", triton.address)], router=settings)
@@ -193,11 +193,7 @@ async def test_a_deadline_reaches_triton_and_the_client(tmp_path: Path, triton: 
         code, reason, _ = await refused(router.stub.Generate(request, timeout=5.0))
         assert (code.name, reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         [received] = triton.received
-        assert received.time_left_s is not None
-        # Triton is told the time that is left; the call itself may last the grace longer. gRPC
-        # rounds a timeout up on its way, to two digits or so.
         assert 0 < received.timeout_us <= 600_000
-        assert received.timeout_us / 1e6 < received.time_left_s < 1.7
         await until(lambda: received.end == "cancelled", "Triton's call is cancelled")
         assert router.core.accounts.counts.late == 1
 

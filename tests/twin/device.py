@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.profile import TierProfile
-from services.common.triton.client import TierChunk
+from services.common.triton.answer import TierChunk
 from services.common.triton.errors import TierOverloadedError
+from tests.fakes.asking import AsksByGenerating
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class Tier:
     batch: list[Sequence] = field(default_factory=list)
 
 
-class Device:
+class Device(AsksByGenerating):
     """The tiers of one endpoint, which share its time; stands for a `TritonClient`.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -22,26 +22,20 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.times import from_ns
+from services.common.triton.answer import Budget, TierChunk
 from services.common.triton.errors import (
-    BAD_ANSWER,
     TierDeadlineError,
-    TierError,
     TierInvalidError,
     TierUnavailableError,
     TierUnknownError,
     error_of_status,
-    error_of_text,
 )
+from services.common.triton.streams import REASON_DEADLINE, Asking, TierStreams
 
 CONTROL_TIMEOUT_S = 2.0
 _MAX_RECEIVED_BYTES = 4 * 1024 * 1024
 _MAX_SENT_BYTES = 17 * 1024 * 1024
 """Above the longest prompt that settings allow."""
-_MOST_TOKEN_BYTES = 512
-"""Longest text of one token, UTF-8; the longest in vocabularies of today have some 130."""
-_SPARE_BYTES = 4096
-_SPARE_MESSAGES = 16
-_MOST_COUNT_BYTES = 8
 _MOST_MODELS = 2_000
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_RECEIVED_BYTES),
@@ -50,28 +44,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _NOWHERE = "127.0.0.1:0"
-_FINAL = "triton_final_response"
-_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
-_FINISH_REASONS = {b"stop": "stop", b"length": "length"}
 _TRUE = b"\x01"
 _FALSE = b"\x00"
-
-
-@dataclass(frozen=True, slots=True)
-class TierChunk:
-    """One piece of an answer.
-
-    Attributes:
-        text: New text; may be empty.
-        token_count: New tokens in it.
-        is_final: Whether the answer is complete; exactly one chunk, the last, has it.
-        finish_reason: `stop` or `length` on the last chunk when the tier says it, else empty.
-    """
-
-    text: str
-    token_count: int
-    is_final: bool
-    finish_reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +105,7 @@ class TritonClient:
         *,
         control_timeout_s: float = CONTROL_TIMEOUT_S,
         cancel_grace_s: float = 0.0,
+        most_idle_streams: int = 0,
         tls: Tls | None = None,
     ) -> None:
         """Opens a channel lazily; nothing is sent yet.
@@ -141,6 +116,8 @@ class TritonClient:
             cancel_grace_s: How much longer than its timeout a call of `generate` may take before
                 gRPC cancels it, seconds. The tier gets the bare timeout and ends the request
                 itself; streams that are cancelled while their tier answers can hang Triton.
+            most_idle_streams: How many calls that have brought their answer are kept for the next
+                requests; 0 makes a call for each request.
             tls: Certificates; None means plain text.
         """
         self.address = address
@@ -149,7 +126,7 @@ class TritonClient:
         self._channel = open_channel(address, _CHANNEL_OPTIONS, tls)
         stub: Any = kserve_grpc.GRPCInferenceServiceStub(self._channel)
         self._stub = stub
-        self._stream_infer = stub.ModelStreamInfer
+        self._streams = TierStreams(stub.ModelStreamInfer, most_idle_streams)
         self._templates: dict[tuple[str, bool], kserve.ModelInferRequest] = {}
         # Triton puts the request's id before some error texts: it must be none that a caller knows.
         self._id_prefix = secrets.token_hex(8)
@@ -170,7 +147,13 @@ class TritonClient:
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
+        await self._streams.close()
         await self._channel.close()
+
+    @property
+    def stream_count(self) -> int:
+        """How many calls for answers are open, idle ones included."""
+        return len(self._streams)
 
     async def is_live(self) -> bool:
         """Returns whether the server answers at all."""
@@ -228,29 +211,32 @@ class TritonClient:
         parameters = {key: value.string_value for key, value in config.parameters.items()}
         return TierModelConfig(model=config.name, backend=config.backend, parameters=parameters)
 
-    async def generate(
+    def ask(
         self,
         model: str,
         prompt: str,
         max_output_tokens: int,
         *,
         timeout_s: float,
+        on_chunk: Callable[[TierChunk], None],
+        on_end: Callable[[Exception | None], None],
         temperature: float = 0.0,
         seed: int = 0,
         metadata: Sequence[tuple[str, str]] = (),
         stream: bool = True,
-    ) -> AsyncGenerator[TierChunk, None]:
-        """Asks a tier for an answer and yields it piece by piece.
-
-        Closing the generator, or cancelling the task that runs it, cancels the call, and Triton
-        tells the model to stop. Use `contextlib.aclosing` where the loop may end early.
+    ) -> Asking:
+        """Asks a tier for an answer, which comes by callbacks.
 
         Args:
             model: Triton model name.
             prompt: The prompt.
             max_output_tokens: Longest answer in tokens.
-            timeout_s: Time left: Triton's request timeout and, with the grace added, the gRPC
-                deadline.
+            timeout_s: Time left: Triton's request timeout and, with the grace added, the time after
+                which the request is cancelled.
+            on_chunk: Gets every piece.
+            on_end: Called once after the last piece with None, or with what the request failed
+                with, most often a TierError. An answer longer than was asked for, or not of the
+                form asked for, is a TierUnavailableError with the reason BAD_ANSWER.
             temperature: Sampling temperature; 0: greedy.
             seed: Sampling seed.
             metadata: gRPC metadata to send, for example `traceparent` of a sampled request (Triton
@@ -260,42 +246,43 @@ class TritonClient:
             stream: Whether the tier sends tokens as they come, else one piece.
 
         Raises:
-            TierError: One of its subclasses; see each. An answer longer than was asked for, or not
-                of the form asked for, is a TierUnavailableError with the reason BAD_ANSWER.
+            TierDeadlineError: No time is left; nothing was sent.
+            TierInvalidError: The prompt is too long; nothing was sent.
         """
         if timeout_s <= 0.0:
-            raise TierDeadlineError("DEADLINE_EXCEEDED", "no time was left for the tier")
+            raise TierDeadlineError(REASON_DEADLINE, "no time was left for the tier")
         request = self._request(
             model, prompt, max_output_tokens, timeout_s, temperature, seed, stream
         )
         if len(prompt) > _MAX_SENT_BYTES // 4 and request.ByteSize() > _MAX_SENT_BYTES:
             raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one message")
-        budget = _Budget(max_output_tokens)
-        call = self._stream_infer(
-            timeout=timeout_s + self._cancel_grace_s,
-            metadata=tuple(metadata) or None,
-        )
-        complete = False
+        end_s = asyncio.get_running_loop().time() + timeout_s + self._cancel_grace_s
+        budget = Budget(request.id, max_output_tokens)
+        asking = Asking(request, budget, end_s, on_chunk, on_end)
+        self._streams.ask(asking, tuple(metadata))
+        return asking
+
+    async def generate(
+        self, model: str, prompt: str, max_output_tokens: int, **options: Any
+    ) -> AsyncGenerator[TierChunk, None]:
+        """Asks a tier for an answer and yields it piece by piece; options as those of `ask`.
+
+        Closing the generator, or cancelling the task that runs it, cancels the request, and Triton
+        tells the model to stop. Use `contextlib.aclosing` where the loop may end early.
+
+        Raises:
+            TierError: One of its subclasses; see `ask`.
+        """
+        pieces: asyncio.Queue[TierChunk | Exception | None] = asyncio.Queue()
+        put = pieces.put_nowait
+        asking = self.ask(model, prompt, max_output_tokens, on_chunk=put, on_end=put, **options)
         try:
-            await call.write(request)
-            await call.done_writing()
-            while not complete:
-                message = await call.read()
-                if message is _END_OF_STREAM:
-                    raise await _ended_early(call)
-                if message.error_message:
-                    raise error_of_text(message.error_message, request.id)
-                chunk = budget.chunk(message.infer_response)
-                complete = chunk.is_final
-                yield chunk
-        except grpc.aio.AioRpcError as error:
-            raise error_of_status(error.code(), error.details() or "") from None
-        except asyncio.InvalidStateError:
-            # `write` on a call that has failed already: its status says why.
-            raise await _ended_early(call) from None
+            while (piece := await pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
         finally:
-            if not complete:
-                call.cancel()
+            asking.cancel()
 
     def _request(
         self,
@@ -313,7 +300,7 @@ class TritonClient:
             template = self._templates[(model, stream)] = _template(model)
         request = kserve.ModelInferRequest()
         request.CopyFrom(template)
-        request.id = f"{self._id_prefix}-{next(self._id_numbers)}"
+        request.id = f"{self._id_prefix}{next(self._id_numbers):016x}"
         request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
         sampling = (
             f'{{"max_tokens":{max_output_tokens:d},"temperature":{temperature!r},"seed":{seed:d}}}'
@@ -348,11 +335,8 @@ class ForbiddenClient(TritonClient):
         super().__init__(_NOWHERE, **options)
         self.address = address
 
-    async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[TierChunk, None]:
+    def ask(self, *_: Any, **__: Any) -> Asking:
         """Raises TierUnavailableError."""
-        yield self._refusal()
-
-    def _refusal(self) -> TierChunk:
         raise TierUnavailableError(
             "ADDRESS_NOT_ALLOWED", f"{self.address} is not in mesh.endpoint_addresses"
         )
@@ -379,61 +363,6 @@ def _bytes_tensor(data: bytes) -> bytes:
     return len(data).to_bytes(4, "little") + data
 
 
-class _Budget:
-    """What one answer may still hold; an endpoint that sends more is at fault."""
-
-    __slots__ = ("_bytes", "_messages", "_tokens")
-
-    def __init__(self, max_output_tokens: int) -> None:
-        """Takes how many tokens were asked for."""
-        self._tokens = max_output_tokens
-        self._bytes = max_output_tokens * _MOST_TOKEN_BYTES + _SPARE_BYTES
-        self._messages = 2 * max_output_tokens + _SPARE_MESSAGES
-
-    def chunk(self, response: kserve.ModelInferResponse) -> TierChunk:
-        """Converts one response; outputs may be missing or come in any order.
-
-        Raises:
-            TierUnavailableError: More came than was asked for, or not in the form asked for.
-        """
-        text = finish_reason = b""
-        token_count = -1
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
-            if output.name == "text_output":
-                text = _text_of(raw)
-            elif output.name == "num_output_tokens":
-                if len(raw) > _MOST_COUNT_BYTES:
-                    raise _bad_answer(f"a token count of {len(raw)} bytes")
-                token_count = int.from_bytes(raw, "little")
-            elif output.name == "finish_reason":
-                finish_reason = _text_of(raw)
-        if token_count < 0:
-            # A tier that does not count: its bytes are bounded all the same.
-            token_count = min(1, self._tokens) if text else 0
-        self._messages -= 1
-        self._bytes -= len(text)
-        self._tokens -= token_count
-        if self._tokens < 0:
-            raise _bad_answer(f"{-self._tokens} tokens more than was asked for")
-        if self._bytes < 0 or self._messages < 0:
-            raise _bad_answer("longer than the tokens asked for can be")
-        is_final = _FINAL in response.parameters and response.parameters[_FINAL].bool_param
-        # vLLM writes "null" or "None" while an answer goes on.
-        reason = _FINISH_REASONS.get(finish_reason, "")
-        return TierChunk(text.decode("utf-8", "replace"), token_count, is_final, reason)
-
-
-def _text_of(raw: bytes) -> bytes:
-    """Returns the one element of a BYTES tensor."""
-    if raw and int.from_bytes(raw[:4], "little") != len(raw) - 4:
-        raise _bad_answer("a text whose length is not as stated")
-    return raw[4:]
-
-
-def _bad_answer(what: str) -> TierUnavailableError:
-    return TierUnavailableError(BAD_ANSWER, f"the endpoint sent {what}")
-
-
 def _counters(stats: kserve.ModelStatistics) -> ModelCounters:
     """Converts Triton's statistics of one model."""
     inference = stats.inference_stats
@@ -446,11 +375,3 @@ def _counters(stats: kserve.ModelStatistics) -> ModelCounters:
         queue_s=from_ns(inference.queue.ns),
         compute_s=from_ns(inference.compute_infer.ns),
     )
-
-
-async def _ended_early(call: Any) -> TierError:
-    """Returns the error of a stream that ended without a final response."""
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        return TierUnknownError("STREAM_ENDED", "the tier ended the stream without an answer")
-    return error_of_status(code, await call.details() or "")

@@ -1,20 +1,19 @@
 """One dispatch of a request to one candidate: relay, watch the clock, give up in time.
 
-The answer is read by a task of its own. At the deadline the request leaves that task behind
-(`Stragglers`) instead of cancelling it: the tier knows the deadline too and ends the request
-itself, so that a burst of misses is no storm of cancelled streams, which Triton does not survive.
-What is given up before the deadline (the client is gone, a rescue) is cancelled at once.
+The answer comes by callbacks. At the deadline the tier's request is left instead of cancelled: the
+tier knows the deadline too and ends the request itself, so that a burst of misses is no storm of
+cancelled streams, which Triton does not survive. What is given up before the deadline (the client
+is gone, a rescue) is cancelled at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from router.types import SloKind
-from services.common.triton.client import TierChunk
+from services.common.triton.answer import TierChunk
 from services.common.triton.errors import (
     QUEUE_TIMEOUT,
     TierDeadlineError,
@@ -36,31 +35,6 @@ REASON_DEADLINE = "DEADLINE_EXCEEDED"
 CUTOFF_TOLERANCE_S = 0.02
 
 
-class Stragglers:
-    """Calls whose deadline has passed, until their tiers have ended them.
-
-    The calls end by themselves: `TritonClient.generate` gives them a deadline of their own.
-    """
-
-    def __init__(self) -> None:
-        """Starts empty."""
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __len__(self) -> int:
-        """Returns how many calls there are."""
-        return len(self._tasks)
-
-    def keep(self, task: asyncio.Task[None]) -> None:
-        """Holds on to a call until it has ended, however it ends."""
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # a late end has no more to say
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptParts:
     """What every attempt needs.
@@ -70,7 +44,6 @@ class AttemptParts:
         second_chance: rescues.
         accounts: counts.
         tracing: spans.
-        stragglers: calls past their deadline.
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
         learn_slowness: True learns how slow each device is beside its profile.
         monotonic_s: tells the time.
@@ -80,7 +53,6 @@ class AttemptParts:
     second_chance: SecondChance
     accounts: Accounts
     tracing: Tracing
-    stragglers: Stragglers
     stream_tiers: bool
     learn_slowness: bool
     monotonic_s: Callable[[], float]
@@ -104,7 +76,8 @@ class AttemptRun:
 
     __slots__ = (
         "_ended",
-        "_is_over",
+        "_failure",
+        "_has_answered",
         "_key",
         "_parts",
         "_waiting",
@@ -127,7 +100,8 @@ class AttemptRun:
     ) -> None:
         self._parts = parts
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._is_over = False
+        self._has_answered = False
+        self._failure: Exception | None = None
         self._key = (choice.sequence, len(job.attempts))
         self._waiting = True
         self.job = job
@@ -205,66 +179,64 @@ class AttemptRun:
 
     async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
         """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""
-        loop = asyncio.get_running_loop()
-        receiving = loop.create_task(self._receive(attempt, left_s))
-        receiving.add_done_callback(self._end)
-        cutoff = loop.call_later(max(0.0, left_s), self._end)
-        try:
-            await self._ended
-            if receiving.done():
-                self.rescue = None  # the end came while the rescue was being arranged
-                self._raise_failure(receiving)
-            elif self.rescue is None:
-                raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
-        finally:
-            cutoff.cancel()
-            self._is_over = True
-            if not receiving.done():
-                left_s = self.job.cutoff_s - self._parts.monotonic_s()
-                if self.rescue is not None or left_s > CUTOFF_TOLERANCE_S:
-                    receiving.cancel()
-                self._parts.stragglers.keep(receiving)
-
-    def _raise_failure(self, receiving: asyncio.Task[None]) -> None:
-        """Raises what the tier failed with, if it did."""
-        try:
-            receiving.result()
-        except TierOverloadedError as error:
-            # Tiers know the deadline too: one that ends the request at it was not first to miss.
-            left_s = self.job.cutoff_s - self._parts.monotonic_s()
-            if error.reason == QUEUE_TIMEOUT and left_s <= CUTOFF_TOLERANCE_S:
-                raise TierDeadlineError(REASON_DEADLINE, error.detail) from None
-            raise
-
-    def _end(self, _: object = None) -> None:
-        """Wakes the attempt: the answer is complete or failed, its time is up, a rescue is due."""
-        if not self._ended.done():
-            self._ended.set_result(None)
-
-    async def _receive(self, attempt: Attempt, left_s: float) -> None:
-        """Relays the answer; raises TierError."""
         parts, job, target = self._parts, self.job, self.target
-        chunks = target.client.generate(
+        asking = target.client.ask(
             target.model,
             job.prompt,
             job.max_output_tokens,
             timeout_s=left_s,
+            on_chunk=self._on_chunk,
+            on_end=self._on_end,
             temperature=job.temperature,
             seed=job.seed,
             metadata=attempt.trace.metadata() if attempt.trace.sampled else (),
             stream=job.is_stream or parts.stream_tiers,
         )
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if self._is_over:
-                    continue
-                if chunk.token_count or chunk.text:
-                    self._on_tokens(chunk)
-                if chunk.is_final:
-                    job.finish_reason = chunk.finish_reason
-        if self._waiting and not self._is_over:
+        cutoff = asyncio.get_running_loop().call_later(max(0.0, left_s), self._wake)
+        try:
+            await self._ended
+            if self._has_answered:
+                self.rescue = None  # the end came while the rescue was being arranged
+                if self._failure is not None:
+                    self._raise_failure(self._failure)
+            elif self.rescue is None:
+                raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
+        finally:
+            cutoff.cancel()
+            if not self._has_answered:
+                left_s = job.cutoff_s - parts.monotonic_s()
+                if self.rescue is not None or left_s > CUTOFF_TOLERANCE_S:
+                    asking.cancel()
+                else:
+                    asking.leave()
+
+    def _raise_failure(self, failure: Exception) -> None:
+        """Raises what the tier failed with."""
+        if isinstance(failure, TierOverloadedError) and failure.reason == QUEUE_TIMEOUT:
+            # Tiers know the deadline too: one that ends the request at it was not first to miss.
+            left_s = self.job.cutoff_s - self._parts.monotonic_s()
+            if left_s <= CUTOFF_TOLERANCE_S:
+                raise TierDeadlineError(REASON_DEADLINE, failure.detail)
+        raise failure
+
+    def _wake(self) -> None:
+        """Wakes the attempt: the answer is complete or failed, its time is up, a rescue is due."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _on_chunk(self, chunk: TierChunk) -> None:
+        if chunk.token_count or chunk.text:
+            self._on_tokens(chunk)
+        if chunk.is_final:
+            self.job.finish_reason = chunk.finish_reason
+
+    def _on_end(self, failure: Exception | None) -> None:
+        self._has_answered = True
+        self._failure = failure
+        if failure is None and self._waiting:
             # An empty answer is an answer.
-            target.breaker.on_sign_of_life(parts.monotonic_s())
+            self.target.breaker.on_sign_of_life(self._parts.monotonic_s())
+        self._wake()
 
     def _on_tokens(self, chunk: TierChunk) -> None:
         parts, job = self._parts, self.job
@@ -294,7 +266,7 @@ class AttemptRun:
             self.job, self.choice, self.target, left_tokens, self._waiting
         )
         if self.rescue is not None:
-            self._end()
+            self._wake()
 
     def _blame(self, error: TierError) -> None:
         """Counts a failure of the endpoint, not of the request or of its queue.

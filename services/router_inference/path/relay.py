@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from services.common.triton.client import TierChunk
+from services.common.triton.answer import TierChunk
 from services.router_inference.job import Job
 from services.router_inference.path.dispatch import Dispatcher
 

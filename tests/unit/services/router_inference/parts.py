@@ -15,7 +15,7 @@ from services.common.mesh_settings import MeshFiles
 from services.common.state.connect import connect_stores
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
-from services.common.triton.client import TierChunk
+from services.common.triton.answer import TierChunk
 from services.common.triton.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
@@ -24,6 +24,7 @@ from services.router_inference.machine_code import MachineCode
 from services.router_inference.settings import Settings
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
+from tests.fakes.asking import AsksByGenerating
 from tests.fakes.virtual_time import LoopClock
 from tiercel.common.v1 import experience_pb2
 
@@ -70,7 +71,7 @@ class Behaviour:
 
 
 @dataclass
-class FakeTier:
+class FakeTier(AsksByGenerating):
     """Calls one address got: (model, time, end), end "done", "error" or "cancelled"."""
 
     address: str

@@ -16,7 +16,8 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
-from services.common.triton.client import ForbiddenClient, TierChunk, TritonClient
+from services.common.triton.answer import TierChunk
+from services.common.triton.client import ForbiddenClient, TritonClient
 from services.common.triton.errors import (
     TierDeadlineError,
     TierOverloadedError,
