@@ -43,12 +43,14 @@ class Rule(NamedTuple):
         params_P: parameters and memory of a score kernel, which it may change; never empty.
         weights: of a network.
         picker: number of the endpoint picker that chooses inside the policy's tier; 0 = none.
+        every: a network looks at every candidate, however large the fleet is.
     """
 
     row: int
     params_P: NDArray[np.float64]
     weights: Weights = _NO_WEIGHTS
     picker: int = NO_PICKER
+    every: bool = False
 
     @classmethod
     def of(cls, policy: Policy) -> Rule:
@@ -140,7 +142,7 @@ class BoundDecision:
 
 def bind_plain(board: Board, rule: Rule) -> Call:
     """Binds a decision in plain Python, which reads memory views faster than arrays."""
-    return partial(decision.decide_request, _viewed(board), rule.row, rule.picker)
+    return partial(decision.decide_request, _viewed(board), rule.row, rule.picker, rule.every)
 
 
 def _viewed(b: Board) -> Board:
@@ -158,6 +160,7 @@ def _viewed(b: Board) -> Board:
             LoadArrays(*map(_view, b.scratch.load)),
             type(b.scratch.reckoned)(*map(_view, b.scratch.reckoned)),
             _view(b.scratch.band_C),
+            type(b.scratch.listed)(*map(_view, b.scratch.listed)),
         ),
         features_CF=_view(b.features_CF),
         decided=type(b.decided)(*map(_view, b.decided)),

@@ -34,6 +34,7 @@ MODULES: Final = (
     "router.reward",
     "router.slowdown",
     *_POLICIES,
+    "router.shortlist",
     "router.features",
     "router.picker",
     "router.dqn.network",

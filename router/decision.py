@@ -99,6 +99,7 @@ def decide(
     scratch: FeatureScratch,
     features_CF: NDArray[np.float32],
     s: Scratch,
+    every: bool,
 ) -> int:
     """Returns the allowed candidate that a policy scores highest, -1 if there is none.
 
@@ -115,23 +116,39 @@ def decide(
         scratch: working space of the features.
         features_CF: the features a network read.
         s: predictions and scores; predictions may lie where `scratch.seen` has them.
+        every: a network looks at every candidate, however large the fleet is.
     """
     if row == DQN_ROW:
-        features.compute_features(
-            fleet, load, own, allowed_C, query, params_P, scratch, features_CF
+        short = features.compute_features(
+            fleet, load, own, allowed_C, query, params_P, scratch, every, features_CF
         )
-        network.q_values(
-            np.asarray(features_CF),
-            np.asarray(allowed_C),
-            np.asarray(scratch.seen.score_C),
-            weights.w1_FH,
-            weights.b1_H,
-            weights.w2_GH,
-            weights.b2_H,
-            weights.w3_P,
-            weights.b3,
-            np.asarray(s.score_C),
-        )
+        if short:
+            network.listed_q_values(
+                np.asarray(features_CF),
+                np.asarray(allowed_C),
+                np.asarray(scratch.listed.weight_C),
+                np.asarray(scratch.seen.score_C),
+                weights.w1_FH,
+                weights.b1_H,
+                weights.w2_GH,
+                weights.b2_H,
+                weights.w3_P,
+                weights.b3,
+                np.asarray(s.score_C),
+            )
+        else:
+            network.q_values(
+                np.asarray(features_CF),
+                np.asarray(allowed_C),
+                np.asarray(scratch.seen.score_C),
+                weights.w1_FH,
+                weights.b1_H,
+                weights.w2_GH,
+                weights.b2_H,
+                weights.w3_P,
+                weights.b3,
+                np.asarray(s.score_C),
+            )
     else:
         scores.predict(fleet, load, query, s)
         table.score(row, fleet, load, allowed_C, query, params_P, s)
@@ -142,6 +159,7 @@ def decide_request(
     b: Board,
     row: int,
     picker_number: int,
+    every: bool,
     query: Query,
     quality_floor: float,
     tier_pin: int,
@@ -156,6 +174,7 @@ def decide_request(
         b: all arrays.
         row: of the policy in the table.
         picker_number: endpoint picker that chooses inside the policy's tier; 0 = none.
+        every: a network looks at every candidate, however large the fleet is.
         query: the request and the traffic.
         quality_floor: lowest quality accepted.
         tier_pin: only tier allowed; -1 = any.
@@ -216,6 +235,7 @@ def decide_request(
         b.scratch,
         b.features_CF,
         b.decided,
+        every,
     )
     if picker_number > 0 and action >= 0:
         tier = b.fleet.tier_C[action]

@@ -148,9 +148,9 @@ def _entry(decide_request: Any) -> types.FunctionType:
     length = board.count("at[")
     query, rest = ", ".join(Query._fields), ", ".join(_REST)
     lines = (
-        f"def decide(address, row, picker, {query}, {rest}):",
+        f"def decide(address, row, picker, every, {query}, {rest}):",
         f"    at = _i64(address, ({length},))",
-        f"    return decide_request({board}, row, picker, Query({query}), {rest})",
+        f"    return decide_request({board}, row, picker, every != 0, Query({query}), {rest})",
     )
     code: dict[str, Any] = {}
     exec(compile("\n".join(lines), __file__, "exec"), scope, code)  # noqa: S102 - our own text
@@ -166,11 +166,12 @@ _REST: Final = (
     "admission_slack_s",
     "admission_factor",
 )
-_WHOLE: Final = ("address", "row", "picker", "task", "tier_pin")
+_FIRST: Final = ("address", "row", "picker", "every")
+_WHOLE: Final = (*_FIRST, "task", "tier_pin")
 _SIGNATURE: Final = numba.types.int64(
     *(
         numba.types.int64 if name in _WHOLE else numba.types.float64
-        for name in ("address", "row", "picker", *Query._fields, *_REST)
+        for name in (*_FIRST, *Query._fields, *_REST)
     )
 )
 
@@ -263,7 +264,7 @@ def load(code: bytes) -> Bind:
 
     def bind(board: Board, rule: Rule) -> Call:
         table, kept = table_of(board)
-        address, row, picker = table.ctypes.data, rule.row, rule.picker
+        first = (table.ctypes.data, rule.row, rule.picker, int(rule.every))
 
         def call(
             query: Query,
@@ -276,7 +277,7 @@ def load(code: bytes) -> Bind:
             _kept: object = (table, kept),
         ) -> int:
             action: int = entry(
-                address, row, picker, *query, quality_floor, tier_pin, ramp_draw, pick_draw,
+                *first, *query, quality_floor, tier_pin, ramp_draw, pick_draw,
                 admission_slack_s, admission_factor,
             )  # fmt: skip
             return action

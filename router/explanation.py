@@ -81,7 +81,7 @@ class Explainer:
         self._own_LC: NDArray[np.float64]
         self._others_LC: NDArray[np.float64]
         self._seen_LC: NDArray[np.float64]
-        self._bound: dict[tuple[int, int, int], BoundDecision]
+        self._bound: dict[tuple[int, bool, int, int], BoundDecision]
 
     def explain(self, inputs: Inputs) -> Explanation:
         """Returns what a decision found."""
@@ -99,10 +99,10 @@ class Explainer:
         """Returns the features of a decision [C, F], whatever policy made it, until the next call.
 
         Where a network decided they are what it read; else what one would have read that corrects
-        the default price.
+        the default price. Those of candidates that were not on a shortlist are among them.
         """
         rule = inputs.rule if inputs.rule.row == DQN_ROW else _UNTRAINED
-        return self._decide_again(inputs, rule).features_CF
+        return self._decide_again(inputs, rule._replace(every=True)).features_CF
 
     def _decide_again(self, inputs: Inputs, rule: Rule) -> Board:
         """Returns the arrays of a decision after it."""
@@ -131,7 +131,7 @@ class Explainer:
     def _bind(self, rule: Rule) -> BoundDecision:
         """Returns a decision by a rule whose parameters are still to be filled in."""
         # What is bound holds its weights, so no others can have their identity.
-        key = (rule.row, id(rule.weights), len(rule.params_P))
+        key = (rule.row, rule.every, id(rule.weights), len(rule.params_P))
         bound = self._bound.get(key)
         if bound is None:
             if len(self._bound) >= _MOST_BOUND:

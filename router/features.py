@@ -23,10 +23,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router import kernels, slowdown
+from router import kernels, shortlist, slowdown
 from router.ledger import LoadArrays
 from router.policies import price, scheduled_price, scores
 from router.policies.scores import Query, Scratch
+from router.shortlist import Shortlist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,12 +178,14 @@ class FeatureScratch(NamedTuple):
         load: the load as reckoned.
         reckoned: the same of the prior, on the load as reckoned.
         band_C: how far each candidate is outside its tier's band.
+        listed: the candidates whose features are computed.
     """
 
     seen: Scratch
     load: LoadArrays
     reckoned: Scratch
     band_C: NDArray[np.float64]
+    listed: Shortlist
 
 
 def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> FeatureScratch:
@@ -192,6 +195,7 @@ def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> Featur
         LoadArrays(*(zeros(candidate_count) for _ in LoadArrays._fields)),
         scores.scratch(candidate_count, zeros),
         zeros(candidate_count),
+        Shortlist(*(zeros(candidate_count) for _ in Shortlist._fields)),
     )
 
 
@@ -261,9 +265,14 @@ def compute_features(
     query: Query,
     base_P: NDArray[np.float64],
     scratch: FeatureScratch,
+    every: bool,
     out_CF: NDArray[np.float32],
-) -> None:
-    """Computes the features of every candidate, in the order of FEATURES, into `out_CF`.
+) -> bool:
+    """Computes the features of candidates, in the order of FEATURES, into `out_CF`.
+
+    Predictions and prices are those of the whole fleet, and so is what features say of it. The rows
+    are those of every candidate, or those of a shortlist if the fleet is large
+    (`router.shortlist`); the others are then 0.
 
     Args:
         fleet: candidates.
@@ -272,8 +281,12 @@ def compute_features(
         allowed_C: candidates the request may go to; the best of anything is taken over these.
         query: the request and the traffic.
         base_P: parameters of the price score, and the scheduled price's table if there is one.
-        scratch: working space; `seen` is a result.
+        scratch: working space; `seen` is a result, and `listed` if there is a shortlist.
+        every: compute all rows, however large the fleet is.
         out_CF: the features.
+
+    Returns:
+        Whether the rows are those of a shortlist.
     """
     seen = prior = scratch.seen
     scores.predict(fleet, load, query, seen)
@@ -296,16 +309,25 @@ def compute_features(
     else:  # the same load, so the same predictions
         prior = Scratch(seen.predicted_s_C, seen.work_s_C, prior.probability_C, prior.score_C)
     reckoned = with_rate(query, rate_short)
-    ladder_load = scheduled_price.schedule_load(fleet, reckoned)
+    can = scores.capacity(fleet, query)
+    ladder_load = scheduled_price.schedule_load(can, reckoned)
     band_C = scratch.band_C
     if has_schedule:
         scheduled_price.band_distance(fleet, base_P, ladder_load, band_C)
-        scheduled_price.score_in_bands(fleet, view, reckoned, base_P, band_C, prior)
+        scheduled_price.score_in_bands(fleet, view, reckoned, can, base_P, band_C, prior)
     else:
         for c in range(len(band_C)):
             band_C[c] = 0.0
         if share > 0.0 or is_slow:
             price.score(fleet, view, allowed_C, reckoned, base_P, prior)
+    listed = scratch.listed
+    short = False
+    if not every:
+        for c in range(len(listed.weight_C)):
+            if listed.weight_C[c] > 0.0:  # of the decision before
+                for f in range(FEATURE_COUNT):
+                    out_CF[c][f] = 0.0
+        short = shortlist.choose(fleet, allowed_C, prior.score_C, seen.score_C, listed)
     _fill(
         fleet,
         view,
@@ -316,8 +338,11 @@ def compute_features(
         seen.score_C,
         band_C,
         ladder_load,
+        listed.weight_C,
+        short,
         out_CF,
     )
+    return short
 
 
 def _fill(
@@ -330,6 +355,8 @@ def _fill(
     seen_price_C: NDArray[np.float64],
     band_C: NDArray[np.float64],
     ladder_load: float,
+    weight_C: NDArray[np.float64],
+    short: bool,
     out_CF: NDArray[np.float32],
 ) -> None:
     """Fills the matrix from the load as reckoned and what the prior found on it."""
@@ -401,6 +428,8 @@ def _fill(
     trend = clip(trend, -1.0, 1.0)
 
     for c in range(count):
+        if short and weight_C[c] <= 0.0:
+            continue
         tier = tier_C[c]
         smaller = 0.0
         same = 0.0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from router import kernels
 from router.policies import scores
 from router.policies.base import Parameter
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
-    from router.policies.scores import Query, Scratch
+    from router.policies.scores import Capacity, Query, Scratch
 
 PARAMETERS = (
     Parameter("level", -4.636, -15.0, 5.0, "Log price of an idle device at ladder load 0."),
@@ -59,17 +58,19 @@ def score(
     is charged, 5 foresight, 6 and 7 bias and sharpness of P(on time).
     """
     scores.weigh_on_time(query, params_P[6], params_P[7], s)
-    y = scores.ladder_load(fleet, query, query.rate_short_rps)
+    can = scores.capacity(fleet, query)
+    y = scores.ladder_load(can, query.rate_short_rps)
     level = params_P[0] + params_P[2] * y + params_P[3] * y * y
     for c in range(len(fleet.tier_C)):
         s.score_C[c] = 0.0
-    charge(fleet, load, query, level, params_P[1], params_P[4], params_P[5], s)
+    charge(fleet, load, query, can, level, params_P[1], params_P[4], params_P[5], s)
 
 
 def charge(
     fleet: FleetArrays,
     load: LoadArrays,
     query: Query,
+    can: Capacity,
     level: float,
     slope: float,
     step_share: float,
@@ -81,10 +82,8 @@ def charge(
     `step_share` is the share of a step that is charged, `foresight` the share of the traffic to
     come within one slack that is taken as sharing it; see `score`.
     """
-    large = scores.extreme_candidate(fleet, True)
-    unit_s = kernels.full_batch_time_s(fleet, large, scores.mean_prompt(query), query.output_tokens)
     slack = max(query.slack_s, 1e-4)
-    to_come = foresight * query.rate_short_rps * slack / scores.usable_device_count(fleet)
+    to_come = foresight * query.rate_short_rps * slack / can.device_count
     quality_C = fleet.quality_KC[query.task]
     for c in range(len(fleet.tier_C)):
         batch = min(load.in_flight_C[c] + 1.0 + to_come, fleet.max_batch_C[c])
@@ -97,4 +96,4 @@ def charge(
         )
         # The last term only decides among candidates that are all hopeless or all free.
         hopeless = 1e-7 * min(s.predicted_s_C[c] / slack, scores.HUGE)
-        s.score_C[c] += quality_C[c] * share - price * time_s / unit_s - hopeless
+        s.score_C[c] += quality_C[c] * share - price * time_s / can.large_s - hopeless

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from router.fleet import FleetArrays
     from router.ledger import LoadArrays
-    from router.policies.scores import Query, Scratch
+    from router.policies.scores import Capacity, Query, Scratch
 
 PRICE_COUNT = len(price.PARAMETERS)
 """Parameters of the price, which come first."""
@@ -66,17 +66,17 @@ STEADY = 0.1
 standard deviation is 0.06 on a ladder of 15 to 1."""
 
 
-def schedule_load(fleet: FleetArrays, query: Query) -> float:
+def schedule_load(can: Capacity, query: Query) -> float:
     """Returns the ladder load the table is read at: the long rate's, unless the short one left it.
 
     A tier's band must not wander with the noise of the short rate, or its batches never gather. But
     when traffic really changes only the short rate knows. Between one and two times `STEADY` the
     reading goes over from the long rate to the short one.
     """
-    short = scores.ladder_load(fleet, query, query.rate_short_rps)
+    short = scores.ladder_load(can, query.rate_short_rps)
     if not query.rate_long_rps > 0.0:
         return short
-    steady = scores.ladder_load(fleet, query, query.rate_long_rps)
+    steady = scores.ladder_load(can, query.rate_long_rps)
     apart = short - steady
     share = max(0.0, min(1.0, abs(apart) / STEADY - 1.0))
     return steady + share * apart
@@ -191,27 +191,32 @@ def band_distance(
     """
     small = scores.extreme_candidate(fleet, False)
     large = scores.extreme_candidate(fleet, True)
+    # First the rank of each candidate's device among the mixed ones, then tier by tier.
+    for c in range(len(fleet.tier_C)):
+        out_C[c] = -1.0
     devices = 0
-    for c in range(len(fleet.tier_C)):
-        if kernels.is_first_usable(fleet, c) and is_mixed(fleet, c, small, large):
-            devices += 1
-    lowest = fleet.tier_C[small]
-    tiers = fleet.tier_C[large] - lowest + 1.0
-    for c in range(len(fleet.tier_C)):
-        out_C[c] = 0.0
-    rank = 0
     for c in range(len(fleet.tier_C)):
         if not kernels.is_first_usable(fleet, c) or not is_mixed(fleet, c, small, large):
             continue
         for j in fleet.peers_CP[c]:
             if j < 0:
                 break
-            tier = fleet.tier_C[j] - lowest
-            start = boundary(params_P, load, tier, tiers) * devices
-            end = boundary(params_P, load, tier + 1.0, tiers) * devices
+            out_C[j] = devices
+        devices += 1
+    lowest = fleet.tier_C[small]
+    tiers = fleet.tier_C[large] - lowest + 1.0
+    highest = 0
+    for c in range(len(fleet.tier_C)):
+        highest = max(highest, fleet.tier_C[c])
+    for tier in range(highest + 1):
+        start = boundary(params_P, load, tier - lowest, tiers) * devices
+        end = boundary(params_P, load, tier - lowest + 1.0, tiers) * devices
+        for c in range(len(fleet.tier_C)):
+            if fleet.tier_C[c] != tier:
+                continue
+            rank = out_C[c]
             shared = min(end, rank + 1.0) - max(start, rank)
-            out_C[j] = max(0.0, min(1.0, 1.0 - 4.0 * shared))
-        rank += 1
+            out_C[c] = max(0.0, min(1.0, 1.0 - 4.0 * shared)) if rank >= 0.0 else 0.0
 
 
 def score(
@@ -227,20 +232,22 @@ def score(
     Parameters: those of `price`, which are not used here, and the table.
     """
     told = slowdown.stretched(query)
-    band_distance(fleet, params_P, schedule_load(fleet, told), s.score_C)
-    score_in_bands(fleet, load, told, params_P, s.score_C, s)
+    can = scores.capacity(fleet, told)
+    band_distance(fleet, params_P, schedule_load(can, told), s.score_C)
+    score_in_bands(fleet, load, told, can, params_P, s.score_C, s)
 
 
 def score_in_bands(
     fleet: FleetArrays,
     load: LoadArrays,
     query: Query,
+    can: Capacity,
     params_P: NDArray[np.float64],
     distance_C: NDArray[np.float64],
     s: Scratch,
 ) -> None:
     """Scores as `score` does, a query stretched already; distances may lie where the scores go."""
-    y = scores.ladder_load(fleet, query, query.rate_short_rps)
+    y = scores.ladder_load(can, query.rate_short_rps)
     bias = scheduled(params_P, y, ON_TIME_BIAS)
     scores.weigh_on_time(query, bias, scheduled(params_P, y, ON_TIME_SHARPNESS), s)
     penalty = scheduled(params_P, y, BAND_PENALTY)
@@ -250,6 +257,7 @@ def score_in_bands(
         fleet,
         load,
         query,
+        can,
         scheduled(params_P, y, LEVEL),
         scheduled(params_P, y, BACKLOG),
         scheduled(params_P, y, STEP_SHARE),

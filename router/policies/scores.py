@@ -126,22 +126,43 @@ def mean_prompt(query: Query) -> float:
     return query.prompt_tokens
 
 
-def ladder_load(fleet: FleetArrays, query: Query, rate_rps: float) -> float:
+class Capacity(NamedTuple):
+    """What the usable devices can carry of requests like the one at hand, free of load and rate.
+
+    Attributes:
+        device_count: usable devices, at least 1.
+        large_s: device time of one request on the largest usable tier in full batches, seconds.
+        small_s: the same on the smallest.
+    """
+
+    device_count: int
+    large_s: float
+    small_s: float
+
+
+def capacity(fleet: FleetArrays, query: Query) -> Capacity:
+    """Returns what the usable devices can carry; a mean prompt is reckoned with."""
+    prompt = mean_prompt(query)
+    large = extreme_candidate(fleet, True)
+    small = extreme_candidate(fleet, False)
+    return Capacity(
+        usable_device_count(fleet),
+        kernels.full_batch_time_s(fleet, large, prompt, query.output_tokens),
+        kernels.full_batch_time_s(fleet, small, prompt, query.output_tokens),
+    )
+
+
+def ladder_load(can: Capacity, rate_rps: float) -> float:
     """Returns where the offered load stands between the tiers' capacities.
 
     0 = all devices would be just full if the largest tier took every request in full batches, 1 =
     if the smallest did; logarithmic between and beyond, limited to [-2, 2]. Free of the fleet's
     size, of absolute time and of the ladder's width.
     """
-    large = extreme_candidate(fleet, True)
-    small = extreme_candidate(fleet, False)
-    prompt = mean_prompt(query)
-    large_s = kernels.full_batch_time_s(fleet, large, prompt, query.output_tokens)
-    small_s = kernels.full_batch_time_s(fleet, small, prompt, query.output_tokens)
-    load = rate_rps * large_s / usable_device_count(fleet)
+    load = rate_rps * can.large_s / can.device_count
     if load <= 0.0:
         return -2.0
-    width = math.log(max(large_s / small_s, 1.5))
+    width = math.log(max(can.large_s / can.small_s, 1.5))
     return max(-2.0, min(2.0, math.log(load) / width))
 
 

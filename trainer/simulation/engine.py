@@ -226,6 +226,8 @@ def finish_iteration(w: World, d: int, now_s: float) -> None:
     slot = candidate.iteration % ring
     for r in range(w.ledger_RLC.shape[0]):
         ledger_LC = w.ledger_RLC[r]
+        if ledger_LC[IN_FLIGHT, c] <= 0.0:
+            continue
         ledger_LC[REMAINING, c] -= ledger_LC[DECREASING, c]
         ledger_LC[DECREASING, c] -= w.stop_RCM[r, c, slot]
         ledger_LC[PROMPTS, c] -= ledger_LC[ADMITTED, c]

@@ -113,7 +113,10 @@ def take_snapshot(w: World, now_s: float) -> None:
     for r in range(len(w.routers)):
         for row in range(3):
             for c in range(len(w.candidates)):
+                if r == 0:
+                    w.ring_SLC[s, row, c] = 0.0
                 w.ring_SRLC[s, r, row, c] = w.ledger_RLC[r, row, c]
+                w.ring_SLC[s, row, c] += w.ledger_RLC[r, row, c]
         w.ring_rate_SR2[s, r, 0] = traffic.short_sum(w.routers[r], now_s)
         w.ring_rate_SR2[s, r, 1] = traffic.long_sum(w.routers[r], now_s)
     clock.ticks += 1
@@ -142,13 +145,15 @@ def see(w: World, router: int, now_s: float) -> None:
                 newest = s
         if newest >= 0:
             clock.state_age_s = now_s - w.ring_s[newest]
+            # All less the own: loads are whole numbers, so nothing is lost to rounding.
+            all_LC, own_LC = w.ring_SLC[newest], w.ring_SRLC[newest, router]
+            for c in range(len(w.candidates)):
+                w.seen.in_flight_C[c] += all_LC[IN_FLIGHT, c] - own_LC[IN_FLIGHT, c]
+                w.seen.waiting_prompt_tokens_C[c] += all_LC[PROMPTS, c] - own_LC[PROMPTS, c]
+                w.seen.remaining_output_tokens_C[c] += all_LC[REMAINING, c] - own_LC[REMAINING, c]
             for r in range(len(w.routers)):
                 if r == router:
                     continue
-                for c in range(len(w.candidates)):
-                    w.seen.in_flight_C[c] += w.ring_SRLC[newest, r, IN_FLIGHT, c]
-                    w.seen.waiting_prompt_tokens_C[c] += w.ring_SRLC[newest, r, PROMPTS, c]
-                    w.seen.remaining_output_tokens_C[c] += w.ring_SRLC[newest, r, REMAINING, c]
                 short += w.ring_rate_SR2[newest, r, 0]
                 long += w.ring_rate_SR2[newest, r, 1]
     clock.own_share = 1.0
@@ -356,7 +361,7 @@ def fill_features(w: World, i: int, q: Query, params_P: np.ndarray) -> None:
     ledger_LC = w.ledger_RLC[w.requests[i].router]
     own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
     features.compute_features(
-        w.fleet, w.seen, own, w.allowed_C, q, params_P, w.scratch, w.features_CF
+        w.fleet, w.seen, own, w.allowed_C, q, params_P, w.scratch, True, w.features_CF
     )
 
 
@@ -373,10 +378,8 @@ def decide(
     """Returns the candidate the policy chooses for a request, by the router's own decision.
 
     A picker then chooses again inside the tier, if one was asked for. `with_features` fills the
-    features of policies that do without.
+    features of all candidates, which policies may do without.
     """
-    if with_features:
-        fill_features(w, i, q, w.base_P)
     ledger_LC = w.ledger_RLC[w.requests[i].router]
     own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
     action = decision.decide(
@@ -391,7 +394,10 @@ def decide(
         w.scratch,
         w.features_CF,
         w.decided,
+        w.clock[0].every != 0,
     )
+    if with_features:
+        fill_features(w, i, q, params_P if row == decision.DQN_ROW else w.base_P)
     chosen = w.clock[0].picker
     if chosen > 0 and action >= 0:
         tier = w.fleet.tier_C[action]

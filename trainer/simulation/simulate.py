@@ -77,6 +77,7 @@ class SimulationConfig:
         mix_T: tier mix exploration draws from; empty = even.
         feature_stride: record every n-th first decision; 0 = none.
         max_records: most decisions recorded.
+        shortlist: a network looks at a shortlist of a large fleet, as it does live.
     """
 
     fleet: Fleet
@@ -92,6 +93,7 @@ class SimulationConfig:
     mix_T: tuple[float, ...] = ()
     feature_stride: int = 0
     max_records: int = 10_000_000
+    shortlist: bool = True
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         pending_N=np.zeros(count + 1, np.int64),
         ring_s=np.full(kept, -np.inf),
         ring_SRLC=np.zeros((kept, routers, 3, candidates)),
+        ring_SLC=np.zeros((kept, 3, candidates)),
         ring_rate_SR2=np.zeros((kept, routers, 2)),
         output_K=priors_K.astype(np.float64),
         fleet=fleet.arrays._replace(availability_C=fleet.arrays.availability_C.copy()),
@@ -409,6 +412,7 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
         clock[name] = value
     clock["epsilon"] = config.epsilon
     clock["stride"] = config.feature_stride
+    clock["every"] = int(not config.shortlist)
     for name in ("admission", "rescue", "retry"):
         clock[name] = int(config.safety)
     clock["random"] = np.random.default_rng([seed, 2]).integers(2**63, dtype=np.uint64)

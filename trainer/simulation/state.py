@@ -171,6 +171,7 @@ CLOCK = np.dtype(
         ("rescue", np.int64),
         ("retry", np.int64),
         ("picker", np.int64),
+        ("every", np.int64),
         ("random", np.uint64),
     ],
     align=True,
@@ -198,6 +199,7 @@ class World(NamedTuple):
         pending_N: requests that wait for another decision.
         ring_s: time of each snapshot of the shared view, -inf if not taken.
         ring_SRLC: ledgers (first three rows) at that time.
+        ring_SLC: their sum over all routers.
         ring_rate_SR2: rates of each router at that time, short and long.
         output_K: predicted output tokens per task, exponentially weighted.
         fleet: what routers know of the fleet; availability changes in place.
@@ -230,6 +232,7 @@ class World(NamedTuple):
     pending_N: NDArray[np.int64]
     ring_s: NDArray[np.float64]
     ring_SRLC: NDArray[np.float64]
+    ring_SLC: NDArray[np.float64]
     ring_rate_SR2: NDArray[np.float64]
     output_K: NDArray[np.float64]
     fleet: FleetArrays

@@ -61,6 +61,7 @@ def decided(rule: Rule, state: Seen) -> int:
         working,
         features_CF,
         s,
+        False,
     )
 
 

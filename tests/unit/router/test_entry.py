@@ -58,7 +58,9 @@ def rule_of(name: str) -> Rule:
 def random_fleet(rng: np.random.Generator) -> FleetArrays:
     """Returns devices with some of the tiers each, some ramping up or gone."""
     tier, on = [], []
-    for device in range(int(rng.integers(1, 9))):
+    # Every tenth is large enough for a shortlist.
+    device_count = int(rng.integers(1, 9)) if rng.random() < 0.9 else 40
+    for device in range(device_count):
         tiers = np.flatnonzero(rng.random(TIERS) < 0.8) if rng.random() < 0.5 else range(TIERS)
         tier += [int(t) for t in tiers] or [0]
         on += [device] * max(1, len(tiers))
@@ -143,6 +145,7 @@ def simulated(bound: BoundDecision, query: Query) -> int:
             b.scratch,
             b.features_CF,
             b.decided,
+            False,
         )
     )
 

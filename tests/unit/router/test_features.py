@@ -57,6 +57,7 @@ def computed(
         fleets.QUERY._replace(**query),  # type: ignore[arg-type]
         PRICE_DEFAULTS_P,
         scratch,
+        False,
         out_CF,
     )
     return out_CF, scratch

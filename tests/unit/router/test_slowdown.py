@@ -136,6 +136,7 @@ def test_a_stretched_query_reads_as_one_to_slower_devices(with_table: bool) -> N
             query,
             params_P,
             feature_scratch(fleet.candidate_count, np.zeros),
+            False,
             out_CF,
         )
         priors.append(out_CF[:, BASE_COLUMN] + out_CF[:, SHIFT_COLUMN])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.dqn.network import q_values
+from router.dqn.network import NOT_LISTED, listed_q_values, q_values
 from router.dqn.snapshot import Weights
 
 
@@ -76,14 +75,17 @@ def test_closed_candidates_do_not_leak(seed: int, candidates: int) -> None:
     )
 
 
-def test_compiled_equals_plain() -> None:
-    """The simulator's compiled path gives the request path's numbers."""
-    compiled: Any = numba.njit(q_values)
-    for seed in range(5):
-        x_CF, allowed_C, w = _case(seed, 12)
-        out_C = np.zeros(12)
-        compiled(x_CF, allowed_C, np.zeros(12), *w, out_C)
-        np.testing.assert_allclose(out_C, _run(x_CF, allowed_C, w), rtol=1e-5, atol=1e-5)
+def test_one_listed_for_several_speaks_for_them_all() -> None:
+    """A list in which one stands for three equals gives the values that all three would get."""
+    x_CF, _, w = _case(4, 6)
+    x_CF[3:5] = x_CF[2]
+    allowed_C = np.array([True, True, True, True, True, False])
+    listed_C, weight_C = np.array([0, 1, 2]), np.array([1.0, 1.0, 3.0, 0.0, 0.0, 0.0])
+    out_C = np.zeros(6)
+    listed_q_values(x_CF, allowed_C, weight_C, np.zeros(6), *w, out_C)
+    whole_C = _run(x_CF, allowed_C, w)
+    np.testing.assert_allclose(out_C[listed_C], whole_C[listed_C], rtol=1e-5, atol=1e-5)
+    assert out_C[3:].tolist() == [NOT_LISTED, NOT_LISTED, -np.inf]
 
 
 def test_zeroed_network_leaves_the_base_alone() -> None:

@@ -14,7 +14,7 @@ from router.ledger import zero_load
 from router.policies import price, scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scheduled_price import ScheduleError, parameters_of, table_of
-from router.policies.scores import ladder_load
+from router.policies.scores import capacity, ladder_load
 from tests.unit.router import fleets
 
 QUERY = fleets.QUERY._replace(rate_short_rps=100.0, rate_long_rps=100.0)
@@ -120,7 +120,7 @@ def test_scores_are_those_of_price_where_all_is_in_band() -> None:
     fleet = fleets.fleet(2).arrays
     query = QUERY._replace(rate_short_rps=322.0)
     load = fleets.random_load(np.random.default_rng(1), 6, 6.0)
-    y = ladder_load(fleet, query, query.rate_short_rps)
+    y = ladder_load(capacity(fleet, query), query.rate_short_rps)
     at_y = PRICE_DEFAULTS_P[0] + PRICE_DEFAULTS_P[2] * y + PRICE_DEFAULTS_P[3] * y * y
     wanted = table()
     row = [float(at_y), *level, 0.0, 0.0, 1.0]
@@ -150,7 +150,7 @@ def test_bands_hold_still_under_noise_and_move_with_traffic() -> None:
 
     def read(short: float, long: float) -> float:
         query = QUERY._replace(rate_short_rps=short, rate_long_rps=long)
-        return scheduled_price.schedule_load(fleet, query)
+        return scheduled_price.schedule_load(capacity(fleet, query), query)
 
     assert read(220.0, 200.0) == read(200.0, 200.0)
     assert read(2000.0, 200.0) == read(2000.0, 2000.0)

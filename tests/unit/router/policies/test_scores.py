@@ -50,13 +50,14 @@ def test_ladder_load_is_0_where_the_largest_fills_and_1_where_the_smallest_does(
         end = scores.extreme_candidate(arrays, largest)
         time_s = kernels.full_batch_time_s(arrays, end, 100.0, 8.0)
         rate_rps = device_count / time_s
-        assert scores.ladder_load(arrays, QUERY, rate_rps) == pytest.approx(load, abs=1e-9)
+        can = scores.capacity(arrays, QUERY)
+        assert scores.ladder_load(can, rate_rps) == pytest.approx(load, abs=1e-9)
 
 
 @pytest.mark.parametrize(("rate_rps", "load"), [(0.0, -2.0), (1e-9, -2.0), (1e9, 2.0)])
 def test_ladder_load_is_bounded(rate_rps: float, load: float) -> None:
     """No traffic and absurd traffic stay within the limits."""
-    assert scores.ladder_load(fleets.fleet().arrays, QUERY, rate_rps) == load
+    assert scores.ladder_load(scores.capacity(fleets.fleet().arrays, QUERY), rate_rps) == load
 
 
 @pytest.mark.parametrize(

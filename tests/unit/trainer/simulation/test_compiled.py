@@ -123,7 +123,7 @@ def test_features_agree() -> None:
             out_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
             scratch = features.feature_scratch(COUNT, np.zeros)
             module.compute_features(
-                FLEET.arrays, load, own, allowed_C, q, PRICE_DEFAULTS_P, scratch, out_CF
+                FLEET.arrays, load, own, allowed_C, q, PRICE_DEFAULTS_P, scratch, False, out_CF
             )
             np.testing.assert_array_equal(allowed_C, open_C)
             results.append(out_CF)

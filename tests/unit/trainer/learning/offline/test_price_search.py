@@ -10,7 +10,7 @@ import pytest
 
 from router.policies import scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
-from router.policies.scores import ladder_load
+from router.policies.scores import capacity, ladder_load
 from tests.unit.router.fleets import QUERY
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.offline.config import PriceSearchConfig
@@ -50,7 +50,7 @@ def test_ladder_is_the_routers() -> None:
     for load in (-0.3, 0.4, 1.1):
         rate = ladder.rate_rps(load)
         assert ladder.load(rate) == pytest.approx(load)
-        assert ladder_load(where.fleet.arrays, query, rate) == pytest.approx(load)
+        assert ladder_load(capacity(where.fleet.arrays, query), rate) == pytest.approx(load)
 
 
 def test_search_starts_at_price_with_bands_by_capacity() -> None:
