@@ -197,10 +197,10 @@ def router_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a study; prints its table, and writes rows and plot where asked to."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.research.scale", description=__doc__)
-    studies = parser.add_subparsers(dest="study", required=True)
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    found = argparse.ArgumentParser(prog="python -m trainer.research.scale", description=__doc__)
+    studies = found.add_subparsers(dest="study", required=True)
     for name, defaults in DEFAULTS.items():
         study = studies.add_parser(name)
         add_profile_options(study)
@@ -216,7 +216,12 @@ def main(arguments: list[str] | None = None) -> int:
     study.add_argument("--staleness-s", type=float, default=0.08, help="age of a fresh report")
     study.add_argument("--interval-s", type=float, default=0.08, help="time between reports")
     study.add_argument("--plot", type=Path, help="stem of a .png and .svg")
-    options = parser.parse_args(arguments)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a study; prints its table, and writes rows and plot where asked to."""
+    options = parser().parse_args(arguments)
 
     def say(row: Row) -> None:
         print(json.dumps(row), file=sys.stderr, flush=True)
