@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from services.router_inference.workers import exchange, frames
 
 _METRICS_S = 1.0
+_MOST_UNSENT_BYTES = 1024 * 1024
 
 
 class WorkerProcess:
@@ -81,6 +82,11 @@ class WorkerProcess:
 
     async def ask(self, body: bytes) -> bytes | None:
         """Passes a sibling's question on; returns the answer, None if there is none in time."""
+        if self._writer is not None:
+            unsent_bytes = self._writer.transport.get_write_buffer_size()
+            if unsent_bytes > _MOST_UNSENT_BYTES:
+                # It has stood still for long; what it would be asked may not fill the memory.
+                return None
         number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._questions[number] = future

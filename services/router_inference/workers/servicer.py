@@ -32,7 +32,7 @@ class WorkerServicer(RouterInferenceServicer):
         self, request: pb2.ReportOutcomeRequest, context: Context
     ) -> pb2.ReportOutcomeResponse:
         """Closes a ticket at the worker that gave it out, or takes late feedback where it can."""
-        client, message = self._client_of(context), request.SerializeToString()
+        client, message = self._client_of(context), _known_part(request)
         method = "ReportOutcome"
         if request.WhichOneof("subject") == "request_id":
             try:
@@ -58,7 +58,7 @@ class WorkerServicer(RouterInferenceServicer):
         try:
             return await super().ExplainDecision(request, context)
         except NotFoundError:
-            message = request.SerializeToString()
+            message = _known_part(request)
             answer = await self._exchange.ask(ALL, "ExplainDecision", "", message)
             if answer is None:
                 raise
@@ -69,7 +69,7 @@ class WorkerServicer(RouterInferenceServicer):
     ) -> pb2.UsePolicyResponse:
         """Uses a policy in every worker, and in those that follow them."""
         response = await super().UsePolicy(request, context)
-        message = _ACTIVATION.pack(self._slot.activation) + request.SerializeToString()
+        message = _ACTIVATION.pack(self._slot.activation) + _known_part(request)
         await self._exchange.ask(ALL, USE_POLICY, "", message)
         return response
 
@@ -104,3 +104,9 @@ class WorkerServicer(RouterInferenceServicer):
                 raise
             return _CLOSED
         return b""
+
+
+def _known_part(request: Any) -> bytes:
+    """Returns a request's bytes without fields of another version, which may be megabytes."""
+    request.DiscardUnknownFields()
+    return bytes(request.SerializeToString())

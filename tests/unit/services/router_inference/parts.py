@@ -197,6 +197,7 @@ def make_rig(
     pool: FakePool | None = None,
     machine_code: MachineCode | None = None,
     mesh: Mapping[str, Any] | None = None,
+    place: Place | None = None,
     **own: Any,
 ) -> Rig:
     """Builds a router; call it inside a running loop."""
@@ -235,7 +236,7 @@ def make_rig(
         machine_code=machine_code,
     )
     pool = pool or FakePool()
-    place = Place(router_id="r1", epoch=app.clock.wall_ns(), siblings=NoSiblings())
+    place = place or Place(router_id="r1", epoch=app.clock.wall_ns(), siblings=NoSiblings())
     core = app.build_core(place, telemetry or Telemetry(None, _RANDOM), stores, pool)
     return Rig(app, core, pool, clock)
 
