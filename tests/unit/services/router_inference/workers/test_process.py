@@ -83,13 +83,15 @@ async def test_worker_that_stands_still_is_not_asked_without_end() -> None:
     """What waits for it in the parent's memory is bounded."""
     worker = WorkerProcess(1, wait_until_killed)
     reading = asyncio.ensure_future(anext(worker.told(), None))
-    await until(lambda: worker._writer is not None, "connected")
-    worker.send(bytes(4 * 1024 * 1024))
-    assert await worker.ask(b"") is None
-    assert next(worker._numbers) == 1
-    worker.kill()
-    await worker.ended
-    await reading
+    try:
+        await until(lambda: worker._writer is not None, "connected")
+        worker.send(bytes(4 * 1024 * 1024))
+        assert await worker.ask(b"") is None
+        assert next(worker._numbers) == 1
+    finally:
+        worker.kill()
+        await worker.ended
+        await reading
 
 
 async def test_worker_starts_with_ordinary_signals() -> None:
