@@ -144,8 +144,9 @@ class Clients:
         client.in_flight -= 1
         client.tokens -= tokens
         self._requests.labels(client.label, outcome.value).inc()
-        if client.limit.tokens_per_s and outcome is not Outcome.LATE:
-            # What was not generated was not taken.
+        is_seen = not job.is_routed or outcome is Outcome.REFUSED
+        if client.limit.tokens_per_s and outcome is not Outcome.LATE and is_seen:
+            # What was not generated was not taken; what a client only reports may be more.
             unused = max(0, job.max_output_tokens - job.output_tokens)
             client.next_token_s -= unused / client.limit.tokens_per_s
         is_refused = outcome is Outcome.REFUSED and job.reason == REASON_DEADLINE

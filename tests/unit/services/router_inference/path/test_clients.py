@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from services.common.errors import DomainError, ResourceExhaustedError
+from services.router_inference.job import Outcome
+from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.overload import on_time_share, overload
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -58,6 +60,18 @@ async def test_a_rate_allows_a_burst_of_a_second_and_no_more() -> None:
     seconds = rig.clock.monotonic_s() - 1_000.0
     assert refused == {"CLIENT_RATE"}
     assert answered == pytest.approx(10.0 * (seconds + 1.0), abs=2.0)
+
+
+@scenario
+async def test_a_claim_gives_no_tokens_back() -> None:
+    """What a client routes and reports as an empty answer costs what it might have taken."""
+    rig = limited(tokens_per_s=100.0)
+    leases = rig.core.leases
+    routed = leases.route(rig.job(client="one", prompt=None, max_output_tokens=150))
+    leases.close(routed.ticket, Report(Outcome.ON_TIME, None, 0, None))
+    with pytest.raises(ResourceExhaustedError) as caught:
+        leases.route(rig.job(client="one", prompt=None, max_output_tokens=150))
+    assert caught.value.reason == "CLIENT_TOKENS"
 
 
 @scenario
