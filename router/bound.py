@@ -115,7 +115,7 @@ class BoundDecision:
             bind: makes the call; in plain Python if there is none.
         """
         count = len(fleet.tier_C)
-        scratch = feature_scratch(count, np.zeros)
+        scratch = feature_scratch(count)
         decided = scratch.seen._replace(score_C=np.zeros(count))
         features_CF = np.zeros((count, FEATURE_COUNT), np.float32)
         allowed_C = np.zeros(count, np.bool_)

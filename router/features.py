@@ -11,8 +11,8 @@ score on the way, on the load as it is seen. The features are computed on the lo
 the *prior* says there: the scheduled price where parameters come with a table
 (`router/policies/scheduled_price.py`), else price.
 
-The kernel uses only `len`, chained indexing, `math` and scalars: it runs on numpy arrays and on
-lists alike, and the simulator compiles this very function.
+The kernel uses only `len`, chained indexing, `math` and scalars: it runs on arrays and on memory
+views alike, and router and simulator compile this very function.
 
 Shape letters: K tasks, C candidates, F features, P parameters of the price.
 """
@@ -21,18 +21,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from router import kernels, shortlist, slowdown
-from router.ledger import LoadArrays
+from router.ledger import LoadArrays, zero_load
 from router.policies import price, scheduled_price, scores
 from router.policies.scores import Query, Scratch
 from router.shortlist import Shortlist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
     from numpy.typing import NDArray
 
     from router.fleet import FleetArrays
@@ -188,14 +187,14 @@ class FeatureScratch(NamedTuple):
     listed: Shortlist
 
 
-def feature_scratch(candidate_count: int, zeros: Callable[[int], Any]) -> FeatureScratch:
-    """Returns working space made of `zeros(candidate_count)`: arrays or lists."""
+def feature_scratch(candidate_count: int) -> FeatureScratch:
+    """Returns working space."""
     return FeatureScratch(
-        scores.scratch(candidate_count, zeros),
-        LoadArrays(*(zeros(candidate_count) for _ in LoadArrays._fields)),
-        scores.scratch(candidate_count, zeros),
-        zeros(candidate_count),
-        Shortlist(*(zeros(candidate_count) for _ in Shortlist._fields)),
+        scores.scratch(candidate_count),
+        zero_load(candidate_count),
+        scores.scratch(candidate_count),
+        np.zeros(candidate_count),
+        Shortlist(*(np.zeros(candidate_count) for _ in Shortlist._fields)),
     )
 
 
@@ -368,7 +367,7 @@ def _fill(
     event_tokens = query.event_tokens
     mean_prompt = clip(scores.mean_prompt(query), 0.0, 1e9)
 
-    # Looked up once: on the live path these are lists, and every lookup of a field costs.
+    # Looked up once: in plain Python every lookup of a field costs.
     predicted_s_C, backlog_s_C, probability_C, price_C = prior
     count = len(fleet.tier_C)
     tier_C = fleet.tier_C

@@ -9,7 +9,8 @@ The linear term on the features lets a score that is already good (a price score
 through, so that the layers need to learn only what it lacks. No weight depends on a candidate's
 place, so candidates may come and go.
 
-A plain function of float32 arrays: numpy runs it on the request path, the simulator compiles it.
+Plain functions of float32 arrays, compiled for router and simulator; numpy runs them where there is
+no compiler.
 Shape letters: C candidates, F features, H hidden units, G = 2 H, P = H + F.
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 NOT_LISTED: Final = -1e9
+"""Value of a candidate that the network did not look at."""
 
 
 def q_values(

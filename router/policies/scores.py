@@ -7,8 +7,8 @@ highest allowed one is chosen:
 
 `s` is a `Scratch` whose predictions are filled before (`predict`); the kernel fills the scores, and
 P(on time) if it weighs it. Candidates that are not allowed may get any score: the choice skips
-them. Kernels are plain functions in the manner of `router.kernels`: live policies call them on
-lists, the simulator compiles them.
+them. Kernels are plain functions in the manner of `router.kernels`, which router and simulator
+compile.
 
 Shape letters: K tasks, C candidates, P parameters.
 """
@@ -16,14 +16,13 @@ Shape letters: K tasks, C candidates, P parameters.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from router import kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
     from numpy.typing import NDArray
 
     from router.fleet import FleetArrays
@@ -76,7 +75,7 @@ class Query(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What a decision rests on and what it comes to, [C] each: arrays, or lists.
+    """What a decision rests on and what it comes to, [C] each.
 
     Attributes:
         predicted_s_C: predicted time to the deadline's event, seconds.
@@ -91,9 +90,9 @@ class Scratch(NamedTuple):
     score_C: NDArray[np.float64]
 
 
-def scratch(candidate_count: int, zeros: Callable[[int], Any]) -> Scratch:
-    """Returns working space made of `zeros(candidate_count)`: arrays or lists."""
-    return Scratch(*(zeros(candidate_count) for _ in Scratch._fields))
+def scratch(candidate_count: int) -> Scratch:
+    """Returns working space."""
+    return Scratch(*(np.zeros(candidate_count) for _ in Scratch._fields))
 
 
 def usable_device_count(fleet: FleetArrays) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import psutil
 
@@ -69,6 +71,12 @@ def process_cpu_s(pid: int) -> float:
     """CPU seconds of all threads of a process so far, ended ones included (Linux)."""
     # Number of another process's CPU clock, as the C library's clock_getcpuclockid makes it.
     return time.clock_gettime((~pid << 3) | _CPU_CLOCK_OF_A_PROCESS)
+
+
+async def save(report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Writes a report as JSON."""
+    text = json.dumps(report, indent=1) + "\n"
+    await asyncio.to_thread(path.write_text, text, encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

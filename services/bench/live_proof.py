@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import json
 import pathlib
 import resource
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import psutil
 
 from router.folders import checkout
-from services.bench.bench import process_cpu_s
+from services.bench.bench import process_cpu_s, save
 from services.bench.live_report import BESIDE, compare, show
 from services.bench.routers import LEARNED, PROFILE
 from services.common.channels import open_channel
@@ -247,8 +246,7 @@ def _say(text: str) -> None:
 async def _run(plan: Plan, path: pathlib.Path | None) -> int:
     report = await prove(plan)
     if path is not None:
-        text = json.dumps(report, indent=1) + "\n"
-        await asyncio.to_thread(path.write_text, text, encoding="utf-8")
+        await save(report, path)
     print(show(report))
     return 0
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import math
 import pathlib
 import shutil
@@ -27,7 +26,7 @@ import httpx
 import uvloop
 
 from router.folders import checkout, work_folder
-from services.bench.bench import SUITES, Bench, Server
+from services.bench.bench import SUITES, Bench, Server, save
 from services.bench.hop import Subject, make_subjects
 from services.bench.load import Ask, cpu_per_request_s, infer, latencies_s
 from services.local import probes
@@ -235,8 +234,7 @@ async def _run(suite: str, with_litellm: bool, path: pathlib.Path | None) -> int
         report["missing"]["LiteLLM"] = reason
     report |= {"commit": facts.commit(checkout()), "machine": facts.machine(), "at": facts.now()}
     if path is not None:
-        text = json.dumps(report, indent=1) + "\n"
-        await asyncio.to_thread(path.write_text, text, encoding="utf-8")
+        await save(report, path)
     print(show(report))
     return 0
 

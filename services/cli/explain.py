@@ -28,8 +28,7 @@ def explain(
 ) -> None:
     """Show the numbers of a decision: every candidate's score, prediction and load.
 
-    Routers keep their last decisions, some thousands each. Workers of one port keep their own: ask
-    again if another one answered.
+    Routers keep their last decisions, some thousands each.
     """
     addresses = resolve(mesh, router).routers
     if not addresses:

@@ -50,7 +50,6 @@ from tests.waiting import until_sync
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(300)]
 
 _START_TIMEOUT_S = 120.0
-_GRPC_SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
 _EXAMPLE_PORT = "127.0.0.1:7410"
 _README_DEADLINES = re.compile(r'deadline(_s=|": ")0\.5')
 

@@ -243,7 +243,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
-    scratch = feature_scratch(candidates, np.zeros)
+    scratch = feature_scratch(candidates)
     decided = scratch.seen._replace(score_C=np.zeros(candidates))
     allowed_C = np.zeros(candidates, np.bool_)
     features_CF = np.zeros((candidates, FEATURE_COUNT), np.float32)

@@ -95,7 +95,7 @@ def compute_scores(
     params_P: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Returns a kernel's scores as an array [C]."""
-    s = scores.scratch(len(allowed_C), np.zeros)
+    s = scores.scratch(len(allowed_C))
     scores.predict(fleet, load, query, s)
     kernel(fleet, load, allowed_C, query, params_P, s)
     return s.score_C

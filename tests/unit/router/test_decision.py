@@ -46,8 +46,8 @@ def seen(rng: np.random.Generator) -> Seen:
 
 def decided(rule: Rule, state: Seen) -> int:
     """Returns what `decide` chooses on arrays."""
-    allowed_C, s = np.ones(COUNT, np.bool_), scratch(COUNT, np.zeros)
-    working = features.feature_scratch(COUNT, np.zeros)
+    allowed_C, s = np.ones(COUNT, np.bool_), scratch(COUNT)
+    working = features.feature_scratch(COUNT)
     features_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
     return decision.decide(
         rule.row,

@@ -48,7 +48,7 @@ def computed(
     fleet = fleets.fleet(device_count, speed=speed)
     count = fleet.candidate_count
     out_CF = np.full((count, features.FEATURE_COUNT), np.nan, dtype=np.float32)
-    scratch = features.feature_scratch(count, np.zeros)
+    scratch = features.feature_scratch(count)
     features.compute_features(
         fleet.arrays,
         load,

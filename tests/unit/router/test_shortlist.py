@@ -43,7 +43,7 @@ def bound_to_load(
 def features_of_all(bound: BoundDecision) -> NDArray[np.float32]:
     """Returns every candidate's features of the decision just taken."""
     b, out_CF = bound.board, np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
-    scratch = features.feature_scratch(COUNT, np.zeros)
+    scratch = features.feature_scratch(COUNT)
     features.compute_features(
         b.fleet, b.seen, b.own, b.allowed_C, QUERY, b.params_P, scratch, True, out_CF
     )

@@ -135,7 +135,7 @@ def test_a_stretched_query_reads_as_one_to_slower_devices(with_table: bool) -> N
             allowed_C,
             query,
             params_P,
-            feature_scratch(fleet.candidate_count, np.zeros),
+            feature_scratch(fleet.candidate_count),
             False,
             out_CF,
         )

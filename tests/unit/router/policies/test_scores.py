@@ -81,14 +81,14 @@ def test_a_preferred_tier_wins_then_lower_ones_then_higher_ones() -> None:
     fleet, load = fleets.fleet(2).arrays, zero_load(6)
     load.in_flight_C[1] = 8.0
     load.remaining_output_tokens_C[1] = 64.0
-    s = scores.scratch(6, np.zeros)
+    s = scores.scratch(6)
     scores.predict(fleet, load, QUERY, s)
     scores.prefer_tier(fleet, 1.0, s)
     assert np.argsort(-s.score_C).tolist() == [4, 1, 3, 0, 5, 2]
 
 
-def test_scratch_is_made_of_what_it_is_given() -> None:
-    """The live path keeps lists, the simulator arrays; no two fields share one."""
-    s = scores.scratch(2, lambda count: [0.0] * count)
+def test_no_two_fields_of_the_scratch_share_an_array() -> None:
+    """A score that is written is no prediction."""
+    s = scores.scratch(2)
     s.score_C[0] = 1.0
-    assert list(s) == [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    assert [column.tolist() for column in s] == [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]

@@ -68,8 +68,8 @@ def test_scores_and_choices_agree(name: str) -> None:
     plain_P = params_P.copy()
     for _ in range(60):
         load, allowed_C, query = random_state(rng)
-        arrays = scores.scratch(COUNT, np.zeros)
-        plain = scores.scratch(COUNT, np.zeros)
+        arrays = scores.scratch(COUNT)
+        plain = scores.scratch(COUNT)
         compiled.twin(scores).predict(FLEET.arrays, load, query, arrays)
         compiled.twin(table).score(
             table.ROW[name], FLEET.arrays, load, allowed_C, query, params_P, arrays
@@ -121,7 +121,7 @@ def test_features_agree() -> None:
         results = []
         for module in (features, compiled.features):
             out_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
-            scratch = features.feature_scratch(COUNT, np.zeros)
+            scratch = features.feature_scratch(COUNT)
             module.compute_features(
                 FLEET.arrays, load, own, allowed_C, q, PRICE_DEFAULTS_P, scratch, False, out_CF
             )
