@@ -53,7 +53,7 @@ class Ask:
         quality_floor: lowest quality accepted.
         tier: name of the only tier to use; empty = any.
         request_id: the client's id; empty = the router makes one.
-        call_left_s: time until the gRPC call's own deadline, seconds.
+        call_left_s: time until the gRPC call ends by its own time limit, seconds.
         waited_s: how long the call waited before it was seen here, as far as it says, seconds.
         is_stream: True if the answer is streamed.
         metadata: the call's metadata, for the trace context.

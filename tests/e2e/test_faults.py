@@ -112,6 +112,7 @@ def _answers(mesh: Mesh) -> bool:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.RouterInferenceServiceStub(channel)
             spec = pb.GenerationSpec(prompt="are you back", task="piqa")
+            spec.deadline.FromSeconds(2)
             try:
                 stub.Generate(pb.GenerateRequest(spec=spec), timeout=2.0)
             except grpc.RpcError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.answer, self.delay_s, self.refuse, self.tier = answer, delay_s, refuse, tier
         self.specs: list[pb.GenerationSpec] = []
         self.metadata: list[dict[str, Any]] = []
+        self.time_left_s: list[float] = []
         self.reports: list[pb.ReportOutcomeRequest] = []
         self.peers: set[str] = set()
         self.cancelled_count = 0
@@ -99,6 +101,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
     async def _serve(self, spec: pb.GenerationSpec, context: Any) -> str:
         self.specs.append(spec)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.time_left_s.append(context.time_remaining() or math.inf)
         self.peers.add(context.peer())
         reason = self.refuse(spec)
         if reason:

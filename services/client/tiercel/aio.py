@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,8 +24,8 @@ from tiercel.tracing import client_span
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-DEFAULT_TIMEOUT_S = 30.0
-"""Limit of a call without a deadline of its own."""
+DEFAULT_TIMEOUT_S = 300.0
+"""When a call without a deadline of its own is given up: far beyond a task's deadline."""
 TIMEOUT_KEY = "tiercel-timeout-ms"
 """Metadata of a call: the time limit it began with, whole milliseconds."""
 GRACE_S = 0.25
@@ -33,6 +34,7 @@ WAIT_SLACK_S = 5.0
 """How long after a call's limit gRPC may take to end it before the client does."""
 
 ReplyT = TypeVar("ReplyT")
+Metadata = tuple[tuple[str, str], ...]
 
 
 class AsyncClient:
@@ -61,7 +63,8 @@ class AsyncClient:
 
         Args:
             addresses: Router addresses, host:port, or one address.
-            timeout_s: Limit of calls that have no deadline, above 0 s.
+            timeout_s: When a call without a deadline of its own is given up, above 0 s. It is no
+                deadline: the task's holds. Set it above the longest deadline of your tasks.
             connections: Connections to each address, used in turn. More of them spread calls more
                 evenly over the processes behind an address; a router of one process needs only 1.
             root_certificates: PEM file of the roots that signed the routers' certificates: calls go
@@ -93,7 +96,7 @@ class AsyncClient:
             connection: pb_grpc.RouterInferenceServiceStub(connection.channel)
             for connection in self._pool.connections
         }
-        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._metadata: Metadata = ()
         if api_key is not None:
             if credentials is None and not all(is_loopback(each) for each in lines):
                 raise ValueError("api_key: is not sent in plain text; give root_certificates")
@@ -140,9 +143,10 @@ class AsyncClient:
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateRequest(spec=spec)
         with client_span(self._tracer_provider, "Generate", task) as (metadata, trace_id):
-            stated = self._stating(self.limit_s(options.get("deadline_s")), metadata)
             response = await self._unary(
-                lambda stub, timeout_s: stub.Generate(request, timeout=timeout_s, metadata=stated),
+                lambda stub, timeout_s, stated: stub.Generate(
+                    request, timeout=timeout_s, metadata=(*(metadata or ()), *stated)
+                ),
                 options.get("deadline_s"),
             )
         return convert.answer_of(response.completion, response.text, trace_id)
@@ -179,8 +183,8 @@ class AsyncClient:
         request = convert.route_request(task, prompt_token_count, **options)
         with client_span(self._tracer_provider, "Route", task) as (metadata, _):
             response = await self._unary(
-                lambda stub, timeout_s: stub.Route(
-                    request, timeout=timeout_s, metadata=(*(metadata or ()), *self._metadata)
+                lambda stub, timeout_s, stated: stub.Route(
+                    request, timeout=timeout_s, metadata=(*(metadata or ()), *stated)
                 )
             )
         return convert.ticket_of(response)
@@ -198,19 +202,20 @@ class AsyncClient:
         request = convert.outcome_request(**outcome)
         with client_span(self._tracer_provider, "ReportOutcome", "") as (metadata, _):
             await self._unary(
-                lambda stub, timeout_s: stub.ReportOutcome(
-                    request, timeout=timeout_s, metadata=(*(metadata or ()), *self._metadata)
+                lambda stub, timeout_s, stated: stub.ReportOutcome(
+                    request, timeout=timeout_s, metadata=(*(metadata or ()), *stated)
                 )
             )
 
     async def _unary(
         self,
-        call: Callable[[Any, float], Awaitable[ReplyT]],
+        call: Callable[[Any, float, Metadata], Awaitable[ReplyT]],
         deadline_s: float | None = None,
     ) -> ReplyT:
         """Calls the routers in turn until one is reached; raises a TiercelError."""
         self._check_usable()
-        end_s = time.monotonic() + self.limit_s(deadline_s)
+        limit_s = self.limit_s(deadline_s)
+        end_s = time.monotonic() + limit_s
         failure: grpc.aio.AioRpcError | None = None
         for connection in self._pool.attempts():
             left_s = end_s - time.monotonic()
@@ -218,7 +223,7 @@ class AsyncClient:
                 break
             try:
                 async with self._bounded(left_s):
-                    return await call(self._stubs[connection], left_s)
+                    return await call(self._stubs[connection], *self._timing(limit_s, left_s))
             except grpc.aio.AioRpcError as error:
                 failure = self._judge(error, connection)
         assert failure is not None  # the pool is never empty
@@ -230,14 +235,17 @@ class AsyncClient:
         """Streams from the first router that is reached; never starts again after a message."""
         self._check_usable()
         limit_s = self.limit_s(deadline_s)
-        end_s, stated = time.monotonic() + limit_s, self._stating(limit_s, metadata)
+        end_s = time.monotonic() + limit_s
         failure: grpc.aio.AioRpcError | None = None
         for connection in self._pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
             stub: Any = self._stubs[connection]
-            call = stub.GenerateStream(request, timeout=left_s, metadata=stated)
+            timeout_s, stated = self._timing(limit_s, left_s)
+            call = stub.GenerateStream(
+                request, timeout=timeout_s, metadata=(*(metadata or ()), *stated)
+            )
             started = False
             try:
                 responses = aiter(call)
@@ -265,16 +273,18 @@ class AsyncClient:
         return error
 
     def limit_s(self, deadline_s: float | None) -> float:
-        """Returns how long a call with this deadline may take, seconds."""
+        """Returns when a call with this deadline is given up, seconds from its start."""
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
 
-    def _stating(self, timeout_s: float, metadata: Any) -> tuple[tuple[str, str], ...]:
-        """Adds who calls, and what gRPC does not tell a server: the limit that a call began with.
+    def _timing(self, limit_s: float, left_s: float) -> tuple[float, Metadata]:
+        """Returns an attempt's time limit, and metadata: who calls, and the limit it began with.
 
-        What is left of it when a router sees the call is how long the call waited on its way.
+        gRPC does not tell a server the latter. What is left of it when a router sees the call is
+        how long the call waited, other routers included that were tried before.
         """
-        stated = (TIMEOUT_KEY, str(round(timeout_s * 1e3)))
-        return (*(metadata or ()), *self._metadata, stated)
+        sent_s, timeout_s = _as_sent_s(left_s)
+        began_with_s = sent_s + (limit_s - left_s)
+        return timeout_s, (*self._metadata, (TIMEOUT_KEY, str(round(began_with_s * 1e3))))
 
     def _check_usable(self) -> None:
         """Raises ClientUnusableError rather than have a call hang."""
@@ -300,3 +310,15 @@ class AsyncClient:
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             raise errors.unusable("CLIENT_CLOSED") from None
+
+
+def _as_sent_s(left_s: float) -> tuple[float, float]:
+    """Returns what gRPC sends of a time limit, and a limit that is sent as just that.
+
+    It sends three digits, rounded up. What is added so on the way (a second of five minutes) would
+    hide from a router that the call waited. From half a step below nothing is added by surprise.
+    """
+    left_s = max(left_s, 1e-3)
+    step_s = max(1e-3, 10.0 ** (math.floor(math.log10(left_s)) - 2))
+    sent_s = math.ceil(left_s / step_s) * step_s
+    return sent_s, sent_s - step_s / 2

@@ -135,20 +135,15 @@ class Validator:
         return cutoff_s
 
     def _slack_s(self, ask: Ask, default_s: float) -> float:
-        """Returns the time until the request's deadline, else the call's, else the task's.
+        """Returns the time until the request's deadline, else the task's.
 
-        It never goes beyond the call's own end, and what a call waited before it was seen here is
-        spent: a deadline is the caller's. So it may be below 0.
+        A call's own time limit is set by libraries, not wished for by people: no deadline, but
+        nothing goes beyond its end. What a call waited before it was seen here is spent, since a
+        deadline is the caller's. So it may be below 0.
         """
-        call_left_s = ask.call_left_s
-        if ask.deadline_s is not None:
-            slack_s = ask.deadline_s - ask.waited_s
-        elif call_left_s is not None:
-            # Some clients set hours on every call; that is bounded, not refused.
-            slack_s = min(call_left_s, self._limits.max_deadline_s)
-        else:
-            slack_s = default_s - ask.waited_s
-        return slack_s if call_left_s is None else min(slack_s, call_left_s)
+        asked_s = default_s if ask.deadline_s is None else ask.deadline_s
+        slack_s = asked_s - ask.waited_s
+        return slack_s if ask.call_left_s is None else min(slack_s, ask.call_left_s)
 
     def _check(self, ask: Ask, prefix: str) -> float:
         """Returns the number of prompt tokens.

@@ -162,6 +162,20 @@ async def test_the_trace_context_goes_along() -> None:
     assert all("tiercel-timeout-ms" in metadata for metadata in router.metadata)
 
 
+@pytest.mark.parametrize("limit_s", [0.1234, 0.65, 1.003, 10.65, 30.0, 299.6, 300.0])
+async def test_a_call_that_did_not_wait_does_not_look_as_if_it_had(limit_s: float) -> None:
+    """What gRPC rounds away on the way is in what is stated, so a router sees waits and no more."""
+    router = FakeRouter()
+    server, address = await serve(router)
+    async with AsyncClient(address, timeout_s=limit_s) as client:
+        await client.generate("ab", task="sort")
+    await server.stop(0)
+    stated_s = float(router.metadata[0]["tiercel-timeout-ms"]) / 1e3
+    assert stated_s == pytest.approx(limit_s, rel=0.01)
+    # It takes a moment here, which is a wait; what was added by rounding would be below 0.
+    assert -0.002 < stated_s - router.time_left_s[0] < 0.1
+
+
 async def test_options_no_message_can_carry_are_value_errors() -> None:
     """Bad options are refused before a call is made."""
     async with AsyncClient("127.0.0.1:1") as client:
