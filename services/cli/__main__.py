@@ -14,9 +14,12 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # gRPC reads it when it is imported, and else tells of every child started beside its threads.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from services.cli.app import run
+    try:
+        from services.cli.app import INTERRUPTED_EXIT_CODE, run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # while it still imports
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 if __name__ == "__main__":

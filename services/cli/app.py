@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from services.cli.files import read_bytes
 from services.common.access.caller import (
@@ -25,6 +26,7 @@ from services.local.errors import CommandError
 
 COMMANDS = (
     "up",
+    "serve",
     "demo",
     "generate",
     "status",
@@ -44,20 +46,46 @@ COMMANDS = (
     "setup_triton",
 )
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""
+_LOOKS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 INTERRUPTED_EXIT_CODE = 130
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it cannot parse; it does not export the class itself."""
 
 
+class _Commands(TyperGroup):
+    """Imports a command's module once the command is asked for: a router starts within a second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Returns the names of all commands, in the order of the help text."""
+        return [name.replace("_", "-") for name in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Returns a command, None if there is none of the name."""
+        module = cmd_name.replace("-", "_")
+        if module in COMMANDS and cmd_name not in self.commands:
+            alone = typer.Typer(**_LOOKS)
+            alone.callback()(lambda: None)  # with one, a single command stays a group's command
+            importlib.import_module(f"services.cli.{module}").register(alone)
+            group = typer.main.get_group(alone)
+            self.commands = {**self.commands, **group.commands}
+        return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Returns what the arguments name; a name with a slip gets a suggestion."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known:
+            self.commands = {name: self.get_command(ctx, name) for name in known}
+        return super().resolve_command(ctx, args)
+
+
 def make_app() -> typer.Typer:
-    """Builds the command out of its modules."""
+    """Builds the command; its parts are imported as they are asked for."""
     app = typer.Typer(
         name="tiercel",
         help="Learned best-effort serving mesh for LLMs.",
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        cls=_Commands,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        **_LOOKS,
     )
 
     @app.callback()
@@ -86,8 +114,6 @@ def make_app() -> typer.Typer:
             given[API_KEY_VARIABLE] = text.strip()
         os.environ.update({name: value for name, value in given.items() if value})
 
-    for name in COMMANDS:
-        importlib.import_module(f"services.cli.{name}").register(app)
     return app
 
 
@@ -111,6 +137,9 @@ def run(arguments: Sequence[str]) -> int:
     except CommandError as error:
         return _complain(str(error), error.exit_code)
     except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group alone is a question, no mistake
+            print(error.format_message())
+            return 0
         message = error.format_message().replace("\n", " ")
         where = getattr(error.ctx, "command_path", "tiercel")
         return _complain(f"{message.rstrip('.')} (see: {where} --help)", error.exit_code)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from services.calibrate.calibration import calibrate as measure
 from services.calibrate.result import Calibration
 from services.calibrate.tiers import LiveTier, tiers_of_mesh
-from services.cli.options import JsonOption, MeshOption, MonitorOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.local.target import resolve
 
@@ -33,10 +33,11 @@ def calibrate(
     out: Annotated[pathlib.Path, typer.Option(help="Profile file to write.")] = DEFAULT_OUT,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how long an iteration of each tier takes; nothing else should load the mesh."""
-    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor))
+    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor, config=config))
     measured = asyncio.run(with_bar(tiers, name, run_s, seed, hidden=as_json))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(measured.to_toml(), encoding="utf-8")

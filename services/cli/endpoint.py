@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import JsonOption, MeshOption, MonitorOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.common.addresses import parse_address
 from services.common.times import duration_of
@@ -30,10 +30,13 @@ def register(app: typer.Typer) -> None:
 
 
 def list_endpoints(
-    mesh: MeshOption = "", monitor: MonitorOption = "", as_json: JsonOption = False
+    mesh: MeshOption = "",
+    config: ConfigOption = None,
+    monitor: MonitorOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """List the endpoints as the load monitor sees them."""
-    address = resolve(mesh, load_monitor=monitor).need("load_monitor")
+    address = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     reply = call("load monitor", address, "GetSystemState", pb.GetSystemStateRequest())
     found = [endpoint_facts(each) for each in reply.state.endpoints]
     if as_json:
@@ -52,6 +55,7 @@ def add(
     profile: Annotated[str, typer.Option(help="Latency profile [default: the mesh's].")] = "",
     metrics: Annotated[str, typer.Option(help="Address of its Prometheus metrics.")] = "",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     monitor: MonitorOption = "",
 ) -> None:
     """Add an endpoint; it gets traffic once it is ready."""
@@ -67,7 +71,7 @@ def add(
         profile=profile,
         metrics_address=metrics,
     )
-    where = resolve(mesh, load_monitor=monitor).need("load_monitor")
+    where = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     call("load monitor", where, "AddEndpoint", pb.AddEndpointRequest(endpoint=endpoint))
     note(f"endpoint {name} added")
 
@@ -76,12 +80,13 @@ def remove(
     name: Annotated[str, typer.Argument(help="Name of the endpoint.")],
     drain: Annotated[float, typer.Option(help="Seconds it may finish what it has.")] = 10.0,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     monitor: MonitorOption = "",
 ) -> None:
     """Take an endpoint out: it finishes what it has and gets nothing new."""
     if not 0 <= drain <= 3600:
         raise InputError(f"--drain: must be 0 to 3600 seconds, got {drain:g}")
-    where = resolve(mesh, load_monitor=monitor).need("load_monitor")
+    where = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     request = pb.RemoveEndpointRequest(endpoint=name, drain=duration_of(drain))
     call("load monitor", where, "RemoveEndpoint", request)
     note(f"endpoint {name} drains and leaves")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import JsonOption, MeshOption, RouterOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, print_json, table
 from services.common.times import seconds_of
 from services.local.calls import call
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
 def explain(
     request_id: Annotated[str, typer.Argument(help="Id of the request.")],
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     router: RouterOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -30,7 +31,7 @@ def explain(
 
     Routers keep their last decisions, some thousands each.
     """
-    addresses = resolve(mesh, router).routers
+    addresses = resolve(mesh, router, config=config).routers
     if not addresses:
         raise CommandError("no router to ask; is the mesh up? (tiercel up)")
     found = facts(_ask(addresses, pb.ExplainDecisionRequest(request_id=request_id)))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.options import JsonOption, MeshOption, RouterOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
 from services.common.access.caller import Caller
 from services.local.errors import CommandError, InputError
@@ -41,6 +41,7 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
     router: RouterOption = None,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt inside its deadline and say which tier did it."""
@@ -49,7 +50,7 @@ def generate(
     task = task or next((t for prefix, t in PREFIX_TASKS.items() if prompt.startswith(prefix)), "")
     if not task:
         raise InputError("--task: this prompt does not name its task; give --task")
-    routers = need_routers(resolve(mesh, router))
+    routers = need_routers(resolve(mesh, router, config=config))
     options: dict[str, Any] = {
         "task": task,
         "deadline_s": deadline,

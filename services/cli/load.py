@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from router.documents import parse_toml
 from router.types import InvalidFileError
-from services.cli.options import JsonOption, MeshOption, RouterOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
 from services.common.files import read_text
 from services.loadgen.arrivals import ArrivalsError, square_wave
@@ -77,6 +77,7 @@ def load(
     out: Annotated[pathlib.Path, typer.Option(help="Records file to write.")] = DEFAULT_OUT,
     router: RouterOption = None,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send requests on schedule whatever happens, and account for every one of them."""
@@ -84,7 +85,7 @@ def load(
         if spec is not None:
             run = read_spec(spec)
         else:
-            target = resolve(mesh, router)
+            target = resolve(mesh, router, config=config)
             shape = _phases(rate, duration, phases, square)
             fields = {
                 "router_addresses": list(need_routers(target)),

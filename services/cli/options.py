@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Annotated
 
 import typer
@@ -9,6 +10,10 @@ import typer
 MeshOption = Annotated[
     str,
     typer.Option("--mesh", help="Name of a mesh started here [default: the one that runs]."),
+]
+ConfigOption = Annotated[
+    pathlib.Path | None,
+    typer.Option("--config", help="Settings file of a mesh started by hand."),
 ]
 RouterOption = Annotated[
     list[str] | None,

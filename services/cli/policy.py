@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.files import read_bytes, shipped_file
-from services.cli.options import JsonOption, MeshOption, RouterOption, TrainerOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption, TrainerOption
 from services.cli.output import console, note, print_json, table
 from services.cli.policy_facts import SNAPSHOT_SUFFIX, snapshot_facts
 from services.local.calls import call
@@ -47,12 +47,13 @@ def register(app: typer.Typer) -> None:
 
 def list_policies(
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     router: RouterOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """List every policy the mesh can use, and the one each router uses."""
-    target = resolve(mesh, router, trainer=trainer)
+    target = resolve(mesh, router, trainer=trainer, config=config)
     in_use = {each: _in_use(each) for each in target.routers}
     known = _registry(target) if target.trainer else []
     if as_json:
@@ -72,11 +73,12 @@ def list_policies(
 def show(
     policy: PolicyArgument,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show what is known about a policy: origin, scores, what it was trained for."""
-    facts = _facts(policy, lambda: resolve(mesh, trainer=trainer))
+    facts = _facts(policy, lambda: resolve(mesh, trainer=trainer, config=config))
     if as_json:
         print_json(facts)
         return
@@ -87,13 +89,14 @@ def diff(
     policy_a: PolicyArgument,
     policy_b: PolicyArgument,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show in what two policies differ."""
 
     def target() -> Target:
-        return resolve(mesh, trainer=trainer)
+        return resolve(mesh, trainer=trainer, config=config)
 
     facts_a, facts_b = _facts(policy_a, target), _facts(policy_b, target)
     rows = {
@@ -117,12 +120,13 @@ def publish(
     ],
     description: Annotated[str, typer.Option(help="Where it comes from.")] = "",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Put a snapshot into the mesh's registry; nothing uses it yet."""
     path = shipped_file(POLICIES, snapshot, "SNAPSHOT")
-    address = resolve(mesh, trainer=trainer).need("trainer")
+    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     request = trainer_pb.PublishPolicyRequest(
         snapshot=read_bytes(path), description=description or f"published from {path.name}"
     )
@@ -137,11 +141,12 @@ def publish(
 def promote(
     policy: Annotated[str, typer.Argument(help="Version, or a name for its newest version.")],
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Move a published policy a stage on: the mesh uses it if the simulator finds it no worse."""
-    address = resolve(mesh, trainer=trainer).need("trainer")
+    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     name, version = _named(address, policy)
     request = trainer_pb.PromotePolicyRequest(
         policy=name, policy_version=version, through_gate=True
@@ -160,12 +165,13 @@ def use(
     policy: Annotated[str, typer.Argument(help="Name, for instance greedy, price, dqn.")],
     version: Annotated[str, typer.Option(help="Version [default: the newest].")] = "",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     router: RouterOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make the whole mesh use a policy, or with --router only these routers."""
-    target = resolve(mesh, router, trainer=trainer)
+    target = resolve(mesh, router, trainer=trainer, config=config)
     used = switch_policy(target, policy, version)
     if as_json:
         print_json(used)
@@ -176,11 +182,12 @@ def use(
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Go back to the policy that was active before."""
-    address = resolve(mesh, trainer=trainer).need("trainer")
+    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     request = trainer_pb.RollbackPolicyRequest(reason=reason)
     reply = call("trainer", address, "RollbackPolicy", request)
     active = _info(reply.active)

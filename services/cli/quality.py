@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from services.calibrate.quality import QualityMeasurement, measure_quality
 from services.calibrate.tiers import LiveTier, tiers_of_mesh
-from services.cli.options import JsonOption, MeshOption, MonitorOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.local.target import resolve
 from trainer.reference_tiers import tasks as reference_tasks
@@ -33,10 +33,11 @@ def quality(
     out: Annotated[pathlib.Path, typer.Option(help="Quality file to write.")] = DEFAULT_OUT,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score every tier on held-out examples by exact match and write the quality table."""
-    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor))
+    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor, config=config))
     measured = asyncio.run(with_bars(tiers, examples, seed, hidden=as_json))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(

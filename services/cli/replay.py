@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import JsonOption, MeshOption, TrainerOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, TrainerOption
 from services.cli.output import note, print_json
 from services.local.calls import call
 from services.local.errors import InputError
@@ -39,6 +39,7 @@ def drop(
     until: Annotated[str, typer.Option(help="First moment to keep again [default: now].")] = "",
     everything: Annotated[bool, typer.Option("--all", help="Drop all of it.")] = False,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +51,7 @@ def drop(
         request.since_time.FromDatetime(_moment("--since", since))
     if until:
         request.until_time.FromDatetime(_moment("--until", until))
-    address = resolve(mesh, trainer=trainer).need("trainer")
+    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     reply = call("trainer", address, "DropReplay", request, DROP_TIMEOUT_S)
     if as_json:
         print_json({"dropped_count": reply.dropped_count, "kept_count": reply.kept_count})

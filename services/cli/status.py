@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from services.cli.endpoint import endpoint_facts, endpoint_table
-from services.cli.options import JsonOption, MeshOption, MonitorOption, RouterOption, TrainerOption
+from services.cli.options import (
+    ConfigOption,
+    JsonOption,
+    MeshOption,
+    MonitorOption,
+    RouterOption,
+    TrainerOption,
+)
 from services.cli.output import console, print_json, table
 from services.common.times import seconds_of
 from services.local.calls import call
-from services.local.errors import CommandError
+from services.local.errors import CommandError, InputError
 from services.local.target import Target, resolve
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
+
+PARTS = {"router": "routers", "monitor": "load_monitor", "trainer": "trainer"}
+"""What may be required, and where in the facts it stands."""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,21 +36,43 @@ def register(app: typer.Typer) -> None:
 
 def status(
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     router: RouterOption = None,
     monitor: MonitorOption = "",
     trainer: TrainerOption = "",
+    require: Annotated[
+        str,
+        typer.Option(help="Parts that must answer: router,monitor,trainer [default: those it has]"),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show routers, endpoints, policies and what is degraded; exit code 1 if no router answers."""
-    target = resolve(mesh, router, monitor, trainer)
+    """Show routers, endpoints, policies and what is degraded; exit code 1 if a part is gone."""
+    required = _required(require)
+    target = resolve(mesh, router, monitor, trainer, config=config)
     found = collect(target)
     if as_json:
         print_json(found)
     else:
         _show(found)
-    answering = [each for each in found["routers"] if "error" not in each]
-    if target.routers and not answering:
-        raise CommandError("no router answers")
+    gone = [part for part in required or PARTS if _is_gone(found, part, bool(required))]
+    if gone:
+        raise CommandError(f"no answer: {', '.join(gone)}")
+
+
+def _required(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise InputError(f"--require: {unknown[0]!r} is none of {', '.join(PARTS)}")
+    return parts
+
+
+def _is_gone(found: dict[str, Any], part: str, is_required: bool) -> bool:
+    """Says whether a part does not answer; of routers one is enough."""
+    facts = found.get(PARTS[part])
+    if not facts:
+        return is_required
+    return all("error" in each for each in (facts if part == "router" else [facts]))
 
 
 def collect(target: Target) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from services.cli.options import JsonOption, MeshOption, MonitorOption
+from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console
 from services.local.calls import connected
 from services.local.errors import CommandError
@@ -31,11 +31,12 @@ def register(app: typer.Typer) -> None:
 def top(
     seconds: Annotated[float, typer.Option(help="Stop after this long; 0 means by Ctrl-C.")] = 0.0,
     mesh: MeshOption = "",
+    config: ConfigOption = None,
     monitor: MonitorOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Watch rate, mix by tier, on-time share, quality, queues and policy version."""
-    address = resolve(mesh, load_monitor=monitor).need("load_monitor")
+    address = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     limit_s = seconds if seconds > 0 else LONGEST_S
     with connected("load monitor", address) as stub:
         try:
@@ -44,8 +45,6 @@ def top(
                 _print_lines(stream)
             else:
                 _draw(stream)
-        except KeyboardInterrupt:
-            return
         except Exception as error:
             if _is_time_limit(error) and seconds > 0:
                 return

@@ -85,10 +85,7 @@ async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:
         note("starting load monitor, trainer and router (compiled once, in about half a minute)")
         await mesh.start_services()
         _announce(mesh.manifest(), as_json)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return 0
+        await asyncio.Event().wait()
     return 0
 
 

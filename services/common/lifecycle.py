@@ -24,6 +24,7 @@ from services.common.settings import (
     SettingsModel,
     exit_with_settings_error,
     load_settings,
+    misspelled_variables,
 )
 from services.common.start_error import StartError
 from services.common.supervision import BackgroundTask, Supervisor
@@ -159,6 +160,8 @@ def run_service(
         )
         log_settings = getattr(settings, "log", LogSettings())
         configure_logging(service=name, log_format=log_settings.format, level=log_settings.level)
+        for wrong, right in misspelled_variables(settings_type, os.environ).items():
+            get_logger(name).warning("variable_ignored", variable=wrong, meant=right)
         application = build(settings)
     except SettingsError as error:
         exit_with_settings_error(error)

@@ -175,6 +175,20 @@ def load_settings(
     return settings
 
 
+def misspelled_variables(model: type[SettingsModel], environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables with one underscore where a section ends, each with the right name.
+
+    They are not followed: other programs may have variables of such names too.
+    """
+    return {
+        name: right
+        for section, inner in _sections(model).items()
+        for key in inner.model_fields
+        if (name := f"{ENVIRONMENT_PREFIX}{section}_{key}".upper()) in environ
+        and (right := f"{ENVIRONMENT_PREFIX}{section}__{key}".upper())
+    }
+
+
 def exit_with_settings_error(error: SettingsError) -> NoReturn:
     """Prints every mistake on standard error and ends the process with exit code 2."""
     sys.stderr.write("".join(f"{line}\n" for line in error.problems))

@@ -18,6 +18,8 @@ from services.local.errors import CommandError, InputError
 FILE_NAME = "mesh.json"
 DEFAULT_NAME = "default"
 ROOT_VARIABLE = "TIERCEL_RUN_ROOT"
+CONFIG_VARIABLE = "TIERCEL_CONFIG"
+"""Names the settings file of a mesh started by hand, where ``--config`` does not."""
 _NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from services.cli.app import run
+from services.cli.app import COMMANDS, run
 from tests.unit.services.cli.said import complaint
 
 
@@ -15,7 +18,42 @@ def test_without_arguments_it_says_what_it_can(capsys: pytest.CaptureFixture[str
     """The bare command is a question, not a mistake."""
     assert run([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("up", "generate", "top", "policy"))
+    assert all(f"\n  {name.replace('_', '-')} " in out for name in COMMANDS)
+
+
+def test_a_group_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the bare command does: on standard output, with its lines."""
+    assert run(["policy"]) == 0
+    assert "\nCommands:\n" in capsys.readouterr().out
+
+
+def test_a_slip_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    """Among all commands, though none was imported for it."""
+    assert run(["genrate"]) == 2
+    assert "Did you mean 'generate'?" in complaint(capsys)
+
+
+def test_an_interrupted_command_has_the_exit_code_of_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """128 and the signal's number, as shells have it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("services.cli.status.resolve", interrupted)
+    assert run(["status"]) == 130
+
+
+def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of commands, by what the installed script asks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli"],
+        env={**os.environ, "_TIERCEL_COMPLETE": "complete_bash", "COMP_WORDS": "tiercel expl",
+             "COMP_CWORD": "1"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["explain"]
 
 
 @pytest.mark.parametrize(

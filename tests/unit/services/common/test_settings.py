@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from services.common.settings import SettingsError, exit_with_settings_error, load_settings
+from services.common.settings import (
+    SettingsError,
+    exit_with_settings_error,
+    load_settings,
+    misspelled_variables,
+)
 from tests.unit.services.common.settings_file import MESH, Root, Write, problems
 
 
@@ -185,3 +190,15 @@ def test_a_folder_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
     assert problems(binary) == ["FILE: is not valid UTF-8"]
+
+
+def test_a_variable_with_one_underscore_is_told_from_those_of_others() -> None:
+    """The right name is given; a name that is no setting with two underscores is not ours."""
+    environ = {
+        "TIERCEL_LOAD_MONITOR_PERIOD_S": "1",
+        "TIERCEL_MESH_CONFIG": "x",
+        "TIERCEL_MESH": "m",
+    }
+    assert misspelled_variables(Root, environ) == {
+        "TIERCEL_LOAD_MONITOR_PERIOD_S": "TIERCEL_LOAD_MONITOR__PERIOD_S"
+    }
