@@ -39,6 +39,11 @@ BUSY ?= 5
 test-repeat: setup checkers $(KERNELS) ## the whole suite N times, the last BUSY of them beside a busy core
 	.venv/bin/python -m tests.repeat --runs $(N) --busy $(BUSY)
 
+TIMES ?= 5
+.PHONY: faults
+faults: setup $(KERNELS) ## every fault of docs/reliability.md TIMES times, in about half an hour; writes that page
+	.venv/bin/python -m tests.faults --times $(TIMES) --record
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import rules, protos
 	.venv/bin/ruff check .

@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, Any] = {
     "exact": np.float32,
     "rescued": np.bool_,
     "retries": np.int8,
+    "attempts": np.int8,
     "answered": np.bool_,
 }
 NAMED = ("phase", "task", "tier", "endpoint", "policy_version", "reason")
@@ -50,8 +51,8 @@ class RunRecords:
         columns: By name, each of shape [n]. ``intended_s`` is from the start of the run;
             ``latency_s`` counts from the intended send time to the answer or its failure, and so
             does ``first_token_s`` (streamed runs only, else NaN); ``lag_s`` is how late the
-            generator itself was; ``quality`` is the tier's table value, ``exact`` 1 or 0 by exact
-            match; both NaN where unknown.
+            generator itself was; ``attempts`` how many routers were asked; ``quality`` is the
+            tier's table value, ``exact`` 1 or 0 by exact match; both NaN where unknown.
         names: Per column of ``NAMED`` the texts its indexes stand for.
         meta: The run's spec, start stamp and machine facts, JSON-ready.
     """

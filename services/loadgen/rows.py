@@ -28,6 +28,7 @@ class Row:
         status: Index into ``records.STATUSES``; -1 while under way.
         payload: Raw GenerateResponse, or the raw stream messages.
         error: The RPC's failure.
+        attempts: Routers asked.
         reason: Reason given on this side, where there is no RPC failure to take it from.
     """
 
@@ -37,6 +38,7 @@ class Row:
     status: int = -1
     payload: bytes | list[bytes] | None = None
     error: grpc.aio.AioRpcError | None = None
+    attempts: int = 0
     reason: str = ""
 
 
@@ -77,6 +79,7 @@ class _Table:
         add["latency_s"].append(row.latency_s)
         add["first_token_s"].append(row.first_token_s)
         add["status"].append(row.status)
+        add["attempts"].append(row.attempts)
         add["task"].append(self._index("task", prompt.task))
         add["reason"].append(self._index("reason", reason))
         add["answered"].append(served)

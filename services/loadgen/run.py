@@ -160,6 +160,7 @@ class LoadRun:
             told_s = left_s - self._spec.network_allowance_s
             if told_s <= 0:
                 break
+            row.attempts += 1
             request = self._request(self._prompts[index], told_s)
             call = self._calls[connection](request, timeout=left_s + self._spec.grace_s)
             try:

@@ -7,16 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from services.loadgen.process import run_load
-from services.loadgen.records import RunRecords
-from services.loadgen.spec import parse_spec
 from tests.waiting import until_sync
 
 START_LIMIT_S = 120.0
@@ -44,47 +41,9 @@ class Mesh:
         """Addresses of the routers."""
         return list(self.manifest["routers"])
 
-    def reread(self) -> dict[str, Any]:
-        """Returns the manifest as it is now (pids change with restarts)."""
-        loaded: dict[str, Any] = json.loads((self.folder / "mesh.json").read_text())
-        return loaded
-
-    def signal(self, name: str, number: signal.Signals) -> int:
-        """Signals a child by name; returns its pid."""
-        pid = int(self.reread()["processes"][name]["pid"])
-        os.kill(pid, number)
-        return pid
-
-    def wait_until(self, condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
-        """Waits for a condition of the running processes; fails with `what` after `limit_s`."""
-        until_sync(lambda: condition() or self.process.poll() is not None, what, limit_s)
-        assert self.process.poll() is None, self.log.read_text()
-
-    def is_restarted(self, name: str, old_pid: int) -> bool:
-        """Says whether a child runs again under another pid."""
-        pid = int(self.reread()["processes"][name]["pid"])
-        return pid != old_pid and psutil.pid_exists(pid)
-
     def descendants(self) -> list[psutil.Process]:
         """Returns every process below the command."""
         return psutil.Process(self.process.pid).children(recursive=True)
-
-    async def load(self, phases: list[tuple[str, float, float]], **fields: Any) -> RunRecords:
-        """Offers open-loop load from a process of its own: (name, seconds, requests per second)."""
-        spec = parse_spec(
-            {
-                "router_addresses": self.routers,
-                "phases": [
-                    {"name": name, "duration_s": duration_s, "rate_rps": rate_rps}
-                    for name, duration_s, rate_rps in phases
-                ],
-                "deadline_s": 3.0,
-                "task_mix": {"piqa": 1.0, "copa": 1.0},
-                **fields,
-            },
-            "test",
-        )
-        return await run_load(spec, self.folder / "records.npz")
 
 
 def start_mesh(

@@ -157,7 +157,7 @@ def _waits(path: Path) -> Iterator[tuple[str, str]]:
     # A loop of virtual time jumps over its sleeps.
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     is_virtual = not names.isdisjoint({"run_virtual", "scenario", "VirtualTimeLoop", "LoopClock"})
-    if place.parts[0] == "bench":
+    if place.parts[0] in ("bench", "faults"):
         return
     for outer in _tree(path).body:
         for node in ast.walk(outer):

@@ -1,0 +1,159 @@
+"""The fault matrix: `make faults`, or `python -m tests.faults --case NAME --times 1`.
+
+Each case runs on a mesh of real processes on this machine, under load, several times. Prints one
+line per run; `--record` writes docs/results/faults.json and docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from services.local.errors import CommandError
+from services.local.run import run_owning_children
+from tests.faults import page
+from tests.faults.case import Case
+from tests.faults.catalog import CASES
+from tests.faults.mesh import FaultMesh, run_root
+from tests.faults.run import NotWholeError, Run, run_once
+
+START_S = 20.0
+"""What a start and a stop of a mesh take, about."""
+GUESS_S = 10.0
+"""What a run takes of which no record is known, about."""
+
+
+def main() -> int:
+    """Runs the cases asked for; fails if one does not end as expected."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--case", action="append", help="name of a case [default: all]")
+    parser.add_argument("--times", type=int, default=5, help="runs of each case")
+    parser.add_argument("--limit-s", type=float, default=1_800.0, help="starts no run after this")
+    parser.add_argument("--record", action="store_true", help="write the results and the page")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--list", action="store_true", help="only list the cases")
+    given = parser.parse_args()
+    unknown = set(given.case or ()) - {case.name for case in CASES}
+    if unknown:
+        parser.error(f"no case {', '.join(sorted(unknown))}; --list shows them")
+    cases = [case for case in CASES if not given.case or case.name in given.case]
+    if given.list:
+        for case in cases:
+            print(f"{case.name:<24} {case.done}; {case.ends}")
+        return 0
+    if given.page:
+        page.write(CASES, page.read())
+        return 0
+    run_root(Path("build/faults").absolute())
+    return run_owning_children(_Matrix(cases, given).run(), _say)
+
+
+class _Matrix:
+    """Runs cases, one mesh after another."""
+
+    def __init__(self, cases: list[Case], given: argparse.Namespace) -> None:
+        self._cases = cases
+        self._times: int = given.times
+        self._limit_s: float = given.limit_s
+        self._record: bool = given.record
+        self._began_s = time.monotonic()
+        self._log = Path("build/faults/mesh.log")
+        self._failed: set[str] = set()
+        self._left: list[str] = []
+
+    async def run(self) -> int:
+        groups = _by_start(self._cases)
+        known = page.read()
+        runs_s = sum(known.get(case.name, {}).get("seconds", GUESS_S) for case in self._cases)
+        about_s = len(groups) * START_S + self._times * runs_s
+        _say(
+            f"{len(self._cases)} cases, {self._times} times each, on {len(groups)} meshes: about"
+            f" {about_s / 60:.0f} min, {self._limit_s / 60:.0f} min at most; Ctrl-C ends it"
+        )
+        for group in groups:
+            if self._is_time_up:
+                self._left += [case.name for case in group]
+                continue
+            _say(f"starting a mesh for {', '.join(case.name for case in group)}")
+            try:
+                async with FaultMesh(group[0].start, say=self._tell) as mesh:
+                    for case in group:
+                        await self._run_case(case, mesh)
+            except CommandError as error:
+                _say(f"the mesh did not start: {error}")
+                self._failed |= {case.name for case in group}
+        if self._record:
+            page.write(CASES, page.read())
+        took_s = time.monotonic() - self._began_s
+        not_run = f"; not (fully) run: {', '.join(self._left)}" if self._left else ""
+        bad = ", ".join(sorted(self._failed)) or "none"
+        _say(f"{took_s / 60:.1f} min; not as expected: {bad}{not_run}")
+        return 1 if self._failed or self._left else 0
+
+    async def _run_case(self, case: Case, mesh: FaultMesh) -> None:
+        runs: list[Run] = []
+        first_s = time.monotonic()
+        while len(runs) < self._times and not self._is_time_up:
+            self._tell(f"{case.name} {len(runs) + 1}")
+            try:
+                runs.append(await run_once(case, mesh, seed=len(runs) + 1))
+            except NotWholeError as error:
+                _say(f"{case.name}: the mesh is not whole: {error}")
+                self._failed.add(case.name)
+                break
+            _say(f"{self._now_s:6.0f} s {case.name} {len(runs)}: {_told(runs[-1])}")
+        if any(run.complaints for run in runs):
+            self._failed.add(case.name)
+        if len(runs) < self._times:
+            self._left.append(case.name)
+        if runs and self._record:
+            took_s = (time.monotonic() - first_s) / len(runs)
+            page.keep(case, [dataclasses.asdict(run) for run in runs], took_s)
+
+    @property
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    @property
+    def _is_time_up(self) -> bool:
+        return self._now_s > self._limit_s
+
+    def _tell(self, text: str) -> None:
+        """Notes what supervisor and harness do."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(f"{self._now_s:8.1f} {text}\n")
+
+
+def _by_start(cases: list[Case]) -> list[list[Case]]:
+    """Groups the cases that share a mesh, in the order of their first ones."""
+    groups: list[list[Case]] = []
+    for case in cases:
+        group = next((each for each in groups if each[0].start == case.start), None)
+        if group is None:
+            groups.append([case])
+        else:
+            group.append(case)
+    return groups
+
+
+def _told(run: Run) -> str:
+    errors = ", ".join(f"{name} {count}" for name, count in sorted(run.errors.items())) or "none"
+    recovery = "never" if run.recovery_s is None else f"{run.recovery_s:.1f} s"
+    whole = "never" if run.whole_s is None else f"{run.whole_s:.1f} s"
+    verdict = "; ".join(run.complaints) or "as expected"
+    return (
+        f"{run.sent} sent, {run.on_time} in time, {run.late} late, errors {errors};"
+        f" as before after {recovery}, whole after {whole}: {verdict}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,91 @@
+"""What a case of the fault matrix is: how the mesh starts, what is done to it, what must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.faults.mesh import FaultMesh
+
+SHARE_BAND = 0.05
+"""Service is as before once every following second has at least the share in time of the seconds
+before the fault, less this."""
+MARGIN_S = 1.0
+"""How long after its deadline (and the client's own grace) a request may end at the latest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a mesh is started; cases that follow each other with the same share one.
+
+    Attributes:
+        sections: Keys of settings sections, for instance ``{"router_inference": {"workers": 2}}``.
+        variables: Environment variables per process (``router-inference-0``, ``load-monitor``,
+            ``trainer``, ``redis``, ``triton``).
+        device_count: Paced devices.
+        settings: Changes the settings' document before it is written: gets the mesh and the
+            document.
+        around: Entered once Redis and Triton are up and before the services start, left after the
+            mesh has stopped: proxies and the like.
+    """
+
+    sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    device_count: int = 2
+    settings: Callable[[FaultMesh, dict[str, Any]], None] | None = None
+    around: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Expect:
+    """What must hold in every run.
+
+    Attributes:
+        reasons: Reasons of requests without an answer in time that may occur; none: every request
+            is answered in time but for ``spare_share``.
+        on_time_share: Lowest share in time over the whole run, fault included.
+        recovery_s: Longest time from the end of the fault until service is as before, seconds.
+        whole_s: Longest time from the end of the fault until every process runs, every router
+            sees a fresh state, Redis and trainer, and every tier is usable, seconds.
+        restarts: How often the supervisor starts which process again.
+        may_lose: What may be gone afterwards: ``experience``, ``policies``, ``endpoints``.
+    """
+
+    reasons: frozenset[str] = frozenset()
+    on_time_share: float = 0.95
+    recovery_s: float = 2.0
+    whole_s: float = 10.0
+    restarts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    may_lose: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the matrix.
+
+    Attributes:
+        name: Unique, of [a-z0-9-].
+        done: What is done, for the table.
+        ends: How it ends, for the table.
+        fault: Does it; returns when it has been lifted (a kill: at once).
+        expect: What must hold.
+        start: How the mesh is started.
+        rate_rps: Load, requests per second.
+        deadline_s: Deadline of every request, seconds.
+        limit_s: Longest time of one run, seconds.
+        check: Looks for more at the end of a run; returns complaints.
+    """
+
+    name: str
+    done: str
+    ends: str
+    fault: Callable[[FaultMesh], Awaitable[None]]
+    expect: Expect = Expect()
+    start: Start = Start()
+    rate_rps: float = 30.0
+    deadline_s: float = 2.0
+    limit_s: float = 60.0
+    check: Callable[[FaultMesh], Awaitable[list[str]]] | None = None

@@ -1,0 +1,284 @@
+"""The mesh of the fault matrix: real processes, with handles to hurt each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import tomllib
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+import psutil
+import redis.asyncio
+import tomli_w
+from redis.exceptions import RedisError
+
+from services.common.channels import open_channel
+from services.local.child import Child, ChildSpec
+from services.local.embedded import EmbeddedMesh
+from services.local.paced_mesh import paced_options
+from services.local.processes import STAGE_MONITOR, Processes
+from tests.faults.case import Start
+from tests.faults.load import Load
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
+from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
+from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
+from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
+from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
+from trainer.shipped import PROFILES, QUALITY, shipped
+
+NAME = "faults"
+ROUTERS = 2
+TASKS = ("piqa", "copa")
+CALL_S = 2.0
+"""Longest time of a question of ours to a service."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processes(Processes):
+    """Processes with environment variables of their own."""
+
+    variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+    def redis(self) -> ChildSpec:
+        return self._with_variables(super().redis())
+
+    def triton(self, repository: Any) -> ChildSpec:
+        return self._with_variables(super().triton(repository))
+
+    def service(self, *arguments: Any, **named: Any) -> ChildSpec:
+        return self._with_variables(super().service(*arguments, **named))
+
+    def _with_variables(self, spec: ChildSpec) -> ChildSpec:
+        own = self.variables.get(spec.name, {})
+        return dataclasses.replace(spec, variables={**spec.variables, **own})
+
+
+class FaultMesh(EmbeddedMesh):
+    """Redis, Triton with paced tiers, monitor, trainer and two routers.
+
+    Processes have the names of `tiercel up`: ``redis``, ``triton``, ``load-monitor``, ``trainer``,
+    ``router-inference-0`` and ``-1``.
+    """
+
+    def __init__(self, start: Start, *, say: Callable[[str], None]) -> None:
+        """Starts nothing yet."""
+        options = paced_options(
+            NAME,
+            shipped(PROFILES, "opt-a100.toml"),
+            quality=shipped(QUALITY, "opt.toml"),
+            device_count=start.device_count,
+        )
+        options = dataclasses.replace(
+            options, router_count=ROUTERS, sections=start.sections, fresh=True
+        )
+        super().__init__(options, say=say)
+        self._start = start
+        self._processes = _Processes(
+            self.folder, self._processes.ports, self.layout, start.variables
+        )
+        self._stack = contextlib.AsyncExitStack()
+        self._loads: list[Load] = []
+        self.deadline_s = 2.0
+        self.redis_client = redis.asyncio.Redis.from_url(
+            f"redis://{self.addresses['redis']}/0", socket_timeout=1.0, socket_connect_timeout=1.0
+        )
+
+    async def __aenter__(self) -> Self:
+        """Starts everything; returns once the mesh is whole."""
+        await super().__aenter__()
+        try:
+            await self.start_backends()
+            if self._start.around is not None:
+                await self._stack.enter_async_context(self._start.around(self))
+            await self.start_services()
+            self._channels = {
+                name: open_channel(address) for name, address in self._service_addresses().items()
+            }
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends everything."""
+        for channel in self._channels.values():
+            await channel.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        await self.redis_client.aclose()
+        for name in self._supervisor.children:  # what is stopped cannot end
+            self.thaw(name)
+        await asyncio.shield(self.stop())
+        await self._stack.aclose()
+
+    def write_settings(self) -> None:
+        """Writes the settings file, changed as the start asks."""
+        super().write_settings()
+        if self._start.settings is not None:
+            document = tomllib.loads(self._processes.config_path.read_text(encoding="utf-8"))
+            self._start.settings(self, document)
+            self._processes.config_path.write_text(tomli_w.dumps(document), encoding="utf-8")
+
+    # What faults are made of.
+
+    def process(self, name: str) -> psutil.Process:
+        """Returns a process by name; for Triton the server itself, not what watches it."""
+        child = psutil.Process(self._supervisor.children[name].pid)
+        if name != "triton":
+            return child
+        return next(p for p in child.children(recursive=True) if p.name() == "tritonserver")
+
+    def family(self, name: str) -> list[psutil.Process]:
+        """Returns a process and all below it."""
+        try:
+            process = psutil.Process(self._supervisor.children[name].pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self, name: str) -> None:
+        """Kills a process (SIGKILL)."""
+        self.process(name).kill()
+
+    def freeze(self, name: str) -> None:
+        """Stops a process and all below it (SIGSTOP)."""
+        for process in self.family(name):
+            process.suspend()
+
+    def thaw(self, name: str) -> None:
+        """Lets them go on (SIGCONT)."""
+        for process in self.family(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a process a signal."""
+        self.process(name).send_signal(number)
+
+    @contextlib.asynccontextmanager
+    async def another(self, section: str, name: str, **variables: str) -> AsyncIterator[Child]:
+        """Runs one more process of a service, with the same settings and ports of its own."""
+        ports = {key: self._claims.any_free() for key in (name, f"{name}_metrics")}
+        processes = _Processes(
+            self.folder, {**self._processes.ports, **ports}, self.layout, {name: variables}
+        )
+        child = Child(processes.service(section, STAGE_MONITOR, name=name, port=name))
+        try:
+            await child.start()
+            yield child
+        finally:
+            await child.stop()
+
+    async def load(self, rate_rps: float, duration_s: float, **fields: Any) -> Load:
+        """Offers load beside the steady one; its requests are accounted for with the others."""
+        load = self.new_load(rate_rps, duration_s, **fields)
+        self._loads.append(load)
+        await load.run()
+        return load
+
+    def new_load(self, rate_rps: float, duration_s: float, **fields: Any) -> Load:
+        """Prepares load on all routers."""
+        fields = {"deadline_s": self.deadline_s, **fields}
+        return Load(
+            router_addresses=list(self.router_addresses),
+            phases=[{"name": "load", "duration_s": duration_s, "rate_rps": rate_rps}],
+            task_mix=dict.fromkeys(TASKS, 1.0),
+            nice=0,
+            **fields,
+        )
+
+    def take_loads(self) -> list[Load]:
+        """Returns the loads that a fault offered, and forgets them."""
+        loads, self._loads = self._loads, []
+        return loads
+
+    # What the mesh says of itself.
+
+    def starts(self) -> dict[str, int]:
+        """How often each process was started."""
+        return {name: child.start_count for name, child in self._supervisor.children.items()}
+
+    async def router_status(self, name: str) -> router_pb.GetRouterStatusResponse:
+        """Asks a router for its status."""
+        stub: Any = router_grpc.RouterInferenceServiceStub(self._channels[name])
+        status: router_pb.GetRouterStatusResponse = await stub.GetRouterStatus(
+            router_pb.GetRouterStatusRequest(), timeout=CALL_S
+        )
+        return status
+
+    async def system_state(self) -> Any:
+        """Asks the monitor for the state."""
+        stub: Any = monitor_grpc.LoadMonitorServiceStub(self._channels["load-monitor"])
+        request = monitor_pb.GetSystemStateRequest()
+        return (await stub.GetSystemState(request, timeout=CALL_S)).state
+
+    async def monitor_call(self, method: str, request: Any) -> Any:
+        """Calls the monitor."""
+        stub: Any = monitor_grpc.LoadMonitorServiceStub(self._channels["load-monitor"])
+        return await getattr(stub, method)(request, timeout=CALL_S)
+
+    async def trainer_call(self, method: str, request: Any) -> Any:
+        """Calls the trainer."""
+        stub: Any = trainer_grpc.TrainerServiceStub(self._channels["trainer"])
+        return await getattr(stub, method)(request, timeout=CALL_S)
+
+    async def what_is_missing(self) -> str:
+        """Says what the mesh lacks to be whole; empty if it is."""
+        for name, child in self._supervisor.children.items():
+            if not child.is_running:
+                return f"{name} does not run"
+        try:
+            await self.redis_client.ping()
+            await self.trainer_call("ListPolicies", trainer_pb.ListPoliciesRequest())
+            await self.system_state()
+            for name in self.router_names:
+                status = await self.router_status(name)
+                if status.degraded_reasons or status.fallback_active:
+                    return f"{name}: {', '.join(status.degraded_reasons) or 'fallback'}"
+                # One that is probed may be chosen; whether it is, is the policy's affair.
+                lost = [
+                    each
+                    for each in status.candidates
+                    if not each.usable and not each.reason.startswith("probing")
+                ]
+                if lost:
+                    return f"{name}: {lost[0].candidate.endpoint}: {lost[0].reason}"
+        except (RedisError, OSError) as error:
+            return f"redis: {error}"
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        return ""
+
+    @property
+    def router_names(self) -> list[str]:
+        """Names of the routers."""
+        return [f"router-inference-{index}" for index in range(ROUTERS)]
+
+    def metrics_address(self, name: str) -> str:
+        """Prometheus address of a router, ``load_monitor`` or ``trainer``."""
+        return self.manifest().metrics[name]
+
+    def _service_addresses(self) -> dict[str, str]:
+        return {
+            **dict(zip(self.router_names, self.router_addresses, strict=True)),
+            "load-monitor": self.addresses["load_monitor"],
+            "trainer": self.addresses["trainer"],
+        }
+
+
+def run_root(folder: os.PathLike[str]) -> None:
+    """Puts the files of meshes under a folder."""
+    os.environ["TIERCEL_RUN_ROOT"] = os.fspath(folder)

@@ -1,0 +1,45 @@
+"""When service counts as being as before a fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.faults.run import recovery
+
+BEGAN_S, LIFTED_S = 2.0, 4.0
+SENT_S = np.arange(0.0, 10.0, 0.05)
+
+
+def recovered(bad_from_s: float, bad_to_s: float) -> float | None:
+    """Returns the recovery where requests sent within a span are not answered in time."""
+    good: NDArray[np.bool_] = ~((bad_from_s <= SENT_S) & (bad_to_s > SENT_S))
+    return recovery(SENT_S, good, began_s=BEGAN_S, lifted_s=LIFTED_S)
+
+
+def test_errors_before_the_end_of_the_fault_are_no_recovery_time() -> None:
+    """What goes wrong while the fault lasts is not counted as time to recover."""
+    assert recovered(2.0, 4.0) == 0.0
+
+
+def test_the_last_bad_request_ends_the_recovery() -> None:
+    """Time to recover reaches to the last request of the last bad second."""
+    assert recovered(2.0, 6.0) == pytest.approx(1.95)
+
+
+def test_service_that_is_bad_at_the_end_never_recovered() -> None:
+    """Without a good second at the end nobody can say that service is as before."""
+    assert recovered(2.0, 9.8) is None
+
+
+def test_one_bad_request_in_a_second_is_within_the_band() -> None:
+    """A share in time of 0.95 after 1.0 is as before."""
+    assert recovered(6.0, 6.05) == 0.0
+
+
+def test_too_few_requests_after_the_fault_say_nothing() -> None:
+    """A run that ends with its fault shows no recovery."""
+    short_s = SENT_S[SENT_S < LIFTED_S + 0.5]
+    good: NDArray[np.bool_] = np.ones(len(short_s), bool)
+    assert recovery(short_s, good, began_s=BEGAN_S, lifted_s=LIFTED_S) is None
