@@ -84,8 +84,10 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The library repeats as a log line what the interceptor already counts and answers.
-    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
+    # The library repeats as a log line what the interceptor already counts and answers, and logs
+    # each message that it cannot read with a traceback.
+    for name in ("grpc._cython.cygrpc", "grpc._common"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _time_text(record: logging.LogRecord) -> str:

@@ -35,7 +35,7 @@ async def read_queue_depths(address: str, *, timeout_s: float) -> dict[str, int]
         raise MetricsPageError(
             f"metrics of {address} did not come within {timeout_s:g} s"
         ) from None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter is uvloop's for a connection reset
         raise MetricsPageError(f"metrics of {address}: {error}") from None
     try:
         return parse_queue_depths(page)

@@ -111,9 +111,12 @@ class MeshView:
             return False
         try:
             response = await self._stub.GetSystemState(pb.GetSystemStateRequest(), timeout=_CALL_S)
+            problem = "" if response is not None else "unreadable answer"
         except grpc.aio.AioRpcError as error:
+            problem = error.code().name
+        if problem:
             if self.is_reachable:
-                self._log.warning("monitor_unreachable", reason=error.code().name)
+                self._log.warning("monitor_unreachable", reason=problem)
             self.is_reachable = False
             return False
         self.is_reachable = True

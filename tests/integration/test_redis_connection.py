@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import RedisConnection
 from services.common.state.shared_state import RedisSharedState
 from tests.conftest import RedisServer
+from tests.faults.relay import Relay
 
 
 async def test_redis_that_stops_and_returns(
@@ -47,3 +49,24 @@ async def test_a_server_that_never_answers_costs_only_the_timeout(
         await connection.ping()
     await connection.close()
     server.close()
+
+
+def test_a_connection_that_was_reset_is_made_anew(redis_server: RedisServer) -> None:
+    """The first call after a reset is answered, on the event loop that services run on."""
+
+    async def ask() -> None:
+        wire = await Relay(redis_server.url.removeprefix("redis://").partition("/")[0]).start()
+        connection = RedisConnection(f"redis://{wire.address}/0", timeout_s=10.0)
+        await connection.ping()
+        wire.reset()
+        while len(wire):
+            await asyncio.sleep(0)
+        await connection.ping()
+        wire.refuse(True)
+        wire.reset()
+        with pytest.raises(StateUnavailableError):
+            await connection.ping()
+        await connection.close()
+        await wire.close()
+
+    uvloop.run(ask())

@@ -33,6 +33,8 @@ GRACE_S = 0.25
 WAIT_SLACK_S = 5.0
 """How long after a call's limit gRPC may take to end it before the client does."""
 
+_END: Any = object()
+
 ReplyT = TypeVar("ReplyT")
 Metadata = tuple[tuple[str, str], ...]
 
@@ -223,7 +225,10 @@ class AsyncClient:
                 break
             try:
                 async with self._bounded(left_s):
-                    return await call(self._stubs[connection], *self._timing(limit_s, left_s))
+                    reply = await call(self._stubs[connection], *self._timing(limit_s, left_s))
+                if reply is None:  # how grpc.aio hands over what it cannot read
+                    raise errors.unreadable()
+                return reply
             except grpc.aio.AioRpcError as error:
                 failure = self._judge(error, connection)
         assert failure is not None  # the pool is never empty
@@ -251,9 +256,11 @@ class AsyncClient:
                 responses = aiter(call)
                 while True:
                     async with self._bounded(end_s - time.monotonic()):
-                        response = await anext(responses, None)
-                    if response is None:
+                        response = await anext(responses, _END)
+                    if response is _END:
                         return
+                    if response is None:
+                        raise errors.unreadable()
                     started = True
                     yield response
             except grpc.aio.AioRpcError as error:

@@ -138,6 +138,15 @@ def unanswered() -> DeadlineMissedError:
     )
 
 
+def unreadable() -> ServerError:
+    """Returns the error of a call that was answered with what is no message of ours."""
+    return ServerError(
+        grpc.StatusCode.INTERNAL,
+        "the answer cannot be read",
+        ErrorDetails(reason="UNREADABLE_ANSWER"),
+    )
+
+
 def details_of(error: Any) -> ErrorDetails:
     """Reads the google.rpc details of a failed call; unreadable ones count as none."""
     try:

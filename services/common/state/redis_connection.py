@@ -25,6 +25,8 @@ from services.common.state.errors import StateUnavailableError
 _MS_PER_S = 1000.0
 _WRONG_TYPE = "WRONGTYPE"
 _LAST_ID = "exhausted the last possible ID"
+_CLOSED = (RuntimeError,)
+"""What uvloop raises for a write to a connection that a reset has closed."""
 
 
 class DeadLetter(NamedTuple):
@@ -57,7 +59,7 @@ class RedisConnection:
             socket_timeout=None,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 1),
-            retry_on_error=[ConnectionError],
+            retry_on_error=[ConnectionError, *_CLOSED],
         )
 
     async def ping(self) -> None:
@@ -163,7 +165,7 @@ class RedisConnection:
             raise StateUnavailableError(f"Redis refused: {error}") from error
         except TimeoutError:
             raise StateUnavailableError(f"Redis did not answer within {timeout_s:g} s") from None
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, *_CLOSED) as error:
             raise StateUnavailableError(f"Redis cannot be reached: {error}") from error
 
 

@@ -53,7 +53,7 @@ class Budget:
             TierUnavailableError: More came than was asked for, or not in the form asked for.
         """
         if response.id and response.id != self._id:
-            raise _bad_answer("an answer to another request")
+            raise bad_answer("an answer to another request")
         text = finish_reason = b""
         token_count = -1
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
@@ -61,7 +61,7 @@ class Budget:
                 text = _text_of(raw)
             elif output.name == "num_output_tokens":
                 if len(raw) > _MOST_COUNT_BYTES:
-                    raise _bad_answer(f"a token count of {len(raw)} bytes")
+                    raise bad_answer(f"a token count of {len(raw)} bytes")
                 token_count = int.from_bytes(raw, "little")
             elif output.name == "finish_reason":
                 finish_reason = _text_of(raw)
@@ -72,9 +72,9 @@ class Budget:
         self._bytes -= len(text)
         self._tokens -= token_count
         if self._tokens < 0:
-            raise _bad_answer(f"{-self._tokens} tokens more than was asked for")
+            raise bad_answer(f"{-self._tokens} tokens more than was asked for")
         if self._bytes < 0 or self._messages < 0:
-            raise _bad_answer("longer than the tokens asked for can be")
+            raise bad_answer("longer than the tokens asked for can be")
         is_final = _FINAL in response.parameters and response.parameters[_FINAL].bool_param
         # vLLM writes "null" or "None" while an answer goes on.
         reason = _FINISH_REASONS.get(finish_reason, "")
@@ -84,9 +84,10 @@ class Budget:
 def _text_of(raw: bytes) -> bytes:
     """Returns the one element of a BYTES tensor."""
     if raw and int.from_bytes(raw[:4], "little") != len(raw) - 4:
-        raise _bad_answer("a text whose length is not as stated")
+        raise bad_answer("a text whose length is not as stated")
     return raw[4:]
 
 
-def _bad_answer(what: str) -> TierUnavailableError:
+def bad_answer(what: str) -> TierUnavailableError:
+    """Returns the error of an endpoint that sent what no endpoint may send."""
     return TierUnavailableError(BAD_ANSWER, f"the endpoint sent {what}")

@@ -22,9 +22,10 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.times import from_ns
-from services.common.triton.answer import Budget, TierChunk
+from services.common.triton.answer import Budget, TierChunk, bad_answer
 from services.common.triton.errors import (
     TierDeadlineError,
+    TierError,
     TierInvalidError,
     TierUnavailableError,
     TierUnknownError,
@@ -158,10 +159,8 @@ class TritonClient:
     async def is_live(self) -> bool:
         """Returns whether the server answers at all."""
         try:
-            reply = await self._stub.ServerLive(
-                kserve.ServerLiveRequest(), timeout=self._control_timeout_s
-            )
-        except grpc.aio.AioRpcError:
+            reply = await self._control(self._stub.ServerLive, kserve.ServerLiveRequest())
+        except TierError:
             return False
         return bool(reply.live)
 
@@ -170,11 +169,10 @@ class TritonClient:
         try:
             if model:
                 request = kserve.ModelReadyRequest(name=model)
-                reply = await self._stub.ModelReady(request, timeout=self._control_timeout_s)
+                reply = await self._control(self._stub.ModelReady, request)
             else:
-                server = kserve.ServerReadyRequest()
-                reply = await self._stub.ServerReady(server, timeout=self._control_timeout_s)
-        except grpc.aio.AioRpcError:
+                reply = await self._control(self._stub.ServerReady, kserve.ServerReadyRequest())
+        except TierError:
             return False
         return bool(reply.ready)
 
@@ -319,9 +317,12 @@ class TritonClient:
 
     async def _control(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self._control_timeout_s)
+            reply = await method(request, timeout=self._control_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise error_of_status(error.code(), error.details() or "") from None
+        if reply is None:  # how grpc.aio hands over what it cannot read
+            raise bad_answer("bytes that are no message")
+        return reply
 
 
 class ForbiddenClient(TritonClient):

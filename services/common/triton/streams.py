@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 
-from services.common.triton.answer import Budget, TierChunk
+from services.common.triton.answer import Budget, TierChunk, bad_answer
 from services.common.triton.errors import (
     TierDeadlineError,
     TierError,
@@ -60,12 +60,14 @@ class Asking:
         self._on_chunk: Callable[[TierChunk], None] | None = on_chunk
         self._on_end: Callable[[Exception | None], None] | None = on_end
 
-    def take(self, message: kserve.ModelStreamInferResponse) -> bool:
-        """Hands one message on; returns whether the answer is complete.
+    def take(self, message: kserve.ModelStreamInferResponse | None) -> bool:
+        """Hands one message (None: one that gRPC cannot read) on; returns whether it is the last.
 
         Raises:
             TierError: The tier failed, or sent what it may not.
         """
+        if message is None:
+            raise bad_answer("bytes that are no message")
         if message.error_message:
             raise error_of_text(message.error_message, self.request.id)
         chunk = self.budget.chunk(message.infer_response)

@@ -87,7 +87,7 @@ class PolicyLink:
             self._notes.set(TRAINER_UNREACHABLE, False)
             while True:
                 response: Any = await call.read()
-                if response is END_OF_STREAM:
+                if response is END_OF_STREAM or response is None:  # None: unreadable
                     return
                 active = response.active
                 self.take(

@@ -167,12 +167,15 @@ class MonitorLink:
 
 
 async def with_silence_limit(call: Any, silence_s: float) -> AsyncIterator[Any]:
-    """Yields a stream's messages; ends it after `silence_s` seconds without one."""
+    """Yields a stream's messages; ends it after `silence_s` seconds without one.
+
+    A message that gRPC cannot read, which it hands over as None, ends it too.
+    """
     try:
         while True:
             async with asyncio.timeout(silence_s):
                 message = await call.read()
-            if message is END_OF_STREAM:
+            if message is END_OF_STREAM or message is None:
                 return
             yield message
     except TimeoutError:

@@ -35,3 +35,9 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None
         return kind, await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+
+
+def send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Writes frames, unless the connection is closed: uvloop raises where asyncio drops them."""
+    if not writer.is_closing():
+        writer.write(data)

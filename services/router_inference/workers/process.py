@@ -56,7 +56,7 @@ class WorkerProcess:
     async def told(self) -> AsyncIterator[tuple[bytes, bytes]]:
         """Yields the frames it sends, until it is gone."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self.connection)
-        self._writer.write(self._to_write)
+        frames.send(self._writer, self._to_write)
         try:
             while (told := await frames.read_frame(reader)) is not None:
                 if told[0] == frames.SERVING and not self.is_asked_to_end:
@@ -120,7 +120,7 @@ class WorkerProcess:
         if self._writer is None:
             self._to_write += data
         else:
-            self._writer.write(data)
+            frames.send(self._writer, data)
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._handle)

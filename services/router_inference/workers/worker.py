@@ -8,6 +8,7 @@ import dataclasses
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
@@ -50,13 +51,14 @@ class WorkerApplication:
         """Builds the router; it listens once it is ready, since until then the others do."""
         reader, writer = await asyncio.open_unix_connection(sock=self._parent)
         stack.callback(writer.close)
-        self._exchange.connect(writer.write)
+        self._exchange.connect(partial(frames.send, writer))
         running = await self._app.start(stack)
 
         async def flush() -> None:
             await running.flush()
             # The last word: what was counted since the parent asked must not be lost.
-            writer.write(frames.frame(frames.METRICS, generate_latest(self._app.registry)))
+            page = generate_latest(self._app.registry)
+            frames.send(writer, frames.frame(frames.METRICS, page))
             with contextlib.suppress(ConnectionError):
                 await writer.drain()
 
@@ -68,7 +70,7 @@ class WorkerApplication:
             running,
             tasks=tasks,
             listens_when_ready=True,
-            on_serving=lambda: writer.write(frames.frame(frames.SERVING)),
+            on_serving=lambda: frames.send(writer, frames.frame(frames.SERVING)),
             flush=flush,
         )
 
@@ -76,7 +78,7 @@ class WorkerApplication:
         while (told := await frames.read_frame(reader)) is not None:
             if told[0] == frames.METRICS:
                 page = await asyncio.to_thread(generate_latest, self._app.registry)
-                writer.write(frames.frame(frames.METRICS, page))
+                frames.send(writer, frames.frame(frames.METRICS, page))
             elif told[0] == frames.ASK:
                 self._exchange.on_ask(told[1])
             elif told[0] == frames.ANSWER:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from services.common.channels import open_channel
 from services.common.log import get_logger
 from services.trainer.mesh_view import _MOST_REMEMBERED, MeshView
 from tests.fakes.clock import FakeClock
+from tests.fakes.noise_server import noise_server
 from tests.unit.services.trainer.entries import seen_state
 
 E0 = ("small", "e0")
@@ -69,3 +71,11 @@ def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         mesh.take(state)
     assert [record.message for record in caplog.records] == ["router_refused"]
+
+
+async def test_an_answer_that_cannot_be_read_is_none() -> None:
+    """The view stays as it was, and says that the monitor is not reached."""
+    async with noise_server() as address, open_channel(address) as channel:
+        mesh = MeshView(channel=channel, candidates=(), clock=FakeClock(), log=get_logger("test"))
+        assert not await mesh.refresh()
+    assert not mesh.is_reachable

@@ -10,12 +10,14 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from tests.fakes.noise_server import noise_server
 from tests.fakes.router import FakeRouter, abort, serve
 from tests.waiting import until
 from tiercel import (
     Answer,
     AsyncClient,
     Chunk,
+    ServerError,
     UnavailableError,
 )
 
@@ -187,3 +189,12 @@ async def test_options_no_message_can_carry_are_value_errors() -> None:
         AsyncClient([])
     with pytest.raises(ValueError, match="timeout_s"):
         AsyncClient("a:1", timeout_s=0)
+
+
+async def test_an_answer_that_cannot_be_read_is_an_error() -> None:
+    """Of a call and of a stream, which must not look complete."""
+    async with noise_server() as address, AsyncClient(address) as client:
+        with pytest.raises(ServerError, match="UNREADABLE_ANSWER"):
+            await client.generate("ab", task="sort")
+        with pytest.raises(ServerError, match="UNREADABLE_ANSWER"):
+            [event async for event in client.generate_stream("ab", task="sort")]

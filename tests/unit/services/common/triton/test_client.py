@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from services.common.triton.errors import (
     TierUnavailableError,
     TierUnknownError,
 )
+from tests.fakes.noise_server import noise_server
 
 Behaviour = Callable[
     [kserve.ModelInferRequest, Any], AsyncIterator[kserve.ModelStreamInferResponse]
@@ -380,3 +382,16 @@ async def test_nothing_is_sent_to_an_address_that_is_not_allowed() -> None:
         with pytest.raises(TierUnavailableError, match="ADDRESS_NOT_ALLOWED"):
             async for _ in client.generate("m", "secret", 4, timeout_s=1.0):
                 pass
+
+
+async def test_bytes_that_are_no_message_are_the_endpoints_fault() -> None:
+    """Of whatever is asked; gRPC hands them over as nothing at all."""
+    async with noise_server() as address, TritonClient(address) as client:
+        with pytest.raises(TierUnavailableError, match="BAD_ANSWER"):
+            await _collect(client)
+        for ask in (client.statistics, client.loaded_models, partial(client.model_config, "m")):
+            with pytest.raises(TierUnavailableError, match="BAD_ANSWER"):
+                await ask()
+        assert not await client.is_live()
+        assert not await client.is_ready()
+        assert not await client.is_ready("m")

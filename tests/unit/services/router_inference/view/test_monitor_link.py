@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from services.common.channels import open_channel
 from services.router_inference.reconnect import END_OF_STREAM
 from services.router_inference.view.monitor_link import with_silence_limit
+from tests.fakes.noise_server import noise_server
 from tests.unit.services.router_inference.scenario import scenario
+from tiercel.load_monitor.v1.load_monitor_service_pb2 import WatchSystemStateRequest
+from tiercel.load_monitor.v1.load_monitor_service_pb2_grpc import LoadMonitorServiceStub
 
 
 class Call:
@@ -45,3 +49,11 @@ async def test_a_silent_stream_ends_at_the_limit() -> None:
     assert [message async for message in with_silence_limit(call, 1.0)] == [1]
     assert asyncio.get_running_loop().time() - started_s < 2.0
     assert call.is_cancelled
+
+
+async def test_a_message_that_cannot_be_read_ends_the_stream() -> None:
+    """It is given up, as a monitor that is no good."""
+    async with noise_server() as address, open_channel(address) as channel:
+        stub: Any = LoadMonitorServiceStub(channel)
+        call = stub.WatchSystemState(WatchSystemStateRequest())
+        assert [message async for message in with_silence_limit(call, 30.0)] == []
