@@ -70,6 +70,19 @@ class Explanation:
     features_CF: NDArray[np.float32] | None
 
 
+class Larger(NamedTuple):
+    """What it would have taken to get a larger tier.
+
+    Attributes:
+        slack_s: least time to the deadline, on the same load, to a hundredth; None if none up to
+            some 18 times the time that was left would have been enough.
+        if_idle: whether it would have been chosen with nothing under way.
+    """
+
+    slack_s: float | None
+    if_idle: bool
+
+
 class Explainer:
     """Takes decisions again, on arrays of its own that it keeps for the next one."""
 
@@ -95,6 +108,42 @@ class Explainer:
             features_CF=board.features_CF.copy() if inputs.rule.row == DQN_ROW else None,
         )
 
+    def for_larger_tier(self, inputs: Inputs, tier: int) -> Larger:
+        """Returns what it would have taken to get a tier larger than this one, all else the same.
+
+        Args:
+            inputs: what the decision rested on.
+            tier: index of the tier that was chosen.
+        """
+
+        def is_larger(taken: Inputs) -> bool:
+            action = self._action(taken)
+            return action >= 0 and int(taken.fleet.arrays.tier_C[action]) > tier
+
+        def with_slack(slack_s: float) -> Inputs:
+            asked = inputs.asked
+            query = asked.query._replace(slack_s=slack_s)
+            return inputs._replace(asked=asked._replace(query=query))
+
+        idle = inputs._replace(
+            own_LC=np.zeros_like(inputs.own_LC), others_LC=np.zeros_like(inputs.others_LC)
+        )
+        too_short_s = inputs.asked.query.slack_s
+        for _ in range(_SLACK_STEPS):
+            enough_s = too_short_s * _SLACK_FACTOR
+            if is_larger(with_slack(enough_s)):
+                break
+            too_short_s = enough_s
+        else:
+            return Larger(None, is_larger(idle))
+        while enough_s - too_short_s > _SLACK_ERROR * enough_s:
+            middle_s = (too_short_s + enough_s) / 2.0
+            if is_larger(with_slack(middle_s)):
+                enough_s = middle_s
+            else:
+                too_short_s = middle_s
+        return Larger(enough_s, is_larger(idle))
+
     def features(self, inputs: Inputs) -> NDArray[np.float32]:
         """Returns the features of a decision [C, F], whatever policy made it, until the next call.
 
@@ -106,6 +155,13 @@ class Explainer:
 
     def _decide_again(self, inputs: Inputs, rule: Rule) -> Board:
         """Returns the arrays of a decision after it."""
+        return self._take(inputs, rule)[1]
+
+    def _action(self, inputs: Inputs) -> int:
+        return self._take(inputs, inputs.rule)[0]
+
+    def _take(self, inputs: Inputs, rule: Rule) -> tuple[int, Board]:
+        """Takes a decision; returns the row it chose, below 0 for none, and its arrays."""
         if inputs.fleet is not self._profiled:
             self._sit_down(inputs.fleet)
         if inputs.slowness_D is not self._slowness_D:
@@ -117,10 +173,10 @@ class Explainer:
         bound = self._bind(rule)
         bound.rule.params_P[:] = rule.params_P
         asked = inputs.asked
-        bound.decide(
+        action = bound.decide(
             asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
         )
-        return bound.board
+        return action, bound.board
 
     def _sit_down(self, fleet: Fleet) -> None:
         """Makes the arrays of a fleet."""
@@ -144,5 +200,6 @@ class Explainer:
 
 
 _UNTRAINED = Rule(DQN_ROW, PRICE_DEFAULTS_P)
+_SLACK_FACTOR, _SLACK_STEPS, _SLACK_ERROR = 1.2, 16, 0.01
 _MOST_BOUND = 4
 """Rules whose arrays are kept: of the policy in use and its fallback, and those just before."""

@@ -31,7 +31,7 @@ from router.policies.picked import PickedPolicy
 from router.types import UnknownPolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -94,9 +94,9 @@ class MissingSnapshotError(ValueError):
     """A learned policy was asked for without a snapshot."""
 
 
-def known_policies(catalog: Catalog) -> tuple[str, ...]:
-    """Returns every policy name that works with a catalog."""
-    static = tuple(STATIC_PREFIX + tier for tier in catalog.tiers)
+def known_policies(tiers: Sequence[str]) -> tuple[str, ...]:
+    """Returns every policy name that works with these tiers."""
+    static = tuple(STATIC_PREFIX + tier for tier in tiers)
     return (*static, *(name for name in KNOWN_POLICIES if name != STATIC))
 
 
@@ -114,7 +114,7 @@ def make_policy(
     """Makes a policy.
 
     Args:
-        name: one of `known_policies(catalog)`, or `POLICY+PICKER` with a name in
+        name: one of `known_policies(tiers)`, or `POLICY+PICKER` with a name in
             `router.picker.PICKERS` to have that picker choose the endpoint inside the tier.
         catalog: tiers and tasks.
         params: parameters by name; what is left out keeps its default.
@@ -138,7 +138,7 @@ def make_policy(
         return ScorePolicy(name, BY_NAME[name], params, BY_NAME[name].memory)
     if name in LEARNED:
         return _learned(BY_NAME[name], params, snapshot)
-    raise UnknownPolicyError(name, known_policies(catalog))
+    raise UnknownPolicyError(name, known_policies(catalog.tiers))
 
 
 def _learned(

@@ -1,6 +1,6 @@
 """Writes the tables and plots of docs/performance.md: `python -m services.bench.page`.
 
-From the reports in docs/results: `bench.json` (`tiercel bench --suite full --json`), the same of
+From the reports in docs/results: `bench.json` (`tiercel bench --suite full --out`), the same of
 an earlier commit as `bench-before.json`, `live-proof.json` and `outside.json`. A report that is
 missing leaves its table as it is. Reports of some metrics (`--only`) given as arguments are merged
 into `bench.json` first.

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from router.folders import STATE_VARIABLE
 from services.cli.files import read_bytes
 from services.common.access.caller import (
     API_KEY_VARIABLE,
@@ -31,6 +32,7 @@ COMMANDS = (
     "generate",
     "status",
     "explain",
+    "trace",
     "top",
     "quality",
     "calibrate",
@@ -104,11 +106,19 @@ def make_app() -> typer.Typer:
         api_key_file: Annotated[
             str, typer.Option(help=f"File of your API key [default: ${API_KEY_VARIABLE}].")
         ] = "",
+        state: Annotated[
+            str,
+            typer.Option(
+                envvar=STATE_VARIABLE,
+                help="Folder for runs, measurements, policies and reports "
+                "[default: build in a checkout, else ~/.local/state/tiercel].",
+            ),
+        ] = "",
     ) -> None:
         """Learned best-effort serving mesh for LLMs: `tiercel up`, then `tiercel generate`."""
         # Commands and the processes they start read the environment.
         given = {ROOTS_VARIABLE: root_certificates, CERTIFICATE_VARIABLE: certificate}
-        given[KEY_VARIABLE] = key
+        given |= {KEY_VARIABLE: key, STATE_VARIABLE: state}
         if api_key_file:
             text = read_bytes(pathlib.Path(api_key_file)).decode("ascii", "replace")
             given[API_KEY_VARIABLE] = text.strip()

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from services.cli.output import console, note, table
+from services.cli.options import JsonOption
+from services.cli.output import console, note, print_json, table
 from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
 from services.local.run import run_owning_children
@@ -31,18 +32,19 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help="Metric or group to measure; repeatable.")
     ] = None,
-    json_file: Annotated[
-        pathlib.Path | None, typer.Option("--json", help="Write the report to this file too.")
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="JSON file to write the report to.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure every budget on this machine, each beside its reference in the same run."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise InputError(f"--json: no folder {json_file.parent}")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out: no folder {out.parent}")
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    raise typer.Exit(run_owning_children(_run(suite, only or [], json_file), note))
+    raise typer.Exit(run_owning_children(_run(suite, only or [], out, as_json), note))
 
 
-async def _run(suite: str, only: list[str], json_file: pathlib.Path | None) -> int:
+async def _run(suite: str, only: list[str], out: pathlib.Path | None, as_json: bool) -> int:
     # The evaluation's facts are needed here only; other commands start faster without them.
     from services.bench.run import run_suite
 
@@ -52,9 +54,12 @@ async def _run(suite: str, only: list[str], json_file: pathlib.Path | None) -> i
             report = await run_suite(suite, only, command=command, say=display.show)
     finally:
         kill_descendants()
-    if json_file is not None:
-        _write(json_file, report)
-    _show(report)
+    if out is not None:
+        _write(out, report)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
     return 0
 
 

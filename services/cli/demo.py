@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from router.folders import state_folder
 from services.cli.output import console, milliseconds, note, share, table
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
 from services.local.errors import InputError
 from services.local.run import run_owning_children
-
-DEFAULT_OUT = pathlib.Path("build") / "demo"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals, prompts, training.")] = 1,
-    out: Annotated[pathlib.Path, typer.Option(help="Folder of the report.")] = DEFAULT_OUT,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder of the report [default: demo of the state].")
+    ] = None,
     train_s: Annotated[
         float, typer.Option(min=5, max=3600, help="Seconds the learned policy trains for.")
     ] = DemoPlan.train_s,
@@ -38,7 +39,7 @@ def demo(
     if not names or len(set(names)) != len(names):
         raise InputError("--policies: name at least one policy, each once")
     plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
-    raise typer.Exit(run_owning_children(_run(plan, out), note))
+    raise typer.Exit(run_owning_children(_run(plan, out or state_folder("demo")), note))
 
 
 async def _run(plan: DemoPlan, out: pathlib.Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shlex
 import sys
@@ -11,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.output import console, table
+from router.folders import state_folder
+from services.cli.options import JsonOption
+from services.cli.output import console, note, print_json, table
 from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
 
-DEFAULT_OUT = pathlib.Path("build") / "evaluate"
 MOST_WORKERS = 64
 
 
@@ -75,12 +75,10 @@ def evaluate(
         int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 = one per core.")
     ] = 0,
     out: Annotated[
-        pathlib.Path | None, typer.Option(help=f"Folder of the report [default: {DEFAULT_OUT}].")
-    ] = None,
-    json_file: Annotated[
         pathlib.Path | None,
-        typer.Option("--json", help="Write report.json alone, to this file; - = standard output."),
+        typer.Option(help="Folder of the report [default: evaluate of the state]."),
     ] = None,
+    as_json: JsonOption = False,
     record: Annotated[
         pathlib.Path | None,
         typer.Option(help="Also write the record that documents quote (evaluation.md) here."),
@@ -122,9 +120,12 @@ def evaluate(
             )
     except (EvaluationInputError, EvaluationError, WorkloadError) as error:
         raise InputError(str(error)) from None
-    if json_file is None:
+    if as_json:
+        print_json(report)
+    else:
         _print(report)
-    _write(report, out, json_file, record)
+        out = out or state_folder("evaluate")
+    _write(report, out, record)
     if report["violations"]:
         raise CommandError(_above(report["violations"]))
 
@@ -157,41 +158,33 @@ def _print(report: dict[str, Any]) -> None:
         f"{len(report['seeds'])} seeds; {report['run']['took_s']:.0f} s",
         markup=False,
     )
-    for note in report["notes"]:
-        terminal.print(note, markup=False, soft_wrap=True)
+    for each in report["notes"]:
+        terminal.print(each, markup=False, soft_wrap=True)
 
 
 def _write(
     report: dict[str, Any],
     out: pathlib.Path | None,
-    json_file: pathlib.Path | None,
     record: pathlib.Path | None,
 ) -> None:
     from trainer.evaluation.report import page
     from trainer.evaluation.report.record import write_record
 
-    to_folder = json_file is None or out is not None
-    folder = out or DEFAULT_OUT
+    if out is None and record is None:
+        return
     try:
-        if json_file is not None and str(json_file) == "-":
-            print(json.dumps(report, indent=1, allow_nan=False))
-        elif json_file is not None:
-            page.write_json(json_file, report)
-        if to_folder or record is not None:
-            drawn = page.report_figures(report)
-        if to_folder:
-            page.write_json(folder / "report.json", report)
-            page.write_page(folder / "report.html", report, drawn)
+        drawn = page.report_figures(report)
+        if out is not None:
+            page.write_json(out / "report.json", report)
+            page.write_page(out / "report.html", report, drawn)
         if record is not None:
             write_record(record, report, drawn)
     except OSError as error:
-        name = error.filename or record or out or json_file
+        name = error.filename or record or out
         raise CommandError(f"{name}: cannot be written: {error.strerror or error}") from None
-    if json_file is None:
-        terminal = console()
-        page_uri = (folder / "report.html").absolute().as_uri()
-        terminal.print(f"\nOpen next:  {page_uri}", soft_wrap=True)
-        terminal.print(f"Numbers:    {folder / 'report.json'}", soft_wrap=True)
+    if out is not None:
+        note(f"\nOpen next:  {(out / 'report.html').absolute().as_uri()}")
+        note(f"Numbers:    {out / 'report.json'}")
 
 
 def _above(violations: list[dict[str, Any]]) -> str:

@@ -27,13 +27,13 @@ def explain(
     router: RouterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the numbers of a decision: every candidate's score, prediction and load.
+    """Say why a request went where it went, and what a larger tier would have taken.
 
     Routers keep their last decisions, some thousands each.
     """
     addresses = resolve(mesh, router, config=config).routers
     if not addresses:
-        raise CommandError("no router to ask; is the mesh up? (tiercel up)")
+        raise CommandError("no router to ask: give --router")
     found = facts(_ask(addresses, pb.ExplainDecisionRequest(request_id=request_id)))
     if as_json:
         print_json(found)
@@ -69,10 +69,15 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
         "predicted_output_tokens": reply.predicted_output_token_count,
         "arrival_rate_rps": reply.arrival_rate_rps,
         "state_age_s": seconds_of(reply.state_age),
+        "larger_tier_slack_s": (
+            seconds_of(reply.larger_tier_slack) if reply.HasField("larger_tier_slack") else None
+        ),
+        "larger_tier_if_idle": reply.larger_tier_if_idle,
         "candidates": [
             {
                 "tier": each.candidate.tier,
                 "endpoint": each.candidate.endpoint,
+                "quality": each.quality,
                 "allowed": each.allowed,
                 "score": each.score if each.HasField("score") else None,
                 "predicted_latency_s": seconds_of(each.predicted_latency),
@@ -87,23 +92,84 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
+    out = console()
+    for line in words(found):
+        out.print(line, markup=False, soft_wrap=True)
     rows = [
         (
-            f"{each['tier']}@{each['endpoint']}",
-            "-" if each["score"] is None else f"{each['score']:.4f}",
+            _name(each),
+            f"{each['quality']:.3f}",
             f"{each['predicted_latency_s']:.3f}",
             f"{each['on_time_probability']:.3f}",
             each["in_flight"],
+            _score(each),
         )
         for each in sorted(
-            found["candidates"],
-            key=lambda each: (each["score"] is None, -(each["score"] or 0.0)),
+            found["candidates"], key=lambda each: (each["score"] is None, -(each["score"] or 0.0))
         )
     ]
-    why = f", {found['policy']} as fallback: {found['fallback_reason']}"
-    title = (
-        f"{found['choice']} by {found['policy_version']}, {found['slack_s']:.3f} s to its deadline"
-        f"{why if found['fallback_reason'] else ''}{', explored' if found['explored'] else ''}"
+    columns = ("candidate", "quality", "predicted s", "P(on time)", "in flight", "score")
+    out.print(table("candidates, best score first", columns, rows))
+
+
+def words(found: dict[str, Any]) -> list[str]:
+    """Says a decision in sentences: what was chosen, why, and what a larger tier would have taken.
+
+    Args:
+        found: What `facts` returns.
+    """
+    chosen = next(each for each in found["candidates"] if _name(each) == found["choice"])
+    scored = [each for each in found["candidates"] if each["score"] is not None]
+    policy = " ".join(filter(None, (found["policy"], found["policy_version"])))
+    why = f"{policy} gave it the highest score of {len(scored)} candidates."
+    if found["explored"]:
+        why = f"Exploration drew it, with probability {found['behavior_probability']:.3g}."
+    elif chosen["score"] is not None and any(chosen["score"] < e["score"] for e in scored):
+        why = f"{policy} drew it, with probability {found['behavior_probability']:.3g}."
+    if found["fallback_reason"]:
+        why += f" It decided as the fallback: {found['fallback_reason']}."
+    request = (
+        f"Request {found['request_id']} ({found['task']}, {found['prompt_tokens']} prompt tokens, "
+        f"about {found['predicted_output_tokens']} to write) had {found['slack_s']:.3f} s left and "
+        f"went to {found['choice']}."
     )
-    columns = ("candidate", "score", "predicted s", "P(on time)", "in flight")
-    console().print(table(title, columns, rows))
+    why += (
+        f" Predicted: {chosen['predicted_latency_s']:.3f} s, in time with probability "
+        f"{chosen['on_time_probability']:.2f}."
+    )
+    return [request, why, _larger(found, chosen)]
+
+
+def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:
+    larger = [e for e in found["candidates"] if e["quality"] > chosen["quality"]]
+    if not larger:
+        return "There is no larger tier."
+    allowed = [each for each in larger if each["allowed"]]
+    if not allowed:
+        return "No larger tier was allowed: not usable, or not what the request asked for."
+    best = min(allowed, key=lambda each: each["predicted_latency_s"])
+    short_s = best["predicted_latency_s"] - found["slack_s"]
+    if short_s > 0:
+        text = f"{_name(best)} would have been {short_s:.3f} s late, as predicted."
+    elif best["score"] is not None and chosen["score"] is not None:
+        text = f"{_name(best)} was predicted in time, but its score was lower by "
+        text += f"{chosen['score'] - best['score']:.4f}: what it costs others outweighed it."
+    else:
+        text = f"{_name(best)} was predicted in time, but was not looked at."
+    needed_s = found["larger_tier_slack_s"]
+    if needed_s is None:
+        text += " No longer deadline would have brought a larger tier on that load"
+    else:
+        text += f" With {needed_s:.3f} s left a larger tier would have been chosen on that load"
+    idle = "so it would" if needed_s is not None else "it would"
+    return f"{text}; with nothing under way {idle if found['larger_tier_if_idle'] else 'neither'}."
+
+
+def _name(candidate: dict[str, Any]) -> str:
+    return f"{candidate['tier']}@{candidate['endpoint']}"
+
+
+def _score(candidate: dict[str, Any]) -> str:
+    if candidate["score"] is not None:
+        return f"{candidate['score']:.4f}"
+    return "not on the shortlist" if candidate["allowed"] else "not allowed"

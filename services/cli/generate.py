@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any
 
 import typer
+from opentelemetry.sdk.trace import TracerProvider
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
 from services.common.access.caller import Caller
+from services.common.settings import load_settings
+from services.local import reference
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
+from services.router_inference.settings import Settings
 from tiercel import Answer, AsyncClient, Chunk, InvalidRequestError, TiercelError, UnknownNameError
-
-PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
-"""Prompts of the reference tiers name their task; with any other prompt it has to be given."""
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="Prompt, for instance 'rev:tiercel='.")],
-    task: Annotated[str, typer.Option(help="Task [default: from a reference prompt].")] = "",
+    task: Annotated[
+        str, typer.Option(help="Task [default: of a reference prompt, or the only one there is].")
+    ] = "",
     deadline: Annotated[
         float | None, typer.Option(help="Deadline in seconds [default: the task's].")
     ] = None,
@@ -47,12 +51,15 @@ def generate(
     """Answer a prompt inside its deadline and say which tier did it."""
     if deadline is not None and not 0 < deadline < float("inf"):
         raise InputError(f"--deadline: must be above 0 seconds, got {deadline:g}")
-    task = task or next((t for prefix, t in PREFIX_TASKS.items() if prompt.startswith(prefix)), "")
-    if not task:
-        raise InputError("--task: this prompt does not name its task; give --task")
-    routers = need_routers(resolve(mesh, router, config=config))
+    target = resolve(mesh, router, config=config)
+    routers = need_routers(target)
+    task = task or reference.task_of_prompt(prompt)
+    if target.manifest is not None and target.manifest.kind == "reference":
+        problem = reference.prompt_problem(prompt, task)
+        if problem:
+            raise InputError(problem)
     options: dict[str, Any] = {
-        "task": task,
+        "task": task or _only_task(target.config),
         "deadline_s": deadline,
         "max_output_tokens": max_tokens,
         "tier": tier,
@@ -68,10 +75,24 @@ def generate(
     _describe(answer)
 
 
+def _only_task(config: str) -> str:
+    """Returns the mesh's task if it has one only; raises InputError otherwise."""
+    tasks: list[str] = []
+    if config:
+        settings = load_settings(Settings, path=pathlib.Path(config), environ=os.environ)
+        tasks = [each.name for each in settings.mesh.tasks]
+    if len(tasks) == 1:
+        return tasks[0]
+    known = f"one of {', '.join(tasks)}" if tasks else "the mesh's own"
+    raise InputError(f"--task: this prompt names no task; give {known}")
+
+
 async def _ask(
     routers: tuple[str, ...], prompt: str, options: dict[str, Any], show: bool
 ) -> Answer:
-    async with AsyncClient(routers, **_identity()) as client:
+    # Makes the ids of a trace that routers then keep whole; the client's own span goes nowhere.
+    tracing = TracerProvider()
+    async with AsyncClient(routers, tracer_provider=tracing, **_identity()) as client:
         if not show:
             return await client.generate(prompt, **options)
         answer: Answer | None = None
@@ -118,6 +139,7 @@ def _describe(answer: Answer) -> None:
     facts = [f"tier {answer.tier} on {answer.endpoint}", f"policy {answer.policy}"]
     facts.append(f"{answer.total_s * 1e3:.0f} ms" + ("" if answer.on_time else ", late"))
     facts.append(f"quality {answer.quality:.3f}")
+    facts += [f"request {answer.request_id}", f"trace {answer.trace_id}"]
     if answer.step_down:
         facts.append(f"stepped down: {answer.step_down}")
     note(" | ".join(facts))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import pathlib
 from typing import Annotated
 
 import pydantic
 import typer
 
+from router.picker import PICKERS
+from router.policies.table import PICKER_MARK, known_policies
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
 from services.local import reference
@@ -20,7 +21,7 @@ from services.local.fleets import ReferenceFleet
 from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
 from services.local.paced_mesh import paced_options
 from services.local.run import run_owning_children
-from trainer.shipped import PROFILES, QUALITY, shipped
+from trainer.shipped import PROFILES, QUALITY
 
 
 def register(app: typer.Typer) -> None:
@@ -40,11 +41,15 @@ def up(
     devices: Annotated[int, typer.Option(min=1, max=64, help="Paced devices.")] = 1,
     time_scale: Annotated[float, typer.Option(help="Factor on every time of paced tiers.")] = 1.0,
     profile: Annotated[
-        pathlib.Path | None, typer.Option(help="Latency profile the services start with.")
-    ] = None,
+        str, typer.Option(help="Latency profile the services start with: a file or a shipped name.")
+    ] = "reference",
     quality: Annotated[
-        pathlib.Path | None, typer.Option(help="Quality table the services start with.")
-    ] = None,
+        str,
+        typer.Option(
+            help="Quality table the services start with: a file or a shipped name "
+            "[default: the tiers']."
+        ),
+    ] = "",
     policy: Annotated[str, typer.Option(help="Policy the routers start with.")] = "price",
     trainer: Annotated[bool, typer.Option(help="Start a trainer.")] = True,
     fresh: Annotated[bool, typer.Option(help="Forget an earlier mesh of this name.")] = False,
@@ -57,12 +62,18 @@ def up(
             options = paced_options(
                 name,
                 shipped_file(PROFILES, paced, "--paced"),
-                quality=_existing(quality or shipped(QUALITY, "opt.toml"), "--quality"),
+                quality=shipped_file(QUALITY, quality or "opt", "--quality"),
                 device_count=devices,
                 time_scale=time_scale,
             )
         else:
-            options = _reference_options(name, profile, quality)
+            options = MeshOptions(
+                name=name,
+                fleet=ReferenceFleet(),
+                profile=shipped_file(PROFILES, profile, "--profile"),
+                quality=shipped_file(QUALITY, quality or "reference", "--quality"),
+                tasks=reference.task_entries(),
+            )
     except pydantic.ValidationError as error:
         found = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()]
         raise InputError("; ".join(found)) from None
@@ -72,8 +83,14 @@ def up(
         policy=policy,
         trainer=trainer,
         fresh=fresh,
-        sections={"router_inference": {"workers": workers}},
+        sections={
+            "router_inference": {
+                "workers": workers,
+                "trace_folder": str((run_folder(name) / "traces").absolute()),
+            }
+        },
     )
+    _check_policy(policy, options.fleet.tiers)
     mesh = EmbeddedMesh(options, say=note)
     raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))
 
@@ -101,19 +118,11 @@ def _announce(manifest: Manifest, as_json: bool) -> None:
     note(f"ready. Next: tiercel generate 'rev:tiercel='{suffix}   Ctrl-C stops everything.")
 
 
-def _reference_options(
-    name: str, profile: pathlib.Path | None, quality: pathlib.Path | None
-) -> MeshOptions:
-    return MeshOptions(
-        name=name,
-        fleet=ReferenceFleet(),
-        profile=_existing(profile or reference.shipped_profile(), "--profile"),
-        quality=_existing(quality or reference.shipped_quality(), "--quality"),
-        tasks=reference.task_entries(),
-    )
-
-
-def _existing(path: pathlib.Path, option: str) -> pathlib.Path:
-    if not path.is_file():
-        raise InputError(f"{option}: no file {path}")
-    return path
+def _check_policy(policy: str, tiers: tuple[str, ...]) -> None:
+    """Refuses what the routers would refuse, before anything is started."""
+    known = known_policies(tiers)
+    name, mark, picker = policy.partition(PICKER_MARK)
+    if name not in known:
+        raise InputError(f"--policy: unknown policy {name!r}; known: {', '.join(known)}")
+    if mark and picker not in PICKERS:
+        raise InputError(f"--policy: unknown picker {picker!r}; known: {', '.join(PICKERS)}")

@@ -1,4 +1,4 @@
-"""Where spans go, by OpenTelemetry's standard OTEL_* variables."""
+"""Where spans go: by OpenTelemetry's standard OTEL_* variables, and to a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,9 +16,12 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from router.messages import one_line
 from services.common.log import Logger
+from services.common.span_file import FileSpanExporter
 from services.common.telemetry import Telemetry
 from services.common.telemetry_variables import understood
 
+_FILE_DELAY_MS = 200.0
+"""Spans in a file are looked at by a person who has just sent the request."""
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -29,8 +33,9 @@ def setup_telemetry(
     log: Logger,
     exporter: SpanExporter | None = None,
     sample_ratio: float = 1.0,
+    folder: str = "",
 ) -> Telemetry:
-    """Sets up traces as the OTEL_* variables say.
+    """Sets up traces as the OTEL_* variables say, and to a file where a folder is given.
 
     An exporter is made only if OTEL_TRACES_EXPORTER names one or an OTLP endpoint is given. A
     variable that is not understood is reported and counts as not set; nothing here ever raises.
@@ -42,6 +47,7 @@ def setup_telemetry(
         log: Where a variable nobody understands is reported, and the first exporter failure.
         exporter: Used instead of the variables' one (tests).
         sample_ratio: Share of traces begun here that are kept, unless OTEL_TRACES_SAMPLER is set.
+        folder: Where spans are written as JSON lines too; empty for nowhere.
     """
     _route_sdk_logs(log)
     usable, problems = understood(environ)
@@ -54,9 +60,11 @@ def setup_telemetry(
         )
     try:
         with _hidden_from_sdk(environ.keys() - usable.keys()):
-            provider = _provider(
-                service_name, usable, log=log, exporter=exporter, sample_ratio=sample_ratio
-            )
+            exporters = {
+                exporter or _exporter(usable, log): None,
+                _file_exporter(folder, service_name, log): _FILE_DELAY_MS,
+            }
+            provider = _provider(service_name, usable, exporters, sample_ratio)
     except Exception as error:  # whatever the SDK makes of a variable: the service serves
         given = ", ".join(sorted(name for name in usable if name.startswith("OTEL_")))
         log.warning("telemetry_off", problem=one_line(f"{error!r}"), variables=given)
@@ -67,14 +75,20 @@ def setup_telemetry(
 def _provider(
     service_name: str,
     environ: Mapping[str, str],
-    *,
-    log: Logger,
-    exporter: SpanExporter | None,
+    exporters: Mapping[SpanExporter | None, float | None],
     sample_ratio: float,
 ) -> TracerProvider | None:
-    """Returns what makes the spans; None if there shall be none."""
-    chosen = exporter or _exporter(environ, log)
-    if chosen is None or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    """Returns what makes the spans; None if there shall be none.
+
+    Args:
+        service_name: `service.name` of the resource, unless a variable gives another.
+        environ: Environment variables that are understood.
+        exporters: Where spans go, each with the longest time a span waits for others, ms; None
+            there leaves it to the SDK.
+        sample_ratio: Share of traces begun here that are kept.
+    """
+    chosen = {each: delay_ms for each, delay_ms in exporters.items() if each is not None}
+    if not chosen or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     named = environ.get("OTEL_SERVICE_NAME") or service_name
     named_sampler = bool(environ.get("OTEL_TRACES_SAMPLER"))
@@ -84,8 +98,17 @@ def _provider(
         resource=Resource.create({SERVICE_NAME: named, "process.pid": os.getpid()}),
         shutdown_on_exit=False,
     )
-    provider.add_span_processor(BatchSpanProcessor(chosen))
+    for each, delay_ms in chosen.items():
+        provider.add_span_processor(BatchSpanProcessor(each, schedule_delay_millis=delay_ms))
     return provider
+
+
+def _file_exporter(folder: str, service_name: str, log: Logger) -> SpanExporter | None:
+    try:
+        return FileSpanExporter(Path(folder), service_name) if folder else None
+    except OSError as error:
+        log.warning("spans_not_kept", folder=folder, problem=error.strerror or str(error))
+        return None
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class MeshOptions:
     """What to start.
 
     Attributes:
-        name: Name of the mesh; its files lie in ``run/NAME`` in the work folder.
+        name: Name of the mesh; its files lie in ``run/NAME`` in the state folder.
         router_count: Router processes, each with its own port.
         fleet: Reference tiers, or a paced fleet.
         profile: Latency profile the services start with.

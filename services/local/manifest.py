@@ -1,10 +1,9 @@
-"""The file that tells other commands where a mesh is: ``run/NAME/mesh.json`` of the work folder."""
+"""The file that says where a mesh is: ``run/NAME/mesh.json`` of the state folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,12 +11,11 @@ from typing import Any
 
 import psutil
 
-from router.folders import work_folder
+from router.folders import state_folder
 from services.local.errors import CommandError, InputError
 
 FILE_NAME = "mesh.json"
 DEFAULT_NAME = "default"
-ROOT_VARIABLE = "TIERCEL_RUN_ROOT"
 CONFIG_VARIABLE = "TIERCEL_CONFIG"
 """Names the settings file of a mesh started by hand, where ``--config`` does not."""
 _NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
@@ -78,8 +76,7 @@ def run_folder(name: str) -> pathlib.Path:
     """
     if not _NAME.match(name):
         raise InputError(f"mesh name: expected 1 to 64 characters of [a-z0-9_-], got {name!r}")
-    root = os.environ.get(ROOT_VARIABLE)
-    return (pathlib.Path(root) if root else work_folder("run")) / name
+    return state_folder("run", name)
 
 
 def find_mesh(name: str) -> Manifest:

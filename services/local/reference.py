@@ -6,10 +6,14 @@ import pathlib
 
 from services.common.mesh_settings import TaskSettings
 from trainer.reference_tiers import tasks as reference_tasks
+from trainer.reference_tiers.tokenizer import CHARACTERS
 from trainer.shipped import PROFILES, QUALITY, shipped
 
 DEFAULT_DEADLINE_S = 0.5
 """Deadline of requests that bring none, until a measurement on this machine sets a better one."""
+PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
+"""Prompts of the reference tiers name their task."""
+EXAMPLE = "tiercel generate 'sort:hgcafde='"
 
 
 def shipped_profile() -> pathlib.Path:
@@ -55,3 +59,21 @@ def example_pools(count: int, seed: int) -> dict[str, list[dict[str, str]]]:
 def even_mix() -> dict[str, float]:
     """All reference tasks in equal shares."""
     return dict.fromkeys(reference_tasks.task_names(), 1.0)
+
+
+def task_of_prompt(prompt: str) -> str:
+    """Returns the task that a prompt of the reference tiers names; empty for any other prompt."""
+    return next((task for prefix, task in PREFIX_TASKS.items() if prompt.startswith(prefix)), "")
+
+
+def prompt_problem(prompt: str, task: str) -> str:
+    """Says why the reference tiers cannot answer a prompt; empty if they can."""
+    outside = sorted(set(prompt) - set(CHARACTERS))
+    shown = " ".join(repr(each) for each in outside[:5])
+    what = "this mesh serves the reference tiers, toys that read nothing but"
+    if outside:
+        return f"{what} the characters {CHARACTERS} (not {shown}). What works: {EXAMPLE}"
+    if not task:
+        prefixes = ", ".join(PREFIX_TASKS)
+        return f"{what} prompts that begin with one of {prefixes}. What works: {EXAMPLE}"
+    return ""

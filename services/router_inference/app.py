@@ -349,7 +349,8 @@ def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:
     if _SAMPLER not in os.environ:
         os.environ[_SAMPLER] = "parentbased_traceidratio"
         os.environ[f"{_SAMPLER}_ARG"] = str(own.sample_ratio)
-    return setup_telemetry(NAME, environ=os.environ, rng=random.SystemRandom(), log=log)
+    rng = random.SystemRandom()
+    return setup_telemetry(NAME, environ=os.environ, rng=rng, log=log, folder=own.trace_folder)
 
 
 def ticket_key(own: RouterInferenceSettings) -> bytes:

@@ -166,6 +166,8 @@ class RouterInferenceSettings(ServerSettings):
     """
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
     """Most bad requests traced per second beyond the sampled ones."""
+    trace_folder: OptionalRelativePath = ""
+    """Folder that gets spans as JSON lines, for `tiercel trace`; empty means none."""
     sample_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of requests traced where the caller brings no trace; `OTEL_TRACES_SAMPLER` wins."""
 

@@ -78,7 +78,7 @@ class TrainerApplication:
         metrics = TrainerMetrics(prometheus)
         stores = connect_stores(self._settings.mesh.redis_url, clock=clock)
         stack.push_async_callback(stores.close)
-        built_in = [n for n in known_policies(self._files.catalog) if n not in LEARNED]
+        built_in = [n for n in known_policies(self._files.catalog.tiers) if n not in LEARNED]
         registry = PolicyRegistry(
             store=stores.policies,
             built_in=built_in,

@@ -66,7 +66,7 @@ def start_mesh(
     """
     log = folder / "up.log"
     command = [*program, "up", "--name", "e2e", "--json", *tiers, *arguments]
-    environment = {**os.environ, "TIERCEL_RUN_ROOT": str(folder / "run"), **(variables or {})}
+    environment = {**os.environ, "TIERCEL_STATE": str(folder), **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=directory

@@ -43,7 +43,7 @@ def run_example(mesh: Mesh, name: str, *arguments: str) -> str:
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "TIERCEL_RUN_ROOT": str(mesh.folder.parent),
+            "TIERCEL_STATE": str(mesh.folder.parents[1]),
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -145,7 +145,7 @@ def test_generate_finds_the_mesh_from_another_directory(
 ) -> None:
     """A second command in another folder asks the mesh that runs."""
     command = [str(installed.mesh.with_name("tiercel")), "generate", "x", "--task", "piqa"]
-    where = {"TIERCEL_RUN_ROOT": str(mesh.folder.parent)}
+    where = {"TIERCEL_STATE": str(mesh.folder.parents[1])}
     assert wheels.run(command, tmp_path, {**installed.variables(), **where})
 
 

@@ -77,16 +77,24 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
     async def ExplainDecision(
         self, request: pb.ExplainDecisionRequest, context: Any
     ) -> pb.ExplainDecisionResponse:
-        """Knows one request: the large tier was chosen, the small one was not allowed."""
+        """Knows one request: medium was chosen, small was not allowed, large was not looked at."""
         if request.request_id != "known":
             await abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "no such request")
         reply = pb.ExplainDecisionResponse(
             request_id="known", policy_version="dqn@1", action=1, feature_names=["quality"]
         )
-        reply.candidates.add(candidate={"tier": "small", "endpoint": "e0"}, features=[0.5])
-        reply.candidates.add(
-            candidate={"tier": "large", "endpoint": "e0"}, allowed=True, score=0.25, features=[1.0]
-        )
+        reply.slack.FromMilliseconds(500)
+        reply.larger_tier_slack.FromMilliseconds(900)
+        entries = {"small": (False, 0.5), "medium": (True, 0.8), "large": (True, 1.0)}
+        for tier, (allowed, quality) in entries.items():
+            entry = reply.candidates.add(
+                candidate={"tier": tier, "endpoint": "e0"},
+                allowed=allowed,
+                quality=quality,
+                features=[quality],
+            )
+            entry.predicted_latency.FromMilliseconds(round(quality * 700))
+        reply.candidates[1].score = 0.25
         return reply
 
     async def UsePolicy(self, request: pb.UsePolicyRequest, context: Any) -> pb.UsePolicyResponse:

@@ -78,7 +78,7 @@ def _baselines(
         try:
             found[name] = baseline(name, catalog)
         except (UnknownPolicyError, MissingSnapshotError):
-            known = ", ".join(known_policies(catalog))
+            known = ", ".join(known_policies(catalog.tiers))
             problems.append(
                 f"--policy: unknown policy {name!r}; known: {known}, or a *{SNAPSHOT_SUFFIX} file"
             )

@@ -85,7 +85,7 @@ def baseline(name: str, catalog: Catalog) -> Contender:
 
 def baseline_names(catalog: Catalog) -> tuple[str, ...]:
     """Returns every policy that needs no snapshot: the static ones and those scored by hand."""
-    names = [n for n in known_policies(catalog) if n not in LEARNED]
+    names = [n for n in known_policies(catalog.tiers) if n not in LEARNED]
     return tuple(each for n in names for each in ((n, n + TUNED_SUFFIX) if n in TUNED else (n,)))
 
 

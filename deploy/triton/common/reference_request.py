@@ -107,7 +107,7 @@ class Limits:
             at = ids.index(-1)
             raise RequestError(
                 f"text_input: character {text[at]!r} at position {at} is outside the vocabulary "
-                f"{self.characters!r}"
+                f"{self.characters!r}; a prompt that works: 'sort:hgcafde='"
             )
         return [each + self.first_character_id for each in ids]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from router.explanation import Explanation
+from router.dqn.network import NOT_LISTED
+from router.explanation import Explanation, Larger
 from router.features import FEATURES
 from router.types import SloKind
 from services.common.checks import Checks
@@ -232,9 +233,11 @@ def feedback_quality(request: pb2.ReportOutcomeRequest) -> float:
     return request.quality
 
 
-def explanation_response(choice: Choice, found: Explanation) -> pb2.ExplainDecisionResponse:
-    """Returns a decision with all its numbers."""
-    query = choice.inputs.asked.query
+def explanation_response(
+    choice: Choice, found: Explanation, larger: Larger
+) -> pb2.ExplainDecisionResponse:
+    """Returns a decision with all its numbers, and what it would have taken for a larger tier."""
+    query, fleet = choice.inputs.asked.query, choice.inputs.fleet.arrays
     response = pb2.ExplainDecisionResponse(
         request_id=choice.request_id,
         sequence=choice.sequence,
@@ -258,14 +261,18 @@ def explanation_response(choice: Choice, found: Explanation) -> pb2.ExplainDecis
             allowed=found.allowed_C[row],
             on_time_probability=found.on_time_probability_C[row],
             in_flight_count=round(found.in_flight_C[row]),
+            quality=fleet.quality_KC[query.task, row],
         )
         set_duration(entry.predicted_latency, min(found.predicted_s_C[row], MAX_LATENCY_S))
-        if found.allowed_C[row]:
+        if found.allowed_C[row] and found.score_C[row] > NOT_LISTED:
             entry.score = found.score_C[row]
         if found.features_CF is not None:
             entry.features.extend(found.features_CF[row].tolist())
     if found.features_CF is not None:
         response.feature_names.extend(feature.name for feature in FEATURES)
+    if larger.slack_s is not None:
+        set_duration(response.larger_tier_slack, larger.slack_s)
+    response.larger_tier_if_idle = larger.if_idle
     return response
 
 

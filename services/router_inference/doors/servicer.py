@@ -155,7 +155,10 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         choice = self._explanations.find(request_id)
         if choice is None:
             raise NotFoundError("request", request_id)
-        return convert.explanation_response(choice, self._explainer.explain(choice.inputs))
+        explainer, inputs = self._explainer, choice.inputs
+        tier = int(inputs.fleet.arrays.tier_C[choice.action])
+        larger = explainer.for_larger_tier(inputs, tier)
+        return convert.explanation_response(choice, explainer.explain(inputs), larger)
 
     def _job(self, ask: Ask, prefix: str = "spec.") -> Job:
         clock = self._clock

@@ -92,7 +92,7 @@ class PolicySlot:
         self.refusal = ""
         self.wanted = self._configured = policy
         self.refused: dict[str, int] = {}
-        self.known = known_policies(catalog)
+        self.known = known_policies(catalog.tiers)
         if base_name(policy) not in self.known:
             raise UnknownPolicyError(policy, self.known)
         waits = base_name(policy) in LEARNED and not snapshot

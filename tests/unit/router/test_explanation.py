@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from router import features
 from router.bound import Bind, bind_plain
@@ -126,3 +129,40 @@ def test_features_do_not_depend_on_who_decided() -> None:
     )
     np.testing.assert_array_equal(of_price, of_dqn)
     assert of_price.any()
+
+
+def test_the_slack_that_a_larger_tier_would_have_taken_is_enough_and_no_more_than_enough() -> None:
+    """Deciding again with it brings a larger tier, with a fiftieth less it does not."""
+    explainer, found = Explainer(), 0
+    for seed in range(20):
+        world = World(seed)
+        inputs = world.decide(policy_of("greedy"))
+        tier_C = world.fleet.arrays.tier_C
+
+        def chosen(slack_s: float, inputs: Inputs = inputs, tier_C: NDArray[Any] = tier_C) -> int:
+            query = inputs.asked.query._replace(slack_s=slack_s)
+            asked = inputs.asked._replace(query=query)
+            scores_C = explainer.explain(inputs._replace(asked=asked)).score_C
+            return int(tier_C[np.argmax(scores_C)])
+
+        tier = chosen(inputs.asked.query.slack_s)
+        larger = explainer.for_larger_tier(inputs, tier)
+        if larger.slack_s is None:
+            assert chosen(15.0 * inputs.asked.query.slack_s) == tier
+            continue
+        found += 1
+        assert chosen(larger.slack_s) > tier
+        assert chosen(max(0.98 * larger.slack_s, inputs.asked.query.slack_s)) == tier
+    assert found
+
+
+def test_load_alone_may_be_why_no_larger_tier_was_chosen() -> None:
+    """On an idle fleet the largest tier is in time."""
+    world = World(3)
+    inputs = world.decide(policy_of("greedy"))
+    asked = inputs.asked._replace(query=inputs.asked.query._replace(slack_s=2.0))
+    inputs = inputs._replace(
+        asked=asked, others_LC=np.full_like(inputs.others_LC, 500.0),
+        availability_C=np.ones_like(inputs.availability_C),
+    )  # fmt: skip
+    assert Explainer().for_larger_tier(inputs, 0).if_idle

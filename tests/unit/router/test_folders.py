@@ -21,3 +21,19 @@ def test_an_installation_keeps_its_work_in_the_users_cache(
     assert shipped("profiles").parent.name == "shipped_files"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert folders.work_folder() == Path.home() / ".cache" / "tiercel"
+
+
+def test_what_is_kept_lies_in_one_place_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside a checkout the user's state, unless a folder is named."""
+    monkeypatch.delenv("TIERCEL_STATE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert folders.state_folder("load") == Path(__file__).parents[3] / "build" / "load"
+    monkeypatch.setattr(folders, "_ROOT", tmp_path / "site-packages")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert folders.state_folder("load") == tmp_path / "state" / "tiercel" / "load"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert folders.state_folder() == Path.home() / ".local" / "state" / "tiercel"
+    monkeypatch.setenv("TIERCEL_STATE", "here")
+    assert folders.state_folder("load") == Path("here", "load")

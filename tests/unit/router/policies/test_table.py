@@ -20,7 +20,9 @@ from tests.unit.router.policies.observations import (
     tier_chosen,
 )
 
-NAMES = tuple(name for name in table.known_policies(fleets.catalog()) if name not in table.LEARNED)
+NAMES = tuple(
+    name for name in table.known_policies(fleets.catalog().tiers) if name not in table.LEARNED
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,7 @@ from tests.fakes.router import FakeRouter, serve
 @pytest.fixture(autouse=True)
 def no_mesh(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No mesh of this machine is found by accident."""
-    monkeypatch.setenv("TIERCEL_RUN_ROOT", str(tmp_path / "run"))
+    monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
     monkeypatch.delenv("TIERCEL_MESH", raising=False)
 
 

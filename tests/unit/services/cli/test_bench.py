@@ -22,7 +22,7 @@ def test_the_shortest_suite_measures_everything(
 ) -> None:
     """Every metric of every group is in the report with its budget; no time is judged."""
     path = tmp_path / "bench.json"
-    assert run(["bench", "--suite", "smoke", "--json", str(path)]) == 0
+    assert run(["bench", "--suite", "smoke", "--out", str(path)]) == 0
     report = json.loads(path.read_text())
     assert set(report["metrics"]) == {name for group in GROUPS.values() for name in group}
     for each in report["metrics"].values():
@@ -39,7 +39,7 @@ def test_the_shortest_suite_measures_everything(
     [
         (["--suite", "huge"], ["--suite", "smoke, quick, full"]),
         (["--only", "rout"], ["--only", "known:", "route", "hop"]),
-        (["--json", "nowhere/bench.json"], ["--json", "no folder nowhere"]),
+        (["--out", "nowhere/bench.json"], ["--out", "no folder nowhere"]),
     ],
 )
 def test_bad_input_is_named_before_anything_is_measured(

@@ -34,26 +34,25 @@ def small_command(patch: pytest.MonkeyPatch, folder: pathlib.Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """Folder in which the command has written its JSON alone, and its standard output."""
+    """Folder in which the command was run for its JSON alone, and its standard output."""
     folder = tmp_path_factory.mktemp("evaluate")
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         command = small_command(patch, folder)
-        assert run([*command, "--json", "own.json", "--seeds", "1"]) == 0
+        assert run([*command, "--json", "--seeds", "1"]) == 0
     return folder, out.getvalue()
 
 
-def test_json_alone_writes_that_file_and_nothing_else(alone: tuple[pathlib.Path, str]) -> None:
+def test_json_alone_is_printed_and_nothing_written(alone: tuple[pathlib.Path, str]) -> None:
     """No tables, no page."""
     folder, out = alone
-    assert out == ""
-    assert {path.name for path in folder.iterdir()} == {"one.toml", "own.json"}
-    assert len(json.loads((folder / "own.json").read_text())["seeds"]) == 1
+    assert {path.name for path in folder.iterdir()} == {"one.toml"}
+    assert len(json.loads(out)["seeds"]) == 1
 
 
 def test_report_says_how_to_have_it_again(alone: tuple[pathlib.Path, str]) -> None:
     """Command, commit, machine, versions and policy versions are in it."""
-    report = json.loads((alone[0] / "own.json").read_text())
+    report = json.loads(alone[1])
     assert report["command"].split()[0] == "tiercel"
     assert report["commit"]
     assert report["machine"]["cores"] >= 1
@@ -70,31 +69,30 @@ def test_folder_gets_report_page_and_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The terminal gets the tables and where the page is."""
-    report = json.loads((alone[0] / "own.json").read_text())
+    report = json.loads(alone[1])
     monkeypatch.setattr("trainer.evaluation.run.run_evaluation", lambda *_, **__: report)
     assert run([*command, "--out", str(tmp_path / "out"), "--record", str(tmp_path / "rec")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html"}
     assert (tmp_path / "rec" / "evaluation.md").exists()
-    out = capsys.readouterr().out
-    assert "static-large" in out
-    assert "report.html" in out
+    said = capsys.readouterr()
+    assert "static-large" in said.out
+    assert "report.html" in said.err
 
 
 def test_policy_above_the_bound_fails_the_suite(
     command: list[str],
-    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit code 1 and a line with policy, load and both numbers; the report is still written."""
     monkeypatch.setattr(cases, "performance_bound", lambda *_, **__: 0.5)
-    out = tmp_path / "report.json"
-    assert run([*command, "--json", str(out), "--seeds", "1"]) == 1
-    *progress, error = capsys.readouterr().err.splitlines()
+    assert run([*command, "--json", "--seeds", "1"]) == 1
+    said = capsys.readouterr()
+    *progress, error = said.err.splitlines()
     assert all("%" in line for line in progress)
     assert "above 0.500000" in error
     assert "seed 900001" in error
-    assert json.loads(out.read_text())["violations"]
+    assert json.loads(said.out)["violations"]
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,20 @@ from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
 
 
-def test_a_decision_is_shown_with_the_choice_first(
+def test_a_decision_is_told_in_words_and_a_table(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Scores and predictions of every candidate; one that was not allowed has no score."""
+    """What was chosen, why, what it would have taken, and what has no score for which reason."""
     assert run(["explain", "known", "--router", router[1]]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "large@e0 by dqn@1" in lines[0]
-    order = [line for line in lines[1:] if "@e0" in line]
-    assert "large@e0" in order[0]
-    assert "0.2500" in order[0]
-    assert "small@e0" in order[1]
+    out = capsys.readouterr().out
+    assert "had 0.500 s left and went to medium@e0" in out
+    assert "dqn@1 gave it the highest score of 1 candidates" in out
+    assert "large@e0 would have been 0.200 s late" in out
+    assert "With 0.900 s left a larger tier would have been chosen on that load" in out
+    assert "with nothing under way neither" in out
+    rows = [line.split("│") for line in out.splitlines() if line.startswith("│ ") and "@e0" in line]
+    assert [row[1].strip() for row in rows] == ["medium@e0", "small@e0", "large@e0"]
+    assert [row[-2].strip() for row in rows] == ["0.2500", "not allowed", "not on the shortlist"]
 
 
 def test_an_explanation_for_machines_has_the_features(
@@ -31,9 +34,9 @@ def test_an_explanation_for_machines_has_the_features(
     addresses = ["--router", "127.0.0.1:1", "--router", router[1]]
     assert run(["explain", "known", *addresses, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["choice"] == "large@e0"
-    assert [each["features"]["quality"] for each in found["candidates"]] == [0.5, 1.0]
-    assert [each["score"] for each in found["candidates"]] == [None, 0.25]
+    assert found["choice"] == "medium@e0"
+    assert [each["features"]["quality"] for each in found["candidates"]][::2] == [0.5, 1.0]
+    assert [each["score"] for each in found["candidates"]] == [None, 0.25, None]
 
 
 def test_a_request_nobody_knows_is_bad_input(

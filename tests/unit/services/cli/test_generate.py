@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 
+import psutil
 import pytest
 
 from services.cli.app import run
+from services.local.manifest import Manifest, run_folder
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
 
@@ -20,6 +24,11 @@ def test_generate_prints_the_answer_alone_on_standard_output(
     captured = capsys.readouterr()
     assert captured.out == "REV:AB=\n"
     assert "tier large" in captured.err
+    trace_id = re.search(r"trace ([0-9a-f]{32})$", captured.err.strip())
+    assert trace_id
+    # Sampled, so that every router keeps its spans of it.
+    _, sent, _, flags = fake.metadata[0]["traceparent"].split("-")
+    assert (sent, int(flags, 16) & 1) == (trace_id[1], 1)
     assert fake.specs[0].task == "reverse"
     assert fake.specs[0].deadline.ToMilliseconds() == 700
 
@@ -41,3 +50,20 @@ def test_a_refused_request_is_one_line_with_its_reason(
     """A refusal is not a traceback."""
     assert run(["generate", "rev:no=", "--router", router[1]]) == 1
     assert "TOO_LATE" in complaint(capsys)
+
+
+@pytest.mark.parametrize("prompt", ["What is the capital of France?", "hello"])
+def test_reference_tiers_are_told_for_what_they_are_before_anything_is_sent(
+    prompt: str, router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the alphabet where a character is outside it, and always with what works."""
+    fake, address = router
+    started_s = psutil.Process().create_time()
+    Manifest("m", os.getpid(), started_s, "reference", "", (address,), {}, {}, {}, {}).write(
+        run_folder("m")
+    )
+    assert run(["generate", prompt]) == 2
+    said = complaint(capsys)
+    assert "tiercel generate 'sort:hgcafde='" in said
+    assert ("abcdefghijklmnopqrstuvwxyz0123456789:=+?" in said) == (prompt != "hello")
+    assert not fake.specs

@@ -16,8 +16,13 @@ from tests.unit.services.cli.said import complaint
         (["--name", "a b"], "mesh name"),
         (["--paced", "nope"], "--paced: no file and no shipped name 'nope'; known: opt-a100"),
         (["--paced", "empty.toml"], "has no [tiers.NAME] table"),
-        (["--paced", "opt-a100", "--quality", "nope.toml"], "--quality: no file nope.toml"),
-        (["--profile", "nope.toml"], "--profile: no file nope.toml"),
+        (
+            ["--paced", "opt-a100", "--quality", "nope.toml"],
+            "--quality: no file and no shipped name",
+        ),
+        (["--profile", "nope.toml"], "--profile: no file and no shipped name 'nope.toml'"),
+        (["--policy", "nosuch"], "unknown policy 'nosuch'; known: static-small, static-medium"),
+        (["--policy", "price+nosuch"], "unknown picker 'nosuch'; known:"),
     ],
 )
 def test_an_option_that_is_wrong_is_one_line(

@@ -23,7 +23,7 @@ def test_a_running_mesh_is_found_by_name(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest of a living supervisor is read back, that of an ended one is not."""
-    monkeypatch.setenv("TIERCEL_RUN_ROOT", str(tmp_path))
+    monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
     manifest_of(os.getpid(), time.time()).write(run_folder("m"))
     assert find_mesh("m").routers == ("127.0.0.1:7410",)
     assert running_names() == ["m"]

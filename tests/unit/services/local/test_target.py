@@ -35,7 +35,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A settings file, no mesh here, and an environment that says nothing."""
     for name in ("ROUTER", "MONITOR", "TRAINER", "CONFIG", "MESH"):
         monkeypatch.delenv(f"TIERCEL_{name}", raising=False)
-    monkeypatch.setenv("TIERCEL_RUN_ROOT", str(tmp_path / "run"))
+    monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
     path = tmp_path / "tiercel.toml"
     path.write_text(SETTINGS)
     return path
