@@ -60,7 +60,7 @@ def list_policies(
         print_json({"policies": known, "routers": in_use})
         return
     if known:
-        rows = [(p["policy"], p["policy_version"], p["stage"], p["description"]) for p in known]
+        rows = [(p["policy"], p["policy_version"], p["stage"], _about(p)) for p in known]
         title = "policies"
         console().print(table(title, ("policy", "version", "stage", "about"), rows, numeric_from=9))
     for address, found in in_use.items():
@@ -163,7 +163,13 @@ def promote(
 
 def use(
     policy: Annotated[str, typer.Argument(help="Name, for instance greedy, price, dqn.")],
-    version: Annotated[str, typer.Option(help="Version [default: the newest].")] = "",
+    version: Annotated[
+        str, typer.Option(help="Version [default: the newest that was not rejected].")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Use it though gate or routers rejected it.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="With --force: why. It is recorded.")] = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
     router: RouterOption = None,
@@ -171,8 +177,10 @@ def use(
     as_json: JsonOption = False,
 ) -> None:
     """Make the whole mesh use a policy, or with --router only these routers."""
+    if force != bool(reason.strip()):
+        raise InputError("--force, --reason: give both or none")
     target = resolve(mesh, router, trainer=trainer, config=config)
-    used = switch_policy(target, policy, version)
+    used = switch_policy(target, policy, version, force_reason=reason)
     if as_json:
         print_json(used)
         return
@@ -186,7 +194,7 @@ def rollback(
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the policy that was active before."""
+    """Go back to what served before: another policy, or that of the routers' settings."""
     address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     request = trainer_pb.RollbackPolicyRequest(reason=reason)
     reply = call("trainer", address, "RollbackPolicy", request)
@@ -194,11 +202,20 @@ def rollback(
     if as_json:
         print_json({"active": active, "activation": reply.activation})
         return
-    note(f"the mesh now uses {active['policy']} {active['policy_version']}".rstrip())
+    name = active["policy"] or "the policy of each router's settings"
+    note(f"the mesh now uses {name} {active['policy_version']}".rstrip())
 
 
-def switch_policy(target: Target, policy: str, version: str = "") -> dict[str, str]:
+def switch_policy(
+    target: Target, policy: str, version: str = "", *, force_reason: str = ""
+) -> dict[str, str]:
     """Switches by the trainer where there is one (it outlives routers), else router by router.
+
+    Args:
+        target: The mesh.
+        policy: Name.
+        version: Version; empty means the newest that was not rejected.
+        force_reason: Why one is used though it was rejected.
 
     Raises:
         InputError: No such policy.
@@ -206,7 +223,7 @@ def switch_policy(target: Target, policy: str, version: str = "") -> dict[str, s
     """
     if target.trainer:
         request = trainer_pb.PromotePolicyRequest(
-            policy=policy, policy_version=version, without_gate=True
+            policy=policy, policy_version=version, without_gate=True, force_reason=force_reason
         )
         active = call("trainer", target.trainer, "PromotePolicy", request).active
         return {
@@ -214,8 +231,9 @@ def switch_policy(target: Target, policy: str, version: str = "") -> dict[str, s
             "policy": active.policy,
             "policy_version": active.policy_version,
         }
-    if version:
-        raise CommandError("--version: needs a trainer; routers know policies by name only")
+    if version or force_reason:
+        option = "--version" if version else "--force"
+        raise CommandError(f"{option}: needs a trainer; routers know policies by name only")
     reply: Any = None
     for address in need_routers(target):
         reply = call("router", address, "UsePolicy", router_pb.UsePolicyRequest(policy=policy))
@@ -275,4 +293,13 @@ def _info(info: trainer_pb.PolicyInfo) -> dict[str, Any]:
         "description": info.description,
         "transition_count": info.transition_count,
         "scores": dict(info.scores),
+        "rejection": info.rejection,
+        "force_reason": info.force_reason,
     }
+
+
+def _about(info: dict[str, Any]) -> str:
+    """Returns what a list says of a policy: where from, why rejected, why used all the same."""
+    facts = {"rejected": info["rejection"], "forced": info["force_reason"]}
+    said = [f"{name}: {text}" for name, text in facts.items() if text]
+    return "; ".join(filter(None, [info["description"], *said]))

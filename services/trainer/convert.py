@@ -175,6 +175,8 @@ def policy_info(record: PolicyRecord) -> pb.PolicyInfo:
         transition_count=record.transition_count,
         description=record.description,
         scores=dict(record.scores),
+        rejection=record.rejection,
+        force_reason=record.force_reason,
     )
     if record.publish_ns:
         info.publish_time.FromNanoseconds(record.publish_ns)
@@ -204,7 +206,8 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
     stage = Stage(info.stage) if info.stage in _STORED_STAGES else Stage.BUILT_IN
     checks.require(stage is not Stage.BUILT_IN, "stage", f"is {info.stage}")
     checks.text("feature_schema", info.feature_schema, MAX_NAME_CHARACTERS)
-    checks.text("description", info.description, MAX_TEXT_CHARACTERS)
+    for name in ("description", "rejection", "force_reason"):
+        checks.text(name, getattr(info, name), MAX_TEXT_CHARACTERS)
     checks.count("transition_count", info.transition_count)
     checks.moment("publish_time", info.publish_time)
     if checks.items("scores", info.scores, MAX_SCORE_COUNT):
@@ -224,6 +227,8 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
         transition_count=info.transition_count,
         description=info.description,
         scores=dict(info.scores),
+        rejection=info.rejection,
+        force_reason=info.force_reason,
     )
 
 

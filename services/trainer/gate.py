@@ -93,6 +93,7 @@ class Gate:
             await registry.reject(record.policy, record.version, verdict.text)
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
         expected = active.activation if active is not None else None
+        await registry.accept(record.policy, record.version)
         return await self._promoter.promote(record.policy, record.version, expected)
 
     async def judge(self, policy: str, candidate: bytes, active: ActivePolicy | None) -> Verdict:

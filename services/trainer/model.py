@@ -49,6 +49,8 @@ class PolicyRecord:
         transition_count: transitions it was trained on.
         description: free text.
         scores: evaluation scores by name.
+        rejection: why gate or routers rejected it; empty if they did not.
+        force_reason: why somebody activated it in spite of that; empty if nobody did.
     """
 
     policy: str
@@ -59,6 +61,8 @@ class PolicyRecord:
     transition_count: int = 0
     description: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    rejection: str = ""
+    force_reason: str = ""
 
     @classmethod
     def built_in(cls, name: str) -> PolicyRecord:

@@ -53,7 +53,12 @@ class Promoter:
         self._wait_s = wait_s
 
     async def promote(
-        self, policy: str, version: str = "", expected_activation: int | None = None
+        self,
+        policy: str,
+        version: str = "",
+        expected_activation: int | None = None,
+        *,
+        force_reason: str = "",
     ) -> Promotion:
         """Activates a policy; see `PolicyRegistry.promote`.
 
@@ -61,11 +66,13 @@ class Promoter:
             RoutersRefusedError: A router refused it; it is rejected and the former one is back.
         """
         return await self._confirm(
-            await self._registry.promote(policy, version, expected_activation)
+            await self._registry.promote(
+                policy, version, expected_activation, force_reason=force_reason
+            )
         )
 
     async def rollback(self, reason: str) -> Promotion:
-        """Activates the policy before the present one; see `PolicyRegistry.rollback`.
+        """Activates what served before the present policy; see `PolicyRegistry.rollback`.
 
         Raises:
             RoutersRefusedError: A router refused it.

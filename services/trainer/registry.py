@@ -20,6 +20,9 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.mirror import KeptPolicy, PolicyMirror
 from services.trainer.model import PolicyRecord, Stage
 
+_SETTINGS = Activation(0, "", "")
+"""What serves before anything is activated: the policy of each router's settings."""
+
 
 @dataclass(frozen=True, slots=True)
 class ActivePolicy:
@@ -99,7 +102,7 @@ class PolicyRegistry:
         return record
 
     async def get(self, policy: str, version: str = "") -> tuple[PolicyRecord, bytes]:
-        """Returns a policy and its snapshot; an empty version means the newest of that name.
+        """Returns a policy and its snapshot; see `_resolve` for an empty version.
 
         Raises:
             NotFoundError: There is no such policy.
@@ -124,18 +127,41 @@ class PolicyRegistry:
             return await self._active()
 
     async def promote(
-        self, policy: str, version: str = "", expected_activation: int | None = None
+        self,
+        policy: str,
+        version: str = "",
+        expected_activation: int | None = None,
+        *,
+        force_reason: str = "",
     ) -> ActivePolicy:
-        """Activates a policy; an empty version means the newest of that name.
+        """Activates a policy; an empty version means the newest of that name not rejected.
+
+        `force_reason` says why a rejected one is activated all the same.
 
         Raises:
             NotFoundError: There is no such policy.
+            FailedPreconditionError: It was rejected, and no reason is given.
             AbortedError: The present activation is not the expected one.
         """
         async with self._lock:
             await self._mirror.pull()
             found = await self._resolve(policy, version)
-            return await self._activate(found, expected_activation)
+            record = found.record
+            if record.stage is not Stage.REJECTED:
+                return await self._activate(found, expected_activation)
+            if not force_reason:
+                raise _rejected(record)
+            active = await self._activate(found, expected_activation)
+            self._log.warning(
+                "rejected_policy_forced",
+                policy=record.policy,
+                version=record.version,
+                rejection=record.rejection,
+                reason=force_reason,
+            )
+            forced = replace(record, stage=Stage.PROPOSED, force_reason=force_reason)
+            await self._mirror.change(found, forced)
+            return replace(active, record=self._staged(forced))
 
     def expect(self, activation: int | None) -> None:
         """Raises AbortedError if an activation is given and is not the present one."""
@@ -143,30 +169,26 @@ class PolicyRegistry:
             raise _raced(activation, self.activation)
 
     async def rollback(self, reason: str = "") -> ActivePolicy:
-        """Activates the policy that was active before the present one.
+        """Activates what served before the present policy: another one, or that of the settings.
 
         Raises:
-            FailedPreconditionError: There is none, or it is gone.
+            FailedPreconditionError: Nothing else ever served.
         """
         async with self._lock:
             await self._mirror.pull()
-            history = self._mirror.history
-            before = _previous(history)
-            if before is None:
-                raise FailedPreconditionError(
-                    "no policy was active before the present one", reason="NO_PREVIOUS_POLICY"
-                )
             found = await self._last_good()
             if found is None:
                 raise FailedPreconditionError(
-                    f"the previous policy {before.name} {before.version} is gone",
-                    reason="PREVIOUS_POLICY_GONE",
+                    "nothing served before the present policy", reason="NO_PREVIOUS_POLICY"
                 )
-            self._log.warning("policy_rolled_back", policy=history[-1].name, reason=reason)
+            present = self._mirror.history[-1]
+            self._log.warning(
+                "policy_rolled_back", policy=present.name, version=present.version, reason=reason
+            )
             return await self._activate(found, self.activation)
 
     async def withdraw(self, active: ActivePolicy, reason: str) -> None:
-        """Undoes an activation: the policy before is active again, or none if there was none.
+        """Undoes an activation: what served before serves again.
 
         Does nothing if another one came since.
         """
@@ -179,18 +201,24 @@ class PolicyRegistry:
                 "policy_withdrawn", policy=record.policy, version=record.version, reason=reason
             )
             found = await self._last_good()
-            if found is not None:
-                await self._activate(found, self.activation)
-            else:
-                await self._mirror.activate("", "", self.activation)
+            assert found is not None  # at least the settings' policy served before
+            await self._activate(found, self.activation)
 
-    async def reject(self, policy: str, version: str, description: str) -> None:
-        """Marks a proposed policy as one that failed its gate."""
+    async def reject(self, policy: str, version: str, why: str) -> None:
+        """Marks a policy as one that gate or routers refused."""
+        await self._mark(policy, version, Stage.REJECTED, why)
+
+    async def accept(self, policy: str, version: str) -> None:
+        """Takes a rejection back, as once the gate lets the policy pass."""
+        await self._mark(policy, version, Stage.PROPOSED, "")
+
+    async def _mark(self, policy: str, version: str, stage: Stage, rejection: str) -> None:
         async with self._lock:
             kept = await self._mirror.find(policy, version)
             if kept is not None:
-                rejected = replace(kept.record, stage=Stage.REJECTED, description=description)
-                await self._mirror.change(kept, rejected)
+                marked = replace(kept.record, stage=stage, rejection=rejection, force_reason="")
+                if marked != kept.record:
+                    await self._mirror.change(kept, marked)
 
     async def watch(self, after_activation: int) -> AsyncIterator[ActivePolicy]:
         """Yields the active policy if the caller has another one, then every newer one.
@@ -259,21 +287,30 @@ class PolicyRegistry:
         return ActivePolicy(self.activation, PolicyRecord.built_in(""), b"")
 
     async def _last_good(self) -> KeptPolicy | None:
-        """Returns the last policy before the present one that is still there and not rejected."""
-        history = self._mirror.history
-        present = (history[-1].name, history[-1].version)
+        """Returns what served last before the present policy and is still there, not rejected.
+
+        Before the first activation the policy of the settings did, and so it does after each
+        without a name.
+        """
+        history = (_SETTINGS, *self._mirror.history)
         for each in reversed(history):
-            if each.name and (each.name, each.version) != present:
+            if each[1:] != history[-1][1:]:
                 found = await self._find(each.name, each.version)
                 if found is not None and found.record.stage is not Stage.REJECTED:
                     return found
         return None
 
     async def _resolve(self, policy: str, version: str) -> KeptPolicy:
+        """Returns a policy; an empty version means its newest that was not rejected.
+
+        Where all were, it is the newest of them, for the caller to hear why.
+        """
         records = await self._mirror.records()
-        versions = [record.version for record in records if record.policy == policy]
+        own = [record for record in records if record.policy == policy]
+        versions = [record.version for record in own]
         if not version and versions and policy not in self._built_in:
-            version = versions[0]  # the newest
+            good = [record.version for record in own if record.stage is not Stage.REJECTED]
+            version = (good or versions)[0]
         found = await self._find(policy, version)
         if found is None:
             names = sorted({record.policy for record in records})
@@ -282,7 +319,7 @@ class PolicyRegistry:
         return found
 
     async def _find(self, policy: str, version: str) -> KeptPolicy | None:
-        if policy in self._built_in and not version:
+        if policy in ("", *self._built_in) and not version:
             return KeptPolicy(PolicyRecord.built_in(policy), b"", is_stored=True)
         return await self._mirror.find(policy, version)
 
@@ -305,12 +342,13 @@ class PolicyRegistry:
         return record
 
 
-def _previous(history: Sequence[Activation]) -> Activation | None:
-    """Returns the last activation of another policy than the present one."""
-    if not history:
-        return None
-    present = (history[-1].name, history[-1].version)
-    return next((a for a in reversed(history) if a.name and (a.name, a.version) != present), None)
+def _rejected(record: PolicyRecord) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{record.policy} {record.version} was rejected: {record.rejection}; to activate it all "
+        "the same takes a reason",
+        reason="POLICY_REJECTED",
+        metadata={"policy": record.policy, "policy_version": record.version},
+    )
 
 
 def _raced(expected: int, found: int) -> AbortedError:

@@ -160,6 +160,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         checks.count("expected_activation", expected or 0, _LARGEST_INT64)
         both = request.through_gate and request.without_gate
         checks.require(not both, "without_gate", "is set, and through_gate too")
+        checks.text("force_reason", request.force_reason, convert.MAX_TEXT_CHARACTERS)
+        is_by_hand = request.without_gate or not request.force_reason
+        checks.require(is_by_hand, "force_reason", "is set, and without_gate is not")
         checks.raise_if_any()
         record, snapshot = await self._registry.get(request.policy, request.policy_version)
         if request.through_gate and not snapshot:
@@ -167,7 +170,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         if snapshot and not request.without_gate:
             promotion = await self._through_gate(record, snapshot, expected)
         else:
-            promotion = await self._promoter.promote(record.policy, record.version, expected)
+            promotion = await self._promoter.promote(
+                record.policy, record.version, expected, force_reason=request.force_reason
+            )
         return pb.PromotePolicyResponse(
             active=convert.policy_info(promotion.active.record),
             activation=promotion.active.activation,
@@ -189,7 +194,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
     async def RollbackPolicy(
         self, request: pb.RollbackPolicyRequest, context: Context
     ) -> pb.RollbackPolicyResponse:
-        """Activates the policy before the present one."""
+        """Activates what served before the present policy."""
         checks = Checks()
         checks.text("reason", request.reason, convert.MAX_TEXT_CHARACTERS)
         checks.raise_if_any()

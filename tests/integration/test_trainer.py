@@ -431,6 +431,20 @@ async def test_commands_take_a_snapshot_from_file_to_active(
         assert differing["policy_version"]["a"] == version
         assert "network.norm" in differing
         assert (await command("promote", version))["stage"] == "active"
+        rejected = (await command("publish", str(other)))["policy_version"]
+        promote = ("policy", "promote", rejected, "--trainer", address)
+        assert await asyncio.to_thread(run, promote) == 1
+        shown = await command("show", rejected)
+        assert shown["stage"] == "rejected"
+        assert "margin" in shown["rejection"]
+        assert (await command("use", "dqn"))["policy_version"] == version
+        use = ("use", "dqn", "--version", rejected)
+        assert await asyncio.to_thread(run, ("policy", *use, "--trainer", address)) == 1
+        assert "was rejected" in capsys.readouterr().err
+        forced = await command(*use, "--force", "--reason", "a test")
+        assert forced["policy_version"] == rejected
+        assert (await command("show", rejected))["force_reason"] == "a test"
+        assert (await command("rollback"))["active"]["policy_version"] == version
 
 
 async def test_bad_shipped_snapshot_does_not_stop_the_start(

@@ -87,18 +87,19 @@ class PolicySlot:
         self._parameters = parameters
         self._metrics = metrics
         self._log = log
+        self._configured = (policy, snapshot)
         self._snapshots = {base_name(policy): snapshot} if snapshot else {}
         self.activation = 0
         self.refusal = ""
-        self.wanted = self._configured = policy
+        self.wanted = policy
         self.refused: dict[str, int] = {}
         self.known = known_policies(catalog.tiers)
         if base_name(policy) not in self.known:
             raise UnknownPolicyError(policy, self.known)
-        waits = base_name(policy) in LEARNED and not snapshot
-        first = None if waits else self._make(policy, snapshot)
         self.guard = Guard(
-            policy=first, fallback=self._make(fallback), max_state_age_s=max_state_age_s
+            policy=self._of_settings(),
+            fallback=self._make(fallback),
+            max_state_age_s=max_state_age_s,
         )
         self._show()
 
@@ -161,11 +162,16 @@ class PolicySlot:
         return True
 
     def withdraw(self, activation: int) -> None:
-        """Goes back to the configured policy: nothing is promoted any more."""
+        """Goes back to what the settings say: nothing is promoted any more."""
         self.activation, self.refusal = activation, ""
-        base = base_name(self._configured)
-        if base not in LEARNED or base in self._snapshots:
-            self._swap(self._make(self._configured, self._snapshots.get(base, b"")))
+        self._swap(self._of_settings())
+
+    def _of_settings(self) -> Policy | None:
+        """Returns the configured policy, None if it is learned and has no snapshot of its own."""
+        name, snapshot = self._configured
+        if base_name(name) in LEARNED and not snapshot:
+            return None
+        return self._make(name, snapshot)
 
     def _promoted_policy(self, promoted: Promoted) -> Policy:
         if base_name(promoted.name) not in self.known:
@@ -190,12 +196,14 @@ class PolicySlot:
                 snapshot = load_paper_snapshot(blob, self._catalog)
         return make_policy(name, self._catalog, self._parameters.get(base), snapshot)
 
-    def _swap(self, policy: Policy) -> None:
-        self.wanted = policy.name
+    def _swap(self, policy: Policy | None) -> None:
+        """Uses a policy; None is the configured one, which waits for a snapshot."""
+        self.wanted = self._configured[0] if policy is None else policy.name
         # Between two decisions: requests under way keep the decision they have.
-        self.guard.replace(policy, SCHEMA if base_name(policy.name) == DQN else "")
+        is_dqn = policy is not None and base_name(policy.name) == DQN
+        self.guard.replace(policy, SCHEMA if is_dqn else "")
         self._show()
-        self._log.info("policy_in_use", policy=policy.name, policy_version=policy.version)
+        self._log.info("policy_in_use", policy=self.name, policy_version=self.version)
 
     def _refuse(self, reason: str, promoted: Promoted, error: Exception) -> None:
         # Asking for it again would only refuse it again.

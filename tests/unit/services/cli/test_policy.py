@@ -75,3 +75,10 @@ def test_policies_are_listed_and_switched_on_the_routers_named(
     assert json.loads(capsys.readouterr().out)["routers"][address]["policy"] == "price"
     assert run(["policy", "use", "nonsense", "--router", address]) == 2
     assert "greedy" in complaint(capsys)
+
+
+@pytest.mark.parametrize("given", [("--force",), ("--reason", "why"), ("--force", "--reason", " ")])
+def test_force_takes_a_reason(given: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """One without the other is a mistake, found before anybody is asked."""
+    assert run(["policy", "use", "dqn", *given, "--trainer", "127.0.0.1:1"]) == 2
+    assert "--force" in complaint(capsys)

@@ -173,7 +173,7 @@ def test_garbage_is_refused(payload: bytes) -> None:
 def test_policy_round_trip() -> None:
     """What the store gives back is what went in."""
     record = PolicyRecord(
-        policy="dqn", version="v", stage=Stage.REJECTED, feature_schema="s",
+        policy="dqn", version="v", stage=Stage.REJECTED, feature_schema="s", rejection="r",
         publish_ns=1_700_000_000_123_456_789, transition_count=9, description="d",
         scores={"performance": 0.5},
     )  # fmt: skip

@@ -223,8 +223,6 @@ async def test_withdrawn_means_the_one_before_or_none(bench: Bench) -> None:
     assert active.record.policy == "price"
     stages = {r.version: r.stage for r in await bench.registry.policies()}
     assert stages[one] is stages[two] is Stage.REJECTED
-    with pytest.raises(FailedPreconditionError):
-        await bench.registry.rollback()
 
 
 async def test_unknown_policy_lists_the_known(bench: Bench) -> None:
@@ -248,17 +246,25 @@ async def test_promotion_race_is_aborted(bench: Bench) -> None:
 
 
 async def test_rollback_goes_to_the_policy_before(bench: Bench) -> None:
-    """Rollback is an activation of the former policy; without one it is refused."""
+    """Rollback is an activation of what served before; where nothing else did it is refused."""
     with pytest.raises(FailedPreconditionError):
         await bench.registry.rollback()
     await bench.registry.promote("price")
-    with pytest.raises(FailedPreconditionError):
-        await bench.registry.rollback()
     version = await bench.publish(1)
     await bench.registry.promote("dqn", version)
     await bench.registry.promote("dqn", version)
     back = await bench.registry.rollback("test")
     assert (back.record.policy, back.activation) == ("price", 4)
+
+
+async def test_the_first_rollback_goes_to_the_policy_of_the_settings(bench: Bench) -> None:
+    """Routers served by it before anything was activated, and are told to do so again."""
+    await bench.registry.promote("greedy")
+    back = await bench.registry.rollback("first incident")
+    assert (back.record.policy, back.activation) == ("", 2)
+    assert (await first(bench.registry.watch(1))).record.policy == ""
+    await bench.registry.promote("price")
+    assert (await bench.another().rollback()).record.policy == ""
 
 
 async def test_watch_is_resumable(bench: Bench) -> None:
@@ -298,7 +304,42 @@ async def test_rejected_stays_rejected(bench: Bench) -> None:
     await bench.registry.reject("dqn", version, "too slow")
     for registry in (bench.registry, bench.another()):
         record = (await registry.policies())[-1]
-        assert (record.stage, record.description) == (Stage.REJECTED, "too slow")
+        assert (record.stage, record.rejection) == (Stage.REJECTED, "too slow")
+    await bench.registry.accept("dqn", version)
+    record = (await bench.another().policies())[-1]
+    assert (record.stage, record.rejection) == (Stage.PROPOSED, "")
+
+
+async def test_the_newest_is_the_newest_that_was_not_rejected(bench: Bench) -> None:
+    """A name alone never means a rejected version; where there is no other, it says why not."""
+    good, bad = await bench.publish(1), await bench.publish(2)
+    await bench.registry.reject("dqn", bad, "too slow")
+    assert (await bench.registry.promote("dqn")).record.version == good
+    assert (await bench.registry.get("dqn"))[0].version == good
+    await bench.registry.promote("price")
+    await bench.registry.reject("dqn", good, "too slow as well")
+    with pytest.raises(FailedPreconditionError, match="too slow") as caught:
+        await bench.registry.promote("dqn")
+    assert caught.value.reason == "POLICY_REJECTED"
+
+
+async def test_a_rejected_policy_is_activated_for_a_reason_that_is_kept(bench: Bench) -> None:
+    """Then it is like any other: the way back leads to it too. Routers may still refuse it."""
+    version = await bench.publish(1)
+    await bench.registry.reject("dqn", version, "too slow")
+    with pytest.raises(FailedPreconditionError):
+        await bench.registry.promote("dqn", version)
+    active = await bench.registry.promote("dqn", version, force_reason="a test of ours")
+    assert (active.record.stage, active.record.force_reason) == (Stage.ACTIVE, "a test of ours")
+    await bench.registry.promote("price")
+    record = (await bench.another().policies())[-1]
+    assert (record.stage, record.rejection) == (Stage.RETIRED, "too slow")
+    assert record.force_reason == "a test of ours"
+    assert (await bench.registry.rollback()).record.version == version
+    await bench.registry.promote("price")
+    await bench.registry.reject("dqn", version, "refused by r0")
+    record = (await bench.another().get("dqn", version))[0]
+    assert (record.rejection, record.force_reason) == ("refused by r0", "")
 
 
 async def test_publishing_again_changes_nothing(bench: Bench) -> None:

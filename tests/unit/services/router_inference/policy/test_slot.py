@@ -264,3 +264,13 @@ async def test_a_withdrawn_policy_gives_way_to_the_configured_one() -> None:
     slot.promote(promoted(b"", "greedy", 1))
     slot.withdraw(2)
     assert (slot.activation, slot.name) == (2, "static-large")
+
+
+@scenario
+async def test_a_withdrawn_snapshot_is_no_snapshot_of_the_settings() -> None:
+    """Without one of its own the configured policy waits again, and the fallback decides."""
+    slot = make_rig(policy="dqn").core.slot
+    slot.promote(promoted(snapshot_bytes(tier_bias=1.0), "dqn", 1))
+    assert not slot.is_waiting
+    slot.withdraw(2)
+    assert (slot.wanted, slot.is_waiting, slot.name) == ("dqn", True, slot.guard.fallback.name)
