@@ -38,6 +38,8 @@ from services.common.start_error import StartError
 # ours come first.
 _LIBRARY_LIMIT_FACTOR = 4
 _LIBRARY_PENDING_CALLS = 100_000
+_REFUSED_AT_ONCE = 10_000
+"""Calls of one connection beyond those that may run; further ones wait at their client."""
 _MS_PER_S = 1_000
 _UNPROTECTED = Access()
 _OWN_WATCHES = (
@@ -208,6 +210,7 @@ async def build_server(
     access: Access = _UNPROTECTED,
     reuse_port: bool = False,
     on_bad_message: Callable[[str], None] = lambda _: None,
+    longest_call_s: float | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> GrpcServer:
     """Builds a server with health, reflection and the error table, bound but not started.
@@ -223,6 +226,9 @@ async def build_server(
         access: Its certificates and callers.
         reuse_port: True lets several worker processes listen on one port (SO_REUSEPORT).
         on_bad_message: Told the reason of each message that is too large or malformed.
+        longest_call_s: Longest time an honest call takes, seconds; None where calls have no end. A
+            connection that has come of age lives so much longer at most: of a call whose answer is
+            not read, only the end of its connection frees what the library holds.
         interceptors: The library's interceptors; they run before the error table.
 
     Raises:
@@ -232,6 +238,7 @@ async def build_server(
     metrics = RpcMetrics(registry)
     metrics.running.set_function(lambda: calls.count)
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
+    options = _options(settings, longest_call_s, reuse_port=reuse_port)
     health_servicer = health.aio.HealthServicer()
     names = [service.full_name for service in services]
 
@@ -247,7 +254,7 @@ async def build_server(
             guard=guard,
             on_bad_message=on_bad_message,
         )
-        server = grpc.aio.server(interceptors=interceptors, options=_options(settings, reuse_port))
+        server = grpc.aio.server(interceptors=interceptors, options=options)
         registrar = table.around(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, registrar)
         for service in services:
@@ -276,9 +283,11 @@ async def build_server(
     return built
 
 
-def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]]:
+def _options(
+    settings: ServerSettings, longest_call_s: float | None, *, reuse_port: bool
+) -> list[tuple[str, int]]:
     library_limit = settings.max_message_bytes * _LIBRARY_LIMIT_FACTOR
-    return [
+    options = [
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", library_limit),
         # What we send is bounded where it is made.
@@ -286,14 +295,20 @@ def _options(settings: ServerSettings, reuse_port: bool) -> list[tuple[str, int]
         # Calls that wait to be taken up: beyond, the library cancels them (its default is 1,000).
         ("grpc.server.max_pending_requests", _LIBRARY_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _LIBRARY_PENDING_CALLS),
+        # More than may run, so that it is us who refuse; still a bound to what one client can hold.
+        ("grpc.max_concurrent_streams", settings.max_concurrent_calls + _REFUSED_AT_ONCE),
         # Without an end to the grace that follows, no call is ever cut.
         ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * _MS_PER_S)),
         # Clients may ping every 5 s, also without calls, so that they notice a dead server soon.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # What is gone without a word is noticed too, with calls or without.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
+    if longest_call_s is not None:
+        options.append(("grpc.max_connection_age_grace_ms", round(longest_call_s * _MS_PER_S)))
+    return options
 
 
 def check_port_is_free(address: HostPort) -> None:

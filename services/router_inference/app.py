@@ -37,6 +37,7 @@ from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
+from services.router_inference.doors.servicer import READER_GRACE_S
 from services.router_inference.machine_code import MachineCode, obtain, run_compiler
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
@@ -208,6 +209,7 @@ class RouterInference:
             access=self._access,
             reuse_port=bool(place.number),
             on_bad_message=core.accounts.on_invalid,
+            longest_call_s=own.max_deadline_s + own.soft_late_s + READER_GRACE_S,
         )
         tasks: dict[str, BackgroundTask] = {
             "leases": core.leases.run,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -10,7 +12,12 @@ import grpc.aio
 from router.explanation import Explainer
 from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
-from services.common.errors import DomainError, InvalidArgumentError, NotFoundError
+from services.common.errors import (
+    DeadlineExceededError,
+    DomainError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from services.router_inference.doors import convert
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS, Validator
 from services.router_inference.job import Ask, Job
@@ -25,6 +32,9 @@ from services.router_inference.status import StatusReader
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
+REASON_NOT_READ = "NOT_READ_IN_TIME"
+READER_GRACE_S = 1.0
+"""What a reader may take beyond the moment at which work on its answer ends at the latest."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -79,9 +89,10 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         await self._dispatcher.answer(job, sink)
         return convert.generate_response(job, sink.text())
 
-    async def GenerateStream(
+    # A generator could not bound how long its reader takes; gRPC takes either kind.
+    async def GenerateStream(  # type: ignore[override]
         self, request: pb2.GenerateStreamRequest, context: Context
-    ) -> AsyncIterator[pb2.GenerateStreamResponse]:
+    ) -> None:
         """Answers a prompt piece by piece; the completion comes last."""
         job = self._job(
             convert.ask_of_spec(
@@ -92,9 +103,18 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 is_stream=True,
             )
         )
-        async for text, token_count in self._new_relay().answer(self._dispatcher, job):
-            yield convert.chunk_response(text, token_count)
-        yield convert.completion_response(job)
+        left_s = job.cutoff_s - self._clock.monotonic_s() + READER_GRACE_S
+        try:
+            async with asyncio.timeout(left_s):
+                async with aclosing(self._new_relay().answer(self._dispatcher, job)) as portions:
+                    async for text, token_count in portions:
+                        await context.write(convert.chunk_response(text, token_count))
+                await context.write(convert.completion_response(job))
+        except TimeoutError:
+            # A writer waits for its reader for ever.
+            raise DeadlineExceededError(
+                "the answer was not read in time", reason=REASON_NOT_READ
+            ) from None
 
     async def Route(self, request: pb2.RouteRequest, context: Context) -> pb2.RouteResponse:
         """Decides only."""

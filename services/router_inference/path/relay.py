@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 
 from services.common.triton.answer import TierChunk
 from services.router_inference.job import Job
@@ -67,7 +66,7 @@ class StreamRelay:
                 yield self._take()
             task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+            task.cancel()  # where the reader left before the end
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()  # which ended the request already; nobody else asks for it

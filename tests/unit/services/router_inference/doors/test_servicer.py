@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from services.common.errors import InvalidArgumentError, NotFoundError
+from services.common.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError
+from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from services.router_inference.job import Outcome
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
@@ -16,7 +18,17 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 
 class Call:
-    """What handlers ask a gRPC call for."""
+    """What handlers ask a gRPC call for, with a reader that takes what is written, or nothing."""
+
+    def __init__(self, *, is_read: bool = True) -> None:
+        self.written: list[Any] = []
+        self._is_read = is_read
+
+    async def write(self, message: Any) -> None:
+        """Takes a message, or waits for ever."""
+        if not self._is_read:
+            await asyncio.Event().wait()
+        self.written.append(message)
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns no metadata."""
@@ -45,10 +57,25 @@ async def test_generate_answers_in_one_piece() -> None:
 @scenario
 async def test_a_stream_ends_with_its_completion() -> None:
     """Chunks first, the completion last and once."""
-    call = make_rig().core.servicer.GenerateStream(pb2.GenerateStreamRequest(spec=SPEC), CALL)
-    *chunks, last = [message async for message in call]
+    call: Any = Call()
+    await make_rig().core.servicer.GenerateStream(pb2.GenerateStreamRequest(spec=SPEC), call)
+    *chunks, last = call.written
     assert "".join(message.chunk.text for message in chunks) == "ab"
     assert last.completion.output_token_count == 2
+
+
+@scenario
+async def test_a_stream_that_nobody_reads_ends_soon_after_its_deadline() -> None:
+    """The tier is done long before; nothing is held for a reader that does not come."""
+    rig = make_rig()
+    unread: Any = Call(is_read=False)
+    start_s = rig.clock.monotonic_s()
+    with pytest.raises(DeadlineExceededError) as caught:
+        await rig.core.servicer.GenerateStream(pb2.GenerateStreamRequest(spec=SPEC), unread)
+    assert caught.value.reason == REASON_NOT_READ
+    taken_s = rig.clock.monotonic_s() - start_s
+    assert taken_s == pytest.approx(0.4 + READER_GRACE_S, abs=0.01)
+    rig.assert_settled()
 
 
 @scenario

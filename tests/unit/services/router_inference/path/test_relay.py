@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -66,3 +67,22 @@ async def test_a_reader_that_stops_cancels_the_request() -> None:
     assert job.outcome is Outcome.CANCELLED
     assert rig.tier().calls[0]["end"] == "cancelled"
     rig.assert_settled()
+
+
+@scenario
+async def test_a_reader_that_stops_after_a_failure_leaves_no_error_behind() -> None:
+    """The request has ended with it already; nobody is told of an exception that nobody took."""
+    rig, complaints = make_rig(), list[object]()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    gone = TierUnavailableError("UNAVAILABLE", "connection refused")
+    rig.tier().default = Behaviour(error=gone, error_after=1)
+    job = rig.job(is_stream=True)
+    stream = portions(rig, job, 0.003)
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    assert job.outcome is Outcome.FAILED
+    await stream.aclose()
+    del stream
+    gc.collect()
+    assert complaints == []
