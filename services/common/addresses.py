@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 _ZONE = re.compile(r"(%[A-Za-z0-9._-]{1,64})?")
+_LEADING_ZEROS = re.compile(r"\b0+(?=[0-9a-f])")
 _HIGHEST_PORT = 65_535
 _PORT_DIGITS = 5
 _REDIS_FORM = (
@@ -77,9 +78,16 @@ def matches(pattern: str, address: str) -> bool:
 
     In the pattern `*` stands for any characters; beside the digits of an IPv4 address for digits
     and dots, since a name may begin like an address; in the last part of a name for no dot, since
-    the end of a name says whose it is.
+    the end of a name says whose it is. In brackets it stands for digits and colons of an IPv6
+    address in its shortest form, so that `[fd00:1::*]` is what begins with fd00:1 and a zero.
     """
     host, _, port = pattern.rpartition(":")
+    if host.startswith("["):
+        own_host, _, own_port = address.rpartition(":")
+        form = re.escape(_shortest(host)).replace(r"\*", "[0-9a-f:]*")
+        ports = re.escape(port).replace(r"\*", "[0-9]*")
+        is_port = re.fullmatch(ports, own_port) is not None
+        return is_port and re.fullmatch(form, _shortest(own_host)) is not None
     fixed = host.replace("*", "")
     star, last_star = ".*", "[^.]*" if fixed else ".*"
     if fixed and set(fixed) <= set("0123456789."):
@@ -93,13 +101,28 @@ def matches(pattern: str, address: str) -> bool:
     return re.fullmatch(form, address) is not None
 
 
+def _shortest(host: str) -> str:
+    """Returns a host with the IPv6 address in its brackets, if any, in its shortest form."""
+    number, mark, zone = host.strip("[]").partition("%")
+    try:
+        return f"[{ipaddress.IPv6Address(number)}{mark}{zone}]"
+    except ValueError:
+        return _LEADING_ZEROS.sub("", host.lower())
+
+
 def _pattern(text: str) -> str:
     host, _, port = text.rpartition(":")
-    try:
-        parse_address(f"{host.replace('*', 'x') if host != '*' else 'x'}:{port.replace('*', '1')}")
-    except ValueError:
-        raise ValueError("expected host:port with * for any characters, e.g. *.gpu:8001") from None
-    return text
+    # How many groups a star in brackets stands for depends on those beside it.
+    groups = [":".join("1" * count) for count in range(1, 9)]
+    for stand_in in groups if host.startswith("[") else ("x",):
+        try:
+            parse_address(f"{host.replace('*', stand_in)}:{port.replace('*', '1')}")
+        except ValueError:
+            continue
+        return text
+    raise ValueError(
+        "expected host:port with * for any characters, e.g. *.gpu:8001 or [fd00:1::*]:8001"
+    )
 
 
 def _dialled(text: str) -> str:

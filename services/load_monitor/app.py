@@ -185,6 +185,7 @@ class LoadMonitorApp:
             may_be_endpoint=self._settings.mesh.may_be_endpoint,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
+            shared_certificate=self._own.shared_router_certificate,
         )
         pb_grpc.add_LoadMonitorServiceServicer_to_server(servicer, server)
 

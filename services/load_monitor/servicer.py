@@ -38,6 +38,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         tiers: The mesh's tiers.
         max_endpoints: Most endpoints.
         max_watchers: Most watches at a time.
+        shared_certificate: Whether a certificate that names no router may be any router's.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         may_be_endpoint: Callable[[str], bool],
         max_endpoints: int,
         max_watchers: int,
+        shared_certificate: bool,
     ) -> None:
         self._board = board
         self._broadcast = broadcast
@@ -59,6 +61,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._may_be_endpoint = may_be_endpoint
         self._max_endpoints = max_endpoints
         self._max_watchers = max_watchers
+        self._shared_certificate = shared_certificate
         self._taken = counters.reports.labels(result="taken")
         self._stale = counters.reports.labels(result="stale")
         self._state_of = functools.lru_cache(maxsize=2)(state_of_picture)
@@ -76,7 +79,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
                 if report.loads.order is not NO_ORDER:
                     order = report.loads.order
                 if not router_id:
-                    _check_identity(context, report.router_id)
+                    self._check_identity(context, report.router_id)
                 if router_id not in ("", report.router_id):
                     problem = f"changed from {router_id!r} to {report.router_id!r} within a stream"
                     raise InvalidArgumentError("load.router_id", problem)
@@ -106,6 +109,8 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     ) -> AsyncIterator[pb.WatchSystemStateResponse]:
         """Sends states newer than the caller's as they come."""
         version, router_id, epoch = convert.watcher_of(request)
+        if router_id:
+            self._check_identity(context, router_id)
         latest = self._broadcast.latest
         if latest is None or version > latest.version:
             # It counts another monitor's states, whose clock and numbers are none of ours.
@@ -152,11 +157,19 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         version = await self._coordinator.change(lambda topology: topology.drain(name, drain_s))
         return pb.RemoveEndpointResponse(topology_version=version)
 
-
-def _check_identity(context: Any, router_id: str) -> None:
-    """Raises PermissionDeniedError if a router's certificate names routers, and not this one."""
-    names = [name for name in context.peer_identities() or () if name.endswith(_ROUTER_NAMES)]
-    if names and router_id.encode() + _ROUTER_NAMES not in names:
-        raise PermissionDeniedError(
-            f"the certificate is not that of router {router_id!r}", reason="ROUTER_ID_NOT_OWN"
-        )
+    def _check_identity(self, context: Any, router_id: str) -> None:
+        """Raises PermissionDeniedError if the caller's certificate is not that of a router."""
+        shown = context.peer_identities()
+        names = [name for name in shown or () if name.endswith(_ROUTER_NAMES)]
+        if not shown or router_id.encode() + _ROUTER_NAMES in names:
+            return
+        if names:
+            raise PermissionDeniedError(
+                f"the certificate is not that of router {router_id!r}", reason="ROUTER_ID_NOT_OWN"
+            )
+        if not self._shared_certificate:
+            raise PermissionDeniedError(
+                f"the certificate names no router; it needs {router_id}{_ROUTER_NAMES.decode()!s},"
+                " or the monitor load_monitor.shared_router_certificate = true",
+                reason="ROUTER_ID_MISSING",
+            )

@@ -27,6 +27,11 @@ class LoadMonitorSettings(ServerSettings):
     """Prometheus address; empty means no metrics are served."""
     monitor_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     """Name of the process; empty means one of its own, made of host name, process id and chance."""
+    shared_router_certificate: bool = False
+    """True lets routers share a certificate that names none of them, as replicas do.
+
+    Each of them may then report as any router that does not report yet.
+    """
     publish_interval_s: float = Field(default=0.08, ge=0.01, le=1.0)
     """Least time between two states, seconds; a change is published that soon."""
     idle_publish_interval_s: float = Field(default=1.0, ge=0.1, le=60.0)

@@ -118,7 +118,7 @@ async def _side(settings: AccessSettings, metadata: Any, holder: str, *, is_aske
     else:
         credentials = access.tls.server_credentials(with_client_certificates=is_asked)
         number = server.add_secure_port("127.0.0.1:0", credentials)
-        held = read_certificates(certificates.tls_settings(holder))
+        held = read_certificates(certificates.tls_settings(holder), time.time())
         channel = grpc.aio.secure_channel(f"127.0.0.1:{number}", held.for_channel())
     await server.start()
     method: Any = channel.unary_unary(f"/{SERVICE}/Generate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.fakes.router_process import mesh_toml, running_router
 from tests.fakes.triton import FakeTriton
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient, NotAllowedError
+from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.load_monitor.v1 import system_state_pb2
@@ -122,6 +124,30 @@ async def test_tickets_and_feedback_are_a_clients_not_an_addresss(
         await router.stub.ReportOutcome(report, metadata=bearer(first), timeout=LIMIT_S)
 
 
+@pytest.mark.parametrize(
+    ("roles", "reason"),
+    [([Role.DATA], "TICKET_NOT_OWN"), ([Role.DATA, Role.REPORT], "")],
+)
+async def test_a_ticket_is_closed_by_its_client_or_by_the_mesh(
+    tmp_path: Path, triton: FakeTriton, roles: list[Role], reason: str
+) -> None:
+    """Another client that got hold of it may not; one that reports for routers may."""
+    path = tmp_path / "keys.toml"
+    (one, first), (two, second) = new_key("one", [Role.DATA]), new_key("two", roles)
+    write_keys(path, [one, two])
+    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    async with running_router(tmp_path, toml) as router:
+        request = pb.RouteRequest(task="piqa", prompt_token_count=3)
+        routed = await router.stub.Route(request, metadata=bearer(first), timeout=LIMIT_S)
+        status = common_pb2.OUTCOME_STATUS_CANCELLED
+        report = pb.ReportOutcomeRequest(ticket=routed.ticket, status=status)
+        call = router.stub.ReportOutcome(report, metadata=bearer(second), timeout=LIMIT_S)
+        if reason:
+            assert await reason_of(call) == ("PERMISSION_DENIED", reason)
+            call = router.stub.ReportOutcome(report, metadata=bearer(first), timeout=LIMIT_S)
+        await call
+
+
 async def test_operating_calls_have_an_address_of_their_own(
     tmp_path: Path, triton: FakeTriton
 ) -> None:
@@ -143,8 +169,8 @@ async def test_operating_calls_have_an_address_of_their_own(
             assert reply.policy == "greedy"
 
 
-def monitor(folder: Path) -> LoadMonitorApp:
-    """Returns a monitor by TLS."""
+def monitor(folder: Path, *, shared: bool = False) -> LoadMonitorApp:
+    """Returns a monitor by TLS, which lets routers share a certificate or not."""
     own = certificates.tls_settings("load-monitor")
     toml = mesh_toml([("e0", "127.0.0.1:1")]).replace(
         "[[mesh.tasks]]",
@@ -162,6 +188,7 @@ def monitor(folder: Path) -> LoadMonitorApp:
             "load_monitor.listen": "127.0.0.1:0",
             "load_monitor.operate_listen": "127.0.0.1:0",
             "load_monitor.metrics_listen": "",
+            "load_monitor.shared_router_certificate": str(shared).lower(),
         },
     )
     return LoadMonitorApp(settings=settings, profile_names={}, clock=SystemClock())
@@ -212,15 +239,24 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
     }
 
 
-@pytest.mark.parametrize(("router_id", "is_taken"), [("r1", True), ("r2", False)])
-async def test_a_router_with_a_certificate_of_its_own_reports_as_no_other(
-    tmp_path: Path, router_id: str, is_taken: bool
+@pytest.mark.parametrize(
+    ("named", "shared", "router_id", "reason"),
+    [
+        ("r1", False, "r1", ""),
+        ("r1", False, "r2", "ROUTER_ID_NOT_OWN"),
+        ("r1", True, "r2", "ROUTER_ID_NOT_OWN"),
+        ("", False, "r1", "ROUTER_ID_MISSING"),
+        ("", True, "r1", ""),
+    ],
+)
+async def test_a_router_reports_and_watches_as_the_one_its_certificate_names(
+    tmp_path: Path, named: str, shared: bool, router_id: str, reason: str
 ) -> None:
-    """Its id is in the certificate; another id is refused, whatever its epoch."""
+    """Whatever its epoch; one that names none only where the monitor's settings allow it."""
     shutil.copytree(certificates.folder() / "root", tmp_path / "root")
-    make_certificates(tmp_path, names=["router-inference"], router_id="r1")
+    make_certificates(tmp_path, names=["router-inference"], router_id=named)
     async with AsyncExitStack() as stack:
-        running = await monitor(tmp_path).start(stack)
+        running = await monitor(tmp_path, shared=shared).start(stack)
         stack.push_async_callback(running.server.stop, 0.0)
         await running.server.start()
         address = str(running.server.address)
@@ -231,14 +267,20 @@ async def test_a_router_with_a_certificate_of_its_own_reports_as_no_other(
         call = stub.ReportTraffic(
             iter([monitor_pb.ReportTrafficRequest(load=load)]), timeout=LIMIT_S
         )
-        if is_taken:
-            assert (await call).last_sequence == 1
+        watch = monitor_pb.WatchSystemStateRequest(router_id=router_id, epoch=1)
+        states = stub.WatchSystemState(watch, timeout=LIMIT_S if reason else 0.3)
+        if reason:
+            assert await reason_of(call) == ("PERMISSION_DENIED", reason)
+            assert await reason_of(states.read()) == ("PERMISSION_DENIED", reason)
         else:
-            assert await reason_of(call) == ("PERMISSION_DENIED", "ROUTER_ID_NOT_OWN")
+            assert (await call).last_sequence == 1
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await states.read()  # there is no state yet
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _channel(name: str, address: str, where: Path | None = None) -> grpc.aio.Channel:
-    held = read_certificates(certificates.tls_settings(name, where))
+    held = read_certificates(certificates.tls_settings(name, where), time.time())
     return grpc.aio.secure_channel(
         address, held.for_channel(), options=[("grpc.use_local_subchannel_pool", 1)]
     )

@@ -156,6 +156,7 @@ class Exchange(RuleBasedStateMachine):
             may_be_endpoint=lambda _address: True,
             max_endpoints=9,
             max_watchers=9,
+            shared_certificate=False,
         )
         self.taken.clear()
         self.change_list([("a", ["small", "large"], False), ("b", ["small", "large"], False)])
@@ -330,7 +331,7 @@ class Exchange(RuleBasedStateMachine):
         request = pb.WatchSystemStateRequest()
         if router.packs:
             request = pb.WatchSystemStateRequest(router_id=router.router_id, epoch=router.epoch)
-        watch: Any = self.servicer.WatchSystemState(request, None)
+        watch: Any = self.servicer.WatchSystemState(request, NOBODY)
         async with contextlib.aclosing(watch) as responses:
             async for response in responses:
                 assert response.HasField("others") is router.packs

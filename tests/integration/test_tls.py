@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ async def triton() -> AsyncIterator[FakeTriton]:
     held = Tls(
         certificates.tls_settings("triton"),
         monotonic_s=SystemClock().monotonic_s,
+        wall_s=time.time,
         log=get_logger("test"),
     )
     credentials = held.server_credentials(with_client_certificates=True)
@@ -59,6 +61,7 @@ async def test_a_mesh_by_tls_answers(
     monitor = f"127.0.0.1:{free_port()}"
     toml = mesh_toml([("e0", triton.address)], monitor=monitor)
     toml += f'[load_monitor]\nlisten = "{monitor}"\nmetrics_listen = ""\nlame_duck_s = 0.0\n'
+    toml += "shared_router_certificate = true\n"
     folders = {name: tmp_path / name for name in ("load-monitor", "router-inference")}
     for folder in folders.values():
         folder.mkdir()

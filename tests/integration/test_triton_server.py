@@ -188,7 +188,7 @@ async def test_triton_by_tls_answers_callers_with_a_certificate(
     await server.start_async()
     try:
         own = certificates.tls_settings("router-inference")
-        tls = Tls(own, monotonic_s=time.monotonic, log=get_logger("test"))
+        tls = Tls(own, monotonic_s=time.monotonic, wall_s=time.time, log=get_logger("test"))
         async with TritonClient(server.grpc_address, tls=tls) as client:
             assert await client.is_ready("gpu0_small")
             text = [

@@ -108,7 +108,7 @@ def load_access(
     Raises:
         SettingsError: A file is wrong, or an address that other machines reach has no protection.
     """
-    tls = load_tls(tls_settings, monotonic_s=monotonic_s, log=log)
+    tls = load_tls(tls_settings, monotonic_s=monotonic_s, wall_s=time.time, log=log)
     keys = tokens = None
     if takes_keys and settings.keys_file:
         try:

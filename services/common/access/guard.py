@@ -55,6 +55,15 @@ def authenticated_client(_: Context) -> str:
     return CALLER.get().client
 
 
+def ticket_holder() -> str:
+    """Returns whose tickets the caller of the call that runs may close; empty for everybody's.
+
+    Those are all where callers are not known, and all for a service of the mesh.
+    """
+    caller = CALLER.get(None)
+    return "" if caller is None or Role.REPORT in caller.roles else caller.client
+
+
 class Authenticator:
     """Tells callers by certificate, key or token.
 

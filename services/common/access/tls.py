@@ -10,12 +10,15 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from services.common.access.validity import validities
 from services.common.files import read_bytes
 from services.common.log import Logger
 from services.common.settings import OptionalRelativePath, Problem, SettingsError, SettingsModel
@@ -78,24 +81,31 @@ class Tls:
     Args:
         settings: The files.
         monotonic_s: Tells when to look at the files again.
+        wall_s: The time that certificates hold by, seconds since 1970.
         log: Where renewals and bad files are said.
     """
 
     def __init__(
-        self, settings: TlsSettings, *, monotonic_s: Callable[[], float], log: Logger
+        self,
+        settings: TlsSettings,
+        *,
+        monotonic_s: Callable[[], float],
+        wall_s: Callable[[], float],
+        log: Logger,
     ) -> None:
         """Reads the files.
 
         Raises:
-            SettingsError: A file cannot be read, or they do not fit together.
+            SettingsError: A file cannot be read, has expired, or they do not fit together.
         """
         self._settings = settings
         self._monotonic_s = monotonic_s
         self._log = log
         self._lock = threading.Lock()
+        self._wall_s = wall_s
         self._seen = self._stamps()
         self._look_s = monotonic_s() + _LOOK_AGAIN_S
-        self._current = read_certificates(settings)
+        self._current = read_certificates(settings, wall_s())
 
     @property
     def for_triton(self) -> Tls | None:
@@ -113,7 +123,7 @@ class Tls:
                 return self._current
             self._seen = stamps
             try:
-                self._current = read_certificates(self._settings)
+                self._current = read_certificates(self._settings, self._wall_s())
             except SettingsError as error:
                 self._log.error("certificates_refused", problems=error.problems)
             else:
@@ -144,11 +154,17 @@ class Tls:
         return [_stamp(Path(getattr(self._settings, name))) for name in _FILES]
 
 
-def load_tls(settings: TlsSettings, *, monotonic_s: Callable[[], float], log: Logger) -> Tls | None:
+def load_tls(
+    settings: TlsSettings,
+    *,
+    monotonic_s: Callable[[], float],
+    wall_s: Callable[[], float],
+    log: Logger,
+) -> Tls | None:
     """Returns the certificates of the settings, None without; raises SettingsError if bad."""
     if not settings.certificate:
         return None
-    return Tls(settings, monotonic_s=monotonic_s, log=log)
+    return Tls(settings, monotonic_s=monotonic_s, wall_s=wall_s, log=log)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -159,12 +175,22 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_ino
 
 
-def read_certificates(settings: TlsSettings) -> Certificates:
-    """Reads and checks the three files; raises SettingsError with every mistake."""
+def read_certificates(settings: TlsSettings, now_s: float) -> Certificates:
+    """Reads and checks the three files; raises SettingsError with every mistake.
+
+    Args:
+        settings: The files.
+        now_s: The time that they must hold at, seconds since 1970.
+    """
     problems: list[str] = []
     found = {name: _read_file(settings, name, problems) for name in _FILES}
     if not problems:
         problems.extend(_mistakes(settings, found["root_certificates"]))
+    if not problems:
+        now = datetime.fromtimestamp(now_s, UTC)
+        # A bundle of roots may hold one that has ended beside its successor.
+        problems.extend(_out_of_date(settings, "root_certificates", found, now, needed=any))
+        problems.extend(_out_of_date(settings, "certificate", found, now, needed=all))
     if problems:
         raise SettingsError(problems)
     return Certificates(found["root_certificates"], found["certificate"], found["key"])
@@ -180,6 +206,23 @@ def _read_file(settings: TlsSettings, name: str, problems: list[str]) -> bytes:
     if len(content) > _LARGEST_FILE_BYTES or b"-----BEGIN " not in content:
         problems.append(f"mesh.tls.{name}: {path}: is no PEM file")
     return content
+
+
+def _out_of_date(
+    settings: TlsSettings,
+    name: str,
+    found: Mapping[str, bytes],
+    now: datetime,
+    *,
+    needed: Callable[[list[bool]], bool],
+) -> Iterator[str]:
+    """Yields that a file's certificates do not hold now: any of them, or all, are needed."""
+    wrong: list[str] = []
+    # What OpenSSL reads and we do not is left to it: it looks again at every handshake.
+    with suppress(ValueError):
+        wrong.extend(each.problem(now) for each in validities(found[name]))
+    if wrong and not needed([not problem for problem in wrong]):
+        yield f"mesh.tls.{name}: {getattr(settings, name)}: {next(filter(None, wrong))}"
 
 
 def _mistakes(settings: TlsSettings, roots: bytes) -> Iterator[str]:

@@ -132,7 +132,11 @@ class TokenReader:
         # RuntimeError: nested too deep, or `alg` names one that has no keys (`none`).
         except (ValueError, TypeError, AttributeError, RuntimeError, self._jwt.PyJWTError):
             raise SettingsError([f"{_SECTION}: {self._path}: is no JWKS file"]) from None
-        return {str(key.key_id or ""): key for key in found.keys if key.key_type != "oct"}
+        keys = {str(key.key_id or ""): key for key in found.keys}
+        if len(keys) < len(found.keys):
+            problem = "has two keys with one id (kid), or two without"
+            raise SettingsError([f"{_SECTION}: {self._path}: {problem}"])
+        return {name: key for name, key in keys.items() if key.key_type != "oct"}
 
     def _look(self) -> tuple[int, int] | None:
         try:

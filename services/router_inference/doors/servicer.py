@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 
 from router.explanation import Explainer
+from services.common.access.guard import ticket_holder
 from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
 from services.common.errors import (
@@ -134,7 +135,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
                 client = self._client_of(context)
                 self._leases.feedback(client, request.request_id, quality)
             else:
-                self._leases.close(request.ticket, convert.report(request))
+                self._leases.close(request.ticket, convert.report(request), ticket_holder())
         except InvalidArgumentError as error:
             self._accounts.on_invalid(error.reason)
             raise

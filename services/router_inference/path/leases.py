@@ -19,6 +19,7 @@ from services.common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
 )
 from services.common.times import to_ns
@@ -35,6 +36,7 @@ from services.router_inference.view.view import View
 REASON_CLOSED = "TICKET_CLOSED"
 REASON_EXPIRED = "TICKET_EXPIRED"
 REASON_INVALID = "TICKET_INVALID"
+REASON_NOT_OWN = "TICKET_NOT_OWN"
 REASON_CLIENT_FULL = "CLIENT_FULL"
 _SWEEP_S = 0.05
 # A claimed load counts for this many default deadlines of its task, whatever deadline was asked
@@ -163,6 +165,7 @@ class Leases:
                 tier=choice.target.tier,
                 endpoint=choice.target.endpoint,
                 request_id=job.request_id,
+                client=job.client,
             )
         )
         job.dispatch_s = choice.end_s
@@ -185,10 +188,16 @@ class Leases:
             return "", 0
         return ticket.router_id, ticket.epoch
 
-    def close(self, data: bytes, report: Report) -> None:
+    def close(self, data: bytes, report: Report, holder: str = "") -> None:
         """Closes a ticket.
 
+        Args:
+            data: the ticket.
+            report: what is claimed.
+            holder: whose tickets the caller may close; empty for everybody's.
+
         Raises:
+            PermissionDeniedError: it is another client's.
             InvalidArgumentError: it was not signed by this mesh, or the report claims more than the
                 ticket allowed.
             FailedPreconditionError: it is closed or its lease has ended.
@@ -197,6 +206,8 @@ class Leases:
             ticket = self._signer.read(data)
         except InvalidTicketError as error:
             raise InvalidArgumentError("ticket", str(error), reason=REASON_INVALID) from None
+        if holder not in ("", ticket.client):
+            raise PermissionDeniedError("the ticket is another client's", reason=REASON_NOT_OWN)
         _check_claim(ticket, report)
         is_own = (ticket.router_id, ticket.epoch) == (
             self._router_id,

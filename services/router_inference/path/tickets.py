@@ -11,7 +11,7 @@ import hmac
 import struct
 from typing import NamedTuple
 
-_VERSION = 2
+_VERSION = 3
 _SIGNATURE_BYTES = 16
 # version, epoch, sequence, decide s, lease s, slack s, soft decay s (0 = hard), quality, output
 # tokens, count of names
@@ -41,6 +41,7 @@ class Ticket(NamedTuple):
         tier: tier name.
         endpoint: endpoint name.
         request_id: the request's id.
+        client: who asked for it.
     """
 
     router_id: str
@@ -57,6 +58,7 @@ class Ticket(NamedTuple):
     tier: str
     endpoint: str
     request_id: str
+    client: str
 
 
 class TicketSigner:
@@ -79,6 +81,7 @@ class TicketSigner:
                 ticket.tier,
                 ticket.endpoint,
                 ticket.request_id,
+                ticket.client,
             )
         ]
         body = b"".join(
@@ -118,7 +121,7 @@ class TicketSigner:
             end = offset + 2 + int.from_bytes(body[offset : offset + 2], "little")
             names.append(body[offset + 2 : end].decode())
             offset = end
-        router_id, clock_id, task, tier, endpoint, request_id = names
+        router_id, clock_id, task, tier, endpoint, request_id, client = names
         return Ticket(
             router_id=router_id,
             epoch=epoch,
@@ -134,6 +137,7 @@ class TicketSigner:
             tier=tier,
             endpoint=endpoint,
             request_id=request_id,
+            client=client,
         )
 
     def _signature(self, body: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+from services.common.access.guard import ticket_holder
 from services.common.errors import DomainError, FailedPreconditionError, NotFoundError
 from services.router_inference.doors import convert
 from services.router_inference.doors.servicer import Context, RouterInferenceServicer
@@ -32,18 +33,18 @@ class WorkerServicer(RouterInferenceServicer):
         self, request: pb2.ReportOutcomeRequest, context: Context
     ) -> pb2.ReportOutcomeResponse:
         """Closes a ticket at the worker that gave it out, or takes late feedback where it can."""
-        client, message = self._client_of(context), _known_part(request)
-        method = "ReportOutcome"
+        message, method = _known_part(request), "ReportOutcome"
         if request.WhichOneof("subject") == "request_id":
             try:
                 return await super().ReportOutcome(request, context)
             except NotFoundError:
+                client = self._client_of(context)
                 if await self._exchange.ask(ALL, method, client, message) is None:
                     raise
             return pb2.ReportOutcomeResponse()
         owner = self._place.number_of(*self._leases.owner(request.ticket))
         if owner:
-            answer = await self._exchange.ask(owner, method, client, message)
+            answer = await self._exchange.ask(owner, method, ticket_holder(), message)
             if answer == _CLOSED:
                 raise FailedPreconditionError("the ticket is closed already", reason=REASON_CLOSED)
             if answer is not None:
@@ -98,7 +99,7 @@ class WorkerServicer(RouterInferenceServicer):
             self._leases.feedback(client, request.request_id, convert.feedback_quality(request))
             return b""
         try:
-            self._leases.close(request.ticket, convert.report(request))
+            self._leases.close(request.ticket, convert.report(request), client)
         except FailedPreconditionError as error:
             if error.reason != REASON_CLOSED:
                 raise

@@ -60,6 +60,16 @@ def test_loopback_is_this_machine_only(host: str, is_loopback: bool) -> None:
         ("127.0.0.1:*", "127.0.0.1:9", True),
         ("127.0.0.1:*", "127.0.0.11:9", False),
         ("[::1]:*", "[::1]:9", True),
+        ("[::1]:*", "[0:0::1]:9", True),
+        ("[fd00:1::*]:8001", "[fd00:1::5]:8001", True),
+        ("[FD00:0001::*]:8001", "[fd00:1:0:0::5]:8001", True),
+        ("[fd00:1::*]:8001", "[fd00:2::5]:8001", False),
+        ("[fd00:1::*]:8001", "[fd00:1::5]:8002", False),
+        ("[fd00:1::*]:8001", "[fd00:1::5%eth0]:8001", False),
+        ("[fd00:1::*]:8001", "fd00:1::5.evil.example:8001", False),
+        ("[fe80::1%eth0]:80", "[fe80:0::1%eth0]:80", True),
+        ("[*]:80", "[2001:db8::1]:80", True),
+        ("[*]:80", "a.b:80", False),
         ("10.0.*:80", "10.0.3.4:80", True),
         ("10.0.*:80", "10.0.evil.example:80", False),
         ("10.0.0.1:80", "10x0.0.1:80", False),
@@ -75,7 +85,10 @@ def test_a_star_stands_for_any_text(pattern: str, address: str, is_one: bool) ->
     assert matches(pattern, address) is is_one
 
 
-@pytest.mark.parametrize("text", ["", "*", "host", "ho st:1", "*.gpu:port", "*:99999"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "host", "ho st:1", "*.gpu:port", "*:99999", "[gpu*]:1", "[1:2:*", "[::1::*]:1"],
+)
 def test_a_pattern_has_a_host_and_a_port(text: str) -> None:
     """What could match no address is refused."""
     with pytest.raises(ValidationError):

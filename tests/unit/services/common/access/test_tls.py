@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from services.local.certificates import make_certificates
 from tests import certificates
 
 LOG = get_logger("test")
+NOW_S = time.time()
+DAY_S = 86_400.0
 
 
 def tls(name: str, where: Path | None = None, now: Callable[[], float] = lambda: 0.0) -> Tls:
     """Returns the certificates of a name."""
-    return Tls(certificates.tls_settings(name, where), monotonic_s=now, log=LOG)
+    settings = certificates.tls_settings(name, where)
+    return Tls(settings, monotonic_s=now, wall_s=time.time, log=LOG)
 
 
 @contextlib.asynccontextmanager
@@ -176,10 +180,41 @@ def test_bad_files_are_one_line_with_key_and_path(
         shutil.copy(certificates.folder() / content / "tls.key", path)
     settings = certificates.tls_settings("trainer").model_copy(update={file: str(path)})
     with pytest.raises(SettingsError) as caught:
-        read_certificates(settings)
+        read_certificates(settings, NOW_S)
     (line,) = caught.value.problems
     assert problem in line
     assert f"mesh.tls.{file}: {path}" in line
+
+
+@pytest.mark.parametrize(
+    ("after_s", "file", "problem"),
+    [
+        (366.0 * DAY_S, "certificate", "expired on 20"),
+        (-0.2 * DAY_S, "certificate", "is not valid before 20"),
+        (-0.2 * DAY_S, "root_certificates", "is not valid before 20"),
+        (3_660.0 * DAY_S, "root_certificates", "expired on 20"),
+    ],
+)
+def test_certificates_that_do_not_hold_now_are_one_line_each(
+    after_s: float, file: str, problem: str
+) -> None:
+    """With file and date, instead of handshakes that fail from then on."""
+    settings = certificates.tls_settings("trainer")
+    with pytest.raises(SettingsError) as caught:
+        read_certificates(settings, NOW_S + after_s)
+    (line,) = (each for each in caught.value.problems if each.startswith(f"mesh.tls.{file}: "))
+    assert f"{getattr(settings, file)}: {problem}" in line
+
+
+def test_a_root_that_has_ended_may_stand_beside_its_successor(tmp_path: Path) -> None:
+    """A bundle is renewed before the old root is taken out."""
+    settings = certificates.tls_settings("trainer")
+    bundle = tmp_path / "roots.pem"
+    old = tmp_path / "old.pem"
+    certificates.write_certificate(old, start="1950-01-01", end="2000-01-01")
+    bundle.write_bytes(old.read_bytes() + Path(settings.root_certificates).read_bytes())
+    changed = settings.model_copy(update={"root_certificates": str(bundle)})
+    assert read_certificates(changed, NOW_S).roots == bundle.read_bytes()
 
 
 def test_roots_may_have_comments_in_any_alphabet(tmp_path: Path) -> None:
@@ -188,7 +223,7 @@ def test_roots_may_have_comments_in_any_alphabet(tmp_path: Path) -> None:
     path = tmp_path / "roots.pem"
     path.write_text("# Főtanúsítvány\n" + Path(settings.root_certificates).read_text())
     changed = settings.model_copy(update={"root_certificates": str(path)})
-    assert "Főtanúsítvány".encode() in read_certificates(changed).roots
+    assert "Főtanúsítvány".encode() in read_certificates(changed, NOW_S).roots
 
 
 def test_a_file_that_goes_while_it_is_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +234,9 @@ def test_a_file_that_goes_while_it_is_read_is_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("ssl.SSLContext.load_cert_chain", gone)
     with pytest.raises(SettingsError, match="No such file"):
-        read_certificates(certificates.tls_settings("trainer"))
+        read_certificates(certificates.tls_settings("trainer"), NOW_S)
 
 
 def test_without_files_there_is_plain_text() -> None:
     """TLS is off unless files are named."""
-    assert load_tls(TlsSettings(), monotonic_s=lambda: 0.0, log=LOG) is None
+    assert load_tls(TlsSettings(), monotonic_s=lambda: 0.0, wall_s=lambda: NOW_S, log=LOG) is None

@@ -27,7 +27,11 @@ class Rig:
         self.wall_s = NOW_S
         self.monotonic_s = 0.0
         self.write({"k1": self.key})
-        self.reader = TokenReader(
+        self.reader = self.start()
+
+    def start(self) -> TokenReader:
+        """Reads the file as a service does that starts."""
+        return TokenReader(
             self.path,
             issuer="https://id.example",
             audience="tiercel",
@@ -145,3 +149,13 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path, content: str | None) ->
         )
     (line,) = caught.value.problems
     assert f"mesh.access.jwks_file: {path}" in line
+
+
+@pytest.mark.parametrize("kid", ["k1", None])
+def test_two_keys_of_one_id_are_refused(rig: Rig, kid: str | None) -> None:
+    """Nobody could say which of them vouches for a token."""
+    row = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(rig.key.public_key()))
+    named = {**row, "alg": "ES256"} if kid is None else {**row, "alg": "ES256", "kid": kid}
+    rig.path.write_text(json.dumps({"keys": [named, named]}))
+    with pytest.raises(SettingsError, match="two keys with one id"):
+        rig.start()

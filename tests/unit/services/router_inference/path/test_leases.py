@@ -13,6 +13,7 @@ from services.common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
 )
 from services.router_inference.job import Job, Outcome
@@ -261,3 +262,19 @@ async def test_what_reports_say_of_lateness_moves_little() -> None:
     assert 0.7 < rig.core.admission.factor() <= 1.0
     await asyncio.sleep(30.0)
     assert rig.core.admission.factor() == pytest.approx(0.7)
+
+
+@scenario
+async def test_a_ticket_is_closed_by_the_client_it_was_given_to() -> None:
+    """Wherever it is closed: at its router, or at another one of the mesh."""
+    rig, other = make_rig(ticket_key="k" * 32), make_rig(ticket_key="k" * 32)
+    other.core.leases._router_id = "r2"
+    job = routed(rig)
+    job.client = "shop"
+    ticket = rig.core.leases.route(job).ticket
+    for leases in (rig.core.leases, other.core.leases):
+        with pytest.raises(PermissionDeniedError) as caught:
+            leases.close(ticket, DONE, "somebody")
+        assert caught.value.reason == "TICKET_NOT_OWN"
+    rig.core.leases.close(ticket, DONE, "shop")
+    rig.assert_settled()

@@ -11,7 +11,7 @@ from services.router_inference.path.leases import Report
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 
 KEY = b"k" * 32
-TICKET = Ticket("r", 1, 2, "c", 3.5, 30.0, 0.5, 0.0, 0.8, 8, "task", "small", "e0", "id-ü")
+TICKET = Ticket("r", 1, 2, "c", 3.5, 30.0, 0.5, 0.0, 0.8, 8, "task", "small", "e0", "id-ü", "shop")
 DONE = Report(Outcome.ON_TIME, None, 8, None)
 
 
