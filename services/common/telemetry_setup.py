@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
+from typing import Any
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -16,12 +18,15 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from router.messages import one_line
 from services.common.log import Logger
+from services.common.span_encoding import encode_spans
 from services.common.span_file import FileSpanExporter
 from services.common.telemetry import Telemetry
 from services.common.telemetry_variables import understood
 
 _FILE_DELAY_MS = 200.0
 """Spans in a file are looked at by a person who has just sent the request."""
+_PACKAGES = {"grpc": "grpc", "http/protobuf": "http"}
+"""Where the SDK has the exporter of each protocol."""
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -138,17 +143,16 @@ def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
         or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         or "grpc"
     )
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
-    if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http import trace_exporter
-
-        return trace_exporter.OTLPSpanExporter()
+    if protocol in _PACKAGES:
+        name = f"opentelemetry.exporter.otlp.proto.{_PACKAGES[protocol]}.trace_exporter"
+        module: Any = importlib.import_module(name)
+        # No option says how spans are written, but the name is looked up at every export.
+        module.encode_spans = encode_spans
+        made: SpanExporter = module.OTLPSpanExporter()
+        return made
     log.warning(
         "telemetry_off", variable="OTEL_EXPORTER_OTLP_PROTOCOL", got=protocol,
-        known="grpc, http/protobuf",
+        known=", ".join(_PACKAGES),
     )  # fmt: skip
     return None
 

@@ -351,7 +351,7 @@ def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:
     if _SAMPLER not in os.environ:
         os.environ[_SAMPLER] = "parentbased_traceidratio"
         os.environ[f"{_SAMPLER}_ARG"] = str(own.sample_ratio)
-    rng = random.SystemRandom()
+    rng = random.Random()
     return setup_telemetry(NAME, environ=os.environ, rng=rng, log=log, folder=own.trace_folder)
 
 

@@ -7,10 +7,11 @@ policy chose is its normal work under load; it is traced with the head's sample.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
@@ -24,6 +25,7 @@ DECISION_SPAN = "tiercel.decision"
 DISPATCH_SPAN = "tiercel.dispatch"
 FIRST_TOKEN_EVENT = "gen_ai.first_token"  # noqa: S105 - no password
 
+_FEATURE_NAMES = tuple(feature.name for feature in FEATURES)
 _BAD_OUTCOMES = frozenset({Outcome.LATE, Outcome.REFUSED, Outcome.FAILED})
 _BAD_STEP_DOWNS = frozenset({StepDown.RESCUE, StepDown.RETRY, StepDown.UNAVAILABLE})
 
@@ -164,7 +166,7 @@ def decision_attributes(choice: Choice, found: Explanation) -> Mapping[str, Attr
         "tiercel.slack_s": choice.slack_s,
         "tiercel.prompt_tokens": query.prompt_tokens,
         "tiercel.predicted_output_tokens": query.output_tokens,
-        "tiercel.decision.candidates": [f"{tier}@{endpoint}" for tier, endpoint in candidates],
+        "tiercel.decision.candidates": _names(candidates),
         "tiercel.decision.choice": "@".join(candidates[choice.action]),
         "tiercel.decision.scores": _finite(found.score_C),
         "tiercel.decision.predicted_latency_s": _finite(found.predicted_s_C),
@@ -179,14 +181,23 @@ def decision_attributes(choice: Choice, found: Explanation) -> Mapping[str, Attr
         attributes["tiercel.decision.fallback_reason"] = choice.fallback_reason
     if found.features_CF is not None:
         # The chosen row by name order of the feature schema; all rows are in the decision record.
-        attributes["tiercel.decision.feature_names"] = [feature.name for feature in FEATURES]
+        attributes["tiercel.decision.feature_names"] = _FEATURE_NAMES
         attributes["tiercel.decision.features"] = _finite(found.features_CF[choice.action])
     return attributes
 
 
-def _finite(values: ArrayLike) -> list[float]:
+def _finite(values: NDArray[np.floating]) -> list[float]:
     """Returns plain floats, with -1e308 for -inf, which OTLP/JSON cannot carry.
 
     A candidate that is not allowed has a score of -inf.
     """
-    return [float(v) for v in np.nan_to_num(np.asarray(values, dtype=np.float64), neginf=-1e308)]
+    if not np.isfinite(values).all():
+        values = np.nan_to_num(values.astype(np.float64), neginf=-1e308)
+    plain: list[float] = values.tolist()
+    return plain
+
+
+@functools.lru_cache(8)
+def _names(candidates: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Returns the names of a fleet's candidates."""
+    return tuple(f"{tier}@{endpoint}" for tier, endpoint in candidates)
