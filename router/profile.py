@@ -39,12 +39,15 @@ class TierProfile:
     overhead_s: float = 0.0
     max_kv_tokens: int | None = None
 
+    @property
+    def token_s(self) -> float:
+        """Time of one output token where nothing else runs, seconds."""
+        return self.step_s + self.per_sequence_s
+
     def unloaded_latency_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """Returns the time of one request alone on the device, seconds."""
         return (
-            self.overhead_s
-            + self.per_prompt_token_s * prompt_tokens
-            + output_tokens * (self.step_s + self.per_sequence_s)
+            self.overhead_s + self.per_prompt_token_s * prompt_tokens + output_tokens * self.token_s
         )
 
     def scaled(self, factor: float) -> TierProfile:

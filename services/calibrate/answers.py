@@ -1,88 +1,170 @@
-"""What a live answer says about its tier's costs."""
+"""What live answers say about their tier's costs, by the stamps of every token.
+
+An iteration of a tier gives every sequence in it one token, and works off the prompts of those that
+join. So what ran beside an answer need not be assumed: the tokens that others got meanwhile say how
+many sequences were in its iterations, their first tokens whose prompts were in them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
-from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier
+import numpy as np
 
-FEWEST_ANSWERS = 4
-"""As many as a tier has costs."""
+from router.profile import TierProfile
+from services.calibrate.probe import Sample
+from trainer.profiling.latency_fit import Equation
+
+FEWEST_TOKENS = 2
+"""Tokens after the first that make a stretch long enough to be timed."""
+RANGES = 3
+"""Ranges of prompt lengths that are told apart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Measured:
-    """One answer under known conditions.
+class Answer:
+    """One answer to a prompt of known length.
 
     Attributes:
-        total_s: From sending to the end.
-        first_token_s: From sending to the first token.
-        output_tokens: Tokens of the answer, the one that ends it included: its iterations.
+        sample: The answer.
         prompt_tokens: Tokens of its prompt.
-        batch: Sequences that ran beside and with it, itself included.
-        mean_output_tokens: Mean answer length of the run: how often the others were replaced.
-        mean_prompt_tokens: Mean prompt length of the run.
     """
 
-    total_s: float
-    first_token_s: float
-    output_tokens: float
+    sample: Sample
     prompt_tokens: float
-    batch: float
-    mean_output_tokens: float
-    mean_prompt_tokens: float
 
-    def equations(self) -> list[Equation]:
-        """Its equations for the fit.
-
-        The time from the first token to the last has no overhead in it, which keeps overhead and
-        iterations apart even for a tier whose whole answer takes a few milliseconds. The time to
-        the first token is used of answers alone: others would make it wait for an iteration.
-        """
-        found: list[Equation] = []
-        if self.batch == 1:
-            row = (1.0, 1.0, 1.0, self.prompt_tokens)
-            found.append(Equation("first", row, self.first_token_s))
-        later = self.output_tokens - 1.0
-        rest_s = self.total_s - self.first_token_s
-        if later > 0 and rest_s > 0:
-            row = (0.0, later, later * self.batch, self._others_prompts(later))
-            found.append(Equation(f"decode at {self.batch:g}", row, rest_s))
-        return found
-
-    def whole(self) -> Equation:
-        """The equation of its whole time.
-
-        While an answer of n tokens is made, n iterations pass. Each costs the step and every
-        sequence in it. Its own prompt is worked off once; the other batch - 1 places change
-        hands once per mean answer, and each newcomer's prompt is worked off meanwhile.
-        """
-        prompts = self.prompt_tokens + self._others_prompts(self.output_tokens)
-        row = (1.0, self.output_tokens, self.output_tokens * self.batch, prompts)
-        return Equation("whole", row, self.total_s)
-
-    def _others_prompts(self, iterations: float) -> float:
-        turnover = (self.batch - 1.0) * iterations / self.mean_output_tokens
-        return turnover * self.mean_prompt_tokens
+    @property
+    def streams(self) -> bool:
+        """Whether it came in more than one piece."""
+        return len(self.sample.stamps) > 1
 
 
-def fit_answers(answers: Sequence[Measured], *, max_batch: int, max_prompt_tokens: int) -> Fit:
-    """Fits one tier's costs to its answers; the errors are those of the whole times.
+def alone_equations(answers: Sequence[Answer]) -> list[Equation]:
+    """Equations of answers that nothing else ran beside.
 
-    Args:
-        answers: At several batch sizes and prompt lengths.
-        max_batch: Most sequences in one iteration, from the tier's configuration.
-        max_prompt_tokens: Most prompt tokens admitted in one iteration.
-
-    Raises:
-        FitError: There are too few answers, or no finite cost explains them.
+    The time from the first token to the last has no overhead in it, which keeps overhead and
+    iterations apart even for a tier whose whole answer takes a few milliseconds.
     """
-    if len(answers) < FEWEST_ANSWERS:
-        raise FitError(f"answers: at least {FEWEST_ANSWERS} are needed, got {len(answers)}")
-    return fit_tier(
-        [equation for each in answers for equation in each.equations()],
-        [each.whole() for each in answers],
-        max_batch=max_batch,
-        max_prompt_tokens=max_prompt_tokens,
+    ranges = _ranges([each.prompt_tokens for each in answers])
+    found = []
+    for each in answers:
+        sample, prompt = each.sample, each.prompt_tokens
+        count = sample.output_token_count
+        kind = next(text for high, text in ranges if prompt <= high)
+        if not each.streams:
+            found.append(Equation(kind, (1.0, count, count, prompt), sample.total_s))
+            continue
+        first = sample.stamps[0][1]
+        found.append(Equation(kind, (1.0, first, first, prompt), sample.first_token_s))
+        later = count - first
+        if later >= FEWEST_TOKENS:
+            rest_s = sample.stamps[-1][0] - sample.stamps[0][0]
+            found.append(Equation("answers alone", (0.0, later, later, 0.0), rest_s))
+    return found
+
+
+def whole_equations(answers: Sequence[Answer]) -> list[Equation]:
+    """Equations of the whole times of answers that nothing else ran beside."""
+    return [
+        Equation(
+            "whole",
+            (
+                1.0,
+                each.sample.output_token_count,
+                each.sample.output_token_count,
+                each.prompt_tokens,
+            ),
+            each.sample.total_s,
+        )
+        for each in answers
+    ]
+
+
+def batch_equations(answers: Sequence[Answer], batch: int) -> list[Equation]:
+    """Equations of everything that was asked of a tier in one run, so many at a time."""
+    kind = f"batches of {batch}"
+    if not any(each.streams for each in answers):
+        return [_turnover(each, answers, batch, kind) for each in answers]
+    first_N = np.array([each.sample.stamps[0][0] for each in answers])
+    by_first_N = np.argsort(first_N)
+    prompts_N = np.cumsum([0.0, *(answers[i].prompt_tokens for i in by_first_N)])
+    stamps = sorted(itertools.chain.from_iterable(each.sample.stamps for each in answers))
+    time_M = np.array([at_s for at_s, _ in stamps])
+    tokens_M = np.cumsum([0.0, *(tokens for _, tokens in stamps)])
+    found = []
+    for each in answers:
+        own = each.sample.stamps
+        if len(own) <= FEWEST_TOKENS:
+            continue
+        # Where many end together their last tokens are seen late: every end is work here.
+        own = own[:-1] if len(own) > FEWEST_TOKENS + 1 else own
+        later = sum(tokens for _, tokens in own[1:])
+        # Stamps of one iteration lie around each other's: a stretch is cut where none is.
+        gap_s = float(np.median(np.diff([at_s for at_s, _ in own])))
+        cuts = (0.5 * (own[0][0] + own[1][0]), own[-1][0] + 0.5 * gap_s)
+        low, high = np.searchsorted(time_M, cuts)
+        begun, ended = np.searchsorted(first_N[by_first_N], cuts)
+        row = (
+            0.0,
+            float(later),
+            float(tokens_M[high] - tokens_M[low]),
+            float(prompts_N[ended] - prompts_N[begun]),
+        )
+        found.append(Equation(kind, row, own[-1][0] - own[0][0]))
+    return found
+
+
+def _turnover(each: Answer, run: Sequence[Answer], batch: int, kind: str) -> Equation:
+    """The equation of an answer that came in one piece: the others are replaced by mean ones."""
+    count = each.sample.output_token_count
+    mean = float(np.mean([other.sample.output_token_count for other in run]))
+    prompts = float(np.mean([other.prompt_tokens for other in run]))
+    beside = (batch - 1.0) * count / mean * prompts
+    row = (1.0, count, count * batch, each.prompt_tokens + beside)
+    return Equation(kind, row, each.sample.total_s)
+
+
+def most_at_once(samples: Sequence[Sample]) -> int:
+    """Most answers that were being made at the same time; 0 where answers come in one piece.
+
+    An answer is being made from its first token until half an iteration after its last.
+    """
+    events = []
+    for each in samples:
+        if len(each.stamps) < FEWEST_TOKENS:
+            continue
+        times = [at_s for at_s, _ in each.stamps]
+        events += [(times[0], 1), (times[-1] + 0.5 * float(np.median(np.diff(times))), -1)]
+    return max(itertools.accumulate(change for _, change in sorted(events)), default=0)
+
+
+def misfits(profile: TierProfile, equations: Sequence[Equation]) -> dict[str, float]:
+    """How far a profile is off, by what was measured: the median of predicted / measured - 1."""
+    costs = (
+        profile.overhead_s,
+        profile.step_s,
+        profile.per_sequence_s,
+        profile.per_prompt_token_s,
     )
+    ratios: dict[str, list[float]] = {}
+    for each in equations:
+        predicted_s = float(np.dot(each.row, costs))
+        ratios.setdefault(each.kind, []).append(predicted_s / each.measured_s - 1.0)
+    return {kind: float(np.median(found)) for kind, found in ratios.items()}
+
+
+def worst(off: Mapping[str, float]) -> tuple[str, float]:
+    """What is farthest off."""
+    return max(off.items(), key=lambda item: abs(item[1]))
+
+
+def _ranges(lengths: Sequence[float]) -> list[tuple[float, str]]:
+    """Highest length and words of up to RANGES ranges with about as many lengths each."""
+    parts = np.array_split(np.unique(np.array(lengths)), RANGES)
+    return [
+        (float(part[-1]), f"prompts of {part[0]:.0f} to {part[-1]:.0f} tokens")
+        for part in parts
+        if len(part)
+    ]

@@ -8,28 +8,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+from services.calibrate.questions import Question
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
 from services.local.errors import CommandError
 
-REQUEST_TIMEOUT_S = 30.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a tier.
-
-    Attributes:
-        task: Its task; empty if it belongs to none.
-        prompt: Prompt; for the reference tiers one character is one token.
-        answer: The right answer; empty if there is none.
-        max_output_tokens: Limit of the answer.
-    """
-
-    task: str
-    prompt: str
-    answer: str
-    max_output_tokens: int
+REQUEST_TIMEOUT_S = 120.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +27,7 @@ class Sample:
         total_s: From sending to the end, in seconds.
         output_token_count: Tokens in the answer.
         began_s: Monotonic time of sending.
+        stamps: Monotonic time and new tokens of every piece that had any.
     """
 
     question: Question
@@ -51,6 +36,7 @@ class Sample:
     total_s: float
     output_token_count: int
     began_s: float
+    stamps: tuple[tuple[float, int], ...]
 
 
 async def ask(client: TritonClient, model: str, question: Question) -> Sample:
@@ -60,21 +46,23 @@ async def ask(client: TritonClient, model: str, question: Question) -> Sample:
         CommandError: The endpoint did not answer it.
     """
     began_s = time.monotonic()
-    first_s, text, tokens = 0.0, "", 0
+    text = ""
+    stamps: list[tuple[float, int]] = []
     try:
         stream = client.generate(
             model, question.prompt, question.max_output_tokens, timeout_s=REQUEST_TIMEOUT_S
         )
         async with contextlib.aclosing(stream) as chunks:
             async for chunk in chunks:
-                if chunk.token_count and not first_s:
-                    first_s = time.monotonic() - began_s
+                if chunk.token_count:
+                    stamps.append((time.monotonic(), chunk.token_count))
                 text += chunk.text
-                tokens += chunk.token_count
     except TierError as error:
         raise CommandError(f"{model} at {client.address}: {error}") from None
     total_s = time.monotonic() - began_s
-    return Sample(question, text, first_s or total_s, total_s, tokens, began_s)
+    first_s = stamps[0][0] - began_s if stamps else total_s
+    count = sum(tokens for _, tokens in stamps)
+    return Sample(question, text, first_s, total_s, count, began_s, tuple(stamps))
 
 
 async def closed_loop(
@@ -84,6 +72,7 @@ async def closed_loop(
     concurrency: int,
     *,
     until_s: float | None = None,
+    fewest: int = 0,
     on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> list[Sample]:
     """Keeps ``concurrency`` questions under way, in order.
@@ -94,6 +83,7 @@ async def closed_loop(
         questions: What to ask; each once, or with ``until_s`` over and over.
         concurrency: Questions under way, at least 1.
         until_s: Monotonic time at which no new question is sent; None means until all are asked.
+        fewest: Answers that must have come before it stops at ``until_s``.
         on_sample: Gets every answer as it comes.
 
     Raises:
@@ -105,7 +95,7 @@ async def closed_loop(
     async def worker() -> None:
         nonlocal next_index
         while next_index < len(questions) or until_s is not None:
-            if until_s is not None and time.monotonic() >= until_s:
+            if until_s is not None and time.monotonic() >= until_s and len(samples) >= fewest:
                 return
             question = questions[next_index % len(questions)]
             next_index += 1

@@ -1,50 +1,67 @@
-"""Quality of live tiers on the reference tasks, by exact match."""
+"""Quality of tiers: of live ones by questions with known answers, or by somebody's own scores."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
-import random
+import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tomli_w
 
-from services.calibrate.probe import Question, Sample, closed_loop
-from services.calibrate.tiers import LiveTier
-from services.common.triton.client import TritonClient
-from trainer.reference_tiers import tasks as reference_tasks
+from services.calibrate.lines import name_at, number_at, read_lines
+from services.calibrate.probe import Sample, closed_loop
+from services.calibrate.questions import Question
+from services.calibrate.tiers import LiveTier, clients_of
+from services.local.errors import CommandError
 
 CONCURRENCY = 8
+_Z95 = 1.959964
+"""Of a normal law, 2.5 % lie beyond."""
+_SLACK = 1e-9
 OnAnswer = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-    """Exact matches of one tier on one task.
+    """Scores of one tier's answers on one task.
 
     Attributes:
-        right: Answers that matched.
-        asked: Questions asked, at least 1.
+        total: Sum of the answers' scores, each 0 to 1; the right ones where there is no between.
+        asked: Answers scored, at least 1.
+        guess: Mean score that guessing gives.
     """
 
-    right: int
+    total: float
     asked: int
+    guess: float = 0.0
 
     @property
     def share(self) -> float:
-        """Share of right answers."""
-        return self.right / self.asked
+        """Mean score."""
+        return self.total / self.asked
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the share after Wilson (1927), which holds near 0 and 1 too."""
-        # Imported here: every other command starts faster without scipy.
-        from scipy.stats import binomtest
+        """95 % interval of the mean score after Wilson (1927), which holds near 0 and 1 too.
 
-        found = binomtest(self.right, self.asked).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        Scores between 0 and 1 vary less than right and wrong with the same mean: for them it is
+        wider than need be.
+        """
+        squared = _Z95 * _Z95 / self.asked
+        middle = self.share + squared / 2.0
+        spread = math.sqrt(squared * (self.share * (1.0 - self.share) + squared / 4.0))
+        low, high = (middle - spread) / (1.0 + squared), (middle + spread) / (1.0 + squared)
+        return (low if self.total else 0.0), (high if self.total < self.asked else 1.0)
+
+    @property
+    def is_told_from_guessing(self) -> bool:
+        """Whether the interval leaves out what guessing gives."""
+        return self.interval[0] > self.guess + _SLACK
+
+
+Scores = Mapping[str, Mapping[str, Score]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +70,53 @@ class QualityMeasurement:
 
     Attributes:
         tiers: Tier names, lowest quality first; the last one is the standard.
-        scores: Score by task and tier.
+        scores: Score by task and tier, of the tasks that say something.
+        left_out: Why another task is not in the table, by task.
     """
 
     tiers: tuple[str, ...]
-    scores: Mapping[str, Mapping[str, Score]]
+    scores: Scores
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scores: Scores, stated: Sequence[str] = ()) -> QualityMeasurement:
+        """Keeps the tasks on which the largest tier is told apart from guessing.
+
+        Args:
+            scores: Score by task and tier.
+            stated: Tiers as somebody lists them, lowest quality first; else their mean scores rank
+                them.
+
+        Raises:
+            CommandError: There is no such task.
+        """
+        found = dict.fromkeys(tier for row in scores.values() for tier in row)
+        tiers = tuple(tier for tier in stated if tier in found)
+        if set(tiers) != set(found):
+            tiers = tuple(sorted(found, key=lambda tier: _mean_share(scores, tier)))
+        left_out = {}
+        for task, row in scores.items():
+            largest = row.get(tiers[-1])
+            if largest is None:
+                left_out[task] = f"{tiers[-1]}, the largest tier, has no score"
+            elif not largest.is_told_from_guessing:
+                low, high = largest.interval
+                left_out[task] = (
+                    f"{tiers[-1]}, the largest tier, scored {largest.share:.3f} "
+                    f"({low:.2f} to {high:.2f}) on {largest.asked}, guessing gives "
+                    f"{largest.guess:.2f}"
+                )
+        kept = {task: row for task, row in scores.items() if task not in left_out}
+        if not kept:
+            said = "; ".join(f"{task}: {why}" for task, why in left_out.items())
+            raise CommandError(
+                f"nothing was told apart from guessing, so there is no table: {said}"
+            )
+        return cls(tiers, kept, left_out)
 
     def standardised(self, task: str, tier: str) -> float:
-        """Share of right answers over that of the largest tier; 1.0 at most."""
-        largest = self.scores[task][self.tiers[-1]].share
-        if tier == self.tiers[-1] or largest == 0:
-            return 1.0
-        return min(1.0, self.scores[task][tier].share / largest)
+        """Mean score over that of the largest tier; 1.0 at most."""
+        return min(1.0, self.scores[task][tier].share / self.scores[task][self.tiers[-1]].share)
 
     def to_toml(self, name: str, about: str) -> str:
         """The text of a quality file."""
@@ -78,7 +130,7 @@ class QualityMeasurement:
             for key in ("quality", "raw", "low95", "high95")
         }
         return (
-            f"# Exact match on at least {count} held-out examples per task and tier. {about}\n"
+            f"# At least {count} answers per task and tier. {about}\n"
             "# quality = raw / raw of the largest tier; low95 and high95 bound the raw score.\n"
             f"{tomli_w.dumps(document)}"
         )
@@ -95,46 +147,53 @@ class QualityMeasurement:
                     "examples": row[tier].asked,
                 }
                 for tier in self.tiers
+                if tier in row
             }
             for task, row in self.scores.items()
         }
 
 
-def questions(task: str, count: int, seed: int) -> list[Question]:
-    """Held-out examples of a task."""
-    limit = reference_tasks.MAX_ANSWER_CHARS + 2
-    examples = reference_tasks.eval_set(task, count, seed)
-    return [Question(task, each.prompt, each.answer, limit) for each in examples]
+def _mean_share(scores: Scores, tier: str) -> float:
+    shares = [row[tier].share for row in scores.values() if tier in row]
+    return sum(shares) / len(shares)
+
+
+def read_scores(path: pathlib.Path) -> Scores:
+    """Reads scores of answers, one JSON object a line, from any judge.
+
+    Keys: ``task``, ``tier``, ``score`` from 0 to 1, and ``guess``, what guessing would score.
+    Others are left alone.
+
+    Raises:
+        InputError: The file or a line is wrong; every mistake has its line.
+    """
+
+    def of_line(line: dict[str, Any]) -> tuple[str, str, float, float]:
+        score, guess = number_at(line, "score", 0, 1), number_at(line, "guess", 0, 1, 0.0)
+        return name_at(line, "task"), name_at(line, "tier"), score, guess
+
+    return _summed(read_lines(path, of_line))
 
 
 async def measure_quality(
     tiers: Sequence[LiveTier],
+    questions: Sequence[Question],
     *,
-    example_count: int,
-    seed: int = 0,
     on_answer: OnAnswer = lambda tier: None,
-) -> QualityMeasurement:
-    """Asks every tier the same held-out questions, one tier after the other.
+) -> Scores:
+    """Asks every tier the same questions, one tier after the other.
 
     Args:
-        tiers: Tiers to measure, lowest quality first.
-        example_count: Questions per task and tier.
-        seed: Which held-out questions.
+        tiers: Tiers to measure.
+        questions: What to ask; those with a check count.
         on_answer: Gets the tier's name with every answer, for progress bars.
 
     Raises:
         CommandError: An endpoint did not answer.
     """
-    names = reference_tasks.task_names()
-    asked = [each for name in names for each in questions(name, example_count, seed)]
-    # Mixed lengths, as in real traffic; the order has no influence on greedy answers.
-    random.Random(seed).shuffle(asked)
-    scores: dict[str, dict[str, Score]] = {name: {} for name in names}
-    async with contextlib.AsyncExitStack() as stack:
-        clients = {
-            address: await stack.enter_async_context(TritonClient(address))
-            for address in dict.fromkeys(each.address for each in tiers)
-        }
+    asked = [each for each in questions if each.check is not None]
+    found = []
+    async with clients_of(tiers) as clients:
         for tier in tiers:
 
             def count(_: Sample, name: str = tier.tier) -> None:
@@ -143,13 +202,29 @@ async def measure_quality(
             samples = await closed_loop(
                 clients[tier.address], tier.model, asked, CONCURRENCY, on_sample=count
             )
-            for name in names:
-                own = [each for each in samples if each.question.task == name]
-                right = sum(_is_right(each) for each in own)
-                scores[name][tier.tier] = Score(right, len(own))
-            await asyncio.sleep(0)
-    return QualityMeasurement(tuple(each.tier for each in tiers), scores)
+            found += [_scored(tier.tier, each) for each in samples]
+    return _summed(found)
 
 
-def _is_right(sample: Sample) -> bool:
-    return reference_tasks.score(sample.question.answer, sample.text) == 1.0
+def _scored(tier: str, sample: Sample) -> tuple[str, str, float, float]:
+    question = sample.question
+    assert question.check is not None
+    return question.task, tier, float(question.check.is_right(sample.text)), question.check.guess
+
+
+def _summed(found: Sequence[tuple[str, str, float, float]]) -> Scores:
+    """Sums (task, tier, score, guess) of answers."""
+    cells: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for task, tier, score, guess in found:
+        cells.setdefault(task, {}).setdefault(tier, []).append((score, guess))
+    return {
+        task: {
+            tier: Score(
+                math.fsum(score for score, _ in each),
+                len(each),
+                math.fsum(guess for _, guess in each) / len(each),
+            )
+            for tier, each in row.items()
+        }
+        for task, row in cells.items()
+    }

@@ -41,6 +41,9 @@ class Calibration:
         pairs: Tiers side by side, not used for the fit.
         unloaded_p50_s: Median time to an answer of a tier alone, by tier.
         unloaded_p95_s: 95th percentile of the same.
+        misfits: How far the profile is off, predicted / measured - 1, by tier and what was asked.
+        bytes_per_token: Mean bytes of a prompt over its mean tokens, by tier.
+        remarks: What had to be assumed.
         took_s: How long the measurement took.
     """
 
@@ -49,7 +52,20 @@ class Calibration:
     pairs: tuple[PairCheck, ...]
     unloaded_p50_s: Mapping[str, float]
     unloaded_p95_s: Mapping[str, float]
+    misfits: Mapping[str, Mapping[str, float]]
+    bytes_per_token: Mapping[str, float]
+    remarks: tuple[str, ...]
     took_s: float
+
+    def refusals(self, most_error: float) -> list[str]:
+        """Why the profile is none: each tier that is off by more, and where; empty if none is."""
+        return [
+            f"{tier}: {kind}: predicted {1.0 + off:.2f} times what was measured, "
+            f"farther off than {most_error:g}"
+            for tier, found in self.misfits.items()
+            for kind, off in found.items()
+            if abs(off) > most_error
+        ]
 
     def to_toml(self) -> str:
         """The text of a profile file."""
@@ -58,7 +74,9 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """The profile with its errors, for machines."""
         return {
+            "profile": self.profile.name,
             "took_s": round(self.took_s, 2),
+            "remarks": list(self.remarks),
             "tiers": {
                 tier: {
                     "step_s": fit.profile.step_s,
@@ -70,6 +88,8 @@ class Calibration:
                     "unloaded_p95_s": self.unloaded_p95_s[tier],
                     "median_error": fit.median_error,
                     "mean_error": fit.mean_error,
+                    "misfits": self.misfits[tier],
+                    "bytes_per_token": self.bytes_per_token[tier],
                     "sample_count": fit.sample_count,
                 }
                 for tier, fit in self.fits.items()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pathlib
+from collections.abc import AsyncIterator, Sequence
 
-from router.documents import parse_toml
-from router.types import InvalidFileError
-from services.common.convert import endpoint_of_message
-from services.common.files import read_text
+from router.fleet import EndpointSpec
+from services.common.convert import endpoint_of_message, endpoint_of_settings
+from services.common.mesh_settings import MeshSettings
 from services.common.triton.client import TritonClient
 from services.common.triton.errors import TierError
 from services.local.calls import call
-from services.local.errors import CommandError, InputError
-from services.local.target import Target
+from services.local.errors import CommandError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+
+REFERENCE = "reference"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class LiveTier:
         kind: ``reference``, ``paced`` or ``production``; empty if the model does not say.
         max_batch: Most sequences it runs at once; 0 if the model does not say.
         max_prompt_tokens: Most prompt tokens it admits at once; 0 if the model does not say.
+        counts_prompts: Whether its model tells how many tokens a prompt has.
     """
 
     tier: str
@@ -40,47 +42,71 @@ class LiveTier:
     kind: str = ""
     max_batch: int = 0
     max_prompt_tokens: int = 0
+    counts_prompts: bool = False
 
 
-def tiers_of_mesh(target: Target) -> list[LiveTier]:
-    """Asks the load monitor for the endpoints of a running mesh.
+def tiers_of_monitor(address: str) -> list[LiveTier]:
+    """Asks a load monitor for the tiers of its endpoints.
 
     Raises:
-        CommandError: The monitor does not answer or knows no endpoint.
-        InputError: The mesh has no monitor.
+        CommandError: It does not answer or knows no endpoint.
     """
-    address = target.need("load_monitor")
     reply = call("load monitor", address, "GetSystemState", monitor_pb.GetSystemStateRequest())
+    specs = [endpoint_of_message(state.endpoint) for state in reply.state.endpoints]
+    return _first_of_each(specs)
+
+
+def tiers_of_settings(mesh: MeshSettings) -> list[LiveTier]:
+    """Returns the tiers of the endpoints that the settings name.
+
+    Raises:
+        CommandError: They name none.
+    """
+    return _first_of_each([endpoint_of_settings(entry) for entry in mesh.endpoints])
+
+
+def _first_of_each(specs: Sequence[EndpointSpec]) -> list[LiveTier]:
     found: dict[str, LiveTier] = {}
-    for state in reply.state.endpoints:
-        spec = endpoint_of_message(state.endpoint)
+    for spec in specs:
         for tier, model in spec.models.items():
             live = LiveTier(tier, model, spec.address, spec.name, spec.device)
             found.setdefault(tier, live)
     if not found:
         raise CommandError("the mesh has no endpoint")
-    order = _order_of(target)
-    return sorted(found.values(), key=lambda each: order.get(each.tier, len(order)))
+    return list(found.values())
 
 
-def _order_of(target: Target) -> dict[str, int]:
-    """Rank of each tier by the mesh's settings; empty where they are not at hand."""
-    if target.manifest is None:
-        return {}
-    try:
-        path = pathlib.Path(target.manifest.config)
-        names = parse_toml(read_text(path), str(path))["mesh"]["tiers"]
-    except (OSError, UnicodeDecodeError, LookupError, TypeError, InvalidFileError) as error:
-        raise InputError(f"{target.manifest.config}: cannot be read: {error}") from None
-    return {name: rank for rank, name in enumerate(names)}
+def are_reference(tiers: Sequence[LiveTier]) -> bool:
+    """Returns whether all of them are this project's own models."""
+    return all(each.kind == REFERENCE for each in tiers)
 
 
-async def with_facts(tier: LiveTier, client: TritonClient) -> LiveTier:
-    """Adds what the model's own configuration says.
+def measured_name(tiers: Sequence[LiveTier]) -> str:
+    """Returns the name of what is measured: its models, or ``reference`` for our own."""
+    return REFERENCE if are_reference(tiers) else "+".join(each.model for each in tiers)
+
+
+@contextlib.asynccontextmanager
+async def clients_of(tiers: Sequence[LiveTier]) -> AsyncIterator[dict[str, TritonClient]]:
+    """Opens a client for the address of every tier."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield {
+            address: await stack.enter_async_context(TritonClient(address))
+            for address in dict.fromkeys(each.address for each in tiers)
+        }
+
+
+async def with_facts(tiers: Sequence[LiveTier]) -> list[LiveTier]:
+    """Adds what the models' own configurations say.
 
     Raises:
-        CommandError: The endpoint does not answer or does not have the model.
+        CommandError: An endpoint does not answer or does not have the model.
     """
+    async with clients_of(tiers) as clients:
+        return [await _with_facts(each, clients[each.address]) for each in tiers]
+
+
+async def _with_facts(tier: LiveTier, client: TritonClient) -> LiveTier:
     try:
         config = await client.model_config(tier.model)
     except TierError as error:
@@ -93,6 +119,8 @@ async def with_facts(tier: LiveTier, client: TritonClient) -> LiveTier:
     return dataclasses.replace(
         tier,
         kind=config.kind,
-        max_batch=number("tiercel_max_batch"),
-        max_prompt_tokens=number("tiercel_max_prefill") * number("tiercel_max_prompt_tokens"),
+        max_batch=number("tiercel_max_batch") or config.max_batch,
+        max_prompt_tokens=number("tiercel_max_prompt_tokens_per_step")
+        or number("tiercel_max_prefill") * number("tiercel_max_prompt_tokens"),
+        counts_prompts=config.counts_prompts,
     )

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
+from services.calibrate.answers import worst
+from services.calibrate.calibration import MOST_ERROR
 from services.calibrate.calibration import calibrate as measure
+from services.calibrate.questions import (
+    Question,
+    made_questions,
+    read_questions,
+    reference_questions,
+)
 from services.calibrate.result import Calibration
-from services.calibrate.tiers import LiveTier, tiers_of_mesh
+from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
+from services.cli.files import write_text
+from services.cli.measured_mesh import limits_of, live_tiers, mesh_of
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
+from services.common.mesh_settings import MeshSettings
+from services.local.errors import CommandError, InputError
 from services.local.target import resolve
 
 DEFAULT_OUT = pathlib.Path("build") / "profiles" / "measured.toml"
+DEFAULT_LENGTHS = "16,128,512"
+DEFAULT_BYTES_PER_TOKEN = 4.0
+MOST_WORDS = 100_000
+REFERENCE_EXAMPLES = 50
+CLOSE = 0.05
+"""Bytes per token nearer than this to the settings' are the same."""
 
 
 def register(app: typer.Typer) -> None:
@@ -25,63 +44,154 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    name: Annotated[str, typer.Option(help="Name of the profile.")] = "reference",
+    prompts: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="JSON lines, each with a prompt of your own traffic."),
+    ] = None,
+    prompt_lengths: Annotated[
+        str,
+        typer.Option(help="Or made-up prompts of so many words [default: 16,128,512]."),
+    ] = "",
+    bytes_per_token: Annotated[
+        float,
+        typer.Option(
+            min=0, max=64, help="Of prompts that no tier counts [default: the settings', or 4]."
+        ),
+    ] = 0.0,
+    most_error: Annotated[
+        float, typer.Option(min=0.01, max=10, help="Error above which there is no profile.")
+    ] = MOST_ERROR,
+    name: Annotated[str, typer.Option(help="Name of the profile [default: the models'].")] = "",
     run_s: Annotated[
-        float, typer.Option(min=0.2, max=60, help="Seconds per closed-loop run.")
+        float, typer.Option(min=0.2, max=60, help="Seconds per closed-loop run, at least.")
     ] = 1.2,
-    seed: Annotated[int, typer.Option(min=0, help="Which questions are asked.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which prompts are asked.")] = 0,
     out: Annotated[pathlib.Path, typer.Option(help="Profile file to write.")] = DEFAULT_OUT,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how long an iteration of each tier takes; nothing else should load the mesh."""
-    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor, config=config))
-    measured = asyncio.run(with_bar(tiers, name, run_s, seed, hidden=as_json))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(measured.to_toml(), encoding="utf-8")
+    """Measure how long an iteration of each tier takes; nothing else should load the mesh.
+
+    A profile that is farther off than --most-error, anywhere in what was measured, is refused.
+    """
+    target = resolve(mesh, load_monitor=monitor, config=config)
+    settings = mesh_of(target)
+    tiers = asyncio.run(with_facts(live_tiers(target, settings)))
+    asked = _questions(tiers, prompts, prompt_lengths, settings, seed)
+    believed = settings.bytes_per_token if settings is not None else DEFAULT_BYTES_PER_TOKEN
+    measured = asyncio.run(
+        with_bar(
+            tiers,
+            asked,
+            hidden=as_json,
+            name=name or measured_name(tiers),
+            bytes_per_token=bytes_per_token or believed,
+            stated=settings.tiers if settings is not None else (),
+            run_s=run_s,
+            seed=seed,
+            most_error=most_error,
+        )
+    )
     if as_json:
         print_json(measured.to_json())
-        return
-    for each in calibration_tables(measured):
-        console().print(each)
-    note(f"written: {out} (took {measured.took_s:.0f} s)")
+    else:
+        for each in calibration_tables(measured):
+            console().print(each)
+    for remark in (*measured.remarks, *_remarks(measured, settings)):
+        note(remark)
+    if refusals := measured.refusals(most_error):
+        said = "\n".join(refusals)
+        raise CommandError(f"{said}\nno profile is written; accept it with --most-error")
+    write_text(out, measured.to_toml())
+    if not as_json:
+        note(f"written: {out} (took {measured.took_s:.0f} s)")
+
+
+def _questions(
+    tiers: Sequence[LiveTier],
+    prompts: pathlib.Path | None,
+    lengths: str,
+    settings: MeshSettings | None,
+    seed: int,
+) -> list[Question]:
+    if prompts is not None and lengths:
+        raise InputError("--prompts, --prompt-lengths: give one of them")
+    if prompts is not None:
+        return read_questions(prompts, limits_of(settings), scored=False)
+    if not lengths and are_reference(tiers):
+        return reference_questions(REFERENCE_EXAMPLES, seed)
+    counts = [int(part) for part in (lengths or DEFAULT_LENGTHS).split(",") if part.isdecimal()]
+    if len(counts) != (lengths or DEFAULT_LENGTHS).count(",") + 1 or not all(
+        0 < count <= MOST_WORDS for count in counts
+    ):
+        raise InputError(
+            f"--prompt-lengths: must be numbers of words, 1 to {MOST_WORDS}, with a comma between, "
+            f"got {lengths!r}"
+        )
+    if not lengths:
+        note(f"made-up prompts of {DEFAULT_LENGTHS} words; your own traffic: --prompts FILE")
+    return made_questions(counts, seed)
+
+
+def _remarks(measured: Calibration, settings: MeshSettings | None) -> list[str]:
+    """What the settings say otherwise."""
+    if settings is None:
+        return []
+    found = []
+    order = list(measured.profile.tiers)
+    if order != [tier for tier in settings.tiers if tier in order]:
+        found.append(
+            f"mesh.tiers lists {', '.join(settings.tiers)}; by time per token it is "
+            f"{', '.join(order)}: list them lowest quality first"
+        )
+    believed = settings.bytes_per_token
+    counted = list(measured.bytes_per_token.values())
+    mean = sum(counted) / len(counted)
+    if abs(mean / believed - 1.0) > CLOSE:
+        found.append(
+            f"these prompts have {mean:.2f} bytes per token: set mesh.bytes_per_token, "
+            f"which is {believed:g}"
+        )
+    return found
 
 
 async def with_bar(
-    tiers: list[LiveTier], name: str, run_s: float, seed: int, *, hidden: bool
+    tiers: Sequence[LiveTier], asked: Sequence[Question], *, hidden: bool, **options: Any
 ) -> Calibration:
-    """Measures with a progress bar."""
+    """Measures with a progress bar; options as those of `services.calibrate.calibration`."""
     with Progress(console=console(), transient=True, disable=hidden) as bars:
         bar = bars.add_task("calibrate", total=1.0)
 
         def on_step(text: str, share: float) -> None:
             bars.update(bar, description=text, completed=share)
 
-        return await measure(tiers, name=name, run_s=run_s, seed=seed, on_step=on_step)
+        return await measure(tiers, asked, on_step=on_step, **options)
 
 
 def calibration_tables(measured: Calibration) -> list[Any]:
     """The profile and the check of tiers side by side, as tables."""
     alone = [measured.unloaded_p50_s, measured.unloaded_p95_s]
-    rows = [
-        (
-            tier,
-            f"{fit.profile.step_s * 1e3:.3f}",
-            f"{fit.profile.per_sequence_s * 1e3:.3f}",
-            f"{fit.profile.per_prompt_token_s * 1e6:.1f}",
-            f"{fit.profile.overhead_s * 1e3:.2f}",
-            fit.profile.max_batch,
-            " / ".join(f"{each[tier] * 1e3:.1f}" for each in alone),
-            f"{fit.median_error:.3f} / {fit.mean_error:.3f}",
-            fit.sample_count,
+    rows = []
+    for tier, fit in measured.fits.items():
+        kind, off = worst(measured.misfits[tier])
+        rows.append(
+            (
+                tier,
+                f"{fit.profile.step_s * 1e3:.3f}",
+                f"{fit.profile.per_sequence_s * 1e3:.3f}",
+                f"{fit.profile.per_prompt_token_s * 1e6:.1f}",
+                f"{fit.profile.overhead_s * 1e3:.2f}",
+                fit.profile.max_batch,
+                " / ".join(f"{each[tier] * 1e3:.1f}" for each in alone),
+                f"{off:+.2f} {kind}",
+                fit.sample_count,
+            )
         )
-        for tier, fit in measured.fits.items()
-    ]
     columns = ("tier", "step ms", "per sequence ms", "per prompt token us", "overhead ms")
-    more = ("batch", "alone p50 / p95 ms", "fit error median / mean", "answers")
-    made = [table("latency profile", (*columns, *more), rows)]
+    more = ("batch", "alone p50 / p95 ms", "farthest off", "answers")
+    made = [table(f"latency profile {measured.profile.name}", (*columns, *more), rows)]
     if measured.pairs:
         pair_rows = [
             (

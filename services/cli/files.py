@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from services.local.errors import InputError
+from services.local.errors import CommandError, InputError
 from trainer.shipped import NotShippedError, find
 
 
@@ -22,3 +22,12 @@ def read_bytes(path: pathlib.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file and the folders above it; raises CommandError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None

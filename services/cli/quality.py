@@ -1,20 +1,25 @@
-"""``tiercel quality``: measures the quality table through the live endpoints."""
+"""``tiercel quality``: a quality table from answers of live tiers, or from somebody's scores."""
 
 from __future__ import annotations
 
 import asyncio
 import pathlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from services.calibrate.quality import QualityMeasurement, measure_quality
-from services.calibrate.tiers import LiveTier, tiers_of_mesh
+from services.calibrate.quality import QualityMeasurement, Scores, measure_quality, read_scores
+from services.calibrate.questions import Question, read_questions, reference_questions
+from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
+from services.cli.files import write_text
+from services.cli.measured_mesh import limits_of, live_tiers, mesh_of, read_mesh
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
+from services.common.mesh_settings import MeshSettings
+from services.local.errors import InputError
 from services.local.target import resolve
-from trainer.reference_tiers import tasks as reference_tasks
 
 DEFAULT_OUT = pathlib.Path("build") / "quality" / "measured.toml"
 
@@ -25,46 +30,94 @@ def register(app: typer.Typer) -> None:
 
 
 def quality(
+    prompts: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="JSON lines with task, prompt, answer, and how to match it (match)."),
+    ] = None,
+    scores: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="JSON lines with task, tier, score (0 to 1) of answers already judged."),
+    ] = None,
+    tiers: Annotated[
+        str,
+        typer.Option(
+            help="Tiers, lowest quality first, comma between [default: the mesh's; else by score]."
+        ),
+    ] = "",
     examples: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Held-out examples per task and tier.")
+        int, typer.Option(min=1, max=10_000, help="Reference tiers: held-out examples per task.")
     ] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Which held-out examples.")] = 0,
-    name: Annotated[str, typer.Option(help="Name of the table.")] = "reference",
+    name: Annotated[str, typer.Option(help="Name of the table [default: what is scored].")] = "",
     out: Annotated[pathlib.Path, typer.Option(help="Quality file to write.")] = DEFAULT_OUT,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score every tier on held-out examples by exact match and write the quality table."""
-    tiers = tiers_of_mesh(resolve(mesh, load_monitor=monitor, config=config))
-    measured = asyncio.run(with_bars(tiers, examples, seed, hidden=as_json))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        measured.to_toml(name, f"Measured by `tiercel quality`, seed {seed}."), encoding="utf-8"
-    )
+    """Score tiers on your own examples and write the quality table of the tasks that say something.
+
+    The reference tiers of this project are scored on their own tasks; others need --prompts, or
+    --scores of answers that were judged elsewhere.
+    """
+    stated = [each.strip() for each in tiers.split(",") if each.strip()]
+    if scores is not None:
+        if prompts is not None:
+            raise InputError("--prompts, --scores: give one of them")
+        settings = read_mesh(config) if config is not None else None
+        found, about, default_name = read_scores(scores), f"Scores of {scores.name}.", scores.stem
+    else:
+        target = resolve(mesh, load_monitor=monitor, config=config)
+        settings = mesh_of(target)
+        known = asyncio.run(with_facts(live_tiers(target, settings)))
+        asked = _questions(known, prompts, settings, examples, seed)
+        found = asyncio.run(with_bars(known, asked, hidden=as_json))
+        about = f"Asked of {', '.join(each.model for each in known)} by `tiercel quality`."
+        default_name = measured_name(known)
+    stated = stated or (list(settings.tiers) if settings is not None else [])
+    measured = QualityMeasurement.of(found, stated)
+    write_text(out, measured.to_toml(name or default_name, about))
     if as_json:
-        print_json(measured.to_json())
+        print_json({"tasks": measured.to_json(), "left_out": dict(measured.left_out)})
         return
     console().print(quality_table(measured))
+    if not set(stated) >= set(measured.tiers):
+        note(f"order of the tiers by their scores: {', '.join(measured.tiers)}")
+    for task, why in measured.left_out.items():
+        note(f"not in the table: {task}: {why}")
+    missing = [task for task in limits_of(settings) if task not in found]
+    if missing:
+        note(f"not in the table, as nobody measured it: {', '.join(missing)}")
     note(f"written: {out}")
 
 
+def _questions(
+    known: Sequence[LiveTier],
+    prompts: pathlib.Path | None,
+    settings: MeshSettings | None,
+    examples: int,
+    seed: int,
+) -> list[Question]:
+    if prompts is not None:
+        return read_questions(prompts, limits_of(settings), scored=True)
+    if not are_reference(known):
+        raise InputError(
+            f"{', '.join(each.model for each in known)}: these are not the reference tiers, whose "
+            "tasks would say nothing about them; give --prompts FILE with your own examples, or "
+            "--scores FILE"
+        )
+    return reference_questions(examples, seed)
+
+
 async def with_bars(
-    tiers: list[LiveTier], examples: int, seed: int, *, hidden: bool
-) -> QualityMeasurement:
+    tiers: Sequence[LiveTier], asked: Sequence[Question], *, hidden: bool
+) -> Scores:
     """Measures with one progress bar per tier."""
-    total = examples * len(reference_tasks.task_names())
     with Progress(console=console(), transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {
-            each.tier: bars.add_task(f"quality of {each.tier}", total=total) for each in tiers
+            each.tier: bars.add_task(f"quality of {each.tier}", total=len(asked)) for each in tiers
         }
-        return await measure_quality(
-            tiers,
-            example_count=examples,
-            seed=seed,
-            on_answer=lambda tier: bars.advance(tasks[tier]),
-        )
+        return await measure_quality(tiers, asked, on_answer=lambda tier: bars.advance(tasks[tier]))
 
 
 def quality_table(measured: QualityMeasurement) -> Any:
@@ -73,9 +126,12 @@ def quality_table(measured: QualityMeasurement) -> Any:
     for task, row in measured.scores.items():
         cells = []
         for tier in measured.tiers:
+            if tier not in row:
+                cells.append("not measured")
+                continue
             low, high = row[tier].interval
             standard = measured.standardised(task, tier)
             cells.append(f"{standard:.3f}  (raw {row[tier].share:.3f}, {low:.2f}-{high:.2f})")
         rows.append((task, *cells))
-    title = "quality: score / score of the largest tier (raw exact match, 95 % interval)"
+    title = "quality: score / score of the largest tier (raw score, 95 % interval)"
     return table(title, ("task", *measured.tiers), rows)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from services.calibrate.answers import worst
 from services.calibrate.calibration import calibrate
 from services.calibrate.quality import QualityMeasurement, measure_quality
+from services.calibrate.questions import reference_questions
 from services.calibrate.result import Calibration
-from services.calibrate.tiers import LiveTier
+from services.calibrate.tiers import LiveTier, with_facts
 from services.demo.capacity import (
     FIRST_SHARE,
     CapacityProbe,
@@ -23,13 +25,16 @@ from services.local.fleets import REFERENCE_TIERS
 from trainer.reference_tiers import tasks as reference_tasks
 
 PROFILE_NAME = "reference"
+CALIBRATION_EXAMPLES = 50
+BYTES_PER_TOKEN = 1.0
 LARGEST = REFERENCE_TIERS[-1]
 
 
 async def tier_quality(tiers: list[LiveTier], plan: DemoPlan, show: Display) -> QualityMeasurement:
     """Scores every tier on held-out examples."""
     show.begin("measuring quality by exact match")
-    total = plan.examples * len(reference_tasks.task_names()) * len(tiers)
+    asked = reference_questions(plan.examples, plan.seed)
+    total = len(asked) * len(tiers)
     answered = 0
 
     def on_answer(tier: str) -> None:
@@ -37,9 +42,8 @@ async def tier_quality(tiers: list[LiveTier], plan: DemoPlan, show: Display) -> 
         answered += 1
         show.update(answered / total, tier)
 
-    measured = await measure_quality(
-        tiers, example_count=plan.examples, seed=plan.seed, on_answer=on_answer
-    )
+    scores = await measure_quality(tiers, asked, on_answer=on_answer)
+    measured = QualityMeasurement.of(scores, REFERENCE_TIERS)
     means = {
         tier: float(np.mean([measured.standardised(task, tier) for task in measured.scores]))
         for tier in measured.tiers
@@ -55,18 +59,21 @@ async def tier_latency(
     """Measures every tier's latency; returns it with the deadline that follows, in seconds."""
     show.begin("measuring latency")
     measured = await calibrate(
-        tiers,
+        await with_facts(tiers),
+        reference_questions(CALIBRATION_EXAMPLES, plan.seed),
         name=PROFILE_NAME,
+        bytes_per_token=BYTES_PER_TOKEN,
+        stated=REFERENCE_TIERS,
         run_s=plan.calibrate_run_s,
         seed=plan.seed,
         on_step=lambda text, share: show.update(share, text),
     )
     p95_s = measured.unloaded_p95_s[LARGEST]
     deadline_s = plan.deadline_s(measured.unloaded_p50_s[LARGEST], p95_s)
-    error = max(fit.median_error for fit in measured.fits.values())
+    error = max(abs(worst(off)[1]) for off in measured.misfits.values())
     show.done(
         f"latency profile: large alone p95 {p95_s * 1e3:.0f} ms, so the deadline is"
-        f" {deadline_s * 1e3:.0f} ms (fit error up to {error:.2f})"
+        f" {deadline_s * 1e3:.0f} ms (off by up to {error:.2f})"
     )
     return measured, deadline_s
 

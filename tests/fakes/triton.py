@@ -70,10 +70,14 @@ class Received:
 
 @dataclass
 class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """One endpoint; `scripts` by model name, `default` for the others."""
+    """One endpoint; `scripts` by model name, `default` for the others.
+
+    `parameters` is what every model says of itself.
+    """
 
     scripts: dict[str, Script] = field(default_factory=dict)
     default: Script = field(default_factory=Script)
+    parameters: dict[str, str] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
     on_request: Callable[[Received], None] = lambda _: None
     credentials: Any = None
@@ -115,9 +119,11 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         return kserve.ModelReadyResponse(ready=True)
 
     async def ModelConfig(self, request: Any, context: Any) -> kserve.ModelConfigResponse:
-        """A model that says nothing about itself."""
+        """A model that says nothing about itself but its parameters."""
         response = kserve.ModelConfigResponse()
         response.config.name = request.name
+        for key, value in self.parameters.items():
+            response.config.parameters[key].string_value = value
         return response
 
     async def ModelStreamInfer(

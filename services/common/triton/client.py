@@ -24,12 +24,14 @@ from services.common.channels import open_channel
 from services.common.times import from_ns
 from services.common.triton.answer import Budget, TierChunk, bad_answer
 from services.common.triton.errors import (
+    BAD_ANSWER,
     TierDeadlineError,
     TierError,
     TierInvalidError,
     TierUnavailableError,
     TierUnknownError,
     error_of_status,
+    error_of_text,
 )
 from services.common.triton.streams import REASON_DEADLINE, Asking, TierStreams
 
@@ -45,6 +47,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _NOWHERE = "127.0.0.1:0"
+_ASK_COUNT = "return_num_input_tokens"
+_COUNT = "num_input_tokens"
+_COUNT_BYTES = 4
 _TRUE = b"\x01"
 _FALSE = b"\x00"
 
@@ -80,11 +85,15 @@ class TierModelConfig:
         model: Model name.
         backend: Triton backend, for example `python` or `vllm`.
         parameters: String parameters.
+        max_batch: Triton's own `max_batch_size`; 0 where the backend batches by itself.
+        counts_prompts: Whether it tells the length of a prompt in its own tokens when asked to.
     """
 
     model: str
     backend: str
     parameters: Mapping[str, str]
+    max_batch: int
+    counts_prompts: bool
 
     @property
     def kind(self) -> str:
@@ -207,7 +216,40 @@ class TritonClient:
         request = kserve.ModelConfigRequest(name=model)
         config = (await self._control(self._stub.ModelConfig, request)).config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
-        return TierModelConfig(model=config.name, backend=config.backend, parameters=parameters)
+        return TierModelConfig(
+            model=config.name,
+            backend=config.backend,
+            parameters=parameters,
+            max_batch=config.max_batch_size,
+            counts_prompts=any(each.name == _ASK_COUNT for each in config.input),
+        )
+
+    async def prompt_token_count(self, model: str, prompt: str, *, timeout_s: float) -> int:
+        """Returns the length of a prompt in a tier's own tokens, by an answer of one token.
+
+        Only for models whose configuration says `counts_prompts`.
+
+        Raises:
+            TierError: The endpoint did not answer, or did not count.
+        """
+        request = self._request(model, prompt, 1, timeout_s, 0.0, 0, stream=False)
+        request.inputs.add(name=_ASK_COUNT, datatype="BOOL", shape=[1])
+        request.raw_input_contents.append(_TRUE)
+        count = 0
+        try:
+            # To its end: streams that are cancelled while their tier answers can hang Triton.
+            async for reply in self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s):
+                if reply.error_message:
+                    raise error_of_text(reply.error_message, request.id)
+                answer = reply.infer_response
+                for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=False):
+                    if output.name == _COUNT and len(raw) == _COUNT_BYTES:
+                        count = int.from_bytes(raw, "little")
+        except grpc.aio.AioRpcError as error:
+            raise error_of_status(error.code(), error.details() or "") from None
+        if not count:
+            raise TierUnavailableError(BAD_ANSWER, f"the endpoint sent no {_COUNT}")
+        return count
 
     def ask(
         self,

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 from google.protobuf import text_format
 
-from router.documents import parse_toml
-from router.profile import parse_profile
+from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError
 from services.common.files import read_text
 from services.local.triton.repository.layout import (
@@ -96,6 +95,7 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
     """
     template = read_model_config(models_root() / "paced" / "config.pbtxt")
     profile = _check_fleet(fleet, int(template.parameters["tiercel_slot_count"].string_value))
+    costs = profile.tiers
     clear(directory)
     state_directory = directory / "state"
     state_directory.mkdir(parents=True)
@@ -113,8 +113,8 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                     "tiercel_kind": "paced",
                     "tiercel_tier": tier,
                     "tiercel_device": placement.device,
-                    "tiercel_profile": str(profile["name"]),
-                    "tiercel_profile_source": str(profile["source"]),
+                    "tiercel_profile": profile.name,
+                    "tiercel_profile_source": profile.source,
                     "tiercel_time_scale": repr(fleet.time_scale),
                     # Plain letters: the interpreter in Triton may know ASCII only.
                     "tiercel_state_directory": quote(str(state_directory.absolute())),
@@ -122,32 +122,31 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                     "tiercel_output_tokens_mean": repr(fleet.output_tokens_mean),
                     "tiercel_output_tokens_variation": repr(fleet.output_tokens_variation),
                     "tiercel_max_queue": str(fleet.max_queue_count),
+                    "tiercel_max_batch": str(costs[tier].max_batch),
+                    "tiercel_max_prompt_tokens_per_step": str(
+                        costs[tier].max_prompt_tokens_per_step
+                    ),
                 }
                 _write_paced_model(path / model, template, parameters, fleet.profile)
         servers.append(ServerRepository(name=name, path=path, devices=devices))
     return PacedRepository(servers=tuple(servers), state_directory=state_directory)
 
 
-def _check_fleet(fleet: PacedFleet, most_tiers: int) -> dict[str, Any]:
-    """Checks every field, all problems in one error; returns the parsed profile."""
+def _check_fleet(fleet: PacedFleet, most_tiers: int) -> LatencyProfile:
+    """Checks every field, all problems in one error; returns the profile."""
     try:
-        text = read_text(fleet.profile)
-        parse_profile(text, str(fleet.profile))
-        profile = parse_toml(text, str(fleet.profile))
+        profile = parse_profile(read_text(fleet.profile), str(fleet.profile))
     except (OSError, UnicodeDecodeError, InvalidFileError) as error:
         raise RepositoryError(f"profile {fleet.profile}: {error}") from error
-    known = profile.get("tiers", {})
     problems = [
-        f"tiers: {tier!r} is not in the profile, which has {', '.join(known)}"
+        f"tiers: {tier!r} is not in the profile, which has {', '.join(profile.tiers)}"
         for tier in fleet.tiers
-        if tier not in known
+        if tier not in profile.tiers
     ]
     if not fleet.tiers or len(set(fleet.tiers)) != len(fleet.tiers):
         problems.append("tiers: needs at least one, each once")
     if len(fleet.tiers) > most_tiers:
         problems.append(f"tiers: at most {most_tiers} share a device")
-    if "name" not in profile or "source" not in profile:
-        problems.append("profile: needs a name and a source")
     for field, value, lowest in (
         ("device_count", fleet.device_count, 1),
         ("max_queue_count", fleet.max_queue_count, 1),

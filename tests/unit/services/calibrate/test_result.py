@@ -21,7 +21,15 @@ def test_a_calibration_is_a_profile_file() -> None:
     fits = {"small": fit_of(0.001), "large": fit_of(0.002)}
     profiles = {name: fit.profile for name, fit in fits.items()}
     measured = Calibration(
-        LatencyProfile("reference", "measured", profiles, 'a "quoted" card'), fits, (), {}, {}, 1.0
+        LatencyProfile("reference", "measured", profiles, 'a "quoted" card'),
+        fits,
+        (),
+        unloaded_p50_s={},
+        unloaded_p95_s={},
+        misfits={},
+        bytes_per_token={},
+        remarks=(),
+        took_s=1.0,
     )
     parsed = parse_profile(measured.to_toml(), "test", ("small", "large"))
     assert parsed.tiers["large"].step_s == 0.002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.router import FakeRouter, serve
+from tests.fakes.triton import FakeTriton
 
 
 @pytest.fixture(autouse=True)
@@ -20,15 +22,42 @@ def no_mesh(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def router() -> Iterator[tuple[FakeRouter, str]]:
-    """A fake router in a thread of its own, because commands block."""
+def aside() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own, because commands block."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    fake = FakeRouter(refuse=lambda spec: "TOO_LATE" if spec.prompt == "rev:no=" else "")
-    server, address = asyncio.run_coroutine_threadsafe(serve(fake), loop).result()
-    yield fake, address
-    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
+    yield loop
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+@pytest.fixture
+def router(aside: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeRouter, str]]:
+    """A fake router."""
+    fake = FakeRouter(refuse=lambda spec: "TOO_LATE" if spec.prompt == "rev:no=" else "")
+    server, address = asyncio.run_coroutine_threadsafe(serve(fake), aside).result()
+    yield fake, address
+    asyncio.run_coroutine_threadsafe(server.stop(0), aside).result()
+
+
+@pytest.fixture
+def triton(aside: asyncio.AbstractEventLoop) -> Iterator[FakeTriton]:
+    """A fake endpoint whose models say nothing of themselves."""
+    fake = asyncio.run_coroutine_threadsafe(FakeTriton().start(), aside).result()
+    yield fake
+    asyncio.run_coroutine_threadsafe(fake.stop(), aside).result()
+
+
+@pytest.fixture
+def foreign_mesh(triton: FakeTriton, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A settings file, without monitor, of tiers that are not ours and stand in no order."""
+    path = tmp_path / "mesh.toml"
+    path.write_text(
+        '[mesh]\ntiers = ["mini", "big"]\nprofile = "none.toml"\nquality = "none.toml"\n'
+        '[[mesh.tasks]]\nname = "capital"\ndefault_deadline_s = 1.0\n'
+        '[[mesh.endpoints]]\nname = "e"\ntiers = ["big", "mini"]\nmodels = { big = "llm-70b" }\n'
+        f'address = "{triton.address}"\n'
+    )
+    return path

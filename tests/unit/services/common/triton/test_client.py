@@ -367,6 +367,26 @@ async def test_control_calls_are_typed(server: Server) -> None:
     assert (counters.queue_s, counters.compute_s) == (2.5, 0.5)
 
 
+async def test_a_tier_counts_a_prompt_in_its_own_tokens(server: Server) -> None:
+    """It is asked for one token and for the count; a tier that sends none is at fault."""
+    scripted, client = server
+    assert not (await client.model_config("large")).counts_prompts
+    outputs: dict[str, int] = {"num_input_tokens": 900}
+
+    async def behaviour(request: Any, context: Any) -> Any:
+        yield _response("a", final=True, **outputs)
+
+    scripted.behaviour = behaviour
+    assert await client.prompt_token_count("large", "words", timeout_s=5.0) == 900
+    asked = scripted.requests[0]
+    assert asked.inputs[-1].name == "return_num_input_tokens"
+    assert len(asked.raw_input_contents) == len(asked.inputs)
+    assert json.loads(asked.raw_input_contents[2][4:])["max_tokens"] == 1
+    outputs.clear()
+    with pytest.raises(TierUnavailableError, match="num_input_tokens"):
+        await client.prompt_token_count("large", "words", timeout_s=5.0)
+
+
 async def test_statistics_of_thousands_of_models_are_refused(server: Server) -> None:
     """Taking them apart would hold up everything else, several times a second."""
     scripted, client = server

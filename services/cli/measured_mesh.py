@@ -1,0 +1,52 @@
+"""Which live tiers `tiercel calibrate` and `tiercel quality` measure, and what the mesh says."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from services.calibrate.tiers import LiveTier, tiers_of_monitor, tiers_of_settings
+from services.common.mesh_settings import MeshSettings
+from services.common.settings import SettingsError, SettingsModel, load_settings
+from services.local.errors import InputError
+from services.local.target import Target
+
+
+class _MeshFile(SettingsModel):
+    """The part of a settings file that every service reads."""
+
+    mesh: MeshSettings
+
+
+def read_mesh(path: pathlib.Path) -> MeshSettings:
+    """Reads the `[mesh]` section of a settings file and of the variables that change it.
+
+    Raises:
+        InputError: It holds mistakes; all of them are named.
+    """
+    try:
+        return load_settings(_MeshFile, path=path, environ=os.environ).mesh
+    except SettingsError as error:
+        raise InputError("\n".join(error.problems)) from None
+
+
+def mesh_of(target: Target) -> MeshSettings | None:
+    """Returns the settings of a mesh; None where they are not at hand."""
+    return read_mesh(pathlib.Path(target.config)) if target.config else None
+
+
+def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
+    """Returns the tiers that serve: of its load monitor, else of the endpoints of its settings.
+
+    Raises:
+        CommandError: There is none.
+    """
+    if mesh is not None and not target.load_monitor:
+        return tiers_of_settings(mesh)
+    return tiers_of_monitor(target.need("load_monitor"))
+
+
+def limits_of(mesh: MeshSettings | None) -> dict[str, int]:
+    """Returns the limit of output tokens of every task; nothing without settings."""
+    tasks = mesh.tasks if mesh is not None else ()
+    return {task.name: task.default_max_output_tokens for task in tasks}

@@ -1,0 +1,83 @@
+"""``tiercel quality`` on tiers that are not ours."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tomllib
+
+import pytest
+
+from services.cli.app import run
+from tests.fakes.triton import FakeTriton, Script
+from tests.unit.services.cli.said import complaint
+
+EXAMPLE = {"task": "capital", "prompt": "Italy?", "answer": "Rome", "match": "contains"}
+
+
+@pytest.fixture
+def examples(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Fifty examples of somebody's own task."""
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join([json.dumps(EXAMPLE)] * 50))
+    return path
+
+
+def measured(out: pathlib.Path, *options: object) -> int:
+    """The exit code of the command."""
+    return run(["quality", "--out", str(out), *(str(each) for each in options)])
+
+
+def test_own_examples_make_the_table(
+    triton: FakeTriton, foreign_mesh: pathlib.Path, examples: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The settings' endpoints are asked, no monitor is needed, the table has the models' names."""
+    triton.scripts = {"llm-70b": Script(("in ", "Rome")), "mini": Script(("no",))}
+    out = tmp_path / "q.toml"
+    assert measured(out, "--config", foreign_mesh, "--prompts", examples) == 0
+    table = tomllib.loads(out.read_text())
+    assert table["name"] == "llm-70b+mini"
+    assert table["quality"] == {"capital": {"mini": 0.0, "big": 1.0}}
+    assert table["low95"]["capital"]["big"] == pytest.approx(0.929, abs=1e-3)
+
+
+def test_strangers_are_not_asked_our_questions(
+    triton: FakeTriton,
+    foreign_mesh: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without examples there is no table, and no model was asked anything."""
+    out = tmp_path / "q.toml"
+    assert measured(out, "--config", foreign_mesh) == 2
+    assert "--prompts FILE with your own examples" in complaint(capsys)
+    assert not triton.received
+    assert not out.exists()
+
+
+def test_tiers_that_know_nothing_get_no_table(
+    foreign_mesh: pathlib.Path,
+    examples: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0.000 everywhere is no quality of 1.000."""
+    out = tmp_path / "q.toml"
+    assert measured(out, "--config", foreign_mesh, "--prompts", examples) == 1
+    assert "capital: big, the largest tier, scored 0.000" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_scores_of_a_judge_need_no_mesh(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is asked; the order of the tiers is given, or found and said."""
+    scores, out = tmp_path / "judged.jsonl", tmp_path / "q.toml"
+    rows = [("a", "x", 0.5), ("a", "y", 1.0)]
+    keys = ("task", "tier", "score")
+    scores.write_text("\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows * 30))
+    assert measured(out, "--scores", scores) == 0
+    assert tomllib.loads(out.read_text())["quality"] == {"a": {"x": 0.5, "y": 1.0}}
+    assert "by their scores: x, y" in capsys.readouterr().err
+    assert measured(out, "--scores", scores, "--tiers", "y,x", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tasks"]["a"]["y"]["quality"] == 1.0
