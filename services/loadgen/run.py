@@ -170,9 +170,13 @@ class LoadRun:
                     row.payload = await call
                 return
             except grpc.aio.AioRpcError as error:
-                if not self._spec.failover or row.payload or not errors.is_transport_failure(error):
+                if not self._spec.failover or row.payload:
                     raise
-                self._pool.avoid(connection)
+                may_go_on = errors.is_transport_failure(error)
+                if may_go_on or errors.is_silence(error):
+                    self._pool.avoid(connection)
+                if not may_go_on:
+                    raise
                 failure = error
         if failure is not None:
             raise failure

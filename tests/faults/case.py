@@ -26,6 +26,7 @@ class Start:
         variables: Environment variables per process (``router-inference-0``, ``load-monitor``,
             ``trainer``, ``redis``, ``triton``).
         device_count: Paced devices.
+        time_scale: Factor on every time of theirs.
         settings: Changes the settings' document before it is written: gets the mesh and the
             document.
         around: Entered once Redis and Triton are up and before the services start, left after the
@@ -35,6 +36,7 @@ class Start:
     sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     device_count: int = 2
+    time_scale: float = 1.0
     settings: Callable[[FaultMesh, dict[str, Any]], None] | None = None
     around: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.faults.case import Case
-from tests.faults.cases import processes
+from tests.faults.cases import mistakes, processes
 
-CASES: list[Case] = [*processes.CASES]
+CASES: list[Case] = [*processes.CASES, *mistakes.CASES]

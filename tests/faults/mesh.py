@@ -74,6 +74,7 @@ class FaultMesh(EmbeddedMesh):
             shipped(PROFILES, "opt-a100.toml"),
             quality=shipped(QUALITY, "opt.toml"),
             device_count=start.device_count,
+            time_scale=start.time_scale,
         )
         options = dataclasses.replace(
             options, router_count=ROUTERS, sections=start.sections, fresh=True

@@ -274,10 +274,12 @@ class AsyncClient:
 
     def _judge(self, error: grpc.aio.AioRpcError, connection: Connection) -> grpc.aio.AioRpcError:
         """Returns the failure if another router may be tried, raises its TiercelError otherwise."""
-        if not errors.is_transport_failure(error):
-            raise errors.from_rpc_error(error) from None
-        self._pool.avoid(connection)
-        return error
+        may_go_on = errors.is_transport_failure(error)
+        if may_go_on or errors.is_silence(error):
+            self._pool.avoid(connection)
+        if may_go_on:
+            return error
+        raise errors.from_rpc_error(error) from None
 
     def limit_s(self, deadline_s: float | None) -> float:
         """Returns when a call with this deadline is given up, seconds from its start."""

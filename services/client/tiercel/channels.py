@@ -1,4 +1,4 @@
-"""Client-side balancing: connections are used in turn, those to routers not reached come last."""
+"""Client-side balancing: connections are used in turn, those to routers that fail come last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 PathLike = str | os.PathLike[str]
 AVOID_S = 1.0
-"""How long a router that was not reached goes to the end of the line."""
+"""How long a router that was not reached, or let a call run out of time, comes last."""
 
 
 CONNECTIONS = 4
@@ -95,7 +95,7 @@ class RouterPool:
             yield first[address]
 
     def avoid(self, connection: Connection) -> None:
-        """Puts a router that was not reached at the end of the line for a while."""
+        """Puts a router that was not reached, or is silent, at the end of the line for a while."""
         self._avoid_until_s[connection.address] = self._clock() + AVOID_S
 
     async def close(self) -> None:

@@ -188,5 +188,14 @@ def is_transport_failure(error: grpc.aio.AioRpcError) -> bool:
     return _broke_off(error.code(), details_of(error))
 
 
+def is_silence(error: grpc.aio.AioRpcError) -> bool:
+    """Says whether the caller's own time limit ended the call: the router has answered nothing.
+
+    A router answers before that, late requests included. One that does not is stopped, cut off or
+    hopelessly behind.
+    """
+    return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not details_of(error).reason
+
+
 def _broke_off(code: grpc.StatusCode, details: ErrorDetails) -> bool:
     return code in _BROKEN_OFF and not details.reason

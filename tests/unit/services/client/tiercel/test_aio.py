@@ -17,6 +17,7 @@ from tiercel import (
     Answer,
     AsyncClient,
     Chunk,
+    DeadlineMissedError,
     ServerError,
     UnavailableError,
 )
@@ -81,6 +82,20 @@ async def test_a_router_that_is_gone_is_skipped_and_avoided() -> None:
         events = [event async for event in client.generate_stream("ab", task="sort")]
     await server.stop(0)
     assert len(events) == 3
+
+
+async def test_a_silent_router_is_avoided() -> None:
+    """The call that ran out of time is the last for a while; the next ones go to the others."""
+    silent, well = FakeRouter(delay_s=60.0), FakeRouter()
+    started = [await serve(router) for router in (silent, well)]
+    async with AsyncClient([address for _, address in started]) as client:
+        with pytest.raises(DeadlineMissedError):
+            await client.generate("ab", task="sort", deadline_s=0.05)
+        for _ in range(4):
+            assert (await client.generate("ab", task="sort")).text == "AB"
+    for server, _ in started:
+        await server.stop(0)
+    assert [len(router.specs) for router in (silent, well)] == [1, 4]
 
 
 async def test_nothing_is_tried_again_when_a_router_has_answered() -> None:

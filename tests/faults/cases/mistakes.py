@@ -1,0 +1,109 @@
+"""What clients and operators do to a mesh: cancel, restart, start twice, ask for too much."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+
+from tests.faults.case import Case, Expect
+from tests.faults.load import settle
+from tests.faults.mesh import FaultMesh
+
+CANCELS = 100
+CANCEL_SPAN_S = 4.0
+LIMIT_S = 60.0
+TOGETHER_S = 5.0
+"""How long two of what there should be one of run."""
+OVERLOAD_S = 60.0
+FULL_RPS = 60.0
+"""What the devices of the overload case carry, about."""
+
+
+async def _cancel(mesh: FaultMesh) -> None:
+    """Sends requests that their caller gives up after a random time, up to a whole answer's."""
+    rng = random.Random(len(mesh.starts()))
+    rate_rps = CANCELS / CANCEL_SPAN_S
+    parts = 10
+    await asyncio.gather(
+        *(
+            mesh.load(
+                rate_rps / parts,
+                CANCEL_SPAN_S,
+                process="uniform",
+                cancel_share=1.0,
+                cancel_after_s=rng.uniform(0.0, 0.2),
+                stream=number % 2 == 0,
+                seed=number,
+            )
+            for number in range(parts)
+        )
+    )
+
+
+async def _restart_routers(mesh: FaultMesh) -> None:
+    """Stops each router and waits until it is back before the next is stopped."""
+    for name in mesh.router_names:
+        before = mesh.starts()[name]
+        mesh.signal(name, signal.SIGTERM)
+
+        async def is_back(name: str = name, before: int = before) -> bool:
+            return mesh.starts()[name] > before and not await mesh.what_is_missing()
+
+        await settle(is_back, LIMIT_S)
+
+
+async def _second_monitor(mesh: FaultMesh) -> None:
+    async with mesh.another("load_monitor", "load-monitor-2"):
+        await asyncio.sleep(TOGETHER_S)
+
+
+async def _second_trainer(mesh: FaultMesh) -> None:
+    async with mesh.another("trainer", "trainer-2"):
+        await asyncio.sleep(TOGETHER_S)
+
+
+async def _overload(mesh: FaultMesh) -> None:
+    await mesh.load(2.0 * FULL_RPS, OVERLOAD_S, seed=3)
+
+
+CASES = [
+    Case(
+        name="cancellations",
+        done=f"{CANCELS} requests cancelled at random instants, half of them streams",
+        ends="they end",
+        fault=_cancel,
+        expect=Expect(reasons=frozenset({"CANCELLED"})),
+    ),
+    Case(
+        name="router-restarts",
+        done="both routers stopped (SIGTERM) in turn",
+        ends="each is started again before the next is stopped",
+        fault=_restart_routers,
+        expect=Expect(restarts={"router-inference-0": 1, "router-inference-1": 1}),
+    ),
+    Case(
+        name="two-monitors",
+        done=f"a second load-monitor beside the first for {TOGETHER_S:g} s",
+        ends="the second is stopped",
+        fault=_second_monitor,
+        expect=Expect(on_time_share=0.99),
+    ),
+    Case(
+        name="two-trainers",
+        done=f"a second trainer with the same settings for {TOGETHER_S:g} s",
+        ends="the second is stopped",
+        fault=_second_trainer,
+        expect=Expect(on_time_share=0.99),
+    ),
+    Case(
+        name="overload",
+        done=f"three times what the devices carry for {OVERLOAD_S:g} s",
+        ends="the load goes back",
+        fault=_overload,
+        expect=Expect(
+            reasons=frozenset({"DEADLINE_NOT_REACHABLE"}), on_time_share=0.3, recovery_s=5.0
+        ),
+        limit_s=120.0,
+    ),
+]
