@@ -19,6 +19,7 @@ from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
+from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
@@ -34,6 +35,7 @@ from services.trainer.runs import RunBody, RunBook
 from services.trainer.servicer import SERVICE_NAME, TrainerServicer
 from services.trainer.settings import Settings
 from services.trainer.simulated import SimulatedTraining
+from services.trainer.turn import Turn
 from services.trainer.worker import Worker
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -106,6 +108,7 @@ class TrainerApplication:
             settings=settings,
             deadline_s=spec.deadline_s,
             stream=stores.experience,
+            turn=Turn(store=stores.shared, owner=new_process_id(), clock=clock, log=log),
             mesh=mesh,
             tasks=frozenset(task.name for task in self._files.catalog.tasks),
             registry=registry,

@@ -23,6 +23,7 @@ from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
+from services.trainer.turn import Turn, TurnLostError
 from services.trainer.worker import WorkerDiedError, WorkerError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class OnlineTraining:
         settings: the trainer's settings.
         deadline_s: deadline that sets the time scale, seconds.
         stream: where experience comes from.
+        turn: whose turn it is to learn.
         mesh: what is known of routers and candidates.
         tasks: names of the mesh's tasks.
         registry: where policies are published.
@@ -65,6 +67,7 @@ class OnlineTraining:
     settings: TrainerSettings
     deadline_s: float
     stream: ExperienceStream
+    turn: Turn
     mesh: MeshView
     tasks: frozenset[str]
     registry: PolicyRegistry
@@ -77,7 +80,24 @@ class OnlineTraining:
     _sessions: list[_Session] = field(default_factory=list, init=False)
 
     async def __call__(self, run: Run) -> None:
-        """Runs until `run.step_count` learner steps are done, for ever if it is 0."""
+        """Runs until `run.step_count` learner steps are done, for ever if it is 0.
+
+        Starts with its turn, from what whoever had the turn before has saved; so again after
+        a turn that was lost.
+        """
+        while True:
+            await self.turn.wait()
+            keeping = asyncio.create_task(self.turn.keep())
+            try:
+                await self._learn(run)
+                return
+            except TurnLostError:
+                continue
+            finally:
+                keeping.cancel()
+                await self.turn.end()
+
+    async def _learn(self, run: Run) -> None:
         learner = self.start_learner(await self._spec(run.seed))
         session = _Session(self, run, learner)
         self._sessions.append(session)
@@ -103,6 +123,7 @@ class OnlineTraining:
         try:
             if self._sessions:
                 return await self._sessions[0].drop(since_s, until_s)
+            await self.turn.check()
             learner = self.start_learner(await self._spec(0))
             timeout_s = self.settings.worker_timeout_s
             try:
@@ -112,6 +133,11 @@ class OnlineTraining:
                 await learner.call("save", timeout_s=timeout_s)
             finally:
                 await learner.close()
+                await self.turn.end()
+        except TurnLostError:
+            raise UnavailableError(
+                "LEARNING_ELSEWHERE", "another trainer learns at present; ask that one"
+            ) from None
         except (WorkerDiedError, WorkerError) as error:
             raise UnavailableError("LEARNER_FAILED", f"the learner failed: {error}") from error
         return counts
@@ -192,6 +218,7 @@ class _Session:
         """Reads what came, learns within the share of the core, saves and publishes if due."""
         began_s = self._clock.monotonic_s()
         rest_s = _LEARN_S * (1.0 / self._settings.learn_cpu_share - 1.0)
+        await self._parts.turn.check()
         records = await self._consumer.read(block_s=max(0.05, rest_s))
         if records is None:
             await self._clock.sleep(_BACKOFF_S)
@@ -239,6 +266,7 @@ class _Session:
         )
 
     async def _save(self) -> None:
+        await self._parts.turn.check()
         try:
             keys = await self._call("save")
         except WorkerError as error:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from services.local.errors import CommandError
@@ -96,15 +97,20 @@ class _Matrix:
     async def _run_case(self, case: Case, mesh: FaultMesh) -> None:
         runs: list[Run] = []
         first_s = time.monotonic()
-        while len(runs) < self._times and not self._is_time_up:
-            self._tell(f"{case.name} {len(runs) + 1}")
+        for number in range(1, self._times + 1):
+            if self._is_time_up:
+                break
+            self._tell(f"{case.name} {number}")
             try:
-                runs.append(await run_once(case, mesh, seed=len(runs) + 1))
+                runs.append(await run_once(case, mesh, seed=number))
             except NotWholeError as error:
                 _say(f"{case.name}: the mesh is not whole: {error}")
+            except Exception:
+                _say(f"{case.name}: {traceback.format_exc()}")
+            if len(runs) < number:
                 self._failed.add(case.name)
                 break
-            _say(f"{self._now_s:6.0f} s {case.name} {len(runs)}: {_told(runs[-1])}")
+            _say(f"{self._now_s:6.0f} s {case.name} {number}: {_told(runs[-1])}")
         if any(run.complaints for run in runs):
             self._failed.add(case.name)
         if len(runs) < self._times:

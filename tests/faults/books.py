@@ -8,6 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.state import keys
+from tests.faults.experience import last_id
 from tests.faults.mesh import FaultMesh
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
 
@@ -40,6 +41,7 @@ class Books:
         records: Experience records in Redis.
         policies: Policies of the registry as name@version, with their stage.
         endpoints: Names of the endpoints.
+        last_id: Id of the newest experience entry.
         starts: How often each process was started.
     """
 
@@ -47,6 +49,7 @@ class Books:
     records: int
     policies: frozenset[str]
     endpoints: frozenset[str]
+    last_id: str
     starts: dict[str, int]
 
 
@@ -59,6 +62,7 @@ async def read_books(mesh: FaultMesh) -> Books:
         records=int(await mesh.redis_client.xlen(keys.EXPERIENCE_STREAM)),
         policies=frozenset(f"{p.policy}@{p.policy_version} {p.stage}" for p in listed.policies),
         endpoints=frozenset(each.endpoint.endpoint for each in state.endpoints),
+        last_id=await last_id(mesh),
         starts=mesh.starts(),
     )
 

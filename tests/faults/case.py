@@ -27,6 +27,7 @@ class Start:
             ``trainer``, ``redis``, ``triton``).
         device_count: Paced devices.
         time_scale: Factor on every time of theirs.
+        has_additions: Whether an endpoint is added and a policy published, which only Redis keeps.
         settings: Changes the settings' document before it is written: gets the mesh and the
             document.
         around: Entered once Redis and Triton are up and before the services start, left after the
@@ -37,6 +38,7 @@ class Start:
     variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     device_count: int = 2
     time_scale: float = 1.0
+    has_additions: bool = True
     settings: Callable[[FaultMesh, dict[str, Any]], None] | None = None
     around: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
 

@@ -19,23 +19,37 @@ import tomli_w
 from redis.exceptions import RedisError
 
 from services.common.channels import open_channel
+from services.common.state import keys
 from services.local.child import Child, ChildSpec
 from services.local.embedded import EmbeddedMesh
+from services.local.errors import CommandError
 from services.local.paced_mesh import paced_options
 from services.local.processes import STAGE_MONITOR, Processes
 from tests.faults.case import Start
-from tests.faults.load import Load
+from tests.faults.load import Load, settle
+from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
-from trainer.shipped import PROFILES, QUALITY, shipped
+from trainer.shipped import POLICIES, PROFILES, QUALITY, shipped
 
 NAME = "faults"
 ROUTERS = 2
 TASKS = ("piqa", "copa")
+_SECTIONS: Mapping[str, Mapping[str, Any]] = {
+    # The trainer takes all experience in, saves and acknowledges it, and never learns from it.
+    "router_inference": {"features_always": True},
+    "trainer": {
+        "autostart_online": True,
+        "min_transitions": 10_000_000,
+        "save_interval_s": 1.0,
+        "worker_nice": 0,
+    },
+}
+LEARNING_LIMIT_S = 90.0
 CALL_S = 2.0
 """Longest time of a question of ours to a service."""
 
@@ -76,9 +90,11 @@ class FaultMesh(EmbeddedMesh):
             device_count=start.device_count,
             time_scale=start.time_scale,
         )
-        options = dataclasses.replace(
-            options, router_count=ROUTERS, sections=start.sections, fresh=True
-        )
+        sections = {
+            name: {**_SECTIONS.get(name, {}), **start.sections.get(name, {})}
+            for name in {**_SECTIONS, **start.sections}
+        }
+        options = dataclasses.replace(options, router_count=ROUTERS, sections=sections, fresh=True)
         super().__init__(options, say=say)
         self._start = start
         self._processes = _Processes(
@@ -102,6 +118,10 @@ class FaultMesh(EmbeddedMesh):
             self._channels = {
                 name: open_channel(address) for name, address in self._service_addresses().items()
             }
+            if self._start.has_additions:
+                await self._add()
+            if not await settle(self._is_learning, LEARNING_LIMIT_S):
+                raise CommandError("the trainer takes no experience in")
         except BaseException:
             await self._end()
             raise
@@ -117,6 +137,23 @@ class FaultMesh(EmbeddedMesh):
         for channel in self._channels.values():
             await channel.close()
         await self._end()
+
+    async def _add(self) -> None:
+        """Gives the mesh what only Redis remembers: a policy and an endpoint."""
+        snapshot = shipped(POLICIES, "opt-a100.safetensors").read_bytes()
+        await self.trainer_call("PublishPolicy", trainer_pb.PublishPolicyRequest(snapshot=snapshot))
+        tier = common_pb2.ServedTier(tier="small", model_name="gpu0_small")
+        added = common_pb2.Endpoint(
+            endpoint="added",
+            address=self.addresses["triton_grpc"],
+            device="gpu0",
+            tiers=[tier],
+        )
+        await self.monitor_call("AddEndpoint", monitor_pb.AddEndpointRequest(endpoint=added))
+
+    async def _is_learning(self) -> bool:
+        """Says whether the trainer has asked for experience."""
+        return await self.redis_client.exists(keys.EXPERIENCE_STREAM) > 0
 
     async def _end(self) -> None:
         await self.redis_client.aclose()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from services.loadgen.records import ON_TIME
 from tests.faults.books import Books, read_books, under_way
 from tests.faults.case import MARGIN_S, SHARE_BAND, Case
+from tests.faults.experience import not_learned
 from tests.faults.load import Load, reasons, settle
 from tests.faults.mesh import FaultMesh
 
@@ -102,6 +103,9 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
     if case.check is not None:
         complaints += await case.check(mesh)
     after = await _settled_books(mesh, before)
+    unlearned = await not_learned(mesh, before.last_id)
+    if unlearned and "experience" not in case.expect.may_lose:
+        complaints.append(f"{unlearned} acknowledged decisions are not in the trainer's replay")
     found = _Found(case, [load, *mesh.take_loads()], before, after, began_s, lifted_s)
     return found.run(whole_s, complaints)
 

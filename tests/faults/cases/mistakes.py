@@ -6,34 +6,38 @@ import asyncio
 import random
 import signal
 
-from tests.faults.case import Case, Expect
+from tests.faults.case import Case, Expect, Start
 from tests.faults.load import settle
-from tests.faults.mesh import FaultMesh
+from tests.faults.mesh import TASKS, FaultMesh
 
 CANCELS = 100
 CANCEL_SPAN_S = 4.0
 LIMIT_S = 60.0
-TOGETHER_S = 5.0
+TOGETHER_S = 8.0
 """How long two of what there should be one of run."""
 OVERLOAD_S = 60.0
-FULL_RPS = 60.0
-"""What the devices of the overload case carry, about."""
+FULL_RPS = 30.0
+"""What the device of the overload case carries, about."""
+CALM_RPS = 15.0
+SLOW = Start(device_count=1, time_scale=10.0)
+"""A device in slow motion: what overloads it costs this machine little."""
 
 
 async def _cancel(mesh: FaultMesh) -> None:
-    """Sends requests that their caller gives up after a random time, up to a whole answer's."""
-    rng = random.Random(len(mesh.starts()))
+    """Sends requests that their callers give up after random times, up to a whole answer's."""
+    rng = random.Random()
     rate_rps = CANCELS / CANCEL_SPAN_S
-    parts = 10
+    parts = 5
     await asyncio.gather(
         *(
             mesh.load(
                 rate_rps / parts,
-                CANCEL_SPAN_S,
+                CANCEL_SPAN_S + parts / rate_rps / 2,
                 process="uniform",
                 cancel_share=1.0,
                 cancel_after_s=rng.uniform(0.0, 0.2),
                 stream=number % 2 == 0,
+                prompts=dict.fromkeys(TASKS, [{"text": "one more word " * 20}]),
                 seed=number,
             )
             for number in range(parts)
@@ -64,7 +68,7 @@ async def _second_trainer(mesh: FaultMesh) -> None:
 
 
 async def _overload(mesh: FaultMesh) -> None:
-    await mesh.load(2.0 * FULL_RPS, OVERLOAD_S, seed=3)
+    await mesh.load(3.0 * FULL_RPS - CALM_RPS, OVERLOAD_S, seed=3)
 
 
 CASES = [
@@ -104,6 +108,9 @@ CASES = [
         expect=Expect(
             reasons=frozenset({"DEADLINE_NOT_REACHABLE"}), on_time_share=0.3, recovery_s=5.0
         ),
+        start=SLOW,
+        rate_rps=CALM_RPS,
+        deadline_s=4.0,
         limit_s=120.0,
     ),
 ]

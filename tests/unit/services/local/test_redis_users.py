@@ -16,7 +16,9 @@ from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import DeadLetter
+from services.load_monitor import coordination
 from services.local.redis_users import make_redis_users
+from services.trainer import turn
 from tests import certificates
 from tests.conftest import RedisServer
 
@@ -73,7 +75,7 @@ async def test_each_service_does_its_work(tmp_path: Path) -> None:
     """Everything that a service asks of Redis is allowed to its user."""
     async with protected(tmp_path) as stores:
         shared = stores["load-monitor"].shared
-        assert await shared.acquire_lease("leader", "m1", 5.0)
+        assert await shared.acquire_lease(coordination.LEASE_NAME, "m1", 5.0)
         assert await shared.publish_system_state(b"state", 1)
         assert await shared.load_system_state() == b"state"
         await shared.put_peer_reports("m1", b"report")
@@ -81,8 +83,10 @@ async def test_each_service_does_its_work(tmp_path: Path) -> None:
         await shared.save_topology(b"list", 1, 0)
         assert await shared.load_topology() == (1, b"list")
         await shared.set_aside_topology()
-        assert await shared.release_lease("leader", "m1")
+        assert await shared.release_lease(coordination.LEASE_NAME, "m1")
         trainer = stores["trainer"]
+        assert await trainer.shared.acquire_lease(turn.LEASE_NAME, "t1", 5.0)
+        assert await trainer.shared.release_lease(turn.LEASE_NAME, "t1")
         await trainer.policies.put(b"info", b"snapshot", "dqn", "v1")
         assert len(await trainer.policies.policies()) == 1
         await trainer.policies.activate("dqn", "v1", None, 1)
@@ -105,7 +109,9 @@ async def test_no_service_writes_what_is_anothers(tmp_path: Path) -> None:
         for forbidden in (
             router.policies.put(b"info", b"snapshot", "dqn", "v1"),
             router.shared.publish_system_state(b"state", 1),
-            router.shared.acquire_lease("leader", "r", 5.0),
+            router.shared.acquire_lease(coordination.LEASE_NAME, "r", 5.0),
+            monitor.shared.acquire_lease(turn.LEASE_NAME, "m1", 5.0),
+            stores["trainer"].shared.acquire_lease(coordination.LEASE_NAME, "t", 5.0),
             monitor.experience.append([b"one"]),
             monitor.policies.put(b"info", b"snapshot", "dqn", "v1"),
             stores["trainer"].shared.publish_system_state(b"state", 1),

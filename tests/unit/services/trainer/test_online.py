@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.common.errors import AbortedError
+from services.common.errors import AbortedError, UnavailableError
 from services.common.log import get_logger
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.common.state.policy_store import MemoryPolicyStore
+from services.common.state.shared_state import MemorySharedState
 from services.trainer.gate import GateRefusedError
 from services.trainer.jobs import OnlineSpec
 from services.trainer.metrics import TrainerMetrics
@@ -22,6 +23,7 @@ from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
+from services.trainer.turn import LEASE_NAME, TTL_S, Turn
 from services.trainer.worker import WorkerDiedError, WorkerError
 from tests.fakes.virtual_time import LoopClock, run_virtual
 from tests.unit.services.trainer.entries import TASK, decision, key, unwatched
@@ -93,6 +95,7 @@ class Bench:
         self.prometheus = CollectorRegistry()
         metrics = TrainerMetrics(self.prometheus)
         self.stream = MemoryExperienceStream(clock)
+        self.shared = MemorySharedState(clock)
         self.learner = FakeLearner()
         self.gate = FakeGate()
         self.registry = PolicyRegistry(
@@ -106,6 +109,7 @@ class Bench:
             settings=TrainerSettings(save_interval_s=1.0, publish_min_steps=1_000),
             deadline_s=0.4,
             stream=self.stream,
+            turn=Turn(store=self.shared, owner="this", clock=clock, log=log),
             mesh=unwatched(),
             tasks=frozenset({TASK}),
             registry=self.registry,
@@ -226,3 +230,50 @@ def test_replay_is_dropped_in_the_run_under_way_or_in_what_is_saved(bench: Bench
     assert run_virtual(bench.training.drop_replay(5.0, 9.0)) == (3, 4)
     assert bench.learner.calls == ["drop", "save"]
     assert bench.learner.is_closed
+
+
+def test_it_learns_once_another_trainer_has_ended(bench: Bench) -> None:
+    """While the other one has the turn, no experience is read and nothing is saved."""
+
+    async def main() -> list[str]:
+        await bench.shared.acquire_lease(LEASE_NAME, "other", TTL_S)
+        run = Run(training_id="t", mode=Mode.ONLINE, step_count=20, seed=3, promote=False)
+        task = asyncio.create_task(bench.training(run))
+        await asyncio.sleep(0.9 * TTL_S)
+        meanwhile = list(bench.learner.calls)
+        await asyncio.wait_for(task, 1_000.0)
+        return meanwhile
+
+    assert run_virtual(main()) == []
+    assert bench.learner.calls[-2:] == ["save", "snapshot"]
+
+
+def test_a_lost_turn_saves_nothing_over_the_others_state(bench: Bench) -> None:
+    """A trainer that was frozen goes back to the line; the next turn starts with a new learner."""
+
+    async def main() -> int:
+        run = Run(training_id="t", mode=Mode.ONLINE, step_count=0, seed=3, promote=False)
+        task = asyncio.create_task(bench.training(run))
+        await asyncio.sleep(3.0)
+        await bench.shared.release_lease(LEASE_NAME, "this")
+        await bench.shared.acquire_lease(LEASE_NAME, "other", 100.0)
+        saves = bench.learner.calls.count("save")
+        await asyncio.sleep(50.0)
+        assert bench.learner.is_closed
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return bench.learner.calls.count("save") - saves
+
+    assert run_virtual(main()) == 0
+
+
+def test_what_another_trainer_learns_from_is_not_dropped_behind_its_back(bench: Bench) -> None:
+    """Whoever asks is told that another trainer has it."""
+
+    async def main() -> None:
+        await bench.shared.acquire_lease(LEASE_NAME, "other", TTL_S)
+        await bench.training.drop_replay(5.0, 9.0)
+
+    with pytest.raises(UnavailableError, match="another trainer"):
+        run_virtual(main())
+    assert bench.learner.calls == []

@@ -1,0 +1,76 @@
+"""Whose turn it is to learn: of all trainers at one Redis, one takes experience in at a time.
+
+Two that did would share the entries of the stream between them, and each would save, over the
+other's, a state that lacks what the other has acknowledged.
+"""
+
+from __future__ import annotations
+
+from services.common.clock import Clock
+from services.common.log import Logger
+from services.common.state.errors import StateUnavailableError
+from services.common.state.shared_state import SharedState
+
+LEASE_NAME = "trainer"
+TTL_S = 5.0
+"""Time after which another trainer takes over from one that is gone, seconds."""
+_RENEW_S = TTL_S / 4.0
+
+
+class TurnLostError(Exception):
+    """It is another trainer's turn."""
+
+
+class Turn:
+    """A trainer's place in line."""
+
+    def __init__(self, *, store: SharedState, owner: str, clock: Clock, log: Logger) -> None:
+        """Takes where the lease is, and a name that no other process has."""
+        self._store = store
+        self._owner = owner
+        self._clock = clock
+        self._log = log
+
+    async def wait(self) -> None:
+        """Returns once it is this trainer's turn."""
+        told = False
+        while True:
+            try:
+                await self._acquire()
+                return
+            except (TurnLostError, StateUnavailableError) as error:
+                if not told:
+                    self._log.warning("learning_waits", reason=str(error))
+                told = True
+            await self._clock.sleep(_RENEW_S)
+
+    async def check(self) -> None:
+        """Returns if nobody else can have the turn; with the store away nobody can take it.
+
+        Raises:
+            TurnLostError: Another trainer has it.
+        """
+        try:
+            await self._acquire()
+        except StateUnavailableError:
+            return
+
+    async def keep(self) -> None:
+        """Extends the turn until cancelled, however long a round takes."""
+        while True:
+            await self._clock.sleep(_RENEW_S)
+            try:
+                await self.check()
+            except TurnLostError:
+                return  # the round under way finds out by itself
+
+    async def end(self) -> None:
+        """Gives the turn to whoever waits for it."""
+        try:
+            await self._store.release_lease(LEASE_NAME, self._owner)
+        except StateUnavailableError:
+            return  # it ends by itself
+
+    async def _acquire(self) -> None:
+        if not await self._store.acquire_lease(LEASE_NAME, self._owner, TTL_S):
+            raise TurnLostError("it is another trainer's turn")

@@ -1,0 +1,58 @@
+"""Whether all experience that the trainer has acknowledged is in what it has saved."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from services.common.state import keys
+from tests.faults.mesh import FaultMesh
+from tiercel.common.v1 import experience_pb2
+from trainer.learning.checkpoint import load_checkpoint
+from trainer.learning.online.settled import SettledKeys
+
+GROUP = "trainer"
+MOST_ENTRIES = 100_000
+
+
+async def last_id(mesh: FaultMesh) -> str:
+    """Returns the id of the stream's newest entry."""
+    redis: Any = mesh.redis_client
+    newest = await redis.xrevrange(keys.EXPERIENCE_STREAM, count=1)
+    return str(newest[0][0], "ascii") if newest else "-"
+
+
+async def not_learned(mesh: FaultMesh, since_id: str) -> int:
+    """Counts decisions since an entry that are acknowledged and in no saved replay."""
+    redis: Any = mesh.redis_client
+    stream = keys.EXPERIENCE_STREAM
+    try:
+        groups = await redis.xinfo_groups(stream)
+    except ResponseError:
+        return 0
+    # In this order: what is acknowledged and saved meanwhile counts as neither.
+    until_id = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP.encode()), None)
+    if until_id is None:
+        return 0
+    pending = await redis.xpending_range(stream, GROUP, "-", "+", MOST_ENTRIES)
+    waiting = {each["message_id"] for each in pending}
+    start = since_id if since_id == "-" else f"({since_id}"
+    entries = await redis.xrange(stream, start, until_id, count=MOST_ENTRIES)
+    settled = await asyncio.to_thread(_settled, mesh)
+    missing = 0
+    for entry_id, fields in entries:
+        record = experience_pb2.ExperienceEntry.FromString(fields[b"e"])
+        if entry_id not in waiting and record.HasField("decision"):
+            each = record.decision
+            missing += (each.router_id, each.epoch, each.sequence) not in settled
+    return missing
+
+
+def _settled(mesh: FaultMesh) -> SettledKeys:
+    settled = SettledKeys()
+    found = load_checkpoint(mesh.folder / "trainer" / "online.state")
+    if found is not None:
+        settled.set_state(found[0]["settled"])
+    return settled
