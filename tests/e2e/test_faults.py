@@ -28,7 +28,7 @@ async def running_mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     """A mesh that all cases share; its supervisor's words are shown if one fails."""
     folder: Path = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIERCEL_RUN_ROOT", str(folder))
+        patch.setenv("TIERCEL_STATE", str(folder))
         async with FaultMesh(Start(), say=print) as mesh:
             yield mesh
 

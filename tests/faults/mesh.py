@@ -319,4 +319,4 @@ class FaultMesh(EmbeddedMesh):
 
 def run_root(folder: os.PathLike[str]) -> None:
     """Puts the files of meshes under a folder."""
-    os.environ["TIERCEL_RUN_ROOT"] = os.fspath(folder)
+    os.environ["TIERCEL_STATE"] = os.fspath(folder)
