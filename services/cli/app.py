@@ -27,7 +27,9 @@ from services.local.errors import CommandError
 
 COMMANDS = (
     "up",
+    "init",
     "serve",
+    "doctor",
     "demo",
     "generate",
     "status",

@@ -13,7 +13,8 @@ DEFAULT_DEADLINE_S = 0.5
 """Deadline of requests that bring none, until a measurement on this machine sets a better one."""
 PREFIX_TASKS = {"rev:": "reverse", "sort:": "sort", "add:": "addition", "get:": "recall"}
 """Prompts of the reference tiers name their task."""
-EXAMPLE = "tiercel generate 'sort:hgcafde='"
+EXAMPLE_PROMPT = "sort:hgcafde="
+EXAMPLE = f"tiercel generate '{EXAMPLE_PROMPT}'"
 
 
 def shipped_profile() -> pathlib.Path:

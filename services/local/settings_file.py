@@ -1,4 +1,4 @@
-"""Writes the settings file of an embedded mesh."""
+"""Writes settings files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def settings_text(
     tasks: Sequence[TaskSettings],
     endpoints: Sequence[EndpointSettings],
     sections: Mapping[str, Mapping[str, Any]],
+    head: Sequence[str] = ("Written by `tiercel up`; changed at its next start.",),
 ) -> str:
     """Makes the TOML text.
 
@@ -33,16 +34,20 @@ def settings_text(
         tasks: Classes of requests.
         endpoints: Triton endpoints.
         sections: Further sections by name, for instance ``router_inference``.
+        head: Lines of comment before everything.
     """
     redis = addresses.get("redis", "")
+    where = {
+        "redis_url": f"redis://{redis}/0" if redis else "",
+        "load_monitor_address": addresses.get("load_monitor", ""),
+        "trainer_address": addresses.get("trainer", ""),
+    }
     mesh = {
         "name": name,
         "tiers": list(tiers),
         "profile": str(profile),
         "quality": str(quality),
-        "redis_url": f"redis://{redis}/0" if redis else "",
-        "load_monitor_address": addresses.get("load_monitor", ""),
-        "trainer_address": addresses.get("trainer", ""),
+        **{key: address for key, address in where.items() if address},
     }
     document: dict[str, Any] = {
         "mesh": mesh
@@ -52,4 +57,5 @@ def settings_text(
         },
         **sections,
     }
-    return f"# Written by `tiercel up`; changed at its next start.\n{tomli_w.dumps(document)}"
+    comment = "".join(f"# {line}\n" for line in head)
+    return f"{comment}\n{tomli_w.dumps(document)}"

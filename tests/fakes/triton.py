@@ -72,10 +72,12 @@ class Received:
 class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """One endpoint; `scripts` by model name, `default` for the others.
 
-    `parameters` is what every model says of itself.
+    `parameters` is what every model says of itself, `configs` what one of a name does; with any
+    `configs` there are no models but these.
     """
 
     scripts: dict[str, Script] = field(default_factory=dict)
+    configs: dict[str, dict[str, str]] = field(default_factory=dict)
     default: Script = field(default_factory=Script)
     parameters: dict[str, str] = field(default_factory=dict)
     received: list[Received] = field(default_factory=list)
@@ -119,11 +121,24 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         return kserve.ModelReadyResponse(ready=True)
 
     async def ModelConfig(self, request: Any, context: Any) -> kserve.ModelConfigResponse:
-        """A model that says nothing about itself but its parameters."""
+        """The model's parameters, and the inputs that a tier needs unless it says otherwise."""
+        if self.configs and request.name not in self.configs:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {request.name}")
         response = kserve.ModelConfigResponse()
         response.config.name = request.name
-        for key, value in self.parameters.items():
-            response.config.parameters[key].string_value = value
+        parameters = self.parameters | self.configs.get(request.name, {})
+        for key, text in parameters.items():
+            response.config.parameters[key].string_value = text
+        inputs = parameters.get("inputs", "text_input,stream,sampling_parameters")
+        for name in inputs.split(","):
+            response.config.input.add(name=name)
+        return response
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> kserve.RepositoryIndexResponse:
+        """The models of `configs`."""
+        response = kserve.RepositoryIndexResponse()
+        for name in self.configs:
+            response.models.add(name=name, state="READY")
         return response
 
     async def ModelStreamInfer(

@@ -70,6 +70,11 @@ class RedisConnection:
         """Returns the server's version."""
         return str((await self.call(lambda: self.redis.info("server")))["redis_version"])
 
+    async def clock_s(self) -> float:
+        """Returns the server's time, seconds since 1970."""
+        seconds, microseconds = await self.call(self.redis.time)
+        return float(seconds) + float(microseconds) / 1e6
+
     async def close(self) -> None:
         """Closes the connections; never raises."""
         with suppress(RedisError, OSError, TimeoutError):

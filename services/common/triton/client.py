@@ -86,14 +86,19 @@ class TierModelConfig:
         backend: Triton backend, for example `python` or `vllm`.
         parameters: String parameters.
         max_batch: Triton's own `max_batch_size`; 0 where the backend batches by itself.
-        counts_prompts: Whether it tells the length of a prompt in its own tokens when asked to.
+        inputs: Names of its inputs.
     """
 
     model: str
     backend: str
     parameters: Mapping[str, str]
     max_batch: int
-    counts_prompts: bool
+    inputs: frozenset[str]
+
+    @property
+    def counts_prompts(self) -> bool:
+        """Whether it tells the length of a prompt in its own tokens when asked to."""
+        return _ASK_COUNT in self.inputs
 
     @property
     def kind(self) -> str:
@@ -221,7 +226,7 @@ class TritonClient:
             backend=config.backend,
             parameters=parameters,
             max_batch=config.max_batch_size,
-            counts_prompts=any(each.name == _ASK_COUNT for each in config.input),
+            inputs=frozenset(each.name for each in config.input),
         )
 
     async def prompt_token_count(self, model: str, prompt: str, *, timeout_s: float) -> int:

@@ -1,0 +1,147 @@
+"""``tiercel init``: a settings file for a Triton that is already there."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import pydantic
+import tomli_w
+import typer
+
+from router.profile import format_profile
+from services.cli.output import note
+from services.common.addresses import parse_address
+from services.common.mesh_settings import MeshSettings, TaskSettings
+from services.common.settings import SettingsError, load_settings
+from services.local.errors import CommandError, InputError
+from services.local.foreign import GUESSED_QUALITY_STEP, Foreign, look_at
+from services.local.settings_file import settings_text
+from services.router_inference.settings import Settings
+
+FILES = ("tiercel.toml", "profile.toml", "quality.toml")
+PARTS = {"load_monitor": "127.0.0.1:7411", "trainer": "127.0.0.1:7412"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("init")(init)
+
+
+def init(
+    addresses: Annotated[
+        list[str], typer.Argument(metavar="ADDRESS...", help="gRPC addresses of Tritons.")
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=SECONDS or NAME=SECONDS/TOKENS: a class of requests, its deadline and its "
+            "longest answer; repeatable."
+        ),
+    ],
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(help="TIER=MODEL, lowest quality first; repeatable [default: every model]."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the mesh.")] = "mesh",
+    monitor: Annotated[bool, typer.Option("--monitor", help="With a load monitor.")] = False,
+    trainer: Annotated[bool, typer.Option("--trainer", help="With a trainer.")] = False,
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the files.")] = pathlib.Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over files there.")] = False,
+) -> None:
+    """Write a settings file by asking Tritons what they serve, and say what is guessed."""
+    for address in addresses:
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise InputError(f"ADDRESS: {error}, got {address!r}") from None
+    tasks = [_task(text) for text in task]
+    tiers = dict(_pair("--tier", text, "TIER=MODEL") for text in tier or ())
+    there = [each for each in FILES if (out / each).exists()]
+    if there and not force:
+        raise InputError(f"--out: {out / there[0]} is there already; --force writes over it")
+    note(f"asking {', '.join(addresses)}")
+    found = asyncio.run(look_at(addresses, tiers))
+    guesses = [*found.guesses, *_guesses(tasks)]
+    parts = {"load_monitor": monitor, "trainer": trainer}
+    settings = settings_text(
+        name=name,
+        tiers=found.tiers,
+        profile=pathlib.Path("profile.toml"),
+        quality=pathlib.Path("quality.toml"),
+        addresses={part: PARTS[part] for part, is_wanted in parts.items() if is_wanted},
+        tasks=tasks,
+        endpoints=found.endpoints,
+        sections={},
+        head=["Written by `tiercel init`. Guessed:", *(f"- {each}" for each in guesses)],
+    )
+    texts = (settings, format_profile(found.profile), _quality_text(found, tasks))
+    _write(out, texts)
+    for each in guesses:
+        note(f"guessed: {each}")
+    note(f"written: {', '.join(str(out / each) for each in FILES)}")
+    note(f"Next: tiercel serve router --config {out / FILES[0]}")
+
+
+def _write(out: pathlib.Path, texts: Sequence[str]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for each, text in zip(FILES, texts, strict=True):
+            (out / each).write_text(text, encoding="utf-8")
+        load_settings(Settings, path=out / FILES[0], environ={})
+    except OSError as error:
+        raise CommandError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    except SettingsError as error:
+        raise InputError("; ".join(error.problems)) from None
+
+
+def _task(text: str) -> TaskSettings:
+    name, value = _pair("--task", text, "NAME=SECONDS")
+    seconds, _, tokens = value.partition("/")
+    try:
+        fields = {"name": name, "default_deadline_s": float(seconds)}
+        if tokens:
+            limit = int(tokens)
+            more = {"default_max_output_tokens": limit, "expected_output_tokens": limit / 2}
+            return TaskSettings(**fields, **more)
+        return TaskSettings(**fields)
+    except ValueError as error:  # pydantic's are among them
+        what = "expected NAME=SECONDS or NAME=SECONDS/TOKENS"
+        if isinstance(error, pydantic.ValidationError):
+            what = error.errors()[0]["msg"]
+        raise InputError(f"--task: {text!r}: {what}") from None
+
+
+def _pair(option: str, text: str, form: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not (name and mark and value):
+        raise InputError(f"{option}: expected {form}, got {text!r}")
+    return name, value
+
+
+def _guesses(tasks: Sequence[TaskSettings]) -> list[str]:
+    tokens = MeshSettings.model_fields["bytes_per_token"].default
+    worse = f"each tier is {GUESSED_QUALITY_STEP:g} worse than the next on every task"
+    return [
+        f"{worse}: measure it with `tiercel quality`",
+        f"a token of a prompt has {tokens:g} bytes (mesh.bytes_per_token)",
+        *(
+            f"answers of {each.name} have {each.expected_output_tokens:g} tokens in the mean, "
+            f"{each.default_max_output_tokens} at most"
+            for each in tasks
+        ),
+    ]
+
+
+def _quality_text(found: Foreign, tasks: Sequence[TaskSettings]) -> str:
+    count = len(found.tiers)
+    row = {
+        tier: round(max(0.0, 1.0 - GUESSED_QUALITY_STEP * (count - 1 - rank)), 3)
+        for rank, tier in enumerate(found.tiers)
+    }
+    table = {"name": "guess", "source": "assumed", "quality": {task.name: row for task in tasks}}
+    return (
+        f"# A guess, by `tiercel init`: measure it with `tiercel quality`.\n{tomli_w.dumps(table)}"
+    )

@@ -1,0 +1,272 @@
+"""Looks at a mesh from outside and says what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import ssl
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from services.common.access.tls import Tls
+from services.common.log import get_logger
+from services.common.mesh_settings import EndpointSettings, MeshSettings, load_mesh_files
+from services.common.settings import SettingsError, load_settings, misspelled_variables
+from services.common.state.errors import StateUnavailableError
+from services.common.state.redis_connection import RedisConnection
+from services.common.times import seconds_of
+from services.common.triton.client import TritonClient
+from services.common.triton.errors import TierError
+from services.load_monitor.settings import Settings as MonitorSettings
+from services.local import probes
+from services.local.calls import call
+from services.local.errors import CommandError
+from services.local.target import Target
+from services.router_inference.settings import Settings as RouterSettings
+from services.trainer.settings import Settings as TrainerSettings
+from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
+from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
+
+GOOD, ODD, BAD = "good", "odd", "bad"
+LEAST_REDIS = (6, 2)
+MOST_SKEW_S = 1.0
+MOST_STATE_AGE_S = 5.0
+"""The monitor publishes at least every second."""
+SOON_DAYS = 7
+_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        subject: What was looked at.
+        level: ``good``, ``odd`` (it works, or may) or ``bad``.
+        text: What was found.
+        advice: What to do; empty where all is well.
+    """
+
+    subject: str
+    level: str
+    text: str
+    advice: str = ""
+
+
+async def examine(config: Path | None, target: Target) -> list[Finding]:
+    """Looks at everything a settings file names, and at the services that are known.
+
+    Args:
+        config: Settings file; None where only addresses are known.
+        target: Where the services are.
+    """
+    found = list(_versions())
+    if config is not None:
+        settings, problems = _settings(config)
+        found += problems
+        if settings is not None:
+            found += await _mesh(settings)
+    found += await asyncio.to_thread(_services, target)
+    return found
+
+
+def _versions() -> Iterator[Finding]:
+    ours, client = metadata.version("tiercel"), metadata.version("tiercel-client")
+    if ours == client:
+        yield Finding("versions", GOOD, f"tiercel {ours}")
+    else:
+        yield Finding(
+            "versions", BAD, f"tiercel {ours} beside tiercel-client {client}",
+            f"pip install tiercel-client=={ours}",
+        )  # fmt: skip
+    if util.find_spec("numba") is None:
+        yield Finding(
+            "compiler", ODD, "numba is missing: decisions are made in plain Python",
+            "pip install 'tiercel[compiled]'",
+        )  # fmt: skip
+
+
+def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
+    """Reads the file as every service does, and the files that it names."""
+    mesh: MeshSettings | None = None
+    problems: dict[str, None] = {}
+    wrong: dict[str, str] = {}
+    models: tuple[type[Any], ...] = (RouterSettings, MonitorSettings, TrainerSettings)
+    for model in models:
+        wrong |= misspelled_variables(model, os.environ)
+        try:
+            mesh = load_settings(model, path=config, environ=os.environ).mesh
+        except SettingsError as error:
+            problems |= dict.fromkeys(error.problems)
+    found = [
+        Finding("environment", ODD, f"{name} is not followed", f"name it {right}")
+        for name, right in wrong.items()
+    ]
+    found += [Finding("settings", BAD, problem, f"edit {config}") for problem in problems]
+    if problems or mesh is None:
+        return None, found
+    found.append(Finding("settings", GOOD, str(config)))
+    try:
+        files = load_mesh_files(mesh)
+    except SettingsError as error:
+        found += [Finding("files", BAD, problem, "edit the file") for problem in error.problems]
+        return mesh, found
+    for what, source, command in (
+        ("profile", files.profile.source, "calibrate"),
+        ("quality", files.quality.source, "quality"),
+    ):
+        if source == "assumed":
+            found.append(
+                Finding(what, ODD, "is assumed, not measured", f"measure it: tiercel {command}")
+            )
+        else:
+            found.append(Finding(what, GOOD, f"is {source}"))
+    return mesh, found
+
+
+async def _mesh(mesh: MeshSettings) -> list[Finding]:
+    found, tls = _tls(mesh)
+    found += [each for entry in mesh.endpoints for each in await _endpoint(entry, tls)]
+    if mesh.redis_url:
+        found.append(await _redis(mesh.redis_url))
+    return found
+
+
+def _tls(mesh: MeshSettings) -> tuple[list[Finding], Tls | None]:
+    if not mesh.tls.certificate:
+        return [], None
+    advice = "renew it: tiercel certificates, or your own issuer"
+    try:
+        tls = Tls(mesh.tls, monotonic_s=time.monotonic, log=get_logger("tiercel.doctor"))
+        days = _days_left(tls.current().certificate)
+    except SettingsError as error:
+        return [Finding("TLS", BAD, text, "see docs/security.md") for text in error.problems], None
+    if days < 0:
+        return [Finding("TLS", BAD, f"the certificate ended {-days:.0f} days ago", advice)], tls
+    text = f"the certificate ends in {days:.0f} days"
+    if days < SOON_DAYS:
+        return [Finding("TLS", ODD, text, advice)], tls
+    return [Finding("TLS", GOOD, text)], tls
+
+
+def _days_left(certificate: bytes) -> float:
+    """Returns the days until a PEM certificate ends."""
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(certificate)
+        file.flush()
+        # The standard library reads certificates from files only.
+        facts: Any = ssl._ssl._test_decode_cert(file.name)  # type: ignore[attr-defined]
+    end = datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(facts["notAfter"]), datetime.UTC)
+    return (end - datetime.datetime.now(datetime.UTC)).total_seconds() / 86_400.0
+
+
+async def _endpoint(entry: EndpointSettings, tls: Tls | None) -> list[Finding]:
+    subject = f"endpoint {entry.name}"
+    models = {tier: entry.models.get(tier, tier) for tier in entry.tiers}
+    client_tls = tls.for_triton if tls else None
+    async with TritonClient(entry.address, control_timeout_s=_TIMEOUT_S, tls=client_tls) as client:
+        if not await client.is_live():
+            advice = "start Triton there, or mend the address; with TLS: mesh.tls.triton"
+            return [Finding(subject, BAD, f"no Triton answers at {entry.address}", advice)]
+        found = []
+        for tier, model in models.items():
+            found += await _model(client, subject, tier, model)
+    if entry.metrics_address and not await probes.http_ok(entry.metrics_address, "/metrics"):
+        found.append(
+            Finding(
+                subject, ODD, f"no metrics at {entry.metrics_address}: the monitor sees no queues",
+                "start Triton with --allow-metrics, or take metrics_address out",
+            )
+        )  # fmt: skip
+    return found or [Finding(subject, GOOD, f"serves {', '.join(models)} at {entry.address}")]
+
+
+async def _model(client: TritonClient, subject: str, tier: str, model: str) -> list[Finding]:
+    try:
+        config = await client.model_config(model)
+    except TierError:
+        advice = f"name the model of {tier} in models of this endpoint"
+        with contextlib.suppress(TierError):
+            advice += f"; loaded: {', '.join(await client.loaded_models()) or 'none'}"
+        return [Finding(subject, BAD, f"tier {tier}: there is no model {model!r}", advice)]
+    if not await client.is_ready(model):
+        return [Finding(subject, BAD, f"tier {tier}: {model} is not ready", "see Triton's log")]
+    if config.tier not in ("", tier):
+        text = f"tier {tier}: {model} says that it is {config.tier}"
+        return [Finding(subject, ODD, text, "look at models: two of them may be swapped")]
+    return []
+
+
+async def _redis(url: str) -> Finding:
+    connection = RedisConnection(url, timeout_s=_TIMEOUT_S)
+    try:
+        version, now_s = await connection.version(), await connection.clock_s()
+    except StateUnavailableError as error:
+        advice = "start it, or mend mesh.redis_url; the mesh serves without, and forgets"
+        return Finding("Redis", BAD, str(error), advice)
+    finally:
+        await connection.close()
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_REDIS:
+        least = ".".join(map(str, LEAST_REDIS))
+        return Finding("Redis", BAD, f"is {version}", f"install {least} or newer")
+    return _clock("Redis", now_s - time.time(), f"is {version}")
+
+
+def _clock(subject: str, ahead_s: float, text: str, most_s: float = MOST_SKEW_S) -> Finding:
+    if abs(ahead_s) <= most_s:
+        return Finding(subject, GOOD, text)
+    where = "ahead of" if ahead_s > 0 else "behind"
+    advice = "let both machines follow a time server (chrony, systemd-timesyncd)"
+    return Finding(subject, BAD, f"its clock is {abs(ahead_s):.1f} s {where} this one", advice)
+
+
+def _services(target: Target) -> list[Finding]:
+    """Asks every service that is known; blocks."""
+    questions: list[tuple[str, str, Callable[[str], Finding]]] = [
+        *(("router", each, _router) for each in target.routers),
+        ("monitor", target.load_monitor, _monitor),
+        ("trainer", target.trainer, _trainer),
+    ]
+    return [_service(*question) for question in questions if question[1]]
+
+
+def _service(part: str, address: str, question: Callable[[str], Finding]) -> Finding:
+    try:
+        return question(address)
+    except CommandError as error:
+        advice = f"start it: tiercel serve {part} --config FILE"
+        return Finding(f"{part} {address}", BAD, str(error), advice)
+
+
+def _router(address: str) -> Finding:
+    reply = call("router", address, "GetRouterStatus", router_pb.GetRouterStatusRequest())
+    usable = sum(each.usable for each in reply.candidates)
+    text = f"{reply.policy}, {usable} of {len(reply.candidates)} candidates usable"
+    subject = f"router {address}"
+    if reply.degraded_reasons:
+        reasons = ", ".join(reply.degraded_reasons)
+        return Finding(subject, ODD, f"{text}; degraded: {reasons}", "see docs/operations.md")
+    if not usable:
+        return Finding(subject, BAD, text, "see the endpoints above")
+    return Finding(subject, GOOD, text)
+
+
+def _monitor(address: str) -> Finding:
+    request = monitor_pb.GetSystemStateRequest()
+    state = call("load monitor", address, "GetSystemState", request).state
+    ahead_s = seconds_of(state.publish_time) - time.time()
+    text = f"sees {len(state.routers)} routers, {len(state.endpoints)} endpoints"
+    return _clock(f"monitor {address}", ahead_s, text, MOST_STATE_AGE_S)
+
+
+def _trainer(address: str) -> Finding:
+    reply = call("trainer", address, "ListPolicies", trainer_pb.ListPoliciesRequest())
+    return Finding(f"trainer {address}", GOOD, f"keeps {len(reply.policies)} policies")

@@ -1,0 +1,98 @@
+"""``tiercel init``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.profile import LatencyProfile, TierProfile
+from services.cli.app import run
+from services.common.mesh_settings import EndpointSettings, load_mesh_files
+from services.common.settings import load_settings
+from services.local.foreign import Foreign
+from services.router_inference.settings import Settings
+from tests.unit.services.cli.said import complaint
+
+ADDRESS = "127.0.0.1:8001"
+
+
+@pytest.fixture(autouse=True)
+def foreign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A Triton with two tiers, and an empty folder to stand in."""
+    tiers = {name: TierProfile(0.01, 0.0001, 0.0) for name in ("a-1b", "a-7b")}
+    endpoint = EndpointSettings(
+        name="triton-0", address=ADDRESS, tiers=tuple(tiers), models={"a-7b": "A-7B"}
+    )
+    profile = LatencyProfile("first-look", "assumed", tiers, "")
+
+    async def look_at(*_: Any) -> Foreign:
+        return Foreign(tuple(tiers), (endpoint,), profile, ("the moon is a cheese",))
+
+    monkeypatch.setattr("services.cli.init.look_at", look_at)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_files_start_a_router_and_every_guess_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the file and on the terminal; the file is minimal: no Redis, monitor or trainer."""
+    assert run(["init", ADDRESS, "--task", "chat=0.8/64", "--task", "code=2"]) == 0
+    said = capsys.readouterr().err
+    text = (tmp_path / "tiercel.toml").read_text()
+    for guess in ("the moon is a cheese", "0.1 worse than the next", "answers of chat have 32"):
+        assert guess in said
+        assert guess in text.partition("[mesh]")[0]
+    assert "tiercel serve router --config tiercel.toml" in said
+    document = tomllib.loads(text)
+    assert document.keys() == {"mesh"}
+    assert document["mesh"].keys() == {"name", "tiers", "profile", "quality", "tasks", "endpoints"}
+    settings = load_settings(Settings, path=tmp_path / "tiercel.toml", environ={})
+    chat, code = settings.mesh.tasks
+    assert (chat.default_deadline_s, chat.default_max_output_tokens) == (0.8, 64)
+    assert code.default_deadline_s == 2.0
+    files = load_mesh_files(settings.mesh)
+    assert files.quality.quality["code"] == {"a-1b": 0.9, "a-7b": 1.0}
+    assert (files.quality.source, files.profile.source) == ("assumed", "assumed")
+
+
+def test_monitor_and_trainer_are_named_where_they_are_wanted(tmp_path: Path) -> None:
+    """At the addresses that they listen at by themselves."""
+    assert run(["init", ADDRESS, "--task", "chat=1", "--monitor", "--trainer"]) == 0
+    mesh = tomllib.loads((tmp_path / "tiercel.toml").read_text())["mesh"]
+    assert mesh["load_monitor_address"] == "127.0.0.1:7411"
+    assert mesh["trainer_address"] == "127.0.0.1:7412"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([ADDRESS], "--task"),
+        (["nowhere", "--task", "chat=1"], "ADDRESS: expected host:port"),
+        (["http://127.0.0.1:8001", "--task", "chat=1"], "ADDRESS: expected host:port"),
+        ([ADDRESS, "--task", "chat"], "--task: expected NAME=SECONDS"),
+        ([ADDRESS, "--task", "chat=soon"], "--task: 'chat=soon'"),
+        ([ADDRESS, "--task", "Chat=1"], "--task: 'Chat=1': String should match"),
+        ([ADDRESS, "--task", "chat=1", "--tier", "small"], "--tier: expected TIER=MODEL"),
+    ],
+)
+def test_what_cannot_be_is_named_and_nothing_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2."""
+    assert run(["init", *arguments]) == 2
+    assert message in complaint(capsys)
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_files_that_are_there_are_kept_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody may have edited them."""
+    (tmp_path / "quality.toml").write_text("mine")
+    assert run(["init", ADDRESS, "--task", "chat=1"]) == 2
+    assert "quality.toml is there already" in complaint(capsys)
+    assert run(["init", ADDRESS, "--task", "chat=1", "--force"]) == 0
+    assert "a-7b" in (tmp_path / "quality.toml").read_text()

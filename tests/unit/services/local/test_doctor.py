@@ -1,0 +1,150 @@
+"""What a doctor finds, and what he says to do."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.common.state.redis_connection import RedisConnection
+from services.local.certificates import make_certificates
+from services.local.doctor import BAD, GOOD, ODD, Finding, examine
+from services.local.target import Target
+from tests.fakes.triton import FakeTriton
+
+PROFILE = """name = "p"
+source = "assumed"
+[tiers.small]
+step_s = 0.01
+per_sequence_s = 0.0
+per_prompt_token_s = 0.0
+"""
+QUALITY = 'name = "q"\nsource = "measured"\n[quality.chat]\nsmall = 1.0\n'
+
+
+@pytest_asyncio.fixture
+async def triton() -> AsyncIterator[FakeTriton]:
+    """A Triton that has the model chat-7b."""
+    fake = await FakeTriton(configs={"chat-7b": {}}).start()
+    yield fake
+    await fake.stop()
+
+
+def settings(folder: Path, address: str, model: str = "chat-7b", more: str = "") -> Path:
+    """Writes the files of a mesh with one tier."""
+    (folder / "p.toml").write_text(PROFILE)
+    (folder / "q.toml").write_text(QUALITY)
+    path = folder / "tiercel.toml"
+    path.write_text(
+        f'[mesh]\ntiers = ["small"]\nprofile = "p.toml"\nquality = "q.toml"\n{more}\n'
+        '[[mesh.tasks]]\nname = "chat"\ndefault_deadline_s = 1.0\n'
+        f'[[mesh.endpoints]]\nname = "e"\naddress = "{address}"\ntiers = ["small"]\n'
+        f'models = {{ small = "{model}" }}\n'
+    )
+    return path
+
+
+def of(found: list[Finding], subject: str) -> Finding:
+    """The one finding about a subject."""
+    (finding,) = (each for each in found if each.subject.startswith(subject))
+    return finding
+
+
+async def test_what_is_well_is_said_and_what_is_assumed_is_odd(
+    triton: FakeTriton, tmp_path: Path
+) -> None:
+    """Nothing bad; everything odd or bad has an advice, everything good none."""
+    found = await examine(settings(tmp_path, triton.address), Target())
+    assert of(found, "endpoint e").level == GOOD
+    assert of(found, "settings").level == of(found, "quality").level == GOOD
+    assert (of(found, "profile").level, of(found, "profile").advice) == (
+        ODD, "measure it: tiercel calibrate",
+    )  # fmt: skip
+    assert all(bool(each.advice) == (each.level != GOOD) for each in found)
+
+
+async def test_a_model_that_is_not_there_is_named_with_those_that_are(
+    triton: FakeTriton, tmp_path: Path
+) -> None:
+    """The advice says where to name it."""
+    finding = of(await examine(settings(tmp_path, triton.address, "chat-8b"), Target()), "endpoint")
+    assert finding.level == BAD
+    assert "no model 'chat-8b'" in finding.text
+    assert finding.advice.endswith("loaded: chat-7b")
+
+
+async def test_models_that_were_swapped_are_odd(triton: FakeTriton, tmp_path: Path) -> None:
+    """A model that says which tier it is is believed."""
+    triton.configs["chat-7b"]["tiercel_tier"] = "large"
+    finding = of(await examine(settings(tmp_path, triton.address), Target()), "endpoint")
+    assert (finding.level, "swapped" in finding.advice) == (ODD, True)
+
+
+async def test_what_does_not_answer_is_bad(tmp_path: Path) -> None:
+    """Endpoint, Redis and services, each with what to start."""
+    path = settings(tmp_path, "127.0.0.1:1", more='redis_url = "redis://127.0.0.1:1/0"')
+    target = Target(("127.0.0.1:1",), "127.0.0.1:1", "127.0.0.1:1")
+    found = await examine(path, target)
+    for subject, word in (
+        ("endpoint e", "start Triton"), ("Redis", "start it"), ("router", "serve router"),
+        ("monitor", "serve monitor"), ("trainer", "serve trainer"),
+    ):  # fmt: skip
+        assert (of(found, subject).level, word in of(found, subject).advice) == (BAD, True)
+
+
+async def test_mistakes_of_all_services_settings_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a variable that nobody follows."""
+    path = settings(tmp_path, "127.0.0.1:1")
+    path.write_text(path.read_text() + '[trainer]\nlisten = "x"\n[router_inference]\nseed = -1\n')
+    monkeypatch.setenv("TIERCEL_LOAD_MONITOR_LISTEN", "127.0.0.1:1")
+    found = await examine(path, Target())
+    texts = [each.text for each in found if each.level == BAD]
+    assert len(texts) == 2
+    assert any("trainer.listen" in text for text in texts)
+    assert any("router_inference.seed" in text for text in texts)
+    assert of(found, "environment").advice == "name it TIERCEL_LOAD_MONITOR__LISTEN"
+
+
+@pytest.mark.parametrize(
+    ("version", "ahead_s", "level", "said"),
+    [
+        ("7.2.4", 0.1, GOOD, "is 7.2.4"),
+        ("7.2.4", -42.0, BAD, "42.0 s behind this one"),
+        ("5.0.1", 0.0, BAD, "is 5.0.1"),
+    ],
+)
+async def test_redis_is_told_by_its_version_and_its_clock(
+    version: str, ahead_s: float, level: str, said: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """An old one lacks commands; clocks that differ make stamps lie."""
+
+    async def its_version(_: RedisConnection) -> str:
+        return version
+
+    async def its_clock_s(_: RedisConnection) -> float:
+        return datetime.datetime.now(datetime.UTC).timestamp() + ahead_s
+
+    monkeypatch.setattr(RedisConnection, "version", its_version)
+    monkeypatch.setattr(RedisConnection, "clock_s", its_clock_s)
+    path = settings(tmp_path, "127.0.0.1:1", more='redis_url = "redis://127.0.0.1:1/0"')
+    finding = of(await examine(path, Target()), "Redis")
+    assert finding.level == level
+    assert said in finding.text
+
+
+async def test_a_certificate_is_told_by_the_days_it_has_left(tmp_path: Path) -> None:
+    """One that ends soon is odd, one that does not fit is bad."""
+    make_certificates(tmp_path / "tls", days=3)
+    files = tmp_path / "tls" / "router-inference"
+    tls = f'tls = {{ root_certificates = "{files}/ca.crt", certificate = "{files}/tls.crt", key = "{files}/tls.key" }}'  # noqa: E501
+    path = settings(tmp_path, "127.0.0.1:1", more=tls)
+    finding = of(await examine(path, Target()), "TLS")
+    assert (finding.level, "ends in 3 days" in finding.text) == (ODD, True)
+    (files / "tls.key").write_text("no key")
+    assert of(await examine(path, Target()), "TLS").level == BAD
