@@ -145,7 +145,8 @@ def _tls(mesh: MeshSettings) -> tuple[list[Finding], Tls | None]:
         return [], None
     advice = "renew it: tiercel certificates, or your own issuer"
     try:
-        tls = Tls(mesh.tls, monotonic_s=time.monotonic, log=get_logger("tiercel.doctor"))
+        log = get_logger("tiercel.doctor")
+        tls = Tls(mesh.tls, monotonic_s=time.monotonic, wall_s=time.time, log=log)
         days = _days_left(tls.current().certificate)
     except SettingsError as error:
         return [Finding("TLS", BAD, text, "see docs/security.md") for text in error.problems], None
