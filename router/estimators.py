@@ -62,6 +62,11 @@ class OutputLengthPredictor:
         self._mean = dict(priors)
         self._claimed = dict.fromkeys(priors, 1.0)
 
+    def add(self, priors: dict[str, float]) -> None:
+        """Takes in tasks that are new; what was learned of the others stays."""
+        self._mean = priors | self._mean
+        self._claimed = dict.fromkeys(priors, 1.0) | self._claimed
+
     def predict(self, task: str, max_output_tokens: int) -> float:
         """Returns the predicted number of output tokens, a whole one and at least 1."""
         mean = self._mean[task] * self._claimed[task]

@@ -114,10 +114,16 @@ class Guard:
         """The last error the policy raised; None if none did."""
         return self._last_error
 
-    def replace(self, policy: Policy | None, feature_schema: str = "") -> None:
-        """Swaps the policy proper between two decisions; counters go on."""
+    def replace(
+        self, policy: Policy | None, feature_schema: str = "", fallback: Policy | None = None
+    ) -> None:
+        """Swaps the policy proper, and a fallback if given, between two decisions.
+
+        Counters go on.
+        """
         self._policy = policy
         self._schema_ok = feature_schema in ("", SCHEMA)
+        self._fallback = fallback or self._fallback
 
     def decide(self, desk: Ask, state_age_s: float) -> Verdict:
         """Returns the policy's decision, or the fallback's with `fallback_reason` set.

@@ -1,4 +1,7 @@
-"""Life of a service process: start, serve, drain on a signal, close in reverse order."""
+"""Life of a service process: start, serve, drain on a signal, close in reverse order.
+
+SIGTERM and SIGINT drain; SIGHUP reads the settings again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -18,6 +22,7 @@ import uvloop
 
 from services.common.arguments import parse_arguments
 from services.common.log import Logger, LogSettings, configure_logging, get_logger
+from services.common.reload import SettingsSource, Take, take_nothing
 from services.common.server import GrpcServer, ServerSettings
 from services.common.settings import (
     SettingsError,
@@ -54,6 +59,7 @@ class Running:
         flush: Called after the last call has ended and before the tasks are cancelled.
         on_serving: Called once the service says SERVING.
         listens_when_ready: True listens no sooner than it is ready (others answer meanwhile).
+        take_settings: Puts settings that were read again into force.
     """
 
     server: GrpcServer
@@ -64,6 +70,7 @@ class Running:
     flush: Callable[[], Awaitable[None]] = _at_once
     on_serving: Callable[[], None] = lambda: None
     listens_when_ready: bool = False
+    take_settings: Take = take_nothing
 
 
 class Application(Protocol):
@@ -93,6 +100,7 @@ def run(
     log: Logger,
     ready_file: Path | None = None,
     stop: asyncio.Event | None = None,
+    source: SettingsSource | None = None,
 ) -> int:
     """Runs an application until a signal and returns the exit code of the process.
 
@@ -103,10 +111,12 @@ def run(
         log: Where the life of the process is logged.
         ready_file: Written with the bound addresses as JSON once SERVING; removed at the drain.
         stop: Stops it as a signal does once it is set.
+        source: Where settings are read again on SIGHUP; without one it does nothing.
     """
+    serving = serve(application, log=log, ready_file=ready_file, stop=stop, source=source)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(application, log=log, ready_file=ready_file, stop=stop))
+            return runner.run(serving)
     except SettingsError as error:
         exit_with_settings_error(error)
     except StartError as error:
@@ -117,8 +127,10 @@ def run(
         return FAILURE_EXIT_CODE
 
 
-def _run_one_process(application: Application, log: Logger, ready_file: Path | None) -> int:
-    return run(application, log=log, ready_file=ready_file)
+def _run_one_process(
+    application: Application, log: Logger, ready_file: Path | None, source: SettingsSource
+) -> int:
+    return run(application, log=log, ready_file=ready_file, source=source)
 
 
 def run_service(
@@ -127,7 +139,7 @@ def run_service(
     description: str,
     settings_type: type[AnySettings],
     build: Callable[[AnySettings], AnyApplication],
-    run_it: Callable[[AnyApplication, Logger, Path | None], int] = _run_one_process,
+    run_it: Callable[[AnyApplication, Logger, Path | None, SettingsSource], int] = _run_one_process,
     options: Mapping[str, str] = MappingProxyType({}),
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
@@ -140,7 +152,8 @@ def run_service(
         description: One sentence for `--help`.
         settings_type: Root settings model; it has a field `log` of type LogSettings.
         build: Makes the application from the settings; may raise SettingsError.
-        run_it: Runs it and returns the exit code; gets the application, the log, the ready file.
+        run_it: Runs it and returns the exit code; gets the application, the log, the ready file,
+            and where to read settings again.
         options: Keys of its section with an option of their own, and what `--help` says of each.
         argv: Command line without the program's name; None means the process's own.
     """
@@ -151,21 +164,30 @@ def run_service(
         options=options,
         argv=argv,
     )
-    try:
-        settings = load_settings(
+
+    def read() -> AnySettings:
+        return load_settings(
             settings_type,
             path=arguments.config,
             environ=os.environ,
             overrides=arguments.overrides,
         )
-        log_settings = getattr(settings, "log", LogSettings())
-        configure_logging(service=name, log_format=log_settings.format, level=log_settings.level)
+
+    try:
+        settings = read()
+        _log_as_set(name, settings)
         for wrong, right in misspelled_variables(settings_type, os.environ).items():
             get_logger(name).warning("variable_ignored", variable=wrong, meant=right)
         application = build(settings)
     except SettingsError as error:
         exit_with_settings_error(error)
-    sys.exit(run_it(application, get_logger(name), arguments.ready_file))
+    source = SettingsSource(settings, read)
+    sys.exit(run_it(application, get_logger(name), arguments.ready_file, source))
+
+
+def _log_as_set(service: str, settings: SettingsModel) -> None:
+    log = getattr(settings, "log", LogSettings())
+    configure_logging(service=service, log_format=log.format, level=log.level)
 
 
 async def serve(
@@ -174,6 +196,7 @@ async def serve(
     log: Logger,
     ready_file: Path | None = None,
     stop: asyncio.Event | None = None,
+    source: SettingsSource | None = None,
 ) -> int:
     """Runs an application inside a running loop; see `run`.
 
@@ -186,13 +209,18 @@ async def serve(
         if not os.access(ready_file.parent, os.W_OK):
             raise StartError(f"cannot write the ready file {ready_file}: no such writable folder")
     stop = stop or asyncio.Event()
-    _install_signal_handlers(stop)
+    hang_up = asyncio.Event()
+    _install_signal_handlers(stop, hang_up)
     async with AsyncExitStack() as stack:
         starting = asyncio.create_task(application.start(stack))
         if not await _unless_stopped(starting, stop):
             return 0
+        running = starting.result()
+        if source is not None:
+            reloads = partial(_reload_on, hang_up, source, running, application.name, log)
+            running = replace(running, tasks={**running.tasks, "reload": reloads})
         failure = await _serve_until_stopped(
-            starting.result(), application, stop=stop, log=log, ready_file=ready_file
+            running, application, stop=stop, log=log, ready_file=ready_file
         )
     log.info("stopped", exit_code=failure)
     return failure
@@ -256,6 +284,22 @@ async def _follow_health(running: Running) -> None:
         await running.server.set_serving(not running.supervisor.broken)
 
 
+async def _reload_on(
+    hang_up: asyncio.Event, source: SettingsSource, running: Running, service: str, log: Logger
+) -> None:
+    """Reads the settings again at each hang-up, for ever."""
+
+    async def take(settings: SettingsModel, changed: frozenset[str]) -> set[str]:
+        taken = set(await running.take_settings(settings, changed))
+        _log_as_set(service, settings)
+        return taken | {key for key in changed if key.startswith("log.")}
+
+    while True:
+        await hang_up.wait()
+        hang_up.clear()
+        await source.reload(take, log)
+
+
 async def _drain(
     running: Running, settings: ServerSettings, *, log: Logger, ready_file: Path | None
 ) -> None:
@@ -288,7 +332,7 @@ async def _unless_stopped(task: asyncio.Future[Any], stop: asyncio.Event) -> boo
                 await task
 
 
-def _install_signal_handlers(stop: asyncio.Event) -> None:
+def _install_signal_handlers(stop: asyncio.Event, hang_up: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     received: list[signal.Signals] = []
 
@@ -300,6 +344,7 @@ def _install_signal_handlers(stop: asyncio.Event) -> None:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, handle, number)
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
 
 
 def _addresses(running: Running) -> dict[str, str]:

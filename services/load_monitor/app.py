@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 import grpc.aio
 
+from router.fleet import EndpointSpec
 from services.common.access.access import load_access
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
 from services.common.log import get_logger
-from services.common.mesh_settings import endpoint_profile_names
+from services.common.mesh_settings import MeshSettings, endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
@@ -72,10 +75,6 @@ class LoadMonitorApp:
         self._stores = connect_stores(
             settings.mesh.redis_url, clock=clock, timeout_s=self._own.redis_timeout_s
         )
-        configured = {
-            entry.name: endpoint_of_settings(entry, profile_names.get(entry.name, ""))
-            for entry in settings.mesh.endpoints
-        }
         self._board = Board(
             monitor_id=self._monitor_id,
             clock=clock,
@@ -90,19 +89,20 @@ class LoadMonitorApp:
                 silence_s=self._own.router_silence_s,
                 max_routers=self._own.max_routers,
             ),
-            topology=Topology(configured).renumbered(),
+            topology=Topology(_configured(settings.mesh, profile_names)).renumbered(),
+        )
+        self._topology = SharedTopology(
+            store=self._stores.shared,
+            board=self._board,
+            clock=clock,
+            log=self._log,
+            is_allowed=self._may_be_endpoint,
         )
         self._coordinator = Coordinator(
             process_id=new_process_id(),
             store=self._stores.shared,
             is_alone=not settings.mesh.redis_url,
-            topology=SharedTopology(
-                store=self._stores.shared,
-                board=self._board,
-                clock=clock,
-                log=self._log,
-                is_allowed=settings.mesh.may_be_endpoint,
-            ),
+            topology=self._topology,
             board=self._board,
             broadcast=self._broadcast,
             versions=self._versions,
@@ -170,7 +170,21 @@ class LoadMonitorApp:
                 "coordinator": coordinate,
             },
             ready=self._ready,
+            take_settings=self._take,
         )
+
+    async def _take(self, settings: Settings, changed: frozenset[str]) -> Collection[str]:
+        """Takes the endpoints of other settings; what was changed while running stays changed."""
+        new = settings.mesh
+        live = {"endpoints": new.endpoints, "endpoint_addresses": new.endpoint_addresses}
+        mesh = self._settings.mesh.model_copy(update=live)
+        names = await asyncio.to_thread(endpoint_profile_names, mesh)
+        self._settings = self._settings.model_copy(update={"mesh": mesh})
+        self._topology.use_settings(_configured(mesh, names), is_alone=not mesh.redis_url)
+        return changed & {f"mesh.{key}" for key in live}
+
+    def _may_be_endpoint(self, address: str) -> bool:
+        return self._settings.mesh.may_be_endpoint(address)
 
     async def _ready(self) -> None:
         await self._broadcast.after(0)
@@ -182,7 +196,7 @@ class LoadMonitorApp:
             coordinator=self._coordinator,
             counters=self._counters,
             tiers=self._settings.mesh.tiers,
-            may_be_endpoint=self._settings.mesh.may_be_endpoint,
+            may_be_endpoint=self._may_be_endpoint,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
             shared_certificate=self._own.shared_router_certificate,
@@ -236,6 +250,13 @@ class LoadMonitorApp:
 
     def _degraded_reasons(self) -> tuple[str, ...]:
         return (REDIS_UNREACHABLE,) if self._coordinator.store_available is False else ()
+
+
+def _configured(mesh: MeshSettings, profile_names: Mapping[str, str]) -> dict[str, EndpointSpec]:
+    return {
+        entry.name: endpoint_of_settings(entry, profile_names.get(entry.name, ""))
+        for entry in mesh.endpoints
+    }
 
 
 def build_app(settings: Settings) -> LoadMonitorApp:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from router.fleet import EndpointSpec
 from services.common.clock import Clock
 from services.common.errors import AbortedError, DomainError
 from services.common.log import Logger
@@ -56,6 +57,15 @@ class SharedTopology:
         self._pending: list[Operation] = []
         self._settings_are_new = True
         self._lock = asyncio.Lock()
+
+    def use_settings(self, configured: Mapping[str, EndpointSpec], *, is_alone: bool) -> None:
+        """Takes the endpoints of other settings; those changed while running stay changed.
+
+        With a store they get a number once this monitor leads; alone it gives them one at once.
+        """
+        topology = Topology(configured, self._board.topology.changes)
+        self._board.use_topology(topology.renumbered() if is_alone else topology)
+        self.offer_settings()
 
     def offer_settings(self) -> None:
         """Makes the settings a new list, if they differ, once this monitor leads."""

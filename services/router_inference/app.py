@@ -16,10 +16,6 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from router.compiled import cache_folder
-from router.dqn.snapshot import SnapshotError
-from router.policies.base import PolicyParameterError
-from router.policies.table import MissingSnapshotError
-from router.types import UnknownPolicyError
 from services.common.access.access import load_access
 from services.common.access.guard import address_without_port, authenticated_client
 from services.common.channels import open_channel
@@ -41,10 +37,12 @@ from services.router_inference.core import ClientPool, Core, Surroundings, build
 from services.router_inference.doors.servicer import READER_GRACE_S
 from services.router_inference.machine_code import MachineCode, obtain, run_compiler
 from services.router_inference.path.tickets import TicketSigner
+from services.router_inference.policy.configured import as_settings_errors, configured
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trainer_link import PolicyLink
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.reload import LiveSettings
 from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.view.monitor_link import MonitorLink
 from services.router_inference.workers.place import Place
@@ -150,6 +148,24 @@ class RouterInference:
         addresses = {"listen": place.listen, "operate_listen": place.operate_listen}
         self._own = self._own.model_copy(update={**addresses, "metrics_listen": ""})
 
+    def successor(self, settings: Settings) -> RouterInference:
+        """Returns a router of other settings, which workers to come are copies of.
+
+        Raises:
+            SettingsError: They are wrong.
+        """
+        other = RouterInference(
+            settings=settings,
+            files=load_mesh_files(settings.mesh),
+            clock=self._clock,
+            log=self._log,
+            machine_code=self._machine_code,
+        )
+        own = settings.router_inference
+        if not own.ticket_key and not own.ticket_key_file:
+            other._signer = self._signer  # tickets handed out stay good
+        return other
+
     @property
     def listens(self) -> dict[str, str]:
         """Where it is to listen, by what for."""
@@ -237,6 +253,7 @@ class RouterInference:
             tasks=tasks,
             ready=partial(_until_ready, core, clock),
             flush=flush,
+            take_settings=LiveSettings(self.settings, self._files, core, clients).take,
         )
 
     def build_core(
@@ -310,31 +327,14 @@ class RouterInference:
         return channel
 
     def _make_slot(self) -> PolicySlot:
-        own = self._own
-        try:
+        policies = configured(self._own, self._files.catalog)
+        with as_settings_errors():
             return PolicySlot(
-                catalog=self._files.catalog,
-                parameters=own.policy_parameters,
-                policy=own.policy,
-                fallback=own.fallback_policy,
-                max_state_age_s=own.state_max_age_s,
+                **policies,
+                max_state_age_s=self._own.state_max_age_s,
                 metrics=self._metrics,
                 log=self._log,
-                snapshot=_read_snapshot(own.policy_snapshot),
             )
-        except (UnknownPolicyError, PolicyParameterError, MissingSnapshotError) as error:
-            raise SettingsError([f"router_inference: policy or fallback_policy: {error}"]) from None
-        except SnapshotError as error:
-            raise SettingsError([f"router_inference: policy_snapshot: {error}"]) from None
-
-
-def _read_snapshot(path: str) -> bytes:
-    """Returns a file's bytes, none for no path; raises SettingsError if it cannot be read."""
-    try:
-        return Path(path).read_bytes() if path else b""
-    except OSError as error:
-        problem = f"router_inference: policy_snapshot: {path}: {error.strerror or error}"
-        raise SettingsError([problem]) from None
 
 
 async def _show_counts(core: Core, clock: Clock, interval_s: float) -> None:

@@ -81,6 +81,7 @@ class ClientPool:
         `is_allowed` tells whether prompts may go to an address, whatever the monitor says.
         """
         self._is_allowed = is_allowed
+        self._retired: list[TritonClient] = []
         self._cancel_grace_s = cancel_grace_s
         self._most_idle_streams = most_idle_streams
         self._tls = tls
@@ -99,9 +100,17 @@ class ClientPool:
             )
         return client
 
+    def allow(self, is_allowed: Callable[[str], bool]) -> None:
+        """Takes another rule for addresses; calls under way end by the old one."""
+        self._is_allowed = is_allowed
+        for address, client in list(self._clients.items()):
+            if is_allowed(address) == isinstance(client, ForbiddenClient):
+                self._retired.append(self._clients.pop(address))
+
     async def close(self) -> None:
         """Closes every channel."""
-        await asyncio.gather(*(client.close() for client in self._clients.values()))
+        clients = (*self._clients.values(), *self._retired)
+        await asyncio.gather(*(client.close() for client in clients))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +163,8 @@ class Core:
     accounts: Accounts
     counts: RouterCounts
     admission: Admission
+    second_chance: SecondChance
+    clients: Clients | None
     experience: ExperienceWriter
     explanations: Explanations
     notes: HealthNotes
@@ -180,7 +191,7 @@ def build_core(env: Surroundings) -> Core:
     accounts = Accounts(env.metrics, env.registry)
     counts = RouterCounts(accounts, catalog.tiers, place.siblings)
     lag = LoopLag(clock=clock, metrics=env.metrics)
-    admission = Admission(_safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
+    admission = Admission(safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
     explainer = Explainer(env.machine_code.bind)
@@ -204,7 +215,7 @@ def build_core(env: Surroundings) -> Core:
         memory_count=own.feedback_memory_count,
     )
     explanations = Explanations(own.explanation_memory_bytes)
-    decider, dispatcher = _request_path(
+    decider, second_chance, dispatcher = _request_path(
         env, view, accounts, admission, experience, explanations, ending, tracing, rng, clients
     )
     leases = Leases(
@@ -242,7 +253,7 @@ def build_core(env: Surroundings) -> Core:
     )
     validator = Validator(
         catalog=catalog,
-        limits=_limits(own, mesh),
+        limits=request_limits(own, mesh),
         lengths=lengths,
         new_id=lambda: f"{ids.getrandbits(128):032x}",
         new_seed=lambda: ids.getrandbits(31),
@@ -271,6 +282,8 @@ def build_core(env: Surroundings) -> Core:
         accounts=accounts,
         counts=counts,
         admission=admission,
+        second_chance=second_chance,
+        clients=clients,
         experience=experience,
         explanations=explanations,
         notes=notes,
@@ -292,7 +305,7 @@ def _request_path(
     tracing: Tracing,
     rng: np.random.Generator,
     clients: Clients | None,
-) -> tuple[Decider, Dispatcher]:
+) -> tuple[Decider, SecondChance, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
     decider = Decider(
         view=view,
@@ -308,7 +321,7 @@ def _request_path(
     )
     second_chance = SecondChance(
         view=view,
-        limits=_safety_limits(own),
+        limits=safety_limits(own),
         budget=RetryBudget(own.retry_share, own.retry_burst),
         max_retries=own.max_retries,
         rng=rng,
@@ -325,21 +338,28 @@ def _request_path(
     )
     limits = DispatchLimits(own.max_in_flight, own.max_leases)
     make = Dispatcher if clients is None else partial(LimitedDispatcher, clients)
-    return decider, make(decider=decider, parts=parts, limits=limits, ending=ending)
+    dispatcher = make(decider=decider, parts=parts, limits=limits, ending=ending)
+    return decider, second_chance, dispatcher
 
 
 def _clients(env: Surroundings) -> Clients | None:
     """Returns the clients' accounts; None where no client has a limit or a name."""
     own, access = env.settings.router_inference, env.settings.mesh.access
-    others = _client_limit(own.other_clients)
-    if not (own.clients or access.keys_file or access.jwks_file or others != ClientLimit()):
+    limits, others = client_limits(own)
+    if not (limits or access.keys_file or access.jwks_file or others != ClientLimit()):
         return None
     return Clients(
-        limits={each.name: _client_limit(each) for each in own.clients},
+        limits=limits,
         others=others,
         requests=env.metrics.client_requests,
         monotonic_s=env.clock.monotonic_s,
     )
+
+
+def client_limits(own: RouterInferenceSettings) -> tuple[dict[str, ClientLimit], ClientLimit]:
+    """Returns what each client of the settings may take, and what each other one may."""
+    named = {each.name: _client_limit(each) for each in own.clients}
+    return named, _client_limit(own.other_clients)
 
 
 def _client_limit(settings: ClientLimitSettings) -> ClientLimit:
@@ -391,7 +411,7 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
     )
 
 
-def _safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:
+def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:
     """Returns how far the safety net trusts predictions; None if it is off."""
     if not own.safety_net:
         return None
@@ -400,7 +420,8 @@ def _safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:
     )
 
 
-def _limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
+def request_limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
+    """Returns what a request may ask for."""
     return Limits(
         max_prompt_bytes=own.max_prompt_bytes,
         max_output_tokens=own.max_output_tokens,

@@ -154,8 +154,9 @@ def _main(
     pipe: Connection, factory: Callable[..., object], arguments: tuple[Any, ...], nice: int
 ) -> None:
     """Runs in the worker process until the pipe closes."""
-    # Ctrl-C reaches the whole process group; the parent decides when the worker ends.
+    # Ctrl-C and a closed terminal reach the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with suppress(OSError):
         os.nice(nice)

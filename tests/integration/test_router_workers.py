@@ -225,20 +225,34 @@ async def test_killed_worker_is_followed_and_its_counts_stay(tmp_path: Path) -> 
 
 
 async def test_rolling_restart_loses_no_request(tmp_path: Path) -> None:
-    """On SIGHUP every worker is replaced, one after the other, under load."""
+    """On SIGHUP every worker is replaced, by the settings as they are now, under load.
+
+    A file that is wrong replaces nobody.
+    """
     lost: list[str] = []
     async with workers(tmp_path) as router:
         first = pids(router)
         async with load(router.address, lost) as answers:
             await until(lambda: len(answers) > 50, "both are under load")
+            log, config = router.log_path, tmp_path / "tiercel.toml"
+            good = config.read_text()
+            config.write_text(good + "nonsense = 1\n")
             router.process.send_signal(signal.SIGHUP)
-            log = router.log_path
+            await until(lambda: "settings_not_reloaded" in log.read_text(), "it is refused")
+            config.write_text(good.replace("workers = 2", 'workers = 3\npolicy = "static-small"'))
+            router.process.send_signal(signal.SIGHUP)
             await until(lambda: "rolling_restart_done" in log.read_text(), "all are replaced")
+            said = log.read_text()
+            assert "settings_reloaded changed=router_inference.policy" in said
+            assert "setting=router_inference.workers" in said
+            assert said.count("rolling_restart ") <= 1
             seen = len(answers)
             await until(lambda: len(answers) > seen + 50, "answers go on")
         assert lost == []
         assert set(pids(router)).isdisjoint(first)
         assert (await metrics(router))["tiercel_requests_total",] == len(answers)
+        async with AsyncClient(router.address) as client:
+            assert (await client.generate("hi", task="piqa")).policy == "static-small"
 
 
 async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> None:

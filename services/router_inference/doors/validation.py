@@ -52,11 +52,16 @@ class Validator:
         new_seed: Callable[[], int],
     ) -> None:
         """Takes catalog, limits, length predictor, and sources of request ids and seeds."""
-        self._catalog = catalog
-        self._limits = limits
         self._lengths = lengths
         self._new_id = new_id
         self._new_seed = new_seed
+        self.configure(catalog, limits)
+
+    def configure(self, catalog: Catalog, limits: Limits) -> None:
+        """Takes other tasks and limits for the requests to come."""
+        self._catalog = catalog
+        self._limits = limits
+        self._lengths.add({task.name: task.expected_output_tokens for task in catalog.tasks})
         self._task_index = {task.name: index for index, task in enumerate(catalog.tasks)}
         self._tier_index = {name: index for index, name in enumerate(catalog.tiers)}
 

@@ -36,7 +36,7 @@ class Admission:
             lag_s: tells how late the process runs what is due, seconds: time that no prediction
                 has in it.
         """
-        self._limits = limits
+        self.limits = limits
         self._lag_s = lag_s
         self._monotonic_s = monotonic_s
         self._window_s = 0.0
@@ -45,7 +45,7 @@ class Admission:
 
     def factor(self) -> float:
         """Returns the factor on predictions at present; 0 if nothing is ever refused."""
-        if self._limits is None:
+        if self.limits is None:
             return 0.0
         now_s = self._monotonic_s()
         safety.relax(self.caution, now_s, self._window_s)
@@ -54,14 +54,14 @@ class Admission:
             safety.relax(self._claimed, now_s, self._window_s)
             if self._claimed.raised > raised.raised:
                 raised = self._claimed
-        return safety.admission_factor(raised, self._limits.optimism)
+        return safety.admission_factor(raised, self.limits.optimism)
 
     def terms(self, request: Request) -> tuple[float, float]:
         """Returns what `router.safety.admit` goes by for a request: its slack and the factor.
 
         The factor is 0 for what is never refused.
         """
-        if self._limits is None or request.reward_kind is not RewardKind.HARD:
+        if self.limits is None or request.reward_kind is not RewardKind.HARD:
             return request.slack_s, 0.0
         self._window_s = request.slack_s
         return request.slack_s - self._lag_s(), self.factor()
@@ -94,14 +94,14 @@ class Admission:
         Ends that are only reported are learned from apart, up to `MOST_CLAIMED_FACTOR`.
         """
         served = job.outcome is Outcome.ON_TIME or job.outcome is Outcome.LATE
-        if self._limits is None or not served or job.retry_count:
+        if self.limits is None or not served or job.retry_count:
             return
         if job.request.reward_kind is not RewardKind.HARD:
             return
-        caution, most = self.caution, self._limits.pessimism
+        caution, most = self.caution, self.limits.pessimism
         if job.is_routed:
             caution, most = self._claimed, min(most, MOST_CLAIMED_FACTOR)
         safety.learn_end(
             caution, self._monotonic_s(), job.request.slack_s, job.outcome is Outcome.LATE,
-            self._limits.optimism, most,
+            self.limits.optimism, most,
         )  # fmt: skip

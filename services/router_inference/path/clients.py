@@ -93,10 +93,9 @@ class Clients:
         requests: Counter,
         monotonic_s: Callable[[], float],
     ) -> None:
-        self._limits = limits
-        self._others = others
         self._monotonic_s = monotonic_s
         self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self.configure(limits, others)
         self._running: dict[int, tuple[_Client, float]] = {}
         self._level = math.inf
         self._cut_s = self._held_s = -math.inf
@@ -104,6 +103,13 @@ class Clients:
         self._growth_per_s = _FIRST_GROWTH_PER_S
         self._answer_s = _SHORTEST_ANSWER_S
         self._requests = requests
+
+    def configure(self, limits: Mapping[str, ClientLimit], others: ClientLimit) -> None:
+        """Takes other limits; what each client has under way stays counted."""
+        self._limits = limits
+        self._others = others
+        for name, client in self._clients.items():
+            client.limit, client.label = self._limit_of(name)
 
     def begin(self, job: Job) -> None:
         """Takes a request into its client's account.
@@ -191,12 +197,15 @@ class Clients:
     def _client(self, name: str) -> _Client:
         client = self._clients.get(name)
         if client is None:
-            limit = self._limits.get(name)
-            label = OTHER if limit is None else name
-            client = self._clients[name] = _Client(limit or self._others, label)
+            client = self._clients[name] = _Client(*self._limit_of(name))
             if len(self._clients) > _MOST_CLIENTS:
                 self._forget_idle()
         return client
+
+    def _limit_of(self, name: str) -> tuple[ClientLimit, str]:
+        """Returns what a client may take, and its label."""
+        limit = self._limits.get(name)
+        return (self._others, OTHER) if limit is None else (limit, name)
 
     def _forget_idle(self) -> None:
         """Forgets the longest known client that has nothing under way."""

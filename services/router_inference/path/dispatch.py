@@ -72,7 +72,7 @@ class Dispatcher:
         self._view = parts.view
         self._decider = decider
         self._parts = parts
-        self._limits = limits
+        self.limits = limits
         self._accounts = parts.accounts
         self._ending = ending
         self._tracing = parts.tracing
@@ -100,7 +100,7 @@ class Dispatcher:
         self._view.traffic.on_arrival(job.arrival_s, job.request.prompt_tokens)
         self._second_chance.on_request()
         self._tracing.begin(job)
-        accounts, limits = self._accounts, self._limits
+        accounts, limits = self._accounts, self.limits
         if is_routed:
             count, limit = accounts.routed_count + 1, limits.max_leases
         else:

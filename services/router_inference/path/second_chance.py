@@ -62,11 +62,15 @@ class SecondChance:
     ) -> None:
         """Takes its parts; `limits` None switches rescues and retries off."""
         self._view = view
+        self.configure(limits, budget, max_retries)
+        self._rng = rng
+        self._monotonic_s = monotonic_s
+
+    def configure(self, limits: SafetyLimits | None, budget: RetryBudget, max_retries: int) -> None:
+        """Takes other limits, and a budget that is full again."""
         self._limits = limits
         self._budget = budget
         self._max_retries = max_retries
-        self._rng = rng
-        self._monotonic_s = monotonic_s
 
     def on_request(self) -> None:
         """Counts a request, which earns a share of a retry."""

@@ -89,15 +89,15 @@ class PolicySlot:
         self._log = log
         self._configured = (policy, snapshot)
         self._snapshots = {base_name(policy): snapshot} if snapshot else {}
+        self._present = self._configured
+        self._is_promoted = False
         self.activation = 0
         self.refusal = ""
         self.wanted = policy
         self.refused: dict[str, int] = {}
         self.known = known_policies(catalog.tiers)
-        if base_name(policy) not in self.known:
-            raise UnknownPolicyError(policy, self.known)
         self.guard = Guard(
-            policy=self._of_settings(),
+            policy=self._made_of(self._configured),
             fallback=self._make(fallback),
             max_state_age_s=max_state_age_s,
         )
@@ -127,8 +127,9 @@ class PolicySlot:
         """
         if base_name(name) not in self.known:
             raise NotFoundError("policy", name[:64], self.known)
+        snapshot = self._snapshots.get(base_name(name), b"")
         try:
-            policy = self._make(name, self._snapshots.get(base_name(name), b""))
+            policy = self._make(name, snapshot)
         except UnknownPickerError as error:
             raise NotFoundError("endpoint picker", error.name[:64], tuple(PICKERS)) from None
         except MissingSnapshotError:
@@ -137,7 +138,7 @@ class PolicySlot:
                 "yet",
                 reason=REASON_NO_SNAPSHOT,
             ) from None
-        self._swap(policy)
+        self._swap(policy, (name, snapshot))
 
     def promote(self, promoted: Promoted) -> bool:
         """Uses what was promoted; returns False, keeping the old policy, if it is refused."""
@@ -156,19 +157,55 @@ class PolicySlot:
             self._refuse(REASON_PARAMETERS, promoted, error)
             return False
         self.activation, self.refusal = promoted.activation, ""
+        self._is_promoted = True
         if promoted.snapshot:
             self._snapshots[base_name(promoted.name)] = promoted.snapshot
-        self._swap(policy)
+        self._swap(policy, (promoted.name, promoted.snapshot))
         return True
 
     def withdraw(self, activation: int) -> None:
         """Goes back to what the settings say: nothing is promoted any more."""
         self.activation, self.refusal = activation, ""
-        self._swap(self._of_settings())
+        self._is_promoted = False
+        self._swap(self._made_of(self._configured), self._configured)
 
-    def _of_settings(self) -> Policy | None:
-        """Returns the configured policy, None if it is learned and has no snapshot of its own."""
-        name, snapshot = self._configured
+    def configure(
+        self,
+        *,
+        catalog: Catalog,
+        parameters: Mapping[str, Mapping[str, float]],
+        policy: str,
+        fallback: str,
+        snapshot: bytes,
+    ) -> None:
+        """Takes other settings. What was promoted stays in use, made anew from them.
+
+        Raises:
+            Exception: as the constructor; then nothing has changed.
+        """
+        before = self._catalog, self._parameters
+        configured = (policy, snapshot)
+        # By hand or not: a policy of the file that nobody edited is no wish to go back to it.
+        stays = self._is_promoted or configured == self._configured
+        present = self._present if stays else configured
+        self._catalog, self._parameters = catalog, parameters
+        try:
+            waiting_for = self._made_of(configured)
+            made = self._made_of(present) if stays else waiting_for
+            new_fallback = self._make(fallback)
+        except BaseException:
+            self._catalog, self._parameters = before
+            raise
+        self._configured = configured
+        if snapshot and not self._is_promoted:
+            self._snapshots[base_name(policy)] = snapshot
+        self._swap(made, present, new_fallback)
+
+    def _made_of(self, wanted: tuple[str, bytes]) -> Policy | None:
+        """Returns a policy of name and snapshot, None if it is learned and has no snapshot."""
+        name, snapshot = wanted
+        if base_name(name) not in self.known:
+            raise UnknownPolicyError(name, self.known)
         if base_name(name) in LEARNED and not snapshot:
             return None
         return self._make(name, snapshot)
@@ -196,12 +233,15 @@ class PolicySlot:
                 snapshot = load_paper_snapshot(blob, self._catalog)
         return make_policy(name, self._catalog, self._parameters.get(base), snapshot)
 
-    def _swap(self, policy: Policy | None) -> None:
-        """Uses a policy; None is the configured one, which waits for a snapshot."""
-        self.wanted = self._configured[0] if policy is None else policy.name
+    def _swap(
+        self, policy: Policy | None, made_of: tuple[str, bytes], fallback: Policy | None = None
+    ) -> None:
+        """Uses a policy; None is a learned one that waits for its snapshot."""
+        self._present = made_of
+        self.wanted = made_of[0] if policy is None else policy.name
         # Between two decisions: requests under way keep the decision they have.
         is_dqn = policy is not None and base_name(policy.name) == DQN
-        self.guard.replace(policy, SCHEMA if is_dqn else "")
+        self.guard.replace(policy, SCHEMA if is_dqn else "", fallback)
         self._show()
         self._log.info("policy_in_use", policy=self.name, policy_version=self.version)
 

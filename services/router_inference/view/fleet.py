@@ -87,6 +87,16 @@ class FleetView:
         self._applied: tuple[SeenEndpoint, ...] | None = None
         self._rebuild(tuple(endpoints))
 
+    def configure(
+        self,
+        catalog: Catalog,
+        endpoints: Sequence[EndpointSpec],
+        profiles: Mapping[str, LatencyProfile],
+    ) -> None:
+        """Takes what other settings say; endpoints only while no system state names others."""
+        self.catalog, self._profiles, self._applied = catalog, profiles, None
+        self._rebuild(self._specs if self.topology_version else tuple(endpoints))
+
     def apply(self, state: SeenState) -> None:
         """Takes in the endpoints of a newer system state and their health."""
         if state.endpoints is self._applied and state.topology_version == self.topology_version:

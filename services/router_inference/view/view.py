@@ -6,12 +6,16 @@ Without a fresh state the ledger and the own breakers are all there is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from router.bound import Bind
+from router.catalog import Catalog
 from router.desk import Desk
 from router.explanation import Inputs
-from router.fleet import Fleet
+from router.fleet import EndpointSpec, Fleet
+from router.profile import LatencyProfile
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState
@@ -52,6 +56,16 @@ class View:
         self._at: Fleet | None = None
         self._state_max_age_s = state_max_age_s
         self._state_s: float | None = None
+
+    def configure(
+        self,
+        catalog: Catalog,
+        endpoints: Sequence[EndpointSpec],
+        profiles: Mapping[str, LatencyProfile],
+    ) -> None:
+        """Takes what other settings say of the fleet; see `FleetView.configure`."""
+        self.fleet.configure(catalog, endpoints, profiles)
+        self.load.forget(self.fleet.latest)
 
     def apply(self, state: SeenState, now_s: float) -> None:
         """Takes in a newer system state."""

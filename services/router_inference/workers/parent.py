@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -30,10 +30,12 @@ from services.common.lifecycle import (
 from services.common.log import Logger, configure_logging
 from services.common.metrics import MetricsServer, start_metrics_server
 from services.common.process_id import new_process_id
+from services.common.reload import SettingsSource
 from services.common.server import check_port_is_free
 from services.common.start_error import StartError
 from services.router_inference.app import RouterInference
 from services.router_inference.records.router_counts import as_ended, counts_width
+from services.router_inference.settings import Settings
 from services.router_inference.workers import exchange, frames, merge
 from services.router_inference.workers.memory import REPORTER, Memory
 from services.router_inference.workers.pages import MergedPages, ParentMetrics
@@ -49,12 +51,22 @@ _EXTRA_STOP_S = 5.0
 _READY_S = 60.0
 
 
-def run_router(app: RouterInference, log: Logger, ready_file: Path | None) -> int:
+_FIXED = (
+    *("workers", "listen", "operate_listen", "metrics_listen", "router_id", "compiled"),
+    *("client_certificates", "insecure_open_to_network"),
+)
+_FIXED_OF_MESH = ("tiers", "tls", "access")
+"""Keys of its section, and of the mesh's, that the parent's own memory, ports and code rest on."""
+
+
+def run_router(
+    app: RouterInference, log: Logger, ready_file: Path | None, source: SettingsSource
+) -> int:
     """Runs a router, as one process or as several; returns the exit code."""
     if app.settings.router_inference.workers == 1:
-        return run(app, log=log, ready_file=ready_file)
+        return run(app, log=log, ready_file=ready_file, source=source)
     try:
-        return asyncio.run(Parent(app, log=log, ready_file=ready_file).run())
+        return asyncio.run(Parent(app, log=log, ready_file=ready_file, source=source).run())
     except StartError as error:
         sys.stderr.write(f"{app.name}: {error}\n")
         return FAILURE_EXIT_CODE
@@ -63,9 +75,17 @@ def run_router(app: RouterInference, log: Logger, ready_file: Path | None) -> in
 class Parent:
     """Keeps the workers of one router running."""
 
-    def __init__(self, app: RouterInference, *, log: Logger, ready_file: Path | None) -> None:
+    def __init__(
+        self,
+        app: RouterInference,
+        *,
+        log: Logger,
+        ready_file: Path | None,
+        source: SettingsSource,
+    ) -> None:
         """Starts nothing; `app` is what every worker becomes a copy of."""
         self._app = app
+        self._source = source
         self._own = app.settings.router_inference
         self._log = log
         self._ready_file = ready_file
@@ -79,7 +99,7 @@ class Parent:
         self._changed = asyncio.Condition()
         self._exit_code = 0
         self._has_served = False
-        self._rolling: asyncio.Future[None] | None = None
+        self._hang_up = asyncio.Event()
         self._own_descriptors: list[int] = []
         self._addresses: dict[str, str] = {}
         self._ended: merge.Families = {}
@@ -105,9 +125,13 @@ class Parent:
                 async with asyncio.TaskGroup() as group:
                     numbers = range(1, self._own.workers + 1)
                     keepers = [group.create_task(self._keep(number)) for number in numbers]
-                    announcing = group.create_task(self._announce(metrics))
+                    until_stop = [
+                        group.create_task(self._announce(metrics)),
+                        group.create_task(self._renew()),
+                    ]
                     await asyncio.wait([group.create_task(self._stop.wait())])
-                    announcing.cancel()
+                    for task in until_stop:
+                        task.cancel()
                     remove_ready_file(self._ready_file)
                     self._log.info("draining", workers=len(self._workers))
                     await asyncio.wait(keepers)
@@ -121,7 +145,7 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hang_up)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up.set)
 
     def _on_signal(self, number: int) -> None:
         if self._signals:
@@ -131,16 +155,38 @@ class Parent:
         self._signals.append(number)
         self._end()
 
-    def _on_hang_up(self) -> None:
-        if self._signals or self._rolling:
-            return
-        self._rolling = asyncio.ensure_future(self._roll())
-        self._rolling.add_done_callback(self._on_rolled)
+    async def _renew(self) -> None:
+        """At each hang-up reads the settings again and replaces the workers, for ever."""
+        while True:
+            await self._hang_up.wait()
+            self._hang_up.clear()
+            try:
+                if await self._source.reload(self._take, self._log):
+                    await self._roll()
+            except Exception as error:
+                self._log.exception("rolling_restart_failed", error)
 
-    def _on_rolled(self, rolling: asyncio.Future[None]) -> None:
-        self._rolling = None
-        if not rolling.cancelled() and (error := rolling.exception()):
-            self._log.exception("rolling_restart_failed", error)
+    async def _take(self, settings: Settings, changed: frozenset[str]) -> Collection[str]:
+        """Has the workers to come run by other settings, but for what the parent rests on."""
+        old = self._app.settings
+        own, mesh = old.router_inference, old.mesh
+        wanted = settings.model_copy(
+            update={
+                "router_inference": settings.router_inference.model_copy(
+                    update={key: getattr(own, key) for key in _FIXED}
+                ),
+                "mesh": settings.mesh.model_copy(
+                    update={key: getattr(mesh, key) for key in _FIXED_OF_MESH}
+                ),
+            }
+        )
+        self._app = await asyncio.to_thread(self._app.successor, wanted)
+        self._own = wanted.router_inference
+        if {"router_inference.policy", "router_inference.policy_snapshot"} & changed:
+            self._told_all = b""  # a policy named by hand gives way to one that was edited
+        fixed = {f"router_inference.{key}" for key in _FIXED}
+        fixed |= {f"mesh.{key}" for key in _FIXED_OF_MESH}
+        return {key for key in changed if not {key, ".".join(key.split(".")[:2])} & fixed}
 
     async def _keep(self, number: int) -> None:
         """Runs one worker after the other in a place, until the stop."""

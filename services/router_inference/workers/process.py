@@ -153,8 +153,9 @@ def _live(
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's affair
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
         connection.close()
         code = main(other)

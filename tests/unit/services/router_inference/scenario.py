@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ParamSpec
 
 from tests.fakes.virtual_time import run_virtual
 
+P = ParamSpec("P")
 
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+
+def scenario(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Runs a test in virtual time."""
 
-    def wrapped() -> None:
-        run_virtual(test())
+    @functools.wraps(test)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        run_virtual(test(*args, **kwargs))
 
-    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
     return wrapped

@@ -1,0 +1,133 @@
+"""Puts settings that were read again into force in a router that serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import NamedTuple
+
+from services.common.convert import endpoint_of_settings
+from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
+from services.router_inference.core import (
+    ClientPool,
+    Core,
+    client_limits,
+    profiles_by_name,
+    request_limits,
+    safety_limits,
+)
+from services.router_inference.path.dispatch import DispatchLimits
+from services.router_inference.path.second_chance import RetryBudget
+from services.router_inference.policy.configured import (
+    Configured,
+    as_settings_errors,
+    configured,
+)
+from services.router_inference.settings import RouterInferenceSettings, Settings
+
+_POLICIES = ("policy", "fallback_policy", "policy_parameters", "policy_snapshot")
+_SAFETY = (
+    *("safety_net", "safety_optimism", "safety_margin", "safety_guard_s", "safety_pessimism"),
+    *("retry_share", "retry_burst", "max_retries"),
+)
+_LIMITS = (
+    "max_prompt_bytes",
+    "max_output_tokens",
+    "max_in_flight",
+    "max_deadline_s",
+    "soft_late_s",
+)
+_CLIENTS = ("clients", "other_clients")
+_MESH = ("profile", "quality", "bytes_per_token", "endpoints", "endpoint_addresses")
+_TASKS = ("tasks",)
+
+
+class Wanted(NamedTuple):
+    """Settings with what could not change left as it was.
+
+    Attributes:
+        own: the router's section.
+        mesh: the mesh's.
+        files: what the files it names hold.
+        policies: the policies it names.
+        keys: keys that were taken over.
+    """
+
+    own: RouterInferenceSettings
+    mesh: MeshSettings
+    files: MeshFiles
+    policies: Configured
+    keys: set[str]
+
+
+class LiveSettings:
+    """The settings of a router that serves, and the parts that follow them."""
+
+    def __init__(
+        self, settings: Settings, files: MeshFiles, core: Core, clients: ClientPool
+    ) -> None:
+        """Takes what the core was built from."""
+        self._own, self._mesh = settings.router_inference, settings.mesh
+        self._files = files
+        self._core = core
+        self._clients = clients
+
+    async def take(self, settings: Settings, changed: frozenset[str]) -> Collection[str]:
+        """Puts into force what can change, and what the files hold now; returns the keys.
+
+        Requests under way keep their deadline and their decision.
+
+        Raises:
+            SettingsError: A file or a policy is wrong; nothing has changed.
+        """
+        return self.apply(await asyncio.to_thread(self.read, settings), changed)
+
+    def read(self, settings: Settings) -> Wanted:
+        """Returns what can change of other settings, with what their files hold.
+
+        Raises:
+            SettingsError: A file is wrong.
+        """
+        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *(_CLIENTS if self._core.clients else ()))
+        mesh_keys = (*_MESH, *(_TASKS if _keeps_tasks(self._mesh, settings.mesh) else ()))
+        own = self._own.model_copy(
+            update={key: getattr(settings.router_inference, key) for key in own_keys}
+        )
+        mesh = self._mesh.model_copy(update={key: getattr(settings.mesh, key) for key in mesh_keys})
+        files = load_mesh_files(mesh)
+        keys = {f"router_inference.{key}" for key in own_keys} | {f"mesh.{k}" for k in mesh_keys}
+        return Wanted(own, mesh, files, configured(own, files.catalog), keys)
+
+    def apply(self, wanted: Wanted, changed: frozenset[str]) -> Collection[str]:
+        """Puts it into force, between two requests; see `take`."""
+        with as_settings_errors():
+            self._core.slot.configure(**wanted.policies)
+        self._follow(wanted.own, wanted.mesh, wanted.files)
+        news = _news(self._files, wanted.files)
+        self._own, self._mesh, self._files = wanted.own, wanted.mesh, wanted.files
+        return news | {key for key in changed if {key, key.rpartition(".")[0]} & wanted.keys}
+
+    def _follow(self, own: RouterInferenceSettings, mesh: MeshSettings, files: MeshFiles) -> None:
+        core = self._core
+        self._clients.allow(mesh.may_be_endpoint)
+        endpoints = [endpoint_of_settings(entry) for entry in mesh.endpoints]
+        core.view.configure(files.catalog, endpoints, profiles_by_name(files))
+        core.validator.configure(files.catalog, request_limits(own, mesh))
+        core.dispatcher.limits = DispatchLimits(own.max_in_flight, own.max_leases)
+        core.admission.limits = safety_limits(own)
+        budget = RetryBudget(own.retry_share, own.retry_burst)
+        core.second_chance.configure(safety_limits(own), budget, own.max_retries)
+        if core.clients is not None:
+            core.clients.configure(*client_limits(own))
+
+
+def _keeps_tasks(old: MeshSettings, new: MeshSettings) -> bool:
+    """Returns whether every task keeps its place, by which requests under way know it."""
+    names = [task.name for task in old.tasks]
+    return [task.name for task in new.tasks[: len(names)]] == names
+
+
+def _news(old: MeshFiles, new: MeshFiles) -> set[str]:
+    """Returns the keys of files that hold something else than before."""
+    profiles = {"mesh.profile"} if old.profile != new.profile else set()
+    return profiles | ({"mesh.quality"} if old.quality != new.quality else set())
