@@ -26,13 +26,9 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clock."""
 
-    def monotonic_s(self) -> float:
-        """Returns seconds of the monotonic clock."""
-        return time.monotonic()
-
-    def wall_ns(self) -> int:
-        """Returns nanoseconds since 1970."""
-        return time.time_ns()
+    # A request looks at it a dozen times: without a function of our own in between.
+    monotonic_s = staticmethod(time.monotonic)
+    wall_ns = staticmethod(time.time_ns)
 
     async def sleep(self, duration_s: float) -> None:
         """Waits in real time."""

@@ -207,16 +207,17 @@ class _Call:
         self._metrics = metrics
         self._clock = clock
         self._log = log
-        self._duration = metrics.duration.labels(method=method)
-        self._ok = metrics.handled.labels(method=method, code="OK", reason="")
+        self._duration = metrics.add_method(method)
 
     def unary(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+        calls, is_bounded = self._calls, self._is_bounded
+        monotonic_s, observe = self._clock.monotonic_s, self._duration.observe
+
         async def handle(request: Any, context: Context) -> Any:
-            start_s = self._clock.monotonic_s()
-            calls = self._calls
+            start_s = monotonic_s()
             calls.count += 1
             try:
-                if self._is_bounded:
+                if is_bounded:
                     calls.check_room()
                 if self._is_watch:
                     with calls.watching():
@@ -230,7 +231,7 @@ class _Call:
                 return response
             finally:
                 calls.count -= 1
-                self._duration.observe(self._clock.monotonic_s() - start_s)
+                observe(monotonic_s() - start_s)
 
         return handle
 
@@ -264,12 +265,12 @@ class _Call:
     def _done(self, context: Context) -> None:
         code = context.code()
         if not code or code is grpc.StatusCode.OK:
-            self._ok.inc()
+            self._count("OK", "")
         else:
             self._count(getattr(code, "name", str(code)), "")
 
     def _count(self, code: str, reason: str) -> None:
-        self._metrics.handled.labels(method=self._method, code=code, reason=reason).inc()
+        self._metrics.count(self._method, code, reason)
 
     def _count_left(self, context: Context) -> None:
         """Counts a call whose client went away, or let its own deadline pass."""

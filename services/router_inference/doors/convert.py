@@ -12,7 +12,7 @@ from router.explanation import Explanation, Larger
 from router.features import FEATURES
 from router.types import SloKind
 from services.common.checks import Checks
-from services.common.times import seconds_of, set_duration
+from services.common.times import seconds_of, set_duration, set_moment
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
 from services.router_inference.job import Ask, Choice, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
@@ -186,7 +186,7 @@ def route_response(routed: Routed) -> pb2.RouteResponse:
         policy=choice.policy,
         policy_version=choice.policy_version,
     )
-    response.lease_expire_time.FromNanoseconds(routed.lease_end_ns)
+    set_moment(response.lease_expire_time, routed.lease_end_ns)
     set_duration(response.predicted_latency, choice.predicted_s)
     return response
 

@@ -89,7 +89,8 @@ class Validator:
             if found is None:
                 raise NotFoundError("tier", ask.tier, self._tier_index)
             tier_pin = found
-        self._check_floor(ask, task_index, tier_pin, prefix)
+        if ask.quality_floor > 0.0:
+            self._check_floor(ask, task_index, tier_pin, prefix)
         slack_s = self._slack_s(ask, task.default_deadline_s)
         output_limit = min(
             ask.max_output_tokens or task.default_max_output_tokens, self._limits.max_output_tokens
@@ -174,27 +175,30 @@ class Validator:
             checks.require(False, "task", "is empty", "a task of the mesh")
         if ask.max_output_tokens is not None:
             checks.count("max_output_tokens", ask.max_output_tokens, limits.max_output_tokens, 1)
-        self._check_deadline(ask, checks)
-        checks.number("quality_floor", ask.quality_floor, 0.0, 1.0)
-        checks.number("sampling.temperature", ask.temperature, 0.0, MAX_TEMPERATURE)
+        if ask.deadline_s is not None:
+            self._check_deadline(ask, ask.deadline_s, checks)
+        # What was not asked for is right as it is.
+        if ask.quality_floor:
+            checks.number("quality_floor", ask.quality_floor, 0.0, 1.0)
+        if ask.temperature:
+            checks.number("sampling.temperature", ask.temperature, 0.0, MAX_TEMPERATURE)
         if ask.seed is not None:
             checks.count("sampling.seed", ask.seed, MAX_SEED)
         if isinstance(ask.slo_kind, int):
             checks.require(False, "slo_kind", f"is {ask.slo_kind}", "a named value")
-        checks.text("request_id", ask.request_id, MAX_REQUEST_ID_CHARACTERS)
+        if ask.request_id:
+            checks.text("request_id", ask.request_id, MAX_REQUEST_ID_CHARACTERS)
         checks.raise_if_any()
         return prompt_tokens
 
-    def _check_deadline(self, ask: Ask, checks: Checks) -> None:
-        limits, deadline_s = self._limits, ask.deadline_s
-        if deadline_s is not None:
-            most_s = limits.max_deadline_s
-            if ask.prompt is None:
-                # One that ends after its ticket's lease could never be reported on.
-                most_s = min(most_s, self._longest_lease_s(ask.task))
-            if not 0.0 < deadline_s <= most_s:
-                what = f"is {deadline_s:g} s" + (", already past" if deadline_s < 0.0 else "")
-                checks.require(False, "deadline", what, f"above 0 to {most_s:g} s")
+    def _check_deadline(self, ask: Ask, deadline_s: float, checks: Checks) -> None:
+        most_s = self._limits.max_deadline_s
+        if ask.prompt is None:
+            # One that ends after its ticket's lease could never be reported on.
+            most_s = min(most_s, self._longest_lease_s(ask.task))
+        if not 0.0 < deadline_s <= most_s:
+            what = f"is {deadline_s:g} s" + (", already past" if deadline_s < 0.0 else "")
+            checks.require(False, "deadline", what, f"above 0 to {most_s:g} s")
 
     def _longest_lease_s(self, task: str) -> float:
         index = self._task_index.get(task)
@@ -204,8 +208,6 @@ class Validator:
 
     def _check_floor(self, ask: Ask, task_index: int, tier_pin: int, prefix: str) -> None:
         """Raises InvalidArgumentError if no tier can reach the floor, whatever its load."""
-        if ask.quality_floor <= 0.0:
-            return
         row_T = self._catalog.quality_KT[task_index]
         best = float(row_T.max() if tier_pin == NO_TIER_PIN else row_T[tier_pin])
         if ask.quality_floor > best:

@@ -71,7 +71,8 @@ class Ending:
                 self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
-        if job.choice is not None:
+        is_remembered = job.is_complete and self._memory_count > 0
+        if job.choice is not None and (is_remembered or self._experience.is_kept):
             self._record(job, job.choice.sequence, outcome, reward)
         self._tracing.emit(job)
 

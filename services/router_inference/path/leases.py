@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from router.reward import answer_reward
@@ -148,37 +148,24 @@ class Leases:
         except BaseException as error:
             self._dispatcher.end_with(job, error)
             raise
-        request = job.request
-        ticket = self._signer.sign(
-            Ticket(
-                router_id=self._router_id,
-                epoch=self._epoch,
-                sequence=choice.sequence,
-                clock_id=self._clock_id,
-                decide_s=job.arrival_s,
-                lease_s=lease_s,
-                slack_s=request.slack_s,
-                soft_decay_s=request.reward_decay_s,
-                quality=job.quality,
-                max_output_tokens=job.max_output_tokens,
-                task=job.task.name,
-                tier=choice.target.tier,
-                endpoint=choice.target.endpoint,
-                request_id=job.request_id,
-                client=job.client,
-            )
-        )
+        request, target = job.request, choice.target
+        ticket = Ticket(
+            self._router_id, self._epoch, choice.sequence, self._clock_id, job.arrival_s, lease_s,
+            request.slack_s, request.reward_decay_s, job.quality, job.max_output_tokens,
+            job.task.name, target.tier, target.endpoint, job.request_id, job.client,
+        )  # fmt: skip
         job.dispatch_s = choice.end_s
         self._view.load.ledger.dispatch(
-            choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
+            choice.sequence, target.candidate, request.prompt_tokens, request.output_tokens
         )
         self._open[choice.sequence] = job
         self._open_by_client[job.client] += 1
         self._accounts.routed_count += 1
-        load_s = min(lease_s, _LOAD_DEADLINES * job.task.default_deadline_s)
-        heapq.heappush(self._load_ends, (job.arrival_s + load_s, choice.sequence))
+        load_s = _LOAD_DEADLINES * job.task.default_deadline_s
+        if load_s < lease_s:  # else the load goes with the lease
+            heapq.heappush(self._load_ends, (job.arrival_s + load_s, choice.sequence))
         heapq.heappush(self._ends, (job.arrival_s + lease_s, choice.sequence))
-        return Routed(job, choice, ticket, job.arrival_ns + to_ns(lease_s))
+        return Routed(job, choice, self._signer.sign(ticket), job.arrival_ns + to_ns(lease_s))
 
     def owner(self, data: bytes) -> tuple[str, int]:
         """Returns id and epoch of the process that signed a ticket; none if nobody here did."""
@@ -248,8 +235,7 @@ class Leases:
             raise NotFoundError("request", request_id)
         scale = quality / entry.quality if entry.quality > 0.0 else 0.0
         self._experience.add(
-            replace(
-                entry,
+            entry._replace(
                 reward=min(1.0, entry.reward * scale),
                 delivered_reward=min(1.0, entry.delivered_reward * scale),
                 feedback_quality=quality,

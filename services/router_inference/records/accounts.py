@@ -6,17 +6,15 @@ counted apart, whoever found it: one that its tier finds bad is offered no more.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
+from services.common.metrics import Tally
 from services.router_inference.job import Job, Outcome, StepDown
 
 _LATENCY_BUCKETS_S = (
@@ -175,33 +173,6 @@ class RouterMetrics:
         self.leases_expired = Counter(
             "tiercel_leases_expired", "Routed requests nobody reported on.", registry=registry
         )
-
-
-class Tally:
-    """A histogram in plain Python: Prometheus' own takes ten times as long per observation."""
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        """Takes the upper bounds of the buckets, ascending."""
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Counts a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Returns (upper bound, values up to it) per bucket, as Prometheus wants them."""
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-
-    @property
-    def total(self) -> float:
-        """Sum of the values."""
-        return self._sum
 
 
 class Accounts(Collector):

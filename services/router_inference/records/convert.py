@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
 LEASE_EXPIRED = common_pb2.OUTCOME_STATUS_LEASE_EXPIRED
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeEntry:
+class OutcomeEntry(NamedTuple):
     """What an OutcomeRecord is made of; router_id and epoch are those of the decision."""
 
     router_id: str

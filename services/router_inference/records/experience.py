@@ -53,6 +53,11 @@ class ExperienceWriter:
         self.is_reachable = True
         self.dropped_count = 0
 
+    @property
+    def is_kept(self) -> bool:
+        """True if records go anywhere."""
+        return self._stream is not None
+
     def add(self, entry: Choice | OutcomeEntry) -> None:
         """Keeps a record for the next batch."""
         if self._stream is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from router.explanation import Inputs
 from services.router_inference.job import Choice
 
 CHOICE_BYTES = 2_048
@@ -21,7 +22,7 @@ class Explanations:
         """Starts empty; `memory_bytes` 0 keeps nothing."""
         self._memory_bytes = memory_bytes
         self._choices: OrderedDict[str, tuple[Choice, int]] = OrderedDict()
-        self._newest: Choice | None = None
+        self._newest: Inputs | None = None
         self.used_bytes = 0
 
     def __len__(self) -> int:
@@ -32,10 +33,9 @@ class Explanations:
         """Keeps a decision, in the place of an earlier one of the same request id."""
         if not self._memory_bytes:
             return
-        size, choices = self._size(choice), self._choices
+        size, choices = self._size(choice.inputs), self._choices
         before = choices.pop(choice.request_id, None)
         choices[choice.request_id] = choice, size
-        self._newest = choice
         self.used_bytes += size - (before[1] if before else 0)
         while self.used_bytes > self._memory_bytes:
             self.used_bytes -= choices.popitem(last=False)[1][1]
@@ -45,9 +45,9 @@ class Explanations:
         found = self._choices.get(request_id)
         return found[0] if found else None
 
-    def _size(self, choice: Choice) -> int:
+    def _size(self, inputs: Inputs) -> int:
         """Returns what a decision takes beyond what it shares with the one before, bytes."""
-        inputs, newest = choice.inputs, self._newest.inputs if self._newest else None
+        newest, self._newest = self._newest, inputs
         size = CHOICE_BYTES + inputs.own_LC.nbytes
         if newest is None or inputs.others_LC is not newest.others_LC:
             size += inputs.others_LC.nbytes

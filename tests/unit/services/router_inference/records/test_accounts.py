@@ -6,7 +6,7 @@ import pytest
 
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Outcome
-from services.router_inference.records.accounts import Counts, Tally
+from services.router_inference.records.accounts import Counts
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
@@ -29,15 +29,6 @@ def test_every_outcome_has_a_count_of_its_name() -> None:
         assert getattr(counts, outcome.value) == 1
     assert counts.ended == counts.offered == len(Outcome) - 1
     assert counts.delivered_reward_sum == 0.5 * len(Outcome)
-
-
-def test_buckets_are_cumulative_and_hold_their_bound() -> None:
-    """As Prometheus reads them: each bucket counts all values up to its bound."""
-    tally = Tally((0.1, 1.0))
-    for value in (0.1, 0.5, 5.0):
-        tally.observe(value)
-    assert tally.buckets() == [("0.1", 1.0), ("1.0", 2.0), ("+Inf", 3.0)]
-    assert tally.total == pytest.approx(5.6)
 
 
 @scenario

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +148,7 @@ async def test_a_record_that_cannot_be_written_keeps_no_other() -> None:
     await rig.answer(rig.job())
     good = rig.core.experience._buffer[-1]
     assert isinstance(good, OutcomeEntry)
-    rig.core.experience.add(replace(good, output_tokens=2**40))
+    rig.core.experience.add(good._replace(output_tokens=2**40))
     await rig.answer(rig.job())
     records = await rig.records()
     assert [entry.WhichOneof("record") for entry in records] == ["decision", "outcome"] * 2
