@@ -173,7 +173,10 @@ def _one_line(error: Exception) -> str:
 def _keep() -> str:
     """Keeps the traceback of a bug in a file: a user needs one line, a report needs all."""
     path = pathlib.Path(tempfile.gettempdir()) / f"tiercel-error-{os.getpid()}.log"
-    path.write_text(traceback.format_exc(), encoding="utf-8")
+    try:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        return f"not kept: {path}: {error.strerror or error}"
     return str(path)
 
 

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from services.cli.files import write_text
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
 from services.cli.progress import StageProgress
-from services.local.errors import CommandError, InputError
+from services.local.errors import InputError
 from services.local.run import run_owning_children
 from services.local.supervisor import kill_descendants
 
@@ -55,19 +56,12 @@ async def _run(suite: str, only: list[str], out: pathlib.Path | None, as_json: b
     finally:
         kill_descendants()
     if out is not None:
-        _write(out, report)
+        write_text(out, json.dumps(report, indent=1, allow_nan=False) + "\n")
     if as_json:
         print_json(report)
     else:
         _show(report)
     return 0
-
-
-def _write(path: pathlib.Path, report: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _show(report: dict[str, Any]) -> None:

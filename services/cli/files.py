@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from services.common.files import write_whole
 from services.local.errors import CommandError, InputError
 from trainer.shipped import NotShippedError, find
 
@@ -28,6 +29,6 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file and the folders above it; raises CommandError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import uvloop
 
 from services.common.arguments import parse_arguments
+from services.common.files import write_whole
 from services.common.log import Logger, LogSettings, configure_logging, get_logger
 from services.common.reload import SettingsSource, Take, take_nothing
 from services.common.server import GrpcServer, ServerSettings
@@ -37,6 +38,7 @@ from services.common.supervision import BackgroundTask, Supervisor
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNAL_EXIT_BASE = 128
 FAILURE_EXIT_CODE = 1
+_READY_FILE_RETRY_S = 1.0
 
 AnySettings = TypeVar("AnySettings", bound=SettingsModel)
 
@@ -252,7 +254,8 @@ async def _serve_until_stopped(
                 tasks.append(group.create_task(_follow_health(running)))
                 addresses = _addresses(running)
                 if ready_file is not None:
-                    write_ready_file(ready_file, application.name, addresses)
+                    telling = tell_ready(ready_file, application.name, addresses, log)
+                    tasks.append(group.create_task(telling))
                 log.info("serving", **addresses)
                 running.on_serving()
                 await stop.wait()
@@ -356,15 +359,30 @@ def _addresses(running: Running) -> dict[str, str]:
     return addresses
 
 
+async def tell_ready(path: Path, service: str, addresses: Mapping[str, str], log: Logger) -> None:
+    """Writes the ready file; a disk without room is waited for while the service serves."""
+    told = False
+    while True:
+        try:
+            write_ready_file(path, service, addresses)
+        except OSError as error:
+            if not told:
+                reason = error.strerror or str(error)
+                log.error("ready_file_not_written", path=str(path), reason=reason)
+                told = True
+            await asyncio.sleep(_READY_FILE_RETRY_S)
+        else:
+            return
+
+
 def write_ready_file(path: Path, service: str, addresses: Mapping[str, str]) -> None:
     """Writes service name, process id and addresses as JSON; readers never see half of it."""
     text = json.dumps({"service": service, "pid": os.getpid(), "addresses": dict(addresses)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, f"{text}\n".encode())
 
 
 def remove_ready_file(path: Path | None) -> None:
-    """Removes the file if it is there."""
+    """Removes the file if it is there and can be removed: no end of a service fails for it."""
     if path is not None:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from services.common.files import write_whole
 from services.local.errors import CommandError
 
 if TYPE_CHECKING:
@@ -201,6 +202,4 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
 def _write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file; a service that reads it meanwhile sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(path, content)

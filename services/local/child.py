@@ -119,16 +119,22 @@ class Child:
 
     async def _spawn(self) -> None:
         spec = self.spec
-        spec.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with spec.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *tied_command(spec.command, cores=spec.cores, nice=spec.nice),
-                env={**os.environ, **spec.variables},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with spec.log_path.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *tied_command(spec.command, cores=spec.cores, nice=spec.nice),
+                    env={**os.environ, **spec.variables},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            where = error.filename or spec.log_path
+            raise ChildError(
+                f"{spec.name} cannot be started: {where}: {error.strerror or error}"
+            ) from None
         self.start_count += 1
 
     async def _until_ready(self, began_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -177,7 +178,8 @@ class EmbeddedMesh:
         left = kill_descendants()
         if left:
             self._say(f"ended leftover processes: {', '.join(left)}")
-        (self.folder / FILE_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that stays names a process that has ended
+            (self.folder / FILE_NAME).unlink(missing_ok=True)
         self._claims.release()
 
     def write_settings(self) -> None:
@@ -247,7 +249,11 @@ class EmbeddedMesh:
         )
 
     def _write_manifest(self) -> None:
-        self.manifest().write(self.folder)
+        try:
+            self.manifest().write(self.folder)
+        except OSError as error:
+            # The mesh goes on; other commands find it as it was at the last change.
+            self._say(f"{self.folder / FILE_NAME}: cannot be written: {error.strerror or error}")
 
 
 def _refuse_second(folder: pathlib.Path, name: str) -> None:

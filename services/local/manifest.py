@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from router.folders import state_folder
+from services.common.files import write_whole
 from services.local.errors import CommandError, InputError
 
 FILE_NAME = "mesh.json"
@@ -53,11 +54,8 @@ class Manifest:
     def write(self, folder: pathlib.Path) -> None:
         """Writes the file; a reader never sees half of it."""
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / (FILE_NAME + ".tmp")
-        temporary.write_text(
-            json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
-        )
-        temporary.replace(folder / FILE_NAME)
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_whole(folder / FILE_NAME, text.encode())
 
     @property
     def is_alive(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.local.errors import CommandError
 from services.local.run import run_owning_children
-from tests.faults import page
+from tests.faults import packets, page
 from tests.faults.case import Case
 from tests.faults.catalog import CASES
 from tests.faults.mesh import FaultMesh, run_root
@@ -48,6 +48,7 @@ def main() -> int:
     if given.page:
         page.write(CASES, page.read())
         return 0
+    packets.here()  # before there is any thread or socket
     run_root(Path("build/faults").absolute())
     return run_owning_children(_Matrix(cases, given).run(), _say)
 
@@ -66,6 +67,12 @@ class _Matrix:
         self._left: list[str] = []
 
     async def run(self) -> int:
+        for case in self._cases:
+            if reason := case.needs():
+                _say(f"{case.name}: not run: {reason}")
+                if self._record:
+                    page.keep(case, [], 0.0, not_run=reason)
+        self._cases = [case for case in self._cases if not case.needs()]
         groups = _by_start(self._cases)
         known = page.read()
         runs_s = sum(known.get(case.name, {}).get("seconds", GUESS_S) for case in self._cases)

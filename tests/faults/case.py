@@ -30,6 +30,8 @@ class Start:
         has_additions: Whether an endpoint is added and a policy published, which only Redis keeps.
         settings: Changes the settings' document before it is written: gets the mesh and the
             document.
+        beneath: Entered once the mesh's folder is there and before anything starts, left last of
+            all: what the processes stand on.
         around: Entered once Redis and Triton are up and before the services start, left after the
             mesh has stopped: proxies and the like.
     """
@@ -40,6 +42,7 @@ class Start:
     time_scale: float = 1.0
     has_additions: bool = True
     settings: Callable[[FaultMesh, dict[str, Any]], None] | None = None
+    beneath: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
     around: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
 
 
@@ -66,6 +69,10 @@ class Expect:
     may_lose: frozenset[str] = frozenset()
 
 
+def _nothing() -> str:
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One row of the matrix.
@@ -80,6 +87,7 @@ class Case:
         rate_rps: Load, requests per second.
         deadline_s: Deadline of every request, seconds.
         limit_s: Longest time of one run, seconds.
+        needs: Says why this machine cannot run it; empty if it can.
         check: Looks for more at the end of a run; returns complaints.
     """
 
@@ -92,4 +100,5 @@ class Case:
     rate_rps: float = 30.0
     deadline_s: float = 2.0
     limit_s: float = 60.0
+    needs: Callable[[], str] = _nothing
     check: Callable[[FaultMesh], Awaitable[list[str]]] | None = None

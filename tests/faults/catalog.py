@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from tests.faults.case import Case
-from tests.faults.cases import mistakes, processes
+from tests.faults.cases import clock, disk, mistakes, network, processes, redis, triton
 
-CASES: list[Case] = [*processes.CASES, *mistakes.CASES]
+CASES: list[Case] = [
+    *processes.CASES,
+    *mistakes.CASES,
+    *redis.CASES,
+    *triton.CASES,
+    *network.CASES,
+    *clock.CASES,
+    *disk.CASES,
+]

@@ -103,6 +103,7 @@ class FaultMesh(EmbeddedMesh):
         self._stack = contextlib.AsyncExitStack()
         self._loads: list[Load] = []
         self.deadline_s = 2.0
+        self.load_addresses = list(self.router_addresses)
         self.redis_client = redis.asyncio.Redis.from_url(
             f"redis://{self.addresses['redis']}/0", socket_timeout=1.0, socket_connect_timeout=1.0
         )
@@ -111,6 +112,8 @@ class FaultMesh(EmbeddedMesh):
         """Starts everything; returns once the mesh is whole."""
         await super().__aenter__()
         try:
+            if self._start.beneath is not None:
+                await self._stack.enter_async_context(self._start.beneath(self))
             await self.start_backends()
             if self._start.around is not None:
                 await self._stack.enter_async_context(self._start.around(self))
@@ -231,7 +234,7 @@ class FaultMesh(EmbeddedMesh):
         """Prepares load on all routers."""
         fields = {"deadline_s": self.deadline_s, **fields}
         return Load(
-            router_addresses=list(self.router_addresses),
+            router_addresses=self.load_addresses,
             phases=[{"name": "load", "duration_s": duration_s, "rate_rps": rate_rps}],
             task_mix=dict.fromkeys(TASKS, 1.0),
             nice=0,
@@ -299,6 +302,12 @@ class FaultMesh(EmbeddedMesh):
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
         return ""
+
+    @property
+    def endpoint_names(self) -> list[str]:
+        """Names of the endpoints; known once the backends run."""
+        assert self._repository is not None
+        return [entry["name"] for entry in self._repository.endpoints("")]
 
     @property
     def router_names(self) -> list[str]:

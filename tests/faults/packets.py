@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -24,6 +25,21 @@ def _enter_namespace() -> None:
         reason = os.strerror(ctypes.get_errno())
         raise PacketsError(f"no network namespace of our own: {reason}")
     _run(["ip", "link", "set", "lo", "up"])
+
+
+@functools.cache
+def here() -> PacketLoss | PacketsError:
+    """Returns what drops packets, or why nothing does; the first call enters the namespace."""
+    try:
+        return PacketLoss()
+    except PacketsError as error:
+        return error
+
+
+def problem() -> str:
+    """Says why no packets can be lost on this machine; empty if they can."""
+    found = here()
+    return str(found) if isinstance(found, PacketsError) else ""
 
 
 class PacketLoss:

@@ -42,14 +42,15 @@ def read() -> dict[str, Any]:
     return found
 
 
-def keep(case: Case, runs: Sequence[Result], seconds: float) -> None:
-    """Keeps the runs of a case in place of older ones."""
+def keep(case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "") -> None:
+    """Keeps the runs of a case, or why there are none, in place of older ones."""
     results = read()
     results[case.name] = {
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, Linux {platform.release()}",
         "seconds": round(seconds, 1),
+        "not_run": not_run,
         "runs": [_rounded(run) for run in runs],
     }
     path = _root() / RESULTS
@@ -76,8 +77,9 @@ def table(cases: Sequence[Case], results: Mapping[str, Result]) -> str:
 
 def _cells(case: Case, result: Result | None) -> list[str]:
     what = [f"{case.done} (`{case.name}`)", case.ends]
-    if result is None:
-        return [*what, *["-"] * 6, _expected(case), "not run"]
+    if result is None or not result["runs"]:
+        reason = f": {result['not_run']}" if result else ""
+        return [*what, *["-"] * 6, _expected(case), f"not run{reason}"]
     runs = result["runs"]
     errors: Counter[str] = Counter()
     for run in runs:

@@ -77,12 +77,12 @@ class Successor:
 
     async def take_over(self) -> None:
         """Becomes the one that is written to; whoever was connected to the first is cut off."""
-        await self._hand_over(self._address)
+        await self._hand_over(self._first, self._address)
 
     async def give_back(self) -> None:
         """Lets the first one catch up and take over again, and ends."""
         await _follow(self._first, self._address)
-        await self._hand_over(self._first)
+        await self._hand_over(self._address, self._first)
         await self.close()
 
     async def close(self) -> None:
@@ -91,26 +91,22 @@ class Successor:
             self._process.kill()
             await self._process.wait()
 
-    async def _hand_over(self, address: str) -> None:
-        async with _asked(address) as redis:
+    async def _hand_over(self, leader: str, heir: str) -> None:
+        """Moves the address as a managed Redis does: in step first, so that nothing is lost."""
+        for wire in self._wires:
+            wire.there.flows.clear()
+        await until(lambda: _is_in_step(heir, leader), "Redis is in step", _SYNC_LIMIT_S)
+        async with _asked(heir) as redis:
             await redis.execute_command("REPLICAOF", "NO", "ONE")
         for wire in self._wires:
-            wire.target = address
+            wire.target = heir
             wire.reset()
+            wire.there.flows.set()
 
 
 async def _follow(address: str, leader: str) -> None:
     """Makes one Redis the replica of another, and waits until it is."""
     host, _, port = leader.rpartition(":")
-
-    async def is_in_step() -> bool:
-        try:
-            async with _asked(address) as redis, _asked(leader) as first:
-                mine, its = await redis.info("replication"), await first.info("replication")
-        except (RedisError, OSError):
-            return False
-        behind = its["master_repl_offset"] - mine.get("slave_repl_offset", -1)
-        return bool(mine.get("master_link_status") == "up" and behind <= 0)
 
     async def is_up() -> bool:
         with contextlib.suppress(RedisError, OSError):
@@ -120,6 +116,19 @@ async def _follow(address: str, leader: str) -> None:
         return False
 
     await until(is_up, "Redis starts", _SYNC_LIMIT_S)
+    async with _asked(leader) as first:
+        await first.config_set("repl-diskless-sync-delay", 0)
     async with _asked(address) as redis:
         await redis.execute_command("REPLICAOF", host, port)
-    await until(is_in_step, "Redis follows", _SYNC_LIMIT_S)
+    await until(lambda: _is_in_step(address, leader), "Redis follows", _SYNC_LIMIT_S)
+
+
+async def _is_in_step(address: str, leader: str) -> bool:
+    """Says whether a replica holds what its leader held when it was asked."""
+    try:
+        async with _asked(address) as redis, _asked(leader) as first:
+            its, mine = await first.info("replication"), await redis.info("replication")
+    except (RedisError, OSError):
+        return False
+    behind = its["master_repl_offset"] - mine.get("slave_repl_offset", -1)
+    return bool(mine.get("master_link_status") == "up" and behind <= 0)

@@ -83,6 +83,8 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
                 await case.fault(mesh)
         except TimeoutError:
             complaints.append(f"the fault was not over within {case.limit_s:g} s")
+        except AssertionError as error:
+            complaints.append(f"the fault: {error}")
         lifted_s = time.monotonic()
         whole_s, missing = await _recover(case, mesh, load, before, lifted_s)
     finally:

@@ -160,20 +160,24 @@ class TritonProxy(grpc.GenericRpcHandler):
 async def _stamped(call: Any) -> AsyncIterator[tuple[float, Message]]:
     """Yields each message with the time at which it came, however late it is asked for."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Queue[tuple[float, Message] | None] = asyncio.Queue()
+    came: asyncio.Queue[tuple[float, Message] | grpc.aio.AioRpcError | None] = asyncio.Queue()
 
     async def read() -> None:
+        end = None
         try:
             async for message in call:
                 came.put_nowait((loop.time(), message))
+        except grpc.aio.AioRpcError as error:
+            end = error
         finally:
-            came.put_nowait(None)
+            came.put_nowait(end)
 
     reading = asyncio.create_task(read())
     try:
         while (each := await came.get()) is not None:
+            if isinstance(each, grpc.aio.AioRpcError):
+                raise each
             yield each
-        await reading
     finally:
         reading.cancel()
 

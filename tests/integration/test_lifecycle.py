@@ -244,3 +244,27 @@ async def test_ready_file_that_cannot_be_written_stops_the_start(tmp_path: Path)
     """Nobody would ever learn the address."""
     with pytest.raises(StartError, match="no such writable folder"):
         await serve(App(), log=LOG, ready_file=tmp_path / "none" / "ready.json")
+
+
+async def test_ready_file_without_room_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or read-only disk ends no service: calls are answered, and the file comes with room.
+
+    What no file can be written over or removed from stands for such a disk.
+    """
+    monkeypatch.setattr(lifecycle, "_READY_FILE_RETRY_S", 0.01)
+    app, path = App(), tmp_path / "ready.json"
+    path.mkdir()
+    stop = asyncio.Event()
+    running = asyncio.create_task(serve(app, log=LOG, ready_file=path, stop=stop))
+    await until(lambda: app.address, "the service listens")
+    await until(lambda: says(app.address, "SERVING"), "the service serves")
+    path.rmdir()
+    assert (await wait_for_file(path))["addresses"] == {"grpc": app.address}
+    path.unlink()
+    path.mkdir()
+    stop.set()
+    assert await asyncio.wait_for(running, LIMIT_S) == 0
+    assert app.events == ORDER
+    assert [each.name for each in tmp_path.iterdir()] == ["ready.json"]

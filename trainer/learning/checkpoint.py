@@ -47,7 +47,8 @@ def write_atomically(path: Path, blob: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

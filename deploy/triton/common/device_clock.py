@@ -167,6 +167,8 @@ class DeviceClock:
         size = _HEADER.size + self._slot_count * _SLOT.size
         if os.fstat(self._file).st_size != size:
             os.ftruncate(self._file, size)
+        # Room is taken now: writing to a hole in a map kills the process where the disk is full.
+        os.posix_fallocate(self._file, 0, size)
         memory = mmap.mmap(self._file, size)
         magic, found_epoch, free_s = _HEADER.unpack_from(memory, 0)
         is_stale = free_s > self._now() + _LONGEST_RESERVATION_S

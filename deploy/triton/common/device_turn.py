@@ -51,7 +51,8 @@ class DeviceTurn:
         self._lock()
         try:
             if os.fstat(self._fd).st_size < _SIZE:
-                os.ftruncate(self._fd, _SIZE)
+                # Not a hole: writing to one in a map kills the process where the disk is full.
+                os.posix_fallocate(self._fd, 0, _SIZE)
                 self._map = mmap.mmap(self._fd, _SIZE)
                 _HEADER.pack_into(self._map, 0, FREE)
             else:

@@ -26,7 +26,7 @@ from router.messages import shown
 from router.types import InvalidFileError
 from services.common.access.roles import GRANTED, Role
 from services.common.checks import MAX_NAME_CHARACTERS, is_name
-from services.common.files import read_text
+from services.common.files import read_text, write_whole
 from services.common.log import Logger
 
 PREFIX = "tck_"
@@ -139,10 +139,8 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
         }
         for key in keys
     ]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(tomli_w.dumps({"keys": rows}), encoding="utf-8")
-    temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
-    temporary.replace(path)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    write_whole(path, tomli_w.dumps({"keys": rows}).encode(), mode=mode)
 
 
 class KeyRing:

@@ -233,9 +233,8 @@ class AttemptRun:
     def _on_end(self, failure: Exception | None) -> None:
         self._has_answered = True
         self._failure = failure
-        if failure is None and self._waiting:
-            # An empty answer is an answer.
-            self.target.breaker.on_sign_of_life(self._parts.monotonic_s())
+        if failure is None:
+            self.target.breaker.on_answer(self._parts.monotonic_s())
         self._wake()
 
     def _on_tokens(self, chunk: TierChunk) -> None:

@@ -21,7 +21,7 @@ class BreakerLimits:
     """When a candidate is ejected and how it comes back.
 
     Attributes:
-        eject_after_failures: failures in a row that eject.
+        eject_after_failures: failures without a complete answer between them that eject.
         eject_s: first ejection, seconds; doubles with every failed probe.
         eject_max_s: longest ejection, seconds.
         silent_eject_s: silence after which requests that ran out of time count as failures,
@@ -117,10 +117,14 @@ class Breaker:
         if self.state is BreakerState.PROBING:
             self._probe_running = True
 
-    def on_sign_of_life(self, now_s: float) -> None:
-        """Counts a token or an answer."""
-        self._asked_s = None
+    def on_answer(self, now_s: float) -> None:
+        """Counts a complete answer."""
         self._failures = 0
+        self.on_sign_of_life(now_s)
+
+    def on_sign_of_life(self, now_s: float) -> None:
+        """Counts a token, which undoes no failure: an endpoint may break off all it begins."""
+        self._asked_s = None
         is_doubted = self._is_doubt and self.state is BreakerState.EJECTED
         if is_doubted or self.state is BreakerState.PROBING:
             self._ramp_start_s = now_s

@@ -25,7 +25,7 @@ from services.common.lifecycle import (
     SIGNALS,
     remove_ready_file,
     run,
-    write_ready_file,
+    tell_ready,
 )
 from services.common.log import Logger, configure_logging
 from services.common.metrics import MetricsServer, start_metrics_server
@@ -282,7 +282,7 @@ class Parent:
         if metrics is not None:
             addresses["metrics"] = str(metrics.address)
         if self._ready_file is not None:
-            write_ready_file(self._ready_file, self._app.name, addresses)
+            await tell_ready(self._ready_file, self._app.name, addresses, self._log)
         self._log.info("serving", workers=self._own.workers, **addresses)
 
     async def _roll(self) -> None:

@@ -92,3 +92,24 @@ async def test_children_stop_in_the_reverse_order_of_their_stages(tmp_path: path
         child.stop = record  # type: ignore[method-assign]
     await keeper.stop()
     assert stopped == ["c2", "c1", "c0"]
+
+
+async def test_a_child_whose_log_cannot_be_opened_is_started_later(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes no file for a while does not end the watch over a child."""
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.01)
+    logs = tmp_path / "logs"
+    said: list[str] = []
+    keeper = Supervisor(say=said.append)
+    await keeper.start([dataclasses.replace(spec_of(tmp_path), log_path=logs / "one.log")])
+    first = keeper.children["one"].pid
+    assert first is not None
+    (logs / "one.log").unlink()
+    logs.rmdir()
+    logs.write_text("no folder")
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: any("cannot be started" in each for each in said), "a start fails")
+    logs.unlink()
+    await until(lambda: "one is back" in said, "the child is back")
+    await keeper.stop()

@@ -76,3 +76,17 @@ def test_the_generation_before_is_kept_whatever_the_file_system(
     assert loaded is not None
     assert loaded[0] == {"step": 2}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["state", "state.previous"]
+
+
+def test_read_only_disk_is_a_checkpoint_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There even the removal of a file that was never made fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CheckpointError, match="Read-only"):
+        save_checkpoint(tmp_path / "state", {}, {})

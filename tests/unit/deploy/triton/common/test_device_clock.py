@@ -168,3 +168,11 @@ def test_turns_never_overlap(tmp_path: Path) -> None:
     assert len(turns) == rounds * tiers
     for (_, end_s), (start_s, _) in itertools.pairwise(turns):
         assert start_s >= end_s - 1e-9
+
+
+def test_room_for_the_clock_is_taken_at_once(tmp_path: Path, time_: HandClock) -> None:
+    """Writing to a hole would kill the process where the disk has become full."""
+    clock = _clock(tmp_path, 0, time_)
+    found = (tmp_path / "gpu0.clock").stat()
+    assert found.st_blocks * 512 >= found.st_size
+    clock.close()

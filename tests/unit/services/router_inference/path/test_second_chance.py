@@ -157,3 +157,13 @@ async def test_requests_that_may_be_at_fault_leave_retries_to_others() -> None:
     job = rig.job()
     await rig.answer(job)
     assert (job.outcome, job.retry_count) == (Outcome.ON_TIME, 2)
+
+
+@scenario
+async def test_an_endpoint_that_breaks_off_what_it_begins_is_ejected() -> None:
+    """Tokens it has sent before are no excuse; requests are retried elsewhere meanwhile."""
+    rig = make_rig(endpoint_count=2, eject_after_failures=3)
+    rig.tier(0).default = Behaviour(error=GONE, error_after=1)
+    for _ in range(20):
+        await rig.answer(rig.job())
+    assert len(rig.tier(0).calls) <= 5

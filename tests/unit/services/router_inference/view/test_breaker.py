@@ -89,3 +89,16 @@ def test_every_change_of_state_is_told() -> None:
     breaker.availability(1.0)
     breaker.availability(9.0)
     assert [state.value for state in told] == ["ejected", "probing", "ramping", "closed"]
+
+
+def test_answers_that_break_off_eject() -> None:
+    """Only a complete answer undoes failures; a token does not."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for is_last in (False, True):
+        breaker.on_dispatch(1.0)
+        breaker.on_sign_of_life(1.1)
+        assert breaker.on_failure(1.2, "X") is is_last
+    well = Breaker(LIMITS, lambda: None)
+    for _ in range(5):
+        assert not well.on_failure(1.0, "X")
+        well.on_answer(1.1)
