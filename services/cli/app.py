@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -52,6 +53,8 @@ COMMANDS = (
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""
 _LOOKS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 INTERRUPTED_EXIT_CODE = 130
+_SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk that is full, read-only or not for us: no bugs."""
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it cannot parse; it does not export the class itself."""
 
@@ -162,6 +165,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+            return _complain(f"{error.filename or 'a file'}: {error.strerror}", 1)
         return _complain(f"internal error: {_one_line(error)} (details: {_keep()})", 1)
     return result if isinstance(result, int) else 0
 

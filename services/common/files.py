@@ -42,7 +42,8 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write that finds no room names none
         raise

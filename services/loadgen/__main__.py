@@ -42,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     records = dataclasses.replace(records, meta={**records.meta, "priority_raised": raised})
-    records.save(options.out)
+    try:
+        records.save(options.out)
+    except OSError as error:
+        print(f"error: {options.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
     _say({"event": "summary", **run_summary(records)})
     if not records.is_valid:
         print(

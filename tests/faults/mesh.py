@@ -104,6 +104,7 @@ class FaultMesh(EmbeddedMesh):
         self._loads: list[Load] = []
         self.deadline_s = 2.0
         self.load_addresses = list(self.router_addresses)
+        self.added_address = self.addresses["triton_grpc"]
         self.redis_client = redis.asyncio.Redis.from_url(
             f"redis://{self.addresses['redis']}/0", socket_timeout=1.0, socket_connect_timeout=1.0
         )
@@ -148,7 +149,7 @@ class FaultMesh(EmbeddedMesh):
         tier = common_pb2.ServedTier(tier="small", model_name="gpu0_small")
         added = common_pb2.Endpoint(
             endpoint="added",
-            address=self.addresses["triton_grpc"],
+            address=self.added_address,
             device="gpu0",
             tiers=[tier],
         )

@@ -7,6 +7,7 @@ numba's own cache watches only the file of the function itself, not those it cal
 from __future__ import annotations
 
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,30 @@ _COMPILED_HERE = ("compiled", "state", "engine", "loop")
 
 # Without the interpreter's lock: two simulations run side by side in two threads.
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
-jit: Any = numba.njit(**{**_OPTIONS, "_nrt": True})
-jit_unmanaged: Any = numba.njit(**{**_OPTIONS, "_nrt": False})
+
+
+def _compiler(*, counts_references: bool) -> Any:
+    """Returns a decorator whose functions run where their code cannot be kept, too."""
+    compile_ = numba.njit(**{**_OPTIONS, "_nrt": counts_references})
+
+    def decorate(function: types.FunctionType) -> Any:
+        compiled: Any = compile_(function)
+        keep = compiled._cache.save_overload
+
+        def keep_if_possible(*what: Any) -> None:
+            try:
+                keep(*what)
+            except OSError as error:  # a full disk, at the end of a minute's work
+                warnings.warn(f"compiled code is not kept: {error}", stacklevel=2)
+
+        compiled._cache.save_overload = keep_if_possible
+        return compiled
+
+    return decorate
+
+
+jit: Any = _compiler(counts_references=True)
+jit_unmanaged: Any = _compiler(counts_references=False)
 """Compiles without reference counting; see `make_twins`."""
 
 numba.config.CACHE_DIR = str(  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from tests.faults.mesh import FaultMesh
 from tests.faults.surroundings import AROUND, MONITOR, REDIS, ROUTER_NAMES, START, TRAINER
 
 HOUR_S = 3600.0
-STEP_S = 1.0
+STEP_S = 0.8
 
 
 def _problem() -> str:
@@ -48,7 +48,8 @@ def _case(name: str, whose: str, *names: str, expect: Expect) -> Case:
     )
 
 
-_UNHARMED = Expect(on_time_share=0.99)
+# What comes to the trainer from a clock that was ahead of its own is kept as dead letters.
+_UNHARMED = Expect(on_time_share=0.99, may_lose=frozenset({"experience"}))
 CASES = [
     _case(
         "all",
@@ -60,5 +61,4 @@ CASES = [
         expect=_UNHARMED,
     ),
     _case("router", "the clock of one of two routers", ROUTER_NAMES[0], expect=_UNHARMED),
-    _case("redis", "the clock of Redis", REDIS, expect=_UNHARMED),
 ]

@@ -13,7 +13,7 @@ from tests.faults.mesh import FaultMesh
 from tests.faults.redis_faults import Successor
 from tests.faults.surroundings import AROUND, REDIS, START
 
-FAULT_S = 1.2
+FAULT_S = 1.0
 _UNHARMED = Expect(on_time_share=0.99)
 
 

@@ -12,7 +12,9 @@ from tests.faults.mesh import FaultMesh
 from tests.faults.surroundings import AROUND, START
 from tests.faults.triton_proxy import TritonProxy
 
-FAULT_S = 1.5
+FAULT_S = 1.2
+SILENCE_S = 2.5
+"""Longer than requests have, so that those under way cannot just wait for its end."""
 # A request meets at most one bad endpoint, as the retry goes to the other one.
 _OTHER = Expect(on_time_share=0.97, recovery_s=3.0, whole_s=15.0)
 # What is under way at an endpoint that falls silent is rescued at the last moment, if it can be.
@@ -21,13 +23,13 @@ _NOBODY = Expect(reasons=NO_TIER, on_time_share=0.4, recovery_s=10.0, whole_s=20
 
 
 def _at(
-    count: int, change: Callable[[TritonProxy], None]
+    count: int, change: Callable[[TritonProxy], None], lasts_s: float
 ) -> Callable[[FaultMesh], Awaitable[None]]:
     async def fault(_: FaultMesh) -> None:
         for proxy in list(AROUND.proxies.values())[:count]:
             change(proxy)
         try:
-            await asyncio.sleep(FAULT_S)
+            await asyncio.sleep(lasts_s)
         finally:
             AROUND.mend()
 
@@ -65,8 +67,8 @@ def _refuses(proxy: TritonProxy) -> None:
 def _case(
     name: str, done: str, count: int, change: Callable[[TritonProxy], None], expect: Expect
 ) -> Case:
-    ends = f"after {FAULT_S:g} s"
-    return Case(name, done, ends, _at(count, change), expect, START)
+    lasts_s = SILENCE_S if change in (_stuck, _stuck_unseen) else FAULT_S
+    return Case(name, done, f"after {lasts_s:g} s", _at(count, change, lasts_s), expect, START)
 
 
 CASES = [

@@ -124,6 +124,26 @@ def test_a_mesh_that_is_not_there_is_one_line_and_exit_code_1(
     assert "127.0.0.1:1" in (text := complaint(capsys)) or "tiercel up" in text
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "tiercel: a file: No space left on device"),
+        (OSError(30, "Read-only file system", "/x/y"), "tiercel: /x/y: Read-only file system"),
+    ],
+)
+def test_a_disk_that_takes_no_file_is_no_bug(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the file, where the system tells it."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("services.cli.status.resolve", broken)
+    assert run(["status"]) == 1
+    assert complaint(capsys).strip() == said
+
+
 def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numba.core.caching import IndexDataCacheFile
 from numpy.typing import NDArray
 
 from router import features, kernels, picker, safety
@@ -187,3 +188,17 @@ def test_the_code_is_the_routers_own() -> None:
     """Compiled functions carry the very code objects of the router's modules."""
     assert compiled.twin(price).score.py_func.__code__ is price.score.__code__
     assert compiled.kernels.logistic.py_func.__code__ is kernels.logistic.__code__
+
+
+def test_code_that_cannot_be_kept_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk under the folder of compiled code costs the next start, not this one."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def add_one(value: int) -> int:
+        return value + 1
+
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert compiled.jit(add_one)(1) == 2
