@@ -1,20 +1,24 @@
-"""``tiercel load``: open-loop load on a mesh of this machine."""
+"""``tiercel load``: open-loop load on a mesh."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import pathlib
+import signal
+import threading
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from router.documents import parse_toml
-from router.types import InvalidFileError
+from router.folders import state_folder
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
-from services.common.files import read_text
+from services.common.mesh_settings import MeshFiles, load_mesh_files
+from services.common.settings import SettingsError, load_settings
+from services.common.times import seconds_of
 from services.loadgen.arrivals import ArrivalsError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
@@ -27,12 +31,14 @@ from services.loadgen.spec import (
     read_spec,
 )
 from services.local import reference
+from services.local.calls import call
 from services.local.cores import machine_layout
 from services.local.errors import CommandError, InputError
-from services.local.manifest import Manifest
-from services.local.target import need_routers, resolve
+from services.local.target import Target, need_routers, resolve
+from services.router_inference.settings import Settings
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+from trainer.simulation.scenarios import default_lengths
 
-DEFAULT_OUT = pathlib.Path("build") / "load" / "last.npz"
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
 
 
@@ -52,19 +58,21 @@ def load(
     ] = "",
     process: Annotated[str, typer.Option(help="Arrivals: poisson, gamma or uniform.")] = "poisson",
     cv: Annotated[float, typer.Option(help="Coefficient of variation of gamma arrivals.")] = 1.0,
-    deadline: Annotated[float, typer.Option(help="Deadline in seconds.")] = 0.5,
+    deadline: Annotated[
+        float | None, typer.Option(help="Deadline in seconds [default: each task's own].")
+    ] = None,
     mix: Annotated[str, typer.Option(help="TASK=SHARE,... [default: all tasks of the mesh]")] = "",
     prompt_tokens: Annotated[
         str,
         typer.Option(
-            help="Length of made-up prompts: a number, or drawn as the evaluation draws them "
-            "[default: drawn; the tasks' own examples on reference tiers]."
+            help="Length of made-up prompts: a number, or drawn from what suits the mesh's profile "
+            "[default: drawn; the reference tasks have examples]."
         ),
     ] = "",
     output_tokens: Annotated[
         str,
         typer.Option(
-            help="Limit of each answer: a number, or drawn as the evaluation draws answers "
+            help="Limit of each answer: a number, or drawn as prompts are "
             "[default: the task's limit; paced tiers draw lengths of their own]."
         ),
     ] = "",
@@ -74,7 +82,10 @@ def load(
     spec: Annotated[
         pathlib.Path | None, typer.Option(help="TOML or JSON load spec instead of the above.")
     ] = None,
-    out: Annotated[pathlib.Path, typer.Option(help="Records file to write.")] = DEFAULT_OUT,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Records file to write [default: load/last.npz in the state folder]."),
+    ] = None,
     router: RouterOption = None,
     mesh: MeshOption = "",
     config: ConfigOption = None,
@@ -85,28 +96,32 @@ def load(
         if spec is not None:
             run = read_spec(spec)
         else:
+            asked = parse_length(prompt_tokens, "--prompt-tokens")
+            limit = parse_length(output_tokens, "--output-tokens")
             target = resolve(mesh, router, config=config)
+            routers = need_routers(target)
             shape = _phases(rate, duration, phases, square)
+            shares, deadline_s = _traffic(target, parse_mix(mix) if mix else None, deadline)
+            examples = reference.example_pools(500, seed) if asked is None else {}
             fields = {
-                "router_addresses": list(need_routers(target)),
+                "router_addresses": list(routers),
                 "phases": shape,
                 "process": process,
                 "cv": cv,
-                "deadline_s": deadline,
-                "task_mix": parse_mix(mix) if mix else _even_mix(target.manifest),
+                "deadline_s": deadline_s,
+                "task_mix": shares,
                 "tier": tier,
                 "stream": stream,
                 "seed": seed,
+                "prompts": {task: examples[task] for task in shares if task in examples},
+                "lengths": _lengths(target),
+                "prompt_tokens": asked or DRAWN,
+                "max_output_tokens": limit,
             }
-            asked = parse_length(prompt_tokens, "--prompt-tokens")
-            is_paced = target.manifest is not None and target.manifest.kind == "paced"
-            if asked is None and not is_paced:
-                fields["prompts"] = reference.example_pools(500, seed)
-            fields["prompt_tokens"] = asked or DRAWN
-            fields["max_output_tokens"] = parse_length(output_tokens, "--output-tokens")
             run = parse_spec(fields, "load")
     except LoadSpecError as error:
         raise InputError(str(error)) from None
+    out = out or state_folder("load", "last.npz")
     records = asyncio.run(_follow(run, out))
     summary = run_summary(records)
     if as_json:
@@ -114,6 +129,13 @@ def load(
     else:
         show_summary(summary)
         note(f"records: {out}")
+    total = summary["total"]
+    if 0 < total["failed"] == total["offered"]:
+        why = ", ".join(total["reasons"])
+        raise CommandError(f"all {total['offered']} requests failed: {why}")
+    if records.meta["interrupted"]:
+        note(f"interrupted: {total['offered']} of {records.meta['planned']} were sent")
+        raise KeyboardInterrupt
     if not summary["valid"]:
         note(
             f"the generator lagged (p99 {summary['generator_lag_p99_ms']:.0f} ms is above a tenth"
@@ -122,6 +144,17 @@ def load(
 
 
 async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
+    """Runs it; Ctrl-C ends the sending, a second one the run."""
+    stop, work = asyncio.Event(), asyncio.current_task()
+    assert work is not None
+
+    def on_interrupt() -> None:
+        if stop.is_set():
+            work.cancel()
+        stop.set()
+
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
     with Progress(*columns, console=console(), transient=True) as bars:
         planned = len(run.arrivals().arrival_s)
@@ -133,9 +166,13 @@ async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
 
         try:
             cores = machine_layout().service_cores
-            return await run_load(run, out, on_progress=on_progress, cores=cores)
+            return await run_load(run, out, on_progress=on_progress, cores=cores, stop=stop)
         except LoadProcessError as error:
+            if stop.is_set():
+                raise KeyboardInterrupt from None
             raise CommandError(str(error)) from None
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -161,6 +198,8 @@ def show_summary(summary: dict[str, Any]) -> None:
     reasons = summary["total"]["reasons"]
     if reasons:
         console().print("reasons: " + ", ".join(f"{k} {v}" for k, v in reasons.items()))
+    if isinstance(deadlines := summary["deadline_s"], dict):
+        console().print("deadlines: " + ", ".join(f"{k} {v:g} s" for k, v in deadlines.items()))
 
 
 def _phases(rate: float, duration: float, phases: str, square: str) -> list[dict[str, Any]]:
@@ -210,15 +249,66 @@ def parse_length(text: str, option: str) -> int | str | None:
     return int(text)
 
 
-def _even_mix(mesh: Manifest | None) -> dict[str, float]:
-    """All tasks of a mesh in equal shares; the reference tasks where only routers are known."""
-    if mesh is None or mesh.kind == "reference":
-        return reference.even_mix()
+def _traffic(
+    target: Target, mix: dict[str, float] | None, deadline_s: float | None
+) -> tuple[dict[str, float], float | dict[str, float]]:
+    """Returns the share of each task, even unless given, and the deadline of all, or of each.
+
+    Raises:
+        InputError: The mix names a task that the mesh does not have.
+        CommandError: The mesh's tasks are needed and cannot be had.
+    """
+    if mix is not None and deadline_s is not None:
+        return mix, deadline_s
+    known = _tasks(target)
+    shares = mix or dict.fromkeys(known, 1.0)
+    for task in shares:
+        if task not in known:
+            raise InputError(f"--mix: the mesh has no task {task!r}; it has {', '.join(known)}")
+    return shares, {task: known[task] for task in shares} if deadline_s is None else deadline_s
+
+
+def _tasks(target: Target) -> dict[str, float]:
+    """Returns the deadline of each task of a mesh in seconds, as a router says, or the settings.
+
+    Raises:
+        CommandError: Neither does.
+    """
+    address = target.routers[0]
     try:
-        document = parse_toml(read_text(pathlib.Path(mesh.config)), mesh.config)
-        return dict.fromkeys((task["name"] for task in document["mesh"]["tasks"]), 1.0)
-    except (OSError, UnicodeDecodeError, InvalidFileError, KeyError, TypeError) as error:
-        raise CommandError(f"{mesh.config}: cannot be read: {error}") from None
+        reply = call("router", address, "GetRouterStatus", pb.GetRouterStatusRequest())
+    except CommandError as error:
+        if not target.config:
+            raise CommandError(f"{error}; without its status, give --mix and --deadline") from None
+        reply = pb.GetRouterStatusResponse()
+    if reply.tasks:
+        return {each.task: seconds_of(each.default_deadline) for each in reply.tasks}
+    if not target.config:
+        raise CommandError(
+            f"the router at {address} does not say its tasks; give --mix and --deadline"
+        )
+    return {task.name: task.default_deadline_s for task in _files_of(target).catalog.tasks}
+
+
+def _lengths(target: Target) -> dict[str, Any]:
+    """Returns lengths that suit the mesh's profile; nothing where its settings are unknown."""
+    if not target.config:
+        return {}
+    files = _files_of(target)
+    return dataclasses.asdict(default_lengths(files.profile, files.catalog.tasks))
+
+
+def _files_of(target: Target) -> MeshFiles:
+    """Reads what the mesh's settings name.
+
+    Raises:
+        CommandError: Something cannot be read.
+    """
+    try:
+        path = pathlib.Path(target.config)
+        return load_mesh_files(load_settings(Settings, path=path, environ=os.environ).mesh)
+    except SettingsError as error:
+        raise CommandError("; ".join(error.problems)) from None
 
 
 def parse_mix(text: str) -> dict[str, float]:

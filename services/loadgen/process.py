@@ -31,6 +31,7 @@ async def run_load(
     *,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     cores: Sequence[int] = (),
+    stop: asyncio.Event | None = None,
 ) -> RunRecords:
     """Runs a spec in a process of its own; cancelling ends the process.
 
@@ -39,6 +40,7 @@ async def run_load(
         out: Records file to write; the spec is kept beside it.
         on_progress: Gets the counts about twice a second, see ``run.Progress``.
         cores: Processors the generator may use; empty means all.
+        stop: Ends the sending early once it is set; what was sent is waited for and recorded.
 
     Raises:
         LoadProcessError: No router was reached, or the process failed or hung.
@@ -63,13 +65,16 @@ async def run_load(
         limit=MAX_LINE_BYTES,
         start_new_session=True,
     )
-    limit_s = spec.arrivals().duration_s + spec.deadline_s + spec.grace_s + EXTRA_TIME_S
+    limit_s = spec.arrivals().duration_s + spec.longest_deadline_s + spec.grace_s + EXTRA_TIME_S
+    stopping = asyncio.create_task(_stop_on(stop, process)) if stop is not None else None
     try:
         async with asyncio.timeout(limit_s):
             complaint = await _follow(process, on_progress)
     except TimeoutError:
         raise LoadProcessError(f"the load generator did not end within {limit_s:.0f} s") from None
     finally:
+        if stopping is not None:
+            stopping.cancel()
         await _end(process)
     if process.returncode:
         raise LoadProcessError(complaint.removeprefix("error: ") or f"exit {process.returncode}")
@@ -93,6 +98,12 @@ async def _follow(
     finally:
         errors.cancel()
     return lines[-1] if lines else ""
+
+
+async def _stop_on(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+    await stop.wait()
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from services.common.access.caller import Caller, CallerError
 from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
 from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, RunRecords
@@ -61,7 +63,7 @@ class LoadRun:
         self._counts = [0] * 5
         self._start_s = 0.0
         self._stop = asyncio.Event()
-        self._pool = RouterPool(spec.router_addresses)
+        self._pool = RouterPool(spec.router_addresses, credentials=_credentials(spec))
         self._calls = {each: self._callable(each) for each in self._pool.connections}
 
     def stop(self) -> None:
@@ -80,7 +82,7 @@ class LoadRun:
         reporter = asyncio.create_task(self._report(on_progress)) if on_progress else None
         tasks = await self._send_all()
         if tasks:
-            limit_s = self._spec.deadline_s + self._spec.grace_s + END_WAIT_S
+            limit_s = self._spec.longest_deadline_s + self._spec.grace_s + END_WAIT_S
             _, pending = await asyncio.wait(tasks, timeout=limit_s)
             for task in pending:
                 task.cancel()
@@ -132,7 +134,8 @@ class LoadRun:
 
     async def _one(self, index: int, row: Row) -> None:
         intended_s = self._start_s + float(self._arrivals.arrival_s[index])
-        due_s = intended_s + self._spec.deadline_s
+        deadline_s = self._spec.deadline_of(self._prompts[index].task)
+        due_s = intended_s + deadline_s
         row.lag_s = max(0.0, time.monotonic() - intended_s)
         try:
             if self._cancels[index]:
@@ -150,7 +153,7 @@ class LoadRun:
             row.status = _status_of(error)
         row.latency_s = time.monotonic() - intended_s
         if row.status == -1:
-            row.status = ON_TIME if row.latency_s <= self._spec.deadline_s else LATE
+            row.status = ON_TIME if row.latency_s <= deadline_s else LATE
         self._counts[row.status] += 1
 
     async def _attempt(self, index: int, row: Row, intended_s: float, due_s: float) -> None:
@@ -237,6 +240,20 @@ class LoadRun:
             "spec": self._spec.model_dump(mode="json"),
         }
         return make_records(self._rows, self._prompts, self._arrivals, meta)
+
+
+def _credentials(spec: LoadSpec) -> grpc.ChannelCredentials | None:
+    """Returns who calls, by the environment, as for every command.
+
+    Raises:
+        LoadRunError: It names what cannot be used, or a key would cross a network in plain text.
+    """
+    caller = Caller.of_environment(os.environ)
+    try:
+        found = [caller.credentials(address) for address in spec.router_addresses]
+    except CallerError as error:
+        raise LoadRunError(str(error)) from None
+    return found[0]
 
 
 def _status_of(error: grpc.aio.AioRpcError) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import pathlib
 import random
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from router.documents import parse_json, parse_toml
 from router.messages import one_line
 from router.types import InvalidFileError
+from services.common.addresses import parse_address
 from services.common.files import read_text
 from services.loadgen.arrivals import (
     MAX_CV,
@@ -27,7 +27,7 @@ from services.loadgen.arrivals import (
     draw_arrivals,
 )
 from services.loadgen.prompts import Prompt, made_up_text
-from trainer.simulation.workload import OPT_LENGTHS
+from trainer.simulation.workload import OPT_LENGTHS, Lengths
 
 MAX_TOKENS = 16_384
 _MOST_MISTAKES = 20
@@ -37,6 +37,7 @@ DRAWN: Literal["drawn"] = "drawn"
 Length = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Literal["drawn"]
 """Tokens: a number, or drawn as the evaluation draws them."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
+DeadlineS = Annotated[float, Field(gt=0, le=3_600)]
 
 
 class LoadSpecError(ValueError):
@@ -73,22 +74,42 @@ class PromptSpec(_Model):
     answer: str | None = None
 
 
-class LoadSpec(_Model):
-    """One bounded open-loop run against routers on this machine.
+class LengthsSpec(_Model):
+    """What lengths are drawn from; see ``trainer.simulation.workload.Lengths``.
 
     Attributes:
-        router_addresses: host:port of each router, loopback only; used in turn.
+        prompt_median: Median prompt tokens.
+        prompt_sigma: Standard deviation of their logarithm.
+        prompt_max: Longest prompt, tokens.
+        output_mean: Mean output tokens.
+        output_spread: They are uniform over mean x (1 +- spread).
+        output_max: Longest output, tokens.
+    """
+
+    prompt_median: float = Field(default=OPT_LENGTHS.prompt_median, gt=0, le=MAX_TOKENS)
+    prompt_sigma: float = Field(default=OPT_LENGTHS.prompt_sigma, ge=0, le=4)
+    prompt_max: int = Field(default=OPT_LENGTHS.prompt_max, ge=1, le=MAX_TOKENS)
+    output_mean: float = Field(default=OPT_LENGTHS.output_mean, gt=0, le=MAX_TOKENS)
+    output_spread: float = Field(default=OPT_LENGTHS.output_spread, ge=0, le=1)
+    output_max: int = Field(default=OPT_LENGTHS.output_max, ge=1, le=MAX_TOKENS)
+
+
+class LoadSpec(_Model):
+    """One bounded open-loop run against routers.
+
+    Attributes:
+        router_addresses: host:port of each router; used in turn.
         phases: Rates over time.
-        deadline_s: Deadline of every request, from its intended send time, in seconds.
+        deadline_s: Deadline of every request, or of the requests of each task, from its intended
+            send time, in seconds.
         task_mix: Share of each task; only ratios count.
         seed: Seed of arrivals, tasks and prompts.
         process: Kind of arrivals.
         cv: Coefficient of variation of ``gamma`` arrivals.
         prompts: Pool of prompts per task, used in order, over again from its end.
-        prompt_tokens: Length of made-up prompts, for tasks without a pool: a number, or "drawn" as
-            the evaluation draws them.
-        max_output_tokens: Limit per request: a number, or "drawn" as the evaluation draws answers;
-            None means the task's default.
+        lengths: What lengths are drawn from; the evaluation's unless it says more.
+        prompt_tokens: Length of made-up prompts, for tasks without a pool: a number, or "drawn".
+        max_output_tokens: Limit per request: a number, or "drawn"; None means the task's default.
         tier: Pins every request to one tier; empty means that the router chooses.
         quality_floor: Lowest quality accepted, 0 to 1.
         stream: Uses GenerateStream and records first-token times.
@@ -106,12 +127,13 @@ class LoadSpec(_Model):
 
     router_addresses: list[str] = Field(min_length=1, max_length=64)
     phases: list[PhaseSpec] = Field(min_length=1, max_length=10_000)
-    deadline_s: float = Field(gt=0, le=600)
+    deadline_s: DeadlineS | Annotated[dict[Name, DeadlineS], Field(min_length=1)]
     task_mix: dict[Name, Annotated[float, Field(ge=0, le=1e9)]] = Field(min_length=1, max_length=64)
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     process: Process = "poisson"
     cv: float = Field(default=1.0, gt=0, le=MAX_CV)
     prompts: dict[Name, list[PromptSpec]] = Field(default_factory=dict)
+    lengths: LengthsSpec = Field(default_factory=LengthsSpec)
     prompt_tokens: Length = DRAWN
     max_output_tokens: Length | None = None
     tier: str = Field(default="", max_length=64)
@@ -128,10 +150,8 @@ class LoadSpec(_Model):
 
     @pydantic.field_validator("router_addresses")
     @classmethod
-    def _loopback_only(cls, addresses: list[str]) -> list[str]:
-        for address in addresses:
-            check_loopback(address)
-        return addresses
+    def _are_addresses(cls, addresses: list[str]) -> list[str]:
+        return [str(parse_address(address)) for address in addresses]
 
     @pydantic.field_validator("task_mix")
     @classmethod
@@ -143,7 +163,20 @@ class LoadSpec(_Model):
     @pydantic.model_validator(mode="after")
     def _drawable(self) -> LoadSpec:
         self.arrivals()
+        if isinstance(self.deadline_s, dict):
+            missing = [task for task in self.task_mix if task not in self.deadline_s]
+            if missing:
+                raise ValueError(f"deadline_s: is missing for {', '.join(missing)}")
         return self
+
+    def deadline_of(self, task: str) -> float:
+        """Deadline of a task's requests, in seconds."""
+        return self.deadline_s[task] if isinstance(self.deadline_s, dict) else self.deadline_s
+
+    @property
+    def longest_deadline_s(self) -> float:
+        """The longest deadline of a request, in seconds."""
+        return max(map(self.deadline_of, self.task_mix))
 
     def pools(self) -> dict[str, list[Prompt]]:
         """Prompts per task of the mix: the given ones, else made-up ones."""
@@ -153,7 +186,8 @@ class LoadSpec(_Model):
         rng = random.Random(f"tiercel-prompts-{task}-{self.seed}")
         given = self.prompts.get(task)
         size = len(given) if given else _POOL_SIZE
-        prompt_N, output_N = OPT_LENGTHS.sample(size, np.random.default_rng(rng.getrandbits(64)))
+        drawn = Lengths(**self.lengths.model_dump())
+        prompt_N, output_N = drawn.sample(size, np.random.default_rng(rng.getrandbits(64)))
         if not given:
             fixed = None if self.prompt_tokens == DRAWN else self.prompt_tokens
             texts = [made_up_text(fixed or int(tokens), rng) for tokens in prompt_N]
@@ -175,29 +209,6 @@ class LoadSpec(_Model):
         """
         phases = [Phase(each.name, each.duration_s, each.rate_rps) for each in self.phases]
         return draw_arrivals(phases, seed=self.seed, process=self.process, cv=self.cv)
-
-
-def check_loopback(address: str) -> None:
-    """Refuses an address that is not host:port on this machine: load is never aimed at others.
-
-    Raises:
-        ValueError: It is not; the text says what is accepted.
-    """
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ValueError(f"{address!r} is not host:port")
-    host = host.strip("[]")
-    if host == "localhost":
-        return
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise ValueError(
-            f"{address!r} is not on this machine; load is sent to loopback addresses only"
-            " (127.0.0.0/8, [::1] or localhost)"
-        )
 
 
 def parse_spec(fields: Any, where: str = "load spec") -> LoadSpec:

@@ -10,7 +10,7 @@ import numpy as np
 
 from router.desk import Asked
 from router.policies.scores import Query
-from router.types import NO_TIER_PIN
+from router.types import NO_TIER_PIN, Task
 from services.common.clock import Clock
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
@@ -56,6 +56,7 @@ class RouterStatus:
     in_flight: int
     refused_snapshots: Mapping[str, int]
     known_policies: tuple[str, ...]
+    tasks: tuple[Task, ...]
 
 
 class StatusReader:
@@ -149,6 +150,7 @@ class StatusReader:
             in_flight=self._counts.in_flight,
             refused_snapshots=dict(self._slot.refused),
             known_policies=self._slot.known,
+            tasks=view.fleet.catalog.tasks,
         )
 
     async def run(self) -> None:

@@ -36,6 +36,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.peers: set[str] = set()
         self.cancelled_count = 0
         self.policy = "greedy"
+        self.lacks: Callable[[pb.GenerationSpec], str] = lambda spec: ""
+        self.deadlines_s = {"sort": 0.5, "reverse": 0.5}
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -70,9 +72,12 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self, request: pb.GetRouterStatusRequest, context: Any
     ) -> pb.GetRouterStatusResponse:
         """Says which policy is in use."""
-        return pb.GetRouterStatusResponse(
+        reply = pb.GetRouterStatusResponse(
             router_id="fake", policy=self.policy, known_policies=["greedy", "price"]
         )
+        for task, deadline_s in self.deadlines_s.items():
+            reply.tasks.add(task=task).default_deadline.FromMilliseconds(round(deadline_s * 1e3))
+        return reply
 
     async def ExplainDecision(
         self, request: pb.ExplainDecisionRequest, context: Any
@@ -111,6 +116,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         self.time_left_s.append(context.time_remaining() or math.inf)
         self.peers.add(context.peer())
+        if missing := self.lacks(spec):
+            await abort(context, grpc.StatusCode.NOT_FOUND, missing, "no such thing")
         reason = self.refuse(spec)
         if reason:
             await abort(

@@ -291,6 +291,8 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         refused_snapshot_counts=status.refused_snapshots,
         known_policies=status.known_policies,
     )
+    for task in status.tasks:
+        set_duration(response.tasks.add(task=task.name).default_deadline, task.default_deadline_s)
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
     for item in status.candidates:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
+from tests.waiting import LIMIT_S, until_sync
 
 
 def test_load_accounts_for_everything(
@@ -30,6 +34,7 @@ def test_prompts_have_the_lengths_that_were_asked_for(
     """Prompts of so many words, each four bytes with its space; answers limited as drawn."""
     arguments = ["load", "--router", router[1], "--rate", "60", "--duration", "0.3"]
     lengths = ["--prompt-tokens", "124", "--output-tokens", "drawn", "--mix", "piqa"]
+    lengths += ["--deadline", "0.5"]
     assert run([*arguments, *lengths, "--out", str(tmp_path / "run.npz")]) == 0
     specs = router[0].specs
     assert {len(spec.prompt.split()) for spec in specs} == {124}
@@ -37,6 +42,61 @@ def test_prompts_have_the_lengths_that_were_asked_for(
     limits = {spec.max_output_tokens for spec in specs}
     assert limits <= set(range(4, 13))
     assert len(limits) > 1
+
+
+def test_each_task_has_its_own_deadline(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """As the router says; answers are judged by it. A deadline that is asked for is everybody's."""
+    fake, address = router
+    fake.deadlines_s, fake.delay_s = {"quick": 0.05, "slow": 5.0}, 0.2
+    line = ["load", "--router", address, "--rate", "60", "--duration", "0.3", "--json"]
+    assert run([*line, "--out", str(tmp_path / "run.npz")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["deadline_s"] == {"quick": 0.05, "slow": 5.0}
+    total = summary["total"]
+    assert total["late"] == sum(spec.task == "quick" for spec in fake.specs) > 0
+    assert total["on_time"] == sum(spec.task == "slow" for spec in fake.specs) > 0
+    assert run([*line, "--deadline", "4", "--out", str(tmp_path / "run.npz")]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["late"] == 0
+
+
+def test_a_mix_of_tasks_that_the_mesh_does_not_have_is_refused(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is sent, with what it has."""
+    assert run(["load", "--router", router[1], "--mix", "sort,chat"]) == 2
+    assert "no task 'chat'; it has sort, reverse" in capsys.readouterr().err
+    assert router[0].specs == []
+
+
+def test_a_run_in_which_every_request_failed_has_failed(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """The summary stands, and the exit code is 1."""
+    router[0].lacks = lambda spec: "TASK_NOT_FOUND"
+    line = ["load", "--router", router[1], "--mix", "chat", "--deadline", "0.5", "--json"]
+    lengths = ["--rate", "50", "--duration", "0.2", "--out", str(tmp_path / "run.npz")]
+    assert run([*line, *lengths]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["total"]["reasons"].keys() == {"TASK_NOT_FOUND"}
+    assert "requests failed: TASK_NOT_FOUND" in said.err
+
+
+def test_ctrl_c_keeps_the_summary(router: tuple[FakeRouter, str], tmp_path: Any) -> None:
+    """What was sent is waited for, summed up and recorded; the exit code says that it was cut."""
+    fake, address = router
+    line = ["load", "--router", address, "--rate", "50", "--duration", "600", "--json"]
+    command = [sys.executable, "-m", "services.cli", *line, "--out", str(tmp_path / "run.npz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until_sync(lambda: len(fake.specs) > 3, "requests come")
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, error
+    total = json.loads(out)["total"]
+    assert total["offered"] == total["on_time"] == len(fake.specs)
+    assert b"were sent" in error
+    assert (tmp_path / "run.npz").exists()
 
 
 @pytest.mark.parametrize("option", ["--prompt-tokens", "--output-tokens"])

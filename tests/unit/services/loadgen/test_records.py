@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_a_run_whose_generator_lagged_is_not_valid() -> None:
     """A p99 lag above a tenth of the deadline marks the run."""
     assert make([0] * 100, lag_s=0.049).is_valid
     assert not make([0] * 100, lag_s=0.051).is_valid
+
+
+def test_lag_is_judged_by_each_requests_own_deadline() -> None:
+    """What is nothing to a slow task spoils a quick one."""
+    records = make([0] * 100, lag_s=0.02)
+    of_tasks = dataclasses.replace(records, meta={"deadline_s": {"sort": 0.1, "other": 9.0}})
+    assert records.is_valid
+    assert not of_tasks.is_valid
+    assert of_tasks.deadline_s.tolist() == [0.1] * 100
 
 
 def test_phases_are_summed_up_apart() -> None:

@@ -16,9 +16,8 @@ from trainer.simulation.workload import OPT_LENGTHS
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"router_addresses": ["10.0.0.1:7410"]}, "loopback addresses only"),
-        ({"router_addresses": ["example.com:7410"]}, "loopback addresses only"),
-        ({"router_addresses": ["127.0.0.1"]}, "not host:port"),
+        ({"router_addresses": ["127.0.0.1"]}, "router_addresses: expected host:port"),
+        ({"deadline_s": {"reverse": 1.0}}, "deadline_s: is missing for sort"),
         ({"router_addresses": []}, "router_addresses"),
         ({"deadline_s": 0}, "deadline_s"),
         ({"deadline_s": math.inf}, "deadline_s"),
@@ -32,6 +31,15 @@ def test_bad_specs_name_their_field(fields: Any, message: Any) -> None:
     """Every mistake is refused before anything is sent."""
     with pytest.raises(LoadSpecError, match=message):
         spec_of("127.0.0.1:7410", **fields)
+
+
+def test_routers_may_be_anywhere_and_tasks_have_their_own_deadlines() -> None:
+    """Load goes where the caller says."""
+    spec = spec_of(
+        "router.example:7410", deadline_s={"sort": 0.2, "other": 9.0}, task_mix={"sort": 1.0}
+    )
+    assert spec.router_addresses == ["router.example:7410"]
+    assert (spec.deadline_of("sort"), spec.longest_deadline_s) == (0.2, 0.2)
 
 
 def test_several_mistakes_are_told_together() -> None:

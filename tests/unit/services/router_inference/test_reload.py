@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.unit.services.router_inference.parts import (
 )
 from tests.unit.services.router_inference.policy.test_slot import promoted
 from tests.unit.services.router_inference.scenario import scenario
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 TIER = "step_s = {step_s}\nper_sequence_s = 0.0\nper_prompt_token_s = 0.0\n"
 
@@ -99,6 +100,10 @@ async def test_tasks_follow_and_new_ones_join(tmp_path: Path) -> None:
     for name in names:
         assert live.rig.job(task=name).request.slack_s == pytest.approx(0.7)
     await live.rig.answer(live.rig.job(task="new"))
+    request, call = pb2.GetRouterStatusRequest(), cast("Any", None)
+    status = await live.rig.core.servicer.GetRouterStatus(request, call)
+    assert [each.task for each in status.tasks] == names
+    assert status.tasks[0].default_deadline.ToMilliseconds() == 700
     assert live.take(mesh={"tasks": tasks[::-1]}) == set()
     assert live.rig.job(task="new").request.slack_s == pytest.approx(0.7)
 
