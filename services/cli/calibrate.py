@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from router.folders import state_folder
 from services.calibrate.answers import worst
 from services.calibrate.calibration import MOST_ERROR
 from services.calibrate.calibration import calibrate as measure
@@ -29,7 +30,6 @@ from services.common.mesh_settings import MeshSettings
 from services.local.errors import CommandError, InputError
 from services.local.target import resolve
 
-DEFAULT_OUT = pathlib.Path("build") / "profiles" / "measured.toml"
 DEFAULT_LENGTHS = "16,128,512"
 DEFAULT_BYTES_PER_TOKEN = 4.0
 MOST_WORDS = 100_000
@@ -66,7 +66,10 @@ def calibrate(
         float, typer.Option(min=0.2, max=60, help="Seconds per closed-loop run, at least.")
     ] = 1.2,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts are asked.")] = 0,
-    out: Annotated[pathlib.Path, typer.Option(help="Profile file to write.")] = DEFAULT_OUT,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Profile file to write [default: profiles/measured.toml in the state]."),
+    ] = None,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
@@ -104,9 +107,10 @@ def calibrate(
     if refusals := measured.refusals(most_error):
         said = "\n".join(refusals)
         raise CommandError(f"{said}\nno profile is written; accept it with --most-error")
-    write_text(out, measured.to_toml())
+    path = out or state_folder("profiles", "measured.toml")
+    write_text(path, measured.to_toml())
     if not as_json:
-        note(f"written: {out} (took {measured.took_s:.0f} s)")
+        note(f"written: {path} (took {measured.took_s:.0f} s)")
 
 
 def _questions(

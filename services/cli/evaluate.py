@@ -13,6 +13,14 @@ import typer
 from router.folders import state_folder
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
+from services.cli.own_mesh import (
+    DeadlineOption,
+    DevicesOption,
+    MeshConfigOption,
+    OutputTokensOption,
+    PromptsOption,
+    asked_mesh,
+)
 from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
 
@@ -26,9 +34,14 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     suite: Annotated[str, typer.Option(help="quick (minutes) or full (for the record).")] = "quick",
+    config: MeshConfigOption = None,
+    prompts: PromptsOption = None,
     profile: Annotated[
-        str, typer.Option(help="Latency profile: a file, or the name of a shipped one.")
-    ] = "opt-a100",
+        str,
+        typer.Option(
+            help="Latency profile: a file, or the name of a shipped one [default: opt-a100]."
+        ),
+    ] = "",
     quality: Annotated[
         str, typer.Option(help="Quality table: a file or a shipped name; none = the profile's own.")
     ] = "",
@@ -64,13 +77,9 @@ def evaluate(
     seeds: Annotated[
         int, typer.Option(min=0, max=1000, help="Evaluation seeds; 0 = the suite's own number.")
     ] = 0,
-    deadline_s: Annotated[
-        float, typer.Option(min=0.001, max=3600, help="Deadline of every task, seconds.")
-    ] = 0.4,
-    devices: Annotated[int, typer.Option(min=1, max=256, help="Devices with every tier.")] = 4,
-    output_tokens: Annotated[
-        float, typer.Option(min=1, max=4096, help="Mean output tokens, for profiles but opt-*.")
-    ] = 8.0,
+    deadline_s: DeadlineOption = None,
+    devices: DevicesOption = None,
+    output_tokens: OutputTokensOption = None,
     workers: Annotated[
         int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 = one per core.")
     ] = 0,
@@ -84,7 +93,11 @@ def evaluate(
         typer.Option(help="Also write the record that documents quote (evaluation.md) here."),
     ] = None,
 ) -> None:
-    """Measure every policy against the bound in the simulator; write tables and a report."""
+    """Say which policy to use, up to which load, and how many GPUs it saves; then every number.
+
+    Every policy meets the same requests in the simulator, beside a bound that none can exceed. With
+    --config the mesh simulated is yours, without it that of a profile and a quality table.
+    """
     # The simulator is needed here only; other commands start faster without it.
     from trainer.evaluation.facts import usable_cores
     from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
@@ -95,17 +108,22 @@ def evaluate(
 
     if suite not in PLANS:
         raise InputError(f"--suite: unknown suite {suite!r}; known: {', '.join(PLANS)}")
-    asked = Asked(
+    mesh = asked_mesh(
+        config,
+        prompts,
         profile=profile,
         quality=quality,
+        deadline_s=deadline_s,
+        devices=devices,
+        output_tokens=output_tokens,
+    )
+    asked = Asked(
         policies=tuple(dict.fromkeys(policy or ())),
         workloads=tuple(workload or ()),
         traces=tuple(trace or ()),
         crosscheck=crosscheck,
         retrained=retrained,
-        deadline_s=deadline_s,
-        devices=devices,
-        output_tokens=output_tokens,
+        **mesh,
     )
     try:
         inputs = read_inputs(asked)
@@ -140,6 +158,7 @@ def _print(report: dict[str, Any]) -> None:
     from trainer.evaluation.report import page, tables
 
     terminal = console()
+    terminal.print(report["answer"]["sentence"], markup=False, soft_wrap=True, style="bold")
     sections = page.report_tables(report)
     shown = [
         *(t for t in sections["sweep"] if "net on" in t.title),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from router.folders import state_folder
 from services.calibrate.quality import QualityMeasurement, Scores, measure_quality, read_scores
 from services.calibrate.questions import Question, read_questions, reference_questions
 from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
@@ -20,8 +21,6 @@ from services.cli.output import console, note, print_json, table
 from services.common.mesh_settings import MeshSettings
 from services.local.errors import InputError
 from services.local.target import resolve
-
-DEFAULT_OUT = pathlib.Path("build") / "quality" / "measured.toml"
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +48,10 @@ def quality(
     ] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Which held-out examples.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the table [default: what is scored].")] = "",
-    out: Annotated[pathlib.Path, typer.Option(help="Quality file to write.")] = DEFAULT_OUT,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Quality file to write [default: quality/measured.toml in the state]."),
+    ] = None,
     monitor: MonitorOption = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
@@ -76,7 +78,8 @@ def quality(
         default_name = measured_name(known)
     stated = stated or (list(settings.tiers) if settings is not None else [])
     measured = QualityMeasurement.of(found, stated)
-    write_text(out, measured.to_toml(name or default_name, about))
+    path = out or state_folder("quality", "measured.toml")
+    write_text(path, measured.to_toml(name or default_name, about))
     if as_json:
         print_json({"tasks": measured.to_json(), "left_out": dict(measured.left_out)})
         return
@@ -88,7 +91,7 @@ def quality(
     missing = [task for task in limits_of(settings) if task not in found]
     if missing:
         note(f"not in the table, as nobody measured it: {', '.join(missing)}")
-    note(f"written: {out}")
+    note(f"written: {path}")
 
 
 def _questions(

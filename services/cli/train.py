@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import pathlib
 import time
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from router.catalog import QualityTable, parse_quality
 from router.dqn.snapshot import SnapshotError, load_snapshot
-from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError, Task
-from services.cli.files import read_bytes, shipped_file
-from services.cli.output import console
-from services.cli.progress import ProgressLines
+from router.folders import state_folder
+from router.types import InvalidFileError
+from services.cli.files import read_bytes
+from services.cli.options import JsonOption
+from services.cli.output import console, print_json, table
+from services.cli.own_mesh import (
+    DeadlineOption,
+    DevicesOption,
+    MeshConfigOption,
+    OutputTokensOption,
+    PromptsOption,
+    asked_mesh,
+)
+from services.cli.progress import ProgressLines, StageProgress
 from services.local.errors import CommandError, InputError
-from trainer.shipped import PROFILES, QUALITY
 
-DEFAULT_OUT = pathlib.Path("build") / "train" / "policy.safetensors"
+if TYPE_CHECKING:
+    from trainer.evaluation.inputs import Asked
 
 
 def register(app: typer.Typer) -> None:
@@ -28,85 +37,124 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
+    config: MeshConfigOption = None,
+    prompts: PromptsOption = None,
     profile: Annotated[
-        str, typer.Option(help="Latency profile: a file, or the name of a shipped one.")
-    ],
+        str, typer.Option(help="Without --config: latency profile, a file or a shipped name.")
+    ] = "",
     quality: Annotated[
-        str, typer.Option(help="Quality table: a file, or the name of a shipped one.")
-    ],
-    deadline_s: Annotated[float, typer.Option(help="Deadline of every task, seconds.")] = 0.4,
-    devices: Annotated[int, typer.Option(min=1, max=256, help="Devices with every tier.")] = 4,
-    output_tokens: Annotated[
-        float, typer.Option(min=1, max=4096, help="Mean output tokens, for profiles but opt-*.")
-    ] = 8.0,
+        str, typer.Option(help="Without --config: quality table, a file or a shipped name.")
+    ] = "",
+    deadline_s: DeadlineOption = None,
+    devices: DevicesOption = None,
+    output_tokens: OutputTokensOption = None,
     max_rate_rps: Annotated[
         float, typer.Option(min=0, help="Highest rate to train for; 0 = by the profile.")
     ] = 0.0,
     budget_s: Annotated[
-        float, typer.Option(min=1, max=86_400, help="Seconds to train and evaluate.")
+        float, typer.Option(min=1, max=86_400, help="Seconds to train and validate.")
     ] = 480.0,
     rounds: Annotated[
         int,
         typer.Option(min=0, help="Rounds instead of --budget-s: reproducible; 0 = by the time."),
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 1,
-    out: Annotated[pathlib.Path, typer.Option(help="Snapshot to write.")] = DEFAULT_OUT,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Snapshot to write [default: train/policy.safetensors in the state]."),
+    ] = None,
     initial: Annotated[
         pathlib.Path | None, typer.Option(help="Snapshot to start from; none = afresh.")
     ] = None,
+    answer: Annotated[
+        bool,
+        typer.Option(help="Say afterwards what to use, up to which load, and how many GPUs saved."),
+    ] = True,
     tensorboard: Annotated[
         pathlib.Path | None, typer.Option(help="Folder of a TensorBoard log; none = no log.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a policy in the simulator and write its snapshot; a killed run goes on where it was."""
+    """Train a policy in the simulator and write its snapshot; a killed run goes on where it was.
+
+    With --config the mesh simulated is yours, else that of a profile and a quality table.
+    """
+    from trainer.evaluation.inputs import Asked, EvaluationInputError, described_mesh
     from trainer.learning.checkpoint import CheckpointError, write_atomically
     from trainer.learning.offline.config import Budget
     from trainer.learning.offline.training import train_policy
     from trainer.simulation.scenarios import Mesh, ScenarioError
 
-    costs = _profile(shipped_file(PROFILES, profile, "--profile"))
-    table = _quality(shipped_file(QUALITY, quality, "--quality"))
-    tasks = [Task(name, deadline_s, expected_output_tokens=output_tokens) for name in table.quality]
+    if config is None and not (profile and quality):
+        raise InputError("--config: give your mesh's settings file, or --profile and --quality")
+    asked = Asked(
+        **asked_mesh(
+            config,
+            prompts,
+            profile=profile,
+            quality=quality,
+            deadline_s=deadline_s,
+            devices=devices,
+            output_tokens=output_tokens,
+        )
+    )
+    path = out or state_folder("train", "policy.safetensors")
     start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
+            own = described_mesh(asked)
             mesh = Mesh.build(
-                profile=costs,
-                quality=table,
-                tasks=tasks,
-                deadline_s=deadline_s,
-                devices=devices,
+                profile=own.profile,
+                quality=own.quality,
+                tasks=own.catalog.tasks,
+                devices=own.devices,
                 max_rate_rps=max_rate_rps or None,
+                lengths=own.lengths,
             )
             blob = train_policy(
                 mesh,
                 seed=seed,
                 budget=Budget(seconds=budget_s, rounds=rounds or None),
                 initial=start,
-                checkpoint=out.with_name(out.name + ".checkpoint"),
+                checkpoint=path.with_name(path.name + ".checkpoint"),
                 progress=display.show,
             )
-            write_atomically(out, blob)
-        except (ScenarioError, SnapshotError, InvalidFileError) as error:
+            write_atomically(path, blob)
+        except (EvaluationInputError, ScenarioError, SnapshotError, InvalidFileError) as error:
             raise InputError(str(error)) from None
         except CheckpointError as error:
             raise CommandError(str(error)) from None
-    _print_result(out, blob, as_json)
+    found = _answer(dataclasses.replace(asked, own=own), path) if answer else None
+    _print_result(path, blob, found, own.notes, as_json)
 
 
-def _profile(path: pathlib.Path) -> LatencyProfile:
+def _answer(asked: Asked, path: pathlib.Path) -> dict[str, Any]:
+    """Evaluates the snapshot briefly; writes the plot beside it and returns the answer."""
+    from trainer.evaluation.facts import usable_cores
+    from trainer.evaluation.inputs import EvaluationInputError, read_inputs
+    from trainer.evaluation.plan import BRIEF
+    from trainer.evaluation.rates import EvaluationError
+    from trainer.evaluation.report.figures import answer_figure
+    from trainer.evaluation.report.page import palette
+    from trainer.evaluation.report.style import save
+    from trainer.evaluation.run import run_evaluation
+
     try:
-        return parse_profile(read_bytes(path).decode("utf-8", "replace"), str(path))
-    except InvalidFileError as error:
-        raise InputError(str(error)) from None
-
-
-def _quality(path: pathlib.Path) -> QualityTable:
-    try:
-        return parse_quality(read_bytes(path).decode("utf-8", "replace"), str(path))
-    except InvalidFileError as error:
-        raise InputError(str(error)) from None
+        with StageProgress() as display:
+            report = run_evaluation(
+                read_inputs(dataclasses.replace(asked, policies=(str(path),))),
+                BRIEF,
+                seed_count=0,
+                workers=usable_cores(),
+                command="",
+                progress=display.show_requests,
+            )
+    except (EvaluationInputError, EvaluationError) as error:
+        raise CommandError(f"{path} is written, but not evaluated: {error}") from None
+    found: dict[str, Any] = report["answer"]
+    small = report["always_small"][0]["policy"]
+    save(answer_figure(found, report["sweep"], small, palette(report)), path.with_suffix(""))
+    return found
 
 
 class _Display:
@@ -165,24 +213,48 @@ class _Display:
                     self._writer.add_scalar(name, facts[name], facts["step_count"])
 
 
-def _print_result(out: pathlib.Path, blob: bytes, as_json: bool) -> None:
+def _print_result(
+    out: pathlib.Path,
+    blob: bytes,
+    found: dict[str, Any] | None,
+    notes: Sequence[str],
+    as_json: bool,
+) -> None:
     snapshot = load_snapshot(blob)
     evaluation = dict(snapshot.evaluation)
     if as_json:
-        document = {
-            "snapshot": str(out),
-            "version": snapshot.version,
-            "training": dict(snapshot.training),
-            "evaluation": evaluation,
-        }
-        typer.echo(json.dumps(document))
+        print_json(
+            {
+                "snapshot": str(out),
+                "version": snapshot.version,
+                "answer": found,
+                "training": dict(snapshot.training),
+                "evaluation": evaluation,
+            }
+        )
         return
     terminal = console()
-    terminal.print(f"{out}  version {snapshot.version}", markup=False)
+    if found is not None:
+        terminal.print(found["sentence"], markup=False, soft_wrap=True, style="bold")
+        terminal.print(f"plot: {out.with_suffix('.png')}", markup=False, soft_wrap=True)
+    for each in notes:
+        terminal.print(each, markup=False, soft_wrap=True)
     rows = {"dqn": evaluation, **evaluation["baselines"]}
-    for name, scores in rows.items():
-        terminal.print(
-            f"  {name:14} performance {scores['performance']:.4f}  "
-            f"availability {scores['availability']:.4f} (worst {scores['availability_min']:.4f})",
-            markup=False,
+    columns = ("policy", "performance", "availability", "lowest availability")
+    terminal.print(
+        table(
+            "on validation scenarios: bursts, costs that are off, stale views, a device lost",
+            columns,
+            [
+                (
+                    name,
+                    *(
+                        f"{scores[key]:.4f}"
+                        for key in ("performance", "availability", "availability_min")
+                    ),
+                )
+                for name, scores in rows.items()
+            ],
         )
+    )
+    terminal.print(f"{out}  version {snapshot.version}", markup=False, soft_wrap=True)

@@ -240,6 +240,15 @@ def load_mesh_files(mesh: MeshSettings) -> MeshFiles:
     )
 
 
+def placement(mesh: MeshSettings) -> tuple[tuple[str, ...], ...]:
+    """Returns the tiers placed on each device; without endpoints one device with every tier."""
+    devices: dict[str, set[str]] = {}
+    for endpoint in mesh.endpoints:
+        devices.setdefault(endpoint.device or endpoint.name, set()).update(endpoint.tiers)
+    placed = [tuple(t for t in mesh.tiers if t in tiers) for tiers in devices.values()]
+    return tuple(placed) or (tuple(mesh.tiers),)
+
+
 def endpoint_profile_names(mesh: MeshSettings) -> dict[str, str]:
     """Returns the profile's name for every endpoint that has a profile file of its own.
 

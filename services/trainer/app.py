@@ -17,7 +17,7 @@ from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
-from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
+from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files, placement
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
@@ -190,16 +190,12 @@ def build_app(settings: Settings) -> TrainerApplication:
 
 def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
     """Returns the mesh as the simulator needs it; without endpoints one device with every tier."""
-    devices: dict[str, set[str]] = {}
-    for endpoint in mesh.endpoints:
-        devices.setdefault(endpoint.device or endpoint.name, set()).update(endpoint.tiers)
-    placed = [tuple(t for t in mesh.tiers if t in tiers) for tiers in devices.values()]
     return MeshSpec(
         profile=files.profile,
         quality=files.quality,
         tasks=files.catalog.tasks,
         deadline_s=statistics.median(task.default_deadline_s for task in files.catalog.tasks),
-        devices=tuple(placed) or (tuple(mesh.tiers),),
+        devices=placement(mesh),
     )
 
 

@@ -29,7 +29,7 @@ class MeshSpec:
         profile: latency profile of a device.
         quality: quality table.
         tasks: the tasks.
-        deadline_s: deadline, seconds.
+        deadline_s: typical deadline, seconds; simulated requests have their tasks' own.
         devices: tiers placed on each device.
     """
 
@@ -47,7 +47,6 @@ class MeshSpec:
             profile=self.profile,
             quality=self.quality,
             tasks=self.tasks,
-            deadline_s=self.deadline_s,
             devices=self.devices,
         )
 

@@ -24,11 +24,12 @@ def entrants(
     Args:
         asked: names or snapshot files; empty: every policy, and the profile's shipped snapshots.
         catalog: tiers and tasks.
-        profile: name of the profile's file, which shipped snapshots begin with.
+        profile: name of the profile, which shipped snapshots begin with.
         problems: gets what is wrong with what was asked for.
         notes: gets what is wrong with a shipped snapshot nobody asked for.
     """
-    shipped = sorted(shipped_path(POLICIES).glob(f"{profile}*{SNAPSHOT_SUFFIX}"))
+    every = sorted(shipped_path(POLICIES).glob(f"*{SNAPSHOT_SUFFIX}"))
+    shipped = [path for path in every if path.name.startswith(f"{profile}.")]
     names, files = list(baseline_names(catalog)), shipped
     if asked:
         names, files = _sorted_out(asked, profile, shipped, problems)

@@ -70,6 +70,7 @@ def setting(inputs: Inputs) -> dict[str, Any]:
     """What was held fixed, for the report."""
     own, profile = inputs.setting, inputs.profile
     return {
+        "mesh": own.name,
         "profile": profile.name,
         "profile_source": profile.source,
         "profile_description": profile.description,
@@ -79,6 +80,7 @@ def setting(inputs: Inputs) -> dict[str, Any]:
         "tiers": list(own.catalog.tiers),
         "tasks": [task.name for task in own.catalog.tasks],
         "deadline_s": own.deadline_s,
+        "deadlines_s": {task.name: task.default_deadline_s for task in own.catalog.tasks},
         "lengths": dataclasses.asdict(own.lengths),
         "workloads": list(inputs.workloads),
         "traces": list(inputs.traces),

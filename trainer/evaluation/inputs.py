@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from router.catalog import QualityTable, parse_quality
+from router.catalog import Catalog, QualityTable, parse_quality
 from router.documents import LARGEST_DOCUMENT_BYTES, parse_json
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError, Task
@@ -20,10 +20,14 @@ from trainer.evaluation.scenarios import SCENARIOS
 from trainer.evaluation.suite import UNPREDICTABLE
 from trainer.shipped import PROFILES, QUALITY, NotShippedError, find, shipped, shipped_names
 from trainer.simulation.scenarios import default_lengths
-from trainer.simulation.setting import Setting, shared_fleet_setting
+from trainer.simulation.setting import OwnMesh, Setting
 from trainer.simulation.workload import WorkloadError
 from trainer.traces.fit import TraceModel, fit_trace
 from trainer.traces.synthetic import STAND_INS, open_trace
+
+PAPER_QUALITY = "opt"
+PAPER_SETTING = ("opt-a100", PAPER_QUALITY, 0.4, 4)
+"""Profile, quality table, deadline (seconds) and devices of arXiv 2401.07886, as far as it says."""
 
 
 class EvaluationInputError(ValueError):
@@ -45,18 +49,21 @@ class Asked:
         deadline_s: deadline of every task, seconds.
         devices: devices with every tier.
         output_tokens: mean output tokens, for profiles but opt-*.
+        own: a mesh as its settings describe it, in place of the above that describe one; None:
+            they do.
     """
 
-    profile: str
-    quality: str
-    policies: tuple[str, ...]
-    workloads: tuple[str, ...]
-    traces: tuple[pathlib.Path, ...]
-    crosscheck: pathlib.Path | None
-    retrained: pathlib.Path | None
-    deadline_s: float
-    devices: int
-    output_tokens: float
+    profile: str = "opt-a100"
+    quality: str = ""
+    policies: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    traces: tuple[pathlib.Path, ...] = ()
+    crosscheck: pathlib.Path | None = None
+    retrained: pathlib.Path | None = None
+    deadline_s: float = 0.4
+    devices: int = 4
+    output_tokens: float = 8.0
+    own: OwnMesh | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Inputs:
         crosscheck: the cross-check's rows.
         retrained: the comparison with retrained policies, as a study.
         notes: what the reader of the report must know.
+        is_papers: whether the setting is the one that the paper's claims are about.
     """
 
     setting: Setting
@@ -86,24 +94,22 @@ class Inputs:
     crosscheck: tuple[Row, ...]
     retrained: dict[str, Any]
     notes: tuple[str, ...]
+    is_papers: bool
 
 
 def read_inputs(asked: Asked) -> Inputs:
     """Reads everything; raises EvaluationInputError with one line per mistake, over all of it."""
     problems: list[str] = []
-    profile_path = _found("profile", PROFILES, asked.profile, problems)
-    quality_path = _quality_path(asked, profile_path, problems)
-    quality = _parsed_quality(quality_path, problems)
-    profile = _parsed_profile(profile_path, quality, problems)
+    own = asked.own or _described(asked, problems)
     workloads = _workloads(asked.workloads, problems)
     traces = _traces(asked.traces, problems)
     checked = _crosscheck(asked.crosscheck, problems)
     compared = read_retrained(asked.retrained, problems)
-    if problems or profile is None or quality is None or profile_path is None:
+    if problems or own is None:
         raise EvaluationInputError("\n".join(problems))
-    setting = _setting(asked, profile, quality)
-    notes: list[str] = []
-    contenders = entrants(asked.policies, setting.catalog, profile_path.stem, problems, notes)
+    setting = own.setting()
+    notes = list(own.notes)
+    contenders = entrants(asked.policies, setting.catalog, own.profile.name, problems, notes)
     if problems:
         raise EvaluationInputError("\n".join(problems))
     # The headlines are about a `dqn` if there is one: only that has a zeroed twin beside it.
@@ -114,8 +120,8 @@ def read_inputs(asked: Asked) -> Inputs:
     retrained = retrained_study(compared, setting.facts(), version, notes)
     return Inputs(
         setting,
-        profile,
-        quality,
+        own.profile,
+        own.quality,
         contenders,
         first,
         workloads,
@@ -123,7 +129,46 @@ def read_inputs(asked: Asked) -> Inputs:
         checked,
         retrained,
         tuple(notes),
+        _is_papers(asked),
     )
+
+
+def described_mesh(asked: Asked) -> OwnMesh:
+    """Returns the mesh that was typed; raises EvaluationInputError with one line per mistake."""
+    problems: list[str] = []
+    own = asked.own or _described(asked, problems)
+    if own is None:
+        raise EvaluationInputError("\n".join(problems))
+    return own
+
+
+def _described(asked: Asked, problems: list[str]) -> OwnMesh | None:
+    """Returns the mesh that profile, quality table and numbers describe."""
+    profile_path = _found("profile", PROFILES, asked.profile, problems)
+    quality_path = _quality_path(asked, profile_path, problems)
+    quality = _parsed_quality(quality_path, problems)
+    profile = _parsed_profile(profile_path, quality, problems)
+    if problems or profile is None or quality is None:
+        return None
+    tasks = tuple(
+        Task(name, asked.deadline_s, expected_output_tokens=asked.output_tokens)
+        for name in quality.quality
+    )
+    lengths = default_lengths(profile, tasks)
+    tasks = tuple(replace(task, expected_output_tokens=lengths.output_mean) for task in tasks)
+    tiers = tuple(next(iter(quality.quality.values())))
+    try:
+        catalog = Catalog.build(tiers, tasks, quality)
+    except InvalidFileError as error:
+        problems.append(str(error))
+        return None
+    return OwnMesh(profile.name, catalog, quality, profile, (tiers,) * asked.devices, lengths)
+
+
+def _is_papers(asked: Asked) -> bool:
+    """Returns whether the setting is the paper's: its models, tasks, deadline and devices."""
+    said = (asked.profile, asked.quality or PAPER_QUALITY, asked.deadline_s, asked.devices)
+    return asked.own is None and said == PAPER_SETTING
 
 
 def _found(option: str, folder: str, name: str, problems: list[str]) -> pathlib.Path | None:
@@ -228,23 +273,3 @@ def _crosscheck(path: pathlib.Path | None, problems: list[str]) -> tuple[Row, ..
     else:
         return tuple(rows)
     return ()
-
-
-def _setting(asked: Asked, profile: LatencyProfile, quality: QualityTable) -> Setting:
-    tasks = [
-        Task(name, asked.deadline_s, expected_output_tokens=asked.output_tokens)
-        for name in quality.quality
-    ]
-    tiers = tuple(next(iter(quality.quality.values())))
-    try:
-        return shared_fleet_setting(
-            profile.name,
-            profile,
-            quality,
-            tiers=tiers,
-            device_count=asked.devices,
-            deadline_s=asked.deadline_s,
-            lengths=default_lengths(profile, tasks),
-        )
-    except InvalidFileError as error:
-        raise EvaluationInputError(str(error)) from None

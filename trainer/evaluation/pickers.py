@@ -212,7 +212,7 @@ def _setting(
     ]
     profiles = {"": profile}
     fleet = build_fleet(catalog, endpoints, profiles)
-    return Setting(f"pickers, {name}", catalog, fleet, profiles, DEADLINE_S, LENGTHS)
+    return Setting(f"pickers, {name}", catalog, fleet, profiles, LENGTHS)
 
 
 def _held_rps(setting: Setting, spec: PolicySpec, seeds: Sequence[int], duration_s: float) -> float:

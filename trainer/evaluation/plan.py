@@ -101,3 +101,22 @@ PLANS: Mapping[str, Plan] = {
     )
 }
 """Suites by name: `quick` for every day (minutes on two cores), `full` for the record."""
+
+BRIEF = Plan(
+    name="brief",
+    seed_count=2,
+    sweep_loads=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    soft_loads=(),
+    window_loads=(),
+    gpu_loads=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    shift_shares=(),
+    requests=3000,
+    shortest_s=3.0,
+    longest_s=8.0,
+    windows_per_seed=0,
+    trace_windows_per_seed=0,
+    window_bound_seed_count=0,
+    hold_seed_count=1,
+    hold_s=4.0,
+)
+"""What a first answer needs, after a training: the sweep, what is held, GPUs."""

@@ -50,6 +50,7 @@ def run_evaluation(
         inputs.traces,
         (inputs.profile, inputs.quality) if plan.pickers else None,
         inputs.retrained,
+        inputs.is_papers,
     )
     # Set before workers start, which inherit it: two processes with two threads each fight.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -67,6 +68,7 @@ def run_evaluation(
             for name, each in inputs.contenders.items()
         },
         "learned": inputs.learned,
+        "is_papers": inputs.is_papers,
         "notes": list(inputs.notes),
         **results,
         "crosscheck": (

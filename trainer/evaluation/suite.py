@@ -15,6 +15,7 @@ from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import RewardKind
 from trainer.evaluation import studies
+from trainer.evaluation.answer import answer, best_policy
 from trainer.evaluation.cases import TRACE_PREFIX, WARM_UP_S, WINDOW_S, Case
 from trainer.evaluation.fluid import FluidJob
 from trainer.evaluation.gpus import GpuJob, gpu_rows
@@ -58,6 +59,7 @@ class Subject:
         traces: fitted arrival traces by name.
         study: profile and quality table of the comparison of endpoint pickers; None: not run.
         retrained: the learned policy beside policies retrained for each shift, as a study.
+        is_papers: the setting is the one that the paper's claims are about.
     """
 
     setting: Setting
@@ -67,6 +69,7 @@ class Subject:
     traces: Mapping[str, TraceModel] = field(default_factory=dict)
     study: tuple[LatencyProfile, QualityTable] | None = None
     retrained: Row = field(default_factory=lambda: studies.not_run(RETRAINED_ASIDE))
+    is_papers: bool = True
 
 
 def soft(setting: Setting) -> Setting:
@@ -136,7 +139,8 @@ class _Suite:
             self._plan,
             self._seeds,
         )
-        gpu_jobs = self._gpu_jobs(rates)
+        names = dict.fromkeys((self._subject.learned or REGRET_BASELINE, REGRET_BASELINE))
+        gpu_jobs = self._gpu_jobs(rates, tuple(names))
         study = self._subject.study
         found = _run_parts(
             runner,
@@ -199,8 +203,26 @@ class _Suite:
         reason = "it is part of the full suite"
         report["picker"] = studies.done(pickers[0]) if pickers else studies.not_run(reason)
         report["retrained"] = self._subject.retrained
-        report["headlines"] = headlines(report, self._subject.learned, self._large, self._small)
+        report["headlines"] = headlines(
+            report,
+            self._subject.learned,
+            self._large,
+            self._small,
+            is_papers=self._subject.is_papers,
+        )
+        report["answer"] = self._answer(runner, rates, report)
         return report
+
+    def _answer(self, runner: Runner, rates: Rates, report: dict[str, Any]) -> Row:
+        """Answers what is asked first; counts the GPUs of the best policy if nobody has yet."""
+        zeroed = [name for name in self._all if name not in self._main]
+        best = best_policy(report["sweep"], zeroed, self._small, self._subject.learned)
+        if all(row["policy"] != best for row in report["per_gpu"]):
+            jobs = self._gpu_jobs(rates, [best], nets=(True,))
+            counts = runner.run("GPUs of the best", jobs)
+            devices = len(self._subject.setting.fleet.devices)
+            report["per_gpu"] += gpu_rows(jobs, counts, devices)
+        return answer(report, best, self._large)
 
     def _case(self, suite: str, load: float, rates: Rates, seed: int, **changes: Any) -> Case:
         """Returns a case whose load is in units of its own setting."""
@@ -247,13 +269,14 @@ class _Suite:
             for seed in self._seeds
         ]
 
-    def _gpu_jobs(self, rates: Rates) -> list[GpuJob]:
-        names = dict.fromkeys((self._subject.learned or REGRET_BASELINE, REGRET_BASELINE))
+    def _gpu_jobs(
+        self, rates: Rates, names: Sequence[str], nets: Sequence[bool] = (False, True)
+    ) -> list[GpuJob]:
         points = [(load, load * rates.large_rps[""]) for load in self._plan.gpu_loads]
         return [
             GpuJob(name, net, load, rate_rps, seed, self._plan.duration_s(rate_rps))
             for name in names
-            for net in (False, True)
+            for net in nets
             for load, rate_rps in points
             for seed in self._seeds
         ]

@@ -49,7 +49,7 @@ class Mesh:
         catalog: tiers, tasks, quality.
         profile: costs as routers know them.
         devices: tiers placed on each device.
-        deadline_s: deadline, seconds.
+        deadline_s: typical deadline, seconds; requests have their tasks' own.
         lengths: distribution of prompt and output lengths.
         fleet: the fleet as routers know it.
         large_rps: rate at which the largest tier alone would fill all devices.
@@ -74,26 +74,36 @@ class Mesh:
         profile: LatencyProfile,
         quality: QualityTable,
         tasks: Sequence[Task],
-        deadline_s: float,
         devices: int | Sequence[Sequence[str]],
+        deadline_s: float | None = None,
         max_rate_rps: float | None = None,
         lengths: Lengths | None = None,
     ) -> Mesh:
-        """Builds a mesh; `devices` is a number (every tier on each) or the tiers of each.
+        """Builds a mesh.
+
+        Args:
+            profile: costs as routers know them.
+            quality: quality table.
+            tasks: the tasks.
+            devices: a number (every tier on each) or the tiers of each.
+            deadline_s: one deadline for all tasks, seconds; None: their own.
+            max_rate_rps: highest rate to train for; None: what the smallest tier allows.
+            lengths: distribution of lengths; None: what suits the profile.
 
         Raises:
             ScenarioError: something is missing or out of range.
             InvalidFileError: the quality table lacks a cell.
         """
-        if not deadline_s > 0.0 or not math.isfinite(deadline_s):
-            raise ScenarioError(f"deadline_s must be above 0 (got {deadline_s})")
         if not tasks:
             raise ScenarioError("tasks: at least one is needed")
+        if deadline_s is not None:
+            tasks = [replace(task, default_deadline_s=deadline_s) for task in tasks]
+        deadline_s = typical_deadline_s(tasks)
+        if not deadline_s > 0.0 or not math.isfinite(deadline_s):
+            raise ScenarioError(f"deadline_s must be above 0 (got {deadline_s})")
         placed = _placement(profile, devices)
         tiers = tuple(t for t in profile.tiers if any(t in device for device in placed))
-        catalog = Catalog.build(
-            tiers, tuple(replace(t, default_deadline_s=deadline_s) for t in tasks), quality
-        )
+        catalog = Catalog.build(tiers, tuple(tasks), quality)
         fleet = _fleet(catalog, profile, placed)
         lengths = lengths or default_lengths(profile, tasks)
         time_C = full_batch_times_s(fleet, lengths)
@@ -114,11 +124,22 @@ class Mesh:
             max_rate_rps or 0.55 * small_rps,
         )
 
+    def deadlines(self, deadline_s: float) -> list[float]:
+        """Returns a deadline per task, seconds, where the typical one is `deadline_s`."""
+        return [
+            deadline_s * (task.default_deadline_s / self.deadline_s) for task in self.catalog.tasks
+        ]
+
     def rates(self, count: int) -> list[float]:
         """Returns `count` rates from a light load to the highest one, evenly in the logarithm."""
         low = 0.25 * self.large_rps
         high = max(self.max_rate_rps, 2.0 * low)
         return [float(rate) for rate in np.geomspace(low, high, count)]
+
+
+def typical_deadline_s(tasks: Sequence[Task]) -> float:
+    """Returns the median of the tasks' deadlines, seconds."""
+    return float(np.median([task.default_deadline_s for task in tasks]))
 
 
 def full_batch_times_s(fleet: Fleet, lengths: Lengths) -> NDArray[np.float64]:
@@ -165,7 +186,7 @@ def training_scenario(mesh: Mesh, rng: np.random.Generator, request_count: int) 
         _arrivals(rate, high, duration_s, mesh.deadline_s, rng),
         duration_s,
         rng=rng,
-        deadline_s=deadline_s,
+        deadline_s=mesh.deadlines(deadline_s),
         task_share=rng.dirichlet(np.full(len(catalog.tasks), 3.0)).tolist(),
         lengths=mesh.lengths,
     )
@@ -369,7 +390,7 @@ def _evaluation(
         arrivals,
         duration_s,
         rng=rng,
-        deadline_s=mesh.deadline_s,
+        deadline_s=mesh.deadlines(mesh.deadline_s),
         task_share=task_share or [1.0] * len(mesh.catalog.tasks),
         lengths=mesh.lengths,
         name=name,

@@ -13,7 +13,7 @@ from router.catalog import Catalog, QualityTable
 from router.fleet import EndpointSpec, Fleet, build_fleet
 from router.profile import LatencyProfile
 from router.types import Task
-from trainer.simulation.scenarios import full_batch_times_s
+from trainer.simulation.scenarios import full_batch_times_s, typical_deadline_s
 from trainer.simulation.simulate import SimulationConfig
 from trainer.simulation.workload import OPT_LENGTHS, Lengths, Workload, make_workload
 
@@ -32,7 +32,6 @@ class Setting:
         catalog: tiers, tasks, quality.
         fleet: candidates.
         profiles: true costs.
-        deadline_s: deadline of every request, seconds.
         lengths: prompt and output lengths.
         task_share: share of each task.
     """
@@ -41,9 +40,13 @@ class Setting:
     catalog: Catalog
     fleet: Fleet
     profiles: Mapping[str, LatencyProfile]
-    deadline_s: float
     lengths: Lengths = OPT_LENGTHS
     task_share: tuple[float, ...] = ()
+
+    @property
+    def deadline_s(self) -> float:
+        """The typical deadline, seconds: the median of the tasks'. Requests have their own."""
+        return typical_deadline_s(self.catalog.tasks)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -73,10 +76,47 @@ class Setting:
             arrival_N,
             duration_s,
             rng=rng,
-            deadline_s=self.deadline_s,
+            deadline_s=[task.default_deadline_s for task in self.catalog.tasks],
             task_share=self.shares,
             lengths=self.lengths,
         )
+
+
+@dataclass(frozen=True)
+class OwnMesh:
+    """A mesh as somebody describes it.
+
+    Attributes:
+        name: of the mesh.
+        catalog: tiers, tasks with their deadlines, quality.
+        quality: the quality table.
+        profile: costs on every device.
+        devices: tiers placed on each device.
+        lengths: prompt and output lengths.
+        task_share: share of each task; empty: even.
+        notes: what had to be assumed.
+    """
+
+    name: str
+    catalog: Catalog
+    quality: QualityTable
+    profile: LatencyProfile
+    devices: tuple[tuple[str, ...], ...]
+    lengths: Lengths
+    task_share: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def setting(self) -> Setting:
+        """Returns it as policies are compared on it."""
+        endpoints = [
+            EndpointSpec(
+                f"device-{i}", f"127.0.0.1:{8001 + i}", f"device-{i}", {t: t for t in tiers}
+            )
+            for i, tiers in enumerate(self.devices)
+        ]
+        profiles = {"": self.profile}
+        fleet = build_fleet(self.catalog, endpoints, profiles)
+        return Setting(self.name, self.catalog, fleet, profiles, self.lengths, self.task_share)
 
 
 def shared_fleet_setting(
@@ -99,13 +139,8 @@ def shared_fleet_setting(
         for task in quality.quality
     )
     catalog = Catalog.build(tuple(tiers), tasks, quality)
-    endpoints = [
-        EndpointSpec(f"device-{i}", f"127.0.0.1:{8001 + i}", f"device-{i}", {t: t for t in tiers})
-        for i in range(device_count)
-    ]
-    profiles = {"": profile}
-    fleet = build_fleet(catalog, endpoints, profiles)
-    return Setting(name, catalog, fleet, profiles, deadline_s, lengths)
+    own = OwnMesh(name, catalog, quality, profile, (tuple(tiers),) * device_count, lengths)
+    return own.setting()
 
 
 def with_routers(config: SimulationConfig, routers: int, staleness_s: float) -> SimulationConfig:

@@ -105,7 +105,42 @@ def share_figure(rows: Sequence[Row], palette: Palette) -> Figure:
     return figure
 
 
-def windows_figure(rows: Sequence[Row], bounds: Sequence[Row], palette: Palette) -> Figure:
+def answer_figure(found: Row, rows: Sequence[Row], small: str, palette: Palette) -> Figure:
+    """What the best policy earns over the rate, beside the static ones, and what each holds."""
+    large = found["static_large"]
+    names = dict.fromkeys((small, large, found["policy"]))
+    curves = {name: curve for name, curve in _curves(rows).items() if name in names}
+    marks = dict(zip(names, "so^", strict=False))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for name, curve in curves.items():
+            rates = [row["rate_rps"] for row in curve]
+            line = {**palette.line(name), "marker": marks[name], "ms": 5}
+            axes.plot(rates, [row["performance"] for row in curve], **line)
+        held = {found["policy"]: found["held_rps"], large: found["static_large_held_rps"]}
+        for name, rate in held.items():
+            if rate:
+                color = palette.line(name)["color"]
+                axes.axvline(rate, color=color, lw=1.2, ls="--")
+                axes.text(
+                    rate, 0.03, f" {name} holds {rate:.3g}/s",
+                    rotation=90, va="bottom", ha="right", fontsize=8, color=color,
+                )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("requests/s")
+        axes.set_title(
+            "performance: mean quality of what is answered in time, nothing for the rest"
+        )
+        axes.legend(fontsize=9, loc="lower left")
+    return figure
+
+
+def windows_figure(
+    rows: Sequence[Row], bounds: Sequence[Row], palette: Palette, *, is_papers: bool = True
+) -> Figure:
     """Share of 10 s windows above each level over load, a column per workload.
 
     Black: the share of windows that any policy could keep above, by the bound of each window.
@@ -123,7 +158,7 @@ def windows_figure(rows: Sequence[Row], bounds: Sequence[Row], palette: Palette)
             chosen = [row for row in rows if row["workload"] == workload]
             most = [row for row in bounds if row["workload"] == workload]
             for line, level in enumerate(WINDOW_LEVELS):
-                _windows_panel(grid[line][column], chosen, most, palette, level)
+                _windows_panel(grid[line][column], chosen, most, palette, level, is_papers)
             grid[0][column].set_title(workload)
             grid[-1][column].set_xlabel("load")
         for line, level in enumerate(WINDOW_LEVELS):
@@ -134,7 +169,12 @@ def windows_figure(rows: Sequence[Row], bounds: Sequence[Row], palette: Palette)
 
 
 def _windows_panel(
-    axes: Any, rows: Sequence[Row], bounds: Sequence[Row], palette: Palette, level: float
+    axes: Any,
+    rows: Sequence[Row],
+    bounds: Sequence[Row],
+    palette: Palette,
+    level: float,
+    is_papers: bool,
 ) -> None:
     column = level_name(level)
     if bounds:
@@ -146,7 +186,7 @@ def _windows_panel(
     for curve in curves.values():
         _draw(axes, curve, column, palette)
     static = curves.get(palette.large)
-    if static:
+    if static and is_papers:
         factor = PAPER_WINDOW_RATIOS[level]
         marked = [min(1.0, factor * row[column]) for row in static]
         axes.plot(
@@ -162,7 +202,7 @@ def _windows_panel(
     axes.set_ylim(-0.02, 1.03)
 
 
-def gpus_figure(rows: Sequence[Row], palette: Palette) -> Figure:
+def gpus_figure(rows: Sequence[Row], palette: Palette, *, is_papers: bool = True) -> Figure:
     """GPUs static-large needs to equal the fleet, and performance per GPU against 8 of them."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 4.4), layout="constrained")
@@ -176,17 +216,18 @@ def gpus_figure(rows: Sequence[Row], palette: Palette) -> Figure:
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         left.set_title(f"GPUs static-large needs to equal {rows[0]['devices']}")
         top = max((row["per_gpu_ratio"] for row in rows if row["per_gpu_ratio"]), default=1.0)
-        right.axhline(PAPER_GPU_RATIO, color=LARGE_COLOR, lw=1.2, ls=":")
-        right.text(
-            loads[0], PAPER_GPU_RATIO, f" paper: {PAPER_GPU_RATIO:g}x",
-            va="bottom", fontsize=8, color=LARGE_COLOR,
-        )  # fmt: skip
+        if is_papers:
+            right.axhline(PAPER_GPU_RATIO, color=LARGE_COLOR, lw=1.2, ls=":")
+            right.text(
+                loads[0], PAPER_GPU_RATIO, f" paper: {PAPER_GPU_RATIO:g}x",
+                va="bottom", fontsize=8, color=LARGE_COLOR,
+            )  # fmt: skip
         # With 8 GPUs overrun completely the ratio has no limit; the axis has.
         right.set_ylim(0, min(12.0, 1.1 * max(top, PAPER_GPU_RATIO)))
         right.set_title("performance per GPU against 8 static GPUs")
         for axes in (left, right):
             load_axis(axes, loads)
-            axes.set_xlabel("load, multiples of what static-large holds on 4 GPUs")
+            axes.set_xlabel(f"load, multiples of what static-large holds on {rows[0]['devices']}")
         right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.92))
     return figure
 

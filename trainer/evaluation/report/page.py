@@ -64,11 +64,16 @@ def palette(report: Report) -> Palette:
 def report_figures(report: Report) -> dict[str, Figure]:
     """Every plot of a report by name."""
     colors = palette(report)
+    is_papers = report["is_papers"]
+    small = report["always_small"][0]["policy"]
     drawn = {
+        "answer": figures.answer_figure(report["answer"], report["sweep"], small, colors),
         "sweep": figures.sweep_figure(report["sweep"], colors),
         "share": figures.share_figure(report["sweep"], colors),
-        "windows": figures.windows_figure(report["windows"], report["window_bounds"], colors),
-        "gpus": figures.gpus_figure(report["per_gpu"], colors),
+        "windows": figures.windows_figure(
+            report["windows"], report["window_bounds"], colors, is_papers=is_papers
+        ),
+        "gpus": figures.gpus_figure(report["per_gpu"], colors, is_papers=is_papers),
         "shifts": figures.shifts_figure(report["shifts"], colors),
         "soft": figures.sweep_figure(report["soft"], colors),
     }

@@ -22,7 +22,7 @@ from trainer.evaluation.report.style import STYLE
 from trainer.evaluation.report.tables import Table
 
 NAME = "evaluation"
-PICTURES = ("sweep", "share", "windows", "gpus", "shifts", "regret")
+PICTURES = ("answer", "sweep", "share", "windows", "gpus", "shifts", "regret")
 DPI = 80
 COLORS = 96
 DEFAULT_PROFILE = "opt-a100"
@@ -87,6 +87,10 @@ def _lines(report: Mapping[str, Any], name: str, drawn_regret: bool) -> list[str
         f"# Evaluation on {setting['profile']}",
         "",
         _READERS,
+        "",
+        f"**{report['answer']['sentence']}**",
+        "",
+        f"![What the best policy earns over the rate]({name}-answer.png)",
         "",
         ran,
         "",

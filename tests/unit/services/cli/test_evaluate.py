@@ -61,6 +61,17 @@ def test_report_says_how_to_have_it_again(alone: tuple[pathlib.Path, str]) -> No
     assert report["crosscheck"]["status"] == report["picker"]["status"] == "not run"
 
 
+def test_the_papers_targets_are_judged_in_the_papers_setting_only(
+    alone: tuple[pathlib.Path, str],
+) -> None:
+    """Elsewhere the answer is about the user's own mesh, and no claim of the paper is in sight."""
+    report = json.loads(alone[1])
+    assert not report["is_papers"]
+    assert report["headlines"]
+    assert not any("paper" in row["target"] for row in report["headlines"])
+    assert report["answer"]["policy"] in {"price", "static-large"}
+
+
 def test_folder_gets_report_page_and_record(
     alone: tuple[pathlib.Path, str],
     command: list[str],
@@ -75,6 +86,7 @@ def test_folder_gets_report_page_and_record(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.html"}
     assert (tmp_path / "rec" / "evaluation.md").exists()
     said = capsys.readouterr()
+    assert said.out.startswith(report["answer"]["sentence"])
     assert "static-large" in said.out
     assert "report.html" in said.err
 

@@ -12,7 +12,6 @@ from router.features import FEATURE_COUNT
 from tests.unit.router import fleets
 from trainer.evaluation import policies
 from trainer.evaluation.cases import Case, CaseResult, Outcome
-from trainer.evaluation.inputs import Asked
 from trainer.evaluation.plan import Plan
 from trainer.evaluation.policies import Contender
 from trainer.evaluation.studies import not_run
@@ -45,10 +44,15 @@ PLAN = Plan(
 )
 
 
-def setting() -> Setting:
+def setting(deadline_s: float = 0.4) -> Setting:
     """Returns two devices with three tiers."""
     return shared_fleet_setting(
-        "test", fleets.profile(), QUALITY, device_count=2, lengths=Lengths(prompt_sigma=0.0)
+        "test",
+        fleets.profile(),
+        QUALITY,
+        device_count=2,
+        deadline_s=deadline_s,
+        lengths=Lengths(prompt_sigma=0.0),
     )
 
 
@@ -103,20 +107,3 @@ def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
     }  # fmt: skip
     empty["retrained"] = not_run("none")
     return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}
-
-
-def asked(**changes: Any) -> Asked:
-    """What the bare command asks for, with changes."""
-    values: dict[str, Any] = {
-        "profile": "opt-a100",
-        "quality": "",
-        "policies": (),
-        "workloads": (),
-        "traces": (),
-        "crosscheck": None,
-        "retrained": None,
-        "deadline_s": 0.4,
-        "devices": 4,
-        "output_tokens": 8.0,
-    }
-    return Asked(**{**values, **changes})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.unit.trainer.evaluation import subjects
@@ -29,5 +27,5 @@ def test_highest_held_rate_is_between_holding_and_not() -> None:
 
 def test_no_bracket_where_nothing_is_held() -> None:
     """A search ends even if no rate is held."""
-    short = replace(SETTING, deadline_s=0.001)
+    short = subjects.setting(deadline_s=0.001)
     assert bracket_rps(short, spec("static-large"), 10.0, [1], 1.5, safety=False) == (0.0, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +100,6 @@ def test_zeroed_twin_of_a_zero_network_removes_what_the_network_does(
 
 def test_deadline_nobody_can_make_is_an_error_that_says_so() -> None:
     """Without a rate that static-large holds there is nothing to measure loads by."""
-    short = replace(subjects.setting(), deadline_s=0.001)
+    short = subjects.setting(deadline_s=0.001)
     with pytest.raises(EvaluationError, match="longer deadline"):
         run_suite(Subject(short, subjects.contenders(), "dqn"), subjects.PLAN)

@@ -29,7 +29,7 @@ def test_plan_made_with_the_requests_in_hand_is_between_a_single_tier_and_the_bo
     monkeypatch.setattr(tightness, "TRIALS", 12)
     catalog = fleets.catalog()
     setup = config(2, safety=True)
-    setting = Setting("test", catalog, setup.fleet, setup.profiles, 0.4)
+    setting = Setting("test", catalog, setup.fleet, setup.profiles)
     offered = traffic(300.0, 2.0)
     planned = tightness.planned_performance(setting, offered, 0.0)
     statics = [simulate(setup, offered, spec(f"static-{t}")).performance() for t in fleets.TIERS]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.evaluation import subjects
-from trainer.evaluation.inputs import read_inputs
+from trainer.evaluation.inputs import Asked, read_inputs
 from trainer.evaluation.run import run_evaluation
 
 QUALITY = 'name = "one"\n[quality.easy]\nsmall = 0.5\nmedium = 0.8\nlarge = 1.0\n'
@@ -20,7 +20,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One device, one task, price and the static policies; as it is read back from its file."""
     quality: pathlib.Path = tmp_path_factory.mktemp("report") / "one.toml"
     quality.write_text(QUALITY)
-    asked = subjects.asked(policies=("price",), quality=str(quality), devices=1)
+    asked = Asked(policies=("price",), quality=str(quality), devices=1)
     found = run_evaluation(
         read_inputs(asked),
         subjects.PLAN,

@@ -15,7 +15,8 @@ def test_page_stands_alone_and_shows_every_plot(
     """Nothing is fetched from outside, and there is a plot for each part of the protocol."""
     write_page(tmp_path / "report.html", report, report_figures(report))
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
+    assert page.index(report["answer"]["sentence"]) < page.index("<svg") < page.index("<table")
     assert not re.search(r"<(script|link|img|iframe)\b", page)
     assert "not judged" in page
     assert "nan" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)

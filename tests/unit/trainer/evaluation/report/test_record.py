@@ -17,6 +17,6 @@ def test_record_is_small_and_names_its_pictures(
     write_record(tmp_path, report, report_figures(report))
     text = (tmp_path / "evaluation.md").read_text()
     pictures = re.findall(r"\]\((evaluation-\w+\.png)\)", text)
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     assert sum((tmp_path / name).stat().st_size for name in pictures) < 500_000
     assert "| price |" in text

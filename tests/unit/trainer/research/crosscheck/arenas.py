@@ -23,7 +23,7 @@ SMALL_PLAN = TrainingPlan(200, warm_up_steps=100, batch_size=16)
 def arena(**changes: float) -> Arena:
     """Returns one device of the test fleet, with short episodes."""
     made = config(1)
-    setting = Setting("test", made.catalog, made.fleet, made.profiles, 0.4)
+    setting = Setting("test", made.catalog, made.fleet, made.profiles)
     rates = {"low_rps": 20.0, "high_rps": 60.0} | changes
     return Arena(setting, rates["low_rps"], rates["high_rps"], episode_requests=60)
 
