@@ -7,6 +7,7 @@ import random
 import signal
 
 from tests.faults.case import Case, Expect, Start
+from tests.faults.cases.processes import BUSY
 from tests.faults.load import settle
 from tests.faults.mesh import TASKS, FaultMesh
 
@@ -16,10 +17,10 @@ LIMIT_S = 60.0
 TOGETHER_S = 8.0
 """How long two of what there should be one of run."""
 OVERLOAD_S = 60.0
-FULL_RPS = 30.0
-"""What the device of the overload case carries, about."""
+FULL_RPS = 35.0
+"""What the device of the overload case carries, about, all of it on the smallest tier."""
 CALM_RPS = 15.0
-SLOW = Start(device_count=1, time_scale=10.0)
+SLOW = Start(device_count=1, time_scale=40.0)
 """A device in slow motion: what overloads it costs this machine little."""
 
 
@@ -106,11 +107,13 @@ CASES = [
         ends="the load goes back",
         fault=_overload,
         expect=Expect(
-            reasons=frozenset({"DEADLINE_NOT_REACHABLE"}), on_time_share=0.3, recovery_s=5.0
+            reasons=BUSY | {"TRANSPORT_DEADLINE_EXCEEDED"},
+            on_time_share=0.2,
+            recovery_s=10.0,
         ),
         start=SLOW,
         rate_rps=CALM_RPS,
-        deadline_s=4.0,
+        deadline_s=6.0,
         limit_s=120.0,
     ),
 ]

@@ -14,7 +14,9 @@ FREEZE_S = 5.0
 ROUTER = "router-inference-0"
 NO_ROUTER = frozenset({"TRANSPORT_UNAVAILABLE", "TRANSPORT_CANCELLED"})
 """What a request may end with whose router is gone."""
-NO_TIER = frozenset({"NO_USABLE_ENDPOINT", "ENDPOINT_FAILED", "DEADLINE_EXCEEDED", "HOPELESS"})
+BUSY = frozenset({"DEADLINE_NOT_REACHABLE", "DEADLINE_EXCEEDED"})
+"""What it may end with while tiers are behind."""
+NO_TIER = BUSY | {"NO_USABLE_ENDPOINT", "ENDPOINT_FAILED"}
 """What it may end with while no tier answers."""
 
 
@@ -67,7 +69,10 @@ _FROZEN = {
     "load-monitor": Expect(on_time_share=0.99),
     "trainer": Expect(on_time_share=0.99),
     ROUTER: Expect(
-        reasons=NO_ROUTER | {"TRANSPORT_DEADLINE_EXCEEDED"}, on_time_share=0.5, recovery_s=5.0
+        # Those that lay in its socket it finds late when it goes on.
+        reasons=NO_ROUTER | BUSY | {"TRANSPORT_DEADLINE_EXCEEDED"},
+        on_time_share=0.5,
+        recovery_s=5.0,
     ),
     "triton": Expect(reasons=NO_TIER, on_time_share=0.0, recovery_s=15.0, whole_s=20.0),
 }
