@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SHARE_BAND = 0.05
 """Service is as before once every following second has at least the share in time of the seconds
 before the fault, less this."""
-MARGIN_S = 1.0
+MARGIN_S = 2.0
 """How long after its deadline (and the client's own grace) a request may end at the latest."""
 
 

@@ -41,7 +41,8 @@ ROUTERS = 2
 TASKS = ("piqa", "copa")
 _SECTIONS: Mapping[str, Mapping[str, Any]] = {
     # The trainer takes all experience in, saves and acknowledges it, and never learns from it.
-    "router_inference": {"features_always": True},
+    # Stops as a router does whose settings do not say otherwise.
+    "router_inference": {"features_always": True, "lame_duck_s": 1.0},
     "trainer": {
         "autostart_online": True,
         "min_transitions": 10_000_000,

@@ -19,8 +19,8 @@ from tests.faults.experience import not_learned
 from tests.faults.load import Load, reasons, settle
 from tests.faults.mesh import FaultMesh
 
-BEFORE_S = 1.5
-STEADY_S = 1.5
+BEFORE_S = 1.0
+STEADY_S = 1.0
 """A run ends once the mesh is whole and every request of so long was answered in time."""
 WINDOW_S = 1.0
 WHOLE_LIMIT_S = 90.0
@@ -138,7 +138,7 @@ async def _recover(
             missing = missing or await mesh.what_is_missing()
             if not missing:
                 whole_s = time.monotonic() - lifted_s
-        elif load.is_steady(STEADY_S, case.rate_rps) and now_s - lifted_s > STEADY_S:
+        elif load.is_steady(STEADY_S, case.rate_rps) and now_s - lifted_s > 1.5 * WINDOW_S:
             break
         await asyncio.sleep(0.1)
     return whole_s, missing

@@ -15,7 +15,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Channels to one address would share a connection otherwise.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A router that is back must be reached before the next one stops, which serves on for a second
+    # (`lame_duck_s`). gRPC adds a fifth.
+    ("grpc.max_reconnect_backoff_ms", 500),
     # In spite of its name this also bounds one attempt to connect; while all cores are busy, an
     # attempt takes longer than the shortest wait between two.
     ("grpc.min_reconnect_backoff_ms", 1000),

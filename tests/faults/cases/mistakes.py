@@ -14,7 +14,7 @@ from tests.faults.mesh import TASKS, FaultMesh
 CANCELS = 100
 CANCEL_SPAN_S = 4.0
 LIMIT_S = 60.0
-TOGETHER_S = 8.0
+TOGETHER_S = 6.0
 """How long two of what there should be one of run."""
 OVERLOAD_S = 60.0
 FULL_RPS = 35.0

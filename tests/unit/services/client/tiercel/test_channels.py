@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from services.router_inference.settings import RouterInferenceSettings
 from tests import certificates
 from tests.fakes.router import FakeRouter, serve
 from tiercel import AsyncClient, TiercelError
-from tiercel.channels import RouterPool
+from tiercel.channels import CHANNEL_OPTIONS, RouterPool
 
 CERTIFICATE = certificates.folder() / "operator/ca.crt"
 
@@ -25,6 +26,12 @@ async def test_an_avoided_router_comes_last_for_a_while() -> None:
     assert [each.address for each in pool.attempts()] == ["a:1", "b:1"]
     assert [each.address for each in pool.attempts()] == ["b:1", "a:1"]
     await pool.close()
+
+
+def test_a_router_that_is_back_is_reached_before_the_next_one_stops() -> None:
+    """The longest wait between two attempts to connect fits into what a stopping router serves."""
+    longest_s = 1.2 * dict(CHANNEL_OPTIONS)["grpc.max_reconnect_backoff_ms"] / 1e3
+    assert longest_s < RouterInferenceSettings().lame_duck_s
 
 
 async def test_connections_are_used_in_turn_across_the_routers() -> None:
