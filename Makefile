@@ -41,7 +41,7 @@ test-repeat: setup checkers $(KERNELS) ## the whole suite N times, the last BUSY
 
 TIMES ?= 5
 .PHONY: faults
-faults: setup $(KERNELS) ## every fault of docs/reliability.md TIMES times, in about half an hour; writes that page
+faults: setup $(KERNELS) ## every fault of docs/reliability.md TIMES times, in half an hour at most; writes that page
 	.venv/bin/python -m tests.faults --times $(TIMES) --record
 
 .PHONY: lint
