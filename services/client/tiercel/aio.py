@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import grpc
 
 from tiercel import convert, errors
+from tiercel.arguments import check
 from tiercel.channels import CONNECTIONS, Connection, PathLike, RouterPool, credentials_of, is_loopback
 from tiercel.options import GenerateOptions, Outcome, RouteOptions
 from tiercel.results import Answer, Chunk, Ticket
@@ -79,10 +80,12 @@ class AsyncClient:
                 are used; without it calls go to the routers themselves.
 
         Raises:
-            ValueError: No address or connection, a timeout that is not above 0, a certificate without its key or
+            TypeError: An argument is of a wrong type; the message names it.
+            ValueError: No address or one that is none, no connection, a timeout that is not above 0, a certificate without its key or
                 without roots, or a key that would cross a network in plain text.
             OSError: A file cannot be read.
         """
+        check(timeout_s=timeout_s)
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: must be above 0, got {timeout_s}")
         credentials = None
@@ -140,6 +143,7 @@ class AsyncClient:
 
         Raises:
             TiercelError: One of its subclasses, by what went wrong.
+            TypeError: An argument is of a wrong type; the message names it.
             ValueError: An option that no message can carry.
         """
         spec = convert.generation_spec(prompt, task=task, **options)
@@ -283,6 +287,7 @@ class AsyncClient:
 
     def limit_s(self, deadline_s: float | None) -> float:
         """Returns when a call with this deadline is given up, seconds from its start."""
+        check(deadline_s=deadline_s)
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
 
     def _timing(self, limit_s: float, left_s: float) -> tuple[float, Metadata]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
+from tiercel.arguments import check, check_addresses
+
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Channels to one address would share a connection otherwise.
     ("grpc.use_local_subchannel_pool", 1),
@@ -62,10 +64,11 @@ class RouterPool:
         """Makes `connections` channels to each address, each opened by its first call.
 
         Raises:
-            ValueError: No address, an address is empty, or no connection.
+            TypeError: An address is no text.
+            ValueError: No address, one that is none, or no connection.
         """
-        if not addresses or not all(addresses):
-            raise ValueError("addresses: at least one router address (host:port) is needed")
+        lines = check_addresses(addresses)
+        check(connections=connections)
         if connections < 1:
             raise ValueError(f"connections: must be at least 1, got {connections}")
         self._clock = clock
@@ -74,7 +77,7 @@ class RouterPool:
         self.connections = [
             Connection(address, _open(address, credentials, use_proxy))
             for _ in range(connections)
-            for address in dict.fromkeys(addresses)
+            for address in dict.fromkeys(lines)
         ]
 
     def attempts(self) -> Iterator[Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 
+from tiercel.arguments import check
 from tiercel.common.v1 import common_pb2
 from tiercel.results import Answer, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
@@ -106,8 +107,14 @@ def generation_spec(
     """Makes the message both Generate calls share; the router checks the values.
 
     Raises:
+        TypeError: An argument is of a wrong type.
         ValueError: ``slo_kind`` is neither empty, ``complete_answer`` nor ``first_token``.
     """
+    check(
+        prompt=prompt, task=task, deadline_s=deadline_s, max_output_tokens=max_output_tokens,
+        temperature=temperature, seed=seed, slo_kind=slo_kind, quality_floor=quality_floor,
+        tier=tier, request_id=request_id,
+    )  # fmt: skip
     if slo_kind not in SLO_KINDS:
         raise ValueError(f"slo_kind: must be complete_answer or first_token, got {slo_kind!r}")
     spec = pb.GenerationSpec(
@@ -139,7 +146,16 @@ def route_request(
     tier: str = "",
     request_id: str = "",
 ) -> pb.RouteRequest:
-    """Makes the request for a decision; the router checks the values."""
+    """Makes the request for a decision; the router checks the values.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+    """
+    check(
+        task=task, prompt_token_count=prompt_token_count, deadline_s=deadline_s,
+        max_output_tokens=max_output_tokens, quality_floor=quality_floor, tier=tier,
+        request_id=request_id,
+    )  # fmt: skip
     request = pb.RouteRequest(
         task=task,
         prompt_token_count=prompt_token_count,
@@ -166,8 +182,13 @@ def outcome_request(
     """Makes the report of an outcome.
 
     Raises:
+        TypeError: An argument is of a wrong type.
         ValueError: Neither or both of ticket and request id, or an unknown status.
     """
+    check(
+        ticket=ticket, request_id=request_id, status=status, latency_s=latency_s,
+        output_token_count=output_token_count, quality=quality,
+    )  # fmt: skip
     if (ticket is None) == (request_id is None):
         raise ValueError("ticket, request_id: give exactly one of them")
     request = pb.ReportOutcomeRequest(output_token_count=output_token_count)

@@ -1,0 +1,85 @@
+"""Wrong arguments are named before anything is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tiercel import Client
+from tiercel.arguments import check, check_addresses
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"deadline_s": "0.8"}, "deadline_s: must be a number, got str '0.8'"),
+        ({"deadline_s": True}, "deadline_s: must be a number, got bool True"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens: must be a whole number, got float 1.5"),
+        ({"prompt": [{"role": "user", "content": "Hi"}]}, "prompt: must be a text, got list "),
+        ({"prompt": b"ab"}, "prompt: must be a text, got bytes b'ab'"),
+        ({"task": None}, "task: must be a text, got NoneType None"),
+        ({"quality_floor": "high"}, "quality_floor: must be a number"),
+        ({"seed": "1"}, "seed: must be a whole number"),
+        ({"tier": 3}, "tier: must be a text"),
+    ],
+)
+def test_a_wrong_type_is_an_error_that_names_the_argument(
+    arguments: dict[str, Any], message: str
+) -> None:
+    """Whatever else is right, and though no router is there."""
+    prompt = arguments.pop("prompt", "ab")
+    with Client(NOWHERE) as client, pytest.raises(TypeError) as found:
+        client.generate(prompt, **{"task": "sort", **arguments})
+    assert str(found.value).startswith(message)
+
+
+def test_messages_of_a_chat_get_a_hint() -> None:
+    """The router takes one text."""
+    with pytest.raises(TypeError, match="write the messages of a chat as one text"):
+        check(prompt=[{"role": "user", "content": "Hi"}])
+
+
+def test_the_other_calls_check_theirs() -> None:
+    """Route and report, streams too."""
+    with Client(NOWHERE) as client:
+        with pytest.raises(TypeError, match="prompt_token_count: must be a whole number"):
+            client.route(task="sort", prompt_token_count="3")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"ticket: must be the bytes of Ticket\.ticket"):
+            client.report_outcome(ticket="t", status="on_time")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="deadline_s: must be a number"):
+            list(client.generate_stream("ab", task="sort", deadline_s="1"))  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    """Whatever registers as one; infinity is none that a message can carry."""
+    check(deadline_s=np.float32(0.5), max_output_tokens=np.int64(3), temperature=1)
+    with pytest.raises(ValueError, match="deadline_s: must be finite"):
+        check(deadline_s=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:7410", "expected host:port, got 'http://127.0.0.1:7410'; try '127.0.0"),
+        ("https://router.example:7410/v1", "try 'router.example:7410'"),
+        ("127.0.0.1", "expected host:port, got '127.0.0.1'"),
+        ("", "expected host:port, got ''"),
+    ],
+)
+def test_an_address_that_is_none_is_named(address: str, message: str) -> None:
+    """With what it should have been, where that can be told."""
+    with pytest.raises(ValueError, match="addresses: ") as found:
+        Client(address)
+    assert message in str(found.value)
+
+
+def test_what_grpc_resolves_is_an_address() -> None:
+    """Names with a scheme, IPv6, host and port."""
+    good = ["dns:///router-inference:7410", "unix:/run/r.sock", "[::1]:7410", "router_1.x:7410"]
+    assert check_addresses(good) == good
+    with pytest.raises(TypeError, match="addresses: must be texts, got int 7410"):
+        check_addresses([7410])
