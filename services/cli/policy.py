@@ -127,15 +127,18 @@ def publish(
     """Put a snapshot into the mesh's registry; nothing uses it yet."""
     path = shipped_file(POLICIES, snapshot, "SNAPSHOT")
     address = resolve(mesh, trainer=trainer, config=config).need("trainer")
-    request = trainer_pb.PublishPolicyRequest(
-        snapshot=read_bytes(path), description=description or f"published from {path.name}"
-    )
-    found = _info(call("trainer", address, "PublishPolicy", request).policy)
+    found = publish_snapshot(address, read_bytes(path), description or f"from {path.name}")
     if as_json:
         print_json(found)
-        return
+
+
+def publish_snapshot(address: str, blob: bytes, description: str) -> dict[str, Any]:
+    """Puts a snapshot into the registry of the trainer at an address, and says what comes next."""
+    request = trainer_pb.PublishPolicyRequest(snapshot=blob, description=description)
+    found = _info(call("trainer", address, "PublishPolicy", request).policy)
     version = found["policy_version"]
     note(f"{found['policy']} {version} is {found['stage']}. Next: tiercel policy promote {version}")
+    return found
 
 
 def promote(
@@ -191,13 +194,24 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
     mesh: MeshOption = "",
     config: ConfigOption = None,
+    router: RouterOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to what served before: another policy, or that of the routers' settings."""
-    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
+    """Go back to what served before: another policy, or that of the routers' settings.
+
+    With --router, or without a trainer, each router goes back to what it used before `policy use`.
+    """
+    target = resolve(mesh, router, trainer=trainer, config=config)
+    if router or not target.trainer:
+        used = _on_each_router(target, router_pb.UsePolicyRequest(previous=True))
+        if as_json:
+            print_json(used)
+            return
+        note(f"{used['scope']} now uses {used['policy']} {used['policy_version']}".rstrip())
+        return
     request = trainer_pb.RollbackPolicyRequest(reason=reason)
-    reply = call("trainer", address, "RollbackPolicy", request)
+    reply = call("trainer", target.trainer, "RollbackPolicy", request)
     active = _info(reply.active)
     if as_json:
         print_json({"active": active, "activation": reply.activation})
@@ -234,9 +248,13 @@ def switch_policy(
     if version or force_reason:
         option = "--version" if version else "--force"
         raise CommandError(f"{option}: needs a trainer; routers know policies by name only")
+    return _on_each_router(target, router_pb.UsePolicyRequest(policy=policy))
+
+
+def _on_each_router(target: Target, request: router_pb.UsePolicyRequest) -> dict[str, str]:
     reply: Any = None
     for address in need_routers(target):
-        reply = call("router", address, "UsePolicy", router_pb.UsePolicyRequest(policy=policy))
+        reply = call("router", address, "UsePolicy", request)
     scope = "each router" if len(target.routers) > 1 else f"router {target.routers[0]}"
     return {"scope": scope, "policy": reply.policy, "policy_version": reply.policy_version}
 

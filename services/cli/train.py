@@ -14,7 +14,7 @@ from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.folders import state_folder
 from router.types import InvalidFileError
 from services.cli.files import read_bytes
-from services.cli.options import JsonOption
+from services.cli.options import JsonOption, MeshOption, TrainerOption
 from services.cli.output import console, print_json, table
 from services.cli.own_mesh import (
     DeadlineOption,
@@ -24,8 +24,10 @@ from services.cli.own_mesh import (
     PromptsOption,
     asked_mesh,
 )
+from services.cli.policy import publish_snapshot
 from services.cli.progress import ProgressLines, StageProgress
 from services.local.errors import CommandError, InputError
+from services.local.target import resolve
 
 if TYPE_CHECKING:
     from trainer.evaluation.inputs import Asked
@@ -73,6 +75,11 @@ def train(
     tensorboard: Annotated[
         pathlib.Path | None, typer.Option(help="Folder of a TensorBoard log; none = no log.")
     ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Put it into the registry of the mesh's trainer.")
+    ] = False,
+    mesh: MeshOption = "",
+    trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy in the simulator and write its snapshot; a killed run goes on where it was.
@@ -87,6 +94,8 @@ def train(
 
     if config is None and not (profile and quality):
         raise InputError("--config: give your mesh's settings file, or --profile and --quality")
+    # Before minutes of training, not after them.
+    registry = resolve(mesh, trainer=trainer, config=config).need("trainer") if publish else ""
     asked = Asked(
         **asked_mesh(
             config,
@@ -103,7 +112,7 @@ def train(
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
             own = described_mesh(asked)
-            mesh = Mesh.build(
+            setting = Mesh.build(
                 profile=own.profile,
                 quality=own.quality,
                 tasks=own.catalog.tasks,
@@ -112,7 +121,7 @@ def train(
                 lengths=own.lengths,
             )
             blob = train_policy(
-                mesh,
+                setting,
                 seed=seed,
                 budget=Budget(seconds=budget_s, rounds=rounds or None),
                 initial=start,
@@ -124,6 +133,8 @@ def train(
             raise InputError(str(error)) from None
         except CheckpointError as error:
             raise CommandError(str(error)) from None
+    if registry:
+        publish_snapshot(registry, blob, f"trained with seed {seed}")
     found = _answer(dataclasses.replace(asked, own=own), path) if answer else None
     _print_result(path, blob, found, own.notes, as_json)
 
@@ -161,15 +172,24 @@ class _Display:
     """Progress on the terminal and, if asked for, in TensorBoard."""
 
     def __init__(self, *, quiet: bool, folder: pathlib.Path | None) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         terminal = console()
         self._lines = None if quiet or terminal.is_terminal else ProgressLines()
         self._progress = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=terminal,
             disable=quiet or self._lines is not None,

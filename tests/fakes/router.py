@@ -103,7 +103,9 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         return reply
 
     async def UsePolicy(self, request: pb.UsePolicyRequest, context: Any) -> pb.UsePolicyResponse:
-        """Takes known names only."""
+        """Takes known names only, and goes back to the one before."""
+        if request.previous:
+            return pb.UsePolicyResponse(policy="price", policy_version="0")
         if request.policy not in ("greedy", "price"):
             await abort(
                 context, grpc.StatusCode.NOT_FOUND, "UNKNOWN_POLICY", "known: greedy, price"

@@ -167,9 +167,14 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
     ) -> pb2.UsePolicyResponse:
         """Uses a policy from the next decision on."""
         checks = Checks()
-        checks.text("policy", request.policy, MAX_NAME_CHARACTERS, least=1)
+        least = 0 if request.previous else 1
+        most = 0 if request.previous else MAX_NAME_CHARACTERS
+        checks.text("policy", request.policy, most, least=least)
         checks.raise_if_any()
-        self._slot.use(request.policy)
+        if request.previous:
+            self._slot.use_previous()
+        else:
+            self._slot.use(request.policy)
         return pb2.UsePolicyResponse(policy=self._slot.name, policy_version=self._slot.version)
 
     def _explained(self, request_id: str) -> pb2.ExplainDecisionResponse:

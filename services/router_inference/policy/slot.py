@@ -34,6 +34,7 @@ from services.common.log import Logger
 from services.router_inference.records.accounts import RouterMetrics
 
 REASON_UNKNOWN = "POLICY_UNKNOWN"
+REASON_NO_PREVIOUS = "NO_PREVIOUS_POLICY"
 REASON_NO_SNAPSHOT = "SNAPSHOT_MISSING"
 REASON_PARAMETERS = "POLICY_PARAMETERS_INVALID"
 
@@ -90,6 +91,7 @@ class PolicySlot:
         self._configured = (policy, snapshot)
         self._snapshots = {base_name(policy): snapshot} if snapshot else {}
         self._present = self._configured
+        self._before: tuple[str, bytes] | None = None
         self._is_promoted = False
         self.activation = 0
         self.refusal = ""
@@ -138,7 +140,21 @@ class PolicySlot:
                 "yet",
                 reason=REASON_NO_SNAPSHOT,
             ) from None
+        self._before = self._present
         self._swap(policy, (name, snapshot))
+
+    def use_previous(self) -> None:
+        """Goes back to what was in use before the last `use`; a second time, forth again.
+
+        Raises:
+            FailedPreconditionError: nothing was.
+        """
+        if self._before is None:
+            raise FailedPreconditionError(
+                "this router has used no policy but the present one", reason=REASON_NO_PREVIOUS
+            )
+        before, self._before = self._before, self._present
+        self._swap(self._made_of(before), before)
 
     def promote(self, promoted: Promoted) -> bool:
         """Uses what was promoted; returns False, keeping the old policy, if it is refused."""

@@ -70,7 +70,9 @@ class WorkerServicer(RouterInferenceServicer):
     ) -> pb2.UsePolicyResponse:
         """Uses a policy in every worker, and in those that follow them."""
         response = await super().UsePolicy(request, context)
-        message = _ACTIVATION.pack(self._slot.activation) + _known_part(request)
+        # By name: what was used before may be something else in the others.
+        told = pb2.UsePolicyRequest(policy=response.policy)
+        message = _ACTIVATION.pack(self._slot.activation) + _known_part(told)
         await self._exchange.ask(ALL, USE_POLICY, "", message)
         return response
 

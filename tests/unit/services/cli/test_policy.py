@@ -82,3 +82,11 @@ def test_force_takes_a_reason(given: tuple[str, ...], capsys: pytest.CaptureFixt
     """One without the other is a mistake, found before anybody is asked."""
     assert run(["policy", "use", "dqn", *given, "--trainer", "127.0.0.1:1"]) == 2
     assert "--force" in complaint(capsys)
+
+
+def test_routers_go_back_by_themselves_where_no_trainer_keeps_what_was(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --router the trainer is not asked."""
+    assert run(["policy", "rollback", "--router", router[1]]) == 0
+    assert f"router {router[1]} now uses price 0" in capsys.readouterr().err

@@ -23,6 +23,10 @@ from trainer.simulation.scenarios import Mesh
         (["--profile", "opt-a100", "--quality", "nope"], "--quality: no file and no shipped name"),
         (["--profile", "opt-a100", "--quality", "empty.toml"], "empty.toml"),
         (["--profile", "opt-a100"], "--config: give your mesh's settings file"),
+        (
+            ["--profile", "opt-a100", "--quality", "opt", "--publish", "--trainer", "nowhere"],
+            "--trainer: expected host:port",
+        ),
     ],
 )
 def test_an_input_that_is_wrong_is_one_line(

@@ -274,3 +274,17 @@ async def test_a_withdrawn_snapshot_is_no_snapshot_of_the_settings() -> None:
     assert not slot.is_waiting
     slot.withdraw(2)
     assert (slot.wanted, slot.is_waiting, slot.name) == ("dqn", True, slot.guard.fallback.name)
+
+
+@scenario
+async def test_a_router_goes_back_to_what_it_used_before_it_was_told() -> None:
+    """Of its settings, too; a second time it goes forth again."""
+    slot = make_rig().core.slot
+    with pytest.raises(FailedPreconditionError, match="no policy but the present one"):
+        slot.use_previous()
+    first = slot.name
+    slot.use("static-small")
+    slot.use_previous()
+    assert slot.name == first
+    slot.use_previous()
+    assert slot.name == "static-small"
