@@ -44,6 +44,10 @@ TIMES ?= 5
 faults: setup $(KERNELS) ## every fault of docs/reliability.md TIMES times, in half an hour at most; writes that page
 	.venv/bin/python -m tests.faults --times $(TIMES) --record
 
+.PHONY: tutorial
+tutorial: setup $(KERNELS) ## run docs/tutorial.md line by line, with a short training (some minutes)
+	.venv/bin/python -m tests.tutorial
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import rules, protos
 	.venv/bin/ruff check .
