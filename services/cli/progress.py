@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from services.cli.output import note
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says what is waited for: on a terminal with the seconds so far, into a file once."""
+    terminal = Console(stderr=True, highlight=False)
+    if not terminal.is_terminal:
+        note(text)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=terminal, transient=True) as display:
+        display.add_task(text, total=None)
+        yield
 
 
 class ProgressLines:

@@ -14,6 +14,7 @@ from router.picker import PICKERS
 from router.policies.table import PICKER_MARK, known_policies
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
+from services.cli.progress import waiting
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import InputError
@@ -97,10 +98,12 @@ def up(
 
 async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:
     async with mesh:
-        note("starting Redis and Triton")
-        await mesh.start_backends()
-        note("starting load monitor, trainer and router (compiled once, in about half a minute)")
-        await mesh.start_services()
+        with waiting("starting Redis and Triton"):
+            await mesh.start_backends()
+        with waiting(
+            "starting load monitor, trainer and router (compiles once, about half a minute)"
+        ):
+            await mesh.start_services()
         _announce(mesh.manifest(), as_json)
         await asyncio.Event().wait()
     return 0

@@ -116,7 +116,7 @@ async def look_at(addresses: Sequence[str], tiers: Mapping[str, str]) -> Foreign
     order = list(tiers) or _order(found.models, names, found.guesses)
     return Foreign(
         tiers=tuple(order),
-        endpoints=_endpoints(found, names),
+        endpoints=_endpoints(found, names, order),
         profile=_profile(found, names, order),
         guesses=tuple(found.guesses),
     )
@@ -187,7 +187,9 @@ def _order(
     return sorted(steps, key=steps.__getitem__)
 
 
-def _endpoints(found: _Found, names: Mapping[str, str]) -> tuple[EndpointSettings, ...]:
+def _endpoints(
+    found: _Found, names: Mapping[str, str], order: Sequence[str]
+) -> tuple[EndpointSettings, ...]:
     """Returns an endpoint for each server, or for each device where models name theirs."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for each in found.models:
@@ -200,7 +202,7 @@ def _endpoints(found: _Found, names: Mapping[str, str]) -> tuple[EndpointSetting
             name=f"triton-{index}",
             address=address,
             device=device,
-            tiers=tuple(models),
+            tiers=tuple(tier for tier in order if tier in models),
             models={tier: model for tier, model in models.items() if tier != model},
             metrics_address=found.metrics.get(address, ""),
         )

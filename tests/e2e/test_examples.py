@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
+from tests.fakes.ports import free_port
+from tests.tutorial import PORTS, Shell, commands, environment
 from tests.unit.deploy.manifests import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(600)]
@@ -92,3 +94,29 @@ def test_add_policy(mesh: Mesh) -> None:
     printed = run_example(mesh, "add_policy.sh", "reference", "reference", *options)
     assert "proposed" in printed
     assert "the mesh now uses price" in printed or "GATE_REFUSED" in printed
+
+
+def test_page_one_of_the_readme(mesh: Mesh, tmp_path: Path) -> None:
+    """A minimal settings file and one router before a Triton that others use too.
+
+    The reference tiers read no capital letters; else the lines run as they stand.
+    """
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("## Put it before your own Triton")
+    ports = {port: free_port() for port in PORTS}
+    shell = Shell(tmp_path, environment(ports, tmp_path / "state"))
+    try:
+        for line in commands(section.partition("\n## ")[0]):
+            command, _, _ = line.partition("  #")
+            told = command.replace("Hello", "hello").replace(
+                "127.0.0.1:8001", mesh.manifest["addresses"]["triton_grpc"]
+            )
+            code, said = shell.run(f"{told} &" if "serve" in told else told)
+            assert code == 0, said
+        assert "tier " in said
+        code, said = shell.run("tiercel doctor --config tiercel.toml")
+        assert code == 0, said
+    finally:
+        shell.close()
+    text = (tmp_path / "tiercel.toml").read_text()
+    assert 'tiers = [\n    "small",\n    "medium",\n    "large",\n]' in text

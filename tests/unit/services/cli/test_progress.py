@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 
 import pytest
 
-from services.cli.progress import ProgressLines, StageProgress
+from services.cli.progress import ProgressLines, StageProgress, waiting
 
 
 def test_progress_into_a_file_is_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +34,19 @@ def test_an_evaluation_shows_progress_without_a_terminal(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split("  ")[0] for line in captured.err.splitlines()] == ["sweep 0%", "sweep 50%"]
+
+
+def test_what_is_waited_for_is_said_once_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """And with the seconds so far on a terminal, which goes without a trace."""
+    with waiting("compiling"):
+        pass
+    assert capsys.readouterr().err == "compiling\n"
+    primary, secondary = os.openpty()
+    with os.fdopen(secondary, "w") as terminal, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        patch.setenv("TERM", "xterm")
+        with waiting("compiling"):
+            pass
+    shown = os.read(primary, 10_000).decode()
+    os.close(primary)
+    assert re.search(r"compiling .*0:00:00", shown)
