@@ -152,8 +152,9 @@ def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:
     if short_s > 0:
         text = f"{_name(best)} would have been {short_s:.3f} s late, as predicted."
     elif best["score"] is not None and chosen["score"] is not None:
-        text = f"{_name(best)} was predicted in time, but its score was lower by "
-        text += f"{chosen['score'] - best['score']:.4f}: what it costs others outweighed it."
+        text = f"{_name(best)} was predicted in time with probability "
+        text += f"{best['on_time_probability']:.2f}, and its score was lower by "
+        text += f"{chosen['score'] - best['score']:.4f}."
     else:
         text = f"{_name(best)} was predicted in time, but was not looked at."
     needed_s = found["larger_tier_slack_s"]
