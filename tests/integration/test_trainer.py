@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -372,9 +373,12 @@ async def test_simulated_training_passes_the_gate(
 
 
 async def test_published_snapshot_goes_through_the_gate(
-    redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A snapshot from outside is proposed; promoted, it is judged like one trained here."""
+    """A snapshot from outside is proposed; promoted, it is judged like one trained here.
+
+    That one does not pass is an ordinary event.
+    """
     fine, bad = snapshot_like_price(), contrary()
     async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         await stub.PromotePolicy(pb.PromotePolicyRequest(policy="price"))
@@ -401,6 +405,7 @@ async def test_published_snapshot_goes_through_the_gate(
         )
         assert found.snapshot == fine
         assert found.policy.stage == pb.POLICY_STAGE_ACTIVE
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
 async def test_commands_take_a_snapshot_from_file_to_active(

@@ -76,3 +76,21 @@ async def test_monitors_with_different_settings_do_not_overrule_each_other(
         assert after > before
         await clock.advance(5.0)
         assert new.state.topology_version == after
+
+
+async def test_settings_that_are_read_again_become_a_new_list(make: Make, clock: FakeClock) -> None:
+    """Once, with what was changed while running; the endpoints that stay are not begun anew."""
+    monitor = make("m1")
+    async with monitor.running():
+        await clock.advance(1.0)
+        await monitor.coordinator.change(lambda t: t.add(endpoint("e2"), max_endpoints=9))
+        tracker, before = monitor.board.trackers["e1"], monitor.board.topology.version
+        configured = {"e1": endpoint("e1"), "e9": endpoint("e9")}
+        monitor.coordinator._topology.use_settings(configured, is_alone=False)
+        await clock.advance(2.0)
+        assert [e.endpoint.endpoint for e in monitor.state.endpoints] == ["e1", "e2", "e9"]
+        after = monitor.state.topology_version
+        assert after > before
+        assert monitor.board.trackers["e1"] is tracker
+        await clock.advance(2.0)
+        assert monitor.state.topology_version == after
