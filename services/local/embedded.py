@@ -8,7 +8,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +17,7 @@ from services.local.child import ChildError
 from services.local.cores import CoreLayout, machine_layout
 from services.local.errors import CommandError
 from services.local.fleets import Fleet
-from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder
+from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder, started_ticks
 from services.local.ports import PortClaims
 from services.local.processes import (
     STAGE_MONITOR,
@@ -84,7 +83,6 @@ class EmbeddedMesh:
         self.layout = layout or machine_layout()
         self.folder = run_folder(options.name).absolute()
         _refuse_second(self.folder, options.name)
-        self._started_unix_s = time.time()
         self._say = say
         self._supervisor = Supervisor(say=say, changed=self._write_manifest)
         self._claims = PortClaims()
@@ -235,7 +233,7 @@ class EmbeddedMesh:
         return Manifest(
             name=self.options.name,
             pid=os.getpid(),
-            started_unix_s=self._started_unix_s,
+            started_ticks=started_ticks(os.getpid()),
             kind=self.options.fleet.kind,
             config=str(self._processes.config_path),
             routers=self.router_addresses,

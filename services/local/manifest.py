@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
-
 from router.folders import state_folder
 from services.common.files import write_whole
 from services.local.errors import CommandError, InputError
@@ -29,7 +27,7 @@ class Manifest:
     Attributes:
         name: Its name.
         pid: Process id of its supervisor.
-        started_unix_s: When the supervisor started, seconds since 1970.
+        started_ticks: When the supervisor started, see ``started_ticks``.
         kind: ``reference`` or ``paced``.
         config: Settings file of its services.
         routers: gRPC addresses of the routers.
@@ -42,7 +40,7 @@ class Manifest:
 
     name: str
     pid: int
-    started_unix_s: float
+    started_ticks: int
     kind: str
     config: str
     routers: tuple[str, ...]
@@ -60,10 +58,20 @@ class Manifest:
     @property
     def is_alive(self) -> bool:
         """Whether the supervisor that wrote it still runs."""
-        try:
-            return psutil.Process(self.pid).create_time() <= self.started_unix_s + 1.0
-        except psutil.Error:
-            return False
+        return started_ticks(self.pid) == self.started_ticks
+
+
+def started_ticks(pid: int) -> int:
+    """Returns when a process started, in ticks since the machine did; -1 if there is no such one.
+
+    Unlike a time of day it stays the same when the clock is set.
+    """
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return -1
+    # The program's name stands before, in brackets, and may hold anything.
+    return int(stat.rpartition(b")")[2].split()[19])
 
 
 def run_folder(name: str) -> pathlib.Path:

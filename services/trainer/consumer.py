@@ -14,6 +14,7 @@ from services.common.state.redis_connection import DeadLetter
 from services.trainer.convert import BadRecordError, experience_from
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.stamps import RouterClocks
 from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
 
 _RECOVERY_MARGIN_S = 0.01
@@ -46,6 +47,7 @@ class ExperienceConsumer:
         """
         self._stream = stream
         self._clock = clock
+        self._clocks = RouterClocks(clock)
         self._log = log
         self._metrics = metrics
         self._group = group
@@ -156,7 +158,7 @@ class ExperienceConsumer:
         outcomes: list[OutcomeRecord] = []
         refused: list[tuple[StreamEntry, str]] = []
         now_s = self._clock.monotonic_s()
-        wall_s = self._clock.wall_ns() / 1e9
+        wall_s = self._clocks.now_s()
         has_asked = False
         for entry in entries:
             self._metrics.entries_read.inc()
@@ -179,7 +181,7 @@ class ExperienceConsumer:
             self._open[entry.entry_id] = (record.key, now_s)
             self._entries_of[record.key].append(entry.entry_id)
             if isinstance(record, DecisionRecord):
-                decisions.append(record)
+                decisions.append(self._clocks.placed(record, wall_s))
             else:
                 outcomes.append(record)
         await self._refuse(refused)

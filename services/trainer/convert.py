@@ -73,7 +73,7 @@ def experience_from(payload: bytes, *, now_s: float, tasks: Collection[str]) -> 
 
     Args:
         payload: the entry.
-        now_s: this host's wall clock, seconds since 1970; routers' may be `MAX_AHEAD_S` ahead.
+        now_s: the time, seconds since 1970; routers' clocks may be `MAX_AHEAD_S` ahead.
         tasks: the mesh's tasks.
 
     Raises:

@@ -38,6 +38,10 @@ class FakeClock:
         self._now_s += duration_s
         self._wall_ns += round(duration_s * 1e9)
 
+    def set_by(self, shift_s: float) -> None:
+        """Sets the wall clock ahead, or back by a negative time; no time passes."""
+        self._wall_ns += round(shift_s * 1e9)
+
     async def advance(self, duration_s: float) -> None:
         """Moves the time, waking every sleeper on the way and letting it run."""
         end_s = self._now_s + duration_s

@@ -18,8 +18,13 @@ SILENCE_S = 2.5
 # A request meets at most one bad endpoint, as the retry goes to the other one.
 _OTHER = Expect(on_time_share=0.97, recovery_s=3.0, whole_s=15.0)
 # What is under way at an endpoint that falls silent is rescued at the last moment, if it can be.
-_SILENT = dataclasses.replace(_OTHER, reasons=frozenset({"DEADLINE_EXCEEDED"}), on_time_share=0.9)
-_NOBODY = Expect(reasons=NO_TIER, on_time_share=0.4, recovery_s=10.0, whole_s=20.0)
+_SILENT = dataclasses.replace(
+    _OTHER, reasons=frozenset({"DEADLINE_EXCEEDED", "DEADLINE_NOT_REACHABLE"}), on_time_share=0.9
+)
+# Requests that would come too late are refused at once.
+_NOBODY = Expect(
+    reasons=NO_TIER | {"DEADLINE_NOT_REACHABLE"}, on_time_share=0.4, recovery_s=10.0, whole_s=20.0
+)
 
 
 def _at(

@@ -6,11 +6,10 @@ import json
 import os
 import re
 
-import psutil
 import pytest
 
 from services.cli.app import run
-from services.local.manifest import Manifest, run_folder
+from services.local.manifest import Manifest, run_folder, started_ticks
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
 
@@ -58,8 +57,8 @@ def test_reference_tiers_are_told_for_what_they_are_before_anything_is_sent(
 ) -> None:
     """With the alphabet where a character is outside it, and always with what works."""
     fake, address = router
-    started_s = psutil.Process().create_time()
-    Manifest("m", os.getpid(), started_s, "reference", "", (address,), {}, {}, {}, {}).write(
+    started = started_ticks(os.getpid())
+    Manifest("m", os.getpid(), started, "reference", "", (address,), {}, {}, {}, {}).write(
         run_folder("m")
     )
     assert run(["generate", prompt]) == 2

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from services.local.errors import CommandError, InputError
-from services.local.manifest import Manifest, run_folder
+from services.local.manifest import Manifest, run_folder, started_ticks
 from services.local.target import resolve
 
 SETTINGS = """
@@ -46,7 +45,7 @@ def running(name: str) -> None:
     Manifest(
         name,
         os.getpid(),
-        psutil.Process().create_time(),
+        started_ticks(os.getpid()),
         "reference",
         "c.toml",
         ("127.0.0.1:1",),

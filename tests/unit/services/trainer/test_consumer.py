@@ -124,6 +124,21 @@ async def test_what_is_refused_is_set_aside_with_its_reason(bench: Bench) -> Non
     assert bench.pending_count() == 1
 
 
+async def test_experience_goes_on_when_all_clocks_are_set_back(bench: Bench) -> None:
+    """What was written before is not refused, what is written afterwards keeps its place."""
+    now_s = round(bench.clock.wall_ns() / 1e9)
+    await bench.stream.append([decision(1, stamp_s=now_s)])
+    assert await sequences(bench.consumer) == [1]
+    await bench.stream.append([decision(2, stamp_s=now_s + 1)])
+    bench.clock.move(2.0)
+    bench.clock.set_by(-3600.0)
+    await bench.stream.append([decision(3, stamp_s=now_s - 3598)])
+    read = await bench.consumer.read(0.0)
+    assert read is not None
+    assert [each.time_s - now_s for each in read[0]] == [1.0, 1.0]
+    assert await reasons(bench) == []
+
+
 async def test_records_of_a_router_nobody_knows_wait_and_are_then_refused(bench: Bench) -> None:
     """A new router is given time to be seen; a stranger's records end aside."""
     bench.mesh.take(seen_state(("r0", 7)))
