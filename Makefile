@@ -48,6 +48,11 @@ faults: setup $(KERNELS) ## every fault of docs/reliability.md TIMES times, in h
 tutorial: setup $(KERNELS) ## run docs/tutorial.md line by line, with a short training (some minutes)
 	.venv/bin/python -m tests.tutorial
 
+SOAK_S ?= 3600
+.PHONY: soak
+soak: setup $(KERNELS) ## crowds of connections (3 min), then a mesh at 60 % load for SOAK_S seconds; writes docs/soak.md
+	.venv/bin/python -m tests.soak --seconds $(SOAK_S) --record
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import rules, protos
 	.venv/bin/ruff check .

@@ -91,14 +91,4 @@ BUDGETS: Mapping[str, Budget] = {
         "a router's share of a core, 256 routers x 1,024 endpoints", "", "cores",
         0.10, True, "value",
     ),
-    "soak": Budget(
-        "the router's memory at the end of the soak", "its memory after warm-up", "MB", 1.02, True
-    ),
-    "soak_errors": Budget(
-        "requests of the soak that failed, or streams that broke", "", "requests", 0.0, True,
-        "value",
-    ),
-    "soak_in_flight": Budget(
-        "requests still counted as under way after the soak", "", "requests", 0.0, True, "value"
-    ),
 }  # fmt: skip

@@ -28,7 +28,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "workers": ("workers_2",),
     "state": ("state_64x64", "state_64x64_monitor", "state_256x1024"),
-    "soak": ("soak", "soak_errors", "soak_in_flight"),
 }  # fmt: skip
 """Modules of this package with a ``measure(bench)``, and the metrics of each."""
 PACKAGES = ("tiercel", "grpcio", "protobuf", "numpy", "numba", "uvloop", "tritonclient")

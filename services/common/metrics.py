@@ -76,6 +76,9 @@ class RpcMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.running = Gauge("tiercel_rpc_running", "Calls that run now.", registry=registry)
+        self.loop_tasks = Gauge(
+            "tiercel_loop_tasks", "Tasks of the process's event loop.", registry=registry
+        )
         self._handled: dict[tuple[str, str, str], int] = {}
         self._durations: dict[str, Tally] = {}
         registry.register(self)

@@ -237,6 +237,8 @@ async def build_server(
     calls = RunningCalls(settings.max_concurrent_calls)
     metrics = RpcMetrics(registry)
     metrics.running.set_function(lambda: calls.count)
+    loop = asyncio.get_running_loop()
+    metrics.loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
     options = _options(settings, longest_call_s, reuse_port=reuse_port)
     health_servicer = health.aio.HealthServicer()

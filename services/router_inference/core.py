@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -65,9 +65,11 @@ from services.router_inference.view.view import View
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.servicer import WorkerServicer
 
+_LEAVE_STEP_S = 1.0
+
 
 class ClientPool:
-    """One Triton client per address, made at first use, closed at the end of the process."""
+    """One Triton client per address, made at first use, closed when the address is used no more."""
 
     def __init__(
         self,
@@ -81,11 +83,21 @@ class ClientPool:
         `is_allowed` tells whether prompts may go to an address, whatever the monitor says.
         """
         self._is_allowed = is_allowed
-        self._retired: list[TritonClient] = []
         self._cancel_grace_s = cancel_grace_s
         self._most_idle_streams = most_idle_streams
         self._tls = tls
         self._clients: dict[str, TritonClient] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def keep(self, addresses: Collection[str]) -> None:
+        """Lets go of the clients of all other addresses, once they have ended their requests."""
+        for address in self._clients.keys() - addresses:
+            self._let_go(address)
+
+    def _let_go(self, address: str) -> None:
+        task = asyncio.create_task(_leave(self._clients.pop(address)))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def get(self, address: str) -> TritonClient:
         """Returns the client of an address; that of one that is not allowed sends nothing."""
@@ -105,12 +117,22 @@ class ClientPool:
         self._is_allowed = is_allowed
         for address, client in list(self._clients.items()):
             if is_allowed(address) == isinstance(client, ForbiddenClient):
-                self._retired.append(self._clients.pop(address))
+                self._let_go(address)
 
     async def close(self) -> None:
         """Closes every channel."""
-        clients = (*self._clients.values(), *self._retired)
-        await asyncio.gather(*(client.close() for client in clients))
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+
+
+async def _leave(client: TritonClient) -> None:
+    try:
+        while client.busy_count:
+            await asyncio.sleep(_LEAVE_STEP_S)
+    finally:
+        await client.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +401,7 @@ def _view(env: Surroundings, rng: np.random.Generator) -> View:
             own.eject_after_failures, own.eject_s, own.eject_max_s, own.silent_eject_s, own.ramp_s
         ),
         connect=env.clients.get,
+        keep=env.clients.keep,
         now_s=now_s,
     )
     return View(

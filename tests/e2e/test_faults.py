@@ -12,6 +12,8 @@ from tests.faults.case import Case, Start
 from tests.faults.catalog import CASES
 from tests.faults.mesh import FaultMesh
 from tests.faults.run import run_once
+from tests.soak.crowd import CLIENTS
+from tests.soak.hour import soak_mesh
 
 pytestmark = [
     pytest.mark.e2e,
@@ -40,3 +42,18 @@ async def test_it_ends_as_the_matrix_says(mesh: FaultMesh, case: Case) -> None:
     """Nothing is wrong with a run of the case."""
     run = await run_once(case, mesh, seed=1)
     assert not run.complaints, run
+
+
+async def test_clients_endpoints_and_policies_come_and_go_without_a_failure(
+    mesh: FaultMesh,
+) -> None:
+    """The quick form of the soak: nobody is connected to endpoints that left, nothing ends."""
+    before = mesh.starts()
+    run = await soak_mesh(mesh.manifest, 4.0, 15.0, print, window_count=4, change_s=0.3)
+    assert run.endpoints >= 1
+    assert run.policies >= 1
+    assert run.clients > CLIENTS
+    assert (run.errors, run.connections_left, run.starts) == ({}, 0, before)
+    assert sum(window.on_time for window in run.windows) > 0
+    with_tasks = {name for name, held in run.held[-1].items() if "tasks" in held}
+    assert with_tasks == {"load-monitor", "trainer", *mesh.router_names}

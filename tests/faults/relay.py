@@ -113,7 +113,8 @@ class Relay:
         ]
         self._tasks |= set(ways)
         try:
-            await asyncio.gather(*ways)
+            with contextlib.suppress(asyncio.CancelledError):  # by `close`
+                await asyncio.gather(*ways)
         finally:
             self._tasks -= set(ways)
             self._pairs.discard(pair)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -280,7 +279,7 @@ async def test_a_router_reports_and_watches_as_the_one_its_certificate_names(
 
 
 def _channel(name: str, address: str, where: Path | None = None) -> grpc.aio.Channel:
-    held = read_certificates(certificates.tls_settings(name, where), time.time())
+    held = read_certificates(certificates.tls_settings(name, where), SystemClock().wall_ns() / 1e9)
     return grpc.aio.secure_channel(
         address, held.for_channel(), options=[("grpc.use_local_subchannel_pool", 1)]
     )

@@ -170,6 +170,11 @@ class TritonClient:
         """How many calls for answers are open, idle ones included."""
         return len(self._streams)
 
+    @property
+    def busy_count(self) -> int:
+        """How many calls carry a request now."""
+        return self._streams.busy_count
+
     async def is_live(self) -> bool:
         """Returns whether the server answers at all."""
         try:

@@ -125,6 +125,11 @@ class TierStreams:
         """Returns how many calls there are, idle ones included."""
         return len(self._open)
 
+    @property
+    def busy_count(self) -> int:
+        """How many calls carry a request now."""
+        return len(self._open) - len(self._idle)
+
     def ask(self, asking: Asking, metadata: Metadata = ()) -> None:
         """Sends a request; one with metadata goes on a call of its own."""
         asking.timer = self._loop.call_at(asking.end_s, asking.expire)

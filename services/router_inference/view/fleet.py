@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,6 +60,7 @@ class FleetView:
         profiles: Mapping[str, LatencyProfile],
         limits: BreakerLimits,
         connect: Callable[[str], TritonClient],
+        keep: Callable[[Collection[str]], None],
         now_s: float,
     ) -> None:
         """Starts with the endpoints of the settings, all usable.
@@ -71,6 +72,7 @@ class FleetView:
                 "".
             limits: of the breakers.
             connect: returns the client of an address; the same one for the same address.
+            keep: told the addresses in use whenever endpoints have changed.
             now_s: monotonic seconds.
         """
         self.catalog = catalog
@@ -81,6 +83,7 @@ class FleetView:
         self._profiles = profiles
         self._limits = limits
         self._connect = connect
+        self._keep = keep
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._reasons: dict[str, str] = {}
         self._unsettled: list[tuple[int, Breaker]] = []
@@ -181,6 +184,7 @@ class FleetView:
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
         self.candidates = tuple(target.candidate for target in self.targets)
         self._breakers = {target.candidate: target.breaker for target in self.targets}
+        self._keep({target.address for target in self.targets})
         self._seen_C = self._own_C = self.availability_C = np.ones(len(self.targets))
         self._unsettled = []
         self._mark()

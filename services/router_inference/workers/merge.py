@@ -18,6 +18,7 @@ SUMMED_GAUGES = frozenset(
         "process_resident_memory_bytes",
         "process_virtual_memory_bytes",
         "tiercel_candidate_in_flight",
+        "tiercel_loop_tasks",
         "tiercel_requests_in_flight",
         "tiercel_rpc_running",
     }

@@ -83,16 +83,16 @@ def test_reports_become_tables_between_the_markers(tmp_path: pathlib.Path) -> No
 
 def test_metrics_of_a_later_run_are_merged_and_say_so(tmp_path: pathlib.Path) -> None:
     """A long run of one metric goes into the report of all; its suite and commit are told."""
-    path, newer = tmp_path / "bench.json", tmp_path / "soak.json"
-    old = report_of(Reading("route", [80.0], [100.0]), Reading("soak", [105.0], [100.0]))
-    later = report_of(Reading("soak", [101.0], [100.0]))
-    later["metrics"]["soak"] |= {"suite": "full", "commit": "def"}
+    path, newer = tmp_path / "bench.json", tmp_path / "newer.json"
+    old = report_of(Reading("route", [80.0], [100.0]), Reading("workers_2", [105.0], [100.0]))
+    later = report_of(Reading("workers_2", [101.0], [100.0]))
+    later["metrics"]["workers_2"] |= {"suite": "full", "commit": "def"}
     path.write_text(json.dumps(old))
     newer.write_text(json.dumps(later))
     merge(path, newer)
     report = json.loads(path.read_text())
     assert [each["value"] for each in report["metrics"].values()] == [80.0, 101.0]
-    assert budget_table(report, None).endswith("`soak`: suite full, commit `def`")
+    assert budget_table(report, None).endswith("`workers_2`: suite full, commit `def`")
 
 
 def test_growth_is_drawn_beside_what_it_was() -> None:

@@ -25,14 +25,14 @@ def test_the_ratio_is_taken_round_by_round() -> None:
         ("decision_dqn_12", 31.0, 15.0, False),
         ("route", 70.0, 100.0, True),
         ("route", 69.0, 100.0, False),
-        ("soak_errors", 0.0, None, True),
-        ("soak_errors", 1.0, None, False),
+        ("state_64x64", 0.02, None, True),
+        ("state_64x64", 0.03, None, False),
     ],
 )
 def test_budgets_have_a_side(
     name: str, value: float, reference: float | None, is_within: bool
 ) -> None:
-    """Times and errors may not lie above their budget, rates not below; the limit is kept."""
+    """Times and shares may not lie above their budget, rates not below; the limit is kept."""
     judged = Reading(name, [value], [] if reference is None else [reference]).judged()
     assert judged["within_budget"] is is_within
 

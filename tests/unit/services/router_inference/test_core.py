@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from router.catalog import Catalog
 from router.profile import LatencyProfile, TierProfile
@@ -43,6 +44,32 @@ def test_one_client_per_address() -> None:
         await pool.close()
 
     asyncio.run(run())
+
+
+class LeavingClient:
+    """A client that has a request under way."""
+
+    busy_count, is_closed = 1, False
+
+    async def close(self) -> None:
+        """Is closed."""
+        self.is_closed = True
+
+
+@scenario
+async def test_clients_of_endpoints_that_left_are_closed_when_they_are_done() -> None:
+    """Connections do not pile up while endpoints come and go; nothing under way is cut."""
+    pool, gone, stays = ClientPool(), LeavingClient(), LeavingClient()
+    pool._clients |= {"a:1": cast("TritonClient", gone), "b:1": cast("TritonClient", stays)}
+    pool.keep({"b:1"})
+    await asyncio.sleep(60.0)
+    assert not gone.is_closed
+    gone.busy_count = 0
+    await asyncio.sleep(2.0)
+    assert (gone.is_closed, stays.is_closed) == (True, False)
+    assert list(pool._clients) == ["b:1"]
+    await pool.close()
+    assert stays.is_closed
 
 
 def test_a_monitor_cannot_have_prompts_sent_elsewhere() -> None:

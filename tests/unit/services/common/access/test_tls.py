@@ -15,13 +15,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.common.access.tls import Tls, TlsSettings, load_tls, read_certificates
 from services.common.channels import open_channel
+from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.common.settings import SettingsError
 from services.local.certificates import make_certificates
 from tests import certificates
 
 LOG = get_logger("test")
-NOW_S = time.time()
+NOW_S = SystemClock().wall_ns() / 1e9
 DAY_S = 86_400.0
 
 

@@ -1,0 +1,141 @@
+"""Clients that come and go, and ask at a rate between them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from tiercel import AsyncClient, DeadlineMissedError, RefusedError, TiercelError
+
+DEADLINE_S = 1.0
+TASKS = ("piqa", "copa")
+CLIENTS = 8
+"""Clients at a time."""
+STREAMED_SHARE, LEFT_SHARE = 0.3, 0.03
+"""Share of requests that stream, and of those whose client goes away before the answer."""
+_LEFT_AFTER_S = 0.03
+_PROMPT = "word " * 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What became of the requests of a stretch of time.
+
+    Attributes:
+        sent: Requests.
+        on_time: Answered within their deadline.
+        late: Answered later, or not at all by then.
+        refused: Refused by admission.
+        left: Given up by their client, on purpose.
+        failed: All others.
+        p50_ms: Median time of an answer, milliseconds.
+        p99_ms: The same, 99th percentile.
+    """
+
+    sent: int
+    on_time: int
+    late: int
+    refused: int
+    left: int
+    failed: int
+    p50_ms: float
+    p99_ms: float
+
+
+class Crowd:
+    """Offers load from several clients of which one is replaced every now and then."""
+
+    def __init__(self, addresses: Sequence[str], *, life_s: float, seed: int = 1) -> None:
+        """Opens nothing yet; a client is replaced after `life_s` seconds, about."""
+        self.errors: Counter[str] = Counter()
+        self.client_count = 0
+        self._addresses = list(addresses)
+        self._life_s = life_s
+        self._random = random.Random(seed)
+        self._clients: list[tuple[AsyncClient, float]] = []
+        self._busy: Counter[AsyncClient] = Counter()
+        self._leaving: set[AsyncClient] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counts: Counter[str] = Counter()
+        self._answers_s = array("f")
+
+    async def ask(self, rate_rps: float, duration_s: float) -> Window:
+        """Sends requests at random moments, whatever becomes of them; returns those that ended."""
+        due_s = time.monotonic()
+        end_s = due_s + duration_s
+        while (due_s := due_s + self._random.expovariate(rate_rps)) < end_s:
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            await self._renew()
+            client = self._random.choice(self._clients)[0]
+            self._busy[client] += 1
+            task = asyncio.create_task(self._one(client, due_s))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return self._take()
+
+    async def close(self) -> None:
+        """Waits for what is under way and closes every client."""
+        await asyncio.gather(*self._tasks)
+        for client in (*self._leaving, *(each for each, _ in self._clients)):
+            await client.close()
+        self._clients.clear()
+        self._leaving.clear()
+
+    def _take(self) -> Window:
+        counts, answers_s = self._counts, self._answers_s
+        self._counts, self._answers_s = Counter(), array("f")
+        percentiles = np.percentile(answers_s, (50, 99)) if answers_s else (0.0, 0.0)
+        kinds = ("on_time", "late", "refused", "left", "failed")
+        return Window(
+            counts.total(),
+            *(counts[kind] for kind in kinds),
+            *(round(1e3 * float(each), 2) for each in percentiles),
+        )
+
+    async def _renew(self) -> None:
+        now_s = time.monotonic()
+        if self._clients and self._clients[0][1] < now_s:
+            self._leaving.add(self._clients.pop(0)[0])
+        while len(self._clients) < CLIENTS:
+            client = AsyncClient(self._addresses, connections=self._random.choice((1, 4)))
+            # All of the first ones were made at once.
+            life_s = self._life_s * self._random.uniform(0.2, 1.8)
+            self._clients.append((client, now_s + life_s))
+            self._clients.sort(key=lambda each: each[1])
+            self.client_count += 1
+        for client in [each for each in self._leaving if not self._busy[each]]:
+            self._leaving.discard(client)
+            del self._busy[client]
+            await client.close()
+
+    async def _one(self, client: AsyncClient, due_s: float) -> None:
+        task, draw = self._random.choice(TASKS), self._random.random()
+        try:
+            async with asyncio.timeout(_LEFT_AFTER_S if draw < LEFT_SHARE else None):
+                if draw < 1.0 - STREAMED_SHARE:
+                    await client.generate(_PROMPT, task=task, deadline_s=DEADLINE_S)
+                else:
+                    stream = client.generate_stream(_PROMPT, task=task, deadline_s=DEADLINE_S)
+                    async for _ in stream:
+                        pass
+            taken_s = time.monotonic() - due_s
+            self._answers_s.append(taken_s)
+            kind = "on_time" if taken_s <= DEADLINE_S else "late"
+        except TimeoutError:
+            kind = "left"
+        except DeadlineMissedError:
+            kind = "late"
+        except RefusedError:
+            kind = "refused"
+        except TiercelError as error:
+            kind = "failed"
+            self.errors[str(error)[:120]] += 1
+        self._counts[kind] += 1
+        self._busy[client] -= 1
