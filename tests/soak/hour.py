@@ -77,9 +77,14 @@ def mesh_options() -> MeshOptions:
         options,
         router_count=2,
         fresh=True,
-        # As many connections are replaced in minutes as in an hour by default.
+        # As many connections are replaced in minutes as in an hour by default, and what is
+        # remembered of ended requests is full within the warm-up of a short run too.
         sections={
-            "router_inference": {"max_connection_age_s": 10.0},
+            "router_inference": {
+                "max_connection_age_s": 10.0,
+                "explanation_memory_bytes": 256 * 1024,
+                "feedback_memory_count": 200,
+            },
             "load_monitor": {"max_connection_age_s": 10.0},
             "trainer": {
                 "max_connection_age_s": 10.0,

@@ -221,7 +221,8 @@ class TierStream:
 
     def cancel(self) -> None:
         """Cancels the call."""
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
         # The task may wait for a connection, which the end of its call does not wake.
         self.task.cancel()
 
@@ -254,6 +255,8 @@ class TierStream:
             self._streams.forget(self)
             if not call.done():
                 call.cancel()
+            # A circle with its callback, which would keep the connection of a closed channel open.
+            self._call = None
 
     async def _carry(self, asking: Asking) -> Exception | None:
         """Sends one request and hands its answer on; returns what it failed with."""

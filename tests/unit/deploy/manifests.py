@@ -33,7 +33,8 @@ SERVICES = {
 }
 """Process name and section (also package) of each service."""
 MESHES = ("reference", "paced", "production")
-OVERLAYS = ("base", "overlays/production")
+INSECURE = "overlays/insecure-open-to-network"
+OVERLAYS = ("base", "overlays/production", INSECURE)
 TOOLS = ROOT / "build" / "tools" / "usr" / "bin"
 _TIMEOUT_S = 60.0
 

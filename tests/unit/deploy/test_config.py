@@ -25,7 +25,7 @@ def test_settings_are_valid(mesh: str, service: str) -> None:
     settings = _load(mesh, service, {})
     own = getattr(settings, SERVICES[service])
     assert own.listen.startswith("0.0.0.0:")
-    assert own.insecure_open_to_network
+    assert not own.insecure_open_to_network
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -49,7 +49,7 @@ def test_router_takes_the_environment_of_its_pod() -> None:
     environ = {
         entry["name"]: entry.get("value", "router-inference-7d9c5b-x2x4z")
         for entry in container["env"]
-    }
+    } | {"TIERCEL_MESH__REDIS_URL": "rediss://router-inference:secret@redis:6379/0"}
     settings = _load("reference", "router-inference", environ).router_inference
     assert settings.router_id == "router-inference-7d9c5b-x2x4z"
     assert settings.ticket_key_file == environ["TIERCEL_ROUTER_INFERENCE__TICKET_KEY_FILE"]

@@ -15,6 +15,7 @@ from tests.unit.deploy import kustomize
 from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
+    INSECURE,
     OVERLAYS,
     SERVICES,
     pod,
@@ -29,7 +30,7 @@ _ROOM_S = 5.0
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def resources(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The resources of the base, then those of the overlay."""
+    """The resources of the base, then those of each overlay."""
     return rendered(request.param)
 
 
@@ -130,10 +131,11 @@ def _is_protected(container: dict[str, Any]) -> bool:
     return "TIERCEL_MESH__TLS__CERTIFICATE" in names
 
 
+@pytest.mark.parametrize("overlay", ["base", "overlays/production"])
 @pytest.mark.parametrize("service", [*SERVICES, "triton", "redis"])
-def test_production_serves_by_tls_with_a_certificate_of_its_own(service: str) -> None:
+def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, overlay: str) -> None:
     """cert-manager makes the secret that is mounted, for the name by which others call."""
-    resources = rendered("overlays/production")
+    resources = rendered(overlay)
     spec = pod(resources, service)
     mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
@@ -151,8 +153,17 @@ def test_production_serves_by_tls_with_a_certificate_of_its_own(service: str) ->
         assert hosts <= set(made["dnsNames"])
     if service in SERVICES:
         env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
-        assert env[f"TIERCEL_{SERVICES[service].upper()}__INSECURE_OPEN_TO_NETWORK"] == "false"
+        assert not [name for name in env if name.endswith("INSECURE_OPEN_TO_NETWORK")]
         assert env["TIERCEL_MESH__TLS__KEY"] == "/run/tls/tls.key"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_only_the_overlay_of_that_name_is_open_to_the_network(service: str) -> None:
+    """There every service says so, and nothing expects a certificate."""
+    spec = pod(rendered(INSECURE), service)
+    env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
+    assert env[f"TIERCEL_{SERVICES[service].upper()}__INSECURE_OPEN_TO_NETWORK"] == "true"
+    assert "/run/tls" not in {m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
 
 
 @pytest.mark.parametrize("service", SERVICES)
