@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import shlex
 import sys
 import tempfile
 
@@ -54,7 +55,7 @@ async def _run(given: argparse.Namespace) -> int:
         run = await soak(given.seconds, given.rps, _say)
         bad += page.verdicts(run)
     if given.record:
-        page.keep(run, rows, f"python -m tests.soak --seconds {given.seconds:g}")
+        page.keep(run, rows, shlex.join(("python", "-m", "tests.soak", *sys.argv[1:])))
     _say("not as it should be: " + ("; ".join(bad) or "nothing"))
     return 1 if bad else 0
 
