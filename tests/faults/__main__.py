@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--case", action="append", help="name of a case [default: all]")
     parser.add_argument("--times", type=int, default=5, help="runs of each case")
-    parser.add_argument("--limit-s", type=float, default=1_800.0, help="starts no run after this")
+    parser.add_argument("--limit-s", type=float, default=1_740.0, help="starts no run after this")
     parser.add_argument("--record", action="store_true", help="write the results and the page")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--list", action="store_true", help="only list the cases")
