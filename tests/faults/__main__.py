@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.local.errors import CommandError
 from services.local.run import run_owning_children
-from tests.faults import packets, page
+from tests.faults import jobs, packets, page
 from tests.faults.case import Case
 from tests.faults.catalog import CASES
 from tests.faults.mesh import FaultMesh, run_root
@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--case", action="append", help="name of a case [default: all]")
     parser.add_argument("--times", type=int, default=5, help="runs of each case")
     parser.add_argument("--limit-s", type=float, default=1_740.0, help="starts no run after this")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that share the cases")
+    parser.add_argument("--folder", type=Path, default=Path("build/faults"), help="for its files")
     parser.add_argument("--record", action="store_true", help="write the results and the page")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--list", action="store_true", help="only list the cases")
@@ -46,11 +48,41 @@ def main() -> int:
             print(f"{case.name:<24} {case.done}; {case.ends}")
         return 0
     if given.page:
-        page.write(CASES, page.read())
+        page.write(CASES)
         return 0
+    if given.jobs > 1 and len(cases) > 1:
+        return run_owning_children(_run_all(cases, given), _say)
     packets.here()  # before there is any thread or socket
-    run_root(Path("build/faults").absolute())
+    run_root(given.folder.absolute())
     return run_owning_children(_Matrix(cases, given).run(), _say)
+
+
+async def _run_all(cases: list[Case], given: argparse.Namespace) -> int:
+    """Shares the cases out among processes and says when they have ended."""
+    began_s = time.monotonic()
+    split = jobs.shares(cases, _seconds(cases), given.jobs)
+    about_s = max(_about_s(share, given.times) for share in split)
+    _say(
+        f"{len(cases)} cases, {given.times} times each, by {len(split)} processes: about"
+        f" {about_s / 60:.0f} min, {given.limit_s / 60:.0f} min at most; Ctrl-C ends it"
+    )
+    code = await jobs.run_jobs(split, given)
+    if given.record:
+        page.write(CASES)
+    took_s = time.monotonic() - began_s
+    verdict = "not all as expected, see above" if code else "all as expected"
+    _say(f"{took_s / 60:.1f} min in all: {verdict}")
+    return code
+
+
+def _seconds(cases: list[Case]) -> list[float]:
+    """How long a run of each case took when it was last recorded."""
+    known = page.read()
+    return [known.get(case.name, {}).get("seconds", GUESS_S) for case in cases]
+
+
+def _about_s(cases: list[Case], times: int) -> float:
+    return len(_by_start(cases)) * START_S + times * sum(_seconds(cases))
 
 
 class _Matrix:
@@ -62,7 +94,7 @@ class _Matrix:
         self._limit_s: float = given.limit_s
         self._record: bool = given.record
         self._began_s = time.monotonic()
-        self._log = Path("build/faults/mesh.log")
+        self._log: Path = given.folder / "mesh.log"
         self._failed: set[str] = set()
         self._left: list[str] = []
 
@@ -74,9 +106,7 @@ class _Matrix:
                     page.keep(case, [], 0.0, not_run=reason)
         self._cases = [case for case in self._cases if not case.needs()]
         groups = _by_start(self._cases)
-        known = page.read()
-        runs_s = sum(known.get(case.name, {}).get("seconds", GUESS_S) for case in self._cases)
-        about_s = len(groups) * START_S + self._times * runs_s
+        about_s = _about_s(self._cases, self._times)
         _say(
             f"{len(self._cases)} cases, {self._times} times each, on {len(groups)} meshes: about"
             f" {about_s / 60:.0f} min, {self._limit_s / 60:.0f} min at most; Ctrl-C ends it"
@@ -94,7 +124,7 @@ class _Matrix:
                 _say(f"the mesh did not start: {error}")
                 self._failed |= {case.name for case in group}
         if self._record:
-            page.write(CASES, page.read())
+            page.write(CASES)
         took_s = time.monotonic() - self._began_s
         not_run = f"; not (fully) run: {', '.join(self._left)}" if self._left else ""
         bad = ", ".join(sorted(self._failed)) or "none"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
 import platform
 import statistics
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from router.folders import checkout
+from router.folders import checkout, work_folder
 from tests.faults.case import Case
 
 RESULTS = "docs/results/faults.json"
@@ -44,8 +46,7 @@ def read() -> dict[str, Any]:
 
 def keep(case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "") -> None:
     """Keeps the runs of a case, or why there are none, in place of older ones."""
-    results = read()
-    results[case.name] = {
+    entry = {
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, Linux {platform.release()}",
@@ -53,17 +54,28 @@ def keep(case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "
         "not_run": not_run,
         "runs": [_rounded(run) for run in runs],
     }
-    path = _root() / RESULTS
-    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with _alone():
+        results = {**read(), case.name: entry}
+        text = json.dumps(results, indent=1, sort_keys=True) + "\n"
+        (_root() / RESULTS).write_text(text, encoding="utf-8")
 
 
-def write(cases: Sequence[Case], results: Mapping[str, Result]) -> None:
-    """Writes the table into the page."""
+def write(cases: Sequence[Case]) -> None:
+    """Writes the table of all results into the page."""
     path = _root() / PAGE
-    text = path.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    path.write_text(f"{head}{BEGIN}\n{table(cases, results)}\n{END}{tail}", encoding="utf-8")
+    with _alone():
+        head, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        _, tail = rest.split(END)
+        text = f"{head}{BEGIN}\n{table(cases, read())}\n{END}{tail}"
+        path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes of the command from the files."""
+    with work_folder("faults.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def table(cases: Sequence[Case], results: Mapping[str, Result]) -> str:
@@ -137,10 +149,16 @@ def _rounded(run: Result) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(
-        command, cwd=_root(), capture_output=True, text=True, check=False
-    ).stdout.strip()
+    """The commit, marked where anything but the results is not committed."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", f":!{RESULTS}", f":!{PAGE}")
+    return f"{head}-dirty" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    found = subprocess.run(command, cwd=_root(), capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _root() -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.faults.catalog import CASES
+from tests.faults.jobs import shares
 from tests.faults.run import recovery
 
 BEGAN_S, LIFTED_S = 2.0, 4.0
@@ -43,3 +47,10 @@ def test_too_few_requests_after_the_fault_say_nothing() -> None:
     short_s = SENT_S[SENT_S < LIFTED_S + 0.5]
     good: NDArray[np.bool_] = np.ones(len(short_s), bool)
     assert recovery(short_s, good, began_s=BEGAN_S, lifted_s=LIFTED_S) is None
+
+
+def test_processes_get_shares_that_take_as_long() -> None:
+    """The longest case is alone where the others together take as long; the order stays."""
+    cases = [replace(CASES[0], name=name) for name in "abcd"]
+    found = shares(cases, [10.0, 30.0, 10.0, 10.0], 2)
+    assert [[case.name for case in share] for share in found] == [["b"], ["a", "c", "d"]]

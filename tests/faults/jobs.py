@@ -1,0 +1,55 @@
+"""Shares the cases out among processes, each with meshes, ports and files of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from services.local.launch import tied_command
+from tests.faults.case import Case
+
+END_WAIT_S = 60.0
+
+
+def shares(cases: Sequence[Case], seconds: Sequence[float], count: int) -> list[list[Case]]:
+    """Shares cases out so that all shares take about as long; the order stays within each.
+
+    Args:
+        cases: What is to be run.
+        seconds: How long each takes, about.
+        count: Most shares; none is empty.
+    """
+    sums_s = [0.0] * min(count, len(cases))
+    owner: dict[str, int] = {}
+    for case, each_s in sorted(zip(cases, seconds, strict=True), key=lambda pair: -pair[1]):
+        owner[case.name] = least = sums_s.index(min(sums_s))
+        sums_s[least] += each_s
+    return [[case for case in cases if owner[case.name] == k] for k in range(len(sums_s))]
+
+
+async def run_jobs(split: Sequence[Sequence[Case]], given: argparse.Namespace) -> int:
+    """Runs each share in a process; returns 0 if all ended as expected. Cancelling ends them."""
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        for number, share in enumerate(split):
+            command = [sys.executable, "-m", "tests.faults", "--jobs", "1"]
+            command += ["--folder", str(given.folder / str(number))]
+            command += ["--times", str(given.times), "--limit-s", str(given.limit_s)]
+            command += [part for case in share for part in ("--case", case.name)]
+            command += ["--record"] if given.record else []
+            processes.append(
+                await asyncio.create_subprocess_exec(*tied_command(command), start_new_session=True)
+            )
+        return max(await asyncio.gather(*(process.wait() for process in processes)))
+    finally:
+        left = [process for process in processes if process.returncode is None]
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_WAIT_S):
+                await asyncio.gather(*(process.wait() for process in left))
