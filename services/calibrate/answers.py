@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from trainer.profiling.latency_fit import Equation
 
 FEWEST_TOKENS = 2
 """Tokens after the first that make a stretch long enough to be timed."""
+GRAIN_S = 0.001
+"""No process sees an answer come more exactly than this: what is off by less is not off."""
 RANGES = 3
 """Ranges of prompt lengths that are told apart."""
 
@@ -141,7 +144,10 @@ def most_at_once(samples: Sequence[Sample]) -> int:
 
 
 def misfits(profile: TierProfile, equations: Sequence[Equation]) -> dict[str, float]:
-    """How far a profile is off, by what was measured: the median of predicted / measured - 1."""
+    """How far a profile is off beyond GRAIN_S, by what was measured.
+
+    Each is the median of predicted / measured - 1.
+    """
     costs = (
         profile.overhead_s,
         profile.step_s,
@@ -150,8 +156,9 @@ def misfits(profile: TierProfile, equations: Sequence[Equation]) -> dict[str, fl
     )
     ratios: dict[str, list[float]] = {}
     for each in equations:
-        predicted_s = float(np.dot(each.row, costs))
-        ratios.setdefault(each.kind, []).append(predicted_s / each.measured_s - 1.0)
+        off_s = float(np.dot(each.row, costs)) - each.measured_s
+        beyond_s = math.copysign(max(0.0, abs(off_s) - GRAIN_S), off_s)
+        ratios.setdefault(each.kind, []).append(beyond_s / each.measured_s)
     return {kind: float(np.median(found)) for kind, found in ratios.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from trainer.evaluation.plan import PAPER_GPU_RATIO, PAPER_WINDOW_RATIOS
 from trainer.evaluation.report.policy_lines import LARGE_COLOR, Palette
@@ -128,13 +128,15 @@ def answer_figure(found: Row, rows: Sequence[Row], small: str, palette: Palette)
                     rotation=90, va="bottom", ha="right", fontsize=8, color=color,
                 )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("requests/s")
         axes.set_title(
             "performance: mean quality of what is answered in time, nothing for the rest"
         )
-        axes.legend(fontsize=9, loc="lower left")
+        figure.legend(fontsize=9, loc="outside right center")
     return figure
 
 

@@ -48,7 +48,7 @@ def test_the_answer_for_ones_own_mesh_comes_first(
 ) -> None:
     """After the training: what to use, up to which load, GPUs; a plot lies beside the snapshot."""
     short = dataclasses.replace(
-        plan.BRIEF, seed_count=1, sweep_loads=(0.5, 4.0), gpu_loads=(0.5,), requests=200,
+        plan.BRIEF, seed_count=1, sweep_loads=(1.0, 4.0), gpu_loads=(0.5,), requests=100,
         shortest_s=2.0, longest_s=3.0, hold_s=2.0,
     )  # fmt: skip
     monkeypatch.setattr(plan, "BRIEF", short)
