@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as kserve
 
@@ -17,8 +17,7 @@ _FINAL = "triton_final_response"
 _FINISH_REASONS = {b"stop": "stop", b"length": "length"}
 
 
-@dataclass(frozen=True, slots=True)
-class TierChunk:
+class TierChunk(NamedTuple):
     """One piece of an answer.
 
     Attributes:

@@ -61,6 +61,7 @@ class Validator:
         """Takes other tasks and limits for the requests to come."""
         self._catalog = catalog
         self._limits = limits
+        self._most_prompt_tokens = max(1, int(limits.max_prompt_bytes / limits.bytes_per_token))
         self._lengths.add({task.name: task.expected_output_tokens for task in catalog.tasks})
         self._task_index = {task.name: index for index, task in enumerate(catalog.tasks)}
         self._tier_index = {name: index for index, name in enumerate(catalog.tiers)}
@@ -168,8 +169,7 @@ class Validator:
                 checks.require(False, "prompt", what, f"1 to {limits.max_prompt_bytes} bytes")
             prompt_tokens = max(1.0, size / limits.bytes_per_token)
         elif ask.prompt_tokens is not None:
-            high = max(1, int(limits.max_prompt_bytes / limits.bytes_per_token))
-            checks.count("prompt_token_count", ask.prompt_tokens, high, low=1)
+            checks.count("prompt_token_count", ask.prompt_tokens, self._most_prompt_tokens, low=1)
             prompt_tokens = float(max(1, ask.prompt_tokens))
         if not ask.task:
             checks.require(False, "task", "is empty", "a task of the mesh")

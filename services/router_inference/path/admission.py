@@ -47,14 +47,13 @@ class Admission:
         """Returns the factor on predictions at present; 0 if nothing is ever refused."""
         if self.limits is None:
             return 0.0
-        now_s = self._monotonic_s()
-        safety.relax(self.caution, now_s, self._window_s)
-        raised = self.caution
-        if self._claimed.ended:
-            safety.relax(self._claimed, now_s, self._window_s)
-            if self._claimed.raised > raised.raised:
-                raised = self._claimed
-        return safety.admission_factor(raised, self.limits.optimism)
+        most = self.caution
+        for caution in (self.caution, self._claimed):
+            if caution.ended or caution.raised:  # else it is at rest
+                safety.relax(caution, self._monotonic_s(), self._window_s)
+                if caution.raised > most.raised:
+                    most = caution
+        return safety.admission_factor(most, self.limits.optimism)
 
     def terms(self, request: Request) -> tuple[float, float]:
         """Returns what `router.safety.admit` goes by for a request: its slack and the factor.

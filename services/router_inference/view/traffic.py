@@ -112,23 +112,13 @@ class TrafficView:
             # ourselves.
             others, all_long = self._other_rate_rps, max(long, self._all_long_rps)
             age_s = now_s - self._heard_s
+        own_share = long / all_long if others > 0.0 and all_long > 0.0 else 1.0
         return Query(
-            task=request.task,
-            slack_s=request.slack_s,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
-            event_tokens=request.event_tokens,
-            soft_decay_s=request.reward_decay_s,
-            mean_prompt_tokens=self._own.mean_prompt_tokens,
-            rate_short_rps=short + others,
-            rate_long_rps=all_long,
-            state_age_s=age_s,
-            draw=0.0,
-            own_share=long / all_long if others > 0.0 and all_long > 0.0 else 1.0,
-            own_rate_rps=short,
-            burstiness=self._own.burstiness(),
-            slowdown=self.latency_slowdown(now_s),
-        )
+            request.task, request.slack_s, request.prompt_tokens, request.output_tokens,
+            request.event_tokens, request.reward_decay_s, self._own.mean_prompt_tokens,
+            short + others, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
+            self.latency_slowdown(now_s),
+        )  # fmt: skip
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""
