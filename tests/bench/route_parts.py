@@ -63,7 +63,7 @@ class LateClock(SystemClock):
 
     ahead_s = 0.0
 
-    def monotonic_s(self) -> float:  # type: ignore[override]
+    def monotonic_s(self) -> float:
         """Returns seconds of the monotonic clock, and how far it was put forward."""
         return time.monotonic() + self.ahead_s
 
