@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -59,3 +60,23 @@ async def test_a_server_added_under_load_gets_its_share_within_two_ages() -> Non
 def handled(served: Served) -> float:
     """Returns how many short calls a server answered."""
     return served.handled("ListPolicies", "OK", "")
+
+
+async def test_no_call_of_a_burst_fails_though_connections_end_all_the_time() -> None:
+    """Calls that begin at the very moment at which their connection ends are among them."""
+    async with serving(max_connection_age_s=0.5) as served:
+        calls: list[Any] = []
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+            end_s = time.monotonic() + 2.0
+            while time.monotonic() < end_s:
+                for _ in range(10):
+                    request = pb.ListPoliciesRequest()
+                    call = served.stub.ListPolicies(request, timeout=LIMIT_S)
+                    calls.append(group.create_task(_answered(call)))
+                await asyncio.sleep(0.02)
+        assert handled(served) == len(calls)
+
+
+async def _answered(call: Any) -> None:
+    """Waits for an answer; a task, since a call is awaitable and no coroutine."""
+    await call
