@@ -29,9 +29,19 @@ test: setup checkers $(KERNELS) ## run every test: unit, integration on real Red
 
 FUZZ_S ?= 600
 FUZZ_ROUNDS ?= 20
+FUZZ_COUNT ?= 20000
+FUZZ_GUIDED_S ?= 1800
+FUZZ_PARTS_S ?= 3600
 .PHONY: fuzz
-fuzz: setup $(KERNELS) ## property tests with fresh draws (FUZZ_S seconds and FUZZ_ROUNDS rounds at most)
+fuzz: setup $(KERNELS) ## wrong calls, wrong files, property tests with fresh draws (about 2 hours; FUZZ_COUNT=2000: 20 minutes)
+	.venv/bin/python -m tests.fuzzing.rpcs --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
+	.venv/bin/python -m tests.fuzzing.files --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
 	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_S) --rounds $(FUZZ_ROUNDS)
+
+.PHONY: fuzz-guided
+fuzz-guided: setup ## wrong files led by coverage, 30 minutes (FUZZ_GUIDED_S seconds); installs atheris
+	.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[fuzz]'
+	.venv/bin/python -m tests.fuzzing.guided --seconds $(FUZZ_GUIDED_S)
 
 N ?= 10
 BUSY ?= 5

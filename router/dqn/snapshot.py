@@ -272,7 +272,7 @@ def unpack(
         header = json.loads(blob[8:data_start], object_pairs_hook=_once)
     except ValueError as error:
         raise SnapshotError(REASON_MALFORMED, f"{origin}: header: {error}") from error
-    metadata = header.get("__metadata__", {})
+    metadata = header.get("__metadata__") or {}
     if not {"tiercel", "sha256"} <= metadata.keys():
         raise SnapshotError(REASON_FORMAT, f"{origin}: carries no tiercel metadata")
     text = metadata["tiercel"]

@@ -16,6 +16,7 @@ from services.local.errors import CommandError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 
 REFERENCE = "reference"
+_MOST_DIGITS = 9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ async def _with_facts(tier: LiveTier, client: TritonClient) -> LiveTier:
 
     def number(key: str) -> int:
         text = config.parameters.get(key, "")
-        return int(text) if text.isdigit() else 0
+        is_number = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+        return int(text) if is_number else 0
 
     return dataclasses.replace(
         tier,

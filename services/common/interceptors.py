@@ -281,9 +281,10 @@ class _Call:
             self._count("CANCELLED", "CLIENT_CANCELLED")
 
     async def _fail(self, error: BaseException, context: Context) -> NoReturn:
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError | grpc.aio.InternalError):
+            # The library's own error: the call it should have answered has ended.
             self._count_left(context)
-            raise error
+            raise asyncio.CancelledError from error
         if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
             # The method answered by itself (a proxied status), or the process is ending.
             code = context.code()
@@ -294,5 +295,8 @@ class _Call:
             self._log.exception("rpc_bug", error, method=self._method)
         self._count(status.code.name, status.reason)
         reply = rpc_status.to_status(status.rich)
-        await context.abort(reply.code, reply.details, reply.trailing_metadata)
+        try:
+            await context.abort(reply.code, reply.details, reply.trailing_metadata)
+        except grpc.aio.InternalError as gone:
+            raise asyncio.CancelledError from gone
         raise AssertionError("abort does not return")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -105,9 +106,12 @@ class RunRecords:
             with np.load(path, allow_pickle=False) as data:
                 head = json.loads(str(data["head"]))
                 columns = {name: data[name] for name in COLUMNS}
-        except (OSError, KeyError, ValueError) as error:
+            names = {column: tuple(map(str, head["names"][column])) for column in NAMED}
+            _check(columns, names)
+            if not 0.0 < float(head["meta"]["deadline_s"]) < math.inf:
+                raise ValueError("deadline_s is not above 0")
+        except Exception as error:  # numpy and zipfile raise a dozen types
             raise RecordsError(f"{path}: not a records file: {error}") from None
-        names = {key: tuple(value) for key, value in head["names"].items()}
         return cls(columns, names, head["meta"])
 
     def select(self, mask: NDArray[np.bool_]) -> RunRecords:
@@ -119,6 +123,18 @@ class RunRecords:
         """Keeps the rows of the phases of one name."""
         wanted = [i for i, each in enumerate(self.names["phase"]) if each == name]
         return self.select(np.isin(self.columns["phase"], wanted))
+
+
+def _check(columns: Mapping[str, NDArray[Any]], names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises ValueError unless columns are of one length and their types, indexes within bounds."""
+    (count,) = columns["status"].shape
+    for name, dtype in COLUMNS.items():
+        if columns[name].shape != (count,) or columns[name].dtype != dtype:
+            raise ValueError(f"column {name} does not fit")
+    bounds = {"status": (0, len(STATUSES))} | {name: (-1, len(names[name])) for name in NAMED}
+    for name, (lowest, end) in bounds.items():
+        if ((columns[name] < lowest) | (columns[name] >= end)).any():
+            raise ValueError(f"column {name} has an index that names nothing")
 
 
 def summarize(records: RunRecords) -> dict[str, Any]:

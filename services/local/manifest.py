@@ -9,8 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic
+
+from router.documents import LARGEST_DOCUMENT_BYTES
 from router.folders import state_folder
-from services.common.files import write_whole
+from services.common.files import read_bytes, write_whole
 from services.local.errors import CommandError, InputError
 
 FILE_NAME = "mesh.json"
@@ -93,16 +96,26 @@ def find_mesh(name: str) -> Manifest:
     """
     path = run_folder(name) / FILE_NAME
     hint = "start one with: tiercel up" + ("" if name == DEFAULT_NAME else f" --name {name}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest(**{**fields, "routers": tuple(fields["routers"])})
-    except FileNotFoundError:
-        raise CommandError(f"no mesh {name!r} runs here ({path} is missing); {hint}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from None
+    if not path.exists():
+        raise CommandError(f"no mesh {name!r} runs here ({path} is missing); {hint}")
+    manifest = read_manifest(path)
     if not manifest.is_alive:
         raise CommandError(f"mesh {name!r} is not running any more; {hint}")
     return manifest
+
+
+def read_manifest(path: pathlib.Path) -> Manifest:
+    """Reads the file of a mesh; raises CommandError if it is none."""
+    try:
+        return pydantic.TypeAdapter(Manifest).validate_json(
+            read_bytes(path, LARGEST_DOCUMENT_BYTES)
+        )
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise CommandError(f"{path}: is no file of a mesh: {field}: {first['msg']}") from None
 
 
 def running_names() -> list[str]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
-from router.documents import parse_toml
+import pydantic
+
+from router.catalog import parse_quality
+from router.profile import parse_profile
 from router.types import InvalidFileError
 from services.common.files import read_text
 from services.common.mesh_settings import TaskSettings
 from services.local.embedded import MeshOptions
 from services.local.errors import InputError
 from services.local.fleets import PacedFleetOptions
+
+Parsed = TypeVar("Parsed")
 
 DEADLINE_S = 0.4
 OUTPUT_TOKENS = 8
@@ -40,15 +46,19 @@ def paced_options(
     if not time_scale > 0:
         raise InputError(f"--time-scale: must be above 0, got {time_scale:g}")
     tiers = _tiers_of(profile)
-    tasks = tuple(
-        TaskSettings(
-            name=task,
-            default_deadline_s=DEADLINE_S * time_scale,
-            default_max_output_tokens=OUTPUT_TOKENS * 2,
-            expected_output_tokens=OUTPUT_TOKENS,
+    try:
+        tasks = tuple(
+            TaskSettings(
+                name=task,
+                default_deadline_s=DEADLINE_S * time_scale,
+                default_max_output_tokens=OUTPUT_TOKENS * 2,
+                expected_output_tokens=OUTPUT_TOKENS,
+            )
+            for task in _read(quality, parse_quality).quality
         )
-        for task in _tasks_of(quality)
-    )
+    except pydantic.ValidationError as error:
+        # Of all it may say, that a name is none of a mesh, or that a deadline became too long.
+        raise InputError(f"{quality}: {error.errors(include_url=False)[0]['msg']}") from None
     return MeshOptions(
         name=name,
         fleet=PacedFleetOptions(profile, tiers, device_count, time_scale),
@@ -60,21 +70,14 @@ def paced_options(
 
 def _tiers_of(profile: pathlib.Path) -> tuple[str, ...]:
     """Tiers of a profile, fastest (lowest quality) first."""
-    tiers = _read(profile).get("tiers", {})
-    if not isinstance(tiers, dict) or not tiers:
-        raise InputError(f"{profile}: has no [tiers.NAME] table")
-    return tuple(sorted(tiers, key=lambda tier: float(tiers[tier].get("step_s", 0.0))))
+    tiers = _read(profile, parse_profile).tiers
+    return tuple(sorted(tiers, key=lambda tier: tiers[tier].step_s))
 
 
-def _tasks_of(quality: pathlib.Path) -> tuple[str, ...]:
-    tasks = _read(quality).get("quality", {})
-    if not isinstance(tasks, dict) or not tasks:
-        raise InputError(f"{quality}: has no [quality.TASK] table")
-    return tuple(tasks)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path, parse: Callable[[str, str], Parsed]) -> Parsed:
     try:
-        return parse_toml(read_text(path), str(path))
-    except (OSError, UnicodeDecodeError, InvalidFileError) as error:
+        return parse(read_text(path), str(path))
+    except InvalidFileError as error:
+        raise InputError(str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None

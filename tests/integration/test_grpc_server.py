@@ -398,3 +398,14 @@ async def test_metrics_are_exposed_over_http(served: Served, free_port: Callable
     )
     await metrics.close()
     start_metrics_server(str(metrics.address), served.registry)
+
+
+async def test_an_answer_to_a_call_that_has_ended_is_no_bug(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library fails to send it, as the caller is gone: counted so, and no traceback."""
+    served.servicer.error = grpc.aio.InternalError("execute_batch")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=0.5)
+    assert not [record for record in caplog.records if record.exc_info]
+    assert served.handled("ListPolicies", "CANCELLED", "CLIENT_CANCELLED") == 1

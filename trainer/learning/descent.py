@@ -21,6 +21,10 @@ State = dict[str, NDArray[Any]]
 """What a learner goes on from, as plain arrays by name."""
 
 
+_MOMENTS, _STEP = ("exp_avg", "exp_avg_sq"), "step"
+"""What the optimizer keeps of a parameter."""
+
+
 class LearnerStateError(ValueError):
     """Saved learner state does not fit this learner."""
 
@@ -113,11 +117,21 @@ class Descent:
         return state
 
     def check_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Raises LearnerStateError if a part of `state` is missing or has another shape."""
+        """Raises LearnerStateError if a part of `state` is missing or is none that was saved."""
         for part, parameters in self._parts.items():
             check_fits(parameters, state, f"{part}.")
-        if "step_count" not in state:
+        count = state.get("step_count")
+        if count is None or count.shape or count.dtype != np.int64 or count < 0:
             raise LearnerStateError("saved learner state does not fit: step_count")
+        for name, parameter in self.online.items():
+            moments = dict.fromkeys(_MOMENTS, parameter)
+            prefix = f"adam.{name}."
+            found = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+            if not found:
+                continue
+            check_fits({**moments, _STEP: torch.zeros(())}, state, prefix)
+            if found != {*_MOMENTS, _STEP} or state[prefix + _STEP] < 0:
+                raise LearnerStateError(f"saved learner state does not fit: {prefix}")
 
     def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on from what `get_state` returned; raises as `check_state` does."""
@@ -148,10 +162,10 @@ def arrays_of(parameters: Parameters, prefix: str = "") -> State:
 
 
 def check_fits(parameters: Parameters, state: Mapping[str, NDArray[Any]], prefix: str = "") -> None:
-    """Raises LearnerStateError if an array is missing or has another shape."""
+    """Raises LearnerStateError if an array is missing or has another shape or type."""
     for name, tensor in parameters.items():
         saved = state.get(f"{prefix}{name}")
-        if saved is None or saved.shape != tuple(tensor.shape):
+        if saved is None or saved.shape != tuple(tensor.shape) or saved.dtype != np.float32:
             raise LearnerStateError(f"saved learner state does not fit: {prefix}{name}")
 
 

@@ -8,6 +8,8 @@ import pathlib
 import string
 from collections.abc import Iterable
 
+from router.documents import parse_json
+
 CHARACTERS = string.ascii_lowercase + string.digits + ":=+?"
 """Every character of prompts and answers; place plus ``FIRST_CHARACTER_ID`` is the token id."""
 
@@ -88,7 +90,7 @@ class CharTokenizer:
         """
         path = folder / FILE_NAME
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text(), str(path))
             special = (content["first_character_id"], content["pad_id"], content["eos_id"])
             characters = str(content["characters"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -24,6 +24,7 @@ HIGHEST_NUMBER = 1e9
 """Highest count, token number or time in seconds that is believed."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _QUOTED = 40
+_MOST_DIGITS = 40
 
 
 class Table:
@@ -96,7 +97,8 @@ class Table:
 
     def whole_number(self, text: str, column: str) -> int:
         """Returns a whole number from 0 to HIGHEST_NUMBER."""
-        value = int(text) if text.isascii() and text.isdecimal() else -1
+        is_number = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
+        value = int(text) if is_number else -1
         if not 0 <= value <= HIGHEST_NUMBER:
             self._fail_number("a whole number", text, column)
         return value

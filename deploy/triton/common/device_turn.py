@@ -186,7 +186,7 @@ def device_of_server(folder: pathlib.Path, server_pid: int) -> pathlib.Path:
     """Path of the device that one server's tiers share; files of servers that were killed go."""
     for path in folder.glob(f"{FILE_PREFIX}*"):
         owner = path.name.removeprefix(FILE_PREFIX).partition(".")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isascii() and owner.isdigit() and not _is_alive(int(owner)):
             path.unlink(missing_ok=True)
     return folder / f"{FILE_PREFIX}{server_pid}"
 

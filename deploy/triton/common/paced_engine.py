@@ -155,7 +155,7 @@ class Control:
             content = json.loads(self.path.read_text()) if stamp != (0, 0) else {}
             slow_down = float(content.get("slow_down", 1.0))
             state = str(content.get("state", "ok"))
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return
         if slow_down > 0.0 and math.isfinite(slow_down):
             self.slow_down = slow_down

@@ -128,10 +128,12 @@ class StateReader:
         )
 
     def _use(self, endpoints: tuple[SeenEndpoint, ...]) -> None:
-        self._endpoints = endpoints
         candidates = tuple(
             (tier, each.spec.name) for each in endpoints for tier in each.spec.models
         )
+        if len(set(candidates)) < len(candidates):
+            raise ValueError("a state with a candidate twice")
+        self._endpoints = endpoints
         if candidates != self._candidates:
             self._candidates = candidates
 

@@ -135,7 +135,10 @@ def _restore(run: PolicyIteration, path: Path) -> float:
     if found is None:
         return 0.0
     meta, arrays = found
-    if meta["key"] != run.key():
-        raise CheckpointError(f"{path}: is of another run; delete it or give its settings")
-    run.set_state(meta["run"], arrays)
-    return float(meta["elapsed_s"])
+    try:
+        if meta["key"] != run.key():
+            raise CheckpointError(f"{path}: is of another run; delete it or give its settings")
+        run.set_state(meta["run"], arrays)
+        return float(meta["elapsed_s"])
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is no checkpoint of a run: {error!r:.200}") from error

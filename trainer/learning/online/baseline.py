@@ -9,6 +9,7 @@ leaves every difference between actions as it is, and takes most of the noise aw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,12 @@ class RewardBaseline:
         return {task: (self._mean[task], self._count[task]) for task in self._mean}
 
     def set_state(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Restores what `get_state` returned."""
-        self._mean = {task: float(pair[0]) for task, pair in state.items()}
-        self._count = {task: int(pair[1]) for task, pair in state.items()}
+        """Restores what `get_state` returned; raises TypeError or ValueError for anything else."""
+        pairs = {task: (mean, count) for task, (mean, count) in dict(state).items()}
+        if not all(math.isfinite(mean) and type(count) is int for mean, count in pairs.values()):
+            raise ValueError("saved baseline does not fit")
+        self._mean = {task: float(mean) for task, (mean, _) in pairs.items()}
+        self._count = {task: max(0, int(count)) for task, (_, count) in pairs.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
+from router.types import is_finite_number
 from trainer.learning.checkpoint import (
-    CheckpointError,
     damaged_of,
     load_checkpoint,
     previous_of,
@@ -36,9 +36,12 @@ from trainer.learning.online.joining import (
     RecordJoiner,
     Step,
 )
-from trainer.learning.online.replay import MAX_CANDIDATES, Replay, ReplayError, Transitions
+from trainer.learning.online.replay import MAX_CANDIDATES, Replay, Transitions
 from trainer.learning.online.returns import steps_to_arrays, time_returns
 from trainer.learning.online.settled import SettledKeys
+
+_BAD_STATE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+"""What a state that is none ends in, CheckpointError and ReplayError among it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,20 +371,23 @@ class OnlineLoop:
                 if found is not None:
                     self._apply(*found)
                     return
-            except (CheckpointError, ReplayError, KeyError, TypeError, ValueError) as error:
+            except _BAD_STATE as error:
                 set_aside(path)
                 self._problems.append(f"{error}; kept as {damaged_of(path).name}")
 
     def _apply(self, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         if meta.get("feature_schema") != self._config.feature_schema:
             return  # what was learned on other features is of no use
-        settled = SettledKeys()
+        settled, baseline, rng = SettledKeys(), RewardBaseline(), np.random.default_rng(0)
         settled.set_state(meta["settled"])
-        # A newer parent starts afresh from its weights, but the experience is still good.
+        baseline.set_state(meta["baseline"])
+        mean_reward, rng.bit_generator.state = meta["mean_reward"], meta["rng"]
+        if mean_reward is not None and not is_finite_number(mean_reward):
+            raise ValueError(f"mean_reward is {mean_reward!r:.40}")
+        # A newer parent starts afresh from its weights, but the experience is still good. Nothing
+        # after this fails, so that a bad state leaves nothing of itself.
         self._replay.restore(arrays["replay"].tobytes())
-        self._baseline.set_state(meta["baseline"])
-        self._settled = settled
-        self._mean_reward = meta["mean_reward"]
+        self._settled, self._baseline, self._mean_reward = settled, baseline, mean_reward
         if meta["parent"] == self._parent:
             prefix = "learner."
             saved = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -392,7 +398,7 @@ class OnlineLoop:
                 self._learner.set_state(saved)
             except LearnerStateError:
                 return  # of a learner with other parts: afresh from the parent's weights
-            self._rng.bit_generator.state = meta["rng"]
+            self._rng = rng
 
 
 def _is_finite(state: Mapping[str, NDArray[Any]]) -> bool:

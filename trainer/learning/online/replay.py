@@ -173,13 +173,17 @@ class Replay:
                 saved: dict[str, Any] = {name: file[name] for name in file.files}
             batch = Transitions(*(saved[name] for name in Transitions._fields))
             total_count = int(saved["total_count"])
-            lengths = {len(array) for array in batch}
+            count, candidates, features = batch.x_BCF.shape
         except Exception as error:  # numpy and zipfile raise a dozen types on damaged input
             raise ReplayError(f"saved replay cannot be read: {error}") from error
-        if len(lengths) != 1 or batch.x_BCF.ndim != 3:
-            raise ReplayError("saved replay has arrays that do not fit together")
-        if batch.x_BCF.shape[2] != self._feature_count:
+        if features != self._feature_count:
             raise ReplayError("saved replay has other features")
+        own = _allocate(0, candidates, features)
+        if any(
+            array.dtype != part.dtype or array.shape != (count, *part.shape[1:])
+            for array, part in zip(batch, own, strict=True)
+        ):
+            raise ReplayError("saved replay has arrays that do not fit together")
         self._refill(batch)
         self.total_count = total_count
 

@@ -321,7 +321,7 @@ def _sampling(tensor: Any) -> tuple[int, int]:
         values = json.loads(text or b"{}")
         limit = int(values.get("max_tokens", DEFAULT_OUTPUT_TOKENS))
         seed = int(values.get("seed") or 0)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError("sampling_parameters: must be a JSON object of numbers") from None
     if not 1 <= limit <= MAX_OUTPUT_TOKENS:
         raise ValueError(

@@ -81,3 +81,29 @@ def test_state_that_lacks_a_part_changes_nothing(part: str) -> None:
     with pytest.raises(LearnerStateError, match=part):
         descent.set_state(state)
     assert _value(descent.online) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("online.w", np.array([1], np.int64)),
+        ("online.w", np.array(["1.0"])),
+        ("step_count", np.array(-1)),
+        ("step_count", np.array([1, 2])),
+        ("step_count", np.array(1.5)),
+        ("adam.w.step", np.array([1.0, 2.0], np.float32)),
+        ("adam.w.step", np.array(-1.0, np.float32)),
+        ("adam.w.exp_avg", np.zeros(7, np.float32)),
+        ("adam.w.exp_avg_sq", np.zeros(1, np.bool_)),
+        ("adam.w.more", np.zeros(1, np.float32)),
+    ],
+)
+def test_a_state_that_no_descent_saved_is_refused(name: str, value: Any) -> None:
+    """Types, shapes and counts are checked before anything is taken, the optimizer's too."""
+    make = partial(torch.optim.Adam, lr=0.1)
+    descent = _descent(make=make)
+    descent.step(descent.online["w"].sum())
+    state = descent.get_state()
+    _descent(make=make).set_state(state)
+    with pytest.raises(LearnerStateError):
+        _descent(make=make).set_state({**state, name: value})

@@ -86,3 +86,29 @@ async def test_a_reader_that_stops_after_a_failure_leaves_no_error_behind() -> N
     del stream
     gc.collect()
     assert complaints == []
+
+
+@scenario
+async def test_an_error_that_meets_the_leaving_client_is_no_traceback() -> None:
+    """The job ends and the client leaves in one turn of the loop: nobody else took the error."""
+    rig = make_rig()
+    job = rig.job(is_stream=True)
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, facts: unheard.append(facts))
+
+    class Refusing:
+        async def answer(self, job: Job, sink: object) -> None:
+            raise UnavailableError("NO_USABLE_ENDPOINT")
+
+    async def read() -> None:
+        async for _ in StreamRelay(0.003).answer(Refusing(), job):  # type: ignore[arg-type]
+            raise AssertionError("nothing was answered")
+
+    reader = asyncio.ensure_future(read())
+    await asyncio.sleep(0)  # the reader waits, the job has not begun
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    del reader
+    await asyncio.sleep(0)
+    gc.collect()
+    assert unheard == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,26 @@ def test_a_saved_replay_that_was_poisoned_loses_only_the_poison(field: str) -> N
     restored = Replay(capacity=10, feature_count=3)
     restored.restore(replay.to_bytes())
     assert _returns(restored) == {0.0, 1.0, 3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("action_B", np.array(["0"] * 4)),
+        ("action_B", np.zeros(4)),
+        ("x_BCF", np.ones((4, 1, 3), np.float16)),
+        ("allowed_BC", np.ones((4, 5), bool)),
+        ("return_B", np.zeros((4, 1), np.float32)),
+    ],
+)
+def test_arrays_that_no_replay_saved_are_refused(name: str, value: Any) -> None:
+    """Types and shapes are as saved, or nothing is taken."""
+    replay = Replay(capacity=10, feature_count=3)
+    replay.append(_batch(0, 4))
+    with np.load(io.BytesIO(replay.to_bytes())) as file:
+        saved = {key: file[key] for key in file.files}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{**saved, name: value})
+    with pytest.raises(ReplayError, match="fit"):
+        replay.restore(buffer.getvalue())
+    assert len(replay) == 4

@@ -1,0 +1,72 @@
+"""Wrong calls and wrong files in their short form; `make fuzz` is the long one."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RedisServer
+from tests.fuzzing import files, rpcs
+from tests.fuzzing.meshes import SLOW, running_mesh
+from tests.fuzzing.readers import readers
+
+SEED = 20_261_129
+CALLS = 100
+INPUTS = 1_000
+
+
+async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Every method of every service: a documented status, no traceback, nothing held."""
+    async with running_mesh(tmp_path, redis_server.url) as mesh:
+        report = await rpcs.fuzz(mesh, count=CALLS, seed=SEED, end_s=math.inf, slow=False)
+        served = {m.full_name: m for each in mesh.services.values() for m in each.methods}
+    assert report.problems == []
+    called = {name for name, tally in report.tallies.items() if tally.count >= 2}
+    assert {m.name for name, m in served.items() if name not in called} == SLOW
+    assert {name.rpartition(".")[0] for name in called} >= {
+        "tiercel.router_inference.v1.RouterInferenceService",
+        "tiercel.load_monitor.v1.LoadMonitorService",
+        "tiercel.trainer.v1.TrainerService",
+    }
+
+
+def test_wrong_files_are_refused_by_their_readers_own_errors(tmp_path: Path) -> None:
+    """Whatever reads a file or a stored record; both kinds of end happen for nearly all."""
+    found = readers(tmp_path)
+    tallies: dict[str, files.Tally] = {}
+    with files.quiet():
+        for reader, count in zip(found, files.counts_of(found, INPUTS), strict=True):
+            tallies[reader.name] = files.fuzz(
+                reader,
+                count=count,
+                rng=random.Random(f"{SEED} {reader.name}"),
+                end_s=math.inf,
+                keeps=False,
+            )
+    assert [problem for tally in tallies.values() for problem in tally.problems] == []
+    assert all(tally.accepted for name, tally in tallies.items() if name != "tickets")
+
+
+@pytest.mark.parametrize("kind", ["KeyError", "slow"])
+def test_what_breaks_a_reader_is_found_and_made_small(tmp_path: Path, kind: str) -> None:
+    """A reader with a defect: the fuzzer names it, and the input that is kept is the least."""
+
+    def read(data: bytes) -> None:
+        if b"!" in data:
+            if kind == "KeyError":
+                raise KeyError(data)
+            sum(range(5_000_000))
+
+    reader = files.Reader("broken", [b"a right one"], lambda *_: b"x" * 40 + b"!" + b"y" * 40, read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "KEPT", tmp_path)
+        patch.setattr(files, "MOST_CPU_S", 0.01)
+        patch.setattr(files, "_MOST_SHRINKS", 100 if kind == "KeyError" else 2)
+        tally = files.fuzz(reader, count=1, rng=random.Random(1), end_s=math.inf)
+    (problem,) = tally.problems
+    assert kind in problem
+    (kept,) = (tmp_path / "broken").iterdir()
+    assert kept.read_bytes() == b"!" or kind == "slow"
