@@ -320,9 +320,9 @@ async def _methods(channel: grpc.aio.Channel) -> list[MethodDescriptor]:
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     answer = await call.read()
     await call.done_writing()
-    pool = descriptor_pool.Default()
+    pool: Any = descriptor_pool.Default()  # type: ignore[no-untyped-call]
     names = sorted(each.name for each in answer.list_services_response.service)
-    return [m for name in names for m in pool.FindServiceByName(name).methods]  # type: ignore[no-untyped-call]
+    return [m for name in names for m in pool.FindServiceByName(name).methods]
 
 
 def request_type(method: MethodDescriptor) -> type[Message]:

@@ -53,7 +53,7 @@ def _changed_once(data: bytes, rng: random.Random) -> bytes:
         number = rng.choice((0, 1, 2**7, 2**8 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))
         width = rng.choice((1, 2, 4, 8))
         written = (number % 2 ** (8 * width)).to_bytes(width, rng.choice(("little", "big")))
-        return data[:place] + written + data[place + width :]
+        return b"".join((data[:place], written, data[place + width :]))
     words = list(_WORD.finditer(data, max(0, place - 200), place + 200))
     if how == 6 and words:
         word = rng.choice(words)

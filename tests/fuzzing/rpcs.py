@@ -36,6 +36,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from services.common.errors import ERROR_DOMAIN, STATUS_BY_ERROR
+from services.router_inference.reconnect import END_OF_STREAM
 from tests.conftest import RedisServer
 from tests.fuzzing.meshes import SLOW, Mesh, Served, request_type, response_type, running_mesh
 from tests.fuzzing.messages import MessageMaker
@@ -370,7 +371,7 @@ async def _read(rpc: Any, answers: list[bytes], most: int) -> bool:
                 answer = await rpc.read()
         except TimeoutError:
             return False
-        if answer is grpc.aio.EOF:
+        if answer is END_OF_STREAM:
             return True
         answers.append(answer)
     return False
@@ -399,7 +400,7 @@ def _wrong_status(method: MethodDescriptor, error: grpc.aio.AioRpcError) -> str:
         return f"{code.name} with {size} bytes of details"
     if not is_ours or code in _LIBRARYS_OWN:
         return ""
-    rich = rpc_status.from_call(error)  # type: ignore[arg-type]
+    rich = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
     if rich is None or not any(d.Unpack(info) for d in rich.details if d.Is(info.DESCRIPTOR)):
         return f"{code.name} without an ErrorInfo: {error.details()}"
@@ -477,7 +478,9 @@ class Held:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
         process = psutil.Process()
-        tasks = Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks())
+        tasks = Counter(
+            getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()
+        )
         return cls(process.memory_info().rss, process.num_fds(), tasks)
 
 
@@ -570,7 +573,7 @@ def _leaks(name: str, before: Held, after: Held) -> Iterator[str]:
     )
     if leaks:
         more = after.tasks - before.tasks
-        yield f"{name}: leaks: {_growth(before, after)}; tasks more: {dict(more)} of {dict(after.tasks)}"
+        yield f"{name}: leaks: {_growth(before, after)}; tasks more: {dict(more)}"
 
 
 def table(report: Report) -> str:

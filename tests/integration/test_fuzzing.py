@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import RedisServer
 from tests.fuzzing import files, rpcs
 from tests.fuzzing.meshes import SLOW, running_mesh
-from tests.fuzzing.readers import readers
+from tests.fuzzing.readers import Reader, readers
 
 SEED = 20_261_129
 CALLS = 100
@@ -60,7 +60,7 @@ def test_what_breaks_a_reader_is_found_and_made_small(tmp_path: Path, kind: str)
                 raise KeyError(data)
             sum(range(5_000_000))
 
-    reader = files.Reader("broken", [b"a right one"], lambda *_: b"x" * 40 + b"!" + b"y" * 40, read)
+    reader = Reader("broken", [b"a right one"], lambda *_: b"x" * 40 + b"!" + b"y" * 40, read)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "KEPT", tmp_path)
         patch.setattr(files, "MOST_CPU_S", 0.01)
