@@ -114,8 +114,8 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         raise CommandError(f"{path}: cannot be read: {error.strerror or error}") from None
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise CommandError(f"{path}: is no file of a mesh: {field}: {first['msg']}") from None
+        field = "".join(f"{part}: " for part in first["loc"])
+        raise CommandError(f"{path}: is no file of a mesh: {field}{first['msg']}") from None
 
 
 def running_names() -> list[str]:

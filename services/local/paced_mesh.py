@@ -78,6 +78,6 @@ def _read(path: pathlib.Path, parse: Callable[[str, str], Parsed]) -> Parsed:
     try:
         return parse(read_text(path), str(path))
     except InvalidFileError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"{path}: {'; '.join(error.problems)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None

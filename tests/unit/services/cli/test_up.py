@@ -15,7 +15,7 @@ from tests.unit.services.cli.said import complaint
     [
         (["--name", "a b"], "mesh name"),
         (["--paced", "nope"], "--paced: no file and no shipped name 'nope'; known: opt-a100"),
-        (["--paced", "empty.toml"], "has no [tiers.NAME] table"),
+        (["--paced", "empty.toml"], "tables [tiers.NAME]"),
         (
             ["--paced", "opt-a100", "--quality", "nope.toml"],
             "--quality: no file and no shipped name",

@@ -36,7 +36,7 @@ def test_a_running_mesh_is_found_by_name(
     with pytest.raises(CommandError, match="not running any more"):
         find_mesh("m")
     (run_folder("m") / "mesh.json").write_text("{")
-    with pytest.raises(CommandError, match="cannot be read"):
+    with pytest.raises(CommandError, match="no file of a mesh"):
         find_mesh("m")
     with pytest.raises(CommandError, match="tiercel up"):
         find_mesh("n")
