@@ -36,6 +36,7 @@ from services.common.access.roles import GRANTED
 from services.common.access.tls import read_certificates
 from services.common.access.tokens import TokenReader
 from services.common.addresses import parse_address
+from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.common.mesh_settings import load_mesh_files
 from services.common.metrics import new_registry
@@ -402,7 +403,7 @@ def _access(folder: Folder) -> Iterator[Reader]:
         settings = own.model_copy(update={name: str(folder.path / f"{name}.pem")})
 
         def read(path: Path, settings: Any = settings) -> object:
-            return read_certificates(settings)
+            return read_certificates(settings, SystemClock().wall_ns() / 1e9)
 
         seed = Path(getattr(own, name)).read_bytes()
         yield Reader(

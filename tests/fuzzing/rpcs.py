@@ -198,15 +198,19 @@ class Caller:
         seed: of every choice.
         faults: hears the log.
         slow: True also calls the methods that start processes.
+        kept: folder for calls that find a defect.
     """
 
-    def __init__(self, mesh: Mesh, seed: int, faults: Faults, *, slow: bool = True) -> None:
+    def __init__(
+        self, mesh: Mesh, seed: int, faults: Faults, *, slow: bool = True, kept: Path = KEPT
+    ) -> None:
         self.mesh = mesh
         self.report = Report()
         self._rng = random.Random(seed)
         self._maker = MessageMaker(self._rng, mesh.words, mesh.blobs)
         self._faults = faults
         self._slow = slow
+        self._kept = kept
         self._methods: dict[str, tuple[Served, MethodDescriptor]] = {
             method.full_name: (served, method)
             for served in mesh.services.values()
@@ -327,8 +331,8 @@ class Caller:
         smallest = await self._shrunk(call)
         digest = hashlib.sha256(smallest.to_json().encode()).hexdigest()[:8]
         name = call.method.rpartition(".")[2]
-        KEPT.mkdir(parents=True, exist_ok=True)
-        path = KEPT / f"{name}-{digest}.json"
+        self._kept.mkdir(parents=True, exist_ok=True)
+        path = self._kept / f"{name}-{digest}.json"
         path.write_text(smallest.to_json())
         self.report.problems.append(f"{call.method} ({path.name}): {problem}")
 
@@ -491,6 +495,7 @@ async def fuzz(
     seed: int,
     end_s: float,
     slow: bool = True,
+    kept: Path = KEPT,
     say: Any = lambda _: None,
 ) -> Report:
     """Sends `count` calls to each service.
@@ -501,20 +506,21 @@ async def fuzz(
         seed: of every choice.
         end_s: starts no further batch after this, by the monotonic clock.
         slow: True also calls the methods that start processes.
+        kept: folder for calls that find a defect.
         say: told how far it is.
     """
     with Faults().listening() as faults:
-        caller = Caller(mesh, seed, faults, slow=slow)
+        caller = Caller(mesh, seed, faults, slow=slow, kept=kept)
         problems = caller.report.problems
         for served in mesh.services.values():
             names = caller.method_names(served)
-            kept = [call for call in _kept_calls() if call.method in names]
+            first = [call for call in _kept_calls() if call.method in names]
             warm: Held | None = None
             done = 0
             while done < count and time.monotonic() < end_s:
                 size = min(_BATCH, count - done)
-                calls = kept + [caller.drawn(names[(done + i) % len(names)]) for i in range(size)]
-                kept = []
+                calls = first + [caller.drawn(names[(done + i) % len(names)]) for i in range(size)]
+                first = []
                 await caller.batch(served, calls)
                 done += size
                 if done % _TIDY_EVERY == 0:

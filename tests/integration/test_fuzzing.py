@@ -21,7 +21,9 @@ INPUTS = 1_000
 async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Path) -> None:
     """Every method of every service: a documented status, no traceback, nothing held."""
     async with running_mesh(tmp_path, redis_server.url) as mesh:
-        report = await rpcs.fuzz(mesh, count=CALLS, seed=SEED, end_s=math.inf, slow=False)
+        report = await rpcs.fuzz(
+            mesh, count=CALLS, seed=SEED, end_s=math.inf, slow=False, kept=tmp_path / "kept"
+        )
         served = {m.full_name: m for each in mesh.services.values() for m in each.methods}
     assert report.problems == []
     called = {name for name, tally in report.tallies.items() if tally.count >= 2}
