@@ -73,7 +73,7 @@ def read_model_config(path: Path) -> Any:
     """
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, RecursionError, text_format.ParseError) as error:
+    except (OSError, ValueError, RecursionError, text_format.ParseError) as error:
         raise RepositoryError(f"{path}: {error}") from error
 
 
