@@ -662,7 +662,7 @@ def _commands(folder: Folder) -> Iterator[Reader]:
     """What commands read."""
     root = folder.path
     manifest = manifests.Manifest(
-        name="m", pid=1, started_unix_s=1.0, kind="paced", config="c", routers=("127.0.0.1:1",),
+        name="m", pid=1, started_ticks=1, kind="paced", config="c", routers=("127.0.0.1:1",),
         addresses={}, metrics={}, processes={}, cores={},
     )  # fmt: skip
     manifest.write(root / "m")
