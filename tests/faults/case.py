@@ -58,13 +58,14 @@ class Expect:
         whole_s: Longest time from the end of the fault until every process runs, every router
             sees a fresh state, Redis and trainer, and every tier is usable, seconds.
         restarts: How often the supervisor starts which process again.
-        may_lose: What may be gone afterwards: ``experience``, ``policies``, ``endpoints``.
+        may_lose: What may be gone afterwards: ``experience``, ``policies``, ``endpoints``, or
+            ``counts``, those that a killed worker had not told its parent.
     """
 
     reasons: frozenset[str] = frozenset()
     on_time_share: float = 0.95
     recovery_s: float = 2.0
-    whole_s: float = 10.0
+    whole_s: float = 20.0
     restarts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     may_lose: frozenset[str] = frozenset()
 

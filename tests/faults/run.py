@@ -248,6 +248,7 @@ class _Found:
             counted += now.requests - (then.requests if same else 0)
         if counted > attempts:
             return [f"routers counted {counted} requests of {attempts}"]
+        lived &= "counts" not in self.case.expect.may_lose
         reached = not any(reason.startswith(_TRANSPORT) for reason in run.errors)
         # One that its caller gives up at once may never have left.
         least = run.sent - run.errors.get("CANCELLED", 0)
