@@ -7,7 +7,6 @@ import dataclasses
 import json
 from typing import Annotated
 
-import pydantic
 import typer
 
 from router.picker import PICKERS
@@ -58,26 +57,22 @@ def up(
 ) -> None:
     """Start Redis, Triton, load monitor, trainer and router here; Ctrl-C stops them all."""
     run_folder(name)
-    try:
-        if paced:
-            options = paced_options(
-                name,
-                shipped_file(PROFILES, paced, "--paced"),
-                quality=shipped_file(QUALITY, quality or "opt", "--quality"),
-                device_count=devices,
-                time_scale=time_scale,
-            )
-        else:
-            options = MeshOptions(
-                name=name,
-                fleet=ReferenceFleet(),
-                profile=shipped_file(PROFILES, profile, "--profile"),
-                quality=shipped_file(QUALITY, quality or "reference", "--quality"),
-                tasks=reference.task_entries(),
-            )
-    except pydantic.ValidationError as error:
-        found = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()]
-        raise InputError("; ".join(found)) from None
+    if paced:
+        options = paced_options(
+            name,
+            shipped_file(PROFILES, paced, "--paced"),
+            quality=shipped_file(QUALITY, quality or "opt", "--quality"),
+            device_count=devices,
+            time_scale=time_scale,
+        )
+    else:
+        options = MeshOptions(
+            name=name,
+            fleet=ReferenceFleet(),
+            profile=shipped_file(PROFILES, profile, "--profile"),
+            quality=shipped_file(QUALITY, quality or "reference", "--quality"),
+            tasks=reference.task_entries(),
+        )
     options = dataclasses.replace(
         options,
         router_count=routers,

@@ -58,7 +58,8 @@ def paced_options(
         )
     except pydantic.ValidationError as error:
         # Of all it may say, that a name is none of a mesh, or that a deadline became too long.
-        raise InputError(f"{quality}: {error.errors(include_url=False)[0]['msg']}") from None
+        found = error.errors(include_url=False)[0]
+        raise InputError(f"{quality}: {found['loc'][-1]}: {found['msg']}") from None
     return MeshOptions(
         name=name,
         fleet=PacedFleetOptions(profile, tiers, device_count, time_scale),
