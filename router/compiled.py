@@ -34,6 +34,7 @@ MODULES: Final = (
     "router.reward",
     "router.slowdown",
     *_POLICIES,
+    "router.pressure",
     "router.shortlist",
     "router.features",
     "router.picker",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from router import features, kernels, picker, safety
+from router import features, kernels, picker, pressure, safety
 from router.dqn import network
 from router.policies import scores, table
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from router.policies.scores import Query, Scratch
 
 DQN_ROW: Final = table.ROW[table.DQN]
+HAS_PRICE: Final = tuple(entry.has_price for entry in table.TABLE)
+"""By row, whether a target's pressure is felt."""
 
 NOTHING_ALLOWED: Final = -1
 """No usable candidate serves what the request allows."""
@@ -152,7 +154,31 @@ def decide(
     else:
         scores.predict(fleet, load, query, s)
         table.score(row, fleet, load, allowed_C, query, params_P, s)
+    if HAS_PRICE[row]:
+        if query.is_small > 0.0:
+            pressure.take_small(fleet, allowed_C, s)
+        elif query.pressure > 0.0:
+            charge_more(row, fleet, query, features_CF, s)
     return kernels.best_allowed(s.score_C, allowed_C)
+
+
+def charge_more(
+    row: int,
+    fleet: FleetArrays,
+    query: Query,
+    features_CF: NDArray[np.float32],
+    s: Scratch,
+) -> None:
+    """Charges device time by the factor of the query's pressure, in place of once."""
+    more = math.exp(query.pressure) - 1.0
+    quality_C = fleet.quality_KC[query.task]
+    for c in range(len(s.score_C)):
+        if row == DQN_ROW:
+            # What a shortlist left out has no features, and is never chosen.
+            s.score_C[c] -= more * features_CF[c][features.PRIOR_CHARGE]
+        else:
+            charge = quality_C[c] * s.probability_C[c] - s.score_C[c]
+            s.score_C[c] -= more * max(0.0, charge)
 
 
 def decide_request(

@@ -216,6 +216,8 @@ def with_rate(query: Query, rate_short_rps: float) -> Query:
         query.own_rate_rps,
         query.burstiness,
         query.slowdown,
+        query.pressure,
+        query.is_small,
     )
 
 

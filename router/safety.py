@@ -147,6 +147,28 @@ def admission_factor(caution: Caution, optimism: float) -> float:
     return optimism * math.exp(caution.raised)
 
 
+def target_factor(
+    caution: Caution, optimism: float, pessimism: float, is_floored: bool, ratio: float
+) -> float:
+    """Returns the factor admission puts on predictions where a target is held.
+
+    While tiers are left to step down to, nothing is refused but what has no hope: missing the
+    target then makes requests smaller first (`router.pressure`). Once all go to the smallest tier,
+    predictions are taken as they lately came true, and caution adds to that.
+
+    Args:
+        caution: of the router.
+        optimism: what it rests at.
+        pessimism: highest factor.
+        is_floored: requests are held to the smallest tier.
+        ratio: recent mean of observed over predicted latency (`slowdown.mean_ratio`).
+    """
+    if not is_floored:
+        return optimism
+    factor = admission_factor(caution, max(optimism, ratio))
+    return min(factor, max(optimism, pessimism))
+
+
 def in_reach(predicted_s: float, slack_s: float, factor: float) -> bool:
     """Returns whether a request of this predicted latency could be in time, by this factor."""
     return slack_s > 0.0 and factor * predicted_s <= slack_s

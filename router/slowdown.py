@@ -124,6 +124,8 @@ def stretched(query: Query) -> Query:
         query.own_rate_rps * by,
         query.burstiness,
         1.0,
+        query.pressure,
+        query.is_small,
     )
 
 

@@ -70,6 +70,7 @@ class Task:
         soft_decay_s: e-folding time of a soft reward's decay with lateness, seconds, > 0.
         default_max_output_tokens: limit of output tokens if the request has none, >= 1.
         expected_output_tokens: prior of the output-length predictor, tokens, >= 1.
+        target: share of hard deadlines that is to be met, 0 (no target) to below 1.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Task:
     soft_decay_s: float = 0.2
     default_max_output_tokens: int = 16
     expected_output_tokens: float = 8.0
+    target: float = 0.99
 
 
 class Request(NamedTuple):

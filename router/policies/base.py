@@ -65,6 +65,7 @@ class Entry:
         needs: what else it takes to make the policy.
         draws: the kernel reads a random number of its own.
         even: every allowed candidate is equally likely.
+        has_price: it charges device time, so a target's pressure can raise the charge.
         memory: what the kernel finds after its parameters at the start; it may change it.
     """
 
@@ -74,6 +75,7 @@ class Entry:
     needs: Need = Need.NOTHING
     draws: bool = False
     even: bool = False
+    has_price: bool = False
     memory: tuple[float, ...] = ()
 
     @property

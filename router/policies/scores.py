@@ -55,6 +55,8 @@ class Query(NamedTuple):
         own_rate_rps: arrivals per second at this router over about 0.2 s; 0 = not told apart.
         burstiness: squared coefficient of variation of recent gaps between arrivals, 1 = Poisson.
         slowdown: how much slower answers came lately than predicted, 1 or more.
+        pressure: logarithm of the factor on the price of device time (`router.pressure`).
+        is_small: 1: the smallest tier is taken, whatever the price says; else 0.
     """
 
     task: int
@@ -72,6 +74,8 @@ class Query(NamedTuple):
     own_rate_rps: float = 0.0
     burstiness: float = 1.0
     slowdown: float = 1.0
+    pressure: float = 0.0
+    is_small: float = 0.0
 
 
 class Scratch(NamedTuple):

@@ -56,9 +56,11 @@ TABLE: tuple[Entry, ...] = (
     Entry("slackfit", slackfit.score, slackfit.PARAMETERS),
     Entry("debt-queue", debt_queue.score, debt_queue.PARAMETERS),
     Entry("fluid", fluid.score, fluid.PARAMETERS, draws=True),
-    Entry("price", price.score, price.PARAMETERS),
-    Entry("scheduled-price", scheduled_price.score, price.PARAMETERS, Need.SCHEDULE),
-    Entry(DQN, None, dqn.PARAMETERS, Need.SNAPSHOT),
+    Entry("price", price.score, price.PARAMETERS, has_price=True),
+    Entry(
+        "scheduled-price", scheduled_price.score, price.PARAMETERS, Need.SCHEDULE, has_price=True
+    ),
+    Entry(DQN, None, dqn.PARAMETERS, Need.SNAPSHOT, has_price=True),
     Entry("dqn-paper", paper.score, needs=Need.PAPER_SNAPSHOT),
 )
 """Every policy; the simulator knows it by its row. A kernel may use those of rows above it."""

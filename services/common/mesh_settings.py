@@ -59,6 +59,8 @@ class TaskSettings(SettingsModel):
     """Limit of output tokens of requests that bring none."""
     expected_output_tokens: float = Field(default=8.0, ge=1.0, le=HIGHEST_LIMIT_TOKENS)
     """Prior of the output-length predictor, tokens."""
+    target: float = Field(default=0.99, ge=0.0, le=0.9999)
+    """Share of hard deadlines that is to be met, whatever that costs in quality; 0 means none."""
 
 
 class EndpointSettings(SettingsModel):
@@ -277,6 +279,7 @@ def _task(settings: TaskSettings) -> Task:
         soft_decay_s=settings.soft_decay_s,
         default_max_output_tokens=settings.default_max_output_tokens,
         expected_output_tokens=settings.expected_output_tokens,
+        target=settings.target,
     )
 
 

@@ -349,6 +349,7 @@ async def _until_ready(core: Core, clock: Clock) -> None:
     while not core.view.fleet.targets:
         core.notes.set(health_notes.NO_USABLE_ENDPOINT, True, "no endpoint is known yet")
         await clock.sleep(0.02)
+    core.hold.begin(clock.monotonic_s())
 
 
 def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:

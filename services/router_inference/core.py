@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
 from router.explanation import Explainer
 from router.profile import LatencyProfile
@@ -42,6 +43,7 @@ from services.router_inference.path.clients import (
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
@@ -189,6 +191,7 @@ class Core:
     accounts: Accounts
     counts: RouterCounts
     admission: Admission
+    hold: TargetHold
     second_chance: SecondChance
     clients: Clients | None
     experience: ExperienceWriter
@@ -217,9 +220,12 @@ def build_core(env: Surroundings) -> Core:
     accounts = Accounts(env.metrics, env.registry)
     counts = RouterCounts(accounts, catalog.tiers, place.siblings)
     lag = LoopLag(clock=clock, metrics=env.metrics)
-    admission = Admission(safety_limits(own), clock.monotonic_s, lambda: lag.lag_s)
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
+    admission = Admission(
+        safety_limits(own), clock.monotonic_s, lambda: lag.lag_s, view.traffic.latency_ratio
+    )
+    hold = TargetHold(targets(own, catalog), clock.monotonic_s())
     explainer = Explainer(env.machine_code.bind)
     experience = _experience(env, epoch, explainer)
     tracing = Tracing(
@@ -235,6 +241,7 @@ def build_core(env: Surroundings) -> Core:
         epoch=epoch,
         accounts=accounts,
         admission=admission,
+        hold=hold,
         experience=experience,
         lengths=lengths,
         tracing=tracing,
@@ -242,7 +249,17 @@ def build_core(env: Surroundings) -> Core:
     )
     explanations = Explanations(own.explanation_memory_bytes)
     decider, second_chance, dispatcher = _request_path(
-        env, view, accounts, admission, experience, explanations, ending, tracing, rng, clients
+        env,
+        view,
+        accounts,
+        admission,
+        hold,
+        experience,
+        explanations,
+        ending,
+        tracing,
+        rng,
+        clients,
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -268,6 +285,7 @@ def build_core(env: Surroundings) -> Core:
         slot=env.slot,
         counts=counts,
         admission=admission,
+        hold=hold,
         metrics=env.metrics,
         experience=experience,
         notes=notes,
@@ -308,6 +326,7 @@ def build_core(env: Surroundings) -> Core:
         accounts=accounts,
         counts=counts,
         admission=admission,
+        hold=hold,
         second_chance=second_chance,
         clients=clients,
         experience=experience,
@@ -325,6 +344,7 @@ def _request_path(
     view: View,
     accounts: Accounts,
     admission: Admission,
+    hold: TargetHold,
     experience: ExperienceWriter,
     explanations: Explanations,
     ending: Ending,
@@ -337,6 +357,7 @@ def _request_path(
         view=view,
         guard=env.slot.guard,
         admission=admission,
+        hold=hold,
         accounts=accounts,
         experience=experience,
         rng=rng,
@@ -356,6 +377,7 @@ def _request_path(
     parts = AttemptParts(
         view=view,
         second_chance=second_chance,
+        hold=hold,
         accounts=accounts,
         tracing=tracing,
         stream_tiers=own.stream_tiers,
@@ -436,6 +458,11 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
         interval_s=own.experience_interval_s,
         retry_s=own.reconnect_s,
     )
+
+
+def targets(own: RouterInferenceSettings, catalog: Catalog) -> list[float]:
+    """Returns the target of each task; none where the safety net is off."""
+    return [task.target for task in catalog.tasks] if own.safety_net else []
 
 
 def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.explanation import Inputs
 from router.types import Request, SloKind, Task
@@ -76,6 +77,25 @@ class Ask:
     is_stream: bool = False
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     client: str = ""
+
+
+class Held(NamedTuple):
+    """What targets mean for one request.
+
+    Attributes:
+        has_target: False: it has no target, or a soft deadline.
+        pressure: logarithm of the factor on the price of device time.
+        is_small: it goes to the smallest tier, whatever the price says.
+        is_floored: the pressure says so, so no smaller tier is left to step down to.
+    """
+
+    has_target: bool = False
+    pressure: float = 0.0
+    is_small: bool = False
+    is_floored: bool = False
+
+
+NOT_HELD = Held()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -187,6 +207,7 @@ class Job:
         client: who asked: the authenticated client, else the address of the call's peer.
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
+        held: what its task's target meant for its decision.
         choice: its decision; None = none was made.
         target: where it was last sent, or is about to be; None without a decision.
         quality: quality of that tier on the task, or of this very answer if the client told it.
@@ -221,6 +242,7 @@ class Job:
     client: str = ""
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trace: SpanIdentity = NO_SPAN
+    held: Held = NOT_HELD
     choice: Choice | None = None
     target: Target | None = None
     quality: float = 0.0

@@ -15,6 +15,7 @@ from services.common.clock import Clock
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.path.admission import Admission
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.experience import ExperienceWriter
@@ -71,6 +72,7 @@ class StatusReader:
         slot: PolicySlot,
         counts: RouterCounts,
         admission: Admission,
+        hold: TargetHold,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
         notes: HealthNotes,
@@ -87,6 +89,7 @@ class StatusReader:
             slot: the policy in use.
             counts: the router's.
             admission: how cautious it is.
+            hold: how far targets press.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
             notes: reasons for which the mesh is degraded.
@@ -100,6 +103,7 @@ class StatusReader:
         self._slot = slot
         self._counts = counts
         self._admission = admission
+        self._hold = hold
         self._metrics = metrics
         self._experience = experience
         self._notes = notes
@@ -184,6 +188,7 @@ class StatusReader:
         metrics.state_age.set(math.nan if age_s is None else age_s)
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
+        metrics.target_pressure.set(self._hold.pressure())
         metrics.latency_slowdown.set(view.traffic.latency_slowdown(now_s))
         metrics.device_slowness.clear()
         for device, slowness in view.fleet.slowness.by_device().items():

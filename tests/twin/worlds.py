@@ -161,7 +161,13 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
     events = tuple(FleetEvent(0.0, i, "slow", world.slow) for i in range(len(endpoints)))
     fleet = build_fleet(catalog, endpoints, profiles)
     config = SimulationConfig(
-        fleet, catalog, profiles, safety=world.safety, limits=LIMITS, events=events
+        fleet,
+        catalog,
+        profiles,
+        safety=world.safety,
+        limits=LIMITS,
+        events=events,
+        hold_targets=world.safety,
     )
     result = simulate(config, offered, PolicySpec.of(policy), seed=1)
     ends = {state.CANCELLED: "late", state.REFUSED: "refused"}

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.simulation.compiled import jit_unmanaged, reward, safety, slowdown, traffic
+from router.pressure import Pressures
+from trainer.simulation.compiled import jit_unmanaged, pressure, reward, safety, slowdown, traffic
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -168,7 +169,33 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.first_reward = request.reward
     w.clock[0].reward_sum += request.reward
     teach_admission(w, i, now_s)
+    if status != FAILED:
+        teach_target(w, i, now_s, 1.0, 1.0 - request.on_time)
     teach_slowdown(w, i, now_s)
+
+
+@jit_unmanaged
+def pressures_of(w: World, router: int) -> Pressures:
+    """Returns what a router has learned of its targets."""
+    return Pressures(w.pressure_RK[router], w.ends_RK[router], w.pressed_s_R1[router])
+
+
+@jit_unmanaged
+def teach_target(w: World, i: int, now_s: float, ended: float, missed: float) -> None:
+    """Moves the router's pressure of a request's task; soft deadlines teach nothing."""
+    request = w.requests[i]
+    if request.decay_s > 0.0:
+        return
+    pressure.learn(
+        pressures_of(w, request.router),
+        now_s,
+        request.deadline_s - request.arrival_s,
+        w.target_K,
+        request.task,
+        ended,
+        missed,
+        pressure.HIGHEST,
+    )
 
 
 @jit_unmanaged
@@ -176,13 +203,16 @@ def teach_admission(w: World, i: int, now_s: float) -> None:
     """Lets the router's admission learn from a settled request.
 
     Of a hard deadline, admitted and served to its end or its deadline. One that was dispatched anew
-    after its device was lost says nothing about predictions.
+    after its device was lost says nothing about predictions; nor, where a target is held, does one
+    that had another tier to go to: smaller tiers come before refusals.
     """
     clock = w.clock[0]
     request = w.requests[i]
     served = request.status == ANSWERED or request.status == CANCELLED
     resent = request.attempt - request.rescued > 1
     if clock.admission == 0 or request.decay_s > 0.0 or not served or resent:
+        return
+    if w.target_K[request.task] > 0.0 and request.floored == 0:
         return
     safety.learn_end(
         w.routers[request.router],

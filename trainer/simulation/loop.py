@@ -19,6 +19,7 @@ from trainer.simulation.compiled import (
     jit_unmanaged,
     kernels,
     picker,
+    pressure,
     safety,
     slowdown,
     traffic,
@@ -28,10 +29,12 @@ from trainer.simulation.engine import (
     dispatch,
     finish_iteration,
     lose_device,
+    pressures_of,
     settle,
     start_iteration,
     take_out,
     teach_slowdown,
+    teach_target,
 )
 from trainer.simulation.state import (
     EVENT_BACK,
@@ -167,6 +170,17 @@ def see(w: World, router: int, now_s: float) -> None:
 
 
 @jit_unmanaged
+def pressure_on(w: World, i: int, now_s: float) -> float:
+    """Returns the pressure that a request feels; -1 if it has no target, or a soft deadline."""
+    request = w.requests[i]
+    if request.decay_s > 0.0 or not w.target_K[request.task] > 0.0:
+        return -1.0
+    window_s = request.deadline_s - request.arrival_s
+    learned = pressures_of(w, request.router)
+    return float(pressure.felt(learned, now_s, window_s, w.target_K))
+
+
+@jit_unmanaged
 def prepare(w: World, i: int, now_s: float) -> bool:
     """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
     clock = w.clock[0]
@@ -181,7 +195,14 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     if clock.admission != 0 and request.decay_s <= 0.0:
         event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
         own = w.routers[request.router]
-        safety.relax(own, now_s, request.deadline_s - request.arrival_s)
+        window_s = request.deadline_s - request.arrival_s
+        safety.relax(own, now_s, window_s)
+        felt = pressure_on(w, i, now_s)
+        factor = safety.admission_factor(own, clock.optimism)
+        if felt >= 0.0:
+            ratio = slowdown.mean_ratio(own, now_s, window_s)
+            is_floored = pressure.is_floored(felt)
+            factor = safety.target_factor(own, clock.optimism, clock.pessimism, is_floored, ratio)
         admitted = safety.admit(
             w.fleet,
             w.seen,
@@ -189,7 +210,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             request.deadline_s - now_s,
             request.prompt,
             event_tokens,
-            safety.admission_factor(own, clock.optimism),
+            factor,
             w.decided.predicted_s_C,
         )
         if not admitted:
@@ -240,6 +261,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     if target < 0:
         return
     teach_slowdown(w, i, now_s)
+    teach_target(w, i, now_s, 0.0, pressure.RESCUED)
     take_out(w, i)
     request.rescued = 1
     clock.rescues += 1
@@ -336,6 +358,11 @@ def query_for(w: World, i: int, now_s: float) -> Query:
     clock = w.clock[0]
     request = w.requests[i]
     predicted = float(request.predicted)
+    own = w.routers[request.router]
+    window_s = request.deadline_s - request.arrival_s
+    felt = pressure_on(w, i, now_s)
+    request.floored = 1 if pressure.is_floored(felt) else 0
+    is_small = felt >= 0.0 and pressure.is_small(felt, now_s, window_s)
     return Query(
         int(request.task),
         request.deadline_s - now_s,
@@ -343,7 +370,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         predicted,
         1.0 if request.first_token != 0 else predicted,
         request.decay_s,
-        w.routers[request.router].mean_prompt,
+        own.mean_prompt,
         clock.rate_short,
         clock.rate_long,
         clock.state_age_s,
@@ -351,7 +378,9 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         clock.own_share,
         clock.own_rate,
         clock.burstiness,
-        slowdown.factor(w.routers[request.router], now_s, request.deadline_s - request.arrival_s),
+        slowdown.factor(own, now_s, window_s),
+        max(0.0, felt),
+        1.0 if is_small else 0.0,
     )
 
 
@@ -470,6 +499,8 @@ def apply(w: World, i: int, action: int) -> None:
     request.predicted_s = w.decided.predicted_s_C[action]
     if first:
         request.action = action
+        if request.predicted_s > request.deadline_s - now_s:
+            teach_target(w, i, now_s, 0.0, pressure.LATE_AHEAD)
     moment_s = -1.0
     if clock.rescue != 0 and request.rescued == 0 and request.decay_s <= 0.0:
         least_s = safety.least_rescue_s(

@@ -66,7 +66,9 @@ class Setting:
 
     def config(self, *, safety: bool = True) -> SimulationConfig:
         """Returns a simulation config of this setting; use `dataclasses.replace` for the rest."""
-        return SimulationConfig(self.fleet, self.catalog, self.profiles, safety=safety)
+        return SimulationConfig(
+            self.fleet, self.catalog, self.profiles, safety=safety, hold_targets=safety
+        )
 
     def workload(
         self, arrival_N: NDArray[np.float64], duration_s: float, rng: np.random.Generator

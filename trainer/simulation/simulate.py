@@ -78,6 +78,7 @@ class SimulationConfig:
         feature_stride: record every n-th first decision; 0 = none.
         max_records: most decisions recorded.
         shortlist: a network looks at a shortlist of a large fleet, as it does live.
+        hold_targets: hold the tasks' targets, as routers with a safety net do.
     """
 
     fleet: Fleet
@@ -94,6 +95,7 @@ class SimulationConfig:
     feature_stride: int = 0
     max_records: int = 10_000_000
     shortlist: bool = True
+    hold_targets: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,12 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         candidates=_candidates(config),
         devices=_devices(fleet),
         routers=router_state,
+        pressure_RK=np.zeros((routers, len(config.catalog.tasks))),
+        ends_RK=np.zeros((routers, len(config.catalog.tasks))),
+        pressed_s_R1=np.zeros((routers, 1)),
+        target_K=np.array(
+            [task.target if config.hold_targets else 0.0 for task in config.catalog.tasks]
+        ),
         fleet_events=_fleet_events(config),
         cancel_N=np.argsort(requests["cancel_s"], kind="stable"),
         slots_DS=_slots(fleet),

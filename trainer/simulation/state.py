@@ -54,6 +54,7 @@ REQUEST = np.dtype(
         ("status", np.int8),
         ("rescued", np.int8),
         ("explored", np.int8),
+        ("floored", np.int8),
         ("attempt", np.int32),
         ("candidate", np.int32),
         ("predicted", np.int64),
@@ -188,6 +189,10 @@ class World(NamedTuple):
         devices: one record per device.
         routers: one record per router: its own rate estimate, the caution of its admission, and the
             slowdown it has seen.
+        pressure_RK: each router's pressure of each task (`router.pressure`).
+        ends_RK: recent ends behind it.
+        pressed_s_R1: when both held, seconds.
+        target_K: each task's target; 0 = none is held.
         fleet_events: losses, returns and slow-downs, by time.
         cancel_N: request indices by the time they are cancelled if not done.
         slots_DS: candidate rows of each device, -1 beyond its number.
@@ -221,6 +226,10 @@ class World(NamedTuple):
     candidates: NDArray[np.void]
     devices: NDArray[np.void]
     routers: NDArray[np.void]
+    pressure_RK: NDArray[np.float64]
+    ends_RK: NDArray[np.float64]
+    pressed_s_R1: NDArray[np.float64]
+    target_K: NDArray[np.float64]
     fleet_events: NDArray[np.void]
     cancel_N: NDArray[np.int64]
     slots_DS: NDArray[np.int64]

@@ -9,7 +9,7 @@ from router import safety
 from router.safety import Caution, SafetyLimits
 from router.types import Request, RewardKind
 from services.common.errors import ResourceExhaustedError
-from services.router_inference.job import Job, Outcome
+from services.router_inference.job import NOT_HELD, Held, Job, Outcome
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 MOST_CLAIMED_FACTOR = 1.0
@@ -27,6 +27,7 @@ class Admission:
         limits: SafetyLimits | None,
         monotonic_s: Callable[[], float],
         lag_s: Callable[[], float] = lambda: 0.0,
+        latency_ratio: Callable[[float], float] = lambda _: 1.0,
     ) -> None:
         """Starts at rest.
 
@@ -35,27 +36,40 @@ class Admission:
             monotonic_s: tells the time.
             lag_s: tells how late the process runs what is due, seconds: time that no prediction
                 has in it.
+            latency_ratio: tells the recent mean of observed over predicted latency at a time.
         """
         self.limits = limits
         self._lag_s = lag_s
+        self._latency_ratio = latency_ratio
         self._monotonic_s = monotonic_s
         self._window_s = 0.0
         self.caution = Caution()
         self._claimed = Caution()
 
-    def factor(self) -> float:
-        """Returns the factor on predictions at present; 0 if nothing is ever refused."""
+    def factor(self, held: Held = NOT_HELD) -> float:
+        """Returns the factor on predictions at present; 0 if nothing is ever refused.
+
+        Args:
+            held: what targets mean for the request.
+        """
         if self.limits is None:
             return 0.0
+        optimism = self.limits.optimism
+        if held.has_target and not held.is_floored:
+            return optimism
+        now_s = self._monotonic_s()
         most = self.caution
         for caution in (self.caution, self._claimed):
             if caution.ended or caution.raised:  # else it is at rest
-                safety.relax(caution, self._monotonic_s(), self._window_s)
+                safety.relax(caution, now_s, self._window_s)
                 if caution.raised > most.raised:
                     most = caution
-        return safety.admission_factor(most, self.limits.optimism)
+        if not held.has_target:
+            return safety.admission_factor(most, optimism)
+        ratio = self._latency_ratio(now_s)
+        return safety.target_factor(most, optimism, self.limits.pessimism, True, ratio)
 
-    def terms(self, request: Request) -> tuple[float, float]:
+    def terms(self, request: Request, held: Held) -> tuple[float, float]:
         """Returns what `router.safety.admit` goes by for a request: its slack and the factor.
 
         The factor is 0 for what is never refused.
@@ -63,7 +77,7 @@ class Admission:
         if self.limits is None or request.reward_kind is not RewardKind.HARD:
             return request.slack_s, 0.0
         self._window_s = request.slack_s
-        return request.slack_s - self._lag_s(), self.factor()
+        return request.slack_s - self._lag_s(), self.factor(held)
 
     def refuse(self, slack_s: float, factor: float, least_s: float) -> NoReturn:
         """Refuses a request for which no candidate was in reach.
@@ -89,13 +103,17 @@ class Admission:
         """Learns from the end of an admitted request.
 
         Late ones count as misses, rescued ones by how they ended. What a client cancelled or an
-        endpoint failed says nothing about predictions, nor does what was sent again after that.
+        endpoint failed says nothing about predictions, nor does what was sent again after that;
+        nor, where a target is held, what had another tier to go to: smaller tiers come before
+        refusals.
         Ends that are only reported are learned from apart, up to `MOST_CLAIMED_FACTOR`.
         """
         served = job.outcome is Outcome.ON_TIME or job.outcome is Outcome.LATE
         if self.limits is None or not served or job.retry_count:
             return
         if job.request.reward_kind is not RewardKind.HARD:
+            return
+        if job.held.has_target and not job.held.is_floored:
             return
         caution, most = self.caution, self.limits.pessimism
         if job.is_routed:

@@ -23,6 +23,7 @@ from services.common.triton.errors import (
     TierUnknownError,
 )
 from services.router_inference.job import Attempt, Choice, Job
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
 from services.router_inference.records.accounts import Accounts
@@ -42,6 +43,7 @@ class AttemptParts:
     Attributes:
         view: ledger and breakers.
         second_chance: rescues.
+        hold: what holds the targets.
         accounts: counts.
         tracing: spans.
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
@@ -51,6 +53,7 @@ class AttemptParts:
 
     view: View
     second_chance: SecondChance
+    hold: TargetHold
     accounts: Accounts
     tracing: Tracing
     stream_tiers: bool
@@ -265,6 +268,7 @@ class AttemptRun:
             self.job, self.choice, self.target, left_tokens, self._waiting
         )
         if self.rescue is not None:
+            self._parts.hold.on_rescue(self.job, self._parts.monotonic_s())
             self._wake()
 
     def _blame(self, error: TierError) -> None:

@@ -14,6 +14,7 @@ from services.common.errors import UnavailableError
 from services.common.log import Logger
 from services.router_inference.job import Choice, Job
 from services.router_inference.path.admission import Admission
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
@@ -33,6 +34,7 @@ class Decider:
         view: View,
         guard: Guard,
         admission: Admission,
+        hold: TargetHold,
         accounts: Accounts,
         experience: ExperienceWriter,
         explanations: Explanations,
@@ -45,6 +47,7 @@ class Decider:
         self._view = view
         self._guard = guard
         self._admission = admission
+        self._hold = hold
         self._metrics = accounts.metrics
         self._experience = experience
         self._explanations = explanations
@@ -65,8 +68,9 @@ class Decider:
         start_s = self._monotonic_s()
         view, request = self._view, job.request
         desk = view.desk(start_s)
-        query = view.traffic.query(request, start_s)
-        slack_s, factor = self._admission.terms(request)
+        held = job.held = self._hold.held(request, start_s)
+        query = view.traffic.query(request, start_s, held.pressure, held.is_small)
+        slack_s, factor = self._admission.terms(request, held)
         desk.asked = Asked(
             query,
             request.quality_floor,
@@ -113,6 +117,8 @@ class Decider:
             policy_version=verdict.policy.version,
         )
         job.choice, job.target = choice, target
+        if choice.predicted_s > request.slack_s:
+            self._hold.on_late_ahead(job, start_s)
         job.quality = float(view.fleet.latest.arrays.quality_KC[request.task, drawn.action])
         self._experience.add(choice)
         self._explanations.keep(choice)

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
 from services.router_inference.job import Job, Outcome
-from services.router_inference.path.admission import Admission
+from services.router_inference.path.admission import REASON_DEADLINE, Admission
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import (
     LEASE_EXPIRED,
@@ -31,6 +32,7 @@ class Ending:
         epoch: int,
         accounts: Accounts,
         admission: Admission,
+        hold: TargetHold,
         experience: ExperienceWriter,
         lengths: OutputLengthPredictor,
         tracing: Tracing,
@@ -41,6 +43,7 @@ class Ending:
         self._epoch = epoch
         self._accounts = accounts
         self._admission = admission
+        self._hold = hold
         self._experience = experience
         self._lengths = lengths
         self._tracing = tracing
@@ -71,6 +74,7 @@ class Ending:
                 self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
+        self._hold.on_end(job, end_s, is_hopeless=reason == REASON_DEADLINE)
         is_remembered = job.is_complete and self._memory_count > 0
         if job.choice is not None and (is_remembered or self._experience.is_kept):
             self._record(job, job.choice.sequence, outcome, reward)

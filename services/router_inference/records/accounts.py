@@ -116,6 +116,11 @@ class RouterMetrics:
             "Factor on predictions at admission; 0 = the safety net is off.",
             registry=registry,
         )
+        self.target_pressure = Gauge(
+            "tiercel_target_pressure",
+            "Log of the factor on the price of device time that holds targets, 0 to 4.",
+            registry=registry,
+        )
         self.device_slowness = Gauge(
             "tiercel_device_slowness",
             "How slow a device is beside its profile; 1 = as the profile says.",

@@ -102,8 +102,17 @@ class TrafficView:
         """Mean prompt length of recent requests, tokens; 0 = unknown."""
         return self._own.mean_prompt_tokens
 
-    def query(self, request: Request, now_s: float) -> Query:
-        """Returns a request that is to be decided for, and what is known of the traffic."""
+    def query(
+        self, request: Request, now_s: float, pressure: float = 0.0, is_small: bool = False
+    ) -> Query:
+        """Returns a request that is to be decided for, and what is known of the traffic.
+
+        Args:
+            request: the request.
+            now_s: the present, monotonic seconds.
+            pressure: on the price of device time, to hold a target.
+            is_small: the smallest tier is to be taken.
+        """
         self._window_s = request.slack_s
         short, long = self._own.rates_rps(now_s)
         others, all_long, age_s = 0.0, long, 0.0
@@ -117,12 +126,16 @@ class TrafficView:
             request.task, request.slack_s, request.prompt_tokens, request.output_tokens,
             request.event_tokens, request.reward_decay_s, self._own.mean_prompt_tokens,
             short + others, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
-            self.latency_slowdown(now_s),
+            self.latency_slowdown(now_s), pressure, float(is_small),
         )  # fmt: skip
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""
         return self._own.rates_rps(now_s)[0]
+
+    def latency_ratio(self, now_s: float) -> float:
+        """Returns the recent mean of observed over predicted latency, 1 where nothing is known."""
+        return slowdown.mean_ratio(self._slowdown, now_s, self._window_s)
 
     def latency_slowdown(self, now_s: float) -> float:
         """Returns how much slower answers came lately than predicted, 1 or more."""

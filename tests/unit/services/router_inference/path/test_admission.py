@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import Admission
 from tests.fakes.virtual_time import run_virtual
-from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
+from tests.unit.services.router_inference.parts import TASKS, Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.trainer.simulation.settings import config, traffic
 from trainer.simulation import engine, state
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.timeout(300)  # the first run on a machine compiles
 
 LIMITS = SafetyLimits(optimism=0.7, pessimism=1.75)
 SLACK_S = 0.4
+
+
+UNTARGETED = tuple(dataclasses.replace(task, target=0.0) for task in TASKS)
+"""Without a target admission is all there is, and cautious as soon as deadlines are missed."""
 
 
 def gauge(rig: Rig) -> float:
@@ -70,7 +75,7 @@ async def test_a_hopeless_soft_request_is_served() -> None:
 @scenario
 async def test_misses_raise_the_factor_and_time_lowers_it() -> None:
     """It rests at optimism, stands at pessimism after a deadline of misses, and rests again."""
-    rig = make_rig(policy="static-small")
+    rig = make_rig(policy="static-small", tasks=UNTARGETED)
     assert gauge(rig) == 0.7
     await miss(rig, 40)
     assert gauge(rig) == pytest.approx(1.75)
@@ -83,7 +88,7 @@ async def test_misses_raise_the_factor_and_time_lowers_it() -> None:
 @scenario
 async def test_a_raised_factor_refuses_what_rest_would_admit() -> None:
     """The refusal names the factor it rests on."""
-    rig = make_rig(policy="static-small")
+    rig = make_rig(policy="static-small", tasks=UNTARGETED)
     rig.tier().default = Behaviour(step_s=0.001)
     tight_s = 1.2 * 0.002 * rig.job().request.output_tokens  # 1.2 x the unloaded latency
     await rig.answer(rig.job(deadline_s=tight_s))
@@ -95,6 +100,18 @@ async def test_a_raised_factor_refuses_what_rest_would_admit() -> None:
         await rig.answer(rig.job(deadline_s=tight_s))
     assert float(caught.value.metadata["factor"]) == pytest.approx(1.75, abs=0.01)
     assert "counted 1.7" in caught.value.metadata["measured"]
+
+
+@scenario
+async def test_where_a_target_is_held_tiers_come_before_refusals() -> None:
+    """Misses make requests smaller; only what was late on the smallest tier raises the factor."""
+    rig = make_rig(policy="static-small")
+    await miss(rig, 5)
+    assert rig.core.admission.caution.missed == 0.0
+    await miss(rig, 40)
+    assert rig.core.hold.pressure() == pytest.approx(4.0, abs=0.1)
+    await miss(rig, 40)
+    assert rig.core.admission.caution.missed > 10.0
 
 
 @scenario

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from services.common.errors import (
     ResourceExhaustedError,
 )
 from services.router_inference.job import Job, Outcome
+from services.router_inference.path.hold import CLAIMED_HIGHEST
 from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -253,8 +255,23 @@ async def test_what_reports_say_of_lengths_moves_little() -> None:
 
 @scenario
 async def test_what_reports_say_of_lateness_moves_little() -> None:
-    """Hundreds of late reports make admission take predictions as they are, and no longer."""
+    """Hundreds of late reports press a little on the price of device time, and send none down."""
     rig = make_rig()
+    for _ in range(300):
+        ticket = rig.core.leases.route(routed(rig)).ticket
+        rig.core.leases.close(ticket, Report(Outcome.LATE, None, 8, None))
+        await asyncio.sleep(2.0 / 300)
+    assert 0.5 < rig.core.hold.pressure() <= CLAIMED_HIGHEST
+    assert rig.core.admission.factor() == pytest.approx(0.7)
+    await asyncio.sleep(30.0)
+    rig.core.leases.route(routed(rig))
+    assert rig.core.hold.pressure() == 0.0
+
+
+@scenario
+async def test_without_a_target_reports_of_lateness_raise_caution_a_little() -> None:
+    """Hundreds of late reports make admission take predictions as they are, and no longer."""
+    rig = make_rig(tasks=tuple(dataclasses.replace(task, target=0.0) for task in TASKS))
     for _ in range(300):
         ticket = rig.core.leases.route(routed(rig)).ticket
         rig.core.leases.close(ticket, Report(Outcome.LATE, None, 8, None))
