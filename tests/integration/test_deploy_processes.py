@@ -285,7 +285,7 @@ def test_wheels_hold_stubs_and_packages(installed: Path) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_probes_of_the_manifests_succeed(deployment: Deployment, service: str) -> None:
     """Each Kubernetes probe and the image's health check find the process well."""
-    container = pod(rendered("base"), service)["containers"][0]
+    container = pod(rendered("overlays/insecure-open-to-network"), service)["containers"][0]
     names = {entry["containerPort"]: entry["name"] for entry in container["ports"]}
     process = deployment.processes[service]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
