@@ -42,6 +42,8 @@ HIGHEST = 4.0
 """Limit of the pressure: how long calm must last before price decides again."""
 FLOOR = 3.0
 """Pressure from which the smallest tier alone is taken; device time costs 20 times as much."""
+LONGEST_COLD_S = 0.5
+"""A router knows its traffic after so long at the latest, however long deadlines are."""
 RESCUED = 0.5
 """What a rescue counts of a miss: it was about to be one."""
 LATE_AHEAD = 1.0
@@ -151,7 +153,7 @@ def is_small(pressure: float, age_s: float, window_s: float) -> bool:
         age_s: time since the router began to serve, seconds.
         window_s: deadline of the request, as time from its arrival, seconds.
     """
-    return is_floored(pressure) or age_s < window_s
+    return is_floored(pressure) or age_s < min(window_s, LONGEST_COLD_S)
 
 
 def take_small(fleet: FleetArrays, allowed_C: NDArray[np.bool_], s: Scratch) -> None:

@@ -99,7 +99,8 @@ def _ask(address: str) -> Span:
         inject(headers)
         context = span.get_span_context()
         stub = pb_grpc.RouterInferenceServiceStub(channel)
-        spec = pb.GenerationSpec(prompt="is it on the trace", task="piqa")
+        # Pinned: a router in its first deadline takes the smallest tier.
+        spec = pb.GenerationSpec(prompt="is it on the trace", task="piqa", tier="large")
         spec.deadline.FromMilliseconds(400)
         answer = stub.Generate(
             pb.GenerateRequest(spec=spec), timeout=5.0, metadata=tuple(headers.items())

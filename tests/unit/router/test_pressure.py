@@ -103,3 +103,4 @@ def test_a_router_in_its_first_deadline_goes_small() -> None:
     assert pressure.is_small(0.0, 0.1, WINDOW_S)
     assert not pressure.is_small(0.0, 0.5, WINDOW_S)
     assert pressure.is_small(FLOOR, 0.5, WINDOW_S)
+    assert not pressure.is_small(0.0, pressure.LONGEST_COLD_S, 30.0)
