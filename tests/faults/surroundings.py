@@ -117,8 +117,6 @@ class Surroundings:
             entry["address"] = self.wires["routers", entry["name"]].address
 
 
-
-
 AROUND = Surroundings()
 START = Start(
     variables=AROUND.variables,
