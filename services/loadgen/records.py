@@ -108,8 +108,10 @@ class RunRecords:
                 columns = {name: data[name] for name in COLUMNS}
             names = {column: tuple(map(str, head["names"][column])) for column in NAMED}
             _check(columns, names)
-            if not 0.0 < float(head["meta"]["deadline_s"]) < math.inf:
-                raise ValueError("deadline_s is not above 0")
+            stated = head["meta"]["deadline_s"]  # of all requests, or by task
+            for deadline_s in stated.values() if isinstance(stated, dict) else [stated]:
+                if not 0.0 < float(deadline_s) < math.inf:
+                    raise ValueError("deadline_s is not above 0")
         except Exception as error:  # numpy and zipfile raise a dozen types
             raise RecordsError(f"{path}: not a records file: {error}") from None
         return cls(columns, names, head["meta"])

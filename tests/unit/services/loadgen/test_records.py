@@ -128,6 +128,17 @@ def test_records_survive_a_file(tmp_path: Any) -> None:
     assert run_summary(loaded) == run_summary(records)
 
 
+def test_deadlines_by_task_survive_a_file(tmp_path: Any) -> None:
+    """Each is read back, and each must be above 0."""
+    path = tmp_path / "records.npz"
+    records = dataclasses.replace(make([0]), meta={"deadline_s": {"sort": 0.5}})
+    records.save(path)
+    assert RunRecords.load(path).deadline_s.tolist() == [0.5]
+    dataclasses.replace(records, meta={"deadline_s": {"sort": 0.0}}).save(path)
+    with pytest.raises(RecordsError, match="deadline_s is not above 0"):
+        RunRecords.load(path)
+
+
 def test_a_damaged_file_is_named(tmp_path: Any) -> None:
     """A file that holds no records gives one clear error."""
     path = tmp_path / "run.npz"
