@@ -119,4 +119,7 @@ def test_page_one_of_the_readme(mesh: Mesh, tmp_path: Path) -> None:
     finally:
         shell.close()
     text = (tmp_path / "tiercel.toml").read_text()
-    assert 'tiers = [\n    "small",\n    "medium",\n    "large",\n]' in text
+    # By speed: the two smaller ones of these are close to each other.
+    assert '    "large",\n]' in text
+    assert '    "small",\n' in text
+    assert '    "medium",\n' in text

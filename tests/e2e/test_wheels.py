@@ -153,7 +153,7 @@ def test_train_writes_a_snapshot_in_any_directory(installed: Installed) -> None:
     """One round on shipped files; code is compiled into the user's cache."""
     installed.tiercel(
         "train", "--profile", "reference", "--quality", "reference", "--devices", "1",
-        "--deadline-s", "0.2", "--rounds", "1", "--out", "own.safetensors",
+        "--deadline-s", "0.2", "--rounds", "1", "--no-answer", "--out", "own.safetensors",
     )  # fmt: skip
     assert (installed.folder / "own.safetensors").is_file()
     assert list((installed.folder / "cache" / "tiercel" / "numba").iterdir())
