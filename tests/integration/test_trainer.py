@@ -88,7 +88,7 @@ claim_idle_s = 0.5
 learn_cpu_share = 0.5
 poll_interval_s = 0.1
 worker_nice = 0
-simulated_budget_s = 8.0
+simulated_budget_s = 16.0
 gate_seeds = 1
 """
 
