@@ -7,12 +7,13 @@ It is moved by dual ascent: a miss raises it by GAIN / (ends per deadline), time
 GAIN x (1 - target) x (the task's share of the ends) per deadline. So where it stays put, the share
 missed is 1 - target. All tasks share the devices, so the pressure is the sum over tasks: the
 logarithm of the factor on what device time costs. It rises fast, by what was missed and by what is
-about to be (a choice predicted to be late, a rescue), and falls slowly, so that a burst that comes
-back within a minute finds free devices.
+about to be (a choice predicted to be late, a rescue), and falls slowly, the slower the stricter the
+target: from its height to nothing in twenty deadlines at 0.99, in two hundred at 0.999. A burst
+that comes back before finds free devices.
 
 From FLOOR on price no longer decides: the smallest allowed tier is taken, wherever the policy likes
 it best. So a mesh that fails its target does what always-small would do until that is over. A
-router in its first deadline does so too: it knows nothing of the traffic yet.
+router in its first deadline, half a second at most, does so too: it knows nothing of the traffic.
 
 Only policies with a price feel the pressure (`table.Entry.has_price`). Kernels in the manner of
 `router.kernels`, used by the live services and compiled by the simulator.

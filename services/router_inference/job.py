@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from router import pressure
 from router.explanation import Inputs
 from router.types import Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
@@ -86,13 +87,16 @@ class Held(NamedTuple):
         has_target: False: it has no target, or a soft deadline.
         pressure: logarithm of the factor on the price of device time.
         is_small: it goes to the smallest tier, whatever the price says.
-        is_floored: the pressure says so, so no smaller tier is left to step down to.
     """
 
     has_target: bool = False
     pressure: float = 0.0
     is_small: bool = False
-    is_floored: bool = False
+
+    @property
+    def is_floored(self) -> bool:
+        """True if the pressure says so: no smaller tier is left to step down to."""
+        return pressure.is_floored(self.pressure)
 
 
 NOT_HELD = Held()

@@ -33,6 +33,7 @@ WORLDS = {
     "shared": Setting(),
     "rescues": Setting(placement=APART),
     "slow devices": Setting(placement=APART, slow=1.6),
+    "no target": Setting(target=0.0),
     "net off": Setting(safety=False),
 }
 COMPARED = ("static-large", "greedy", "price", "dqn")
@@ -72,3 +73,9 @@ def test_the_worlds_are_eventful() -> None:
         rescued += sum(story.is_rescued for story in told.stories)
     assert ends == {"on_time", "late", "refused"}
     assert rescued > 50
+
+
+def test_targets_matter_in_these_worlds() -> None:
+    """Requests take other tiers with a target than without, so that comparing says something."""
+    held, free = (told_twice("price", "overload", world, 3)[0] for world in ("shared", "no target"))
+    assert held.stories != free.stories

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,11 +83,18 @@ class Setting:
         placement: tiers of each device.
         safety: safety net on.
         slow: factor on the devices' times beside their profile, which routers do not know.
+        target: of every task; 0 = none.
     """
 
     placement: Placement = SHARED
     safety: bool = True
     slow: float = 1.0
+    target: float = 0.99
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, with their target."""
+        return tuple(replace(task, target=self.target) for task in TASKS)
 
 
 class Story(NamedTuple):
@@ -152,7 +159,7 @@ def policy_of(name: str, snapshot: bytes) -> Policy:
 
 def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
     """Runs a workload through the simulator."""
-    catalog = Catalog.build(TIERS, TASKS, QUALITY)
+    catalog = Catalog.build(TIERS, world.tasks, QUALITY)
     endpoints = [
         EndpointSpec(f"e{i}", "", f"e{i}", {tier: tier for tier in tiers})
         for i, tiers in enumerate(world.placement)
@@ -199,7 +206,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
         endpoints.append({"name": f"e{i}", "address": address, "tiers": tiers})
     rig = make_rig(
         endpoint_count=len(endpoints),
-        tasks=TASKS,
+        tasks=world.tasks,
         quality=QUALITY,
         profile=PROFILE,
         pool=pool,

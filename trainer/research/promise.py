@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -245,10 +246,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases."""
-    return run_command(lambda: _run(parser().parse_args(argv)))
+    given = sys.argv[1:] if argv is None else list(argv)
+    return run_command(lambda: _run(parser().parse_args(given), given))
 
 
-def _run(asked: argparse.Namespace) -> None:
+def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
     profile, quality = profile_of(asked)
     base = shared_fleet_setting(profile.name, profile, quality)
     settings = settings_of(base)
@@ -268,7 +270,7 @@ def _run(asked: argparse.Namespace) -> None:
     found = judged(rows)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = f"python -m trainer.research.promise --seeds {asked.seeds}"
+    command = shlex.join(["python", "-m", "trainer.research.promise", *given])
     text = page(found, policies, command)
     if asked.record:
         asked.record.write_text(text, encoding="utf-8")

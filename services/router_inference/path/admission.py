@@ -54,9 +54,6 @@ class Admission:
         """
         if self.limits is None:
             return 0.0
-        optimism = self.limits.optimism
-        if held.has_target and not held.is_floored:
-            return optimism
         now_s = self._monotonic_s()
         most = self.caution
         for caution in (self.caution, self._claimed):
@@ -64,10 +61,11 @@ class Admission:
                 safety.relax(caution, now_s, self._window_s)
                 if caution.raised > most.raised:
                     most = caution
+        optimism, pessimism = self.limits.optimism, self.limits.pessimism
         if not held.has_target:
             return safety.admission_factor(most, optimism)
-        ratio = self._latency_ratio(now_s)
-        return safety.target_factor(most, optimism, self.limits.pessimism, True, ratio)
+        ratio = self._latency_ratio(now_s) if held.is_floored else 1.0
+        return safety.target_factor(most, optimism, pessimism, held.is_floored, ratio)
 
     def terms(self, request: Request, held: Held) -> tuple[float, float]:
         """Returns what `router.safety.admit` goes by for a request: its slack and the factor.

@@ -90,6 +90,17 @@ async def test_policy_limits_and_safety_follow(tmp_path: Path) -> None:
 
 
 @scenario
+async def test_targets_follow(tmp_path: Path) -> None:
+    """A task that loses its target is held by none any more."""
+    live = Live(tmp_path)
+    hold, now_s = live.rig.core.hold, live.rig.clock.monotonic_s()
+    assert hold.held(live.rig.job().request, now_s).has_target
+    tasks = [{"name": n, "default_deadline_s": 0.4, "target": 0.0} for n in live.tasks]
+    live.take(mesh={"tasks": tasks})
+    assert not hold.held(live.rig.job().request, now_s).has_target
+
+
+@scenario
 async def test_tasks_follow_and_new_ones_join(tmp_path: Path) -> None:
     """Their deadlines hold for requests to come. Their order must not change."""
     live = Live(tmp_path)

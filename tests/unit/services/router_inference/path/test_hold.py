@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from router.pressure import FLOOR, HIGHEST
-from router.types import Task
 from services.router_inference.job import NOT_HELD, Job, Outcome
 from services.router_inference.path.hold import TargetHold
 from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
@@ -104,16 +103,11 @@ async def test_the_safety_net_off_holds_nothing() -> None:
 
 
 @scenario
-async def test_a_task_of_its_own_target() -> None:
-    """The settings' target reaches the router."""
-    tasks = tuple(with_target(task, 0.0) for task in TASKS)
+async def test_a_router_follows_the_targets_of_its_tasks() -> None:
+    """Those of the catalog; 0 means none."""
+    tasks = tuple(dataclasses.replace(task, target=0.0) for task in TASKS)
     rig = make_rig(tasks=tasks)
     assert rig.core.hold.held(rig.job().request, rig.clock.monotonic_s()) == NOT_HELD
-
-
-def with_target(task: Task, target: float) -> Task:
-    """Returns a task with another target."""
-    return dataclasses.replace(task, target=target)
 
 
 def gauge(rig: Rig) -> float:
