@@ -76,6 +76,8 @@ def summary(report: Path) -> tuple[int, int, list[str]]:
 
 def main() -> int:
     """Runs the suite as often as asked; fails if any run did."""
+    # A shell's background processes ignore it, and would hand that down to the suite.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument(

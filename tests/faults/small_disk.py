@@ -31,10 +31,6 @@ class SmallDisk:
             while True:
                 file.write(block)
 
-    def is_full(self) -> bool:
-        """Says whether no block is free."""
-        return os.statvfs(self.folder).f_bavail == 0
-
     def set_read_only(self) -> None:
         """Makes every opening for writing, and every change of names, fail with EROFS.
 

@@ -27,7 +27,6 @@ HARNESS = "clients"
 STEP_S, STEP = 4.0, 1.4
 FIRST_RPS, MOST_RPS = 20.0, 300.0
 HELD_SHARE = 0.98
-END_S = 10.0
 
 Say = Callable[[str], None]
 
