@@ -50,6 +50,7 @@ async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
     terminal = console()
     with Display(terminal) as display:
         report = await Demo(plan, out, display).run()
+    terminal.print(report["verdict"], markup=False, soft_wrap=True, style="bold")
     terminal.print(result_table(report))
     for each in report["notes"]:
         terminal.print(each, markup=False)

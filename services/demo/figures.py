@@ -1,4 +1,7 @@
-"""Plots of the demo: rate, mix, latency and quality over time, one column per policy."""
+"""Plots of the demo: every policy in the burst, and rate, mix, latency and quality over time.
+
+No colour says good or bad, and what must be told apart differs in line style or hatching as well.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,55 @@ from trainer.evaluation.report.style import (
     FAINT,
     INK,
     PALE,
-    RED,
     SOFT,
     STYLE,
     TIER_COLORS,
+    TIER_HATCHES,
     VIOLET,
 )
 
 COLUMN_WIDTH_IN, HEIGHT_IN = 4.4, 8.2
+BARS_WIDTH_IN, BAR_IN = 9.6, 0.3
+
+
+def policy_bars(scores: Mapping[str, tuple[float, float]], *, about: str) -> Figure:
+    """Draws a pair of bars for each policy: share in time, and performance.
+
+    Args:
+        scores: Both by the policy's title, the first at the top.
+        about: What they are of.
+    """
+    with mpl.rc_context(STYLE):
+        height = (2 * BAR_IN + 0.18) * len(scores) + 1.1
+        figure = Figure(figsize=(BARS_WIDTH_IN, height), layout="constrained")
+        axes: Any = figure.subplots()
+        place = np.arange(len(scores), dtype=np.float64)
+        parts = zip(*scores.values(), strict=True)
+        looks = (
+            ("in time", -0.2, PALE, "//"),
+            ("performance: quality if in time", 0.2, BLUE, ""),
+        )
+        for values, (label, shift, color, hatch) in zip(parts, looks, strict=True):
+            bars = axes.barh(
+                place + shift, values, 0.38, label=label, color=color, hatch=hatch, edgecolor=INK,
+                lw=0.6,
+            )  # fmt: skip
+            axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=4, fontsize=9)
+        axes.set_yticks(place, list(scores), fontsize=11, color=INK)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.grid(axis="y", visible=False)
+        axes.set_axisbelow(True)
+        axes.set_title(about, loc="left", pad=26)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, fontsize=9.5)
+    return figure
+
+
+def highest_rates(series: Mapping[str, Series]) -> tuple[float, float]:
+    """Returns the ends of the rate axis and of the mix axis that hold every policy's."""
+    tops = [_tops(one) for one in series.values()]
+    return max(top[0] for top in tops) * 1.12, max(top[1] for top in tops) * 1.12
 
 
 def burst_figure(
@@ -33,6 +77,7 @@ def burst_figure(
     tiers: Sequence[str],
     phases: Sequence[tuple[str, float]],
     deadline_s: float,
+    highest: tuple[float, float],
 ) -> Figure:
     """Draws rate, mix, latency and quality over time.
 
@@ -42,6 +87,7 @@ def burst_figure(
         tiers: Tier names, lowest quality first.
         phases: Name and length in seconds of each phase, in time order.
         deadline_s: Drawn as a line in the latency row.
+        highest: Ends of the rate axis and of the mix axis, the same in every figure of a page.
     """
     with mpl.rc_context(STYLE):
         width = COLUMN_WIDTH_IN * max(1, len(series)) + 0.8
@@ -61,8 +107,7 @@ def burst_figure(
             axes[3].set_xlabel("seconds")
         # The columns share their scales, so limits are set once everything is drawn.
         for row in (0, 1):
-            top = max(line[row] for line in (_tops(one) for one in series.values()))
-            grid[row][0].set_ylim(0, top * 1.12)
+            grid[row][0].set_ylim(0, highest[row])
         labels = ("requests/s", "answers/s by tier", "latency, ms", "quality")
         for row, label in enumerate(labels):
             grid[row][0].set_ylabel(label)
@@ -84,18 +129,20 @@ def _rate(axes: Any, one: Series) -> None:
 def _mix(axes: Any, one: Series, tiers: Sequence[str]) -> None:
     layers = [one.mix[tier] for tier in reversed(tiers)]
     colors = [TIER_COLORS[i % len(TIER_COLORS)] for i in reversed(range(len(tiers)))]
-    axes.stackplot(one.time_s, layers, labels=list(reversed(tiers)), colors=colors, alpha=0.92)
+    areas = axes.stackplot(one.time_s, layers, labels=list(reversed(tiers)), colors=colors)
+    for area, index in zip(areas, reversed(range(len(tiers))), strict=True):
+        area.set(hatch=TIER_HATCHES[index % len(TIER_HATCHES)], edgecolor=INK, linewidth=0.4)
 
 
 def _latency(axes: Any, one: Series, deadline_s: float) -> None:
-    axes.plot(one.time_s, one.p99_ms, color=FAINT, lw=1.4, label="p99")
+    axes.plot(one.time_s, one.p99_ms, color=FAINT, lw=1.6, ls=":", label="p99")
     axes.plot(one.time_s, one.p50_ms, color=INK, lw=1.8, label="p50")
-    axes.axhline(deadline_s * 1e3, color=RED, lw=1.2, ls="--", label="deadline")
+    axes.axhline(deadline_s * 1e3, color=SOFT, lw=1.2, ls="--", label="deadline")
     axes.set_ylim(bottom=0, top=deadline_s * 1e3 * 1.6)
 
 
 def _quality(axes: Any, one: Series) -> None:
-    axes.plot(one.time_s, one.quality, color=VIOLET, lw=1.4, label="of answers on time")
+    axes.plot(one.time_s, one.quality, color=VIOLET, lw=1.4, ls="--", label="of answers on time")
     axes.plot(one.time_s, one.performance, color=INK, lw=1.9, label="x on time (performance)")
     axes.set_ylim(0, 1.32)
     axes.set_yticks(np.linspace(0, 1, 6))

@@ -23,6 +23,7 @@ class Findings:
     capacity_rps: float = 0.0
     learned_version: str = ""
     runs: list[PolicyRun] = dataclasses.field(default_factory=list)
+    devices: dict[str, Any] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     trace_id: str = ""
     machine: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,6 +53,7 @@ class Findings:
             "capacity_probes": [dataclasses.asdict(each) for each in self.probes],
             "calibration": self.calibration.to_json(),
             "kind": kind,
+            "static_large_devices": self.devices,
             "notes": self.notes,
             "took_s": round(took_s, 1),
         }

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
+from matplotlib.figure import Figure
 
 from services.demo import figures
 from services.demo.plan import LEARNED_POLICY, PHASES
 from services.demo.replay import PolicyRun
-from services.demo.series import make_series
+from services.demo.series import Series, make_series
+from services.demo.verdict import REFERENCE_POLICY, devices_sentence, title, verdict
 from trainer.evaluation.facts import cpu_model
 from trainer.evaluation.report import style
 from trainer.evaluation.report.html import render
@@ -36,7 +38,6 @@ PHASE_KEYS = (
 """Keys of a phase in ``report.json``; readers rely on them."""
 PACKAGES = ("tiercel", "grpcio", "numpy", "torch", "protobuf")
 ROUND_DIGITS = 5
-REFERENCE_POLICY = "static-large"
 
 
 def policy_entry(run: PolicyRun, tiers: Sequence[str]) -> dict[str, Any]:
@@ -106,23 +107,14 @@ def write_report(
         **facts,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    report["verdict"] = verdict(report)
     (folder / "report.json").write_text(
         json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     series = {run.policy: make_series(run.records, tiers) for run in runs}
-    phases = [(str(p["name"]), float(p["duration_s"])) for p in facts["phases"]]
-    shape: dict[str, Any] = {"tiers": tiers, "phases": phases, "deadline_s": facts["deadline_s"]}
     shown = [p for p in (REFERENCE_POLICY, LEARNED_POLICY) if p in series] or list(series)[:2]
-    picture = figures.burst_figure(
-        {policy: series[policy] for policy in shown}, {p: title(p) for p in shown}, **shape
-    )
+    picture, others = _over_time(report, series, shown, tiers)
     style.save(picture, folder / "burst")
-    others = {
-        policy: style.inline_svg(
-            figures.burst_figure({policy: one}, {policy: title(policy)}, **shape)
-        )
-        for policy, one in series.items()
-    }
     page = render(
         __package__,
         "demo.html.jinja",
@@ -131,8 +123,11 @@ def write_report(
             "ms": lambda value: "-" if value is None else f"{value:.0f}",
         },
         report=report,
+        bars=style.inline_svg(_bars(report)),
         picture=style.inline_svg(picture),
-        pictures=others,
+        pictures={policy: style.inline_svg(figure) for policy, figure in others.items()},
+        shown=shown,
+        devices=devices_sentence(report["static_large_devices"]),
         tiers=tiers,
         title=title,
         phase_names=PHASES,
@@ -141,6 +136,35 @@ def write_report(
     return report
 
 
-def title(policy: str) -> str:
-    """A policy's name as people read it."""
-    return "learned (dqn)" if policy == LEARNED_POLICY else policy
+def _bars(report: Mapping[str, Any]) -> Figure:
+    """Every policy in the burst; one without a request in it has no bar."""
+    scores = {}
+    for name, policy in report["policies"].items():
+        burst = policy["phases"]["burst"]
+        label = title(name) + ("" if policy["valid"] else "\n(not valid)")
+        scores[label] = (burst["availability"] or 0.0, burst["performance"] or 0.0)
+    return figures.policy_bars(scores, about=f"The burst of {report['burst_rps']:.0f} requests/s")
+
+
+def _over_time(
+    report: Mapping[str, Any],
+    series: Mapping[str, Series],
+    shown: Sequence[str],
+    tiers: Sequence[str],
+) -> tuple[Figure, dict[str, Figure]]:
+    """The policies shown side by side, and a figure of each other one; all by the same axes."""
+    shape: dict[str, Any] = {
+        "tiers": tiers,
+        "phases": [(str(p["name"]), float(p["duration_s"])) for p in report["phases"]],
+        "deadline_s": report["deadline_s"],
+        "highest": figures.highest_rates(series),
+    }
+    side_by_side = figures.burst_figure(
+        {policy: series[policy] for policy in shown}, {p: title(p) for p in shown}, **shape
+    )
+    others = {
+        policy: figures.burst_figure({policy: one}, {policy: title(policy)}, **shape)
+        for policy, one in series.items()
+        if policy not in shown
+    }
+    return side_by_side, others

@@ -12,15 +12,18 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
+from router.catalog import parse_quality
 from services.calibrate.tiers import LiveTier
 from services.demo import measure
 from services.demo import report as reports
 from services.demo.capacity import bounds
 from services.demo.control import MeshControl, seconds_left
+from services.demo.devices import static_large_devices
 from services.demo.display import Display
 from services.demo.findings import Findings
 from services.demo.plan import LEARNED_POLICY, DemoPlan
 from services.demo.replay import Replays
+from services.demo.verdict import best_policy, title
 from services.demo.versions import backend_versions
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
@@ -76,6 +79,7 @@ class Demo:
             self._display.begin("stopping the mesh")
         self._display.done("mesh stopped, no process left")
         self._display.begin("drawing the report")
+        self._reckon_devices()
         facts = self._found.facts(
             self._plan, kind=mesh.options.fleet.kind, took_s=time.monotonic() - self._began_s
         )
@@ -199,13 +203,13 @@ class Demo:
             if policy != LEARNED_POLICY or found.learned_version
         ]
         for number, policy in enumerate(policies, start=1):
-            show.begin(f"calm, burst, recovery: {reports.title(policy)} ({number}/{len(policies)})")
+            show.begin(f"calm, burst, recovery: {title(policy)} ({number}/{len(policies)})")
             version = found.learned_version if policy == LEARNED_POLICY else ""
             run = await replays.policy(policy, version, found.capacity_rps)
             found.runs.append(run)
             burst = run.summary["phases"]["burst"]
             show.done(
-                f"{reports.title(policy):14} burst: availability {burst['availability']:.3f},"
+                f"{title(policy):14} burst: availability {burst['availability']:.3f},"
                 f" performance {burst['performance']:.3f}"
             )
             if run.triton_died:
@@ -217,6 +221,27 @@ class Demo:
                     f"The load generator lagged twice in the run of {policy} (p99"
                     f" {run.summary['generator_lag_p99_ms']:.0f} ms): do not use its figures."
                 )
+
+    def _reckon_devices(self) -> None:
+        """How many devices static-large would need to earn what the best policy earned on one."""
+        found = self._found
+        assert found.calibration is not None
+        assert found.quality is not None
+        best = best_policy(
+            {run.policy: reports.policy_entry(run, REFERENCE_TIERS) for run in found.runs}
+        )
+        if not best:
+            return
+        found.devices = static_large_devices(
+            found.runs,
+            best,
+            profile=found.calibration.profile,
+            quality=parse_quality(found.quality.to_toml(measure.PROFILE_NAME, ""), "measured"),
+            tiers=REFERENCE_TIERS,
+            deadline_s=found.deadline_s,
+            burst_factor=self._plan.burst_factor,
+            seed=self._plan.seed,
+        )
 
     async def _trace_one(self, mesh: EmbeddedMesh) -> None:
         """One request under a trace, whose id goes into the report."""

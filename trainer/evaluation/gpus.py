@@ -43,6 +43,49 @@ def large_only(setting: Setting, device_count: int) -> Setting:
 
 
 @dataclass(frozen=True)
+class StaticLarge:
+    """The largest tier alone, on any number of devices, over the same requests.
+
+    Attributes:
+        setting: whose tiers, costs and tasks.
+        workload: the requests.
+        safety: safety net on or off.
+        seed: of the simulation.
+        warm_up_s: requests that arrive earlier do not count, seconds.
+    """
+
+    setting: Setting
+    workload: Workload
+    safety: bool
+    seed: int
+    warm_up_s: float
+
+    def performance(self, device_count: int) -> float:
+        """Returns what it earns on a number of devices."""
+        alone = large_only(self.setting, device_count)
+        policy = make_policy(f"static-{alone.catalog.tiers[0]}", alone.catalog)
+        config = alone.config(safety=self.safety)
+        result = simulate(config, self.workload, PolicySpec.of(policy), self.seed)
+        return result.performance(self.warm_up_s)
+
+    def fewest_devices(self, goal: float, limit: int) -> int | None:
+        """Returns the fewest devices with which it earns `goal`; None if `limit` are too few.
+
+        By bisection: performance is taken to rise with the devices.
+        """
+        if self.performance(limit) < goal:
+            return None
+        low, high = 0, limit
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.performance(middle) >= goal:
+                high = middle
+            else:
+                low = middle
+        return high
+
+
+@dataclass(frozen=True)
 class GpuCount:
     """Result of one search.
 
@@ -86,7 +129,7 @@ class GpuJob:
         return self.rate_rps * self.duration_s * 8.0 * (1.0 + self.load / 4.0)
 
     def run(self, context: Context) -> GpuCount:
-        """Finds the number by bisection; performance is taken to rise with the devices."""
+        """Finds the number."""
         setting = context.settings[""]
         rng = stream(self.seed, f"gpus/{self.load:.6g}")
         arrival_N = poisson(self.rate_rps, self.duration_s, rng)
@@ -94,28 +137,11 @@ class GpuJob:
         config = setting.config(safety=self.safety)
         result = simulate(config, workload, context.policies[self.policy], self.seed)
         goal = result.performance(WARM_UP_S)
-        paper = self._static(setting, PAPER_DEVICES, workload)
+        static = StaticLarge(setting, workload, self.safety, self.seed, WARM_UP_S)
+        paper = static.performance(PAPER_DEVICES)
         # Twice what the load needs: more devices than that add nothing.
         limit = int(2.0 * self.load * len(setting.fleet.devices)) + 4
-        low, high = 0, limit
-        if self._static(setting, limit, workload) < goal:
-            return GpuCount(goal, paper, None, limit)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._static(setting, middle, workload) >= goal:
-                high = middle
-            else:
-                low = middle
-        return GpuCount(goal, paper, high, limit)
-
-    def _static(self, setting: Setting, device_count: int, workload: Workload) -> float:
-        """Returns the performance of static-large on a number of devices."""
-        alone = large_only(setting, device_count)
-        policy = make_policy(f"static-{alone.catalog.tiers[0]}", alone.catalog)
-        result = simulate(
-            alone.config(safety=self.safety), workload, PolicySpec.of(policy), self.seed
-        )
-        return result.performance(WARM_UP_S)
+        return GpuCount(goal, paper, static.fewest_devices(goal, limit), limit)
 
 
 def gpu_rows(jobs: Sequence[GpuJob], counts: Sequence[GpuCount], device_count: int) -> list[Row]:

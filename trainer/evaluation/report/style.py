@@ -10,7 +10,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 GREEN, AMBER, RED, VIOLET, BLUE = "#3b9c6e", "#e0a82e", "#c8553d", "#7b5ea7", "#2c6fbb"
-TIER_COLORS = (GREEN, AMBER, RED, VIOLET, "#4a7ab5")
+TIER_COLORS = ("#d6e4f2", "#7fb0dc", "#1d5f9f", "#0b2a4a", "#8a929b")
+"""Lowest quality first: a larger tier is darker, and none looks good or bad."""
+TIER_HATCHES = ("", "//", "..", "xx", "--")
+"""Told apart without colour."""
 INK, SOFT, GRID = "#20242a", "#5d6672", "#e3e6ea"
 BAND = "#f3efe4"
 """Behind what stands out: a phase in a plot, a row in a table."""

@@ -81,6 +81,14 @@ def facts() -> dict[str, Any]:
         "capacity_probes": [{"rate_rps": 20.0, "availability": 1.0}],
         "calibration": {"took_s": 1.0, "tiers": dict.fromkeys(TIERS, tier), "pairs": []},
         "kind": "reference",
+        "static_large_devices": {
+            "policy": "dqn",
+            "performance": 0.8,
+            "needed": 4,
+            "most_tried": 11,
+            "simulated_on_one": 0.21,
+            "measured_on_one": 0.19,
+        },
         "notes": ["<b>a note</b>"],
         "took_s": 12.0,
     }
