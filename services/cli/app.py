@@ -42,6 +42,7 @@ COMMANDS = (
     "policy",
     "replay",
     "endpoint",
+    "target",
     "load",
     "train",
     "evaluate",

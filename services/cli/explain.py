@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
 
+from router.pressure import FLOOR
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, print_json, table
 from services.common.times import seconds_of
@@ -69,6 +71,10 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
         "predicted_output_tokens": reply.predicted_output_token_count,
         "arrival_rate_rps": reply.arrival_rate_rps,
         "state_age_s": seconds_of(reply.state_age),
+        "target": reply.target,
+        "target_pressure": reply.target_pressure,
+        "smallest_tier_only": reply.smallest_tier_only,
+        "policy_has_price": reply.policy_has_price,
         "larger_tier_slack_s": (
             seconds_of(reply.larger_tier_slack) if reply.HasField("larger_tier_slack") else None
         ),
@@ -137,7 +143,27 @@ def words(found: dict[str, Any]) -> list[str]:
         f" Predicted: {chosen['predicted_latency_s']:.3f} s, in time with probability "
         f"{chosen['on_time_probability']:.2f}."
     )
-    return [request, why, _larger(found, chosen)]
+    return [request, why, _target(found), _larger(found, chosen)]
+
+
+def _target(found: dict[str, Any]) -> str:
+    """Says what the task's target was and what it took."""
+    if not found["target"]:
+        return "No target was held for it."
+    text = f"The task's target was to answer {found['target']:g} of the requests in time"
+    if not found["policy_has_price"]:
+        return f"{text}; {found['policy']} puts no price on device time, so it does not heed it."
+    pressure = found["target_pressure"]
+    if found["smallest_tier_only"] and pressure >= FLOOR:
+        return f"{text}; so much was being missed that only the smallest tier was taken."
+    if found["smallest_tier_only"]:
+        return f"{text}; the router had just begun and took the smallest tier only."
+    if pressure > 0.0:
+        factor = math.exp(pressure)
+        return (
+            f"{text}; deadlines were being missed, and device time cost {factor:.1f} times as much."
+        )
+    return f"{text}, and nothing was being missed: it changed nothing."
 
 
 def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:

@@ -17,10 +17,12 @@ from services.cli.options import (
     TrainerOption,
 )
 from services.cli.output import console, print_json, table
+from services.cli.target import target_facts, target_table
 from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.target import Target, resolve
+from services.local.task_targets import task_targets
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
@@ -136,6 +138,7 @@ def _monitor_facts(address: str) -> dict[str, Any]:
         "arrival_rate_rps": state.arrival_rate_short_rps,
         "routers": [each.router_id for each in state.routers],
         "endpoints": [endpoint_facts(each) for each in state.endpoints],
+        "targets": [target_facts(each) for each in task_targets(state)],
     }
 
 
@@ -187,6 +190,8 @@ def _show_rest(found: dict[str, Any]) -> None:
         out.print(f"load monitor: {monitor['error']}")
     elif monitor:
         out.print(endpoint_table(monitor["endpoints"]))
+        if monitor["targets"]:
+            out.print(target_table(monitor["targets"]))
     trainer = found.get("trainer", {})
     if "error" in trainer:
         out.print(f"trainer: {trainer['error']}")

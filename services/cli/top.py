@@ -12,6 +12,7 @@ from rich.live import Live
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console
+from services.cli.target import target_facts
 from services.local.calls import connected
 from services.local.errors import CommandError
 from services.local.live import LiveFacts, StateTracker, tier_order
@@ -75,10 +76,11 @@ def _print_lines(stream: Any) -> None:
 
 def facts_json(facts: LiveFacts) -> dict[str, Any]:
     """The live facts with (tier, endpoint) pairs as lists of rows."""
-    fields = dataclasses.asdict(facts)
+    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=()))
     for name in ("in_flight", "queue_depth"):
         rows = getattr(facts, name).items()
         fields[name] = [
             {"tier": tier, "endpoint": endpoint, "count": count} for (tier, endpoint), count in rows
         ]
+    fields["tasks"] = [target_facts(each) for each in facts.tasks]
     return fields

@@ -32,6 +32,8 @@ from services.common.settings import (
 
 Parsed = TypeVar("Parsed")
 
+MOST_TARGET = 0.9999
+"""Highest target of a task."""
 LOWEST_LIMIT_TOKENS = 1
 HIGHEST_LIMIT_TOKENS = 65_536
 _LOOPBACK = ("127.0.0.1:*", "localhost:*", "[::1]:*")
@@ -59,7 +61,7 @@ class TaskSettings(SettingsModel):
     """Limit of output tokens of requests that bring none."""
     expected_output_tokens: float = Field(default=8.0, ge=1.0, le=HIGHEST_LIMIT_TOKENS)
     """Prior of the output-length predictor, tokens."""
-    target: float = Field(default=0.99, ge=0.0, le=0.9999)
+    target: float = Field(default=0.99, ge=0.0, le=MOST_TARGET)
     """Share of hard deadlines that is to be met, whatever that costs in quality; 0 means none."""
 
 

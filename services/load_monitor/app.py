@@ -31,6 +31,7 @@ from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.settings import Settings
+from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
 from services.load_monitor.versions import Versions
@@ -103,6 +104,9 @@ class LoadMonitorApp:
             store=self._stores.shared,
             is_alone=not settings.mesh.redis_url,
             topology=self._topology,
+            targets=SharedTargets(
+                store=self._stores.shared, board=self._board, clock=clock, log=self._log
+            ),
             board=self._board,
             broadcast=self._broadcast,
             versions=self._versions,
@@ -174,9 +178,13 @@ class LoadMonitorApp:
         )
 
     async def _take(self, settings: Settings, changed: frozenset[str]) -> Collection[str]:
-        """Takes the endpoints of other settings; what was changed while running stays changed."""
+        """Takes endpoints and tasks of other settings; changes made while running stay."""
         new = settings.mesh
-        live = {"endpoints": new.endpoints, "endpoint_addresses": new.endpoint_addresses}
+        live = {
+            "endpoints": new.endpoints,
+            "endpoint_addresses": new.endpoint_addresses,
+            "tasks": new.tasks,
+        }
         mesh = self._settings.mesh.model_copy(update=live)
         names = await asyncio.to_thread(endpoint_profile_names, mesh)
         self._settings = self._settings.model_copy(update={"mesh": mesh})
@@ -196,10 +204,13 @@ class LoadMonitorApp:
             coordinator=self._coordinator,
             counters=self._counters,
             tiers=self._settings.mesh.tiers,
+            tasks=lambda: self._settings.mesh.tasks,
             may_be_endpoint=self._may_be_endpoint,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
             shared_certificate=self._own.shared_router_certificate,
+            clock=self._clock,
+            log=self._log,
         )
         pb_grpc.add_LoadMonitorServiceServicer_to_server(servicer, server)
 

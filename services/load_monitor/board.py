@@ -10,6 +10,7 @@ from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.health import EndpointTracker, HealthRules
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.model import Picture, RouterReport, order_of
+from services.load_monitor.targets import Overrides, TargetOverride, in_force
 from services.load_monitor.topology import Topology
 
 # Routers report ten times a second; after this time without load an endpoint really is empty.
@@ -43,6 +44,7 @@ class Board:
         self._topology = topology
         self._trackers: dict[str, EndpointTracker] = {}
         self._drain_start_s: dict[str, float] = {}
+        self._targets: Overrides = {}
         self._dirty = True
         self.order = NO_ORDER
         self.endpoints_changed = asyncio.Event()
@@ -52,6 +54,11 @@ class Board:
     def topology(self) -> Topology:
         """The endpoint list."""
         return self._topology
+
+    @property
+    def targets(self) -> Overrides:
+        """What was said of targets while the mesh runs, by task; also what is over."""
+        return self._targets
 
     @property
     def trackers(self) -> dict[str, EndpointTracker]:
@@ -92,6 +99,16 @@ class Board:
         self._dirty = True
         self._follow_topology()
 
+    def use_targets(self, targets: Overrides) -> None:
+        """Replaces the targets set while the mesh runs."""
+        if targets != self._targets:
+            self._targets = targets
+            self._dirty = True
+
+    def targets_in_force(self) -> tuple[TargetOverride, ...]:
+        """Returns the targets that take the place of the settings now."""
+        return in_force(self._targets, self._clock.wall_ns())
+
     def drained(self) -> list[str]:
         """Returns the draining endpoints that are empty or have used up their time."""
         now_s = self._clock.monotonic_s()
@@ -118,6 +135,7 @@ class Board:
             arrival_rate_short_rps=self.aggregator.arrival_rate_short_rps,
             arrival_rate_long_rps=self.aggregator.arrival_rate_long_rps,
             topology_version=self._topology.version,
+            targets=self.targets_in_force(),
         )
 
     def _follow_topology(self) -> None:

@@ -17,6 +17,7 @@ from services.common.checks import (
     is_name,
 )
 from services.common.convert import endpoint_of_message
+from services.common.mesh_settings import MOST_TARGET
 from services.load_monitor.loads import (
     KINDS,
     NO_ORDER,
@@ -44,6 +45,7 @@ _LONGEST_WORD = 64
 _LONGEST_MODEL = 128
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
 _MOST_TIERS = 64
+_MOST_TASKS = 1_000
 _MOST_LOADS = 10_000
 _MOST_IN_FLIGHT = 1_000_000
 _MOST_TOKENS = 10**12
@@ -88,6 +90,9 @@ def report_from_message(
         for index, tier in enumerate(load.tier_outcomes):
             bad.name(f"tier_outcomes[{index}].tier", tier.tier)
             _check_outcomes(bad, f"tier_outcomes[{index}].outcomes", tier.outcomes)
+    if bad.items("task_attainments", load.task_attainments, _MOST_TASKS):
+        for index, task in enumerate(load.task_attainments):
+            _check_attainment(bad, f"task_attainments[{index}]", task)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
     for field in ("loads", "candidates", "packed_loads"):
@@ -195,6 +200,14 @@ def _check_candidate(bad: Checks, field: str, name: Candidate, *, is_twice: bool
 def _check_outcomes(bad: Checks, field: str, outcomes: state_pb2.OutcomeCounts) -> None:
     for descriptor, value in outcomes.ListFields():
         bad.number(f"{field}.{descriptor.name}", value, 0, MAX_COUNT)
+
+
+def _check_attainment(bad: Checks, field: str, task: state_pb2.TaskAttainment) -> None:
+    bad.name(f"{field}.task", task.task)
+    for name in ("target", "settings_target"):
+        bad.number(f"{field}.{name}", getattr(task, name), 0.0, MOST_TARGET)
+    bad.count(f"{field}.on_time_count", task.on_time_count)
+    bad.count(f"{field}.missed_count", task.missed_count)
 
 
 def endpoint_from_message(

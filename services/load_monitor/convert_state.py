@@ -10,6 +10,7 @@ from services.common.convert import endpoint_of_message, message_of_endpoint
 from services.common.errors import InvalidArgumentError
 from services.common.times import duration_of, seconds_of, timestamp_of
 from services.load_monitor.convert import FLOAT32, PACKED_FIELDS, report_from_message
+from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import KINDS, NO_ORDER, Candidate, CandidateOrder, Loads, Triple
 from services.load_monitor.model import (
     MAX_STATE_BYTES,
@@ -39,6 +40,7 @@ _HEALTH_OF_MESSAGE = {value: health for health, value in HEALTH_TO_MESSAGE.items
 def state_of_picture(picture: Picture) -> state_pb2.SystemState:
     """Returns a picture as clients are sent it, every load by name."""
     state = _without_routers(picture)
+    state.targets.CopyFrom(message_of_targets(picture.targets))
     for report in picture.routers:
         _add_router(state, report, NO_ORDER)
     return state

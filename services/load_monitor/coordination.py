@@ -1,4 +1,4 @@
-"""What monitors agree on through Redis: who publishes, the endpoint list, each other's reports.
+"""What monitors agree on through Redis: who publishes, endpoints, targets, each other's reports.
 
 Roles: the LEADER has the lease and writes its states to Redis. A FOLLOWER serves the leader's
 states and hands it the reports it receives. STANDALONE is a monitor without Redis: it serves its
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from services.common.clock import Clock
 from services.common.errors import DomainError, cut
@@ -25,7 +26,9 @@ from services.load_monitor.convert_state import (
 )
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.model import Picture, RouterReport
+from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
+from services.load_monitor.targets import TargetOverride
 from services.load_monitor.topology import Operation
 from services.load_monitor.versions import Versions
 
@@ -46,13 +49,14 @@ class Role(enum.Enum):
 
 
 class Coordinator:
-    """Keeps the lease, the endpoint list and the reports in step with the other monitors.
+    """Keeps the lease, endpoints, targets and reports in step with the other monitors.
 
     Args:
         process_id: Owner of the lease: unlike any other process's, whatever the settings say.
         store: The shared store.
         is_alone: True if no other monitor reads the store: it keeps the endpoint list alone.
         topology: The endpoint list in it.
+        targets: The targets in it.
         board: This monitor's picture.
         broadcast: Where a follower puts the leader's states.
         versions: Numbers of this monitor's states.
@@ -70,6 +74,7 @@ class Coordinator:
         store: SharedState,
         is_alone: bool,
         topology: SharedTopology,
+        targets: SharedTargets,
         board: Board,
         broadcast: Broadcast,
         versions: Versions,
@@ -84,6 +89,7 @@ class Coordinator:
         self._store = store
         self._is_alone = is_alone
         self._topology = topology
+        self._targets = targets
         self._board = board
         self._broadcast = broadcast
         self._versions = versions
@@ -132,6 +138,7 @@ class Coordinator:
             else:
                 await self._follow()
             await self._topology.sync(leads=self._role is Role.LEADER)
+            await self._targets.sync()
         except StateUnavailableError as error:
             self._lost(error)
             return False
@@ -153,6 +160,22 @@ class Coordinator:
         except StateUnavailableError as error:
             self._lost(error)
         return self._topology.change_here(operation)
+
+    async def set_target(self, override: TargetOverride) -> TargetOverride:
+        """Takes a target that was set, here and in the store; returns it as it was stamped.
+
+        Without Redis it counts here at once and is stored when Redis is back.
+        """
+        try:
+            await self._targets.exchange()  # its stamp must lie above what the others know
+        except StateUnavailableError as error:
+            self._lost(error)
+        taken = self._targets.put(override)
+        try:
+            await self._targets.exchange()
+        except StateUnavailableError as error:
+            self._lost(error)
+        return taken
 
     async def close(self) -> None:
         """Gives the lease back, so that another monitor takes over at once."""
@@ -205,7 +228,8 @@ class Coordinator:
             self._had_reports = bool(reports)
         picture = await self._stored_picture()
         if picture is not None:
-            self._broadcast.offer(picture)
+            # A leader of the last release tells none.
+            self._broadcast.offer(replace(picture, targets=self._board.targets_in_force()))
 
     # -- helpers
 

@@ -28,6 +28,12 @@ class MonitorCounters:
             ["result"],
             registry=registry,
         )
+        self.targets_set = Counter(
+            "tiercel_monitor_targets_set",
+            "Targets set, or given back to the settings, by callers.",
+            ["task"],
+            registry=registry,
+        )
 
 
 class MonitorCollector(Collector):
@@ -109,6 +115,11 @@ def _mesh_gauges(picture: Picture) -> Iterator[Metric]:
     in_flight = _family(
         "tiercel_monitor_in_flight", "Requests under way as routers report.", "tier", "endpoint"
     )
+    target = _family("tiercel_target_override", "Target set while the mesh runs.", "task")
+    for override in picture.targets:
+        if override.target is not None:
+            target.add_metric([override.task], override.target)
+    yield target
     names, counts = picture.loads.order.names, picture.loads.total_LC[0].tolist()
     for candidate, count in zip(names, counts, strict=True):
         in_flight.add_metric(candidate, count)

@@ -10,6 +10,7 @@ import numpy as np
 
 from router.fleet import EndpointSpec
 from services.load_monitor.loads import KINDS, CandidateOrder, Loads, RouterLoads
+from services.load_monitor.targets import TargetOverride
 
 DEFAULT_DRAIN_S = 10.0
 LONGEST_DRAIN_S = 3600.0
@@ -158,6 +159,7 @@ class Picture:
         arrival_rate_short_rps: Mesh-wide arrivals per second over about 0.2 seconds.
         arrival_rate_long_rps: Same over about 10 seconds.
         topology_version: Number of the endpoint list.
+        targets: Those set while the mesh runs, by name of the task.
     """
 
     version: int
@@ -168,6 +170,7 @@ class Picture:
     arrival_rate_short_rps: float
     arrival_rate_long_rps: float
     topology_version: int
+    targets: tuple[TargetOverride, ...] = ()
 
     @property
     def routers(self) -> tuple[RouterReport, ...]:

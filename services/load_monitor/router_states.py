@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from services.common.convert import message_of_endpoint
 from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
+from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER, CandidateOrder
 from services.load_monitor.model import EndpointView, Picture
+from services.load_monitor.targets import TargetOverride
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
 _Endpoints = tuple[state_pb2.EndpointState, ...]
@@ -35,6 +37,7 @@ class Watcher:
         topology_version: Number of the list it was told last; 0: none yet.
         order: Of that list's candidates.
         endpoints: The endpoints as it was told them.
+        targets: The targets as it was told them; None: not yet.
     """
 
     router_id: str
@@ -42,6 +45,7 @@ class Watcher:
     topology_version: int = 0
     order: CandidateOrder = NO_ORDER
     endpoints: _Endpoints = ()
+    targets: tuple[TargetOverride, ...] | None = None
 
 
 class RouterStates:
@@ -62,6 +66,8 @@ class RouterStates:
         is_whole_list = watcher.topology_version != version or watcher.order is not order
         told = endpoints if is_whole_list else self._changes(watcher.endpoints, endpoints)
         watcher.topology_version, watcher.order, watcher.endpoints = version, order, endpoints
+        has_new_targets = watcher.targets != picture.targets
+        watcher.targets = picture.targets
         load_LC, rate_rps = picture.loads.total_LC, picture.arrival_rate_short_rps
         own = picture.loads.own(watcher.router_id, watcher.epoch)
         if own is not None:
@@ -76,6 +82,7 @@ class RouterStates:
             own_sequence=0 if own is None else own[0].sequence,
             others_arrival_rate_rps=rate_rps,
             arrival_rate_long_rps=picture.arrival_rate_long_rps,
+            targets=message_of_targets(picture.targets) if has_new_targets else None,
         )
 
     def _endpoints_of(self, picture: Picture) -> _Endpoints:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from services.common.access.guard import caller_name
+from services.common.clock import Clock
 from services.common.errors import (
     InvalidArgumentError,
+    NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from services.common.log import Logger
+from services.common.mesh_settings import TaskSettings
 from services.load_monitor import convert
 from services.load_monitor.board import Board
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.convert_state import state_of_picture
+from services.load_monitor.convert_targets import message_of_target, target_from_message
 from services.load_monitor.coordination import Coordinator
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.metrics import MonitorCounters
@@ -33,12 +39,15 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     Args:
         board: Takes the reports.
         broadcast: Gives the states.
-        coordinator: Changes the endpoint list.
-        counters: Counts reports.
+        coordinator: Changes the endpoint list and targets.
+        counters: Counts reports and changes.
         tiers: The mesh's tiers.
+        tasks: Returns the mesh's tasks.
         max_endpoints: Most endpoints.
         max_watchers: Most watches at a time.
         shared_certificate: Whether a certificate that names no router may be any router's.
+        clock: For stamps.
+        log: For changes of targets.
     """
 
     def __init__(
@@ -49,19 +58,26 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         coordinator: Coordinator,
         counters: MonitorCounters,
         tiers: tuple[str, ...],
+        tasks: Callable[[], Sequence[TaskSettings]],
         may_be_endpoint: Callable[[str], bool],
         max_endpoints: int,
         max_watchers: int,
         shared_certificate: bool,
+        clock: Clock,
+        log: Logger,
     ) -> None:
         self._board = board
         self._broadcast = broadcast
         self._coordinator = coordinator
         self._tiers = tiers
+        self._tasks = tasks
         self._may_be_endpoint = may_be_endpoint
         self._max_endpoints = max_endpoints
         self._max_watchers = max_watchers
         self._shared_certificate = shared_certificate
+        self._clock = clock
+        self._log = log
+        self._targets_set = counters.targets_set
         self._taken = counters.reports.labels(result="taken")
         self._stale = counters.reports.labels(result="stale")
         self._state_of = functools.lru_cache(maxsize=2)(state_of_picture)
@@ -156,6 +172,34 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         drain_s = convert.drain_from_message(request)
         version = await self._coordinator.change(lambda topology: topology.drain(name, drain_s))
         return pb.RemoveEndpointResponse(topology_version=version)
+
+    async def SetTarget(self, request: pb.SetTargetRequest, context: Any) -> pb.SetTargetResponse:
+        """Sets a task's target, or gives it back to the settings."""
+        override = target_from_message(request, caller_name(context), self._clock.wall_ns())
+        self._check_task(override.task, is_set=override.target is not None)
+        override = await self._coordinator.set_target(override)
+        self._targets_set.labels(task=override.task).inc()
+        self._log.info(
+            "target_set",
+            task=override.task,
+            target="settings" if override.target is None else override.target,
+            set_by=override.set_by,
+            reason=override.reason,
+            duration_s=round(max(0, override.expire_wall_ns - override.set_wall_ns) / 1e9),
+        )
+        return pb.SetTargetResponse(override=message_of_target(override))
+
+    def _check_task(self, name: str, *, is_set: bool) -> None:
+        """Raises NotFoundError for no task of the mesh, InvalidArgumentError for a soft one."""
+        tasks = {task.name: task for task in self._tasks()}
+        if name not in tasks:
+            # One that has left the settings can still be given back.
+            if not is_set and name in self._board.targets:
+                return
+            raise NotFoundError("task", name, tasks)
+        if is_set and tasks[name].reward == "soft":
+            limit = 'tasks with reward = "hard"'
+            raise InvalidArgumentError("task", f"{name} has soft deadlines", limit)
 
     def _check_identity(self, context: Any, router_id: str) -> None:
         """Raises PermissionDeniedError if the caller's certificate is not that of a router."""

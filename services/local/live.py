@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from services.common.times import seconds_of
+from services.local.task_targets import TaskTarget, task_targets
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -29,6 +30,7 @@ class LiveFacts:
         queue_depth: Waiting in Triton by (tier, endpoint).
         policies: Router id to policy and version.
         health: Endpoint to health and its reason.
+        tasks: How each task's target stands, over about a minute.
     """
 
     rate_rps: float
@@ -41,6 +43,7 @@ class LiveFacts:
     queue_depth: Mapping[tuple[str, str], int]
     policies: Mapping[str, str]
     health: Mapping[str, str]
+    tasks: Sequence[TaskTarget] = ()
 
 
 Totals = tuple[float, collections.Counter[str], collections.Counter[str]]
@@ -111,6 +114,7 @@ def _facts(
         },
         policies={r.router_id: f"{r.policy} {r.policy_version}".strip() for r in state.routers},
         health={each.endpoint.endpoint: _health(each) for each in state.endpoints},
+        tasks=task_targets(state),
     )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.local.live import LiveFacts
+from services.local.task_targets import in_force_text
 
 BAR_CELLS = 30
 TIER_COLORS = ("green", "yellow", "red", "magenta", "cyan")
@@ -42,7 +43,7 @@ def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> Rendera
         )
     policies = [Text(f"{router}: {policy}") for router, policy in sorted(facts.policies.items())]
     lines: list[RenderableType] = [Text(title, style="bold")] if title else []
-    return Group(*lines, head, mix_bar(facts.mix, tiers), queues, *policies)
+    return Group(*lines, head, mix_bar(facts.mix, tiers), queues, *_targets(facts), *policies)
 
 
 def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
@@ -55,6 +56,26 @@ def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
         style = TIER_COLORS[index % len(TIER_COLORS)]
         bar.append(f"  {tier} {mix.get(tier, 0.0):.2f}", style=style)
     return bar
+
+
+def _targets(facts: LiveFacts) -> list[RenderableType]:
+    """Draws targets beside what was attained; nothing where no router tells."""
+    if not facts.tasks:
+        return []
+    targets = Table(box=None, padding=(0, 2), header_style="dim")
+    for index, column in enumerate(("task", "target", "attained, 1 min", "of requests")):
+        targets.add_column(column, justify="right" if index else "left")
+    for task in facts.tasks:
+        is_missed = task.attained is not None and task.attained < (task.wanted or 0.0)
+        targets.add_row(
+            task.task,
+            ("* " if task.override is not None else "") + in_force_text(task.targets),
+            Text(_fraction(task.attained), style="red" if is_missed else ""),
+            str(task.on_time_count + task.missed_count),
+        )
+    if all(task.override is None for task in facts.tasks):
+        return [targets]
+    return [targets, Text("* set while the mesh runs: tiercel target show", style="dim")]
 
 
 def _rank(key: tuple[str, str], tiers: tuple[str, ...]) -> int:

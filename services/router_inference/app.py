@@ -297,6 +297,8 @@ class RouterInference:
                 epoch=place.epoch,
                 view=core.view,
                 counts=core.counts,
+                targets=core.targets,
+                attainments=core.attainments,
                 siblings=place.siblings,
                 slot=core.slot,
                 notes=core.notes,

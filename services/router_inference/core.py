@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
 from router.explanation import Explainer
 from router.profile import LatencyProfile
@@ -48,9 +47,11 @@ from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
 from services.router_inference.path.second_chance import RetryBudget, SecondChance
+from services.router_inference.path.targets import Targets
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import Accounts, RouterMetrics
+from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.convert import RecordBuilder
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
@@ -192,6 +193,8 @@ class Core:
     counts: RouterCounts
     admission: Admission
     hold: TargetHold
+    targets: Targets
+    attainments: Attainments
     second_chance: SecondChance
     clients: Clients | None
     experience: ExperienceWriter
@@ -218,14 +221,24 @@ def build_core(env: Surroundings) -> Core:
     problem = env.machine_code.problem
     notes.set(health_notes.DECISION_NOT_COMPILED, bool(problem), problem)
     accounts = Accounts(env.metrics, env.registry)
-    counts = RouterCounts(accounts, catalog.tiers, place.siblings)
+    counts = RouterCounts(
+        accounts, catalog.tiers, [task.name for task in catalog.tasks], place.siblings
+    )
     lag = LoopLag(clock=clock, metrics=env.metrics)
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
     admission = Admission(
         safety_limits(own), clock.monotonic_s, lambda: lag.lag_s, view.traffic.latency_ratio
     )
-    hold = TargetHold(targets(own, catalog), clock.monotonic_s())
+    hold = TargetHold((), clock.monotonic_s())
+    targets = Targets(
+        hold=hold,
+        tasks=catalog.tasks,
+        is_held=own.safety_net,
+        wall_ns=clock.wall_ns,
+        log=env.log,
+    )
+    attainments = Attainments(counts, targets.by_task)
     explainer = Explainer(env.machine_code.bind)
     experience = _experience(env, epoch, explainer)
     tracing = Tracing(
@@ -286,6 +299,8 @@ def build_core(env: Surroundings) -> Core:
         counts=counts,
         admission=admission,
         hold=hold,
+        targets=targets,
+        attainments=attainments,
         metrics=env.metrics,
         experience=experience,
         notes=notes,
@@ -327,6 +342,8 @@ def build_core(env: Surroundings) -> Core:
         counts=counts,
         admission=admission,
         hold=hold,
+        targets=targets,
+        attainments=attainments,
         second_chance=second_chance,
         clients=clients,
         experience=experience,
@@ -458,11 +475,6 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
         interval_s=own.experience_interval_s,
         retry_s=own.reconnect_s,
     )
-
-
-def targets(own: RouterInferenceSettings, catalog: Catalog) -> list[float]:
-    """Returns the target of each task; none where the safety net is off."""
-    return [task.target for task in catalog.tasks] if own.safety_net else []
 
 
 def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:

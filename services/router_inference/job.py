@@ -84,14 +84,19 @@ class Held(NamedTuple):
     """What targets mean for one request.
 
     Attributes:
-        has_target: False: it has no target, or a soft deadline.
+        target: share of the task's hard deadlines to be met; 0: none, or a soft deadline.
         pressure: logarithm of the factor on the price of device time.
         is_small: it goes to the smallest tier, whatever the price says.
     """
 
-    has_target: bool = False
+    target: float = 0.0
     pressure: float = 0.0
     is_small: bool = False
+
+    @property
+    def has_target(self) -> bool:
+        """True if it is held."""
+        return self.target > 0.0
 
     @property
     def is_floored(self) -> bool:
@@ -118,6 +123,7 @@ class Choice:
         decide_ns: same, wall clock, ns since 1970.
         slack_s: time left until the deadline then, seconds.
         inputs: what was seen.
+        held: what its task's target meant for it.
         action: row of the chosen candidate.
         predicted_s: predicted time to the deadline's event there, seconds.
         rescue_s: least time that a rescue to a smaller tier would take, seconds; infinite if none
@@ -140,6 +146,7 @@ class Choice:
     decide_ns: int
     slack_s: float
     inputs: Inputs
+    held: Held
     action: int
     predicted_s: float
     rescue_s: float

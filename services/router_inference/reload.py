@@ -15,7 +15,6 @@ from services.router_inference.core import (
     profiles_by_name,
     request_limits,
     safety_limits,
-    targets,
 )
 from services.router_inference.path.dispatch import DispatchLimits
 from services.router_inference.path.second_chance import RetryBudget
@@ -116,7 +115,8 @@ class LiveSettings:
         core.validator.configure(files.catalog, request_limits(own, mesh))
         core.dispatcher.limits = DispatchLimits(own.max_in_flight, own.max_leases)
         core.admission.limits = safety_limits(own)
-        core.hold.configure(targets(own, files.catalog))
+        core.targets.configure(files.catalog.tasks, is_held=own.safety_net)
+        core.counts.tasks = [task.name for task in files.catalog.tasks]
         budget = RetryBudget(own.retry_share, own.retry_burst)
         core.second_chance.configure(safety_limits(own), budget, own.max_retries)
         if core.clients is not None:

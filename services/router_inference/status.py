@@ -16,8 +16,10 @@ from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.hold import TargetHold
+from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.view import View
@@ -58,6 +60,7 @@ class RouterStatus:
     refused_snapshots: Mapping[str, int]
     known_policies: tuple[str, ...]
     tasks: tuple[Task, ...]
+    attainments: list[Attainment]
 
 
 class StatusReader:
@@ -73,6 +76,8 @@ class StatusReader:
         counts: RouterCounts,
         admission: Admission,
         hold: TargetHold,
+        targets: Targets,
+        attainments: Attainments,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
         notes: HealthNotes,
@@ -90,6 +95,8 @@ class StatusReader:
             counts: the router's.
             admission: how cautious it is.
             hold: how far targets press.
+            targets: which are in force.
+            attainments: how they were met.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
             notes: reasons for which the mesh is degraded.
@@ -104,6 +111,8 @@ class StatusReader:
         self._counts = counts
         self._admission = admission
         self._hold = hold
+        self._targets = targets
+        self._attainments = attainments
         self._metrics = metrics
         self._experience = experience
         self._notes = notes
@@ -155,6 +164,7 @@ class StatusReader:
             refused_snapshots=dict(self._slot.refused),
             known_policies=self._slot.known,
             tasks=view.fleet.catalog.tasks,
+            attainments=self._attainments.read(),
         )
 
     async def run(self) -> None:
@@ -165,6 +175,8 @@ class StatusReader:
             fallbacks = sum(self._slot.guard.counts.values())
             self._fallback_active = fallbacks > self._last_fallbacks
             self._last_fallbacks = fallbacks
+            self._targets.expire()
+            self._attainments.note(now_s)
             self._show(now_s)
             await self._clock.sleep(_REFRESH_S)
 
@@ -189,6 +201,9 @@ class StatusReader:
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
         metrics.target_pressure.set(self._hold.pressure())
+        metrics.target.clear()
+        for task, (target, _) in self._targets.by_task().items():
+            metrics.target.labels(task=task).set(target)
         metrics.latency_slowdown.set(view.traffic.latency_slowdown(now_s))
         metrics.device_slowness.clear()
         for device, slowness in view.fleet.slowness.by_device().items():

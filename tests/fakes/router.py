@@ -86,7 +86,13 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         if request.request_id != "known":
             await abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "no such request")
         reply = pb.ExplainDecisionResponse(
-            request_id="known", policy_version="dqn@1", action=1, feature_names=["quality"]
+            request_id="known",
+            policy_version="dqn@1",
+            action=1,
+            feature_names=["quality"],
+            target=0.99,
+            target_pressure=1.5,
+            policy_has_price=True,
         )
         reply.slack.FromMilliseconds(500)
         reply.larger_tier_slack.FromMilliseconds(900)

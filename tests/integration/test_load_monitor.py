@@ -42,6 +42,10 @@ redis_url = "{redis_url}"
 [[mesh.tasks]]
 name = "reverse"
 default_deadline_s = 0.5
+[[mesh.tasks]]
+name = "dreamy"
+default_deadline_s = 0.5
+reward = "soft"
 [[mesh.endpoints]]
 name = "e1"
 address = "127.0.0.1:{port}"
@@ -223,6 +227,15 @@ async def test_watch_resumes_after_the_version_it_is_given(path: Path) -> None:
             pb.RemoveEndpointRequest(endpoint="e1", drain=Duration(seconds=-1)),
             "INVALID_ARGUMENT",
             ["drain"],
+        ),
+        ("SetTarget", pb.SetTargetRequest(task="no", target=0.9), "NOT_FOUND", []),
+        ("SetTarget", pb.SetTargetRequest(task="no"), "NOT_FOUND", []),
+        ("SetTarget", pb.SetTargetRequest(task="dreamy", target=0.9), "INVALID_ARGUMENT", ["task"]),
+        (
+            "SetTarget",
+            pb.SetTargetRequest(task="reverse", target=1.0, reason="x" * 201),
+            "INVALID_ARGUMENT",
+            ["target", "reason"],
         ),
     ],
 )

@@ -35,6 +35,19 @@ async def test_topology_is_saved_only_over_the_expected_version(store: SharedSta
     assert await store.load_topology() == (2, b"two")
 
 
+async def test_targets_are_saved_only_over_the_expected_version(store: SharedState) -> None:
+    """Beside the endpoint list, and not in its place."""
+    await store.save_topology(b"list", 7, expected_version=0)
+    assert await store.load_targets() is None
+    await store.save_targets(b"one", 1, expected_version=0)
+    with pytest.raises(VersionMismatchError):
+        await store.save_targets(b"other", 1, expected_version=0)
+    assert await store.load_targets() == (1, b"one")
+    await store.set_aside_targets()
+    assert await store.load_targets() is None
+    assert await store.load_topology() == (7, b"list")
+
+
 async def test_reports_of_other_monitors_are_taken_once(store: SharedState) -> None:
     """The newest of each monitor is handed over, then forgotten."""
     assert await store.take_peer_reports() == []

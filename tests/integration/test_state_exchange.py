@@ -153,10 +153,13 @@ class Exchange(RuleBasedStateMachine):
             coordinator=self.monitor.coordinator,
             counters=MonitorCounters(CollectorRegistry()),
             tiers=("small", "large"),
+            tasks=lambda: (),
             may_be_endpoint=lambda _address: True,
             max_endpoints=9,
             max_watchers=9,
             shared_certificate=False,
+            clock=self.clock,
+            log=LOG,
         )
         self.taken.clear()
         self.change_list([("a", ["small", "large"], False), ("b", ["small", "large"], False)])
@@ -420,6 +423,8 @@ async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
             epoch=2,
             view=rig.core.view,
             counts=rig.core.counts,
+            targets=rig.core.targets,
+            attainments=rig.core.attainments,
             siblings=NoSiblings(),
             slot=rig.core.slot,
             notes=rig.core.notes,

@@ -55,6 +55,12 @@ def authenticated_client(_: Context) -> str:
     return CALLER.get().client
 
 
+def caller_name(context: Context) -> str:
+    """Returns who calls: the authenticated caller, else the address of the call's peer."""
+    caller = CALLER.get(None)
+    return address_without_port(context) if caller is None else caller.client
+
+
 def ticket_holder() -> str:
     """Returns whose tickets the caller of the call that runs may close; empty for everybody's.
 

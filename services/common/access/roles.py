@@ -20,7 +20,7 @@ class Role(StrEnum):
     REPORT = "report"
     """A router: reports its traffic, follows the mesh's state and policies."""
     OPERATE = "operate"
-    """Changes the mesh: policies, endpoints, training."""
+    """Changes the mesh: policies, endpoints, targets, training."""
     READ = "read"
     """Looks at the mesh; sees names and numbers, never prompts."""
 
@@ -41,6 +41,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_MONITOR}/GetSystemState": Role.READ,
     f"{_MONITOR}/AddEndpoint": Role.OPERATE,
     f"{_MONITOR}/RemoveEndpoint": Role.OPERATE,
+    f"{_MONITOR}/SetTarget": Role.OPERATE,
     f"{_TRAINER}/WatchPolicies": Role.REPORT,
     f"{_TRAINER}/ListPolicies": Role.READ,
     f"{_TRAINER}/GetPolicy": Role.READ,

@@ -6,6 +6,8 @@
 | `tiercel:v1:peer_reports:all` | hash monitor -> router reports | PEER_REPORTS_TTL_S |
 | `tiercel:v1:topology:current` | hash version, payload | one entry, outlives every process |
 | `tiercel:v1:topology:set_aside` | what stood there and could not be read | SET_ASIDE_TTL_S |
+| `tiercel:v1:targets:current` | hash version, payload | one entry, outlives every process |
+| `tiercel:v1:targets:set_aside` | what stood there and could not be read | SET_ASIDE_TTL_S |
 | `tiercel:v1:lease:<name>` | string owner | its own TTL |
 | `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_order:all` | sorted set policy id by publication | POLICY_COUNT_LIMIT |
@@ -37,6 +39,8 @@ SYSTEM_STATE = f"{PREFIX}:system_state:current"
 PEER_REPORTS = f"{PREFIX}:peer_reports:all"
 TOPOLOGY = f"{PREFIX}:topology:current"
 TOPOLOGY_SET_ASIDE = f"{PREFIX}:topology:set_aside"
+TARGETS = f"{PREFIX}:targets:current"
+TARGETS_SET_ASIDE = f"{PREFIX}:targets:set_aside"
 POLICY_INFO = f"{PREFIX}:policy_info:all"
 POLICY_ORDER = f"{PREFIX}:policy_order:all"
 POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"
@@ -47,6 +51,7 @@ TYPES = {
     SYSTEM_STATE: "hash",
     PEER_REPORTS: "hash",
     TOPOLOGY: "hash",
+    TARGETS: "hash",
     POLICY_INFO: "hash",
     POLICY_ORDER: "zset",
     ACTIVATION_HISTORY: "list",

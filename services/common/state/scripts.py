@@ -27,14 +27,14 @@ return values
 """
 
 # KEYS: hash. ARGV: version, payload, expected version. Returns -1 if stored, else the one found.
-SAVE_TOPOLOGY = """
+SAVE_VERSION = """
 local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 if tonumber(ARGV[3]) ~= current then return current end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'payload', ARGV[2])
 return -1
 """
 
-# KEYS: topology. ARGV: where to keep it, for how long in ms.
+# KEYS: what is wrong. ARGV: where to keep it, for how long in ms.
 SET_ASIDE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('RENAME', KEYS[1], ARGV[1])

@@ -1,4 +1,4 @@
-"""What the monitors share: the newest system state, their reports, the endpoint list, a lease."""
+"""What the monitors share: the newest system state, their reports, endpoints, targets, a lease."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ class SharedState(Protocol):
         """Takes an endpoint list that cannot be read out of the way and keeps it for a while."""
         ...
 
+    async def save_targets(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the targets set while the mesh runs; raises as `save_topology` does."""
+        ...
+
+    async def load_targets(self) -> tuple[int, bytes] | None:
+        """Returns version and targets, None if there are none; raises as `load_topology` does."""
+        ...
+
+    async def set_aside_targets(self) -> None:
+        """Takes targets that cannot be read out of the way and keeps them for a while."""
+        ...
+
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes the lease if it is free, or extends it if `owner` has it; True if it has it now."""
         ...
@@ -71,7 +83,7 @@ class RedisSharedState:
         register = self._redis.register_script
         self._publish_state = register(scripts.PUBLISH_STATE)
         self._take_peer_reports = register(scripts.TAKE_PEER_REPORTS)
-        self._save_topology = register(scripts.SAVE_TOPOLOGY)
+        self._save_version = register(scripts.SAVE_VERSION)
         self._set_aside = register(scripts.SET_ASIDE)
         self._acquire_lease = register(scripts.ACQUIRE_LEASE)
         self._release_lease = register(scripts.RELEASE_LEASE)
@@ -110,31 +122,51 @@ class RedisSharedState:
 
     async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
         """Stores the endpoint list; VersionMismatchError if another version is there."""
-        arguments = (version, payload, expected_version)
-        found = int(await self._call(lambda: self._save_topology([keys.TOPOLOGY], arguments)))
-        if found >= 0:
-            raise VersionMismatchError("topology", expected_version, found)
+        await self._save(keys.TOPOLOGY, payload, version, expected_version)
 
     async def load_topology(self) -> tuple[int, bytes] | None:
         """Returns version and endpoint list."""
+        return await self._load(keys.TOPOLOGY)
+
+    async def set_aside_topology(self) -> None:
+        """Renames the key."""
+        await self._take_away(keys.TOPOLOGY, keys.TOPOLOGY_SET_ASIDE)
+
+    async def save_targets(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the targets; VersionMismatchError if another version is there."""
+        await self._save(keys.TARGETS, payload, version, expected_version)
+
+    async def load_targets(self) -> tuple[int, bytes] | None:
+        """Returns version and targets."""
+        return await self._load(keys.TARGETS)
+
+    async def set_aside_targets(self) -> None:
+        """Renames the key."""
+        await self._take_away(keys.TARGETS, keys.TARGETS_SET_ASIDE)
+
+    async def _save(self, key: str, payload: bytes, version: int, expected_version: int) -> None:
+        arguments = (version, payload, expected_version)
+        found = int(await self._call(lambda: self._save_version([key], arguments)))
+        if found >= 0:
+            raise VersionMismatchError(key, expected_version, found)
+
+    async def _load(self, key: str) -> tuple[int, bytes] | None:
         try:
             version, payload = await self._call(
-                lambda: self._redis.hmget(keys.TOPOLOGY, ["version", "payload"]),
-                known=("WRONGTYPE",),
+                lambda: self._redis.hmget(key, ["version", "payload"]), known=("WRONGTYPE",)
             )
         except ResponseError as error:
-            raise StoredDataError(f"endpoint list: {error}") from None
+            raise StoredDataError(f"{key}: {error}") from None
         if version is None and payload is None:
             return None
         is_number = version is not None and version.isdigit() and len(version) <= _MOST_DIGITS
         if not is_number or payload is None or not 0 < int(version) <= keys.LARGEST_VERSION:
-            raise StoredDataError(f"endpoint list: version {version!r:.80}")
+            raise StoredDataError(f"{key}: version {version!r:.80}")
         return int(version), payload
 
-    async def set_aside_topology(self) -> None:
-        """Renames the key."""
-        arguments = (keys.TOPOLOGY_SET_ASIDE, milliseconds(keys.SET_ASIDE_TTL_S))
-        await self._call(lambda: self._set_aside([keys.TOPOLOGY], arguments))
+    async def _take_away(self, key: str, to: str) -> None:
+        arguments = (to, milliseconds(keys.SET_ASIDE_TTL_S))
+        await self._call(lambda: self._set_aside([key], arguments))
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes or extends the lease."""
@@ -157,6 +189,7 @@ class MemorySharedState:
         self._clock = clock
         self._state: tuple[int, bytes] | None = None
         self._topology: tuple[int, bytes] | None = None
+        self._targets: tuple[int, bytes] | None = None
         self._peer_reports: dict[str, bytes] = {}
         self._leases: dict[str, tuple[str, float]] = {}
 
@@ -183,9 +216,7 @@ class MemorySharedState:
 
     async def save_topology(self, payload: bytes, version: int, expected_version: int) -> None:
         """Stores the endpoint list."""
-        found = 0 if self._topology is None else self._topology[0]
-        if found != expected_version:
-            raise VersionMismatchError("topology", expected_version, found)
+        _check_version(keys.TOPOLOGY, self._topology, expected_version)
         self._topology = (version, payload)
 
     async def load_topology(self) -> tuple[int, bytes] | None:
@@ -195,6 +226,19 @@ class MemorySharedState:
     async def set_aside_topology(self) -> None:
         """Forgets the endpoint list."""
         self._topology = None
+
+    async def save_targets(self, payload: bytes, version: int, expected_version: int) -> None:
+        """Stores the targets."""
+        _check_version(keys.TARGETS, self._targets, expected_version)
+        self._targets = (version, payload)
+
+    async def load_targets(self) -> tuple[int, bytes] | None:
+        """Returns the targets."""
+        return self._targets
+
+    async def set_aside_targets(self) -> None:
+        """Forgets the targets."""
+        self._targets = None
 
     async def acquire_lease(self, name: str, owner: str, ttl_s: float) -> bool:
         """Takes or extends a lease."""
@@ -211,3 +255,9 @@ class MemorySharedState:
             return False
         del self._leases[name]
         return True
+
+
+def _check_version(key: str, stored: tuple[int, bytes] | None, expected_version: int) -> None:
+    found = 0 if stored is None else stored[0]
+    if found != expected_version:
+        raise VersionMismatchError(key, expected_version, found)

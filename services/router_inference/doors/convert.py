@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from router.decision import HAS_PRICE
 from router.dqn.network import NOT_LISTED
 from router.explanation import Explanation, Larger
 from router.features import FEATURES
@@ -238,6 +239,7 @@ def explanation_response(
 ) -> pb2.ExplainDecisionResponse:
     """Returns a decision with all its numbers, and what it would have taken for a larger tier."""
     query, fleet = choice.inputs.asked.query, choice.inputs.fleet.arrays
+    has_price = HAS_PRICE[choice.inputs.rule.row]
     response = pb2.ExplainDecisionResponse(
         request_id=choice.request_id,
         sequence=choice.sequence,
@@ -251,6 +253,10 @@ def explanation_response(
         prompt_token_count=max(1, round(query.prompt_tokens)),
         predicted_output_token_count=max(1, round(query.output_tokens)),
         arrival_rate_rps=query.rate_short_rps,
+        target=choice.held.target,
+        target_pressure=choice.held.pressure,
+        smallest_tier_only=choice.held.is_small and has_price,
+        policy_has_price=has_price,
     )
     response.decide_time.FromNanoseconds(choice.decide_ns)
     set_duration(response.slack, choice.slack_s)
@@ -291,8 +297,15 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         refused_snapshot_counts=status.refused_snapshots,
         known_policies=status.known_policies,
     )
-    for task in status.tasks:
-        set_duration(response.tasks.add(task=task.name).default_deadline, task.default_deadline_s)
+    for task, attained in zip(status.tasks, status.attainments, strict=True):
+        told = response.tasks.add(
+            task=task.name,
+            target=attained.target,
+            settings_target=attained.settings_target,
+            on_time_count=attained.on_time,
+            missed_count=attained.missed,
+        )
+        set_duration(told.default_deadline, task.default_deadline_s)
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
     for item in status.candidates:

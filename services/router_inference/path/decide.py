@@ -104,6 +104,7 @@ class Decider:
             decide_ns=job.wall_ns(end_s),
             slack_s=job.deadline_s - end_s,
             inputs=view.inputs(desk),
+            held=held,
             action=drawn.action,
             predicted_s=result_R[PREDICTED_S],
             rescue_s=result_R[RESCUE_S],

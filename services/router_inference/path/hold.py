@@ -59,7 +59,11 @@ class TargetHold:
         if self._has_claims:
             claimed = pressure.felt(self._claimed, now_s, window_s, self._targets)
             felt = max(felt, claimed)
-        return Held(True, felt, pressure.is_small(felt, now_s - self._start_s, window_s))
+        return Held(
+            self._targets[request.task],
+            felt,
+            pressure.is_small(felt, now_s - self._start_s, window_s),
+        )
 
     def on_late_ahead(self, job: Job, now_s: float) -> None:
         """Learns that a choice is predicted to be late."""

@@ -116,6 +116,12 @@ class RouterMetrics:
             "Factor on predictions at admission; 0 = the safety net is off.",
             registry=registry,
         )
+        self.target = Gauge(
+            "tiercel_target",
+            "Target in force, the share of the task's hard deadlines to be met; 0 means none.",
+            ["task"],
+            registry=registry,
+        )
         self.target_pressure = Gauge(
             "tiercel_target_pressure",
             "Log of the factor on the price of device time that holds targets, 0 to 4.",
@@ -204,6 +210,18 @@ class Accounts(Collector):
     def in_flight(self) -> int:
         """Requests under way."""
         return self.counts.offered - self.counts.ended
+
+    def by_task(self) -> dict[str, tuple[int, int]]:
+        """Returns of each task how many requests were in time, and late, refused or failed."""
+        found: dict[str, tuple[int, int]] = {}
+        for (task, _, outcome), count in self._requests.items():
+            on_time, missed = found.get(task, (0, 0))
+            if outcome is Outcome.ON_TIME:
+                on_time += count
+            elif outcome is not Outcome.CANCELLED:
+                missed += count
+            found[task] = on_time, missed
+        return found
 
     def on_offered(self) -> None:
         """Counts a request that passed the checks."""

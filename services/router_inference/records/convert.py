@@ -105,6 +105,8 @@ class RecordBuilder:
         record.prompt_token_count = max(1, round(query.prompt_tokens))
         record.predicted_output_token_count = max(1, round(query.output_tokens))
         record.arrival_rate_rps = query.rate_short_rps
+        record.target = entry.held.target
+        record.target_pressure = entry.held.pressure
         return record
 
     def _of_fleet(self, fleet: Fleet) -> experience_pb2.DecisionRecord:

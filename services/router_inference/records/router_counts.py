@@ -13,16 +13,26 @@ from services.router_inference.workers.siblings import NoSiblings
 
 _NAMES = tuple(field.name for field in fields(Counts))
 _ENDS = [_NAMES.index(name) for name in ("on_time", "late", "refused", "cancelled", "failed")]
+_MOST_TASKS = 64
+"""Tasks of which workers tell each other; their numbers may grow while a router serves."""
 _OFFERED, _FAILED = _NAMES.index("offered"), _NAMES.index("failed")
 
 
 class RouterCounts:
     """The counts of a router: those of its one process, or the sum over its workers."""
 
-    def __init__(self, accounts: Accounts, tiers: Sequence[str], siblings: NoSiblings) -> None:
-        """Takes the counts of this process and the mesh's tiers."""
+    def __init__(
+        self,
+        accounts: Accounts,
+        tiers: Sequence[str],
+        tasks: Sequence[str],
+        siblings: NoSiblings,
+    ) -> None:
+        """Takes the counts of this process, the mesh's tiers and tasks."""
         self._accounts = accounts
         self._tiers = tiers
+        self.tasks = tasks
+        """Names of the mesh's tasks; all workers have them in one order."""
         self._siblings = siblings
 
     def show(self) -> None:
@@ -30,17 +40,33 @@ class RouterCounts:
         own = self._accounts
         counts = [own.counts, *(own.tier_counts.get(tier) or Counts() for tier in self._tiers)]
         values = [float(getattr(each, name)) for each in counts for name in _NAMES]
-        self._siblings.show_counts(np.array(values))
+        by_task = self._accounts.by_task()
+        for task in self.tasks[:_MOST_TASKS]:
+            values += map(float, by_task.get(task, (0, 0)))
+        row = np.zeros(counts_width(self._tiers))
+        row[: len(values)] = values
+        self._siblings.show_counts(row)
 
     def read(self) -> tuple[Counts, Mapping[str, Counts]]:
         """Returns the router's counts, and those by tier that answered."""
         if self._siblings.is_alone:
             return self._accounts.counts, self._accounts.tier_counts
         self.show()
-        whole, *by_tier = (
-            _counts(row) for row in self._siblings.all_counts().reshape(-1, len(_NAMES))
-        )
+        rows = self._siblings.all_counts()[: _ends_width(self._tiers)]
+        whole, *by_tier = (_counts(row) for row in rows.reshape(-1, len(_NAMES)))
         return whole, dict(zip(self._tiers, by_tier, strict=True))
+
+    def by_task(self) -> Mapping[str, tuple[int, int]]:
+        """Returns of each task how many requests were in time, and late, refused or failed."""
+        if self._siblings.is_alone:
+            return self._accounts.by_task()
+        self.show()
+        rows = self._siblings.all_counts()[_ends_width(self._tiers) :].reshape(-1, 2).tolist()
+        tasks = self.tasks[:_MOST_TASKS]
+        return {
+            task: (round(on_time), round(missed))
+            for task, (on_time, missed) in zip(tasks, rows, strict=False)
+        }
 
     @property
     def in_flight(self) -> int:
@@ -51,6 +77,10 @@ class RouterCounts:
 
 def counts_width(tiers: Sequence[str]) -> int:
     """Returns how many numbers a worker's counts are."""
+    return _ends_width(tiers) + 2 * _MOST_TASKS
+
+
+def _ends_width(tiers: Sequence[str]) -> int:
     return (1 + len(tiers)) * len(_NAMES)
 
 

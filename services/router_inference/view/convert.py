@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from services.common.convert import endpoint_of_message
+from services.common.mesh_settings import MOST_TARGET
 from services.common.times import timestamp_of
 from services.router_inference.records.accounts import Counts
+from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.load import LoadView
-from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
+from services.router_inference.view.seen import (
+    REASON_DRAINING,
+    SeenEndpoint,
+    SeenState,
+    SeenTarget,
+)
 from services.router_inference.view.view import View
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2, system_state_pb2
@@ -91,6 +98,7 @@ class StateReader:
             own_sequence=message.own_sequence,
             other_rate_rps=_rate(message.others_arrival_rate_rps),
             rate_long_rps=_rate(message.arrival_rate_long_rps),
+            targets=_targets(message.targets) if message.HasField("targets") else None,
         )
 
     def _read_whole(self, message: system_state_pb2.SystemState) -> SeenState:
@@ -141,6 +149,19 @@ class StateReader:
 def _rate(rate_rps: float) -> float:
     """Returns a rate that can be added and divided by, 0 for what is none."""
     return rate_rps if 0.0 <= rate_rps <= _MOST_MESH_RPS else 0.0
+
+
+def _targets(message: system_state_pb2.TargetOverrides) -> tuple[SeenTarget, ...]:
+    return tuple(
+        SeenTarget(
+            each.task,
+            min(MOST_TARGET, max(0.0, each.target)),
+            each.set_by,
+            each.expire_time.ToNanoseconds() if each.HasField("expire_time") else 0,
+        )
+        for each in message.overrides
+        if each.HasField("target")
+    )
 
 
 def _endpoint(state: system_state_pb2.EndpointState) -> SeenEndpoint:
@@ -226,6 +247,7 @@ def router_load(
     policy_version: str,
     activation: int,
     policy_refusal: str,
+    attainments: Sequence[Attainment],
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -248,6 +270,14 @@ def router_load(
     loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
         message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
+    for task in attainments:
+        message.task_attainments.add(
+            task=task.task,
+            target=task.target,
+            settings_target=task.settings_target,
+            on_time_count=task.on_time,
+            missed_count=task.missed,
+        )
     return message
 
 

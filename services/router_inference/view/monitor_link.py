@@ -16,8 +16,10 @@ from services.router_inference.health_notes import (
     REPORTS_REFUSED,
     HealthNotes,
 )
+from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
+from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.view import View
@@ -47,6 +49,8 @@ class MonitorLink:
         epoch: int,
         view: View,
         counts: RouterCounts,
+        targets: Targets,
+        attainments: Attainments,
         siblings: NoSiblings,
         slot: PolicySlot,
         notes: HealthNotes,
@@ -62,6 +66,8 @@ class MonitorLink:
         self._epoch = epoch
         self._view = view
         self._counts = counts
+        self._targets = targets
+        self._attainments = attainments
         self._siblings = siblings
         self._slot = slot
         self._notes = notes
@@ -110,6 +116,8 @@ class MonitorLink:
                 # the same.
                 self._version = response.others.version or response.state.version
                 self._view.apply(state, self._clock.monotonic_s())
+                if state.targets is not None:
+                    self._targets.apply(state.targets)
                 self._notes.set(MONITOR_UNREACHABLE, False)
         finally:
             # The next monitor may be of the last release, and would drop packed loads.
@@ -154,6 +162,7 @@ class MonitorLink:
                 policy_version=self._slot.version,
                 activation=self._slot.activation,
                 policy_refusal=self._slot.refusal,
+                attainments=self._attainments.read(),
                 loads=loads,
                 packs=self._packs,
                 now_s=self._clock.monotonic_s(),

@@ -30,6 +30,23 @@ class SeenEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenTarget:
+    """A target that was set while the mesh runs.
+
+    Attributes:
+        task: name of the task.
+        target: share of hard deadlines to be met; 0 = none.
+        set_by: who set it.
+        expire_ns: when it ends, wall clock, ns since 1970; 0 = never.
+    """
+
+    task: str
+    target: float
+    set_by: str
+    expire_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class SeenState:
     """The system state without this router's own part.
 
@@ -41,6 +58,7 @@ class SeenState:
         own_sequence: number of the own report that was left out; 0 = there was none.
         other_rate_rps: the other routers' arrivals per second over about 0.2 s.
         rate_long_rps: everybody's arrivals per second over about 10 s.
+        targets: those set while the mesh runs; None = the state told none.
     """
 
     topology_version: int
@@ -50,3 +68,4 @@ class SeenState:
     own_sequence: int
     other_rate_rps: float
     rate_long_rps: float
+    targets: tuple[SeenTarget, ...] | None = None

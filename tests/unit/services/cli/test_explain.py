@@ -18,6 +18,8 @@ def test_a_decision_is_told_in_words_and_a_table(
     assert run(["explain", "known", "--router", router[1]]) == 0
     out = capsys.readouterr().out
     assert "had 0.500 s left and went to medium@e0" in out
+    assert "The task's target was to answer 0.99 of the requests in time" in out
+    assert "device time cost 4.5 times as much" in out
     assert "dqn@1 gave it the highest score of 1 candidates" in out
     assert "large@e0 would have been 0.200 s late" in out
     assert "With 0.900 s left a larger tier would have been chosen on that load" in out
@@ -35,6 +37,7 @@ def test_an_explanation_for_machines_has_the_features(
     assert run(["explain", "known", *addresses, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["choice"] == "medium@e0"
+    assert (found["target"], found["target_pressure"]) == (0.99, 1.5)
     assert [each["features"]["quality"] for each in found["candidates"]][::2] == [0.5, 1.0]
     assert [each["score"] for each in found["candidates"]] == [None, 0.25, None]
 

@@ -27,6 +27,7 @@ from services.load_monitor.model import (
 )
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
+from services.load_monitor.shared_targets import SharedTargets
 from services.load_monitor.shared_topology import SharedTopology
 from services.load_monitor.topology import Topology
 from services.load_monitor.versions import Versions
@@ -91,6 +92,7 @@ class Monitor:
                 log=LOG,
                 is_allowed=lambda address: not address.startswith("evil"),
             ),
+            targets=SharedTargets(store=store, board=self.board, clock=clock, log=LOG),
             board=self.board,
             broadcast=self.broadcast,
             versions=self.versions,

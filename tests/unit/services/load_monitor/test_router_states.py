@@ -10,6 +10,7 @@ from router.fleet import EndpointSpec
 from services.load_monitor.loads import RouterLoads
 from services.load_monitor.model import EndpointView, Health, Picture, TierGauge
 from services.load_monitor.router_states import RouterStates, Watcher
+from services.load_monitor.targets import TargetOverride
 from tests.unit.services.load_monitor.rig import endpoint, picture, report
 
 
@@ -76,3 +77,19 @@ def test_only_what_this_process_reported_is_left_out() -> None:
         state = RouterStates().state_for(Watcher("r1", epoch), shown)
         assert np.frombuffer(state.loads.in_flight_counts, "<f4").tolist() == [count, 0.0]
         assert state.own_sequence == sequence
+
+
+def test_targets_are_told_first_and_when_they_change() -> None:
+    """That there are none is told too, so that a router drops what it had heard before."""
+    states, watcher = RouterStates(), Watcher("r1", 1)
+    first = picture(1, (view(endpoint("e1")),))
+    assert states.state_for(watcher, first).HasField("targets")
+    assert not states.state_for(watcher, replace(first, version=2)).HasField("targets")
+    overrides = (TargetOverride("copa", 0.999, 1),)
+    changed = states.state_for(watcher, replace(first, version=3, targets=overrides))
+    assert [each.task for each in changed.targets.overrides] == ["copa"]
+    again = replace(first, version=4, targets=tuple(map(replace, overrides)))
+    assert not states.state_for(watcher, again).HasField("targets")
+    gone = states.state_for(watcher, replace(first, version=5))
+    assert gone.HasField("targets")
+    assert not gone.targets.overrides

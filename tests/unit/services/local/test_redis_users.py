@@ -83,6 +83,9 @@ async def test_each_service_does_its_work(tmp_path: Path) -> None:
         await shared.save_topology(b"list", 1, 0)
         assert await shared.load_topology() == (1, b"list")
         await shared.set_aside_topology()
+        await shared.save_targets(b"targets", 1, 0)
+        assert await shared.load_targets() == (1, b"targets")
+        await shared.set_aside_targets()
         assert await shared.release_lease(coordination.LEASE_NAME, "m1")
         trainer = stores["trainer"]
         assert await trainer.shared.acquire_lease(turn.LEASE_NAME, "t1", 5.0)

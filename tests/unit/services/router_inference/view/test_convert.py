@@ -12,7 +12,7 @@ import pytest
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
-from services.router_inference.view.seen import SeenState
+from services.router_inference.view.seen import SeenState, SeenTarget
 from services.router_inference.workers.siblings import NoSiblings
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -95,6 +95,7 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
         policy_version=slot.version,
         activation=slot.activation,
         policy_refusal=slot.refusal,
+        attainments=rig.core.attainments.read(),
         loads=LoadWriter(),
         packs=True,
         now_s=rig.clock.monotonic_s(),
@@ -102,6 +103,8 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
     )
     told = (load.policy, load.activation, load.policy_refusal)
     assert told == ("static-large", 5, "POLICY_UNKNOWN")
+    tasks = [(each.task, each.target, each.settings_target) for each in load.task_attainments]
+    assert tasks == [("hard", 0.99, 0.99), ("soft", 0.0, 0.0), ("first", 0.99, 0.99)]
 
 
 def others(count: int = 1, **fields: Any) -> load_monitor_service_pb2.WatchSystemStateResponse:
@@ -143,6 +146,18 @@ def test_the_list_is_read_once_and_endpoints_where_they_change() -> None:
     assert [each.weight for each in third.endpoints] == [1.0, 0.0]
     assert third.candidates is first.candidates
     assert reader.read(others(1, topology_version=2, **told("e1"))).candidates == (("small", "e1"),)
+
+
+def test_targets_that_were_not_told_stay_and_none_is_something_to_be_told() -> None:
+    """None means as before: a monitor tells them where they changed."""
+    reader = StateReader("me", 1)
+    overrides = system_state_pb2.TargetOverrides()
+    overrides.overrides.add(task="copa", target=0.999, set_by="ops")
+    overrides.overrides.add(task="piqa")
+    first = reader.read(others(1, **told("e0"), targets=overrides))
+    assert first.targets == (SeenTarget("copa", 0.999, "ops", 0),)
+    assert reader.read(others(1)).targets is None
+    assert reader.read(others(1, targets=system_state_pb2.TargetOverrides())).targets == ()
 
 
 @pytest.mark.parametrize(

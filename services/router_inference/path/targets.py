@@ -1,0 +1,92 @@
+"""The targets in force: those of the settings, and what was set while the mesh runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from router.types import RewardKind, Task
+from services.common.log import Logger
+from services.router_inference.path.hold import TargetHold
+from services.router_inference.view.seen import SeenTarget
+
+
+class Targets:
+    """Follows settings and mesh; what is in force is held from the next decision on."""
+
+    def __init__(
+        self,
+        *,
+        hold: TargetHold,
+        tasks: Sequence[Task],
+        is_held: bool,
+        wall_ns: Callable[[], int],
+        log: Logger,
+    ) -> None:
+        """Starts with the targets of the settings.
+
+        Args:
+            hold: what holds them.
+            tasks: the mesh's.
+            is_held: False where the safety net is off: then no target is held.
+            wall_ns: tells the time, ns since 1970.
+            log: of changes.
+        """
+        self._hold = hold
+        self._tasks = tuple(tasks)
+        self._is_held = is_held
+        self._wall_ns = wall_ns
+        self._log = log
+        self._set: dict[str, SeenTarget] = {}
+        self._hold.configure(self._in_force())
+
+    def configure(self, tasks: Sequence[Task], *, is_held: bool) -> None:
+        """Takes the tasks of other settings; what was set while the mesh runs stays."""
+        self._tasks, self._is_held = tuple(tasks), is_held
+        self._hold.configure(self._in_force())
+
+    def apply(self, told: Sequence[SeenTarget]) -> None:
+        """Takes in all targets that were set while the mesh runs."""
+        self._change({each.task: each for each in told if not self._is_over(each)})
+
+    def expire(self) -> None:
+        """Ends what was set for a time that is over, whether or not a monitor is there to say so.
+
+        Call it now and then.
+        """
+        if any(map(self._is_over, self._set.values())):
+            self._change({name: e for name, e in self._set.items() if not self._is_over(e)})
+
+    def by_task(self) -> Mapping[str, tuple[float, float]]:
+        """Returns of each task the target in force, and that of the settings; 0 is none."""
+        targets = self._in_force() or [0.0] * len(self._tasks)
+        return {
+            task.name: (target, _of_settings(task))
+            for task, target in zip(self._tasks, targets, strict=True)
+        }
+
+    def _is_over(self, each: SeenTarget) -> bool:
+        return 0 < each.expire_ns <= self._wall_ns()
+
+    def _in_force(self) -> list[float]:
+        if not self._is_held:
+            return []
+        return [self._target(task) for task in self._tasks]
+
+    def _target(self, task: Task) -> float:
+        found = self._set.get(task.name)
+        if found is None or task.reward_kind is not RewardKind.HARD:
+            return _of_settings(task)
+        return found.target
+
+    def _change(self, targets: dict[str, SeenTarget]) -> None:
+        before, self._set = self.by_task(), targets
+        self._hold.configure(self._in_force())
+        for name, (now, _) in self.by_task().items():
+            was = before[name][0]
+            if now != was:
+                by = targets[name].set_by if name in targets else "settings"
+                self._log.info("target_changed", task=name, was=was, now=now, set_by=by)
+
+
+def _of_settings(task: Task) -> float:
+    return task.target if task.reward_kind is RewardKind.HARD else 0.0

@@ -1,0 +1,71 @@
+"""How the tasks' targets were met over the last minute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from services.router_inference.records.router_counts import RouterCounts
+
+WINDOW_S = 60.0
+_STEP_S = 1.0
+
+_Counted = Mapping[str, tuple[int, int]]
+
+
+class Attainment(NamedTuple):
+    """What came of one task's target.
+
+    Attributes:
+        task: its name.
+        target: the target in force; 0 = none.
+        settings_target: that of the settings.
+        on_time: requests answered in time over about the last minute.
+        missed: requests late, refused or failed over the same time.
+    """
+
+    task: str
+    target: float
+    settings_target: float
+    on_time: int = 0
+    missed: int = 0
+
+
+class Attainments:
+    """Counts of a minute, of all the workers of a router."""
+
+    def __init__(
+        self, counts: RouterCounts, targets: Callable[[], Mapping[str, tuple[float, float]]]
+    ) -> None:
+        """Starts without a history.
+
+        Args:
+            counts: the router's.
+            targets: returns each task's target in force, and that of the settings.
+        """
+        self._counts = counts
+        self._targets = targets
+        self._history: deque[tuple[float, _Counted]] = deque()
+
+    def note(self, now_s: float) -> None:
+        """Remembers what is counted up to now; call it about once a second."""
+        history = self._history
+        if history and now_s - history[-1][0] < _STEP_S:
+            return
+        history.append((now_s, self._counts.by_task()))
+        while len(history) > 1 and now_s - history[1][0] >= WINDOW_S:
+            history.popleft()
+
+    def read(self) -> list[Attainment]:
+        """Returns what came of the targets, in the tasks' order."""
+        now = self._counts.by_task()
+        before = self._history[0][1] if self._history else {}
+        found = []
+        for task, (target, settings_target) in self._targets().items():
+            on_time, missed = now.get(task, (0, 0))
+            earlier = before.get(task, (0, 0))
+            # Counts fall where a killed worker's last ones are gone.
+            on_time, missed = max(0, on_time - earlier[0]), max(0, missed - earlier[1])
+            found.append(Attainment(task, target, settings_target, on_time, missed))
+        return found
