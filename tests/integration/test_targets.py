@@ -73,7 +73,6 @@ async def test_a_target_reaches_routers_and_outlives_the_monitor(
                 )
                 assert (explained.target, explained.policy_has_price) == (0.999, True)
                 await served.wait_for(_answered("copa"))
-            await asyncio.sleep(0.2)
             assert await held(router.stub) == 0.999
             async with serving(path) as served:
                 assert await held(router.stub) == 0.999
