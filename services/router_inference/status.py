@@ -202,8 +202,8 @@ class StatusReader:
         metrics.admission_factor.set(self._admission.factor())
         metrics.target_pressure.set(self._hold.pressure())
         metrics.target.clear()
-        for task, (target, _) in self._targets.by_task().items():
-            metrics.target.labels(task=task).set(target)
+        for task, (in_force, _) in self._targets.by_task().items():
+            metrics.target.labels(task=task).set(in_force)
         metrics.latency_slowdown.set(view.traffic.latency_slowdown(now_s))
         metrics.device_slowness.clear()
         for device, slowness in view.fleet.slowness.by_device().items():

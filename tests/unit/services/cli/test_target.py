@@ -64,7 +64,7 @@ class FakeMonitor(pb_grpc.LoadMonitorServiceServicer):
 @pytest.fixture
 def monitor(aside: asyncio.AbstractEventLoop) -> Iterator[tuple[FakeMonitor, str]]:
     """A fake monitor and its address."""
-    fake = FakeMonitor()
+    fake: Any = FakeMonitor()  # type: ignore[abstract]
 
     async def start() -> tuple[grpc.aio.Server, str]:
         server = grpc.aio.server()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -50,7 +52,8 @@ def test_no_target_gives_the_task_back() -> None:
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], field: str) -> None:
     """With what would be right."""
-    request = pb.SetTargetRequest(**({"task": "copa", "target": 0.9} | fields))
+    wanted: dict[str, Any] = {"task": "copa", "target": 0.9, **fields}
+    request = pb.SetTargetRequest(**wanted)
     with pytest.raises(InvalidArgumentError) as caught:
         target_from_message(request, "ops", NOW_NS)
     assert caught.value.field == field
