@@ -13,6 +13,7 @@ from services.local.manifest import CONFIG_VARIABLE
 SERVICES = {
     "router": ("router_inference", "Answer requests: the only service a mesh cannot do without."),
     "monitor": ("load_monitor", "Give several routers one picture of load and health."),
+    "openai-door": ("openai_door", "Take requests of OpenAI clients over HTTP, for the routers."),
     "trainer": ("trainer", "Keep the registry of policies, train them and switch them."),
 }
 """Name of each service here to its package, and what it is for."""

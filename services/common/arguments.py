@@ -44,7 +44,7 @@ def parse_arguments(
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings file (TOML)")
     parser.add_argument(
-        "--listen", metavar="HOST:PORT", help="gRPC address; port 0 takes a free one"
+        "--listen", metavar="HOST:PORT", help="where to serve; port 0 takes a free one"
     )
     parser.add_argument(
         "--metrics-listen", metavar="HOST:PORT", help="Prometheus address; empty for none"

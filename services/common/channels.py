@@ -26,7 +26,7 @@ _OLD_CALLS_S = 60.0
 
 
 def open_channel(
-    address: str, options: Sequence[tuple[str, int]] = (), tls: Tls | None = None
+    address: str, options: Sequence[tuple[str, int | str]] = (), tls: Tls | None = None
 ) -> grpc.aio.Channel:
     """Opens a channel of the running event loop; it connects with its first call.
 

@@ -20,11 +20,12 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
 
+from services.common.addresses import HostPort
 from services.common.arguments import parse_arguments
 from services.common.files import write_whole
 from services.common.log import Logger, LogSettings, configure_logging, get_logger
 from services.common.reload import SettingsSource, Take, take_nothing
-from services.common.server import GrpcServer, ServerSettings
+from services.common.service_settings import ServiceSettings
 from services.common.settings import (
     SettingsError,
     SettingsModel,
@@ -47,12 +48,51 @@ async def _at_once() -> None:
     return None
 
 
+class Server(Protocol):
+    """What a service is reached by: gRPC's server, or one of HTTP."""
+
+    @property
+    def protocol(self) -> str:
+        """What it speaks, `grpc` or `http`."""
+        ...
+
+    @property
+    def address(self) -> HostPort:
+        """Where it listens."""
+        ...
+
+    @property
+    def operate_address(self) -> HostPort | None:
+        """Where operating calls are served, None if that is `address`."""
+        ...
+
+    async def start(self) -> None:
+        """Accepts calls; its health says NOT_SERVING until `set_serving`."""
+        ...
+
+    async def set_serving(self, serving: bool) -> None:
+        """Says whether it serves."""
+        ...
+
+    async def enter_drain(self) -> None:
+        """Says NOT_SERVING for good."""
+        ...
+
+    def end_watches(self) -> None:
+        """Ends the calls that serve nobody's request."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """What an application hands over once it is built.
 
     Args:
-        server: The gRPC server, bound, not started.
+        server: The server, bound, not started.
         supervisor: Runs the long tasks; readiness follows it.
         metrics_address: Where metrics are served; empty if they are not.
         tasks: Long tasks by name; they live in one task group.
@@ -64,7 +104,7 @@ class Running:
         take_settings: Puts settings that were read again into force.
     """
 
-    server: GrpcServer
+    server: Server
     supervisor: Supervisor
     metrics_address: str = ""
     tasks: Mapping[str, BackgroundTask] = field(default_factory=dict)
@@ -84,7 +124,7 @@ class Application(Protocol):
         ...
 
     @property
-    def server_settings(self) -> ServerSettings:
+    def server_settings(self) -> ServiceSettings:
         """Its section; gives the drain times."""
         ...
 
@@ -304,7 +344,7 @@ async def _reload_on(
 
 
 async def _drain(
-    running: Running, settings: ServerSettings, *, log: Logger, ready_file: Path | None
+    running: Running, settings: ServiceSettings, *, log: Logger, ready_file: Path | None
 ) -> None:
     remove_ready_file(ready_file)
     log.info("draining", lame_duck_s=settings.lame_duck_s, grace_s=settings.grace_s)
@@ -351,7 +391,7 @@ def _install_signal_handlers(stop: asyncio.Event, hang_up: asyncio.Event) -> Non
 
 
 def _addresses(running: Running) -> dict[str, str]:
-    addresses = {"grpc": str(running.server.address)}
+    addresses = {running.server.protocol: str(running.server.address)}
     if running.server.operate_address is not None:
         addresses["operate"] = str(running.server.operate_address)
     if running.metrics_address:

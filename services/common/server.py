@@ -6,10 +6,8 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -20,18 +18,13 @@ from pydantic import Field
 
 from services.common.access.access import Access
 from services.common.access.guard import Guard
-from services.common.addresses import (
-    HostPort,
-    ListenAddress,
-    OptionalListenAddress,
-    parse_address,
-)
+from services.common.addresses import HostPort, ListenAddress, parse_address
 from services.common.clock import Clock
 from services.common.interceptors import ErrorInterceptor
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
 from services.common.running_calls import RunningCalls
-from services.common.settings import Problem, SettingsModel
+from services.common.service_settings import ServiceSettings
 from services.common.start_error import StartError
 
 # The library's own limits answer without details and without a count, so they only guard memory;
@@ -48,20 +41,16 @@ _OWN_WATCHES = (
 )
 
 
-class ServerSettings(SettingsModel):
-    """Keys every service section has; a service's section extends it."""
+class ServerSettings(ServiceSettings):
+    """Keys every section of a gRPC service has; a service's section extends it."""
 
     listen: ListenAddress
     """gRPC address; port 0 takes any free one."""
-    metrics_listen: OptionalListenAddress
-    """Prometheus address; empty means no metrics are served."""
     operate_listen: ListenAddress = "127.0.0.1:0"
     """gRPC address of operating calls, used where callers are authenticated or `listen` is not
     loopback; elsewhere they are served at `listen`."""
     insecure_open_to_network: bool = False
     """True serves whoever reaches `listen` and `operate_listen`, without TLS or authentication."""
-    metrics_open_to_network: bool = False
-    """True serves metrics to whoever reaches `metrics_listen`; they are served in plain text."""
     client_certificates: bool = True
     """True has every caller show a certificate signed by `mesh.tls.root_certificates`.
 
@@ -76,25 +65,6 @@ class ServerSettings(SettingsModel):
 
     Its calls go on to their end. Clients that balance by DNS find added replicas that way.
     """
-    lame_duck_s: float = Field(default=1.0, ge=0.0, le=300.0)
-    """Time between NOT_SERVING and refusing new calls at a stop, seconds."""
-    grace_s: float = Field(default=10.0, ge=0.0, le=600.0)
-    """Time running calls get to end at a stop, seconds."""
-
-    @classmethod
-    def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
-        """Yields a metrics address that other machines could reach without leave.
-
-        What `listen` needs is told where certificates and keys are read.
-        """
-        yield from super().cross_problems(raw, base_dir)
-        text = raw.get("metrics_listen")
-        if raw.get("metrics_open_to_network") is True or not isinstance(text, str) or not text:
-            return
-        with suppress(ValueError):  # which the field's own check reports
-            if not parse_address(text, allow_port_zero=True).is_loopback:
-                problem = "other machines can reach it; metrics_open_to_network = true allows that"
-                yield Problem(("metrics_listen",), problem, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +108,8 @@ class _Listener:
 
 class GrpcServer:
     """A built server with its health; starts, reports SERVING, and stops."""
+
+    protocol = "grpc"
 
     def __init__(
         self,

@@ -27,7 +27,9 @@ from services.common.files import read_text
 ENVIRONMENT_PREFIX = "TIERCEL_"
 SETTINGS_EXIT_CODE = 2
 # Sections of the mesh's file. A service reads its own and ignores the other services'.
-KNOWN_SECTIONS = frozenset({"mesh", "log", "router_inference", "load_monitor", "trainer"})
+KNOWN_SECTIONS = frozenset(
+    {"mesh", "log", "router_inference", "load_monitor", "trainer", "openai_door"}
+)
 _SECRET_WORDS = ("secret", "password", "ticket_key")
 _URL_WORD = "redis_url"
 _LONGEST_TEXT = 4_096

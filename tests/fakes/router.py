@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
 
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
@@ -36,6 +37,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.peers: set[str] = set()
         self.cancelled_count = 0
         self.policy = "greedy"
+        self.address = ""
         self.lacks: Callable[[pb.GenerationSpec], str] = lambda spec: ""
         self.deadlines_s = {"sort": 0.5, "reverse": 0.5}
 
@@ -170,6 +172,9 @@ async def serve(
     """Starts a server for it on a free loopback port; returns server and address."""
     server = grpc.aio.server(options=options)
     pb_grpc.add_RouterInferenceServiceServicer_to_server(router, server)
+    servicer = health.aio.HealthServicer()  # SERVING for the server as a whole
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    return server, f"127.0.0.1:{port}"
+    router.address = f"127.0.0.1:{port}"
+    return server, router.address

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -15,11 +14,19 @@ import grpc
 
 from tiercel import convert, errors
 from tiercel.arguments import check
-from tiercel.channels import CONNECTIONS, Connection, PathLike, RouterPool, credentials_of, is_loopback
+from tiercel.channels import (
+    CONNECTIONS,
+    Connection,
+    PathLike,
+    RouterPool,
+    credentials_of,
+    is_loopback,
+)
 from tiercel.options import GenerateOptions, Outcome, RouteOptions
 from tiercel.results import Answer, Chunk, Ticket
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
+from tiercel.timing import timing
 from tiercel.tracing import client_span
 
 if TYPE_CHECKING:
@@ -27,8 +34,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT_S = 300.0
 """When a call without a deadline of its own is given up: far beyond a task's deadline."""
-TIMEOUT_KEY = "tiercel-timeout-ms"
-"""Metadata of a call: the time limit it began with, whole milliseconds."""
 GRACE_S = 0.25
 """What a call may take beyond its deadline: the router's verdict shall arrive, not a timeout."""
 WAIT_SLACK_S = 5.0
@@ -291,14 +296,9 @@ class AsyncClient:
         return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
 
     def _timing(self, limit_s: float, left_s: float) -> tuple[float, Metadata]:
-        """Returns an attempt's time limit, and metadata: who calls, and the limit it began with.
-
-        gRPC does not tell a server the latter. What is left of it when a router sees the call is
-        how long the call waited, other routers included that were tried before.
-        """
-        sent_s, timeout_s = _as_sent_s(left_s)
-        began_with_s = sent_s + (limit_s - left_s)
-        return timeout_s, (*self._metadata, (TIMEOUT_KEY, str(round(began_with_s * 1e3))))
+        """Returns an attempt's time limit, and metadata: who calls, and the limit it began with."""
+        timeout_s, stated = timing(limit_s, left_s)
+        return timeout_s, (*self._metadata, stated)
 
     def _check_usable(self) -> None:
         """Raises ClientUnusableError rather than have a call hang."""
@@ -324,15 +324,3 @@ class AsyncClient:
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             raise errors.unusable("CLIENT_CLOSED") from None
-
-
-def _as_sent_s(left_s: float) -> tuple[float, float]:
-    """Returns what gRPC sends of a time limit, and a limit that is sent as just that.
-
-    It sends three digits, rounded up. What is added so on the way (a second of five minutes) would
-    hide from a router that the call waited. From half a step below nothing is added by surprise.
-    """
-    left_s = max(left_s, 1e-3)
-    step_s = max(1e-3, 10.0 ** (math.floor(math.log10(left_s)) - 2))
-    sent_s = math.ceil(left_s / step_s) * step_s
-    return sent_s, sent_s - step_s / 2

@@ -113,9 +113,7 @@ class Client:
         """Closes a ticket or gives feedback; see AsyncClient.report_outcome."""
         self._wait(self._client.report_outcome(**outcome))
 
-    def _wait(
-        self, work: Coroutine[Any, Any, ResultT], deadline_s: float | None = None
-    ) -> ResultT:
+    def _wait(self, work: Coroutine[Any, Any, ResultT], deadline_s: float | None = None) -> ResultT:
         future = self._start(work)
         try:
             return future.result(self._client.limit_s(deadline_s) + WAIT_SLACK_S)

@@ -109,13 +109,45 @@ def load_access(
         SettingsError: A file is wrong, or an address that other machines reach has no protection.
     """
     tls = load_tls(tls_settings, monotonic_s=monotonic_s, wall_s=time.time, log=log)
+    authenticator = None
+    roles = {name: frozenset(listed) for name, listed in settings.certificate_roles.items()}
+    if takes_keys:
+        authenticator = load_authenticator(settings, roles, monotonic_s=monotonic_s, log=log)
+    if authenticator is None and tls is not None and own.client_certificates:
+        authenticator = Authenticator(keys=None, tokens=None, certificate_roles=roles)
+    is_known = authenticator is not None
+    addresses = {key: getattr(own, key) for key in ("listen", "operate_listen")}
+    if not own.insecure_open_to_network:
+        check_exposure(section, addresses, has_tls=tls is not None, is_known=is_known)
+    is_local = parse_address(own.listen, allow_port_zero=True).is_loopback
+    return Access(tls, authenticator, is_split=is_known or not is_local)
+
+
+def load_authenticator(
+    settings: AccessSettings,
+    certificate_roles: Mapping[str, frozenset[Role]],
+    *,
+    monotonic_s: Callable[[], float],
+    log: Logger,
+) -> Authenticator | None:
+    """Reads the keys and tokens by which clients are known; None where there are neither.
+
+    Args:
+        settings: `[mesh.access]`.
+        certificate_roles: Roles by a name in the caller's certificate.
+        monotonic_s: Tells when to look at files again.
+        log: Where changes of files are said.
+
+    Raises:
+        SettingsError: A file is wrong.
+    """
     keys = tokens = None
-    if takes_keys and settings.keys_file:
+    if settings.keys_file:
         try:
             keys = KeyRing(Path(settings.keys_file), monotonic_s=monotonic_s, log=log)
         except KeyFileError as error:
             raise SettingsError([f"mesh.access.keys_file: {p}" for p in error.problems]) from None
-    if takes_keys and settings.jwks_file:
+    if settings.jwks_file:
         tokens = TokenReader(
             Path(settings.jwks_file),
             issuer=settings.jwt_issuer,
@@ -124,22 +156,23 @@ def load_access(
             wall_s=time.time,
             log=log,
         )
-    is_known = bool(keys or tokens or (tls and own.client_certificates))
-    _check_exposure(section, own, has_tls=tls is not None, is_known=is_known)
-    authenticator = None
-    if is_known:
-        authenticator = Authenticator(
-            keys=keys,
-            tokens=tokens,
-            certificate_roles={n: frozenset(r) for n, r in settings.certificate_roles.items()},
-        )
-    is_local = parse_address(own.listen, allow_port_zero=True).is_loopback
-    return Access(tls, authenticator, is_split=is_known or not is_local)
+    if keys is None and tokens is None:
+        return None
+    return Authenticator(keys=keys, tokens=tokens, certificate_roles=certificate_roles)
 
 
-def _check_exposure(section: str, own: Listener, *, has_tls: bool, is_known: bool) -> None:
-    """Raises SettingsError for an address that strangers reach without protection."""
-    if own.insecure_open_to_network or (has_tls and is_known):
+def check_exposure(
+    section: str, addresses: Mapping[str, str], *, has_tls: bool, is_known: bool
+) -> None:
+    """Raises SettingsError for an address that strangers reach without protection.
+
+    Args:
+        section: The service's section.
+        addresses: Where it listens, by key of the section.
+        has_tls: Whether it serves by TLS.
+        is_known: Whether its callers are authenticated.
+    """
+    if has_tls and is_known:
         return
     missing = [] if has_tls else ["TLS ([mesh.tls])"]
     if not is_known:
@@ -147,8 +180,8 @@ def _check_exposure(section: str, own: Listener, *, has_tls: bool, is_known: boo
     problems = [
         f"{section}.{key}: other machines can reach {address}, which needs {' and '.join(missing)};"
         " insecure_open_to_network = true serves whoever comes"
-        for key in ("listen", "operate_listen")
-        if not parse_address(address := getattr(own, key), allow_port_zero=True).is_loopback
+        for key, address in addresses.items()
+        if not parse_address(address, allow_port_zero=True).is_loopback
     ]
     if problems:
         raise SettingsError(problems)

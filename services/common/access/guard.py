@@ -100,12 +100,17 @@ class Authenticator:
                 return known
         for entry, value in context.invocation_metadata() or ():
             if entry == _HEADER and isinstance(value, str):
-                return self._of_header(value)
+                return self.of_header(value)
         raise UnauthenticatedError(
             "this call needs a key or a certificate", reason="MISSING_CREDENTIALS"
         )
 
-    def _of_header(self, value: str) -> Caller:
+    def of_header(self, value: str) -> Caller:
+        """Returns whose key or token an `authorization` header holds.
+
+        Raises:
+            UnauthenticatedError: It is not known here.
+        """
         text = value[len(_SCHEME) :]
         if value[: len(_SCHEME)].lower() == _SCHEME:
             if text.startswith(PREFIX):

@@ -26,6 +26,7 @@ from services.common.access.tls import TlsSettings
 from services.common.log import LogSettings
 from services.common.mesh_settings import EndpointSettings, MeshSettings, TaskSettings
 from services.load_monitor.settings import LoadMonitorSettings
+from services.openai_door.settings import ChatTemplateSettings, OpenAiDoorSettings
 from services.router_inference.settings import ClientSettings, RouterInferenceSettings
 from services.trainer.settings import TrainerSettings
 from tests.unit.deploy.manifests import ROOT
@@ -43,6 +44,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "router_inference.clients": ClientSettings,
     "load_monitor": LoadMonitorSettings,
     "trainer": TrainerSettings,
+    "openai_door": OpenAiDoorSettings,
+    "openai_door.own_template": ChatTemplateSettings,
     "log": LogSettings,
 }
 _SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))

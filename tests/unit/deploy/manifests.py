@@ -31,7 +31,9 @@ SERVICES = {
     "load-monitor": "load_monitor",
     "trainer": "trainer",
 }
-"""Process name and section (also package) of each service."""
+"""Process name and section (also package) of each gRPC service."""
+DOORS = {"openai-door": "openai_door"}
+"""The same of each service that speaks HTTP."""
 MESHES = ("reference", "paced", "production")
 INSECURE = "overlays/insecure-open-to-network"
 OVERLAYS = ("base", "overlays/production", INSECURE)

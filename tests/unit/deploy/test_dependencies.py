@@ -68,6 +68,7 @@ def closure(distribution: str) -> set[str]:
         ("services.router_inference.app", "tiercel"),
         ("router.entry", "tiercel[compiled]"),
         ("services.load_monitor.app", "tiercel"),
+        ("services.openai_door.app", "tiercel"),
         ("tiercel", "tiercel-client[telemetry]"),
         ("services.common.health_probe", "tiercel"),
         ("services.local.triton.repository.__main__", "tiercel"),

@@ -17,11 +17,13 @@ from prometheus_client import CollectorRegistry
 
 from services.common.metrics import RpcMetrics
 from services.load_monitor.metrics import MonitorCounters
+from services.openai_door.metrics import DoorMetrics
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
 from tests.unit.deploy.manifests import (
     DEPLOY,
+    DOORS,
     ROOT,
     SERVICES,
     compose,
@@ -42,6 +44,7 @@ _CLASSES = {
     "router-inference": (RouterMetrics, RpcMetrics, ParentMetrics),
     "trainer": (TrainerMetrics, RpcMetrics),
     "load-monitor": (MonitorCounters, RpcMetrics),
+    "openai-door": (DoorMetrics,),
 }
 
 
@@ -103,7 +106,7 @@ def test_registry_has_the_described_form() -> None:
         assert row["type"] in _TYPES
         assert row["name"].endswith("_total") == (row["type"] == "counter")
         assert row["services"]
-        assert set(row["services"]) <= set(SERVICES)
+        assert set(row["services"]) <= {*SERVICES, *DOORS}
     attributes = {row["name"] for row in registry["attributes"]}
     for row in registry["attributes"]:
         assert row.keys() == {"name", "type", "unit", "description"}
@@ -142,7 +145,7 @@ def test_every_registered_metric_occurs_in_the_code() -> None:
     common = _source("common")
     for name, row in _metrics().items():
         for service in row["services"]:
-            text = _source(SERVICES[service]) + common
+            text = _source({**SERVICES, **DOORS}[service]) + common
             stem = name.removesuffix("_total")
             short = stem.removeprefix("tiercel_trainer_")
             assert f'"{stem}"' in text or f'"{short}"' in text, f"{name}: {service}"

@@ -10,6 +10,7 @@ import pytest
 
 from services.common.settings import SettingsModel
 from services.load_monitor.settings import Settings as MonitorSettings
+from services.openai_door.settings import Settings as DoorSettings
 from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.settings import Settings as TrainerSettings
 
@@ -26,7 +27,7 @@ def numbers(model: type[SettingsModel], path: str = "") -> Iterator[tuple[str, l
             yield here, info.metadata
 
 
-@pytest.mark.parametrize("model", [MonitorSettings, RouterSettings, TrainerSettings])
+@pytest.mark.parametrize("model", [MonitorSettings, RouterSettings, TrainerSettings, DoorSettings])
 def test_every_number_has_a_lowest_and_a_highest_value(model: type[SettingsModel]) -> None:
     """No number is left to the part that would choke on it."""
     found = dict(numbers(model))

@@ -28,10 +28,12 @@ def test_every_service_gets_its_arguments_as_they_are(
     assert run(["serve", "router", "--config", "a.toml", "--set", "mesh.name=b"]) == 0
     assert run(["serve", "monitor", "--help"]) == 0
     assert run(["serve", "trainer"]) == 0
+    assert run(["serve", "openai-door", "--listen", "127.0.0.1:0"]) == 0
     assert started == [
         ("services.router_inference", ["--config", "a.toml", "--set", "mesh.name=b"]),
         ("services.load_monitor", ["--help"]),
         ("services.trainer", []),
+        ("services.openai_door", ["--listen", "127.0.0.1:0"]),
     ]
 
 

@@ -1,0 +1,96 @@
+"""How a conversation becomes the one text that a tier continues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+CONTENT = "{content}"
+"""Stands for a message's text in a template."""
+ROLES = ("system", "user", "assistant")
+_MARK = re.compile(r"<\|[^|<>]{1,64}\|>")
+"""How families of models write their special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: One of `ROLES`.
+        text: What was said.
+        field: Where it stands in the request, for messages.
+    """
+
+    role: str
+    text: str
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A template. Texts are put in as they are: it is no language, and nothing in them is read.
+
+    Attributes:
+        begin: Text before the first message.
+        forms: Per role, its text with `CONTENT` once.
+        joint: Text between two messages.
+        answer: Text after the last one, where the tier goes on.
+    """
+
+    begin: str
+    forms: Mapping[str, str]
+    joint: str
+    answer: str
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Returns the prompt of a conversation."""
+        parts = []
+        for message in messages:
+            before, _, after = self.forms[message.role].partition(CONTENT)
+            parts.append(f"{before}{message.text}{after}")
+        return f"{self.begin}{self.joint.join(parts)}{self.answer}"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Special tokens of the template: a message with one could speak in another's name."""
+        text = "".join((self.begin, *self.forms.values(), self.answer))
+        return tuple(dict.fromkeys(_MARK.findall(text)))
+
+
+def _forms(form: str) -> Mapping[str, str]:
+    return MappingProxyType({role: form.replace("{role}", role) for role in ROLES})
+
+
+TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType(
+    {
+        "plain": ChatTemplate(
+            begin="",
+            forms=MappingProxyType(
+                {
+                    "system": "{content}\n\n",
+                    "user": "User: {content}\n",
+                    "assistant": "Assistant: {content}\n",
+                }
+            ),
+            joint="",
+            answer="Assistant:",
+        ),
+        "bare": ChatTemplate(begin="", forms=_forms(CONTENT), joint="\n", answer=""),
+        "chatml": ChatTemplate(
+            begin="",
+            forms=_forms("<|im_start|>{role}\n{content}<|im_end|>\n"),
+            joint="",
+            answer="<|im_start|>assistant\n",
+        ),
+        "llama3": ChatTemplate(
+            begin="",  # the tokenizer of these models puts its begin of text there
+            forms=_forms("<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"),
+            joint="",
+            answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    }
+)
+"""Templates by the name that settings give them."""

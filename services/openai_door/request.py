@@ -1,0 +1,276 @@
+"""What a request asks for: from its headers and its JSON body to one checked record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from services.common.errors import InvalidArgumentError
+from services.openai_door.body import Fields, as_text, kind_of, parse_json
+from services.openai_door.chat_template import ROLES, ChatTemplate, Message
+from services.openai_door.errors import not_served
+from services.openai_door.models import ModelNames
+from services.openai_door.wishes import Wishes, wishes_of
+
+MOST_TOKENS = 2**31 - 1
+MAX_SEED = 2**63 - 1
+_MOST_MESSAGES = 4_096
+_DEVELOPER = "developer"
+_SERVED = frozenset(
+    {"model", "max_tokens", "temperature", "seed", "stream", "stream_options", "metadata", "user"}
+)
+_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "n": (1,),
+        "presence_penalty": (0,),
+        "stop": ([], ""),
+        "top_p": (1,),
+    }
+)
+_CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        **_NEUTRAL,
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "logprobs": (False,),
+        "modalities": (["text"],),
+        "parallel_tool_calls": (True, False),
+        "prediction": (),
+        "prompt_cache_key": (),
+        "reasoning_effort": (),
+        "response_format": ({"type": "text"},),
+        "safety_identifier": (),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "top_logprobs": (0,),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+)
+_COMPLETION_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {**_NEUTRAL, "best_of": (1,), "echo": (False,), "logprobs": (), "suffix": ("",)}
+)
+_MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "name": (),
+        "refusal": (),
+        "tool_call_id": (),
+        "tool_calls": ([],),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request, read and checked as far as this door can.
+
+    Attributes:
+        model: As the request names it.
+        prompt: What the tier continues.
+        task: Empty for the router's default.
+        tier: The only tier to use; empty for the router's choice.
+        wishes: Deadline and other wishes of our own.
+        max_output_tokens: None for the task's default.
+        temperature: None for greedy.
+        seed: None for the router's choice.
+        is_chat: True for a conversation.
+        is_stream: True for an answer piece by piece.
+        with_usage: True tells the usage at the end of a stream.
+        names: This door's name of each field of the router's request.
+    """
+
+    model: str
+    prompt: str
+    task: str
+    tier: str
+    wishes: Wishes
+    max_output_tokens: int | None
+    temperature: float | None
+    seed: int | None
+    is_chat: bool
+    is_stream: bool
+    with_usage: bool
+    names: Mapping[str, str] = field(repr=False)
+
+
+class RequestReader:
+    """Reads requests.
+
+    Args:
+        models: What a request may name as its model.
+        template: How a conversation becomes a prompt.
+    """
+
+    def __init__(self, *, models: ModelNames, template: ChatTemplate) -> None:
+        self._models = models
+        self._template = template
+        self._marks = template.marks
+
+    def chat(self, data: bytes, headers: Mapping[str, str]) -> Ask:
+        """Reads a request for `/v1/chat/completions`.
+
+        Args:
+            data: The body.
+            headers: The request's headers of our own.
+
+        Raises:
+            InvalidArgumentError: Names the field or header that is wrong.
+            NotFoundError: There is no such model or task.
+        """
+        fields = Fields(parse_json(data))
+        fields.only({*_SERVED, "messages", "max_completion_tokens"}, _CHAT_NEUTRAL)
+        messages = self._messages(fields)
+        limit_name, limit = _token_limit(fields)
+        return self._ask(
+            fields, headers, self._template.render(messages), "messages", limit_name, limit
+        )
+
+    def completion(self, data: bytes, headers: Mapping[str, str]) -> Ask:
+        """Reads a request for `/v1/completions`; see `chat`."""
+        fields = Fields(parse_json(data))
+        fields.only({*_SERVED, "prompt"}, _COMPLETION_NEUTRAL)
+        limit = fields.whole("max_tokens", 1, MOST_TOKENS)
+        return self._ask(fields, headers, _prompt(fields), "prompt", "max_tokens", limit)
+
+    def _ask(
+        self,
+        fields: Fields,
+        headers: Mapping[str, str],
+        prompt: str,
+        prompt_name: str,
+        limit_name: str,
+        limit: int | None,
+    ) -> Ask:
+        name = fields.text("model")
+        if not name:
+            raise InvalidArgumentError("model", "is missing", self._models.known)
+        model = self._models.find(name)
+        wishes = wishes_of(headers, fields.table("metadata") or {})
+        if model.task and wishes.task and wishes.task != model.task:
+            problem = f"is {wishes.task!r}, but the model is {name!r}"
+            raise InvalidArgumentError(wishes.name_of("task"), problem)
+        if fields.get("user") is not None:
+            fields.text("user")
+        is_stream = fields.flag("stream")
+        return Ask(
+            model=name,
+            prompt=prompt,
+            task=model.task or wishes.task,
+            tier=model.tier,
+            wishes=wishes,
+            max_output_tokens=limit,
+            temperature=fields.number("temperature"),
+            seed=fields.whole("seed", 0, MAX_SEED),
+            is_chat=prompt_name == "messages",
+            is_stream=is_stream,
+            with_usage=_with_usage(fields, is_stream=is_stream),
+            names={
+                "spec.prompt": prompt_name,
+                "spec.task": "model" if model.task else wishes.name_of("task"),
+                "spec.tier": "model",
+                "spec.max_output_tokens": limit_name,
+                "spec.sampling.temperature": "temperature",
+                "spec.sampling.seed": "seed",
+                "spec.deadline": wishes.name_of("deadline_ms"),
+                "spec.quality_floor": wishes.name_of("quality_floor"),
+                "spec.request_id": "x-request-id",
+            },
+        )
+
+    def _messages(self, fields: Fields) -> list[Message]:
+        found = fields.get("messages")
+        if not isinstance(found, list) or not found:
+            problem = "is empty" if found == [] else f"is {kind_of(found)}"
+            raise InvalidArgumentError("messages", problem, "a list of messages")
+        if len(found) > _MOST_MESSAGES:
+            problem = f"has {len(found)} messages"
+            raise InvalidArgumentError("messages", problem, f"at most {_MOST_MESSAGES}")
+        messages = [_message(f"messages[{index}]", each) for index, each in enumerate(found)]
+        for message in messages if self._marks else ():
+            for mark in self._marks:
+                if mark in message.text:
+                    raise InvalidArgumentError(
+                        message.field, f"holds {mark}, a mark of the chat template", "other text"
+                    )
+        return messages
+
+
+def _message(path: str, value: object) -> Message:
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(path, f"is {kind_of(value)}", "an object")
+    fields = Fields(value, path)
+    role = fields.text("role") or ""
+    role = "system" if role == _DEVELOPER else role
+    if role in ("tool", "function"):
+        raise not_served(fields.path("role"), ", ".join((*ROLES, _DEVELOPER)))
+    if role not in ROLES:
+        problem = "is missing" if not role else "is none of them"
+        raise InvalidArgumentError(
+            fields.path("role"), problem, f"{', '.join(ROLES)}, {_DEVELOPER}"
+        )
+    fields.only({"role", "content"}, _MESSAGE_NEUTRAL)
+    where = fields.path("content")
+    return Message(role, "".join(_texts(where, fields.get("content"))), where)
+
+
+def _texts(path: str, content: object) -> Iterable[str]:
+    """Yields the texts of a message's content: a text, or parts of which each has one."""
+    if isinstance(content, str):
+        yield as_text(path, content)
+        return
+    if not isinstance(content, list) or not content:
+        problem = "is missing" if content is None else f"is {kind_of(content)}"
+        raise InvalidArgumentError(path, problem, "a text, or a list of text parts")
+    for index, part in enumerate(content):
+        where = f"{path}[{index}]"
+        if not isinstance(part, dict):
+            raise InvalidArgumentError(where, f"is {kind_of(part)}", "an object")
+        fields = Fields(part, where)
+        if fields.text("type") != "text":
+            raise not_served(fields.path("type"), 'only "text"')
+        fields.only({"type", "text"})
+        yield as_text(fields.path("text"), fields.get("text"))
+
+
+def _prompt(fields: Fields) -> str:
+    """Returns the prompt of a completion: a text, or a list with one."""
+    found = fields.get("prompt")
+    if isinstance(found, list):
+        if len(found) != 1 or not isinstance(found[0], str):
+            raise not_served("prompt", "a text, or a list with one text")
+        return as_text("prompt[0]", found[0])
+    if found is None:
+        raise InvalidArgumentError("prompt", "is missing", "a text")
+    return as_text("prompt", found)
+
+
+def _token_limit(fields: Fields) -> tuple[str, int | None]:
+    """Returns the limit of output tokens of a conversation, and the name that gave it."""
+    names: Sequence[str] = ("max_completion_tokens", "max_tokens")
+    given: list[tuple[str, Any]] = [
+        (name, limit) for name in names if (limit := fields.whole(name, 1, MOST_TOKENS)) is not None
+    ]
+    if len(given) == len(names) and given[0][1] != given[1][1]:
+        raise InvalidArgumentError("max_tokens", "is not what max_completion_tokens says")
+    return given[0] if given else ("max_tokens", None)
+
+
+def _with_usage(fields: Fields, *, is_stream: bool) -> bool:
+    options = fields.table("stream_options")
+    if options is None:
+        return False
+    if not is_stream:
+        raise InvalidArgumentError("stream_options", "is given without a stream", "stream = true")
+    below = Fields(options, "stream_options")
+    below.only({"include_usage"}, {"include_obfuscation": (False,)})
+    return below.flag("include_usage")

@@ -1,0 +1,131 @@
+"""Calls to routers in turn, and to the next one where one is not reached."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from services.common.clock import SystemClock
+from services.openai_door.routers import Exchange, Routers, UnreadableError
+from tests.fakes.ports import free_port
+from tests.fakes.router import FakeRouter, serve
+from tests.waiting import LIMIT_S, until
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+REQUEST = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hi", task="sort"))
+STREAM = pb2.GenerateStreamRequest(spec=REQUEST.spec)
+
+
+@pytest_asyncio.fixture
+async def two() -> AsyncIterator[tuple[list[FakeRouter], list[str]]]:
+    """Two routers and their addresses."""
+    fakes = [FakeRouter(), FakeRouter()]
+    served = [await serve(fake) for fake in fakes]
+    yield fakes, [address for _, address in served]
+    for server, _ in served:
+        await server.stop(0)
+
+
+def routers_at(*addresses: str) -> Routers:
+    """Routers that are not checked yet."""
+    return Routers(addresses, tls=None, clock=SystemClock(), check_interval_s=0.1)
+
+
+def exchange(routers: Routers, limit_s: float = LIMIT_S) -> Exchange:
+    """An exchange that begins now."""
+    metadata = (("authorization", "Bearer k"),)
+    return Exchange(routers, metadata=metadata, limit_s=limit_s, start_s=time.monotonic())
+
+
+async def test_routers_are_called_in_turn(two: tuple[list[FakeRouter], list[str]]) -> None:
+    """Each gets its share, with the caller's key and the time limit the call began with."""
+    fakes, addresses = two
+    routers = routers_at(*addresses)
+    for _ in range(6):
+        assert (await exchange(routers).answer(REQUEST)).text == "HI"
+    assert [len(fake.specs) for fake in fakes] == [3, 3]
+    assert fakes[0].metadata[0]["authorization"] == "Bearer k"
+    assert int(fakes[0].metadata[0]["tiercel-timeout-ms"]) >= LIMIT_S * 1e3
+    await routers.close()
+
+
+async def test_another_router_is_asked_where_one_is_not_reached(
+    two: tuple[list[FakeRouter], list[str]],
+) -> None:
+    """And what is not reached comes last from then on."""
+    fakes, addresses = two
+    routers = routers_at(f"127.0.0.1:{free_port()}", addresses[0])
+    watching = asyncio.create_task(routers.watch())
+    await asyncio.wait_for(routers.ready(), LIMIT_S)
+    for _ in range(3):
+        assert (await exchange(routers).answer(REQUEST)).text == "HI"
+        piece = await exchange(routers).first_piece(STREAM)
+        assert piece.chunk.text == "H"
+    assert len(fakes[0].specs) == 6
+    assert [router.is_serving for router in routers.in_turn()] == [True, False]
+    watching.cancel()
+    await routers.close()
+
+
+async def test_a_refusal_is_not_tried_elsewhere(two: tuple[list[FakeRouter], list[str]]) -> None:
+    """A router that answered has decided for the mesh."""
+    fakes, addresses = two
+    for fake in fakes:
+        fake.refuse = lambda spec: "DEADLINE_NOT_REACHABLE"
+    routers = routers_at(*addresses)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await exchange(routers).answer(REQUEST)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert sum(len(fake.specs) for fake in fakes) == 1
+    await routers.close()
+
+
+async def test_no_router_at_all_is_an_error_soon() -> None:
+    """Nobody waits for the time limit."""
+    routers = routers_at(f"127.0.0.1:{free_port()}")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await exchange(routers).answer(REQUEST)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not routers.are_serving
+    await routers.close()
+
+
+async def test_a_stream_is_read_to_its_completion(
+    two: tuple[list[FakeRouter], list[str]],
+) -> None:
+    """One that ends without it is no answer."""
+    _, addresses = two
+    routers = routers_at(*addresses)
+    call = exchange(routers)
+    texts = [(await call.first_piece(STREAM)).chunk.text, (await call.next_piece()).chunk.text]
+    assert texts == ["H", "I"]
+    assert (await call.next_piece()).completion.tier == "large"
+    with pytest.raises(UnreadableError):
+        await call.next_piece()
+    await routers.close()
+
+
+async def test_a_cancelled_exchange_stops_the_work(
+    two: tuple[list[FakeRouter], list[str]],
+) -> None:
+    """The router sees it; nothing is asked of another."""
+    fakes, addresses = two
+    for fake in fakes:
+        fake.delay_s = LIMIT_S
+    routers = routers_at(*addresses)
+    call = exchange(routers)
+    waiting = asyncio.create_task(call.answer(REQUEST))
+    await until(lambda: sum(len(fake.specs) for fake in fakes) == 1, "the router has the request")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: sum(fake.cancelled_count for fake in fakes) == 1, "its work has stopped")
+    with pytest.raises(asyncio.CancelledError):
+        await call.answer(REQUEST)
+    await routers.close()
