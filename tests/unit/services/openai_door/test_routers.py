@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -40,7 +39,7 @@ def routers_at(*addresses: str) -> Routers:
 def exchange(routers: Routers, limit_s: float = LIMIT_S) -> Exchange:
     """An exchange that begins now."""
     metadata = (("authorization", "Bearer k"),)
-    return Exchange(routers, metadata=metadata, limit_s=limit_s, start_s=time.monotonic())
+    return Exchange(routers, metadata=metadata, limit_s=limit_s, start_s=SystemClock.monotonic_s())
 
 
 async def test_routers_are_called_in_turn(two: tuple[list[FakeRouter], list[str]]) -> None:
