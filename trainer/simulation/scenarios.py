@@ -286,6 +286,11 @@ def _slow_down(
     )
 
 
+def held(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """Returns the scenarios with targets held, as routers do unless told otherwise."""
+    return [replace(s, config=replace(s.config, hold_targets=True)) for s in scenarios]
+
+
 def evaluation_scenarios(mesh: Mesh, seeds: Sequence[int], *, requests: int) -> list[Scenario]:
     """Returns fixed scenarios: steady rates, bursts, clumped traffic, stale views, a lost device.
 

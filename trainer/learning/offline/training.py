@@ -21,7 +21,7 @@ from trainer.learning.checkpoint import CheckpointError, load_checkpoint, save_c
 from trainer.learning.offline.config import Budget, OfflineConfig
 from trainer.learning.offline.policy_iteration import SEARCH, PolicyIteration
 from trainer.learning.offline.validation import score
-from trainer.simulation.scenarios import Mesh, evaluation_scenarios
+from trainer.simulation.scenarios import Mesh, evaluation_scenarios, held
 from trainer.simulation.simulate import PolicySpec
 
 Progress = Callable[[float, dict[str, Any]], None]
@@ -90,6 +90,9 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """Returns mean performance and availability of a policy over rates and bursts of one mesh.
 
+    Targets are held as routers hold them: this is what would be served. Training itself judges
+    without, so that what a network loses is not hidden by what holds it.
+
     Args:
         mesh: the mesh.
         policy: its name, where there is no snapshot.
@@ -105,7 +108,7 @@ def evaluate_policy(
         if snapshot is None
         else make_policy("dqn", mesh.catalog, snapshot=load_snapshot(snapshot, SCHEMA))
     )
-    return score(PolicySpec.of(made), evaluation_scenarios(mesh, seeds, requests=800))
+    return score(PolicySpec.of(made), held(evaluation_scenarios(mesh, seeds, requests=800)))
 
 
 def _evaluate(mesh: Mesh, run: PolicyIteration) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def test_training_pays_within_few_rounds(trained: bytes) -> None:
         other = evaluate_policy(MESH, name, seeds=seeds)
         assert own["performance"] > other["performance"], name
     assert own["availability"] > 0.9
+
+
+def test_policies_are_judged_as_routers_serve_them() -> None:
+    """Price holds the targets of its tasks, at the cost of quality; without targets it does not."""
+    free = [dataclasses.replace(task, target=0.0) for task in TASKS]
+    unheld = Mesh.build(profile=PROFILE, quality=QUALITY, tasks=free, deadline_s=0.3, devices=1)
+    found, without = (evaluate_policy(mesh, "price", seeds=(910_001,)) for mesh in (MESH, unheld))
+    assert found["availability"] > without["availability"] + 0.005
 
 
 def test_zeroed_network_is_price(trained: bytes) -> None:
