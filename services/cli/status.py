@@ -17,12 +17,12 @@ from services.cli.options import (
     TrainerOption,
 )
 from services.cli.output import console, print_json, table
-from services.cli.target import target_facts, target_table
+from services.cli.target import target_table
+from services.common.task_targets import target_facts, task_targets
 from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.target import Target, resolve
-from services.local.task_targets import task_targets
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb

@@ -11,11 +11,17 @@ import typer
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, share, table
 from services.common.mesh_settings import MOST_TARGET
+from services.common.task_targets import (
+    in_force_text,
+    moment_text,
+    target_facts,
+    target_text,
+    task_targets,
+)
 from services.common.times import duration_of
 from services.local.calls import call
 from services.local.errors import InputError
 from services.local.target import resolve
-from services.local.task_targets import TaskTarget, in_force_text, target_text, task_targets
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
 
@@ -80,7 +86,7 @@ def set_target(
         request.duration.CopyFrom(duration_of(_span_s(span)))
     address = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     reply = call("load monitor", address, "SetTarget", request)
-    until = f" until {_clock(reply.override.expire_time)}" if span else ""
+    until = f" until {moment_text(reply.override.expire_time)}" if span else ""
     _tell(address, task, f"target of {task} set to {target_text(reply.override.target)}{until}")
 
 
@@ -96,24 +102,6 @@ def unset(
     request = pb.SetTargetRequest(task=task, reason=reason)
     call("load monitor", address, "SetTarget", request)
     _tell(address, task, f"target of {task} is that of the settings again")
-
-
-def target_facts(found: TaskTarget) -> dict[str, Any]:
-    """What JSON shows of a task's target."""
-    override = found.override
-    return {
-        "task": found.task,
-        "target": found.wanted,
-        "settings_target": found.settings_target,
-        "in_force": [{"target": t, "routers": n} for t, n in sorted(found.targets.items())],
-        "attained": found.attained,
-        "on_time_count": found.on_time_count,
-        "missed_count": found.missed_count,
-        "set_by": override.set_by if override else "",
-        "set_time": _clock(override.set_time) if override else "",
-        "expire_time": _clock(override.expire_time) if override and _ends(override) else "",
-        "reason": override.reason if override else "",
-    }
 
 
 def target_table(found: list[dict[str, Any]]) -> Any:
@@ -140,10 +128,6 @@ def _origin(each: dict[str, Any]) -> str:
     if each["expire_time"]:
         text += f" until {each['expire_time']}"
     return text + (f": {each['reason']}" if each["reason"] else "")
-
-
-def _ends(override: state_pb.TargetOverride) -> bool:
-    return override.HasField("expire_time")
 
 
 def _tell(address: str, task: str, text: str) -> None:
@@ -190,7 +174,3 @@ def _span_s(text: str) -> float:
     if not 1.0 <= span_s <= _LONGEST_S:
         raise InputError(f"--for: must be 1s to 30d, got {text}")
     return span_s
-
-
-def _clock(moment: Any) -> str:
-    return str(moment.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from typing import Annotated, Any
@@ -12,10 +11,9 @@ from rich.live import Live
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console
-from services.cli.target import target_facts
+from services.common.live import StateTracker, facts_json, tier_order
 from services.local.calls import connected
 from services.local.errors import CommandError
-from services.local.live import LiveFacts, StateTracker, tier_order
 from services.local.live_view import render
 from services.local.target import resolve
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
@@ -36,8 +34,10 @@ def top(
     monitor: MonitorOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Watch rate, mix by tier, on-time share, quality, queues and policy version."""
-    address = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
+    """Watch what the mesh does now: rate, mix, every task beside target and deadline, queues."""
+    target = resolve(mesh, load_monitor=monitor, config=config)
+    address = target.need("load_monitor")
+    title = f"mesh {target.manifest.name}" if target.manifest else f"mesh at {address}"
     limit_s = seconds if seconds > 0 else LONGEST_S
     with connected("load monitor", address) as stub:
         try:
@@ -45,7 +45,7 @@ def top(
             if as_json:
                 _print_lines(stream)
             else:
-                _draw(stream)
+                _draw(stream, title)
         except Exception as error:
             if _is_time_limit(error) and seconds > 0:
                 return
@@ -58,29 +58,17 @@ def _is_time_limit(error: Exception) -> bool:
     return getattr(code, "name", "") == "DEADLINE_EXCEEDED"
 
 
-def _draw(stream: Any) -> None:
+def _draw(stream: Any, title: str) -> None:
     tracker, drawn_s = StateTracker(), 0.0
     with Live(console=console(), auto_refresh=False, screen=False) as view:
         for message in stream:
             facts = tracker.push(message.state)
             if time.monotonic() - drawn_s >= REDRAW_S:
                 drawn_s = time.monotonic()
-                view.update(render(facts, tier_order(message.state)), refresh=True)
+                view.update(render(facts, tier_order(message.state), title), refresh=True)
 
 
 def _print_lines(stream: Any) -> None:
     tracker = StateTracker()
     for message in stream:
         print(json.dumps(facts_json(tracker.push(message.state))), flush=True)
-
-
-def facts_json(facts: LiveFacts) -> dict[str, Any]:
-    """The live facts with (tier, endpoint) pairs as lists of rows."""
-    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=()))
-    for name in ("in_flight", "queue_depth"):
-        rows = getattr(facts, name).items()
-        fields[name] = [
-            {"tier": tier, "endpoint": endpoint, "count": count} for (tier, endpoint), count in rows
-        ]
-    fields["tasks"] = [target_facts(each) for each in facts.tasks]
-    return fields

@@ -60,10 +60,23 @@ class Tally:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Returns (upper bound, values up to it) per bucket, as Prometheus wants them."""
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+    def buckets(self, bounds: Sequence[float] = ()) -> list[tuple[str, float]]:
+        """Returns (upper bound, values up to it) per bucket, as Prometheus wants them.
+
+        Args:
+            bounds: Those of its own bounds that are wanted; none: all.
+        """
+        named = [*map(floatToGoString, self._bounds), "+Inf"]
+        all_of_them = zip(named, map(float, accumulate(self._counts)), strict=True)
+        if not bounds:
+            return list(all_of_them)
+        wanted = {*map(floatToGoString, bounds), "+Inf"}
+        return [each for each in all_of_them if each[0] in wanted]
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Values per bucket, those above the last bound at the end."""
+        return self._counts
 
     @property
     def total(self) -> float:

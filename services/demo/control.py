@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 
 from services.common.channels import open_channel
+from services.common.live import LiveFacts, StateTracker, tier_order
 from services.common.times import seconds_of
 from services.local.calls import explain
 from services.local.errors import CommandError
-from services.local.live import LiveFacts, StateTracker, tier_order
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.local.live import LiveFacts
+from services.common.live import LiveFacts
 from services.local.live_view import render
 
 REFRESH_PER_S = 4

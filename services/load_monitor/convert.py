@@ -17,6 +17,7 @@ from services.common.checks import (
     is_name,
 )
 from services.common.convert import endpoint_of_message
+from services.common.latency_buckets import BUCKET_COUNT
 from services.common.mesh_settings import MOST_TARGET
 from services.load_monitor.loads import (
     KINDS,
@@ -46,6 +47,9 @@ _LONGEST_MODEL = 128
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
 _MOST_TIERS = 64
 _MOST_TASKS = 1_000
+_MOST_LATENCIES = 64
+_MOST_PRESSURE = 100.0
+_LONGEST_DEADLINE_S = 86_400.0
 _MOST_LOADS = 10_000
 _MOST_IN_FLIGHT = 1_000_000
 _MOST_TOKENS = 10**12
@@ -60,14 +64,18 @@ _MOST_L1 = np.array([[_MOST_IN_FLIGHT], [_MOST_TOKENS], [_MOST_TOKENS]], np.floa
 
 
 def report_from_message(
-    load: state_pb2.RouterLoad, told: CandidateOrder = NO_ORDER, known: CandidateOrder = NO_ORDER
+    load: state_pb2.RouterLoad,
+    told: CandidateOrder = NO_ORDER,
+    known: CandidateOrder = NO_ORDER,
+    told_latencies: bytes = b"",
 ) -> RouterReport:
     """Returns a router's report.
 
     Args:
-        load: The report; what it says of candidates is taken out of it.
+        load: The report; what it says of candidates and of latencies is taken out of it.
         told: The order of packed loads that its stream told before.
         known: The order of the endpoint list, which takes the place of one that is the same.
+        told_latencies: What its stream told of latencies before.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -93,9 +101,17 @@ def report_from_message(
     if bad.items("task_attainments", load.task_attainments, _MOST_TASKS):
         for index, task in enumerate(load.task_attainments):
             _check_attainment(bad, f"task_attainments[{index}]", task)
+    bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
+    if bad.items("task_latencies", load.task_latencies, _MOST_LATENCIES):
+        for index, latency in enumerate(load.task_latencies):
+            _check_latency(bad, f"task_latencies[{index}]", latency)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
-    for field in ("loads", "candidates", "packed_loads"):
+    latencies = told_latencies
+    if load.task_latencies:
+        told_now = state_pb2.RouterLoad(task_latencies=load.task_latencies)
+        latencies = told_now.SerializeToString()
+    for field in ("loads", "candidates", "packed_loads", "task_latencies"):
         load.ClearField(field)
     report = RouterReport(
         router_id=load.router_id,
@@ -103,7 +119,9 @@ def report_from_message(
         sequence=load.sequence,
         arrival_rate_rps=load.arrival_rate_rps,
         loads=loads,
-        encoded=load.SerializeToString(),
+        # Messages that stand one after the other are one message.
+        encoded=load.SerializeToString() + latencies,
+        latencies=latencies,
     )
     # It is handed on by name as well.
     _check_size(bad, report.most_bytes)
@@ -208,6 +226,18 @@ def _check_attainment(bad: Checks, field: str, task: state_pb2.TaskAttainment) -
         bad.number(f"{field}.{name}", getattr(task, name), 0.0, MOST_TARGET)
     bad.count(f"{field}.on_time_count", task.on_time_count)
     bad.count(f"{field}.missed_count", task.missed_count)
+
+
+def _check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None:
+    bad.name(f"{field}.task", task.task)
+    bad.duration(f"{field}.default_deadline", task.default_deadline, 0.0, _LONGEST_DEADLINE_S)
+    bad.count(f"{field}.cut_off_count", task.cut_off_count)
+    first, counts = task.first_bucket, task.answer_counts
+    if bad.count(f"{field}.first_bucket", first, BUCKET_COUNT - 1):
+        bad.items(f"{field}.answer_counts", counts, BUCKET_COUNT - first)
+    if counts:
+        bad.count(f"{field}.answer_counts", min(counts))
+        bad.count(f"{field}.answer_counts", max(counts))
 
 
 def endpoint_from_message(

@@ -98,6 +98,7 @@ class RouterReport:
         arrival_rate_rps: Arrivals at this router per second, over about 0.2 seconds.
         loads: Its load per candidate.
         encoded: The rest of the report as it came; published again without being taken apart.
+        latencies: The part of it about latencies, which the next report may leave out.
     """
 
     router_id: str
@@ -106,6 +107,7 @@ class RouterReport:
     arrival_rate_rps: float
     loads: RouterLoads
     encoded: bytes
+    latencies: bytes = b""
 
     @property
     def most_bytes(self) -> int:

@@ -88,10 +88,13 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     ) -> pb.ReportTrafficResponse:
         """Takes the reports of one router until it leaves."""
         router_id, epoch, last_sequence = "", 0, 0
-        stream, order = object(), NO_ORDER
+        stream, order, latencies = object(), NO_ORDER, b""
         try:
             async for request in request_iterator:
-                report = convert.report_from_message(request.load, order, self._board.order)
+                report = convert.report_from_message(
+                    request.load, order, self._board.order, latencies
+                )
+                latencies = report.latencies
                 if report.loads.order is not NO_ORDER:
                     order = report.loads.order
                 if not router_id:

@@ -1,86 +1,182 @@
-"""The live view: what the mesh does now, drawn for a terminal."""
+"""The live view: what the mesh does now, drawn for a terminal of 80 columns.
+
+Nothing is told by colour alone: a tier has a shade of its own, a missed target a mark.
+"""
 
 from __future__ import annotations
 
+import datetime
+import math
+from collections import Counter
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.local.live import LiveFacts
-from services.local.task_targets import in_force_text
+from services.common.live import LiveFacts, TaskLatency
+from services.common.task_targets import TaskTarget, target_text
 
 BAR_CELLS = 30
-TIER_COLORS = ("green", "yellow", "red", "magenta", "cyan")
+TIER_SHADES = "░▒▓█▚"
+"""Lowest quality first: a larger tier is denser."""
+MOST_QUEUES = 8
+"""Candidates listed one by one; of more there is one row per tier."""
+MOST_POLICIES = 3
+NAME_CELLS = 18
+MISSED, SET, PARTLY, FIRST_TOKEN = "!", "*", "~", "'"
+"""Behind a share below its target, a target set while the mesh runs, one that not every router
+holds, and a deadline of the first token."""
 
 
 def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> RenderableType:
-    """Draws the view; ``tiers`` fixes their order and colours."""
-    head = Table.grid(padding=(0, 2))
-    head.add_row(
-        f"{facts.rate_rps:7.1f} requests/s",
-        f"on time {_fraction(facts.on_time_share)}",
-        f"quality {_fraction(facts.quality)}",
-        f"performance {_fraction(facts.performance)}",
-        f"refused {facts.refused_rps:.1f}/s",
+    """Draws the view.
+
+    Args:
+        facts: What to draw.
+        tiers: All tiers, lowest quality first.
+        title: Stands at the head, before the time.
+    """
+    when = datetime.datetime.fromtimestamp(facts.wall_s, datetime.UTC)
+    head = Text(f"{title}  {when:%Y-%m-%d %H:%M:%S} UTC".strip(), style="bold")
+    totals = Text(
+        f"{facts.rate_rps:.1f} req/s  in time {_fraction(facts.on_time_share)}"
+        f"  quality {_fraction(facts.quality)}  performance {_fraction(facts.performance)}"
+        f"  refused {facts.refused_rps:.1f}/s"
     )
-    queues = Table(box=None, padding=(0, 2), header_style="dim")
-    for index, column in enumerate(
-        ("tier", "endpoint", "in flight", "in Triton's queue", "health")
-    ):
-        queues.add_column(column, justify="right" if index in (2, 3) else "left")
-    for tier, endpoint in sorted(
+    lines: list[RenderableType] = [head, totals, mix_bar(facts.mix, tiers)]
+    if facts.tasks:
+        lines += [_tasks(facts), _remarks(facts)]
+    return Group(*lines, _queues(facts, tiers), *_policies(facts.policies))
+
+
+def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
+    """A bar of the tiers' shares with its legend."""
+    shades = {tier: TIER_SHADES[i % len(TIER_SHADES)] for i, tier in enumerate(tiers)}
+    bar = Text("mix ")
+    bar.append("".join(shades[tier] * round(mix.get(tier, 0.0) * BAR_CELLS) for tier in tiers))
+    for tier in tiers:
+        bar.append(f"  {shades[tier]} {tier} {mix.get(tier, 0.0):.2f}")
+    return bar
+
+
+def _tasks(facts: LiveFacts) -> Table:
+    """Every task over about a minute: share in time with the target, latency with the deadline."""
+    table = _table("task", "target", "in time", "requests", "deadline", "p50", "p99 ms")
+    for task in facts.tasks:
+        is_missed = task.attained is not None and task.attained < (task.wanted or 0.0)
+        latency = facts.latencies.get(task.task)
+        table.add_row(
+            _short(task.task),
+            _target(task),
+            _fraction(task.attained) + (MISSED if is_missed else " "),
+            str(task.on_time_count + task.missed_count),
+            _deadline(latency),
+            *(("-", "-") if latency is None else _percentiles(latency)),
+        )
+    return table
+
+
+def _target(task: TaskTarget) -> str:
+    """The target that is to be in force, and whether it is that of the settings, and everywhere."""
+    said = target_text(task.wanted)
+    said += PARTLY if len(task.targets) > 1 else ""
+    return said + (SET if task.override is not None else " ")
+
+
+def _deadline(latency: TaskLatency | None) -> str:
+    if latency is None:
+        return "- "
+    return f"{latency.deadline_s * 1e3:.0f}" + (FIRST_TOKEN if latency.is_first_token else " ")
+
+
+def _percentiles(latency: TaskLatency) -> tuple[str, ...]:
+    found = []
+    for value_s in (latency.p50_s, latency.p99_s):
+        if value_s is None:
+            found.append("-")
+        elif math.isinf(value_s):
+            found.append("cut off")
+        else:
+            found.append(f"{value_s * 1e3:.0f}")
+    return tuple(found)
+
+
+def _remarks(facts: LiveFacts) -> Text:
+    """The pressure, and what the signs in the table mean, as far as there are any."""
+    tasks = facts.tasks
+    said = [f"last minute; target pressure {facts.pressure:.2f}"]
+    if any(each.attained is not None and each.attained < (each.wanted or 0.0) for each in tasks):
+        said.append(f"{MISSED} below target")
+    if any(each.override is not None for each in tasks):
+        said.append(f"{SET} set: tiercel target show")
+    if any(len(each.targets) > 1 for each in tasks):
+        said.append(f"{PARTLY} not at every router")
+    if any(each.is_first_token for each in facts.latencies.values()):
+        said.append(f"{FIRST_TOKEN} of the first token")
+    return Text("  ".join(said), style="dim")
+
+
+def _queues(facts: LiveFacts, tiers: tuple[str, ...]) -> Table:
+    """One row per candidate, or per tier if they are many."""
+    table = _table("tier", "endpoint", "in flight", "queued", left=(0, 1))
+    table.expand = True
+    # Whatever is left of the line: a reason may be long.
+    table.add_column("health", ratio=1, no_wrap=True, overflow="ellipsis")
+    keys = sorted(
         facts.queue_depth.keys() | facts.in_flight.keys(),
-        key=lambda key: (key[1], _rank(key, tiers)),
-    ):
-        queues.add_row(
-            tier,
-            endpoint,
+        key=lambda key: (key[1], _rank(key[0], tiers)),
+    )
+    if len(keys) > MOST_QUEUES:
+        healths = Counter(health.partition(":")[0] for health in facts.health.values())
+        health = ", ".join(f"{count} {name}" for name, count in healths.most_common())
+        for tier in sorted({tier for tier, _ in keys}, key=lambda tier: _rank(tier, tiers)):
+            mine = [key for key in keys if key[0] == tier]
+            in_flight = sum(facts.in_flight.get(key, 0) for key in mine)
+            queue = sum(facts.queue_depth.get(key, 0) for key in mine)
+            table.add_row(
+                _short(tier), f"{len(mine)} endpoints", str(in_flight), str(queue), health
+            )
+        return table
+    for tier, endpoint in keys:
+        table.add_row(
+            _short(tier),
+            _short(endpoint),
             str(facts.in_flight.get((tier, endpoint), 0)),
             str(facts.queue_depth.get((tier, endpoint), "-")),
             facts.health.get(endpoint, "-"),
         )
-    policies = [Text(f"{router}: {policy}") for router, policy in sorted(facts.policies.items())]
-    lines: list[RenderableType] = [Text(title, style="bold")] if title else []
-    return Group(*lines, head, mix_bar(facts.mix, tiers), queues, *_targets(facts), *policies)
+    return table
 
 
-def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
-    """A coloured bar of the tiers' shares with its legend."""
-    bar = Text("mix ")
-    for index, tier in enumerate(tiers):
-        cells = round(mix.get(tier, 0.0) * BAR_CELLS)
-        bar.append("█" * cells, style=TIER_COLORS[index % len(TIER_COLORS)])
-    for index, tier in enumerate(tiers):
-        style = TIER_COLORS[index % len(TIER_COLORS)]
-        bar.append(f"  {tier} {mix.get(tier, 0.0):.2f}", style=style)
-    return bar
+def _policies(policies: Mapping[str, str]) -> list[Text]:
+    """A line per policy in use, with the routers that use it."""
+    routers: dict[str, list[str]] = {}
+    for router, policy in sorted(policies.items()):
+        routers.setdefault(policy or "none yet", []).append(router)
+    lines = []
+    for policy, names in list(routers.items())[:MOST_POLICIES]:
+        who = names[0] if len(names) == 1 else f"{len(names)} routers"
+        lines.append(Text(f"policy {policy}  ({who})", overflow="ellipsis", no_wrap=True))
+    if len(routers) > MOST_POLICIES:
+        lines.append(Text(f"and {len(routers) - MOST_POLICIES} more policies"))
+    return lines
 
 
-def _targets(facts: LiveFacts) -> list[RenderableType]:
-    """Draws targets beside what was attained; nothing where no router tells."""
-    if not facts.tasks:
-        return []
-    targets = Table(box=None, padding=(0, 2), header_style="dim")
-    for index, column in enumerate(("task", "target", "attained, 1 min", "of requests")):
-        targets.add_column(column, justify="right" if index else "left")
-    for task in facts.tasks:
-        is_missed = task.attained is not None and task.attained < (task.wanted or 0.0)
-        targets.add_row(
-            task.task,
-            ("* " if task.override is not None else "") + in_force_text(task.targets),
-            Text(_fraction(task.attained), style="red" if is_missed else ""),
-            str(task.on_time_count + task.missed_count),
-        )
-    if all(task.override is None for task in facts.tasks):
-        return [targets]
-    return [targets, Text("* set while the mesh runs: tiercel target show", style="dim")]
+def _table(*columns: str, left: tuple[int, ...] = (0,)) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index in left else "right", no_wrap=True)
+    return table
 
 
-def _rank(key: tuple[str, str], tiers: tuple[str, ...]) -> int:
-    return tiers.index(key[0]) if key[0] in tiers else len(tiers)
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_CELLS else f"{name[: NAME_CELLS - 1]}…"
+
+
+def _rank(tier: str, tiers: tuple[str, ...]) -> int:
+    return tiers.index(tier) if tier in tiers else len(tiers)
 
 
 def _fraction(value: float | None) -> str:
-    return "  -  " if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:.3f}"

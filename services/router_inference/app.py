@@ -243,7 +243,7 @@ class RouterInference:
             tasks["counts"] = partial(_show_counts, core, clock, own.report_interval_s)
 
         async def flush() -> None:
-            core.counts.show()
+            core.counts.show(is_last=True)
             await core.experience.flush(_FLUSH_S)
 
         return Running(
@@ -299,6 +299,7 @@ class RouterInference:
                 counts=core.counts,
                 targets=core.targets,
                 attainments=core.attainments,
+                hold=core.hold,
                 siblings=place.siblings,
                 slot=core.slot,
                 notes=core.notes,

@@ -425,6 +425,7 @@ async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
             counts=rig.core.counts,
             targets=rig.core.targets,
             attainments=rig.core.attainments,
+            hold=rig.core.hold,
             siblings=NoSiblings(),
             slot=rig.core.slot,
             notes=rig.core.notes,

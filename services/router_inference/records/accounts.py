@@ -6,24 +6,29 @@ counted apart, whoever found it: one that its tier finds bad is offered no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.common import latency_buckets
 from services.common.metrics import Tally
 from services.router_inference.job import Job, Outcome, StepDown
 
-_LATENCY_BUCKETS_S = (
+_WAIT_BUCKETS_S = (
     0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
     30.0,
 )  # fmt: skip
 _DECISION_BUCKETS_S = (
     0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01,
 )  # fmt: skip
+_FINE_S = sorted({*_WAIT_BUCKETS_S, *latency_buckets.BOUNDS_S})
+_SHARED_STARTS = [0, *(_FINE_S.index(bound) + 1 for bound in latency_buckets.BOUNDS_S)]
 NO_TIER = "none"
 """Tier label of requests for which none was chosen."""
 
@@ -197,7 +202,7 @@ class Accounts(Collector):
         """Routed requests whose ticket is open; part of those under way."""
         self.tier_counts: dict[str, Counts] = {}
         self.decision_time = Tally(_DECISION_BUCKETS_S)
-        self.call_wait = Tally(_LATENCY_BUCKETS_S)
+        self.call_wait = Tally(_WAIT_BUCKETS_S)
         self._requests: dict[tuple[str, str, Outcome], int] = {}
         self._latencies: dict[tuple[str, str], Tally] = {}
         self._rewards: dict[str, float] = {}
@@ -222,6 +227,25 @@ class Accounts(Collector):
                 missed += count
             found[task] = on_time, missed
         return found
+
+    def latencies(self, tasks: Sequence[str]) -> NDArray[np.float64]:
+        """Returns complete answers of tasks by `latency_buckets`, and what never was complete.
+
+        It takes time in proportion to tasks times tiers.
+
+        Returns:
+            A row per task; its last entry counts requests on time or late without an answer.
+        """
+        index = {name: k for k, name in enumerate(tasks)}
+        counts_KW = np.zeros((len(tasks), latency_buckets.BUCKET_COUNT + 1))
+        for (task, _, outcome), count in self._requests.items():
+            if task in index and outcome in (Outcome.ON_TIME, Outcome.LATE):
+                counts_KW[index[task], -1] += count
+        for (task, _), tally in self._latencies.items():
+            if task in index:
+                counts_KW[index[task], :-1] += np.add.reduceat(tally.counts, _SHARED_STARTS)
+        counts_KW[:, -1] = np.maximum(0.0, counts_KW[:, -1] - counts_KW[:, :-1].sum(axis=1))
+        return counts_KW
 
     def on_offered(self) -> None:
         """Counts a request that passed the checks."""
@@ -257,7 +281,7 @@ class Accounts(Collector):
         if job.is_complete:
             tally = self._latencies.get((task, tier))
             if tally is None:
-                tally = self._latencies[task, tier] = Tally(_LATENCY_BUCKETS_S)
+                tally = self._latencies[task, tier] = Tally(_FINE_S)
             tally.observe(job.end_s - job.arrival_s)
 
     def collect(self) -> Iterator[Metric]:
@@ -277,7 +301,7 @@ class Accounts(Collector):
             labels=["task", "tier"],
         )
         for (task, tier), tally in self._latencies.copy().items():
-            latency.add_metric([task, tier or NO_TIER], tally.buckets(), tally.total)
+            latency.add_metric([task, tier or NO_TIER], tally.buckets(_WAIT_BUCKETS_S), tally.total)
         yield latency
         yield HistogramMetricFamily(
             "tiercel_decision_seconds",

@@ -1,4 +1,4 @@
-"""How the tasks' targets were met over the last minute."""
+"""How the tasks' targets were met over the last minute, and when their answers came."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.router_inference.records.router_counts import RouterCounts
 
 WINDOW_S = 60.0
 _STEP_S = 1.0
 
 _Counted = Mapping[str, tuple[int, int]]
+_Latencies = NDArray[np.float64]
 
 
 class Attainment(NamedTuple):
@@ -46,16 +50,25 @@ class Attainments:
         """
         self._counts = counts
         self._targets = targets
-        self._history: deque[tuple[float, _Counted]] = deque()
+        self._history: deque[tuple[float, _Counted, _Latencies]] = deque()
+        self._latencies: _Latencies = np.zeros((0, 0))
 
     def note(self, now_s: float) -> None:
         """Remembers what is counted up to now; call it about once a second."""
         history = self._history
         if history and now_s - history[-1][0] < _STEP_S:
             return
-        history.append((now_s, self._counts.by_task()))
+        history.append((now_s, self._counts.by_task(), self._counts.latencies()))
         while len(history) > 1 and now_s - history[1][0] >= WINDOW_S:
             history.popleft()
+        before_KW, now_KW = history[0][2], history[-1][2]
+        # A task that came with other settings has no row yet in the older ones.
+        before_KW = np.vstack([before_KW, np.zeros_like(now_KW[len(before_KW) :])])
+        self._latencies = np.maximum(0.0, now_KW - before_KW)
+
+    def latencies(self) -> dict[str, NDArray[np.float64]]:
+        """Returns `Accounts.latencies` of about the last minute, by task."""
+        return dict(zip(self._counts.tasks, self._latencies, strict=False))
 
     def read(self) -> list[Attainment]:
         """Returns what came of the targets, in the tasks' order."""

@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common.latency_buckets import BUCKET_COUNT
 from services.router_inference.records.accounts import Accounts, Counts
 from services.router_inference.workers.siblings import NoSiblings
 
@@ -15,6 +16,7 @@ _NAMES = tuple(field.name for field in fields(Counts))
 _ENDS = [_NAMES.index(name) for name in ("on_time", "late", "refused", "cancelled", "failed")]
 _MOST_TASKS = 64
 """Tasks of which workers tell each other; their numbers may grow while a router serves."""
+_LATENCY_WIDTH = BUCKET_COUNT + 1
 _OFFERED, _FAILED = _NAMES.index("offered"), _NAMES.index("failed")
 
 
@@ -34,10 +36,17 @@ class RouterCounts:
         self.tasks = tasks
         """Names of the mesh's tasks; all workers have them in one order."""
         self._siblings = siblings
+        self._latencies = np.zeros((_MOST_TASKS, _LATENCY_WIDTH))
 
-    def show(self) -> None:
-        """Shows the siblings what this worker has counted up to now."""
+    def show(self, *, is_last: bool = False) -> None:
+        """Shows the siblings what this worker has counted up to now.
+
+        Args:
+            is_last: whether it counts no more; latencies are as `latencies` read them last else.
+        """
         own = self._accounts
+        if is_last:
+            self._read_latencies()
         counts = [own.counts, *(own.tier_counts.get(tier) or Counts() for tier in self._tiers)]
         values = [float(getattr(each, name)) for each in counts for name in _NAMES]
         by_task = self._accounts.by_task()
@@ -45,6 +54,7 @@ class RouterCounts:
             values += map(float, by_task.get(task, (0, 0)))
         row = np.zeros(counts_width(self._tiers))
         row[: len(values)] = values
+        row[_latency_start(self._tiers) :] = self._latencies.ravel()
         self._siblings.show_counts(row)
 
     def read(self) -> tuple[Counts, Mapping[str, Counts]]:
@@ -61,12 +71,30 @@ class RouterCounts:
         if self._siblings.is_alone:
             return self._accounts.by_task()
         self.show()
-        rows = self._siblings.all_counts()[_ends_width(self._tiers) :].reshape(-1, 2).tolist()
+        start, end = _ends_width(self._tiers), _latency_start(self._tiers)
+        rows = self._siblings.all_counts()[start:end].reshape(-1, 2).tolist()
         tasks = self.tasks[:_MOST_TASKS]
         return {
             task: (round(on_time), round(missed))
             for task, (on_time, missed) in zip(tasks, rows, strict=False)
         }
+
+    def latencies(self) -> NDArray[np.float64]:
+        """Returns `Accounts.latencies` of the router, of the first tasks it has room for.
+
+        It takes the longer the more tasks and tiers there are; call it about once a second.
+        """
+        self._read_latencies()
+        counts = self._latencies
+        if not self._siblings.is_alone:
+            self.show()
+            shared = self._siblings.all_counts()[_latency_start(self._tiers) :]
+            counts = shared.reshape(-1, _LATENCY_WIDTH)
+        return counts[: len(self.tasks)].copy()
+
+    def _read_latencies(self) -> None:
+        tasks = self.tasks[:_MOST_TASKS]
+        self._latencies[: len(tasks)] = self._accounts.latencies(tasks)
 
     @property
     def in_flight(self) -> int:
@@ -77,6 +105,10 @@ class RouterCounts:
 
 def counts_width(tiers: Sequence[str]) -> int:
     """Returns how many numbers a worker's counts are."""
+    return _latency_start(tiers) + _MOST_TASKS * _LATENCY_WIDTH
+
+
+def _latency_start(tiers: Sequence[str]) -> int:
     return _ends_width(tiers) + 2 * _MOST_TASKS
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from router.types import SloKind, Task
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
-from services.common.times import timestamp_of
+from services.common.times import duration_of, timestamp_of
 from services.router_inference.records.accounts import Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import RouterCounts
@@ -39,6 +41,10 @@ _FLOAT32 = np.dtype("<f4")
 _MOST_CANDIDATES = 10_000
 _MOST_CANDIDATES_BYTES = 192 * 1024
 _CANDIDATE_BYTES = 20
+_SLO_KINDS = {
+    SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
+    SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
+}
 
 
 class StateReader:
@@ -248,6 +254,8 @@ def router_load(
     activation: int,
     policy_refusal: str,
     attainments: Sequence[Attainment],
+    latencies: Mapping[str, NDArray[np.float64]],
+    target_pressure: float,
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -266,6 +274,7 @@ def router_load(
         activation=activation,
         policy_refusal=policy_refusal,
         outcomes=_counts(whole),
+        target_pressure=target_pressure,
     )
     loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
@@ -278,7 +287,25 @@ def router_load(
             on_time_count=task.on_time,
             missed_count=task.missed,
         )
+    for known in view.fleet.catalog.tasks:
+        if known.name in latencies:
+            _write_latency(message.task_latencies.add(), known, latencies[known.name])
     return message
+
+
+def _write_latency(
+    message: system_state_pb2.TaskLatency, task: Task, counts: NDArray[np.float64]
+) -> None:
+    """Writes a row of `Accounts.latencies`, empty buckets at both ends left out."""
+    answers = counts[:-1]
+    filled = np.flatnonzero(answers)
+    first, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
+    message.task = task.name
+    message.default_deadline.CopyFrom(duration_of(task.default_deadline_s))
+    message.slo_kind = _SLO_KINDS[task.slo_kind]
+    message.answer_counts.extend(answers[first:end].astype(np.int64).tolist())
+    message.first_bucket = first
+    message.cut_off_count = int(counts[-1])
 
 
 def _counts(counts: Counts) -> system_state_pb2.OutcomeCounts:

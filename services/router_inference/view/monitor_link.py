@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from services.router_inference.health_notes import (
     REPORTS_REFUSED,
     HealthNotes,
 )
+from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
@@ -27,6 +29,7 @@ from services.router_inference.workers.siblings import NoSiblings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 
+_LATENCIES_INTERVAL_S = 1.0
 _REFUSALS = (
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -51,6 +54,7 @@ class MonitorLink:
         counts: RouterCounts,
         targets: Targets,
         attainments: Attainments,
+        hold: TargetHold,
         siblings: NoSiblings,
         slot: PolicySlot,
         notes: HealthNotes,
@@ -68,6 +72,7 @@ class MonitorLink:
         self._counts = counts
         self._targets = targets
         self._attainments = attainments
+        self._hold = hold
         self._siblings = siblings
         self._slot = slot
         self._notes = notes
@@ -146,12 +151,15 @@ class MonitorLink:
     async def _reports(
         self, works: Callable[[], None]
     ) -> AsyncIterator[monitor_pb2.ReportTrafficRequest]:
-        sent_count, loads = 0, LoadWriter()
+        sent_count, loads, latencies_s = 0, LoadWriter(), -math.inf
         while True:
             if not self._siblings.is_reporter():
                 # gRPC breaks the stream off. An orderly end would say that the router leaves, and
                 # another worker reports from now on.
                 raise _TurnOverError
+            now_s = self._clock.monotonic_s()
+            if tells_latencies := now_s - latencies_s >= _LATENCIES_INTERVAL_S:
+                latencies_s = now_s
             load = router_load(
                 router_id=self._router_id,
                 epoch=self._epoch,
@@ -163,9 +171,11 @@ class MonitorLink:
                 activation=self._slot.activation,
                 policy_refusal=self._slot.refusal,
                 attainments=self._attainments.read(),
+                latencies=self._attainments.latencies() if tells_latencies else {},
+                target_pressure=self._hold.pressure(),
                 loads=loads,
                 packs=self._packs,
-                now_s=self._clock.monotonic_s(),
+                now_s=now_s,
                 now_ns=self._clock.wall_ns(),
             )
             yield monitor_pb2.ReportTrafficRequest(load=load)

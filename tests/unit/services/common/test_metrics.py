@@ -17,6 +17,15 @@ def test_buckets_are_cumulative_and_hold_their_bound() -> None:
     assert tally.total == pytest.approx(5.6)
 
 
+def test_a_page_may_tell_fewer_buckets_than_are_counted() -> None:
+    """What is left out is part of the next one."""
+    tally = Tally((0.1, 0.2, 1.0))
+    for value in (0.05, 0.15, 0.5, 2.0):
+        tally.observe(value)
+    assert tally.buckets((0.1, 1.0)) == [("0.1", 1.0), ("1.0", 3.0), ("+Inf", 4.0)]
+    assert list(tally.counts) == [1, 1, 1, 1]
+
+
 def test_a_scrape_tells_calls_by_method_code_and_reason() -> None:
     """A method is there with zeros from its start; an error stands under its reason."""
     registry = CollectorRegistry()

@@ -75,6 +75,11 @@ def load_of(**fields: Any) -> pb.RouterLoad:
     return pb.RouterLoad(**(whole | fields))
 
 
+def latency_of(**fields: Any) -> pb.RouterLoad:
+    """Returns a report of one task's latency."""
+    return load_of(task_latencies=[pb.TaskLatency(**({"task": "a"} | fields))])
+
+
 def entry(**fields: Any) -> pb.CandidateLoad:
     """Returns the load of one candidate."""
     return pb.CandidateLoad(**({"candidate": CANDIDATE} | fields))
@@ -118,6 +123,21 @@ def packed_of(
         ),
         (load_of(tier_outcomes=[pb.TierOutcomeCounts(tier="a")] * 65), "load.tier_outcomes"),
         (load_of(tier_outcomes=[pb.TierOutcomeCounts()]), "load.tier_outcomes[0].tier"),
+        (load_of(target_pressure=math.nan), "load.target_pressure"),
+        (load_of(task_latencies=[pb.TaskLatency(task="a")] * 65), "load.task_latencies"),
+        (latency_of(task=""), "load.task_latencies[0].task"),
+        (
+            latency_of(default_deadline=Duration(seconds=-1)),
+            "load.task_latencies[0].default_deadline",
+        ),
+        (latency_of(cut_off_count=-1), "load.task_latencies[0].cut_off_count"),
+        (latency_of(first_bucket=130), "load.task_latencies[0].first_bucket"),
+        (
+            latency_of(first_bucket=129, answer_counts=[1, 1]),
+            "load.task_latencies[0].answer_counts",
+        ),
+        (latency_of(answer_counts=[0, -1]), "load.task_latencies[0].answer_counts"),
+        (latency_of(answer_counts=[0, _MOST]), "load.task_latencies[0].answer_counts"),
         (
             load_of(
                 tier_outcomes=[
@@ -170,6 +190,19 @@ def test_a_report_of_empty_loads_is_refused_in_few_words(count: int) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         convert.report_from_message(load)
     assert len(caught.value.violations) <= MAX_VIOLATIONS
+
+
+def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:
+    """A router tells of them once a second, and every state has them."""
+    first = convert.report_from_message(latency_of(cut_off_count=7))
+    second = convert.report_from_message(load_of(sequence=2), told_latencies=first.latencies)
+    (read,), _ = read_reports(stored_reports([second], NO_ORDER, by_name=False), NO_ORDER)
+    whole = pb.RouterLoad.FromString(read.encoded)
+    assert [(each.task, each.cut_off_count) for each in whole.task_latencies] == [("a", 7)]
+    assert replace(read, loads=second.loads) == second
+    third = convert.report_from_message(latency_of(cut_off_count=8), told_latencies=first.latencies)
+    told = pb.RouterLoad.FromString(third.encoded).task_latencies
+    assert [each.cut_off_count for each in told] == [8]
 
 
 def test_an_order_is_told_once() -> None:

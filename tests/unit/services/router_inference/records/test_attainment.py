@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from services.router_inference.records.attainment import Attainment, Attainments
 
 
@@ -13,8 +15,15 @@ class Counted:
 
     def __init__(self) -> None:
         self.on_time = self.missed = 0
-        counts: Any = SimpleNamespace(by_task=lambda: {"copa": (self.on_time, self.missed)})
+        counts: Any = SimpleNamespace(
+            tasks=["copa", "piqa"],
+            by_task=lambda: {"copa": (self.on_time, self.missed)},
+            latencies=self._latencies,
+        )
         self.found = Attainments(counts, lambda: {"copa": (0.999, 0.99), "piqa": (0.9, 0.9)})
+
+    def _latencies(self) -> Any:
+        return np.array([[self.on_time, 0.0, self.missed], [0.0, 0.0, 0.0]])
 
     def run(self, start_s: int, end_s: int, on_time: int, missed: int) -> None:
         """Answers so much each second, and notes it twice as often."""
@@ -33,6 +42,9 @@ def test_counts_are_those_of_the_last_minute() -> None:
     copa, piqa = counted.found.read()
     assert copa == Attainment("copa", 0.999, 0.99, 610, 61)
     assert piqa == Attainment("piqa", 0.9, 0.9, 0, 0)
+    latencies = counted.found.latencies()
+    assert latencies["copa"].tolist() == [600.0, 0.0, 60.0]
+    assert latencies["piqa"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_router_that_has_just_begun_tells_what_it_has() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from prometheus_client import CollectorRegistry
 
-from services.router_inference.job import Outcome
+from services.common.latency_buckets import quantile_s
+from services.router_inference.job import Outcome, StepDown
 from services.router_inference.records.accounts import Accounts, Counts, RouterMetrics
 from services.router_inference.records.router_counts import (
     RouterCounts,
@@ -78,3 +83,48 @@ def test_what_a_killed_worker_had_under_way_has_failed() -> None:
     whole, _ = second.read()
     assert (whole.offered, whole.on_time, whole.failed) == (12, 9, 2)
     assert second.in_flight == 1
+
+
+def test_latencies_of_all_workers_add_up() -> None:
+    """Those of a worker that was killed among them, as it showed them last."""
+    memory = Memory(worker_count=2, counts_width=counts_width(TIERS))
+    first = counts_of(SharedSiblings(memory, 1), 0, 0)
+    second = counts_of(SharedSiblings(memory, 2), 0, 0)
+    for counts, latency_s in ((first, 0.05), (second, 0.2)):
+        answer(counts, latency_s)
+        counts.show(is_last=True)
+    memory.retire(1, as_ended)
+    copa, piqa = second.latencies()
+    assert copa[:-1].sum() == 2
+    assert copa[-1] == 0
+    assert quantile_s(copa[:-1].tolist(), 0, 0.5) == pytest.approx(0.05, rel=0.1)
+    assert quantile_s(copa[:-1].tolist(), 0, 1.0) == pytest.approx(0.2, rel=0.1)
+    # Two of each worker were late and have no complete answer.
+    assert (piqa[:-1].sum(), piqa[-1]) == (0, 4)
+
+
+def test_latencies_are_not_read_anew_for_every_report() -> None:
+    """Reading them takes time in proportion to tasks and tiers; siblings see the last reading."""
+    memory = Memory(worker_count=2, counts_width=counts_width(TIERS))
+    first = counts_of(SharedSiblings(memory, 1), 0, 0)
+    second = counts_of(SharedSiblings(memory, 2), 0, 0)
+    first.latencies()
+    answer(first, 0.05)
+    first.show()
+    assert second.latencies()[0, :-1].sum() == 0
+    first.latencies()
+    assert second.latencies()[0, :-1].sum() == 1
+
+
+def answer(counts: RouterCounts, latency_s: float) -> None:
+    """Has a worker answer a request of the first task."""
+    job: Any = SimpleNamespace(
+        tier="large",
+        task=SimpleNamespace(name="copa"),
+        reason="",
+        step_down=StepDown.NONE,
+        is_complete=True,
+        arrival_s=0.0,
+        end_s=latency_s,
+    )
+    counts._accounts.on_end(job, Outcome.ON_TIME, 1.0)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.load_monitor.convert import report_from_message
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState, SeenTarget
 from services.router_inference.workers.siblings import NoSiblings
-from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2, system_state_pb2
@@ -84,8 +85,32 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
     """The trainer reads there whether this router uses it, and why not."""
     rig = make_rig()
     rig.core.slot.promote(Promoted("nonsense", "", b"", b"", 5))
+    load = report_of(rig)
+    told = (load.policy, load.activation, load.policy_refusal)
+    assert told == ("static-large", 5, "POLICY_UNKNOWN")
+    tasks = [(each.task, each.target, each.settings_target) for each in load.task_attainments]
+    assert tasks == [("hard", 0.99, 0.99), ("soft", 0.0, 0.0), ("first", 0.99, 0.99)]
+
+
+@scenario
+async def test_a_report_tells_when_answers_of_each_task_came() -> None:
+    """Of the last minute, beside the deadline; the monitor takes it in."""
+    rig = make_rig()
+    rig.core.attainments.note(rig.clock.monotonic_s())
+    await rig.answer(rig.job())
+    rig.core.attainments.note(rig.clock.monotonic_s() + 1.0)
+    load = report_of(rig)
+    hard, soft, first = load.task_latencies
+    assert (hard.task, sum(hard.answer_counts), hard.cut_off_count) == ("hard", 1, 0)
+    assert (len(soft.answer_counts), first.slo_kind) == (0, common_pb2.SLO_KIND_FIRST_TOKEN)
+    assert hard.default_deadline.ToTimedelta().total_seconds() > 0.0
+    assert report_from_message(load).latencies
+
+
+def report_of(rig: Rig) -> system_state_pb2.RouterLoad:
+    """What a router reports."""
     slot = rig.core.slot
-    load = router_load(
+    return router_load(
         router_id="r1",
         epoch=1,
         sequence=1,
@@ -96,15 +121,13 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
         activation=slot.activation,
         policy_refusal=slot.refusal,
         attainments=rig.core.attainments.read(),
+        latencies=rig.core.attainments.latencies(),
+        target_pressure=rig.core.hold.pressure(),
         loads=LoadWriter(),
         packs=True,
         now_s=rig.clock.monotonic_s(),
         now_ns=rig.clock.wall_ns(),
     )
-    told = (load.policy, load.activation, load.policy_refusal)
-    assert told == ("static-large", 5, "POLICY_UNKNOWN")
-    tasks = [(each.task, each.target, each.settings_target) for each in load.task_attainments]
-    assert tasks == [("hard", 0.99, 0.99), ("soft", 0.0, 0.0), ("first", 0.99, 0.99)]
 
 
 def others(count: int = 1, **fields: Any) -> load_monitor_service_pb2.WatchSystemStateResponse:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from services.local.live import StateTracker, tier_order
+from services.common.latency_buckets import BOUNDS_S
+from services.common.live import StateTracker, facts_json, tier_order
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -78,3 +82,59 @@ def test_a_router_that_restarts_does_not_make_rates_negative() -> None:
 def test_tiers_come_in_the_order_in_which_endpoints_list_them() -> None:
     """That is the settings' order, lowest quality first."""
     assert tier_order(state_at(100.0, 0, 0, 0.0, 0)) == ("small", "large")
+
+
+def with_task(answers: int, cut_off: int) -> pb.SystemState:
+    """A state of two routers that tell the same of one task, its answers after 128 ms."""
+    state = state_at(100.0, 0, 0, 0.0, 0)
+    latency = pb.TaskLatency(
+        task="sort",
+        slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN,
+        answer_counts=[answers],
+        first_bucket=BOUNDS_S.index(0.128),
+        cut_off_count=cut_off,
+    )
+    latency.default_deadline.FromMilliseconds(200)
+    attainment = pb.TaskAttainment(
+        task="sort", target=0.99, settings_target=0.99, on_time_count=answers, missed_count=cut_off
+    )
+    for router, pressure in ((state.routers[0], 0.5), (state.routers.add(router_id="r2"), 1.5)):
+        router.target_pressure = pressure
+        router.task_latencies.append(latency)
+        router.task_attainments.append(attainment)
+    return state
+
+
+def test_latencies_are_of_all_routers_and_count_what_was_cut_off() -> None:
+    """Two of a hundred were cut off: the 99th percentile lies beyond every answer."""
+    facts = StateTracker().push(with_task(98, 2))
+    latency = facts.latencies["sort"]
+    assert (latency.deadline_s, latency.is_first_token) == (0.2, True)
+    assert latency.p50_s == pytest.approx(0.125, rel=0.05)
+    assert latency.p99_s == math.inf
+    assert (facts.pressure, facts.wall_s) == (1.5, 100.0)
+    assert StateTracker().push(with_task(0, 0)).latencies["sort"].p50_s is None
+
+
+def test_json_has_pairs_as_rows_and_tasks_with_their_latency() -> None:
+    """JSON has no keys of two parts and no infinity."""
+    facts = facts_json(StateTracker().push(with_task(98, 2)))
+    shown = json.loads(json.dumps(facts, allow_nan=False))
+    assert shown["queue_depth"] == [{"tier": "large", "endpoint": "e", "count": 2}]
+    assert shown["in_flight"] == [{"tier": "large", "endpoint": "e", "count": 3}]
+    (task,) = shown["tasks"]
+    assert (task["task"], task["target"], task["attained"]) == ("sort", 0.99, 0.98)
+    assert (task["deadline_s"], task["p99_s"]) == (0.2, None)
+    old = with_task(98, 2)
+    for router in old.routers:
+        del router.task_latencies[:]
+    assert facts_json(StateTracker().push(old))["tasks"][0]["deadline_s"] is None
+
+
+@pytest.mark.parametrize("later_s", [3_600.0, -3_600.0])
+def test_what_was_seen_long_ago_is_no_beginning_of_a_rate(later_s: float) -> None:
+    """Nobody looked for an hour, or the clock was set back: the window starts anew."""
+    tracker = StateTracker()
+    tracker.push(state_at(100_000.0, 10, 10, 9.0, 10))
+    facts = tracker.push(state_at(100_000.0 + later_s, 1_000, 1_000, 900.0, 1_000))
+    assert (facts.rate_rps, facts.on_time_share) == (0.0, None)

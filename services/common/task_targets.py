@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -74,3 +75,30 @@ def in_force_text(targets: Mapping[float, int]) -> str:
     if len(targets) > 1:
         return ", ".join(f"{target_text(each)} at {n}" for each, n in sorted(targets.items()))
     return target_text(next(iter(targets), None))
+
+
+def target_facts(found: TaskTarget) -> dict[str, Any]:
+    """What JSON shows of a task's target."""
+    override = found.override
+    return {
+        "task": found.task,
+        "target": found.wanted,
+        "settings_target": found.settings_target,
+        "in_force": [{"target": t, "routers": n} for t, n in sorted(found.targets.items())],
+        "attained": found.attained,
+        "on_time_count": found.on_time_count,
+        "missed_count": found.missed_count,
+        "set_by": override.set_by if override else "",
+        "set_time": moment_text(override.set_time) if override else "",
+        "expire_time": _expire_text(override) if override else "",
+        "reason": override.reason if override else "",
+    }
+
+
+def _expire_text(override: pb.TargetOverride) -> str:
+    return moment_text(override.expire_time) if override.HasField("expire_time") else ""
+
+
+def moment_text(moment: Any) -> str:
+    """Returns a timestamp to the second."""
+    return str(moment.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC"))

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from services.common.latency_buckets import BUCKET_COUNT, quantile_s
+from services.common.task_targets import TaskTarget, target_facts, task_targets
 from services.common.times import seconds_of
-from services.local.task_targets import TaskTarget, task_targets
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
 WINDOW_S = 2.0
-"""Rates and shares are over this much time."""
+"""Rates and shares are over this much time; those of single tasks over about a minute."""
+_OLDEST_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskLatency:
+    """When one task's answers came over about a minute, beside their deadline.
+
+    A request that was cut off counts as longer than every answer.
+
+    Attributes:
+        deadline_s: Deadline of requests that bring none.
+        is_first_token: Whether that is the deadline of the first token, not of the whole answer.
+        p50_s: Median time to the complete answer; None if there was none, infinite if it lies
+            among what was cut off.
+        p99_s: 99th percentile of the same.
+    """
+
+    deadline_s: float
+    is_first_token: bool
+    p50_s: float | None
+    p99_s: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +57,9 @@ class LiveFacts:
         policies: Router id to policy and version.
         health: Endpoint to health and its reason.
         tasks: How each task's target stands, over about a minute.
+        latencies: When the answers of a task came, by its name.
+        pressure: Highest pressure by which a router holds targets; 0 = no task misses its target.
+        wall_s: When the state was published, seconds since 1970.
     """
 
     rate_rps: float
@@ -43,7 +72,10 @@ class LiveFacts:
     queue_depth: Mapping[tuple[str, str], int]
     policies: Mapping[str, str]
     health: Mapping[str, str]
-    tasks: Sequence[TaskTarget] = ()
+    tasks: Sequence[TaskTarget]
+    latencies: Mapping[str, TaskLatency]
+    pressure: float
+    wall_s: float
 
 
 Totals = tuple[float, collections.Counter[str], collections.Counter[str]]
@@ -62,6 +94,9 @@ class StateTracker:
         now_s = seconds_of(state.publish_time)
         totals, tiers = _totals(state)
         self._history.append((now_s, totals, tiers))
+        # What was seen long ago, or before the clock was set back, is no beginning of a rate.
+        while not 0.0 <= now_s - self._history[0][0] <= max(_OLDEST_S, self._window_s):
+            self._history.popleft()
         while len(self._history) > 2 and now_s - self._history[1][0] >= self._window_s:
             self._history.popleft()
         then_s, before, tiers_before = self._history[0]
@@ -115,7 +150,53 @@ def _facts(
         policies={r.router_id: f"{r.policy} {r.policy_version}".strip() for r in state.routers},
         health={each.endpoint.endpoint: _health(each) for each in state.endpoints},
         tasks=task_targets(state),
+        latencies=_latencies(state),
+        pressure=max((router.target_pressure for router in state.routers), default=0.0),
+        wall_s=seconds_of(state.publish_time),
     )
+
+
+def _latencies(state: pb.SystemState) -> dict[str, TaskLatency]:
+    told: dict[str, list[pb.TaskLatency]] = {}
+    for router in state.routers:
+        for task in router.task_latencies:
+            told.setdefault(task.task, []).append(task)
+    found = {}
+    for name, tasks in told.items():
+        answers = np.zeros(BUCKET_COUNT)
+        for task in tasks:
+            counts = np.array(task.answer_counts, dtype=np.float64)
+            answers[task.first_bucket : task.first_bucket + len(counts)] += counts
+        cut_off = sum(task.cut_off_count for task in tasks)
+        found[name] = TaskLatency(
+            deadline_s=seconds_of(tasks[0].default_deadline),
+            is_first_token=tasks[0].slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN,
+            p50_s=quantile_s(answers.tolist(), cut_off, 0.5),
+            p99_s=quantile_s(answers.tolist(), cut_off, 0.99),
+        )
+    return found
+
+
+def facts_json(facts: LiveFacts) -> dict[str, Any]:
+    """The facts for machines: pairs of tier and endpoint as rows, each task with its latency.
+
+    A latency is null where there is none, and where it lies among what was cut off: the share in
+    time tells the two apart.
+    """
+    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=()))
+    for name in ("in_flight", "queue_depth"):
+        rows = getattr(facts, name).items()
+        fields[name] = [
+            {"tier": tier, "endpoint": endpoint, "count": count} for (tier, endpoint), count in rows
+        ]
+    latencies = fields.pop("latencies")
+    for row in latencies.values():
+        for name in ("p50_s", "p99_s"):
+            if row[name] is not None and math.isinf(row[name]):
+                row[name] = None
+    none = dict.fromkeys(field.name for field in dataclasses.fields(TaskLatency))
+    fields["tasks"] = [target_facts(each) | latencies.get(each.task, none) for each in facts.tasks]
+    return fields
 
 
 def _health(state: pb.EndpointState) -> str:
