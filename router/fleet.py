@@ -59,6 +59,7 @@ class EndpointSpec:
         profile: name of its latency profile; empty = the default one.
         metrics_address: host:port of Prometheus metrics; empty = none.
         speed: speed relative to the profile, > 0.
+        http_address: host:port of the same server's HTTP; empty = none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class EndpointSpec:
     profile: str = ""
     metrics_address: str = ""
     speed: float = 1.0
+    http_address: str = ""
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,13 @@ def add(
     device: Annotated[str, typer.Option(help="Device its tiers share [default: its name].")] = "",
     profile: Annotated[str, typer.Option(help="Latency profile [default: the mesh's].")] = "",
     metrics: Annotated[str, typer.Option(help="Address of its Prometheus metrics.")] = "",
+    http: Annotated[str, typer.Option(help="Address of its HTTP, for gateways.")] = "",
     mesh: MeshOption = "",
     config: ConfigOption = None,
     monitor: MonitorOption = "",
 ) -> None:
     """Add an endpoint; it gets traffic once it is ready."""
-    for option, text in (("ADDRESS", address), ("--metrics", metrics)):
+    for option, text in (("ADDRESS", address), ("--metrics", metrics), ("--http", http)):
         if text or option == "ADDRESS":
             _check(option, text)
     tiers = [_served(each) for each in tier]
@@ -70,6 +71,7 @@ def add(
         tiers=tiers,
         profile=profile,
         metrics_address=metrics,
+        http_address=http,
     )
     where = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     call("load monitor", where, "AddEndpoint", pb.AddEndpointRequest(endpoint=endpoint))

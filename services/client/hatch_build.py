@@ -9,6 +9,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+_OTHERS = {"envoy/v3": "envoy/service/ext_proc/v3"}
+"""Contracts of others, by the place of their stubs below `tiercel`: no package here is theirs."""
+
 
 class StubBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Runs protoc over every .proto, so that `pip install` alone yields importable stubs."""
@@ -23,6 +26,8 @@ class StubBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 def generate_stubs(root: Path) -> None:
     """Writes `tiercel/<name>/**` of each `protos/tiercel/<name>`: messages, services, their types.
 
+    What others wrote the contract of is written below `tiercel` too, see `_OTHERS`.
+
     Args:
         root: The client's folder; the protos lie in it (a source distribution) or in the checkout
             around it.
@@ -33,10 +38,13 @@ def generate_stubs(root: Path) -> None:
     from grpc_tools import protoc
 
     protos = next(path for path in (root / "protos", root.parents[1] / "protos") if path.is_dir())
-    folders = [root / "tiercel" / path.name for path in (protos / "tiercel").iterdir()]
+    names = {path.name for path in (protos / "tiercel").iterdir()}
+    names |= {place.partition("/")[0] for place in _OTHERS}
+    folders = [root / "tiercel" / name for name in sorted(names)]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    includes = [str(Path(protoc.__file__).parent / "_proto"), str(protos)]
+    others = [f"tiercel/{place}={protos / below}" for place, below in _OTHERS.items()]
+    includes = [str(Path(protoc.__file__).parent / "_proto"), *others, str(protos)]
     plugin_dir = Path(sys.executable).parent
     plugins = [
         f"--plugin=protoc-gen-{name}={plugin_dir / f'protoc-gen-{name}'}"
@@ -48,7 +56,7 @@ def generate_stubs(root: Path) -> None:
         *(f"-I{include}" for include in includes),
         *plugins,
         *(f"--{kind}_out={root}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
-        *(str(path) for path in sorted(protos.glob("tiercel/**/*.proto"))),
+        *(str(path) for path in sorted(protos.glob("**/*.proto"))),
     ]
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc failed on protos/; its message is above")

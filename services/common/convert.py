@@ -16,6 +16,7 @@ def endpoint_of_settings(entry: EndpointSettings, profile: str = "") -> Endpoint
         models={tier: entry.models.get(tier, tier) for tier in entry.tiers},
         profile=profile,
         metrics_address=entry.metrics_address,
+        http_address=entry.http_address,
     )
 
 
@@ -28,6 +29,7 @@ def endpoint_of_message(message: common_pb2.Endpoint) -> EndpointSpec:
         models={served.tier: served.model_name or served.tier for served in message.tiers},
         profile=message.profile,
         metrics_address=message.metrics_address,
+        http_address=message.http_address,
         speed=message.speed or 1.0,
     )
 
@@ -44,5 +46,6 @@ def message_of_endpoint(spec: EndpointSpec) -> common_pb2.Endpoint:
         ],
         profile=spec.profile,
         metrics_address=spec.metrics_address,
+        http_address=spec.http_address,
         speed=spec.speed,
     )

@@ -52,18 +52,13 @@ class Server(Protocol):
     """What a service is reached by: gRPC's server, or one of HTTP."""
 
     @property
-    def protocol(self) -> str:
-        """What it speaks, `grpc` or `http`."""
-        ...
-
-    @property
     def address(self) -> HostPort:
         """Where it listens."""
         ...
 
     @property
-    def operate_address(self) -> HostPort | None:
-        """Where operating calls are served, None if that is `address`."""
+    def addresses(self) -> Mapping[str, HostPort]:
+        """All of them by what for, `address` by what it speaks: `grpc` or `http`."""
         ...
 
     async def start(self) -> None:
@@ -391,9 +386,7 @@ def _install_signal_handlers(stop: asyncio.Event, hang_up: asyncio.Event) -> Non
 
 
 def _addresses(running: Running) -> dict[str, str]:
-    addresses = {running.server.protocol: str(running.server.address)}
-    if running.server.operate_address is not None:
-        addresses["operate"] = str(running.server.operate_address)
+    addresses = {place: str(address) for place, address in running.server.addresses.items()}
     if running.metrics_address:
         addresses["metrics"] = running.metrics_address
     return addresses

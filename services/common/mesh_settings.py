@@ -82,6 +82,8 @@ class EndpointSettings(SettingsModel):
     """Latency profile of its device; empty means the mesh's."""
     metrics_address: OptionalAddress = ""
     """HTTP address of its Prometheus metrics; empty means it is not scraped."""
+    http_address: OptionalAddress = ""
+    """HTTP address of the same server, where Envoy sends requests; empty means it gets none."""
 
 
 class MeshSettings(SettingsModel):
@@ -121,7 +123,8 @@ class MeshSettings(SettingsModel):
     def may_be_endpoint(self, address: str) -> bool:
         """Returns whether an endpoint may have an address (or one its metrics)."""
         return any(
-            address in (entry.address, entry.metrics_address) for entry in self.endpoints
+            address in (entry.address, entry.metrics_address, entry.http_address)
+            for entry in self.endpoints
         ) or any(matches(pattern, address) for pattern in self.endpoint_addresses)
 
     @classmethod

@@ -33,6 +33,10 @@ _LIBRARY_LIMIT_FACTOR = 4
 _LIBRARY_PENDING_CALLS = 100_000
 _REFUSED_AT_ONCE = 10_000
 """Calls of one connection beyond those that may run; further ones wait at their client."""
+GRPC, OPERATE = "grpc", "operate"
+"""Names of a server's own addresses."""
+LIVENESS = "liveness"
+"""Name by which health says that the process answers, ready or not."""
 _MS_PER_S = 1_000
 _UNPROTECTED = Access()
 _OWN_WATCHES = (
@@ -75,17 +79,27 @@ class ServiceDefinition:
         full_name: Its protobuf name, e.g. `tiercel.trainer.v1.TrainerService`.
         register: Adds the servicer to a server (a stand-in that only takes handlers).
         watches: Methods whose calls serve nobody's request: a stop ends them at once.
+        listen: An address of its own, where every caller shows a certificate if there is TLS;
+            empty serves it at the server's.
+        place: Name of that address.
+        health_names: Further names that its health is asked by.
     """
 
     full_name: str
     register: Callable[[grpc.aio.Server], None]
     watches: tuple[str, ...] = ()
+    listen: str = ""
+    place: str = ""
+    health_names: tuple[str, ...] = ()
 
 
 class _Listener:
     """One address that a server's services are served at."""
 
-    def __init__(self, server: grpc.aio.Server, wanted: HostPort, credentials: Any) -> None:
+    def __init__(
+        self, place: str, server: grpc.aio.Server, wanted: HostPort, credentials: Any
+    ) -> None:
+        self.place = place
         self.server = server
         self.address = wanted
         self.is_bound = False
@@ -109,8 +123,6 @@ class _Listener:
 class GrpcServer:
     """A built server with its health; starts, reports SERVING, and stops."""
 
-    protocol = "grpc"
-
     def __init__(
         self,
         listeners: Sequence[_Listener],
@@ -129,9 +141,9 @@ class GrpcServer:
         return self._listeners[0].address
 
     @property
-    def operate_address(self) -> HostPort | None:
-        """Where operating calls are served, None if that is `address`."""
-        return self._listeners[1].address if len(self._listeners) > 1 else None
+    def addresses(self) -> dict[str, HostPort]:
+        """Where it listens, by what for; `grpc` is `address`."""
+        return {listener.place: listener.address for listener in self._listeners}
 
     def bind(self) -> None:
         """Listens, so that the addresses are known and its own; calls wait until `start`.
@@ -214,10 +226,17 @@ async def build_server(
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
     options = _options(settings, longest_call_s, reuse_port=reuse_port)
     health_servicer = health.aio.HealthServicer()
-    names = [service.full_name for service in services]
+    names = [name for each in services for name in (each.full_name, *each.health_names)]
 
-    def listener(address: str, guard: Guard, *, asks: bool) -> _Listener:
-        """Makes a server with every service behind a guard; `asks` for client certificates."""
+    def listener(
+        place: str,
+        address: str,
+        guard: Guard,
+        served: Sequence[ServiceDefinition],
+        *,
+        asks: bool,
+    ) -> _Listener:
+        """Makes a server with services behind a guard; `asks` for client certificates."""
         table = ErrorInterceptor(
             metrics=metrics,
             clock=clock,
@@ -231,9 +250,10 @@ async def build_server(
         server = grpc.aio.server(interceptors=interceptors, options=options)
         registrar = table.around(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, registrar)
-        for service in services:
+        for service in served:
             service.register(registrar)
-        reflected = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        own = [service.full_name for service in served]
+        reflected = (*own, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(reflected), registrar
         )
@@ -243,17 +263,26 @@ async def build_server(
         wanted = parse_address(address, allow_port_zero=True)
         if not reuse_port:
             check_port_is_free(wanted)
-        return _Listener(server, wanted, credentials)
+        return _Listener(place, server, wanted, credentials)
 
+    at_home = [service for service in services if not service.listen]
     elsewhere = settings.operate_listen if access.is_split else ""
     guard = Guard(access.authenticator, elsewhere)
-    listeners = [listener(settings.listen, guard, asks=settings.client_certificates)]
+    asks = settings.client_certificates
+    listeners = [listener(GRPC, settings.listen, guard, at_home, asks=asks)]
+    known = Guard(access.authenticator)
     if elsewhere:
-        listeners.append(listener(elsewhere, Guard(access.authenticator), asks=True))
+        listeners.append(listener(OPERATE, elsewhere, known, at_home, asks=True))
+    listeners.extend(
+        listener(each.place, each.listen, known, [each], asks=True)
+        for each in services
+        if each.listen
+    )
     built = GrpcServer(listeners, health_servicer, names, calls)
     if not reuse_port:
         built.bind()
     await built.set_serving(False)
+    await health_servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
     return built
 
 

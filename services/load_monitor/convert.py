@@ -250,7 +250,7 @@ def endpoint_from_message(
     Args:
         message: The definition as a client sent it.
         tiers: The mesh's tiers; None takes any.
-        is_allowed: Tells whether an endpoint, or its metrics, may have an address.
+        is_allowed: Tells whether an endpoint, its metrics or its HTTP may have an address.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -262,7 +262,7 @@ def endpoint_from_message(
         if bad.text(field, text, _LONGEST_WORD):
             good = _WORD.fullmatch(text) is not None
             bad.require(good, field, "has other characters", "characters of [A-Za-z0-9_.-]")
-    for field in ("address", "metrics_address"):
+    for field in ("address", "metrics_address", "http_address"):
         text = getattr(message, field)
         if (text or field == "address") and bad.require(
             _is_address(text), field, "is no address", "host:port"

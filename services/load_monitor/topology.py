@@ -243,12 +243,15 @@ def _drain_s(value: object) -> float:
 def _state_bytes(spec: EndpointSpec) -> int:
     """Returns the most that an endpoint takes in a state, its gauges and reason included."""
     texts = [spec.name, spec.address, spec.device, spec.profile, spec.metrics_address]
+    texts.append(spec.http_address)
     served = [text for pair in spec.models.items() for text in pair]
     definition = sum(len(text.encode()) for text in texts + served)
     return definition + MAX_REASON_BYTES + _GAUGE_BYTES * (1 + len(spec.models))
 
 
 def _entry(spec: EndpointSpec) -> dict[str, Any]:
+    # The release before this one reads no endpoint that has an HTTP address.
+    http = {"http_address": spec.http_address} if spec.http_address else {}
     return {
         "name": spec.name,
         "address": spec.address,
@@ -256,6 +259,7 @@ def _entry(spec: EndpointSpec) -> dict[str, Any]:
         "profile": spec.profile,
         "metrics_address": spec.metrics_address,
         "speed": spec.speed,
+        **http,
         "tiers": [{"tier": tier, "model": model} for tier, model in spec.models.items()],
     }
 

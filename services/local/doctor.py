@@ -187,6 +187,13 @@ async def _endpoint(entry: EndpointSettings, tls: Tls | None) -> list[Finding]:
                 "start Triton with --allow-metrics, or take metrics_address out",
             )
         )  # fmt: skip
+    if entry.http_address and not await probes.http_ok(entry.http_address, "/v2/health/live"):
+        found.append(
+            Finding(
+                subject, BAD, f"no Triton answers at {entry.http_address}: Envoy cannot reach it",
+                "start Triton with --allow-http, or mend http_address",
+            )
+        )  # fmt: skip
     return found or [Finding(subject, GOOD, f"serves {', '.join(models)} at {entry.address}")]
 
 

@@ -162,9 +162,6 @@ class HttpServer:
         on_refusal: Told code and status of what is refused before the application.
     """
 
-    protocol = "http"
-    operate_address: HostPort | None = None
-
     def __init__(
         self,
         *,
@@ -235,6 +232,11 @@ class HttpServer:
             raise StartError(f"cannot listen on {self.address}: {cause.lower()}") from None
         self._socket = made
         self.address = HostPort(host, made.getsockname()[1])
+
+    @property
+    def addresses(self) -> dict[str, HostPort]:
+        """Where it listens, by what for."""
+        return {"http": self.address}
 
     async def start(self) -> None:
         """Accepts connections."""

@@ -26,7 +26,13 @@ from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
 from services.common.process_id import monotonic_clock_id, new_process_id
-from services.common.server import ServerSettings, ServiceDefinition, build_server
+from services.common.server import (
+    GRPC,
+    OPERATE,
+    ServerSettings,
+    ServiceDefinition,
+    build_server,
+)
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
 from services.common.supervision import BackgroundTask, Supervisor
@@ -47,10 +53,14 @@ from services.router_inference.settings import RouterInferenceSettings, Settings
 from services.router_inference.view.monitor_link import MonitorLink
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
+from tiercel.envoy.v3 import external_processor_pb2_grpc as envoy_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 NAME = "router-inference"
+ENVOY = "envoy"
+"""Name of the address at which gateways ask."""
 _SHORTEST_KEY_BYTES, _LONGEST_KEY_BYTES = 16, 1_024
 SERVICE_NAME = pb2.DESCRIPTOR.services_by_name["RouterInferenceService"].full_name
 _FLUSH_S = 2.0
@@ -145,7 +155,11 @@ class RouterInference:
     def take_place(self, place: Place) -> None:
         """Becomes one of several workers; its parent serves the metrics of all."""
         self._place = place
-        addresses = {"listen": place.listen, "operate_listen": place.operate_listen}
+        addresses = {
+            "listen": place.listen,
+            "operate_listen": place.operate_listen,
+            "envoy_listen": place.envoy_listen,
+        }
         self._own = self._own.model_copy(update={**addresses, "metrics_listen": ""})
 
     def successor(self, settings: Settings) -> RouterInference:
@@ -170,9 +184,9 @@ class RouterInference:
     def listens(self) -> dict[str, str]:
         """Where it is to listen, by what for."""
         own = self._own
-        return {"grpc": own.listen} | (
-            {"operate": own.operate_listen} if self._access.is_split else {}
-        )
+        operate = {OPERATE: own.operate_listen} if self._access.is_split else {}
+        envoy = {ENVOY: own.envoy_listen} if own.envoy_listen else {}
+        return {GRPC: own.listen, **operate, **envoy}
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -214,15 +228,7 @@ class RouterInference:
         )
         core = self.core = self.build_core(place, telemetry, stores, clients)
         server = await build_server(
-            services=[
-                ServiceDefinition(
-                    SERVICE_NAME,
-                    partial(
-                        pb2_grpc.add_RouterInferenceServiceServicer_to_server,
-                        core.servicer,
-                    ),
-                )
-            ],
+            services=_services(core, own),
             settings=own,
             registry=self._registry,
             clock=clock,
@@ -237,6 +243,7 @@ class RouterInference:
             "loop_lag": core.lag.run,
             "status": core.status.run,
             "experience": core.experience.run,
+            **({"http_names": core.picker.places.names.run} if core.picker is not None else {}),
             **self._links(core, place, stores, stack),
         }
         if place.number:
@@ -338,6 +345,27 @@ class RouterInference:
                 metrics=self._metrics,
                 log=self._log,
             )
+
+
+def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinition]:
+    """Returns what is served where."""
+    services = [
+        ServiceDefinition(
+            SERVICE_NAME,
+            partial(pb2_grpc.add_RouterInferenceServiceServicer_to_server, core.servicer),
+        )
+    ]
+    if core.picker is not None:
+        services.append(
+            ServiceDefinition(
+                envoy_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name,
+                partial(envoy_grpc.add_ExternalProcessorServicer_to_server, core.picker),
+                listen=own.envoy_listen,
+                place=ENVOY,
+                health_names=("readiness",),
+            )
+        )
+    return services
 
 
 async def _show_counts(core: Core, clock: Clock, interval_s: float) -> None:

@@ -27,6 +27,8 @@ from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
 from services.common.triton.client import ForbiddenClient, TritonClient
 from services.router_inference import health_notes
+from services.router_inference.doors.envoy.picker import Picker
+from services.router_inference.doors.envoy.places import Names, Places
 from services.router_inference.doors.servicer import RouterInferenceServicer
 from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.health_notes import HealthNotes
@@ -42,6 +44,7 @@ from services.router_inference.path.clients import (
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
+from services.router_inference.path.exchanges import Exchanges
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
@@ -204,6 +207,7 @@ class Core:
     leases: Leases
     status: StatusReader
     servicer: RouterInferenceServicer
+    picker: Picker | None
 
 
 def build_core(env: Surroundings) -> Core:
@@ -261,7 +265,7 @@ def build_core(env: Surroundings) -> Core:
         memory_count=own.feedback_memory_count,
     )
     explanations = Explanations(own.explanation_memory_bytes)
-    decider, second_chance, dispatcher = _request_path(
+    decider, parts, dispatcher = _request_path(
         env,
         view,
         accounts,
@@ -344,7 +348,7 @@ def build_core(env: Surroundings) -> Core:
         hold=hold,
         targets=targets,
         attainments=attainments,
-        second_chance=second_chance,
+        second_chance=parts.second_chance,
         clients=clients,
         experience=experience,
         explanations=explanations,
@@ -353,6 +357,7 @@ def build_core(env: Surroundings) -> Core:
         leases=leases,
         status=status,
         servicer=servicer,
+        picker=_picker(env, view, validator, parts, leases) if own.envoy_listen else None,
     )
 
 
@@ -368,7 +373,7 @@ def _request_path(
     tracing: Tracing,
     rng: np.random.Generator,
     clients: Clients | None,
-) -> tuple[Decider, SecondChance, Dispatcher]:
+) -> tuple[Decider, AttemptParts, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
     decider = Decider(
         view=view,
@@ -404,7 +409,21 @@ def _request_path(
     limits = DispatchLimits(own.max_in_flight, own.max_leases)
     make = Dispatcher if clients is None else partial(LimitedDispatcher, clients)
     dispatcher = make(decider=decider, parts=parts, limits=limits, ending=ending)
-    return decider, second_chance, dispatcher
+    return decider, parts, dispatcher
+
+
+def _picker(
+    env: Surroundings, view: View, validator: Validator, parts: AttemptParts, leases: Leases
+) -> Picker:
+    return Picker(
+        validator=validator,
+        exchanges=Exchanges(parts=parts, leases=leases),
+        places=Places(view.fleet, Names(env.clock), env.settings.mesh.may_be_endpoint),
+        view=view,
+        accounts=parts.accounts,
+        clock=env.clock,
+        client_of=env.client_of,
+    )
 
 
 def _clients(env: Surroundings) -> Clients | None:

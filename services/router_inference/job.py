@@ -47,6 +47,7 @@ class Ask:
         task: task name.
         prompt: the prompt; None for a routed request, whose prompt never comes here.
         prompt_tokens: number of prompt tokens of a routed request.
+        prompt_bytes: size of the message around the prompt, where a gateway carries it.
         max_output_tokens: limit of output tokens.
         temperature: sampling temperature.
         seed: sampling seed.
@@ -60,11 +61,14 @@ class Ask:
         is_stream: True if the answer is streamed.
         metadata: the call's metadata, for the trace context.
         client: who asks.
+        by_gateway: True if a gateway carries prompt and answer, and tells how it ended.
+        endpoints: names of the only endpoints to use; None = all.
     """
 
     task: str
     prompt: str | None = None
     prompt_tokens: int | None = None
+    prompt_bytes: int | None = None
     max_output_tokens: int | None = None
     temperature: float = 0.0
     seed: int | None = None
@@ -78,6 +82,8 @@ class Ask:
     is_stream: bool = False
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     client: str = ""
+    by_gateway: bool = False
+    endpoints: frozenset[str] | None = None
 
 
 class Held(NamedTuple):
@@ -215,6 +221,8 @@ class Job:
         cutoff_s: when work on it stops at the latest.
         is_stream: True if the answer is streamed.
         is_routed: True if only the decision was asked for: its end is claimed, not seen.
+        by_gateway: True if a gateway carries it: tokens are not counted.
+        endpoints: names of the only endpoints to use; None = all.
         client: who asked: the authenticated client, else the address of the call's peer.
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
@@ -250,6 +258,8 @@ class Job:
     cutoff_s: float
     is_stream: bool
     is_routed: bool = False
+    by_gateway: bool = False
+    endpoints: frozenset[str] | None = None
     client: str = ""
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trace: SpanIdentity = NO_SPAN

@@ -110,6 +110,8 @@ class LiveSettings:
     def _follow(self, own: RouterInferenceSettings, mesh: MeshSettings, files: MeshFiles) -> None:
         core = self._core
         self._clients.allow(mesh.may_be_endpoint)
+        if core.picker is not None:
+            core.picker.places.allow(mesh.may_be_endpoint)
         endpoints = [endpoint_of_settings(entry) for entry in mesh.endpoints]
         core.view.configure(files.catalog, endpoints, profiles_by_name(files))
         core.validator.configure(files.catalog, request_limits(own, mesh))

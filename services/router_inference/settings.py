@@ -45,6 +45,11 @@ class RouterInferenceSettings(ServerSettings):
     operate_listen: ListenAddress = "127.0.0.1:7420"
     """gRPC address of operating calls, used where callers are authenticated or `listen` is not
     loopback; elsewhere they are served at `listen`."""
+    envoy_listen: OptionalListenAddress = ""
+    """gRPC address at which gateways such as Envoy ask where requests go; empty means none.
+
+    With TLS every gateway shows a certificate there, whatever `client_certificates` says.
+    """
     metrics_listen: OptionalListenAddress = "127.0.0.1:9410"
     """Prometheus address; empty means no metrics are served."""
     client_certificates: bool = False

@@ -94,7 +94,8 @@ class RunningRouter:
         address: Its gRPC address.
         channel: A channel to it.
         stub: Its stub.
-        operate_address: Where it takes operating calls, empty for at `address`.
+        addresses: All of its addresses by what for; operating calls are taken at `address` if there
+            is no `operate`.
     """
 
     app: RouterInference
@@ -102,7 +103,7 @@ class RunningRouter:
     address: str
     channel: grpc.aio.Channel
     stub: Any
-    operate_address: str = ""
+    addresses: Mapping[str, str]
 
 
 @asynccontextmanager
@@ -136,8 +137,8 @@ async def running_router(
             ) as channel:
                 assert app.core is not None
                 stub = pb2_grpc.RouterInferenceServiceStub(channel)
-                operate = str(running.server.operate_address or "")
-                yield RunningRouter(app, app.core, address, channel, stub, operate)
+                addresses = {name: str(at) for name, at in running.server.addresses.items()}
+                yield RunningRouter(app, app.core, address, channel, stub, addresses)
         finally:
             await running.server.stop(0.5)
             await running.flush()

@@ -160,7 +160,7 @@ async def test_operating_calls_have_an_address_of_their_own(
         use = pb.UsePolicyRequest(policy="greedy")
         call = router.stub.UsePolicy(use, metadata=bearer(key), timeout=LIMIT_S)
         assert await reason_of(call) == ("PERMISSION_DENIED", "OPERATE_PORT")
-        async with grpc.aio.insecure_channel(router.operate_address) as channel:
+        async with grpc.aio.insecure_channel(router.addresses["operate"]) as channel:
             stub: Any = pb_grpc.RouterInferenceServiceStub(channel)
             call = stub.UsePolicy(use, metadata=bearer(other), timeout=LIMIT_S)
             assert await reason_of(call) == ("PERMISSION_DENIED", "ROLE_MISSING")
@@ -200,8 +200,7 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
         running = await app.start(stack)
         stack.push_async_callback(running.server.stop, 0.0)
         await running.server.start()
-        assert running.server.operate_address is not None
-        addresses = (str(running.server.address), str(running.server.operate_address))
+        addresses = tuple(str(running.server.addresses[name]) for name in ("grpc", "operate"))
         reports: dict[str, str] = {}
         for name in ("router-inference", "operator", "redis"):
             for place, address in zip(("listen", "operate"), addresses, strict=True):

@@ -275,6 +275,41 @@ async def test_health_follows_set_serving_and_drain_is_final(served: Served) -> 
     assert (await stub.Check(request, timeout=5)).status != serving
 
 
+async def test_a_service_may_have_an_address_of_its_own() -> None:
+    """It is served there and nowhere else; health says that the process lives, ready or not."""
+    servicer = Servicer()  # type: ignore[abstract]
+
+    def register(server: grpc.aio.Server) -> None:
+        pb_grpc.add_TrainerServiceServicer_to_server(servicer, server)
+
+    own = {"listen": "127.0.0.1:0", "place": "side", "health_names": ("readiness",)}
+    server = await build_server(
+        services=[ServiceDefinition(NAME, register, **own)],  # type: ignore[arg-type]
+        settings=ServerSettings(listen="127.0.0.1:0", metrics_listen=""),
+        registry=CollectorRegistry(),
+        clock=SystemClock(),
+        log=get_logger("test"),
+    )
+    await server.start()
+    assert set(server.addresses) == {"grpc", "side"}
+    health, codes = [], []
+    for place in ("grpc", "side"):
+        async with grpc.aio.insecure_channel(str(server.addresses[place])) as channel:
+            stub: Any = pb_grpc.TrainerServiceStub(channel)
+            try:
+                await stub.ListPolicies(pb.ListPoliciesRequest(), timeout=LIMIT_S)
+            except grpc.aio.AioRpcError as error:
+                codes.append((place, error.code()))
+            checks: Any = health_pb2_grpc.HealthStub(channel)
+            for name in ("liveness", "readiness", NAME):
+                asked = health_pb2.HealthCheckRequest(service=name)
+                health.append((await checks.Check(asked, timeout=LIMIT_S)).status)
+    assert codes == [("grpc", grpc.StatusCode.UNIMPLEMENTED)]
+    status = health_pb2.HealthCheckResponse
+    assert health == [status.SERVING, status.NOT_SERVING, status.NOT_SERVING] * 2
+    await server.stop(0)
+
+
 async def test_health_watch_sends_every_change(served: Served) -> None:
     """A method that writes to its context by itself works behind the interceptor."""
     stub = health_pb2_grpc.HealthStub(served.channel)

@@ -24,6 +24,7 @@ _SERVICES = {
     "load-monitor": [Role.READ],
     "trainer": [Role.READ],
     "operator": [Role.OPERATE, Role.READ],
+    "envoy": [Role.DATA],
 }
 
 
@@ -116,7 +117,8 @@ def load_access(
     if authenticator is None and tls is not None and own.client_certificates:
         authenticator = Authenticator(keys=None, tokens=None, certificate_roles=roles)
     is_known = authenticator is not None
-    addresses = {key: getattr(own, key) for key in ("listen", "operate_listen")}
+    keys = ("listen", "operate_listen", "envoy_listen")
+    addresses = {key: address for key in keys if (address := getattr(own, key, ""))}
     if not own.insecure_open_to_network:
         check_exposure(section, addresses, has_tls=tls is not None, is_known=is_known)
     is_local = parse_address(own.listen, allow_port_zero=True).is_loopback

@@ -8,6 +8,7 @@ from enum import StrEnum
 _ROUTER = "tiercel.router_inference.v1.RouterInferenceService"
 _MONITOR = "tiercel.load_monitor.v1.LoadMonitorService"
 _TRAINER = "tiercel.trainer.v1.TrainerService"
+_ENVOY = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 
 class Role(StrEnum):
@@ -36,6 +37,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_ROUTER}/GetRouterStatus": Role.READ,
     f"{_ROUTER}/ExplainDecision": Role.READ,
     f"{_ROUTER}/UsePolicy": Role.OPERATE,
+    f"{_ENVOY}/Process": Role.DATA,
     f"{_MONITOR}/ReportTraffic": Role.REPORT,
     f"{_MONITOR}/WatchSystemState": Role.REPORT,
     f"{_MONITOR}/GetSystemState": Role.READ,

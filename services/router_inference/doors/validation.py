@@ -97,7 +97,7 @@ class Validator:
             ask.max_output_tokens or task.default_max_output_tokens, self._limits.max_output_tokens
         )
         slo_kind = ask.slo_kind if isinstance(ask.slo_kind, SloKind) else task.slo_kind
-        if not ask.is_stream and ask.prompt is not None:
+        if not ask.is_stream and (ask.prompt is not None or ask.by_gateway):
             # Without streaming the first token reaches the client together with the last one.
             slo_kind = SloKind.COMPLETE_ANSWER
         request = Request(
@@ -125,7 +125,9 @@ class Validator:
             deadline_s=deadline_s,
             cutoff_s=self._cutoff_s(ask, request, now_s, deadline_s),
             is_stream=ask.is_stream,
-            is_routed=ask.prompt is None,
+            is_routed=ask.prompt is None and not ask.by_gateway,
+            by_gateway=ask.by_gateway,
+            endpoints=ask.endpoints,
             client=ask.client,
             metadata=ask.metadata,
         )
@@ -168,6 +170,9 @@ class Validator:
                 what = "is empty" if size == 0 else f"has {size} bytes or more"
                 checks.require(False, "prompt", what, f"1 to {limits.max_prompt_bytes} bytes")
             prompt_tokens = max(1.0, size / limits.bytes_per_token)
+        elif ask.prompt_bytes is not None:
+            checks.count("prompt_bytes", ask.prompt_bytes, limits.max_prompt_bytes)
+            prompt_tokens = max(1.0, ask.prompt_bytes / limits.bytes_per_token)
         elif ask.prompt_tokens is not None:
             checks.count("prompt_token_count", ask.prompt_tokens, self._most_prompt_tokens, low=1)
             prompt_tokens = float(max(1, ask.prompt_tokens))
@@ -193,7 +198,7 @@ class Validator:
 
     def _check_deadline(self, ask: Ask, deadline_s: float, checks: Checks) -> None:
         most_s = self._limits.max_deadline_s
-        if ask.prompt is None:
+        if ask.prompt is None and not ask.by_gateway:
             # One that ends after its ticket's lease could never be reported on.
             most_s = min(most_s, self._longest_lease_s(ask.task))
         if not 0.0 < deadline_s <= most_s:

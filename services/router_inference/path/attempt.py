@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.types import SloKind
+from router.types import NO_TIER_PIN, SloKind
 from services.common.triton.answer import TierChunk
 from services.common.triton.errors import (
     QUEUE_TIMEOUT,
@@ -22,7 +22,7 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnknownError,
 )
-from services.router_inference.job import Attempt, Choice, Job
+from services.router_inference.job import Attempt, Choice, Job, StepDown
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
@@ -68,6 +68,37 @@ class AttemptParts:
         is_doubt = doubted.tier != answered.tier
         if doubted.breaker.on_failure(self.monotonic_s(), "TIER_FAILED", is_doubt=is_doubt):
             self.count_ejection(doubted)
+
+    def teach(self, job: Job, choice: Choice, taken_s: float, *, finished: bool) -> None:
+        """Lets the view learn from a first dispatch, whose prediction was made just before.
+
+        Args:
+            job: the request.
+            choice: its decision.
+            taken_s: how long the answer took, or how long it was waited for, seconds.
+            finished: True if the answer is complete.
+        """
+        if self.learn_slowness:
+            slowness = self.view.fleet.slowness
+            slowness.observe(choice.device, taken_s, choice.profile_s, finished=finished)
+        self.view.traffic.on_compared(
+            self.monotonic_s(), job.request.slack_s, taken_s, choice.predicted_s, finished=finished
+        )
+
+    def explain_step_down(self, job: Job, choice: Choice, target: Target) -> None:
+        """Says why a smaller tier than the largest answered."""
+        tier = target.tier_index
+        if tier >= self.view.fleet.top_tier:
+            return
+        if job.request.tier_pin != NO_TIER_PIN:
+            job.step_down = StepDown.PINNED
+        elif job.is_rescued:
+            job.step_down = StepDown.RESCUE
+        elif job.retry_count and tier < choice.target.tier_index:
+            job.step_down = StepDown.RETRY
+        else:
+            is_largest = choice.target.tier_index >= choice.largest_tier
+            job.step_down = StepDown.UNAVAILABLE if is_largest else StepDown.POLICY
 
     def count_ejection(self, target: Target) -> None:
         """Counts that a candidate is left alone from now on."""
@@ -169,16 +200,10 @@ class AttemptRun:
                 self._teach(attempt)
 
     def _teach(self, attempt: Attempt) -> None:
-        """Lets the view learn from a first dispatch, whose prediction was made just before."""
         if attempt.result not in ("ok", "deadline", "rescued"):
             return
-        choice, view, finished = self.choice, self._parts.view, attempt.result == "ok"
         taken_s = attempt.end_s - attempt.start_s
-        if self._parts.learn_slowness:
-            view.fleet.slowness.observe(choice.device, taken_s, choice.profile_s, finished=finished)
-        view.traffic.on_compared(
-            attempt.end_s, self.job.request.slack_s, taken_s, choice.predicted_s, finished=finished
-        )
+        self._parts.teach(self.job, self.choice, taken_s, finished=attempt.result == "ok")
 
     async def _until_ended(self, attempt: Attempt, left_s: float) -> None:
         """Returns once the answer is complete or a rescue is due; raises TierError otherwise."""

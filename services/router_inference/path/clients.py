@@ -150,7 +150,7 @@ class Clients:
         client.in_flight -= 1
         client.tokens -= tokens
         self._requests.labels(client.label, outcome.value).inc()
-        is_seen = not job.is_routed or outcome is Outcome.REFUSED
+        is_seen = not (job.is_routed or job.by_gateway) or outcome is Outcome.REFUSED
         if client.limit.tokens_per_s and outcome is not Outcome.LATE and is_seen:
             # What was not generated was not taken; what a client only reports may be more.
             unused = max(0, job.max_output_tokens - job.output_tokens)

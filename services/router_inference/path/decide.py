@@ -65,6 +65,12 @@ class Decider:
             UnavailableError: no endpoint is usable for it.
             ResourceExhaustedError: even the fastest candidate would miss its hard deadline.
         """
+        if job.endpoints is None:
+            return self._decide(job)
+        with self._view.fleet.only(job.endpoints):
+            return self._decide(job)
+
+    def _decide(self, job: Job) -> Choice:
         start_s = self._monotonic_s()
         view, request = self._view, job.request
         desk = view.desk(start_s)

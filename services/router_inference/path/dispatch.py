@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from router.types import NO_TIER_PIN
 from services.common.errors import (
     DeadlineExceededError,
     DomainError,
@@ -24,7 +23,7 @@ from services.common.triton.errors import (
     TierOverloadedError,
     TierUnknownError,
 )
-from services.router_inference.job import Choice, Job, Outcome, StepDown
+from services.router_inference.job import Choice, Job, Outcome
 from services.router_inference.path.attempt import (
     CUTOFF_TOLERANCE_S,
     REASON_DEADLINE,
@@ -162,7 +161,7 @@ class Dispatcher:
                 job.is_complete = True
                 if doubted is not None:
                     self._parts.blame_doubted(doubted, target)
-                self._explain_step_down(job, choice, target)
+                self._parts.explain_step_down(job, choice, target)
                 return
             target, kind = run.rescue, "rescue"
 
@@ -215,18 +214,3 @@ class Dispatcher:
                 "endpoint": job.endpoint,
             },
         )
-
-    def _explain_step_down(self, job: Job, choice: Choice, target: Target) -> None:
-        """Says why a smaller tier than the largest answered."""
-        tier = target.tier_index
-        if tier >= self._view.fleet.top_tier:
-            return
-        if job.request.tier_pin != NO_TIER_PIN:
-            job.step_down = StepDown.PINNED
-        elif job.is_rescued:
-            job.step_down = StepDown.RESCUE
-        elif job.retry_count and tier < choice.target.tier_index:
-            job.step_down = StepDown.RETRY
-        else:
-            is_largest = choice.target.tier_index >= choice.largest_tier
-            job.step_down = StepDown.UNAVAILABLE if is_largest else StepDown.POLICY

@@ -68,7 +68,9 @@ class Ending:
         if is_answered:
             lateness_s = job.deadline_event_s - job.deadline_s
             reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
-            if job.is_routed:
+            if job.by_gateway:
+                pass  # nobody counted its tokens
+            elif job.is_routed:
                 self._lengths.observe_claim(job.task.name, job.output_tokens)
             else:
                 self._lengths.observe(job.task.name, job.output_tokens)

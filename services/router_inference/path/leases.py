@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from services.router_inference.path.tickets import InvalidTicketError, Ticket, T
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import OUTCOME_STATUS, OutcomeEntry
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 
 REASON_CLOSED = "TICKET_CLOSED"
@@ -141,31 +143,69 @@ class Leases:
             DomainError: refused, or no endpoint; the job is ended.
         """
         lease_s = max(self._lease_s, job.task.default_deadline_s)
-        self._dispatcher.begin(job, is_routed=True)
-        try:
-            self._check_client(job)
-            choice = self._decider.decide(job)
-        except BaseException as error:
-            self._dispatcher.end_with(job, error)
-            raise
+        load_s = _LOAD_DEADLINES * job.task.default_deadline_s
+        choice = self._decided(job, lease_s, load_s, self._check_client)
         request, target = job.request, choice.target
         ticket = Ticket(
             self._router_id, self._epoch, choice.sequence, self._clock_id, job.arrival_s, lease_s,
             request.slack_s, request.reward_decay_s, job.quality, job.max_output_tokens,
             job.task.name, target.tier, target.endpoint, job.request_id, job.client,
         )  # fmt: skip
+        return Routed(job, choice, self._signer.sign(ticket), job.arrival_ns + to_ns(lease_s))
+
+    def take_in(self, job: Job, lease_s: float) -> Choice:
+        """Decides for a request whose end a gateway tells; its load counts until then.
+
+        Such requests are bounded as a whole only: a gateway has many clients, and forgets none.
+
+        Args:
+            job: the request.
+            lease_s: when it counts as lost, seconds from its arrival.
+
+        Raises:
+            DomainError: refused, or no endpoint; the job is ended.
+        """
+        return self._decided(job, lease_s, lease_s, lambda _: None)
+
+    def move(self, job: Job, target: Target) -> None:
+        """Counts a request that was taken in where its gateway has sent it instead."""
+        choice, request = job.choice, job.request
+        if choice is not None and self._view.load.ledger.finish(choice.sequence):
+            self._view.load.ledger.dispatch(
+                choice.sequence, target.candidate, request.prompt_tokens, request.output_tokens
+            )
+
+    def let_go(self, job: Job, outcome: Outcome, reason: str = "") -> bool:
+        """Ends a request that was taken in; returns False if its lease has ended before."""
+        assert job.choice is not None
+        if self._take(job.choice.sequence) is None:
+            return False
+        self._ending.end(job, outcome, self._clock.monotonic_s(), reason)
+        return True
+
+    def _decided(
+        self, job: Job, lease_s: float, load_s: float, check: Callable[[Job], None]
+    ) -> Choice:
+        """Decides, and counts the load for `load_s` and the request for `lease_s` seconds."""
+        self._dispatcher.begin(job, is_routed=True)
+        try:
+            check(job)
+            choice = self._decider.decide(job)
+        except BaseException as error:
+            self._dispatcher.end_with(job, error)
+            raise
+        request = job.request
         job.dispatch_s = choice.end_s
         self._view.load.ledger.dispatch(
-            choice.sequence, target.candidate, request.prompt_tokens, request.output_tokens
+            choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
         )
         self._open[choice.sequence] = job
         self._open_by_client[job.client] += 1
         self._accounts.routed_count += 1
-        load_s = _LOAD_DEADLINES * job.task.default_deadline_s
         if load_s < lease_s:  # else the load goes with the lease
             heapq.heappush(self._load_ends, (job.arrival_s + load_s, choice.sequence))
         heapq.heappush(self._ends, (job.arrival_s + lease_s, choice.sequence))
-        return Routed(job, choice, self._signer.sign(ticket), job.arrival_ns + to_ns(lease_s))
+        return choice
 
     def owner(self, data: bytes) -> tuple[str, int]:
         """Returns id and epoch of the process that signed a ticket; none if nobody here did."""

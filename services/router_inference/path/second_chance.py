@@ -145,6 +145,24 @@ class SecondChance:
         """
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None
+        found = self._in_order(job, target, failed)
+        if not found or not self._budget.take(spare=may_be_at_fault):
+            return None
+        return found[0]
+
+    def alternatives(self, job: Job, target: Target) -> list[Target]:
+        """Returns where a gateway may send a request if its target fails, in the order of retries.
+
+        The gateway has a budget of its own for that.
+        """
+        if self._limits is None or not self._max_retries:
+            return []
+        return self._in_order(job, target, frozenset({target.candidate}))
+
+    def _in_order(
+        self, job: Job, target: Target, failed: frozenset[tuple[str, str]]
+    ) -> list[Target]:
+        """Returns usable targets, those that failed aside: tier itself, downwards, upwards."""
         view, now_s = self._view, self._monotonic_s()
         fleet, request = view.current_fleet(now_s), job.request
         slack_s = job.deadline_s - now_s
@@ -153,15 +171,10 @@ class SecondChance:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
         rows_R = np.flatnonzero(seen.allowed_C)
-        if not len(rows_R):
-            return None
-        if not self._budget.take(spare=may_be_at_fault):
-            return None
-        # The tier itself, then downwards, then upwards.
         step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
         rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
-        first = np.lexsort((seen.decided.predicted_s_C[rows_R], rank_R))[0]
-        return view.fleet.targets[int(rows_R[first])]
+        order_R = np.lexsort((seen.decided.predicted_s_C[rows_R], rank_R))
+        return [view.fleet.targets[row] for row in rows_R[order_R].tolist()]
 
 
 def _asked(request: Request, slack_s: float, ramp_draw: float) -> Asked:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,7 @@ class Target:
         candidate: (tier, endpoint), the ledger's key.
         client: calls the endpoint.
         breaker: its failures.
+        http_address: the endpoint's HTTP address; empty = none.
     """
 
     tier: str
@@ -39,6 +41,7 @@ class Target:
     candidate: tuple[str, str]
     client: TritonClient
     breaker: Breaker
+    http_address: str = ""
 
 
 class FleetView:
@@ -87,6 +90,7 @@ class FleetView:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._reasons: dict[str, str] = {}
         self._unsettled: list[tuple[int, Breaker]] = []
+        self._only: Collection[str] | None = None
         self._applied: tuple[SeenEndpoint, ...] | None = None
         self._rebuild(tuple(endpoints))
 
@@ -133,6 +137,21 @@ class FleetView:
             self._refresh(now_s)
         return self.latest
 
+    @contextmanager
+    def only(self, endpoints: Collection[str]) -> Iterator[None]:
+        """Closes the candidates of all other endpoints until the block, which awaits nothing, ends.
+
+        Args:
+            endpoints: names.
+        """
+        self._only = endpoints
+        self._mark()
+        try:
+            yield
+        finally:
+            self._only = None
+            self._mark()
+
     def unusable_reason(self, row: int) -> str:
         """Returns why a candidate might not be chosen when last looked at; empty if it might."""
         target = self.targets[row]
@@ -164,6 +183,8 @@ class FleetView:
         for row, breaker in self._unsettled:
             self._own_C[row] = breaker.availability(now_s)
         self.availability_C = self._seen_C * self._own_C
+        if self._only is not None:
+            self.availability_C *= [target.endpoint in self._only for target in self.targets]
         self.latest.arrays.availability_C[:] = self.availability_C
 
     def _stretch(self) -> None:
@@ -214,4 +235,5 @@ class FleetView:
             candidate=candidate,
             client=self._connect(spec.address),
             breaker=self._breakers.get(candidate) or Breaker(self._limits, self._mark),
+            http_address=spec.http_address,
         )

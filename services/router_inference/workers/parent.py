@@ -31,9 +31,9 @@ from services.common.log import Logger, configure_logging
 from services.common.metrics import MetricsServer, start_metrics_server
 from services.common.process_id import new_process_id
 from services.common.reload import SettingsSource
-from services.common.server import check_port_is_free
+from services.common.server import OPERATE, check_port_is_free
 from services.common.start_error import StartError
-from services.router_inference.app import RouterInference
+from services.router_inference.app import ENVOY, RouterInference
 from services.router_inference.records.router_counts import as_ended, counts_width
 from services.router_inference.settings import Settings
 from services.router_inference.workers import exchange, frames, merge
@@ -52,7 +52,15 @@ _READY_S = 60.0
 
 
 _FIXED = (
-    *("workers", "listen", "operate_listen", "metrics_listen", "router_id", "compiled"),
+    *(
+        "workers",
+        "listen",
+        "operate_listen",
+        "envoy_listen",
+        "metrics_listen",
+        "router_id",
+        "compiled",
+    ),
     *("client_certificates", "insecure_open_to_network"),
 )
 _FIXED_OF_MESH = ("tiers", "tls", "access")
@@ -330,7 +338,8 @@ class Parent:
             epoch=self._epoch,
             siblings=SharedSiblings(self._memory, number),
             listen=self._addresses["grpc"],
-            operate_listen=self._addresses.get("operate", ""),
+            operate_listen=self._addresses.get(OPERATE, ""),
+            envoy_listen=self._addresses.get(ENVOY, ""),
         )
         # A copy kept would hide the parent's end from the others, and hold its ports.
         others = [worker.connection.fileno() for worker in self._workers.values()]

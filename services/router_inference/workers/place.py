@@ -19,6 +19,7 @@ class Place:
         number: of this worker, from 1, the same for its successor; 0 = the router is one process.
         listen: where all workers listen; empty = as the settings say.
         operate_listen: where they take operating calls, likewise.
+        envoy_listen: where gateways ask them, likewise.
         exchange: asks the other workers.
     """
 
@@ -28,6 +29,7 @@ class Place:
     number: int = 0
     listen: str = ""
     operate_listen: str = ""
+    envoy_listen: str = ""
     exchange: Exchange = field(default_factory=Exchange)
 
     @property

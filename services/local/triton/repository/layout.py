@@ -47,7 +47,9 @@ class ServerRepository:
     path: Path
     devices: tuple[DevicePlacement, ...]
 
-    def endpoints(self, grpc_address: str, metrics_address: str = "") -> list[dict[str, Any]]:
+    def endpoints(
+        self, grpc_address: str, metrics_address: str = "", http_address: str = ""
+    ) -> list[dict[str, Any]]:
         """Returns its `[[mesh.endpoints]]` entries, one per device."""
         single = len(self.devices) == 1
         entries: list[dict[str, Any]] = []
@@ -61,6 +63,8 @@ class ServerRepository:
             }
             if metrics_address:
                 entry["metrics_address"] = metrics_address
+            if http_address:
+                entry["http_address"] = http_address
             entries.append(entry)
         return entries
 

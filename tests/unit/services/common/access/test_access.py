@@ -84,6 +84,26 @@ def test_both_addresses_are_checked() -> None:
     ]
 
 
+def test_the_address_of_gateways_is_checked() -> None:
+    """Where there is one."""
+
+    class WithGateways(ServerSettings):
+        envoy_listen: str = "0.0.0.0:9002"
+
+    own = WithGateways(listen="127.0.0.1:0", metrics_listen="")
+    with pytest.raises(SettingsError) as caught:
+        load_access(
+            "router_inference",
+            own,
+            TlsSettings(),
+            AccessSettings(),
+            monotonic_s=lambda: 0.0,
+            log=get_logger("test"),
+        )
+    (line,) = caught.value.problems
+    assert line.startswith("router_inference.envoy_listen: other machines can reach 0.0.0.0:9002")
+
+
 def test_with_certificates_or_keys_it_starts(keys: str) -> None:
     """TLS beside either tells who calls, and operating calls move to their own address."""
     for found in (

@@ -21,6 +21,7 @@ from services.common.access.guard import (
 )
 from services.common.access.roles import GRANTED, ROLE_OF, Role
 from services.common.errors import PermissionDeniedError, UnauthenticatedError
+from tiercel.envoy.v3 import external_processor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2
 from tiercel.trainer.v1 import trainer_service_pb2
@@ -29,6 +30,7 @@ FILES = (
     router_inference_service_pb2,
     load_monitor_service_pb2,
     trainer_service_pb2,
+    external_processor_pb2,
     health_pb2,
     reflection_pb2,
 )

@@ -1,0 +1,322 @@
+"""Messages of Envoy's external processor to and from what the path knows."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from router.types import SloKind
+from services.common.checks import Checks
+from services.common.errors import (
+    DomainError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.router_inference.job import Ask
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
+
+DESTINATION = "x-gateway-destination-endpoint"
+SERVED = "x-gateway-destination-endpoint-served"
+SUBSET = "x-gateway-destination-endpoint-subset"
+NAMESPACE, SUBSET_NAMESPACE = "envoy.lb", "envoy.lb.subset_hint"
+TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
+MODEL = "tiercel"
+"""Model of requests whose tier the router chooses."""
+TASK, TIER = "x-tiercel-task", "x-tiercel-tier"
+DEADLINE, FLOOR = "x-tiercel-deadline-ms", "x-tiercel-quality-floor"
+OUTPUT_TOKENS, SLO_KIND = "x-tiercel-max-output-tokens", "x-tiercel-slo-kind"
+ENDPOINT, REQUEST_ID = "x-tiercel-endpoint", "x-tiercel-request-id"
+CHOSEN_MODEL, REASON = "x-tiercel-model", "x-tiercel-reason"
+_GATEWAY_REQUEST_ID = "x-request-id"
+_SOURCE, _UPSTREAM = "source.address", "upstream.address"
+_TRACE = ("traceparent", "tracestate")
+_READ = frozenset(
+    {
+        *(":path", ":method", "content-length", ":status", _GATEWAY_REQUEST_ID, *_TRACE),
+        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND, REQUEST_ID),
+    }
+)
+_MOST_HEADERS = 1_000
+_MOST_DIGITS = 15
+_MS_PER_S = 1_000.0
+_MOST_PATH_CHARACTERS = 8_192
+_TRITON = re.compile(
+    r"(/v2/models/)([^/?#]+)((?:/versions/[^/?#]+)?/(generate_stream|generate|infer))"
+)
+_OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_SLO_KINDS = {kind.value: kind for kind in SloKind}
+_FIELDS = {
+    "prompt_bytes": "content-length", "task": TASK, "tier": TIER, "deadline": DEADLINE,
+    "quality_floor": FLOOR, "max_output_tokens": OUTPUT_TOKENS, "slo_kind": SLO_KIND,
+    "request_id": REQUEST_ID,
+}  # fmt: skip
+_STATUS: Mapping[type[DomainError], HTTPStatus] = {
+    InvalidArgumentError: HTTPStatus.BAD_REQUEST,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ResourceExhaustedError: HTTPStatus.TOO_MANY_REQUESTS,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+class Path(NamedTuple):
+    """A path that asks for an answer.
+
+    Attributes:
+        before: what stands before the model's name; empty if the path has none.
+        model: the model's name.
+        after: what follows it, the query too.
+        is_stream: True if the answer may come piece by piece.
+    """
+
+    before: str
+    model: str
+    after: str
+    is_stream: bool
+
+    def with_model(self, model: str) -> str:
+        """Returns the path of another model."""
+        return f"{self.before}{model}{self.after}"
+
+
+def headers_of(message: pb2.HttpHeaders) -> dict[str, str]:
+    """Returns the headers that mean something here, the first of each name.
+
+    Raises:
+        InvalidArgumentError: There are too many.
+    """
+    entries = message.headers.headers
+    checks = Checks()
+    checks.items("headers", entries, _MOST_HEADERS)
+    checks.raise_if_any()
+    found: dict[str, str] = {}
+    for entry in entries:
+        key = entry.key
+        if key in _READ and key not in found:
+            found[key] = entry.raw_value.decode("utf-8", "replace") or entry.value
+    return found
+
+
+def path_of(headers: Mapping[str, str]) -> Path | None:
+    """Returns the path of a request that a model is to answer; None for any other."""
+    path = headers.get(":path", "")
+    if headers.get(":method") != "POST" or len(path) > _MOST_PATH_CHARACTERS:
+        return None
+    found = _TRITON.match(path)
+    if found is not None and path[found.end() : found.end() + 1] in ("", "?"):
+        rest = found[3] + path[found.end() :]
+        return Path(found[1], found[2], rest, found[4] == "generate_stream")
+    if _OPENAI.match(path):
+        return Path("", "", "", True)
+    return None
+
+
+def ask_of(
+    headers: Mapping[str, str],
+    path: Path,
+    *,
+    metadata: tuple[tuple[str, str | bytes], ...],
+    client: str,
+    unknown_prompt_tokens: float,
+) -> Ask:
+    """Reads what a request asks for.
+
+    Args:
+        headers: its headers.
+        path: its path.
+        metadata: of the call that tells of it; its trace context goes before the headers' own.
+        client: who asks.
+        unknown_prompt_tokens: length of a prompt whose size is not told, tokens.
+
+    Raises:
+        InvalidArgumentError: With every header that is wrong.
+    """
+    checks = Checks()
+    ask = Ask(
+        task=headers.get(TASK, ""),
+        tier=headers.get(TIER, ""),
+        request_id=headers.get(REQUEST_ID) or headers.get(_GATEWAY_REQUEST_ID, ""),
+        is_stream=path.is_stream,
+        metadata=_trace_of(headers, metadata),
+        client=client,
+        by_gateway=True,
+    )
+    if path.model not in ("", MODEL):
+        told = ask.tier in ("", path.model)
+        checks.require(told, TIER, f"is not the path's {path.model[:64]!r}", "one of the two")
+        ask.tier = path.model
+    size = _whole(checks, "content-length", headers)
+    if size is None:
+        ask.prompt_tokens = max(1, round(unknown_prompt_tokens))
+    else:
+        ask.prompt_bytes = size
+    ask.max_output_tokens = _whole(checks, OUTPUT_TOKENS, headers)
+    deadline_ms = _number(checks, DEADLINE, headers)
+    if deadline_ms is not None:
+        ask.deadline_s = deadline_ms / _MS_PER_S
+    ask.quality_floor = _number(checks, FLOOR, headers) or 0.0
+    kind = headers.get(SLO_KIND)
+    if kind is not None:
+        ask.slo_kind = _SLO_KINDS.get(kind)
+        checks.require(ask.slo_kind is not None, SLO_KIND, "is unknown", ", ".join(_SLO_KINDS))
+    checks.raise_if_any()
+    return ask
+
+
+def client_of(request: pb2.ProcessingRequest) -> str:
+    """Returns the address behind the gateway, in gRPC's form without port; empty if not told."""
+    address = _attribute(request, _SOURCE)
+    host, _, _ = address.rpartition(":")
+    if not host:
+        return ""
+    return f"ipv6:%5B{host[1:-1]}%5D" if host.startswith("[") else f"ipv4:{host}"
+
+
+def subset_of(request: pb2.ProcessingRequest) -> list[str] | None:
+    """Returns the addresses a request may go to, as `ip:port`; None for any."""
+    found = request.metadata_context.filter_metadata
+    if SUBSET_NAMESPACE not in found or SUBSET not in found[SUBSET_NAMESPACE].fields:
+        return None
+    value = found[SUBSET_NAMESPACE].fields[SUBSET]
+    if value.WhichOneof("kind") == "string_value":
+        return value.string_value.split(",")
+    return [entry.string_value for entry in value.list_value.values]
+
+
+def served_address(request: pb2.ProcessingRequest) -> str:
+    """Returns `ip:port` of who answers; empty if the gateway does not tell."""
+    found = request.metadata_context.filter_metadata
+    if NAMESPACE in found and SERVED in found[NAMESPACE].fields:
+        return found[NAMESPACE].fields[SERVED].string_value
+    return _attribute(request, _UPSTREAM)
+
+
+def status_of(headers: Mapping[str, str]) -> int:
+    """Returns the HTTP status of an answer.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    text = headers.get(":status", "")
+    checks = Checks()
+    good = text.isascii() and text.isdigit() and len(text) == 3
+    checks.require(good, ":status", f"is {text[:32]!r}", "three digits")
+    checks.raise_if_any()
+    return int(text)
+
+
+def sent_to(
+    addresses: Iterable[str], headers: Iterable[tuple[str, str]] = ()
+) -> pb2.ProcessingResponse:
+    """Returns where a request goes, and headers it gets."""
+    response = pb2.ProcessingResponse()
+    answer = response.request_headers.response
+    value = ",".join(addresses)
+    mutation = answer.header_mutation
+    _set(mutation, DESTINATION, value)
+    for name, text in headers:
+        _set(mutation, name, text)
+    answer.clear_route_cache = True
+    entry = response.dynamic_metadata.fields[NAMESPACE].struct_value
+    entry.fields[DESTINATION].string_value = value
+    return response
+
+
+def timeout_ms(left_s: float) -> str:
+    """Returns the time a gateway is to give a request; it has no zero, which would be for ever."""
+    return str(max(1, math.ceil(left_s * _MS_PER_S)))
+
+
+def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
+    """Returns the answer to an answer's headers: these are added."""
+    response = pb2.ProcessingResponse()
+    mutation = response.response_headers.response.header_mutation
+    for name, text in headers:
+        _set(mutation, name, text)
+    return response
+
+
+def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResponse:
+    """Returns the answer to a part of an exchange that changes nothing.
+
+    Args:
+        kind: field of the part.
+        message: the part.
+        is_echoed: True if only what is sent back goes on.
+    """
+    response = pb2.ProcessingResponse()
+    answer = getattr(response, kind)
+    answer.SetInParent()
+    if is_echoed:
+        piece = answer.response.body_mutation.streamed_response
+        piece.body = message.body
+        piece.end_of_stream = message.end_of_stream
+    return response
+
+
+def refusal(error: DomainError) -> pb2.ProcessingResponse:
+    """Returns the answer to a client whose request goes nowhere."""
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
+    text = error.message
+    if isinstance(error, InvalidArgumentError):
+        named = [(_FIELDS.get(name, name), what) for name, what in error.violations]
+        text = "; ".join(f"{name}: {what}" for name, what in named)
+        if error.field == "prompt_bytes" and len(named) == 1:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    response = pb2.ProcessingResponse()
+    answer = response.immediate_response
+    answer.status.code = status or HTTPStatus.INTERNAL_SERVER_ERROR
+    # Triton's form of an error.
+    answer.body = json.dumps({"error": text}).encode()
+    answer.details = error.reason.lower()
+    _set(answer.headers, "content-type", "application/json")
+    _set(answer.headers, REASON, error.reason)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        _set(answer.headers, "retry-after", str(max(1, math.ceil(retry_after_s))))
+    return response
+
+
+def _set(mutation: pb2.HeaderMutation, name: str, text: str) -> None:
+    option = mutation.set_headers.add(append_action=_OVERWRITE)
+    option.header.key = name
+    option.header.raw_value = text.encode()
+
+
+def _attribute(request: pb2.ProcessingRequest, name: str) -> str:
+    for group in request.attributes.values():
+        if name in group.fields:
+            return group.fields[name].string_value
+    return ""
+
+
+def _trace_of(
+    headers: Mapping[str, str], metadata: tuple[tuple[str, str | bytes], ...]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """Returns the trace context: that of the gateway's own span, else its client's."""
+    if any(key == _TRACE[0] for key, _ in metadata):
+        return metadata
+    return tuple((name, headers[name]) for name in _TRACE if name in headers)
+
+
+def _number(checks: Checks, name: str, headers: Mapping[str, str]) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    good = len(text) <= _MOST_DIGITS and _NUMBER.fullmatch(text) is not None
+    return float(text) if checks.require(good, name, f"is {text[:32]!r}", "a number") else None
+
+
+def _whole(checks: Checks, name: str, headers: Mapping[str, str]) -> int | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    good = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    return int(text) if checks.require(good, name, f"is {text[:32]!r}", "whole number") else None

@@ -1,0 +1,268 @@
+"""The Endpoint Picker: Envoy asks for each HTTP exchange where it goes, and tells how it went.
+
+The picker chooses endpoint *and* tier. It sees headers, not bodies, unless the gateway sends them;
+then it hands them back as they are. What it answers follows the Endpoint Picker Protocol 1.0.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+
+from services.common.clock import Clock
+from services.common.errors import (
+    DeadlineExceededError,
+    DomainError,
+    InvalidArgumentError,
+    UnavailableError,
+)
+from services.router_inference.doors.envoy import convert
+from services.router_inference.doors.envoy.places import Places
+from services.router_inference.doors.validation import Validator
+from services.router_inference.path.decide import REASON_NO_ENDPOINT
+from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
+from services.router_inference.records.accounts import Accounts
+from services.router_inference.view.view import View
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
+from tiercel.envoy.v3 import external_processor_pb2_grpc as pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+REASON_ORDER = "MESSAGE_OUT_OF_ORDER"
+REASON_SILENT = "NO_MESSAGE_IN_TIME"
+_FIRST_MESSAGE_S = 10.0
+"""How long a stream may stay without its first message, seconds."""
+_AFTER = {
+    "request_body": "request_headers", "request_trailers": "request_headers",
+    "response_headers": "request_headers", "response_body": "response_headers",
+    "response_trailers": "response_headers",
+}  # fmt: skip
+"""What must have come before a part of an exchange."""
+_ONCE = frozenset({"request_headers", "request_trailers", "response_headers", "response_trailers"})
+
+
+class Picker(pb2_grpc.ExternalProcessorServicer):
+    """Serves gateways."""
+
+    def __init__(
+        self,
+        *,
+        validator: Validator,
+        exchanges: Exchanges,
+        places: Places,
+        view: View,
+        accounts: Accounts,
+        clock: Clock,
+        client_of: Callable[[Context], str],
+    ) -> None:
+        """Takes its parts; `client_of` tells whose a call is."""
+        self.validator = validator
+        self.exchanges = exchanges
+        self.places = places
+        self.view = view
+        self.accounts = accounts
+        self.clock = clock
+        self._client_of = client_of
+        self._turn = itertools.count()
+
+    # A generator could not tell a gateway that has gone; gRPC takes either kind.
+    async def Process(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb2.ProcessingRequest], context: Context
+    ) -> None:
+        """Answers what a gateway tells of one HTTP exchange, until that ends."""
+        talk = _Talk(self, self._client_of(context), tuple(context.invocation_metadata() or ()))
+        try:
+            async with asyncio.timeout(_FIRST_MESSAGE_S) as limit:
+                async for message in request_iterator:
+                    response = talk.answer(message)
+                    if talk.exchange is not None and talk.is_new:
+                        talk.is_new = False
+                        limit.reschedule(asyncio.get_running_loop().time() + talk.longest_s)
+                    await context.write(response)
+                    if talk.is_over:
+                        break
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "the gateway told nothing in time", reason=REASON_SILENT
+            ) from None
+        finally:
+            if talk.exchange is not None:
+                talk.exchange.drop()
+
+    def any_address(self, names: frozenset[str] | None) -> str:
+        """Returns the address of a usable endpoint, each in its turn.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        now_s = self.clock.monotonic_s()
+        availability_C = self.view.current_fleet(now_s).arrays.availability_C
+        usable = {
+            self.places.address(target): None
+            for row, target in enumerate(self.view.fleet.targets)
+            if availability_C[row] > 0.0 and (names is None or target.endpoint in names)
+        }
+        usable.pop("", None)
+        if not usable:
+            raise UnavailableError(
+                REASON_NO_ENDPOINT,
+                "no usable endpoint has an HTTP address this request may go to",
+                retry_after_s=self.view.fleet.retry_after_s(now_s),
+            )
+        return list(usable)[next(self._turn) % len(usable)]
+
+
+class _Talk:
+    """What was told of one HTTP exchange so far.
+
+    Attributes:
+        exchange: its request; None if none was decided for.
+        is_new: True from the decision until the caller has taken note.
+        longest_s: time from then on after which the stream is given up, seconds.
+        is_over: True once nothing more is answered.
+    """
+
+    __slots__ = (
+        "_client", "_echoes", "_metadata", "_picker", "_seen", "exchange", "is_new", "is_over",
+        "longest_s",
+    )  # fmt: skip
+
+    def __init__(self, picker: Picker, client: str, metadata: tuple[Any, ...]) -> None:
+        self._picker = picker
+        self._client = client
+        self._metadata = metadata
+        self._seen: set[str] = set()
+        self._echoes: frozenset[str] = frozenset()
+        self.exchange: Exchange | None = None
+        self.is_new = False
+        self.is_over = False
+        self.longest_s = 0.0
+
+    def answer(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
+        """Returns the answer to the next message.
+
+        Raises:
+            InvalidArgumentError: It cannot come here.
+        """
+        kind = message.WhichOneof("request")
+        self._check_order(kind, message)
+        assert kind is not None  # checked
+        self._seen.add(kind)
+        if kind == "request_headers":
+            return self._on_request(message)
+        if kind == "response_headers":
+            return self._on_response(message)
+        part = getattr(message, kind)
+        if kind == "response_trailers" or (kind == "response_body" and part.end_of_stream):
+            self._complete()
+        return convert.passed_on(kind, part, is_echoed=kind in self._echoes)
+
+    def _check_order(self, kind: str | None, message: pb2.ProcessingRequest) -> None:
+        problem = ""
+        if kind is None:
+            problem = "says nothing of an exchange"
+        elif message.observability_mode:
+            problem = "observability_mode: must be false; nobody would act on an answer"
+        elif kind in _ONCE and kind in self._seen:
+            problem = f"{kind} came twice"
+        elif kind in _AFTER and _AFTER[kind] not in self._seen:
+            problem = f"{kind} came before {_AFTER[kind]}"
+        elif kind == "response_body" and "response_trailers" in self._seen:
+            problem = "response_body came after response_trailers"
+        elif kind == "request_body" and "request_trailers" in self._seen:
+            problem = "request_body came after request_trailers"
+        if problem:
+            self._picker.accounts.on_invalid(REASON_ORDER)
+            raise InvalidArgumentError("request", problem, reason=REASON_ORDER)
+
+    def _on_request(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
+        modes, duplex = message.protocol_config, pb2.FULL_DUPLEX_STREAMED
+        if modes.request_body_mode == duplex or modes.response_body_mode == duplex:
+            both = (("request_body", modes.request_body_mode),
+                    ("response_body", modes.response_body_mode))  # fmt: skip
+            self._echoes = frozenset(kind for kind, mode in both if mode == duplex)
+        places = self._picker.places
+        places.look()
+        try:
+            headers = convert.headers_of(message.request_headers)
+            subset = convert.subset_of(message)
+            names = places.endpoints if subset is None else places.subset(subset)
+            path = convert.path_of(headers)
+            if path is None:
+                return convert.sent_to([self._picker.any_address(names)])
+            return self._decide(headers, path, names, convert.client_of(message))
+        except DomainError as error:
+            self.is_over = True
+            return convert.refusal(error)
+
+    def _decide(
+        self,
+        headers: dict[str, str],
+        path: convert.Path,
+        names: frozenset[str] | None,
+        client: str,
+    ) -> pb2.ProcessingResponse:
+        picker = self._picker
+        clock, places = picker.clock, picker.places
+        try:
+            ask = convert.ask_of(
+                headers,
+                path,
+                metadata=self._metadata,
+                client=client or self._client,
+                unknown_prompt_tokens=picker.view.traffic.mean_prompt_tokens,
+            )
+            ask.endpoints = names
+            job = picker.validator.job(ask, clock.monotonic_s(), clock.wall_ns(), prefix="")
+        except DomainError as error:
+            picker.accounts.on_invalid(error.reason)
+            raise
+        exchange = self.exchange = picker.exchanges.begin(job, places.alike)
+        left_s = job.cutoff_s - clock.monotonic_s()
+        self.is_new, self.longest_s = True, left_s + GRACE_S
+        target = exchange.choice.target
+        added = [
+            (convert.TIMEOUT, convert.timeout_ms(left_s)),
+            (convert.CHOSEN_MODEL, target.model),
+            (convert.TIER, target.tier),
+        ]
+        if path.model:
+            added.append((":path", path.with_model(target.model)))
+        trace = exchange.attempt.trace
+        if trace.sampled:
+            added += [(name, str(value)) for name, value in trace.metadata()]
+        addresses = dict.fromkeys(
+            places.address(each)
+            for each in exchange.targets
+            if names is None or each.endpoint in names
+        )
+        return convert.sent_to(addresses, added)
+
+    def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
+        exchange, part = self.exchange, message.response_headers
+        status = convert.status_of(convert.headers_of(part))
+        if exchange is None:
+            return convert.with_headers(())
+        address, places = convert.served_address(message), self._picker.places
+        served = None
+        if address:
+            places.look()
+            served = places.at(address, exchange.choice.target)
+        exchange.on_headers(status, served)
+        if part.end_of_stream:
+            self._complete()
+        return convert.with_headers(
+            (
+                (convert.TIER, exchange.served.tier),
+                (convert.ENDPOINT, exchange.served.endpoint),
+                (convert.REQUEST_ID, exchange.job.request_id),
+            )
+        )
+
+    def _complete(self) -> None:
+        if self.exchange is not None:
+            self.exchange.complete()
