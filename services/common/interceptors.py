@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -246,7 +245,12 @@ class _Call:
             calls.count += 1
             try:
                 calls.check_room()
-                with calls.watching() if self._is_watch else nullcontext():
+                if self._is_watch:
+                    with calls.watching():
+                        async for response in behavior(check(request), context):
+                            with calls.sending():
+                                yield response
+                else:
                     async for response in behavior(check(request), context):
                         yield response
             except GeneratorExit:

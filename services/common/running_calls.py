@@ -50,6 +50,21 @@ class RunningCalls:
             self._watches.discard(task)
             self._ended.discard(task)
 
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Marks that the library sends a message of the running watch, which then ends after it.
+
+        A task that is interrupted inside the library answers its call no more, and the server's
+        stop waits for that call.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.discard(task)
+        yield
+        if self._is_stopping:
+            raise _going_away()
+        self._watches.add(task)
+
     def end_watches(self) -> None:
         """Ends the calls that only wait, now and from now on."""
         self._is_stopping = True

@@ -35,8 +35,11 @@ class Servicer(pb_grpc.TrainerServiceServicer):
     """Raises what the test put into `error`; leaves most methods out."""
 
     error: BaseException | None = None
+    snapshot = b""
+    """What every message of a watch carries; with one, messages follow each other at once."""
 
     def __init__(self) -> None:
+        self.sent = 0
         self.is_working = asyncio.Event()
         self.may_end = asyncio.Event()
 
@@ -57,6 +60,9 @@ class Servicer(pb_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[pb.WatchPoliciesResponse]:
         """Answers one message, then raises or waits for the client to leave."""
         yield pb.WatchPoliciesResponse(activation=1)
+        while self.snapshot:
+            self.sent += 1
+            yield pb.WatchPoliciesResponse(activation=1, snapshot=self.snapshot)
         if self.error is not None:
             raise self.error
         await asyncio.Event().wait()
@@ -366,6 +372,33 @@ async def test_calls_that_only_wait_end_at_once_at_a_stop(served: Served) -> Non
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert "going away" in await call.details()
     assert served.handled("WatchPolicies", "UNAVAILABLE", "DRAINING") == 1
+
+
+async def test_a_watch_that_is_just_sent_something_ends_after_it(served: Served) -> None:
+    """A task interrupted in the middle of sending would leave its call open, and hold the stop."""
+    served.servicer.snapshot = bytes(1_000_000)
+    watch = served.stub.WatchPolicies(pb.WatchPoliciesRequest())
+    await watch.read()
+
+    seen = [0]
+
+    def is_blocked() -> bool:
+        """Returns whether the reader who does not read holds up what is sent."""
+        seen.append(served.servicer.sent)
+        return 0 < seen[-2] == seen[-1]
+
+    await until(is_blocked, "a message waits for its reader")
+    served.server.end_watches()
+    stopping = asyncio.create_task(served.server.stop(grace_s=NEVER_S))
+
+    async def read_on() -> None:
+        while await watch.read():
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(read_on(), LIMIT_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await asyncio.wait_for(stopping, LIMIT_S)
 
 
 async def test_a_call_that_serves_a_request_is_waited_for(served: Served) -> None:
