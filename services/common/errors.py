@@ -226,6 +226,12 @@ class DeadlineExceededError(DomainError):
     default_reason = "DEADLINE_EXCEEDED"
 
 
+class NotServedError(DomainError):
+    """A method of a protocol that is spoken here in part; the message says why not in whole."""
+
+    default_reason = "NOT_SERVED"
+
+
 class UnauthenticatedError(DomainError):
     """Nobody can tell who calls; the message never says which part of a secret was wrong."""
 
@@ -249,6 +255,7 @@ STATUS_BY_ERROR: Mapping[type[BaseException], grpc.StatusCode] = {
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    NotServedError: grpc.StatusCode.UNIMPLEMENTED,
     StateUnavailableError: grpc.StatusCode.UNAVAILABLE,
     VersionMismatchError: grpc.StatusCode.ABORTED,
     # What generated servicer bases raise for a method nobody wrote.

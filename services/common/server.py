@@ -83,6 +83,8 @@ class ServiceDefinition:
             empty serves it at the server's.
         place: Name of that address.
         health_names: Further names that its health is asked by.
+        on_stop: Called when a stop ends the watches, for calls that serve one request after
+            another: they end once those under way have ended.
     """
 
     full_name: str
@@ -91,6 +93,7 @@ class ServiceDefinition:
     listen: str = ""
     place: str = ""
     health_names: tuple[str, ...] = ()
+    on_stop: Callable[[], None] = lambda: None
 
 
 class _Listener:
@@ -127,12 +130,14 @@ class GrpcServer:
         self,
         listeners: Sequence[_Listener],
         health_servicer: health.aio.HealthServicer,
-        names: Sequence[str],
+        services: Sequence[ServiceDefinition],
         calls: RunningCalls,
     ) -> None:
         self._listeners = listeners
         self._calls = calls
         self._health = health_servicer
+        self._services = services
+        names = (name for each in services for name in (each.full_name, *each.health_names))
         self._names = ("", *names)
 
     @property
@@ -178,6 +183,8 @@ class GrpcServer:
     def end_watches(self) -> None:
         """Ends the calls that serve nobody's request, so that `stop` need not wait for them."""
         self._calls.end_watches()
+        for service in self._services:
+            service.on_stop()
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
@@ -226,7 +233,6 @@ async def build_server(
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
     options = _options(settings, longest_call_s, reuse_port=reuse_port)
     health_servicer = health.aio.HealthServicer()
-    names = [name for each in services for name in (each.full_name, *each.health_names)]
 
     def listener(
         place: str,
@@ -278,7 +284,7 @@ async def build_server(
         for each in services
         if each.listen
     )
-    built = GrpcServer(listeners, health_servicer, names, calls)
+    built = GrpcServer(listeners, health_servicer, services, calls)
     if not reuse_port:
         built.bind()
     await built.set_serving(False)

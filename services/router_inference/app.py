@@ -40,6 +40,7 @@ from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
 from services.router_inference.core import ClientPool, Core, Surroundings, build_core
+from services.router_inference.doors.kserve import servicer as kserve_door
 from services.router_inference.doors.servicer import READER_GRACE_S
 from services.router_inference.machine_code import MachineCode, obtain, run_compiler
 from services.router_inference.path.tickets import TicketSigner
@@ -49,7 +50,11 @@ from services.router_inference.policy.trainer_link import PolicyLink
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.reload import LiveSettings
-from services.router_inference.settings import RouterInferenceSettings, Settings
+from services.router_inference.settings import (
+    RouterInferenceSettings,
+    Settings,
+    default_task,
+)
 from services.router_inference.view.monitor_link import MonitorLink
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
@@ -124,8 +129,8 @@ class RouterInference:
             machine_code: of decisions; without it they are made in plain Python.
 
         Raises:
-            SettingsError: policy, fallback, their parameters, the ticket key or a certificate are
-                wrong.
+            SettingsError: policy, fallback, their parameters, the default task, the ticket key or
+                a certificate are wrong.
         """
         self.settings = settings
         self.core: Core | None = None
@@ -140,6 +145,7 @@ class RouterInference:
         self._registry: CollectorRegistry = new_registry()
         self._metrics = RouterMetrics(self._registry)
         self._slot = self._make_slot()
+        default_task(self._own, settings.mesh)  # raises where it is wrong
         self._signer = TicketSigner(ticket_key(self._own))
         self._access = load_access(
             "router_inference",
@@ -353,7 +359,12 @@ def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinitio
         ServiceDefinition(
             SERVICE_NAME,
             partial(pb2_grpc.add_RouterInferenceServiceServicer_to_server, core.servicer),
-        )
+        ),
+        ServiceDefinition(
+            kserve_door.SERVICE_NAME,
+            partial(kserve_door.register, core.kserve),
+            on_stop=core.kserve.leave,
+        ),
     ]
     if core.picker is not None:
         services.append(

@@ -29,6 +29,9 @@ from services.common.triton.client import ForbiddenClient, TritonClient
 from services.router_inference import health_notes
 from services.router_inference.doors.envoy.picker import Picker
 from services.router_inference.doors.envoy.places import Names, Places
+from services.router_inference.doors.intake import Intake
+from services.router_inference.doors.kserve.models import Models
+from services.router_inference.doors.kserve.servicer import KserveServicer
 from services.router_inference.doors.servicer import RouterInferenceServicer
 from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.health_notes import HealthNotes
@@ -64,6 +67,7 @@ from services.router_inference.settings import (
     ClientLimitSettings,
     RouterInferenceSettings,
     Settings,
+    default_task,
 )
 from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits
@@ -208,6 +212,7 @@ class Core:
     status: StatusReader
     servicer: RouterInferenceServicer
     picker: Picker | None
+    kserve: KserveServicer
 
 
 def build_core(env: Surroundings) -> Core:
@@ -321,11 +326,12 @@ def build_core(env: Surroundings) -> Core:
         new_id=lambda: f"{ids.getrandbits(128):032x}",
         new_seed=lambda: ids.getrandbits(31),
     )
+    intake = Intake(validator=validator, accounts=accounts, clock=clock)
     make_servicer = (
         partial(WorkerServicer, place=place) if place.number else RouterInferenceServicer
     )
     servicer = make_servicer(
-        validator=validator,
+        intake=intake,
         dispatcher=dispatcher,
         leases=leases,
         slot=env.slot,
@@ -336,6 +342,15 @@ def build_core(env: Surroundings) -> Core:
         clock=clock,
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
         client_of=env.client_of,
+    )
+    kserve = KserveServicer(
+        models=Models(catalog.tiers, view),
+        intake=intake,
+        dispatcher=dispatcher,
+        clock=clock,
+        new_relay=partial(StreamRelay, own.stream_coalesce_s),
+        client_of=env.client_of,
+        tasks=validator.tasks,
     )
     return Core(
         view=view,
@@ -358,6 +373,7 @@ def build_core(env: Surroundings) -> Core:
         status=status,
         servicer=servicer,
         picker=_picker(env, view, validator, parts, leases) if own.envoy_listen else None,
+        kserve=kserve,
     )
 
 
@@ -514,6 +530,7 @@ def request_limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
         lease_s=own.lease_s,
         soft_late_s=own.soft_late_s,
         bytes_per_token=mesh.bytes_per_token,
+        default_task=default_task(own, mesh),
     )
 
 

@@ -23,7 +23,11 @@ from services.router_inference.policy.configured import (
     as_settings_errors,
     configured,
 )
-from services.router_inference.settings import RouterInferenceSettings, Settings
+from services.router_inference.settings import (
+    RouterInferenceSettings,
+    Settings,
+    default_task,
+)
 
 _POLICIES = ("policy", "fallback_policy", "policy_parameters", "policy_snapshot")
 _SAFETY = (
@@ -31,6 +35,7 @@ _SAFETY = (
     *("retry_share", "retry_burst", "max_retries"),
 )
 _LIMITS = (
+    "default_task",
     "max_prompt_bytes",
     "max_output_tokens",
     "max_in_flight",
@@ -95,6 +100,7 @@ class LiveSettings:
         )
         mesh = self._mesh.model_copy(update={key: getattr(settings.mesh, key) for key in mesh_keys})
         files = load_mesh_files(mesh)
+        default_task(own, mesh)  # raises where it is wrong
         keys = {f"router_inference.{key}" for key in own_keys} | {f"mesh.{k}" for k in mesh_keys}
         return Wanted(own, mesh, files, configured(own, files.catalog), keys)
 

@@ -12,7 +12,12 @@ from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
 from services.common.mesh_settings import MeshSettings, Name, duplicates
 from services.common.server import ServerSettings
-from services.common.settings import OptionalRelativePath, Problem, SettingsModel
+from services.common.settings import (
+    OptionalRelativePath,
+    Problem,
+    SettingsError,
+    SettingsModel,
+)
 
 _SHORTEST_KEY_CHARACTERS = 16
 
@@ -90,6 +95,11 @@ class RouterInferenceSettings(ServerSettings):
     """
     learn_slowness: bool = True
     """True learns how slow each device is beside its profile and stretches predictions by it."""
+    default_task: str = Field(default="", pattern=r"^[a-z0-9_-]{0,64}$")
+    """Task of requests that name none; empty means the mesh's task if it has only one.
+
+    Where neither gives a task, such requests are refused.
+    """
     max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
     """Longest prompt, bytes of UTF-8."""
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)
@@ -199,3 +209,17 @@ class Settings(SettingsModel):
     mesh: MeshSettings
     router_inference: RouterInferenceSettings = Field(default_factory=RouterInferenceSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+
+def default_task(own: RouterInferenceSettings, mesh: MeshSettings) -> str:
+    """Returns the task of requests that name none; empty if there is none.
+
+    Raises:
+        SettingsError: The mesh has no such task.
+    """
+    names = [task.name for task in mesh.tasks]
+    if own.default_task and own.default_task not in names:
+        known = ", ".join(names)
+        problem = f"unknown task {own.default_task!r}; mesh.tasks has {known}"
+        raise SettingsError([f"router_inference.default_task: {problem}"])
+    return own.default_task or (names[0] if len(names) == 1 else "")

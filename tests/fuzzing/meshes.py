@@ -39,6 +39,7 @@ from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.app import build_app as build_trainer
 from services.trainer.settings import Settings as TrainerSettings
 from tests.fakes.triton import FakeTriton
+from tests.kserve_requests import infer_request
 from tests.waiting import until
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
@@ -266,6 +267,9 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
         mesh.words = [
             "echo", "sort", "small", "large", "e1", triton.address, "127.0.0.1:1", "price",
             "greedy", "static-small", "dqn", "dqn_paper", "r1", "tiny", "id-1", "r1@x", SCHEMA,
+            "tiercel", "tiercel_unary", "1", "text_input", "stream", "sampling_parameters", "BYTES",
+            "BOOL", "text_output", "timeout", "tiercel_task", "tiercel_deadline_ms", "max_tokens",
+            "shared_memory_region", "triton_enable_empty_final_response", "first_token",
         ]  # fmt: skip
         await until(lambda: core.view.fleet.targets, "the router knows its tiers", _FIRST_STATE_S)
         await _learn(mesh, router_stub)
@@ -361,6 +365,22 @@ async def _learn(mesh: Mesh, router: Any) -> None:
     drop.until_time.FromSeconds(1_700_000_100)
     remove = monitor_pb.RemoveEndpointRequest(endpoint="e1")
     remove.drain.FromSeconds(0)
+    asked: dict[str, Any] = {
+        "prompt": b"ECHO:abc=",
+        "sampling": b'{"max_tokens": 4, "temperature": 0.5, "seed": 7}',
+        "request_id": "id-3",
+        "outputs": ("text_output",),
+        "parameters": {
+            "tiercel_task": "echo",
+            "tiercel_deadline_ms": 500,
+            "tiercel_quality_floor": 0.1,
+            "tiercel_slo_kind": "first_token",
+            "timeout": 400_000,
+            "priority": 1,
+            "sequence_id": "a",
+            "triton_enable_empty_final_response": True,
+        },
+    }
     promote = {"policy": "greedy", "expected_activation": 0}
     seeds: Mapping[str, Sequence[Message]] = {
         "Generate": [router_pb.GenerateRequest(spec=spec)],
@@ -388,6 +408,15 @@ async def _learn(mesh: Mesh, router: Any) -> None:
         "GetPolicy": [trainer_pb.GetPolicyRequest(policy="price")],
         "PromotePolicy": [trainer_pb.PromotePolicyRequest(**promote)],  # type: ignore[arg-type]
         "RollbackPolicy": [trainer_pb.RollbackPolicyRequest(reason="because")],
+        "ModelInfer": [infer_request("tiercel", **asked)],
+        "ModelStreamInfer": [
+            infer_request("tiercel", stream=True, **asked),
+            infer_request("small", stream=True, typed=True, **asked),
+        ],
+        **{
+            name: [getattr(kserve, f"{name}Request")(name="small", version="1")]
+            for name in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+        },
         "ServerReflectionInfo": [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(

@@ -35,7 +35,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from services.common.errors import ERROR_DOMAIN, STATUS_BY_ERROR
+from services.common.errors import ERROR_DOMAIN, STATUS_BY_ERROR, NotServedError
 from services.router_inference.reconnect import END_OF_STREAM
 from tests.conftest import RedisServer
 from tests.fuzzing.meshes import SLOW, Mesh, Served, request_type, response_type, running_mesh
@@ -395,8 +395,8 @@ def _wrong_answers(method: MethodDescriptor, answers: Sequence[bytes]) -> str:
 def _wrong_status(method: MethodDescriptor, error: grpc.aio.AioRpcError) -> str:
     """Returns what is wrong with a status; ours carry an ErrorInfo and fit a header."""
     code = error.code()
-    is_ours = method.containing_service.full_name.startswith("tiercel.")
-    if code not in DOCUMENTED and not (code is grpc.StatusCode.UNIMPLEMENTED and not is_ours):
+    is_ours = method.containing_service.full_name.startswith(("tiercel.", "inference."))
+    if code not in DOCUMENTED and code is not grpc.StatusCode.UNIMPLEMENTED:
         return f"{code.name}: {error.details()}"
     trailers = error.trailing_metadata() or ()
     size = sum(len(key) + len(value) for key, value in trailers)
@@ -408,6 +408,8 @@ def _wrong_status(method: MethodDescriptor, error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     if rich is None or not any(d.Unpack(info) for d in rich.details if d.Is(info.DESCRIPTOR)):
         return f"{code.name} without an ErrorInfo: {error.details()}"
+    if code is grpc.StatusCode.UNIMPLEMENTED and info.reason != NotServedError.default_reason:
+        return f"{code.name}: {error.details()}"
     return "" if info.domain == ERROR_DOMAIN and info.reason else f"a bare ErrorInfo: {info}"
 
 

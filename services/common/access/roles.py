@@ -7,6 +7,7 @@ from enum import StrEnum
 
 _ROUTER = "tiercel.router_inference.v1.RouterInferenceService"
 _MONITOR = "tiercel.load_monitor.v1.LoadMonitorService"
+_KSERVE = "inference.GRPCInferenceService"
 _TRAINER = "tiercel.trainer.v1.TrainerService"
 _ENVOY = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -16,6 +17,8 @@ class Role(StrEnum):
 
     ANYONE = "anyone"
     """Needs no authentication: whoever reaches the port."""
+    CALLER = "caller"
+    """Needs an identity, with whichever role."""
     DATA = "data"
     """Has requests answered or routed."""
     REPORT = "report"
@@ -38,6 +41,36 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_ROUTER}/ExplainDecision": Role.READ,
     f"{_ROUTER}/UsePolicy": Role.OPERATE,
     f"{_ENVOY}/Process": Role.DATA,
+    # Triton's clients ask for these before they ask for answers; probes ask for the first two.
+    f"{_KSERVE}/ServerLive": Role.ANYONE,
+    f"{_KSERVE}/ServerReady": Role.ANYONE,
+    f"{_KSERVE}/ModelReady": Role.CALLER,
+    f"{_KSERVE}/ServerMetadata": Role.CALLER,
+    f"{_KSERVE}/ModelMetadata": Role.CALLER,
+    f"{_KSERVE}/ModelConfig": Role.CALLER,
+    f"{_KSERVE}/RepositoryIndex": Role.CALLER,
+    f"{_KSERVE}/ModelStatistics": Role.READ,
+    f"{_KSERVE}/ModelInfer": Role.DATA,
+    f"{_KSERVE}/ModelStreamInfer": Role.DATA,
+    # Not served, for the reason that they tell.
+    **dict.fromkeys(
+        (
+            f"{_KSERVE}/{each}"
+            for each in (
+                "RepositoryModelLoad",
+                "RepositoryModelUnload",
+                "SystemSharedMemoryStatus",
+                "SystemSharedMemoryRegister",
+                "SystemSharedMemoryUnregister",
+                "CudaSharedMemoryStatus",
+                "CudaSharedMemoryRegister",
+                "CudaSharedMemoryUnregister",
+                "TraceSetting",
+                "LogSettings",
+            )
+        ),
+        Role.CALLER,
+    ),
     f"{_MONITOR}/ReportTraffic": Role.REPORT,
     f"{_MONITOR}/WatchSystemState": Role.REPORT,
     f"{_MONITOR}/GetSystemState": Role.READ,

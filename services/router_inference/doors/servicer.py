@@ -15,13 +15,12 @@ from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.clock import Clock
 from services.common.errors import (
     DeadlineExceededError,
-    DomainError,
     InvalidArgumentError,
     NotFoundError,
 )
 from services.router_inference.doors import convert
-from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS, Validator
-from services.router_inference.job import Ask, Job
+from services.router_inference.doors.intake import Intake
+from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.leases import Leases
 from services.router_inference.path.relay import StreamRelay
@@ -45,7 +44,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
     def __init__(
         self,
         *,
-        validator: Validator,
+        intake: Intake,
         dispatcher: Dispatcher,
         leases: Leases,
         slot: PolicySlot,
@@ -62,7 +61,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         `new_relay` makes the relay of one streamed answer, `client_of` tells whose a call is.
         """
         self._client_of = client_of
-        self._validator = validator
+        self._intake = intake
         self._dispatcher = dispatcher
         self._leases = leases
         self._slot = slot
@@ -77,7 +76,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self, request: pb2.GenerateRequest, context: Context
     ) -> pb2.GenerateResponse:
         """Answers a prompt in one piece."""
-        job = self._job(
+        job = self._intake.job(
             convert.ask_of_spec(
                 request.spec,
                 context.time_remaining(),
@@ -95,7 +94,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         self, request: pb2.GenerateStreamRequest, context: Context
     ) -> None:
         """Answers a prompt piece by piece; the completion comes last."""
-        job = self._job(
+        job = self._intake.job(
             convert.ask_of_spec(
                 request.spec,
                 context.time_remaining(),
@@ -121,7 +120,7 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         """Decides only."""
         client = self._client_of(context)
         ask = convert.ask_of_route(request, context.invocation_metadata(), client)
-        return convert.route_response(self._leases.route(self._job(ask, prefix="")))
+        return convert.route_response(self._leases.route(self._intake.job(ask, prefix="")))
 
     async def ReportOutcome(
         self,
@@ -185,13 +184,3 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
         tier = int(inputs.fleet.arrays.tier_C[choice.action])
         larger = explainer.for_larger_tier(inputs, tier)
         return convert.explanation_response(choice, explainer.explain(inputs), larger)
-
-    def _job(self, ask: Ask, prefix: str = "spec.") -> Job:
-        clock = self._clock
-        if ask.waited_s:
-            self._accounts.call_wait.observe(ask.waited_s)
-        try:
-            return self._validator.job(ask, clock.monotonic_s(), clock.wall_ns(), prefix)
-        except DomainError as error:
-            self._accounts.on_invalid(error.reason)
-            raise

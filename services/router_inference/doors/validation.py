@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router.catalog import Catalog
@@ -29,6 +29,7 @@ class Limits:
         lease_s: lease of a ticket, which bounds the deadline of a routed request, seconds.
         soft_late_s: how long after its deadline a soft request is still worked on, seconds.
         bytes_per_token: bytes of prompt per token, for the estimate of prompt tokens.
+        default_task: task of requests that name none; empty refuses them.
     """
 
     max_prompt_bytes: int
@@ -37,6 +38,7 @@ class Limits:
     lease_s: float
     soft_late_s: float
     bytes_per_token: float
+    default_task: str = ""
 
 
 class Validator:
@@ -66,6 +68,10 @@ class Validator:
         self._task_index = {task.name: index for index, task in enumerate(catalog.tasks)}
         self._tier_index = {name: index for index, name in enumerate(catalog.tiers)}
 
+    def tasks(self) -> tuple[Sequence[str], str]:
+        """Returns the names of the tasks, and of that of requests that name none (or empty)."""
+        return tuple(self._task_index), self._limits.default_task
+
     def job(self, ask: Ask, now_s: float, now_ns: int, prefix: str = "spec.") -> Job:
         """Returns the job.
 
@@ -79,6 +85,7 @@ class Validator:
             InvalidArgumentError: with every field that is wrong.
             NotFoundError: the task or the tier is not known.
         """
+        ask.task = ask.task or self._limits.default_task
         prompt_tokens = self._check(ask, prefix)
         task_index = self._task_index.get(ask.task)
         if task_index is None:
@@ -177,7 +184,9 @@ class Validator:
             checks.count("prompt_token_count", ask.prompt_tokens, self._most_prompt_tokens, low=1)
             prompt_tokens = float(max(1, ask.prompt_tokens))
         if not ask.task:
-            checks.require(False, "task", "is empty", "a task of the mesh")
+            checks.require(
+                False, "task", "is empty, and there is no default task", "a task of the mesh"
+            )
         if ask.max_output_tokens is not None:
             checks.count("max_output_tokens", ask.max_output_tokens, limits.max_output_tokens, 1)
         if ask.deadline_s is not None:

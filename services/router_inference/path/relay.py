@@ -22,18 +22,21 @@ class StreamRelay:
         self._coalesce_s = coalesce_s
         self._parts: list[str] = []
         self._token_count = 0
+        self._has_last = False
         self._ready = asyncio.Event()
 
     def push(self, chunk: TierChunk) -> None:
         """Takes a piece."""
         self._parts.append(chunk.text)
         self._token_count += chunk.token_count
+        self._has_last = chunk.is_final
         self._ready.set()
 
     def restart(self) -> None:
         """Forgets what was not handed over; nothing was, or the answer could not start again."""
         self._parts.clear()
         self._token_count = 0
+        self._has_last = False
         self._ready.clear()
 
     def _take(self) -> tuple[str, int]:
@@ -44,7 +47,7 @@ class StreamRelay:
     async def answer(
         self, dispatcher: Dispatcher, job: Job
     ) -> AsyncGenerator[tuple[str, int], None]:
-        """Runs the job and yields its portions.
+        """Runs the job and yields its portions; once the job is complete, the one that is last.
 
         Raises:
             DomainError: as `Dispatcher.answer`; pieces may have gone out before.
@@ -58,6 +61,10 @@ class StreamRelay:
                 self._ready.clear()
                 if not self._parts:
                     continue
+                if self._has_last:
+                    # The end is at hand; known together, both fit into one message.
+                    await asyncio.wait((task,))
+                    break
                 yield self._take()
                 if not task.done() and self._coalesce_s > 0.0:
                     # The end of the answer ends the pause; more pieces do not.

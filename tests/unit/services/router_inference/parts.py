@@ -61,6 +61,7 @@ class Behaviour:
         error: Raised after `error_after` pieces; None for none.
         error_after: Pieces before the error.
         hang: True sends nothing until the request's timeout.
+        ends_with_last: True says with the last piece that it is, not in a message of its own.
     """
 
     pieces: tuple[str, ...] = ("a", "b")
@@ -68,6 +69,7 @@ class Behaviour:
     error: TierError | None = None
     error_after: int = 0
     hang: bool = False
+    ends_with_last: bool = False
 
 
 @dataclass
@@ -101,11 +103,13 @@ class FakeTier(AsksByGenerating):
                 raise behaviour.error
             if index < len(pieces):
                 await asyncio.sleep(behaviour.step_s)
-            is_last = index == len(pieces)
+            is_last = index == len(pieces) - behaviour.ends_with_last
             if is_last:
                 call["end"] = "done"
-            count = 0 if is_last else 1
+            count = 0 if index == len(pieces) else 1
             yield TierChunk(piece, count, is_last, "stop" if is_last else "")
+            if is_last:
+                return
 
 
 class FakePool(ClientPool):

@@ -8,7 +8,9 @@ import pytest
 
 from services.common.settings import SettingsError
 from services.router_inference.app import ticket_key
-from services.router_inference.settings import RouterInferenceSettings
+from services.router_inference.settings import RouterInferenceSettings, default_task
+from tests.unit.services.router_inference.parts import TASKS, make_rig
+from tests.unit.services.router_inference.scenario import scenario
 
 
 def settings_of(path: Path) -> RouterInferenceSettings:
@@ -36,3 +38,16 @@ def test_what_is_no_file_or_has_no_end_is_refused(tmp_path: Path) -> None:
         ticket_key(settings_of(tmp_path))
     with pytest.raises(SettingsError, match="must have 16 to 1024 bytes"):
         ticket_key(settings_of(Path("/dev/zero")))
+
+
+@scenario
+async def test_the_default_task_is_the_settings_or_the_only_one() -> None:
+    """With several tasks and no setting there is none; one that does not exist is refused."""
+    found = make_rig(default_task="soft").app.settings
+    assert default_task(found.router_inference, found.mesh) == "soft"
+    found = make_rig().app.settings
+    assert default_task(found.router_inference, found.mesh) == ""
+    found = make_rig(tasks=TASKS[:1]).app.settings
+    assert default_task(found.router_inference, found.mesh) == "hard"
+    with pytest.raises(SettingsError, match="default_task: unknown task 'x'; mesh"):
+        make_rig(default_task="x")

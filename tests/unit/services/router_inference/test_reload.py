@@ -90,6 +90,19 @@ async def test_policy_limits_and_safety_follow(tmp_path: Path) -> None:
 
 
 @scenario
+async def test_the_default_task_follows(tmp_path: Path) -> None:
+    """One that does not exist changes nothing."""
+    live = Live(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="no default task"):
+        live.rig.job(task="")
+    assert live.take(default_task="soft") == {"router_inference.default_task"}
+    assert live.rig.job(task="").task.name == "soft"
+    with pytest.raises(SettingsError, match="unknown task 'x'"):
+        live.take(default_task="x")
+    assert live.rig.job(task="").task.name == "soft"
+
+
+@scenario
 async def test_targets_follow(tmp_path: Path) -> None:
     """A task that loses its target is held by none any more."""
     live = Live(tmp_path)

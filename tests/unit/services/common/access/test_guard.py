@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from tritonclient.grpc import service_pb2 as kserve
 
 from services.common.access.guard import (
     CALLER,
@@ -31,6 +32,7 @@ FILES = (
     load_monitor_service_pb2,
     trainer_service_pb2,
     external_processor_pb2,
+    kserve,
     health_pb2,
     reflection_pb2,
 )
@@ -121,7 +123,7 @@ async def test_a_method_answers_its_role_alone(name: str) -> None:
     """In every other role it is PERMISSION_DENIED, without one UNAUTHENTICATED."""
     needed = ROLE_OF[name]
     for role in GRANTED:
-        if needed in (role, Role.ANYONE):
+        if needed in (role, Role.ANYONE, Role.CALLER):
             expected = "anyone" if needed is Role.ANYONE else str(role)
             assert await called(guard(), name, Context(str(role))) == expected
         else:
@@ -149,7 +151,7 @@ async def test_operating_calls_are_refused_where_they_have_another_address(name:
     """Whoever asks at the data port, an operator included; other calls are not touched."""
     for here in (guard("127.0.0.1:7420"), Guard(None, "127.0.0.1:7420")):
         needed = ROLE_OF[name]
-        caller = Context(str(needed))
+        caller = Context(str(Role.READ if needed is Role.CALLER else needed))
         if needed is Role.OPERATE:
             with pytest.raises(PermissionDeniedError, match=r"127\.0\.0\.1:7420") as caught:
                 await called(here, name, caller)

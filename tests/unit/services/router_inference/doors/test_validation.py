@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_bad_fields_are_named_with_their_limit(
         job(**fields)
     assert caught.value.metadata["field"] == field
     assert caught.value.metadata["limit"] == limit
+
+
+def test_a_request_without_a_task_is_of_the_default_task() -> None:
+    """At every door; without a default the error says that there is none."""
+    checker = validator()
+    checker.configure(
+        Catalog.build(TIERS, TASKS, QUALITY), dataclasses.replace(LIMITS, default_task="soft")
+    )
+    assert checker.job(Ask(task="", prompt="hello"), 100.0, 10**18).task.name == "soft"
+    assert checker.job(Ask(task="hard", prompt="hello"), 100.0, 10**18).task.name == "hard"
+    assert checker.tasks() == (("hard", "soft", "first"), "soft")
+    with pytest.raises(InvalidArgumentError, match="is empty, and there is no default task"):
+        job(task="")
 
 
 def test_all_bad_fields_are_named_at_once() -> None:

@@ -43,6 +43,16 @@ async def test_a_fast_tier_costs_one_message_per_pause() -> None:
 
 
 @scenario
+async def test_the_last_piece_comes_with_the_end() -> None:
+    """Whoever gets it knows how the request ended, and can say both in one message."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(pieces=("a", "b"), ends_with_last=True)
+    job = rig.job(is_stream=True)
+    got = [(text, job.is_complete) async for text, _ in portions(rig, job, 0.003)]
+    assert got == [("a", False), ("b", True)]
+
+
+@scenario
 async def test_a_failure_comes_after_what_was_relayed() -> None:
     """The client has read the pieces; the error ends the stream."""
     rig = make_rig()
