@@ -139,6 +139,7 @@ TABLE: list[tuple[BaseException, grpc.StatusCode, str]] = [
         "DEADLINE_NOT_REACHABLE",
     ),
     (errors.UnavailableError("NO_ENDPOINT"), grpc.StatusCode.UNAVAILABLE, "NO_ENDPOINT"),
+    (errors.NotServedError("no shared memory"), grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED"),
     (
         errors.FailedPreconditionError("already running", reason="TRAINING_RUNNING"),
         grpc.StatusCode.FAILED_PRECONDITION,

@@ -47,6 +47,9 @@ COVERED = {
     "services/local/embedded.py": "unit/services/cli/test_app.py",
     "services/local/triton/server/process.py": "integration/test_triton_server.py",
     "services/router_inference/app.py": "integration/test_router_failures.py",
+    "services/router_inference/doors/kserve/convert.py": (
+        "unit/services/router_inference/doors/kserve/test_servicer.py"
+    ),
     "services/router_inference/settings.py": "unit/services/test_bounds_of_settings.py",
     "services/router_inference/workers/parent.py": "integration/test_router_workers.py",
     "services/trainer/app.py": "integration/test_trainer.py",
