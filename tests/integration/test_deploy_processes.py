@@ -393,6 +393,20 @@ def test_readme_example_for_python_works(deployment: Deployment) -> None:
     assert "Chunk(" in done.stdout
 
 
+def test_readme_example_for_clients_of_triton_works(deployment: Deployment) -> None:
+    """`tritonclient` gets an answer from the router's port; address and deadline aside."""
+    address = f"127.0.0.1:{deployment.processes['router-inference'].ports['grpc']}"
+    code = _readme_block("import tritonclient.grpc").replace(_EXAMPLE_PORT, address)
+    code = code.replace('"sort"}', '"sort", "tiercel_deadline_ms": 20_000}')
+    done = subprocess.run(
+        [str(deployment.python), "-c", code],
+        cwd=deployment.root, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sort:hgcafde=")
+    assert len(done.stdout.strip()) > len("sort:hgcafde=")
+
+
 @pytest.mark.parametrize("service", ["router-inference", "trainer", "load-monitor"])
 def test_stop_signal_drains_within_the_grace(deployment: Deployment, service: str) -> None:
     """SIGTERM makes health NOT_SERVING first, then ends the process with 0 inside the grace."""

@@ -251,7 +251,7 @@ def _describe(job: Job, said: Any) -> None:
     said["tiercel_total_us"].int64_param = _us(job.end_s - job.arrival_s)
     said["tiercel_early_us"].int64_param = _us(job.deadline_s - job.deadline_event_s)
     if job.step_down is not StepDown.NONE:
-        said["tiercel_step_down"].string_param = job.step_down.value
+        said["tiercel_step_down_reason"].string_param = job.step_down.value
     if job.is_rescued:
         said["tiercel_rescued"].bool_param = True
     if job.retry_count:

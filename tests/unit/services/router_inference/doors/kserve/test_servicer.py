@@ -49,7 +49,7 @@ async def test_a_prompt_is_answered_in_one_piece() -> None:
     assert told["tiercel_dispatch_us"] <= told["tiercel_first_token_us"] < told["tiercel_total_us"]
     assert told["tiercel_early_us"] == 400_000 - told["tiercel_total_us"]
     assert "triton_final_response" not in told
-    assert "tiercel_step_down" not in told
+    assert "tiercel_step_down_reason" not in told
     rig.assert_settled()
 
 
@@ -67,7 +67,7 @@ async def test_a_tiers_name_pins_the_tier() -> None:
     rig = make_rig(**DEFAULT)
     response = await rig.core.kserve.ModelInfer(infer_request("small"), CALL)
     told = said(response)
-    assert (told["tiercel_tier"], told["tiercel_step_down"]) == ("small", "pinned")
+    assert (told["tiercel_tier"], told["tiercel_step_down_reason"]) == ("small", "pinned")
 
 
 @scenario

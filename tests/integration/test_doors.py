@@ -1,0 +1,354 @@
+"""docs/doors.md row by row: every door does what its table says, and nothing that it denies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from tritonclient.grpc import service_pb2 as kserve
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
+
+from services.common.telemetry import Telemetry
+from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
+from tests.fakes.triton import FakeTriton, Script
+from tests.kserve_requests import infer_request, outputs_of, said
+from tests.unit.deploy.manifests import ROOT
+from tests.waiting import until
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
+PAGE = ROOT / "docs" / "doors.md"
+CALL_S = 60.0
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+# The default deadline of a task here; requests that are about something else have time.
+LONG_S = 30.0
+
+
+def table() -> dict[tuple[str, str], bool]:
+    """Returns what the page says, by row and door."""
+    text = PAGE.read_text(encoding="utf-8")
+    block = text.split("<!-- begin features -->")[1].split("<!-- end features -->")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in block.strip().splitlines()
+    ]
+    claims = {}
+    for name, *cells in rows:
+        for door, cell in zip(head[1:], cells, strict=True):
+            assert cell.startswith(("yes", "no")), f"{name}, {door}: neither yes nor no"
+            claims[re.sub(r"\W+", " ", name).strip(), door] = cell.startswith("yes")
+    return claims
+
+
+class Answer:
+    """What a door said.
+
+    Attributes:
+        text: the answer.
+        piece_count: in how many messages it came.
+        tier: who answered.
+        is_rescued: whether that was a rescue.
+        is_on_time: whether the deadline was met.
+    """
+
+    def __init__(
+        self, text: str, piece_count: int, tier: str, *, is_rescued: bool, is_on_time: bool
+    ) -> None:
+        self.text, self.piece_count, self.tier = text, piece_count, tier
+        self.is_rescued, self.is_on_time = is_rescued, is_on_time
+
+
+class OwnDoor:
+    """The router's own service."""
+
+    name = "own gRPC"
+
+    def __init__(self, router: RunningRouter) -> None:
+        self._stub = router.stub
+
+    @property
+    def streams_requests(self) -> bool:
+        """Whether one call can carry many requests."""
+        service = pb2.DESCRIPTOR.services_by_name["RouterInferenceService"]
+        return any(method.client_streaming for method in service.methods)
+
+    @property
+    def decides_alone(self) -> bool:
+        """Whether there is a decision without an answer."""
+        return hasattr(self._stub, "Route")
+
+    @property
+    def takes_priority(self) -> bool:
+        """Whether a request can be of a class that changes something."""
+        return "priority" in pb2.GenerationSpec.DESCRIPTOR.fields_by_name
+
+    def call(self, *, stream: bool = False, **wishes: Any) -> Any:
+        """Begins a call."""
+        spec = pb2.GenerationSpec(prompt="hello", task=wishes.get("task", "piqa"))
+        spec.tier = wishes.get("tier", "")
+        spec.quality_floor = wishes.get("floor", 0.0)
+        spec.max_output_tokens = 1_000
+        if "deadline_s" in wishes:
+            spec.deadline.FromMilliseconds(round(wishes["deadline_s"] * 1e3))
+        if wishes.get("is_first_token"):
+            spec.slo_kind = common_pb2.SLO_KIND_FIRST_TOKEN
+        options = {"metadata": wishes.get("metadata"), "timeout": CALL_S}
+        if stream:
+            return self._stub.GenerateStream(pb2.GenerateStreamRequest(spec=spec), **options)
+        return self._stub.Generate(pb2.GenerateRequest(spec=spec), **options)
+
+    async def ask(self, **wishes: Any) -> Answer:
+        """Returns what comes of a request."""
+        call = self.call(**wishes)
+        pieces = []
+        if wishes.get("stream"):
+            async for message in call:
+                if message.WhichOneof("event") == "chunk":
+                    pieces.append(message.chunk.text)
+                else:
+                    done = message.completion
+        else:
+            response = await call
+            pieces, done = [response.text], response.completion
+        return Answer(
+            "".join(pieces),
+            len(pieces),
+            done.tier,
+            is_rescued=done.rescued,
+            is_on_time=done.on_time,
+        )
+
+
+class KserveDoor:
+    """Triton's service."""
+
+    name = "KServe v2"
+    decides_alone = False
+    takes_priority = False
+
+    def __init__(self, router: RunningRouter) -> None:
+        self._stub: Any = kserve_grpc.GRPCInferenceServiceStub(router.channel)
+
+    @property
+    def streams_requests(self) -> bool:
+        """Whether one call can carry many requests."""
+        service = kserve.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        return any(method.client_streaming for method in service.methods)
+
+    def call(self, *, stream: bool = False, **wishes: Any) -> Any:
+        """Begins a call."""
+        parameters: dict[str, Any] = {"priority": 1, "tiercel_task": wishes.get("task", "piqa")}
+        if "deadline_s" in wishes:
+            parameters["tiercel_deadline_ms"] = wishes["deadline_s"] * 1e3
+        if "floor" in wishes:
+            parameters["tiercel_quality_floor"] = wishes["floor"]
+        if wishes.get("is_first_token"):
+            parameters["tiercel_slo_kind"] = "first_token"
+        request = infer_request(
+            wishes.get("tier", "tiercel"),
+            sampling=b'{"max_tokens": 1000}',
+            parameters=parameters,
+            exclude_input_in_output=True,
+            **({"stream": True} if stream else {}),
+        )
+        options = {"metadata": wishes.get("metadata"), "timeout": CALL_S}
+        if stream:
+            by_status = (("triton_grpc_error", "true"), *(options["metadata"] or ()))
+            requests = [request] * wishes.get("times", 1)
+            options["metadata"] = by_status
+            return self._stub.ModelStreamInfer(iter(requests), **options)
+        return self._stub.ModelInfer(request, **options)
+
+    async def ask(self, **wishes: Any) -> Answer:
+        """Returns what comes of a request."""
+        call = self.call(**wishes)
+        if wishes.get("stream"):
+            responses = [message.infer_response async for message in call]
+        else:
+            responses = [await call]
+        texts = [outputs_of(response)["text_output"] for response in responses]
+        done = said(responses[-1])
+        return Answer(
+            b"".join(texts).decode(),  # type: ignore[arg-type]
+            sum(bool(text) for text in texts),
+            done["tiercel_tier"],
+            is_rescued=done.get("tiercel_rescued", False),
+            is_on_time=done["tiercel_on_time"],
+        )
+
+
+DOORS = {door.name: door for door in (OwnDoor, KserveDoor)}
+
+
+async def status_of(asking: Awaitable[Answer]) -> grpc.StatusCode:
+    """Returns the status that a request ends with."""
+    try:
+        await asking
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def one_answer(door: Any, triton: FakeTriton) -> bool:
+    """The whole text in one message."""
+    answer = await door.ask()
+    return bool(answer.text == "abc" and answer.piece_count == 1)
+
+
+async def streaming(door: Any, triton: FakeTriton) -> bool:
+    """Pieces come before the answer is complete."""
+    triton.default = Script(tokens=("a", "b", "c"), step_s=0.1)
+    answer = await door.ask(stream=True)
+    return bool(answer.text == "abc" and answer.piece_count > 1)
+
+
+async def many_requests(door: Any, triton: FakeTriton) -> bool:
+    """Two are under way on one call at the same time."""
+    if not door.streams_requests:
+        return False
+    triton.default = Script(hang=True)
+    call = door.call(stream=True, times=2)
+    await until(lambda: len(triton.received) == 2, "both are under way")
+    call.cancel()
+    return True
+
+
+async def deadline(door: Any, triton: FakeTriton) -> bool:
+    """The tier is told; nothing goes on beyond it."""
+    triton.default = Script(times_out=True)
+    code = await status_of(door.ask(deadline_s=0.5))
+    return code is grpc.StatusCode.DEADLINE_EXCEEDED and triton.received[0].timeout_us <= 500_000
+
+
+async def first_token_deadline(door: Any, triton: FakeTriton) -> bool:
+    """An answer that begins in time is on time, however long it takes."""
+    triton.default = Script(tokens=("a",) * 3, step_s=0.4)
+    answer = await door.ask(stream=True, is_first_token=True, deadline_s=1.0)
+    return bool(answer.is_on_time)
+
+
+async def task(door: Any, triton: FakeTriton) -> bool:
+    """One that does not exist is told."""
+    return await status_of(door.ask(task="nope")) is grpc.StatusCode.NOT_FOUND
+
+
+async def quality_floor(door: Any, triton: FakeTriton) -> bool:
+    """One that the only tier cannot reach is told."""
+    found = await status_of(door.ask(tier="small", floor=1.0))
+    return found is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def one_tier_only(door: Any, triton: FakeTriton) -> bool:
+    """The tier asked for answers."""
+    return bool((await door.ask(tier="small")).tier == "small")
+
+
+async def rescue(door: Any, triton: FakeTriton) -> bool:
+    """A smaller tier answers where the largest one does not."""
+    triton.scripts["large"] = Script(times_out=True)
+    answer = await door.ask(deadline_s=3.0)
+    return bool(answer.is_rescued and answer.tier != "large")
+
+
+async def cancellation(door: Any, triton: FakeTriton) -> bool:
+    """A client that leaves stops its tier."""
+    triton.default = Script(hang=True)
+    call = door.call(stream=True)
+    await until(lambda: bool(triton.received), "it is under way")
+    call.cancel()
+    await until(lambda: triton.received[0].end == "cancelled", "the tier has stopped")
+    return True
+
+
+async def priority(door: Any, triton: FakeTriton) -> bool:
+    """A class that changes something."""
+    await door.ask()
+    return bool(door.takes_priority)
+
+
+async def trace(door: Any, triton: FakeTriton) -> bool:
+    """The caller's trace goes on at the tier."""
+    await door.ask(stream=True, metadata=(("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),))
+    return TRACE in triton.received[0].metadata.get("traceparent", "")
+
+
+async def decision_alone(door: Any, triton: FakeTriton) -> bool:
+    """A decision without an answer."""
+    return bool(door.decides_alone)
+
+
+CHECKS: dict[str, Callable[[Any, FakeTriton], Awaitable[bool]]] = {
+    "one answer": one_answer,
+    "streaming": streaming,
+    "many requests on one call": many_requests,
+    "deadline": deadline,
+    "deadline of the first token": first_token_deadline,
+    "task": task,
+    "quality floor": quality_floor,
+    "one tier only": one_tier_only,
+    "rescue": rescue,
+    "cancellation": cancellation,
+    "priority": priority,
+    "trace": trace,
+    "decision alone Route": decision_alone,
+}
+
+
+@pytest_asyncio.fixture
+async def triton() -> AsyncIterator[FakeTriton]:
+    """An endpoint that answers in three pieces."""
+    fake = await FakeTriton(default=Script(tokens=("a", "b", "c"))).start()
+    yield fake
+    await fake.stop()
+
+
+@pytest_asyncio.fixture
+async def router(triton: FakeTriton, tmp_path: Path) -> AsyncIterator[RunningRouter]:
+    """A router before it that prefers the largest tier."""
+    own = 'policy = "static-large"\ndefault_task = "piqa"'
+    text = mesh_toml([("e0", triton.address)], router=own, deadline_s=LONG_S)
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF))
+    telemetry = Telemetry(provider, random.Random(1))
+    async with running_router(tmp_path, text, telemetry=telemetry) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("row", "door"), [key for key in table() if key[1] in DOORS])
+async def test_a_door_does_what_its_table_says(
+    row: str, door: str, router: RunningRouter, triton: FakeTriton
+) -> None:
+    """Yes where it works, no where it does not."""
+    async with asyncio.timeout(CALL_S):
+        found = await CHECKS[row](DOORS[door](router), triton)
+    assert found is table()[row, door]
+
+
+def test_every_row_has_its_check() -> None:
+    """And every check its row."""
+    assert {row for row, _ in table()} == CHECKS.keys()
+
+
+async def test_the_example_of_the_kserve_door_runs(router: RunningRouter) -> None:
+    """As printed, but for the address and the task, which this mesh does not have."""
+    text = PAGE.read_text(encoding="utf-8").split("<!-- begin kserve -->")[1]
+    [code] = re.findall(r"```python\n(.*?)```", text.split("<!-- end kserve -->")[0], re.DOTALL)
+    code = code.replace("127.0.0.1:7410", router.address).replace('": "sort"', '": "piqa"')
+    printed = io.StringIO()
+
+    def run() -> None:
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "doors.md", "exec"), {})
+
+    await asyncio.to_thread(run)
+    assert printed.getvalue() == "sort:hgcafde=abc\nlarge\n"
