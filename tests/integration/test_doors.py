@@ -160,9 +160,9 @@ class KserveDoor:
             sampling=b'{"max_tokens": 1000}',
             parameters=parameters,
             exclude_input_in_output=True,
-            **({"stream": True} if stream else {}),
+            stream=stream,
         )
-        options = {"metadata": wishes.get("metadata"), "timeout": CALL_S}
+        options: dict[str, Any] = {"metadata": wishes.get("metadata"), "timeout": CALL_S}
         if stream:
             by_status = (("triton_grpc_error", "true"), *(options["metadata"] or ()))
             requests = [request] * wishes.get("times", 1)

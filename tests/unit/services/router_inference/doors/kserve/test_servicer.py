@@ -24,7 +24,7 @@ from tests.unit.services.router_inference.doors.test_servicer import CALL
 from tests.unit.services.router_inference.parts import Behaviour, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
-DEFAULT = {"default_task": "hard"}
+DEFAULT: dict[str, Any] = {"default_task": "hard"}
 
 
 @scenario
@@ -236,8 +236,9 @@ async def test_readiness_ends_with_the_stop() -> None:
     assert not (await door.ModelReady(model, CALL)).ready
     index = await door.RepositoryIndex(kserve.RepositoryIndexRequest(), CALL)
     assert {each.state for each in index.models} == {"UNAVAILABLE"}
+    no_requests: Any = None
     with pytest.raises(UnavailableError):
-        await door.ModelStreamInfer(None, CALL)
+        await door.ModelStreamInfer(no_requests, CALL)
 
 
 @scenario

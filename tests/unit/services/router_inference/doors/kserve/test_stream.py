@@ -17,7 +17,7 @@ from services.common.errors import (
 from services.common.triton.errors import TierUnavailableError
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from tests.kserve_requests import infer_request, outputs_of, said
-from tests.unit.services.router_inference.doors.test_servicer import Call
+from tests.unit.services.router_inference.doors.test_servicer import CALL, Call
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
@@ -215,9 +215,8 @@ async def test_a_stream_that_breaks_off_is_no_success() -> None:
     assert said(piece.infer_response)[FINAL] is False
     assert "failed: connection refused" in end.error_message
     assert "tiercel_on_time" not in said(end.infer_response)
-    stats = await rig.core.kserve.ModelStatistics(
-        kserve.ModelStatisticsRequest(name="tiercel"), Call()
-    )
+    asked = kserve.ModelStatisticsRequest(name="tiercel")
+    stats = await rig.core.kserve.ModelStatistics(asked, CALL)
     assert stats.model_stats[0].inference_stats.fail.count == 1
 
 
