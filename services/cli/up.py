@@ -18,7 +18,7 @@ from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.errors import InputError
 from services.local.fleets import ReferenceFleet
-from services.local.manifest import DEFAULT_NAME, Manifest, run_folder
+from services.local.manifest import DEFAULT_NAME, run_folder
 from services.local.paced_mesh import paced_options
 from services.local.run import run_owning_children
 from trainer.shipped import PROFILES, QUALITY
@@ -52,6 +52,9 @@ def up(
     ] = "",
     policy: Annotated[str, typer.Option(help="Policy the routers start with.")] = "price",
     trainer: Annotated[bool, typer.Option(help="Start a trainer.")] = True,
+    openai: Annotated[
+        bool, typer.Option("--openai", help="Start an OpenAI-shaped HTTP door too.")
+    ] = False,
     fresh: Annotated[bool, typer.Option(help="Forget an earlier mesh of this name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print mesh.json once ready.")] = False,
 ) -> None:
@@ -73,17 +76,18 @@ def up(
             quality=shipped_file(QUALITY, quality or "reference", "--quality"),
             tasks=reference.task_entries(),
         )
+    traces = str((run_folder(name) / "traces").absolute())
     options = dataclasses.replace(
         options,
         router_count=routers,
         policy=policy,
         trainer=trainer,
+        openai_door=openai,
         fresh=fresh,
         sections={
-            "router_inference": {
-                "workers": workers,
-                "trace_folder": str((run_folder(name) / "traces").absolute()),
-            }
+            "router_inference": {"workers": workers, "trace_folder": traces},
+            # The reference tiers understand a task's own words and nothing around them.
+            "openai_door": {"chat_template": "plain" if paced else "bare", "trace_folder": traces},
         },
     )
     _check_policy(policy, options.fleet.tiers)
@@ -99,12 +103,13 @@ async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:
             "starting load monitor, trainer and router (compiles once, about half a minute)"
         ):
             await mesh.start_services()
-        _announce(mesh.manifest(), as_json)
+        _announce(mesh, as_json)
         await asyncio.Event().wait()
     return 0
 
 
-def _announce(manifest: Manifest, as_json: bool) -> None:
+def _announce(mesh: EmbeddedMesh, as_json: bool) -> None:
+    manifest = mesh.manifest()
     if as_json:
         print(json.dumps(dataclasses.asdict(manifest), indent=2), flush=True)
         return
@@ -112,8 +117,24 @@ def _announce(manifest: Manifest, as_json: bool) -> None:
     rows += [(name.replace("_", " "), address) for name, address in manifest.addresses.items()]
     rows += [(f"{name} /metrics", address) for name, address in manifest.metrics.items()]
     console().print(table(f"mesh {manifest.name!r} ({manifest.kind})", ("part", "address"), rows))
+    door = manifest.addresses.get("openai_door")
+    if door is not None:
+        note(f"OpenAI's clients: base_url http://{door}/v1   For example:")
+        note(curl_line(door, mesh.options))
     suffix = "" if manifest.name == DEFAULT_NAME else f" --mesh {manifest.name}"
     note(f"ready. Next: tiercel generate 'rev:tiercel='{suffix}   Ctrl-C stops everything.")
+
+
+def curl_line(door: str, options: MeshOptions) -> str:
+    """Returns a command that asks the door something that the tiers know."""
+    task, text = "sort", "sort:hgcafde="
+    if options.fleet.kind == "paced":  # which know nothing, and take their time for any text
+        task, text = options.tasks[0].name, "Hello"
+    body = {"model": f"tiercel/{task}", "messages": [{"role": "user", "content": text}]}
+    return (
+        f"curl http://{door}/v1/chat/completions -H 'content-type: application/json'"
+        f" -d '{json.dumps(body)}'"
+    )
 
 
 def _check_policy(policy: str, tiers: tuple[str, ...]) -> None:

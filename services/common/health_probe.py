@@ -1,6 +1,7 @@
-"""Asks a gRPC server for its health: `python -m services.common.health_probe ADDRESS [SERVICE]`.
+"""Asks a server for its health: `python -m services.common.health_probe ADDRESS [SERVICE]`.
 
-Exit code 0 if it says SERVING, 1 if it says anything else or does not answer, 2 if called wrongly.
+Exit code 0 if it says SERVING (with `--http PATH`: status 200), 1 if it says anything else or does
+not answer, 2 if called wrongly.
 The container images use it. Where the service's certificates are named in the environment, as they
 are in containers, the probe calls by TLS.
 """
@@ -8,7 +9,9 @@ are in containers, the probe calls by TLS.
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 
@@ -48,13 +51,37 @@ def probe(
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
+def probe_http(address: str, path: str, timeout_s: float, roots: str = "") -> str:
+    """Returns the status of a page, or what kept it from being read.
+
+    Args:
+        address: `host:port` of the server.
+        path: Path of the page.
+        timeout_s: Longest wait, seconds.
+        roots: PEM file of the roots that signed its certificate; empty means plain text.
+    """
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    if roots:
+        context = ssl.create_default_context(cafile=roots)
+        context.check_hostname = False  # it is asked on loopback, by no name of its certificate
+        connection = http.client.HTTPSConnection(address, timeout=timeout_s, context=context)
+    try:
+        connection.request("GET", path)
+        return str(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__
+    finally:
+        connection.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Probes once, prints what was found on one line and returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m services.common.health_probe", description="Probe gRPC health."
+        prog="python -m services.common.health_probe", description="Probe the health of a server."
     )
     parser.add_argument("address", metavar="HOST:PORT", help="address of the server")
     parser.add_argument("service", nargs="?", default="", help="gRPC service; default: the server")
+    parser.add_argument("--http", metavar="PATH", help="ask for this page instead of gRPC health")
     parser.add_argument("--timeout-s", type=float, default=2.0, help="longest wait for the answer")
     options = parser.parse_args(argv)
     try:
@@ -63,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{options.address}: {error}")
     if not 0.0 < options.timeout_s <= 60.0:
         parser.error(f"--timeout-s: must be above 0 and at most 60 (got {options.timeout_s:g})")
+    if options.http is not None:
+        roots = Caller.of_environment(os.environ).roots
+        found = probe_http(options.address, options.http, options.timeout_s, roots)
+        sys.stdout.write(f"{options.address} {found}\n")
+        return 0 if found == "200" else _UNHEALTHY_EXIT_CODE
     try:
         credentials = Caller.of_environment(os.environ).credentials(options.address)
     except CallerError as error:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-NAMES = ("router-inference", "load-monitor", "trainer", "triton", "redis", "operator")
+NAMES = (
+    "router-inference", "load-monitor", "trainer", "openai-door", "triton", "redis", "operator",
+)  # fmt: skip
 """Whose certificates are made; the name is in the certificate, and says what its holder may do."""
 ROOT_NAME = "root"
 NAMESPACE = "tiercel"

@@ -20,6 +20,7 @@ from services.local.fleets import Fleet
 from services.local.manifest import FILE_NAME, Manifest, find_mesh, run_folder, started_ticks
 from services.local.ports import PortClaims
 from services.local.processes import (
+    STAGE_DOORS,
     STAGE_MONITOR,
     STAGE_TRAINER,
     Processes,
@@ -44,6 +45,7 @@ class MeshOptions:
         tasks: Classes of requests.
         policy: Policy the routers start with.
         trainer: Whether a trainer is started.
+        openai_door: Whether an OpenAI-shaped door is started.
         sections: Further keys per settings section, for instance ``router_inference``.
         fresh: Whether files of an earlier mesh of the name, its policies included, are deleted.
     """
@@ -56,6 +58,7 @@ class MeshOptions:
     router_count: int = 1
     policy: str = "price"
     trainer: bool = True
+    openai_door: bool = False
     sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fresh: bool = False
 
@@ -102,6 +105,7 @@ class EmbeddedMesh:
         """Addresses of everything but the routers, by what listens there."""
         names = ["redis", "triton_grpc", "triton_http", "triton_metrics", "load_monitor"]
         names += ["trainer"] if self.options.trainer else []
+        names += ["openai_door"] if self.options.openai_door else []
         return {name: self._processes.address(name) for name in names}
 
     async def __aenter__(self) -> Self:
@@ -135,7 +139,7 @@ class EmbeddedMesh:
             raise CommandError(str(error)) from None
 
     async def start_services(self) -> None:
-        """Writes the settings file and starts monitor, trainer and routers.
+        """Writes the settings file and starts monitor, trainer, routers and door.
 
         Raises:
             CommandError: One of them did not start.
@@ -150,6 +154,8 @@ class EmbeddedMesh:
             self._processes.router(self.options.name, index)
             for index in range(self.options.router_count)
         ]
+        if self.options.openai_door:
+            specs.append(self._processes.service("openai_door", STAGE_DOORS))
         try:
             await self._supervisor.start(specs)
         except ChildError as error:
@@ -202,6 +208,12 @@ class EmbeddedMesh:
                 **self.options.sections.get("trainer", {}),
             },
         }
+        if self.options.openai_door:
+            sections["openai_door"] = {
+                "routers": list(self.router_addresses),
+                "lame_duck_s": 0.0,
+                **self.options.sections.get("openai_door", {}),
+            }
         text = settings_text(
             name=self.options.name,
             tiers=self.options.fleet.tiers,
@@ -219,6 +231,8 @@ class EmbeddedMesh:
         metrics = {"load_monitor": self._processes.address("load_monitor_metrics")}
         if self.options.trainer:
             metrics["trainer"] = self._processes.address("trainer_metrics")
+        if self.options.openai_door:
+            metrics["openai_door"] = self._processes.address("openai_door_metrics")
         for index in range(self.options.router_count):
             name = f"router-inference-{index}"
             metrics[name] = self._processes.address(f"router{index or ''}_metrics")

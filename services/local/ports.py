@@ -18,6 +18,8 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "load_monitor_metrics": 9411,
     "trainer": 7412,
     "trainer_metrics": 9412,
+    "openai_door": 7440,
+    "openai_door_metrics": 9440,
     "triton_grpc": 8001,
     "triton_http": 8000,
     "triton_metrics": 8002,

@@ -13,7 +13,7 @@ from services.local.cores import CoreLayout
 from services.local.ports import DEFAULT_PORTS, HOST
 from services.local.triton.repository.layout import ServerRepository
 
-STAGE_BACKENDS, STAGE_MONITOR, STAGE_TRAINER, STAGE_ROUTERS = range(4)
+STAGE_BACKENDS, STAGE_MONITOR, STAGE_TRAINER, STAGE_ROUTERS, STAGE_DOORS = range(5)
 THREAD_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -141,13 +141,13 @@ class OpenAiDoor:
         models = ModelNames(tasks=[task.name for task in self._mesh.tasks], tiers=self._mesh.tiers)
         reader = RequestReader(models=models, template=template_of(own))
         shared = self._surroundings(routers, telemetry)
-        is_open = parse_address(own.listen, allow_port_zero=True).is_loopback
+        is_local = parse_address(own.listen, allow_port_zero=True).is_loopback
         pages = Pages(
             models=models,
             created=self._clock.wall_ns() // 1_000_000_000,
             gate=self._gate,
             metrics=self._metrics,
-            registry=self._registry if is_open or own.metrics_open_to_network else None,
+            registry=self._registry if is_local else None,
             is_serving=lambda: server.is_serving and routers.are_serving,
             log=self._log,
         )

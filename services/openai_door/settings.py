@@ -46,8 +46,7 @@ class OpenAiDoorSettings(ServiceSettings):
     listen: ListenAddress = "127.0.0.1:7440"
     """HTTP address; port 0 takes any free one. By TLS where `[mesh.tls]` is set."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9440"
-    """Prometheus address; empty means none. `/metrics` is served at `listen` too where that is
-    loopback or `metrics_open_to_network` is true."""
+    """Prometheus address; empty means none. Where `listen` is loopback it has `/metrics` too."""
     insecure_open_to_network: bool = False
     """True serves whoever reaches `listen`, and calls routers on other machines, without TLS."""
     routers: tuple[Address, ...] = Field(default=("127.0.0.1:7410",), min_length=1, max_length=100)

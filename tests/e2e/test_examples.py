@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """What `tiercel up` starts, for all examples."""
-    running = start_mesh(tmp_path_factory.mktemp("mesh"), tiers=())
+    running = start_mesh(tmp_path_factory.mktemp("mesh"), "--openai", tiers=())
     try:
         yield running
     finally:
@@ -94,6 +96,26 @@ def test_add_policy(mesh: Mesh) -> None:
     printed = run_example(mesh, "add_policy.sh", "reference", "reference", *options)
     assert "proposed" in printed
     assert "the mesh now uses price" in printed or "GATE_REFUSED" in printed
+
+
+def test_the_page_on_doors_asks_the_openai_door(mesh: Mesh) -> None:
+    """Its `curl` line and its program for OpenAI's client, with room for a busy machine."""
+    page = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
+    page = page.replace("127.0.0.1:7440", mesh.manifest["addresses"]["openai_door"])
+    page = page.replace('"800"', '"30000"')
+    (curl,) = re.findall(r"```sh\n(curl .*?)```", page, flags=re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=False
+    )
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"] == "acdefgh"
+    assert answer["tiercel"]["on_time"] is True
+    (program,) = re.findall(r"```python\n(from openai .*?)```", page, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "acdefgh"
 
 
 def test_page_one_of_the_readme(mesh: Mesh, tmp_path: Path) -> None:

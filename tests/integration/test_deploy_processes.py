@@ -1,7 +1,7 @@
 """What Compose, Kubernetes and the README say, done with the built wheels' real processes.
 
 The wheels are built from exactly the paths that the Dockerfile's stage `wheel` copies and go into
-an environment of their own. Triton and the three services are started with the commands of
+an environment of their own. Triton and the services are started with the commands of
 deploy/compose.yaml from a folder laid out like the image's, with the settings file of
 deploy/config; only addresses and the data folder are overridden, by environment variables, to keep
 to loopback and free ports.
@@ -33,8 +33,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import RedisServer
 from tests.fakes.ports import free_port
 from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
     CONFIG_IN_IMAGE,
     DEPLOY,
+    DOORS,
     ROOT,
     SERVICES,
     Stage,
@@ -214,6 +216,10 @@ def deployment(
             process = mesh.processes[service]
             number = process.ports["grpc"]
             _wait_until(process, lambda n=number: _health(n) == "SERVING", "not SERVING")  # type: ignore[misc]
+        for door in DOORS:
+            process = mesh.processes[door]
+            number = process.ports["http"]
+            _wait_until(process, lambda n=number: _http_ok(n, "/health"), "not well")  # type: ignore[misc]
         yield mesh
     finally:
         mesh.stop()
@@ -239,6 +245,7 @@ def _start_triton(mesh: Deployment) -> Process:
 def _start_services(mesh: Deployment, redis_url: str) -> None:
     """Starts the services with Compose's commands; addresses are overridden by the environment."""
     ports = {name: {"grpc": free_port(), "metrics": free_port()} for name in SERVICES}
+    ports |= {name: {"http": free_port(), "metrics": free_port()} for name in DOORS}
     triton = mesh.processes["triton"].ports
     endpoint = (
         f'{{name = "triton-0", address = "127.0.0.1:{triton["grpc"]}", device = "cpu0", '
@@ -253,14 +260,18 @@ def _start_services(mesh: Deployment, redis_url: str) -> None:
         "TIERCEL_TRAINER__AUTOSTART_ONLINE": "false",
     }
     entries = compose()["services"]
-    for service, own in SERVICES.items():
+    for service, own in ALL_SERVICES.items():
         prefix = f"TIERCEL_{own.upper()}__"
+        number = ports[service]["http" if service in DOORS else "grpc"]
         environment = {
             **shared,
-            f"{prefix}LISTEN": f"127.0.0.1:{ports[service]['grpc']}",
+            f"{prefix}LISTEN": f"127.0.0.1:{number}",
             f"{prefix}METRICS_LISTEN": f"127.0.0.1:{ports[service]['metrics']}",
             f"{prefix}LAME_DUCK_S": "1.0",
         }
+        if service in DOORS:
+            router = f"127.0.0.1:{ports['router-inference']['grpc']}"
+            environment[f"{prefix}ROUTERS"] = f'["{router}"]'
         command = [
             *dockerfile_stages()[f"image-{service}"].command("ENTRYPOINT"),
             *entries[service]["command"],
@@ -305,6 +316,38 @@ def test_probes_of_the_manifests_succeed(deployment: Deployment, service: str) -
     assert (done.returncode, done.stdout) == (0, f"{address} SERVING\n")
 
 
+@pytest.mark.parametrize("service", DOORS)
+def test_probes_of_doors_succeed(deployment: Deployment, service: str) -> None:
+    """A door answers on the paths that its manifest probes, and its image's check finds it well."""
+    container = pod(rendered("overlays/insecure-open-to-network"), service)["containers"][0]
+    process = deployment.processes[service]
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[kind]["httpGet"]
+        assert _http_ok(process.ports[probe["port"]], probe["path"])
+    _, *check = dockerfile_stages()[f"image-{service}"].command("HEALTHCHECK")
+    address = f"127.0.0.1:{process.ports['http']}"
+    check[2] = address
+    done = subprocess.run(
+        [str(deployment.python), *check],
+        cwd=deployment.root, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{address} 200\n")
+
+
+def test_readme_example_for_openai_clients_works(deployment: Deployment) -> None:
+    """The `curl` line gets an answer from the door; a generous deadline."""
+    number = deployment.processes["openai-door"].ports["http"]
+    example = _readme_block("/v1/chat/completions").replace("127.0.0.1:7440", f"127.0.0.1:{number}")
+    example = example.replace('"500"', '"20000"')
+    done = subprocess.run(
+        ["bash", "-c", example.partition("up --openai\n")[2]],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"] == "acdefgh"
+    assert answer["tiercel"]["on_time"] is True
+
+
 def test_probes_of_triton_succeed(deployment: Deployment) -> None:
     """Triton answers on the paths and ports that its manifest probes."""
     container = pod(rendered("base"), "triton")["containers"][0]
@@ -319,7 +362,7 @@ def test_probes_of_triton_succeed(deployment: Deployment) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_scrape_has_exactly_the_registered_metrics(deployment: Deployment, service: str) -> None:
     """The metrics page of the running process and the registry name the same metrics."""
     _generate(deployment)  # so that whatever appears with traffic has appeared
@@ -338,9 +381,9 @@ def test_scrape_has_exactly_the_registered_metrics(deployment: Deployment, servi
     assert scraped == registered
 
 
-@pytest.mark.parametrize("service", ["router-inference", "load-monitor"])
+@pytest.mark.parametrize("service", ["router-inference", "load-monitor", "openai-door"])
 def test_request_path_loads_no_torch(deployment: Deployment, service: str) -> None:
-    """The two light services map no library of torch, the monitor none of a compiler either."""
+    """The light services map no library of torch, and the router alone one of a compiler."""
     pid = deployment.processes[service].popen.pid
     maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
     assert "libpython" in maps or "/python" in maps
@@ -417,4 +460,12 @@ def test_stop_signal_drains_within_the_grace(deployment: Deployment, service: st
     _wait_until(process, lambda: _health(process.ports["grpc"]) != "SERVING", "still SERVING")
     assert _health(process.ports["grpc"]) == "NOT_SERVING"
     assert process.popen.wait(timeout=grace_s) == 0, process.output()
+    assert "Traceback" not in process.output()
+
+
+def test_a_door_drains_within_the_grace(deployment: Deployment) -> None:
+    """SIGTERM ends its health, then the process with 0; its router may be gone already."""
+    process = deployment.processes["openai-door"]
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(timeout=30.0) == 0, process.output()
     assert "Traceback" not in process.output()

@@ -34,6 +34,7 @@ SERVICES = {
 """Process name and section (also package) of each gRPC service."""
 DOORS = {"openai-door": "openai_door"}
 """The same of each service that speaks HTTP."""
+ALL_SERVICES = {**SERVICES, **DOORS}
 MESHES = ("reference", "paced", "production")
 INSECURE = "overlays/insecure-open-to-network"
 OVERLAYS = ("base", "overlays/production", INSECURE)
@@ -49,7 +50,7 @@ def config_path(mesh: str) -> Path:
 def section(mesh: str, service: str) -> dict[str, Any]:
     """Returns a service's raw section of a mesh's settings file."""
     document = tomllib.loads(config_path(mesh).read_text(encoding="utf-8"))
-    found: dict[str, Any] = document[SERVICES[service]]
+    found: dict[str, Any] = document[ALL_SERVICES[service]]
     return found
 
 

@@ -15,11 +15,15 @@ from services.common.access.access import load_access
 from services.common.log import get_logger
 from services.common.settings import load_settings
 from services.load_monitor import settings as monitor_settings
+from services.openai_door import settings as door_settings
+from services.openai_door.app import build_app as build_door
 from services.router_inference import settings as router_settings
 from services.trainer import settings as trainer_settings
 from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
     CONFIG_IN_IMAGE,
     DEPLOY,
+    DOORS,
     ROOT,
     SERVICES,
     compose,
@@ -91,7 +95,7 @@ def test_mounted_files_exist(merged: dict[str, Any]) -> None:
         assert Path(config["file"]).is_file()
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_service_matches_image_and_settings(base: dict[str, Any], service: str) -> None:
     """Command, ports, settings and time to stop agree with image and settings file."""
     own = section("reference", service)
@@ -99,11 +103,11 @@ def test_service_matches_image_and_settings(base: dict[str, Any], service: str) 
     stage = dockerfile_stages()[f"image-{service}"]
     assert entry["build"]["args"] == {"SERVICE": service}
     assert entry["command"] == stage.command("CMD")
-    assert {published["target"] for published in entry["ports"]} == {
-        port(own["listen"]),
-        port(own["metrics_listen"]),
-        port(entry["environment"][f"TIERCEL_{SERVICES[service].upper()}__OPERATE_LISTEN"]),
-    }
+    ports = {port(own["listen"]), port(own["metrics_listen"])}
+    if service in SERVICES:
+        operate = f"TIERCEL_{SERVICES[service].upper()}__OPERATE_LISTEN"
+        ports.add(port(entry["environment"][operate]))
+    assert {published["target"] for published in entry["ports"]} == ports
     assert entry["configs"] == [{"source": "mesh", "target": f"/opt/tiercel/{CONFIG_IN_IMAGE}"}]
     needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
     assert _seconds(entry["stop_grace_period"]) >= needed_s
@@ -114,17 +118,7 @@ def test_services_start_protected(
     base: dict[str, Any], service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the variables and mounted files of the file a service would serve by TLS alone."""
-    entry = base["services"][service]
-    mounted = {
-        volume["target"]: volume["source"]
-        for volume in entry["volumes"]
-        if volume["type"] == "bind"
-    }
-    environ = {}
-    for name, value in entry["environment"].items():
-        for target, source in mounted.items():
-            value = value.replace(target, source)
-        environ[name] = value
+    environ = _environment(base["services"][service])
     kinds: dict[str, Any] = {
         "router-inference": router_settings.Settings,
         "load-monitor": monitor_settings.Settings,
@@ -145,6 +139,33 @@ def test_services_start_protected(
     assert access.authenticator is not None
     assert access.is_split
     assert settings.mesh.redis_url.startswith(f"rediss://{service}:")
+
+
+@pytest.mark.parametrize("service", DOORS)
+def test_doors_start_protected(base: dict[str, Any], service: str) -> None:
+    """They serve by TLS, know keys, and call routers by TLS under a name of their certificate."""
+    environ = _environment(base["services"][service])
+    settings = load_settings(door_settings.Settings, path=config_path("reference"), environ=environ)
+    assert build_door(settings).name == service  # which refuses an address without protection
+    assert not settings.openai_door.insecure_open_to_network
+    (router,) = settings.openai_door.routers
+    assert router.partition(":")[0] in base["services"]
+    assert port(router) == port(section("reference", "router-inference")["listen"])
+
+
+def _environment(entry: dict[str, Any]) -> dict[str, str]:
+    """Returns the variables of a service, with files where they are mounted from."""
+    mounted = {
+        volume["target"]: volume["source"]
+        for volume in entry["volumes"]
+        if volume["type"] == "bind"
+    }
+    environ = {}
+    for name, value in entry["environment"].items():
+        for target, source in mounted.items():
+            value = value.replace(target, source)
+        environ[name] = value
+    return environ
 
 
 def test_redis_and_triton_serve_by_tls(base: dict[str, Any], merged: dict[str, Any]) -> None:
@@ -202,7 +223,7 @@ def test_gpu_layer_replaces_image_command_and_build() -> None:
 def test_observability_layer_sends_traces_to_its_collector() -> None:
     """Every service of ours exports to the collector of the same file, Triton too."""
     services = compose("compose.observability.yaml")["services"]
-    for name in SERVICES:
+    for name in ALL_SERVICES:
         assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith(
             "http://otel-collector:"
         )
@@ -281,8 +302,8 @@ def test_own_images_carry_the_projects_version() -> None:
     images = {service["image"] for service in compose("compose.paced.yaml")["services"].values()}
     images |= {
         container["image"]
-        for name in (*SERVICES, "triton")
+        for name in (*ALL_SERVICES, "triton")
         for container in pod(rendered("base"), name)["containers"]
     }
     own = {image for image in images if image.startswith("tiercel/")}
-    assert own == {f"tiercel/{name}:{project['version']}" for name in (*SERVICES, "triton")}
+    assert own == {f"tiercel/{name}:{project['version']}" for name in (*ALL_SERVICES, "triton")}

@@ -9,13 +9,21 @@ import pytest
 
 from services.common.mesh_settings import load_mesh_files
 from services.common.settings import SettingsError, load_settings
-from tests.unit.deploy.manifests import MESHES, SERVICES, compose, config_path, pod, rendered
+from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
+    MESHES,
+    SERVICES,
+    compose,
+    config_path,
+    pod,
+    rendered,
+)
 
-_CASES = [(mesh, service) for mesh in MESHES for service in SERVICES]
+_CASES = [(mesh, service) for mesh in MESHES for service in ALL_SERVICES]
 
 
 def _load(mesh: str, service: str, environ: dict[str, str]) -> Any:
-    module = importlib.import_module(f"services.{SERVICES[service]}.settings")
+    module = importlib.import_module(f"services.{ALL_SERVICES[service]}.settings")
     return load_settings(module.Settings, path=config_path(mesh), environ=environ)
 
 
@@ -23,7 +31,7 @@ def _load(mesh: str, service: str, environ: dict[str, str]) -> Any:
 def test_settings_are_valid(mesh: str, service: str) -> None:
     """The service's own classes take the file, and every key of its section is known."""
     settings = _load(mesh, service, {})
-    own = getattr(settings, SERVICES[service])
+    own = getattr(settings, ALL_SERVICES[service])
     assert own.listen.startswith("0.0.0.0:")
     assert not own.insecure_open_to_network
 

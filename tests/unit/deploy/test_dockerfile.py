@@ -11,22 +11,23 @@ import pytest
 from router.compiled import CACHE_VARIABLE
 from services.router_inference import machine_code
 from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
     CONFIG_IN_IMAGE,
     DEPLOY,
+    DOORS,
     ROOT,
-    SERVICES,
     dockerfile_stages,
     port,
     section,
 )
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_service_stage_runs_its_module_on_its_ports(service: str) -> None:
     """Entry point, exposed ports and health check name the service's package and settings."""
     stage = dockerfile_stages()[f"image-{service}"]
     own = section("reference", service)
-    package = f"services.{SERVICES[service]}"
+    package = f"services.{ALL_SERVICES[service]}"
     assert stage.command("ENTRYPOINT") == ["python", "-m", package]
     assert stage.command("CMD") == ["--config", CONFIG_IN_IMAGE]
     exposed = {int(number) for number in stage.values("EXPOSE")[0].split()}
@@ -34,7 +35,8 @@ def test_service_stage_runs_its_module_on_its_ports(service: str) -> None:
     probe = stage.command("HEALTHCHECK")
     assert probe[:2] == ["python", "-m"]
     assert importlib.util.find_spec(probe[2]) is not None
-    assert probe[3:] == [f"127.0.0.1:{port(own['listen'])}"]
+    page = ["--http", "/health"] if service in DOORS else []
+    assert probe[3:] == [f"127.0.0.1:{port(own['listen'])}", *page]
 
 
 def test_trainer_keeps_compiled_kernels_where_it_may_write() -> None:
@@ -49,7 +51,7 @@ def test_the_argument_chooses_the_last_stage() -> None:
     """The build argument selects a stage, and there is one for every service and for Triton."""
     stages = dockerfile_stages()
     assert stages["final"].base == "image-${SERVICE}"
-    for service in (*SERVICES, "triton"):
+    for service in (*ALL_SERVICES, "triton"):
         assert f"image-{service}" in stages
 
 
@@ -71,7 +73,7 @@ def test_the_router_brings_its_compiled_decision() -> None:
 
 
 def test_each_service_installs_the_extra_it_needs() -> None:
-    """The monitor gets the wheel alone, the router the compiler, the trainer its libraries."""
+    """Monitor and door get the wheel alone, the router the compiler, the trainer its libraries."""
     stages = dockerfile_stages()
     light = " ".join(stages["environment-light"].values("RUN"))
     assert "[" not in light
@@ -79,6 +81,7 @@ def test_each_service_installs_the_extra_it_needs() -> None:
     assert "tiercel[trainer]" in " ".join(stages["environment-trainer"].values("RUN"))
     for service, environment in (
         ("router-inference", "router"), ("load-monitor", "light"), ("trainer", "trainer"),
+        ("openai-door", "light"),
     ):  # fmt: skip
         copied = stages[f"image-{service}"].values("COPY")
         assert copied == [f"--from=environment-{environment} /opt/tiercel/venv venv"]

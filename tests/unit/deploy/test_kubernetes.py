@@ -13,8 +13,10 @@ import yaml
 
 from tests.unit.deploy import kustomize
 from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
     CONFIG_IN_IMAGE,
     DEPLOY,
+    DOORS,
     INSECURE,
     OVERLAYS,
     SERVICES,
@@ -132,7 +134,7 @@ def _is_protected(container: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("overlay", ["base", "overlays/production"])
-@pytest.mark.parametrize("service", [*SERVICES, "triton", "redis"])
+@pytest.mark.parametrize("service", [*ALL_SERVICES, "triton", "redis"])
 def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, overlay: str) -> None:
     """cert-manager makes the secret that is mounted, for the name by which others call."""
     resources = rendered(overlay)
@@ -151,18 +153,18 @@ def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, ov
         mesh = _settings(resources)["mesh"]
         hosts = {entry["address"].partition(":")[0] for entry in mesh["endpoints"]}
         assert hosts <= set(made["dnsNames"])
-    if service in SERVICES:
+    if service in ALL_SERVICES:
         env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
         assert not [name for name in env if name.endswith("INSECURE_OPEN_TO_NETWORK")]
         assert env["TIERCEL_MESH__TLS__KEY"] == "/run/tls/tls.key"
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_only_the_overlay_of_that_name_is_open_to_the_network(service: str) -> None:
     """There every service says so, and nothing expects a certificate."""
     spec = pod(rendered(INSECURE), service)
     env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
-    assert env[f"TIERCEL_{SERVICES[service].upper()}__INSECURE_OPEN_TO_NETWORK"] == "true"
+    assert env[f"TIERCEL_{ALL_SERVICES[service].upper()}__INSECURE_OPEN_TO_NETWORK"] == "true"
     assert "/run/tls" not in {m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
 
 
@@ -190,15 +192,41 @@ def test_ports_and_probes_follow_the_settings(
     assert template["metadata"]["annotations"]["prometheus.io/port"] == str(metrics_port)
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", DOORS)
+def test_a_door_is_probed_by_its_health_pages(
+    resources: list[dict[str, Any]], service: str
+) -> None:
+    """Readiness follows the routers, life does not; by TLS where it serves by TLS."""
+    own = _settings(resources)[DOORS[service]]
+    container = pod(resources, service)["containers"][0]
+    ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
+    assert ports == {"http": port(own["listen"]), "metrics": port(own["metrics_listen"])}
+    scheme = {"scheme": "HTTPS"} if _is_protected(container) else {}
+    for probe, path in (
+        ("startupProbe", "/health/live"),
+        ("readinessProbe", "/health"),
+        ("livenessProbe", "/health/live"),
+    ):
+        assert container[probe]["httpGet"] == {"path": path, "port": "http", **scheme}
+    served = resource(resources, "Service", service)["spec"]["ports"]
+    assert [(entry["port"], entry["targetPort"]) for entry in served] == [(ports["http"], "http")]
+    template = resource(resources, "Deployment", service)["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
+    for router in own["routers"]:
+        name, _, number = router.partition(":")
+        found = resource(resources, "Service", name)["spec"]["ports"]
+        assert int(number) in {entry["port"] for entry in found}
+
+
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_grace_covers_the_drain(resources: list[dict[str, Any]], service: str) -> None:
     """Kubernetes waits longer than lame duck, grace and the time to flush and close."""
-    own = _settings(resources)[SERVICES[service]]
+    own = _settings(resources)[ALL_SERVICES[service]]
     needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
     assert pod(resources, service)["terminationGracePeriodSeconds"] >= needed_s
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_settings_file_is_mounted_where_the_command_reads_it(
     resources: list[dict[str, Any]], service: str
 ) -> None:

@@ -22,10 +22,9 @@ from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
 from tests.unit.deploy.manifests import (
+    ALL_SERVICES,
     DEPLOY,
-    DOORS,
     ROOT,
-    SERVICES,
     compose,
     load_yaml,
     port,
@@ -106,7 +105,7 @@ def test_registry_has_the_described_form() -> None:
         assert row["type"] in _TYPES
         assert row["name"].endswith("_total") == (row["type"] == "counter")
         assert row["services"]
-        assert set(row["services"]) <= {*SERVICES, *DOORS}
+        assert set(row["services"]) <= set(ALL_SERVICES)
     attributes = {row["name"] for row in registry["attributes"]}
     for row in registry["attributes"]:
         assert row.keys() == {"name", "type", "unit", "description"}
@@ -145,7 +144,7 @@ def test_every_registered_metric_occurs_in_the_code() -> None:
     common = _source("common")
     for name, row in _metrics().items():
         for service in row["services"]:
-            text = _source({**SERVICES, **DOORS}[service]) + common
+            text = _source(ALL_SERVICES[service]) + common
             stem = name.removesuffix("_total")
             short = stem.removeprefix("tiercel_trainer_")
             assert f'"{stem}"' in text or f'"{short}"' in text, f"{name}: {service}"
@@ -295,7 +294,7 @@ def test_scrapes_reach_the_ports_of_the_settings() -> None:
     jobs = {
         job["job_name"]: job for job in load_yaml(_PROMETHEUS / "prometheus.yml")["scrape_configs"]
     }
-    for service in SERVICES:
+    for service in ALL_SERVICES:
         wanted = port(section("reference", service)["metrics_listen"])
         (targets,) = jobs[service].get("static_configs") or jobs[service]["dns_sd_configs"]
         got = targets.get("port") or port(targets["targets"][0])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from services.cli.app import run
+from services.cli.up import curl_line
+from services.local.embedded import EmbeddedMesh
+from services.local.paced_mesh import paced_options
 from tests.unit.services.cli.said import complaint
+from trainer.shipped import PROFILES, QUALITY, shipped
 
 
 @pytest.mark.parametrize(
@@ -37,3 +42,21 @@ def test_an_option_that_is_wrong_is_one_line(
     (tmp_path / "empty.toml").touch()
     assert run(["up", *options]) == 2
     assert said in complaint(capsys)
+
+
+def test_a_door_is_a_part_of_the_mesh_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has an address then, and a line that asks it for one of the mesh's tasks."""
+    monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
+    plain = paced_options(
+        "m", shipped(PROFILES, "opt-a100.toml"), quality=shipped(QUALITY, "opt.toml")
+    )
+    for options in (plain, dataclasses.replace(plain, openai_door=True)):
+        mesh = EmbeddedMesh(options, say=lambda _: None)
+        assert ("openai_door" in mesh.addresses) == options.openai_door
+        assert ("openai_door" in mesh.manifest().metrics) == options.openai_door
+        mesh._claims.release()
+    line = curl_line("127.0.0.1:7440", plain)
+    assert line.startswith("curl http://127.0.0.1:7440/v1/chat/completions ")
+    assert f'"model": "tiercel/{plain.tasks[0].name}"' in line

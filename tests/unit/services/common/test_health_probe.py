@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, start_http_server
 
 from services.common.health_probe import main
 
@@ -62,6 +63,22 @@ def test_nobody_there_is_one(
     address = f"127.0.0.1:{free_port()}"
     assert main([address, "--timeout-s", "1"]) == 1
     assert capsys.readouterr().out == f"{address} UNAVAILABLE\n"
+
+
+def test_a_page_is_well_if_its_status_is_200(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A port where nobody listens is not."""
+    registry = CollectorRegistry()
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    address = f"127.0.0.1:{server.server_port}"
+    assert main([address, "--http", "/metrics"]) == 0
+    assert capsys.readouterr().out == f"{address} 200\n"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert main([address, "--http", "/metrics", "--timeout-s", "1"]) == 1
+    assert capsys.readouterr().out == f"{address} ConnectionRefusedError\n"
 
 
 @pytest.mark.parametrize(
