@@ -121,6 +121,8 @@ def _announce(mesh: EmbeddedMesh, as_json: bool) -> None:
     if door is not None:
         note(f"OpenAI's clients: base_url http://{door}/v1   For example:")
         note(curl_line(door, mesh.options))
+    if "load_monitor" in manifest.metrics:
+        note(f"look at it: http://{manifest.metrics['load_monitor']}/   or: tiercel top")
     suffix = "" if manifest.name == DEFAULT_NAME else f" --mesh {manifest.name}"
     note(f"ready. Next: tiercel generate 'rev:tiercel='{suffix}   Ctrl-C stops everything.")
 

@@ -19,6 +19,7 @@ from tiercel.load_monitor.v1 import system_state_pb2 as pb
 WINDOW_S = 2.0
 """Rates and shares are over this much time; those of single tasks over about a minute."""
 _OLDEST_S = 30.0
+_ENDS = ("on_time", "late", "refused", "failed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class LiveFacts:
         on_time_share: Share of ended requests that were on time; None if none ended.
         quality: Mean quality of requests on time; None if none was.
         performance: Mean delivered reward per ended request; None if none ended.
-        refused_rps: Refused requests per second.
+        ended_rps: Requests that ended per second, by how: on_time, late, refused, failed.
         mix: Share of each tier among requests on time or late, by name.
         in_flight: Dispatched and unfinished requests by (tier, endpoint).
         queue_depth: Waiting in Triton by (tier, endpoint).
@@ -66,7 +67,7 @@ class LiveFacts:
     on_time_share: float | None
     quality: float | None
     performance: float | None
-    refused_rps: float
+    ended_rps: Mapping[str, float]
     mix: Mapping[str, float]
     in_flight: Mapping[tuple[str, str], int]
     queue_depth: Mapping[tuple[str, str], int]
@@ -127,7 +128,7 @@ def _facts(
 ) -> LiveFacts:
     per_s = 1.0 / span_s if span_s > 0 else 0.0
     get = delta.get
-    ended = sum(get(name, 0.0) for name in ("on_time", "late", "refused", "failed"))
+    ended = sum(get(name, 0.0) for name in _ENDS)
     on_time, reward = get("on_time", 0.0), get("reward", 0.0)
     total = sum(served.values())
     in_flight: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -139,13 +140,14 @@ def _facts(
         on_time_share=on_time / ended if ended else None,
         quality=reward / on_time if on_time else None,
         performance=reward / ended if ended else None,
-        refused_rps=get("refused", 0.0) * per_s,
+        ended_rps={name: get(name, 0.0) * per_s for name in _ENDS},
         mix={tier: count / total for tier, count in served.items()} if total else {},
         in_flight=in_flight,
         queue_depth={
             (gauge.tier, each.endpoint.endpoint): gauge.queue_depth
             for each in state.endpoints
             for gauge in each.gauges
+            if gauge.HasField("queue_depth")
         },
         policies={r.router_id: f"{r.policy} {r.policy_version}".strip() for r in state.routers},
         health={each.endpoint.endpoint: _health(each) for each in state.endpoints},

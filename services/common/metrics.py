@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -127,6 +128,19 @@ class RpcMetrics(Collector):
         yield duration
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Something that is served beside the metrics.
+
+    Attributes:
+        headers: Its HTTP headers.
+        read: Returns what it holds at present; called from threads of the metrics server.
+    """
+
+    headers: Sequence[tuple[str, str]]
+    read: Callable[[], bytes]
+
+
 class MetricsServer:
     """Serves a registry over HTTP from a thread of its own."""
 
@@ -147,12 +161,15 @@ class MetricsServer:
         self._thread.join(timeout=1.0)
 
 
-def start_metrics_server(listen: str, registry: CollectorRegistry) -> MetricsServer:
+def start_metrics_server(
+    listen: str, registry: CollectorRegistry, pages: Mapping[str, Page] | None = None
+) -> MetricsServer:
     """Starts to serve `registry`.
 
     Args:
         listen: `host:port`; port 0 takes a free one.
         registry: What to serve.
+        pages: What else, by path; every other path is the metrics.
 
     Raises:
         StartError: The port cannot be listened on.
@@ -165,4 +182,20 @@ def start_metrics_server(listen: str, registry: CollectorRegistry) -> MetricsSer
     # The library's handler waits for ever for a client that stalls.
     handler: Any = server.RequestHandlerClass
     server.RequestHandlerClass = type("_Handler", (handler,), {"timeout": _STALL_S})
+    if pages:
+        server.set_app(_with_pages(pages, server.get_app()))
     return MetricsServer(server, thread, HostPort(wanted.host, server.server_port))
+
+
+def _with_pages(pages: Mapping[str, Page], metrics: Any) -> Any:
+    """Returns a WSGI application that serves pages, and metrics everywhere else."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        page = pages.get(environ["PATH_INFO"])
+        if page is None or environ["REQUEST_METHOD"] != "GET":
+            return metrics(environ, start_response)
+        body = page.read()
+        start_response("200 OK", [*page.headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer

@@ -27,6 +27,7 @@ from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.coordination import Coordinator, Role
 from services.load_monitor.health import HealthRules
 from services.load_monitor.metrics import MonitorCollector, MonitorCounters
+from services.load_monitor.page import MonitorPage
 from services.load_monitor.prober import Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.servicer import LoadMonitorServicer
@@ -146,7 +147,14 @@ class LoadMonitorApp:
         self._registry.register(self._collector(publisher))
         metrics_address = ""
         if self._own.metrics_listen:
-            metrics = start_metrics_server(self._own.metrics_listen, self._registry)
+            page = MonitorPage(
+                picture=lambda: self._broadcast.latest,
+                age_s=lambda: self._broadcast.age_s,
+                role=lambda: self.role,
+                degraded=self._degraded_reasons,
+                now_s=self._clock.monotonic_s,
+            )
+            metrics = start_metrics_server(self._own.metrics_listen, self._registry, page.pages())
             stack.push_async_callback(metrics.close)
             metrics_address = str(metrics.address)
         stack.push_async_callback(self._coordinator.close)

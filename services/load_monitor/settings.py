@@ -24,7 +24,7 @@ class LoadMonitorSettings(ServerSettings):
     """gRPC address of operating calls, used where callers are authenticated or `listen` is not
     loopback; elsewhere they are served at `listen`."""
     metrics_listen: OptionalListenAddress = "127.0.0.1:9411"
-    """Prometheus address; empty means no metrics are served."""
+    """Address of the Prometheus metrics and, at `/`, of a page for people; empty means neither."""
     monitor_id: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     """Name of the process; empty means one of its own, made of host name, process id and chance."""
     shared_router_certificate: bool = False

@@ -42,7 +42,7 @@ def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> Rendera
     totals = Text(
         f"{facts.rate_rps:.1f} req/s  in time {_fraction(facts.on_time_share)}"
         f"  quality {_fraction(facts.quality)}  performance {_fraction(facts.performance)}"
-        f"  refused {facts.refused_rps:.1f}/s"
+        f"  refused {facts.ended_rps['refused']:.1f}/s"
     )
     lines: list[RenderableType] = [head, totals, mix_bar(facts.mix, tiers)]
     if facts.tasks:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.common.metrics import RpcMetrics, Tally
+from services.common.metrics import (
+    Page,
+    RpcMetrics,
+    Tally,
+    new_registry,
+    start_metrics_server,
+)
 
 
 def test_buckets_are_cumulative_and_hold_their_bound() -> None:
@@ -42,3 +49,18 @@ def test_a_scrape_tells_calls_by_method_code_and_reason() -> None:
     assert 'handled_total{code="NOT_FOUND",method="x.Y/Ask",reason="TASK_NOT_FOUND"} 1.0' in page
     assert 'duration_seconds_bucket{le="0.0025",method="x.Y/Ask"} 3.0' in page
     assert 'duration_seconds_sum{method="x.Y/Ask"} 0.006' in page
+
+
+async def test_pages_are_served_beside_the_metrics() -> None:
+    """By their paths and to readers alone; every other path is the metrics, as ever."""
+    pages = {"/": Page([("Content-Type", "text/html")], lambda: b"<p>hello</p>")}
+    server = start_metrics_server("127.0.0.1:0", new_registry(), pages)
+    try:
+        async with httpx.AsyncClient(trust_env=False, base_url=f"http://{server.address}") as http:
+            page = await http.get("/")
+            assert (page.text, page.headers["content-type"]) == ("<p>hello</p>", "text/html")
+            for path in ("/metrics", "/anything"):
+                assert "process_open_fds" in (await http.get(path)).text
+            assert (await http.post("/")).status_code == 405
+    finally:
+        await server.close()
