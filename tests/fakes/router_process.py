@@ -18,6 +18,7 @@ from typing import Any
 import grpc.aio
 
 from services.common.clock import SystemClock
+from services.common.lifecycle import Server
 from services.common.log import get_logger
 from services.common.mesh_settings import load_mesh_files
 from services.common.settings import load_settings
@@ -94,6 +95,7 @@ class RunningRouter:
         address: Its gRPC address.
         channel: A channel to it.
         stub: Its stub.
+        server: Its server.
         addresses: All of its addresses by what for; operating calls are taken at `address` if there
             is no `operate`.
     """
@@ -103,6 +105,7 @@ class RunningRouter:
     address: str
     channel: grpc.aio.Channel
     stub: Any
+    server: Server
     addresses: Mapping[str, str]
 
 
@@ -138,7 +141,9 @@ async def running_router(
                 assert app.core is not None
                 stub = pb2_grpc.RouterInferenceServiceStub(channel)
                 addresses = {name: str(at) for name, at in running.server.addresses.items()}
-                yield RunningRouter(app, app.core, address, channel, stub, addresses)
+                yield RunningRouter(
+                    app, app.core, address, channel, stub, running.server, addresses
+                )
         finally:
             await running.server.stop(0.5)
             await running.flush()

@@ -31,19 +31,22 @@ MODEL = "tiercel"
 TASK, TIER = "x-tiercel-task", "x-tiercel-tier"
 DEADLINE, FLOOR = "x-tiercel-deadline-ms", "x-tiercel-quality-floor"
 OUTPUT_TOKENS, SLO_KIND = "x-tiercel-max-output-tokens", "x-tiercel-slo-kind"
-ENDPOINT, REQUEST_ID = "x-tiercel-endpoint", "x-tiercel-request-id"
-CHOSEN_MODEL, REASON = "x-tiercel-model", "x-tiercel-reason"
-_GATEWAY_REQUEST_ID = "x-request-id"
+CHOSEN_MODEL, ENDPOINT, REASON = "x-tiercel-model", "x-tiercel-endpoint", "x-tiercel-reason"
+POLICY, POLICY_VERSION = "x-tiercel-policy", "x-tiercel-policy-version"
+REQUEST_ID = "x-request-id"
+_OWN = "x-tiercel-"
+_END_TRAILERS = "tiercel-bandwidth-"
 _SOURCE, _UPSTREAM = "source.address", "upstream.address"
 _TRACE = ("traceparent", "tracestate")
 _READ = frozenset(
     {
-        *(":path", ":method", "content-length", ":status", _GATEWAY_REQUEST_ID, *_TRACE),
-        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND, REQUEST_ID),
+        *(":path", ":method", "content-length", ":status", REQUEST_ID, *_TRACE),
+        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND),
     }
 )
 _MOST_HEADERS = 1_000
 _MOST_DIGITS = 15
+_MOST_NAME = 64
 _MS_PER_S = 1_000.0
 _MOST_PATH_CHARACTERS = 8_192
 _TRITON = re.compile(
@@ -87,7 +90,7 @@ class Path(NamedTuple):
 
 
 def headers_of(message: pb2.HttpHeaders) -> dict[str, str]:
-    """Returns the headers that mean something here, the first of each name.
+    """Returns the headers that mean something here, or should; the first of each name.
 
     Raises:
         InvalidArgumentError: There are too many.
@@ -99,7 +102,7 @@ def headers_of(message: pb2.HttpHeaders) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in entries:
         key = entry.key
-        if key in _READ and key not in found:
+        if (key in _READ or key.startswith(_OWN)) and key not in found:
             found[key] = entry.raw_value.decode("utf-8", "replace") or entry.value
     return found
 
@@ -139,10 +142,14 @@ def ask_of(
         InvalidArgumentError: With every header that is wrong.
     """
     checks = Checks()
+    for name in headers:
+        # A deadline that is misspelled would not be kept.
+        known = name in _READ
+        checks.require(known, name[:_MOST_NAME], "is unknown", "a header that this door knows")
     ask = Ask(
         task=headers.get(TASK, ""),
         tier=headers.get(TIER, ""),
-        request_id=headers.get(REQUEST_ID) or headers.get(_GATEWAY_REQUEST_ID, ""),
+        request_id=headers.get(REQUEST_ID, ""),
         is_stream=path.is_stream,
         metadata=_trace_of(headers, metadata),
         client=client,
@@ -150,7 +157,9 @@ def ask_of(
     )
     if path.model not in ("", MODEL):
         told = ask.tier in ("", path.model)
-        checks.require(told, TIER, f"is not the path's {path.model[:64]!r}", "one of the two")
+        checks.require(
+            told, TIER, f"is not the path's {path.model[:_MOST_NAME]!r}", "one of the two"
+        )
         ask.tier = path.model
     size = _whole(checks, "content-length", headers)
     if size is None:
@@ -240,6 +249,15 @@ def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
     mutation = response.response_headers.response.header_mutation
     for name, text in headers:
         _set(mutation, name, text)
+    return response
+
+
+def ended(message: pb2.HttpTrailers) -> pb2.ProcessingResponse:
+    """Returns the answer to an answer's trailers: those that were added to tell its end go."""
+    response = pb2.ProcessingResponse()
+    mutation = response.response_trailers.header_mutation
+    names = [entry.key for entry in message.trailers.headers[:_MOST_HEADERS]]
+    mutation.remove_headers.extend(name for name in names if name.startswith(_END_TRAILERS))
     return response
 
 

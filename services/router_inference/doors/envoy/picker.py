@@ -157,7 +157,10 @@ class _Talk:
         if kind == "response_headers":
             return self._on_response(message)
         part = getattr(message, kind)
-        if kind == "response_trailers" or (kind == "response_body" and part.end_of_stream):
+        if kind == "response_trailers":
+            self._complete()
+            return convert.ended(part)
+        if kind == "response_body" and part.end_of_stream:
             self._complete()
         return convert.passed_on(kind, part, is_echoed=kind in self._echoes)
 
@@ -259,6 +262,8 @@ class _Talk:
             (
                 (convert.TIER, exchange.served.tier),
                 (convert.ENDPOINT, exchange.served.endpoint),
+                (convert.POLICY, exchange.choice.policy),
+                (convert.POLICY_VERSION, exchange.choice.policy_version),
                 (convert.REQUEST_ID, exchange.job.request_id),
             )
         )

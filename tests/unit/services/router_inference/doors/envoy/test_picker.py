@@ -65,8 +65,10 @@ async def test_an_answered_request_ends_on_time() -> None:
     await exchange.tell(request(x_request_id="mine"))
     await asyncio.sleep(0.1)
     told = set_headers(await exchange.tell(response(served=http_address(0))))
+    assert told.pop("x-tiercel-policy-version")
     assert told == {
-        "x-tiercel-tier": "large", "x-tiercel-endpoint": "e0", "x-tiercel-request-id": "mine",
+        "x-tiercel-tier": "large", "x-tiercel-endpoint": "e0", "x-request-id": "mine",
+        "x-tiercel-policy": "static-large",
     }  # fmt: skip
     await asyncio.sleep(0.1)
     await exchange.tell(TRAILERS)
@@ -276,6 +278,7 @@ async def test_one_without_an_address_is_not_chosen_though_it_is_the_best() -> N
         ({"x_tiercel_max_output_tokens": "0"}, 400, "x-tiercel-max-output-tokens"),
         ({"x_tiercel_slo_kind": "some"}, 400, "x-tiercel-slo-kind"),
         ({"x_tiercel_tier": "huge"}, 404, "huge"),
+        ({"x_tiercel_dead_line": "5"}, 400, "x-tiercel-dead-line"),
         ({"path": "/v2/models/huge/generate"}, 404, "huge"),
         ({"content_length": "9999999"}, 413, "content-length"),
         ({"content_length": "-1"}, 400, "content-length"),
@@ -415,6 +418,22 @@ async def test_bodies_are_sent_back_where_the_gateway_wants_that() -> None:
         piece = answer.request_body.response.body_mutation.streamed_response
         assert (piece.body, piece.end_of_stream) == (echoed, bool(echoed))
         await exchange.reset()
+
+
+@scenario
+async def test_trailers_that_only_tell_the_end_are_taken_out() -> None:
+    """The gateway adds them for the picker; a client has no use for them."""
+    rig = gateway_rig()
+    exchange = Exchange(rig)
+    await exchange.tell(request())
+    await exchange.tell(response())
+    message = pb2.ProcessingRequest(response_trailers=pb2.HttpTrailers())
+    for name in ("tiercel-bandwidth-response-delay-ms", "grpc-status"):
+        message.response_trailers.trailers.headers.add(key=name)
+    answer = await exchange.tell(message)
+    removed = answer.response_trailers.header_mutation.remove_headers
+    assert list(removed) == ["tiercel-bandwidth-response-delay-ms"]
+    await exchange.close()
 
 
 HEADERS = request()

@@ -1,0 +1,320 @@
+"""A router as endpoint picker of a real Envoy, with the configuration of `deploy/envoy`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from google.protobuf.message import Message
+
+from services.router_inference.doors.envoy import picker as picker_module
+from tests.fakes.envoy import (
+    Change,
+    Envoy,
+    connection_manager,
+    http_filter,
+    running_envoy,
+)
+from tests.fakes.http_tier import HttpTier, http_tier
+from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
+from tests.integration.conftest import PacedTriton
+from tests.waiting import LIMIT_S, until
+
+GENERATE = "/v2/models/tiercel/generate_stream"
+TASK = {"x-tiercel-task": "piqa"}
+LONG_PROMPT_BYTES = 220_000
+
+
+@dataclass
+class Meshed:
+    """A router, the Envoy that asks it, and a client of that."""
+
+    router: RunningRouter
+    envoy: Envoy
+    client: httpx.AsyncClient
+
+    async def post(
+        self, path: str = GENERATE, *, prompt: str = "word " * 24, tokens: int = 4, **headers: str
+    ) -> httpx.Response:
+        """Asks for an answer; header names with `_` for `-`."""
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        sampling = json.dumps({"max_tokens": tokens})
+        body = {"text_input": prompt, "stream": True, "sampling_parameters": sampling}
+        return await self.client.post(path, json=body, headers={**TASK, **named})
+
+    async def settled(self) -> None:
+        """Waits until every exchange has ended, and checks that nothing is left of them."""
+        core = self.router.core
+        await until(lambda: core.accounts.in_flight == 0, "every exchange has ended")
+        assert len(core.view.load.ledger) == core.leases.open_count == 0
+
+    def counted(self, outcome: str) -> int:
+        """Returns how many requests ended so."""
+        return int(getattr(self.router.core.accounts.counts, outcome))
+
+
+@asynccontextmanager
+async def meshed(
+    folder: Path,
+    addresses: Mapping[str, str],
+    *,
+    router: str = "",
+    tiers: str = '["small", "medium", "large"]',
+    change: Change = lambda _: None,
+    toml: str = "",
+) -> AsyncIterator[Meshed]:
+    """Runs router and Envoy before the HTTP addresses of endpoints by name."""
+    own = 'policy = "static-large"\nenvoy_listen = "127.0.0.1:0"\nfollow_trainer = false\n' + router
+    text = toml or mesh_toml([], router=own)
+    head, mark, rest = text.partition("[router_inference]\n")
+    for number, (name, address) in enumerate({} if toml else addresses.items()):
+        head += f'[[mesh.endpoints]]\nname = "{name}"\naddress = "127.0.0.1:{number + 1}"\n'
+        head += f'http_address = "{address}"\ntiers = {tiers}\n'
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(running_router(folder, head + mark + rest))
+        envoy = await stack.enter_async_context(
+            running_envoy(
+                folder,
+                picker=running.addresses["envoy"],
+                tiers=list(dict.fromkeys(addresses.values())),
+                change=change,
+            )
+        )
+        client = httpx.AsyncClient(base_url=envoy.url, timeout=LIMIT_S, trust_env=False)
+        await stack.enter_async_context(client)
+        yield Meshed(running, envoy, client)
+
+
+@pytest.fixture
+async def two_tiers() -> AsyncIterator[tuple[HttpTier, HttpTier]]:
+    """Two servers that answer as Triton does."""
+    async with http_tier() as first, http_tier() as second:
+        yield first, second
+
+
+def addresses_of(*tiers: HttpTier) -> dict[str, str]:
+    """Returns endpoints of some servers."""
+    return {f"e{number}": tier.address for number, tier in enumerate(tiers)}
+
+
+async def test_the_router_chooses_endpoint_and_tier(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """The path names the tier; the client hears who answered; the request ends on time."""
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        reply = await mesh.post(x_tiercel_deadline_ms="2500", x_request_id="mine")
+        assert (reply.status_code, reply.headers["x-tiercel-tier"]) == (200, "large")
+        assert reply.text.count("data: ") == 3
+        [tier] = [each for each in two_tiers if each.paths]
+        assert tier.paths == ["/v2/models/large/generate_stream"]
+        assert 2_000 < int(tier.headers[0]["x-envoy-expected-rq-timeout-ms"]) <= 2_500
+        await mesh.settled()
+        assert mesh.counted("on_time") == 1
+        choice = mesh.router.core.explanations.find(reply.headers["x-request-id"])
+        assert choice is not None
+
+
+async def test_an_endpoint_that_is_gone_is_passed_over(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], free_port: Any
+) -> None:
+    """Envoy goes down the picker's list; the router hears who served, and closes what failed."""
+    gone, there = f"127.0.0.1:{free_port()}", two_tiers[0]
+    async with meshed(tmp_path, {"e0": gone, "e1": there.address}) as mesh:
+        reply = await mesh.post()
+        assert (reply.status_code, reply.headers["x-tiercel-endpoint"]) == (200, "e1")
+        await mesh.settled()
+        for _ in range(4):
+            assert (await mesh.post()).status_code == 200
+        await mesh.settled()
+        assert mesh.counted("on_time") == 5
+        reasons = [mesh.router.core.view.fleet.unusable_reason(row) for row in range(6)]
+        assert any("RETRIED_BY_GATEWAY" in reason for reason in reasons)
+
+
+async def test_without_any_endpoint_the_answer_is_503(tmp_path: Path, free_port: Any) -> None:
+    """First by Envoy, which reaches none; then by the router, which has learned that."""
+    async with meshed(tmp_path, {"e0": f"127.0.0.1:{free_port()}"}) as mesh:
+        replies = [await mesh.post(x_tiercel_tier="large") for _ in range(4)]
+        assert [reply.status_code for reply in replies] == [503] * 4
+        await mesh.settled()
+        assert mesh.counted("failed") == 4
+        assert replies[-1].headers["x-tiercel-reason"] == "NO_USABLE_ENDPOINT"
+        assert "retry-after" in replies[-1].headers
+
+
+@pytest.mark.parametrize("step_s", [0.1, 0.0])
+async def test_a_server_that_dies_in_mid_stream_is_no_success(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], step_s: float
+) -> None:
+    """The client sees a broken answer, or an error if it dies at once; the router no answer."""
+    tier, _ = two_tiers
+    tier.cut_after, tier.step_s = 1, step_s
+    async with meshed(tmp_path, addresses_of(tier)) as mesh:
+        if step_s:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await mesh.post()
+        else:
+            assert (await mesh.post()).status_code == 502
+        await mesh.settled()
+        assert (mesh.counted("cancelled"), mesh.counted("offered")) == (1, 1)
+
+
+async def test_a_client_that_leaves_has_cancelled(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Its request is ended at the server too."""
+    tier, _ = two_tiers
+    tier.step_s, tier.pieces = 0.05, 1_000
+    async with meshed(tmp_path, addresses_of(tier)) as mesh:
+        async with mesh.client.stream("POST", GENERATE, json={}, headers=TASK) as reply:
+            await anext(reply.aiter_bytes())
+        await mesh.settled()
+        assert mesh.counted("cancelled") == 1
+        await until(lambda: tier.left == 1, "the server was left")
+
+
+async def test_the_deadline_binds_in_mid_stream(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Envoy ends the answer at the request's own deadline; the router counts it late."""
+    tier, _ = two_tiers
+    tier.step_s, tier.pieces = 0.05, 1_000
+    async with meshed(tmp_path, addresses_of(tier)) as mesh:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await mesh.post(x_tiercel_deadline_ms="700")
+        await mesh.settled()
+        assert mesh.counted("late") == 1
+        tier.step_s = 10.0  # not even the headers' first piece
+        await until(lambda: tier.left == 1, "the server was left")
+
+
+async def test_refusals_reach_the_client(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """429 with a time to retry; 404 and 400 with what is wrong; no server sees any of it."""
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        hopeless = await mesh.post(x_tiercel_deadline_ms="1")
+        assert (hopeless.status_code, hopeless.headers["retry-after"]) == (429, "1")
+        assert "limit" in hopeless.json()["error"]
+        assert (await mesh.post(x_tiercel_tier="huge")).status_code == 404
+        wrong = await mesh.post(x_tiercel_deadline_ms="soon")
+        assert (wrong.status_code, wrong.headers["content-type"]) == (400, "application/json")
+        assert "x-tiercel-deadline-ms" in wrong.json()["error"]
+        await mesh.settled()
+        assert mesh.counted("refused") == 1
+        assert not any(tier.paths for tier in two_tiers)
+
+
+async def test_only_the_subset_is_used(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """As another filter names it, in metadata."""
+    allowed = two_tiers[1].address
+
+    def change(config: dict[str, Any]) -> None:
+        filters = connection_manager(config)["http_filters"]
+        url = "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config"
+        value = {"x-gateway-destination-endpoint-subset": [allowed]}
+        entry = {"metadata_namespace": "envoy.lb.subset_hint", "value": value}
+        typed = {"@type": url, "metadata": [entry]}
+        filters.insert(0, {"name": "envoy.filters.http.set_metadata", "typed_config": typed})
+
+    async with meshed(tmp_path, addresses_of(*two_tiers), change=change) as mesh:
+        for _ in range(3):
+            assert (await mesh.post()).headers["x-tiercel-endpoint"] == "e1"
+        assert not two_tiers[0].paths
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_without_routers(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], is_open: bool
+) -> None:
+    """Requests go on to the named tier, or are refused, as the configuration says."""
+
+    def change(config: dict[str, Any]) -> None:
+        http_filter(config, "ext_proc")["failure_mode_allow"] = is_open
+
+    async with meshed(tmp_path, addresses_of(*two_tiers), change=change) as mesh:
+        assert (await mesh.post()).status_code == 200
+        # As a router that is gone: its port refuses.
+        await mesh.router.server.stop(0.0)
+        replies = [await mesh.post() for _ in range(6)]
+        assert {reply.status_code for reply in replies} == ({200} if is_open else {503})
+        paths = [path for tier in two_tiers for path in tier.paths]
+        assert paths.count("/v2/models/small/generate_stream") == (6 if is_open else 0)
+
+
+async def test_other_calls_reach_an_endpoint_uncounted(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Health of Triton, for instance."""
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        assert (await mesh.client.get("/v2/health/ready")).status_code == 200
+        assert mesh.counted("offered") == 0
+
+
+@pytest.mark.triton
+async def test_real_triton_behind_envoy(
+    tmp_path: Path, paced_triton: PacedTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream, a long prompt whose bytes never reach Python, a deadline that frees the tier."""
+    told: list[tuple[str | None, int]] = []
+    answer = picker_module._Talk.answer
+
+    def spying(talk: Any, message: Message) -> Any:
+        told.append((message.WhichOneof("request"), message.ByteSize()))
+        return answer(talk, message)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(picker_module._Talk, "answer", spying)
+    own = 'policy = "static-large"\nenvoy_listen = "127.0.0.1:0"\nfollow_trainer = false\n'
+    own += "max_prompt_bytes = 300000\n"
+    toml = paced_toml(paced_triton, own)
+    http = {"triton": paced_triton.server.http_address}
+    async with meshed(tmp_path, http, toml=toml) as mesh:
+        reply = await mesh.post(tokens=8, x_tiercel_deadline_ms="2900")
+        assert reply.status_code == 200, reply.text
+        pieces = [json.loads(line[5:]) for line in reply.text.split("\n") if line[:5] == "data:"]
+        assert "".join(piece["text_output"] for piece in pieces)
+        await mesh.settled()
+        assert mesh.counted("on_time") == 1
+
+        prompt = "x" * LONG_PROMPT_BYTES
+        long = await mesh.post(
+            prompt=prompt, x_tiercel_tier="small", x_tiercel_slo_kind="first_token"
+        )
+        assert long.status_code == 200, long.text
+        await mesh.settled()
+        assert {kind for kind, _ in told} == {
+            "request_headers", "response_headers", "response_trailers",
+        }  # fmt: skip
+        assert max(size for _, size in told) < 4_096
+
+        cut = mesh.counted("late")
+        with pytest.raises(httpx.RemoteProtocolError):
+            await mesh.post(tokens=500, x_tiercel_deadline_ms="600")
+        await mesh.settled()
+        assert mesh.counted("late") == cut + 1
+        # 500 tokens would hold the device for five seconds.
+        again = await mesh.post(tokens=4, x_tiercel_deadline_ms="2900")
+        assert again.status_code == 200
+
+
+def paced_toml(paced_triton: PacedTriton, own: str) -> str:
+    """Returns settings of the paced endpoints, with their HTTP address."""
+    head, mark, rest = mesh_toml([], router=own).partition("[router_inference]\n")
+    [server] = paced_triton.repository.servers
+    entries = server.endpoints(paced_triton.address, http_address=paced_triton.server.http_address)
+    for entry in entries:
+        head += "[[mesh.endpoints]]\n"
+        for key in ("name", "address", "device", "http_address"):
+            head += f'{key} = "{entry[key]}"\n'
+        head += f"tiers = {json.dumps(entry['tiers'])}\n"
+        pairs = ", ".join(f'{tier} = "{model}"' for tier, model in entry["models"].items())
+        head += f"models = {{ {pairs} }}\n"
+    return head + mark + rest

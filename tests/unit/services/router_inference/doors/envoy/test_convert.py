@@ -1,0 +1,166 @@
+"""Messages of the external processor: which paths ask for answers, what headers mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from router.types import SloKind
+from services.common.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.router_inference.doors.envoy import convert
+from services.router_inference.job import Ask
+from tests.unit.services.router_inference.doors.envoy.gateway import headers
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
+
+PLAIN = convert.Path("/v2/models/", "tiercel", "/generate", False)
+
+
+def asked(path: convert.Path = PLAIN, metadata: Any = (), **values: str) -> Ask:
+    """Returns what headers ask for."""
+    given = {key.replace("_", "-"): text for key, text in values.items()}
+    found = convert.headers_of(headers(given))
+    return convert.ask_of(found, path, metadata=metadata, client="c", unknown_prompt_tokens=12.4)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "other", "is_stream"),
+    [
+        ("/v2/models/tiercel/generate", "tiercel", "/v2/models/m/generate", False),
+        ("/v2/models/tiercel/infer?a=/b", "tiercel", "/v2/models/m/infer?a=/b", False),
+        ("/v2/models/a%20b/generate_stream", "a%20b", "/v2/models/m/generate_stream", True),
+        ("/v2/models/x/versions/3/generate", "x", "/v2/models/m/versions/3/generate", False),
+        ("/v1/completions", "", None, True),
+        ("/serve/v1/chat/completions?x", "", None, True),
+    ],
+)
+def test_paths_that_ask_for_an_answer(
+    path: str, model: str, other: str | None, is_stream: bool
+) -> None:
+    """Of Triton, whose paths name the model, and of servers that speak OpenAI's HTTP."""
+    found = convert.path_of({":path": path, ":method": "POST"})
+    assert found is not None
+    assert (found.model, found.is_stream) == (model, is_stream)
+    if other is not None:
+        assert found.with_model("m") == other
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/v2/models/tiercel/generate", "GET"),
+        ("/v2/models/tiercel/generate/more", "POST"),
+        ("/v2/models/tiercel/generated", "POST"),
+        ("/v2/models/tiercel", "POST"),
+        ("/v2/models//generate", "POST"),
+        ("/v2/repository/models/tiercel/load", "POST"),
+        ("/v1/", "POST"),
+        ("", "POST"),
+        ("/v2/models/tiercel/generate?" + "x" * 9_000, "POST"),
+    ],
+)
+def test_paths_that_ask_for_none(path: str, method: str) -> None:
+    """They are passed on as they are."""
+    assert convert.path_of({":path": path, ":method": method}) is None
+
+
+def test_headers_are_what_a_request_asks_for() -> None:
+    """All of them in one."""
+    ask = asked(
+        x_tiercel_task="piqa", x_tiercel_deadline_ms="250.5", x_tiercel_quality_floor="0.8",
+        x_tiercel_max_output_tokens="7", x_tiercel_slo_kind="first_token", content_length="99",
+        x_request_id="mine",
+    )  # fmt: skip
+    assert ask == Ask(
+        task="piqa", prompt_bytes=99, max_output_tokens=7, deadline_s=0.2505, quality_floor=0.8,
+        slo_kind=SloKind.FIRST_TOKEN, request_id="mine", client="c", by_gateway=True,
+    )  # fmt: skip
+    assert asked().prompt_tokens == 12
+
+
+def test_every_wrong_header_is_named_at_once() -> None:
+    """A client mends them together."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        asked(x_tiercel_deadline_ms="?", x_tiercel_slo_kind="?", x_tiercel_wish="?")
+    named = [name for name, _ in caught.value.violations]
+    assert named == ["x-tiercel-wish", "x-tiercel-deadline-ms", "x-tiercel-slo-kind"]
+
+
+def test_a_bomb_of_headers_is_refused() -> None:
+    """They are counted before they are read."""
+    many = pb2.HttpHeaders()
+    for number in range(1_001):
+        many.headers.headers.add(key=str(number))
+    with pytest.raises(InvalidArgumentError, match="1001 entries"):
+        convert.headers_of(many)
+
+
+def test_bytes_that_are_no_text_are_no_reason_to_fail() -> None:
+    """They are no task of the mesh either."""
+    message = pb2.HttpHeaders()
+    message.headers.headers.add(key="x-tiercel-task", raw_value=b"\xff\xfe")
+    assert convert.headers_of(message)["x-tiercel-task"] == "\ufffd\ufffd"
+
+
+def test_the_gateways_own_trace_goes_before_its_clients() -> None:
+    """The gateway's span lies between the two."""
+    own, theirs = ("traceparent", "own"), "00-1-2-01"
+    assert asked(metadata=(own,), traceparent=theirs).metadata == (own,)
+    assert asked(metadata=(("other", "x"),), traceparent=theirs).metadata == (
+        ("traceparent", theirs),
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [("10.0.0.1:5", "ipv4:10.0.0.1"), ("[fd00::1]:5", "ipv6:%5Bfd00::1%5D"), ("", ""), ("x", "")],
+)
+def test_clients_are_named_as_grpc_names_peers(address: str, client: str) -> None:
+    """So that one has the same name at every door."""
+    message = pb2.ProcessingRequest()
+    message.attributes["envoy.filters.http.ext_proc"].update({"source.address": address})
+    assert convert.client_of(message) == client
+
+
+def test_who_served_is_told_by_metadata_or_by_attribute() -> None:
+    """The protocol's metadata goes before."""
+    message = pb2.ProcessingRequest()
+    assert convert.served_address(message) == ""
+    message.attributes["a"].update({"upstream.address": "10.0.0.1:1"})
+    assert convert.served_address(message) == "10.0.0.1:1"
+    message.metadata_context.filter_metadata["envoy.lb"].update({convert.SERVED: "10.0.0.2:1"})
+    assert convert.served_address(message) == "10.0.0.2:1"
+
+
+def test_a_timeout_is_never_zero() -> None:
+    """Envoy would take that for no timeout at all."""
+    assert [convert.timeout_ms(each) for each in (-1.0, 0.0, 0.0004, 1.2341)] == [
+        "1", "1", "1", "1235",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidArgumentError("task", "is empty"), 400),
+        (InvalidArgumentError("prompt_bytes", "is 9", "0 to 8"), 413),
+        (ResourceExhaustedError("FULL", "1", "2", 0.2), 429),
+        (UnavailableError("NONE", retry_after_s=3.2), 503),
+        (DeadlineExceededError("late"), 500),
+    ],
+)
+def test_errors_have_a_status_and_tritons_form(error: Any, status: int) -> None:
+    """The field is named as the client knows it."""
+    answer = convert.refusal(error).immediate_response
+    assert answer.status.code == status
+    text = json.loads(answer.body)["error"]
+    if isinstance(error, InvalidArgumentError):
+        assert text.startswith(("x-tiercel-task", "content-length"))
+    told = {each.header.key: each.header.raw_value for each in answer.headers.set_headers}
+    assert told.get("retry-after") == {429: b"1", 503: b"4"}.get(status)

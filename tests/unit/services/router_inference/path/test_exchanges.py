@@ -1,0 +1,138 @@
+"""Exchanges: what a gateway tells of a request, and what the router makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.router_inference.job import Outcome, StepDown
+from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
+from services.router_inference.view.breaker import BreakerState
+from tests.unit.services.router_inference.parts import Rig, make_rig
+from tests.unit.services.router_inference.scenario import scenario
+
+
+def begun(rig: Rig, *, with_others: bool = True, **fields: object) -> Exchange:
+    """Begins an exchange; every other endpoint of the tier could take it."""
+    job = rig.job(prompt=None, prompt_tokens=9, by_gateway=True, is_stream=True, **fields)
+    exchanges = Exchanges(parts=rig.core.dispatcher._parts, leases=rig.core.leases)
+    names = rig.core.view.fleet.candidates if with_others else ()
+    return exchanges.begin(job, lambda chosen: [c for c in names if c != chosen.candidate])
+
+
+@scenario
+async def test_its_load_counts_until_its_end() -> None:
+    """The first of an answer ends the prompt's wait; a long one counts past two deadlines."""
+    rig = make_rig()
+    exchange = begun(rig, task="first")
+    ledger = rig.core.view.load.ledger
+    assert ledger.totals()["large", "e0"][1] == 9.0
+    exchange.on_headers(200, None)
+    assert ledger.totals()["large", "e0"][1] == 0.0
+    await asyncio.sleep(5.0)
+    rig.core.leases.expire()
+    assert len(ledger) == 1
+    exchange.complete()
+    exchange.drop()
+    assert exchange.job.outcome is Outcome.ON_TIME
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_gateway_that_hangs_holds_a_lease_for_so_long() -> None:
+    """The cutoff, and a little."""
+    rig = make_rig()
+    exchange = begun(rig)
+    await asyncio.sleep(0.4 + GRACE_S - 0.1)
+    rig.core.leases.expire()
+    assert exchange.job.outcome is None
+    await asyncio.sleep(0.2)
+    rig.core.leases.expire()
+    assert exchange.job.reason == "LEASE_EXPIRED"
+    exchange.complete()
+    rig.assert_settled()
+
+
+@scenario
+async def test_what_is_seen_teaches_as_an_answer_that_was_relayed() -> None:
+    """A slow device is known as one; lengths are not, since nobody counted tokens."""
+    rig = make_rig()
+    for _ in range(60):
+        exchange = begun(rig, task="soft")
+        await asyncio.sleep(0.5)
+        exchange.on_headers(200, None)
+        exchange.complete()
+    slowness = rig.core.view.fleet.slowness.apply()
+    assert slowness[0] > 2.0
+    predicted = rig.core.validator._lengths.predict("soft", 100)
+    assert predicted == make_rig().core.validator._lengths.predict("soft", 100)
+    rig.assert_settled()
+
+
+@scenario
+async def test_another_target_that_answers_has_what_failed_blamed() -> None:
+    """Everything in the list before it; the load moves, the step down is explained."""
+    rig = make_rig(endpoint_count=2)
+    exchange = begun(rig)
+    first, second, *_ = exchange.targets
+    assert (first.tier, second.tier) == ("large", "large")
+    smaller = exchange.targets[2]
+    exchange.on_headers(200, smaller)
+    assert dict(rig.core.view.load.ledger.totals()).keys() == {smaller.candidate}
+    exchange.complete()
+    job = exchange.job
+    assert (job.retry_count, job.step_down, job.tier) == (2, StepDown.RETRY, "medium")
+    assert first.breaker.last_reason == second.breaker.last_reason == "RETRIED_BY_GATEWAY"
+    [attempt] = job.attempts
+    assert (attempt.target, attempt.kind, attempt.result) == (smaller, "retry", "ok")
+    rig.assert_settled()
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "reason"),
+    [
+        (500, Outcome.FAILED, "ENDPOINT_FAILED"),
+        (503, Outcome.FAILED, "ENDPOINT_FAILED"),
+        (429, Outcome.FAILED, "TIER_OVERLOADED"),
+        (404, Outcome.INVALID, "TIER_REFUSED_REQUEST"),
+        (304, Outcome.ON_TIME, ""),
+    ],
+)
+def test_a_status_says_how_it_ended(status: int, outcome: Outcome, reason: str) -> None:
+    """Errors of the endpoint count against it, those of the request do not."""
+
+    @scenario
+    async def scene() -> None:
+        rig = make_rig()
+        exchange = begun(rig)
+        exchange.on_headers(status, None)
+        exchange.complete()
+        assert (exchange.job.outcome, exchange.job.reason) == (outcome, reason)
+        is_blamed = exchange.served.breaker.last_reason == f"HTTP_{status}"
+        assert is_blamed == (status >= 500)
+        rig.assert_settled()
+
+    scene()
+
+
+@scenario
+async def test_a_gateways_timeout_is_a_miss_and_no_failure() -> None:
+    """Silence counts only where the predicted time has passed."""
+    rig = make_rig()
+    exchange = begun(rig)
+    await asyncio.sleep(0.4)
+    exchange.on_headers(504, None)
+    exchange.complete()
+    assert exchange.job.outcome is Outcome.LATE
+    assert exchange.served.breaker.state is BreakerState.CLOSED
+
+
+@scenario
+async def test_without_the_safety_net_there_is_one_target() -> None:
+    """As at every door nothing is tried again."""
+    rig = make_rig(endpoint_count=2, safety_net=False)
+    exchange = begun(rig)
+    assert len(exchange.targets) == 1
+    exchange.drop()
+    rig.assert_settled()
