@@ -1,9 +1,9 @@
 """Renders the part of Kustomize that deploy/ uses, where no kubectl is at hand.
 
 Knows `namespace`, `resources` (files and directories), `components`, `configMapGenerator` (files;
-create or merge), `images` (newName, newTag) and `patches` by `path` (strategic merge). Anything
-else raises, so that nothing is skipped in silence; test_kubernetes.py compares its result with the
-real tool's wherever that is installed.
+create or merge), `images` (newName, newTag) and `patches` by `path` (strategic merge, also one that
+deletes its resource). Anything else raises, so that nothing is skipped in silence;
+test_kubernetes.py compares its result with the real tool's wherever that is installed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,13 @@ def _patch(directory: Path, entry: dict[str, Any], resources: list[Resource]) ->
     text = (directory / entry["path"]).read_text(encoding="utf-8")
     for patch in yaml.safe_load_all(text):
         target = _find(resources, patch["kind"], patch["metadata"]["name"])
-        _merge(target, patch)
+        directive = patch.pop("$patch", "merge")
+        if directive == "delete":
+            resources.remove(target)
+        elif directive == "merge":
+            _merge(target, patch)
+        else:
+            raise RenderError(f"{directory}: $patch: only `delete` is known, got {directive!r}")
 
 
 def _find(resources: list[Resource], kind: str, name: str) -> Resource:

@@ -37,7 +37,8 @@ DOORS = {"openai-door": "openai_door"}
 ALL_SERVICES = {**SERVICES, **DOORS}
 MESHES = ("reference", "paced", "production")
 INSECURE = "overlays/insecure-open-to-network"
-OVERLAYS = ("base", "overlays/production", INSECURE)
+KEDA = "overlays/production-keda"
+OVERLAYS = ("base", "overlays/production", KEDA, INSECURE)
 TOOLS = ROOT / "build" / "tools" / "usr" / "bin"
 _TIMEOUT_S = 60.0
 

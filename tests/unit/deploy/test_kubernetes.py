@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from tests.unit.deploy.manifests import (
     DEPLOY,
     DOORS,
     INSECURE,
+    KEDA,
     OVERLAYS,
     SERVICES,
     pod,
@@ -44,19 +46,22 @@ def _settings(resources: list[dict[str, Any]]) -> dict[str, Any]:
 def test_manifests_pass_the_strict_schema(overlay: str, tmp_path: Path) -> None:
     """Every rendered resource is valid for the Kubernetes API, without unknown keys."""
     document = tmp_path / "rendered.yaml"
-    # Kubernetes has no schema of cert-manager's kinds.
-    known = [
-        each for each in rendered(overlay) if not each["apiVersion"].startswith("cert-manager.io/")
-    ]
+    # Kubernetes has no schema of the kinds of cert-manager and KEDA.
+    foreign = ("cert-manager.io/", "keda.sh/")
+    known = [each for each in rendered(overlay) if not each["apiVersion"].startswith(foreign)]
     document.write_text(yaml.safe_dump_all(known), encoding="utf-8")
+    done = _validated(document)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed") == len(known)
+
+
+def _validated(document: Path) -> subprocess.CompletedProcess[str]:
     command = [
         str(Path(sys.executable).with_name("kubernetes-validate")),
         "--strict",
         str(document),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("passed") == len(known)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_schema_check_refuses_an_unknown_key(tmp_path: Path) -> None:
@@ -65,13 +70,7 @@ def test_schema_check_refuses_an_unknown_key(tmp_path: Path) -> None:
     deployment["spec"]["replica"] = 1
     document = tmp_path / "wrong.yaml"
     document.write_text(yaml.safe_dump(deployment), encoding="utf-8")
-    command = [
-        str(Path(sys.executable).with_name("kubernetes-validate")),
-        "--strict",
-        str(document),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
+    assert _validated(document).returncode != 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -345,12 +344,100 @@ def test_disruption_budgets_select_pods(resources: list[dict[str, Any]]) -> None
         assert any(wanted <= own.items() for own in labels)
 
 
+def _gauges() -> set[str]:
+    registry = yaml.safe_load((DEPLOY / "telemetry" / "registry.yaml").read_text(encoding="utf-8"))
+    return {
+        entry["name"]
+        for entry in registry["metrics"]
+        if entry["type"] == "gauge" and "router-inference" in entry["services"]
+    }
+
+
 def test_autoscaler_reads_a_registered_gauge() -> None:
     """The overlay scales routers on a metric that the router has, and leaves `replicas` to it."""
     resources = rendered("overlays/production")
     autoscaler = resource(resources, "HorizontalPodAutoscaler", "router-inference")["spec"]
     metrics = {entry["pods"]["metric"]["name"] for entry in autoscaler["metrics"]}
-    registry = yaml.safe_load((DEPLOY / "telemetry" / "registry.yaml").read_text(encoding="utf-8"))
-    gauges = {entry["name"] for entry in registry["metrics"] if entry["type"] == "gauge"}
-    assert metrics <= gauges
+    assert metrics <= _gauges()
     assert "replicas" not in resource(resources, "Deployment", "router-inference")["spec"]
+    # What the adapter names is what the autoscaler asks for.
+    document = (DEPLOY / "prometheus" / "adapter-rules.yaml").read_text(encoding="utf-8")
+    rules = yaml.safe_load(document)["rules"]["custom"]
+    assert {rule["name"]["as"] for rule in rules} == metrics
+    assert {rule["seriesQuery"].partition("{")[0] for rule in rules} == metrics
+    assert all("<<.Series>>{<<.LabelMatchers>>}" in rule["metricsQuery"] for rule in rules)
+
+
+_SCALED_OBJECT: dict[str, set[str]] = {
+    "spec": {
+        "scaleTargetRef", "pollingInterval", "cooldownPeriod", "initialCooldownPeriod",
+        "idleReplicaCount", "minReplicaCount", "maxReplicaCount", "advanced", "fallback",
+        "triggers",
+    },
+    "scaleTargetRef": {"apiVersion", "kind", "name", "envSourceContainerName"},
+    "fallback": {"failureThreshold", "replicas", "behavior"},
+    "advanced": {"restoreToOriginalReplicaCount", "horizontalPodAutoscalerConfig"},
+    "horizontalPodAutoscalerConfig": {"name", "behavior"},
+    "trigger": {"type", "name", "metadata", "metricType", "authenticationRef", "useCachedMetrics"},
+    "metadata": {
+        "serverAddress", "query", "threshold", "activationThreshold", "namespace", "authModes",
+        "customHeaders", "ignoreNullValues", "queryParameters", "unsafeSsl", "timeout",
+    },
+}  # fmt: skip
+"""Keys of keda.sh/v1alpha1 and of its Prometheus scaler, as its documentation lists them."""
+
+
+def _unknown_keys(spec: dict[str, Any]) -> set[str]:
+    """Returns the keys of a ScaledObject's spec that KEDA does not have."""
+    parts = [("spec", spec), ("scaleTargetRef", spec["scaleTargetRef"])]
+    parts += [(name, spec[name]) for name in ("fallback", "advanced") if name in spec]
+    config = spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", {})
+    parts.append(("horizontalPodAutoscalerConfig", config))
+    for trigger in spec["triggers"]:
+        parts += [("trigger", trigger), ("metadata", trigger["metadata"])]
+    return {key for name, part in parts for key in part.keys() - _SCALED_OBJECT[name]}
+
+
+def test_keda_scales_by_a_query_of_a_registered_gauge(tmp_path: Path) -> None:
+    """It stands in the place of the autoscaler, with bounds and behaviour of the same schema."""
+    resources = rendered(KEDA)
+    assert not [each for each in resources if each["kind"] == "HorizontalPodAutoscaler"]
+    spec = resource(resources, "ScaledObject", "router-inference")["spec"]
+    assert _unknown_keys(spec) == set()
+    assert _unknown_keys({**spec, "maxReplicas": 1}) == {"maxReplicas"}
+    target = spec["scaleTargetRef"]
+    assert "replicas" not in resource(resources, target["kind"], target["name"])["spec"]
+    assert 0 < spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+    (trigger,) = spec["triggers"]
+    # A fallback counts for means alone, and KEDA takes numbers as text.
+    assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    used = set(re.findall(r"tiercel_[a-z_]+", trigger["metadata"]["query"]))
+    assert used
+    assert used <= _gauges()
+    # One mesh, one threshold: the autoscaler of the production overlay says the same.
+    ours = resource(rendered("overlays/production"), "HorizontalPodAutoscaler", target["name"])
+    (metric,) = ours["spec"]["metrics"]
+    assert metric["pods"]["target"]["averageValue"] == trigger["metadata"]["threshold"]
+    bounds = ours["spec"]["minReplicas"], ours["spec"]["maxReplicas"]
+    assert bounds == (spec["minReplicaCount"], spec["maxReplicaCount"])
+    ours["spec"]["behavior"] = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    document = tmp_path / "autoscaler.yaml"
+    document.write_text(yaml.safe_dump(ours), encoding="utf-8")
+    assert _validated(document).returncode == 0
+
+
+def test_prometheus_parses_the_query_of_keda(tmp_path: Path) -> None:
+    """It is PromQL."""
+    promtool = tool("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package: prometheus)")
+    (trigger,) = resource(rendered(KEDA), "ScaledObject", "router-inference")["spec"]["triggers"]
+    rule = {"record": "keda:query", "expr": trigger["metadata"]["query"]}
+    document = tmp_path / "rules.yaml"
+    document.write_text(yaml.safe_dump({"groups": [{"name": "keda", "rules": [rule]}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", str(document)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
