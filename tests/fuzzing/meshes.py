@@ -35,6 +35,8 @@ from services.common.telemetry import Telemetry
 from services.load_monitor.app import build_app as build_monitor
 from services.load_monitor.settings import Settings as MonitorSettings
 from services.router_inference.app import RouterInference
+from services.router_inference.doors.envoy.convert import SERVED, SUBSET
+from services.router_inference.reconnect import END_OF_STREAM
 from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.app import build_app as build_trainer
 from services.trainer.settings import Settings as TrainerSettings
@@ -42,6 +44,8 @@ from tests.fakes.triton import FakeTriton
 from tests.kserve_requests import infer_request
 from tests.waiting import until
 from tiercel.common.v1 import common_pb2
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb
+from tiercel.envoy.v3 import external_processor_pb2_grpc as envoy_grpc
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
@@ -91,6 +95,7 @@ reward = "soft"
 [[mesh.endpoints]]
 name = "e0"
 address = "{tier}"
+http_address = "127.0.0.1:1"
 tiers = ["small", "large"]
 [load_monitor]
 listen = "127.0.0.1:0"
@@ -108,6 +113,7 @@ simulated_budget_s = 3.0
 min_transitions = 100
 [router_inference]
 listen = "127.0.0.1:0"
+envoy_listen = "127.0.0.1:0"
 metrics_listen = ""
 policy = "price"
 lease_s = 2.0
@@ -225,6 +231,19 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
             answer = await router_stub.Generate(request, timeout=20.0)
             assert answer.text == "abc", answer
 
+        picker_at = _channel(str(router.server.addresses["envoy"]))
+        stack.push_async_callback(picker_at.close)
+
+        async def exchange() -> None:
+            call: Any = envoy_grpc.ExternalProcessorStub(picker_at).Process(timeout=20.0)
+            for message, kind in zip(parts()[:3], ("request", "response", "trailers"), strict=True):
+                await call.write(message)
+                answer = await call.read()
+                assert answer is not END_OF_STREAM, kind
+                assert answer.WhichOneof("response") != "immediate_response", answer
+            await call.done_writing()
+            assert await call.read() is END_OF_STREAM
+
         async def state() -> None:
             answer = await monitor_stub.GetSystemState(monitor_pb.GetSystemStateRequest())
             names = {each.endpoint.endpoint for each in answer.state.endpoints}
@@ -239,6 +258,7 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
 
         for name, running, channel, good, in_flight in (
             ("router-inference", router, router_at, generate, router_load),
+            ("router-inference's picker", router, picker_at, exchange, router_load),
             ("load-monitor", monitor, monitor_at, state, lambda: 0),
             ("trainer", trainer, trainer_at, policies, lambda: 0),
         ):
@@ -293,14 +313,7 @@ async def _start(
         asyncio.ensure_future(running.supervisor.keep(name, task))
         for name, task in running.tasks.items()
     ]
-    channel = grpc.aio.insecure_channel(
-        str(running.server.address),
-        options=[
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-        ],
-    )
+    channel = _channel(str(running.server.address))
 
     async def end() -> None:
         running.server.end_watches()
@@ -315,6 +328,18 @@ async def _start(
     await asyncio.wait_for(running.ready(), _FIRST_STATE_S)
     await running.server.set_serving(True)
     return running, channel
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    """Returns a channel that takes messages of any size."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+        ],
+    )
 
 
 async def _methods(channel: grpc.aio.Channel) -> list[MethodDescriptor]:
@@ -417,6 +442,7 @@ async def _learn(mesh: Mesh, router: Any) -> None:
             name: [getattr(kserve, f"{name}Request")(name="small", version="1")]
             for name in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
         },
+        "Process": list(parts()),
         "ServerReflectionInfo": [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(
@@ -428,6 +454,28 @@ async def _learn(mesh: Mesh, router: Any) -> None:
         for method in served.methods:
             found = seeds.get(method.name, [request_type(method)()])
             mesh.seeds[method.full_name] = list(found)
+
+
+def parts() -> list[Message]:
+    """Returns what a gateway tells of an exchange, in its order, and bodies."""
+    begin, answered = envoy_pb.ProcessingRequest(), envoy_pb.ProcessingRequest()
+    for key, text in (
+        (":path", "/v2/models/tiercel/generate_stream"), (":method", "POST"),
+        ("content-length", "40"), ("x-tiercel-task", "echo"), ("x-tiercel-deadline-ms", "900"),
+        ("x-tiercel-quality-floor", "0.1"), ("x-request-id", "id-3"),
+    ):  # fmt: skip
+        begin.request_headers.headers.headers.add(key=key, raw_value=text.encode())
+    name, subset = "envoy.filters.http.ext_proc", "envoy.lb.subset_hint"
+    begin.attributes[name].update({"source.address": "10.0.0.1:1"})
+    begin.metadata_context.filter_metadata[subset].update({SUBSET: ["127.0.0.1:1"]})
+    answered.response_headers.headers.headers.add(key=":status", raw_value=b"200")
+    answered.metadata_context.filter_metadata["envoy.lb"].update({SERVED: "127.0.0.1:1"})
+    ended = envoy_pb.ProcessingRequest(response_trailers=envoy_pb.HttpTrailers())
+    bodies = [
+        envoy_pb.ProcessingRequest(request_body=envoy_pb.HttpBody(body=b"abc")),
+        envoy_pb.ProcessingRequest(response_body=envoy_pb.HttpBody(end_of_stream=True)),
+    ]
+    return [begin, answered, ended, *bodies]
 
 
 def loads() -> list[state_pb.RouterLoad]:

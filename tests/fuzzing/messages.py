@@ -122,7 +122,7 @@ class MessageMaker:
         if rng.random() < 0.15:
             owner.ClearField(field.name)
         elif _is_map(field):
-            self._grow_map(owner, field)
+            self._grow_map(owner, field, self._rng.choice(_COUNTS), _DEEPEST - 1)
         elif field.is_repeated:
             self._change_list(owner, field)
         elif field.message_type is not None:
@@ -155,14 +155,15 @@ class MessageMaker:
                 if added.ByteSize() * count < _RARE_LENGTH:
                     items.extend([added] * (count - 1))
 
-    def _grow_map(self, owner: Message, field: FieldDescriptor) -> None:
+    def _grow_map(self, owner: Message, field: FieldDescriptor, count: int, depth: int) -> None:
+        """Adds entries; messages in them, which may hold their own kind, end at a depth."""
         entries = getattr(owner, field.name)
         key, value = field.message_type.fields
-        for _ in range(self._rng.choice(_COUNTS)):
+        for _ in range(count):
             if value.message_type is None:
                 entries[self._scalar(key)] = self._scalar(value)
             else:
-                self._fill(entries[self._scalar(key)], _DEEPEST - 1)
+                self._fill(entries[self._scalar(key)], depth)
 
     def _fill(self, message: Message, depth: int) -> None:
         """Sets some of a message's fields to anything."""
@@ -171,7 +172,8 @@ class MessageMaker:
             if rng.random() < 0.4:
                 continue
             if _is_map(field):
-                self._grow_map(message, field)
+                if depth < _DEEPEST:
+                    self._grow_map(message, field, rng.randrange(4), depth + 1)
             elif field.message_type is None and not field.is_repeated:
                 setattr(message, field.name, self._scalar(field))
             elif field.message_type is None:

@@ -68,6 +68,7 @@ _LIBRARYS_OWN = (
 )
 _CLIENTS_OWN = "Internal error from Core"
 """How the client's library names its own write to a call that has ended."""
+_OURS = ("tiercel.", "inference.", "envoy.")
 _TRAILERS_BYTES = 8 * 1024
 _TIMEOUTS_S = (*[None, 5.0] * 6, 0.5, 0.05, 0.001, 1e-6, 0.0, -1.0, 1e9)
 _SHORT_S = 1.0
@@ -395,7 +396,7 @@ def _wrong_answers(method: MethodDescriptor, answers: Sequence[bytes]) -> str:
 def _wrong_status(method: MethodDescriptor, error: grpc.aio.AioRpcError) -> str:
     """Returns what is wrong with a status; ours carry an ErrorInfo and fit a header."""
     code = error.code()
-    is_ours = method.containing_service.full_name.startswith(("tiercel.", "inference."))
+    is_ours = method.containing_service.full_name.startswith(_OURS)
     if code not in DOCUMENTED and code is not grpc.StatusCode.UNIMPLEMENTED:
         return f"{code.name}: {error.details()}"
     trailers = error.trailing_metadata() or ()

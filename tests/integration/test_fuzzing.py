@@ -32,6 +32,7 @@ async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Pa
         "tiercel.router_inference.v1.RouterInferenceService",
         "tiercel.load_monitor.v1.LoadMonitorService",
         "tiercel.trainer.v1.TrainerService",
+        "envoy.service.ext_proc.v3.ExternalProcessor",
     }
 
 

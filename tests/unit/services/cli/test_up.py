@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.app import run
-from services.cli.up import curl_line
+from services.cli.up import curl_line, generate_line
 from services.local.embedded import EmbeddedMesh
 from services.local.paced_mesh import paced_options
 from tests.unit.services.cli.said import complaint
@@ -52,11 +52,16 @@ def test_a_door_is_a_part_of_the_mesh_if_asked_for(
     plain = paced_options(
         "m", shipped(PROFILES, "opt-a100.toml"), quality=shipped(QUALITY, "opt.toml")
     )
-    for options in (plain, dataclasses.replace(plain, openai_door=True)):
+    both = dataclasses.replace(plain, openai_door=True, envoy=True)
+    for options in (plain, both):
         mesh = EmbeddedMesh(options, say=lambda _: None)
         assert ("openai_door" in mesh.addresses) == options.openai_door
+        assert ("envoy" in mesh.addresses) == options.envoy
         assert ("openai_door" in mesh.manifest().metrics) == options.openai_door
         mesh._claims.release()
     line = curl_line("127.0.0.1:7440", plain)
     assert line.startswith("curl http://127.0.0.1:7440/v1/chat/completions ")
     assert f'"model": "tiercel/{plain.tasks[0].name}"' in line
+    line = generate_line("127.0.0.1:8080", plain)
+    assert line.startswith("curl http://127.0.0.1:8080/v2/models/tiercel/generate_stream ")
+    assert f"x-tiercel-task: {plain.tasks[0].name}" in line
