@@ -155,13 +155,18 @@ class Explainer:
 
     def _decide_again(self, inputs: Inputs, rule: Rule) -> Board:
         """Returns the arrays of a decision after it."""
-        return self._take(inputs, rule)[1]
+        return self.decide_by(inputs, rule)[1]
 
     def _action(self, inputs: Inputs) -> int:
-        return self._take(inputs, inputs.rule)[0]
+        return self.decide_by(inputs, inputs.rule)[0]
 
-    def _take(self, inputs: Inputs, rule: Rule) -> tuple[int, Board]:
-        """Takes a decision; returns the row it chose, below 0 for none, and its arrays."""
+    def decide_by(self, inputs: Inputs, rule: Rule) -> tuple[int, Board]:
+        """Takes a decision again by any rule, endpoint pickers aside.
+
+        Returns:
+            The row it chose, or a code of `router.decision` below 0, and its arrays until the next
+            call.
+        """
         if inputs.fleet is not self._profiled:
             self._sit_down(inputs.fleet)
         if inputs.slowness_D is not self._slowness_D:

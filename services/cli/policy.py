@@ -1,11 +1,12 @@
 """``tiercel policy``: which rule decides, and changing it while the mesh runs.
 
-``publish`` puts a snapshot into the registry, ``promote`` moves it a stage on, and ``use`` pins by
-hand.
+``publish`` puts a snapshot into the registry, ``promote`` moves it a stage on, ``pause`` stops its
+rollout for now, and ``use`` pins by hand.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     commands = typer.Typer(
         name="policy",
-        help="List, compare, publish, promote, use and roll back policies.",
+        help="List, compare, publish, promote, pause, use and roll back policies.",
         no_args_is_help=True,
     )
     commands.command("list")(list_policies)
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     commands.command("diff")(diff)
     commands.command("publish")(publish)
     commands.command("promote")(promote)
+    commands.command("pause")(pause)
     commands.command("use")(use)
     commands.command("rollback")(rollback)
     app.add_typer(commands)
@@ -52,22 +54,29 @@ def list_policies(
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List every policy the mesh can use, and the one each router uses."""
+    """List every policy the mesh can use, the rollout under way, and what each router uses."""
     target = resolve(mesh, router, trainer=trainer, config=config)
     in_use = {each: _in_use(each) for each in target.routers}
-    known = _registry(target) if target.trainer else []
+    reply = _registry(target) if target.trainer else trainer_pb.ListPoliciesResponse()
+    known = [_info(each) for each in reply.policies]
+    rollout = _rollout(reply.rollout) if reply.HasField("rollout") else None
     if as_json:
-        print_json({"policies": known, "routers": in_use})
+        found = {"rollout": rollout, "pin": reply.pin}
+        print_json({"policies": known, **found, "routers": in_use})
         return
     if known:
         rows = [(p["policy"], p["policy_version"], p["stage"], _about(p)) for p in known]
         title = "policies"
         console().print(table(title, ("policy", "version", "stage", "about"), rows, numeric_from=9))
-    for address, found in in_use.items():
-        fallback = ", fallback decides" if found["fallback_active"] else ""
-        console().print(f"router {address}: {found['policy']} {found['policy_version']}{fallback}")
+    if rollout is not None:
+        console().print(_told(rollout))
+    if reply.pin:
+        console().print(f"no rollout begins by itself: {reply.pin}")
+    for address, used in in_use.items():
+        fallback = ", fallback decides" if used["fallback_active"] else ""
+        console().print(f"router {address}: {used['policy']} {used['policy_version']}{fallback}")
         if not known:
-            console().print(f"  can use: {', '.join(found['known'])}")
+            console().print(f"  can use: {', '.join(used['known'])}")
 
 
 def show(
@@ -77,7 +86,7 @@ def show(
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is known about a policy: origin, scores, what it was trained for."""
+    """Show what is known about a policy: origin, scores, what it was trained for, its rollouts."""
     facts = _facts(policy, lambda: resolve(mesh, trainer=trainer, config=config))
     if as_json:
         print_json(facts)
@@ -143,25 +152,61 @@ def publish_snapshot(address: str, blob: bytes, description: str) -> dict[str, A
 
 def promote(
     policy: Annotated[str, typer.Argument(help="Version, or a name for its newest version.")],
+    in_steps: Annotated[
+        bool | None,
+        typer.Option(
+            "--in-steps/--at-once",
+            help="After the gate: shadow, canary, active by verdicts on live traffic, or active "
+            "at once [default: as the trainer's settings say, at once unless they are changed].",
+        ),
+    ] = None,
     mesh: MeshOption = "",
     config: ConfigOption = None,
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Move a published policy a stage on: the mesh uses it if the simulator finds it no worse."""
+    """Move a published policy a stage on, if the simulator finds it no worse.
+
+    The rollout of a policy that is paused goes on where it stood.
+    """
     address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     name, version = _named(address, policy)
     request = trainer_pb.PromotePolicyRequest(
-        policy=name, policy_version=version, through_gate=True
+        policy=name, policy_version=version, through_gate=True, in_steps=in_steps
     )
     reply = call("trainer", address, "PromotePolicy", request, GATE_TIMEOUT_S)
     active = _info(reply.active)
+    if reply.HasField("rollout"):
+        rollout = _rollout(reply.rollout)
+        if as_json:
+            print_json({"rollout": rollout})
+            return
+        note(f"{_told(rollout)}. Follow it with: tiercel policy list")
+        return
     if as_json:
         print_json(active)
         return
     note(f"passed the gate: the mesh now uses {active['policy']} {active['policy_version']}")
     if reply.waiting_routers:
         note(f"not yet heard from: {', '.join(reply.waiting_routers)}")
+
+
+def pause(
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
+    mesh: MeshOption = "",
+    config: ConfigOption = None,
+    trainer: TrainerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Pause the rollout under way: nothing asks its policy until it is promoted again."""
+    address = resolve(mesh, trainer=trainer, config=config).need("trainer")
+    request = trainer_pb.PauseRolloutRequest(reason=reason)
+    rollout = _rollout(call("trainer", address, "PauseRollout", request).rollout)
+    if as_json:
+        print_json(rollout)
+        return
+    version = rollout["policy_version"]
+    note(f"{_told(rollout)}. To go on: tiercel policy promote {version}; to end it: rollback")
 
 
 def use(
@@ -198,8 +243,9 @@ def rollback(
     trainer: TrainerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to what served before: another policy, or that of the routers' settings.
+    """End the rollout under way; without one go back to what served before.
 
+    That is another policy, or that of the routers' settings.
     With --router, or without a trainer, each router goes back to what it used before `policy use`.
     """
     target = resolve(mesh, router, trainer=trainer, config=config)
@@ -213,9 +259,12 @@ def rollback(
     request = trainer_pb.RollbackPolicyRequest(reason=reason)
     reply = call("trainer", target.trainer, "RollbackPolicy", request)
     active = _info(reply.active)
+    ended = _rollout(reply.ended) if reply.HasField("ended") else None
     if as_json:
-        print_json({"active": active, "activation": reply.activation})
+        print_json({"active": active, "activation": reply.activation, "ended": ended})
         return
+    if ended is not None:
+        note(f"ended the rollout of {ended['policy']} {ended['policy_version']}")
     name = active["policy"] or "the policy of each router's settings"
     note(f"the mesh now uses {name} {active['policy_version']}".rstrip())
 
@@ -273,6 +322,7 @@ def _facts(policy: str, target: Callable[[], Target]) -> dict[str, Any]:
     request = trainer_pb.GetPolicyRequest(policy=name, policy_version=version)
     reply = call("trainer", address, "GetPolicy", request)
     facts = {key: value for key, value in _info(reply.policy).items() if key != "scores"}
+    facts |= {f"step {number}": text for number, text in enumerate(facts.pop("steps"), 1)}
     if reply.snapshot:
         facts |= snapshot_facts(reply.snapshot, policy)
     return facts
@@ -297,23 +347,58 @@ def _in_use(address: str) -> dict[str, Any]:
     }
 
 
-def _registry(target: Target) -> list[dict[str, Any]]:
-    reply = call("trainer", target.trainer, "ListPolicies", trainer_pb.ListPoliciesRequest())
-    return [_info(each) for each in reply.policies]
+def _registry(target: Target) -> trainer_pb.ListPoliciesResponse:
+    request = trainer_pb.ListPoliciesRequest()
+    reply: trainer_pb.ListPoliciesResponse = call(
+        "trainer", target.trainer, "ListPolicies", request
+    )
+    return reply
 
 
 def _info(info: trainer_pb.PolicyInfo) -> dict[str, Any]:
-    stage = trainer_pb.PolicyStage.Name(info.stage).removeprefix("POLICY_STAGE_").lower()
     return {
         "policy": info.policy,
         "policy_version": info.policy_version,
-        "stage": stage.replace("_", " "),
+        "stage": _stage(info.stage),
         "description": info.description,
         "transition_count": info.transition_count,
         "scores": dict(info.scores),
         "rejection": info.rejection,
         "force_reason": info.force_reason,
+        "steps": [_step(each) for each in info.steps],
     }
+
+
+def _stage(stage: trainer_pb.PolicyStage.ValueType) -> str:
+    name = trainer_pb.PolicyStage.Name(stage).removeprefix("POLICY_STAGE_").lower()
+    return name.replace("_", " ")
+
+
+def _step(step: trainer_pb.RolloutStep) -> str:
+    """Returns a step as a line: when, where to, by which verdict, why."""
+    when = step.step_time.ToDatetime(datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    verdict = trainer_pb.RolloutVerdict.Name(step.verdict).removeprefix("ROLLOUT_VERDICT_")
+    found = "" if not step.verdict else f" ({verdict.lower().replace('_', ' ')})"
+    return f"{when} {_stage(step.stage)}{found}: {step.reason}"
+
+
+def _rollout(info: trainer_pb.RolloutInfo) -> dict[str, Any]:
+    return {
+        "rollout": info.rollout,
+        "policy": info.policy,
+        "policy_version": info.policy_version,
+        "stage": _stage(info.stage),
+        "paused": info.paused,
+        "reason": info.reason,
+        "seen": info.seen,
+    }
+
+
+def _told(rollout: dict[str, Any]) -> str:
+    """Returns where a rollout stands, as a line."""
+    name = f"{rollout['policy']} {rollout['policy_version']}"
+    stage = f"{rollout['stage']}, paused" if rollout["paused"] else rollout["stage"]
+    return f"rollout of {name}: {stage}. {rollout['seen'] or rollout['reason']}"
 
 
 def _about(info: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
 _LONGEST_ROUTER_ID = 128
+_LONGEST_PROBLEM = 64
+_LONGEST_DETAIL = 200
+_SIGNED_SUMS = ("value_gain", "value_sum", "control_value_sum", "effect_total")
 _LONGEST_POLICY = 128
 _LONGEST_WORD = 64
 _LONGEST_MODEL = 128
@@ -93,6 +96,8 @@ def report_from_message(
     bad.text("policy_version", load.policy_version, _LONGEST_POLICY)
     bad.count("activation", load.activation, _LARGEST_INT64)
     bad.text("policy_refusal", load.policy_refusal, _LONGEST_POLICY)
+    if load.HasField("trial"):
+        _check_trial(bad, load.trial)
     _check_outcomes(bad, "outcomes", load.outcomes)
     if bad.items("tier_outcomes", load.tier_outcomes, _MOST_TIERS):
         for index, tier in enumerate(load.tier_outcomes):
@@ -238,6 +243,17 @@ def _check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None
     if counts:
         bad.count(f"{field}.answer_counts", min(counts))
         bad.count(f"{field}.answer_counts", max(counts))
+
+
+def _check_trial(bad: Checks, trial: state_pb2.TrialReport) -> None:
+    """Sums are for the trainer to judge; here they are numbers that can be added up."""
+    bad.count("trial.rollout", trial.rollout, _LARGEST_INT64, 1)
+    bad.text("trial.problem", trial.problem, _LONGEST_PROBLEM)
+    bad.text("trial.problem_detail", trial.problem_detail, _LONGEST_DETAIL)
+    for field in ("shadow", "canary"):
+        for descriptor, value in getattr(trial, field).ListFields():
+            low = -MAX_COUNT if descriptor.name in _SIGNED_SUMS else 0
+            bad.number(f"trial.{field}.{descriptor.name}", value, low, MAX_COUNT)
 
 
 def endpoint_from_message(

@@ -47,6 +47,7 @@ from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.configured import as_settings_errors, configured
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trainer_link import PolicyLink
+from services.router_inference.policy.trial_link import TrialLink
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.reload import LiveSettings
@@ -315,6 +316,7 @@ class RouterInference:
                 hold=core.hold,
                 siblings=place.siblings,
                 slot=core.slot,
+                trial=core.trial,
                 notes=core.notes,
                 clock=clock,
                 log=log,
@@ -335,6 +337,15 @@ class RouterInference:
                 longest_wait_s=own.reconnect_s,
             )
             tasks |= {"policy_watch": link.watch, "policy_registry": link.read_registry}
+            if trainer is not None:
+                trial_link = TrialLink(
+                    channel=trainer,
+                    trial=core.trial,
+                    clock=clock,
+                    log=log,
+                    longest_wait_s=own.reconnect_s,
+                )
+                tasks |= {"trial_watch": trial_link.watch, "trial": core.trial.run}
         return tasks
 
     def _channel(self, address: str, stack: AsyncExitStack) -> grpc.aio.Channel:

@@ -56,6 +56,7 @@ from services.router_inference.path.second_chance import RetryBudget, SecondChan
 from services.router_inference.path.targets import Targets
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.policy.trial import Trial, TrialLimits
 from services.router_inference.records.accounts import Accounts, RouterMetrics
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.convert import RecordBuilder
@@ -196,6 +197,7 @@ class Core:
     validator: Validator
     dispatcher: Dispatcher
     slot: PolicySlot
+    trial: Trial
     accounts: Accounts
     counts: RouterCounts
     admission: Admission
@@ -256,6 +258,17 @@ def build_core(env: Surroundings) -> Core:
         explainer=explainer,
         bad_per_s=own.bad_traces_per_s,
     )
+    explanations = Explanations(own.explanation_memory_bytes)
+    trial = Trial(
+        slot=env.slot,
+        explanations=explanations,
+        bind=env.machine_code.bind,
+        limits=trial_limits(own),
+        max_state_age_s=own.state_max_age_s,
+        metrics=env.metrics,
+        clock=clock,
+        log=env.log,
+    )
     clients = _clients(env)
     make_ending = Ending if clients is None else partial(LimitedEnding, clients)
     ending = make_ending(
@@ -264,18 +277,19 @@ def build_core(env: Surroundings) -> Core:
         accounts=accounts,
         admission=admission,
         hold=hold,
+        trial=trial,
         experience=experience,
         lengths=lengths,
         tracing=tracing,
         memory_count=own.feedback_memory_count,
     )
-    explanations = Explanations(own.explanation_memory_bytes)
     decider, parts, dispatcher = _request_path(
         env,
         view,
         accounts,
         admission,
         hold,
+        trial,
         experience,
         explanations,
         ending,
@@ -357,6 +371,7 @@ def build_core(env: Surroundings) -> Core:
         validator=validator,
         dispatcher=dispatcher,
         slot=env.slot,
+        trial=trial,
         accounts=accounts,
         counts=counts,
         admission=admission,
@@ -383,6 +398,7 @@ def _request_path(
     accounts: Accounts,
     admission: Admission,
     hold: TargetHold,
+    trial: Trial,
     experience: ExperienceWriter,
     explanations: Explanations,
     ending: Ending,
@@ -394,6 +410,7 @@ def _request_path(
     decider = Decider(
         view=view,
         guard=env.slot.guard,
+        trial=trial,
         admission=admission,
         hold=hold,
         accounts=accounts,
@@ -510,6 +527,11 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
         interval_s=own.experience_interval_s,
         retry_s=own.reconnect_s,
     )
+
+
+def trial_limits(own: RouterInferenceSettings) -> TrialLimits:
+    """Returns what stops a policy on trial."""
+    return TrialLimits(own.trial_cpu_share, own.canary_misses, own.canary_decision_s)
 
 
 def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:

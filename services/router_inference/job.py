@@ -86,6 +86,13 @@ class Ask:
     endpoints: frozenset[str] | None = None
 
 
+class Arm(enum.Enum):
+    """Which side of a trial's comparison a request was drawn for; most are drawn for neither."""
+
+    CANARY = "canary"
+    CONTROL = "control"
+
+
 class Held(NamedTuple):
     """What targets mean for one request.
 
@@ -227,6 +234,7 @@ class Job:
         metadata: the call's metadata.
         trace: its server span; NO_SPAN until it is begun.
         held: what its task's target meant for its decision.
+        arm: which side of a trial's comparison it is on; None = neither.
         choice: its decision; None = none was made.
         target: where it was last sent, or is about to be; None without a decision.
         quality: quality of that tier on the task, or of this very answer if the client told it.
@@ -264,6 +272,7 @@ class Job:
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trace: SpanIdentity = NO_SPAN
     held: Held = NOT_HELD
+    arm: Arm | None = None
     choice: Choice | None = None
     target: Target | None = None
     quality: float = 0.0

@@ -15,6 +15,7 @@ from services.router_inference.core import (
     profiles_by_name,
     request_limits,
     safety_limits,
+    trial_limits,
 )
 from services.router_inference.path.dispatch import DispatchLimits
 from services.router_inference.path.second_chance import RetryBudget
@@ -42,6 +43,7 @@ _LIMITS = (
     "max_deadline_s",
     "soft_late_s",
 )
+_TRIAL = ("trial_cpu_share", "canary_misses", "canary_decision_s")
 _CLIENTS = ("clients", "other_clients")
 _MESH = ("profile", "quality", "bytes_per_token", "endpoints", "endpoint_addresses")
 _TASKS = ("tasks",)
@@ -93,7 +95,8 @@ class LiveSettings:
         Raises:
             SettingsError: A file is wrong.
         """
-        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *(_CLIENTS if self._core.clients else ()))
+        clients = _CLIENTS if self._core.clients else ()
+        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_TRIAL, *clients)
         mesh_keys = (*_MESH, *(_TASKS if _keeps_tasks(self._mesh, settings.mesh) else ()))
         own = self._own.model_copy(
             update={key: getattr(settings.router_inference, key) for key in own_keys}
@@ -125,6 +128,7 @@ class LiveSettings:
         core.admission.limits = safety_limits(own)
         core.targets.configure(files.catalog.tasks, is_held=own.safety_net)
         core.counts.tasks = [task.name for task in files.catalog.tasks]
+        core.trial.limits = trial_limits(own)
         budget = RetryBudget(own.retry_share, own.retry_burst)
         core.second_chance.configure(safety_limits(own), budget, own.max_retries)
         if core.clients is not None:

@@ -179,6 +179,12 @@ class RouterInferenceSettings(ServerSettings):
     A decision takes some 2 kB and 24 bytes per candidate; the others' load, 24 bytes per candidate
     too, is shared by the decisions between two system states.
     """
+    trial_cpu_share: float = Field(default=0.02, gt=0.0, le=1.0)
+    """Share of one core that a policy on trial may use in the background of each process."""
+    canary_misses: float = Field(default=0.02, ge=0.0, le=1.0)
+    """A canary is stopped once it surely misses more of its requests than its control by this."""
+    canary_decision_s: float = Field(default=0.002, gt=0.0, le=1.0)
+    """A canary is stopped if its decisions take longer, seconds, and four times its control's."""
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
     """Most bad requests traced per second beyond the sampled ones."""
     trace_folder: OptionalRelativePath = ""

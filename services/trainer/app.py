@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import random
 import statistics
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,6 +14,7 @@ import grpc.aio
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
+from router.sequential import Plan
 from services.common.access.access import load_access
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
@@ -23,6 +27,7 @@ from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
+from services.common.telemetry_setup import setup_telemetry
 from services.trainer.gate import Gate
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
 from services.trainer.mesh_view import MeshView
@@ -31,11 +36,13 @@ from services.trainer.model import Mode
 from services.trainer.online import OnlineTraining
 from services.trainer.promotion import Promoter
 from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout import RolloutLimits, Rollouts
+from services.trainer.rollout_verdicts import ShadowLimits
 from services.trainer.runs import RunBody, RunBook
 from services.trainer.servicer import SERVICE_NAME, TrainerServicer
-from services.trainer.settings import Settings
+from services.trainer.settings import Settings, TrainerSettings
 from services.trainer.simulated import SimulatedTraining
-from services.trainer.turn import Turn
+from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
 from services.trainer.worker import Worker
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -90,6 +97,22 @@ class TrainerApplication:
         )
         mesh = _mesh_view(self._settings.mesh, self._access.tls, clock, log, stack)
         promoter = Promoter(registry=registry, mesh=mesh, clock=clock, log=log)
+        telemetry = setup_telemetry(self.name, environ=os.environ, rng=random.Random(), log=log)
+        stack.push_async_callback(asyncio.to_thread, telemetry.close)
+        owner = new_process_id()
+        rollouts = Rollouts(
+            registry=registry,
+            promoter=promoter,
+            mesh=mesh,
+            turn=Turn(
+                store=stores.shared, owner=owner, clock=clock, log=log, name=ROLLOUT_LEASE_NAME
+            ),
+            limits=rollout_limits(settings),
+            telemetry=telemetry,
+            metrics=metrics,
+            clock=clock,
+            log=log,
+        )
         spec = mesh_spec(self._settings.mesh, self._files)
         evaluator = Worker(SimulationJob, (), nice=settings.worker_nice, log=log)
         stack.push_async_callback(evaluator.close)
@@ -100,6 +123,8 @@ class TrainerApplication:
             seeds=range(_GATE_SEED, _GATE_SEED + settings.gate_seeds),
             timeout_s=settings.worker_timeout_s,
             promoter=promoter,
+            rollouts=rollouts,
+            rollout=settings.rollout,
             log=log,
             metrics=metrics,
         )
@@ -108,7 +133,7 @@ class TrainerApplication:
             settings=settings,
             deadline_s=spec.deadline_s,
             stream=stores.experience,
-            turn=Turn(store=stores.shared, owner=new_process_id(), clock=clock, log=log),
+            turn=Turn(store=stores.shared, owner=owner, clock=clock, log=log),
             mesh=mesh,
             tasks=frozenset(task.name for task in self._files.catalog.tasks),
             registry=registry,
@@ -131,6 +156,8 @@ class TrainerApplication:
             registry=registry,
             promoter=promoter,
             gate=gate,
+            rollouts=rollouts,
+            canary_share=settings.canary_share,
             runs=runs,
             drop_replay=online.drop_replay,
             profiles=(self._files.profile.name,),
@@ -142,7 +169,7 @@ class TrainerApplication:
         server = await build_server(
             services=[
                 ServiceDefinition(
-                    SERVICE_NAME, register, watches=("WatchPolicies", "WatchTraining")
+                    SERVICE_NAME, register, watches=("WatchPolicies", "WatchTraining", "WatchTrial")
                 )
             ],
             settings=settings,
@@ -172,7 +199,7 @@ class TrainerApplication:
             server=server,
             supervisor=Supervisor(registry=prometheus, clock=clock, log=log),
             metrics_address=metrics_address,
-            tasks={"registry": poll, "mesh_view": mesh.run},
+            tasks={"registry": poll, "mesh_view": mesh.run, "rollout": rollouts.run},
             ready=ready,
             flush=runs.stop,
         )
@@ -196,6 +223,21 @@ def mesh_spec(mesh: MeshSettings, files: MeshFiles) -> MeshSpec:
         tasks=files.catalog.tasks,
         deadline_s=statistics.median(task.default_deadline_s for task in files.catalog.tasks),
         devices=placement(mesh),
+    )
+
+
+def rollout_limits(settings: TrainerSettings) -> RolloutLimits:
+    """Returns what a rollout must keep to."""
+    return RolloutLimits(
+        shadow=ShadowLimits(
+            decisions=settings.shadow_decisions,
+            decision_s=settings.shadow_decision_s,
+            value_loss=settings.shadow_value_loss,
+        ),
+        # Values lie between -1 and 1: what an answer earns, less what its device time is worth.
+        canary=Plan(alpha=settings.canary_alpha, smallest=settings.canary_effect, reach=2.0),
+        shadow_s=settings.shadow_s,
+        canary_s=settings.canary_s,
     )
 
 

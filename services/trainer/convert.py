@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection
 from typing import NamedTuple
@@ -17,8 +18,18 @@ from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.errors import InvalidArgumentError
 from services.common.state.policy_store import StoredPolicy
 from services.common.times import set_duration
-from services.trainer.model import Mode, PolicyRecord, RunProgress, Stage
+from services.trainer.model import (
+    MOST_STEPS,
+    Mode,
+    PolicyRecord,
+    RolloutState,
+    RolloutStep,
+    RunProgress,
+    Stage,
+)
+from services.trainer.rollout_verdicts import CanarySeen, ShadowSeen, TrialSeen, Verdict
 from tiercel.common.v1 import common_pb2, experience_pb2
+from tiercel.load_monitor.v1 import system_state_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 
@@ -44,10 +55,15 @@ _ENDINGS = {
 }
 
 
+_VERDICTS = tuple(verdict.value for verdict in Verdict)
 MAX_TEXT_CHARACTERS = 1_024
 """Longest description or reason."""
 _STORED_STAGES = (Stage.PROPOSED.value, Stage.REJECTED.value)
-"""The other stages follow from the activations."""
+"""The other stages follow from the activations and the rollout."""
+_ROLLOUT_STAGES = tuple(
+    stage.value
+    for stage in (Stage.PROPOSED, Stage.SHADOW, Stage.CANARY, Stage.ACTIVE, Stage.REJECTED)
+)
 
 
 class BadRecordError(ValueError):
@@ -180,7 +196,113 @@ def policy_info(record: PolicyRecord) -> pb.PolicyInfo:
     )
     if record.publish_ns:
         info.publish_time.FromNanoseconds(record.publish_ns)
+    for step in record.steps:
+        info.steps.append(_step_message(step))
     return info
+
+
+def _step_message(step: RolloutStep) -> pb.RolloutStep:
+    message = pb.RolloutStep(
+        stage=pb.PolicyStage.ValueType(step.stage.value),
+        verdict=pb.RolloutVerdict.ValueType(step.verdict.value),
+        reason=step.reason,
+    )
+    message.step_time.FromNanoseconds(step.step_ns)
+    return message
+
+
+def rollout_message(state: RolloutState, seen: str = "") -> pb.RolloutInfo:
+    """Returns the message of a rollout; `seen` is what its stage has seen so far."""
+    message = pb.RolloutInfo(
+        rollout=state.number,
+        policy=state.policy,
+        policy_version=state.version,
+        stage=pb.PolicyStage.ValueType(state.stage.value),
+        paused=state.is_paused,
+        reason=state.reason,
+        seen=seen[:MAX_TEXT_CHARACTERS],
+    )
+    message.begin_time.FromNanoseconds(state.begin_ns)
+    return message
+
+
+def trial_message(state: RolloutState, snapshot: bytes, share: float) -> pb.WatchTrialResponse:
+    """Returns what routers are to try: nothing, unless the rollout runs."""
+    if not state.is_running:
+        return pb.WatchTrialResponse()
+    return pb.WatchTrialResponse(
+        rollout=state.number,
+        stage=pb.PolicyStage.ValueType(state.stage.value),
+        policy=state.policy,
+        policy_version=state.version,
+        share=share if state.stage is Stage.CANARY else 0.0,
+        snapshot=snapshot,
+        snapshot_sha256=hashlib.sha256(snapshot).digest(),
+    )
+
+
+def encode_rollout(state: RolloutState) -> bytes:
+    """Returns the form a rollout has in the store."""
+    message = pb.RolloutState(rollout=rollout_message(state), activation=state.activation)
+    if state.pinned_activation >= 0:
+        message.pinned_activation = state.pinned_activation
+    return message.SerializeToString()
+
+
+def decode_rollout(payload: bytes) -> RolloutState:
+    """Returns a rollout in the store.
+
+    Raises:
+        BadRecordError: It cannot be decoded, or is none this service would store.
+    """
+    try:
+        stored = pb.RolloutState.FromString(payload)
+    except DecodeError as error:
+        raise BadRecordError("not a RolloutState") from error
+    info, checks = stored.rollout, Checks()
+    checks.count("rollout", info.rollout)
+    for name in ("policy", "policy_version"):
+        checks.text(name, getattr(info, name), MAX_NAME_CHARACTERS)
+    checks.require(info.stage in _ROLLOUT_STAGES, "stage", f"is {info.stage}")
+    checks.text("reason", info.reason, MAX_TEXT_CHARACTERS)
+    checks.moment("begin_time", info.begin_time)
+    checks.count("activation", stored.activation)
+    checks.count("pinned_activation", stored.pinned_activation)
+    _raise_bad(checks)
+    return RolloutState(
+        number=info.rollout,
+        policy=info.policy,
+        version=info.policy_version,
+        stage=Stage(info.stage),
+        is_paused=info.paused,
+        reason=info.reason,
+        begin_ns=info.begin_time.ToNanoseconds(),
+        activation=stored.activation,
+        pinned_activation=stored.pinned_activation if stored.HasField("pinned_activation") else -1,
+    )
+
+
+def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:
+    """Returns what a router has seen of the policy on trial."""
+    shadow, canary = (
+        {each.name: float(value) for each, value in part.ListFields()}
+        for part in (report.shadow, report.canary)
+    )
+    return TrialSeen(
+        rollout=report.rollout,
+        is_canary=report.is_canary,
+        problem=report.problem[:64],
+        detail=report.problem_detail[:200],
+        shadow=ShadowSeen(**shadow),
+        canary=CanarySeen(**canary),
+    )
+
+
+def _raise_bad(checks: Checks) -> None:
+    try:
+        checks.raise_if_any()
+    except InvalidArgumentError as error:
+        raise BadRecordError(str(error)) from error
 
 
 def encode_policy(record: PolicyRecord) -> bytes:
@@ -214,10 +336,8 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
         for name, score in info.scores.items():
             checks.text("scores", name, MAX_SCORE_NAME_CHARACTERS)
             checks.require(math.isfinite(score), "scores", f"has {score}")
-    try:
-        checks.raise_if_any()
-    except InvalidArgumentError as error:
-        raise BadRecordError(str(error)) from error
+    steps = _steps_from(info, checks)
+    _raise_bad(checks)
     return PolicyRecord(
         policy=info.policy,
         version=info.policy_version,
@@ -229,7 +349,24 @@ def decode_policy(stored: StoredPolicy) -> PolicyRecord:
         scores=dict(info.scores),
         rejection=info.rejection,
         force_reason=info.force_reason,
+        steps=steps,
     )
+
+
+def _steps_from(info: pb.PolicyInfo, checks: Checks) -> tuple[RolloutStep, ...]:
+    """Returns the steps; only sensible if nothing is wrong."""
+    steps: list[RolloutStep] = []
+    if not checks.items("steps", info.steps, MOST_STEPS):
+        return ()
+    for each in info.steps:
+        checks.moment("steps", each.step_time)
+        checks.text("steps", each.reason, MAX_TEXT_CHARACTERS)
+        is_known = each.stage in _ROLLOUT_STAGES and each.verdict in _VERDICTS
+        if checks.require(is_known, "steps", f"has {each.stage} and {each.verdict}"):
+            step_ns = each.step_time.ToNanoseconds()
+            step = RolloutStep(step_ns, Stage(each.stage), Verdict(each.verdict), each.reason)
+            steps.append(step)
+    return tuple(steps)
 
 
 def mode_from(mode: pb.TrainingMode.ValueType) -> Mode | None:

@@ -1,4 +1,7 @@
-"""The gate a policy passes before it is promoted: simulation, against the active policy."""
+"""The gate a policy passes before it is promoted: simulation, against the active policy.
+
+What passes is active at once, or goes on in steps (`rollout.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord
 from services.trainer.promotion import Promoter, Promotion
 from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.rollout import RolloutHeldError, Rollouts
+from services.trainer.settings import RolloutMode
 
 BASELINE = "price"
 """What a first policy is measured against."""
@@ -34,7 +39,7 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Simulated:
     """What the gate found.
 
     Attributes:
@@ -60,11 +65,28 @@ class Gate:
         seeds: Sequence[int],
         timeout_s: float,
         promoter: Promoter,
+        rollouts: Rollouts,
+        rollout: RolloutMode,
         log: Logger,
         metrics: TrainerMetrics,
     ) -> None:
-        """Takes the evaluator, the mesh, and how much worse a candidate may be (a fraction)."""
+        """Takes its parts.
+
+        Args:
+            evaluator: scores policies.
+            spec: the mesh.
+            margin: how much worse a candidate may be, a fraction.
+            seeds: of the simulations.
+            timeout_s: longest time of an evaluation, seconds.
+            promoter: activates what passes.
+            rollouts: takes what passes on in steps.
+            rollout: which promotions go on in steps.
+            log: log.
+            metrics: metrics.
+        """
         self._promoter = promoter
+        self._rollouts = rollouts
+        self._rollout = rollout
         self._evaluator = evaluator
         self._spec = spec
         self._margin = margin
@@ -74,12 +96,27 @@ class Gate:
         self._metrics = metrics
 
     async def promote(
-        self, registry: PolicyRegistry, record: PolicyRecord, snapshot: bytes
+        self,
+        registry: PolicyRegistry,
+        record: PolicyRecord,
+        snapshot: bytes,
+        *,
+        by_hand: bool,
+        in_steps: bool | None = None,
     ) -> Promotion:
-        """Activates a published snapshot that passes, and rejects one that does not.
+        """Activates a published snapshot that passes or begins its rollout; rejects another one.
+
+        Args:
+            registry: where it is published.
+            record: the policy.
+            snapshot: its snapshot.
+            by_hand: somebody asked for it.
+            in_steps: whether it goes on in steps; None for what the settings say.
 
         Raises:
             GateRefusedError: It did not pass.
+            RolloutHeldError: Another rollout is under way, or something is pinned by hand.
+            FailedPreconditionError: It is to go on in steps, and nobody could hear routers.
             RoutersRefusedError: Routers refused it.
             AbortedError: Another policy became active meanwhile.
             WorkerDiedError: The simulation did not end.
@@ -88,15 +125,40 @@ class Gate:
         active = await registry.active()
         if active is not None and active.record.version == record.version:
             return Promotion(active)
+        in_steps = self._goes_in_steps(by_hand, in_steps)
+        if in_steps or not by_hand:
+            try:
+                self._rollouts.check_free(by_hand=by_hand)
+            except RolloutHeldError as error:
+                self._log.info("promotion_held", version=record.version, reason=str(error))
+                raise
         verdict = await self.judge(record.policy, snapshot, active)
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
         expected = active.activation if active is not None else None
         await registry.accept(record.policy, record.version)
-        return await self._promoter.promote(record.policy, record.version, expected)
+        if in_steps:
+            state = await self._rollouts.begin(record, verdict.text, by_hand=by_hand)
+            return Promotion(active, rollout=state)
+        promotion = await self._promoter.promote(record.policy, record.version, expected)
+        await self._rollouts.on_activation(promotion.activation, by_hand=False)
+        return promotion
 
-    async def judge(self, policy: str, candidate: bytes, active: ActivePolicy | None) -> Verdict:
+    def _goes_in_steps(self, by_hand: bool, in_steps: bool | None) -> bool:
+        """Returns whether what passes goes on in steps.
+
+        Who asks for a policy by hand looks at what becomes of it; of others nobody does.
+        """
+        if in_steps is not None:
+            return in_steps
+        wanted = self._rollout == "always" or (self._rollout == "unattended" and not by_hand)
+        if wanted and not self._rollouts.is_possible:
+            self._log.warning("rollout_impossible", reason="there is no load monitor")
+            return False
+        return wanted
+
+    async def judge(self, policy: str, candidate: bytes, active: ActivePolicy | None) -> Simulated:
         """Returns whether the candidate may replace the active policy.
 
         It may be worse than neither the active policy nor, in performance, the baseline: else a
@@ -127,7 +189,7 @@ class Gate:
         text += f"; margin {self._margin:g}"
         self._metrics.gate_decisions.labels("passed" if passed else "failed").inc()
         self._log.info("gate", passed=passed, verdict=text)
-        return Verdict(passed, text, scores)
+        return Simulated(passed, text, scores)
 
 
 def _told(scores: Scores) -> str:

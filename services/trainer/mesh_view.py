@@ -10,6 +10,8 @@ import grpc.aio
 
 from services.common.clock import Clock
 from services.common.log import Logger
+from services.trainer.convert import trial_seen
+from services.trainer.rollout_verdicts import TrialSeen
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 from tiercel.load_monitor.v1.system_state_pb2 import SystemState
@@ -35,12 +37,14 @@ class RouterSeen:
         epoch: start stamp of its process.
         activation: activation of the registry it has taken in, 0 for none.
         refusal: why it refused the policy of that activation; empty if it did not.
+        trial: what it has seen of the policy on trial; None if nothing is on trial there.
     """
 
     router_id: str
     epoch: int
     activation: int
     refusal: str
+    trial: TrialSeen | None = None
 
 
 class MeshView:
@@ -65,9 +69,14 @@ class MeshView:
         self._known_candidates: dict[Candidate, None] = dict.fromkeys(candidates)
         self._first_seen_s = float("inf")
         self._seen_s = float("-inf")
-        self._told: set[RouterSeen] = set()
+        self._told: set[tuple[str, int, int]] = set()
         self.routers: tuple[RouterSeen, ...] = ()
         self.is_reachable = True
+
+    @property
+    def has_monitor(self) -> bool:
+        """True if there is a monitor to ask."""
+        return self._stub is not None
 
     @property
     def is_fresh(self) -> bool:
@@ -134,12 +143,18 @@ class MeshView:
         self._seen_s = self._clock.monotonic_s()
         self._first_seen_s = min(self._first_seen_s, self._clock.wall_ns() / 1e9)
         self.routers = tuple(
-            RouterSeen(each.router_id, each.epoch, each.activation, each.policy_refusal[:64])
+            RouterSeen(
+                each.router_id,
+                each.epoch,
+                each.activation,
+                each.policy_refusal[:64],
+                trial_seen(each.trial) if each.HasField("trial") else None,
+            )
             for each in state.routers
         )
         for router in self.routers:
             _remember(self._known_routers, (router.router_id, router.epoch))
-            if router.refusal and router not in self._told:
+            if router.refusal and _told_by(router) not in self._told:
                 # Later than a promotion waits, or at the start of a router of another version.
                 self._log.warning(
                     "router_refused",
@@ -147,10 +162,15 @@ class MeshView:
                     activation=router.activation,
                     reason=router.refusal,
                 )
-        self._told = {router for router in self.routers if router.refusal}
+        self._told = {_told_by(router) for router in self.routers if router.refusal}
         for each in state.endpoints:
             for served in each.endpoint.tiers:
                 _remember(self._known_candidates, (served.tier, each.endpoint.endpoint))
+
+
+def _told_by(router: RouterSeen) -> tuple[str, int, int]:
+    """Returns what a refusal is known by once it is logged."""
+    return router.router_id, router.epoch, router.activation
 
 
 def _remember(known: dict[Key, None], key: Key) -> None:

@@ -26,6 +26,14 @@ class TrainerMetrics:
             "snapshots_refused", "Snapshots refused, by reason.", ("reason",)
         )
         self.gate_decisions = counter("gate_decisions", "Verdicts of the gate.", ("verdict",))
+        self.rollout_steps = counter(
+            "rollout_steps",
+            "Steps of rollouts, and what the stage before found.",
+            ("stage", "verdict"),
+        )
+        self.rollout_stage = gauge(
+            "rollout_stage", "Stage of the rollout that runs: 3 shadow, 4 canary; 0 if none does."
+        )
         self.activations = counter("activations", "Policies activated by this process.")
         self.worker_failures = counter("worker_failures", "Worker processes that died.")
         self.save_failures = counter("save_failures", "Saves of the replay that failed.")

@@ -17,9 +17,15 @@ from services.common.log import Logger
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
 from services.common.state.policy_store import Activation, PolicyStore, StoredPolicy
-from services.trainer.convert import BadRecordError, decode_policy, encode_policy
+from services.trainer.convert import (
+    BadRecordError,
+    decode_policy,
+    decode_rollout,
+    encode_policy,
+    encode_rollout,
+)
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import PolicyRecord
+from services.trainer.model import PolicyRecord, RolloutState
 
 T = TypeVar("T")
 
@@ -63,6 +69,8 @@ class PolicyMirror:
         self._kept: dict[tuple[str, str], KeptPolicy] = {}
         self._has_unstored_activation = False
         self.history: list[Activation] = []
+        self.rollout = RolloutState()
+        self._is_rollout_stored = True
         self.changed = asyncio.Condition()
         self.is_degraded = False
 
@@ -142,6 +150,41 @@ class PolicyMirror:
         await self._follow(Activation(number or self.activation + 1, policy, version))
         return number is not None
 
+    async def keep_rollout(self, state: RolloutState) -> None:
+        """Replaces what is known of the rollout, and tells the watchers."""
+        self.rollout, self._is_rollout_stored = state, False
+        await self._store_rollout()
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _store_rollout(self) -> None:
+        async def put() -> bool:
+            await self._store.put_rollout(encode_rollout(self.rollout))
+            return True
+
+        self._is_rollout_stored = bool(await self._attempt(put))
+
+    async def _pull_rollout(self) -> None:
+        """Takes in what another trainer, or this one before, has stored of the rollout."""
+        if not self._is_rollout_stored:
+            await self._store_rollout()
+            return
+        payload = await self._attempt(self._store.rollout)
+        if not payload:
+            if self.rollout.number and not self.is_degraded:
+                await self._store_rollout()  # the store lost its memory
+            return
+        try:
+            state = decode_rollout(payload)
+        except BadRecordError as error:
+            self._log.error("stored_rollout_broken", reason=str(error))
+            await self._store_rollout()
+            return
+        if state != self.rollout:
+            self.rollout = state
+            async with self.changed:
+                self.changed.notify_all()
+
     async def pull(self) -> None:
         """Brings memory and store together; does nothing while the store is away."""
         history = await self._attempt(self._store.history)
@@ -159,6 +202,7 @@ class PolicyMirror:
         elif stored > self.activation:
             self.history = list(history[:-1])
             await self._follow(history[-1])
+        await self._pull_rollout()
 
     async def _catch_up(self, stored: int) -> None:
         """Activates our policy in a store that missed it, above our number and its own."""
@@ -213,6 +257,7 @@ class PolicyMirror:
         """Keeps a policy; drops the oldest stored ones beyond the bound, but not the active one."""
         self._kept[kept.record.policy, kept.record.version] = kept
         needed = {(a.name, a.version) for a in self.history[-2:]}
+        needed.add((self.rollout.policy, self.rollout.version))
         for key in list(self._kept):
             if len(self._kept) <= self._kept_limit:
                 return

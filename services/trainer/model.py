@@ -6,15 +6,16 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from services.trainer.rollout_verdicts import Verdict
+
 
 class Stage(enum.Enum):
-    """Where a policy stands; the values are those of the contract's `PolicyStage`.
-
-    The contract reserves 3 (shadow) and 4 (canary) for a rollout in steps.
-    """
+    """Where a policy stands; the values are those of the contract's `PolicyStage`."""
 
     BUILT_IN = 1
     PROPOSED = 2
+    SHADOW = 3
+    CANARY = 4
     ACTIVE = 5
     RETIRED = 6
     REJECTED = 7
@@ -36,6 +37,64 @@ class RunState(enum.Enum):
     STOPPED = 4
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutStep:
+    """One step of a rollout.
+
+    Attributes:
+        step_ns: when it was taken, nanoseconds since 1970.
+        stage: where the policy stood from then on.
+        verdict: what the stage before had found.
+        reason: why.
+    """
+
+    step_ns: int
+    stage: Stage
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutState:
+    """The rollout under way, else the last one; and what somebody pinned by hand.
+
+    Attributes:
+        number: of the rollout, above 0; 0 = there was none.
+        policy: name of its policy.
+        version: version of its policy.
+        stage: SHADOW or CANARY while it is under way, else where it ended.
+        is_paused: it waits for somebody.
+        reason: why it stands where it does.
+        begin_ns: when it began, nanoseconds since 1970.
+        activation: of the policy that was active when it began; 0 for none.
+        pinned_activation: of what somebody activated by hand last; -1 for none.
+    """
+
+    number: int = 0
+    policy: str = ""
+    version: str = ""
+    stage: Stage = Stage.PROPOSED
+    is_paused: bool = False
+    reason: str = ""
+    begin_ns: int = 0
+    activation: int = 0
+    pinned_activation: int = -1
+
+    @property
+    def is_under_way(self) -> bool:
+        """True if it has not ended, be it paused or not."""
+        return self.number > 0 and self.stage in (Stage.SHADOW, Stage.CANARY)
+
+    @property
+    def is_running(self) -> bool:
+        """True if routers try its policy."""
+        return self.is_under_way and not self.is_paused
+
+
+MOST_STEPS = 20
+"""Steps of its rollouts that are kept with a policy."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRecord:
     """One policy as the registry knows it.
@@ -51,6 +110,7 @@ class PolicyRecord:
         scores: evaluation scores by name.
         rejection: why gate or routers rejected it; empty if they did not.
         force_reason: why somebody activated it in spite of that; empty if nobody did.
+        steps: the last steps of its rollouts, oldest first.
     """
 
     policy: str
@@ -63,6 +123,7 @@ class PolicyRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     rejection: str = ""
     force_reason: str = ""
+    steps: tuple[RolloutStep, ...] = ()
 
     @classmethod
     def built_in(cls, name: str) -> PolicyRecord:

@@ -21,6 +21,7 @@ from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout import RolloutHeldError
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
 from services.trainer.turn import Turn, TurnLostError
@@ -287,10 +288,11 @@ class _Session:
         if not self._run.promote:
             return
         try:
-            # What gate or routers refuse is rejected and logged there, and somebody else may have
-            # activated another policy meanwhile; learning goes on.
-            with suppress(GateRefusedError, RoutersRefusedError, AbortedError):
-                await self._parts.gate.promote(self._parts.registry, record, blob)
+            # What gate or routers refuse is rejected and logged there, so is that another one is
+            # on its way or pinned, and somebody else may have activated a policy meanwhile;
+            # learning goes on.
+            with suppress(GateRefusedError, RoutersRefusedError, AbortedError, RolloutHeldError):
+                await self._parts.gate.promote(self._parts.registry, record, blob, by_hand=False)
         except (WorkerDiedError, WorkerError) as error:
             self._parts.log.error("gate_failed", reason=str(error))
 

@@ -9,6 +9,7 @@ from services.common.clock import Clock
 from services.common.errors import FailedPreconditionError, cut
 from services.common.log import Logger
 from services.trainer.mesh_view import MeshView, RouterSeen
+from services.trainer.model import RolloutState
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 
 _ASK_S = 0.1
@@ -20,17 +21,24 @@ class RoutersRefusedError(FailedPreconditionError):
 
 
 class Promotion(NamedTuple):
-    """A policy that is active, and which routers use it.
+    """What is active after a policy was promoted, and which routers use it.
 
     Attributes:
-        active: what is active.
+        active: what is active; None if nothing was ever activated.
         using: ids of the routers that have taken it in.
         waiting: ids of the routers that had not answered in time.
+        rollout: that has begun or goes on; None if the policy is active at once.
     """
 
-    active: ActivePolicy
+    active: ActivePolicy | None
     using: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    rollout: RolloutState | None = None
+
+    @property
+    def activation(self) -> int:
+        """Number of the activation, 0 if there never was one."""
+        return self.active.activation if self.active is not None else 0
 
 
 class Promoter:

@@ -18,7 +18,13 @@ from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import Activation, PolicyStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.mirror import KeptPolicy, PolicyMirror
-from services.trainer.model import PolicyRecord, Stage
+from services.trainer.model import (
+    MOST_STEPS,
+    PolicyRecord,
+    RolloutState,
+    RolloutStep,
+    Stage,
+)
 
 _SETTINGS = Activation(0, "", "")
 """What serves before anything is activated: the policy of each router's settings."""
@@ -69,6 +75,11 @@ class PolicyRegistry:
     def activation(self) -> int:
         """Number of the present activation, 0 if there never was one."""
         return self._mirror.activation
+
+    @property
+    def rollout(self) -> RolloutState:
+        """The rollout under way, else the last one."""
+        return self._mirror.rollout
 
     @property
     def is_degraded(self) -> bool:
@@ -212,6 +223,44 @@ class PolicyRegistry:
         """Takes a rejection back, as once the gate lets the policy pass."""
         await self._mark(policy, version, Stage.PROPOSED, "")
 
+    async def keep_rollout(self, state: RolloutState, step: RolloutStep | None = None) -> None:
+        """Keeps where a rollout stands; a step is noted with its policy.
+
+        A step to REJECTED rejects the policy, one to anywhere else takes a rejection back.
+        """
+        async with self._lock:
+            await self._mirror.keep_rollout(state)
+            kept = await self._mirror.find(state.policy, state.version) if step else None
+            if step is None or kept is None:
+                return
+            is_rejected = step.stage is Stage.REJECTED
+            marked = replace(
+                kept.record,
+                stage=Stage.REJECTED if is_rejected else Stage.PROPOSED,
+                rejection=step.reason if is_rejected else "",
+                steps=(*kept.record.steps, step)[-MOST_STEPS:],
+            )
+            await self._mirror.change(kept, marked)
+
+    async def watch_rollout(self) -> AsyncIterator[tuple[RolloutState, bytes]]:
+        """Yields the rollout and its policy's snapshot at once, and whenever either changes."""
+        seen: RolloutState | None = None
+        while True:
+            async with self._mirror.changed:
+                while self._mirror.rollout == seen:
+                    await self._mirror.changed.wait()
+            async with self._lock:
+                state = self._mirror.rollout
+                found = None
+                if state.is_running:
+                    found = await self._mirror.find(state.policy, state.version)
+            if state.is_running and found is None:
+                # Its snapshot cannot be had now; routers go on with what they had.
+                await self._clock.sleep(1.0)
+                continue
+            seen = state
+            yield state, found.snapshot if found is not None else b""
+
     async def _mark(self, policy: str, version: str, stage: Stage, rejection: str) -> None:
         async with self._lock:
             kept = await self._mirror.find(policy, version)
@@ -334,9 +383,12 @@ class PolicyRegistry:
     def _staged(self, record: PolicyRecord) -> PolicyRecord:
         """Returns the record with the stage that follows from the activations."""
         key = (record.policy, record.version)
+        rollout = self._mirror.rollout
         history = [(a.name, a.version) for a in self._mirror.history]
         if history[-1:] == [key]:
             return replace(record, stage=Stage.ACTIVE)
+        if rollout.is_under_way and key == (rollout.policy, rollout.version):
+            return replace(record, stage=rollout.stage)
         if record.stage is Stage.PROPOSED and key in history:
             return replace(record, stage=Stage.RETIRED)
         return record

@@ -17,9 +17,10 @@ from services.common.errors import (
 )
 from services.trainer import convert
 from services.trainer.gate import Gate
-from services.trainer.model import PolicyRecord
+from services.trainer.model import PolicyRecord, RolloutState
 from services.trainer.promotion import Promoter, Promotion
-from services.trainer.registry import PolicyRegistry
+from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.rollout import Rollouts
 from services.trainer.runs import Run, RunBook
 from services.trainer.worker import WorkerDiedError, WorkerError
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
@@ -47,18 +48,30 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         registry: PolicyRegistry,
         promoter: Promoter,
         gate: Gate,
+        rollouts: Rollouts,
+        canary_share: float,
         runs: RunBook,
         drop_replay: DropReplay,
         profiles: Sequence[str],
     ) -> None:
-        """Takes the registry, its gate, the runs, and the profiles SIMULATED may ask for.
+        """Takes its parts.
 
-        `drop_replay` drops a span of time (seconds since 1970) from what online learning holds.
+        Args:
+            registry: the policies.
+            promoter: activates them.
+            gate: judges them.
+            rollouts: takes them on in steps.
+            canary_share: share of the requests that a canary decides.
+            runs: training runs.
+            drop_replay: drops a span of time (seconds since 1970) from what online learning holds.
+            profiles: that SIMULATED may ask for.
         """
         self._drop_replay = drop_replay
         self._registry = registry
         self._promoter = promoter
         self._gate = gate
+        self._rollouts = rollouts
+        self._canary_share = canary_share
         self._runs = runs
         self._profiles = tuple(profiles)
 
@@ -123,7 +136,12 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         return pb.ListPoliciesResponse(
             policies=[convert.policy_info(record) for record in records],
             activation=self._registry.activation,
+            rollout=self._rollout_info(),
+            pin=self._rollouts.pin,
         )
+
+    def _rollout_info(self) -> pb.RolloutInfo | None:
+        return _rollout_message(self._registry.rollout, self._rollouts.seen())
 
     async def PublishPolicy(
         self, request: pb.PublishPolicyRequest, context: Context
@@ -154,7 +172,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
     async def PromotePolicy(
         self, request: pb.PromotePolicyRequest, context: Context
     ) -> pb.PromotePolicyResponse:
-        """Activates a policy."""
+        """Activates a policy, or begins its rollout."""
         checks = _name_checks(request)
         expected = request.expected_activation if request.HasField("expected_activation") else None
         checks.count("expected_activation", expected or 0, _LARGEST_INT64)
@@ -163,29 +181,40 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         checks.text("force_reason", request.force_reason, convert.MAX_TEXT_CHARACTERS)
         is_by_hand = request.without_gate or not request.force_reason
         checks.require(is_by_hand, "force_reason", "is set, and without_gate is not")
+        both = request.in_steps and request.without_gate
+        checks.require(not both, "in_steps", "is set, and without_gate too")
         checks.raise_if_any()
         record, snapshot = await self._registry.get(request.policy, request.policy_version)
-        if request.through_gate and not snapshot:
-            raise InvalidArgumentError("through_gate", f"{record.policy} has no snapshot to judge")
+        for field in ("through_gate", "in_steps"):
+            if getattr(request, field) and not snapshot:
+                raise InvalidArgumentError(field, f"{record.policy} has no snapshot to judge")
         if snapshot and not request.without_gate:
-            promotion = await self._through_gate(record, snapshot, expected)
+            in_steps = request.in_steps if request.HasField("in_steps") else None
+            promotion = await self._through_gate(record, snapshot, expected, in_steps)
         else:
             promotion = await self._promoter.promote(
                 record.policy, record.version, expected, force_reason=request.force_reason
             )
+            await self._rollouts.on_activation(promotion.activation, by_hand=True)
         return pb.PromotePolicyResponse(
-            active=convert.policy_info(promotion.active.record),
-            activation=promotion.active.activation,
+            active=_active_info(promotion.active),
+            activation=promotion.activation,
             using_router_count=len(promotion.using),
             waiting_routers=promotion.waiting[:_MOST_WAITING_LISTED],
+            rollout=_rollout_message(promotion.rollout),
         )
 
     async def _through_gate(
-        self, record: PolicyRecord, snapshot: bytes, expected: int | None
+        self, record: PolicyRecord, snapshot: bytes, expected: int | None, in_steps: bool | None
     ) -> Promotion:
         self._registry.expect(expected)
+        if in_steps is not False and self._rollouts.is_paused(record):
+            state = await self._rollouts.resume("promoted again")
+            return Promotion(await self._registry.active(), rollout=state)
         try:
-            return await self._gate.promote(self._registry, record, snapshot)
+            return await self._gate.promote(
+                self._registry, record, snapshot, by_hand=True, in_steps=in_steps
+            )
         except (WorkerDiedError, WorkerError) as error:
             raise UnavailableError(
                 "GATE_FAILED", f"the gate's simulation failed: {error}"
@@ -194,14 +223,35 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
     async def RollbackPolicy(
         self, request: pb.RollbackPolicyRequest, context: Context
     ) -> pb.RollbackPolicyResponse:
-        """Activates what served before the present policy."""
-        checks = Checks()
-        checks.text("reason", request.reason, convert.MAX_TEXT_CHARACTERS)
-        checks.raise_if_any()
-        active = (await self._promoter.rollback(request.reason)).active
+        """Ends a rollout; without one activates what served before the present policy."""
+        _check_reason(request)
+        ended = await self._rollouts.end(f"rolled back: {request.reason}".rstrip(": "))
+        if ended is not None:
+            return pb.RollbackPolicyResponse(
+                active=_active_info(await self._registry.active()),
+                activation=self._registry.activation,
+                ended=convert.rollout_message(ended),
+            )
+        promotion = await self._promoter.rollback(request.reason)
+        await self._rollouts.on_activation(promotion.activation, by_hand=False)
         return pb.RollbackPolicyResponse(
-            active=convert.policy_info(active.record), activation=active.activation
+            active=_active_info(promotion.active), activation=promotion.activation
         )
+
+    async def PauseRollout(
+        self, request: pb.PauseRolloutRequest, context: Context
+    ) -> pb.PauseRolloutResponse:
+        """Pauses the rollout under way."""
+        _check_reason(request)
+        state = await self._rollouts.pause(request.reason or "by hand")
+        return pb.PauseRolloutResponse(rollout=convert.rollout_message(state))
+
+    async def WatchTrial(
+        self, request: pb.WatchTrialRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTrialResponse]:
+        """Sends what is on trial, and every change."""
+        async for state, snapshot in self._registry.watch_rollout():
+            yield convert.trial_message(state, snapshot, self._canary_share)
 
     async def WatchPolicies(
         self, request: pb.WatchPoliciesRequest, context: Context
@@ -220,6 +270,23 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
                 snapshot=active.snapshot,
                 snapshot_sha256=digest,
             )
+
+
+def _active_info(active: ActivePolicy | None) -> pb.PolicyInfo:
+    """Returns the message of what is active; without a name it is what routers' settings say."""
+    return convert.policy_info(active.record if active else PolicyRecord.built_in(""))
+
+
+def _rollout_message(state: RolloutState | None, seen: str = "") -> pb.RolloutInfo | None:
+    if state is None or not state.number:
+        return None
+    return convert.rollout_message(state, seen)
+
+
+def _check_reason(request: pb.RollbackPolicyRequest | pb.PauseRolloutRequest) -> None:
+    checks = Checks()
+    checks.text("reason", request.reason, convert.MAX_TEXT_CHARACTERS)
+    checks.raise_if_any()
 
 
 def _name_checks(request: pb.GetPolicyRequest | pb.PromotePolicyRequest) -> Checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,6 +12,9 @@ from services.common.log import LogSettings
 from services.common.mesh_settings import MeshSettings
 from services.common.server import ServerSettings
 from services.common.settings import OptionalRelativePath, RelativePath, SettingsModel
+
+RolloutMode = Literal["unattended", "always", "never"]
+"""Which promotions go on in steps after the gate."""
 
 
 class TrainerSettings(ServerSettings):
@@ -61,6 +65,27 @@ class TrainerSettings(ServerSettings):
     """How much worse than the active policy a promoted one may be in simulation, as a fraction."""
     gate_seeds: int = Field(default=2, ge=1, le=100)
     """Seeds the gate simulates."""
+    rollout: RolloutMode = "unattended"
+    """Which promotions go on in steps (shadow, canary, active) after the gate.
+
+    `unattended` are those of training runs: who promotes by hand looks at what becomes of it.
+    """
+    shadow_decisions: int = Field(default=300, ge=1, le=1_000_000)
+    """Past decisions that a policy in shadow is asked about before there is a verdict."""
+    shadow_s: float = Field(default=600.0, gt=0.0, le=604_800.0)
+    """Longest time in shadow, seconds; then the rollout is paused."""
+    shadow_decision_s: float = Field(default=0.002, gt=0.0, le=1.0)
+    """A policy whose decisions take longer, and four times as long as usual, is rejected."""
+    shadow_value_loss: float = Field(default=0.1, ge=0.0, le=2.0)
+    """A policy whose choices are worth so much less by prediction is rejected."""
+    canary_share: float = Field(default=0.1, gt=0.0, le=0.5)
+    """Share of the requests that a canary decides; as many others are its control."""
+    canary_alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Probability with which a canary no better or worse than its control is ever called either."""
+    canary_effect: float = Field(default=0.02, gt=0.0, le=2.0)
+    """Smallest difference in value per request that a canary is sure to show."""
+    canary_s: float = Field(default=21_600.0, gt=0.0, le=2_592_000.0)
+    """Longest time as a canary, seconds; then the rollout is paused."""
     simulated_budget_s: float = Field(default=90.0, gt=0.0, le=86_400.0)
     """Time a SIMULATED run trains for, seconds."""
     poll_interval_s: float = Field(default=1.0, gt=0.0, le=60.0)

@@ -13,6 +13,7 @@ from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import MeshSpec, SimulationJob
 from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout import RolloutHeldError
 from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Worker
@@ -69,8 +70,8 @@ class SimulatedTraining:
         if run.promote:
             # What gate or routers refuse is REJECTED in the registry and logged there; the run did
             # what it was asked.
-            with suppress(GateRefusedError, RoutersRefusedError, AbortedError):
-                await self.gate.promote(self.registry, record, blob)
+            with suppress(GateRefusedError, RoutersRefusedError, AbortedError, RolloutHeldError):
+                await self.gate.promote(self.registry, record, blob, by_hand=False)
 
     async def _report(self, run: Run, share: float, facts: dict[str, Any]) -> None:
         """Takes over what the trainer reports; facts it does not name stay as they are."""

@@ -1,7 +1,8 @@
-"""Whose turn it is to learn: of all trainers at one Redis, one takes experience in at a time.
+"""Whose turn it is: of all trainers at one Redis, one does a thing at a time.
 
-Two that did would share the entries of the stream between them, and each would save, over the
-other's, a state that lacks what the other has acknowledged.
+Two that took experience in would share the entries of the stream between them, and each would save,
+over the other's, a state that lacks what the other has acknowledged. Two that judged a rollout
+would take its steps twice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from services.common.state.errors import StateUnavailableError
 from services.common.state.shared_state import SharedState
 
 LEASE_NAME = "trainer"
+"""Of learning."""
+ROLLOUT_LEASE_NAME = "trainer-rollout"
+"""Of judging a rollout."""
 TTL_S = 5.0
 """Time after which another trainer takes over from one that is gone, seconds."""
 _RENEW_S = TTL_S / 4.0
@@ -24,9 +28,18 @@ class TurnLostError(Exception):
 class Turn:
     """A trainer's place in line."""
 
-    def __init__(self, *, store: SharedState, owner: str, clock: Clock, log: Logger) -> None:
-        """Takes where the lease is, and a name that no other process has."""
+    def __init__(
+        self,
+        *,
+        store: SharedState,
+        owner: str,
+        clock: Clock,
+        log: Logger,
+        name: str = LEASE_NAME,
+    ) -> None:
+        """Takes where the lease is, its name, and a name that no other process has."""
         self._store = store
+        self._name = name
         self._owner = owner
         self._clock = clock
         self._log = log
@@ -67,10 +80,10 @@ class Turn:
     async def end(self) -> None:
         """Gives the turn to whoever waits for it."""
         try:
-            await self._store.release_lease(LEASE_NAME, self._owner)
+            await self._store.release_lease(self._name, self._owner)
         except StateUnavailableError:
             return  # it ends by itself
 
     async def _acquire(self) -> None:
-        if not await self._store.acquire_lease(LEASE_NAME, self._owner, TTL_S):
+        if not await self._store.acquire_lease(self._name, self._owner, TTL_S):
             raise TurnLostError("it is another trainer's turn")

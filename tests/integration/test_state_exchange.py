@@ -428,6 +428,7 @@ async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
             hold=rig.core.hold,
             siblings=NoSiblings(),
             slot=rig.core.slot,
+            trial=rig.core.trial,
             notes=rig.core.notes,
             clock=rig.clock,
             log=LOG,

@@ -78,6 +78,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_MONITOR}/RemoveEndpoint": Role.OPERATE,
     f"{_MONITOR}/SetTarget": Role.OPERATE,
     f"{_TRAINER}/WatchPolicies": Role.REPORT,
+    f"{_TRAINER}/WatchTrial": Role.REPORT,
     f"{_TRAINER}/ListPolicies": Role.READ,
     f"{_TRAINER}/GetPolicy": Role.READ,
     f"{_TRAINER}/GetTraining": Role.READ,
@@ -86,6 +87,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_TRAINER}/DropReplay": Role.OPERATE,
     f"{_TRAINER}/PublishPolicy": Role.OPERATE,
     f"{_TRAINER}/PromotePolicy": Role.OPERATE,
+    f"{_TRAINER}/PauseRollout": Role.OPERATE,
     f"{_TRAINER}/RollbackPolicy": Role.OPERATE,
     # Balancers and probes ask for health without an identity.
     "grpc.health.v1.Health/Check": Role.ANYONE,

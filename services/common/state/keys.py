@@ -12,6 +12,7 @@
 | `tiercel:v1:policy_info:all` | hash policy id -> info | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_order:all` | sorted set policy id by publication | POLICY_COUNT_LIMIT |
 | `tiercel:v1:policy_snapshot:<policy id>` | string snapshot | with its policy |
+| `tiercel:v1:policy_rollout:current` | string rollout | one entry, outlives every process |
 | `tiercel:v1:activation:history` | list of activations, oldest first | ACTIVATION_HISTORY_LIMIT |
 | `tiercel:v1:experience:stream` | stream | the store's stream limit |
 | `tiercel:v1:dead_letter:<kind>` | stream of what was refused | DEAD_LETTER_LIMIT |
@@ -45,6 +46,7 @@ POLICY_INFO = f"{PREFIX}:policy_info:all"
 POLICY_ORDER = f"{PREFIX}:policy_order:all"
 POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"
 ACTIVATION_HISTORY = f"{PREFIX}:activation:history"
+POLICY_ROLLOUT = f"{PREFIX}:policy_rollout:current"
 EXPERIENCE_STREAM = f"{PREFIX}:experience:stream"
 
 TYPES = {
@@ -55,6 +57,7 @@ TYPES = {
     POLICY_INFO: "hash",
     POLICY_ORDER: "zset",
     ACTIVATION_HISTORY: "list",
+    POLICY_ROLLOUT: "string",
     EXPERIENCE_STREAM: "stream",
 }
 """Type of every key that there is once."""

@@ -93,6 +93,14 @@ class PolicyStore(Protocol):
         """
         ...
 
+    async def put_rollout(self, state: bytes) -> None:
+        """Stores what is known of the rollout under way, in place of what was."""
+        ...
+
+    async def rollout(self) -> bytes | None:
+        """Returns what was stored of a rollout last, None if nothing ever was."""
+        ...
+
 
 class RedisPolicyStore:
     """A PolicyStore in Redis.
@@ -202,6 +210,15 @@ class RedisPolicyStore:
                 await self._call(partial(self._redis.lrem, keys.ACTIVATION_HISTORY, 0, entry))
         return [activation for _, activation in found if activation is not None]
 
+    async def put_rollout(self, state: bytes) -> None:
+        """Stores what is known of the rollout under way."""
+        await self._call(lambda: self._redis.set(keys.POLICY_ROLLOUT, state))
+
+    async def rollout(self) -> bytes | None:
+        """Returns what was stored of a rollout last."""
+        state: bytes | None = await self._call(lambda: self._redis.get(keys.POLICY_ROLLOUT))
+        return state
+
 
 def _parse_id(identifier: bytes) -> tuple[str, str]:
     name, _, version = identifier.decode("utf-8", "replace").partition("@")
@@ -229,6 +246,7 @@ class MemoryPolicyStore:
         self._limit = limit
         self._policies: dict[tuple[str, str], tuple[bytes, bytes | None]] = {}
         self._activations: list[Activation] = []
+        self._rollout: bytes | None = None
         self.dead_letters: deque[DeadLetter] = deque(maxlen=keys.DEAD_LETTER_LIMIT)
 
     async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
@@ -272,3 +290,11 @@ class MemoryPolicyStore:
     async def history(self) -> list[Activation]:
         """Returns the kept activations, oldest first."""
         return list(self._activations)
+
+    async def put_rollout(self, state: bytes) -> None:
+        """Stores what is known of the rollout under way."""
+        self._rollout = state
+
+    async def rollout(self) -> bytes | None:
+        """Returns what was stored of a rollout last."""
+        return self._rollout

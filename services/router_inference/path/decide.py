@@ -12,9 +12,10 @@ from router.desk import Asked
 from router.guard import FallbackReason, Guard
 from services.common.errors import UnavailableError
 from services.common.log import Logger
-from services.router_inference.job import Choice, Job
+from services.router_inference.job import Arm, Choice, Job
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.hold import TargetHold
+from services.router_inference.policy.trial import Trial
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
@@ -33,6 +34,7 @@ class Decider:
         *,
         view: View,
         guard: Guard,
+        trial: Trial,
         admission: Admission,
         hold: TargetHold,
         accounts: Accounts,
@@ -46,6 +48,7 @@ class Decider:
         """Takes its parts."""
         self._view = view
         self._guard = guard
+        self._trial = trial
         self._admission = admission
         self._hold = hold
         self._metrics = accounts.metrics
@@ -85,7 +88,12 @@ class Decider:
             slack_s,
             factor,
         )
-        verdict = self._guard.decide(desk, query.state_age_s)
+        guard = self._guard
+        if self._trial.is_deciding:
+            job.arm = self._trial.arm(job.request_id)
+            if job.arm is Arm.CANARY:
+                guard = self._trial.guard
+        verdict = guard.decide(desk, query.state_age_s)
         if verdict.action == NOTHING_ALLOWED:
             raise UnavailableError(
                 REASON_NO_ENDPOINT,
@@ -96,7 +104,7 @@ class Decider:
         if verdict.action == REFUSED:
             self._admission.refuse(slack_s, factor, result_R[LEAST_S])
         if verdict.fallback_reason:
-            self._on_fallback(verdict.fallback_reason, start_s)
+            self._on_fallback(guard, verdict.fallback_reason, start_s)
         drawn = desk.draw(verdict.policy, verdict.action)
         target = view.fleet.targets[drawn.action]
         end_s = self._monotonic_s()
@@ -131,10 +139,10 @@ class Decider:
         self._explanations.keep(choice)
         return choice
 
-    def _on_fallback(self, reason: str, now_s: float) -> None:
+    def _on_fallback(self, guard: Guard, reason: str, now_s: float) -> None:
         """Counts a decision of the fallback; logs, now and then, what the policy raised."""
         self._metrics.fallbacks.labels(reason=reason).inc()
-        error = self._guard.last_error
+        error = guard.last_error
         if reason != FallbackReason.POLICY_ERROR.value or error is None:
             return
         if now_s - self._logged_s >= _LOG_EVERY_S:
@@ -142,7 +150,7 @@ class Decider:
             self._log.exception(
                 "policy_failed",
                 error,
-                policy=self._guard.name,
-                policy_version=self._guard.version,
-                count=self._guard.counts[reason],
+                policy=guard.name,
+                policy_version=guard.version,
+                count=guard.counts[reason],
             )

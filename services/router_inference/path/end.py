@@ -9,6 +9,7 @@ from router.reward import answer_reward
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE, Admission
 from services.router_inference.path.hold import TargetHold
+from services.router_inference.policy.trial import Trial
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import (
     LEASE_EXPIRED,
@@ -33,6 +34,7 @@ class Ending:
         accounts: Accounts,
         admission: Admission,
         hold: TargetHold,
+        trial: Trial,
         experience: ExperienceWriter,
         lengths: OutputLengthPredictor,
         tracing: Tracing,
@@ -44,6 +46,7 @@ class Ending:
         self._accounts = accounts
         self._admission = admission
         self._hold = hold
+        self._trial = trial
         self._experience = experience
         self._lengths = lengths
         self._tracing = tracing
@@ -77,6 +80,8 @@ class Ending:
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
         self._hold.on_end(job, end_s, is_hopeless=reason == REASON_DEADLINE)
+        if job.arm is not None:
+            self._trial.on_end(job, reward)
         is_remembered = job.is_complete and self._memory_count > 0
         if job.choice is not None and (is_remembered or self._experience.is_kept):
             self._record(job, job.choice.sequence, outcome, reward)

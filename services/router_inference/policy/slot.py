@@ -58,8 +58,21 @@ class Promoted:
     activation: int
 
 
+class RefusedPolicyError(Exception):
+    """A policy that somebody wants used cannot be; `reason` says why, as a label does."""
+
+    def __init__(self, reason: str, error: Exception) -> None:
+        """Keeps the reason and what was wrong."""
+        super().__init__(str(error))
+        self.reason = reason
+
+
 class PolicySlot:
-    """Holds the guard, makes policies, remembers the newest good snapshot."""
+    """Holds the guard, makes policies, remembers the newest good snapshot.
+
+    Attributes:
+        is_pinned: True from `use` on, until the trainer's next word.
+    """
 
     def __init__(
         self,
@@ -93,6 +106,7 @@ class PolicySlot:
         self._present = self._configured
         self._before: tuple[str, bytes] | None = None
         self._is_promoted = False
+        self.is_pinned = False
         self.activation = 0
         self.refusal = ""
         self.wanted = policy
@@ -141,6 +155,7 @@ class PolicySlot:
                 reason=REASON_NO_SNAPSHOT,
             ) from None
         self._before = self._present
+        self.is_pinned = True
         self._swap(policy, (name, snapshot))
 
     def use_previous(self) -> None:
@@ -154,26 +169,18 @@ class PolicySlot:
                 "this router has used no policy but the present one", reason=REASON_NO_PREVIOUS
             )
         before, self._before = self._before, self._present
+        self.is_pinned = True
         self._swap(self._made_of(before), before)
 
     def promote(self, promoted: Promoted) -> bool:
         """Uses what was promoted; returns False, keeping the old policy, if it is refused."""
         try:
-            policy = self._promoted_policy(promoted)
-        except SnapshotError as error:
+            policy = self.made(promoted)
+        except RefusedPolicyError as error:
             self._refuse(error.reason, promoted, error)
             return False
-        except MissingSnapshotError as error:
-            self._refuse(REASON_NO_SNAPSHOT, promoted, error)
-            return False
-        except (UnknownPolicyError, UnknownPickerError) as error:
-            self._refuse(REASON_UNKNOWN, promoted, error)
-            return False
-        except PolicyParameterError as error:
-            self._refuse(REASON_PARAMETERS, promoted, error)
-            return False
         self.activation, self.refusal = promoted.activation, ""
-        self._is_promoted = True
+        self._is_promoted, self.is_pinned = True, False
         if promoted.snapshot:
             self._snapshots[base_name(promoted.name)] = promoted.snapshot
         self._swap(policy, (promoted.name, promoted.snapshot))
@@ -182,8 +189,25 @@ class PolicySlot:
     def withdraw(self, activation: int) -> None:
         """Goes back to what the settings say: nothing is promoted any more."""
         self.activation, self.refusal = activation, ""
-        self._is_promoted = False
+        self._is_promoted = self.is_pinned = False
         self._swap(self._made_of(self._configured), self._configured)
+
+    def made(self, promoted: Promoted) -> Policy:
+        """Returns the policy somebody wants used, which is not used yet.
+
+        Raises:
+            RefusedPolicyError: It cannot be.
+        """
+        try:
+            return self._promoted_policy(promoted)
+        except SnapshotError as error:
+            raise RefusedPolicyError(error.reason, error) from error
+        except MissingSnapshotError as error:
+            raise RefusedPolicyError(REASON_NO_SNAPSHOT, error) from error
+        except (UnknownPolicyError, UnknownPickerError) as error:
+            raise RefusedPolicyError(REASON_UNKNOWN, error) from error
+        except PolicyParameterError as error:
+            raise RefusedPolicyError(REASON_PARAMETERS, error) from error
 
     def configure(
         self,

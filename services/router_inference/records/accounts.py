@@ -166,6 +166,35 @@ class RouterMetrics:
         self.refused_snapshots = Counter(
             "tiercel_refused_snapshots", "Policy snapshots refused.", ["reason"], registry=registry
         )
+        self.trial_info = Gauge(
+            "tiercel_trial_info",
+            "1 for the policy on trial beside the one in use, and its stage.",
+            ["policy", "policy_version", "stage"],
+            registry=registry,
+        )
+        self.trial_requests = Counter(
+            "tiercel_trial_requests",
+            "Requests of both sides of a trial's comparison that ended.",
+            ["arm", "outcome"],
+            registry=registry,
+        )
+        self.trial_stops = Counter(
+            "tiercel_trial_stops",
+            "Trials that this process stopped by itself.",
+            ["reason"],
+            registry=registry,
+        )
+        self.trial_seconds = Counter(
+            "tiercel_trial_seconds",
+            "Time spent on trials in the background, off the path of requests.",
+            registry=registry,
+        )
+        self.shadow_decisions = Counter(
+            "tiercel_shadow_decisions",
+            "Past decisions that a policy on trial was asked about, by what it chose.",
+            ["choice"],
+            registry=registry,
+        )
         self.degraded = Gauge(
             "tiercel_degraded",
             "1 for each reason the mesh is degraded.",

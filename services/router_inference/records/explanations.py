@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
 
 from router.explanation import Inputs
 from services.router_inference.job import Choice
@@ -44,6 +46,13 @@ class Explanations:
         """Returns the decision of a request; None if it is not (or no longer) kept."""
         found = self._choices.get(request_id)
         return found[0] if found else None
+
+    def newest(self, after_sequence: int, most: int) -> Iterator[Choice]:
+        """Yields the newest decisions, newest first, down to a number; nothing may be kept then."""
+        for choice, _ in islice(reversed(self._choices.values()), most):
+            if choice.sequence <= after_sequence:
+                return
+            yield choice
 
     def _size(self, inputs: Inputs) -> int:
         """Returns what a decision takes beyond what it shares with the one before, bytes."""

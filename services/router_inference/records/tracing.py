@@ -102,6 +102,8 @@ class Tracing:
             attributes["tiercel.tier"] = job.tier
             attributes["tiercel.endpoint"] = job.endpoint
             attributes["tiercel.quality"] = job.quality
+        if job.arm is not None:
+            attributes["tiercel.trial_arm"] = job.arm.value
         if job.reason:
             attributes["error.type"] = job.reason
         events: tuple[SpanEvent, ...] = ()

@@ -20,6 +20,7 @@ from services.router_inference.health_notes import (
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.policy.trial import Trial
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.router_counts import RouterCounts
@@ -57,6 +58,7 @@ class MonitorLink:
         hold: TargetHold,
         siblings: NoSiblings,
         slot: PolicySlot,
+        trial: Trial,
         notes: HealthNotes,
         clock: Clock,
         log: Logger,
@@ -75,6 +77,7 @@ class MonitorLink:
         self._hold = hold
         self._siblings = siblings
         self._slot = slot
+        self._trial = trial
         self._notes = notes
         self._clock = clock
         self._log = log
@@ -173,6 +176,7 @@ class MonitorLink:
                 attainments=self._attainments.read(),
                 latencies=self._attainments.latencies() if tells_latencies else {},
                 target_pressure=self._hold.pressure(),
+                trial=self._trial.seen(),
                 loads=loads,
                 packs=self._packs,
                 now_s=now_s,

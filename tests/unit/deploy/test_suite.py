@@ -54,6 +54,7 @@ COVERED = {
     "services/router_inference/workers/parent.py": "integration/test_router_workers.py",
     "services/trainer/app.py": "integration/test_trainer.py",
     "services/trainer/jobs.py": "integration/test_trainer.py",
+    "services/trainer/model.py": "unit/services/trainer/test_rollout.py",
     "services/trainer/servicer.py": "integration/test_trainer.py",
     "trainer/profiling/gpu/machine.py": "unit/trainer/profiling/gpu/test_main.py",
     "trainer/simulation/simulate.py": "unit/trainer/simulation/test_engine.py",

@@ -114,6 +114,20 @@ def packed_of(
         (load_of(policy_version="x" * 129), "load.policy_version"),
         (load_of(policy_refusal="x" * 129), "load.policy_refusal"),
         (load_of(activation=-1), "load.activation"),
+        (load_of(trial=pb.TrialReport()), "load.trial.rollout"),
+        (load_of(trial=pb.TrialReport(rollout=1, problem="x" * 65)), "load.trial.problem"),
+        (
+            load_of(trial=pb.TrialReport(rollout=1, problem_detail="x" * 201)),
+            "load.trial.problem_detail",
+        ),
+        (
+            load_of(trial=pb.TrialReport(rollout=1, shadow=pb.ShadowCounts(value_gain=math.nan))),
+            "load.trial.shadow.value_gain",
+        ),
+        (
+            load_of(trial=pb.TrialReport(rollout=1, canary=pb.CanaryCounts(effect_square=-1.0))),
+            "load.trial.canary.effect_square",
+        ),
         (load_of(policy="x" * 300_000), "load"),
         (load_of(outcomes=pb.OutcomeCounts(on_time_count=_MOST)), "load.outcomes.on_time_count"),
         (load_of(outcomes=pb.OutcomeCounts(late_count=-1)), "load.outcomes.late_count"),

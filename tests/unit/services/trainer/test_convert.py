@@ -213,16 +213,13 @@ def test_a_stored_policy_that_is_none_of_ours_is_refused(info: Any) -> None:
 
 
 def test_enums_match_the_contract() -> None:
-    """Our numbers are the contract's; two stages it reserves are never sent."""
-    reserved = {"POLICY_STAGE_SHADOW", "POLICY_STAGE_CANARY"}
+    """Our numbers are the contract's."""
     for ours, prefix, theirs in (
         (Stage, "POLICY_STAGE_", pb.PolicyStage),
         (Mode, "TRAINING_MODE_", pb.TrainingMode),
         (RunState, "TRAINING_STATE_", pb.TrainingState),
     ):
-        wanted = {
-            name: number for name, number in theirs.items() if number and name not in reserved
-        }
+        wanted = {name: number for name, number in theirs.items() if number}
         assert {prefix + member.name: member.value for member in ours} == wanted
 
 

@@ -50,6 +50,8 @@ def gate(evaluator: Evaluator) -> Gate:
         seeds=[1, 2],
         timeout_s=1.0,
         promoter=None,  # type: ignore[arg-type]  # judging promotes nothing
+        rollouts=None,  # type: ignore[arg-type]
+        rollout="never",
         log=get_logger("test"),
         metrics=TrainerMetrics(CollectorRegistry()),
     )

@@ -80,8 +80,9 @@ class FakeGate:
         self.asked: list[str] = []
         self.failure: Exception | None = None
 
-    async def promote(self, registry: Any, record: Any, blob: bytes) -> None:
+    async def promote(self, registry: Any, record: Any, blob: bytes, *, by_hand: bool) -> None:
         """Notes the version."""
+        assert not by_hand
         self.asked.append(record.version)
         if self.failure is not None:
             raise self.failure

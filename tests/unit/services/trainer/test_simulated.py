@@ -16,6 +16,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import Mode, RunState
 from services.trainer.promotion import RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout import RolloutHeldError
 from services.trainer.runs import RunBook
 from services.trainer.settings import TrainerSettings
 from services.trainer.simulated import SimulatedTraining
@@ -39,7 +40,9 @@ class FakeWorker:
         """Does nothing."""
 
 
-@pytest.mark.parametrize("refusal", [GateRefusedError, RoutersRefusedError, AbortedError, None])
+@pytest.mark.parametrize(
+    "refusal", [GateRefusedError, RoutersRefusedError, AbortedError, RolloutHeldError, None]
+)
 async def test_a_refusal_is_an_ordinary_event(
     monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:

@@ -59,6 +59,17 @@ async def test_the_oldest_give_way() -> None:
 
 
 @scenario
+async def test_the_newest_are_read_back() -> None:
+    """Newest first, down to what was read before, and no more than asked for."""
+    rig = make_rig()
+    for number in range(6):
+        await rig.answer(rig.job(request_id=f"r{number}"))
+    ring = kept(rig)
+    assert [choice.request_id for choice in ring.newest(3, 10)] == ["r5", "r4", "r3"]
+    assert [choice.request_id for choice in ring.newest(0, 2)] == ["r5", "r4"]
+
+
+@scenario
 async def test_nothing_is_kept_without_room() -> None:
     """Memory of nothing switches it off."""
     rig = make_rig(explanation_memory_bytes=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 
 from services.load_monitor.convert import report_from_message
 from services.router_inference.policy.slot import Promoted
+from services.router_inference.policy.trial_counts import (
+    ArmCounts,
+    CanaryCounts,
+    ShadowCounts,
+    TrialSeen,
+)
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState, SeenTarget
@@ -90,6 +97,7 @@ async def test_a_report_says_what_was_done_with_a_promoted_policy() -> None:
     assert told == ("static-large", 5, "POLICY_UNKNOWN")
     tasks = [(each.task, each.target, each.settings_target) for each in load.task_attainments]
     assert tasks == [("hard", 0.99, 0.99), ("soft", 0.0, 0.0), ("first", 0.99, 0.99)]
+    assert not load.HasField("trial")
 
 
 @scenario
@@ -107,7 +115,7 @@ async def test_a_report_tells_when_answers_of_each_task_came() -> None:
     assert report_from_message(load).latencies
 
 
-def report_of(rig: Rig) -> system_state_pb2.RouterLoad:
+def report_of(rig: Rig, trial: TrialSeen | None = None) -> system_state_pb2.RouterLoad:
     """What a router reports."""
     slot = rig.core.slot
     return router_load(
@@ -123,11 +131,31 @@ def report_of(rig: Rig) -> system_state_pb2.RouterLoad:
         attainments=rig.core.attainments.read(),
         latencies=rig.core.attainments.latencies(),
         target_pressure=rig.core.hold.pressure(),
+        trial=trial,
         loads=LoadWriter(),
         packs=True,
         now_s=rig.clock.monotonic_s(),
         now_ns=rig.clock.wall_ns(),
     )
+
+
+@scenario
+async def test_a_report_says_what_was_seen_of_a_trial() -> None:
+    """The sums of its stage, and why the router asks that policy no more."""
+    rig = make_rig()
+    counts = ShadowCounts(decisions=9, same_tier=4, tiers=Counter({1: 6, 2: 3}), value_gain=-0.5)
+    shadow = report_of(rig, TrialSeen(3, "", "", counts, None)).trial
+    assert (shadow.rollout, shadow.is_canary, shadow.HasField("canary")) == (3, False, False)
+    assert (shadow.shadow.decision_count, shadow.shadow.top_tier_count) == (9, 6)
+    assert shadow.shadow.value_gain == -0.5
+    seen = CanaryCounts(canary=ArmCounts(3, 1, 2.0, 0.25), control=ArmCounts(4, 0, 3.0), faults=1)
+    seen.values.add(True, 0.5)
+    canary = report_of(rig, TrialSeen(4, "CANARY_SLOW", "by far", None, seen)).trial
+    assert canary.is_canary
+    assert (canary.problem, canary.problem_detail) == ("CANARY_SLOW", "by far")
+    told = canary.canary
+    assert (told.request_count, told.missed_count, told.control_value_sum) == (3, 1, 3.0)
+    assert (told.effect_count, told.effect_total, told.effect_square) == (1, 1.0, 1.0)
 
 
 def others(count: int = 1, **fields: Any) -> load_monitor_service_pb2.WatchSystemStateResponse:

@@ -1,0 +1,367 @@
+"""The rollout of a learned policy: shadow, canary, active, each step by a verdict.
+
+Where a rollout stands is in the registry, and what was seen of it is in the routers, so a trainer
+that dies and comes back goes on where it was. Routers report their sums with their load; they are
+added up here and judged twice a second (`rollout_verdicts.py`). Every step is an event: a line in
+the log, a count, a span, and an entry in the history of the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from router.sequential import Plan
+from services.common.clock import Clock
+from services.common.errors import DomainError, FailedPreconditionError, cut
+from services.common.log import Logger
+from services.common.telemetry import Telemetry
+from services.trainer.mesh_view import MeshView, RouterSeen
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.model import PolicyRecord, RolloutState, RolloutStep, Stage
+from services.trainer.promotion import Promoter, RoutersRefusedError
+from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout_verdicts import (
+    CanarySeen,
+    Finding,
+    ShadowLimits,
+    ShadowSeen,
+    TrialSeen,
+    Verdict,
+    difference,
+    judge_canary,
+    judge_shadow,
+    total,
+)
+from services.trainer.turn import Turn, TurnLostError
+
+STEP_SPAN = "tiercel.rollout.step"
+TICK_S = 0.5
+"""Time between two looks at what routers report, seconds."""
+_LONGEST_REASON = 1_000
+
+
+class NoRolloutError(FailedPreconditionError):
+    """There is no rollout under way."""
+
+
+class RolloutHeldError(FailedPreconditionError):
+    """No rollout may begin now: another one runs, or somebody pinned a policy by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutLimits:
+    """What a rollout must keep to.
+
+    Attributes:
+        shadow: what a policy must keep to in shadow.
+        canary: the test of the canary.
+        shadow_s: longest time in shadow, seconds.
+        canary_s: longest time as a canary, seconds.
+    """
+
+    shadow: ShadowLimits
+    canary: Plan
+    shadow_s: float
+    canary_s: float
+
+
+class _Key(NamedTuple):
+    """What counts of reports belong to."""
+
+    rollout: int
+    stage: Stage
+
+
+class Tally:
+    """What routers have reported of one stage of a rollout, those that are gone among them."""
+
+    def __init__(self) -> None:
+        """Has heard nothing."""
+        self._key: _Key | None = None
+        self._seen: dict[tuple[str, int], TrialSeen] = {}
+
+    def take(self, state: RolloutState, routers: Sequence[RouterSeen]) -> None:
+        """Takes in the routers' newest reports; of another stage nothing is kept."""
+        key = _Key(state.number, state.stage)
+        if key != self._key:
+            self._key, self._seen = key, {}
+        is_canary = state.stage is Stage.CANARY
+        for router in routers:
+            trial = router.trial
+            if trial is None or trial.rollout != state.number or trial.is_canary != is_canary:
+                continue
+            self._seen[router.router_id, router.epoch] = trial
+
+    @property
+    def problem(self) -> str:
+        """Why a router stopped by itself, empty if none did."""
+        for (router_id, _), trial in self._seen.items():
+            if trial.problem:
+                return f"router {router_id[:64]} stopped it: {trial.problem}: {trial.detail}"
+        return ""
+
+    @property
+    def shadow(self) -> ShadowSeen:
+        """What all have seen in shadow."""
+        return total(ShadowSeen, [each.shadow for each in self._seen.values()])
+
+    @property
+    def canary(self) -> CanarySeen:
+        """What all have seen of the canary."""
+        return total(CanarySeen, [each.canary for each in self._seen.values()])
+
+
+class Rollouts:
+    """Begins, judges, pauses and ends rollouts, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        registry: PolicyRegistry,
+        promoter: Promoter,
+        mesh: MeshView,
+        turn: Turn,
+        limits: RolloutLimits,
+        telemetry: Telemetry,
+        metrics: TrainerMetrics,
+        clock: Clock,
+        log: Logger,
+    ) -> None:
+        """Takes its parts; `turn` says which of several trainers judges."""
+        self._registry = registry
+        self._promoter = promoter
+        self._mesh = mesh
+        self._turn = turn
+        self._limits = limits
+        self._telemetry = telemetry
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._tally = Tally()
+        self._judged: _Key | None = None
+        self._judged_since_s = 0.0
+
+    @property
+    def is_possible(self) -> bool:
+        """True if routers can be heard: without a load monitor nobody tells what they see."""
+        return self._mesh.has_monitor
+
+    @property
+    def pin(self) -> str:
+        """Why no rollout begins by itself, empty if nothing hinders it."""
+        state = self._registry.rollout
+        if state.pinned_activation != self._registry.activation:
+            return ""
+        return f"activation {state.pinned_activation} was made by hand"
+
+    def seen(self) -> str:
+        """Returns what the present stage has seen, for people; empty if none runs."""
+        state = self._registry.rollout
+        if not state.is_running:
+            return ""
+        if state.stage is Stage.SHADOW:
+            return str(self._tally.shadow)
+        canary = self._tally.canary
+        return f"{canary}; {difference(canary, self._limits.canary)}"
+
+    async def begin(self, record: PolicyRecord, reason: str, *, by_hand: bool) -> RolloutState:
+        """Puts a policy into shadow; one that waits for somebody makes way.
+
+        Args:
+            record: the policy, in the registry.
+            reason: why it may begin.
+            by_hand: somebody asked for it, so what was pinned before is pinned no more.
+
+        Raises:
+            RolloutHeldError: Another one runs, or something is pinned and nobody asked.
+            FailedPreconditionError: There is no load monitor to hear routers by.
+        """
+        if not self.is_possible:
+            raise FailedPreconditionError(
+                "a rollout in steps needs a load monitor, by which routers tell what they see",
+                reason="ROLLOUT_NEEDS_MONITOR",
+            )
+        before = self._registry.rollout
+        self.check_free(by_hand=by_hand)
+        if before.is_under_way:
+            await self._step(before, Stage.PROPOSED, Verdict.NONE, "another rollout began")
+        state = RolloutState(
+            # Above those that routers may remember of a registry that was lost.
+            number=max(before.number + 1, self._clock.wall_ns() // 10**9),
+            policy=record.policy,
+            version=record.version,
+            begin_ns=self._clock.wall_ns(),
+            activation=self._registry.activation,
+        )
+        return await self._step(state, Stage.SHADOW, Verdict.NONE, reason)
+
+    def check_free(self, *, by_hand: bool) -> None:
+        """Raises RolloutHeldError if no rollout may begin now."""
+        state = self._registry.rollout
+        if state.is_running:
+            raise RolloutHeldError(
+                f"the rollout of {state.policy} {state.version} is under way "
+                f"({state.stage.name.lower()}); `tiercel policy rollback` ends it",
+                reason="ROLLOUT_UNDER_WAY",
+            )
+        if self.pin and not by_hand:
+            raise RolloutHeldError(self.pin, reason="POLICY_PINNED")
+
+    def is_paused(self, record: PolicyRecord) -> bool:
+        """Returns whether the rollout of a policy waits for somebody."""
+        state = self._registry.rollout
+        named = (state.policy, state.version) == (record.policy, record.version)
+        return named and state.is_under_way and state.is_paused
+
+    async def resume(self, reason: str) -> RolloutState:
+        """Lets a paused rollout go on where it stood; what it had seen counts anew.
+
+        Raises:
+            NoRolloutError: None is paused.
+        """
+        state = self._registry.rollout
+        if not (state.is_under_way and state.is_paused):
+            raise _no_rollout("paused")
+        # Another number: routers begin to count anew, and the test keeps its promise.
+        again = replace(
+            state,
+            number=state.number + 1,
+            is_paused=False,
+            activation=self._registry.activation,
+            pinned_activation=-1,
+        )
+        return await self._step(again, state.stage, Verdict.NONE, reason)
+
+    async def pause(self, reason: str) -> RolloutState:
+        """Has no router ask the policy until somebody promotes it again.
+
+        Raises:
+            NoRolloutError: None is under way.
+        """
+        state = self._registry.rollout
+        if not state.is_running:
+            raise _no_rollout("running")
+        return await self._pause(state, Verdict.NONE, reason)
+
+    async def end(self, reason: str) -> RolloutState | None:
+        """Ends the rollout under way, be it paused or not; returns None if there is none."""
+        state = self._registry.rollout
+        if not state.is_under_way:
+            return None
+        return await self._step(state, Stage.PROPOSED, Verdict.NONE, reason)
+
+    async def on_activation(self, activation: int, *, by_hand: bool) -> None:
+        """Ends what is under way, since another policy was activated; notes a pin."""
+        await self.end(f"activation {activation} came before it had ended")
+        pinned = activation if by_hand else -1
+        state = self._registry.rollout
+        if state.pinned_activation != pinned:
+            await self._registry.keep_rollout(replace(state, pinned_activation=pinned))
+
+    async def run(self) -> None:
+        """Judges the rollout under way, for ever."""
+        while True:
+            await self._clock.sleep(TICK_S)
+            if self._registry.rollout.is_running:
+                try:
+                    await self._turn.check()
+                except TurnLostError:
+                    continue
+                await self.look()
+
+    async def look(self) -> None:
+        """Asks what routers have seen, and takes the step that follows, if any."""
+        await self._mesh.refresh()
+        state = self._registry.rollout
+        if not state.is_running:
+            return
+        if state.activation != self._registry.activation:
+            text = f"activation {self._registry.activation} came before it had ended"
+            await self._step(state, Stage.PROPOSED, Verdict.NONE, text)
+            return
+        self._tally.take(state, self._mesh.routers)
+        found = self._judge(state)
+        if found is None:
+            return
+        if found.verdict is Verdict.WORSE:
+            await self._step(state, Stage.REJECTED, found.verdict, found.text)
+        elif found.verdict is Verdict.CANNOT_TELL:
+            await self._pause(state, found.verdict, found.text)
+        elif state.stage is Stage.SHADOW:
+            await self._step(state, Stage.CANARY, found.verdict, found.text)
+        else:
+            await self._activate(state, found)
+
+    def _judge(self, state: RolloutState) -> Finding | None:
+        key, now_s = _Key(state.number, state.stage), self._clock.monotonic_s()
+        if key != self._judged:
+            self._judged, self._judged_since_s = key, now_s
+        problem = self._tally.problem
+        if problem:
+            return Finding(Verdict.WORSE, f"{problem}; {self.seen()}")
+        limits = self._limits
+        if state.stage is Stage.SHADOW:
+            found, longest_s = judge_shadow(self._tally.shadow, limits.shadow), limits.shadow_s
+        else:
+            found, longest_s = judge_canary(self._tally.canary, limits.canary), limits.canary_s
+        if found is None and now_s - self._judged_since_s >= longest_s:
+            text = f"no verdict within {longest_s:g} s; {self.seen()}"
+            return Finding(Verdict.CANNOT_TELL, text)
+        return found
+
+    async def _activate(self, state: RolloutState, found: Finding) -> None:
+        try:
+            promotion = await self._promoter.promote(state.policy, state.version, state.activation)
+        except RoutersRefusedError as error:
+            await self._step(state, Stage.REJECTED, Verdict.WORSE, str(error))
+        except DomainError as error:
+            # Somebody was faster, or took the policy away: what they did stands.
+            await self._step(state, Stage.PROPOSED, Verdict.NONE, str(error))
+        else:
+            done = replace(state, activation=promotion.activation)
+            await self._step(done, Stage.ACTIVE, found.verdict, found.text)
+
+    async def _pause(self, state: RolloutState, verdict: Verdict, reason: str) -> RolloutState:
+        paused = replace(state, is_paused=True)
+        return await self._step(paused, state.stage, verdict, f"paused: {reason}".rstrip(": "))
+
+    async def _step(
+        self, state: RolloutState, stage: Stage, verdict: Verdict, reason: str
+    ) -> RolloutState:
+        """Takes a step and tells it to everybody."""
+        reason = cut(reason, _LONGEST_REASON) or "by hand"
+        is_over = stage not in (Stage.SHADOW, Stage.CANARY)
+        after = replace(
+            state, stage=stage, reason=reason, is_paused=state.is_paused and not is_over
+        )
+        now_ns = self._clock.wall_ns()
+        await self._registry.keep_rollout(after, RolloutStep(now_ns, stage, verdict, reason))
+        name = "paused" if after.is_paused else stage.name.lower()
+        word = verdict.name.lower()
+        log = self._log.warning if verdict is Verdict.WORSE else self._log.info
+        facts: dict[str, str | int] = {
+            "rollout": after.number,
+            "policy": after.policy,
+            "policy_version": after.version,
+            "stage": name,
+            "verdict": word,
+            "reason": reason,
+        }
+        log("rollout_step", **facts)
+        self._metrics.rollout_steps.labels(name, word).inc()
+        self._metrics.rollout_stage.set(stage.value if after.is_running else 0)
+        self._telemetry.emit(
+            self._telemetry.begin(None, STEP_SPAN),
+            STEP_SPAN,
+            start_ns=after.begin_ns,
+            end_ns=now_ns,
+            attributes={f"tiercel.{key}": value for key, value in facts.items()},
+            force=True,
+        )
+        return after
+
+
+def _no_rollout(kind: str) -> NoRolloutError:
+    return NoRolloutError(f"no rollout is {kind}", reason="NO_ROLLOUT")

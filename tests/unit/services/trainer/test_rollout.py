@@ -1,0 +1,403 @@
+"""A rollout step by step: verdicts move it, pause it, end it; a pin and a restart are respected."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from router.sequential import Arms, Plan
+from services.common.errors import FailedPreconditionError
+from services.common.log import get_logger
+from services.common.state.shared_state import MemorySharedState
+from services.common.telemetry import Telemetry
+from services.trainer.gate import Gate
+from services.trainer.mesh_view import RouterSeen
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.model import RolloutState, Stage
+from services.trainer.promotion import Promoter
+from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout import NoRolloutError, RolloutHeldError, RolloutLimits, Rollouts
+from services.trainer.rollout_verdicts import (
+    CanarySeen,
+    ShadowLimits,
+    ShadowSeen,
+    TrialSeen,
+    Verdict,
+)
+from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
+from tests.unit.services.trainer.test_gate import SPEC, Evaluator
+from tests.unit.services.trainer.test_registry import Bench as RegistryBench
+from tests.unit.services.trainer.test_registry import snapshot
+
+LIMITS = RolloutLimits(
+    shadow=ShadowLimits(decisions=100, decision_s=0.002, value_loss=0.1),
+    canary=Plan(alpha=0.05, smallest=0.1, reach=2.0),
+    shadow_s=60.0,
+    canary_s=600.0,
+)
+SAFE = ShadowSeen(
+    decision_count=60.0, same_tier_count=50.0, top_tier_count=30.0, active_top_tier_count=30.0
+)
+
+
+class Mesh:
+    """Routers that report what a test tells them to."""
+
+    def __init__(self) -> None:
+        self.routers: tuple[RouterSeen, ...] = ()
+        self.has_monitor = True
+        self.activation = 0
+        self.refusal = ""
+
+    async def refresh(self) -> bool:
+        """Answers."""
+        return True
+
+    async def watch(self, interval_s: float) -> AsyncIterator[tuple[RouterSeen, ...]]:
+        """Yields a router that has taken in whatever was promoted."""
+        yield (RouterSeen("a", 1, self.activation, self.refusal),)
+
+    def report(self, *trials: TrialSeen) -> None:
+        """Has each of some routers report a trial."""
+        names = "abcdef"
+        self.routers = tuple(
+            RouterSeen(name, 1, 0, "", trial) for name, trial in zip(names, trials, strict=False)
+        )
+
+
+class Bench:
+    """Rollouts over a registry in memory and routers of the test's."""
+
+    def __init__(self, over: RegistryBench | None = None) -> None:
+        self.over = over or RegistryBench()
+        self.clock, self.log = self.over.clock, get_logger("test")
+        self.mesh, self.prometheus = Mesh(), CollectorRegistry()
+        self.registry = self.over.registry
+        self.rollouts = self.another(self.registry)
+
+    def another(self, registry: PolicyRegistry) -> Rollouts:
+        """Returns rollouts over a registry, as another or a restarted trainer has."""
+        mesh: Any = self.mesh
+        self.promoter = Promoter(
+            registry=registry, mesh=mesh, clock=self.clock, log=self.log, wait_s=0.0
+        )
+        return Rollouts(
+            registry=registry,
+            promoter=self.promoter,
+            mesh=mesh,
+            turn=Turn(
+                store=MemorySharedState(self.clock),
+                owner="this",
+                clock=self.clock,
+                log=self.log,
+                name=ROLLOUT_LEASE_NAME,
+            ),
+            limits=LIMITS,
+            telemetry=Telemetry(None, random.Random(1)),
+            metrics=TrainerMetrics(
+                CollectorRegistry() if registry is not self.registry else self.prometheus
+            ),
+            clock=self.clock,
+            log=self.log,
+        )
+
+    async def begin(self) -> RolloutState:
+        """Publishes a snapshot and begins its rollout."""
+        version = await self.over.publish(1)
+        record, _ = await self.registry.get("dqn", version)
+        return await self.rollouts.begin(record, "passed", by_hand=True)
+
+    async def as_canary(self) -> RolloutState:
+        """Takes a snapshot to its second stage."""
+        state = await self.begin()
+        self.mesh.report(shadow(state, SAFE), shadow(state, SAFE))
+        await self.rollouts.look()
+        assert self.registry.rollout.stage is Stage.CANARY
+        return self.registry.rollout
+
+    async def stage(self) -> tuple[Stage, str]:
+        """Returns where the policy stands, and why it was rejected."""
+        state = self.registry.rollout
+        record, _ = await self.registry.get(state.policy, state.version)
+        return record.stage, record.rejection
+
+    def steps(self, stage: str, verdict: str) -> float:
+        """Returns how many steps were counted."""
+        labels = {"stage": stage, "verdict": verdict}
+        name = "tiercel_trainer_rollout_steps_total"
+        return self.prometheus.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A fresh bench."""
+    return Bench()
+
+
+def shadow(state: RolloutState, seen: ShadowSeen) -> TrialSeen:
+    """Returns a report of the first stage."""
+    return TrialSeen(state.number, False, shadow=seen)
+
+
+def canary(state: RolloutState, effect: float, count: int = 3_000) -> TrialSeen:
+    """Returns a report of the second stage."""
+    arms, rng = Arms(-1.0, 1.0), np.random.default_rng(1)
+    for drawn, value in zip(rng.random(count) < 0.5, rng.uniform(0.5, 0.7, count), strict=True):
+        arms.add(bool(drawn), float(value + effect * drawn))
+    sums = arms.effect
+    seen = CanarySeen(
+        request_count=count / 2,
+        control_count=count / 2,
+        effect_count=sums.drawn,
+        effect_total=sums.total,
+        effect_square=sums.square,
+    )
+    return TrialSeen(state.number, True, canary=seen)
+
+
+async def test_a_good_policy_goes_all_the_way(bench: Bench) -> None:
+    """Shadow, canary, active; each step with verdict and reason, in the policy's history."""
+    await bench.as_canary()
+    assert await bench.stage() == (Stage.CANARY, "")
+    bench.mesh.report(canary(bench.registry.rollout, 0.3))
+    bench.mesh.activation = 1
+    await bench.rollouts.look()
+    assert await bench.stage() == (Stage.ACTIVE, "")
+    state = bench.registry.rollout
+    record, _ = await bench.registry.get("dqn", state.version)
+    assert [(step.stage, step.verdict) for step in record.steps] == [
+        (Stage.SHADOW, Verdict.NONE),
+        (Stage.CANARY, Verdict.BETTER),
+        (Stage.ACTIVE, Verdict.BETTER),
+    ]
+    assert all(step.reason and step.step_ns for step in record.steps)
+    assert bench.steps("active", "better") == 1.0
+    assert not state.is_under_way
+
+
+@pytest.mark.parametrize(
+    ("seen", "text"),
+    [
+        (ShadowSeen(decision_count=3.0, fault_count=1.0), "failed"),
+        (ShadowSeen(decision_count=200.0, decision_s=4.0), "takes"),
+        (ShadowSeen(decision_count=200.0, top_tier_count=200.0), "always takes the same tier"),
+    ],
+)
+async def test_an_unsafe_policy_never_decides(bench: Bench, seen: ShadowSeen, text: str) -> None:
+    """It is rejected in shadow, with the reason."""
+    state = await bench.begin()
+    bench.mesh.report(shadow(state, seen))
+    await bench.rollouts.look()
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert text in rejection
+
+
+async def test_a_worse_canary_is_rejected(bench: Bench) -> None:
+    """What was active stays active."""
+    await bench.registry.promote("price")
+    state = await bench.as_canary()
+    bench.mesh.report(canary(state, -0.3))
+    await bench.rollouts.look()
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "it earns less" in rejection
+    active = await bench.registry.active()
+    assert active is not None
+    assert active.record.policy == "price"
+
+
+async def test_a_router_that_stopped_it_has_it_rejected_everywhere(bench: Bench) -> None:
+    """With the router's reason."""
+    state = await bench.as_canary()
+    stopped = TrialSeen(state.number, True, "CANARY_MISSES", "misses 0.5 more")
+    bench.mesh.report(TrialSeen(state.number, True), stopped)
+    await bench.rollouts.look()
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "router b stopped it: CANARY_MISSES: misses 0.5 more" in rejection
+
+
+async def test_what_cannot_be_told_is_paused_and_goes_on_when_asked(bench: Bench) -> None:
+    """Nothing is tried meanwhile; promoted again, it is tried anew at its stage."""
+    state = await bench.as_canary()
+    bench.mesh.report(canary(state, 0.0, 20_000))
+    await bench.rollouts.look()
+    paused = bench.registry.rollout
+    assert (paused.is_paused, paused.is_running, paused.stage) == (True, False, Stage.CANARY)
+    assert "no difference of 0.1 or more" in paused.reason
+    assert bench.steps("paused", "cannot_tell") == 1.0
+    await bench.rollouts.look()
+    assert bench.registry.rollout == paused
+    again = await bench.rollouts.resume("promoted again")
+    assert (again.stage, again.is_running, again.number > paused.number) == (
+        Stage.CANARY,
+        True,
+        True,
+    )
+    await bench.rollouts.look()  # the reports are of the number before
+    assert bench.registry.rollout == again
+
+
+@pytest.mark.parametrize("stage", [Stage.SHADOW, Stage.CANARY])
+async def test_a_mesh_without_traffic_is_not_waited_for_for_ever(
+    bench: Bench, stage: Stage
+) -> None:
+    """After its longest time a stage is paused: nobody can tell."""
+    await (bench.begin() if stage is Stage.SHADOW else bench.as_canary())
+    bench.mesh.routers = ()
+    await bench.rollouts.look()
+    bench.clock.move(LIMITS.shadow_s if stage is Stage.SHADOW else LIMITS.canary_s)
+    await bench.rollouts.look()
+    assert bench.registry.rollout.is_paused
+    assert "no verdict within" in bench.registry.rollout.reason
+
+
+async def test_an_activation_meanwhile_ends_it(bench: Bench) -> None:
+    """Its control is another policy now: what was seen says nothing any more."""
+    state = await bench.as_canary()
+    await bench.registry.promote("price")
+    bench.mesh.report(canary(state, 0.3))
+    await bench.rollouts.look()
+    assert await bench.stage() == (Stage.PROPOSED, "")
+    active = await bench.registry.active()
+    assert active is not None
+    assert active.record.policy == "price"
+
+
+async def test_routers_may_refuse_it_at_the_last_step(bench: Bench) -> None:
+    """It is rejected, and what was active is active again."""
+    await bench.registry.promote("price")
+    state = await bench.as_canary()
+    bench.mesh.report(canary(state, 0.3))
+    bench.mesh.activation, bench.mesh.refusal = 2, "SNAPSHOT_SCHEMA_MISMATCH"
+    await bench.rollouts.look()
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "SNAPSHOT_SCHEMA_MISMATCH" in rejection
+
+
+async def test_pause_and_end_by_hand(bench: Bench) -> None:
+    """A paused one can be ended; without one there is nothing to pause."""
+    with pytest.raises(NoRolloutError):
+        await bench.rollouts.pause("why not")
+    await bench.begin()
+    assert (await bench.rollouts.pause("lunch")).reason == "paused: lunch"
+    with pytest.raises(NoRolloutError):
+        await bench.rollouts.pause("again")
+    ended = await bench.rollouts.end("rolled back")
+    assert ended is not None
+    assert (ended.stage, ended.is_paused) == (Stage.PROPOSED, False)
+    assert await bench.rollouts.end("again") is None
+    with pytest.raises(NoRolloutError):
+        await bench.rollouts.resume("promoted again")
+
+
+async def test_one_at_a_time(bench: Bench) -> None:
+    """One that runs is not disturbed; one that is paused makes way."""
+    first = await bench.begin()
+    version = await bench.over.publish(2)
+    record, _ = await bench.registry.get("dqn", version)
+    with pytest.raises(RolloutHeldError, match="under way"):
+        await bench.rollouts.begin(record, "passed", by_hand=True)
+    await bench.rollouts.pause("wait")
+    second = await bench.rollouts.begin(record, "passed", by_hand=True)
+    assert (second.version, second.number > first.number) == (version, True)
+    old, _ = await bench.registry.get("dqn", first.version)
+    assert old.stage is Stage.PROPOSED
+    assert old.steps[-1].reason == "another rollout began"
+
+
+async def test_a_pin_by_hand_wins(bench: Bench) -> None:
+    """It ends what is under way, and nothing begins by itself until somebody promotes again."""
+    await bench.begin()
+    active = await bench.registry.promote("price")
+    await bench.rollouts.on_activation(active.activation, by_hand=True)
+    assert await bench.stage() == (Stage.PROPOSED, "")
+    assert bench.rollouts.pin
+    record, _ = await bench.registry.get("dqn", bench.registry.rollout.version)
+    with pytest.raises(RolloutHeldError, match="by hand"):
+        await bench.rollouts.begin(record, "passed", by_hand=False)
+    await bench.rollouts.begin(record, "passed", by_hand=True)
+    assert not bench.rollouts.pin
+
+
+async def test_a_trainer_that_comes_back_goes_on(bench: Bench) -> None:
+    """What routers have seen they still know; the registry knows the stage."""
+    state = await bench.as_canary()
+    registry = bench.over.another()
+    await registry.policies()
+    assert registry.rollout == state
+    later = bench.another(registry)
+    bench.mesh.report(canary(state, -0.3))
+    await later.look()
+    assert registry.rollout.stage is Stage.REJECTED
+
+
+async def test_the_store_may_be_away(bench: Bench) -> None:
+    """A rollout goes on in memory, and the store has it when it is back."""
+    bench.over.store.is_down = True
+    state = await bench.as_canary()
+    bench.over.store.is_down = False
+    await bench.registry.policies()
+    other = bench.over.another()
+    await other.policies()
+    assert other.rollout == state
+
+
+async def test_watchers_get_what_is_on_trial_and_every_change(bench: Bench) -> None:
+    """At once, be it nothing; with the snapshot while it runs."""
+    stream = bench.registry.watch_rollout()
+    assert (await anext(stream))[0].number == 0
+    state = await bench.begin()
+    assert await anext(stream) == (state, snapshot(1))
+    await bench.rollouts.pause("wait")
+    paused, blob = await anext(stream)
+    assert (paused.is_paused, blob) == (True, b"")
+
+
+async def test_without_a_monitor_there_are_no_steps(bench: Bench) -> None:
+    """Nobody would hear what routers see."""
+    bench.mesh.has_monitor = False
+    with pytest.raises(FailedPreconditionError, match="load monitor"):
+        await bench.begin()
+
+
+@pytest.mark.parametrize(
+    ("mode", "by_hand", "in_steps", "is_stepped"),
+    [
+        ("unattended", False, None, True),
+        ("unattended", True, None, False),
+        ("unattended", True, True, True),
+        ("always", True, None, True),
+        ("always", True, False, False),
+        ("never", False, None, False),
+        ("never", True, True, True),
+    ],
+)
+async def test_which_promotions_go_in_steps(
+    bench: Bench, mode: Any, by_hand: bool, in_steps: bool | None, is_stepped: bool
+) -> None:
+    """Those that nobody asked for, unless the settings or the call say otherwise."""
+    gate = Gate(
+        evaluator=Evaluator((0.9, 0.99), (0.9, 0.99)),
+        spec=SPEC,
+        margin=0.005,
+        seeds=[1],
+        timeout_s=1.0,
+        promoter=bench.promoter,
+        rollouts=bench.rollouts,
+        rollout=mode,
+        log=bench.log,
+        metrics=TrainerMetrics(CollectorRegistry()),
+    )
+    version = await bench.over.publish(1)
+    record, blob = await bench.registry.get("dqn", version)
+    promotion = await gate.promote(bench.registry, record, blob, by_hand=by_hand, in_steps=in_steps)
+    assert (promotion.rollout is not None) is is_stepped
+    assert (promotion.active is None) is is_stepped
