@@ -19,9 +19,9 @@ import yaml
 from tests.unit.deploy.manifests import ROOT
 from tests.waiting import until
 
-CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
+ENVOY_FILES = ROOT / "deploy" / "envoy"
 STOP_S = 10.0
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def binary() -> str:
@@ -88,29 +88,19 @@ def lead_to(config: dict[str, Any], name: str, addresses: Sequence[str]) -> None
 
 
 @asynccontextmanager
-async def running_envoy(
-    folder: Path,
-    *,
-    picker: str,
-    tiers: Sequence[str],
-    change: Change = lambda _: None,
-) -> AsyncIterator[Envoy]:
-    """Runs Envoy until the block ends.
+async def running_envoy(folder: Path, source: Path, change: Change) -> AsyncIterator[Envoy]:
+    """Runs Envoy until the block ends, on free ports.
 
     Args:
         folder: for its files.
-        picker: address at which a router is asked.
-        tiers: HTTP addresses of the endpoints.
-        change: changes the configuration further.
+        source: its configuration.
+        change: returns the configuration with what is different here.
     """
     program = binary()
-    config: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
-    places = [config["admin"]["address"], config["static_resources"]["listeners"][0]["address"]]
-    for place in places:
-        place["socket_address"]["port_value"] = 0
-    lead_to(config, "pickers", [picker])
-    lead_to(config, "tiers", tiers)
-    change(config)
+    config = change(yaml.safe_load(source.read_text()))
+    [listener] = config["static_resources"]["listeners"]
+    for place in (listener, config.setdefault("admin", {})):
+        place["address"] = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
     path, log, told = folder / "envoy.json", folder / "envoy.log", folder / "admin"
     path.write_text(json.dumps(config))
     command = [program, "-c", str(path), "--concurrency", "1", "--disable-hot-restart"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,14 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from google.protobuf.message import Message
 
+from services.local.certificates import make_certificates
 from services.router_inference.doors.envoy import picker as picker_module
 from tests.fakes.envoy import (
+    ENVOY_FILES,
     Change,
     Envoy,
     connection_manager,
     http_filter,
+    lead_to,
     running_envoy,
 )
 from tests.fakes.http_tier import HttpTier, http_tier
@@ -29,6 +35,9 @@ from tests.waiting import LIMIT_S, until
 GENERATE = "/v2/models/tiercel/generate_stream"
 TASK = {"x-tiercel-task": "piqa"}
 LONG_PROMPT_BYTES = 220_000
+LONG_S = 30.0
+"""Default deadline: nothing comes late because the machine is busy."""
+OWN = 'policy = "static-large"\nenvoy_listen = "127.0.0.1:0"\nfollow_trainer = false\n'
 
 
 @dataclass
@@ -64,28 +73,23 @@ async def meshed(
     folder: Path,
     addresses: Mapping[str, str],
     *,
-    router: str = "",
-    tiers: str = '["small", "medium", "large"]',
-    change: Change = lambda _: None,
+    change: Change = lambda config: config,
     toml: str = "",
 ) -> AsyncIterator[Meshed]:
     """Runs router and Envoy before the HTTP addresses of endpoints by name."""
-    own = 'policy = "static-large"\nenvoy_listen = "127.0.0.1:0"\nfollow_trainer = false\n' + router
-    text = toml or mesh_toml([], router=own)
-    head, mark, rest = text.partition("[router_inference]\n")
-    for number, (name, address) in enumerate({} if toml else addresses.items()):
-        head += f'[[mesh.endpoints]]\nname = "{name}"\naddress = "127.0.0.1:{number + 1}"\n'
-        head += f'http_address = "{address}"\ntiers = {tiers}\n'
+    text = toml or mesh_toml([], router=OWN, deadline_s=LONG_S)
+    endpoints = "" if toml else endpoints_toml(addresses)
+    text = text.replace("[router_inference]\n", f"{endpoints}[router_inference]\n")
+
+    def to_mesh(config: dict[str, Any]) -> dict[str, Any]:
+        lead_to(config, "pickers", [running.addresses["envoy"]])
+        lead_to(config, "tiers", list(dict.fromkeys(addresses.values())))
+        return change(patient(config))
+
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(running_router(folder, head + mark + rest))
-        envoy = await stack.enter_async_context(
-            running_envoy(
-                folder,
-                picker=running.addresses["envoy"],
-                tiers=list(dict.fromkeys(addresses.values())),
-                change=change,
-            )
-        )
+        running = await stack.enter_async_context(running_router(folder, text))
+        path = ENVOY_FILES / "envoy.yaml"
+        envoy = await stack.enter_async_context(running_envoy(folder, path, to_mesh))
         client = httpx.AsyncClient(base_url=envoy.url, timeout=LIMIT_S, trust_env=False)
         await stack.enter_async_context(client)
         yield Meshed(running, envoy, client)
@@ -98,6 +102,21 @@ async def two_tiers() -> AsyncIterator[tuple[HttpTier, HttpTier]]:
         yield first, second
 
 
+def patient(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a configuration that waits for a router on a busy machine."""
+    http_filter(config, "ext_proc")["message_timeout"] = f"{LIMIT_S:g}s"
+    return config
+
+
+def endpoints_toml(addresses: Mapping[str, str]) -> str:
+    """Returns entries of endpoints that serve every tier, by name and HTTP address."""
+    lines = []
+    for number, (name, address) in enumerate(addresses.items()):
+        lines += ["[[mesh.endpoints]]", f'name = "{name}"', f'address = "127.0.0.1:{number + 1}"']
+        lines += [f'http_address = "{address}"', 'tiers = ["small", "medium", "large"]']
+    return "\n".join(lines) + "\n"
+
+
 def addresses_of(*tiers: HttpTier) -> dict[str, str]:
     """Returns endpoints of some servers."""
     return {f"e{number}": tier.address for number, tier in enumerate(tiers)}
@@ -108,12 +127,12 @@ async def test_the_router_chooses_endpoint_and_tier(
 ) -> None:
     """The path names the tier; the client hears who answered; the request ends on time."""
     async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
-        reply = await mesh.post(x_tiercel_deadline_ms="2500", x_request_id="mine")
+        reply = await mesh.post(x_tiercel_deadline_ms="25000", x_request_id="mine")
         assert (reply.status_code, reply.headers["x-tiercel-tier"]) == (200, "large")
         assert reply.text.count("data: ") == 3
         [tier] = [each for each in two_tiers if each.paths]
         assert tier.paths == ["/v2/models/large/generate_stream"]
-        assert 2_000 < int(tier.headers[0]["x-envoy-expected-rq-timeout-ms"]) <= 2_500
+        assert 20_000 < int(tier.headers[0]["x-envoy-expected-rq-timeout-ms"]) <= 25_000
         await mesh.settled()
         assert mesh.counted("on_time") == 1
         choice = mesh.router.core.explanations.find(reply.headers["x-request-id"])
@@ -217,13 +236,14 @@ async def test_only_the_subset_is_used(
     """As another filter names it, in metadata."""
     allowed = two_tiers[1].address
 
-    def change(config: dict[str, Any]) -> None:
+    def change(config: dict[str, Any]) -> dict[str, Any]:
         filters = connection_manager(config)["http_filters"]
         url = "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config"
         value = {"x-gateway-destination-endpoint-subset": [allowed]}
         entry = {"metadata_namespace": "envoy.lb.subset_hint", "value": value}
         typed = {"@type": url, "metadata": [entry]}
         filters.insert(0, {"name": "envoy.filters.http.set_metadata", "typed_config": typed})
+        return config
 
     async with meshed(tmp_path, addresses_of(*two_tiers), change=change) as mesh:
         for _ in range(3):
@@ -237,8 +257,9 @@ async def test_without_routers(
 ) -> None:
     """Requests go on to the named tier, or are refused, as the configuration says."""
 
-    def change(config: dict[str, Any]) -> None:
+    def change(config: dict[str, Any]) -> dict[str, Any]:
         http_filter(config, "ext_proc")["failure_mode_allow"] = is_open
+        return config
 
     async with meshed(tmp_path, addresses_of(*two_tiers), change=change) as mesh:
         assert (await mesh.post()).status_code == 200
@@ -250,6 +271,25 @@ async def test_without_routers(
         assert paths.count("/v2/models/small/generate_stream") == (6 if is_open else 0)
 
 
+async def test_a_router_that_hangs_is_waited_for_a_tenth_of_a_second(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then requests go on without it."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    def change(config: dict[str, Any]) -> dict[str, Any]:
+        http_filter(config, "ext_proc")["message_timeout"] = "0.1s"
+        return config
+
+    monkeypatch.setattr(picker_module.Picker, "Process", hang)
+    async with meshed(tmp_path, addresses_of(*two_tiers), change=change) as mesh:
+        assert (await mesh.post()).status_code == 200
+        [path] = [path for tier in two_tiers for path in tier.paths]
+        assert path == "/v2/models/small/generate_stream"
+
+
 async def test_other_calls_reach_an_endpoint_uncounted(
     tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
 ) -> None:
@@ -257,6 +297,89 @@ async def test_other_calls_reach_an_endpoint_uncounted(
     async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
         assert (await mesh.client.get("/v2/health/ready")).status_code == 200
         assert mesh.counted("offered") == 0
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of everybody here, of one root."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder, names=("envoy", "router-inference", "triton", "trainer"))
+    return folder
+
+
+def with_files(config: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Returns a configuration that reads files of other folders."""
+    text = json.dumps(config)
+    for place, folder in folders.items():
+        text = text.replace(f'"{place}/', f'"{folder}/').replace(f'"{place}"', f'"{folder}"')
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@pytest.mark.parametrize("holder", ["envoy", "trainer"])
+async def test_everything_by_tls(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], certificates: Path, holder: str
+) -> None:
+    """Clients, routers, endpoints. With a certificate of another role neither of both answers."""
+    tier, _ = two_tiers
+    (tmp_path / "beside").mkdir()
+
+    def to_server(config: dict[str, Any]) -> dict[str, Any]:
+        lead_to(config, "triton", [tier.address])
+        return with_files(config, {"/run/tls": certificates / "triton"})
+
+    own = certificates / "router-inference"
+    tls = f'[mesh.tls]\nroot_certificates = "{own}/ca.crt"\ncertificate = "{own}/tls.crt"\n'
+    tls += f'key = "{own}/tls.key"\n'
+    router = f'{OWN}client_certificates = true\noperate_listen = "127.0.0.1:0"\n'
+    async with AsyncExitStack() as stack:
+        beside = ENVOY_FILES / "triton.tls.yaml"
+        proxy = await stack.enter_async_context(
+            running_envoy(tmp_path / "beside", beside, to_server)
+        )
+        address = proxy.url.removeprefix("http://")
+        text = mesh_toml([], router=router, deadline_s=LONG_S)
+        text = text.replace("[[mesh.tasks]]", f"{tls}[[mesh.tasks]]", 1)
+        entry = endpoints_toml({"e0": address})
+        text = text.replace("[router_inference]\n", f"{entry}[router_inference]\n")
+        running = await stack.enter_async_context(running_router(tmp_path, text))
+
+        def to_mesh(config: dict[str, Any]) -> dict[str, Any]:
+            lead_to(config, "pickers", [running.addresses["envoy"]])
+            lead_to(patient(config), "tiers", [address])
+            folders = {"/run/tls/envoy": certificates / holder, "/run/tls/clients": own}
+            return with_files(config, folders)
+
+        path = ENVOY_FILES / "envoy.tls.yaml"
+        envoy = await stack.enter_async_context(running_envoy(tmp_path, path, to_mesh))
+        context = ssl.create_default_context(cafile=str(own / "ca.crt"))
+        url = envoy.url.replace("http:", "https:")
+        client = httpx.AsyncClient(base_url=url, verify=context, timeout=LIMIT_S, trust_env=False)
+        mesh = Meshed(running, envoy, await stack.enter_async_context(client))
+        reply = await mesh.post()
+        await mesh.settled()
+        if holder == "envoy":
+            assert (reply.status_code, reply.headers["x-tiercel-tier"]) == (200, "large")
+            assert mesh.counted("on_time") == 1
+        else:
+            assert (reply.status_code, mesh.counted("offered"), tier.paths) == (503, 0, [])
+
+
+def test_the_configuration_by_tls_is_the_plain_one_and_tls() -> None:
+    """What is changed in one is changed in the other."""
+    plain, tls = (
+        yaml.safe_load((ENVOY_FILES / name).read_text())
+        for name in ("envoy.yaml", "envoy.tls.yaml")
+    )
+    for config in (plain, tls):
+        static = config["static_resources"]
+        for each in static["listeners"]:
+            each.pop("address")
+            each["filter_chains"][0].pop("transport_socket", None)
+        for each in static["clusters"]:
+            each.pop("transport_socket", None)
+            each.pop("load_assignment")
+    assert tls == plain
 
 
 @pytest.mark.triton
@@ -272,12 +395,10 @@ async def test_real_triton_behind_envoy(
         return answer(talk, message)  # type: ignore[arg-type]
 
     monkeypatch.setattr(picker_module._Talk, "answer", spying)
-    own = 'policy = "static-large"\nenvoy_listen = "127.0.0.1:0"\nfollow_trainer = false\n'
-    own += "max_prompt_bytes = 300000\n"
-    toml = paced_toml(paced_triton, own)
+    toml = paced_toml(paced_triton, f"{OWN}max_prompt_bytes = 300000\n")
     http = {"triton": paced_triton.server.http_address}
     async with meshed(tmp_path, http, toml=toml) as mesh:
-        reply = await mesh.post(tokens=8, x_tiercel_deadline_ms="2900")
+        reply = await mesh.post(tokens=8)
         assert reply.status_code == 200, reply.text
         pieces = [json.loads(line[5:]) for line in reply.text.split("\n") if line[:5] == "data:"]
         assert "".join(piece["text_output"] for piece in pieces)
@@ -301,13 +422,15 @@ async def test_real_triton_behind_envoy(
         await mesh.settled()
         assert mesh.counted("late") == cut + 1
         # 500 tokens would hold the device for five seconds.
-        again = await mesh.post(tokens=4, x_tiercel_deadline_ms="2900")
+        again = await mesh.post(tokens=4, x_tiercel_deadline_ms="4000")
         assert again.status_code == 200
 
 
 def paced_toml(paced_triton: PacedTriton, own: str) -> str:
     """Returns settings of the paced endpoints, with their HTTP address."""
-    head, mark, rest = mesh_toml([], router=own).partition("[router_inference]\n")
+    head, mark, rest = mesh_toml([], router=own, deadline_s=LONG_S).partition(
+        "[router_inference]\n"
+    )
     [server] = paced_triton.repository.servers
     entries = server.endpoints(paced_triton.address, http_address=paced_triton.server.http_address)
     for entry in entries:
