@@ -33,6 +33,7 @@ MODULES: Final = (
     "router.policies.scores",
     "router.reward",
     "router.slowdown",
+    "router.reserve",
     *_POLICIES,
     "router.pressure",
     "router.shortlist",

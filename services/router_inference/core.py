@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from router.estimators import OutputLengthPredictor
 from router.explanation import Explainer
 from router.profile import LatencyProfile
+from router.reserve import SHARES
 from router.safety import SafetyLimits
 from services.common.access.guard import Context
 from services.common.access.tls import Tls
@@ -505,6 +506,7 @@ def _view(env: Surroundings, rng: np.random.Generator) -> View:
         state_max_age_s=own.state_max_age_s,
         rng=rng,
         bind=env.machine_code.bind,
+        reserve=SHARES[own.reserve],
         now_s=now_s,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection
 from typing import NamedTuple
 
+from router.reserve import SHARES
 from services.common.convert import endpoint_of_settings
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
 from services.router_inference.core import (
@@ -33,7 +34,7 @@ from services.router_inference.settings import (
 _POLICIES = ("policy", "fallback_policy", "policy_parameters", "policy_snapshot")
 _SAFETY = (
     *("safety_net", "safety_optimism", "safety_margin", "safety_guard_s", "safety_pessimism"),
-    *("retry_share", "retry_burst", "max_retries"),
+    *("retry_share", "retry_burst", "max_retries", "reserve"),
 )
 _LIMITS = (
     "default_task",
@@ -125,6 +126,7 @@ class LiveSettings:
         core.view.configure(files.catalog, endpoints, profiles_by_name(files))
         core.validator.configure(files.catalog, request_limits(own, mesh))
         core.dispatcher.limits = DispatchLimits(own.max_in_flight, own.max_leases)
+        core.view.traffic.reserve = SHARES[own.reserve]
         core.admission.limits = safety_limits(own)
         core.targets.configure(files.catalog.tasks, is_held=own.safety_net)
         core.counts.tasks = [task.name for task in files.catalog.tasks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -78,6 +78,11 @@ class RouterInferenceSettings(ServerSettings):
     """True uses what the trainer or the policy registry promotes; False keeps `policy`."""
     safety_net: bool = True
     """Rescue, admission and retries; the same for every policy."""
+    reserve: Literal["none", "half", "peak"] = "none"
+    """Room kept for bursts that return: none, or for half or all of the last minute's highest rate.
+
+    It costs quality in calm between bursts, and nothing where traffic is steady.
+    """
     compiled: bool = True
     """Decides by compiled code, made before the first start serves; False means plain Python."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)

@@ -201,6 +201,7 @@ class StatusReader:
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
         metrics.target_pressure.set(self._hold.pressure())
+        metrics.reserved_rate.set(view.traffic.kept_rps())
         metrics.target.clear()
         for task, (in_force, _) in self._targets.by_task().items():
             metrics.target.labels(task=task).set(in_force)

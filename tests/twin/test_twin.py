@@ -34,6 +34,7 @@ WORLDS = {
     "rescues": Setting(placement=APART),
     "slow devices": Setting(placement=APART, slow=1.6),
     "no target": Setting(target=0.0),
+    "room kept": Setting(reserve="peak"),
     "net off": Setting(safety=False),
 }
 COMPARED = ("static-large", "greedy", "price", "dqn")

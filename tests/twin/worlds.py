@@ -17,6 +17,7 @@ from router.policies.dqn import DqnPolicy
 from router.policies.table import make_policy
 from router.policy import Policy
 from router.profile import LatencyProfile, TierProfile
+from router.reserve import SHARES
 from router.safety import SafetyLimits
 from router.types import RewardKind, SloKind, Task
 from services.common.errors import DomainError
@@ -84,12 +85,14 @@ class Setting:
         safety: safety net on.
         slow: factor on the devices' times beside their profile, which routers do not know.
         target: of every task; 0 = none.
+        reserve: what room is kept for, as routers' settings say it.
     """
 
     placement: Placement = SHARED
     safety: bool = True
     slow: float = 1.0
     target: float = 0.99
+    reserve: str = "none"
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -175,6 +178,7 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
         limits=LIMITS,
         events=events,
         hold_targets=world.safety,
+        reserve=SHARES[world.reserve],
     )
     result = simulate(config, offered, PolicySpec.of(policy), seed=1)
     ends = {state.CANCELLED: "late", state.REFUSED: "refused"}
@@ -213,6 +217,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
         machine_code=MachineCode(compiled_bind()),
         mesh={"bytes_per_token": 1.0, "endpoints": endpoints},
         safety_net=world.safety,
+        reserve=world.reserve,
         safety_optimism=LIMITS.optimism,
         safety_margin=LIMITS.margin,
         safety_guard_s=LIMITS.guard_s,

@@ -20,6 +20,7 @@ from trainer.simulation.compiled import (
     kernels,
     picker,
     pressure,
+    reserve,
     safety,
     slowdown,
     traffic,
@@ -170,6 +171,17 @@ def see(w: World, router: int, now_s: float) -> None:
 
 
 @jit_unmanaged
+def keep_room(w: World, router: int, now_s: float) -> None:
+    """Raises the rates just seen to what room is kept for."""
+    clock, own = w.clock[0], w.routers[router]
+    reserve.note(own, clock.rate_short, traffic.age_s(own, now_s), now_s)
+    least_rps = reserve.least_rate_rps(own, clock.reserve)
+    clock.rate_short = max(clock.rate_short, least_rps)
+    clock.rate_long = max(clock.rate_long, least_rps)
+    clock.own_rate = max(clock.own_rate, least_rps * clock.own_share)
+
+
+@jit_unmanaged
 def pressure_on(w: World, i: int, now_s: float) -> float:
     """Returns the pressure that a request feels; -1 if it has no target, or a soft deadline."""
     request = w.requests[i]
@@ -187,6 +199,8 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     request = w.requests[i]
     request.predicted = max(1, int(w.output_K[request.task] + 0.5))
     see(w, request.router, now_s)
+    if clock.reserve > 0.0:
+        keep_room(w, request.router, now_s)
     draw = uniform(w)
     count = kernels.allowed_mask(w.fleet, request.task, 0.0, -1, draw, w.allowed_C)
     if count == 0:

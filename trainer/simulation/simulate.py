@@ -79,6 +79,7 @@ class SimulationConfig:
         max_records: most decisions recorded.
         shortlist: a network looks at a shortlist of a large fleet, as it does live.
         hold_targets: hold the tasks' targets, as routers with a safety net do.
+        reserve: share of the last minute's highest rate that room is kept for, 0 to 1.
     """
 
     fleet: Fleet
@@ -96,6 +97,7 @@ class SimulationConfig:
     max_records: int = 10_000_000
     shortlist: bool = True
     hold_targets: bool = False
+    reserve: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -419,6 +421,7 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     for name, value in config.limits._asdict().items():
         clock[name] = value
     clock["epsilon"] = config.epsilon
+    clock["reserve"] = config.reserve
     clock["stride"] = config.feature_stride
     clock["every"] = int(not config.shortlist)
     for name in ("admission", "rescue", "retry"):

@@ -129,6 +129,10 @@ ROUTER = np.dtype(
         ("compared", np.float64),
         ("ratios", np.float64),
         ("compared_s", np.float64),
+        # the fields of `router.reserve.Peaks`
+        ("block_s", np.float64),
+        ("peak_rps", np.float64),
+        ("peak_before_rps", np.float64),
     ],
     align=True,
 )
@@ -148,6 +152,7 @@ CLOCK = np.dtype(
         ("margin", np.float64),
         ("guard_s", np.float64),
         ("pessimism", np.float64),
+        ("reserve", np.float64),
         ("epsilon", np.float64),
         ("state_age_s", np.float64),
         ("rate_short", np.float64),

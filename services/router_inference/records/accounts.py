@@ -121,6 +121,11 @@ class RouterMetrics:
             "Factor on predictions at admission; 0 = the safety net is off.",
             registry=registry,
         )
+        self.reserved_rate = Gauge(
+            "tiercel_reserved_rate_rps",
+            "Arrival rate that room is kept for, per second; 0 = none.",
+            registry=registry,
+        )
         self.target = Gauge(
             "tiercel_target",
             "Target in force, the share of the task's hard deadlines to be met; 0 means none.",

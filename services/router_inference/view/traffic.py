@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from router import slowdown, traffic
+from router import reserve, slowdown, traffic
 from router.policies.scores import Query
+from router.reserve import Peaks
 from router.slowdown import Slowdown
 from router.traffic import Traffic
 from router.types import Request
@@ -47,6 +48,10 @@ class Arrivals:
             traffic.rate_from_sum(long, age_s, traffic.LONG_TAU_S),
         )
 
+    def age_s(self, now_s: float) -> float:
+        """Returns for how long arrivals at this process have been counted, seconds."""
+        return traffic.age_s(self._own, now_s)
+
     @property
     def mean_prompt_tokens(self) -> float:
         """Mean prompt length of recent requests at this process, tokens; 0 = unknown."""
@@ -64,6 +69,9 @@ class TrafficView:
         """Starts with no traffic, at `now_s` monotonic seconds."""
         self._own = Arrivals(now_s, siblings)
         self._slowdown = Slowdown()
+        self._peaks = Peaks()
+        self.reserve = 0.0
+        """Share of the last minute's highest rate that room is kept for; see `router.reserve`."""
         self._window_s = 0.0
         self._heard_s: float | None = None
         self._other_rate_rps = 0.0
@@ -122,12 +130,22 @@ class TrafficView:
             others, all_long = self._other_rate_rps, max(long, self._all_long_rps)
             age_s = now_s - self._heard_s
         own_share = long / all_long if others > 0.0 and all_long > 0.0 else 1.0
+        rate = short + others
+        if self.reserve > 0.0:
+            reserve.note(self._peaks, rate, self._own.age_s(now_s), now_s)
+            least = self.kept_rps()
+            rate, all_long = max(rate, least), max(all_long, least)
+            short = max(short, least * own_share)
         return Query(
             request.task, request.slack_s, request.prompt_tokens, request.output_tokens,
             request.event_tokens, request.reward_decay_s, self._own.mean_prompt_tokens,
-            short + others, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
+            rate, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
             self.latency_slowdown(now_s), pressure, float(is_small),
         )  # fmt: skip
+
+    def kept_rps(self) -> float:
+        """Returns the arrival rate that room is kept for, per second; 0 = none."""
+        return reserve.least_rate_rps(self._peaks, self.reserve)
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""

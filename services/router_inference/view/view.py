@@ -34,6 +34,7 @@ class View:
         state_max_age_s: float,
         rng: np.random.Generator,
         bind: Bind,
+        reserve: float,
         now_s: float,
     ) -> None:
         """Starts without a state.
@@ -44,11 +45,13 @@ class View:
             state_max_age_s: age above which a state is not used, seconds.
             rng: the policies' dice.
             bind: how decisions are bound.
+            reserve: share of the last minute's highest rate that room is kept for.
             now_s: monotonic seconds.
         """
         self.fleet = fleet
         self.load = LoadView(fleet.latest, siblings)
         self.traffic = TrafficView(now_s, siblings)
+        self.traffic.reserve = reserve
         self.is_alone = True
         """True without a fresh state: own ledger and breakers decide alone."""
         self._rng = rng

@@ -75,12 +75,14 @@ async def test_policy_limits_and_safety_follow(tmp_path: Path) -> None:
     under_way = asyncio.ensure_future(live.rig.answer(live.rig.job()))
     await asyncio.sleep(0)
     wanted = {"policy": "static-small", "max_prompt_bytes": 4, "safety_net": False}
+    wanted["reserve"] = "half"
     taken = live.take(**wanted, max_in_flight=1, lease_s=9.0)
     # Tickets know their lease; it takes a restart.
     assert taken == {f"router_inference.{key}" for key in (*wanted, "max_in_flight")}
     core = live.rig.core
     assert core.slot.name == "static-small"
     assert core.admission.limits is None
+    assert core.view.traffic.reserve == 0.5
     with pytest.raises(InvalidArgumentError, match="4 bytes"):
         live.rig.job(prompt="hello")
     with pytest.raises(ResourceExhaustedError):

@@ -79,3 +79,24 @@ async def test_a_query_has_the_request_and_the_traffic() -> None:
     assert query.own_share <= 1.0
     assert query.burstiness != 1.0
     assert query.slowdown > 1.0
+
+
+@scenario
+async def test_room_is_kept_for_a_burst_that_may_return() -> None:
+    """Policies are told a share of its rate until a minute after; reports tell what arrives."""
+    rates = {}
+    for kept in ("none", "half", "peak"):
+        rig = make_rig(reserve=kept)
+        traffic, request, now_s = rig.core.view.traffic, rig.job().request, rig.clock.monotonic_s()
+        for tick in range(1000):
+            traffic.on_arrival(now_s + 0.002 * tick, 10.0)
+            traffic.query(request, now_s + 0.002 * tick)
+        later_s = now_s + 10.0
+        query = traffic.query(request, later_s)
+        rates[kept] = query.rate_short_rps
+        assert query.rate_long_rps >= query.rate_short_rps
+        assert traffic.own_rate_rps(later_s) < 1.0
+        assert traffic.query(request, now_s + 90.0).rate_short_rps < 1.0
+    assert rates["none"] < 1.0
+    assert 350.0 < rates["peak"] < 500.0
+    assert rates["half"] == pytest.approx(0.5 * rates["peak"])
