@@ -7,9 +7,10 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
-from services.cli.output import console, note, print_json, share, table
+from services.cli.output import console, note, print_json, table
 from services.common.mesh_settings import MOST_TARGET
 from services.common.task_targets import (
     in_force_text,
@@ -105,26 +106,29 @@ def unset(
 
 
 def target_table(found: list[dict[str, Any]]) -> Any:
-    """Table of targets."""
+    """Table of targets; what was set while the mesh runs stands below it."""
     rows = [
         (
             each["task"],
             in_force_text({row["target"]: row["routers"] for row in each["in_force"]}),
             target_text(each["settings_target"]),
-            share(each["attained"]),
+            "-" if each["attained"] is None else f"{each['attained']:.4f}",
             each["on_time_count"] + each["missed_count"],
-            _origin(each),
+            each["set_by"] or "settings",
         )
         for each in found
     ]
-    columns = ("task", "target", "in the settings", "attained, 1 min", "of requests", "set by")
-    return table("targets: share of deadlines to be met", columns, rows)
+    columns = ("task", "target", "in settings", "attained, 1 min", "of requests", "set by")
+    made = table("targets: share of deadlines to be met", columns, rows)
+    # No markup: a reason may be anything.
+    origins = [_origin(each) for each in found if each["set_time"]]
+    made.caption, made.caption_justify = Text("\n".join(origins)) if origins else None, "left"
+    return made
 
 
 def _origin(each: dict[str, Any]) -> str:
-    if not each["set_time"]:
-        return "settings"
-    text = f"{each['set_by']}, {each['set_time']}"
+    text = f"{each['task']}: {target_text(each['target'])} by {each['set_by']}"
+    text += f" at {each['set_time']}"
     if each["expire_time"]:
         text += f" until {each['expire_time']}"
     return text + (f": {each['reason']}" if each["reason"] else "")

@@ -83,15 +83,16 @@ def test_a_target_is_set_for_a_time_and_given_back(
 ) -> None:
     """The command says how many routers hold it."""
     fake, address = monitor
-    wanted = ["target", "set", "copa", "99.9%", "--for", "10m", "--reason", "launch"]
+    wanted = ["target", "set", "copa", "99.9%", "--for", "10m", "--reason", "launch [1]"]
     assert run([*wanted, "--monitor", address]) == 0
     assert "target of copa set to 0.999 until 2023-11-14 22:23:20 UTC; 2 of 2" in _said(capsys)
     request = fake.asked[-1]
-    assert (request.target, request.duration.seconds, request.reason) == (0.999, 600, "launch")
+    assert (request.target, request.duration.seconds, request.reason) == (0.999, 600, "launch [1]")
     assert run(["target", "show", "--monitor", address]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "0.999" in out
-    assert "ops, 2023-11-14 22:13:20 UTC until 2023-11-14 22:23:20 UTC: launch" in out
+    assert "copa: 0.999 by ops at 2023-11-14 22:13:20 UTC until 2023-11-14 22:23:20" in out
+    assert "launch [1]" in out
     assert run(["target", "unset", "copa", "--monitor", address]) == 0
     assert "settings again; 2 of 2 routers hold it" in _said(capsys)
     assert not fake.asked[-1].HasField("target")
