@@ -7,8 +7,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PROTOS := $(shell find protos -name '*.proto')
+DEMO_VENV := .venv/.demo-up-to-date
 VENV := .venv/.up-to-date
 TRITON_VENV := .venv-triton/.up-to-date
+TRAINING := .venv-triton/.training-up-to-date
+PIP := .venv/bin/python -m pip install --quiet --no-compile
 STUBS := services/client/tiercel/common/v1/common_pb2.py
 KERNELS := build/numba/.up-to-date
 
@@ -17,11 +20,17 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: setup
-setup: $(VENV) $(TRITON_VENV) $(STUBS) ## make both environments (services, Triton)
+setup: $(VENV) $(TRITON_VENV) $(TRAINING) $(STUBS) ## make both environments (services, Triton)
 
 .PHONY: demo
-demo: setup $(KERNELS) ## serve calm -> burst -> recovery on this machine, and open a report
+demo: ## serve calm -> burst -> recovery on this machine, and open a report
+	@$(MAKE) --no-print-directory $(DEMO_VENV)
+	@$(MAKE) --no-print-directory --jobs=2 demo-setup
 	@.venv/bin/tiercel demo
+
+# The tools of `make setup` are left out. Compiling takes one core while the other one unpacks Triton.
+.PHONY: demo-setup
+demo-setup: $(TRITON_VENV) $(STUBS) $(KERNELS)
 
 .PHONY: test
 test: setup checkers $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
@@ -91,28 +100,43 @@ clean: ## remove what was built (environments stay)
 	rm -rf build dist services/client/tiercel/*/ .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # What only the distribution can give is installed where we may, else named in one line (.ci/system-packages).
-$(VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt
+# Nothing is compiled to bytecode in advance: most of what is installed is never imported.
+$(DEMO_VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt
 	@.ci/system-packages required "$(PYTHON)"
-	@echo "setting up .venv (services, trainer, tools)"
+	@echo "setting up .venv (services, trainer)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	@.venv/bin/python -m pip install --quiet --constraint requirements/constraints.txt \
-		--editable services/client --editable '.[trainer,embedded,security,dev]'
-	@touch $(VENV) $(STUBS)
+	@$(PIP) --constraint requirements/constraints.txt \
+		--editable services/client --editable '.[trainer,embedded]'
+	@touch $(DEMO_VENV) $(STUBS)
 
-$(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt
-	@.ci/system-packages required "$(PYTHON)"
+$(VENV): $(DEMO_VENV)
+	@echo "adding to .venv what tests and checks need"
+	@$(PIP) --constraint requirements/constraints.txt 'tiercel[security,dev]'
+	@touch $(VENV)
+
+# torch lies in .venv already, and Triton's stubs take it from there. They write no bytecode, so what they import is
+# compiled here, once.
+$(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt .ci/share-packages $(DEMO_VENV)
 	@echo "setting up .venv-triton (Triton Inference Server and its Python stubs)"
 	@test -x .venv-triton/bin/python || "$(PYTHON)" -m venv .venv-triton
-	@.venv-triton/bin/python -m pip install --quiet --constraint requirements/triton-constraints.txt --requirement requirements/triton.txt
+	@.venv/bin/python .ci/share-packages torch .venv-triton requirements/triton-constraints.txt
+	@.venv-triton/bin/python -m pip install --quiet --no-compile \
+		--constraint requirements/triton-constraints.txt --requirement requirements/triton.txt
+	@PYTHONPATH=deploy/triton/common .venv-triton/bin/python -c 'import reference_engine'
 	@touch $(TRITON_VENV)
 
-$(STUBS): $(PROTOS) services/client/hatch_build.py $(VENV)
-	@.venv/bin/python services/client/hatch_build.py >/dev/null 2>&1 || .venv/bin/python services/client/hatch_build.py
+$(TRAINING): requirements/triton-training.txt $(TRITON_VENV)
+	@.venv-triton/bin/python -m pip install --quiet --no-compile \
+		--constraint requirements/triton-constraints.txt --requirement requirements/triton-training.txt
+	@touch $(TRAINING)
+
+$(STUBS): $(PROTOS) services/client/hatch_build.py $(DEMO_VENV)
+	@.venv/bin/python services/client/hatch_build.py >/dev/null 2>&1 || $(PIP) --no-deps --editable services/client
 	@touch $(STUBS)
 
 # Once for each version of the sources, so that no run of the demo and no test waits for the compiler. The code is kept in
 # build/numba under a name per version (router/compiled.py); TIERCEL_NUMBA_CACHE names another place.
-$(KERNELS): $(VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py)
+$(KERNELS): $(DEMO_VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py) | $(STUBS)
 	@echo "compiling the router's decision and the simulator (about a minute)"
 	@mkdir -p $(@D)
 	@.venv/bin/python -m services.router_inference.machine_code >/dev/null

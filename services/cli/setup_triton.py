@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def setup_triton() -> None:
     """Install Triton Inference Server into an environment of its own, for `tiercel up`."""
     path = default_environment()
-    note(f"making {path}: Triton, PyTorch and transformers are fetched, some gigabytes")
+    note(f"making {path}: Triton and PyTorch are fetched, some gigabytes")
     try:
         make_environment(path)
         prepare_environment(path)
