@@ -76,6 +76,8 @@ def closure(distribution: str) -> set[str]:
         ("services.trainer.jobs", "tiercel[trainer]"),
         ("trainer.simulation.environment", "tiercel[trainer]"),
         ("services.demo.report", "tiercel[trainer]"),
+        ("services.demo.run", "tiercel[trainer,embedded]"),
+        ("services.cli.demo", "tiercel"),
     ],
 )
 def test_imports_come_from_declared_dependencies(module: str, installed: str) -> None:

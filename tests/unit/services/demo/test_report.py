@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
 
-import numpy as np
-
-from services.demo import figures
 from services.demo.plan import PHASES
 from services.demo.report import PHASE_KEYS, write_report
-from services.demo.series import make_series
 from tests.browser import clipped
 from tests.unit.services.demo.runs import TIERS, facts, records, run_of
 
@@ -55,20 +50,6 @@ def test_the_verdict_comes_first_and_nothing_is_cut_off(tmp_path: pathlib.Path) 
     order = [page.index(part) for part in (report["verdict"], "<svg", "such devices", "<table")]
     assert order == sorted(order)
     assert clipped(page, tmp_path, width=1_300) == ""
-
-
-def test_one_quantity_has_one_axis_in_every_figure() -> None:
-    """A policy that answers little is drawn by the scale of one that answers much."""
-    few = records(2).select(np.arange(400) % 40 == 0)
-    series = {"a": make_series(records(1), TIERS), "b": make_series(few, TIERS)}
-    shape: dict[str, Any] = {"tiers": TIERS, "phases": [("calm", 7.0)], "deadline_s": 0.4}
-    highest = figures.highest_rates(series)
-    drawn = [
-        figures.burst_figure({name: one}, {name: name}, highest=highest, **shape)
-        for name, one in series.items()
-    ]
-    limits = [[axes.get_ylim() for axes in figure.axes] for figure in drawn]
-    assert limits[0] == limits[1]
 
 
 def test_an_empty_phase_is_reported_as_such(tmp_path: pathlib.Path) -> None:
