@@ -75,6 +75,7 @@ from services.router_inference.status import StatusReader
 from services.router_inference.view.breaker import BreakerLimits
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.view import View
+from services.router_inference.workers.kserve import WorkerKserveServicer
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.servicer import WorkerServicer
 
@@ -358,7 +359,8 @@ def build_core(env: Surroundings) -> Core:
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
         client_of=env.client_of,
     )
-    kserve = KserveServicer(
+    make_kserve = partial(WorkerKserveServicer, place=place) if place.number else KserveServicer
+    kserve = make_kserve(
         models=Models(catalog.tiers, view),
         intake=intake,
         dispatcher=dispatcher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,8 +11,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 import pytest_asyncio
+import tritonclient.grpc as kserve
 
 from services.common.access.keys import new_key, write_keys
 from services.common.access.roles import Role
@@ -97,6 +100,50 @@ async def test_a_client_needs_a_key_until_it_is_revoked(tmp_path: Path, triton: 
             "reason": "MISSING_CREDENTIALS",
         }
         assert router.app.registry.get_sample_value("tiercel_rpc_handled_total", labels) == 1.0
+
+
+async def test_clients_of_triton_show_keys_by_tls_too(tmp_path: Path, triton: FakeTriton) -> None:
+    """An unmodified one, by its own options; its limits are those of its name."""
+    path = tmp_path / "keys.toml"
+    (shop, key), (board, reader) = new_key("shop", [Role.DATA]), new_key("board", [Role.READ])
+    write_keys(path, [shop, board])
+    own = certificates.tls_settings("router-inference")
+    limits = '[[router_inference.clients]]\nname = "shop"\nrate_rps = 1.0\n'
+    toml = with_keys(mesh_toml([("e0", triton.address)], router='default_task = "piqa"'), path)
+    toml = toml.replace(
+        "[mesh.access]",
+        f'[mesh.tls]\nroot_certificates = "{own.root_certificates}"\n'
+        f'certificate = "{own.certificate}"\nkey = "{own.key}"\ntriton = false\n[mesh.access]',
+        1,
+    )
+    prompt = kserve.InferInput("text_input", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([b"hello"], dtype=np.object_))
+
+    def use(address: str) -> None:
+        with kserve.InferenceServerClient(
+            address, ssl=True, root_certificates=own.root_certificates
+        ) as client:
+            assert client.is_server_ready()
+            shown, read = ({"authorization": f"Bearer {each}"} for each in (key, reader))
+            assert client.is_model_ready("tiercel", headers=shown)
+            for headers, what in (
+                (None, "UNAUTHENTICATED"),
+                ({"authorization": "Bearer x"}, "UNAUTHENTICATED"),
+                (read, "PERMISSION_DENIED"),
+            ):
+                with pytest.raises(kserve.InferenceServerException) as caught:
+                    client.infer("tiercel", [prompt], headers=headers)
+                assert caught.value.status() == f"StatusCode.{what}"
+            client.infer("tiercel", [prompt], headers=shown)
+            with pytest.raises(kserve.InferenceServerException, match="client rate"):
+                client.infer("tiercel", [prompt], headers=shown)
+            assert client.get_inference_statistics("tiercel", headers=read)
+            with pytest.raises(kserve.InferenceServerException, match="it needs the role read"):
+                client.get_inference_statistics("tiercel", headers=shown)
+
+    async with running_router(tmp_path, toml + limits) as router:
+        await asyncio.to_thread(use, router.address)
+    assert len(triton.received) == 1
 
 
 async def test_tickets_and_feedback_are_a_clients_not_an_addresss(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import queue
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,25 @@ async def test_health_and_reflection_know_the_service(router: RunningRouter) -> 
     names, file = [each async for each in stub.ServerReflectionInfo(iter(asked), timeout=WAIT_S)]
     assert SERVICE in [each.name for each in names.list_services_response.service]
     assert file.file_descriptor_response.file_descriptor_proto
+
+
+async def test_buf_asks_without_any_file(router: RunningRouter) -> None:
+    """`buf curl` finds the service by reflection and speaks JSON to it."""
+    data = {"model_name": "small", "inputs": [
+        {"name": "text_input", "datatype": "BYTES", "shape": [1],
+         "contents": {"bytes_contents": [base64.b64encode(b"hello").decode()]}},
+    ]}  # fmt: skip
+    url = f"http://{router.address}/{SERVICE}/ModelInfer"
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("buf")), "curl", "--protocol", "grpc",
+        "--http2-prior-knowledge", "--data", json.dumps(data), url,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert process.returncode == 0, err
+    answer = json.loads(out)
+    assert base64.b64decode(answer["rawOutputContents"][0])[4:] == b"helloabc"
+    assert answer["parameters"]["tiercel_tier"] == {"stringParam": "small"}
 
 
 async def test_a_client_that_cancels_its_stream_stops_the_work(

@@ -19,6 +19,8 @@ import grpc.aio
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc import service_pb2 as kserve
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.settings import RouterInferenceSettings
@@ -27,6 +29,7 @@ from tests.bench import worker_kills
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_lifecycle import serving_status
+from tests.kserve_requests import infer_request, said
 from tests.unit.deploy.manifests import ROOT
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
@@ -161,6 +164,28 @@ async def test_a_ticket_counts_at_its_own_worker_whoever_is_told(tmp_path: Path)
                 timeout=5.0,
             )
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_kserve_door_counts_for_all_workers(tmp_path: Path) -> None:
+    """Whichever worker a client of Triton is connected to: the same answers, the same counts."""
+    async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
+        await routes(router, stack)
+        stubs: list[Any] = []
+        for _ in range(8):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = grpc.aio.insecure_channel(router.address, options=options)
+            stubs.append(kserve_grpc.GRPCInferenceServiceStub(channel))
+            await stack.enter_async_context(channel)
+        request = infer_request("small", parameters={"tiercel_task": "piqa", "timeout": 20_000_000})
+        for stub in stubs:
+            answer = await stub.ModelInfer(request, timeout=LIMIT_S)
+            assert said(answer)["tiercel_tier"] == "small"
+        asked = kserve.ModelStatisticsRequest(name="small")
+        counts = [
+            (await stub.ModelStatistics(asked, timeout=LIMIT_S)).model_stats[0].inference_count
+            for stub in stubs
+        ]
+        assert counts == [8] * 8
 
 
 async def test_what_one_worker_knows_every_worker_answers(tmp_path: Path) -> None:

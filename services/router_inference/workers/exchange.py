@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from services.router_inference.workers import frames
 
 ALL = 0
-"""Number that stands for all other workers."""
+"""Number that stands for all other workers, of which the first answer counts."""
+EACH = 255
+"""Number that stands for all other workers, whose answers are joined as messages are."""
 ANSWER_S = 1.0
 """Longest wait for an answer of the siblings."""
 
@@ -33,18 +35,18 @@ class Exchange:
         self._waiting: dict[int, asyncio.Future[bytes | None]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._send: Callable[[bytes], None] = lambda _: None
-        self._answer: Answerer | None = None
+        self._answers: dict[str, Answerer] = {}
 
     def connect(self, send: Callable[[bytes], None]) -> None:
         """Takes what sends a frame to the parent."""
         self._send = send
 
-    def answer_with(self, answer: Answerer) -> None:
-        """Takes what answers the siblings."""
-        self._answer = answer
+    def answer_with(self, answer: Answerer, methods: Iterable[str]) -> None:
+        """Takes what answers the siblings' questions of some methods."""
+        self._answers |= dict.fromkeys(methods, answer)
 
     async def ask(self, to: int, method: str, client: str, message: bytes) -> bytes | None:
-        """Returns the first answer of a worker or of all others; None if there was none in time."""
+        """Returns the answer of a worker, `ALL` or `EACH`; None if there was none in time."""
         number = next(self._ids)
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
@@ -76,8 +78,9 @@ class Exchange:
         method, client, message = body.split(b"\0", 2)
         found: bytes | None = None
         try:
-            if self._answer is not None:
-                found = await self._answer(method.decode(), client.decode(), message)
+            answer = self._answers.get(method.decode())
+            if answer is not None:
+                found = await answer(method.decode(), client.decode(), message)
         finally:
             self._send(frames.frame(frames.ANSWER, answer_bytes(number, found)))
 

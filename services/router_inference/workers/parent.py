@@ -252,10 +252,12 @@ class Parent:
         others = [
             worker
             for worker in self._workers.values()
-            if worker is not asker and to in (exchange.ALL, worker.number)
+            if worker is not asker and to in (exchange.ALL, exchange.EACH, worker.number)
         ]
-        answers = await asyncio.gather(*(worker.ask(body) for worker in others))
-        answer = next((each for each in answers if each is not None), None)
+        found = await asyncio.gather(*(worker.ask(body) for worker in others))
+        answers = [each for each in found if each is not None]
+        # One after the other, messages of protobuf are one: their lists are joined.
+        answer = b"".join(answers if to == exchange.EACH else answers[:1]) if answers else None
         asker.send(frames.frame(frames.ANSWER, exchange.answer_bytes(number, answer)))
 
     async def _on_end(self, number: int, worker: WorkerProcess) -> None:

@@ -15,6 +15,7 @@ from services.router_inference.workers.place import Place
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 USE_POLICY = "UsePolicy"
+_PASSED_ON = (USE_POLICY, "ExplainDecision", "ReportOutcome")
 _CLOSED = b"closed already"
 _ACTIVATION = struct.Struct("<q")
 
@@ -27,7 +28,7 @@ class WorkerServicer(RouterInferenceServicer):
         super().__init__(**parts)
         self._place = place
         self._exchange = place.exchange
-        place.exchange.answer_with(self._answer)
+        place.exchange.answer_with(self._answer, _PASSED_ON)
 
     async def ReportOutcome(
         self, request: pb2.ReportOutcomeRequest, context: Context

@@ -126,13 +126,16 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     ) -> kserve.ModelStatisticsResponse:
         """Says how many requests the models have answered by this door, and in which time."""
         if not request.name:
-            return self._statistics.read(self._models.names)
+            return await self._statistics_of(self._models.names)
         try:
             model = self._models.find(request.name, request.version)
         except UnknownModelError as error:
             # Triton's answer to this question is another one than everywhere else.
             raise TensorError("name", error.message) from None
-        return self._statistics.read((model.name,))
+        return await self._statistics_of((model.name,))
+
+    async def _statistics_of(self, names: Sequence[str]) -> kserve.ModelStatisticsResponse:
+        return self._statistics.read(names)
 
     def _ready(self) -> set[str]:
         return set() if self._is_leaving else self._models.ready(self._clock.monotonic_s())

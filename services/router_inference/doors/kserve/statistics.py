@@ -58,9 +58,11 @@ def _empty(name: str) -> kserve.ModelStatistics:
     return found
 
 
-def add(total: kserve.ModelStatisticsResponse, other: kserve.ModelStatisticsResponse) -> None:
-    """Adds the statistics of another process, of the same models in the same order."""
-    for found, more in zip(total.model_stats, other.model_stats, strict=True):
+def add(total: kserve.ModelStatisticsResponse, others: kserve.ModelStatisticsResponse) -> None:
+    """Adds the statistics of other processes to those of the same models."""
+    by_name = {found.name: found for found in total.model_stats}
+    for more in others.model_stats:
+        found = by_name[more.name]
         found.inference_count += more.inference_count
         found.execution_count += more.execution_count
         found.last_inference = max(found.last_inference, more.last_inference)

@@ -46,7 +46,7 @@ def pair(answer: bytes | None) -> Exchange:
         asker.on_answer(payload)
 
     tasks = set()
-    sibling.answer_with(answerer)
+    sibling.answer_with(answerer, ["Explain"])
     asker.connect(lambda data: tasks.add(asyncio.ensure_future(to_sibling(data))))
     sibling.connect(lambda data: tasks.add(asyncio.ensure_future(to_asker(data))))
     return asker
@@ -56,6 +56,12 @@ def pair(answer: bytes | None) -> Exchange:
 async def test_a_question_gets_its_answer(answer: bytes | None) -> None:
     """An empty answer is one; none is none."""
     assert await pair(answer).ask(ALL, "Explain", "me", b"a\0b") == answer
+
+
+async def test_what_nobody_answers_is_none() -> None:
+    """A question of another version is no failure."""
+    asker = pair(b"x")
+    assert await asker.ask(ALL, "Unknown", "me", b"a\0b") is None
 
 
 async def test_siblings_that_say_nothing_are_not_waited_for(
