@@ -12,6 +12,7 @@ VENV := .venv/.up-to-date
 TRITON_VENV := .venv-triton/.up-to-date
 TRAINING := .venv-triton/.training-up-to-date
 PIP := .venv/bin/python -m pip install --quiet --no-compile
+DOORS_VENV := .venv-doors/.up-to-date
 STUBS := services/client/tiercel/common/v1/common_pb2.py
 KERNELS := build/numba/.up-to-date
 
@@ -33,8 +34,14 @@ demo: ## serve calm -> burst -> recovery on this machine, and open a report
 demo-setup: $(TRITON_VENV) $(STUBS) $(KERNELS)
 
 .PHONY: test
-test: setup checkers $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
+test: setup checkers $(DOORS_VENV) $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
 	.venv/bin/python -m pytest
+
+DOOR_TESTS := $(wildcard tests/integration/test_doors.py tests/integration/test_kserve*.py tests/integration/test_openai*.py \
+	tests/integration/test_envoy*.py)
+.PHONY: test-doors
+test-doors: setup $(DOORS_VENV) $(KERNELS) ## every door, asked by clients that are not ours (tritonclient, perf_analyzer, ...)
+	.venv/bin/python -m pytest $(DOOR_TESTS)
 
 FUZZ_S ?= 600
 FUZZ_ROUNDS ?= 20
@@ -129,6 +136,13 @@ $(TRAINING): requirements/triton-training.txt $(TRITON_VENV)
 	@.venv-triton/bin/python -m pip install --quiet --no-compile \
 		--constraint requirements/triton-constraints.txt --requirement requirements/triton-training.txt
 	@touch $(TRAINING)
+
+$(DOORS_VENV): requirements/doors.txt
+	@.ci/system-packages doors "$(PYTHON)"
+	@echo "setting up .venv-doors (outside clients)"
+	@test -x .venv-doors/bin/python || "$(PYTHON)" -m venv .venv-doors
+	@.venv-doors/bin/python -m pip install --quiet --no-deps --requirement requirements/doors.txt
+	@touch $(DOORS_VENV)
 
 $(STUBS): $(PROTOS) services/client/hatch_build.py $(DEMO_VENV)
 	@.venv/bin/python services/client/hatch_build.py >/dev/null 2>&1 || $(PIP) --no-deps --editable services/client

@@ -182,6 +182,8 @@ async def test_statistics_count_what_came_through_this_door() -> None:
     stats = found["small"].inference_stats
     assert (stats.success.count, stats.fail.count) == (1, 1)
     assert stats.success.ns == stats.queue.ns + stats.compute_infer.ns > 15_000_000
+    counts = {getattr(stats, f"compute_{part}").count for part in ("input", "infer", "output")}
+    assert counts == {1}
     assert found["small"].last_inference > 0
     assert found["large"].inference_count == 0
     [one] = (
