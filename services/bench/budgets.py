@@ -77,6 +77,18 @@ BUDGETS: Mapping[str, Budget] = {
         "bare relay of single tokens",
         RATE, 5.0, False,
     ),
+    "kserve": Budget(
+        "ModelInfer of the KServe door, requests", "bare pass-through", RATE, 0.90, False
+    ),
+    "kserve_stream": Budget(
+        "ModelStreamInfer of the KServe door, messages from the tier", "bare relay, messages",
+        RATE, 0.90, False,
+    ),
+    "kserve_stream_coalesced": Budget(
+        "ModelStreamInfer, tokens of a tier that sends eight at a time",
+        "bare relay of single tokens",
+        RATE, 5.0, False,
+    ),
     "workers_2": Budget(
         "two workers behind one port, requests", "one worker", RATE, 0.90, False
     ),

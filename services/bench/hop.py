@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from services.bench.bench import Bench, Server
 from services.bench.load import (
+    PROMPT,
     SERVICE,
     Ask,
     cpu_per_request_s,
@@ -22,7 +23,7 @@ from services.bench.load import (
     streaming,
     unary,
 )
-from services.bench.peers import STREAM, UNARY
+from services.bench.peers import INFER_WHOLE, STREAM, UNARY, kserve_request
 from services.bench.readings import Reading
 from services.bench.routers import LEARNED, TASK, start_router
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -37,6 +38,9 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "generate_dqn": ("Generate dqn", "Generate"),
     "stream": ("GenerateStream", "relay"),
     "stream_coalesced": ("GenerateStream many", "relay many"),
+    "kserve": ("ModelInfer", "proxy"),
+    "kserve_stream": ("ModelStreamInfer", "relay"),
+    "kserve_stream_coalesced": ("ModelStreamInfer many", "relay many"),
 }
 """Metrics of CPU time: whose, beside whose."""
 ADDED = ("generate_added_p50", "generate_added_p99")
@@ -180,11 +184,18 @@ async def make_subjects(bench: Bench, names: Sequence[str]) -> dict[str, Subject
                 tokens, payload = (TOKENS, stream) if name == "relay" else (MANY_TOKENS, long)
                 server = await relay(tokens)
                 return Subject(server, streaming(bench, server, STREAM, payload), tokens)
+            case "ModelInfer":
+                server = await router(str(TOKENS), learned=False)
+                payload = kserve_request(PROMPT, TASK, TOKENS, stream=False)
+                return Subject(server, unary(bench, server, INFER_WHOLE, payload))
             case _:
-                few = name == "GenerateStream"
-                tokens, payload = (TOKENS, stream) if few else (MANY_TOKENS, long)
+                few = not name.endswith("many")
+                tokens = TOKENS if few else MANY_TOKENS
                 server = await router(str(TOKENS) if few else COALESCED, learned=False)
-                method = f"{SERVICE}/GenerateStream"
+                if name.startswith("Model"):
+                    payload = kserve_request(PROMPT, TASK, tokens, stream=True)
+                    return Subject(server, infer(bench, server, payload), tokens)
+                payload, method = stream if few else long, f"{SERVICE}/GenerateStream"
                 return Subject(server, streaming(bench, server, method, payload), tokens)
 
     made = await asyncio.gather(*(make(name) for name in names))

@@ -58,9 +58,10 @@ def streaming(bench: Bench, server: Server, method: str, payload: bytes) -> Ask:
     return ask
 
 
-def infer(bench: Bench, server: Server) -> Ask:
-    """Returns a function that asks a backend itself."""
-    call, payload = open_call(bench, server.address, "stream_stream", INFER), question()
+def infer(bench: Bench, server: Server, payload: bytes = b"") -> Ask:
+    """Returns a function that asks by ModelStreamInfer; without a payload a backend itself."""
+    call = open_call(bench, server.address, "stream_stream", INFER)
+    payload = payload or question()
 
     async def ask() -> object:
         last = b""

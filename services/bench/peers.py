@@ -25,7 +25,7 @@ import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
 KSERVE = "/inference.GRPCInferenceService"
-INFER = f"{KSERVE}/ModelStreamInfer"
+INFER, INFER_WHOLE = f"{KSERVE}/ModelStreamInfer", f"{KSERVE}/ModelInfer"
 READY = b"\x08\x01"
 """The answer of ServerLive, ServerReady and ModelReady that says yes."""
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
@@ -51,6 +51,22 @@ def question() -> bytes:
     """Returns the request that a pass-through sends on, whatever it was asked."""
     request = kserve.ModelInferRequest(model_name="small", id=ANY_ID.decode())
     request.raw_input_contents.append(b"x" * 480)
+    return bytes(request.SerializeToString())
+
+
+def kserve_request(prompt: str, task: str, token_count: int, *, stream: bool) -> bytes:
+    """Returns what a client of Triton asks the router's KServe door."""
+    request = kserve.ModelInferRequest(model_name="tiercel", id="1")
+    request.parameters["tiercel_task"].string_param = task
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    texts = {"text_input": prompt, "sampling_parameters": json.dumps({"max_tokens": token_count})}
+    for name, text in texts.items():
+        request.inputs.add(name=name, datatype="BYTES", shape=[1])
+        raw = text.encode()
+        request.raw_input_contents.append(len(raw).to_bytes(4, "little") + raw)
+    for name, value in {"stream": stream, "exclude_input_in_output": True}.items():
+        request.inputs.add(name=name, datatype="BOOL", shape=[1])
+        request.raw_input_contents.append(bytes([value]))
     return bytes(request.SerializeToString())
 
 
