@@ -1,166 +1,28 @@
-"""KServe messages to and from dataclasses: a request to what it asks for, a job to its answer."""
+"""A job to its answer as KServe messages, and errors to theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as kserve
 
-from services.common.checks import Checks
 from services.common.errors import (
     DomainError,
-    InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
     status_of,
 )
-from services.router_inference.doors.kserve import parameters, tensors
-from services.router_inference.doors.kserve.models import VERSION, EarlyError, Model, Models
-from services.router_inference.doors.kserve.parameters import Wishes
-from services.router_inference.job import Ask, Job, Outcome, StepDown
+from services.router_inference.doors.kserve import tensors
+from services.router_inference.doors.kserve.asking import Asked
+from services.router_inference.doors.kserve.models import VERSION, EarlyError
+from services.router_inference.job import Job, Outcome, StepDown
 
 FINAL = "triton_final_response"
 _US_PER_S = 1e6
 _MS_PER_S = 1e3
 _NO_REASON = "None"
 """Finish reason while an answer goes on, as the vLLM backend writes it."""
-# Fields of the router's own messages, as they are called here.
-_FIELDS = {
-    "prompt": tensors.PROMPT,
-    "task": parameters.TASK,
-    "deadline": parameters.DEADLINE,
-    "max_output_tokens": f"{tensors.SAMPLING}.{parameters.MAX_TOKENS}",
-    "sampling.temperature": f"{tensors.SAMPLING}.{parameters.TEMPERATURE}",
-    "sampling.seed": f"{tensors.SAMPLING}.{parameters.SEED}",
-    "quality_floor": parameters.FLOOR,
-    "slo_kind": parameters.SLO_KIND,
-    "request_id": "id",
-}
-
-
-@dataclass(slots=True)
-class Asked:
-    """A request as it came.
-
-    Attributes:
-        ask: what it asks for.
-        model: its model.
-        id: the client's id, which comes back with every message.
-        outputs: the outputs it wants.
-        prefix: text that its answer begins with.
-        wants_empty_final: whether the end may come as a message without outputs.
-        deadline_field: the parameter that has the deadline.
-    """
-
-    ask: Ask
-    model: Model
-    id: str
-    outputs: tuple[tensors.Output, ...]
-    prefix: str
-    wants_empty_final: bool
-    deadline_field: str
-
-
-def read(
-    request: kserve.ModelInferRequest,
-    models: Models,
-    *,
-    call_left_s: float | None,
-    waited_s: float,
-    metadata: Any,
-    client: str,
-) -> Asked:
-    """Reads a request; what its values must be is checked later.
-
-    Args:
-        request: The request.
-        models: The models there are.
-        call_left_s: Time until its call ends by its own limit, seconds; None for no limit.
-        waited_s: How long its call waited before it was seen here, seconds.
-        metadata: The call's.
-        client: Whose call it is.
-
-    Raises:
-        TensorError: It is not of the form that its model has.
-        UnknownModelError: There is no such model.
-        InvalidArgumentError: A value is of the wrong kind.
-    """
-    model = models.find(request.model_name, request.model_version)
-    given = parameters.read_parameters(request)
-    inputs = tensors.read_inputs(request)
-    names = tensors.read_outputs(request)
-    checks = Checks()
-    wishes = Wishes(given, inputs.get(tensors.SAMPLING), checks)
-    prompt = _prompt(inputs, checks)
-    is_stream = bool(inputs.get(tensors.STREAM))
-    is_excluded = bool(inputs.get(tensors.EXCLUDE, is_stream))
-    checks.require(
-        is_excluded or not is_stream, tensors.EXCLUDE, "must not be false when stream is true"
-    )
-    for name in tensors.UNSERVED:
-        checks.require(not inputs.get(name), name, "is not served")
-    checks.raise_if_any()
-    ask = Ask(
-        task=wishes.task,
-        prompt=prompt,
-        max_output_tokens=wishes.max_tokens,
-        temperature=wishes.temperature,
-        seed=wishes.seed,
-        deadline_s=wishes.deadline_s,
-        slo_kind=wishes.slo_kind,
-        quality_floor=wishes.quality_floor,
-        tier=model.tier,
-        request_id=request.id,
-        call_left_s=call_left_s,
-        waited_s=waited_s,
-        is_stream=is_stream,
-        metadata=metadata or (),
-        client=client,
-    )
-    outputs = tuple(
-        output
-        for output in tensors.OUTPUTS
-        if (not output.asked_by or inputs.get(output.asked_by))
-        and (names is None or output.name in names)
-    )
-    return Asked(
-        ask,
-        model,
-        request.id,
-        outputs,
-        "" if is_excluded else prompt,
-        bool(given.get(parameters.EMPTY_FINAL)),
-        wishes.deadline_field,
-    )
-
-
-def _prompt(inputs: Mapping[str, bytes], checks: Checks) -> str:
-    if not checks.require(tensors.PROMPT in inputs, tensors.PROMPT, "is missing"):
-        return ""
-    try:
-        return inputs[tensors.PROMPT].decode()
-    except UnicodeDecodeError as error:
-        checks.require(False, tensors.PROMPT, f"is not UTF-8 at byte {error.start}")
-        return ""
-
-
-def in_words_of_the_door(error: DomainError, asked: Asked) -> DomainError:
-    """Returns an error about a request with the fields named as this door's clients know them."""
-    if not isinstance(error, InvalidArgumentError):
-        return error
-    named = []
-    for field, problem in error.violations:
-        name = field.removeprefix("spec.")
-        name = asked.deadline_field if name == "deadline" else _FIELDS.get(name, name)
-        named.append((name, problem))
-    (field, problem), *more = named
-    return InvalidArgumentError(field, problem, reason=error.reason, more=more)
-
-
-# ---- answers ----
 
 
 @cache

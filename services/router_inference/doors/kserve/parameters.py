@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tritonclient.grpc import service_pb2 as kserve
 
@@ -56,7 +56,7 @@ _SLO_KINDS = {
     "complete_answer": SloKind.COMPLETE_ANSWER,
     "first_token": SloKind.FIRST_TOKEN,
 }
-_LONGEST_SAMPLING_BYTES = 16_384
+LONGEST_SAMPLING_BYTES = 16_384
 _LONGEST_NUMBER = 64
 _SAMPLING = "sampling_parameters."
 _US_PER_S, _MS_PER_S = 1e6, 1e3
@@ -98,55 +98,22 @@ class Wishes:
         deadline_field: the parameter that says so.
         quality_floor: lowest quality accepted.
         slo_kind: what the deadline is measured against.
-        max_tokens: limit of output tokens.
-        temperature: sampling temperature.
-        seed: sampling seed.
     """
 
-    __slots__ = (
-        "deadline_field",
-        "deadline_s",
-        "max_tokens",
-        "quality_floor",
-        "seed",
-        "slo_kind",
-        "task",
-        "temperature",
-    )
+    __slots__ = ("deadline_field", "deadline_s", "quality_floor", "slo_kind", "task")
 
-    def __init__(
-        self, parameters: Mapping[str, Any], sampling: bytes | None, checks: Checks
-    ) -> None:
-        """Reads them; what is no number or not known is noted in `checks`.
-
-        Args:
-            parameters: The request's, by name.
-            sampling: JSON object of sampling parameters; None: they are among the others.
-            checks: Where mistakes are noted.
-        """
-        self.task = ""
-        self.deadline_s: float | None = None
-        self.deadline_field = DEADLINE
-        self.quality_floor = 0.0
-        self.slo_kind: SloKind | None = None
-        if parameters:
-            self._read_own(parameters, checks)
-        found = parameters if sampling is None else _read_json(sampling, checks)
-        self.max_tokens = _whole(found, MAX_TOKENS, checks)
-        self.seed = _whole(found, SEED, checks)
-        self.temperature = _number(found, TEMPERATURE, checks, f"{_SAMPLING}{TEMPERATURE}") or 0.0
-
-    def _read_own(self, parameters: Mapping[str, Any], checks: Checks) -> None:
+    def __init__(self, parameters: Mapping[str, Any], checks: Checks) -> None:
+        """Reads them; what is no number or not known is noted in `checks`."""
         for key in parameters:
             if key.startswith("tiercel_") and key not in OWN:
                 checks.require(False, key, "is not known", ", ".join(OWN))
         task = parameters.get(TASK, "")
-        if checks.require(isinstance(task, str), TASK, "is no text"):
-            self.task = task
+        checks.require(isinstance(task, str), TASK, "is no text")
+        self.task: str = task
         self.quality_floor = _number(parameters, FLOOR, checks) or 0.0
         deadline_ms = _number(parameters, DEADLINE, checks)
-        if deadline_ms is not None:
-            self.deadline_s = deadline_ms / _MS_PER_S
+        self.deadline_field = DEADLINE
+        self.deadline_s = None if deadline_ms is None else deadline_ms / _MS_PER_S
         timeout_us = parameters.get(TIMEOUT, 0)
         # 0 stands for none, as in Triton. Of two, the earlier is the deadline.
         if timeout_us and not (
@@ -154,24 +121,48 @@ class Wishes:
         ):
             self.deadline_s = timeout_us / _US_PER_S
             self.deadline_field = TIMEOUT
+        self.slo_kind: SloKind | None = None
         if SLO_KIND in parameters:
             kind = parameters[SLO_KIND]
             self.slo_kind = _SLO_KINDS.get(kind) if isinstance(kind, str) else None
-            checks.require(
-                self.slo_kind is not None, SLO_KIND, "is not known", ", ".join(_SLO_KINDS)
-            )
+            known = ", ".join(_SLO_KINDS)
+            checks.require(self.slo_kind is not None, SLO_KIND, "is not known", known)
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn, and how many; None where a request does not say.
+
+    Attributes:
+        max_tokens: limit of output tokens.
+        temperature: sampling temperature.
+        seed: sampling seed.
+    """
+
+    max_tokens: int | None
+    temperature: float
+    seed: int | None
+
+
+def read_sampling(values: Mapping[str, Any], checks: Checks) -> Sampling:
+    """Reads it from a mapping that may hold other things too."""
+    return Sampling(
+        _whole(values, MAX_TOKENS, checks),
+        _number(values, TEMPERATURE, checks, f"{_SAMPLING}{TEMPERATURE}") or 0.0,
+        _whole(values, SEED, checks),
+    )
+
+
+def read_sampling_json(text: bytes, checks: Checks) -> Sampling:
+    """Reads it from a JSON object, in which nothing else may ask for anything."""
+    return read_sampling(_read_json(text, checks), checks)
 
 
 def _read_json(text: bytes, checks: Checks) -> Mapping[str, Any]:
     if not text.strip():
         return _NONE
     field = _SAMPLING.rstrip(".")
-    if not checks.require(
-        len(text) <= _LONGEST_SAMPLING_BYTES,
-        field,
-        f"has {len(text)} bytes",
-        f"{_LONGEST_SAMPLING_BYTES} bytes",
-    ):
+    size, most = len(text), LONGEST_SAMPLING_BYTES
+    if not checks.require(size <= most, field, f"has {size} bytes", f"{most} bytes"):
         return _NONE
     try:
         found = json.loads(text)

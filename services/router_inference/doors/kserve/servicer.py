@@ -17,8 +17,9 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, NotServedError, UnavailableError
 from services.router_inference.doors.convert import waited_s
 from services.router_inference.doors.intake import Intake
-from services.router_inference.doors.kserve import convert, metadata
-from services.router_inference.doors.kserve.convert import Asked, Reply
+from services.router_inference.doors.kserve import metadata
+from services.router_inference.doors.kserve.asking import Asked, Reader, in_words_of_the_door
+from services.router_inference.doors.kserve.convert import Reply
 from services.router_inference.doors.kserve.models import Models, TensorError, UnknownModelError
 from services.router_inference.doors.kserve.statistics import Statistics
 from services.router_inference.doors.kserve.stream import Answering, RequestStream
@@ -54,6 +55,7 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         `tasks` the names of the tasks and the default one.
         """
         self._models = models
+        self._reader = Reader(models)
         self._intake = intake
         self._dispatcher = dispatcher
         self._clock = clock
@@ -160,7 +162,7 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         try:
             await self._dispatcher.answer(job, sink)
         except DomainError as error:
-            raise convert.in_words_of_the_door(error, asked) from None
+            raise in_words_of_the_door(error, asked) from None
         finally:
             self._statistics.on_end(asked.model.name, job)
         return Reply(asked).whole(job, sink.text())
@@ -207,7 +209,7 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             DomainError: It is wrong.
         """
         try:
-            asked = convert.read(request, self._models, **call)
+            asked = self._reader.read(request, **call)
             if asked.ask.is_stream and not may_stream:
                 text = "ModelInfer answers in one piece; call ModelStreamInfer for stream = true"
                 raise TensorError("stream", text)
@@ -217,7 +219,7 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         try:
             return asked, self._intake.job(asked.ask, prefix="")
         except DomainError as error:
-            raise convert.in_words_of_the_door(error, asked) from None
+            raise in_words_of_the_door(error, asked) from None
 
     # ---- what is not served ----
 

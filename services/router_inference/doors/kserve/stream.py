@@ -12,8 +12,8 @@ from tritonclient.grpc import service_pb2 as kserve
 
 from services.common.clock import Clock
 from services.common.errors import DeadlineExceededError, DomainError
-from services.router_inference.doors.kserve import convert
-from services.router_inference.doors.kserve.convert import Asked, Reply
+from services.router_inference.doors.kserve.asking import Asked, in_words_of_the_door
+from services.router_inference.doors.kserve.convert import Reply, error_message
 from services.router_inference.doors.kserve.models import EarlyError
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from services.router_inference.job import Job
@@ -116,7 +116,7 @@ class RequestStream:
         except TimeoutError:
             raise _not_read() from None
         except DomainError as error:
-            await self._tell(convert.in_words_of_the_door(error, asked), request)
+            await self._tell(in_words_of_the_door(error, asked), request)
         finally:
             on_end(asked.model.name, job)
 
@@ -138,7 +138,7 @@ class RequestStream:
             raise error
         try:
             async with asyncio.timeout(READER_GRACE_S):
-                await self._write(convert.error_message(error, request))
+                await self._write(error_message(error, request))
         except TimeoutError:
             raise _not_read() from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tritonclient.grpc import service_pb2 as kserve
@@ -48,15 +49,19 @@ TOKEN_COUNT = Output("num_output_tokens", "UINT32", "return_num_output_tokens")
 OUTPUTS = (TEXT, FINISH_REASON, TOKEN_COUNT)
 
 
-def read_inputs(request: kserve.ModelInferRequest) -> dict[str, bytes]:
-    """Returns each input's one element; a flag is empty for false.
+def read_forms(request: kserve.ModelInferRequest, raw_count: int) -> dict[str, str]:
+    """Returns the names of the inputs in their order, each with its datatype.
+
+    Args:
+        request: The request.
+        raw_count: How many tensors' bytes are beside the inputs; 0 means that they are inside.
 
     Raises:
         TensorError: An input is not known, not of the form it must have, or given in two ways.
     """
-    found: dict[str, bytes] = {}
-    model, raws = request.model_name, request.raw_input_contents
-    if not request.inputs:
+    found: dict[str, str] = {}
+    model, inputs = request.model_name, request.inputs
+    if not inputs:
         raise _wrong(
             request,
             PROMPT,
@@ -64,15 +69,15 @@ def read_inputs(request: kserve.ModelInferRequest) -> dict[str, bytes]:
             f"'{model}'. Got input(s) [], but missing required input(s) ['{PROMPT}']. Please "
             "provide all required input(s).",
         )
-    if len(raws) > len(request.inputs):
-        text = f"raw_input_contents has {len(raws)} entries for {len(request.inputs)} inputs"
+    if raw_count > len(inputs):
+        text = f"raw_input_contents has {raw_count} entries for {len(inputs)} inputs"
         raise TensorError("raw_input_contents", text)
-    for index, tensor in enumerate(request.inputs):
+    for index, tensor in enumerate(inputs):
         name = tensor.name
         datatype = _KNOWN.get(name)
         if datatype is None:
             raise TensorError(name, f"unexpected inference input '{name}' for model '{model}'")
-        if tensor.parameters and "shared_memory_region" in tensor.parameters:
+        if "shared_memory_region" in tensor.parameters:
             raise TensorError(name, f"shared memory is not served, asked for by input '{name}'")
         if name in found:
             raise _wrong(request, name, f"input '{name}' already exists in request")
@@ -87,36 +92,61 @@ def read_inputs(request: kserve.ModelInferRequest) -> dict[str, bytes]:
             got = ",".join(map(str, tensor.shape[:8]))
             text = f"unexpected shape for input '{name}' for model '{model}'. Expected [1], got"
             raise _wrong(request, name, f"{text} [{got}]. ")
-        if not raws:
-            found[name] = _typed(request, tensor, datatype)
-        elif index >= len(raws):
-            text = f"unable to find data for input tensor '{name}' for model '{model}' in request."
-            raise TensorError(name, text)
-        else:
-            found[name] = _raw(request, tensor, datatype, raws[index])
+        if raw_count:
+            _check_raw(tensor, model, has_bytes=index < raw_count)
+        found[name] = datatype
     return found
 
 
-def _raw(request: kserve.ModelInferRequest, tensor: Any, datatype: str, raw: bytes) -> bytes:
-    """Returns the element of a tensor whose bytes are beside it."""
-    name, model = tensor.name, request.model_name
+def _check_raw(tensor: Any, model: str, *, has_bytes: bool) -> None:
+    name = tensor.name
+    if not has_bytes:
+        text = f"unable to find data for input tensor '{name}' for model '{model}' in request."
+        raise TensorError(name, text)
     if tensor.HasField("contents") and tensor.contents.ListFields():
         raise TensorError(
             name,
             "contents field must not be specified when using raw_input_contents for "
             f"'{name}' for model '{model}'",
         )
-    if datatype == "BOOL":
-        if len(raw) != 1:
-            text = f"input byte size mismatch for input '{name}' for model '{model}'. Expected 1"
-            raise _wrong(request, name, f"{text}, got {len(raw)}")
-        return b"" if raw == b"\0" else raw
+
+
+def raw_elements(
+    request: kserve.ModelInferRequest, forms: Mapping[str, str], raws: Sequence[bytes]
+) -> dict[str, bytes]:
+    """Returns each input's one element from the bytes beside the inputs; a flag is empty for false.
+
+    Raises:
+        TensorError: Bytes are not those of one element.
+        InvalidArgumentError: A text is cut short.
+    """
+    found = {}
+    for (name, datatype), raw in zip(forms.items(), raws, strict=True):
+        if datatype == "BOOL":
+            if len(raw) != 1:
+                raise _wrong(
+                    request,
+                    name,
+                    f"input byte size mismatch for input '{name}' for model "
+                    f"'{request.model_name}'. Expected 1, got {len(raw)}",
+                )
+            found[name] = b"" if raw == b"\0" else raw
+        elif len(raw) - _LENGTH_BYTES == int.from_bytes(raw[:_LENGTH_BYTES], "little"):
+            found[name] = raw[_LENGTH_BYTES:]
+        else:
+            raise _wrong_text(request, name, raw)
+    return found
+
+
+def _wrong_text(request: kserve.ModelInferRequest, name: str, raw: bytes) -> InvalidArgumentError:
+    """Returns what is wrong with bytes that are not one text."""
+    model = request.model_name
     if not raw:
         text = f"expected 1 string elements for inference input '{name}' for model '{model}', got 0"
-        raise _wrong(request, name, text)
+        return _wrong(request, name, text)
     if len(raw) < _LENGTH_BYTES:
         text = f"incomplete string length indicator for inference input '{name}' for model"
-        raise _wrong(
+        return _wrong(
             request,
             name,
             f"{text} '{model}', expecting 4 bytes but only {len(raw)} bytes available",
@@ -125,30 +155,38 @@ def _raw(request: kserve.ModelInferRequest, tensor: Any, datatype: str, raw: byt
     if size > got:
         # Triton leaves this one to the model.
         text = f"incomplete string data, expecting {size} bytes but only {got} are available"
-        raise InvalidArgumentError(name, text)
-    if size < got:
-        text = f"unexpected bytes after the 1 string element of inference input '{name}' for model"
-        raise _wrong(request, name, f"{text} '{model}': {got - size}")
-    return raw[_LENGTH_BYTES:]
+        return InvalidArgumentError(name, text)
+    text = f"unexpected bytes after the 1 string element of inference input '{name}' for model"
+    return _wrong(request, name, f"{text} '{model}': {got - size}")
 
 
-def _typed(request: kserve.ModelInferRequest, tensor: Any, datatype: str) -> bytes:
-    """Returns the element of a tensor that has it inside."""
-    name, model, wanted = tensor.name, request.model_name, _FIELDS[datatype]
-    for field, _ in tensor.contents.ListFields():
-        if field.name != wanted:
-            text = f"unexpected explicit tensor data for input tensor '{name}' for model '{model}'"
-            raise TensorError(name, f"{text} in '{field.name}', expected datatype '{datatype}'")
-    values = getattr(tensor.contents, wanted)
-    if len(values) != 1:
-        text = f"unexpected number of elements {len(values)} for inference input '{name}' for model"
-        raise _wrong(request, name, f"{text} '{model}', expecting 1")
-    if datatype == "BOOL":
-        return b"\1" if values[0] else b""
-    return bytes(values[0])
+def typed_elements(request: kserve.ModelInferRequest, forms: Mapping[str, str]) -> dict[str, bytes]:
+    """Returns each input's one element from inside it; a flag is empty for false.
+
+    Raises:
+        TensorError: There is none, there are several, or of another type.
+    """
+    found, model = {}, request.model_name
+    for tensor, (name, datatype) in zip(request.inputs, forms.items(), strict=True):
+        wanted = _FIELDS[datatype]
+        for field, _ in tensor.contents.ListFields():
+            if field.name != wanted:
+                text = f"unexpected explicit tensor data for input tensor '{name}' for model"
+                raise TensorError(
+                    name, f"{text} '{model}' in '{field.name}', expected datatype '{datatype}'"
+                )
+        values = getattr(tensor.contents, wanted)
+        if len(values) != 1:
+            text = f"unexpected number of elements {len(values)} for inference input '{name}' for"
+            raise _wrong(request, name, f"{text} model '{model}', expecting 1")
+        if datatype == "BOOL":
+            found[name] = b"\1" if values[0] else b""
+        else:
+            found[name] = values[0]
+    return found
 
 
-def read_outputs(request: kserve.ModelInferRequest) -> set[str] | None:
+def read_outputs(request: kserve.ModelInferRequest) -> frozenset[str] | None:
     """Returns the names of the outputs that are asked for; None for all.
 
     Raises:
@@ -167,7 +205,7 @@ def read_outputs(request: kserve.ModelInferRequest) -> set[str] | None:
                 text = f"'{key}' is not served, asked for by output '{output.name}'"
                 raise TensorError(output.name, text)
         names.add(output.name)
-    return names
+    return frozenset(names)
 
 
 def text_tensor(text: str) -> bytes:

@@ -10,11 +10,19 @@ from router.types import SloKind
 from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors.kserve.models import TensorError
-from services.router_inference.doors.kserve.parameters import Wishes, read_parameters
+from services.router_inference.doors.kserve.parameters import (
+    Sampling,
+    Wishes,
+    read_parameters,
+    read_sampling,
+    read_sampling_json,
+)
 from tests.kserve_requests import infer_request
 
 
-def wishes(parameters: dict[str, Any] | None = None, sampling: bytes | None = None) -> Wishes:
+def read(
+    parameters: dict[str, Any] | None = None, sampling: bytes | None = None
+) -> tuple[Wishes, Sampling]:
     """Returns what a request asks for.
 
     Raises:
@@ -22,14 +30,18 @@ def wishes(parameters: dict[str, Any] | None = None, sampling: bytes | None = No
     """
     checks = Checks()
     found = read_parameters(infer_request(parameters=parameters))
-    result = Wishes(found, sampling, checks)
+    wishes = Wishes(found, checks)
+    if sampling is None:
+        result = read_sampling(found, checks)
+    else:
+        result = read_sampling_json(sampling, checks)
     checks.raise_if_any()
-    return result
+    return wishes, result
 
 
 def test_a_request_says_task_deadline_floor_and_kind() -> None:
     """Numbers may come as text, from clients that can send no fractions."""
-    found = wishes(
+    found, _ = read(
         {
             "tiercel_task": "piqa",
             "tiercel_deadline_ms": 250,
@@ -56,7 +68,7 @@ def test_tritons_timeout_is_a_deadline(
     parameters: dict[str, Any], deadline_s: float | None, field: str
 ) -> None:
     """Of two the earlier one counts; 0 is none. What is out of range is refused later, by name."""
-    found = wishes(parameters)
+    found, _ = read(parameters)
     assert (found.deadline_s, found.deadline_field) == (deadline_s, field)
 
 
@@ -67,15 +79,14 @@ def test_tritons_timeout_is_a_deadline(
 )  # fmt: skip
 def test_sampling_is_read_from_its_tensor(sampling: bytes) -> None:
     """Numbers may be texts, as vLLM takes them; what changes nothing may be there."""
-    found = wishes({"max_tokens": 99}, sampling)
-    assert (found.max_tokens, found.temperature, found.seed) == (7, 0.5, 3)
+    assert read({"max_tokens": 99}, sampling)[1] == (7, 0.5, 3)
 
 
 def test_sampling_is_read_from_the_parameters_where_there_is_no_tensor() -> None:
     """As the vLLM backend does."""
-    found = wishes({"max_tokens": 7, "temperature": 0.5, "seed": 3, "foo": "bar"})
-    assert (found.max_tokens, found.temperature, found.seed) == (7, 0.5, 3)
-    assert wishes().max_tokens is None
+    _, found = read({"max_tokens": 7, "temperature": 0.5, "seed": 3, "foo": "bar"})
+    assert found == (7, 0.5, 3)
+    assert read()[1] == (None, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,7 @@ def test_what_is_wrong_is_named(
 ) -> None:
     """Field and limit, whatever the mistake."""
     with pytest.raises(InvalidArgumentError) as caught:
-        wishes(parameters, sampling)
+        read(parameters, sampling)
     assert text in caught.value.message
 
 

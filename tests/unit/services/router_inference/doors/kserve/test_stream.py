@@ -239,7 +239,7 @@ async def test_a_reader_that_does_not_read_ends_the_call() -> None:
     rig = rig_of()
     start_s = rig.clock.monotonic_s()
     with pytest.raises(DeadlineExceededError) as caught:
-        await stream(rig, *[infer_request(stream=True)] * 3, is_read=False)
+        await stream(rig, *(infer_request(stream=True) for _ in range(3)), is_read=False)
     assert caught.value.reason == REASON_NOT_READ
     taken_s = rig.clock.monotonic_s() - start_s
     assert taken_s == pytest.approx(0.4 + READER_GRACE_S, abs=0.01)

@@ -8,8 +8,20 @@ import pytest
 
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors.kserve.models import TensorError
-from services.router_inference.doors.kserve.tensors import read_inputs, read_outputs
+from services.router_inference.doors.kserve.tensors import (
+    raw_elements,
+    read_forms,
+    read_outputs,
+    typed_elements,
+)
 from tests.kserve_requests import add_input, element, infer_request
+
+
+def read_inputs(request: Any) -> dict[str, bytes]:
+    """Returns each input's element, in whichever form."""
+    raws = list(request.raw_input_contents)
+    forms = read_forms(request, len(raws))
+    return raw_elements(request, forms, raws) if raws else typed_elements(request, forms)
 
 
 @pytest.mark.parametrize("typed", [False, True])
