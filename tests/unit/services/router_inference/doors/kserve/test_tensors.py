@@ -114,7 +114,7 @@ def test_a_text_that_is_cut_short_is_the_models_to_refuse() -> None:
 def test_outputs_are_checked() -> None:
     """None asked for means all; a name that does not exist and a form that is not served fail."""
     assert read_outputs(infer_request()) is None
-    assert read_outputs(infer_request(outputs=("text_output",))) == {"text_output"}
+    assert read_outputs(infer_request(outputs=("text_output",))) == frozenset({"text_output"})
     with pytest.raises(TensorError, match="unexpected inference output 'nope'"):
         read_outputs(infer_request(outputs=("nope",)))
     request = infer_request(outputs=("text_output",))
