@@ -187,7 +187,9 @@ async def _endpoint(entry: EndpointSettings, tls: Tls | None) -> list[Finding]:
                 "start Triton with --allow-metrics, or take metrics_address out",
             )
         )  # fmt: skip
-    if entry.http_address and not await probes.http_ok(entry.http_address, "/v2/health/live"):
+    # With TLS a proxy stands there that asks for a gateway's certificate.
+    http = "" if tls else entry.http_address
+    if http and not await probes.http_ok(http, "/v2/health/live"):
         found.append(
             Finding(
                 subject, BAD, f"no Triton answers at {entry.http_address}: Envoy cannot reach it",

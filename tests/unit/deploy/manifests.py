@@ -38,7 +38,8 @@ ALL_SERVICES = {**SERVICES, **DOORS}
 MESHES = ("reference", "paced", "production")
 INSECURE = "overlays/insecure-open-to-network"
 KEDA = "overlays/production-keda"
-OVERLAYS = ("base", "overlays/production", KEDA, INSECURE)
+GATEWAY = "overlays/gateway"
+OVERLAYS = ("base", "overlays/production", KEDA, INSECURE, GATEWAY)
 TOOLS = ROOT / "build" / "tools" / "usr" / "bin"
 _TIMEOUT_S = 60.0
 

@@ -18,6 +18,7 @@ from tests.unit.deploy.manifests import (
     CONFIG_IN_IMAGE,
     DEPLOY,
     DOORS,
+    GATEWAY,
     INSECURE,
     KEDA,
     OVERLAYS,
@@ -46,8 +47,9 @@ def _settings(resources: list[dict[str, Any]]) -> dict[str, Any]:
 def test_manifests_pass_the_strict_schema(overlay: str, tmp_path: Path) -> None:
     """Every rendered resource is valid for the Kubernetes API, without unknown keys."""
     document = tmp_path / "rendered.yaml"
-    # Kubernetes has no schema of the kinds of cert-manager and KEDA.
-    foreign = ("cert-manager.io/", "keda.sh/")
+    # Kubernetes has no schema of the kinds of cert-manager, KEDA and the Gateway API.
+    foreign = ("cert-manager.io/", "keda.sh/", "gateway.networking.k8s.io/")
+    foreign += ("inference.networking.k8s.io/",)
     known = [each for each in rendered(overlay) if not each["apiVersion"].startswith(foreign)]
     document.write_text(yaml.safe_dump_all(known), encoding="utf-8")
     done = _validated(document)
@@ -110,9 +112,9 @@ def _sort_named_lists(entry: Any) -> None:
     """Sorts lists whose order means nothing: Kustomize puts a patch's new entries first."""
     if isinstance(entry, dict):
         for key, value in entry.items():
-            if key in {"volumes", "volumeMounts", "env"}:
+            if key in {"volumes", "volumeMounts", "env", "ports"}:
                 entry[key] = sorted(
-                    value, key=lambda item: str(item.get("mountPath", item["name"]))
+                    value, key=lambda item: str(item.get("mountPath", item.get("name", "")))
                 )
             _sort_named_lists(value)
     elif isinstance(entry, list):
@@ -176,7 +178,10 @@ def test_ports_and_probes_follow_the_settings(
     grpc_port, metrics_port = port(own["listen"]), port(own["metrics_listen"])
     container = pod(resources, service)["containers"][0]
     ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
-    assert ports == {"grpc": grpc_port, "metrics": metrics_port}
+    env = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+    listen = env.get("TIERCEL_ROUTER_INFERENCE__ENVOY_LISTEN")
+    picker = {"picker": port(listen)} if service == "router-inference" and listen else {}
+    assert ports == {"grpc": grpc_port, "metrics": metrics_port, **picker}
     asked: dict[str, Any] = {"grpc": {"port": grpc_port}}
     if _is_protected(container):
         module = "services.common.health_probe"
@@ -215,6 +220,42 @@ def test_a_door_is_probed_by_its_health_pages(
         name, _, number = router.partition(":")
         found = resource(resources, "Service", name)["spec"]["ports"]
         assert int(number) in {entry["port"] for entry in found}
+
+
+def test_a_gateway_reaches_pickers_and_pods_of_the_pool() -> None:
+    """The pool's labels, ports and picker are those of the other resources; no key is made up."""
+    resources = rendered(GATEWAY)
+    pool = resource(resources, "InferencePool", "triton")["spec"]
+    assert pool.keys() == {"selector", "targetPorts", "endpointPickerRef"}
+    picker = pool["endpointPickerRef"]
+    assert picker.keys() == {"kind", "name", "port", "failureMode"}
+    assert picker["failureMode"] in {"FailOpen", "FailClose"}
+    pods = resource(resources, "StatefulSet", "triton")["spec"]["template"]
+    assert pool["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    [target] = pool["targetPorts"]
+    endpoints = _settings(resources)["mesh"]["endpoints"]
+    assert {port(entry["http_address"]) for entry in endpoints} == {target["number"]}
+    service = resource(resources, "Service", picker["name"])["spec"]
+    [served] = service["ports"]
+    assert served["port"] == picker["port"]["number"]
+    routers = resource(resources, "Deployment", "router-inference")["spec"]["template"]
+    assert service["selector"].items() <= routers["metadata"]["labels"].items()
+    [container] = routers["spec"]["containers"]
+    env = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    listen = env["TIERCEL_ROUTER_INFERENCE__ENVOY_LISTEN"]
+    assert port(listen) == served["port"]
+    assert served["targetPort"] in {entry["name"] for entry in container["ports"]}
+    route = resource(resources, "HTTPRoute", "tiercel")["spec"]
+    assert route.keys() == {"parentRefs", "rules"}
+    [rule] = route["rules"]
+    [backend] = rule["backendRefs"]
+    assert (backend["kind"], backend["name"]) == ("InferencePool", "triton")
+    open_ports = {
+        name: resource(resources, "NetworkPolicy", f"gateway-to-{name}")["spec"]["ingress"][0]
+        for name in ("router-inference", "triton")
+    }
+    assert open_ports["router-inference"]["ports"][0]["port"] == served["port"]
+    assert open_ports["triton"]["ports"][0]["port"] == target["number"]
 
 
 @pytest.mark.parametrize("service", ALL_SERVICES)
