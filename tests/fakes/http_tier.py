@@ -23,6 +23,8 @@ class HttpTier:
         status: HTTP status.
         address: where it listens.
         left: clients that went away before their answer was complete.
+        begins: set while answers begin at once; cleared, they wait for it.
+        may_go_on: set while pieces follow each other; cleared, all but the first wait for it.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -34,6 +36,13 @@ class HttpTier:
     status: int = 200
     address: str = ""
     left: int = 0
+    begins: asyncio.Event = field(default_factory=asyncio.Event)
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        """Lets everything go on."""
+        self.begins.set()
+        self.may_go_on.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers the requests of one connection."""
@@ -53,11 +62,14 @@ class HttpTier:
         self.paths.append(first.split(" ")[1])
         self.headers.append(headers)
         self.bodies.append(await reader.readexactly(int(headers.get("content-length", 0))))
+        await self.begins.wait()
         reason = b"OK" if self.status == 200 else b"No"
         writer.write(b"HTTP/1.1 %d %s\r\n" % (self.status, reason))
         writer.write(b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for number in range(self.pieces):
             await asyncio.sleep(self.step_s)
+            if number:
+                await self.may_go_on.wait()
             if number == self.cut_after:
                 return False
             piece = b"data: %s\n\n" % json.dumps({"text_output": f"{number} "}).encode()

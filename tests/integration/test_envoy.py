@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from tests.fakes.envoy import (
 from tests.fakes.http_tier import HttpTier, http_tier
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.integration.conftest import PacedTriton
+from tests.integration.test_doors import table
 from tests.waiting import LIMIT_S, until
 
 GENERATE = "/v2/models/tiercel/generate_stream"
@@ -297,6 +298,126 @@ async def test_other_calls_reach_an_endpoint_uncounted(
     async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
         assert (await mesh.client.get("/v2/health/ready")).status_code == 200
         assert mesh.counted("offered") == 0
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+Check = Callable[[Meshed, HttpTier], Awaitable[bool]]
+
+
+async def one_answer(mesh: Meshed, tier: HttpTier) -> bool:
+    """In one piece, by Triton's path for that."""
+    tier.pieces = 1
+    reply = await mesh.post("/v2/models/tiercel/generate")
+    return reply.status_code == 200 and tier.paths == ["/v2/models/large/generate"]
+
+
+async def streaming(mesh: Meshed, tier: HttpTier) -> bool:
+    """A piece comes while the server still waits with the next one."""
+    tier.may_go_on.clear()
+    async with mesh.client.stream("POST", GENERATE, json={}, headers=TASK) as reply:
+        pieces = reply.aiter_lines()
+        first = await anext(pieces)
+        tier.may_go_on.set()
+        rest = [line async for line in pieces if line]
+    return first.startswith("data:") and len(rest) == 2
+
+
+async def deadline(mesh: Meshed, tier: HttpTier) -> bool:
+    """Envoy answers in the server's place, and leaves it."""
+    tier.begins.clear()
+    return (await mesh.post(x_tiercel_deadline_ms="700")).status_code == 504
+
+
+async def first_token_deadline(mesh: Meshed, tier: HttpTier) -> bool:
+    """An answer that begins in time is on time, however long it takes."""
+    tier.may_go_on.clear()
+    wishes = {**TASK, "x-tiercel-slo-kind": "first_token", "x-tiercel-deadline-ms": "5000"}
+    async with mesh.client.stream("POST", GENERATE, json={}, headers=wishes) as reply:
+        pieces = reply.aiter_lines()
+        await anext(pieces)
+        tier.may_go_on.set()
+        async for _ in pieces:
+            pass
+    await mesh.settled()
+    return mesh.counted("on_time") == 1
+
+
+async def task(mesh: Meshed, tier: HttpTier) -> bool:
+    """One that does not exist is told."""
+    reply = await mesh.client.post(GENERATE, json={}, headers={"x-tiercel-task": "nope"})
+    return reply.status_code == 404
+
+
+async def quality_floor(mesh: Meshed, tier: HttpTier) -> bool:
+    """One that the only tier cannot reach is told."""
+    reply = await mesh.post(x_tiercel_tier="small", x_tiercel_quality_floor="1.0")
+    return reply.status_code == 400
+
+
+async def one_tier_only(mesh: Meshed, tier: HttpTier) -> bool:
+    """The tier asked for answers."""
+    return (await mesh.post(x_tiercel_tier="small")).headers["x-tiercel-tier"] == "small"
+
+
+async def rescue(mesh: Meshed, tier: HttpTier) -> bool:
+    """A smaller tier answers where the largest one does not."""
+    tier.begins.clear()
+    return (await mesh.post(x_tiercel_deadline_ms="1000")).status_code == 200
+
+
+async def cancellation(mesh: Meshed, tier: HttpTier) -> bool:
+    """A client that leaves stops its server."""
+    tier.step_s, tier.pieces = 0.02, 100_000
+    async with mesh.client.stream("POST", GENERATE, json={}, headers=TASK) as reply:
+        await anext(reply.aiter_bytes())
+    await until(lambda: tier.left == 1, "the server was left")
+    return True
+
+
+async def priority(mesh: Meshed, tier: HttpTier) -> bool:
+    """A class that changes something."""
+    return (await mesh.post(x_tiercel_priority="1")).status_code == 200
+
+
+async def trace(mesh: Meshed, tier: HttpTier) -> bool:
+    """The caller's trace goes on at the server."""
+    await mesh.post(traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
+    return TRACE in tier.headers[0]["traceparent"]
+
+
+async def never(mesh: Meshed, tier: HttpTier) -> bool:
+    """HTTP has one request at a time, and its answer."""
+    return False
+
+
+CHECKS: dict[str, Check] = {
+    "one answer": one_answer,
+    "streaming": streaming,
+    "many requests on one call": never,
+    "deadline": deadline,
+    "deadline of the first token": first_token_deadline,
+    "task": task,
+    "quality floor": quality_floor,
+    "one tier only": one_tier_only,
+    "rescue": rescue,
+    "cancellation": cancellation,
+    "priority": priority,
+    "trace": trace,
+    "decision alone Route": never,
+}
+
+
+@pytest.mark.parametrize("row", [row for row, door in table() if door == "Envoy"])
+async def test_the_page_on_doors_says_what_envoy_does(
+    row: str, tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Its table, row by row."""
+    tier, _ = two_tiers
+    async with meshed(tmp_path, addresses_of(tier)) as mesh:
+        found = await CHECKS[row](mesh, tier)
+        tier.may_go_on.set()
+        tier.begins.set()
+    assert found is table()[row, "Envoy"]
 
 
 @pytest.fixture(scope="module")

@@ -31,23 +31,33 @@ from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_lifecycle import serving_status
 from tests.kserve_requests import infer_request, said
 from tests.unit.deploy.manifests import ROOT
+from tests.unit.services.router_inference.doors.envoy import gateway
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
 from tiercel.common.v1 import common_pb2
+from tiercel.envoy.v3 import external_processor_pb2_grpc as envoy_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
 KEY = "one key for all workers"
+HTTP = "127.0.0.1:8000"
 
 
 @contextlib.asynccontextmanager
 async def workers(
-    folder: Path, *, count: int = 2, script: Script | None = None, listen: str = "127.0.0.1:0"
+    folder: Path,
+    *,
+    count: int = 2,
+    script: Script | None = None,
+    listen: str = "127.0.0.1:0",
+    more: str = "",
 ) -> AsyncIterator[RouterProcess]:
-    """Runs a router of several workers before one endpoint."""
+    """Runs a router of several workers before one endpoint, `more` lines in its section."""
     triton = await FakeTriton(default=script or Script(tokens=("a",), step_s=0.005)).start()
-    own = f'workers = {count}\ncompiled = false\nticket_key = "{KEY}"'
+    own = f'workers = {count}\ncompiled = false\nticket_key = "{KEY}"\n{more}'
     toml = mesh_toml([("e0", triton.address)], router=own)
+    http = f'address = "{triton.address}"\nhttp_address = "{HTTP}"'
+    toml = toml.replace(f'address = "{triton.address}"', http, 1)
     toml = toml.replace('metrics_listen = ""', 'metrics_listen = "127.0.0.1:0"')
     toml = toml.replace('\nlisten = "127.0.0.1:0"', f'\nlisten = "{listen}"', 1)
     try:
@@ -366,3 +376,30 @@ async def test_workers_killed_at_random_leave_nothing_behind(tmp_path: Path) -> 
     assert (found.left, found.unended, found.went_down) == (0, 0, 0)
     assert found.answers > 0
     assert found.longest_s < LIMIT_S / 3.0
+
+
+async def test_gateways_ask_whichever_worker_they_reach(tmp_path: Path) -> None:
+    """An exchange stays with its worker; all of them share one ledger and one port."""
+    async with workers(tmp_path, more='envoy_listen = "127.0.0.1:0"') as router:
+        addresses = json.loads((tmp_path / "ready.json").read_text())["addresses"]
+        assert set(addresses) >= {"grpc", "envoy"}
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(8):
+                options = [("grpc.use_local_subchannel_pool", 1)]
+                channel = grpc.aio.insecure_channel(addresses["envoy"], options=options)
+                await stack.enter_async_context(channel)
+                call: Any = envoy_grpc.ExternalProcessorStub(channel).Process(timeout=LIMIT_S)
+                asked = gateway.request(x_tiercel_task="piqa", x_request_id=f"r{number}")
+                answered = gateway.response(served=HTTP)
+                for message in (asked, answered, gateway.TRAILERS):
+                    await call.write(message)
+                    answer = await call.read()
+                    assert answer.WhichOneof("response") == message.WhichOneof("request")
+                await call.done_writing()
+
+        async def all_are_counted() -> bool:
+            found = await metrics(router, "tiercel_requests_total", "tiercel_requests_in_flight")
+            ended = sum(n for name, n in found.items() if name[0] == "tiercel_requests_total")
+            return ended == 8.0 and found["tiercel_requests_in_flight",] == 0.0
+
+        await until(all_are_counted, "every exchange has ended and is counted")

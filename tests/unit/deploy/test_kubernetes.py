@@ -48,8 +48,10 @@ def test_manifests_pass_the_strict_schema(overlay: str, tmp_path: Path) -> None:
     """Every rendered resource is valid for the Kubernetes API, without unknown keys."""
     document = tmp_path / "rendered.yaml"
     # Kubernetes has no schema of the kinds of cert-manager, KEDA and the Gateway API.
-    foreign = ("cert-manager.io/", "keda.sh/", "gateway.networking.k8s.io/")
-    foreign += ("inference.networking.k8s.io/",)
+    foreign = (
+        *("cert-manager.io/", "keda.sh/"),
+        *("gateway.networking.k8s.io/", "inference.networking.k8s.io/"),
+    )
     known = [each for each in rendered(overlay) if not each["apiVersion"].startswith(foreign)]
     document.write_text(yaml.safe_dump_all(known), encoding="utf-8")
     done = _validated(document)
