@@ -20,6 +20,7 @@ from services.cli.own_mesh import (
     OutputTokensOption,
     PromptsOption,
     asked_mesh,
+    config_in_force,
 )
 from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
@@ -108,15 +109,14 @@ def evaluate(
 
     if suite not in PLANS:
         raise InputError(f"--suite: unknown suite {suite!r}; known: {', '.join(PLANS)}")
-    mesh = asked_mesh(
-        config,
-        prompts,
-        profile=profile,
-        quality=quality,
-        deadline_s=deadline_s,
-        devices=devices,
-        output_tokens=output_tokens,
-    )
+    described = {
+        "profile": profile,
+        "quality": quality,
+        "deadline_s": deadline_s,
+        "devices": devices,
+        "output_tokens": output_tokens,
+    }
+    mesh = asked_mesh(config_in_force(config, **described), prompts, **described)
     asked = Asked(
         policies=tuple(dict.fromkeys(policy or ())),
         workloads=tuple(workload or ()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import pathlib
 import signal
 import threading
@@ -14,11 +13,9 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from router.folders import state_folder
+from services.cli.load_traffic import lengths, parse_mix, read_prompts, traffic
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
-from services.common.mesh_settings import MeshFiles, load_mesh_files
-from services.common.settings import SettingsError, load_settings
-from services.common.times import seconds_of
 from services.loadgen.arrivals import ArrivalsError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
@@ -31,13 +28,9 @@ from services.loadgen.spec import (
     read_spec,
 )
 from services.local import reference
-from services.local.calls import call
 from services.local.cores import machine_layout
 from services.local.errors import CommandError, InputError
-from services.local.target import Target, need_routers, resolve
-from services.router_inference.settings import Settings
-from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
-from trainer.simulation.scenarios import default_lengths
+from services.local.target import need_routers, resolve
 
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
 
@@ -62,6 +55,10 @@ def load(
         float | None, typer.Option(help="Deadline in seconds [default: each task's own].")
     ] = None,
     mix: Annotated[str, typer.Option(help="TASK=SHARE,... [default: all tasks of the mesh]")] = "",
+    prompts: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="JSON lines with a prompt each, and their tasks [default: made-up ones]"),
+    ] = None,
     prompt_tokens: Annotated[
         str,
         typer.Option(
@@ -100,9 +97,18 @@ def load(
             limit = parse_length(output_tokens, "--output-tokens")
             target = resolve(mesh, router, config=config)
             routers = need_routers(target)
+            if prompts is not None and asked is not None:
+                raise InputError("--prompts, --prompt-tokens: give one of them")
             shape = _phases(rate, duration, phases, square)
-            shares, deadline_s = _traffic(target, parse_mix(mix) if mix else None, deadline)
-            examples = reference.example_pools(500, seed) if asked is None else {}
+            own = read_prompts(prompts, target)
+            wanted = parse_mix(mix) if mix else (own.mix() if own is not None else None)
+            shares, deadline_s = traffic(target, wanted, deadline)
+            pools: dict[str, Any] = {}
+            if own is not None:
+                pools = own.pools(shares)
+            elif asked is None:
+                examples = reference.example_pools(500, seed)
+                pools = {task: examples[task] for task in shares if task in examples}
             fields = {
                 "router_addresses": list(routers),
                 "phases": shape,
@@ -113,8 +119,8 @@ def load(
                 "tier": tier,
                 "stream": stream,
                 "seed": seed,
-                "prompts": {task: examples[task] for task in shares if task in examples},
-                "lengths": _lengths(target),
+                "prompts": pools,
+                "lengths": lengths(target),
                 "prompt_tokens": asked or DRAWN,
                 "max_output_tokens": limit,
             }
@@ -247,86 +253,3 @@ def parse_length(text: str, option: str) -> int | str | None:
             f" got {text[:40]!r}"
         )
     return int(text)
-
-
-def _traffic(
-    target: Target, mix: dict[str, float] | None, deadline_s: float | None
-) -> tuple[dict[str, float], float | dict[str, float]]:
-    """Returns the share of each task, even unless given, and the deadline of all, or of each.
-
-    Raises:
-        InputError: The mix names a task that the mesh does not have.
-        CommandError: The mesh's tasks are needed and cannot be had.
-    """
-    if mix is not None and deadline_s is not None:
-        return mix, deadline_s
-    known = _tasks(target)
-    shares = mix or dict.fromkeys(known, 1.0)
-    for task in shares:
-        if task not in known:
-            raise InputError(f"--mix: the mesh has no task {task!r}; it has {', '.join(known)}")
-    return shares, {task: known[task] for task in shares} if deadline_s is None else deadline_s
-
-
-def _tasks(target: Target) -> dict[str, float]:
-    """Returns the deadline of each task of a mesh in seconds, as a router says, or the settings.
-
-    Raises:
-        CommandError: Neither does.
-    """
-    address = target.routers[0]
-    try:
-        reply = call("router", address, "GetRouterStatus", pb.GetRouterStatusRequest())
-    except CommandError as error:
-        if not target.config:
-            raise CommandError(f"{error}; without its status, give --mix and --deadline") from None
-        reply = pb.GetRouterStatusResponse()
-    if reply.tasks:
-        return {each.task: seconds_of(each.default_deadline) for each in reply.tasks}
-    if not target.config:
-        raise CommandError(
-            f"the router at {address} does not say its tasks; give --mix and --deadline"
-        )
-    return {task.name: task.default_deadline_s for task in _files_of(target).catalog.tasks}
-
-
-def _lengths(target: Target) -> dict[str, Any]:
-    """Returns lengths that suit the mesh's profile; nothing where its settings are unknown."""
-    if not target.config:
-        return {}
-    files = _files_of(target)
-    return dataclasses.asdict(default_lengths(files.profile, files.catalog.tasks))
-
-
-def _files_of(target: Target) -> MeshFiles:
-    """Reads what the mesh's settings name.
-
-    Raises:
-        CommandError: Something cannot be read.
-    """
-    try:
-        path = pathlib.Path(target.config)
-        return load_mesh_files(load_settings(Settings, path=path, environ=os.environ).mesh)
-    except SettingsError as error:
-        raise CommandError("; ".join(error.problems)) from None
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """Parses ``sort=2,reverse=1`` (a name without a number counts once).
-
-    Raises:
-        InputError: Not of that form, or a share that is no number from 0 up.
-    """
-    mix: dict[str, float] = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        name, separator, share = part.partition("=")
-        try:
-            value = float(share) if separator else 1.0
-        except ValueError:
-            raise InputError(f"--mix: {share!r} is no number") from None
-        if not name or not 0 <= value < float("inf"):
-            raise InputError(f"--mix: expected TASK=SHARE with a share from 0 up, got {part!r}")
-        mix[name] = value
-    if not mix:
-        raise InputError("--mix: name at least one task, for instance sort=2,reverse=1")
-    return mix

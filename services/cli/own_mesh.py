@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ import typer
 from router.types import Task
 from services.calibrate.questions import Question, read_questions
 from services.cli.measured_mesh import limits_of, read_mesh
+from services.cli.output import note
 from services.common.mesh_settings import MeshSettings, load_mesh_files, placement
 from services.common.settings import SettingsError
 from services.local.errors import InputError
+from services.local.manifest import CONFIG_VARIABLE
 
 if TYPE_CHECKING:
     from trainer.simulation.setting import OwnMesh
@@ -60,6 +63,25 @@ OutputTokensOption = Annotated[
 ]
 
 
+def config_in_force(config: pathlib.Path | None, **described: Any) -> pathlib.Path | None:
+    """Returns the settings file that is meant: the option's, else that of the environment.
+
+    Args:
+        config: The option.
+        described: Options that describe a mesh without a settings file; one of them is enough for
+            the environment not to count.
+    """
+    found = os.environ.get(CONFIG_VARIABLE, "")
+    if config is not None or not found or _given(described):
+        return config
+    note(f"the mesh of ${CONFIG_VARIABLE}: {found}")
+    return pathlib.Path(found)
+
+
+def _given(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in described.items() if value not in (None, "")}
+
+
 def asked_mesh(
     config: pathlib.Path | None, prompts: pathlib.Path | None, **described: Any
 ) -> dict[str, Any]:
@@ -73,7 +95,7 @@ def asked_mesh(
     Raises:
         InputError: A file is missing or wrong, or something is said twice.
     """
-    given = {name: value for name, value in described.items() if value not in (None, "")}
+    given = _given(described)
     if config is None:
         if prompts is not None:
             raise InputError("--prompts: needs --config, whose bytes per token count them")

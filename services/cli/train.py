@@ -23,6 +23,7 @@ from services.cli.own_mesh import (
     OutputTokensOption,
     PromptsOption,
     asked_mesh,
+    config_in_force,
 )
 from services.cli.policy import publish_snapshot
 from services.cli.progress import ProgressLines, StageProgress
@@ -92,21 +93,19 @@ def train(
     from trainer.learning.offline.training import train_policy
     from trainer.simulation.scenarios import Mesh, ScenarioError
 
+    described = {
+        "profile": profile,
+        "quality": quality,
+        "deadline_s": deadline_s,
+        "devices": devices,
+        "output_tokens": output_tokens,
+    }
+    config = config_in_force(config, **described)
     if config is None and not (profile and quality):
         raise InputError("--config: give your mesh's settings file, or --profile and --quality")
     # Before minutes of training, not after them.
     registry = resolve(mesh, trainer=trainer, config=config).need("trainer") if publish else ""
-    asked = Asked(
-        **asked_mesh(
-            config,
-            prompts,
-            profile=profile,
-            quality=quality,
-            deadline_s=deadline_s,
-            devices=devices,
-            output_tokens=output_tokens,
-        )
-    )
+    asked = Asked(**asked_mesh(config, prompts, **described))
     path = out or state_folder("train", "policy.safetensors")
     start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:

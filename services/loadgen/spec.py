@@ -68,10 +68,12 @@ class PromptSpec(_Model):
     Attributes:
         text: What is sent.
         answer: The only right answer, for scoring by exact match; None if it cannot be scored.
+        max_output_tokens: Limit of its answer; None means the run's.
     """
 
     text: str = Field(min_length=1, max_length=65_536)
     answer: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
 
 
 class LengthsSpec(_Model):
@@ -197,7 +199,7 @@ class LoadSpec(_Model):
             for tokens in output_N
         ]
         return [
-            Prompt(task, each.text, each.answer, limit)
+            Prompt(task, each.text, each.answer, each.max_output_tokens or limit)
             for each, limit in zip(given, limits, strict=True)
         ]
 

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from services.cli.own_mesh import asked_mesh, read_own_mesh
+from services.cli.app import run
+from services.cli.own_mesh import asked_mesh, config_in_force, read_own_mesh
 from services.local.errors import InputError
 from trainer.evaluation.inputs import Asked, read_inputs
 
@@ -100,6 +101,31 @@ def test_what_the_settings_say_is_not_said_twice(config: pathlib.Path) -> None:
     with pytest.raises(InputError, match="--prompts: needs --config"):
         asked_mesh(None, config, deadline_s=None)
     assert asked_mesh(None, None, deadline_s=0.2, devices=None, profile="") == {"deadline_s": 0.2}
+
+
+def test_the_environment_names_the_mesh_where_nothing_else_does(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for other commands; an option that describes a mesh, or --config, counts before it."""
+    monkeypatch.setenv("TIERCEL_CONFIG", str(config))
+    assert config_in_force(None, profile="", devices=None) == config
+    assert capsys.readouterr().err == f"the mesh of $TIERCEL_CONFIG: {config}\n"
+    other = pathlib.Path("other.toml")
+    assert config_in_force(other) == other
+    assert config_in_force(None, profile="opt-a100") is None
+    monkeypatch.delenv("TIERCEL_CONFIG")
+    assert config_in_force(None) is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_train_and_evaluate_follow_the_environment(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is not there is named, before anything is simulated."""
+    monkeypatch.setenv("TIERCEL_CONFIG", "/no/such/mesh.toml")
+    assert run([command]) == 2
+    assert "/no/such/mesh.toml" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_mistakes_of_all_its_files_are_named(config: pathlib.Path) -> None:
