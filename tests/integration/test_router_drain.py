@@ -11,9 +11,12 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.router_inference.reconnect import END_OF_STREAM
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
+from tests.kserve_requests import infer_request, said
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -51,6 +54,41 @@ async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: 
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await pb2_grpc.RouterInferenceServiceStub(fresh).Generate(request(), timeout=2.0)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
+        assert "Traceback" not in router.log_path.read_text()
+    await triton.stop()
+
+
+async def test_a_stop_waits_for_no_client_of_triton_that_keeps_its_call_open(
+    tmp_path: Path,
+) -> None:
+    """The request under way is answered, an idle call is told that the server goes away."""
+    triton = await FakeTriton(default=Script(tokens=("a",) * 4, step_s=0.2)).start()
+    toml = mesh_toml([("e0", triton.address)], router='default_task = "piqa"')
+    toml = toml.replace("grace_s = 2.0", "grace_s = 60.0")
+    with router_process(tmp_path, toml) as router:
+        async with grpc.aio.insecure_channel(router.address) as channel:
+            stub: Any = kserve_grpc.GRPCInferenceServiceStub(channel)
+            idle, busy = stub.ModelStreamInfer(), stub.ModelStreamInfer()
+            for call, count in ((idle, 4), (busy, 1)):
+                await call.write(infer_request(stream=True))
+                for _ in range(count):
+                    message = await call.read()
+            assert said(message.infer_response)["triton_final_response"] is False
+            router.process.send_signal(signal.SIGTERM)
+
+            async def rest(call: Any) -> tuple[str, Any]:
+                last = None
+                try:
+                    while (answer := await call.read()) is not END_OF_STREAM:
+                        last = answer
+                except grpc.aio.AioRpcError as error:
+                    return str(error.details()), last
+                return "all was said", last
+
+            (first, _), (second, last) = await asyncio.gather(rest(idle), rest(busy))
+            assert first == second == "this server is going away; call another one"
+            assert said(last.infer_response)["tiercel_on_time"] is True
         assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
         assert "Traceback" not in router.log_path.read_text()
     await triton.stop()

@@ -128,8 +128,11 @@ class Reader:
         prompt = _prompt(inputs, checks)
         is_stream = bool(inputs.get(tensors.STREAM))
         is_excluded = bool(inputs.get(tensors.EXCLUDE, is_stream))
-        if is_stream and not is_excluded:
-            checks.require(False, tensors.EXCLUDE, "must not be false when stream is true")
+        if is_stream:
+            what = f"is true, but model {form.model.name} answers in one piece"
+            checks.require(form.model.is_decoupled, tensors.STREAM, what)
+            what = "must not be false when stream is true"
+            checks.require(is_excluded, tensors.EXCLUDE, what)
         for name in tensors.UNSERVED:
             checks.require(not inputs.get(name), name, "is not served")
         checks.raise_if_any()

@@ -114,6 +114,21 @@ async def test_a_tier_that_ends_with_its_last_piece_costs_no_message_more() -> N
         assert said(last)["tiercel_on_time"] is True
 
 
+@scenario
+async def test_a_model_that_is_not_decoupled_answers_once() -> None:
+    """As its configuration says; it can be asked on a stream, as in Triton."""
+    rig = rig_of()
+    good = infer_request("tiercel_unary", request_id="1")
+    bad = infer_request("tiercel_unary", request_id="2", stream=True)
+    messages = await stream(rig, good, bad)
+    by_id = {message.infer_response.id: message for message in messages}
+    assert len(messages) == 2
+    assert said(by_id["1"].infer_response)[FINAL] is True
+    assert by_id["2"].error_message == (
+        "stream: is true, but model tiercel_unary answers in one piece"
+    )
+
+
 @pytest.mark.parametrize("parameters", [{}, EMPTY_FINAL])
 def test_an_answer_without_streaming_is_one_message(parameters: dict[str, Any]) -> None:
     """It is the final one, whatever was asked for."""
