@@ -207,6 +207,9 @@ async def _model(client: TritonClient, subject: str, tier: str, model: str) -> l
         with contextlib.suppress(TierError):
             advice += f"; loaded: {', '.join(await client.loaded_models()) or 'none'}"
         return [Finding(subject, BAD, f"tier {tier}: there is no model {model!r}", advice)]
+    if config.is_of_router:
+        text, advice = "is a router of Tiercel, not a Triton", "give this endpoint its Triton"
+        return [Finding(subject, BAD, text, advice)]
     if not await client.is_ready(model):
         return [Finding(subject, BAD, f"tier {tier}: {model} is not ready", "see Triton's log")]
     if config.tier not in ("", tier):

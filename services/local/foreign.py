@@ -97,7 +97,7 @@ async def look_at(addresses: Sequence[str], tiers: Mapping[str, str]) -> Foreign
 
     Raises:
         CommandError: A server does not answer, or no model there can serve a tier.
-        InputError: A model of `tiers` is not there.
+        InputError: A model of `tiers` is not there, or a server is a router.
     """
     found = _Found()
     for address in addresses:
@@ -130,6 +130,8 @@ async def _look_at_server(address: str, tiers: Mapping[str, str], found: _Found)
                 if tiers and name not in tiers.values():
                     continue
                 config = await client.model_config(name)
+                if config.is_of_router:
+                    raise InputError(f"{address}: a router of Tiercel, not a Triton")
                 if config.inputs >= _NEEDED_INPUTS:
                     timed = await _time(client, config)
                     found.models.append(ForeignModel(address, config, timed))

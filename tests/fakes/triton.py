@@ -129,6 +129,7 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         parameters = self.parameters | self.configs.get(request.name, {})
         for key, text in parameters.items():
             response.config.parameters[key].string_value = text
+        response.config.backend = parameters.get("backend", "")
         inputs = parameters.get("inputs", "text_input,stream,sampling_parameters")
         for name in inputs.split(","):
             response.config.input.add(name=name)

@@ -23,6 +23,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 from tritonclient.utils import InferenceServerException
 
+from services.common.triton.client import TritonClient
+from services.local.errors import InputError
+from services.local.foreign import look_at
 from services.router_inference.reconnect import END_OF_STREAM
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.triton import FakeTriton, Script
@@ -223,6 +226,14 @@ async def test_buf_asks_without_any_file(router: RunningRouter) -> None:
     answer = json.loads(out)
     assert base64.b64decode(answer["rawOutputContents"][0])[4:] == b"helloabc"
     assert answer["parameters"]["tiercel_tier"] == {"stringParam": "small"}
+
+
+async def test_a_router_is_not_taken_for_a_triton(router: RunningRouter) -> None:
+    """Whoever gives `tiercel init` its address, since it looks like one, is told."""
+    with pytest.raises(InputError, match="a router of Tiercel, not a Triton"):
+        await look_at([router.address], {})
+    async with TritonClient(router.address) as client:
+        assert (await client.model_config("small")).is_of_router
 
 
 async def test_a_client_that_cancels_its_stream_stops_the_work(

@@ -47,6 +47,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _NOWHERE = "127.0.0.1:0"
+ROUTER_BACKEND = "tiercel"
+"""What routers call the backend of their models, which clients of Triton can ask too."""
 _ASK_COUNT = "return_num_input_tokens"
 _COUNT = "num_input_tokens"
 _COUNT_BYTES = 4
@@ -99,6 +101,11 @@ class TierModelConfig:
     def counts_prompts(self) -> bool:
         """Whether it tells the length of a prompt in its own tokens when asked to."""
         return _ASK_COUNT in self.inputs
+
+    @property
+    def is_of_router(self) -> bool:
+        """Whether it is a router's, which has no tier of its own."""
+        return self.backend == ROUTER_BACKEND
 
     @property
     def kind(self) -> str:

@@ -8,6 +8,7 @@ from importlib import metadata
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as kserve
 
+from services.common.triton.client import ROUTER_BACKEND
 from services.router_inference.doors.kserve import tensors
 from services.router_inference.doors.kserve.models import ROUTER, VERSION, Model, Models
 
@@ -42,7 +43,7 @@ def model_config(
     """Returns a model's configuration, with the tasks that its requests can be of."""
     found = kserve.ModelConfigResponse()
     config = found.config
-    config.name, config.backend = model.name, ROUTER
+    config.name, config.backend = model.name, ROUTER_BACKEND
     config.version_policy.latest.num_versions = 1
     config.model_transaction_policy.decoupled = model.is_decoupled
     for name, datatype in tensors.INPUTS.items():

@@ -83,6 +83,13 @@ async def test_models_that_were_swapped_are_odd(triton: FakeTriton, tmp_path: Pa
     assert (finding.level, "swapped" in finding.advice) == (ODD, True)
 
 
+async def test_a_router_is_no_endpoint(triton: FakeTriton, tmp_path: Path) -> None:
+    """It speaks Triton's protocol, and would ask itself."""
+    triton.configs["chat-7b"]["backend"] = "tiercel"
+    finding = of(await examine(settings(tmp_path, triton.address), Target()), "endpoint")
+    assert (finding.level, finding.text) == (BAD, "is a router of Tiercel, not a Triton")
+
+
 async def test_what_does_not_answer_is_bad(tmp_path: Path) -> None:
     """Endpoint, Redis and services, each with what to start."""
     path = settings(tmp_path, "127.0.0.1:1", more='redis_url = "redis://127.0.0.1:1/0"')
