@@ -127,6 +127,7 @@ class BoundDecision:
             seen=LoadArrays(*seen_LC),
             excluded_C=np.zeros(count, np.bool_),
             allowed_C=allowed_C,
+            usable_C=np.zeros(count),
             params_P=rule.params_P,
             weights=rule.weights,
             scratch=scratch,
@@ -154,6 +155,7 @@ def _viewed(b: Board) -> Board:
         seen=LoadArrays(*map(_view, b.seen)),
         excluded_C=_view(b.excluded_C),
         allowed_C=_view(b.allowed_C),
+        usable_C=_view(b.usable_C),
         params_P=_view(b.params_P),
         scratch=type(b.scratch)(
             type(b.scratch.seen)(*map(_view, b.scratch.seen)),

@@ -31,6 +31,7 @@ MODULES: Final = (
     "router.traffic",
     "router.safety",
     "router.policies.scores",
+    "router.home",
     "router.reward",
     "router.slowdown",
     "router.reserve",

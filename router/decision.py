@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from router import features, kernels, picker, pressure, safety
+from router import features, home, kernels, picker, pressure, safety
 from router.dqn import network
 from router.policies import scores, table
 
@@ -62,7 +62,8 @@ class Board(NamedTuple):
         others: load all others sent.
         seen: their sum, brought up to date by every decision.
         excluded_C: candidates closed to the request besides (a retry's failed ones).
-        allowed_C: candidates the request may go to.
+        allowed_C: candidates the request may go to, as it stays at home if it can.
+        usable_C: the fleet's availability while it stays there (`router.home`).
         params_P: a score kernel's parameters, and its memory; a network's: see `decide`.
         weights: of a network; others do not read them.
         scratch: working space of the features.
@@ -79,6 +80,7 @@ class Board(NamedTuple):
     seen: LoadArrays
     excluded_C: NDArray[np.bool_]
     allowed_C: NDArray[np.bool_]
+    usable_C: NDArray[np.float64]
     params_P: NDArray[np.float64]
     weights: Weights
     scratch: FeatureScratch
@@ -249,9 +251,22 @@ def decide_request(
             if b.allowed_C[c]:
                 result_R[LEAST_S] = min(result_R[LEAST_S], b.decided.predicted_s_C[c])
         return REFUSED
+    fleet = b.fleet
+    if home.stays(
+        b.fleet,
+        b.seen,
+        b.allowed_C,
+        query.slack_s,
+        query.prompt_tokens,
+        query.event_tokens,
+        b.decided.predicted_s_C,
+    ):
+        fleet = home.at_home(b.fleet, b.usable_C)
+        query = home.own_traffic(query)
+    result_R[ALLOWED_COUNT] = kernels.count_allowed(b.allowed_C)
     action = decide(
         row,
-        b.fleet,
+        fleet,
         b.seen,
         b.own,
         b.allowed_C,

@@ -114,11 +114,14 @@ class Desk:
         """Returns what any policy would see of a request, until the next call.
 
         Good in it are the mask, the load and the predicted times; nothing but the mask if it is
-        empty. What was asked before stays as it was.
+        empty. A request that is looked for another place is nowhere at home. What was asked before
+        stays as it was.
         """
         bound = self._looking
         if bound is None:
-            bound = self._looking = BoundDecision(_CHEAPEST, *self._arrays)
+            fleet, *rest = self._arrays
+            everywhere = fleet._replace(home_C=np.ones_like(fleet.home_C))
+            bound = self._looking = BoundDecision(_CHEAPEST, everywhere, *rest)
         bound.decide(
             asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
         )

@@ -109,7 +109,17 @@ def _prototype() -> Board:
     """Returns a board, of which types and numbers of dimensions are read."""
     one, zero = np.ones(1), np.zeros(1, np.int64)
     fleet = FleetArrays(
-        zero, zero, zero.reshape(1, 1), one, one, one, one, one, one.reshape(1, 1), one
+        zero,
+        zero,
+        zero.reshape(1, 1),
+        one,
+        one,
+        one,
+        one,
+        one,
+        one.reshape(1, 1),
+        one,
+        np.ones(1, np.bool_),
     )
     rule = Rule(0, one)
     return BoundDecision(rule, fleet, *np.zeros((3, 3, 1))).board

@@ -34,6 +34,7 @@ class Inputs(NamedTuple):
         fleet: candidates as their profiles have them.
         slowness_D: factor on the profile's times.
         availability_C: shares of traffic that candidates might get.
+        home_C: candidates at home.
         own_LC: load this router had sent, rows in the order of `LoadArrays`.
         others_LC: load all others had sent.
         rule: of the policy that decided, with its memory as it was.
@@ -43,6 +44,7 @@ class Inputs(NamedTuple):
     fleet: Fleet
     slowness_D: NDArray[np.float64]
     availability_C: NDArray[np.float64]
+    home_C: NDArray[np.bool_]
     own_LC: NDArray[np.float64]
     others_LC: NDArray[np.float64]
     rule: Rule
@@ -55,6 +57,7 @@ class Explanation:
 
     Attributes:
         allowed_C: whether the request might go there.
+        away_C: whether it was left to other routers, as the request stayed at home.
         score_C: the policy's scores, -inf where it might not.
         predicted_s_C: predicted time to the deadline's event, seconds.
         on_time_probability_C: predicted probability of making the deadline, 0 to 1.
@@ -63,6 +66,7 @@ class Explanation:
     """
 
     allowed_C: NDArray[np.bool_]
+    away_C: NDArray[np.bool_]
     score_C: NDArray[np.float64]
     predicted_s_C: NDArray[np.float64]
     on_time_probability_C: NDArray[np.float64]
@@ -83,6 +87,14 @@ class Larger(NamedTuple):
     if_idle: bool
 
 
+def _left_to_others(board: Board) -> NDArray[np.bool_]:
+    """Returns which candidates a request that stayed at home might else have gone to, bool [C]."""
+    fleet = board.fleet
+    if (board.allowed_C & ~fleet.home_C).any():
+        return np.zeros_like(fleet.home_C)
+    return ~fleet.home_C & (fleet.availability_C > 0.0)
+
+
 class Explainer:
     """Takes decisions again, on arrays of its own that it keeps for the next one."""
 
@@ -101,6 +113,7 @@ class Explainer:
         board = self._decide_again(inputs, inputs.rule)
         return Explanation(
             allowed_C=board.allowed_C.copy(),
+            away_C=_left_to_others(board),
             score_C=np.where(board.allowed_C, board.decided.score_C, -np.inf),
             predicted_s_C=board.decided.predicted_s_C.copy(),
             on_time_probability_C=board.decided.probability_C.copy(),
@@ -173,6 +186,7 @@ class Explainer:
             self._slowness_D = inputs.slowness_D
             self._fleet.copy_times(inputs.fleet.with_slowness(inputs.slowness_D))
         self._fleet.arrays.availability_C[:] = inputs.availability_C
+        self._fleet.arrays.home_C[:] = inputs.home_C
         self._own_LC[:] = inputs.own_LC
         self._others_LC[:] = inputs.others_LC
         bound = self._bind(rule)

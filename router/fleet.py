@@ -33,6 +33,7 @@ class FleetArrays(NamedTuple):
         max_batch_C: most sequences per iteration.
         quality_KC: quality of each candidate on each task.
         availability_C: 0 = must not be used, 1 = fully, between = ramping up.
+        home_C: candidates at the router's home (`router.home`); all, where it has no other.
     """
 
     tier_C: NDArray[np.int64]
@@ -45,6 +46,7 @@ class FleetArrays(NamedTuple):
     max_batch_C: NDArray[np.float64]
     quality_KC: NDArray[np.float64]
     availability_C: NDArray[np.float64]
+    home_C: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def build_fleet(
         max_batch_C=np.ascontiguousarray(cost_C5[:, 4]),
         quality_KC=np.ascontiguousarray(catalog.quality_KT[:, index_C3[:, 0]]),
         availability_C=np.ones(len(rows)),
+        home_C=np.ones(len(rows), np.bool_),
     )
     return Fleet(
         arrays,

@@ -247,6 +247,15 @@ def allowed_mask(
     return 0
 
 
+def count_allowed(allowed_C: NDArray[np.bool_]) -> int:
+    """Returns how many candidates a request may go to."""
+    count = 0
+    for c in range(len(allowed_C)):
+        if allowed_C[c]:
+            count += 1
+    return count
+
+
 def best_allowed(score_C: NDArray[np.float64], allowed_C: NDArray[np.bool_]) -> int:
     """Returns the first allowed row of the highest finite score; -1 if there is none."""
     best = -1

@@ -174,7 +174,7 @@ def in_reach(predicted_s: float, slack_s: float, factor: float) -> bool:
     return slack_s > 0.0 and factor * predicted_s <= slack_s
 
 
-def _predict_one(
+def predict_one(
     fleet: FleetArrays,
     load: LoadArrays,
     prompt_tokens: float,
@@ -219,7 +219,7 @@ def admit(
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c]:
             continue
-        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
         if in_reach(scratch_C[c], slack_s, factor):
             return True
     return False
@@ -243,7 +243,7 @@ def least_rescue_s(
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
-        _predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
         # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
         stretch = SAME_DEVICE if fleet.device_C[c] == fleet.device_C[action] else 1.0
         least_s = min(least_s, stretch * scratch_C[c])

@@ -85,6 +85,7 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
                 "endpoint": each.candidate.endpoint,
                 "quality": each.quality,
                 "allowed": each.allowed,
+                "away": each.away,
                 "score": each.score if each.HasField("score") else None,
                 "predicted_latency_s": seconds_of(each.predicted_latency),
                 "on_time_probability": each.on_time_probability,
@@ -125,7 +126,7 @@ def words(found: dict[str, Any]) -> list[str]:
         found: What `facts` returns.
     """
     chosen = next(each for each in found["candidates"] if _name(each) == found["choice"])
-    scored = [each for each in found["candidates"] if each["score"] is not None]
+    scored = [e for e in found["candidates"] if e["score"] is not None]
     policy = " ".join(filter(None, (found["policy"], found["policy_version"])))
     why = f"{policy} gave it the highest score of {len(scored)} candidates."
     if found["explored"]:
@@ -171,6 +172,8 @@ def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:
     if not larger:
         return "There is no larger tier."
     allowed = [each for each in larger if each["allowed"]]
+    if not allowed and any(each["away"] for each in larger):
+        return "Larger tiers were left to other routers, whose devices they are on."
     if not allowed:
         return "No larger tier was allowed: not usable, or not what the request asked for."
     best = min(allowed, key=lambda each: each["predicted_latency_s"])
@@ -199,4 +202,6 @@ def _name(candidate: dict[str, Any]) -> str:
 def _score(candidate: dict[str, Any]) -> str:
     if candidate["score"] is not None:
         return f"{candidate['score']:.4f}"
+    if candidate["away"]:
+        return "left to other routers"
     return "not on the shortlist" if candidate["allowed"] else "not allowed"

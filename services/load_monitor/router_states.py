@@ -13,6 +13,7 @@ from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER, CandidateOrder
 from services.load_monitor.model import EndpointView, Picture
+from services.load_monitor.shares import Shares
 from services.load_monitor.targets import TargetOverride
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
@@ -57,6 +58,7 @@ class RouterStates:
         self._known: dict[str, _Known] = {}
         self._compared: tuple[_Endpoints, _Endpoints] = ((), ())
         self._changed: _Endpoints = ()
+        self._shares = Shares()
 
     def state_for(self, watcher: Watcher, picture: Picture) -> state_pb2.OtherRoutersState:
         """Returns what a router is sent of a picture, and notes that it was told."""
@@ -73,6 +75,10 @@ class RouterStates:
         if own is not None:
             load_LC = load_LC - own[1]
             rate_rps = max(0.0, rate_rps - own[0].arrival_rate_rps)
+        home = None
+        if own is not None:
+            share = self._shares.of(picture)[watcher.router_id]
+            home = state_pb2.HomeShare(start=share.start, end=share.end)
         return state_pb2.OtherRoutersState(
             version=picture.version,
             topology_version=version,
@@ -83,6 +89,7 @@ class RouterStates:
             others_arrival_rate_rps=rate_rps,
             arrival_rate_long_rps=picture.arrival_rate_long_rps,
             targets=message_of_targets(picture.targets) if has_new_targets else None,
+            home=home,
         )
 
     def _endpoints_of(self, picture: Picture) -> _Endpoints:

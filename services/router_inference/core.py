@@ -506,6 +506,7 @@ def _view(env: Surroundings, rng: np.random.Generator) -> View:
         fleet=fleet,
         siblings=env.place.siblings,
         state_max_age_s=own.state_max_age_s,
+        homes=own.homes,
         rng=rng,
         bind=env.machine_code.bind,
         reserve=SHARES[own.reserve],

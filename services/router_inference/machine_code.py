@@ -196,6 +196,7 @@ def _rehearse(bind: Bind) -> None:
         max_batch_C=16.0 * ones,
         quality_KC=np.array([[0.7, 1.0, 0.7, 1.0]]),
         availability_C=ones,
+        home_C=np.array([True, True, False, False]),
     )
     query = Query(0, 0.4, 100.0, 8.0, 8.0, 0.0, 110.0, 50.0, 40.0, 0.1, 0.5, 0.5, 20.0, 2.0, 1.1)
     rng = np.random.default_rng(1)

@@ -117,6 +117,8 @@ class RouterInferenceSettings(ServerSettings):
     """How long after its deadline a soft request is still worked on, seconds."""
     state_max_age_s: float = Field(default=2.0, gt=0.0, le=300.0)
     """System state older than this is not used: own ledger and own health checks decide alone."""
+    homes: bool = True
+    """Of several routers, whether each has devices of its own while these can answer in time."""
     retry_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """Retries allowed, as a share of recent requests."""
     retry_burst: int = Field(default=16, ge=0, le=10_000)

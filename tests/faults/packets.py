@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import shutil
@@ -75,8 +76,12 @@ def _iptables() -> tuple[list[str], dict[str, str]]:
     if installed:
         return [installed, "-w"], {}
     program = (_UNPACKED / "usr/sbin/xtables-legacy-multi").absolute()
-    if not program.exists():
-        _unpack()
+    _UNPACKED.mkdir(parents=True, exist_ok=True)
+    with (_UNPACKED / "unpacking.lock").open("w") as lock:
+        # The matrix's processes begin together.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _unpack()
     libraries = (_UNPACKED / _LIBRARIES).absolute()
     variables = {"LD_LIBRARY_PATH": str(libraries), "XTABLES_LIBDIR": str(libraries / "xtables")}
     return [str(program), "iptables", "-w"], variables
@@ -86,7 +91,6 @@ def _unpack() -> None:
     """Unpacks Debian's package into build/tools; nothing is installed."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise PacketsError("iptables is not installed")
-    _UNPACKED.mkdir(parents=True, exist_ok=True)
     subprocess.run(["apt-get", "-qq", "download", *_PACKAGES], cwd=_UNPACKED, capture_output=True)
     for package in _PACKAGES:
         found = sorted(_UNPACKED.glob(f"{package}_*.deb"))

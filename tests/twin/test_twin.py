@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from router.home import Share
 from tests.twin.worlds import APART, Setting, Told, lived, policy_of, simulated, workload
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.workload import Times, gamma_renewal, poisson
@@ -36,6 +37,7 @@ WORLDS = {
     "no target": Setting(target=0.0),
     "room kept": Setting(reserve="peak"),
     "net off": Setting(safety=False),
+    "a home": Setting(home=Share(0.0, 0.5)),
 }
 COMPARED = ("static-large", "greedy", "price", "dqn")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.fleet import EndpointSpec, build_fleet
+from router.home import WHOLE, Share
 from router.policies.dqn import DqnPolicy
 from router.policies.table import make_policy
 from router.policy import Policy
@@ -86,6 +87,7 @@ class Setting:
         slow: factor on the devices' times beside their profile, which routers do not know.
         target: of every task; 0 = none.
         reserve: what room is kept for, as routers' settings say it.
+        home: the router's stretch of the devices.
     """
 
     placement: Placement = SHARED
@@ -93,6 +95,7 @@ class Setting:
     slow: float = 1.0
     target: float = 0.99
     reserve: str = "none"
+    home: Share = WHOLE
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -179,6 +182,7 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
         events=events,
         hold_targets=world.safety,
         reserve=SHARES[world.reserve],
+        homes=(world.home,),
     )
     result = simulate(config, offered, PolicySpec.of(policy), seed=1)
     ends = {state.CANCELLED: "late", state.REFUSED: "refused"}
@@ -229,6 +233,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
         silent_eject_s=300.0,
     )
     rig.core.slot.guard.replace(policy)
+    rig.core.view.fleet.move_home(world.home)
     jobs: list[Job] = []
     tasks: list[asyncio.Task[Any]] = []
 

@@ -22,6 +22,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from router.home import WHOLE
 from router.picker import PICKERS
 from router.policies.table import DQN, PICKER_MARK, STATIC_PREFIX, base_name
 from trainer.evaluation.policies import baseline, learned
@@ -38,7 +39,7 @@ from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 
 WARM_UP_S = 0.5
 """Left out at the start: routers have no estimate of the rate yet."""
-POLICIES_OF_ROUTERS = "dqn,dqn+power-of-two,price,price+power-of-two,static-small"
+POLICIES_OF_ROUTERS = "dqn,price,static-small"
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "shortlist": {"devices": 64, "loads": "2,4,8,12", "seeds": 5, "duration_s": 6.5},
     "routers": {"devices": 1000, "loads": "4", "seeds": 2, "duration_s": 2.5},
@@ -109,6 +110,7 @@ def router_rows(setting: Setting, options: argparse.Namespace, say: Say) -> list
                         routers=routers,
                         staleness_s=options.staleness_s,
                         report_interval_s=options.interval_s,
+                        homes=(WHOLE,) * routers if options.without_homes else None,
                     )
                     row = run(setting, config, spec, load, seed, options.duration_s)
                     rows.append(row)
@@ -215,6 +217,9 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--staleness-s", type=float, default=0.08, help="age of a fresh report")
     study.add_argument("--interval-s", type=float, default=0.08, help="time between reports")
+    study.add_argument(
+        "--without-homes", action="store_true", help="every router chooses among all devices"
+    )
     study.add_argument("--plot", type=Path, help="stem of a .png and .svg")
     return found
 

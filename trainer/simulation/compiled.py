@@ -61,6 +61,7 @@ def twin(module: types.ModuleType) -> Any:
 kernels: Any = _twins["router.kernels"]
 traffic: Any = _twins["router.traffic"]
 safety: Any = _twins["router.safety"]
+home: Any = _twins["router.home"]
 reward: Any = _twins["router.reward"]
 slowdown: Any = _twins["router.slowdown"]
 reserve: Any = _twins["router.reserve"]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from router.dqn.snapshot import Weights
+from router.fleet import FleetArrays
 from router.ledger import LoadArrays
 from router.policies.scores import Query
 from router.traffic import LONG_TAU_S, SHORT_TAU_S
 from trainer.simulation.compiled import (
     decision,
     features,
+    home,
     jit,
     jit_unmanaged,
     kernels,
@@ -142,6 +144,8 @@ def see(w: World, router: int, now_s: float) -> None:
     clock.state_age_s = 0.0
     if len(w.routers) > 1:
         clock.state_age_s = now_s
+        for c in range(len(w.candidates)):
+            w.fleet.home_C[c] = w.home_RC[router, c]
         newest = -1
         for s in range(len(w.ring_s)):
             visible = w.ring_s[s] >= 0.0 and w.ring_s[s] <= now_s - clock.delay_s
@@ -206,10 +210,10 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     if count == 0:
         settle(w, i, FAILED, now_s)
         return False
+    event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
+    own = w.routers[request.router]
+    window_s = request.deadline_s - request.arrival_s
     if clock.admission != 0 and request.decay_s <= 0.0:
-        event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
-        own = w.routers[request.router]
-        window_s = request.deadline_s - request.arrival_s
         safety.relax(own, now_s, window_s)
         felt = pressure_on(w, i, now_s)
         factor = safety.admission_factor(own, clock.optimism)
@@ -231,7 +235,26 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             own.refused_s = now_s
             settle(w, i, REFUSED, now_s)
             return False
+    clock.stays = int(
+        home.stays(
+            w.fleet,
+            w.seen,
+            w.allowed_C,
+            request.deadline_s - now_s,
+            request.prompt,
+            event_tokens,
+            w.decided.predicted_s_C,
+        )
+    )
     return True
+
+
+@jit_unmanaged
+def usable(w: World) -> FleetArrays:
+    """Returns the fleet as the request at hand sees it: all of it, or what is home."""
+    if w.clock[0].stays != 0:
+        return home.at_home(w.fleet, w.usable_C)
+    return w.fleet
 
 
 @jit_unmanaged
@@ -377,7 +400,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
     felt = pressure_on(w, i, now_s)
     request.floored = 1 if pressure.is_floored(felt) else 0
     is_small = felt >= 0.0 and pressure.is_small(felt, now_s, window_s)
-    return Query(
+    q = Query(
         int(request.task),
         request.deadline_s - now_s,
         request.prompt,
@@ -396,6 +419,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         max(0.0, felt),
         1.0 if is_small else 0.0,
     )
+    return home.own_traffic(q) if clock.stays != 0 else q
 
 
 @jit_unmanaged
@@ -404,7 +428,15 @@ def fill_features(w: World, i: int, q: Query, params_P: np.ndarray) -> None:
     ledger_LC = w.ledger_RLC[w.requests[i].router]
     own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
     features.compute_features(
-        w.fleet, w.seen, own, w.allowed_C, q, params_P, w.scratch, True, w.features_CF
+        usable(w),
+        w.seen,
+        own,
+        w.allowed_C,
+        q,
+        params_P,
+        w.scratch,
+        True,
+        w.features_CF,
     )
 
 
@@ -427,7 +459,7 @@ def decide(
     own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
     action = decision.decide(
         row,
-        w.fleet,
+        usable(w),
         w.seen,
         own,
         w.allowed_C,

@@ -21,6 +21,7 @@ from router.catalog import Catalog
 from router.dqn.snapshot import Weights, zero_weights
 from router.features import FEATURE_COUNT, feature_scratch
 from router.fleet import Fleet
+from router.home import Layout, Share, equal_share
 from router.ledger import zero_load
 from router.picker import NO_PICKER
 from router.policies.dqn import PRICE_DEFAULTS_P
@@ -78,6 +79,7 @@ class SimulationConfig:
         feature_stride: record every n-th first decision; 0 = none.
         max_records: most decisions recorded.
         shortlist: a network looks at a shortlist of a large fleet, as it does live.
+        homes: stretch of the devices that is home to each router; None = equal ones, as live.
         hold_targets: hold the tasks' targets, as routers with a safety net do.
         reserve: share of the last minute's highest rate that room is kept for, 0 to 1.
     """
@@ -96,6 +98,7 @@ class SimulationConfig:
     feature_stride: int = 0
     max_records: int = 10_000_000
     shortlist: bool = True
+    homes: tuple[Share, ...] | None = None
     hold_targets: bool = False
     reserve: float = 0.0
 
@@ -248,6 +251,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
     scratch = feature_scratch(candidates)
+    home_RC = _homes(config)
     decided = scratch.seen._replace(score_C=np.zeros(candidates))
     allowed_C = np.zeros(candidates, np.bool_)
     features_CF = np.zeros((candidates, FEATURE_COUNT), np.float32)
@@ -277,9 +281,13 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         ring_SLC=np.zeros((kept, 3, candidates)),
         ring_rate_SR2=np.zeros((kept, routers, 2)),
         output_K=priors_K.astype(np.float64),
-        fleet=fleet.arrays._replace(availability_C=fleet.arrays.availability_C.copy()),
+        fleet=fleet.arrays._replace(
+            availability_C=fleet.arrays.availability_C.copy(), home_C=home_RC[0].copy()
+        ),
+        home_RC=home_RC,
         seen=zero_load(candidates),
         allowed_C=allowed_C,
+        usable_C=np.zeros(candidates),
         decided=decided,
         features_CF=features_CF,
         base_P=PRICE_DEFAULTS_P.copy(),
@@ -331,6 +339,8 @@ def _check(config: SimulationConfig, workload: Workload) -> None:
         raise SimulationError("arrivals must never fall")
     if config.routers < 1:
         raise SimulationError(f"routers must be at least 1 (got {config.routers})")
+    if config.homes is not None and len(config.homes) != config.routers:
+        raise SimulationError(f"homes must have {config.routers} entries, one for each router")
     if not config.report_interval_s > 0:
         raise SimulationError("report_interval_s must be above 0")
     if config.mix_T and len(config.mix_T) != len(config.fleet.tiers):
@@ -405,6 +415,19 @@ def _slots(fleet: Fleet) -> NDArray[np.int64]:
         rows = np.flatnonzero(fleet.arrays.device_C == d)
         slots_DS[d, : len(rows)] = rows
     return slots_DS
+
+
+def _shares(config: SimulationConfig) -> Sequence[Share]:
+    """Returns each router's stretch of the devices."""
+    if config.homes is not None:
+        return config.homes
+    return [equal_share(rank, config.routers) for rank in range(config.routers)]
+
+
+def _homes(config: SimulationConfig) -> NDArray[np.bool_]:
+    """Returns what is home to each router [R, C]."""
+    layout = Layout(config.fleet)
+    return np.array([layout.home_C(layout.stretches(share)) for share in _shares(config)])
 
 
 def _fleet_events(config: SimulationConfig) -> NDArray[np.void]:

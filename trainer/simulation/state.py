@@ -178,6 +178,7 @@ CLOCK = np.dtype(
         ("retry", np.int64),
         ("picker", np.int64),
         ("every", np.int64),
+        ("stays", np.int64),
         ("random", np.uint64),
     ],
     align=True,
@@ -212,9 +213,12 @@ class World(NamedTuple):
         ring_SLC: their sum over all routers.
         ring_rate_SR2: rates of each router at that time, short and long.
         output_K: predicted output tokens per task, exponentially weighted.
-        fleet: what routers know of the fleet; availability changes in place.
+        fleet: what routers know of the fleet; availability changes in place, and what is home with
+            the router that decides.
+        home_RC: what is home to each router.
         seen: load as seen by the router that decides.
         allowed_C: what the request may use.
+        usable_C: the fleet's availability while the request stays at home.
         decided: predictions and scores of the decision at hand; predictions are also scratch.
         features_CF: features of the decision at hand.
         base_P: parameters of the price score in the features of decisions by other policies.
@@ -250,8 +254,10 @@ class World(NamedTuple):
     ring_rate_SR2: NDArray[np.float64]
     output_K: NDArray[np.float64]
     fleet: FleetArrays
+    home_RC: NDArray[np.bool_]
     seen: LoadArrays
     allowed_C: NDArray[np.bool_]
+    usable_C: NDArray[np.float64]
     decided: Scratch
     features_CF: NDArray[np.float32]
     base_P: NDArray[np.float64]

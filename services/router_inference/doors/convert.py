@@ -265,6 +265,7 @@ def explanation_response(
         entry = response.candidates.add(
             candidate=common_pb2.Candidate(tier=tier, endpoint=endpoint),
             allowed=found.allowed_C[row],
+            away=found.away_C[row],
             on_time_probability=found.on_time_probability_C[row],
             in_flight_count=round(found.in_flight_C[row]),
             quality=fleet.quality_KC[query.task, row],

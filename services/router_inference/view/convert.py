@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from router.home import WHOLE, Share
 from router.types import SloKind, Task
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
@@ -106,6 +107,7 @@ class StateReader:
             other_rate_rps=_rate(message.others_arrival_rate_rps),
             rate_long_rps=_rate(message.arrival_rate_long_rps),
             targets=_targets(message.targets) if message.HasField("targets") else None,
+            home=_home(message.home) if message.HasField("home") else WHOLE,
         )
 
     def _read_whole(self, message: system_state_pb2.SystemState) -> SeenState:
@@ -156,6 +158,12 @@ class StateReader:
 def _rate(rate_rps: float) -> float:
     """Returns a rate that can be added and divided by, 0 for what is none."""
     return rate_rps if 0.0 <= rate_rps <= _MOST_MESH_RPS else 0.0
+
+
+def _home(message: system_state_pb2.HomeShare) -> Share:
+    """Returns a stretch, everything for what is none; NaN lies nowhere."""
+    is_stretch = 0.0 <= message.start <= message.end <= 1.0
+    return Share(message.start, message.end) if is_stretch else WHOLE
 
 
 def _targets(message: system_state_pb2.TargetOverrides) -> tuple[SeenTarget, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from router.catalog import Catalog
 from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.home import WHOLE, Layout, Share
 from router.profile import LatencyProfile
 from services.common.triton.client import TritonClient
 from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
@@ -53,6 +54,7 @@ class FleetView:
         availability_C: what of it `current` found last; replaced, never changed, so that a decision
             may keep it.
         slowness_D: the slowness that is in the fleet's times, likewise.
+        home_C: what of it is home, likewise.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class FleetView:
         self._unsettled: list[tuple[int, Breaker]] = []
         self._only: Collection[str] | None = None
         self._applied: tuple[SeenEndpoint, ...] | None = None
+        self._share = WHOLE
         self._rebuild(tuple(endpoints))
 
     def configure(
@@ -121,6 +124,16 @@ class FleetView:
         self._seen_C = np.array([weights[candidate] for candidate in self.candidates])
         self._applied = state.endpoints
         self._mark()
+
+    def move_home(self, share: Share) -> None:
+        """Makes another stretch of the devices the router's home."""
+        self._share = share
+        stretches = self._layout.stretches(share)
+        if stretches == self._stretches:
+            return
+        self._stretches = stretches
+        self.home_C = self._layout.home_C(stretches)
+        self.latest.arrays.home_C[:] = self.home_C
 
     def forget_health(self) -> None:
         """Leaves health to the own breakers; endpoints that were draining stay out."""
@@ -199,6 +212,8 @@ class FleetView:
         self.unknown_endpoints = tuple(spec.name for spec in specs if spec.name not in names)
         self.as_profiled = build_fleet(self.catalog, usable, self._profiles)
         self.latest = self.as_profiled.copy()
+        self._layout, self._stretches = Layout(self.as_profiled), ()
+        self.move_home(self._share)
         self.slowness.follow(self.latest.devices)
         self._stretch()
         self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))

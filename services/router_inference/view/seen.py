@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.fleet import EndpointSpec
+from router.home import WHOLE, Share
 
 REASON_DRAINING = "DRAINING"
 
@@ -59,6 +60,7 @@ class SeenState:
         other_rate_rps: the other routers' arrivals per second over about 0.2 s.
         rate_long_rps: everybody's arrivals per second over about 10 s.
         targets: those set while the mesh runs; None = the state told none.
+        home: this router's stretch of the devices of each kind.
     """
 
     topology_version: int
@@ -69,3 +71,4 @@ class SeenState:
     other_rate_rps: float
     rate_long_rps: float
     targets: tuple[SeenTarget, ...] | None = None
+    home: Share = WHOLE

@@ -15,6 +15,7 @@ from router.catalog import Catalog
 from router.desk import Desk
 from router.explanation import Inputs
 from router.fleet import EndpointSpec, Fleet
+from router.home import WHOLE
 from router.profile import LatencyProfile
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.view.load import LoadView
@@ -32,6 +33,7 @@ class View:
         fleet: FleetView,
         siblings: NoSiblings,
         state_max_age_s: float,
+        homes: bool,
         rng: np.random.Generator,
         bind: Bind,
         reserve: float,
@@ -43,6 +45,7 @@ class View:
             fleet: the candidates.
             siblings: the other workers of this router.
             state_max_age_s: age above which a state is not used, seconds.
+            homes: whether to stay at home where the monitor gives one.
             rng: the policies' dice.
             bind: how decisions are bound.
             reserve: share of the last minute's highest rate that room is kept for.
@@ -58,6 +61,7 @@ class View:
         self._bind = bind
         self._at: Fleet | None = None
         self._state_max_age_s = state_max_age_s
+        self._homes = homes
         self._state_s: float | None = None
 
     def configure(
@@ -75,6 +79,7 @@ class View:
         self._state_s = now_s
         self.is_alone = False
         self.fleet.apply(state)
+        self.fleet.move_home(state.home if self._homes else WHOLE)
         self.load.apply(state.candidates, state.others_LC, self.fleet.latest)
         self.traffic.apply(state.other_rate_rps, state.rate_long_rps, now_s)
 
@@ -106,6 +111,7 @@ class View:
             fleet.as_profiled,
             fleet.slowness_D,
             fleet.availability_C,
+            fleet.home_C,
             load.own_LC.copy(),
             load.heard_LC,
             desk.rule,

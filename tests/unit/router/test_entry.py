@@ -78,6 +78,7 @@ def random_fleet(rng: np.random.Generator) -> FleetArrays:
         rng.integers(1, 64, count).astype(np.float64),
         np.ascontiguousarray(np.sort(rng.uniform(0.3, 1.0, (TASKS, TIERS)))[:, tier_C]),
         availability_C,
+        rng.random(count) < rng.choice([0.3, 1.0]),
     )
 
 
@@ -131,13 +132,20 @@ class Case:
         return BoundDecision(rule, self.fleet, self.own_LC, self.others_LC, seen_LC, bind)
 
 
-def simulated(bound: BoundDecision, query: Query) -> int:
-    """Decides as the simulator does, on a board whose mask and load are those of a decision."""
-    b = bound.board
+def simulated(bound: BoundDecision, asked: tuple[Any, ...]) -> int:
+    """Decides as the simulator does, on a board whose load is that of a decision."""
+    b, (query, floor, pin, ramp_draw, *_) = bound.board, asked
+    fleet = b.fleet
+    compiled.kernels.allowed_mask(fleet, query.task, floor, pin, ramp_draw, b.allowed_C)
+    if compiled.home.stays(
+        fleet, b.seen, b.allowed_C, query.slack_s, query.prompt_tokens, query.event_tokens,
+        b.decided.predicted_s_C,
+    ):  # fmt: skip
+        fleet, query = compiled.home.at_home(fleet, b.usable_C), compiled.home.own_traffic(query)
     return int(
         compiled.decision.decide(
             bound.rule.row,
-            b.fleet,
+            fleet,
             b.seen,
             b.own,
             b.allowed_C,
@@ -172,7 +180,7 @@ def test_compiled_plain_and_simulated_decide_alike(name: str, seed: int) -> None
         score_C = ours.decided.score_C.copy()
         np.testing.assert_allclose(theirs.decided.score_C, score_C, rtol=1e-9, atol=1e-9)
         ours.params_P[:] = before_P  # what a memory says before is what the simulator starts from
-        again = simulated(plain, asked[0])
+        again = simulated(plain, asked)
         assert again == action or case.rule.picker
         np.testing.assert_allclose(ours.decided.score_C, score_C, rtol=1e-9, atol=1e-9)
 

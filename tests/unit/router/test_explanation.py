@@ -57,6 +57,8 @@ class World:
         self.heard_LC = np.array(fleets.random_load(rng, COUNT, 20.0))
         self.others_LC[:] = self.heard_LC
         self.own_LC[:] = fleets.random_load(rng, COUNT, 9.0)
+        self.home_C = rng.random(COUNT) < rng.choice([0.4, 1.0])
+        self.fleet.arrays.home_C[:] = self.home_C
 
     def decide(self, policy: Policy) -> Inputs:
         """Takes a decision; returns what it rested on."""
@@ -69,8 +71,8 @@ class World:
         self.desk.asked = Asked(query, 0.0, -1, float(rng.random()), 1e9, 0.7)
         self.desk.ask(policy)
         return Inputs(
-            self.profiled, self.slowness_D, self.availability_C, self.own_LC.copy(),
-            self.heard_LC, self.desk.rule, self.desk.asked,
+            self.profiled, self.slowness_D, self.availability_C, self.home_C,
+            self.own_LC.copy(), self.heard_LC, self.desk.rule, self.desk.asked,
         )  # fmt: skip
 
 

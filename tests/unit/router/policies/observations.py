@@ -101,6 +101,7 @@ class Chair:
             seen.fleet,
             np.ones(len(seen.fleet.devices)),
             seen.fleet.arrays.availability_C,
+            seen.fleet.arrays.home_C,
             self._own_LC.copy(),
             self._others_LC.copy(),
             desk.rule,

@@ -93,3 +93,15 @@ def test_targets_are_told_first_and_when_they_change() -> None:
     gone = states.state_for(watcher, replace(first, version=5))
     assert gone.HasField("targets")
     assert not gone.targets.overrides
+
+
+def test_a_router_is_told_its_home_once_it_has_reported() -> None:
+    """Homes of all routers cover everything; who is not among them has none."""
+    reports = tuple(report(name, 1) for name in ("r1", "r2"))
+    shown = picture(1, (view(endpoint("e1")),), reports)
+    first, second, third = (
+        RouterStates().state_for(Watcher(name, 1), shown) for name in ("r1", "r2", "r3")
+    )
+    assert (first.home.start, first.home.end) == (0.0, second.home.start)
+    assert second.home.end == 1.0
+    assert not third.HasField("home")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router.home import WHOLE, Share
 from services.load_monitor.convert import report_from_message
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial_counts import (
@@ -197,6 +198,18 @@ def test_the_list_is_read_once_and_endpoints_where_they_change() -> None:
     assert [each.weight for each in third.endpoints] == [1.0, 0.0]
     assert third.candidates is first.candidates
     assert reader.read(others(1, topology_version=2, **told("e1"))).candidates == (("small", "e1"),)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0.25, 0.5, Share(0.25, 0.5)), (0.5, 0.25, WHOLE), (-1.0, 0.5, WHOLE), (0.0, math.nan, WHOLE)],
+)
+def test_a_home_that_is_none_is_everything(start: float, end: float, expected: Share) -> None:
+    """As it is where none is told."""
+    reader = StateReader("r1", 1)
+    assert reader.read(others(1, **told("e0"))).home == WHOLE
+    message = system_state_pb2.HomeShare(start=start, end=end)
+    assert reader.read(others(1, home=message)).home == expected
 
 
 def test_targets_that_were_not_told_stay_and_none_is_something_to_be_told() -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from tests.unit.services.router_inference.parts import make_rig
+from router.explanation import Explainer
+from router.home import WHOLE, Share
+from services.router_inference.view.seen import SeenState
+from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import endpoint, look, state
 
@@ -52,3 +56,66 @@ async def test_a_stale_state_is_not_used() -> None:
     assert (query.rate_short_rps, query.state_age_s) == (0.0, 0.0)
     view.apply(state(endpoint(0)), rig.clock.monotonic_s())
     assert not view.is_alone
+
+
+def home_of(rig: Rig) -> set[str]:
+    """Returns the endpoints that are home."""
+    view = rig.core.view
+    fleet = view.current_fleet(rig.clock.monotonic_s())
+    return {view.fleet.targets[row].endpoint for row in np.flatnonzero(fleet.arrays.home_C)}
+
+
+def four(topology: int = 1, home: Share = WHOLE) -> SeenState:
+    """Returns a state of four endpoints."""
+    endpoints = [endpoint(index) for index in range(4)]
+    return replace(state(*endpoints, topology=topology), home=home)
+
+
+@scenario
+async def test_a_router_lives_where_the_state_says() -> None:
+    """Everywhere at first."""
+    rig = make_rig()
+    view, now_s = rig.core.view, rig.clock.monotonic_s()
+    view.apply(four(), now_s)
+    assert home_of(rig) == {"e0", "e1", "e2", "e3"}
+    view.apply(four(home=Share(0.5, 1.0)), now_s)
+    assert home_of(rig) == {"e2", "e3"}
+    job = rig.job()
+    await rig.answer(job)
+    assert job.endpoint in {"e2", "e3"}
+
+
+@scenario
+async def test_a_home_outlives_the_state_and_moves_with_the_fleet() -> None:
+    """Without the monitor the others are still there."""
+    rig = make_rig(state_max_age_s=2.0)
+    view = rig.core.view
+    view.apply(four(home=Share(0.5, 1.0)), rig.clock.monotonic_s())
+    await asyncio.sleep(3.0)
+    assert home_of(rig) == {"e2", "e3"}
+    two = replace(state(endpoint(0), endpoint(1), topology=2), home=Share(0.5, 1.0))
+    view.apply(two, rig.clock.monotonic_s())
+    assert home_of(rig) == {"e1"}
+
+
+@scenario
+async def test_homes_can_be_switched_off() -> None:
+    """By the setting."""
+    rig = make_rig(homes=False)
+    rig.core.view.apply(four(home=Share(0.5, 1.0)), rig.clock.monotonic_s())
+    assert home_of(rig) == {"e0", "e1", "e2", "e3"}
+
+
+@scenario
+async def test_an_explanation_outlives_a_move() -> None:
+    """What was home when a decision was taken is kept with it."""
+    rig = make_rig()
+    view, now_s = rig.core.view, rig.clock.monotonic_s()
+    view.apply(four(home=Share(0.5, 1.0)), now_s)
+    job = rig.job()
+    await rig.answer(job)
+    view.apply(four(home=Share(0.0, 0.5)), now_s)
+    assert job.choice is not None
+    found = Explainer().explain(job.choice.inputs)
+    assert found.allowed_C.tolist() == [False] * 6 + [True] * 6
+    assert found.away_C.tolist() == [True] * 6 + [False] * 6
