@@ -119,9 +119,9 @@ class Desk:
         """
         bound = self._looking
         if bound is None:
-            fleet, *rest = self._arrays
+            fleet = self._arrays[0]
             everywhere = fleet._replace(home_C=np.ones_like(fleet.home_C))
-            bound = self._looking = BoundDecision(_CHEAPEST, everywhere, *rest)
+            bound = self._looking = BoundDecision(_CHEAPEST, everywhere, *self._arrays[1:])
         bound.decide(
             asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
         )

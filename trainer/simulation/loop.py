@@ -252,9 +252,10 @@ def prepare(w: World, i: int, now_s: float) -> bool:
 @jit_unmanaged
 def usable(w: World) -> FleetArrays:
     """Returns the fleet as the request at hand sees it: all of it, or what is home."""
+    seen: FleetArrays = w.fleet
     if w.clock[0].stays != 0:
-        return home.at_home(w.fleet, w.usable_C)
-    return w.fleet
+        seen = home.at_home(w.fleet, w.usable_C)
+    return seen
 
 
 @jit_unmanaged

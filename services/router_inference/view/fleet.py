@@ -95,6 +95,7 @@ class FleetView:
         self._only: Collection[str] | None = None
         self._applied: tuple[SeenEndpoint, ...] | None = None
         self._share = WHOLE
+        self._stretches: tuple[tuple[int, int], ...] = ()
         self._rebuild(tuple(endpoints))
 
     def configure(
