@@ -6,8 +6,8 @@ relative, so one set of parameters serves fleets of other sizes, profiles and de
 parameters were tuned by CMA-ES in the simulator on the `opt-a100` profile, steady and bursty
 (`python -m trainer.research.tuning price`).
 
-Fails: on views that are stale by more than a deadline with four routers or more, which all herd to
-the device that looked free; when the rate estimate lags by more than the backlog term makes up for;
+Fails: with several routers without homes (`router.home`), which all herd to the device that looked
+free; when the rate estimate lags by more than the backlog term makes up for;
 and where the mix of tasks makes the price right for none of them.
 """
 
