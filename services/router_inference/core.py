@@ -390,7 +390,7 @@ def build_core(env: Surroundings) -> Core:
         leases=leases,
         status=status,
         servicer=servicer,
-        picker=_picker(env, view, validator, parts, leases) if own.envoy_listen else None,
+        picker=_picker(env, view, intake, parts, leases) if own.envoy_listen else None,
         kserve=kserve,
     )
 
@@ -449,14 +449,13 @@ def _request_path(
 
 
 def _picker(
-    env: Surroundings, view: View, validator: Validator, parts: AttemptParts, leases: Leases
+    env: Surroundings, view: View, intake: Intake, parts: AttemptParts, leases: Leases
 ) -> Picker:
     return Picker(
-        validator=validator,
+        intake=intake,
         exchanges=Exchanges(parts=parts, leases=leases),
         places=Places(view.fleet, Names(env.clock), env.settings.mesh.may_be_endpoint),
         view=view,
-        accounts=parts.accounts,
         clock=env.clock,
         client_of=env.client_of,
     )

@@ -77,7 +77,7 @@ class Exchange:
         """
         job, now_s = self.job, self._parts.monotonic_s()
         self.status = status
-        if served is not None and served is not self.served:
+        if served is not None and served.candidate != self.served.candidate:
             self._move(served, now_s)
         if status < HTTPStatus.BAD_REQUEST:
             job.first_token_s = now_s
@@ -120,7 +120,7 @@ class Exchange:
         """Takes in that another target answers; what the gateway tried before it has failed."""
         job = self.job
         for target in self.targets:
-            if target is served:
+            if target.candidate == served.candidate:
                 break
             job.retry_count += 1
             self._blame(target, _RETRIED, now_s)
@@ -185,8 +185,12 @@ class Exchanges:
         lease_s = job.cutoff_s - job.arrival_s + GRACE_S
         choice = self._leases.take_in(job, lease_s)
         target = choice.target
-        targets, others = [target], alike(target)
+        targets, others, names = [target], alike(target), job.endpoints
         if others:
             found = self._parts.second_chance.alternatives(job, target)
-            targets += [each for each in found if each.candidate in others][:MOST_ALTERNATIVES]
+            targets += [
+                each
+                for each in found
+                if each.candidate in others and (names is None or each.endpoint in names)
+            ][:MOST_ALTERNATIVES]
         return Exchange(self._parts, self._leases, job, choice, targets)

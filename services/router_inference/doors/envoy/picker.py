@@ -22,10 +22,10 @@ from services.common.errors import (
 )
 from services.router_inference.doors.envoy import convert
 from services.router_inference.doors.envoy.places import Places
-from services.router_inference.doors.validation import Validator
+from services.router_inference.doors.intake import Intake
+from services.router_inference.job import Job
 from services.router_inference.path.decide import REASON_NO_ENDPOINT
 from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
-from services.router_inference.records.accounts import Accounts
 from services.router_inference.view.view import View
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 from tiercel.envoy.v3 import external_processor_pb2_grpc as pb2_grpc
@@ -34,6 +34,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 REASON_ORDER = "MESSAGE_OUT_OF_ORDER"
 REASON_SILENT = "NO_MESSAGE_IN_TIME"
+_ECHOED = pb2.FULL_DUPLEX_STREAMED
+"""How bodies come of which only what is sent back goes on."""
 _FIRST_MESSAGE_S = 10.0
 """How long a stream may stay without its first message, seconds."""
 _AFTER = {
@@ -46,25 +48,31 @@ _ONCE = frozenset({"request_headers", "request_trailers", "response_headers", "r
 
 
 class Picker(pb2_grpc.ExternalProcessorServicer):
-    """Serves gateways."""
+    """Serves gateways.
+
+    Attributes:
+        intake: checks requests.
+        exchanges: begins them.
+        places: where endpoints are reached.
+        view: the fleet and the traffic.
+        clock: of the process.
+    """
 
     def __init__(
         self,
         *,
-        validator: Validator,
+        intake: Intake,
         exchanges: Exchanges,
         places: Places,
         view: View,
-        accounts: Accounts,
         clock: Clock,
         client_of: Callable[[Context], str],
     ) -> None:
         """Takes its parts; `client_of` tells whose a call is."""
-        self.validator = validator
+        self.intake = intake
         self.exchanges = exchanges
         self.places = places
         self.view = view
-        self.accounts = accounts
         self.clock = clock
         self._client_of = client_of
         self._turn = itertools.count()
@@ -75,13 +83,15 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
     ) -> None:
         """Answers what a gateway tells of one HTTP exchange, until that ends."""
         talk = _Talk(self, self._client_of(context), tuple(context.invocation_metadata() or ()))
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_S) as limit:
                 async for message in request_iterator:
                     response = talk.answer(message)
-                    if talk.exchange is not None and talk.is_new:
+                    if talk.is_new:
                         talk.is_new = False
-                        limit.reschedule(asyncio.get_running_loop().time() + talk.longest_s)
+                        longest_s = talk.longest_s
+                        limit.reschedule(None if longest_s is None else loop.time() + longest_s)
                     await context.write(response)
                     if talk.is_over:
                         break
@@ -121,8 +131,8 @@ class _Talk:
 
     Attributes:
         exchange: its request; None if none was decided for.
-        is_new: True from the decision until the caller has taken note.
-        longest_s: time from then on after which the stream is given up, seconds.
+        is_new: True from the request's headers until the caller has taken note.
+        longest_s: time from then on after which the stream is given up, seconds; None = none.
         is_over: True once nothing more is answered.
     """
 
@@ -136,11 +146,11 @@ class _Talk:
         self._client = client
         self._metadata = metadata
         self._seen: set[str] = set()
-        self._echoes: frozenset[str] = frozenset()
+        self._echoes: set[str] = set()
         self.exchange: Exchange | None = None
         self.is_new = False
         self.is_over = False
-        self.longest_s = 0.0
+        self.longest_s: float | None = None
 
     def answer(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         """Returns the answer to the next message.
@@ -179,54 +189,58 @@ class _Talk:
         elif kind == "request_body" and "request_trailers" in self._seen:
             problem = "request_body came after request_trailers"
         if problem:
-            self._picker.accounts.on_invalid(REASON_ORDER)
-            raise InvalidArgumentError("request", problem, reason=REASON_ORDER)
+            error = InvalidArgumentError("request", problem, reason=REASON_ORDER)
+            self._picker.intake.on_invalid(error)
+            raise error
 
     def _on_request(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
-        modes, duplex = message.protocol_config, pb2.FULL_DUPLEX_STREAMED
-        if modes.request_body_mode == duplex or modes.response_body_mode == duplex:
-            both = (("request_body", modes.request_body_mode),
-                    ("response_body", modes.response_body_mode))  # fmt: skip
-            self._echoes = frozenset(kind for kind, mode in both if mode == duplex)
-        places = self._picker.places
-        places.look()
+        modes = message.protocol_config
+        if modes.request_body_mode == _ECHOED:
+            self._echoes.add("request_body")
+        if modes.response_body_mode == _ECHOED:
+            self._echoes.add("response_body")
+        self.is_new = True
+        self._picker.places.look()
         try:
-            headers = convert.headers_of(message.request_headers)
-            subset = convert.subset_of(message)
-            names = places.endpoints if subset is None else places.subset(subset)
-            path = convert.path_of(headers)
-            if path is None:
-                return convert.sent_to([self._picker.any_address(names)])
-            return self._decide(headers, path, names, convert.client_of(message))
+            return self._sent(message)
         except DomainError as error:
             self.is_over = True
             return convert.refusal(error)
 
-    def _decide(
-        self,
-        headers: dict[str, str],
-        path: convert.Path,
-        names: frozenset[str] | None,
-        client: str,
-    ) -> pb2.ProcessingResponse:
-        picker = self._picker
-        clock, places = picker.clock, picker.places
+    def _sent(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
+        """Returns where a request goes.
+
+        Raises:
+            DomainError: Nowhere.
+        """
+        picker, ask = self._picker, None
         try:
-            ask = convert.ask_of(
-                headers,
-                path,
-                metadata=self._metadata,
-                client=client or self._client,
-                unknown_prompt_tokens=picker.view.traffic.mean_prompt_tokens,
-            )
-            ask.endpoints = names
-            job = picker.validator.job(ask, clock.monotonic_s(), clock.wall_ns(), prefix="")
+            headers = convert.headers_of(message.request_headers)
+            path = convert.path_of(headers)
+            if path is not None:
+                ask = convert.ask_of(
+                    headers,
+                    path,
+                    metadata=self._metadata,
+                    client=convert.client_of(message) or self._client,
+                    unknown_prompt_tokens=picker.view.traffic.mean_prompt_tokens,
+                )
         except DomainError as error:
-            picker.accounts.on_invalid(error.reason)
+            picker.intake.on_invalid(error)
             raise
-        exchange = self.exchange = picker.exchanges.begin(job, places.alike)
-        left_s = job.cutoff_s - clock.monotonic_s()
-        self.is_new, self.longest_s = True, left_s + GRACE_S
+        subset = convert.subset_of(message)
+        names = picker.places.endpoints if subset is None else picker.places.subset(subset)
+        if path is None or ask is None:
+            return convert.sent_to([picker.any_address(names)])
+        ask.endpoints = names
+        return self._begun(path, picker.intake.job(ask, prefix=""))
+
+    def _begun(self, path: convert.Path, job: Job) -> pb2.ProcessingResponse:
+        """Decides for a request; returns where it goes."""
+        picker = self._picker
+        exchange = self.exchange = picker.exchanges.begin(job, picker.places.alike)
+        left_s = job.cutoff_s - picker.clock.monotonic_s()
+        self.longest_s = left_s + GRACE_S
         target = exchange.choice.target
         added = [
             (convert.TIMEOUT, convert.timeout_ms(left_s)),
@@ -237,12 +251,8 @@ class _Talk:
             added.append((":path", path.with_model(target.model)))
         trace = exchange.attempt.trace
         if trace.sampled:
-            added += [(name, str(value)) for name, value in trace.metadata()]
-        addresses = dict.fromkeys(
-            places.address(each)
-            for each in exchange.targets
-            if names is None or each.endpoint in names
-        )
+            added += trace.metadata()
+        addresses = dict.fromkeys(map(picker.places.address, exchange.targets))
         return convert.sent_to(addresses, added)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:

@@ -331,6 +331,34 @@ async def test_what_asks_for_no_answer_is_passed_to_an_endpoint_and_not_counted(
 
 
 @scenario
+async def test_an_exchange_that_asks_for_no_answer_may_last() -> None:
+    """It has no deadline here; the gateway has its own."""
+    rig = gateway_rig()
+    exchange = Exchange(rig)
+    await exchange.tell(request(path="/v2/repository/index"))
+    await asyncio.sleep(3_600.0)
+    await exchange.tell(response())
+    await exchange.tell(TRAILERS)
+    await exchange.close()
+
+
+@scenario
+async def test_a_fleet_that_changes_meanwhile_changes_nothing_for_an_exchange() -> None:
+    """Its target is the same though the list was made anew."""
+    rig = gateway_rig(endpoint_count=2)
+    exchange = Exchange(rig)
+    address, *_ = destinations(await exchange.tell(request()))
+    fleet = rig.core.view.fleet
+    fleet._rebuild(fleet._specs)
+    await exchange.tell(response(served=address))
+    await exchange.tell(TRAILERS)
+    await exchange.close()
+    [record] = [each.outcome for each in await rig.records() if each.HasField("outcome")]
+    assert record.retry_count == 0
+    assert not any(target.breaker.last_reason for target in fleet.targets)
+
+
+@scenario
 async def test_errors_of_endpoints_are_failures_and_close_them() -> None:
     """Three in a row, and the next request goes elsewhere."""
     rig = gateway_rig(endpoint_count=2)
