@@ -10,6 +10,7 @@ import typer
 from router.folders import state_folder
 from services.cli.output import console, milliseconds, note, share, table
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
+from services.demo.verdict import devices_sentence
 from services.local.errors import InputError
 from services.local.run import run_owning_children
 
@@ -51,6 +52,8 @@ async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
     with Display(terminal) as display:
         report = await Demo(plan, out, display).run()
     terminal.print(report["verdict"], markup=False, soft_wrap=True, style="bold")
+    if devices := devices_sentence(report["static_large_devices"]):
+        terminal.print(f"{devices} (simulated)", markup=False, soft_wrap=True)
     terminal.print(result_table(report))
     for each in report["notes"]:
         terminal.print(each, markup=False)

@@ -6,13 +6,19 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.browser import rendered
 from tests.conftest import RedisServer
+from tests.fakes.router_process import mesh_toml, running_router
+from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_load_monitor import report, serving, write_settings
+from tests.integration.test_targets import write_monitor
+from tests.waiting import until
+from tiercel import AsyncClient
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -84,3 +90,39 @@ async def test_a_browser_shows_the_mesh(
         async with httpx.AsyncClient(trust_env=False) as http:
             assert "tiercel_monitor_routers 1.0" in (await http.get(f"{url}/metrics")).text
         await call.done_writing()
+
+
+async def test_a_request_of_a_real_router_comes_to_the_page(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Its task's latency and share in time, as the router counts them, beside its deadline."""
+    port, page = free_port(), free_port()
+    triton = await FakeTriton(default=Script(tokens=("a",), step_s=0.001)).start()
+    toml = mesh_toml([("e0", triton.address)], monitor=f"127.0.0.1:{port}")
+    path = write_monitor(tmp_path, toml, port)
+    try:
+        async with (
+            serving(path, metrics_listen=f"127.0.0.1:{page}"),
+            running_router(tmp_path, toml) as router,
+            AsyncClient(router.address) as client,
+            httpx.AsyncClient(trust_env=False, base_url=f"http://127.0.0.1:{page}") as http,
+        ):
+            for _ in range(3):
+                await client.generate("hi", task="copa")
+
+            async def copa() -> dict[str, Any]:
+                facts = (await http.get("/mesh.json")).json()
+                tasks = facts["live"]["tasks"] if facts["live"] else []
+                found: dict[str, Any] = next((t for t in tasks if t["task"] == "copa"), {})
+                return found
+
+            async def is_told() -> bool:
+                task = await copa()
+                return task.get("on_time_count") == 3 and task["p99_s"] is not None
+
+            await until(is_told, "the page tells the latency")
+            task = await copa()
+            assert (task["deadline_s"], task["target"], task["attained"]) == (3.0, 0.99, 1.0)
+            assert 0.0 < task["p50_s"] <= task["p99_s"] < 3.0
+    finally:
+        await triton.stop()
