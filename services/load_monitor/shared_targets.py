@@ -84,7 +84,7 @@ class SharedTargets:
             stored = await self._store.load_targets()
             if stored is None:
                 return 0, []
-            found, problems = decode(stored[1])
+            found, problems = decode(stored[1], self._clock.wall_ns())
         except (StoredDataError, ValueError) as error:
             found, problems = [], [str(error)]
         else:

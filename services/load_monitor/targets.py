@@ -20,8 +20,10 @@ MAX_CALLER_CHARACTERS = 128
 MAX_OVERRIDES = 100
 """Most tasks that are remembered; the newest stay."""
 
-_FORGET_NS = 30 * 24 * 3600 * 1_000_000_000
-_LARGEST_NS = 2**62
+_DAY_NS = 24 * 3600 * 1_000_000_000
+_FORGET_NS = 30 * _DAY_NS
+# However wrong a clock is; a stamp far ahead would win for ever.
+_FARTHEST_NS = 365 * _DAY_NS
 _LONGEST_PROBLEM_BYTES = 200
 _MOST_STORED_BYTES = 8 * 1024 * 1024
 
@@ -83,8 +85,12 @@ def encode(overrides: Overrides) -> bytes:
     return json.dumps([asdict(each) for each in overrides.values()]).encode()
 
 
-def decode(payload: bytes) -> tuple[list[TargetOverride], list[str]]:
+def decode(payload: bytes, now_ns: int) -> tuple[list[TargetOverride], list[str]]:
     """Returns what `encode` stored, and what is wrong with entries left out of it.
+
+    Args:
+        payload: The bytes.
+        now_ns: The present, wall clock, nanoseconds since 1970.
 
     Raises:
         ValueError: The bytes are something else.
@@ -101,30 +107,38 @@ def decode(payload: bytes) -> tuple[list[TargetOverride], list[str]]:
     problems: list[str] = []
     for entry in entries:
         try:
-            found.append(_override(entry))
+            found.append(_override(entry, now_ns))
         except (LookupError, TypeError, ValueError) as error:
             problems.append(cut(f"{error!r}", _LONGEST_PROBLEM_BYTES))
     return found, problems
 
 
-def _override(entry: Mapping[str, Any]) -> TargetOverride:
+def _override(entry: Mapping[str, Any], now_ns: int) -> TargetOverride:
     """Returns a stored override, checked: what stands in the store may be anybody's."""
     task, target = entry["task"], entry["target"]
-    if not is_name(task):
+    if not isinstance(task, str) or not is_name(task):
         raise ValueError(f"stored target of a task {task!r:.80}")
-    if target is not None and not 0.0 <= float(target) <= MOST_TARGET:
+    is_number = type(target) in (int, float)
+    if target is not None and not (is_number and 0 <= target <= MOST_TARGET):
         raise ValueError(f"stored target {target!r:.80} of {task}")
-    stamps = [entry["set_wall_ns"], entry["expire_wall_ns"]]
-    if any(type(stamp) is not int or not 0 <= stamp <= _LARGEST_NS for stamp in stamps):
+    set_ns, expire_ns = stamps = entry["set_wall_ns"], entry["expire_wall_ns"]
+    if any(type(stamp) is not int for stamp in stamps):
+        raise ValueError(f"stored target of {task} has stamps {stamps!r:.80}")
+    if not (0 <= set_ns <= now_ns + _FARTHEST_NS and 0 <= expire_ns <= now_ns + 2 * _FARTHEST_NS):
         raise ValueError(f"stored target of {task} has stamps {stamps!r:.80}")
     return TargetOverride(
         task,
         None if target is None else float(target),
-        stamps[0],
-        cut(str(entry["set_by"]), MAX_CALLER_CHARACTERS),
-        cut(str(entry["reason"]), 4 * MAX_REASON_CHARACTERS)[:MAX_REASON_CHARACTERS],
-        stamps[1],
+        set_ns,
+        _text(entry["set_by"], MAX_CALLER_CHARACTERS),
+        _text(entry["reason"], MAX_REASON_CHARACTERS),
+        expire_ns,
     )
+
+
+def _text(value: object, most: int) -> str:
+    """Returns a text that a message can hold: JSON may have halves of characters."""
+    return str(value)[:most].encode("utf-8", "replace").decode()
 
 
 def _rank(override: TargetOverride) -> tuple[int, float, str]:

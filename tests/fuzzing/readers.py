@@ -46,9 +46,11 @@ from services.common.telemetry_variables import understood
 from services.common.triton.answer import Budget
 from services.common.triton.errors import TierError
 from services.load_monitor.convert_state import read_picture, read_reports
+from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.metrics_page import parse_queue_depths
 from services.load_monitor.settings import Settings as MonitorSettings
+from services.load_monitor.targets import TargetOverride, decode, encode, merged
 from services.load_monitor.topology import decode_changes
 from services.loadgen.records import COLUMNS, NAMED, RecordsError, RunRecords, run_summary
 from services.loadgen.spec import LoadSpecError, read_spec
@@ -612,6 +614,13 @@ def _records() -> Iterator[Reader]:
     yield Reader(
         "the endpoint list in Redis", [json_bytes(changes)], JSON,
         lambda data: decode_changes(data, lambda _: True), (ValueError,),
+    )  # fmt: skip
+    wall_ns = 1_700_000_000_000_000_000
+    said = TargetOverride("copa", 0.9, wall_ns, "ops", "why", wall_ns + 10**9)
+    yield Reader(
+        "the targets in Redis", [encode({"copa": said})], JSON,
+        lambda data: message_of_targets(merged(decode(data, wall_ns)[0], (), wall_ns).values()),
+        (ValueError,),
     )  # fmt: skip
     others = state_pb.OtherRoutersState(version=3, topology_version=2, is_whole_list=True)
     others.endpoints.extend(state.endpoints)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from services.load_monitor.convert_targets import message_of_target
 from services.load_monitor.targets import (
     MAX_OVERRIDES,
     TargetOverride,
@@ -60,7 +61,7 @@ def test_no_more_tasks_are_remembered_than_a_state_has_room_for() -> None:
 def test_what_is_stored_is_read_back() -> None:
     """With everything that is shown of it."""
     overrides = merged([said("copa", None, 0), said("piqa", 0.9, 1, expire_wall_ns=NOW_NS)], [], 0)
-    assert decode(encode(overrides)) == (list(overrides.values()), [])
+    assert decode(encode(overrides), NOW_NS) == (list(overrides.values()), [])
 
 
 def test_a_broken_entry_is_left_out_and_named() -> None:
@@ -70,19 +71,35 @@ def test_a_broken_entry_is_left_out_and_named() -> None:
         {"target": 1.5},
         {"target": "much"},
         {"target": float("nan")},
+        {"target": 10**400},
+        {"target": "0.9"},
+        {"target": True},
         {"task": "no such name"},
+        {"task": ["a"]},
         {"set_wall_ns": -1},
+        {"set_wall_ns": NOW_NS + 400 * DAY_NS},
         {"expire_wall_ns": 2**63},
         {"set_wall_ns": 0.5},
     ):
-        found, problems = decode(json.dumps([good, good | wrong]).encode())
+        found, problems = decode(json.dumps([good, good | wrong]).encode(), NOW_NS)
         assert [each.task for each in found] == ["copa"]
         assert len(problems) == 1
-    assert decode(b'[1, null, {}, "x"]') == ([], decode(b'[1, null, {}, "x"]')[1])
+    assert decode(b'[1, null, {}, "x"]', NOW_NS)[0] == []
+
+
+def test_half_a_character_in_a_reason_becomes_another() -> None:
+    """A state could not be sent with it."""
+    ((found,), _) = decode(
+        b'[{"task": "copa", "target": 0.9, "set_wall_ns": 1, "set_by": "\\ud800", '
+        b'"reason": "\\udfff why", "expire_wall_ns": 0}]',
+        NOW_NS,
+    )
+    assert (found.set_by, found.reason) == ("?", "? why")
+    assert message_of_target(found).reason == "? why"
 
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b"null", b"\xff", b"[" * 100_000])
 def test_bytes_that_are_no_list_are_refused(payload: bytes) -> None:
     """The caller sets them aside."""
     with pytest.raises(ValueError, match=r"stored|Expecting|decode"):
-        decode(payload)
+        decode(payload, NOW_NS)
