@@ -195,7 +195,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             promotion = await self._promoter.promote(
                 record.policy, record.version, expected, force_reason=request.force_reason
             )
-            await self._rollouts.on_activation(promotion.activation, by_hand=True)
+            await self._rollouts.on_activation(promotion.activation, by_hand=request.without_gate)
         return pb.PromotePolicyResponse(
             active=_active_info(promotion.active),
             activation=promotion.activation,

@@ -287,7 +287,7 @@ def router_load(
         target_pressure=target_pressure,
     )
     if trial is not None:
-        message.trial.CopyFrom(_trial(trial))
+        message.trial.CopyFrom(trial_report(trial))
     loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
         message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
@@ -333,7 +333,8 @@ def _counts(counts: Counts) -> system_state_pb2.OutcomeCounts:
     )
 
 
-def _trial(seen: TrialSeen) -> system_state_pb2.TrialReport:
+def trial_report(seen: TrialSeen) -> system_state_pb2.TrialReport:
+    """Returns what a router has seen of the policy on trial."""
     report = system_state_pb2.TrialReport(
         rollout=seen.rollout,
         problem=seen.problem[:64],
