@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from router.bound import Bind, Rule, bind_plain
+from router.decision import ACTION
 from router.explanation import Explainer, Inputs
 from router.policies import scores
 from router.policies.dqn import PRICE_DEFAULTS_P
@@ -31,10 +32,13 @@ class Measured(NamedTuple):
     Attributes:
         worth: quality x P(on time) there, 0 to 1.
         charge: price of the device time, 0 to HIGHEST_CHARGE.
+        best: value of the best choice that there was, -1 to 1. It says how good the moment was,
+            and not what was chosen.
     """
 
     worth: float
     charge: float
+    best: float
 
     @property
     def value(self) -> float:
@@ -71,4 +75,8 @@ class Ruler:
         )
         worth = float(board.fleet.quality_KC[query.task][row]) * share
         charge = worth - float(found.score_C[row])
-        return Measured(worth, min(HIGHEST_CHARGE, max(0.0, charge)))
+        action = int(board.result_R[ACTION])
+        best = float(found.score_C[action]) if action >= 0 else 0.0
+        return Measured(
+            worth, min(HIGHEST_CHARGE, max(0.0, charge)), min(1.0, max(-HIGHEST_CHARGE, best))
+        )

@@ -264,6 +264,7 @@ def build_core(env: Surroundings) -> Core:
     trial = Trial(
         slot=env.slot,
         explanations=explanations,
+        siblings=place.siblings,
         bind=env.machine_code.bind,
         limits=trial_limits(own),
         max_state_age_s=own.state_max_age_s,

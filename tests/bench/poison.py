@@ -32,6 +32,7 @@ from services.router_inference.job import Arm, Job, Outcome
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial import Trial, Tried
 from services.router_inference.view.convert import trial_report
+from services.router_inference.workers.siblings import NoSiblings
 from services.trainer.app import rollout_limits
 from services.trainer.convert import trial_seen
 from services.trainer.rollout_verdicts import TrialSeen, judge_canary, judge_shadow
@@ -102,9 +103,9 @@ def _linear(weight: float, feature: str = "quality") -> bytes:
     return _weights(change)
 
 
-def _random(scale: float) -> Callable[[], bytes]:
+def _random(seed: int, scale: float = 1.0) -> Callable[[], bytes]:
     def made() -> bytes:
-        rng = np.random.default_rng(1)
+        rng = np.random.default_rng(seed)
 
         def change(weights: Weights) -> None:
             for layer in weights[:-1]:
@@ -129,18 +130,22 @@ def _not_a_number() -> bytes:
     return _weights(change)
 
 
+SLOW = "slow to decide"
 POISON: dict[str, Callable[[], bytes]] = {
-    "random weights": _random(1.0),
-    "huge weights": _random(1e6),
+    "random weights, seed 1": _random(1),
+    "random weights, seed 2": _random(2),
+    "random weights, seed 3": _random(3),
+    "huge weights": _random(1, 1e6),
     "flipped signs": lambda: _linear(-2.0, "price_gap"),
     "always large": lambda: _linear(50.0),
     "always small": lambda: _linear(-50.0),
+    "a little too greedy": lambda: _linear(0.3),
     "scores overflow": _overflowing,
     "weights are NaN": _not_a_number,
     "another schema": lambda: save_snapshot(
         Snapshot(zero_weights(FEATURE_COUNT, 8), "tiercel-features-0", NAMES)
     ),
-    "slow to decide": lambda: _weights(lambda _: None, hidden=1_024),
+    SLOW: lambda: _weights(lambda _: None, hidden=1_024),
     "as `price` (no poison)": lambda: _weights(lambda _: None),
 }
 
@@ -189,9 +194,9 @@ async def serve(rig: Rig, rate_rps: float, jobs: list[Job]) -> None:
 
 def report(rig: Rig) -> TrialSeen:
     """Returns what a router reports, as the trainer reads it."""
-    seen = rig.core.trial.seen()
-    assert seen is not None
-    return trial_seen(trial_report(seen))
+    found = rig.core.trial.told()
+    assert found is not None
+    return trial_seen(trial_report(found))
 
 
 async def _stage(snapshot: bytes, rate_rps: float, *, is_canary: bool) -> Stopped:
@@ -247,6 +252,7 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float) -> Stopped:
         trial = Trial(
             slot=rig.core.slot,
             explanations=rig.core.explanations,
+            siblings=NoSiblings(),
             bind=rig.app._machine_code.bind,
             limits=rig.core.trial.limits,
             max_state_age_s=2.0,
@@ -257,14 +263,14 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float) -> Stopped:
         trial.take(tried(snapshot, is_canary=False))
         trial._began_s = 0.0
         serving = asyncio.create_task(serve(rig, rate_rps, []))
-        await asyncio.sleep(20.0)
+        await asyncio.sleep(10.0)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         limits = rollout_limits(TrainerSettings()).shadow
         trial.work(float("inf"))
-        seen = trial.seen()
-        assert seen is not None
-        found = judge_shadow(trial_seen(trial_report(seen)).shadow, limits)
+        told = trial.told()
+        assert told is not None
+        found = judge_shadow(trial_seen(trial_report(told)).shadow, limits)
         how = "" if found is None else f"{found.verdict.name.lower()}: {found.text.split(';')[0]}"
         return Stopped(how, 0.0, limits.decisions)
 
@@ -281,8 +287,11 @@ def line(name: str, rate_rps: float) -> str:
         snapshot = POISON[name]()
     except SnapshotError as error:
         return f"| {name} | cannot be written: {error.reason} | - | - |"
-    slow = name == "slow to decide"
-    shadow = (in_shadow_by_the_clock if slow else in_shadow)(snapshot, rate_rps)
+    if name == SLOW:
+        # Virtual time stands still while a decision is taken.
+        shadow = in_shadow_by_the_clock(snapshot, rate_rps)
+        return f"| {name} | {shadow.how} ({shadow.requests} decisions) | not shown here | - |"
+    shadow = in_shadow(snapshot, rate_rps)
     canary = as_canary(snapshot, rate_rps)
     cost = f"{canary.requests} requests, {canary.missed} missed, value {-canary.lost:+.1f}"
     return (

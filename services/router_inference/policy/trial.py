@@ -23,17 +23,20 @@ from services.common.log import Logger
 from services.router_inference.job import Arm, Choice, Job, Outcome
 from services.router_inference.policy.slot import PolicySlot, Promoted, RefusedPolicyError
 from services.router_inference.policy.trial_counts import (
+    REASON_FAULTS,
+    REASON_MISSES,
+    REASON_SLOW,
     ArmCounts,
     CanaryCounts,
     ShadowCounts,
     TrialSeen,
+    TrialTold,
+    reported,
+    row_of,
 )
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.explanations import Explanations
-
-REASON_FAULTS = "CANARY_FAULTS"
-REASON_MISSES = "CANARY_MISSES"
-REASON_SLOW = "CANARY_SLOW"
+from services.router_inference.workers.siblings import NoSiblings
 
 _TICK_S = 0.1
 _MOST_PER_TICK = 500
@@ -103,6 +106,7 @@ class Trial:
         *,
         slot: PolicySlot,
         explanations: Explanations,
+        siblings: NoSiblings,
         bind: Bind,
         limits: TrialLimits,
         max_state_age_s: float,
@@ -113,6 +117,7 @@ class Trial:
         """Takes its parts; `max_state_age_s` is that of the guard, seconds."""
         self._slot = slot
         self._explanations = explanations
+        self._siblings = siblings
         self._explainer = Explainer(bind)
         self._ruler = Ruler(bind)
         self.limits = limits
@@ -207,12 +212,17 @@ class Trial:
         self._is_suspended = True
 
     def seen(self) -> TrialSeen | None:
-        """Returns what is reported; None if nothing is on trial, or a policy is pinned by hand."""
+        """Returns what this process saw; None if nothing is on trial, or something is pinned."""
         tried = self._tried
         if tried is None or self._slot.is_pinned:
             return None
         shadow, canary = (None, self._canary) if tried.is_canary else (self._shadow, None)
         return TrialSeen(tried.rollout, self._problem, self._detail, shadow, canary)
+
+    def told(self) -> TrialTold | None:
+        """Returns what the router reports: what all its workers saw."""
+        seen = self.seen()
+        return None if seen is None else reported(seen, self._siblings.other_trials())
 
     # -- in the background
 
@@ -220,6 +230,8 @@ class Trial:
         """Asks and measures, for ever, within a share of one core."""
         while True:
             await self._clock.sleep(_TICK_S)
+            if not self._siblings.is_alone:
+                self._siblings.show_trial(row_of(self.seen()))
             if self._tried is None or self._problem or self._is_suspended:
                 continue
             start_s = self._clock.monotonic_s()
@@ -285,14 +297,17 @@ class Trial:
 
     def _measure(self, ended: _Ended) -> None:
         choice = ended.choice
-        value = ended.reward - self._ruler.measure(choice.inputs, choice.action).charge
+        measured = self._ruler.measure(choice.inputs, choice.action)
+        value = ended.reward - measured.charge
         counts = self._canary
         arm = counts.canary if ended.is_canary else counts.control
         arm.requests += 1
         arm.missed += ended.is_missed
         arm.value_sum += value
         arm.decision_s += choice.end_s - choice.start_s
-        counts.values.add(ended.is_canary, value)
+        # Less what the moment offered: most of what values differ by is load, which the draw does
+        # not depend on, and not the choice.
+        counts.values.add(ended.is_canary, value - measured.best)
         self._misses.add(ended.is_canary, float(ended.is_missed))
         name = (Arm.CANARY if ended.is_canary else Arm.CONTROL).value
         outcome = "missed" if ended.is_missed else "on_time"

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from router.sequential import Arms
+from services.router_inference.workers.memory import TRIAL_WIDTH
+
+REASON_FAULTS = "CANARY_FAULTS"
+REASON_MISSES = "CANARY_MISSES"
+REASON_SLOW = "CANARY_SLOW"
+_REASONS = ("", REASON_FAULTS, REASON_MISSES, REASON_SLOW)
+"""Why a worker stops a trial by what it saw; what it refuses, every worker refuses."""
+_HEAD = 3
 
 
 @dataclass(slots=True)
@@ -39,6 +51,22 @@ class ShadowCounts:
     active_decision_s: float = 0.0
     value_gain: float = 0.0
 
+    def numbers(self) -> dict[str, float]:
+        """Returns them by their names in the contract's `ShadowCounts`."""
+        return {
+            "decision_count": self.decisions,
+            "same_candidate_count": self.same_candidate,
+            "same_tier_count": self.same_tier,
+            "fault_count": self.faults,
+            "top_candidate_count": max(self.candidates.values(), default=0),
+            "active_top_candidate_count": max(self.active_candidates.values(), default=0),
+            "top_tier_count": max(self.tiers.values(), default=0),
+            "active_top_tier_count": max(self.active_tiers.values(), default=0),
+            "decision_s": self.decision_s,
+            "active_decision_s": self.active_decision_s,
+            "value_gain": self.value_gain,
+        }
+
 
 @dataclass(slots=True)
 class ArmCounts:
@@ -65,7 +93,7 @@ class CanaryCounts:
         canary: what the policy on trial decided.
         control: what the policy in force decided.
         faults: decisions in which the policy on trial failed, and the fallback decided.
-        values: the sequential test on their values.
+        values: the sequential test on their values, each less the best that the moment offered.
     """
 
     canary: ArmCounts = field(default_factory=ArmCounts)
@@ -73,9 +101,27 @@ class CanaryCounts:
     faults: int = 0
     values: Arms = field(default_factory=lambda: Arms(-1.0, 1.0))
 
+    def numbers(self) -> dict[str, float]:
+        """Returns them by their names in the contract's `CanaryCounts`."""
+        canary, control, effect = self.canary, self.control, self.values.effect
+        return {
+            "request_count": canary.requests,
+            "missed_count": canary.missed,
+            "value_sum": canary.value_sum,
+            "control_count": control.requests,
+            "control_missed_count": control.missed,
+            "control_value_sum": control.value_sum,
+            "fault_count": self.faults,
+            "decision_s": canary.decision_s,
+            "control_decision_s": control.decision_s,
+            "effect_count": effect.drawn,
+            "effect_total": effect.total,
+            "effect_square": effect.square,
+        }
+
 
 class TrialSeen(NamedTuple):
-    """What a process reports of a trial.
+    """What a process has seen of a trial.
 
     Attributes:
         rollout: number of the rollout.
@@ -90,3 +136,48 @@ class TrialSeen(NamedTuple):
     detail: str
     shadow: ShadowCounts | None
     canary: CanaryCounts | None
+
+
+class TrialTold(NamedTuple):
+    """What a router reports of a trial: the sum over its workers.
+
+    Attributes:
+        rollout: number of the rollout.
+        is_canary: what the numbers are of that stage.
+        problem: why the policy is asked no more, a reason; empty if it is.
+        detail: the same in words.
+        numbers: by their names in the contract.
+    """
+
+    rollout: int
+    is_canary: bool
+    problem: str
+    detail: str
+    numbers: Mapping[str, float]
+
+
+def reported(seen: TrialSeen, siblings: Iterable[NDArray[np.float64]] = ()) -> TrialTold:
+    """Returns what a process and its siblings have seen together, by `row_of` of each of them."""
+    is_canary = seen.canary is not None
+    counts = seen.canary or seen.shadow or ShadowCounts()
+    numbers = counts.numbers()
+    problem, detail = seen.problem, seen.detail
+    for row in siblings:
+        if (row[0], row[1]) != (seen.rollout, is_canary):
+            continue  # one that has not heard of the stage yet, or has no trial
+        for place, name in enumerate(numbers, _HEAD):
+            numbers[name] += float(row[place])
+        if row[2] and not problem:
+            problem, detail = _REASONS[int(row[2])], "another worker saw it"
+    return TrialTold(seen.rollout, is_canary, problem, detail, numbers)
+
+
+def row_of(seen: TrialSeen | None) -> NDArray[np.float64]:
+    """Returns what a process shows its siblings, all zero for no trial."""
+    row = np.zeros(TRIAL_WIDTH)
+    if seen is not None:
+        own = reported(seen)
+        reason = _REASONS.index(own.problem) if own.problem in _REASONS else 0
+        values = (own.rollout, own.is_canary, reason, *own.numbers.values())
+        row[: len(values)] = values
+    return row

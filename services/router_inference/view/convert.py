@@ -13,7 +13,7 @@ from router.types import SloKind, Task
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
-from services.router_inference.policy.trial_counts import CanaryCounts, ShadowCounts, TrialSeen
+from services.router_inference.policy.trial_counts import TrialTold
 from services.router_inference.records.accounts import Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import RouterCounts
@@ -265,7 +265,7 @@ def router_load(
     attainments: Sequence[Attainment],
     latencies: Mapping[str, NDArray[np.float64]],
     target_pressure: float,
-    trial: TrialSeen | None,
+    trial: TrialTold | None,
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -333,50 +333,16 @@ def _counts(counts: Counts) -> system_state_pb2.OutcomeCounts:
     )
 
 
-def trial_report(seen: TrialSeen) -> system_state_pb2.TrialReport:
+def trial_report(told: TrialTold) -> system_state_pb2.TrialReport:
     """Returns what a router has seen of the policy on trial."""
     report = system_state_pb2.TrialReport(
-        rollout=seen.rollout,
-        problem=seen.problem[:64],
-        problem_detail=seen.detail[:200],
-        is_canary=seen.canary is not None,
+        rollout=told.rollout,
+        problem=told.problem[:64],
+        problem_detail=told.detail[:200],
+        is_canary=told.is_canary,
     )
-    if seen.shadow is not None:
-        report.shadow.CopyFrom(_shadow(seen.shadow))
-    if seen.canary is not None:
-        report.canary.CopyFrom(_canary(seen.canary))
+    part = report.canary if told.is_canary else report.shadow
+    part.SetInParent()
+    for name, value in told.numbers.items():
+        setattr(part, name, round(value) if name.endswith("_count") else value)
     return report
-
-
-def _shadow(counts: ShadowCounts) -> system_state_pb2.ShadowCounts:
-    return system_state_pb2.ShadowCounts(
-        decision_count=counts.decisions,
-        same_candidate_count=counts.same_candidate,
-        same_tier_count=counts.same_tier,
-        fault_count=counts.faults,
-        top_candidate_count=max(counts.candidates.values(), default=0),
-        active_top_candidate_count=max(counts.active_candidates.values(), default=0),
-        top_tier_count=max(counts.tiers.values(), default=0),
-        active_top_tier_count=max(counts.active_tiers.values(), default=0),
-        decision_s=counts.decision_s,
-        active_decision_s=counts.active_decision_s,
-        value_gain=counts.value_gain,
-    )
-
-
-def _canary(counts: CanaryCounts) -> system_state_pb2.CanaryCounts:
-    canary, control, effect = counts.canary, counts.control, counts.values.effect
-    return system_state_pb2.CanaryCounts(
-        request_count=canary.requests,
-        missed_count=canary.missed,
-        value_sum=canary.value_sum,
-        control_count=control.requests,
-        control_missed_count=control.missed,
-        control_value_sum=control.value_sum,
-        fault_count=counts.faults,
-        decision_s=canary.decision_s,
-        control_decision_s=control.decision_s,
-        effect_count=round(effect.drawn),
-        effect_total=effect.total,
-        effect_square=effect.square,
-    )

@@ -176,7 +176,7 @@ class MonitorLink:
                 attainments=self._attainments.read(),
                 latencies=self._attainments.latencies() if tells_latencies else {},
                 target_pressure=self._hold.pressure(),
-                trial=self._trial.seen(),
+                trial=self._trial.told(),
                 loads=loads,
                 packs=self._packs,
                 now_s=now_s,

@@ -32,9 +32,11 @@ _HEADER_WORDS = 64
 REPORTER, REPORT_SEQUENCE, CHANGES = range(3)
 """Words of the header: number of the worker that reports, number of the last report, and how often
 the parent began or ended to move counts; an odd number while it does."""
-TABLE_TURN, COUNTS_TURN, DECISION_SEQUENCE, LAST_S, START_S, SHORT, LONG = range(7)
+TABLE_TURN, COUNTS_TURN, DECISION_SEQUENCE, LAST_S, START_S, SHORT, LONG, TRIAL_TURN = range(8)
 """Words at the start of a block: turns, number of the last decision, `router.traffic.Traffic`."""
 _BLOCK_HEAD_WORDS = 8
+TRIAL_WIDTH = 16
+"""Numbers that a worker shares of a policy on trial."""
 
 
 class Memory:
@@ -48,7 +50,7 @@ class Memory:
             counts_width: Numbers in what each worker counts.
         """
         self._table_words = 1 + MOST_CANDIDATES * (1 + LOADS)
-        block_words = _BLOCK_HEAD_WORDS + 2 * counts_width + 2 * self._table_words
+        block_words = _BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + self._table_words)
         first = _HEADER_WORDS
         total_bytes = (first + (worker_count + 1) * block_words) * _WORD_BYTES
         mapped = mmap.mmap(-1, total_bytes)
@@ -72,6 +74,7 @@ class Memory:
         block = self.blocks[number - 1]
         block.next_table(candidate_keys(()))
         block.turn_table()
+        block.set_trial(np.zeros(TRIAL_WIDTH))
         self.header[CHANGES] += 1
         counts = block.counts()
         self.ended.set_counts(self.ended.counts() + as_ended(counts))
@@ -94,7 +97,9 @@ class Block:
         self.real = head.cast("d")
         counts = words[_BLOCK_HEAD_WORDS:].view(np.float64)
         self._counts = counts[:counts_width], counts[counts_width : 2 * counts_width]
-        tables = words[_BLOCK_HEAD_WORDS + 2 * counts_width :]
+        trials = counts[2 * counts_width :]
+        self._trials = trials[:TRIAL_WIDTH], trials[TRIAL_WIDTH : 2 * TRIAL_WIDTH]
+        tables = words[_BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH) :]
         half = len(tables) // 2
         self._tables = tables[:half], tables[half : 2 * half]
 
@@ -107,6 +112,16 @@ class Block:
         turn = self.whole[COUNTS_TURN] + 1
         self._counts[turn & 1][:] = counts
         self.whole[COUNTS_TURN] = turn
+
+    def trial(self) -> NDArray[np.float64]:
+        """Returns what is in force of a policy on trial, all zero for none."""
+        return self._trials[self.whole[TRIAL_TURN] & 1].copy()
+
+    def set_trial(self, row: NDArray[np.float64]) -> None:
+        """Brings other numbers of a trial into force."""
+        turn = self.whole[TRIAL_TURN] + 1
+        self._trials[turn & 1][:] = row
+        self.whole[TRIAL_TURN] = turn
 
     def table(self) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
         """Returns the turn of the table in force, its keys and its loads, which go on changing."""

@@ -80,6 +80,13 @@ class NoSiblings:
         """Returns what all workers have shown, those that ended among them."""
         return self._counts
 
+    def show_trial(self, own: NDArray[np.float64]) -> None:
+        """Shows the siblings what this worker has seen of a policy on trial."""
+
+    def other_trials(self) -> Sequence[NDArray[np.float64]]:
+        """Returns what the siblings have shown of a policy on trial."""
+        return ()
+
 
 @dataclass(slots=True)
 class _Table:
@@ -199,6 +206,14 @@ class SharedSiblings(NoSiblings):
         if before % 2 == 0 and memory.header[CHANGES] == before:
             self._all = total
         return self._all if len(self._all) else np.zeros_like(total)
+
+    def show_trial(self, own: NDArray[np.float64]) -> None:
+        """Shows the siblings what this worker has seen of a policy on trial."""
+        self._block.set_trial(own)
+
+    def other_trials(self) -> Sequence[NDArray[np.float64]]:
+        """Returns what the siblings have shown of a policy on trial."""
+        return [table.block.trial() for table in self._others]
 
 
 def _arrivals(block: Block) -> Traffic:

@@ -36,6 +36,8 @@ def test_value_is_the_score_of_price_whoever_decided(policy: str) -> None:
             found = Ruler().measure(inputs, row)
             assert 0.0 <= found.worth <= 1.0
             assert 0.0 <= found.charge <= HIGHEST_CHARGE
+            best = max(score_C[each] for each in allowed(inputs))
+            assert found.best == pytest.approx(max(-1.0, min(1.0, best)), abs=1e-9)
             if found.charge < HIGHEST_CHARGE:
                 assert found.value == pytest.approx(score_C[row], abs=1e-9)
                 measured += 1

@@ -16,13 +16,15 @@ from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from services.common.errors import DeadlineExceededError
 from services.router_inference.job import Arm, Job
 from services.router_inference.policy.slot import Promoted
-from services.router_inference.policy.trial import (
+from services.router_inference.policy.trial import Tried
+from services.router_inference.policy.trial_counts import (
     REASON_FAULTS,
     REASON_MISSES,
     REASON_SLOW,
-    Tried,
+    CanaryCounts,
+    ShadowCounts,
+    TrialSeen,
 )
-from services.router_inference.policy.trial_counts import CanaryCounts, ShadowCounts, TrialSeen
 from tests.unit.services.router_inference.parts import Behaviour, Rig, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 

@@ -18,6 +18,8 @@ from services.router_inference.policy.trial_counts import (
     CanaryCounts,
     ShadowCounts,
     TrialSeen,
+    TrialTold,
+    reported,
 )
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
@@ -116,7 +118,7 @@ async def test_a_report_tells_when_answers_of_each_task_came() -> None:
     assert report_from_message(load).latencies
 
 
-def report_of(rig: Rig, trial: TrialSeen | None = None) -> system_state_pb2.RouterLoad:
+def report_of(rig: Rig, trial: TrialTold | None = None) -> system_state_pb2.RouterLoad:
     """What a router reports."""
     slot = rig.core.slot
     return router_load(
@@ -145,18 +147,18 @@ async def test_a_report_says_what_was_seen_of_a_trial() -> None:
     """The sums of its stage, and why the router asks that policy no more."""
     rig = make_rig()
     counts = ShadowCounts(decisions=9, same_tier=4, tiers=Counter({1: 6, 2: 3}), value_gain=-0.5)
-    shadow = report_of(rig, TrialSeen(3, "", "", counts, None)).trial
+    shadow = report_of(rig, reported(TrialSeen(3, "", "", counts, None))).trial
     assert (shadow.rollout, shadow.is_canary, shadow.HasField("canary")) == (3, False, False)
     assert (shadow.shadow.decision_count, shadow.shadow.top_tier_count) == (9, 6)
     assert shadow.shadow.value_gain == -0.5
     seen = CanaryCounts(canary=ArmCounts(3, 1, 2.0, 0.25), control=ArmCounts(4, 0, 3.0), faults=1)
     seen.values.add(True, 0.5)
-    canary = report_of(rig, TrialSeen(4, "CANARY_SLOW", "by far", None, seen)).trial
+    canary = report_of(rig, reported(TrialSeen(4, "CANARY_SLOW", "by far", None, seen))).trial
     assert canary.is_canary
     assert (canary.problem, canary.problem_detail) == ("CANARY_SLOW", "by far")
-    told = canary.canary
-    assert (told.request_count, told.missed_count, told.control_value_sum) == (3, 1, 3.0)
-    assert (told.effect_count, told.effect_total, told.effect_square) == (1, 1.0, 1.0)
+    found = canary.canary
+    assert (found.request_count, found.missed_count, found.control_value_sum) == (3, 1, 3.0)
+    assert (found.effect_count, found.effect_total, found.effect_square) == (1, 1.0, 1.0)
 
 
 def others(count: int = 1, **fields: Any) -> load_monitor_service_pb2.WatchSystemStateResponse:
