@@ -16,6 +16,8 @@ import pytest
 import yaml
 from google.protobuf.message import Message
 
+from services.common.access.keys import new_key, write_keys
+from services.common.access.roles import Role
 from services.local.certificates import make_certificates
 from services.router_inference.doors.envoy import picker as picker_module
 from tests.fakes.envoy import (
@@ -155,6 +157,53 @@ async def test_an_endpoint_that_is_gone_is_passed_over(
         assert mesh.counted("on_time") == 5
         reasons = [mesh.router.core.view.fleet.unusable_reason(row) for row in range(6)]
         assert any("RETRIED_BY_GATEWAY" in reason for reason in reasons)
+
+
+async def test_no_server_is_tried_that_lacks_the_model(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], free_port: Any
+) -> None:
+    """Where the list of the router ends, Envoy tries nobody of its own choice."""
+    tier, _ = two_tiers
+    gone = f"127.0.0.1:{free_port()}"
+    entries = endpoints_toml({"e0": gone}) + endpoints_toml({"e1": tier.address}).replace(
+        '["small", "medium", "large"]', '["small"]'
+    )
+    text = mesh_toml([], router=OWN, deadline_s=LONG_S)
+    text = text.replace("[router_inference]\n", f"{entries}[router_inference]\n")
+    addresses = {"e0": gone, "e1": tier.address}
+    async with meshed(tmp_path, addresses, toml=text) as mesh:
+        assert (await mesh.post(x_tiercel_tier="large")).status_code == 503
+        await mesh.settled()
+        assert mesh.counted("failed") == 1
+        assert not tier.paths
+        assert (await mesh.post(x_tiercel_tier="small")).status_code == 200
+
+
+async def test_with_keys_envoy_shows_one(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """On loopback without TLS a key stands for the certificate; without one no router answers."""
+    data, key = new_key("envoy", [Role.DATA])
+    write_keys(tmp_path / "keys.toml", [data])
+    addresses = addresses_of(two_tiers[0])
+    access = f'[mesh.access]\nkeys_file = "{tmp_path / "keys.toml"}"\n[[mesh.tasks]]'
+    router = f'{OWN}operate_listen = "127.0.0.1:0"\n'
+    text = mesh_toml([], router=router, deadline_s=LONG_S).replace("[[mesh.tasks]]", access, 1)
+    entries = endpoints_toml(addresses)
+    text = text.replace("[router_inference]\n", f"{entries}[router_inference]\n")
+    for shown in (True, False):
+
+        def change(config: dict[str, Any], shown: bool = shown) -> dict[str, Any]:
+            entry = {"key": "authorization", "value": f"Bearer {key}"}
+            service = http_filter(config, "ext_proc")["grpc_service"]
+            service["initial_metadata"] = [entry] if shown else []
+            return config
+
+        async with meshed(tmp_path, addresses, toml=text, change=change) as mesh:
+            reply = await mesh.post()
+            assert reply.status_code == 200
+            assert ("x-tiercel-tier" in reply.headers) == shown
+            (tmp_path / "admin").unlink()
 
 
 async def test_without_any_endpoint_the_answer_is_503(tmp_path: Path, free_port: Any) -> None:

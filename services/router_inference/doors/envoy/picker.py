@@ -253,6 +253,9 @@ class _Talk:
         if trace.sampled:
             added += trace.metadata()
         addresses = dict.fromkeys(map(picker.places.address, exchange.targets))
+        # Beyond the list a gateway would choose by itself, perhaps a server without the model.
+        retries = max(len(addresses) - 1, int(picker.places.is_single))
+        added.append((convert.RETRIES, str(retries)))
         return convert.sent_to(addresses, added)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:

@@ -117,6 +117,11 @@ class Places:
         """Names of the endpoints that gateways reach; None if those are all."""
         return self._all
 
+    @property
+    def is_single(self) -> bool:
+        """True if there is one address only."""
+        return len(self._by_address) == 1
+
     def subset(self, addresses: Iterable[str]) -> frozenset[str]:
         """Returns the names of the endpoints at some addresses."""
         return frozenset(
