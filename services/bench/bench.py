@@ -48,7 +48,7 @@ class Server:
     """A child process that serves.
 
     Attributes:
-        address: Its gRPC address.
+        address: Where it serves, by gRPC or HTTP.
         metrics: Address of its metrics; empty if it has none.
         pid: Its process id.
     """
@@ -130,7 +130,8 @@ class Bench:
             name, program, lambda: probes.file_exists(ready), cores=cores, variables=variables
         )
         addresses = json.loads(ready.read_text(encoding="utf-8"))["addresses"]
-        return Server(addresses["grpc"], addresses.get("metrics", ""), pid)
+        address = addresses["grpc"] if "grpc" in addresses else addresses["http"]
+        return Server(address, addresses.get("metrics", ""), pid)
 
     async def start_program(
         self,

@@ -89,6 +89,13 @@ BUDGETS: Mapping[str, Budget] = {
         "bare relay of single tokens",
         RATE, 5.0, False,
     ),
+    "openai": Budget(
+        "OpenAI-shaped door, chat completions", "bare relay from ASGI to gRPC", RATE, 0.70, False
+    ),
+    "openai_stream": Budget(
+        "OpenAI-shaped door, streamed, events with a token", "bare relay from ASGI to gRPC",
+        RATE, 0.70, False,
+    ),
     "workers_2": Budget(
         "two workers behind one port, requests", "one worker", RATE, 0.90, False
     ),

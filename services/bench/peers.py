@@ -4,7 +4,8 @@
 each message, or one message every half second where the prompt says `slow`. `echo`: a unary
 grpc.aio method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a
 backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`:
-answers any HTTP POST with one chat completion. Each writes its address into its ready file and
+answers any HTTP POST with one chat completion. `router COUNT`: a router that serves, and answers
+any request at once with so many tokens. Each writes its address into its ready file and
 serves until it is told to end.
 """
 
@@ -24,6 +25,8 @@ import grpc.aio
 import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
+
 KSERVE = "/inference.GRPCInferenceService"
 INFER, INFER_WHOLE = f"{KSERVE}/ModelStreamInfer", f"{KSERVE}/ModelInfer"
 READY = b"\x08\x01"
@@ -31,7 +34,8 @@ READY = b"\x08\x01"
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
 ANY_ID = b"x" * 32
 SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
-KINDS = ("backend", "echo", "proxy", "traces", "chat")
+KINDS = ("backend", "echo", "proxy", "traces", "chat", "router")
+ROUTER = "/tiercel.router_inference.v1.RouterInferenceService"
 _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
@@ -158,6 +162,38 @@ def proxy(address: str) -> Handlers:
     )
 
 
+def router(tokens: str) -> Handlers:
+    """Returns a router that answers every request alike."""
+    completion = pb2.Completion(
+        request_id="x", tier="small", endpoint="e0", policy="price", policy_version="1",
+        on_time=True, quality=0.75, output_token_count=int(tokens), finish_reason="stop",
+    )  # fmt: skip
+    completion.timings.total.FromMilliseconds(100)
+    whole = pb2.GenerateResponse(text="word " * int(tokens), completion=completion)
+    chunk = pb2.GenerateStreamResponse(chunk=pb2.Chunk(text="word ", token_count=1))
+    end = pb2.GenerateStreamResponse(completion=completion)
+    answer_bytes, pieces = whole.SerializeToString(), [chunk.SerializeToString()] * int(tokens)
+    pieces.append(end.SerializeToString())
+
+    async def generate(_: bytes, __: Any) -> bytes:
+        return answer_bytes
+
+    async def stream(_: bytes, __: Any) -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def check(_: bytes, __: Any) -> bytes:
+        return b"\x08\x01"  # SERVING
+
+    return Handlers(
+        {
+            f"{ROUTER}/Generate": grpc.unary_unary_rpc_method_handler(generate),
+            f"{ROUTER}/GenerateStream": grpc.unary_stream_rpc_method_handler(stream),
+            "/grpc.health.v1.Health/Check": grpc.unary_unary_rpc_method_handler(check),
+        }
+    )
+
+
 COMPLETION: Mapping[str, Any] = {
     "id": "x",
     "object": "chat.completion",
@@ -205,15 +241,21 @@ async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
             "backend": lambda: backend(argument),
             "echo": echo,
             "proxy": lambda: proxy(argument),
+            "router": lambda: router(argument),
         }
         server: grpc.aio.Server = grpc.aio.server()
         server.add_generic_rpc_handlers((made[kind](),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
+    write_ready(ready, port)
+    await ended.wait()
+
+
+def write_ready(ready: pathlib.Path, port: int) -> None:
+    """Writes a ready file; readers never see half of it."""
     whole = ready.with_suffix(".tmp")
     whole.write_text(json.dumps({"addresses": {"grpc": f"127.0.0.1:{port}"}}), encoding="utf-8")
     whole.replace(ready)
-    await ended.wait()
 
 
 def main() -> None:

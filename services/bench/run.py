@@ -26,6 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "route", "generate", "generate_added_p50", "generate_added_p99", "generate_dqn", "stream",
         "stream_coalesced", "kserve", "kserve_stream", "kserve_stream_coalesced",
     ),
+    "doors": ("openai", "openai_stream"),
     "workers": ("workers_2",),
     "state": ("state_64x64", "state_64x64_monitor", "state_256x1024"),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from services.common.access.access import check_exposure, load_authenticator
 from services.common.access.tls import load_tls
 from services.common.addresses import parse_address
 from services.common.clock import Clock, SystemClock
+from services.common.interpreter import suit_requests
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.metrics import new_registry, start_metrics_server
@@ -151,15 +152,13 @@ class OpenAiDoor:
             is_serving=lambda: server.is_serving and routers.are_serving,
             log=self._log,
         )
-        server.use(
-            pages.application(
-                Generation("/v1/chat/completions", reader.chat, shared),
-                Generation("/v1/completions", reader.completion, shared),
-            )
-        )
+        readers = {"/v1/chat/completions": reader.chat, "/v1/completions": reader.completion}
+        prompts = {path: Generation(path, read, shared) for path, read in readers.items()}
+        server.use(pages.application(prompts))
         return server
 
     def _surroundings(self, routers: Routers, telemetry: Telemetry) -> Surroundings:
+        chance = random.Random(random.SystemRandom().getrandbits(128))
         return Surroundings(
             routers=routers,
             gate=self._gate,
@@ -172,6 +171,7 @@ class OpenAiDoor:
             telemetry=telemetry,
             metrics=self._metrics,
             log=self._log,
+            new_id=lambda: f"{chance.getrandbits(96):024x}",
         )
 
 
@@ -198,6 +198,7 @@ def _check_routers(own: OpenAiDoorSettings, *, has_tls: bool) -> None:
 
 def build_app(settings: Settings) -> OpenAiDoor:
     """Returns the door; SettingsError if a certificate or a file of keys cannot be used."""
-    return OpenAiDoor(
-        settings=settings, clock=SystemClock(), log=get_logger("services.openai_door")
-    )
+    log = get_logger("services.openai_door")
+    door = OpenAiDoor(settings=settings, clock=SystemClock(), log=log)
+    suit_requests()
+    return door

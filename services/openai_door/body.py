@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from services.common.errors import InvalidArgumentError
@@ -15,6 +16,14 @@ BODY = "body"
 _MOST_NAME_CHARACTERS = 64
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+# json.loads would make a decoder for each body.
+_DECODE = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
 def parse_json(data: bytes) -> dict[str, Any]:
     """Returns the object that a body holds.
 
@@ -22,7 +31,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
         InvalidArgumentError: It is no JSON object in UTF-8.
     """
     try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        found = _DECODE(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(BODY, f"is not valid UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -33,10 +42,6 @@ def parse_json(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidArgumentError(BODY, f"is {kind_of(found)}", "an object")
     return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def kind_of(value: object) -> str:
@@ -79,7 +84,10 @@ class Fields:
             InvalidArgumentError: It is something else, or no Unicode text.
         """
         value = self._values.get(name)
-        return None if value is None else as_text(self.path(name), value)
+        # A path is made only to name what is wrong.
+        if value is None or (isinstance(value, str) and value.isascii()):
+            return value
+        return as_text(self.path(name), value)
 
     def flag(self, name: str) -> bool:
         """Returns a boolean, False if it is not given; raises InvalidArgumentError otherwise."""
@@ -129,7 +137,9 @@ class Fields:
         raise self._wrong(name, value, "an object")
 
     def only(
-        self, served: Iterable[str], neutral: Mapping[str, tuple[object, ...]] | None = None
+        self,
+        served: frozenset[str],
+        neutral: Mapping[str, tuple[object, ...]] = MappingProxyType({}),
     ) -> None:
         """Refuses every other field, and fields that would change what is not served.
 
@@ -141,11 +151,10 @@ class Fields:
         Raises:
             InvalidArgumentError: Names the field.
         """
-        known = frozenset(served)
         for name, value in self._values.items():
-            if name in known or value is None:
+            if name in served or value is None:
                 continue
-            allowed = (neutral or {}).get(name)
+            allowed = neutral.get(name)
             if allowed is None:
                 shown = self.path(name)
                 if len(shown) > _MOST_NAME_CHARACTERS or not shown.isprintable():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 CONTENT = "{content}"
 """Stands for a message's text in a template."""
@@ -14,8 +16,7 @@ _MARK = re.compile(r"<\|[^|<>]{1,64}\|>")
 """How families of models write their special tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message of a conversation.
 
     Attributes:
@@ -29,7 +30,7 @@ class Message:
     field: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatTemplate:
     """A template. Texts are put in as they are: it is no language, and nothing in them is read.
 
@@ -47,11 +48,15 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Returns the prompt of a conversation."""
-        parts = []
-        for message in messages:
-            before, _, after = self.forms[message.role].partition(CONTENT)
-            parts.append(f"{before}{message.text}{after}")
+        around = self._around
+        parts = [around[role][0] + text + around[role][1] for role, text, _ in messages]
         return f"{self.begin}{self.joint.join(parts)}{self.answer}"
+
+    @cached_property
+    def _around(self) -> Mapping[str, tuple[str, str]]:
+        """What stands before and after the text of each role."""
+        parts = {role: form.partition(CONTENT) for role, form in self.forms.items()}
+        return {role: (before, after) for role, (before, _, after) in parts.items()}
 
     @property
     def marks(self) -> tuple[str, ...]:

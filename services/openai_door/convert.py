@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from router.types import SloKind
 from services.common.times import seconds_of, set_duration
 from services.openai_door.errors import Headers
@@ -22,6 +24,7 @@ _STEP_DOWN_PREFIX = "STEP_DOWN_REASON_"
 _FINISHED = "stop"
 """Said where a tier does not say why it stopped: OpenAI's clients need one of few words."""
 _BREAK = b"\n\n"
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 DONE = b"data: [DONE]" + _BREAK
 """The end of a stream that is complete."""
 
@@ -52,9 +55,9 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
 def facts_of(completion: pb2.Completion) -> dict[str, Any]:
     """Returns the object `tiercel` of an answer: who answered, in time or not, and why so."""
     timings = completion.timings
-    spans = {"dispatch": timings.dispatch, "total": timings.total}
+    timings_ms = {"dispatch": _ms(timings.dispatch), "total": _ms(timings.total)}
     if timings.HasField("first_token"):
-        spans["first_token"] = timings.first_token
+        timings_ms["first_token"] = _ms(timings.first_token)
     return {
         "request_id": completion.request_id,
         "tier": completion.tier,
@@ -66,21 +69,27 @@ def facts_of(completion: pb2.Completion) -> dict[str, Any]:
         "step_down_reason": _step_down(completion),
         "rescued": completion.rescued,
         "retry_count": completion.retry_count,
-        "timings_ms": {name: round(seconds_of(span) * 1e3, 3) for name, span in spans.items()},
+        "timings_ms": timings_ms,
     }
+
+
+def _ms(span: Duration) -> float:
+    return round(seconds_of(span) * 1e3, 3)
 
 
 def headers_of(completion: pb2.Completion) -> Headers:
     """Returns the same facts as headers, as far as one line each says them."""
-    found = {
-        b"x-tiercel-tier": completion.tier,
-        b"x-tiercel-endpoint": completion.endpoint,
-        b"x-tiercel-policy": completion.policy,
-        b"x-tiercel-policy-version": completion.policy_version,
-        b"x-tiercel-on-time": "true" if completion.on_time else "false",
-        b"x-tiercel-step-down-reason": _step_down(completion),
-    }
-    return tuple((name, text.encode("ascii", "replace")) for name, text in found.items() if text)
+    found = [
+        (b"x-tiercel-tier", completion.tier.encode("ascii", "replace")),
+        (b"x-tiercel-endpoint", completion.endpoint.encode("ascii", "replace")),
+        (b"x-tiercel-policy", completion.policy.encode("ascii", "replace")),
+        (b"x-tiercel-policy-version", completion.policy_version.encode("ascii", "replace")),
+        (b"x-tiercel-on-time", b"true" if completion.on_time else b"false"),
+    ]
+    reason = _step_down(completion)
+    if reason is not None:
+        found.append((b"x-tiercel-step-down-reason", reason.encode()))
+    return tuple(found)
 
 
 def _step_down(completion: pb2.Completion) -> str | None:
@@ -90,7 +99,7 @@ def _step_down(completion: pb2.Completion) -> str | None:
     return name.removeprefix(_STEP_DOWN_PREFIX).lower()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Envelope:
     """What all JSON of one answer has in common.
 
@@ -119,18 +128,26 @@ class Envelope:
 
     def whole(self, reply: pb2.GenerateResponse) -> bytes:
         """Returns the answer in one piece."""
-        completion = reply.completion
-        choice: dict[str, Any] = {"index": 0, "logprobs": None}
-        choice["finish_reason"] = completion.finish_reason or _FINISHED
-        if self.ask.is_chat:
+        completion, ask = reply.completion, self.ask
+        choice: dict[str, Any] = {
+            "index": 0,
+            "logprobs": None,
+            "finish_reason": completion.finish_reason or _FINISHED,
+        }
+        if ask.is_chat:
             choice["message"] = {"role": "assistant", "content": reply.text, "refusal": None}
         else:
             choice["text"] = reply.text
-        kind = "chat.completion" if self.ask.is_chat else "text_completion"
         return _json(
-            self._head(kind)
-            | {"choices": [choice], "usage": self._usage(completion)}
-            | {"tiercel": facts_of(completion)}
+            {
+                "id": self.answer_id,
+                "object": "chat.completion" if ask.is_chat else "text_completion",
+                "created": self.created,
+                "model": ask.model,
+                "choices": [choice],
+                "usage": self._usage(completion),
+                "tiercel": facts_of(completion),
+            }
         )
 
     def pieces(self) -> Pieces:
@@ -166,7 +183,7 @@ class Pieces:
         # Where usage was asked for, events without it say so.
         self._head = envelope._head(kind) | ({"usage": None} if ask.with_usage else {})
         slot = '"TEXT"'
-        text = json.dumps(self._event(self._delta("TEXT"), None), ensure_ascii=False)
+        text = _ENCODE(self._event(self._delta("TEXT"), None))
         before, _, after = text.rpartition(slot)
         self._before, self._after = f"data: {before}".encode(), after.encode() + _BREAK
 
@@ -179,7 +196,7 @@ class Pieces:
 
     def text(self, text: str) -> bytes:
         """Returns a piece of text."""
-        return b"".join((self._before, json.dumps(text, ensure_ascii=False).encode(), self._after))
+        return b"".join((self._before, _ENCODE(text).encode(), self._after))
 
     def last(self, completion: pb2.Completion) -> bytes:
         """Returns the end of a complete stream."""
@@ -211,7 +228,7 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return _ENCODE(value).encode("utf-8")
 
 
 def model_json(name: str, created: int) -> dict[str, Any]:

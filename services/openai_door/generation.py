@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from services.openai_door import convert
 from services.openai_door.errors import STATUS_GONE, Headers, HttpError, Problem, problem_of
 from services.openai_door.gate import Gate
 from services.openai_door.head import Head
+from services.openai_door.http_server import CONNECTION, Connection
 from services.openai_door.metrics import DoorMetrics
 from services.openai_door.request import Ask
 from services.openai_door.routers import Exchange, Metadata, Routers, UnreadableError
@@ -31,6 +31,8 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+_SOFT, _FIRST_TOKEN = RewardKind.SOFT.value, SloKind.FIRST_TOKEN.value
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _GRACE_S = 1.0
 """What a call may take beyond a hard deadline: the router's verdict shall arrive."""
 _JSON_TYPE: Headers = ((b"content-type", b"application/json"),)
@@ -57,6 +59,7 @@ class Surroundings:
         telemetry: Where spans go.
         metrics: What is counted.
         log: Where bugs are told.
+        new_id: Makes the id of a request that brings none.
     """
 
     routers: Routers
@@ -70,6 +73,7 @@ class Surroundings:
     telemetry: Telemetry
     metrics: DoorMetrics
     log: Logger
+    new_id: Callable[[], str]
 
     def limit_s(self, ask: Ask) -> float:
         """Returns when a call is given up, seconds from the request's arrival.
@@ -77,12 +81,13 @@ class Surroundings:
         A router ends by itself what has a deadline. One that is stuck is not waited for where
         nothing that comes after the deadline is worth anything.
         """
-        task = self.tasks.get(ask.task)
-        wishes = ask.wishes
-        if task is None or task.reward == RewardKind.SOFT.value:
+        task, wishes = self.tasks.get(ask.task), ask.wishes
+        if task is None or task.reward == _SOFT:
             return self.router_timeout_s
-        kind = wishes.slo_kind or SloKind(task.slo_kind)
-        if kind is SloKind.FIRST_TOKEN and ask.is_stream:
+        of_first_token = task.slo_kind == _FIRST_TOKEN
+        if wishes.slo_kind is not None:
+            of_first_token = wishes.slo_kind is SloKind.FIRST_TOKEN
+        if of_first_token and ask.is_stream:
             return self.router_timeout_s
         deadline_s = task.default_deadline_s
         if wishes.deadline_ms is not None:
@@ -129,12 +134,13 @@ class _Served:
         self._with = surroundings
         self._read = read
         self._scope = scope
+        self._connection: Connection = scope["extensions"][CONNECTION]
         self._receive = receive
         self._send = send
         self._start_s = surroundings.clock.monotonic_s()
         self._start_ns = surroundings.clock.wall_ns()
-        self._request_id = secrets.token_hex(12)
-        self._names: Mapping[str, str] = MappingProxyType({})
+        self._request_id = surroundings.new_id()
+        self._ask: Ask | None = None
         self._has_begun = False
 
     async def run(self, route: str) -> None:
@@ -145,11 +151,14 @@ class _Served:
             span = self._with.telemetry.begin(head.trace, f"POST {route}")
             self._request_id = head.request_id or self._request_id
             self._with.gate.check(head.authorization)
+            # Most bodies have come whole with their headers; others are given their time.
             body = await read_body(
-                self._receive, head, self._with.max_body_bytes, self._with.body_timeout_s
+                self._receive,
+                head,
+                self._with.max_body_bytes,
+                self._with.body_timeout_s if self._connection.is_receiving() else None,
             )
-            ask = self._read(body, head.own)
-            self._names = ask.names
+            ask = self._ask = self._read(body, head.own)
             await self._answer(ask, head, span)
         except GoneError:
             status, code = STATUS_GONE, "client_gone"
@@ -160,7 +169,7 @@ class _Served:
             await self._refuse(problem)
             raise
         except Exception as error:
-            problem = problem_of(error, self._names)
+            problem = problem_of(error, self._ask.names() if self._ask else _NO_NAMES)
             status, code = problem.status, problem.code
             if problem.is_bug:
                 self._with.log.exception("request_failed", error, route=route)
@@ -202,7 +211,7 @@ class _Served:
         envelope = convert.Envelope.of(
             ask, self._request_id, self._start_ns // 1_000_000_000, self._with.bytes_per_token
         )
-        watching = asyncio.create_task(self._watch(exchange))
+        self._connection.tell_when_lost(exchange.cancel)
         try:
             if ask.is_stream:
                 await self._stream(ask, exchange, envelope.pieces())
@@ -213,13 +222,13 @@ class _Served:
                     200, envelope.whole(reply), convert.headers_of(reply.completion)
                 )
         except asyncio.CancelledError:
-            if watching.done():
+            if exchange.is_cancelled:
                 raise GoneError from None
             raise
         except UnreadableError:
             raise HttpError(502, "UNREADABLE_ANSWER", "a router's answer cannot be read") from None
         finally:
-            watching.cancel()
+            self._connection.tell_when_lost(None)
             exchange.cancel()
 
     async def _stream(self, ask: Ask, exchange: Exchange, pieces: convert.Pieces) -> None:
@@ -239,12 +248,6 @@ class _Served:
         if head.authorization:
             found = (*found, ("authorization", head.authorization))
         return found
-
-    async def _watch(self, exchange: Exchange) -> None:
-        """Cancels the exchange once the client has gone."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        exchange.cancel()
 
     async def _begin(self, status: int, headers: Headers) -> None:
         self._has_begun = True

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -26,9 +26,25 @@ from services.common.log import Logger
 from services.common.start_error import StartError
 from services.openai_door.errors import HttpError, problem_of
 
+CONNECTION = "tiercel.connection"
 _BACKLOG = 2_048
 _CERTIFICATES_S = 5.0
 _REFUSED_RETRY = (b"retry-after", b"1")
+
+
+class Connection(Protocol):
+    """What a request's scope has under `extensions` and `CONNECTION`."""
+
+    def is_receiving(self) -> bool:
+        """Says whether a part of the request has not come yet."""
+        ...
+
+    def tell_when_lost(self, action: Callable[[], object] | None) -> None:
+        """Calls `action` once the client has left, at once if it has; None calls nothing.
+
+        ASGI tells it to whoever waits for the next message, which takes a task for each request.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +76,9 @@ def bounded_protocol(
 
         _head_timer: asyncio.TimerHandle | None = None
         _stall_timer: asyncio.TimerHandle | None = None
+        _on_lost: Callable[[], object] | None = None
         _beside_body_bytes = 0
+        _is_in_head = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -72,6 +90,14 @@ def bounded_protocol(
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timers()
             super().connection_lost(exc)
+            if self._on_lost is not None:
+                self._on_lost()
+
+        def tell_when_lost(self, action: Callable[[], object] | None) -> None:
+            """See `Connection`."""
+            self._on_lost = action
+            if action is not None and self not in self.connections:  # it is lost already
+                action()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -81,15 +107,24 @@ def bounded_protocol(
             if self._beside_body_bytes > limits.max_header_bytes and self.parser is not None:
                 text = f"headers are larger than {limits.max_header_bytes} bytes"
                 self._refuse(HttpError(431, "HEADERS_TOO_LARGE", text))
+            elif self._is_in_head and self._head_timer is None:
+                self._await_head()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._await_head()
+            self._is_in_head = True
+            self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
         def on_headers_complete(self) -> None:
+            self._is_in_head = False
             if self._head_timer is not None:
                 self._head_timer.cancel()
+                self._head_timer = None
             super().on_headers_complete()
+
+        def is_receiving(self) -> bool:
+            """See `Connection`."""
+            return self.cycle.more_body
 
         def on_body(self, body: bytes) -> None:
             self._beside_body_bytes = 0
@@ -112,13 +147,11 @@ def bounded_protocol(
             self._refuse(HttpError(400, "BAD_HTTP", "this is no valid HTTP/1.1 request"))
 
         def _await_head(self) -> None:
+            self._head_timer = self.loop.call_later(limits.head_timeout_s, self._refuse_late_head)
+
+        def _refuse_late_head(self) -> None:
             text = f"the headers took longer than {limits.head_timeout_s:g} s"
-            late = HttpError(408, "HEADERS_TOO_SLOW", text)
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-            self._head_timer = self.loop.call_later(
-                limits.head_timeout_s, lambda: self._refuse(late)
-            )
+            self._refuse(HttpError(408, "HEADERS_TOO_SLOW", text))
 
         def _stop_timers(self) -> None:
             for timer in (self._head_timer, self._stall_timer):

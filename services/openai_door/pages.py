@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -25,6 +26,24 @@ from services.openai_door.models import ModelNames
 Page = Callable[[Request], Awaitable[Response]]
 _OTHER = "other"
 """Route, for metrics, of every path that there is none of."""
+
+
+class Application:
+    """Everything that is served; what answers prompts is found without going through Starlette.
+
+    Args:
+        prompts: What answers prompts, by path.
+        rest: Everything, these too where the method is wrong.
+    """
+
+    def __init__(self, prompts: Mapping[str, Generation], rest: Starlette) -> None:
+        self._prompts = prompts
+        self._rest = rest
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request."""
+        found = self._prompts.get(scope["path"]) if scope["method"] == "POST" else None
+        await (found or self._rest)(scope, receive, send)
 
 
 class Pages:
@@ -59,11 +78,10 @@ class Pages:
         self._registry = registry
         self._is_serving = is_serving
 
-    def application(self, chat: Generation, completions: Generation) -> Starlette:
-        """Returns the whole application."""
+    def application(self, prompts: Mapping[str, Generation]) -> Application:
+        """Returns the whole application; `prompts` answer prompts, by their paths."""
         routes = [
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+            *(Route(path, each, methods=["POST"]) for path, each in prompts.items()),
             self._route("/v1/models", self._list_models),
             self._route("/v1/models/{name:path}", self._show_model),
             self._route("/health", self._health),
@@ -71,10 +89,8 @@ class Pages:
         ]
         if self._registry is not None:
             routes.append(self._route("/metrics", self._show_metrics))
-        return Starlette(
-            routes=routes,
-            exception_handlers={HTTPException: self._not_here},
-        )
+        handlers: Any = {HTTPException: self._not_here}
+        return Application(prompts, Starlette(routes=routes, exception_handlers=handlers))
 
     def _route(self, path: str, page: Page) -> Route:
         async def counted(request: Request) -> Response:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from services.common.errors import InvalidArgumentError
 from services.openai_door.body import Fields, as_text, kind_of, parse_json
@@ -21,6 +20,11 @@ _DEVELOPER = "developer"
 _SERVED = frozenset(
     {"model", "max_tokens", "temperature", "seed", "stream", "stream_options", "metadata", "user"}
 )
+_CHAT_SERVED = _SERVED | {"messages", "max_completion_tokens"}
+_COMPLETION_SERVED = _SERVED | {"prompt"}
+_MESSAGE_SERVED = frozenset({"role", "content"})
+_PART_SERVED = frozenset({"type", "text"})
+_STREAM_SERVED = frozenset({"include_usage"})
 _NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         "frequency_penalty": (0,),
@@ -70,7 +74,7 @@ _MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ask:
     """A request, read and checked as far as this door can.
 
@@ -86,7 +90,7 @@ class Ask:
         is_chat: True for a conversation.
         is_stream: True for an answer piece by piece.
         with_usage: True tells the usage at the end of a stream.
-        names: This door's name of each field of the router's request.
+        limit_name: The field that gave the limit of tokens, or may give it.
     """
 
     model: str
@@ -100,7 +104,23 @@ class Ask:
     is_chat: bool
     is_stream: bool
     with_usage: bool
-    names: Mapping[str, str] = field(repr=False)
+    limit_name: str
+
+    def names(self) -> Mapping[str, str]:
+        """Returns this door's name of each field of the router's request."""
+        name_of = self.wishes.name_of
+        is_named_by_model = self.task and not self.wishes.task
+        return {
+            "spec.prompt": "messages" if self.is_chat else "prompt",
+            "spec.task": "model" if is_named_by_model else name_of("task"),
+            "spec.tier": "model",
+            "spec.max_output_tokens": self.limit_name,
+            "spec.sampling.temperature": "temperature",
+            "spec.sampling.seed": "seed",
+            "spec.deadline": name_of("deadline_ms"),
+            "spec.quality_floor": name_of("quality_floor"),
+            "spec.request_id": "x-request-id",
+        }
 
 
 class RequestReader:
@@ -128,28 +148,28 @@ class RequestReader:
             NotFoundError: There is no such model or task.
         """
         fields = Fields(parse_json(data))
-        fields.only({*_SERVED, "messages", "max_completion_tokens"}, _CHAT_NEUTRAL)
+        fields.only(_CHAT_SERVED, _CHAT_NEUTRAL)
         messages = self._messages(fields)
         limit_name, limit = _token_limit(fields)
-        return self._ask(
-            fields, headers, self._template.render(messages), "messages", limit_name, limit
-        )
+        prompt = self._template.render(messages)
+        return self._ask(fields, headers, prompt, limit_name, limit, is_chat=True)
 
     def completion(self, data: bytes, headers: Mapping[str, str]) -> Ask:
         """Reads a request for `/v1/completions`; see `chat`."""
         fields = Fields(parse_json(data))
-        fields.only({*_SERVED, "prompt"}, _COMPLETION_NEUTRAL)
+        fields.only(_COMPLETION_SERVED, _COMPLETION_NEUTRAL)
         limit = fields.whole("max_tokens", 1, MOST_TOKENS)
-        return self._ask(fields, headers, _prompt(fields), "prompt", "max_tokens", limit)
+        return self._ask(fields, headers, _prompt(fields), "max_tokens", limit, is_chat=False)
 
     def _ask(
         self,
         fields: Fields,
         headers: Mapping[str, str],
         prompt: str,
-        prompt_name: str,
         limit_name: str,
         limit: int | None,
+        *,
+        is_chat: bool,
     ) -> Ask:
         name = fields.text("model")
         if not name:
@@ -171,20 +191,10 @@ class RequestReader:
             max_output_tokens=limit,
             temperature=fields.number("temperature"),
             seed=fields.whole("seed", 0, MAX_SEED),
-            is_chat=prompt_name == "messages",
+            is_chat=is_chat,
             is_stream=is_stream,
             with_usage=_with_usage(fields, is_stream=is_stream),
-            names={
-                "spec.prompt": prompt_name,
-                "spec.task": "model" if model.task else wishes.name_of("task"),
-                "spec.tier": "model",
-                "spec.max_output_tokens": limit_name,
-                "spec.sampling.temperature": "temperature",
-                "spec.sampling.seed": "seed",
-                "spec.deadline": wishes.name_of("deadline_ms"),
-                "spec.quality_floor": wishes.name_of("quality_floor"),
-                "spec.request_id": "x-request-id",
-            },
+            limit_name=limit_name,
         )
 
     def _messages(self, fields: Fields) -> list[Message]:
@@ -218,16 +228,15 @@ def _message(path: str, value: object) -> Message:
         raise InvalidArgumentError(
             fields.path("role"), problem, f"{', '.join(ROLES)}, {_DEVELOPER}"
         )
-    fields.only({"role", "content"}, _MESSAGE_NEUTRAL)
-    where = fields.path("content")
-    return Message(role, "".join(_texts(where, fields.get("content"))), where)
+    fields.only(_MESSAGE_SERVED, _MESSAGE_NEUTRAL)
+    where, content = fields.path("content"), fields.get("content")
+    if isinstance(content, str):
+        return Message(role, as_text(where, content), where)
+    return Message(role, "".join(_texts(where, content)), where)
 
 
 def _texts(path: str, content: object) -> Iterable[str]:
-    """Yields the texts of a message's content: a text, or parts of which each has one."""
-    if isinstance(content, str):
-        yield as_text(path, content)
-        return
+    """Yields the texts of a message's content, a list of parts of which each has one."""
     if not isinstance(content, list) or not content:
         problem = "is missing" if content is None else f"is {kind_of(content)}"
         raise InvalidArgumentError(path, problem, "a text, or a list of text parts")
@@ -238,7 +247,7 @@ def _texts(path: str, content: object) -> Iterable[str]:
         fields = Fields(part, where)
         if fields.text("type") != "text":
             raise not_served(fields.path("type"), 'only "text"')
-        fields.only({"type", "text"})
+        fields.only(_PART_SERVED)
         yield as_text(fields.path("text"), fields.get("text"))
 
 
@@ -256,13 +265,13 @@ def _prompt(fields: Fields) -> str:
 
 def _token_limit(fields: Fields) -> tuple[str, int | None]:
     """Returns the limit of output tokens of a conversation, and the name that gave it."""
-    names: Sequence[str] = ("max_completion_tokens", "max_tokens")
-    given: list[tuple[str, Any]] = [
-        (name, limit) for name in names if (limit := fields.whole(name, 1, MOST_TOKENS)) is not None
-    ]
-    if len(given) == len(names) and given[0][1] != given[1][1]:
+    limit = fields.whole("max_completion_tokens", 1, MOST_TOKENS)
+    older = fields.whole("max_tokens", 1, MOST_TOKENS)
+    if limit is None:
+        return "max_tokens", older
+    if older is not None and older != limit:
         raise InvalidArgumentError("max_tokens", "is not what max_completion_tokens says")
-    return given[0] if given else ("max_tokens", None)
+    return "max_completion_tokens", limit
 
 
 def _with_usage(fields: Fields, *, is_stream: bool) -> bool:
@@ -272,5 +281,5 @@ def _with_usage(fields: Fields, *, is_stream: bool) -> bool:
     if not is_stream:
         raise InvalidArgumentError("stream_options", "is given without a stream", "stream = true")
     below = Fields(options, "stream_options")
-    below.only({"include_usage"}, {"include_obfuscation": (False,)})
+    below.only(_STREAM_SERVED, {"include_obfuscation": (False,)})
     return below.flag("include_usage")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -97,13 +97,14 @@ class Routers:
         """True if one of them serves."""
         return any(router.is_serving for router in self._routers)
 
-    def in_turn(self) -> Iterator[Router]:
-        """Yields every router: the next in turn first, those that do not serve last."""
-        start = self._next
-        self._next = (start + 1) % len(self._routers)
-        line = self._routers[start:] + self._routers[:start]
-        yield from (router for router in line if router.is_serving)
-        yield from (router for router in line if not router.is_serving)
+    def in_turn(self) -> Sequence[Router]:
+        """Returns every router: the next in turn first, those that do not serve last."""
+        routers, start = self._routers, self._next
+        if len(routers) == 1:
+            return routers
+        self._next = (start + 1) % len(routers)
+        line = routers[start:] + routers[:start]
+        return sorted(line, key=_is_away)
 
     async def watch(self) -> None:
         """Asks for their health, for ever."""
@@ -159,6 +160,7 @@ class Exchange:
             CancelledError: The exchange was cancelled.
         """
         reply: pb2.GenerateResponse = await self._begin("Generate", request)
+        self._call = None  # nothing is left to cancel
         return reply
 
     async def first_piece(self, request: pb2.GenerateStreamRequest) -> pb2.GenerateStreamResponse:
@@ -196,6 +198,10 @@ class Exchange:
                 router.is_serving = False
         assert failure is not None  # there is always a router
         raise failure
+
+
+def _is_away(router: Router) -> bool:
+    return not router.is_serving
 
 
 def _readable(message: Any) -> Any:

@@ -20,14 +20,16 @@ class GoneError(Exception):
     """The client left before its answer was complete."""
 
 
-async def read_body(receive: Receive, head: Head, most_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    receive: Receive, head: Head, most_bytes: int, timeout_s: float | None
+) -> bytes:
     """Returns a request's body.
 
     Args:
         receive: ASGI's.
         head: The request's headers.
         most_bytes: Largest body taken.
-        timeout_s: Longest time it may take to arrive, seconds.
+        timeout_s: Longest time it may take to arrive, seconds; None where it is here already.
 
     Raises:
         HttpError: It is no JSON by its type, too large, or too slow.
@@ -35,6 +37,8 @@ async def read_body(receive: Receive, head: Head, most_bytes: int, timeout_s: fl
     """
     try:
         head.check_body(most_bytes)
+        if timeout_s is None:
+            return await _read(receive, most_bytes)
         async with asyncio.timeout(timeout_s):
             return await _read(receive, most_bytes)
     except TimeoutError:

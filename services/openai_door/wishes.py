@@ -43,6 +43,9 @@ class Wishes:
         return self.given_as.get(key, header_of(key))
 
 
+_NONE = Wishes()
+
+
 def header_of(key: str) -> str:
     """Returns the header of a wish."""
     return HEADER_PREFIX + key.replace("_", "-")
@@ -58,6 +61,8 @@ def wishes_of(headers: Mapping[str, str], metadata: Mapping[str, Any]) -> Wishes
     Raises:
         InvalidArgumentError: Names the header or field that is unknown or wrong.
     """
+    if not headers and not metadata:
+        return _NONE
     found: dict[str, Any] = {}
     given_as: dict[str, str] = {}
     for name, value in metadata.items():

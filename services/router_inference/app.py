@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import secrets
-import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from services.common.access.guard import address_without_port, authenticated_cli
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.files import read_bytes
+from services.common.interpreter import suit_requests
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, load_mesh_files
@@ -70,8 +69,6 @@ ENVOY = "envoy"
 _SHORTEST_KEY_BYTES, _LONGEST_KEY_BYTES = 16, 1_024
 SERVICE_NAME = pb2.DESCRIPTOR.services_by_name["RouterInferenceService"].full_name
 _FLUSH_S = 2.0
-_GC_THRESHOLDS = (50_000, 20, 100)
-_SWITCH_S = 0.000_5
 _SAMPLER = "OTEL_TRACES_SAMPLER"
 
 
@@ -91,14 +88,7 @@ def build_app(settings: Settings) -> RouterInference:
         log=log,
         machine_code=machine_code,
     )
-    # A request makes some hundred short-lived objects and hardly a cycle. At its defaults the
-    # collector takes about a quarter of the process's time walking what was imported at start.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    # While spans are written for export, or metrics for a scrape, the loop gets the interpreter
-    # back only after this time, and a request needs it twice; the default is ten times as long.
-    sys.setswitchinterval(_SWITCH_S)
+    suit_requests()
     return app
 
 

@@ -74,7 +74,7 @@ def test_what_is_not_served_is_refused_by_name_unless_it_asks_for_nothing() -> N
         {"n": 1}, {"n": 1.0}, {"logprobs": False}, {"tools": []}, {"n": None}, {"a": 1},
     ]  # fmt: skip
     for good in goods:
-        Fields(good).only({"a"}, neutral)
+        Fields(good).only(frozenset({"a"}), neutral)
     for bad, code in (
         ({"n": 2}, "UNSUPPORTED_PARAMETER"),
         ({"n": True}, "UNSUPPORTED_PARAMETER"),
@@ -83,13 +83,13 @@ def test_what_is_not_served_is_refused_by_name_unless_it_asks_for_nothing() -> N
         ({"b": 1}, "UNKNOWN_PARAMETER"),
     ):
         with pytest.raises(InvalidArgumentError) as caught:
-            Fields(bad).only({"a"}, neutral)
+            Fields(bad).only(frozenset({"a"}), neutral)
         assert (caught.value.field, caught.value.reason) == (next(iter(bad)), code)
 
 
 def test_the_name_of_an_unknown_field_is_shown_short_and_printable() -> None:
     """It comes from outside and goes into an answer."""
     with pytest.raises(InvalidArgumentError) as caught:
-        Fields({"\n" + "x" * 1_000: 1}).only(())
+        Fields({"\n" + "x" * 1_000: 1}).only(frozenset())
     assert caught.value.field.isprintable()
     assert len(caught.value.field) < 80
