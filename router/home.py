@@ -122,10 +122,15 @@ def at_home(fleet: FleetArrays, usable_C: NDArray[np.float64]) -> FleetArrays:
 
 
 def own_traffic(q: Query) -> Query:
-    """Returns a request that stays at home: what comes through this router is all there is."""
+    """Returns a request that stays at home: this router's part of the traffic is all there is.
+
+    The router's own rate over 0.2 s is fresh but noisy, so it counts by how old the mesh's is.
+    """
+    aged = min(1.0, max(0.0, q.state_age_s / max(q.slack_s, 1e-4)))
+    rate_rps = (1.0 - aged) * q.rate_short_rps * q.own_share + aged * q.own_rate_rps
     return Query(
         q.task, q.slack_s, q.prompt_tokens, q.output_tokens, q.event_tokens, q.soft_decay_s,
-        q.mean_prompt_tokens, q.own_rate_rps, q.rate_long_rps * q.own_share, 0.0, q.draw, 1.0,
+        q.mean_prompt_tokens, rate_rps, q.rate_long_rps * q.own_share, 0.0, q.draw, 1.0,
         q.own_rate_rps, q.burstiness, q.slowdown, q.pressure, q.is_small,
     )  # fmt: skip
 
