@@ -41,8 +41,9 @@ class Share(NamedTuple):
 
 WHOLE: Final = Share()
 """Everything is home."""
-_ROUNDING: Final = 1e-6
-"""Of a device that a stretch may reach into without taking it."""
+LEAST_PART: Final = 0.25
+"""Of a device, what must be in a stretch for it to be home: parts of the traffic are never quite
+equal, and routers that share a device know less of it."""
 
 
 def equal_share(rank: int, count: int) -> Share:
@@ -159,14 +160,18 @@ class Layout:
     def stretches(self, share: Share) -> tuple[tuple[int, int], ...]:
         """Returns the first device of each kind that is home, and the first after it that is not.
 
-        A device on a cut is home on both sides of it, and at least one of each kind is.
+        A device on a cut is home on both sides of it if LEAST_PART of it is, and at least one
+        device of each kind is home.
         """
         found = []
         for devices in self._kinds:
             count = len(devices)
-            first = min(int(share.start * count + _ROUNDING), count - 1)
-            end = math.ceil(share.end * count - _ROUNDING)
-            found.append((first, min(max(end, first + 1), count)))
+            start, end = share.start * count, share.end * count
+            first = math.floor(start + LEAST_PART)
+            last = math.ceil(end - LEAST_PART) - 1
+            if last < first:
+                first = last = min(math.floor((start + end) / 2.0), count - 1)
+            found.append((first, min(last, count - 1) + 1))
         return tuple(found)
 
     def home_C(self, stretches: tuple[tuple[int, int], ...]) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from router.home import Share
-from services.load_monitor.model import Picture, RouterReport
+from services.load_monitor.model import Picture
 
 TAU_S = 10.0
 """Rates are weighted over about this time: homes that moved with every burst would be nobody's."""
@@ -30,15 +30,18 @@ class Shares:
         if before is not None:
             elapsed_s = max(0.0, (picture.publish_wall_ns - before.publish_wall_ns) / 1e9)
         kept = math.exp(-elapsed_s / TAU_S)
+        now_rps = {report.router_id: report.arrival_rate_rps for report in picture.routers}
+        # Of a new one nothing is known yet: a rate over 0.2 s may be anything.
+        known = [
+            rate for name, rate in self._rate_rps.items() if name in now_rps
+        ] or now_rps.values()
+        usual_rps = sum(known) / max(1, len(known))
         self._rate_rps = {
-            report.router_id: self._next_rate_rps(report, kept) for report in picture.routers
+            name: kept * self._rate_rps.get(name, usual_rps) + (1.0 - kept) * rate_rps
+            for name, rate_rps in now_rps.items()
         }
         self._shares = _in_a_row(self._rate_rps)
         return self._shares
-
-    def _next_rate_rps(self, report: RouterReport, kept: float) -> float:
-        before = self._rate_rps.get(report.router_id, report.arrival_rate_rps)
-        return kept * before + (1.0 - kept) * report.arrival_rate_rps
 
 
 def _in_a_row(rate_rps: dict[str, float]) -> dict[str, Share]:

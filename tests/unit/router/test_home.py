@@ -46,6 +46,20 @@ def test_equal_routers_share_equally(count: int) -> None:
     assert sorted(itertools.chain.from_iterable(homes)) == list(range(8))
 
 
+def test_nearly_equal_routers_share_nothing() -> None:
+    """Parts of the traffic are never quite equal."""
+    fleet = fleets.fleet(4)
+    cuts = [0.0, 0.27, 0.48, 0.77, 1.0]
+    homes = [devices_at_home(fleet, Share(a, b)) for a, b in itertools.pairwise(cuts)]
+    assert homes == [[0], [1], [2], [3]]
+
+
+def test_a_device_on_a_cut_is_home_to_both() -> None:
+    """Three routers before four devices have two of them each."""
+    homes = [devices_at_home(fleets.fleet(4), equal_share(rank, 3)) for rank in range(3)]
+    assert homes == [[0, 1], [1, 2], [2, 3]]
+
+
 def test_every_kind_of_device_is_shared_out_by_itself() -> None:
     """Nobody has all the fast ones."""
     fleet = fleets.fleet(8)
