@@ -114,6 +114,39 @@ async def test_a_tier_that_ends_with_its_last_piece_costs_no_message_more() -> N
         assert said(last)["tiercel_on_time"] is True
 
 
+@pytest.mark.parametrize(
+    ("pieces", "ends_with_last"),
+    [((), False), (("",), False), (("",), True), (("a",), False), (("a",), True)],
+)
+def test_short_answers_end_like_long_ones(pieces: tuple[str, ...], ends_with_last: bool) -> None:
+    """No token, one without text, one: counted right, timed, and ended once, in every mode."""
+
+    @scenario
+    async def check() -> None:
+        for parameters in ({}, EMPTY_FINAL):
+            for is_stream in (False, True):
+                rig = rig_of(Behaviour(pieces=pieces, ends_with_last=ends_with_last))
+                request = infer_request(
+                    stream=is_stream,
+                    exclude_input_in_output=True,
+                    return_num_output_tokens=True,
+                    parameters=parameters,
+                )
+                responses = [each.infer_response for each in await stream(rig, request)]
+                found = [outputs_of(each) for each in responses if each.outputs]
+                texts = [each["text_output"] for each in found]
+                assert b"".join(texts) == "".join(pieces).encode()  # type: ignore[arg-type]
+                counts = [each["num_output_tokens"] for each in found]
+                assert sum(counts) == len(pieces)  # type: ignore[arg-type]
+                flags = [said(each)[FINAL] for each in responses]
+                assert flags == [False] * (len(flags) - 1) + [True]
+                told = said(responses[-1])
+                assert ("tiercel_first_token_us" in told) is bool(pieces)
+                rig.assert_settled()
+
+    check()
+
+
 @scenario
 async def test_a_model_that_is_not_decoupled_answers_once() -> None:
     """As its configuration says; it can be asked on a stream, as in Triton."""
