@@ -57,7 +57,8 @@ from services.router_inference.path.second_chance import RetryBudget, SecondChan
 from services.router_inference.path.targets import Targets
 from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
-from services.router_inference.policy.trial import Trial, TrialLimits
+from services.router_inference.policy.trial import Trial
+from services.router_inference.policy.trial_work import TrialLimits
 from services.router_inference.records.accounts import Accounts, RouterMetrics
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.convert import RecordBuilder

@@ -8,31 +8,26 @@ the log, a count, a span, and an entry in the history of the policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from router.sequential import Plan
 from services.common.clock import Clock
 from services.common.errors import DomainError, FailedPreconditionError, cut
 from services.common.log import Logger
 from services.common.telemetry import Telemetry
-from services.trainer.mesh_view import MeshView, RouterSeen
+from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord, RolloutState, RolloutStep, Stage
 from services.trainer.promotion import Promoter, RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
+from services.trainer.rollout_tally import StageKey, Tally
 from services.trainer.rollout_verdicts import (
-    CanarySeen,
     Finding,
     ShadowLimits,
-    ShadowSeen,
-    TrialSeen,
     Verdict,
     difference,
     judge_canary,
     judge_shadow,
-    total,
 )
 from services.trainer.turn import Turn, TurnLostError
 
@@ -67,52 +62,6 @@ class RolloutLimits:
     canary_s: float
 
 
-class _Key(NamedTuple):
-    """What counts of reports belong to."""
-
-    rollout: int
-    stage: Stage
-
-
-class Tally:
-    """What routers have reported of one stage of a rollout, those that are gone among them."""
-
-    def __init__(self) -> None:
-        """Has heard nothing."""
-        self._key: _Key | None = None
-        self._seen: dict[tuple[str, int], TrialSeen] = {}
-
-    def take(self, state: RolloutState, routers: Sequence[RouterSeen]) -> None:
-        """Takes in the routers' newest reports; of another stage nothing is kept."""
-        key = _Key(state.number, state.stage)
-        if key != self._key:
-            self._key, self._seen = key, {}
-        is_canary = state.stage is Stage.CANARY
-        for router in routers:
-            trial = router.trial
-            if trial is None or trial.rollout != state.number or trial.is_canary != is_canary:
-                continue
-            self._seen[router.router_id, router.epoch] = trial
-
-    @property
-    def problem(self) -> str:
-        """Why a router stopped by itself, empty if none did."""
-        for (router_id, _), trial in self._seen.items():
-            if trial.problem:
-                return f"router {router_id[:64]} stopped it: {trial.problem}: {trial.detail}"
-        return ""
-
-    @property
-    def shadow(self) -> ShadowSeen:
-        """What all have seen in shadow."""
-        return total(ShadowSeen, [each.shadow for each in self._seen.values()])
-
-    @property
-    def canary(self) -> CanarySeen:
-        """What all have seen of the canary."""
-        return total(CanarySeen, [each.canary for each in self._seen.values()])
-
-
 class Rollouts:
     """Begins, judges, pauses and ends rollouts, one at a time."""
 
@@ -140,7 +89,7 @@ class Rollouts:
         self._clock = clock
         self._log = log
         self._tally = Tally()
-        self._judged: _Key | None = None
+        self._judged: StageKey | None = None
         self._judged_since_s = 0.0
 
     @property
@@ -295,7 +244,7 @@ class Rollouts:
             await self._activate(state, found)
 
     def _judge(self, state: RolloutState) -> Finding | None:
-        key, now_s = _Key(state.number, state.stage), self._clock.monotonic_s()
+        key, now_s = StageKey(state.number, state.stage), self._clock.monotonic_s()
         if key != self._judged:
             self._judged, self._judged_since_s = key, now_s
         problem = self._tally.problem

@@ -125,13 +125,15 @@ class TrialSeen(NamedTuple):
 
     Attributes:
         rollout: number of the rollout.
+        is_canary: it is in the stage in which it decides a share.
         problem: why the policy is asked no more, a reason; empty if it is.
         detail: the same in words.
-        shadow: what it was asked beside; None once it decides a share.
-        canary: how requests ended; None before.
+        shadow: what it was asked beside; None in the other stage.
+        canary: how requests ended; None in the other stage.
     """
 
     rollout: int
+    is_canary: bool
     problem: str
     detail: str
     shadow: ShadowCounts | None
@@ -158,9 +160,11 @@ class TrialTold(NamedTuple):
 
 def reported(seen: TrialSeen, siblings: Iterable[NDArray[np.float64]] = ()) -> TrialTold:
     """Returns what a process and its siblings have seen together, by `row_of` of each of them."""
-    is_canary = seen.canary is not None
-    counts = seen.canary or seen.shadow or ShadowCounts()
-    numbers = counts.numbers()
+    is_canary = seen.is_canary
+    if is_canary:
+        numbers = (seen.canary or CanaryCounts()).numbers()
+    else:
+        numbers = (seen.shadow or ShadowCounts()).numbers()
     problem, detail = seen.problem, seen.detail
     for row in siblings:
         if (row[0], row[1]) != (seen.rollout, is_canary):

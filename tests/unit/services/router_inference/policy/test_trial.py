@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 
@@ -20,7 +18,6 @@ from services.router_inference.policy.trial import Tried
 from services.router_inference.policy.trial_counts import (
     REASON_FAULTS,
     REASON_MISSES,
-    REASON_SLOW,
     CanaryCounts,
     ShadowCounts,
     TrialSeen,
@@ -181,23 +178,6 @@ async def test_a_canary_that_fails_in_decisions_is_stopped() -> None:
     await serve(rig, 30)
     assert seen(rig).problem == REASON_FAULTS
     assert rig.core.accounts.counts.on_time == 30
-
-
-@scenario
-async def test_a_slow_canary_is_stopped() -> None:
-    """By the mean time of its decisions, beside its control's."""
-    rig = make_rig()
-    trial = rig.core.trial
-    trial.take(tried(AS_PRICE, share=0.5))
-    for _ in range(100):
-        job = rig.job()
-        await rig.answer(job)
-        if job.arm is Arm.CANARY:
-            choice = choice_of(job)
-            slow = replace(choice, end_s=choice.start_s + 0.01)
-            trial._ended[-1] = trial._ended[-1]._replace(choice=slow)
-    trial.work(math.inf)
-    assert seen(rig).problem == REASON_SLOW
 
 
 @scenario

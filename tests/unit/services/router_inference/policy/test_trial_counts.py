@@ -19,13 +19,13 @@ def canary(number: int, value: float, problem: str = "") -> TrialSeen:
     """Returns what a worker has seen of a canary."""
     counts = CanaryCounts(canary=ArmCounts(3, 1, 2.0, 0.5), control=ArmCounts(4, 0, 3.0, 0.25))
     counts.values.add(True, value)
-    return TrialSeen(number, problem, "", None, counts)
+    return TrialSeen(number, True, problem, "", None, counts)
 
 
 def test_siblings_of_the_same_stage_are_added() -> None:
     """Others are of another rollout, of another stage, or have no trial."""
     rows = [row_of(canary(7, 0.5)), row_of(canary(6, 0.5)), row_of(None)]
-    rows.append(row_of(TrialSeen(7, "", "", ShadowCounts(decisions=9), None)))
+    rows.append(row_of(TrialSeen(7, False, "", "", ShadowCounts(decisions=9), None)))
     found = reported(canary(7, 0.25), rows)
     numbers = found.numbers
     assert (found.rollout, found.is_canary, found.problem) == (7, True, "")

@@ -147,13 +147,13 @@ async def test_a_report_says_what_was_seen_of_a_trial() -> None:
     """The sums of its stage, and why the router asks that policy no more."""
     rig = make_rig()
     counts = ShadowCounts(decisions=9, same_tier=4, tiers=Counter({1: 6, 2: 3}), value_gain=-0.5)
-    shadow = report_of(rig, reported(TrialSeen(3, "", "", counts, None))).trial
+    shadow = report_of(rig, reported(TrialSeen(3, False, "", "", counts, None))).trial
     assert (shadow.rollout, shadow.is_canary, shadow.HasField("canary")) == (3, False, False)
     assert (shadow.shadow.decision_count, shadow.shadow.top_tier_count) == (9, 6)
     assert shadow.shadow.value_gain == -0.5
     seen = CanaryCounts(canary=ArmCounts(3, 1, 2.0, 0.25), control=ArmCounts(4, 0, 3.0), faults=1)
     seen.values.add(True, 0.5)
-    canary = report_of(rig, reported(TrialSeen(4, "CANARY_SLOW", "by far", None, seen))).trial
+    canary = report_of(rig, reported(TrialSeen(4, True, "CANARY_SLOW", "by far", None, seen))).trial
     assert canary.is_canary
     assert (canary.problem, canary.problem_detail) == ("CANARY_SLOW", "by far")
     found = canary.canary

@@ -1,0 +1,200 @@
+"""What a trial does in the background: asks a shadow about past decisions, measures a canary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from router.bound import Rule
+from router.explanation import Explainer
+from router.guard import FallbackReason, Guard
+from router.ruler import Ruler
+from router.sequential import Arms, bounds_of
+from services.common.log import Logger
+from services.router_inference.job import Arm, Choice
+from services.router_inference.policy.trial_counts import (
+    REASON_FAULTS,
+    REASON_MISSES,
+    REASON_SLOW,
+    ArmCounts,
+    CanaryCounts,
+    ShadowCounts,
+)
+from services.router_inference.records.accounts import RouterMetrics
+
+_MOST_FAULTS = 3
+_LEAST_TIMED = 30
+_SLOWER = 4.0
+"""A canary is too slow only if it takes so many times as long as the policy in force, too."""
+_MISS_ALPHA = 0.001
+"""Chance that a canary as good as its control is stopped for its misses, in each window."""
+_MISS_WINDOW = 1_000
+"""Requests of both arms after which misses are counted anew, so that new ones show soon."""
+_FAULTS = (
+    FallbackReason.NOT_FINITE.value,
+    FallbackReason.POLICY_ERROR.value,
+    FallbackReason.BAD_ACTION.value,
+)
+
+
+class TrialLimits(NamedTuple):
+    """What stops a trial.
+
+    Attributes:
+        cpu_share: share of one core that a trial may use in the background.
+        misses: by how much its share of missed requests may exceed its control's.
+        decision_s: mean time of a decision, seconds.
+    """
+
+    cpu_share: float
+    misses: float
+    decision_s: float
+
+
+class Ended(NamedTuple):
+    """A request of either arm that ended.
+
+    Attributes:
+        choice: its decision.
+        is_canary: the policy on trial decided.
+        reward: of its first choice.
+        is_missed: it was late, failed, or given up on its first candidate.
+    """
+
+    choice: Choice
+    is_canary: bool
+    reward: float
+    is_missed: bool
+
+
+class Shadow:
+    """Asks a policy about decisions that were taken, and the one in force again beside it.
+
+    Attributes:
+        counts: what came of it.
+        last_sequence: number of the newest decision that was looked at.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        explainer: Explainer,
+        ruler: Ruler,
+        monotonic_s: Callable[[], float],
+        metrics: RouterMetrics,
+        log: Logger,
+    ) -> None:
+        """Takes the policy's rule, and what takes decisions again and measures them."""
+        self._rule = rule
+        self._explainer = explainer
+        self._ruler = ruler
+        self._monotonic_s = monotonic_s
+        self._metrics = metrics
+        self._log = log
+        self.counts = ShadowCounts()
+        self.last_sequence = 0
+
+    def ask(self, choice: Choice) -> None:
+        """Asks about a decision; one that a pin left no choice says nothing."""
+        self.last_sequence = max(self.last_sequence, choice.sequence)
+        if choice.inputs.asked.tier_pin >= 0:
+            return
+        counts, tier_C = self.counts, choice.inputs.fleet.arrays.tier_C
+        action = self._take_again(choice)
+        counts.decisions += 1
+        counts.active_candidates[choice.action] += 1
+        counts.active_tiers[int(tier_C[choice.action])] += 1
+        if action is None:
+            counts.faults += 1
+            self._metrics.shadow_decisions.labels(choice="fault").inc()
+            return
+        counts.candidates[action] += 1
+        counts.tiers[int(tier_C[action])] += 1
+        is_same, is_same_tier = action == choice.action, tier_C[action] == tier_C[choice.action]
+        counts.same_candidate += is_same
+        counts.same_tier += bool(is_same_tier)
+        if not is_same:
+            inputs, measure = choice.inputs, self._ruler.measure
+            gain = measure(inputs, action).value - measure(inputs, choice.action).value
+            counts.value_gain += gain
+        label = "same" if is_same else "same_tier" if is_same_tier else "other_tier"
+        self._metrics.shadow_decisions.labels(choice=label).inc()
+
+    def _take_again(self, choice: Choice) -> int | None:
+        """Returns what the policy would have chosen, None if it fails; takes the time of both."""
+        inputs, found = choice.inputs, None
+        start_s = self._monotonic_s()
+        try:
+            action, board = self._explainer.decide_by(inputs, self._rule)
+            if action >= 0 and bool(board.allowed_C[action]):
+                found = action
+        except Exception as error:
+            # Counted as a fault, whatever it is: the policy's bug must not end this task.
+            self._log.exception("trial_policy_failed", error)
+        middle_s = self._monotonic_s()
+        self._explainer.decide_by(inputs, inputs.rule)
+        end_s = self._monotonic_s()
+        if self.counts.decisions:  # the first is slow: its arrays are made
+            self.counts.decision_s += middle_s - start_s
+            self.counts.active_decision_s += end_s - middle_s
+        return found
+
+
+class Canary:
+    """Measures what a canary and its control decided, and knows when it must stop.
+
+    Attributes:
+        guard: decides for the canary's requests.
+        counts: what came of it.
+    """
+
+    def __init__(self, guard: Guard, ruler: Ruler, metrics: RouterMetrics) -> None:
+        """Takes the guard of its policy, and what measures choices."""
+        self.guard = guard
+        self.counts = CanaryCounts()
+        self._ruler = ruler
+        self._metrics = metrics
+        self._misses = Arms(0.0, 1.0)
+
+    def measure(self, ended: Ended) -> None:
+        """Takes in the end of a request of either arm."""
+        choice, counts = ended.choice, self.counts
+        measured = self._ruler.measure(choice.inputs, choice.action)
+        value = ended.reward - measured.charge
+        arm = counts.canary if ended.is_canary else counts.control
+        arm.requests += 1
+        arm.missed += ended.is_missed
+        arm.value_sum += value
+        arm.decision_s += choice.end_s - choice.start_s
+        # Less what the moment offered: most of what values differ by is load, which the draw does
+        # not depend on, and not the choice.
+        counts.values.add(ended.is_canary, value - measured.best)
+        self._misses.add(ended.is_canary, float(ended.is_missed))
+        name = (Arm.CANARY if ended.is_canary else Arm.CONTROL).value
+        outcome = "missed" if ended.is_missed else "on_time"
+        self._metrics.trial_requests.labels(arm=name, outcome=outcome).inc()
+
+    def problem(self, limits: TrialLimits) -> tuple[str, str] | None:
+        """Returns which limit it breaks, as a reason and in words; None for none."""
+        counts, faults = self.counts, self.guard.counts
+        counts.faults = sum(faults[reason] for reason in _FAULTS)
+        if counts.faults >= _MOST_FAULTS:
+            named = ", ".join(f"{reason} {faults[reason]}" for reason in _FAULTS if faults[reason])
+            return REASON_FAULTS, f"failed in {counts.faults} decisions: {named}"
+        effect = self._misses.effect
+        excess = bounds_of(effect, 2.0 * _MISS_ALPHA, 1.0)
+        if excess.low > limits.misses:
+            text = f"misses {excess.mean:.3f} more of its requests than its control"
+            return REASON_MISSES, f"{text}, at least {excess.low:.3f}; limit {limits.misses:g}"
+        if effect.drawn >= _MISS_WINDOW:
+            self._misses = Arms(0.0, 1.0)
+        canary_s, control_s = _mean_s(counts.canary), _mean_s(counts.control)
+        are_timed = min(counts.canary.requests, counts.control.requests) >= _LEAST_TIMED
+        if are_timed and canary_s > max(limits.decision_s, _SLOWER * control_s):
+            text = f"takes {canary_s:.6f} s for a decision, its control {control_s:.6f} s"
+            return REASON_SLOW, f"{text}; limit {limits.decision_s:g} s"
+        return None
+
+
+def _mean_s(arm: ArmCounts) -> float:
+    return arm.decision_s / arm.requests if arm.requests else 0.0
