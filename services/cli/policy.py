@@ -396,8 +396,9 @@ def _rollout(info: trainer_pb.RolloutInfo) -> dict[str, Any]:
 
 def _told(rollout: dict[str, Any]) -> str:
     """Returns where a rollout stands, as a line."""
-    name = f"{rollout['policy']} {rollout['policy_version']}"
-    stage = f"{rollout['stage']}, paused" if rollout["paused"] else rollout["stage"]
+    name, stage = f"{rollout['policy']} {rollout['policy_version']}", rollout["stage"]
+    if stage not in ("shadow", "canary"):
+        return f"last rollout, of {name}, ended as {stage}: {rollout['reason']}"
     return f"rollout of {name}: {stage}. {rollout['seen'] or rollout['reason']}"
 
 
