@@ -64,6 +64,15 @@ def test_what_the_other_environment_may_replace_is_not_linked(
     assert linked(shared(tmp_path, pins)) == expected
 
 
+def test_an_environment_of_another_python_is_left_alone(tmp_path: Path) -> None:
+    """Its packages lie elsewhere, and ours are not for it."""
+    (tmp_path / "constraints.txt").write_text("\n".join(PINS))
+    script = [sys.executable, str(ROOT / ".ci" / "share-packages"), "jinja2"]
+    command = [*script, str(tmp_path), str(tmp_path / "constraints.txt")]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["constraints.txt"]
+
+
 def test_old_links_go_and_what_is_no_link_stays(tmp_path: Path) -> None:
     """A package that the other environment has itself is its own."""
     there = shared(tmp_path, PINS)
