@@ -30,6 +30,8 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.max_receive_message_length", -1),
 )
 _CHECK_TIMEOUT_S = 1.0
+_AWAY_AFTER = 3
+"""Questions for its health in a row that a router does not answer until it counts as away."""
 _END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -49,6 +51,7 @@ class Router:
     def __init__(self, address: str, tls: Tls | None) -> None:
         self.address = address
         self.is_serving = False
+        self._unanswered = 0
         self.channel = open_channel(address, _OPTIONS, tls)
         self.stub: Any = pb2_grpc.RouterInferenceServiceStub(self.channel)
         self._health: Any = health_pb2_grpc.HealthStub(self.channel)
@@ -59,9 +62,13 @@ class Router:
             reply = await self._health.Check(
                 health_pb2.HealthCheckRequest(), timeout=_CHECK_TIMEOUT_S
             )
-        except grpc.aio.AioRpcError:
-            self.is_serving = False
+        except grpc.aio.AioRpcError as error:
+            # A router that is late with an answer may only be busy.
+            self._unanswered += 1
+            is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            self.is_serving &= is_late and self._unanswered < _AWAY_AFTER
         else:
+            self._unanswered = 0
             self.is_serving = reply is not None and reply.status == _SERVING
 
 

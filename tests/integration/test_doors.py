@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +22,8 @@ from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.telemetry import Telemetry
+from services.openai_door.errors import HTTP_OF_GRPC
+from tests.fakes.openai_door import RunningDoor, door_toml, running_door
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.triton import FakeTriton, Script
 from tests.kserve_requests import infer_request, outputs_of, said
@@ -188,14 +191,85 @@ class KserveDoor:
         )
 
 
-DOORS = {door.name: door for door in (OwnDoor, KserveDoor)}
+class RefusedError(Exception):
+    """An answer of HTTP that is an error, with the gRPC status it was made from."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self._status = status
+
+    def code(self) -> grpc.StatusCode:
+        """The first gRPC status that the door answers so."""
+        return next(code for code, (status, _) in HTTP_OF_GRPC.items() if status == self._status)
+
+
+class OpenAiDoor:
+    """The service for OpenAI's clients, before the router."""
+
+    name = "OpenAI-shaped"
+    streams_requests = False
+    decides_alone = False
+    takes_priority = False
+
+    def __init__(self, door: RunningDoor) -> None:
+        self._client = door.client
+
+    def call(self, *, stream: bool = False, **wishes: Any) -> Any:
+        """Begins a call."""
+        return asyncio.ensure_future(self.ask(stream=stream, **wishes))
+
+    async def ask(self, *, stream: bool = False, **wishes: Any) -> Answer:
+        """Returns what comes of a request."""
+        task = wishes.get("task", "piqa")
+        headers = {"x-tiercel-task": task} if "tier" in wishes else {}
+        headers |= dict(wishes.get("metadata", ()))
+        if "deadline_s" in wishes:
+            headers["x-tiercel-deadline-ms"] = str(wishes["deadline_s"] * 1e3)
+        if "floor" in wishes:
+            headers["x-tiercel-quality-floor"] = str(wishes["floor"])
+        if wishes.get("is_first_token"):
+            headers["x-tiercel-slo-kind"] = "first_token"
+        body = {"model": wishes.get("tier", f"tiercel/{task}"), "prompt": "hello", "stream": stream}
+        response = await self._client.post(
+            "/v1/completions", json={**body, "max_tokens": 1_000}, headers=headers
+        )
+        if response.status_code != 200:
+            raise RefusedError(response.status_code)
+        lines = [response.text]
+        if stream:
+            lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+            assert lines.pop() == "[DONE]"
+        events = [json.loads(line) for line in lines]
+        texts = [event["choices"][0]["text"] for event in events]
+        done = events[-1]["tiercel"]
+        return Answer(
+            "".join(texts),
+            sum(bool(text) for text in texts),
+            done["tier"],
+            is_rescued=done["rescued"],
+            is_on_time=done["on_time"],
+        )
+
+
+DOORS = ("own gRPC", "KServe v2", "OpenAI-shaped")
+
+
+@contextlib.asynccontextmanager
+async def opened(name: str, router: RunningRouter, folder: Path) -> AsyncIterator[Any]:
+    """Opens a door of the page before a router."""
+    if name != OpenAiDoor.name:
+        yield {door.name: door for door in (OwnDoor, KserveDoor)}[name](router)
+        return
+    mesh = mesh_toml([("e0", "127.0.0.1:1")], deadline_s=LONG_S)
+    async with running_door(folder, door_toml([router.address], mesh=mesh)) as door:
+        yield OpenAiDoor(door)
 
 
 async def status_of(asking: Awaitable[Answer]) -> grpc.StatusCode:
     """Returns the status that a request ends with."""
     try:
         await asking
-    except grpc.aio.AioRpcError as error:
+    except (grpc.aio.AioRpcError, RefusedError) as error:
         return error.code()
     return grpc.StatusCode.OK
 
@@ -327,11 +401,11 @@ async def router(triton: FakeTriton, tmp_path: Path) -> AsyncIterator[RunningRou
 
 @pytest.mark.parametrize(("row", "door"), [key for key in table() if key[1] in DOORS])
 async def test_a_door_does_what_its_table_says(
-    row: str, door: str, router: RunningRouter, triton: FakeTriton
+    row: str, door: str, router: RunningRouter, triton: FakeTriton, tmp_path: Path
 ) -> None:
     """Yes where it works, no where it does not."""
-    async with asyncio.timeout(CALL_S):
-        found = await CHECKS[row](DOORS[door](router), triton)
+    async with asyncio.timeout(CALL_S), opened(door, router, tmp_path) as subject:
+        found = await CHECKS[row](subject, triton)
     assert found is table()[row, door]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RedisServer
-from tests.fuzzing import files, rpcs
+from tests.fuzzing import files, http, rpcs
 from tests.fuzzing.meshes import SLOW, running_mesh
 from tests.fuzzing.readers import Reader, readers
 
@@ -35,6 +35,13 @@ async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Pa
         "tiercel.trainer.v1.TrainerService",
         "envoy.service.ext_proc.v3.ExternalProcessor",
     }
+
+
+async def test_wrong_requests_over_http_break_nothing(tmp_path: Path) -> None:
+    """Answered in OpenAI's form below status 500, no traceback, no connection held."""
+    report = await http.run(tmp_path, count=3 * CALLS, seed=SEED, end_s=math.inf)
+    assert report.problems == []
+    assert {"200", "400", "404", "405", "408", "closed"} <= report.statuses.keys()
 
 
 def test_wrong_files_are_refused_by_their_readers_own_errors(tmp_path: Path) -> None:

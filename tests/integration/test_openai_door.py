@@ -383,7 +383,7 @@ async def test_a_request_is_a_span_of_the_callers_trace(tmp_path: Path, fake: Fa
 async def test_a_real_router_answers(tmp_path: Path) -> None:
     """In one piece and piece by piece, with its own names of fields turned into ours."""
     triton = await FakeTriton(default=Script(tokens=("a", "b", "c"))).start()
-    mesh = mesh_toml([("e0", triton.address)])
+    mesh = mesh_toml([("e0", triton.address)], router='default_task = "copa"')
     async with (
         running_router(tmp_path, mesh) as router,
         running_door(tmp_path, door_toml([router.address], mesh=mesh)) as door,
@@ -412,6 +412,22 @@ async def test_a_real_router_answers(tmp_path: Path) -> None:
             json={"model": "small", "prompt": "hi", "metadata": {"tiercel_task": "piqa"}},
         )
         assert pinned.json()["tiercel"]["tier"] == "small"
+        untold = await door.client.post(ROUTES[0], json={**CHAT, "model": "tiercel"})
+        assert untold.json()["choices"][0]["message"]["content"] == "abc"  # by the default task
+    await triton.stop()
+
+
+async def test_without_a_task_anywhere_the_header_is_named(tmp_path: Path) -> None:
+    """The mesh has several tasks, and no default."""
+    triton = await FakeTriton().start()
+    mesh = mesh_toml([("e0", triton.address)])
+    async with (
+        running_router(tmp_path, mesh) as router,
+        running_door(tmp_path, door_toml([router.address], mesh=mesh)) as door,
+    ):
+        refused = await door.client.post(ROUTES[0], json={**CHAT, "model": "tiercel"})
+        assert refused.status_code == 400
+        assert error_of(refused)["param"] == "x-tiercel-task"
     await triton.stop()
 
 

@@ -44,7 +44,9 @@ COVERED = {
     "services/openai_door/app.py": "integration/test_openai_door.py",
     "services/openai_door/generation.py": "integration/test_openai_door.py",
     "services/openai_door/http_server.py": "integration/test_openai_door.py",
+    "services/openai_door/pages.py": "integration/test_openai_door.py",
     "services/local/embedded.py": "unit/services/cli/test_app.py",
+    "services/local/processes.py": "unit/services/local/test_embedded.py",
     "services/local/triton/server/process.py": "integration/test_triton_server.py",
     "services/router_inference/app.py": "integration/test_router_failures.py",
     "services/router_inference/doors/kserve/convert.py": (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.clock import SystemClock
 from services.openai_door.routers import Exchange, Routers, UnreadableError
@@ -93,6 +95,37 @@ async def test_no_router_at_all_is_an_error_soon() -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not routers.are_serving
     await routers.close()
+
+
+class SlowHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Answers the first question for health, and no other."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        """Serves, or says nothing."""
+        self.asked += 1
+        if self.asked > 1:
+            await asyncio.Event().wait()
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_a_router_that_is_late_with_its_health_is_not_away_at_once() -> None:
+    """It may only be busy; after three questions without an answer it counts as away."""
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(SlowHealth(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    routers = routers_at(f"127.0.0.1:{port}")
+    (router,) = routers.in_turn()
+    found = []
+    for _ in range(4):
+        await router.check()
+        found.append(router.is_serving)
+    assert found == [True, True, True, False]
+    await routers.close()
+    await server.stop(0)
 
 
 async def test_a_stream_is_read_to_its_completion(
