@@ -8,6 +8,7 @@ the log, a count, a span, and an entry in the history of the policy.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from router.sequential import Plan
@@ -89,6 +90,8 @@ class Rollouts:
         self._clock = clock
         self._log = log
         self._tally = Tally()
+        # A step takes seconds where routers are waited for; what somebody wants comes after it.
+        self._lock = asyncio.Lock()
         self._judged: StageKey | None = None
         self._judged_since_s = 0.0
 
@@ -132,19 +135,20 @@ class Rollouts:
                 "a rollout in steps needs a load monitor, by which routers tell what they see",
                 reason="ROLLOUT_NEEDS_MONITOR",
             )
-        before = self._registry.rollout
-        self.check_free(by_hand=by_hand)
-        if before.is_under_way:
-            await self._step(before, Stage.PROPOSED, Verdict.NONE, "another rollout began")
-        state = RolloutState(
-            # Above those that routers may remember of a registry that was lost.
-            number=max(before.number + 1, self._clock.wall_ns() // 10**9),
-            policy=record.policy,
-            version=record.version,
-            begin_ns=self._clock.wall_ns(),
-            activation=self._registry.activation,
-        )
-        return await self._step(state, Stage.SHADOW, Verdict.NONE, reason)
+        async with self._lock:
+            before = self._registry.rollout
+            self.check_free(by_hand=by_hand)
+            if before.is_under_way:
+                await self._step(before, Stage.PROPOSED, Verdict.NONE, "another rollout began")
+            state = RolloutState(
+                # Above those that routers may remember of a registry that was lost.
+                number=max(before.number + 1, self._clock.wall_ns() // 10**9),
+                policy=record.policy,
+                version=record.version,
+                begin_ns=self._clock.wall_ns(),
+                activation=self._registry.activation,
+            )
+            return await self._step(state, Stage.SHADOW, Verdict.NONE, reason)
 
     def check_free(self, *, by_hand: bool) -> None:
         """Raises RolloutHeldError if no rollout may begin now."""
@@ -170,18 +174,19 @@ class Rollouts:
         Raises:
             NoRolloutError: None is paused.
         """
-        state = self._registry.rollout
-        if not (state.is_under_way and state.is_paused):
-            raise _no_rollout("paused")
-        # Another number: routers begin to count anew, and the test keeps its promise.
-        again = replace(
-            state,
-            number=state.number + 1,
-            is_paused=False,
-            activation=self._registry.activation,
-            pinned_activation=-1,
-        )
-        return await self._step(again, state.stage, Verdict.NONE, reason)
+        async with self._lock:
+            state = self._registry.rollout
+            if not (state.is_under_way and state.is_paused):
+                raise _no_rollout("paused")
+            # Another number: routers begin to count anew, and the test keeps its promise.
+            again = replace(
+                state,
+                number=state.number + 1,
+                is_paused=False,
+                activation=self._registry.activation,
+                pinned_activation=-1,
+            )
+            return await self._step(again, state.stage, Verdict.NONE, reason)
 
     async def pause(self, reason: str) -> RolloutState:
         """Has no router ask the policy until somebody promotes it again.
@@ -189,13 +194,18 @@ class Rollouts:
         Raises:
             NoRolloutError: None is under way.
         """
-        state = self._registry.rollout
-        if not state.is_running:
-            raise _no_rollout("running")
-        return await self._pause(state, Verdict.NONE, reason)
+        async with self._lock:
+            state = self._registry.rollout
+            if not state.is_running:
+                raise _no_rollout("running")
+            return await self._pause(state, Verdict.NONE, reason)
 
     async def end(self, reason: str) -> RolloutState | None:
         """Ends the rollout under way, be it paused or not; returns None if there is none."""
+        async with self._lock:
+            return await self._end(reason)
+
+    async def _end(self, reason: str) -> RolloutState | None:
         state = self._registry.rollout
         if not state.is_under_way:
             return None
@@ -203,11 +213,12 @@ class Rollouts:
 
     async def on_activation(self, activation: int, *, by_hand: bool) -> None:
         """Ends what is under way, since another policy was activated; notes a pin."""
-        await self.end(f"activation {activation} came before it had ended")
-        pinned = activation if by_hand else -1
-        state = self._registry.rollout
-        if state.pinned_activation != pinned:
-            await self._registry.keep_rollout(replace(state, pinned_activation=pinned))
+        async with self._lock:
+            await self._end(f"activation {activation} came before it had ended")
+            pinned = activation if by_hand else -1
+            state = self._registry.rollout
+            if state.pinned_activation != pinned:
+                await self._registry.keep_rollout(replace(state, pinned_activation=pinned))
 
     async def run(self) -> None:
         """Judges the rollout under way, for ever."""
@@ -223,6 +234,10 @@ class Rollouts:
     async def look(self) -> None:
         """Asks what routers have seen, and takes the step that follows, if any."""
         await self._mesh.refresh()
+        async with self._lock:
+            await self._look()
+
+    async def _look(self) -> None:
         state = self._registry.rollout
         if not state.is_running:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -325,6 +326,31 @@ async def test_a_pin_by_hand_wins(bench: Bench) -> None:
         await bench.rollouts.begin(record, "passed", by_hand=False)
     await bench.rollouts.begin(record, "passed", by_hand=True)
     assert not bench.rollouts.pin
+
+
+async def test_a_pin_while_a_step_is_taken_wins_all_the_same(bench: Bench) -> None:
+    """Routers are waited for meanwhile; what was judged before does not overwrite it."""
+    state = await bench.as_canary()
+    bench.mesh.report(canary(state, 0.3))
+    promote, at_it, go_on = bench.promoter.promote, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        at_it.set()
+        await go_on.wait()
+        return await promote(*arguments, **options)
+
+    bench.promoter.promote = slowly  # type: ignore[method-assign]
+    looking = asyncio.create_task(bench.rollouts.look())
+    await at_it.wait()
+    active = await bench.registry.promote("price")
+    pinning = asyncio.create_task(bench.rollouts.on_activation(active.activation, by_hand=True))
+    go_on.set()
+    await asyncio.gather(looking, pinning)
+    assert bench.rollouts.pin
+    found = await bench.registry.active()
+    assert found is not None
+    assert found.record.policy == "price"
+    assert await bench.stage() == (Stage.PROPOSED, "")
 
 
 async def test_a_trainer_that_comes_back_goes_on(bench: Bench) -> None:
