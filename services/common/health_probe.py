@@ -60,18 +60,22 @@ def probe_http(address: str, path: str, timeout_s: float, roots: str = "") -> st
         timeout_s: Longest wait, seconds.
         roots: PEM file of the roots that signed its certificate; empty means plain text.
     """
-    connection = http.client.HTTPConnection(address, timeout=timeout_s)
-    if roots:
-        context = ssl.create_default_context(cafile=roots)
-        context.check_hostname = False  # it is asked on loopback, by no name of its certificate
-        connection = http.client.HTTPSConnection(address, timeout=timeout_s, context=context)
     try:
+        connection = _connection(address, timeout_s, roots)
         connection.request("GET", path)
-        return str(connection.getresponse().status)
+        status = str(connection.getresponse().status)
+        connection.close()
     except (OSError, http.client.HTTPException) as error:
         return type(error).__name__
-    finally:
-        connection.close()
+    return status
+
+
+def _connection(address: str, timeout_s: float, roots: str) -> http.client.HTTPConnection:
+    if not roots:
+        return http.client.HTTPConnection(address, timeout=timeout_s)
+    context = ssl.create_default_context(cafile=roots)
+    context.check_hostname = False  # it is asked on loopback, by no name of its certificate
+    return http.client.HTTPSConnection(address, timeout=timeout_s, context=context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.common.access.keys import new_key, write_keys
 from services.common.access.roles import Role
 from services.common.telemetry import Telemetry
+from services.local.certificates import make_certificates
 from tests import certificates
 from tests.fakes.openai_door import RunningDoor, door_toml, running_door
 from tests.fakes.ports import free_port
@@ -99,6 +101,35 @@ async def test_the_router_gets_what_was_asked_and_its_facts_come_back(
     assert metadata["authorization"] == "Bearer tck_a_b"
     assert metadata["traceparent"].split("-")[1] == TRACE.split("-")[1]
     assert fake.time_left_s[0] < 2.0  # a stuck router is given up soon after a hard deadline
+
+
+async def test_an_empty_answer_is_an_answer(door: RunningDoor, fake: FakeRouter) -> None:
+    """In one piece and as a stream: role, end, and nothing between."""
+    fake.answer = lambda spec: ""
+    whole = (await door.client.post(ROUTES[0], json=CHAT)).json()
+    assert whole["choices"][0]["message"]["content"] == ""
+    assert whole["usage"]["completion_tokens"] == 0
+    stream = await door.client.post(ROUTES[0], json={**CHAT, "stream": True})
+    first, last, done = [line for line in stream.text.split("\n\n") if line]
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"] == ""
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "stop"
+    assert done == "data: [DONE]"
+
+
+async def test_nothing_of_a_prompt_or_a_key_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a request is refused, breaks, or meets a bug."""
+    server, address = await serve(BreakingRouter())
+    key = {"authorization": "Bearer tck_marked"}
+    body: dict[str, Any] = {**CHAT, "messages": [{"role": "user", "content": "marked"}]}
+    with caplog.at_level(logging.DEBUG, "services"):
+        async with running_door(tmp_path, door_toml([address])) as door:
+            for more in ({}, {"stream": True}, {"n": 2}, {"stop": "marked"}, {"model": "marked"}):
+                await door.client.post(ROUTES[0], json={**body, **more}, headers=key)
+            text = (await door.client.get("/metrics")).text
+    assert "marked" not in caplog.text + text
+    await server.stop(0)
 
 
 async def test_a_soft_task_is_not_given_up_at_its_deadline(
@@ -361,6 +392,28 @@ async def test_it_serves_by_tls(tmp_path: Path, fake: FakeRouter) -> None:
         trusted = ssl.create_default_context(cafile=own.root_certificates)
         async with httpx.AsyncClient(base_url=door.url, verify=trusted) as client:
             assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_renewed_certificates_are_shown(tmp_path: Path, fake: FakeRouter) -> None:
+    """To connections to come, without a restart."""
+    make_certificates(tmp_path / "tls")
+    own = certificates.tls_settings("openai-door", tmp_path / "tls")
+    files = ("root_certificates", "certificate", "key")
+    tls = "\n".join(["[mesh.tls]", *(f'{key} = "{getattr(own, key)}"' for key in files), ""])
+    mesh = mesh_toml([("e0", "127.0.0.1:1")]).replace("[[mesh.tasks]]", f"{tls}[[mesh.tasks]]", 1)
+    toml = door_toml([fake.address], mesh=mesh)
+    async with running_door(tmp_path, toml, is_ready=False) as door:
+
+        async def shown() -> str:
+            return await asyncio.to_thread(ssl.get_server_certificate, door.server.address)
+
+        before = await shown()
+        make_certificates(tmp_path / "tls")
+
+        async def is_new() -> bool:
+            return await shown() != before
+
+        await until(is_new, "the new certificate is shown")
 
 
 async def test_a_request_is_a_span_of_the_callers_trace(tmp_path: Path, fake: FakeRouter) -> None:
