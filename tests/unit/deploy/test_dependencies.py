@@ -27,7 +27,7 @@ print(json.dumps([file for file in files if file and "site-packages" in file]))
 # the interpreter.
 _OPTIONAL = {
     "cryptography", "grpcio-health-checking", "grpcio-reflection", "grpcio-tools", "pyyaml",
-    "setuptools",
+    "setuptools", "sniffio",
 }  # fmt: skip
 
 
