@@ -54,7 +54,8 @@ class HttpLimits:
     Attributes:
         max_connections: Most connections at a time.
         max_header_bytes: Largest request line and headers; also what may come beside a body.
-        head_timeout_s: Longest time they may take to arrive, seconds.
+        head_timeout_s: Longest time they may take to arrive, and the rest of a body that was
+            answered already, seconds.
         keep_alive_s: How long a connection may be idle between requests, seconds.
         write_stall_s: How long a client may not read, seconds.
     """
@@ -132,7 +133,18 @@ def bounded_protocol(
 
         def on_message_complete(self) -> None:
             self._beside_body_bytes = 0
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            # With nothing queued the answer was to the request that came last.
+            is_unread = not self.pipeline and self.cycle.more_body
+            super().on_response_complete()
+            if is_unread and not self.transport.is_closing():
+                # An answer before the end of its request: the rest is discarded, and has to end.
+                self._head_timer = self.loop.call_later(limits.head_timeout_s, self.transport.close)
 
         def pause_writing(self) -> None:
             super().pause_writing()

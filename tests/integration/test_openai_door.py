@@ -360,6 +360,9 @@ async def test_what_comes_slowly_is_not_waited_for(tmp_path: Path, fake: FakeRou
         answer = await raw(door, head + b"content-length: 9\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "body_too_slow"' in answer
+        # The rest of a request that was answered before its end.
+        refused = await raw(door, b"PUT /v1/models HTTP/1.1\r\ncontent-length: 9\r\n\r\n{")
+        assert refused.startswith(b"HTTP/1.1 405 ")
 
 
 async def test_a_key_is_needed_where_keys_are_known(tmp_path: Path, fake: FakeRouter) -> None:
