@@ -33,6 +33,7 @@ TEXTS = (
 _LENGTHS = (255, 1_024, 1_025, 4_096, 4_097, 65_536, 65_537)
 _COUNTS = (2, 3, 21, 129, 1_001)
 _RARE_LENGTH, _RARE_COUNT = 3_000_000, 100_000
+_MOST_LIST_BYTES = 1_000_000
 _RARE = 0.002
 _WIDEST = 8
 _DEEPEST = 6
@@ -146,14 +147,16 @@ class MessageMaker:
         else:
             count = _RARE_COUNT if rng.random() < _RARE else rng.choice(_COUNTS)
             if field.message_type is None:
-                items.extend([self._scalar(field)] * count)
-            elif len(items) and rng.random() < 0.5:
-                items.extend([items[rng.randrange(len(items))]] * count)
+                item = self._scalar(field)
+                # Texts and bytes may be long themselves.
+                size = len(item) if isinstance(item, str | bytes) else 1
+                items.extend([item] * min(count, 1 + _MOST_LIST_BYTES // (size + 1)))
             else:
-                added = items.add()
-                self._fill(added, _DEEPEST - 2)
-                if added.ByteSize() * count < _RARE_LENGTH:
-                    items.extend([added] * (count - 1))
+                if not len(items) or rng.random() < 0.5:
+                    self._fill(items.add(), _DEEPEST - 2)
+                chosen = items[rng.randrange(len(items))]
+                if chosen.ByteSize() * count < _MOST_LIST_BYTES:
+                    items.extend([chosen] * count)
 
     def _grow_map(self, owner: Message, field: FieldDescriptor, count: int, depth: int) -> None:
         """Adds entries; messages in them, which may hold their own kind, end at a depth."""
