@@ -35,6 +35,7 @@ from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecor
 
 MAX_AHEAD_S = 5.0
 """How far a router's clock may be ahead of ours, seconds; records from further on are refused."""
+_NS_PER_S = 1_000_000_000
 _MOST_RECORD_BYTES = 1024 * 1024
 _MOST_CANDIDATES = 4_096
 _MOST_SLACK_S = 86_400.0
@@ -363,7 +364,8 @@ def _steps_from(info: pb.PolicyInfo, checks: Checks) -> tuple[RolloutStep, ...]:
         checks.text("steps", each.reason, MAX_TEXT_CHARACTERS)
         is_known = each.stage in _ROLLOUT_STAGES and each.verdict in _VERDICTS
         if checks.require(is_known, "steps", f"has {each.stage} and {each.verdict}"):
-            step_ns = each.step_time.ToNanoseconds()
+            # The library's own conversion raises where the check above has noted a mistake.
+            step_ns = each.step_time.seconds * _NS_PER_S + each.step_time.nanos
             step = RolloutStep(step_ns, Stage(each.stage), Verdict(each.verdict), each.reason)
             steps.append(step)
     return tuple(steps)

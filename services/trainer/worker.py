@@ -125,13 +125,15 @@ class Worker:
             self._end()
             raise WorkerDiedError(f"worker process {pid} ended between two calls")
         context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(
+        pipe, child = context.Pipe()
+        process = context.Process(
             target=_main, args=(child, self._factory, self._arguments, self._nice), daemon=True
         )
-        self._process.start()
+        process.start()
         child.close()
-        self._log.debug("worker_started", pid=self._process.pid, nice=self._nice)
+        # Only now: whoever waits for this may be cancelled, and the next one may end what is here.
+        self._pipe, self._process = pipe, process
+        self._log.debug("worker_started", pid=process.pid, nice=self._nice)
 
     def _end(self) -> None:
         process, pipe, self._process, self._pipe = self._process, self._pipe, None, None

@@ -261,3 +261,12 @@ def test_what_a_router_writes_is_taken(policy: str, load: int) -> None:
 def test_every_status_of_the_contract_is_known(status: Any) -> None:
     """None is refused for being new."""
     assert read(entry(outcome(status=status)))
+
+
+def test_a_step_at_an_impossible_time_is_a_bad_record() -> None:
+    """What stands in the store may be damaged; the library's own conversion would raise."""
+    info = pb.PolicyInfo(policy="dqn", policy_version="v")
+    step = info.steps.add(stage=pb.POLICY_STAGE_CANARY, verdict=pb.RolloutVerdict.values()[1])
+    step.step_time.seconds = 2**53
+    with pytest.raises(convert.BadRecordError, match="steps"):
+        convert.decode_policy(StoredPolicy("dqn", "v", info.SerializeToString()))
