@@ -56,7 +56,7 @@ _SLO_KINDS = {
     "complete_answer": SloKind.COMPLETE_ANSWER,
     "first_token": SloKind.FIRST_TOKEN,
 }
-LONGEST_SAMPLING_BYTES = 16_384
+_LONGEST_SAMPLING_BYTES = 16_384
 _LONGEST_NUMBER = 64
 _SAMPLING = "sampling_parameters."
 _US_PER_S, _MS_PER_S = 1e6, 1e3
@@ -161,7 +161,7 @@ def _read_json(text: bytes, checks: Checks) -> Mapping[str, Any]:
     if not text.strip():
         return _NONE
     field = _SAMPLING.rstrip(".")
-    size, most = len(text), LONGEST_SAMPLING_BYTES
+    size, most = len(text), _LONGEST_SAMPLING_BYTES
     if not checks.require(size <= most, field, f"has {size} bytes", f"{most} bytes"):
         return _NONE
     try:

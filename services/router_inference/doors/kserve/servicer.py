@@ -1,7 +1,7 @@
 """The KServe v2 door: Triton's `inference.GRPCInferenceService`, answered by the router.
 
-Only `convert.py` and `metadata.py` know what messages look like; requests take the same path as
-those of `Generate` and `GenerateStream`.
+Requests are read in `asking.py`, answers made in `convert.py`, and in between they take the same
+path as those of `Generate` and `GenerateStream`.
 """
 
 from __future__ import annotations
