@@ -244,8 +244,14 @@ def as_canary(snapshot: bytes, rate_rps: float) -> Stopped:
     return run_virtual(_stage(snapshot, rate_rps, is_canary=True))
 
 
-def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float) -> Stopped:
-    """Returns how a policy fares in shadow where real time is taken, which virtual time is not."""
+def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float, times: float = 1.0) -> Stopped:
+    """Returns how a policy fares in shadow where real time is taken, which virtual time is not.
+
+    Args:
+        snapshot: the policy.
+        rate_rps: requests per second.
+        times: by how much slower than this machine the clock makes it look.
+    """
 
     async def asked() -> Stopped:
         rig = make_rig(policy="price", profile=PROFILE, pool=SharedPool())
@@ -257,7 +263,7 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float) -> Stopped:
             limits=rig.core.trial.limits,
             max_state_age_s=2.0,
             metrics=rig.app._metrics,
-            clock=_RealTime(),
+            clock=_RealTime(times),
             log=get_logger("poison"),
         )
         trial.take(tried(snapshot, is_canary=False))
@@ -278,7 +284,14 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float) -> Stopped:
 
 
 class _RealTime(SystemClock):
-    """The machine's clock, inside virtual time."""
+    """The machine's clock, inside virtual time, so many times as fast."""
+
+    def __init__(self, times: float) -> None:
+        self._times = times
+
+    def monotonic_s(self) -> float:
+        """Returns the time that went by, times the factor."""
+        return self._times * super().monotonic_s()
 
 
 def line(name: str, rate_rps: float) -> str:
