@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -328,9 +327,11 @@ class HttpServer:
             found = self._tls.current()
             if found is not shown:
                 shown = found
-                # Files that change while they are read are read again at their next change.
-                with suppress(OSError):
+                try:
                     self._loaded_context()
+                except OSError as error:
+                    # Files that change while they are read are read again at their next change.
+                    self._log.error("certificate_not_shown", reason=str(error))
 
     def _loaded_context(self) -> ssl.SSLContext:
         assert self._context is not None
