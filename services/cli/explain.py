@@ -191,8 +191,8 @@ def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:
         text += " No longer deadline would have brought a larger tier on that load"
     else:
         text += f" With {needed_s:.3f} s left a larger tier would have been chosen on that load"
-    idle = "so it would" if needed_s is not None else "it would"
-    return f"{text}; with nothing under way {idle if found['larger_tier_if_idle'] else 'neither'}."
+    idle = "one would have been chosen" if found["larger_tier_if_idle"] else "none would have been"
+    return f"{text}; with nothing under way, and no more time, {idle}."
 
 
 def _name(candidate: dict[str, Any]) -> str:

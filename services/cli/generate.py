@@ -18,6 +18,7 @@ from services.cli.output import note, print_json
 from services.common.access.caller import Caller
 from services.common.settings import load_settings
 from services.local import reference
+from services.local.calls import nobody_answers
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
 from services.router_inference.settings import Settings
@@ -127,9 +128,7 @@ def _run(work: Coroutine[Any, Any, Answer], routers: tuple[str, ...]) -> Answer:
         raise InputError(fields or str(error)) from None
     except TiercelError as error:
         if error.reason == "TRANSPORT":
-            where = ", ".join(routers)
-            hint = "is the mesh up? (tiercel up)"
-            raise CommandError(f"no router answers at {where}; {hint}") from None
+            raise nobody_answers("router", ", ".join(routers)) from None
         raise CommandError(str(error)) from None
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -18,6 +18,7 @@ from services.cli.files import write_text
 from services.cli.measured_mesh import limits_of, live_tiers, mesh_of, read_mesh
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
+from services.cli.own_mesh import config_in_force
 from services.common.mesh_settings import MeshSettings
 from services.local.errors import InputError
 from services.local.target import resolve
@@ -66,7 +67,8 @@ def quality(
     if scores is not None:
         if prompts is not None:
             raise InputError("--prompts, --scores: give one of them")
-        settings = read_mesh(config) if config is not None else None
+        named = config_in_force(config, tiers=tiers)
+        settings = read_mesh(named) if named is not None else None
         found, about, default_name = read_scores(scores), f"Scores of {scores.name}.", scores.stem
     else:
         target = resolve(mesh, load_monitor=monitor, config=config)
@@ -88,10 +90,19 @@ def quality(
         note(f"order of the tiers by their scores: {', '.join(measured.tiers)}")
     for task, why in measured.left_out.items():
         note(f"not in the table: {task}: {why}")
-    missing = [task for task in limits_of(settings) if task not in found]
-    if missing:
-        note(f"not in the table, as nobody measured it: {', '.join(missing)}")
+    if settings is not None:
+        _compare(measured, settings, found)
     note(f"written: {path}")
+
+
+def _compare(measured: QualityMeasurement, settings: MeshSettings, found: Scores) -> None:
+    """Says where the table and the mesh name other tasks and tiers; either may be the newer."""
+    tasks = [each.name for each in settings.tasks]
+    for what, here, there in (("task", found, tasks), ("tier", measured.tiers, settings.tiers)):
+        if strange := [each for each in here if each not in there]:
+            note(f"the mesh has no {what} {', '.join(strange)}; it has {', '.join(there)}")
+    if missing := [task for task in tasks if task not in found]:
+        note(f"not in the table, as nobody measured it: {', '.join(missing)}")
 
 
 def _questions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -178,7 +179,10 @@ def start_metrics_server(
     try:
         server, thread = start_http_server(wanted.port, wanted.host, registry)
     except OSError as error:
-        raise StartError(f"cannot serve metrics on {listen}: {error.strerror or error}") from None
+        cause = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            cause += "; name another in metrics_listen, or --metrics-listen"
+        raise StartError(f"cannot serve metrics on {listen}: {cause}") from None
     # The library's handler waits for ever for a client that stalls.
     handler: Any = server.RequestHandlerClass
     server.RequestHandlerClass = type("_Handler", (handler,), {"timeout": _STALL_S})

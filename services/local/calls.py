@@ -55,13 +55,27 @@ def call(part: str, address: str, method: str, request: Any, timeout_s: float = 
         return getattr(stub, method)(request, timeout=timeout_s)
 
 
+def nobody_answers(part: str, address: str) -> CommandError:
+    """Returns the error of a service that is not reached, with what may help."""
+    command = part.removeprefix("load ")
+    return CommandError(
+        f"no {part} answers at {address}; start it (tiercel up, or tiercel serve {command}), or "
+        "wait until it says that it is serving"
+    )
+
+
 def explain(part: str, address: str, error: Any) -> CommandError:
     """Turns a gRPC failure into the error a command ends with."""
     failure = from_rpc_error(error)
     if error.code() in _INPUT_CODES:
         return InputError(error.details() or str(failure))
     if failure.reason == "TRANSPORT" and error.code() is grpc.StatusCode.UNAVAILABLE:
-        return CommandError(f"no {part} answers at {address}; is the mesh up? (tiercel up)")
+        return nobody_answers(part, address)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CommandError(f"the {part} at {address} did not answer in time")
+    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        # It works as it should, and says what stands in the way.
+        return CommandError(
+            f"the {part} at {address} refused: {error.details()} ({failure.reason})"
+        )
     return CommandError(f"the {part} at {address} failed: {failure}")

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,13 @@ async def examine(config: Path | None, target: Target) -> list[Finding]:
         target: Where the services are.
     """
     found = list(_versions())
+    settings = None
     if config is not None:
         settings, problems = _settings(config)
         found += problems
         if settings is not None:
             found += await _mesh(settings)
-    found += await asyncio.to_thread(_services, target)
+    found += await asyncio.to_thread(_services, target, settings)
     return found
 
 
@@ -241,10 +243,10 @@ def _clock(subject: str, ahead_s: float, text: str, most_s: float = MOST_SKEW_S)
     return Finding(subject, BAD, f"its clock is {abs(ahead_s):.1f} s {where} this one", advice)
 
 
-def _services(target: Target) -> list[Finding]:
+def _services(target: Target, mesh: MeshSettings | None) -> list[Finding]:
     """Asks every service that is known; blocks."""
     questions: list[tuple[str, str, Callable[[str], Finding]]] = [
-        *(("router", each, _router) for each in target.routers),
+        *(("router", each, partial(_router, mesh=mesh)) for each in target.routers),
         ("monitor", target.load_monitor, _monitor),
         ("trainer", target.trainer, _trainer),
     ]
@@ -259,11 +261,20 @@ def _service(part: str, address: str, question: Callable[[str], Finding]) -> Fin
         return Finding(f"{part} {address}", BAD, str(error), advice)
 
 
-def _router(address: str) -> Finding:
+def _router(address: str, mesh: MeshSettings | None) -> Finding:
     reply = call("router", address, "GetRouterStatus", router_pb.GetRouterStatusRequest())
     usable = sum(each.usable for each in reply.candidates)
     text = f"{reply.policy}, {usable} of {len(reply.candidates)} candidates usable"
     subject = f"router {address}"
+    tasks = {each.task for each in reply.tasks}
+    # One of an earlier version names none.
+    if mesh is not None and tasks and tasks != {each.name for each in mesh.tasks}:
+        text = f"serves other tasks than the settings: {', '.join(sorted(tasks))}"
+        advice = (
+            "restart it if its settings are older; "
+            "if another mesh has this port, name another in router_inference.listen"
+        )
+        return Finding(subject, BAD, text, advice)
     if reply.degraded_reasons:
         reasons = ", ".join(reply.degraded_reasons)
         return Finding(subject, ODD, f"{text}; degraded: {reasons}", "see docs/operations.md")

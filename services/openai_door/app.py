@@ -80,11 +80,24 @@ class OpenAiDoor:
             )
             _check_routers(self._own, has_tls=has_tls)
         self._gate = Gate(authenticator)
+        self._has_router = True
 
     @property
     def server_settings(self) -> ServiceSettings:
         """Its section."""
         return self._own
+
+    def _count_routers(self, count: int) -> None:
+        """Notes how many routers serve; says when none does, and when one does again."""
+        self._metrics.routers_serving.set(count)
+        if bool(count) == self._has_router:
+            return
+        self._has_router = bool(count)
+        if count:
+            self._log.info("routers_serve_again", count=count)
+        else:
+            asked = ",".join(self._own.routers)
+            self._log.warning("no_router_serves", routers=asked, setting="openai_door.routers")
 
     async def start(self, stack: AsyncExitStack) -> Running:
         """Builds what needs a running loop."""
@@ -102,7 +115,7 @@ class OpenAiDoor:
             tls=self._tls,
             clock=self._clock,
             check_interval_s=self._own.router_check_interval_s,
-            on_change=self._metrics.routers_serving.set,
+            on_change=self._count_routers,
         )
         stack.push_async_callback(routers.close)
         server = self._server(routers, telemetry)

@@ -212,7 +212,9 @@ async def test_there_is_nothing_else(door: RunningDoor) -> None:
         assert error_of(response)["message"]
 
 
-async def test_health_follows_the_routers(tmp_path: Path, fake: FakeRouter) -> None:
+async def test_health_follows_the_routers(
+    tmp_path: Path, fake: FakeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
     """Not serving until one is reached, and no longer once the last is gone."""
     fakes = FakeRouter()
     server, address = await serve(fakes)
@@ -233,9 +235,16 @@ async def test_health_follows_the_routers(tmp_path: Path, fake: FakeRouter) -> N
             "param": None,
             "code": "no_router",
         }
-    toml = door_toml([f"127.0.0.1:{free_port()}"])
-    async with running_door(tmp_path, toml, is_ready=False) as alone:
+    caplog.clear()
+    nobody = f"127.0.0.1:{free_port()}"
+    async with running_door(tmp_path, door_toml([nobody]), is_ready=False) as alone:
         assert (await alone.client.get("/health")).status_code == 503
+
+        async def is_said() -> bool:
+            named = {"routers": nobody, "setting": "openai_door.routers"}
+            return any(named == getattr(each, "tiercel_fields", {}) for each in caplog.records)
+
+        await until(is_said, "the log names the routers that do not answer, and their setting")
 
 
 async def test_metrics_are_shown_on_loopback(door: RunningDoor) -> None:

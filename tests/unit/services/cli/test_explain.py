@@ -23,7 +23,7 @@ def test_a_decision_is_told_in_words_and_a_table(
     assert "dqn@1 gave it the highest score of 1 candidates" in out
     assert "large@e0 would have been 0.200 s late" in out
     assert "With 0.900 s left a larger tier would have been chosen on that load" in out
-    assert "with nothing under way neither" in out
+    assert "with nothing under way, and no more time, none would have been." in out
     rows = [line.split("│") for line in out.splitlines() if line.startswith("│ ") and "@e0" in line]
     assert [row[1].strip() for row in rows] == ["medium@e0", "small@e0", "large@e0"]
     assert [row[-2].strip() for row in rows] == ["0.2500", "not allowed", "not on the shortlist"]

@@ -81,3 +81,26 @@ def test_scores_of_a_judge_need_no_mesh(
     assert "by their scores: x, y" in capsys.readouterr().err
     assert measured(out, "--scores", scores, "--tiers", "y,x", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["a"]["y"]["quality"] == 1.0
+
+
+def test_scores_are_compared_with_the_mesh_of_the_environment(
+    foreign_mesh: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its order of the tiers holds, whatever the scores say; names that it lacks are said."""
+    monkeypatch.setenv("TIERCEL_CONFIG", str(foreign_mesh))
+    scores, out = tmp_path / "judged.jsonl", tmp_path / "q.toml"
+    rows = [{"task": "capital", "tier": tier, "score": 0.8} for tier in ("big", "mini")] * 30
+    scores.write_text("\n".join(map(json.dumps, rows)))
+    assert measured(out, "--scores", scores) == 0
+    assert list(tomllib.loads(out.read_text())["quality"]["capital"]) == ["mini", "big"]
+    assert "no " not in capsys.readouterr().err
+    rows = [{"task": "captial", "tier": "bigg", "score": 0.8}] * 30
+    scores.write_text("\n".join(map(json.dumps, rows)))
+    assert measured(out, "--scores", scores) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the mesh has no task captial; it has capital" in said
+    assert "the mesh has no tier bigg; it has mini, big" in said
+    assert "nobody measured it: capital" in said

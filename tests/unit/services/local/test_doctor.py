@@ -13,6 +13,7 @@ from services.common.state.redis_connection import RedisConnection
 from services.local.certificates import make_certificates
 from services.local.doctor import BAD, GOOD, ODD, Finding, examine
 from services.local.target import Target
+from tests.fakes.router import FakeRouter, serve
 from tests.fakes.triton import FakeTriton
 
 PROFILE = """name = "p"
@@ -88,6 +89,24 @@ async def test_a_router_is_no_endpoint(triton: FakeTriton, tmp_path: Path) -> No
     triton.configs["chat-7b"]["backend"] = "tiercel"
     finding = of(await examine(settings(tmp_path, triton.address), Target()), "endpoint")
     assert (finding.level, finding.text) == (BAD, "is a router of Tiercel, not a Triton")
+
+
+async def test_a_router_of_another_mesh_is_bad(triton: FakeTriton, tmp_path: Path) -> None:
+    """It may have taken the port that the settings name: its tasks give it away."""
+    fake = FakeRouter()
+    server, address = await serve(fake)
+    try:
+        target = Target((address,))
+        found = of(await examine(settings(tmp_path, triton.address), target), "router")
+        assert (found.level, found.text) == (
+            BAD, "serves other tasks than the settings: reverse, sort",
+        )  # fmt: skip
+        assert "router_inference.listen" in found.advice
+        fake.deadlines_s = {"chat": 1.0}
+        found = of(await examine(settings(tmp_path, triton.address), target), "router")
+        assert "other tasks" not in found.text
+    finally:
+        await server.stop(0)
 
 
 async def test_what_does_not_answer_is_bad(tmp_path: Path) -> None:
