@@ -181,17 +181,35 @@ async def measure_quality(
     *,
     on_answer: OnAnswer = lambda tier: None,
 ) -> Scores:
-    """Asks every tier the same questions, one tier after the other.
-
-    Args:
-        tiers: Tiers to measure.
-        questions: What to ask; those with a check count.
-        on_answer: Gets the tier's name with every answer, for progress bars.
+    """Asks as `ask_tiers` does and scores the answers to the questions with a check.
 
     Raises:
         CommandError: An endpoint did not answer.
     """
     asked = [each for each in questions if each.check is not None]
+    answers = await ask_tiers(tiers, asked, on_answer=on_answer)
+    return _summed([_scored(tier, sample) for tier, sample in answers])
+
+
+async def ask_tiers(
+    tiers: Sequence[LiveTier],
+    questions: Sequence[Question],
+    *,
+    on_answer: OnAnswer = lambda tier: None,
+) -> list[tuple[str, Sample]]:
+    """Asks every tier the same questions, one tier after the other.
+
+    Args:
+        tiers: Tiers to ask.
+        questions: What to ask.
+        on_answer: Gets the tier's name with every answer, for progress bars.
+
+    Returns:
+        Tier and answer: the tiers in order, the answers as they came.
+
+    Raises:
+        CommandError: An endpoint did not answer.
+    """
     found = []
     async with clients_of(tiers) as clients:
         for tier in tiers:
@@ -200,10 +218,10 @@ async def measure_quality(
                 on_answer(name)
 
             samples = await closed_loop(
-                clients[tier.address], tier.model, asked, CONCURRENCY, on_sample=count
+                clients[tier.address], tier.model, questions, CONCURRENCY, on_sample=count
             )
-            found += [_scored(tier.tier, each) for each in samples]
-    return _summed(found)
+            found += [(tier.tier, each) for each in samples]
+    return found
 
 
 def _scored(tier: str, sample: Sample) -> tuple[str, str, float, float]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.progress import Progress
 
 from router.folders import state_folder
-from services.calibrate.quality import QualityMeasurement, Scores, measure_quality, read_scores
+from services.calibrate.quality import (
+    QualityMeasurement,
+    Scores,
+    ask_tiers,
+    measure_quality,
+    read_scores,
+)
 from services.calibrate.questions import Question, read_questions, reference_questions
 from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
 from services.cli.files import write_text
@@ -22,6 +29,8 @@ from services.cli.own_mesh import config_in_force
 from services.common.mesh_settings import MeshSettings
 from services.local.errors import InputError
 from services.local.target import resolve
+
+Found = TypeVar("Found")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +46,12 @@ def quality(
     scores: Annotated[
         pathlib.Path | None,
         typer.Option(help="JSON lines with task, tier, score (0 to 1) of answers already judged."),
+    ] = None,
+    answers: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="File for every tier's answers to --prompts, to be judged; scores nothing."
+        ),
     ] = None,
     tiers: Annotated[
         str,
@@ -61,8 +76,10 @@ def quality(
     """Score tiers on your own examples and write the quality table of the tasks that say something.
 
     The reference tiers of this project are scored on their own tasks; others need --prompts, or
-    --scores of answers that were judged elsewhere.
+    --scores of answers that were judged elsewhere. With --answers, tiers answer for such a judge.
     """
+    if answers is not None and (prompts is None or scores is not None):
+        raise InputError("--answers: goes with --prompts, and not with --scores")
     stated = [each.strip() for each in tiers.split(",") if each.strip()]
     if scores is not None:
         if prompts is not None:
@@ -74,8 +91,12 @@ def quality(
         target = resolve(mesh, load_monitor=monitor, config=config)
         settings = mesh_of(target)
         known = asyncio.run(with_facts(live_tiers(target, settings)))
+        if answers is not None and prompts is not None:
+            asked = read_questions(prompts, limits_of(settings), scored=False)
+            _write_answers(known, asked, answers, prompts, hidden=as_json)
+            return
         asked = _questions(known, prompts, settings, examples, seed)
-        found = asyncio.run(with_bars(known, asked, hidden=as_json))
+        found = asyncio.run(with_bars(measure_quality, known, asked, hidden=as_json))
         about = f"Asked of {', '.join(each.model for each in known)} by `tiercel quality`."
         default_name = measured_name(known)
     stated = stated or (list(settings.tiers) if settings is not None else [])
@@ -123,15 +144,49 @@ def _questions(
     return reference_questions(examples, seed)
 
 
+def _write_answers(
+    known: Sequence[LiveTier],
+    asked: Sequence[Question],
+    path: pathlib.Path,
+    prompts: pathlib.Path,
+    *,
+    hidden: bool,
+) -> None:
+    """Has every tier answer, and writes what a judge needs: only the scores are missing then."""
+    if nameless := sum(not each.task for each in asked):
+        raise InputError(f"{prompts}: task: is missing in {nameless} of {len(asked)} lines")
+    place = {id(each): index for index, each in enumerate(asked)}
+    found = asyncio.run(with_bars(ask_tiers, known, asked, hidden=hidden))
+    # The answers to one prompt stand together.
+    found.sort(key=lambda each: place[id(each[1].question)])
+    lines = [
+        {
+            "task": sample.question.task,
+            "tier": tier,
+            "prompt": sample.question.prompt,
+            "answer": sample.text,
+        }
+        for tier, sample in found
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(path, text)
+    note(f"written: {path} ({len(lines)} answers)")
+    note(f'Next: give each line a "score" from 0 to 1, then tiercel quality --scores {path}')
+
+
 async def with_bars(
-    tiers: Sequence[LiveTier], asked: Sequence[Question], *, hidden: bool
-) -> Scores:
-    """Measures with one progress bar per tier."""
+    ask: Callable[..., Awaitable[Found]],
+    tiers: Sequence[LiveTier],
+    asked: Sequence[Question],
+    *,
+    hidden: bool,
+) -> Found:
+    """Asks by `measure_quality` or `ask_tiers`, with one progress bar per tier."""
     with Progress(console=console(), transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {
-            each.tier: bars.add_task(f"quality of {each.tier}", total=len(asked)) for each in tiers
+            each.tier: bars.add_task(f"answers of {each.tier}", total=len(asked)) for each in tiers
         }
-        return await measure_quality(tiers, asked, on_answer=lambda tier: bars.advance(tasks[tier]))
+        return await ask(tiers, asked, on_answer=lambda tier: bars.advance(tasks[tier]))
 
 
 def quality_table(measured: QualityMeasurement) -> Any:

@@ -104,3 +104,43 @@ def test_scores_are_compared_with_the_mesh_of_the_environment(
     assert "the mesh has no task captial; it has capital" in said
     assert "the mesh has no tier bigg; it has mini, big" in said
     assert "nobody measured it: capital" in said
+
+
+def test_answers_are_written_for_a_judge(
+    triton: FakeTriton,
+    foreign_mesh: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every tier answers every prompt; with scores added the file makes the table."""
+    triton.scripts = {"llm-70b": Script(("in ", "Rome")), "mini": Script(("n\u00f3",))}
+    prompts, answers, out = (tmp_path / name for name in ("p.jsonl", "a.jsonl", "q.toml"))
+    asked = [{"task": "capital", "prompt": f"Italy {index}?"} for index in range(30)]
+    prompts.write_text("\n".join(map(json.dumps, asked)))
+    given = ("--config", foreign_mesh, "--prompts", prompts, "--answers", answers)
+    assert measured(out, *given) == 0
+    assert not out.exists()
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [each["prompt"] for each in asked for _ in "12"]
+    assert lines[:2] == [
+        {"task": "capital", "tier": "big", "prompt": "Italy 0?", "answer": "in Rome"},
+        {"task": "capital", "tier": "mini", "prompt": "Italy 0?", "answer": "n\u00f3"},
+    ]
+    judged = [line | {"score": 1.0 if line["tier"] == "big" else 0.5} for line in lines]
+    answers.write_text("\n".join(map(json.dumps, judged)))
+    assert measured(out, "--config", foreign_mesh, "--scores", answers) == 0
+    assert tomllib.loads(out.read_text())["quality"] == {"capital": {"mini": 0.5, "big": 1.0}}
+
+
+def test_answers_need_prompts_of_a_task(
+    foreign_mesh: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would make no line of scores is refused before anybody is asked."""
+    prompts, answers, out = (tmp_path / name for name in ("p.jsonl", "a.jsonl", "q.toml"))
+    assert measured(out, "--config", foreign_mesh, "--answers", answers) == 2
+    assert "--answers: goes with --prompts" in complaint(capsys)
+    prompts.write_text('{"prompt": "Italy?"}\n{"task": "capital", "prompt": "Italy?"}\n')
+    given = ("--config", foreign_mesh, "--prompts", prompts, "--answers", answers)
+    assert measured(out, *given) == 2
+    assert "task: is missing in 1 of 2 lines" in complaint(capsys)
+    assert not answers.exists()
