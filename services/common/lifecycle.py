@@ -157,11 +157,15 @@ def run(
     except SettingsError as error:
         exit_with_settings_error(error)
     except StartError as error:
-        sys.stderr.write(f"{application.name}: {error}\n")
-        return FAILURE_EXIT_CODE
+        return _cannot_start(application.name, error)
     except Exception as error:
         log.exception("failed", error)
         return FAILURE_EXIT_CODE
+
+
+def _cannot_start(name: str, error: StartError) -> int:
+    sys.stderr.write(f"{name}: {error}\n")
+    return FAILURE_EXIT_CODE
 
 
 def _run_one_process(
@@ -188,7 +192,7 @@ def run_service(
         name: Name of the process, e.g. `load-monitor`; its section is the same with underscores.
         description: One sentence for `--help`.
         settings_type: Root settings model; it has a field `log` of type LogSettings.
-        build: Makes the application from the settings; may raise SettingsError.
+        build: Makes the application from the settings; may raise SettingsError and StartError.
         run_it: Runs it and returns the exit code; gets the application, the log, the ready file,
             and where to read settings again.
         options: Keys of its section with an option of their own, and what `--help` says of each.
@@ -218,6 +222,8 @@ def run_service(
         application = build(settings)
     except SettingsError as error:
         exit_with_settings_error(error)
+    except StartError as error:
+        sys.exit(_cannot_start(name, error))
     source = SettingsSource(settings, read)
     sys.exit(run_it(application, get_logger(name), arguments.ready_file, source))
 

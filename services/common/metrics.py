@@ -181,7 +181,7 @@ def start_metrics_server(
     except OSError as error:
         cause = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
-            cause += "; name another in metrics_listen, or --metrics-listen"
+            cause += "; name another in metrics_listen"
         raise StartError(f"cannot serve metrics on {listen}: {cause}") from None
     # The library's handler waits for ever for a client that stalls.
     handler: Any = server.RequestHandlerClass

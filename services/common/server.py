@@ -320,8 +320,13 @@ def _options(
     return options
 
 
-def check_port_is_free(address: HostPort) -> None:
-    """Raises StartError if the port is taken: the library says so in many lines, we in one."""
+def check_port_is_free(address: HostPort, setting: str = "") -> None:
+    """Raises StartError if the port is taken: the library says so in many lines, we in one.
+
+    Args:
+        address: Where to listen.
+        setting: Which setting to change then; empty where the address is the service's main one.
+    """
     if not address.port:
         return
     try:
@@ -331,7 +336,7 @@ def check_port_is_free(address: HostPort) -> None:
             probe.bind((address.host, address.port))
     except OSError as error:
         cause = (
-            "the port is in use"
+            "the port is in use" + (f"; name another in {setting}" if setting else "")
             if error.errno == errno.EADDRINUSE
             else (os.strerror(error.errno) if error.errno else str(error))
         )

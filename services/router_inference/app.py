@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from router.compiled import cache_folder
 from services.common.access.access import load_access
 from services.common.access.guard import address_without_port, authenticated_client
+from services.common.addresses import parse_address
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
 from services.common.files import read_bytes
@@ -31,6 +32,7 @@ from services.common.server import (
     ServerSettings,
     ServiceDefinition,
     build_server,
+    check_port_is_free,
 )
 from services.common.settings import SettingsError
 from services.common.state.connect import Stores, connect_stores
@@ -75,10 +77,16 @@ _SAMPLER = "OTEL_TRACES_SAMPLER"
 def build_app(settings: Settings) -> RouterInference:
     """Returns the router.
 
-    Raises SettingsError with every mistake only the mesh's files can tell.
+    Raises:
+        SettingsError: With every mistake only the mesh's files can tell.
+        StartError: A port is taken.
     """
     log, machine_code = get_logger("services.router_inference"), MachineCode()
-    if settings.router_inference.compiled:
+    own = settings.router_inference
+    for setting, address in (("", own.listen), ("metrics_listen", own.metrics_listen)):
+        if address:  # said at once, and not after a minute of compiling
+            check_port_is_free(parse_address(address, allow_port_zero=True), setting)
+    if own.compiled:
         # Before any socket, thread or fork: no request waits, and workers share what is loaded.
         machine_code = obtain(log, cache_folder(), run_compiler)
     app = RouterInference(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from services.common.settings import SettingsError
-from services.router_inference.app import ticket_key
-from services.router_inference.settings import RouterInferenceSettings, default_task
+from services.common.settings import SettingsError, load_settings
+from services.common.start_error import StartError
+from services.router_inference import app
+from services.router_inference.app import build_app, ticket_key
+from services.router_inference.settings import RouterInferenceSettings, Settings, default_task
+from tests.fakes.router_process import mesh_toml
 from tests.unit.services.router_inference.parts import TASKS, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
@@ -51,3 +55,33 @@ async def test_the_default_task_is_the_settings_or_the_only_one() -> None:
     assert default_task(found.router_inference, found.mesh) == "hard"
     with pytest.raises(SettingsError, match="default_task: unknown task 'x'; mesh"):
         make_rig(default_task="x")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("listen", "the port is in use$"),
+        ("metrics_listen", "the port is in use; name another in metrics_listen"),
+    ],
+)
+def test_a_port_in_use_is_said_before_anything_is_compiled(
+    setting: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start of a version would compile for a minute, and then not start."""
+
+    def compiled(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(app, "obtain", compiled)
+    path = tmp_path / "tiercel.toml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        overrides = {
+            "router_inference.listen": "127.0.0.1:0",
+            "router_inference.metrics_listen": "",
+        }
+        overrides[f"router_inference.{setting}"] = address
+        path.write_text(mesh_toml([("e0", "127.0.0.1:1")]))
+        settings = load_settings(Settings, path=path, environ={}, overrides=overrides)
+        with pytest.raises(StartError, match=f"cannot listen on {address}: {text}"):
+            build_app(settings)
