@@ -196,7 +196,8 @@ def _show_rest(found: dict[str, Any]) -> None:
     if "error" in trainer:
         out.print(f"trainer: {trainer['error']}")
     elif trainer:
-        active = f"{trainer['active']} {trainer['active_version']}".strip() or "none yet: the routers' own"
+        active = f"{trainer['active']} {trainer['active_version']}".strip()
+        active = active or "none yet (routers follow their settings)"
         out.print(f"trainer: active policy {active}, activation {trainer['activation']}")
     if found.get("processes"):
         rows = [(n, p["pid"], p["start_count"], p["log"]) for n, p in found["processes"].items()]
