@@ -18,7 +18,8 @@ from tests.fakes.triton import FakeTriton
 def no_mesh(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No mesh of this machine is found by accident."""
     monkeypatch.setenv("TIERCEL_STATE", str(tmp_path))
-    monkeypatch.delenv("TIERCEL_MESH", raising=False)
+    for variable in ("TIERCEL_MESH", "TIERCEL_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture
