@@ -23,8 +23,8 @@ print(json.dumps([file for file in files if file and "site-packages" in file]))
 """
 
 # grpc imports grpcio-tools and its siblings, and numba pyyaml, where they are there, and do without
-# where they are not, as redis does with cryptography and anyio with sniffio; setuptools hooks itself
-# into every start of the interpreter.
+# where they are not, as redis does with cryptography and anyio with sniffio; setuptools hooks
+# itself into every start of the interpreter.
 _OPTIONAL = {
     "cryptography", "grpcio-health-checking", "grpcio-reflection", "grpcio-tools", "pyyaml",
     "setuptools", "sniffio",
