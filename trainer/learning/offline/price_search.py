@@ -305,7 +305,8 @@ class PriceSearch:
         load = self._first + knot * self._step
         start = self._start + knot * self._width
         part = slice(start, start + self._width)
-        old_V = self.table_P[part] / self._unit_V
+        # A value on a bound may come back from its unit on the wrong side of it.
+        old_V = np.clip(self.table_P[part] / self._unit_V, self._low_V, self._high_V)
 
         def member(value_V: NDArray[np.float64]) -> NDArray[np.float64]:
             trial_P = self.table_P.copy()

@@ -88,6 +88,17 @@ def test_search_is_a_function_of_its_seed() -> None:
     assert not np.array_equal(found[0], found[2])
 
 
+def test_a_value_on_its_bound_is_searched_from() -> None:
+    """Taken from its unit and put back, it may lie beyond by the last bit."""
+    search = PriceSearch(mesh(), PRICE_DEFAULTS_P, 7, SMALL)
+    part = slice(search._start, search._start + search._width)
+    search.table_P[part] = np.nextafter(search._high_V, np.inf) * search._unit_V
+    search.next_knot()
+    found_V = search.table_P[part] / search._unit_V
+    within_V = np.clip(found_V, search._low_V, search._high_V)
+    np.testing.assert_allclose(found_V, within_V, rtol=1e-12)
+
+
 def test_search_goes_on_where_it_was() -> None:
     """A search restored from its state ends as one that was never interrupted."""
     whole = PriceSearch(mesh(), PRICE_DEFAULTS_P, 3, SMALL)
