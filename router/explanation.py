@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from router import kernels
 from router.bound import BoundDecision, Rule, bind_plain
 from router.decision import DQN_ROW
 from router.picker import NO_PICKER
@@ -87,12 +88,15 @@ class Larger(NamedTuple):
     if_idle: bool
 
 
-def _left_to_others(board: Board) -> NDArray[np.bool_]:
+def _left_to_others(board: Board, asked: Asked) -> NDArray[np.bool_]:
     """Returns which candidates a request that stayed at home might else have gone to, bool [C]."""
     fleet = board.fleet
-    if (board.allowed_C & ~fleet.home_C).any():
-        return np.zeros_like(fleet.home_C)
-    return ~fleet.home_C & (fleet.availability_C > 0.0)
+    might_C = np.zeros_like(fleet.home_C)
+    if not (board.allowed_C & ~fleet.home_C).any():
+        kernels.allowed_mask(
+            fleet, asked.query.task, asked.quality_floor, asked.tier_pin, asked.ramp_draw, might_C
+        )
+    return might_C & ~board.allowed_C
 
 
 class Explainer:
@@ -113,7 +117,7 @@ class Explainer:
         board = self._decide_again(inputs, inputs.rule)
         return Explanation(
             allowed_C=board.allowed_C.copy(),
-            away_C=_left_to_others(board),
+            away_C=_left_to_others(board, inputs.asked),
             score_C=np.where(board.allowed_C, board.decided.score_C, -np.inf),
             predicted_s_C=board.decided.predicted_s_C.copy(),
             on_time_probability_C=board.decided.probability_C.copy(),

@@ -224,12 +224,12 @@ def with_rate(query: Query, rate_short_rps: float) -> Query:
 def reckoned_share(query: Query) -> float:
     """Returns how much of the others' load is reckoned from the own one, 0 to 1.
 
-    What others had on the devices is gone after about a deadline, so the share is the age of the
-    state over the slack; 0 where this router has all the traffic.
+    As much as is gone of what the state said (`scores.aged_share`); 0 where this router has all the
+    traffic.
     """
     if query.own_share >= 1.0 or not query.state_age_s > 0.0:
         return 0.0
-    return clip(query.state_age_s / max(query.slack_s, 1e-4), 0.0, 1.0)
+    return scores.aged_share(query)
 
 
 def reckon(seen: float, own: float, share: float, own_share: float) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from router import safety
 from router.fleet import FleetArrays
+from router.policies import scores
 from router.policies.scores import Query
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def own_traffic(q: Query) -> Query:
 
     The router's own rate over 0.2 s is fresh but noisy, so it counts by how old the mesh's is.
     """
-    aged = min(1.0, max(0.0, q.state_age_s / max(q.slack_s, 1e-4)))
+    aged = scores.aged_share(q)
     rate_rps = (1.0 - aged) * q.rate_short_rps * q.own_share + aged * q.own_rate_rps
     return Query(
         q.task, q.slack_s, q.prompt_tokens, q.output_tokens, q.event_tokens, q.soft_decay_s,

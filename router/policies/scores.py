@@ -143,6 +143,14 @@ class Capacity(NamedTuple):
     small_s: float
 
 
+def aged_share(query: Query) -> float:
+    """Returns how much of what the last state said is gone: its age over the slack, 0 to 1.
+
+    What others had on the devices is gone after about a deadline.
+    """
+    return min(1.0, max(0.0, query.state_age_s / max(query.slack_s, 1e-4)))
+
+
 def capacity(fleet: FleetArrays, query: Query) -> Capacity:
     """Returns what the usable devices can carry; a mean prompt is reckoned with."""
     prompt = mean_prompt(query)

@@ -76,6 +76,21 @@ class World:
         )  # fmt: skip
 
 
+def test_what_a_request_might_not_have_had_was_left_to_nobody() -> None:
+    """Of a pinned tier only its own candidates away from home were left to other routers."""
+    world = World(3)
+    found = None
+    while found is None or not found.away_C.any():
+        world.move()
+        inputs = world.decide(policy_of("price"))
+        asked = inputs.asked._replace(tier_pin=0, query=inputs.asked.query._replace(slack_s=100.0))
+        found = Explainer().explain(inputs._replace(asked=asked))
+    away = np.flatnonzero(found.away_C)
+    assert (inputs.fleet.arrays.tier_C[away] == 0).all()
+    assert not (inputs.home_C[away] | found.allowed_C[away]).any()
+    assert (inputs.availability_C[away] > 0.0).all()
+
+
 @pytest.mark.timeout(300)  # the first run on a machine compiles
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("name", [*BY_HAND, "static-medium", DQN, "price+power-of-two"])
