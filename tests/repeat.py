@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument(
         "--busy", type=int, default=0, help="so many runs, the last, are beside one"
     )
+    parser.add_argument("--lanes", type=int, default=2, help="processes of a run, as `make test`")
     parser.add_argument("--limit-s", type=float, default=2400.0, help="limit of one run, seconds")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> int:
         is_busy = run > arguments.runs - arguments.busy
         started_s = time.monotonic()
         with busy_core(wanted=is_busy):
-            ended = run_suite(stem, arguments.limit_s, arguments.pytest)
+            words = ["-n", str(arguments.lanes), *arguments.pytest]
+            ended = run_suite(stem, arguments.limit_s, words)
         passed, skipped, failed = summary(stem.with_suffix(".xml"))
         failed += [] if ended else ["stopped at the limit"]
         failed_runs += bool(failed)
