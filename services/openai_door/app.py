@@ -121,6 +121,8 @@ class OpenAiDoor:
         server = self._server(routers, telemetry)
         server.bind()
         self._metrics.connections.set_function(lambda: server.connection_count)
+        loop = asyncio.get_running_loop()
+        self._metrics.loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         metrics_address = ""
         if self._own.metrics_listen:
             metrics = start_metrics_server(self._own.metrics_listen, self._registry)

@@ -28,6 +28,9 @@ class DoorMetrics(Collector):
             "Addresses of routers whose health is SERVING.",
             registry=registry,
         )
+        self.loop_tasks = Gauge(
+            "tiercel_loop_tasks", "Tasks of the process's event loop.", registry=registry
+        )
         self._handled: dict[tuple[str, int, str], int] = {}
         self._durations: dict[str, Tally] = {}
         registry.register(self)

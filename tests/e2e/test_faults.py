@@ -12,7 +12,7 @@ from tests.faults.case import Case, Start
 from tests.faults.catalog import CASES
 from tests.faults.mesh import FaultMesh
 from tests.faults.run import run_once
-from tests.soak.crowd import CLIENTS
+from tests.soak.crowd import CLIENTS, DOORS
 from tests.soak.hour import soak_mesh
 
 pytestmark = [
@@ -22,7 +22,10 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-QUICK = ("redis-kill", "monitor-kill", "trainer-kill", "router-kill", "triton-kill", "router-stop")
+QUICK = (
+    "redis-kill", "monitor-kill", "trainer-kill", "router-kill", "triton-kill", "router-stop",
+    "openai-door-kill",
+)  # fmt: skip
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", name="mesh")
@@ -31,7 +34,7 @@ async def running_mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     folder: Path = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIERCEL_STATE", str(folder))
-        async with FaultMesh(Start(), say=print) as mesh:
+        async with FaultMesh(Start(doors=True), say=print) as mesh:
             yield mesh
 
 
@@ -56,4 +59,5 @@ async def test_clients_endpoints_and_policies_come_and_go_without_a_failure(
     assert (run.errors, run.connections_left, run.starts) == ({}, 0, before)
     assert sum(window.on_time for window in run.windows) > 0
     with_tasks = {name for name, held in run.held[-1].items() if "tasks" in held}
-    assert with_tasks == {"load-monitor", "trainer", *mesh.router_names}
+    assert with_tasks == {"load-monitor", "trainer", "openai-door", *mesh.router_names}
+    assert set(run.doors) == set(DOORS)

@@ -60,7 +60,8 @@ def main() -> int:
 async def _run_all(cases: list[Case], given: argparse.Namespace) -> int:
     """Shares the cases out among processes and says when they have ended."""
     began_s = time.monotonic()
-    split = jobs.shares(cases, _seconds(cases), given.jobs)
+    seconds = [given.times * each_s for each_s in _seconds(cases)]
+    split = jobs.shares(cases, seconds, given.jobs, start_s=START_S)
     about_s = max(_about_s(share, given.times) for share in split)
     _say(
         f"{len(cases)} cases, {given.times} times each, by {len(split)} processes: about"
@@ -118,8 +119,7 @@ class _Matrix:
             _say(f"starting a mesh for {', '.join(case.name for case in group)}")
             try:
                 async with FaultMesh(group[0].start, say=self._tell) as mesh:
-                    for case in group:
-                        await self._run_case(case, mesh)
+                    await self._run_group(group, mesh)
             except CommandError as error:
                 _say(f"the mesh did not start: {error}")
                 self._failed |= {case.name for case in group}
@@ -131,30 +131,44 @@ class _Matrix:
         _say(f"{took_s / 60:.1f} min; not as expected: {bad}{not_run}")
         return 1 if self._failed or self._left else 0
 
-    async def _run_case(self, case: Case, mesh: FaultMesh) -> None:
-        runs: list[Run] = []
-        first_s = time.monotonic()
+    async def _run_group(self, group: list[Case], mesh: FaultMesh) -> None:
+        """Runs each case once, then each again, so that what is killed has stood for a while.
+
+        A process that ends soon after its start would be started again ever later.
+        """
+        made: dict[str, list[Run]] = {case.name: [] for case in group}
+        taken_s = dict.fromkeys(made, 0.0)
         for number in range(1, self._times + 1):
-            if self._is_time_up:
-                break
-            self._tell(f"{case.name} {number}")
-            try:
-                runs.append(await run_once(case, mesh, seed=number))
-            except NotWholeError as error:
-                _say(f"{case.name}: the mesh is not whole: {error}")
-            except Exception:
-                _say(f"{case.name}: {traceback.format_exc()}")
-            if len(runs) < number:
-                self._failed.add(case.name)
-                break
-            _say(f"{self._now_s:6.0f} s {case.name} {number}: {_told(runs[-1])}")
-        if any(run.complaints for run in runs):
-            self._failed.add(case.name)
-        if len(runs) < self._times:
-            self._left.append(case.name)
-        if runs and self._record:
-            took_s = (time.monotonic() - first_s) / len(runs)
-            page.keep(case, [dataclasses.asdict(run) for run in runs], took_s)
+            for case in group:
+                runs = made[case.name]
+                if self._is_time_up or len(runs) < number - 1:
+                    continue
+                began_s = time.monotonic()
+                run = await self._run_case(case, mesh, number)
+                taken_s[case.name] += time.monotonic() - began_s
+                if run is None or run.complaints:
+                    self._failed.add(case.name)
+                if run is None:
+                    continue
+                runs.append(run)
+                if self._record:
+                    dicts = [dataclasses.asdict(each) for each in runs]
+                    page.keep(case, dicts, taken_s[case.name] / number)
+        self._left += [name for name, runs in made.items() if len(runs) < self._times]
+
+    async def _run_case(self, case: Case, mesh: FaultMesh, number: int) -> Run | None:
+        """Runs a case once; returns None if nothing can be said of it."""
+        self._tell(f"{case.name} {number}")
+        try:
+            run = await run_once(case, mesh, seed=number)
+        except NotWholeError as error:
+            _say(f"{case.name}: the mesh is not whole: {error}")
+        except Exception:
+            _say(f"{case.name}: {traceback.format_exc()}")
+        else:
+            _say(f"{self._now_s:6.0f} s {case.name} {number}: {_told(run)}")
+            return run
+        return None
 
     @property
     def _now_s(self) -> float:

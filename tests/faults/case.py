@@ -27,6 +27,8 @@ class Start:
             ``trainer``, ``redis``, ``triton``).
         device_count: Paced devices.
         time_scale: Factor on every time of theirs.
+        doors: Whether an OpenAI-shaped door stands before the routers, and an Envoy where one is
+            installed.
         has_additions: Whether an endpoint is added and a policy published, which only Redis keeps.
         settings: Changes the settings' document before it is written: gets the mesh and the
             document.
@@ -40,6 +42,7 @@ class Start:
     variables: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     device_count: int = 2
     time_scale: float = 1.0
+    doors: bool = False
     has_additions: bool = True
     settings: Callable[[FaultMesh, dict[str, Any]], None] | None = None
     beneath: Callable[[FaultMesh], AbstractAsyncContextManager[None]] | None = None
@@ -85,6 +88,7 @@ class Case:
         fault: Does it; returns when it has been lifted (a kill: at once).
         expect: What must hold.
         start: How the mesh is started.
+        door: Where the load asks: ``kserve``, ``openai`` or ``envoy``; empty: the routers' own.
         rate_rps: Load, requests per second.
         deadline_s: Deadline of every request, seconds.
         limit_s: Longest time of one run, seconds.
@@ -98,6 +102,7 @@ class Case:
     fault: Callable[[FaultMesh], Awaitable[None]]
     expect: Expect = Expect()
     start: Start = Start()
+    door: str = ""
     rate_rps: float = 30.0
     deadline_s: float = 2.0
     limit_s: float = 60.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tests.faults.case import Case
-from tests.faults.cases import clock, disk, mistakes, network, processes, redis, triton
+from tests.faults.cases import clock, disk, doors, mistakes, network, processes, redis, triton
 
 CASES: list[Case] = [
     *processes.CASES,
     *mistakes.CASES,
+    *doors.CASES,
     *redis.CASES,
     *triton.CASES,
     *network.CASES,

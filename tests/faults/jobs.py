@@ -10,24 +10,36 @@ import sys
 from collections.abc import Sequence
 
 from services.local.launch import tied_command
-from tests.faults.case import Case
+from tests.faults.case import Case, Start
 
 END_WAIT_S = 60.0
 
 
-def shares(cases: Sequence[Case], seconds: Sequence[float], count: int) -> list[list[Case]]:
-    """Shares cases out so that all shares take about as long; the order stays within each.
+def shares(
+    cases: Sequence[Case], seconds: Sequence[float], count: int, *, start_s: float = 0.0
+) -> list[list[Case]]:
+    """Shares cases out so that all shares end about together; the order stays within each.
+
+    A case goes where it ends soonest, so those of one mesh stay together while that costs less
+    than a second start.
 
     Args:
         cases: What is to be run.
-        seconds: How long each takes, about.
+        seconds: How long all runs of each take, about.
         count: Most shares; none is empty.
+        start_s: What the start of a mesh takes, about.
     """
     sums_s = [0.0] * min(count, len(cases))
+    starts: list[list[Start]] = [[] for _ in sums_s]
     owner: dict[str, int] = {}
     for case, each_s in sorted(zip(cases, seconds, strict=True), key=lambda pair: -pair[1]):
-        owner[case.name] = least = sums_s.index(min(sums_s))
-        sums_s[least] += each_s
+
+        def ends_s(k: int, case: Case = case) -> float:
+            return sums_s[k] + start_s * (case.start not in starts[k])
+
+        owner[case.name] = soonest = min(range(len(sums_s)), key=ends_s)
+        sums_s[soonest] = ends_s(soonest) + each_s
+        starts[soonest].append(case.start)
     return [[case for case in cases if owner[case.name] == k] for k in range(len(sums_s))]
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.loadgen.records import ON_TIME, STATUSES, RunRecords
+from services.loadgen.records import FAILED, LATE, ON_TIME, STATUSES, RunRecords
+from services.loadgen.rows import Row
 from services.loadgen.run import LoadRun, Progress
-from services.loadgen.spec import parse_spec
+from services.loadgen.spec import LoadSpec, parse_spec
+from tests.faults.doors import Door, DoorError
 
 _TICK_S = 0.1
 
@@ -20,10 +22,10 @@ _TICK_S = 0.1
 class Load:
     """One run of the load generator; make it inside the event loop."""
 
-    def __init__(self, **fields: Any) -> None:
-        """Takes the fields of a load spec."""
+    def __init__(self, door: Door | None = None, **fields: Any) -> None:
+        """Takes the fields of a load spec, and where to ask; None: the routers themselves."""
         spec = parse_spec({"progress_interval_s": _TICK_S, **fields}, "faults")
-        self._run = LoadRun(spec)
+        self._run = LoadRun(spec) if door is None else _DoorRun(spec, door)
         self.grace_s = spec.grace_s
         self._seen: deque[tuple[float, Progress]] = deque(maxlen=200)
         self._start_s = 0.0
@@ -65,6 +67,30 @@ class Load:
         now_s = time.monotonic()
         self._start_s = now_s - progress.elapsed_s
         self._seen.append((now_s, progress))
+
+
+class _DoorRun(LoadRun):
+    """The same load through another door, every second request of it as a stream."""
+
+    def __init__(self, spec: LoadSpec, door: Door) -> None:
+        super().__init__(spec)
+        self._door = door
+
+    async def _attempt(self, index: int, row: Row, intended_s: float, due_s: float) -> None:
+        prompt, now_s = self._prompts[index], time.monotonic()
+        row.attempts = 1
+        try:
+            async with asyncio.timeout(due_s + self._spec.grace_s - now_s):
+                await self._door.ask(
+                    prompt.text,
+                    task=prompt.task,
+                    deadline_s=due_s - self._spec.network_allowance_s - now_s,
+                    stream=bool(index % 2),
+                )
+        except DoorError as error:
+            row.status, row.reason = FAILED, error.reason
+        except TimeoutError:
+            row.status, row.reason = LATE, "TRANSPORT_DEADLINE_EXCEEDED"
 
 
 def reasons(records: RunRecords) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import tomllib
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
+import httpx
 import psutil
 import redis.asyncio
 import tomli_w
@@ -24,8 +26,10 @@ from services.local.child import Child, ChildSpec
 from services.local.embedded import EmbeddedMesh
 from services.local.errors import CommandError
 from services.local.paced_mesh import paced_options
+from services.local.probes import http_ok
 from services.local.processes import STAGE_MONITOR, Processes
 from tests.faults.case import Start
+from tests.faults.doors import Door, EnvoyDoor, KServeDoor, OpenAiDoor
 from tests.faults.load import Load, settle
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
@@ -51,6 +55,7 @@ _SECTIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 LEARNING_LIMIT_S = 90.0
+_PICKERS = "cluster.pickers.membership_healthy"
 CALL_S = 2.0
 """Longest time of a question of ours to a service."""
 
@@ -79,7 +84,7 @@ class FaultMesh(EmbeddedMesh):
     """Redis, Triton with paced tiers, monitor, trainer and two routers.
 
     Processes have the names of `tiercel up`: ``redis``, ``triton``, ``load-monitor``, ``trainer``,
-    ``router-inference-0`` and ``-1``.
+    ``router-inference-0`` and ``-1``; where doors stand before them, ``openai-door`` and ``envoy``.
     """
 
     def __init__(self, start: Start, *, say: Callable[[str], None]) -> None:
@@ -95,7 +100,14 @@ class FaultMesh(EmbeddedMesh):
             name: {**_SECTIONS.get(name, {}), **start.sections.get(name, {})}
             for name in {**_SECTIONS, **start.sections}
         }
-        options = dataclasses.replace(options, router_count=ROUTERS, sections=sections, fresh=True)
+        options = dataclasses.replace(
+            options,
+            router_count=ROUTERS,
+            sections=sections,
+            fresh=True,
+            openai_door=start.doors,
+            envoy=start.doors and has_envoy(),
+        )
         super().__init__(options, say=say)
         self._start = start
         self._processes = _Processes(
@@ -104,6 +116,7 @@ class FaultMesh(EmbeddedMesh):
         self._stack = contextlib.AsyncExitStack()
         self._loads: list[Load] = []
         self.deadline_s = 2.0
+        self.door: Door | None = None
         self.load_addresses = list(self.router_addresses)
         self.added_address = self.addresses["triton_grpc"]
         self.redis_client = redis.asyncio.Redis.from_url(
@@ -225,6 +238,14 @@ class FaultMesh(EmbeddedMesh):
         finally:
             await child.stop()
 
+    def open_door(self, kind: str) -> Door:
+        """Returns a way to ask at one of the doors."""
+        if kind == "kserve":
+            return KServeDoor(self.load_addresses)
+        if kind == "openai":
+            return OpenAiDoor(self.addresses["openai_door"])
+        return EnvoyDoor(self.addresses["envoy"])
+
     async def load(self, rate_rps: float, duration_s: float, **fields: Any) -> Load:
         """Offers load beside the steady one; its requests are accounted for with the others."""
         load = self.new_load(rate_rps, duration_s, **fields)
@@ -233,9 +254,10 @@ class FaultMesh(EmbeddedMesh):
         return load
 
     def new_load(self, rate_rps: float, duration_s: float, **fields: Any) -> Load:
-        """Prepares load on all routers."""
+        """Prepares load on all routers, or through the door of the case."""
         fields = {"deadline_s": self.deadline_s, **fields}
         return Load(
+            self.door,
             router_addresses=self.load_addresses,
             phases=[{"name": "load", "duration_s": duration_s, "rate_rps": rate_rps}],
             task_mix=dict.fromkeys(TASKS, 1.0),
@@ -287,6 +309,8 @@ class FaultMesh(EmbeddedMesh):
             await self.redis_client.ping()
             await self.trainer_call("ListPolicies", trainer_pb.ListPoliciesRequest())
             await self.system_state()
+            if self._start.doors and (missing := await self._what_doors_miss()):
+                return missing
             for name in self.router_names:
                 status = await self.router_status(name)
                 if status.degraded_reasons or status.fallback_active:
@@ -304,6 +328,19 @@ class FaultMesh(EmbeddedMesh):
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
         return ""
+
+    async def _what_doors_miss(self) -> str:
+        if not await http_ok(self.addresses["openai_door"], "/health"):
+            return "openai-door reaches no router"
+        if not self.options.envoy:
+            return ""
+        url = f"http://{self._processes.address('envoy_admin')}/stats?filter={_PICKERS}"
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=CALL_S) as client:
+                found = (await client.get(url)).text.split()
+        except httpx.HTTPError as error:
+            return f"envoy: {error!r}"
+        return "" if found[-1:] == [str(ROUTERS)] else f"envoy: {' '.join(found)}"
 
     @property
     def endpoint_names(self) -> list[str]:
@@ -326,6 +363,11 @@ class FaultMesh(EmbeddedMesh):
             "load-monitor": self.addresses["load_monitor"],
             "trainer": self.addresses["trainer"],
         }
+
+
+def has_envoy() -> bool:
+    """Says whether Envoy is installed."""
+    return importlib.util.find_spec("envoy") is not None
 
 
 def run_root(folder: os.PathLike[str]) -> None:

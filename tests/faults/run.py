@@ -71,6 +71,7 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
     await _wait_until_whole(mesh)
     before = await read_books(mesh)
     mesh.deadline_s = case.deadline_s
+    mesh.door = mesh.open_door(case.door) if case.door else None
     mesh.take_loads()
     load = mesh.new_load(case.rate_rps, case.limit_s + 2 * WHOLE_LIMIT_S, seed=seed)
     sending = asyncio.create_task(load.run())
@@ -90,6 +91,8 @@ async def run_once(case: Case, mesh: FaultMesh, seed: int) -> Run:
     finally:
         load.stop()
         await sending
+        if mesh.door is not None:
+            await mesh.door.close()
     if whole_s is None:
         complaints.append(f"not whole again within {case.limit_s:g} s: {missing}")
         await _wait_until_whole(mesh)

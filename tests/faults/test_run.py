@@ -54,3 +54,12 @@ def test_processes_get_shares_that_take_as_long() -> None:
     cases = [replace(CASES[0], name=name) for name in "abcd"]
     found = shares(cases, [10.0, 30.0, 10.0, 10.0], 2)
     assert [[case.name for case in share] for share in found] == [["b"], ["a", "c", "d"]]
+
+
+def test_cases_of_a_mesh_stay_together_while_a_second_one_costs_more() -> None:
+    """A start counts as part of what its first case takes."""
+    own = replace(CASES[0].start, device_count=1)
+    cases = [replace(CASES[0], name=name, start=CASES[0].start) for name in "ab"]
+    cases += [replace(CASES[0], name=name, start=own) for name in "cd"]
+    found = shares(cases, [30.0, 10.0, 25.0, 12.0], 2, start_s=20.0)
+    assert [[case.name for case in share] for share in found] == [["a", "b"], ["c", "d"]]

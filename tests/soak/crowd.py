@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import random
 import time
 from array import array
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tiercel import AsyncClient, DeadlineMissedError, RefusedError, TiercelError
+from tests.faults.doors import Door, DoorError, KServeDoor, Missed, OpenAiDoor, OwnDoor
 
 DEADLINE_S = 1.0
 TASKS = ("piqa", "copa")
 CLIENTS = 8
 """Clients at a time."""
+OWN, KSERVE, OPENAI = "own", "kserve", "openai"
+DOORS = (OWN, KSERVE, OWN, OPENAI)
+"""At which door one client after the other asks."""
 STREAMED_SHARE, LEFT_SHARE = 0.3, 0.03
 """Share of requests that stream, and of those whose client goes away before the answer."""
 _LEFT_AFTER_S = 0.03
@@ -50,18 +54,38 @@ class Window:
 
 
 class Crowd:
-    """Offers load from several clients of which one is replaced every now and then."""
+    """Offers load from several clients of which one is replaced every now and then.
 
-    def __init__(self, addresses: Sequence[str], *, life_s: float, seed: int = 1) -> None:
-        """Opens nothing yet; a client is replaced after `life_s` seconds, about."""
+    Attributes:
+        errors: Errors of requests that failed, by words.
+        client_count: Clients so far.
+        asked: Requests by door.
+    """
+
+    def __init__(
+        self, routers: Sequence[str], openai_door: str = "", *, life_s: float, seed: int = 1
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            routers: Addresses of the routers.
+            openai_door: Address of the OpenAI-shaped door; empty if there is none.
+            life_s: After so long a client is replaced, about, in seconds.
+            seed: Of all that is drawn.
+        """
         self.errors: Counter[str] = Counter()
         self.client_count = 0
-        self._addresses = list(addresses)
+        self.asked: Counter[str] = Counter()
+        self._routers = list(routers)
+        self._openai_door = openai_door
         self._life_s = life_s
         self._random = random.Random(seed)
-        self._clients: list[tuple[AsyncClient, float]] = []
-        self._busy: Counter[AsyncClient] = Counter()
-        self._leaving: set[AsyncClient] = set()
+        doors = [door for door in DOORS if openai_door or door != OPENAI]
+        self._doors = itertools.cycle(doors)
+        self._clients: list[tuple[Door, float]] = []
+        self._door_of: dict[Door, str] = {}
+        self._busy: Counter[Door] = Counter()
+        self._leaving: set[Door] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter()
         self._answers_s = array("f")
@@ -104,7 +128,7 @@ class Crowd:
         if self._clients and self._clients[0][1] < now_s:
             self._leaving.add(self._clients.pop(0)[0])
         while len(self._clients) < CLIENTS:
-            client = AsyncClient(self._addresses, connections=self._random.choice((1, 4)))
+            client = self._client(next(self._doors))
             # All of the first ones were made at once.
             life_s = self._life_s * self._random.uniform(0.2, 1.8)
             self._clients.append((client, now_s + life_s))
@@ -112,30 +136,37 @@ class Crowd:
             self.client_count += 1
         for client in [each for each in self._leaving if not self._busy[each]]:
             self._leaving.discard(client)
-            del self._busy[client]
+            del self._busy[client], self._door_of[client]
             await client.close()
 
-    async def _one(self, client: AsyncClient, due_s: float) -> None:
+    def _client(self, door: str) -> Door:
+        connections = self._random.choice((1, 4))
+        client: Door
+        if door == KSERVE:
+            client = KServeDoor(self._routers)
+        elif door == OPENAI:
+            client = OpenAiDoor(self._openai_door)
+        else:
+            client = OwnDoor(self._routers, connections=connections)
+        self._door_of[client] = door
+        return client
+
+    async def _one(self, client: Door, due_s: float) -> None:
         task, draw = self._random.choice(TASKS), self._random.random()
+        self.asked[self._door_of[client]] += 1
         try:
             async with asyncio.timeout(_LEFT_AFTER_S if draw < LEFT_SHARE else None):
-                if draw < 1.0 - STREAMED_SHARE:
-                    await client.generate(_PROMPT, task=task, deadline_s=DEADLINE_S)
-                else:
-                    stream = client.generate_stream(_PROMPT, task=task, deadline_s=DEADLINE_S)
-                    async for _ in stream:
-                        pass
+                await client.ask(
+                    _PROMPT, task=task, deadline_s=DEADLINE_S, stream=draw >= 1.0 - STREAMED_SHARE
+                )
             taken_s = time.monotonic() - due_s
             self._answers_s.append(taken_s)
             kind = "on_time" if taken_s <= DEADLINE_S else "late"
         except TimeoutError:
             kind = "left"
-        except DeadlineMissedError:
-            kind = "late"
-        except RefusedError:
-            kind = "refused"
-        except TiercelError as error:
-            kind = "failed"
-            self.errors[str(error)[:120]] += 1
+        except DoorError as error:
+            kind = error.kind.value
+            if error.kind is Missed.FAILED:
+                self.errors[f"{self._door_of[client]}: {error}"[:120]] += 1
         self._counts[kind] += 1
         self._busy[client] -= 1

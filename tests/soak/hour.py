@@ -43,6 +43,7 @@ class Run:
         windows: What became of the requests, window by window.
         held: What each process held at the end of each window.
         clients: Clients that came in all.
+        doors: Requests by the door at which they were asked.
         endpoints: Endpoints that came and went.
         policies: Changes of policy.
         errors: Errors of requests that failed, by words.
@@ -57,6 +58,7 @@ class Run:
     windows: list[Window] = dataclasses.field(default_factory=list)
     held: list[Mapping[str, Held]] = dataclasses.field(default_factory=list)
     clients: int = 0
+    doors: dict[str, int] = dataclasses.field(default_factory=dict)
     endpoints: int = 0
     policies: int = 0
     connections_left: int = 0
@@ -65,7 +67,7 @@ class Run:
 
 
 def mesh_options() -> MeshOptions:
-    """Returns the mesh: two routers, two paced devices, a trainer that learns."""
+    """Returns the mesh: two devices, two routers, an OpenAI-shaped door, a trainer that learns."""
     options = paced_options(
         "soak",
         shipped(PROFILES, "opt-a100.toml"),
@@ -75,6 +77,7 @@ def mesh_options() -> MeshOptions:
     return dataclasses.replace(
         options,
         router_count=2,
+        openai_door=True,
         fresh=True,
         # As many connections are replaced in minutes as in an hour by default, and what is
         # remembered of ended requests is full within the warm-up of a short run too.
@@ -119,7 +122,9 @@ async def soak_mesh(
 ) -> Run:
     """Soaks a mesh that runs, with a change of endpoints or policies every `change_s` seconds."""
     first = manifest()
-    crowd = Crowd(first.routers, life_s=max(1.0, seconds / 60.0))
+    crowd = Crowd(
+        first.routers, first.addresses.get("openai_door", ""), life_s=max(1.0, seconds / 60.0)
+    )
     churn = Churn(
         first.routers,
         first.addresses["load_monitor"],
@@ -149,6 +154,7 @@ async def soak_mesh(
         await churn.close()
         await crowd.close()
     run.clients, run.errors = crowd.client_count, dict(crowd.errors)
+    run.doors = dict(crowd.asked)
     run.connections_left = churn.connections_left
     run.endpoints, run.policies = churn.endpoint_count, churn.policy_count
     processes: Mapping[str, Mapping[str, Any]] = manifest().processes

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from router.folders import checkout
 from services.bench.page import fill
-from tests.soak.crowd import Window
+from tests.soak.crowd import KSERVE, OPENAI, OWN, Window
 from tests.soak.crowds import Row
 from tests.soak.hour import Run
 from tests.soak.readings import NOT_JUDGED, grown
@@ -126,6 +126,10 @@ def _hour_table(run: Run, made: Mapping[str, Any]) -> str:
         (
             "in time, late, refused, given up by their client, failed",
             ", ".join(f"{total[kind]:,}" for kind in kinds),
+        ),
+        (
+            "requests at the routers' own door, at KServe's, at the OpenAI-shaped one",
+            ", ".join(f"{run.doors.get(door, 0):,}" for door in (OWN, KSERVE, OPENAI)),
         ),
         ("clients that came and went", f"{run.clients:,}"),
         ("endpoints that came and went", f"{run.endpoints:,}"),
