@@ -37,6 +37,7 @@ COMMANDS = (
     "explain",
     "trace",
     "top",
+    "report",
     "quality",
     "calibrate",
     "policy",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
+from services.cli.spans import span_s
 from services.common.mesh_settings import MOST_TARGET
 from services.common.task_targets import (
     in_force_text,
@@ -29,8 +29,6 @@ from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
 TAKEN_S = 3.0
 """How long a command waits for routers to hold what was set."""
 _STEP_S = 0.2
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
-_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_S = 30 * 86400.0
 
 TaskArgument = Annotated[str, typer.Argument(help="Name of the task.")]
@@ -84,7 +82,7 @@ def set_target(
     """
     request = pb.SetTargetRequest(task=task, target=_share(value), reason=reason)
     if span:
-        request.duration.CopyFrom(duration_of(_span_s(span)))
+        request.duration.CopyFrom(duration_of(span_s(span, "--for", _LONGEST_S)))
     address = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     reply = call("load monitor", address, "SetTarget", request)
     until = f" until {moment_text(reply.override.expire_time)}" if span else ""
@@ -168,13 +166,3 @@ def _share(text: str) -> float:
     if not 0.0 <= value <= MOST_TARGET:
         raise InputError(f"VALUE: must be 0 to {MOST_TARGET} (99.99%), got {text}")
     return value
-
-
-def _span_s(text: str) -> float:
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise InputError(f"--for: expected a time such as 90s, 10m, 2h or 1d, got {text!r}")
-    span_s = float(match[1]) * _UNIT_S[match[2]]
-    if not 1.0 <= span_s <= _LONGEST_S:
-        raise InputError(f"--for: must be 1s to 30d, got {text}")
-    return span_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class TaskTarget:
         settings_target: That of the settings; None: no router told.
         on_time_count: Requests in time over about the last minute, all routers.
         missed_count: Requests late, refused or failed over the same time.
+        given_up: Quality per request given up over the same time, against a largest tier that is
+            always in time; None: nothing ended, or no router told.
         override: What was set while the mesh runs; None: nothing is in force.
     """
 
@@ -28,6 +30,7 @@ class TaskTarget:
     settings_target: float | None
     on_time_count: int
     missed_count: int
+    given_up: float | None
     override: pb.TargetOverride | None
 
     @property
@@ -57,10 +60,20 @@ def task_targets(state: pb.SystemState) -> list[TaskTarget]:
             settings_target=told[name][0].settings_target if told[name] else None,
             on_time_count=sum(each.on_time_count for each in told[name]),
             missed_count=sum(each.missed_count for each in told[name]),
+            given_up=_given_up(told[name]),
             override=overrides.get(name),
         )
         for name in names
     ]
+
+
+def _given_up(told: Sequence[pb.TaskAttainment]) -> float | None:
+    known = [each for each in told if each.largest_quality > 0.0]
+    counts = [each.on_time_count + each.missed_count for each in known]
+    if not sum(counts):
+        return None
+    largest = sum(n * each.largest_quality for n, each in zip(counts, known, strict=True))
+    return (largest - sum(each.delivered_reward_sum for each in known)) / sum(counts)
 
 
 def target_text(target: float | None) -> str:
@@ -88,6 +101,7 @@ def target_facts(found: TaskTarget) -> dict[str, Any]:
         "attained": found.attained,
         "on_time_count": found.on_time_count,
         "missed_count": found.missed_count,
+        "given_up": found.given_up,
         "set_by": override.set_by if override else "",
         "set_time": moment_text(override.set_time) if override else "",
         "expire_time": _expire_text(override) if override else "",

@@ -23,6 +23,7 @@ from services.common.supervision import Supervisor
 from services.common.triton.client import TritonClient
 from services.load_monitor.aggregator import Aggregator
 from services.load_monitor.board import Board
+from services.load_monitor.books import MinuteBooks
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.coordination import Coordinator, Role
 from services.load_monitor.health import HealthRules
@@ -117,6 +118,13 @@ class LoadMonitorApp:
             lease_ttl_s=self._own.lease_ttl_s,
             on_redis_publication=self._counters.publications.labels(target="redis").inc,
         )
+        self._books = MinuteBooks(
+            store=self._stores.minutes,
+            broadcast=self._broadcast,
+            coordinator=self._coordinator,
+            clock=clock,
+            log=self._log,
+        )
 
     @property
     def server_settings(self) -> ServerSettings:
@@ -180,6 +188,7 @@ class LoadMonitorApp:
                 "prober": self._prober().run,
                 "publisher": publisher.run,
                 "coordinator": coordinate,
+                "books": self._books.run,
             },
             ready=self._ready,
             take_settings=self._take,
@@ -210,6 +219,7 @@ class LoadMonitorApp:
             board=self._board,
             broadcast=self._broadcast,
             coordinator=self._coordinator,
+            books=self._books,
             counters=self._counters,
             tiers=self._settings.mesh.tiers,
             tasks=lambda: self._settings.mesh.tasks,
@@ -259,6 +269,7 @@ class LoadMonitorApp:
             served=lambda: self._broadcast.latest,
             age_s=lambda: self._broadcast.age_s,
             role=lambda: self.role,
+            books=lambda: self._books.last,
             degraded=self._degraded_reasons,
             watcher_count=lambda: self._broadcast.watcher_count,
             failed_probe_counts=lambda: tuple(

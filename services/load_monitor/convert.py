@@ -34,7 +34,9 @@ from services.load_monitor.model import (
     LONGEST_DRAIN_S,
     MAX_REPORT_BYTES,
     MOST_CLAIMED_SPEED,
+    NOTHING_TOLD,
     RouterReport,
+    ToldTasks,
 )
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
@@ -62,6 +64,13 @@ PACKED_FIELDS = (
     "waiting_prompt_token_counts",
     "remaining_output_token_counts",
 )
+TASK_COUNTS = (
+    "on_time_count",
+    "late_count",
+    "refused_count",
+    "failed_count",
+    "cancelled_count",
+)
 FLOAT32 = np.dtype("<f4")
 _MOST_L1 = np.array([[_MOST_IN_FLIGHT], [_MOST_TOKENS], [_MOST_TOKENS]], np.float64)
 
@@ -70,15 +79,15 @@ def report_from_message(
     load: state_pb2.RouterLoad,
     told: CandidateOrder = NO_ORDER,
     known: CandidateOrder = NO_ORDER,
-    told_latencies: bytes = b"",
+    told_tasks: ToldTasks = NOTHING_TOLD,
 ) -> RouterReport:
     """Returns a router's report.
 
     Args:
-        load: The report; what it says of candidates and of latencies is taken out of it.
+        load: The report; what it says of candidates, of latencies and of ends by task is taken out.
         told: The order of packed loads that its stream told before.
         known: The order of the endpoint list, which takes the place of one that is the same.
-        told_latencies: What its stream told of latencies before.
+        told_tasks: What its stream told of tasks before.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -110,13 +119,19 @@ def report_from_message(
     if bad.items("task_latencies", load.task_latencies, _MOST_LATENCIES):
         for index, latency in enumerate(load.task_latencies):
             _check_latency(bad, f"task_latencies[{index}]", latency)
+    if bad.items("task_outcomes", load.task_outcomes, _MOST_LATENCIES):
+        for index, outcomes in enumerate(load.task_outcomes):
+            _check_task_outcomes(bad, f"task_outcomes[{index}]", outcomes)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
-    latencies = told_latencies
+    latencies, outcomes_told = told_tasks
     if load.task_latencies:
         told_now = state_pb2.RouterLoad(task_latencies=load.task_latencies)
         latencies = told_now.SerializeToString()
-    for field in ("loads", "candidates", "packed_loads", "task_latencies"):
+    if load.task_outcomes:
+        told_now = state_pb2.RouterLoad(task_outcomes=load.task_outcomes)
+        outcomes_told = told_now.SerializeToString()
+    for field in ("loads", "candidates", "packed_loads", "task_latencies", "task_outcomes"):
         load.ClearField(field)
     report = RouterReport(
         router_id=load.router_id,
@@ -125,8 +140,8 @@ def report_from_message(
         arrival_rate_rps=load.arrival_rate_rps,
         loads=loads,
         # Messages that stand one after the other are one message.
-        encoded=load.SerializeToString() + latencies,
-        latencies=latencies,
+        encoded=load.SerializeToString() + latencies + outcomes_told,
+        tasks=ToldTasks(latencies, outcomes_told),
     )
     # It is handed on by name as well.
     _check_size(bad, report.most_bytes)
@@ -231,6 +246,19 @@ def _check_attainment(bad: Checks, field: str, task: state_pb2.TaskAttainment) -
         bad.number(f"{field}.{name}", getattr(task, name), 0.0, MOST_TARGET)
     bad.count(f"{field}.on_time_count", task.on_time_count)
     bad.count(f"{field}.missed_count", task.missed_count)
+    bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
+    bad.number(f"{field}.largest_quality", task.largest_quality, 0.0, 1.0)
+
+
+def _check_task_outcomes(bad: Checks, field: str, task: state_pb2.TaskOutcomes) -> None:
+    bad.name(f"{field}.task", task.task)
+    for name in TASK_COUNTS:
+        bad.count(f"{field}.{name}", getattr(task, name))
+    bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
+    if bad.items(f"{field}.answers", task.answers, _MOST_TIERS):
+        for index, each in enumerate(task.answers):
+            bad.name(f"{field}.answers[{index}].tier", each.tier)
+            bad.count(f"{field}.answers[{index}].answer_count", each.answer_count)
 
 
 def _check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None:
@@ -329,6 +357,22 @@ def watcher_of(request: service_pb2.WatchSystemStateRequest) -> tuple[int, str, 
     bad.count("epoch", request.epoch, _LARGEST_INT64 if is_router else 0, int(is_router))
     bad.raise_if_any()
     return request.after_version, request.router_id, request.epoch
+
+
+def span_from_message(request: service_pb2.ListMinutesRequest, now_s: float) -> tuple[float, float]:
+    """Returns beginning and end of the time asked for, seconds since 1970, the end at most now.
+
+    Raises:
+        InvalidArgumentError: Naming what is wrong.
+    """
+    bad = Checks()
+    start_s, end_s = 0.0, now_s
+    if request.HasField("start_time"):
+        start_s = bad.moment("start_time", request.start_time)
+    if request.HasField("end_time"):
+        end_s = min(end_s, bad.moment("end_time", request.end_time))
+    bad.raise_if_any()
+    return start_s, end_s
 
 
 def drain_from_message(request: service_pb2.RemoveEndpointRequest) -> float:

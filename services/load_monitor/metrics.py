@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.common.books import Books
 from services.load_monitor.coordination import Role
 from services.load_monitor.model import Health, Picture
 
@@ -46,6 +47,7 @@ class MonitorCollector(Collector):
         served: Returns the newest picture served, None before the first.
         age_s: Returns its age, seconds.
         role: Returns the monitor's role.
+        books: Returns the last minute, and the last one with a figure in hindsight.
         degraded: Returns the reasons for which the monitor is degraded.
         watcher_count: Returns how many watch.
         failed_probe_counts: Returns failed probes per endpoint.
@@ -58,6 +60,7 @@ class MonitorCollector(Collector):
         served: Callable[[], Picture | None],
         age_s: Callable[[], float],
         role: Callable[[], Role],
+        books: Callable[[], tuple[Books | None, Books | None]],
         degraded: Callable[[], tuple[str, ...]],
         watcher_count: Callable[[], int],
         failed_probe_counts: Callable[[], tuple[tuple[str, int], ...]],
@@ -66,6 +69,7 @@ class MonitorCollector(Collector):
         self._served = served
         self._age_s = age_s
         self._role = role
+        self._books = books
         self._degraded = degraded
         self._watcher_count = watcher_count
         self._failed_probe_counts = failed_probe_counts
@@ -87,6 +91,7 @@ class MonitorCollector(Collector):
         for endpoint, count in self._failed_probe_counts():
             failures.add_metric([endpoint], count)
         yield failures
+        yield from _books_gauges(*self._books())
         served = self._served()
         if served is not None:
             yield _single(
@@ -99,6 +104,36 @@ class MonitorCollector(Collector):
         if picture is not None:
             yield from _mesh_gauges(picture)
             yield from _endpoint_gauges(picture)
+
+
+def _books_gauges(last: Books | None, reckoned: Books | None) -> Iterator[Metric]:
+    requests = _family(
+        "tiercel_monitor_minute_requests",
+        "Requests in time, late, refused and failed in the last minute.",
+        "task",
+    )
+    given_up = _family(
+        "tiercel_monitor_quality_given_up",
+        "Quality per request that a minute earned less than it might have, by what might have.",
+        "task",
+        "against",
+    )
+    devices = _family(
+        "tiercel_monitor_static_large_devices",
+        "Devices on which the largest tier alone would have earned as much in a minute, by"
+        " simulation.",
+    )
+    for task, books in last.tasks.items() if last is not None else ():
+        requests.add_metric([task], books.ended)
+        if books.given_up is not None:
+            given_up.add_metric([task, "always_large"], books.given_up)
+    if reckoned is not None:
+        for task, books in reckoned.tasks.items():
+            if books.reckoned.regret is not None:
+                given_up.add_metric([task, "bound"], books.reckoned.regret)
+        if reckoned.static_large is not None:
+            devices.add_metric([], reckoned.static_large)
+    yield from (requests, given_up, devices)
 
 
 def _mesh_gauges(picture: Picture) -> Iterator[Metric]:

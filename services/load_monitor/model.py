@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,6 +88,21 @@ class EndpointView:
     reason: str
 
 
+class ToldTasks(NamedTuple):
+    """What a router tells of its tasks about once a second, encoded, as the stream told it last.
+
+    Args:
+        latencies: When answers came.
+        outcomes: How requests ended, since the router started.
+    """
+
+    latencies: bytes = b""
+    outcomes: bytes = b""
+
+
+NOTHING_TOLD = ToldTasks()
+
+
 @dataclass(frozen=True, slots=True)
 class RouterReport:
     """One router's load, as it reported it.
@@ -98,7 +114,7 @@ class RouterReport:
         arrival_rate_rps: Arrivals at this router per second, over about 0.2 seconds.
         loads: Its load per candidate.
         encoded: The rest of the report as it came; published again without being taken apart.
-        latencies: The part of it about latencies, which the next report may leave out.
+        tasks: The parts of it about tasks, which the next report may leave out.
     """
 
     router_id: str
@@ -107,7 +123,7 @@ class RouterReport:
     arrival_rate_rps: float
     loads: RouterLoads
     encoded: bytes
-    latencies: bytes = b""
+    tasks: ToldTasks = NOTHING_TOLD
 
     @property
     def most_bytes(self) -> int:

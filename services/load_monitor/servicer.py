@@ -17,14 +17,17 @@ from services.common.errors import (
 )
 from services.common.log import Logger
 from services.common.mesh_settings import TaskSettings
+from services.common.times import timestamp_of
 from services.load_monitor import convert
 from services.load_monitor.board import Board
+from services.load_monitor.books import MinuteBooks
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.convert_state import state_of_picture
 from services.load_monitor.convert_targets import message_of_target, target_from_message
 from services.load_monitor.coordination import Coordinator
 from services.load_monitor.loads import NO_ORDER
 from services.load_monitor.metrics import MonitorCounters
+from services.load_monitor.model import NOTHING_TOLD
 from services.load_monitor.router_states import RouterStates, Watcher
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
@@ -40,6 +43,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         board: Takes the reports.
         broadcast: Gives the states.
         coordinator: Changes the endpoint list and targets.
+        books: Gives past minutes.
         counters: Counts reports and changes.
         tiers: The mesh's tiers.
         tasks: Returns the mesh's tasks.
@@ -56,6 +60,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         board: Board,
         broadcast: Broadcast,
         coordinator: Coordinator,
+        books: MinuteBooks,
         counters: MonitorCounters,
         tiers: tuple[str, ...],
         tasks: Callable[[], Sequence[TaskSettings]],
@@ -69,6 +74,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._board = board
         self._broadcast = broadcast
         self._coordinator = coordinator
+        self._books = books
         self._tiers = tiers
         self._tasks = tasks
         self._may_be_endpoint = may_be_endpoint
@@ -88,13 +94,11 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
     ) -> pb.ReportTrafficResponse:
         """Takes the reports of one router until it leaves."""
         router_id, epoch, last_sequence = "", 0, 0
-        stream, order, latencies = object(), NO_ORDER, b""
+        stream, order, tasks = object(), NO_ORDER, NOTHING_TOLD
         try:
             async for request in request_iterator:
-                report = convert.report_from_message(
-                    request.load, order, self._board.order, latencies
-                )
-                latencies = report.latencies
+                report = convert.report_from_message(request.load, order, self._board.order, tasks)
+                tasks = report.tasks
                 if report.loads.order is not NO_ORDER:
                     order = report.loads.order
                 if not router_id:
@@ -191,6 +195,17 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
             duration_s=round(max(0, override.expire_wall_ns - override.set_wall_ns) / 1e9),
         )
         return pb.SetTargetResponse(override=message_of_target(override))
+
+    async def ListMinutes(
+        self, request: pb.ListMinutesRequest, context: Any
+    ) -> pb.ListMinutesResponse:
+        """Returns past minutes."""
+        span = convert.span_from_message(request, self._clock.wall_ns() / 1e9)
+        minutes, next_s = await self._books.minutes(*span)
+        response = pb.ListMinutesResponse(minutes=minutes)
+        if next_s is not None:
+            response.next_start_time.CopyFrom(timestamp_of(next_s * 10**9))
+        return response
 
     def _check_task(self, name: str, *, is_set: bool) -> None:
         """Raises NotFoundError for no task of the mesh, InvalidArgumentError for a soft one."""

@@ -23,7 +23,7 @@ TIER_SHADES = "░▒▓█▚"
 MOST_QUEUES = 8
 """Candidates listed one by one; of more there is one row per tier."""
 MOST_POLICIES = 3
-NAME_CELLS = 18
+NAME_CELLS, TASK_CELLS = 18, 16
 MISSED, SET, PARTLY, FIRST_TOKEN = "!", "*", "~", "'"
 """Behind a share below its target, a target set while the mesh runs, one that not every router
 holds, and a deadline of the first token."""
@@ -61,15 +61,16 @@ def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
 
 
 def _tasks(facts: LiveFacts) -> Table:
-    """Every task over about a minute: share in time with the target, latency with the deadline."""
-    table = _table("task", "target", "in time", "requests", "deadline", "p50", "p99 ms")
+    """Every task over about a minute: target, quality given up, latency with the deadline."""
+    table = _table("task", "target", "in time", "lost", "requests", "deadline", "p50", "p99 ms")
     for task in facts.tasks:
         is_missed = task.attained is not None and task.attained < (task.wanted or 0.0)
         latency = facts.latencies.get(task.task)
         table.add_row(
-            _short(task.task),
+            _short(task.task, TASK_CELLS),
             _target(task),
             _fraction(task.attained) + (MISSED if is_missed else " "),
+            _fraction(task.given_up),
             str(task.on_time_count + task.missed_count),
             _deadline(latency),
             *(("-", "-") if latency is None else _percentiles(latency)),
@@ -106,6 +107,8 @@ def _remarks(facts: LiveFacts) -> Text:
     """The pressure, and what the signs in the table mean, as far as there are any."""
     tasks = facts.tasks
     said = [f"last minute; target pressure {facts.pressure:.2f}"]
+    if any(each.given_up is not None for each in tasks):
+        said.append("lost: quality given up against always-large")
     if any(each.attained is not None and each.attained < (each.wanted or 0.0) for each in tasks):
         said.append(f"{MISSED} below target")
     if any(each.override is not None for each in tasks):
@@ -170,8 +173,8 @@ def _table(*columns: str, left: tuple[int, ...] = (0,)) -> Table:
     return table
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_CELLS else f"{name[: NAME_CELLS - 1]}…"
+def _short(name: str, cells: int = NAME_CELLS) -> str:
+    return name if len(name) <= cells else f"{name[: cells - 1]}…"
 
 
 def _rank(tier: str, tiers: tuple[str, ...]) -> int:

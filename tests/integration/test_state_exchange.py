@@ -16,7 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prometheus_client import CollectorRegistry
 
 from router.fleet import EndpointSpec
+from services.common.state.minute_store import MemoryMinuteStore
 from services.common.state.shared_state import MemorySharedState
+from services.load_monitor.books import MinuteBooks
 from services.load_monitor.convert import report_from_message
 from services.load_monitor.convert_state import state_of_picture
 from services.load_monitor.metrics import MonitorCounters
@@ -151,6 +153,13 @@ class Exchange(RuleBasedStateMachine):
             board=self.monitor.board,
             broadcast=self.monitor.broadcast,
             coordinator=self.monitor.coordinator,
+            books=MinuteBooks(
+                store=MemoryMinuteStore(),
+                broadcast=self.monitor.broadcast,
+                coordinator=self.monitor.coordinator,
+                clock=self.clock,
+                log=LOG,
+            ),
             counters=MonitorCounters(CollectorRegistry()),
             tiers=("small", "large"),
             tasks=lambda: (),

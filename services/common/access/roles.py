@@ -74,6 +74,7 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_MONITOR}/ReportTraffic": Role.REPORT,
     f"{_MONITOR}/WatchSystemState": Role.REPORT,
     f"{_MONITOR}/GetSystemState": Role.READ,
+    f"{_MONITOR}/ListMinutes": Role.READ,
     f"{_MONITOR}/AddEndpoint": Role.OPERATE,
     f"{_MONITOR}/RemoveEndpoint": Role.OPERATE,
     f"{_MONITOR}/SetTarget": Role.OPERATE,

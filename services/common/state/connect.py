@@ -15,6 +15,7 @@ from services.common.state.experience_stream import (
     MemoryExperienceStream,
     RedisExperienceStream,
 )
+from services.common.state.minute_store import MemoryMinuteStore, MinuteStore, RedisMinuteStore
 from services.common.state.policy_store import MemoryPolicyStore, PolicyStore, RedisPolicyStore
 from services.common.state.redis_connection import RedisConnection
 from services.common.state.shared_state import MemorySharedState, RedisSharedState, SharedState
@@ -40,18 +41,20 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """The three stores; each service hands its parts the ones they need.
+    """The stores; each service hands its parts the ones they need.
 
     Args:
         shared: What the monitors share.
         policies: The policy registry.
         experience: The experience stream.
+        minutes: The mesh's books.
         close: Closes their connections; never raises.
     """
 
     shared: SharedState
     policies: PolicyStore
     experience: ExperienceStream
+    minutes: MinuteStore
     close: Callable[[], Awaitable[None]] = _nothing
 
 
@@ -74,11 +77,13 @@ def connect_stores(redis_url: str, *, clock: Clock, timeout_s: float = 0.5) -> S
             shared=MemorySharedState(clock),
             policies=MemoryPolicyStore(),
             experience=MemoryExperienceStream(clock),
+            minutes=MemoryMinuteStore(),
         )
     connection = RedisConnection(redis_url, timeout_s=timeout_s)
     return Stores(
         shared=RedisSharedState(connection),
         policies=RedisPolicyStore(connection),
         experience=RedisExperienceStream(connection),
+        minutes=RedisMinuteStore(connection),
         close=connection.close,
     )

@@ -15,6 +15,8 @@
 | `tiercel:v1:policy_rollout:current` | string rollout | one entry, outlives every process |
 | `tiercel:v1:activation:history` | list of activations, oldest first | ACTIVATION_HISTORY_LIMIT |
 | `tiercel:v1:experience:stream` | stream | the store's stream limit |
+| `tiercel:v1:minutes:books` | sorted set of minutes by their beginning | MINUTES_LIMIT, _TTL_S |
+| `tiercel:v1:minutes:hindsight` | same, of what might have been | MINUTES_LIMIT, _TTL_S |
 | `tiercel:v1:dead_letter:<kind>` | stream of what was refused | DEAD_LETTER_LIMIT |
 | `tiercel:v1:aside:<key>` | a key of another type, a snapshot set aside | SET_ASIDE_TTL_S |
 """
@@ -32,6 +34,10 @@ LARGEST_VERSION = 2**52
 POLICY_COUNT_LIMIT = 200
 ACTIVATION_HISTORY_LIMIT = 100
 EXPERIENCE_LIMIT = 200_000
+MINUTES_LIMIT = 2 * 24 * 60
+"""Most minutes kept of each kind: two days."""
+MINUTES_TTL_S = MINUTES_LIMIT * 60
+"""They go when nobody has written one for so long."""
 DEAD_LETTER_LIMIT = 1_000
 DEAD_LETTER_BYTES = 16 * 1024
 """What is kept of one dead letter."""
@@ -48,6 +54,8 @@ POLICY_SNAPSHOT_PREFIX = f"{PREFIX}:policy_snapshot:"
 ACTIVATION_HISTORY = f"{PREFIX}:activation:history"
 POLICY_ROLLOUT = f"{PREFIX}:policy_rollout:current"
 EXPERIENCE_STREAM = f"{PREFIX}:experience:stream"
+MINUTE_BOOKS = f"{PREFIX}:minutes:books"
+MINUTE_HINDSIGHT = f"{PREFIX}:minutes:hindsight"
 
 TYPES = {
     SYSTEM_STATE: "hash",
@@ -59,6 +67,8 @@ TYPES = {
     ACTIVATION_HISTORY: "list",
     POLICY_ROLLOUT: "string",
     EXPERIENCE_STREAM: "stream",
+    MINUTE_BOOKS: "zset",
+    MINUTE_HINDSIGHT: "zset",
 }
 """Type of every key that there is once."""
 

@@ -29,8 +29,20 @@ _DECISION_BUCKETS_S = (
 )  # fmt: skip
 _FINE_S = sorted({*_WAIT_BUCKETS_S, *latency_buckets.BOUNDS_S})
 _SHARED_STARTS = [0, *(_FINE_S.index(bound) + 1 for bound in latency_buckets.BOUNDS_S)]
+TASK_ENDS = (Outcome.ON_TIME, Outcome.LATE, Outcome.REFUSED, Outcome.FAILED, Outcome.CANCELLED)
+"""Ends in the order of the columns of `Accounts.by_task`."""
+REWARD = len(TASK_ENDS)
+"""Its column of delivered rewards; answers by tier follow."""
 NO_TIER = "none"
 """Tier label of requests for which none was chosen."""
+
+
+_ANSWERED = (Outcome.ON_TIME, Outcome.LATE)
+
+
+def task_width(tiers: Sequence[str]) -> int:
+    """Returns how many columns `Accounts.by_task` has."""
+    return REWARD + 1 + len(tiers)
 
 
 @dataclass(slots=True)
@@ -250,17 +262,28 @@ class Accounts(Collector):
         """Requests under way."""
         return self.counts.offered - self.counts.ended
 
-    def by_task(self) -> dict[str, tuple[int, int]]:
-        """Returns of each task how many requests were in time, and late, refused or failed."""
-        found: dict[str, tuple[int, int]] = {}
-        for (task, _, outcome), count in self._requests.items():
-            on_time, missed = found.get(task, (0, 0))
-            if outcome is Outcome.ON_TIME:
-                on_time += count
-            elif outcome is not Outcome.CANCELLED:
-                missed += count
-            found[task] = on_time, missed
-        return found
+    def by_task(self, tasks: Sequence[str], tiers: Sequence[str]) -> NDArray[np.float64]:
+        """Returns what became of tasks.
+
+        Returns:
+            A row per task: its requests by `TASK_ENDS`, its delivered rewards, and its requests on
+            time or late by tier.
+        """
+        task_row = {name: k for k, name in enumerate(tasks)}
+        tier_column = {name: REWARD + 1 + t for t, name in enumerate(tiers)}
+        end_column = {outcome: column for column, outcome in enumerate(TASK_ENDS)}
+        counts_KW = np.zeros((len(tasks), task_width(tiers)))
+        for (task, tier, outcome), count in self._requests.items():
+            row = task_row.get(task)
+            if row is None:
+                continue
+            counts_KW[row, end_column[outcome]] += count
+            if outcome in _ANSWERED and tier in tier_column:
+                counts_KW[row, tier_column[tier]] += count
+        for task, reward in self._rewards.items():
+            if task in task_row:
+                counts_KW[task_row[task], REWARD] = reward
+        return counts_KW
 
     def latencies(self, tasks: Sequence[str]) -> NDArray[np.float64]:
         """Returns complete answers of tasks by `latency_buckets`, and what never was complete.
@@ -273,7 +296,7 @@ class Accounts(Collector):
         index = {name: k for k, name in enumerate(tasks)}
         counts_KW = np.zeros((len(tasks), latency_buckets.BUCKET_COUNT + 1))
         for (task, _, outcome), count in self._requests.items():
-            if task in index and outcome in (Outcome.ON_TIME, Outcome.LATE):
+            if task in index and outcome in _ANSWERED:
                 counts_KW[index[task], -1] += count
         for (task, _), tally in self._latencies.items():
             if task in index:

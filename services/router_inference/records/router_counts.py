@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.latency_buckets import BUCKET_COUNT
-from services.router_inference.records.accounts import Accounts, Counts
+from services.router_inference.records.accounts import Accounts, Counts, task_width
 from services.router_inference.workers.siblings import NoSiblings
 
 _NAMES = tuple(field.name for field in fields(Counts))
 _ENDS = [_NAMES.index(name) for name in ("on_time", "late", "refused", "cancelled", "failed")]
-_MOST_TASKS = 64
+MOST_TASKS = 64
 """Tasks of which workers tell each other; their numbers may grow while a router serves."""
 _LATENCY_WIDTH = BUCKET_COUNT + 1
 _OFFERED, _FAILED = _NAMES.index("offered"), _NAMES.index("failed")
@@ -32,11 +32,12 @@ class RouterCounts:
     ) -> None:
         """Takes the counts of this process, the mesh's tiers and tasks."""
         self._accounts = accounts
-        self._tiers = tiers
+        self.tiers = tiers
+        """Names of the mesh's tiers."""
         self.tasks = tasks
         """Names of the mesh's tasks; all workers have them in one order."""
         self._siblings = siblings
-        self._latencies = np.zeros((_MOST_TASKS, _LATENCY_WIDTH))
+        self._latencies = np.zeros((MOST_TASKS, _LATENCY_WIDTH))
 
     def show(self, *, is_last: bool = False) -> None:
         """Shows the siblings what this worker has counted up to now.
@@ -47,14 +48,13 @@ class RouterCounts:
         own = self._accounts
         if is_last:
             self._read_latencies()
-        counts = [own.counts, *(own.tier_counts.get(tier) or Counts() for tier in self._tiers)]
+        counts = [own.counts, *(own.tier_counts.get(tier) or Counts() for tier in self.tiers)]
         values = [float(getattr(each, name)) for each in counts for name in _NAMES]
-        by_task = self._accounts.by_task()
-        for task in self.tasks[:_MOST_TASKS]:
-            values += map(float, by_task.get(task, (0, 0)))
-        row = np.zeros(counts_width(self._tiers))
+        row = np.zeros(counts_width(self.tiers))
         row[: len(values)] = values
-        row[_latency_start(self._tiers) :] = self._latencies.ravel()
+        by_task = own.by_task(self.tasks[:MOST_TASKS], self.tiers).ravel()
+        row[len(values) : len(values) + len(by_task)] = by_task
+        row[_latency_start(self.tiers) :] = self._latencies.ravel()
         self._siblings.show_counts(row)
 
     def read(self) -> tuple[Counts, Mapping[str, Counts]]:
@@ -62,22 +62,18 @@ class RouterCounts:
         if self._siblings.is_alone:
             return self._accounts.counts, self._accounts.tier_counts
         self.show()
-        rows = self._siblings.all_counts()[: _ends_width(self._tiers)]
+        rows = self._siblings.all_counts()[: _ends_width(self.tiers)]
         whole, *by_tier = (_counts(row) for row in rows.reshape(-1, len(_NAMES)))
-        return whole, dict(zip(self._tiers, by_tier, strict=True))
+        return whole, dict(zip(self.tiers, by_tier, strict=True))
 
-    def by_task(self) -> Mapping[str, tuple[int, int]]:
-        """Returns of each task how many requests were in time, and late, refused or failed."""
+    def by_task(self) -> NDArray[np.float64]:
+        """Returns `Accounts.by_task` of the router; of several workers, of the first tasks."""
         if self._siblings.is_alone:
-            return self._accounts.by_task()
+            return self._accounts.by_task(self.tasks, self.tiers)
         self.show()
-        start, end = _ends_width(self._tiers), _latency_start(self._tiers)
-        rows = self._siblings.all_counts()[start:end].reshape(-1, 2).tolist()
-        tasks = self.tasks[:_MOST_TASKS]
-        return {
-            task: (round(on_time), round(missed))
-            for task, (on_time, missed) in zip(tasks, rows, strict=False)
-        }
+        start, end = _ends_width(self.tiers), _latency_start(self.tiers)
+        counts = self._siblings.all_counts()[start:end]
+        return counts.reshape(MOST_TASKS, -1)[: len(self.tasks)].copy()
 
     def latencies(self) -> NDArray[np.float64]:
         """Returns `Accounts.latencies` of the router, of the first tasks it has room for.
@@ -88,12 +84,12 @@ class RouterCounts:
         counts = self._latencies
         if not self._siblings.is_alone:
             self.show()
-            shared = self._siblings.all_counts()[_latency_start(self._tiers) :]
+            shared = self._siblings.all_counts()[_latency_start(self.tiers) :]
             counts = shared.reshape(-1, _LATENCY_WIDTH)
         return counts[: len(self.tasks)].copy()
 
     def _read_latencies(self) -> None:
-        tasks = self.tasks[:_MOST_TASKS]
+        tasks = self.tasks[:MOST_TASKS]
         self._latencies[: len(tasks)] = self._accounts.latencies(tasks)
 
     @property
@@ -105,11 +101,11 @@ class RouterCounts:
 
 def counts_width(tiers: Sequence[str]) -> int:
     """Returns how many numbers a worker's counts are."""
-    return _latency_start(tiers) + _MOST_TASKS * _LATENCY_WIDTH
+    return _latency_start(tiers) + MOST_TASKS * _LATENCY_WIDTH
 
 
 def _latency_start(tiers: Sequence[str]) -> int:
-    return _ends_width(tiers) + 2 * _MOST_TASKS
+    return _ends_width(tiers) + task_width(tiers) * MOST_TASKS
 
 
 def _ends_width(tiers: Sequence[str]) -> int:

@@ -14,9 +14,9 @@ from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
-from services.router_inference.records.accounts import Counts
+from services.router_inference.records.accounts import REWARD, Counts
 from services.router_inference.records.attainment import Attainment
-from services.router_inference.records.router_counts import RouterCounts
+from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import (
     REASON_DRAINING,
@@ -264,6 +264,7 @@ def router_load(
     policy_refusal: str,
     attainments: Sequence[Attainment],
     latencies: Mapping[str, NDArray[np.float64]],
+    tells_outcomes: bool,
     target_pressure: float,
     trial: TrialTold | None,
     loads: LoadWriter,
@@ -271,7 +272,7 @@ def router_load(
     now_s: float,
     now_ns: int,
 ) -> system_state_pb2.RouterLoad:
-    """Returns what this router reports of itself."""
+    """Returns what this router reports of itself; ends by task if it `tells_outcomes`."""
     whole, by_tier = counts.read()
     message = system_state_pb2.RouterLoad(
         router_id=router_id,
@@ -291,6 +292,8 @@ def router_load(
     loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
         message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
+    catalog = view.fleet.catalog
+    largest = {task.name: catalog.quality_KT[k, -1] for k, task in enumerate(catalog.tasks)}
     for task in attainments:
         message.task_attainments.add(
             task=task.task,
@@ -298,11 +301,33 @@ def router_load(
             settings_target=task.settings_target,
             on_time_count=task.on_time,
             missed_count=task.missed,
+            delivered_reward_sum=task.reward,
+            largest_quality=largest.get(task.task, 0.0),
         )
-    for known in view.fleet.catalog.tasks:
+    if tells_outcomes:
+        _write_outcomes(message, counts)
+    for known in catalog.tasks:
         if known.name in latencies:
             _write_latency(message.task_latencies.add(), known, latencies[known.name])
     return message
+
+
+def _write_outcomes(message: system_state_pb2.RouterLoad, counts: RouterCounts) -> None:
+    rows = counts.by_task()[:MOST_TASKS].tolist()
+    for task, row in zip(counts.tasks, rows, strict=False):
+        on_time, late, refused, failed, cancelled = map(round, row[:REWARD])
+        outcomes = message.task_outcomes.add(
+            task=task,
+            on_time_count=on_time,
+            late_count=late,
+            refused_count=refused,
+            failed_count=failed,
+            cancelled_count=cancelled,
+            delivered_reward_sum=row[REWARD],
+        )
+        for tier, count in zip(counts.tiers, row[REWARD + 1 :], strict=True):
+            if count:
+                outcomes.answers.add(tier=tier, answer_count=round(count))
 
 
 def _write_latency(

@@ -30,7 +30,7 @@ from services.router_inference.workers.siblings import NoSiblings
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 
-_LATENCIES_INTERVAL_S = 1.0
+_TASKS_INTERVAL_S = 1.0
 _REFUSALS = (
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -154,15 +154,15 @@ class MonitorLink:
     async def _reports(
         self, works: Callable[[], None]
     ) -> AsyncIterator[monitor_pb2.ReportTrafficRequest]:
-        sent_count, loads, latencies_s = 0, LoadWriter(), -math.inf
+        sent_count, loads, told_s = 0, LoadWriter(), -math.inf
         while True:
             if not self._siblings.is_reporter():
                 # gRPC breaks the stream off. An orderly end would say that the router leaves, and
                 # another worker reports from now on.
                 raise _TurnOverError
             now_s = self._clock.monotonic_s()
-            if tells_latencies := now_s - latencies_s >= _LATENCIES_INTERVAL_S:
-                latencies_s = now_s
+            if tells_tasks := now_s - told_s >= _TASKS_INTERVAL_S:
+                told_s = now_s
             load = router_load(
                 router_id=self._router_id,
                 epoch=self._epoch,
@@ -174,7 +174,8 @@ class MonitorLink:
                 activation=self._slot.activation,
                 policy_refusal=self._slot.refusal,
                 attainments=self._attainments.read(),
-                latencies=self._attainments.latencies() if tells_latencies else {},
+                latencies=self._attainments.latencies() if tells_tasks else {},
+                tells_outcomes=tells_tasks,
                 target_pressure=self._hold.pressure(),
                 trial=self._trial.told(),
                 loads=loads,

@@ -96,7 +96,13 @@ def with_task(answers: int, cut_off: int) -> pb.SystemState:
     )
     latency.default_deadline.FromMilliseconds(200)
     attainment = pb.TaskAttainment(
-        task="sort", target=0.99, settings_target=0.99, on_time_count=answers, missed_count=cut_off
+        task="sort",
+        target=0.99,
+        settings_target=0.99,
+        on_time_count=answers,
+        missed_count=cut_off,
+        delivered_reward_sum=0.5 * answers,
+        largest_quality=0.9,
     )
     for router, pressure in ((state.routers[0], 0.5), (state.routers.add(router_id="r2"), 1.5)):
         router.target_pressure = pressure
@@ -125,6 +131,7 @@ def test_json_has_pairs_as_rows_and_tasks_with_their_latency() -> None:
     (task,) = shown["tasks"]
     assert (task["task"], task["target"], task["attained"]) == ("sort", 0.99, 0.98)
     assert (task["deadline_s"], task["p99_s"]) == (0.2, None)
+    assert task["given_up"] == pytest.approx(0.9 - 0.5 * 0.98)
     old = with_task(98, 2)
     for router in old.routers:
         del router.task_latencies[:]

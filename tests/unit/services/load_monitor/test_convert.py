@@ -209,12 +209,12 @@ def test_a_report_of_empty_loads_is_refused_in_few_words(count: int) -> None:
 def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:
     """A router tells of them once a second, and every state has them."""
     first = convert.report_from_message(latency_of(cut_off_count=7))
-    second = convert.report_from_message(load_of(sequence=2), told_latencies=first.latencies)
+    second = convert.report_from_message(load_of(sequence=2), told_tasks=first.tasks)
     (read,), _ = read_reports(stored_reports([second], NO_ORDER, by_name=False), NO_ORDER)
     whole = pb.RouterLoad.FromString(read.encoded)
     assert [(each.task, each.cut_off_count) for each in whole.task_latencies] == [("a", 7)]
     assert replace(read, loads=second.loads) == second
-    third = convert.report_from_message(latency_of(cut_off_count=8), told_latencies=first.latencies)
+    third = convert.report_from_message(latency_of(cut_off_count=8), told_tasks=first.tasks)
     told = pb.RouterLoad.FromString(third.encoded).task_latencies
     assert [each.cut_off_count for each in told] == [8]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from services.common.books import Books, books_of
 from services.load_monitor.coordination import Role
 from services.load_monitor.loads import RouterLoads
 from services.load_monitor.metrics import MonitorCollector
@@ -18,6 +19,7 @@ from services.load_monitor.model import (
     order_of,
 )
 from tests.unit.services.load_monitor.rig import endpoint, report
+from tiercel.load_monitor.v1 import minutes_pb2 as minutes_pb
 
 VIEW = EndpointView(
     spec=endpoint("e1"),
@@ -49,6 +51,7 @@ class Monitor:
     served: Picture | None = None
     role: Role = Role.LEADER
     degraded: tuple[str, ...] = ()
+    books: tuple[Books | None, Books | None] = (None, None)
 
     def page(self) -> list[str]:
         """Returns the lines of one scrape that are no comments."""
@@ -59,6 +62,7 @@ class Monitor:
                 served=lambda: self.served,
                 age_s=lambda: 1.5,
                 role=lambda: self.role,
+                books=lambda: self.books,
                 degraded=lambda: self.degraded,
                 watcher_count=lambda: 2,
                 failed_probe_counts=lambda: (("e1", 9),),
@@ -126,3 +130,29 @@ def test_a_state_that_is_served_has_an_age_and_a_number() -> None:
     page = Monitor(served=replace(PICTURE, version=11)).page()
     assert "tiercel_monitor_state_age_seconds 1.5" in page
     assert "tiercel_monitor_state_version 11.0" in page
+
+
+def test_quality_given_up_is_that_of_the_last_minutes() -> None:
+    """Against the largest tier of the very last one, against the bound of the last reckoned one."""
+    task = minutes_pb.TaskMinute(
+        task="sort",
+        on_time_count=8,
+        refused_count=2,
+        delivered_reward_sum=6.0,
+        largest_quality=1.0,
+    )
+    hindsight = minutes_pb.Hindsight(
+        tasks=[minutes_pb.TaskHindsight(task="sort", recorded_count=8, bound_sum=7.0)],
+        static_large=[
+            minutes_pb.StaticLarge(device_count=1, performance=0.2),
+            minutes_pb.StaticLarge(device_count=2, performance=0.7),
+        ],
+    )
+    last = books_of([minutes_pb.Minute(tasks=[task])])
+    reckoned = books_of([minutes_pb.Minute(tasks=[task], hindsight=hindsight)])
+    page = Monitor(books=(last, reckoned)).page()
+    assert 'tiercel_monitor_minute_requests{task="sort"} 10.0' in page
+    assert 'tiercel_monitor_quality_given_up{against="always_large",task="sort"} 0.4' in page
+    # What was refused could have had all, for all that is known.
+    assert 'tiercel_monitor_quality_given_up{against="bound",task="sort"} 0.3' in page
+    assert "tiercel_monitor_static_large_devices 2.0" in page

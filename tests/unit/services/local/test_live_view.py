@@ -10,10 +10,10 @@ from rich.console import Console
 
 from services.common.live import LiveFacts, TaskLatency
 from services.common.task_targets import TaskTarget
-from services.local.live_view import MOST_QUEUES, NAME_CELLS, render
+from services.local.live_view import MOST_QUEUES, TASK_CELLS, render
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
-TASK = TaskTarget("sort", {0.99: 2}, 0.99, 199, 1, None)
+TASK = TaskTarget("sort", {0.99: 2}, 0.99, 199, 1, 0.095, None)
 LATENCY = TaskLatency(deadline_s=0.2, is_first_token=False, p50_s=0.045, p99_s=0.118)
 FACTS = LiveFacts(
     rate_rps=20.0,
@@ -47,8 +47,8 @@ def test_the_view_shows_rate_mix_tasks_queues_health_and_policy() -> None:
         assert part in text
     assert text.startswith("mesh default  2027-01-15 08:00:00 UTC")
     assert "policy price 1  (r)" in text
-    assert row_of(text, "sort") == ["sort", "0.99", "0.995", "200", "200", "45", "118"]
-    assert "last minute; target pressure 0.25\n" in text
+    assert row_of(text, "sort") == ["sort", "0.99", "0.995", "0.095", "200", "200", "45", "118"]
+    assert "last minute; target pressure 0.25  lost: quality given up" in text
 
 
 def test_tiers_are_told_apart_without_colour() -> None:
@@ -60,16 +60,26 @@ def test_tiers_are_told_apart_without_colour() -> None:
 def test_what_is_not_as_usual_is_marked() -> None:
     """Not by colour: by signs, which are explained below."""
     tasks = [
-        TaskTarget("sort", {0.9: 1, 0.999: 1}, 0.9, 9, 1, pb.TargetOverride(target=0.999)),
-        TaskTarget("chat", {0.0: 2}, 0.0, 0, 0, None),
+        TaskTarget("sort", {0.9: 1, 0.999: 1}, 0.9, 9, 1, 0.5, pb.TargetOverride(target=0.999)),
+        TaskTarget("chat", {0.0: 2}, 0.0, 0, 0, None, None),
     ]
     latencies = {
         "sort": TaskLatency(0.2, False, 0.045, math.inf),
         "chat": TaskLatency(0.8, True, None, None),
     }
     text = shown(dataclasses.replace(FACTS, tasks=tasks, latencies=latencies))
-    assert row_of(text, "sort") == ["sort", "0.999~*", "0.900!", "10", "200", "45", "cut", "off"]
-    assert row_of(text, "chat") == ["chat", "none", "-", "0", "800'", "-", "-"]
+    assert row_of(text, "sort") == [
+        "sort",
+        "0.999~*",
+        "0.900!",
+        "0.500",
+        "10",
+        "200",
+        "45",
+        "cut",
+        "off",
+    ]
+    assert row_of(text, "chat") == ["chat", "none", "-", "-", "0", "800'", "-", "-"]
     for sign in ("! below", "* set: tiercel target", "~ not at", "' of the first"):
         assert sign in " ".join(text.split())
         assert sign not in shown(FACTS)
@@ -94,13 +104,13 @@ def test_long_names_and_reasons_do_not_push_numbers_off_the_screen() -> None:
         in_flight=dict.fromkeys(keys, 1_000_000),
         queue_depth=dict.fromkeys(keys, 1_000_000),
         health={"b" * 64: "partial: " + "c" * 200},
-        tasks=[TaskTarget("d" * 64, {0.9999: 64}, 0.9999, 1_000_000_000, 0, None)],
+        tasks=[TaskTarget("d" * 64, {0.9999: 64}, 0.9999, 1_000_000_000, 0, 0.5, None)],
         latencies={"d" * 64: dataclasses.replace(LATENCY, deadline_s=86_400.0, p99_s=3_600.0)},
     )
     lines = shown(wide).splitlines()
     assert max(map(len, lines)) <= 80
-    numbers = ["0.9999", "1.000", "1000000000", "86400000", "45", "3600000"]
-    assert row_of("\n".join(lines), "d") == ["d" * (NAME_CELLS - 1) + "…", *numbers]
+    numbers = ["0.9999", "1.000", "0.500", "1000000000", "86400000", "45", "3600000"]
+    assert row_of("\n".join(lines), "d") == ["d" * (TASK_CELLS - 1) + "…", *numbers]
     assert "1000000  1000000  partial" in next(line for line in lines if line.startswith("aa"))
 
 

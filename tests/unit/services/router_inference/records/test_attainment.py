@@ -17,10 +17,15 @@ class Counted:
         self.on_time = self.missed = 0
         counts: Any = SimpleNamespace(
             tasks=["copa", "piqa"],
-            by_task=lambda: {"copa": (self.on_time, self.missed)},
+            by_task=self._by_task,
             latencies=self._latencies,
         )
         self.found = Attainments(counts, lambda: {"copa": (0.999, 0.99), "piqa": (0.9, 0.9)})
+
+    def _by_task(self) -> Any:
+        # By `TASK_ENDS`, then rewards: half of what missed was refused, half failed.
+        half = self.missed / 2.0
+        return np.array([[self.on_time, 0.0, half, half, 9.0, 0.5 * self.on_time], [0.0] * 6])
 
     def _latencies(self) -> Any:
         return np.array([[self.on_time, 0.0, self.missed], [0.0, 0.0, 0.0]])
@@ -40,8 +45,8 @@ def test_counts_are_those_of_the_last_minute() -> None:
     counted.run(0, 100, 0, 7)
     counted.run(100, 200, 10, 1)
     copa, piqa = counted.found.read()
-    assert copa == Attainment("copa", 0.999, 0.99, 610, 61)
-    assert piqa == Attainment("piqa", 0.9, 0.9, 0, 0)
+    assert copa == Attainment("copa", 0.999, 0.99, 610, 61, 305.0)
+    assert piqa == Attainment("piqa", 0.9, 0.9)
     latencies = counted.found.latencies()
     assert latencies["copa"].tolist() == [600.0, 0.0, 60.0]
     assert latencies["piqa"].tolist() == [0.0, 0.0, 0.0]
@@ -51,7 +56,7 @@ def test_a_router_that_has_just_begun_tells_what_it_has() -> None:
     """And a count that fell, since a worker died, tells nothing below zero."""
     counted = Counted()
     counted.run(0, 3, 10, 1)
-    assert counted.found.read()[0][3:] == (30, 3)
+    assert counted.found.read()[0][3:] == (30, 3, 15.0)
     counted.found.note(3.0)
     counted.on_time = counted.missed = 0
-    assert counted.found.read()[0][3:] == (0, 0)
+    assert counted.found.read()[0][3:] == (0, 0, 0.0)

@@ -37,7 +37,12 @@ def counts_of(siblings: NoSiblings, offered: int, on_time: int) -> RouterCounts:
         ("piqa", "", Outcome.REFUSED): 1,
         ("piqa", "large", Outcome.CANCELLED): 5,
     }
+    accounts._rewards = {"copa": 0.5 * on_time}
     return RouterCounts(accounts, TIERS, TASKS, siblings)
+
+
+COPA, PIQA = [3.0, 0, 0, 0, 0, 1.5, 0, 3], [0.0, 2, 1, 0, 5, 0.0, 0, 2]
+"""What one of them tells: on time, late, refused, failed, cancelled; reward; small, large."""
 
 
 def test_one_process_counts_for_itself() -> None:
@@ -46,7 +51,7 @@ def test_one_process_counts_for_itself() -> None:
     whole, by_tier = counts.read()
     assert (whole.offered, whole.on_time, counts.in_flight) == (5, 3, 2)
     assert by_tier == {"large": Counts(offered=3, on_time=3)}
-    assert counts.by_task() == {"copa": (3, 0), "piqa": (0, 3)}
+    assert counts.by_task().tolist() == [COPA, PIQA]
 
 
 def test_workers_count_together() -> None:
@@ -59,7 +64,8 @@ def test_workers_count_together() -> None:
     assert whole == Counts(offered=12, on_time=9, delivered_reward_sum=4.5)
     assert by_tier == {"small": Counts(), "large": Counts(offered=9, on_time=9)}
     assert second.in_flight == 3
-    assert second.by_task() == {"copa": (9, 0), "piqa": (0, 6)}
+    copa, piqa = [3.0 * each for each in COPA], [2.0 * each for each in PIQA]
+    assert second.by_task().tolist() == [copa, piqa]
 
 
 def test_a_task_that_came_later_is_counted_too() -> None:
@@ -71,7 +77,7 @@ def test_a_task_that_came_later_is_counted_too() -> None:
     for counts in (first, second):
         counts.tasks = [*TASKS, "boolq"]
     first.show()
-    assert second.by_task() == {"copa": (9, 0), "piqa": (0, 6), "boolq": (4, 0)}
+    assert second.by_task()[:, 0].tolist() == [9.0, 0.0, 4.0]
 
 
 def test_what_a_killed_worker_had_under_way_has_failed() -> None:

@@ -115,7 +115,13 @@ async def test_a_report_tells_when_answers_of_each_task_came() -> None:
     assert (hard.task, sum(hard.answer_counts), hard.cut_off_count) == ("hard", 1, 0)
     assert (len(soft.answer_counts), first.slo_kind) == (0, common_pb2.SLO_KIND_FIRST_TOKEN)
     assert hard.default_deadline.ToTimedelta().total_seconds() > 0.0
-    assert report_from_message(load).latencies
+    taken = report_from_message(load)
+    assert taken.tasks.latencies
+    told = system_state_pb2.RouterLoad.FromString(taken.tasks.outcomes).task_outcomes
+    assert [(each.task, each.on_time_count) for each in told][:2] == [("hard", 1), ("soft", 0)]
+    assert [(each.tier, each.answer_count) for each in told[0].answers] == [("large", 1)]
+    (attained, *_) = load.task_attainments
+    assert attained.delivered_reward_sum == told[0].delivered_reward_sum == attained.largest_quality
 
 
 def report_of(rig: Rig, trial: TrialTold | None = None) -> system_state_pb2.RouterLoad:
@@ -133,6 +139,7 @@ def report_of(rig: Rig, trial: TrialTold | None = None) -> system_state_pb2.Rout
         policy_refusal=slot.refusal,
         attainments=rig.core.attainments.read(),
         latencies=rig.core.attainments.latencies(),
+        tells_outcomes=True,
         target_pressure=rig.core.hold.pressure(),
         trial=trial,
         loads=LoadWriter(),
