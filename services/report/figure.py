@@ -48,9 +48,9 @@ def quality_figure(rows: Sequence[dict[str, Any]], by: str) -> Figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         _quality(top, times, values)
         _traffic(bottom, times, values, STEPS_S[by])
-        locator = AutoDateLocator()
+        locator: Any = AutoDateLocator()  # type: ignore[no-untyped-call]
         bottom.xaxis.set_major_locator(locator)
-        bottom.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        bottom.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         bottom.set_xlabel("UTC")
         for axes in (top, bottom):
             axes.set_xlim(times[0], times[-1])

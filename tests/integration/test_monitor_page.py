@@ -61,6 +61,8 @@ async def test_a_browser_shows_the_mesh(
                         settings_target=0.99,
                         on_time_count=90,
                         missed_count=10,
+                        delivered_reward_sum=80.0,
+                        largest_quality=1.0,
                     )
                 ],
                 task_latencies=[latency("reverse", 56)],
@@ -72,7 +74,7 @@ async def test_a_browser_shows_the_mesh(
         dom = await asyncio.to_thread(rendered, url, width=width)
         assert '<td class="left">reverse</td>' in dom
         cells = re.findall(r"<td[^>]*>([^<]*)</td>", dom)
-        assert cells[:6] == ["reverse", "0.99", "0.900 !", "100", "200", "123"]
+        assert cells[:7] == ["reverse", "0.99", "0.900 !", "0.200", "100", "200", "123"]
         assert "&lt;img src=x onerror=alert(1)&gt;" in dom
         assert "down: does not answer" in dom
         assert "1.25" in dom

@@ -28,7 +28,7 @@ class Keeper:
         self.clock = clock
         self.store = SwitchableStore(store)
         self.books = MinuteBooks(
-            store=self.store,  # type: ignore[arg-type]
+            store=self.store,
             broadcast=self.monitor.broadcast,
             coordinator=self.monitor.coordinator,
             clock=clock,
