@@ -26,8 +26,8 @@ from services.calibrate.probe import REQUEST_TIMEOUT_S, closed_loop
 from services.calibrate.questions import Question, spread
 from services.calibrate.result import Calibration, PairCheck
 from services.calibrate.tiers import LiveTier, clients_of
+from services.common.tiers.errors import TierError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierError
 from services.local.errors import CommandError
 from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier, ordered
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from services.calibrate.questions import Question
+from services.common.tiers.errors import TierError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierError
 from services.local.errors import CommandError
 
 REQUEST_TIMEOUT_S = 120.0

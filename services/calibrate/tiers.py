@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from router.fleet import EndpointSpec
 from services.common.convert import endpoint_of_message, endpoint_of_settings
 from services.common.mesh_settings import MeshSettings
+from services.common.tiers.errors import TierError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierError
 from services.local.calls import call
 from services.local.errors import CommandError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb

@@ -13,7 +13,7 @@ from services.common.clock import Clock
 from services.common.errors import cut
 from services.common.log import Logger
 from services.common.supervision import Supervisor
-from services.common.triton.errors import TierDeadlineError, TierError
+from services.common.tiers.errors import TierDeadlineError, TierError
 from services.load_monitor.board import Board
 from services.load_monitor.health import Counters, EndpointTracker
 from services.load_monitor.metrics_page import MetricsPageError, read_queue_depths

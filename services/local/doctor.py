@@ -22,9 +22,9 @@ from services.common.mesh_settings import EndpointSettings, MeshSettings, load_m
 from services.common.settings import SettingsError, load_settings, misspelled_variables
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import RedisConnection
+from services.common.tiers.errors import TierError
 from services.common.times import seconds_of
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierError
 from services.load_monitor.settings import Settings as MonitorSettings
 from services.local import probes
 from services.local.calls import call

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from router.profile import LatencyProfile, TierProfile
 from services.common.mesh_settings import EndpointSettings
+from services.common.tiers.errors import TierError
 from services.common.triton.client import TierModelConfig, TritonClient
-from services.common.triton.errors import TierError
 from services.local import probes
 from services.local.errors import CommandError, InputError
 from services.local.reference import EXAMPLE_PROMPT

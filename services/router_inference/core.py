@@ -26,7 +26,8 @@ from services.common.log import Logger
 from services.common.mesh_settings import MeshFiles, MeshSettings
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
-from services.common.triton.client import ForbiddenClient, TritonClient
+from services.common.tiers.client import ForbiddenClient
+from services.common.triton.client import TritonClient
 from services.router_inference import health_notes
 from services.router_inference.doors.envoy.picker import Picker
 from services.router_inference.doors.envoy.places import Names, Places

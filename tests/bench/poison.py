@@ -27,7 +27,7 @@ from router.profile import LatencyProfile, TierProfile
 from services.common.clock import SystemClock
 from services.common.errors import DomainError
 from services.common.log import get_logger
-from services.common.triton.answer import TierChunk
+from services.common.tiers.answer import TierChunk
 from services.router_inference.job import Arm, Job, Outcome
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial import Trial, Tried

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from services.common.triton.answer import TierChunk
+from services.common.tiers.answer import TierChunk
 
 
 class FakeAsking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.common.triton.errors import TierUnavailableError
+from services.common.tiers.errors import TierUnavailableError
 
 
 @dataclass(frozen=True)

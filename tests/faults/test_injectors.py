@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from services.common.tiers.errors import TierError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierError
 from tests.fakes.triton import FakeTriton
 from tests.faults.cases import clock
 from tests.faults.clock import ShiftedClocks

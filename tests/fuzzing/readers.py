@@ -43,8 +43,9 @@ from services.common.metrics import new_registry
 from services.common.settings import SettingsError, load_settings
 from services.common.state.policy_store import StoredPolicy
 from services.common.telemetry_variables import understood
-from services.common.triton.answer import Budget
-from services.common.triton.errors import TierError
+from services.common.tiers.answer import Budget
+from services.common.tiers.errors import TierError
+from services.common.triton.answer import chunk_of
 from services.load_monitor.convert_state import read_picture, read_reports
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER
@@ -654,7 +655,7 @@ def _records() -> Iterator[Reader]:
     answer.parameters["triton_final_response"].bool_param = True
     yield Reader(
         "answers of a tier", [answer.SerializeToString()], message(kserve.ModelInferResponse),
-        lambda data: Budget("i", 4).chunk(kserve.ModelInferResponse.FromString(data)),
+        lambda data: chunk_of(kserve.ModelInferResponse.FromString(data), "i", Budget(4)),
         (TierError, DecodeError),
     )  # fmt: skip
     page = b"".join(

@@ -14,14 +14,14 @@ import pytest
 import pytest_asyncio
 
 from router.profile import parse_profile
-from services.common.triton.answer import TierChunk
-from services.common.triton.client import TritonClient
-from services.common.triton.errors import (
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import (
     TierDeadlineError,
     TierInvalidError,
     TierOverloadedError,
     TierUnavailableError,
 )
+from services.common.triton.client import TritonClient
 from services.local.triton.repository.paced import (
     PacedFleet,
     PacedRepository,

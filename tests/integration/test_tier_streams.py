@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.common.triton.answer import TierChunk
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import TierInvalidError, TierUnavailableError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierInvalidError, TierUnavailableError
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository
 from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.profile import TierProfile
-from services.common.triton.answer import TierChunk
-from services.common.triton.errors import TierOverloadedError
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import TierOverloadedError
 from tests.fakes.asking import AsksByGenerating
 
 

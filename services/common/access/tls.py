@@ -106,6 +106,7 @@ class Tls:
         self._seen = self._stamps()
         self._look_s = monotonic_s() + _LOOK_AGAIN_S
         self._current = read_certificates(settings, wall_s())
+        self._context: tuple[Certificates, ssl.SSLContext] | None = None
 
     @property
     def for_triton(self) -> Tls | None:
@@ -129,6 +130,16 @@ class Tls:
             else:
                 self._log.info("certificates_renewed", certificate=self._settings.certificate)
         return self._current
+
+    def client_context(self) -> ssl.SSLContext:
+        """Returns what a caller by TLS uses that is no gRPC: the certificates of now."""
+        now = self.current()
+        if self._context is None or self._context[0] is not now:
+            context = ssl.create_default_context(cadata=now.roots.decode("ascii", "ignore"))
+            # OpenSSL reads these from files alone; they were found to fit together.
+            context.load_cert_chain(self._settings.certificate, self._settings.key)
+            self._context = now, context
+        return self._context[1]
 
     def server_credentials(self, *, with_client_certificates: bool) -> Any:
         """Returns credentials of a server; every handshake shows the certificate of its time.

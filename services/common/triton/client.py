@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -21,19 +20,21 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
-from services.common.times import from_ns
-from services.common.triton.answer import Budget, TierChunk, bad_answer
-from services.common.triton.errors import (
+from services.common.tiers.answer import Budget, TierChunk
+from services.common.tiers.client import TierClient
+from services.common.tiers.errors import (
     BAD_ANSWER,
+    REASON_DEADLINE,
     TierDeadlineError,
     TierError,
     TierInvalidError,
     TierUnavailableError,
     TierUnknownError,
-    error_of_status,
-    error_of_text,
+    bad_answer,
 )
-from services.common.triton.streams import REASON_DEADLINE, Asking, TierStreams
+from services.common.times import from_ns
+from services.common.triton.errors import error_of_status, error_of_text
+from services.common.triton.streams import Asking, TierStreams
 
 CONTROL_TIMEOUT_S = 2.0
 _MAX_RECEIVED_BYTES = 4 * 1024 * 1024
@@ -46,7 +47,6 @@ _CHANNEL_OPTIONS = (
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_NOWHERE = "127.0.0.1:0"
 ROUTER_BACKEND = "tiercel"
 """What routers call the backend of their models, which clients of Triton can ask too."""
 _ASK_COUNT = "return_num_input_tokens"
@@ -118,7 +118,7 @@ class TierModelConfig:
         return self.parameters.get("tiercel_tier", "")
 
 
-class TritonClient:
+class TritonClient(TierClient):
     """Calls one Triton endpoint. Make it once per endpoint inside a running event loop."""
 
     def __init__(
@@ -153,19 +153,6 @@ class TritonClient:
         # Triton puts the request's id before some error texts: it must be none that a caller knows.
         self._id_prefix = secrets.token_hex(8)
         self._id_numbers = itertools.count(1)
-
-    async def __aenter__(self) -> TritonClient:
-        """Returns itself."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the channel."""
-        await self.close()
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
@@ -282,29 +269,13 @@ class TritonClient:
         metadata: Sequence[tuple[str, str]] = (),
         stream: bool = True,
     ) -> Asking:
-        """Asks a tier for an answer, which comes by callbacks.
+        """Asks a tier for an answer, which comes by callbacks; see `TierClient`.
 
-        Args:
-            model: Triton model name.
-            prompt: The prompt.
-            max_output_tokens: Longest answer in tokens.
-            timeout_s: Time left: Triton's request timeout and, with the grace added, the time after
-                which the request is cancelled.
-            on_chunk: Gets every piece.
-            on_end: Called once after the last piece with None, or with what the request failed
-                with, most often a TierError. An answer longer than was asked for, or not of the
-                form asked for, is a TierUnavailableError with the reason BAD_ANSWER.
-            temperature: Sampling temperature; 0: greedy.
-            seed: Sampling seed.
-            metadata: gRPC metadata to send, for example `traceparent` of a sampled request (Triton
-                would trace one that is not sampled all the same). Never `triton_grpc_error`, which
-                asks for a gRPC status instead of a text inside a failed stream: two such failures
-                at once bring Triton 2.51 down with a segmentation fault.
-            stream: Whether the tier sends tokens as they come, else one piece.
-
-        Raises:
-            TierDeadlineError: No time is left; nothing was sent.
-            TierInvalidError: The prompt is too long; nothing was sent.
+        The time left is Triton's request timeout and, with the grace added, the time after which
+        the request is cancelled. Metadata are the call's: `traceparent` only of a request that is
+        sampled (Triton would trace another all the same), and never `triton_grpc_error`, which
+        asks for a gRPC status instead of a text inside a failed stream: two such failures at once
+        bring Triton 2.51 down with a segmentation fault.
         """
         if timeout_s <= 0.0:
             raise TierDeadlineError(REASON_DEADLINE, "no time was left for the tier")
@@ -314,32 +285,10 @@ class TritonClient:
         if len(prompt) > _MAX_SENT_BYTES // 4 and request.ByteSize() > _MAX_SENT_BYTES:
             raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one message")
         end_s = asyncio.get_running_loop().time() + timeout_s + self._cancel_grace_s
-        budget = Budget(request.id, max_output_tokens)
+        budget = Budget(max_output_tokens)
         asking = Asking(request, budget, end_s, on_chunk, on_end)
         self._streams.ask(asking, tuple(metadata))
         return asking
-
-    async def generate(
-        self, model: str, prompt: str, max_output_tokens: int, **options: Any
-    ) -> AsyncGenerator[TierChunk, None]:
-        """Asks a tier for an answer and yields it piece by piece; options as those of `ask`.
-
-        Closing the generator, or cancelling the task that runs it, cancels the request, and Triton
-        tells the model to stop. Use `contextlib.aclosing` where the loop may end early.
-
-        Raises:
-            TierError: One of its subclasses; see `ask`.
-        """
-        pieces: asyncio.Queue[TierChunk | Exception | None] = asyncio.Queue()
-        put = pieces.put_nowait
-        asking = self.ask(model, prompt, max_output_tokens, on_chunk=put, on_end=put, **options)
-        try:
-            while (piece := await pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-        finally:
-            asking.cancel()
 
     def _request(
         self,
@@ -382,24 +331,6 @@ class TritonClient:
         if reply is None:  # how grpc.aio hands over what it cannot read
             raise bad_answer("bytes that are no message")
         return reply
-
-
-class ForbiddenClient(TritonClient):
-    """Stands for an endpoint at an address that the settings do not allow: nothing is sent there.
-
-    Whoever tells of such an endpoint cannot have prompts sent elsewhere; it counts as one that is
-    not there.
-    """
-
-    def __init__(self, address: str, **options: Any) -> None:
-        super().__init__(_NOWHERE, **options)
-        self.address = address
-
-    def ask(self, *_: Any, **__: Any) -> Asking:
-        """Raises TierUnavailableError."""
-        raise TierUnavailableError(
-            "ADDRESS_NOT_ALLOWED", f"{self.address} is not in mesh.endpoint_addresses"
-        )
 
 
 def _template(model: str) -> kserve.ModelInferRequest:

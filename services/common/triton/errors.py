@@ -1,4 +1,4 @@
-"""Why a tier did not answer."""
+"""What Triton says when a tier does not answer, as errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import re
 
 import grpc
 
-QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
-"""Reason of an answer that the tier ended at the request's timeout."""
-BAD_ANSWER = "BAD_ANSWER"
-"""Reason of an answer that no tier may give: too long, or not of the form asked for."""
+from services.common.tiers.errors import (
+    BAD_ANSWER,
+    QUEUE_TIMEOUT,
+    REASON_DEADLINE,
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    TierOverloadedError,
+    TierUnavailableError,
+    TierUnknownError,
+)
+
 # What Triton 2.51 and the mesh's own tiers say, as their texts begin. What a text goes on with may
 # come from a caller's prompt, so nothing is looked for there.
 _QUEUE_FULL = re.compile(r"Exceeds maximum queue size|queue is full: \d+ requests wait")
@@ -39,45 +47,6 @@ _NO_TRITON = frozenset(
 _ANSWER_TOO_LARGE = re.compile(r"(Stream removed \()?CLIENT: Received message larger than max")
 
 
-class TierError(Exception):
-    """A tier did not answer a request.
-
-    Attributes:
-        reason: Upper-case token for metric labels and `ErrorInfo.reason`.
-        detail: What the server said, one line, at most 300 characters.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keeps the reason beside the text; `detail` is cut to one short line."""
-        self.reason = reason
-        self.detail = " ".join(detail.split())[:300]
-        super().__init__(f"{reason}: {self.detail}")
-
-
-class TierUnavailableError(TierError):
-    """The endpoint is gone, or the tier on it is not loaded, lost or broken: try another one."""
-
-
-class TierOverloadedError(TierError):
-    """The tier's own queue was full, or the request waited in it for too long."""
-
-
-class TierDeadlineError(TierError):
-    """The deadline of the call passed before the answer was complete."""
-
-
-class TierInvalidError(TierError):
-    """The tier refused the request itself: sending it elsewhere would not help."""
-
-
-class TierUnknownError(TierError):
-    """The tier answered this request with an error that we do not know, or with nothing at all.
-
-    It may be the request's fault or the endpoint's; only what becomes of the request elsewhere
-    tells.
-    """
-
-
 def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
     """Maps a gRPC status to a typed error.
 
@@ -86,7 +55,7 @@ def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
     is full or was waited in for too long, and when the model or the whole server is gone.
     """
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TierDeadlineError("DEADLINE_EXCEEDED", detail or "deadline exceeded")
+        return TierDeadlineError(REASON_DEADLINE, detail or "deadline exceeded")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return TierInvalidError("INVALID_REQUEST", detail)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -16,15 +16,16 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 
-from services.common.triton.answer import Budget, TierChunk, bad_answer
-from services.common.triton.errors import (
+from services.common.tiers.answer import Budget, TierChunk
+from services.common.tiers.errors import (
     TierDeadlineError,
     TierError,
     TierUnavailableError,
     TierUnknownError,
-    error_of_status,
-    error_of_text,
+    bad_answer,
 )
+from services.common.triton.answer import chunk_of
+from services.common.triton.errors import error_of_status, error_of_text
 
 Metadata = tuple[tuple[str, str], ...]
 REASON_DEADLINE = "DEADLINE_EXCEEDED"
@@ -70,7 +71,7 @@ class Asking:
             raise bad_answer("bytes that are no message")
         if message.error_message:
             raise error_of_text(message.error_message, self.request.id)
-        chunk = self.budget.chunk(message.infer_response)
+        chunk = chunk_of(message.infer_response, self.request.id, self.budget)
         if self._on_chunk is not None:
             self._on_chunk(chunk)
         return chunk.is_final

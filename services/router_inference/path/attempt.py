@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.types import NO_TIER_PIN, SloKind
-from services.common.triton.answer import TierChunk
-from services.common.triton.errors import (
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import (
     QUEUE_TIMEOUT,
     TierDeadlineError,
     TierError,

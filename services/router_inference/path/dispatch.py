@@ -16,7 +16,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.triton.errors import (
+from services.common.tiers.errors import (
     TierDeadlineError,
     TierError,
     TierInvalidError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from services.common.triton.answer import TierChunk
+from services.common.tiers.answer import TierChunk
 from services.router_inference.job import Job
 from services.router_inference.path.dispatch import Dispatcher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from services.common.triton.answer import TierChunk
+from services.common.tiers.answer import TierChunk
 
 
 class Sink(Protocol):

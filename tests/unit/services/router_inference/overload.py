@@ -10,8 +10,8 @@ from typing import Any
 
 from router.profile import LatencyProfile, TierProfile
 from services.common.errors import DomainError
-from services.common.triton.answer import TierChunk
-from services.common.triton.errors import TierOverloadedError
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import TierOverloadedError
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, FakePool, FakeTier, make_rig
 

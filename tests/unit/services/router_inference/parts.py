@@ -15,8 +15,8 @@ from services.common.mesh_settings import MeshFiles
 from services.common.state.connect import connect_stores
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
-from services.common.triton.answer import TierChunk
-from services.common.triton.errors import TierError, TierOverloadedError
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
 from services.router_inference.core import ClientPool, Core
 from services.router_inference.job import Ask, Choice, Job

@@ -8,7 +8,8 @@ from typing import cast
 from router.catalog import Catalog
 from router.profile import LatencyProfile, TierProfile
 from services.common.mesh_settings import MeshFiles
-from services.common.triton.client import ForbiddenClient, TritonClient
+from services.common.tiers.client import ForbiddenClient
+from services.common.triton.client import TritonClient
 from services.router_inference.core import ClientPool, profiles_by_name
 from tests.unit.services.router_inference.parts import (
     PROFILE,

@@ -17,14 +17,14 @@ import pytest_asyncio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
-from services.common.triton.answer import TierChunk
-from services.common.triton.client import ForbiddenClient, TritonClient
-from services.common.triton.errors import (
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.errors import (
     TierDeadlineError,
     TierOverloadedError,
     TierUnavailableError,
     TierUnknownError,
 )
+from services.common.triton.client import TritonClient
 from tests.fakes.noise_server import noise_server
 
 Behaviour = Callable[
@@ -393,15 +393,6 @@ async def test_statistics_of_thousands_of_models_are_refused(server: Server) -> 
     scripted.other_model_count = 2_000
     with pytest.raises(TierUnknownError, match="TOO_MANY_MODELS"):
         await client.statistics()
-
-
-async def test_nothing_is_sent_to_an_address_that_is_not_allowed() -> None:
-    """Its client answers like one of an endpoint that is not there."""
-    async with ForbiddenClient("evil.example:8001", control_timeout_s=5.0) as client:
-        assert not await client.is_live()
-        with pytest.raises(TierUnavailableError, match="ADDRESS_NOT_ALLOWED"):
-            async for _ in client.generate("m", "secret", 4, timeout_s=1.0):
-                pass
 
 
 async def test_bytes_that_are_no_message_are_the_endpoints_fault() -> None:

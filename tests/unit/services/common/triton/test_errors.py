@@ -5,16 +5,15 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from services.common.triton.errors import (
+from services.common.tiers.errors import (
     TierDeadlineError,
     TierError,
     TierInvalidError,
     TierOverloadedError,
     TierUnavailableError,
     TierUnknownError,
-    error_of_status,
-    error_of_text,
 )
+from services.common.triton.errors import error_of_status, error_of_text
 
 UNHEALTHY = (
     "Failed to process the request(s) for model instance 'x_0', message: Stub process 'x_0_0' is "

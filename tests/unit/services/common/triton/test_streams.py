@@ -13,8 +13,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.tiers.errors import TierOverloadedError
 from services.common.triton.client import TritonClient
-from services.common.triton.errors import TierOverloadedError
 from tests.waiting import until
 
 

@@ -11,10 +11,7 @@ from services.common.errors import (
     DeadlineExceededError,
     UnavailableError,
 )
-from services.common.triton.errors import (
-    TierOverloadedError,
-    TierUnavailableError,
-)
+from services.common.tiers.errors import TierOverloadedError, TierUnavailableError
 from services.router_inference.job import Outcome
 from services.router_inference.path.attempt import CUTOFF_TOLERANCE_S
 from tests.fakes.virtual_time import run_virtual

@@ -14,7 +14,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.triton.errors import (
+from services.common.tiers.errors import (
     TierInvalidError,
     TierOverloadedError,
     TierUnavailableError,

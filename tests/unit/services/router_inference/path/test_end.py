@@ -7,11 +7,7 @@ import random
 
 import pytest
 
-from services.common.triton.errors import (
-    TierInvalidError,
-    TierOverloadedError,
-    TierUnavailableError,
-)
+from services.common.tiers.errors import TierInvalidError, TierOverloadedError, TierUnavailableError
 from services.router_inference.job import Outcome
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig

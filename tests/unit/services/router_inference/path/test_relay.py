@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from services.common.errors import UnavailableError
-from services.common.triton.errors import TierUnavailableError
+from services.common.tiers.errors import TierUnavailableError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.relay import StreamRelay
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig

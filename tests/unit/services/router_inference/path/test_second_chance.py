@@ -10,10 +10,7 @@ from services.common.errors import (
     DeadlineExceededError,
     UnavailableError,
 )
-from services.common.triton.errors import (
-    TierUnavailableError,
-    TierUnknownError,
-)
+from services.common.tiers.errors import TierUnavailableError, TierUnknownError
 from services.router_inference.job import Outcome, StepDown
 from services.router_inference.path.second_chance import RetryBudget
 from tests.unit.services.router_inference.parts import Behaviour, make_rig

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 
 from services.common.errors import DeadlineExceededError
 from services.common.telemetry import Telemetry
-from services.common.triton.errors import TierUnavailableError
+from services.common.tiers.errors import TierUnavailableError
 from tests.unit.deploy.manifests import ROOT
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario

@@ -16,7 +16,7 @@ from services.common.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.triton.errors import TierInvalidError
+from services.common.tiers.errors import TierInvalidError
 from services.router_inference.doors.kserve.models import TensorError
 from services.router_inference.doors.kserve.servicer import SERVICE_NAME
 from tests.kserve_requests import infer_request, outputs_of, said

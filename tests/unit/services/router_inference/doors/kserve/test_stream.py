@@ -14,7 +14,7 @@ from services.common.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from services.common.triton.errors import TierUnavailableError
+from services.common.tiers.errors import TierUnavailableError
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from tests.kserve_requests import infer_request, outputs_of, said
 from tests.unit.services.router_inference.doors.test_servicer import CALL, Call

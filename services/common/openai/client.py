@@ -1,0 +1,213 @@
+"""Asynchronous client of one endpoint that speaks OpenAI over HTTP: vLLM, or another such server.
+
+Bytes are taken apart by httptools in the event loop's own callbacks, so that a token costs no task
+and no coroutine (docs/adr/0026).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Never
+
+from services.common.access.tls import Tls
+from services.common.openai.errors import error_of_status
+from services.common.openai.exchanges import AskingOpenAI, Page
+from services.common.openai.pool import ConnectionPool
+from services.common.tiers.answer import TierChunk
+from services.common.tiers.client import TierClient
+from services.common.tiers.errors import (
+    REASON_DEADLINE,
+    TierDeadlineError,
+    TierError,
+    TierInvalidError,
+    bad_answer,
+)
+
+CONTROL_TIMEOUT_S = 2.0
+_MOST_SENT_BYTES = 17 * 1024 * 1024
+"""Above the longest prompt that settings allow."""
+_MOST_MODELS = 2_000
+_MOST_NAME_CHARACTERS = 512
+_LIVE_WITHOUT_PAGE = frozenset({401, 403, 404, 405})
+"""What servers say of /health that have no such page, or show it to nobody."""
+_OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server lists; its API says no more of it.
+
+    Attributes:
+        model: Its name.
+        kind: Always empty: unknown.
+    """
+
+    model: str
+    kind: str = ""
+
+
+class OpenAIClient(TierClient):
+    """Calls one endpoint. Make it once per endpoint inside a running event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        control_timeout_s: float = CONTROL_TIMEOUT_S,
+        most_idle_connections: int = 0,
+        tls: Tls | None = None,
+        api_key: str = "",
+    ) -> None:
+        """Connects with the first request.
+
+        Args:
+            address: `host:port` of the server.
+            control_timeout_s: Longest time of every call but `ask`.
+            most_idle_connections: How many connections are kept for the next requests; 0 makes one
+                for each request.
+            tls: Certificates; None means plain text.
+            api_key: Shown to the server; empty means none. Characters of ASCII that can be seen.
+        """
+        self.address = address
+        self._control_timeout_s = control_timeout_s
+        self._connections = ConnectionPool(address, most_idle_connections, tls)
+        key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        shared = f"Host: {address}\r\nUser-Agent: tiercel\r\n{key}"
+        self._page_head = f" HTTP/1.1\r\n{shared}\r\n"
+        self._ask_head = (
+            f"POST /v1/completions HTTP/1.1\r\n{shared}Content-Type: application/json\r\n"
+        )
+        self._openings: dict[str, str] = {}
+
+    async def close(self) -> None:
+        """Closes every connection; requests under way are cancelled."""
+        await self._connections.close()
+
+    @property
+    def busy_count(self) -> int:
+        """How many connections carry a request now."""
+        return self._connections.busy_count
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open, idle ones included."""
+        return len(self._connections)
+
+    def ask(
+        self,
+        model: str,
+        prompt: str,
+        max_output_tokens: int,
+        *,
+        timeout_s: float,
+        on_chunk: Callable[[TierChunk], None],
+        on_end: Callable[[Exception | None], None],
+        temperature: float = 0.0,
+        seed: int = 0,
+        metadata: Sequence[tuple[str, str]] = (),
+        stream: bool = True,
+    ) -> AskingOpenAI:
+        """Asks a tier for an answer, which comes by callbacks; see `TierClient`.
+
+        The server is told no deadline, since the API has none: at the end of the time left the
+        connection is closed. Metadata become headers.
+        """
+        if timeout_s <= 0.0:
+            raise TierDeadlineError(REASON_DEADLINE, "no time was left for the tier")
+        body = self._body(model, prompt, max_output_tokens, temperature, seed, stream)
+        if len(body) > _MOST_SENT_BYTES:
+            raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one request")
+        more = "".join(f"{name}: {text}\r\n" for name, text in metadata)
+        head = f"{self._ask_head}{more}Content-Length: {len(body)}\r\n\r\n"
+        asking = AskingOpenAI(max_output_tokens, on_chunk, on_end, is_stream=stream)
+        asking.timer = asyncio.get_running_loop().call_later(timeout_s, asking.expire)
+        self._connections.send(asking, head.encode("latin-1") + body)
+        return asking
+
+    def _body(
+        self,
+        model: str,
+        prompt: str,
+        max_output_tokens: int,
+        temperature: float,
+        seed: int,
+        stream: bool,
+    ) -> bytes:
+        opening = self._openings.get(model)
+        if opening is None:
+            opening = self._openings[model] = f'{{"model":{json.dumps(model)},"prompt":'
+        text = json.dumps(prompt, ensure_ascii=False)
+        # A greedy answer needs no seed, and servers that take none are not asked to.
+        seeded = f',"seed":{seed:d}' if temperature else ""
+        form = ',"stream":true,"stream_options":{"include_usage":true}}' if stream else "}"
+        return (
+            f'{opening}{text},"max_tokens":{max_output_tokens:d}'
+            f',"temperature":{temperature!r}{seeded}{form}'
+        ).encode()
+
+    # ---- what the monitor and commands ask ----
+
+    async def statistics(self, model: str = "") -> dict[str, Never]:
+        """Returns no counters, which the API has not, if the server says that it is well.
+
+        Raises:
+            TierError: It did not answer, or says that it is not.
+        """
+        status, body = await self._page("/health")
+        if status != _OK and status not in _LIVE_WITHOUT_PAGE:
+            raise error_of_status(status, body)
+        return {}
+
+    async def is_live(self) -> bool:
+        """Returns whether the server answers and does not say that it is ill."""
+        try:
+            await self.statistics()
+        except TierError:
+            return False
+        return True
+
+    async def is_ready(self, model: str = "") -> bool:
+        """Returns whether the server lists a model, or without a name any."""
+        try:
+            models = await self.loaded_models()
+        except TierError:
+            return False
+        return model in models if model else bool(models)
+
+    async def loaded_models(self) -> tuple[str, ...]:
+        """Returns the names of the models that the server lists, in order of name.
+
+        Raises:
+            TierError: It did not answer, or not with a list of models.
+        """
+        status, body = await self._page("/v1/models")
+        if status != _OK:
+            raise error_of_status(status, body)
+        try:
+            found = json.loads(body)["data"]
+            if len(found) > _MOST_MODELS:
+                raise bad_answer(f"a list of {len(found)} models")
+            names = [each["id"] for each in found]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise bad_answer("no list of models") from None
+        if not all(isinstance(name, str) and len(name) <= _MOST_NAME_CHARACTERS for name in names):
+            raise bad_answer("a model whose name is none")
+        return tuple(sorted(names))
+
+    async def model_config(self, model: str) -> ServedModel:
+        """Returns what is known of a model.
+
+        Raises:
+            TierError: The server did not answer, or lists no such model.
+        """
+        if model not in await self.loaded_models():
+            raise error_of_status(404, f"there is no model {model}".encode())
+        return ServedModel(model)
+
+    async def _page(self, path: str) -> tuple[int, bytes]:
+        page = Page()
+        self._connections.send(page, f"GET {path}{self._page_head}".encode("latin-1"))
+        return await page.read(self._control_timeout_s)
