@@ -5,6 +5,7 @@ Shape letters: K tasks, T tiers, C candidates, D devices.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,19 +50,29 @@ class FleetArrays(NamedTuple):
     home_C: NDArray[np.bool_]
 
 
+class EndpointProtocol(enum.Enum):
+    """What an endpoint speaks, by the word in settings."""
+
+    TRITON = "triton"
+    """KServe v2 by gRPC, as Triton's vLLM backend has it."""
+    OPENAI = "openai"
+    """OpenAI's completions by HTTP."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """Definition of an endpoint.
 
     Attributes:
         name: unique name.
-        address: host:port of Triton's gRPC.
+        address: host:port: of Triton's gRPC, or of what `protocol` says.
         device: name of the device whose time its tiers share.
-        models: Triton model name per tier name.
+        models: the server's own model name per tier name.
         profile: name of its latency profile; empty = the default one.
         metrics_address: host:port of Prometheus metrics; empty = none.
         speed: speed relative to the profile, > 0.
         http_address: host:port of the same server's HTTP; empty = none.
+        protocol: what it speaks.
     """
 
     name: str
@@ -72,6 +83,7 @@ class EndpointSpec:
     metrics_address: str = ""
     speed: float = 1.0
     http_address: str = ""
+    protocol: EndpointProtocol = EndpointProtocol.TRITON
 
 
 @dataclass(frozen=True)

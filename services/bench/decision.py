@@ -29,7 +29,8 @@ from services.common.clock import SystemClock
 from services.common.settings import load_settings
 from services.common.telemetry import Telemetry
 from services.router_inference.app import build_app
-from services.router_inference.core import ClientPool, Core
+from services.router_inference.client_pool import ClientPool
+from services.router_inference.core import Core
 from services.router_inference.job import Ask, Job
 from services.router_inference.settings import Settings
 from services.router_inference.workers.place import Place

@@ -1,4 +1,4 @@
-"""``tiercel endpoint``: Triton endpoints that join and leave while the mesh runs."""
+"""``tiercel endpoint``: endpoints that join and leave while the mesh runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from router.fleet import EndpointProtocol
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.common.addresses import parse_address
@@ -21,7 +22,7 @@ from tiercel.load_monitor.v1 import system_state_pb2
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     commands = typer.Typer(
-        name="endpoint", help="List, add and remove Triton endpoints.", no_args_is_help=True
+        name="endpoint", help="List, add and remove endpoints.", no_args_is_help=True
     )
     commands.command("list")(list_endpoints)
     commands.command("add")(add)
@@ -47,7 +48,7 @@ def list_endpoints(
 
 def add(
     name: Annotated[str, typer.Argument(help="Unique name.")],
-    address: Annotated[str, typer.Argument(help="gRPC address of the Triton server, host:port.")],
+    address: Annotated[str, typer.Argument(help="Address of the server, host:port.")],
     tier: Annotated[
         list[str], typer.Option(help="Tier it serves, TIER or TIER=MODEL; once per tier.")
     ],
@@ -55,6 +56,7 @@ def add(
     profile: Annotated[str, typer.Option(help="Latency profile [default: the mesh's].")] = "",
     metrics: Annotated[str, typer.Option(help="Address of its Prometheus metrics.")] = "",
     http: Annotated[str, typer.Option(help="Address of its HTTP, for gateways.")] = "",
+    protocol: Annotated[str, typer.Option(help="What it speaks: triton, openai.")] = "triton",
     mesh: MeshOption = "",
     config: ConfigOption = None,
     monitor: MonitorOption = "",
@@ -63,6 +65,9 @@ def add(
     for option, text in (("ADDRESS", address), ("--metrics", metrics), ("--http", http)):
         if text or option == "ADDRESS":
             _check(option, text)
+    known = [each.value for each in EndpointProtocol]
+    if protocol not in known:
+        raise InputError(f"--protocol: must be one of {', '.join(known)}, got {protocol!r}")
     tiers = [_served(each) for each in tier]
     endpoint = common_pb2.Endpoint(
         endpoint=name,
@@ -72,6 +77,7 @@ def add(
         profile=profile,
         metrics_address=metrics,
         http_address=http,
+        protocol=common_pb2.EndpointProtocol.Value(f"ENDPOINT_PROTOCOL_{protocol.upper()}"),
     )
     where = resolve(mesh, load_monitor=monitor, config=config).need("load_monitor")
     call("load monitor", where, "AddEndpoint", pb.AddEndpointRequest(endpoint=endpoint))

@@ -71,19 +71,25 @@ class EndpointSettings(SettingsModel):
     name: Name
     """Unique name."""
     address: Address
-    """gRPC address of the Triton server."""
+    """Address of the server: gRPC of a Triton, HTTP of one that speaks OpenAI."""
+    protocol: Literal["triton", "openai"] = "triton"
+    """What it speaks: KServe v2 as Triton's vLLM backend has it, or OpenAI's completions."""
     device: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     """Device whose time its tiers share; empty means one named like the endpoint."""
     tiers: tuple[Name, ...] = Field(min_length=1)
     """Tiers it serves."""
     models: dict[str, str] = Field(default_factory=dict)
-    """Triton model name per tier; a tier that is not listed has a model of its own name."""
+    """The server's model name per tier; a tier that is not listed has a model of its own name."""
     profile: OptionalRelativePath = ""
     """Latency profile of its device; empty means the mesh's."""
     metrics_address: OptionalAddress = ""
     """HTTP address of its Prometheus metrics; empty means it is not scraped."""
     http_address: OptionalAddress = ""
     """HTTP address of the same server, where Envoy sends requests; empty means it gets none."""
+    api_key_variable: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,127})?$")
+    """Environment variable that holds the key it wants; `openai` only; empty means none."""
+    api_key_file: OptionalRelativePath = ""
+    """File that holds the key it wants; `openai` only; empty means none."""
 
 
 class MeshSettings(SettingsModel):
@@ -169,6 +175,11 @@ def _endpoint_problems(index: int, entry: dict[str, Any], tiers: list[str]) -> I
             yield Problem(("endpoints", index, "models", tier), "is no tier of this endpoint", tier)
         if model == "":
             yield Problem(("endpoints", index, "models", tier), "must not be empty", model)
+    keys = [name for name in ("api_key_variable", "api_key_file") if entry.get(name)]
+    if keys and entry.get("protocol") != "openai":
+        yield Problem(("endpoints", index, keys[0]), 'goes with protocol = "openai" alone', "")
+    if len(keys) > 1:
+        yield Problem(("endpoints", index, keys[1]), f"{keys[0]} is given too; give one", "")
 
 
 def _list(value: object) -> list[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 import grpc.aio
 
-from router.fleet import EndpointSpec
+from router.fleet import EndpointProtocol, EndpointSpec
 from services.common.access.access import load_access
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
@@ -16,6 +17,8 @@ from services.common.lifecycle import Running
 from services.common.log import get_logger
 from services.common.mesh_settings import MeshSettings, endpoint_profile_names
 from services.common.metrics import new_registry, start_metrics_server
+from services.common.openai.client import OpenAIClient
+from services.common.openai.keys import read_api_keys
 from services.common.process_id import new_process_id
 from services.common.server import ServerSettings, ServiceDefinition, build_server
 from services.common.state.connect import connect_stores
@@ -29,7 +32,7 @@ from services.load_monitor.coordination import Coordinator, Role
 from services.load_monitor.health import HealthRules
 from services.load_monitor.metrics import MonitorCollector, MonitorCounters
 from services.load_monitor.page import MonitorPage
-from services.load_monitor.prober import Prober, ProbeTimes
+from services.load_monitor.prober import ProbeClient, Prober, ProbeTimes
 from services.load_monitor.publisher import Publisher
 from services.load_monitor.servicer import LoadMonitorServicer
 from services.load_monitor.settings import Settings
@@ -69,6 +72,7 @@ class LoadMonitorApp:
             monotonic_s=clock.monotonic_s,
             log=self._log,
         )
+        self._api_keys = read_api_keys(settings.mesh, os.environ)
         self._monitor_id = self._own.monitor_id or new_process_id()
         self._registry = new_registry()
         self._counters = MonitorCounters(self._registry)
@@ -204,6 +208,7 @@ class LoadMonitorApp:
         }
         mesh = self._settings.mesh.model_copy(update=live)
         names = await asyncio.to_thread(endpoint_profile_names, mesh)
+        self._api_keys = await asyncio.to_thread(read_api_keys, mesh, os.environ)
         self._settings = self._settings.model_copy(update={"mesh": mesh})
         self._topology.use_settings(_configured(mesh, names), is_alone=not mesh.redis_url)
         return changed & {f"mesh.{key}" for key in live}
@@ -247,21 +252,32 @@ class LoadMonitorApp:
         )
 
     def _prober(self) -> Prober:
-        timeout_s = self._own.probe_timeout_s
-        tls = self._access.tls and self._access.tls.for_triton
         return Prober(
             board=self._board,
-            connect=lambda address: TritonClient(address, control_timeout_s=timeout_s, tls=tls),
+            connect=self._probe_client,
             times=ProbeTimes(
                 gauge_interval_s=self._own.gauge_interval_s,
                 ready_interval_s=self._own.ready_interval_s,
-                timeout_s=timeout_s,
+                timeout_s=self._own.probe_timeout_s,
             ),
             clock=self._clock,
             log=self._log,
             is_publishing=lambda: self._coordinator.is_publishing,
             supervisor=self._supervisor,
         )
+
+    def _probe_client(self, spec: EndpointSpec) -> ProbeClient:
+        tls = self._access.tls and self._access.tls.for_triton
+        timeout_s = self._own.probe_timeout_s
+        if spec.protocol is EndpointProtocol.OPENAI:
+            return OpenAIClient(
+                spec.address,
+                control_timeout_s=timeout_s,
+                most_idle_connections=1,
+                tls=tls,
+                api_key=lambda: self._api_keys.get(spec.address, ""),
+            )
+        return TritonClient(spec.address, control_timeout_s=timeout_s, tls=tls)
 
     def _collector(self, publisher: Publisher) -> MonitorCollector:
         return MonitorCollector(
@@ -290,7 +306,7 @@ def _configured(mesh: MeshSettings, profile_names: Mapping[str, str]) -> dict[st
 
 
 def build_app(settings: Settings) -> LoadMonitorApp:
-    """Returns the load monitor; SettingsError if a profile or a certificate cannot be read."""
+    """Returns the load monitor; SettingsError if a file cannot be read or a key is missing."""
     return LoadMonitorApp(
         settings=settings,
         profile_names=endpoint_profile_names(settings.mesh),

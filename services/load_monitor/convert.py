@@ -16,7 +16,7 @@ from services.common.checks import (
     Checks,
     is_name,
 )
-from services.common.convert import endpoint_of_message
+from services.common.convert import PROTOCOL_OF_MESSAGE, endpoint_of_message
 from services.common.latency_buckets import BUCKET_COUNT
 from services.common.mesh_settings import MOST_TARGET
 from services.load_monitor.loads import (
@@ -313,6 +313,8 @@ def endpoint_from_message(
         ):
             limit = "mesh.endpoint_addresses of the settings"
             bad.require(is_allowed(text), field, "is no address of this mesh's endpoints", limit)
+    known = message.protocol in PROTOCOL_OF_MESSAGE
+    bad.require(known, "protocol", "is none that is known here", "TRITON, OPENAI")
     if message.speed != 0.0:  # 0 means that nothing is claimed
         bad.number("speed", message.speed, LEAST_CLAIMED_SPEED, MOST_CLAIMED_SPEED)
     most = _MOST_TIERS if tiers is None else len(tiers)

@@ -1,4 +1,4 @@
-"""Reads the queue depths off Triton's Prometheus page."""
+"""Reads the queue depths off a Prometheus page: Triton's, or vLLM's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.addresses import parse_address
 
-_GAUGE = "nv_inference_pending_request_count{"
+_MODEL_OF_GAUGE = {
+    "nv_inference_pending_request_count": "model",
+    "vllm:num_requests_waiting": "model_name",
+}
+"""The gauges by name, and the label of each that names the model."""
+_STARTS = tuple(f"{gauge}{{" for gauge in _MODEL_OF_GAUGE)
 _LARGEST_PAGE_BYTES = 1024 * 1024
 _MOST_LINES = 2_000
 _MOST_WAITING = 2**31 - 1
@@ -19,7 +24,7 @@ class MetricsPageError(Exception):
 
 
 async def read_queue_depths(address: str, *, timeout_s: float) -> dict[str, int]:
-    """Returns requests waiting per model, summed over its versions.
+    """Returns requests waiting per model, summed over its versions or engines.
 
     Args:
         address: host:port of the metrics server.
@@ -48,18 +53,18 @@ def parse_queue_depths(page: bytes) -> dict[str, int]:
     """Returns requests waiting per model from the text of a metrics page.
 
     Raises:
-        ValueError, ArithmeticError, LookupError: A line of the gauge is malformed.
+        ValueError, ArithmeticError, LookupError: A line of a gauge is malformed.
     """
     # Only these lines are parsed: a whole page takes the parser half a millisecond.
     lines = [
-        line for line in page.decode("utf-8", "replace").split("\n") if line.startswith(_GAUGE)
+        line for line in page.decode("utf-8", "replace").split("\n") if line.startswith(_STARTS)
     ]
     if len(lines) > _MOST_LINES:
         raise ValueError(f"{len(lines)} lines of the gauge (limit: {_MOST_LINES})")
     depths: dict[str, int] = {}
     for family in text_string_to_metric_families("\n".join(lines)):
         for sample in family.samples:
-            model = sample.labels.get("model")
+            model = sample.labels.get(_MODEL_OF_GAUGE[sample.name])
             if model is not None:
                 depths[model] = depths.get(model, 0) + int(sample.value)
     if any(not 0 <= depth <= _MOST_WAITING for depth in depths.values()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from router.fleet import EndpointSpec
 from services.common.checks import MAX_COUNT
 from services.common.clock import Clock
 from services.common.errors import cut
@@ -25,7 +26,7 @@ _LONGEST_DOWN_PAUSE_S = 0.5
 
 
 class ModelCounters(Protocol):
-    """What the monitor reads of Triton's counters of one model."""
+    """What the monitor reads of a server's counters of one model."""
 
     @property
     def success_count(self) -> int:
@@ -101,7 +102,7 @@ class Prober:
 
     Args:
         board: Tells the endpoints, is told what was seen.
-        connect: Makes the client of an address.
+        connect: Makes the client of an endpoint.
         times: How often.
         clock: For the intervals.
         log: For changes of health.
@@ -113,7 +114,7 @@ class Prober:
         self,
         *,
         board: Board,
-        connect: Callable[[str], ProbeClient],
+        connect: Callable[[EndpointSpec], ProbeClient],
         times: ProbeTimes,
         clock: Clock,
         log: Logger,
@@ -150,7 +151,7 @@ class Prober:
                 self._tasks[name] = (tracker, task)
 
     async def _probe_for_ever(self, tracker: EndpointTracker) -> None:
-        client = self._connect(tracker.spec.address)
+        client = self._connect(tracker.spec)
         ready_due_s = self._clock.monotonic_s()
         try:
             while True:

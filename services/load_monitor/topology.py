@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from router.fleet import EndpointSpec
+from router.fleet import EndpointProtocol, EndpointSpec
 from services.common.checks import is_name
 from services.common.convert import message_of_endpoint
 from services.common.errors import (
@@ -250,8 +250,10 @@ def _state_bytes(spec: EndpointSpec) -> int:
 
 
 def _entry(spec: EndpointSpec) -> dict[str, Any]:
-    # The release before this one reads no endpoint that has an HTTP address.
-    http = {"http_address": spec.http_address} if spec.http_address else {}
+    # Releases before these fields read no endpoint that has them.
+    newer = {"http_address": spec.http_address} if spec.http_address else {}
+    if spec.protocol is not EndpointProtocol.TRITON:
+        newer["protocol"] = spec.protocol.value
     return {
         "name": spec.name,
         "address": spec.address,
@@ -259,7 +261,7 @@ def _entry(spec: EndpointSpec) -> dict[str, Any]:
         "profile": spec.profile,
         "metrics_address": spec.metrics_address,
         "speed": spec.speed,
-        **http,
+        **newer,
         "tiers": [{"tier": tier, "model": model} for tier, model in spec.models.items()],
     }
 
@@ -267,6 +269,7 @@ def _entry(spec: EndpointSpec) -> dict[str, Any]:
 def _spec(entry: dict[str, Any], is_allowed: Callable[[str], bool]) -> EndpointSpec:
     models = {served["tier"]: served["model"] for served in entry["tiers"]}
     fields = {key: value for key, value in entry.items() if key != "tiers"}
+    fields["protocol"] = EndpointProtocol(fields.get("protocol", EndpointProtocol.TRITON.value))
     # Through the door's own checks: what stands in the store may have been written by anybody.
     message = message_of_endpoint(EndpointSpec(**fields, models=models))
     return endpoint_from_message(message, None, is_allowed)

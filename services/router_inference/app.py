@@ -25,6 +25,7 @@ from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, load_mesh_files
 from services.common.metrics import new_registry, start_metrics_server
+from services.common.openai.keys import read_api_keys
 from services.common.process_id import monotonic_clock_id, new_process_id
 from services.common.server import (
     GRPC,
@@ -40,7 +41,8 @@ from services.common.supervision import BackgroundTask, Supervisor
 from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference import health_notes
-from services.router_inference.core import ClientPool, Core, Surroundings, build_core
+from services.router_inference.client_pool import ClientPool
+from services.router_inference.core import Core, Surroundings, build_core
 from services.router_inference.doors.kserve import servicer as kserve_door
 from services.router_inference.doors.servicer import READER_GRACE_S
 from services.router_inference.machine_code import MachineCode, obtain, run_compiler
@@ -128,8 +130,8 @@ class RouterInference:
             machine_code: of decisions; without it they are made in plain Python.
 
         Raises:
-            SettingsError: policy, fallback, their parameters, the default task, the ticket key or
-                a certificate are wrong.
+            SettingsError: policy, fallback, their parameters, the default task, a key or a
+                certificate are wrong.
         """
         self.settings = settings
         self.core: Core | None = None
@@ -155,6 +157,7 @@ class RouterInference:
             monotonic_s=clock.monotonic_s,
             log=log,
         )
+        self._api_keys = read_api_keys(settings.mesh, os.environ)
         self._place: Place | None = None
 
     def take_place(self, place: Place) -> None:
@@ -224,6 +227,7 @@ class RouterInference:
             own.tier_idle_streams,
             tls and tls.for_triton,
             mesh.may_be_endpoint,
+            self._api_keys,
         )
         stack.push_async_callback(clients.close)
         place = self._place or Place(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import random
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,16 +17,14 @@ from router.profile import LatencyProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
 from services.common.access.guard import Context
-from services.common.access.tls import Tls
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
 from services.common.mesh_settings import MeshFiles, MeshSettings
 from services.common.state.experience_stream import ExperienceStream
 from services.common.telemetry import Telemetry
-from services.common.tiers.client import ForbiddenClient
-from services.common.triton.client import TritonClient
 from services.router_inference import health_notes
+from services.router_inference.client_pool import ClientPool
 from services.router_inference.doors.envoy.picker import Picker
 from services.router_inference.doors.envoy.places import Names, Places
 from services.router_inference.doors.intake import Intake
@@ -81,78 +77,6 @@ from services.router_inference.workers.kserve import WorkerKserveServicer
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.servicer import WorkerServicer
 
-_LEAVE_STEP_S = 1.0
-
-
-class ClientPool:
-    """One Triton client per address, made at first use, closed when the address is used no more."""
-
-    def __init__(
-        self,
-        cancel_grace_s: float = 0.0,
-        most_idle_streams: int = 0,
-        tls: Tls | None = None,
-        is_allowed: Callable[[str], bool] = lambda _: True,
-    ) -> None:
-        """Opens nothing; see `TritonClient` for what it takes.
-
-        `is_allowed` tells whether prompts may go to an address, whatever the monitor says.
-        """
-        self._is_allowed = is_allowed
-        self._cancel_grace_s = cancel_grace_s
-        self._most_idle_streams = most_idle_streams
-        self._tls = tls
-        self._clients: dict[str, TritonClient] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
-
-    def keep(self, addresses: Collection[str]) -> None:
-        """Lets go of the clients of all other addresses, once they have ended their requests."""
-        for address in self._clients.keys() - addresses:
-            self._let_go(address)
-
-    def _let_go(self, address: str) -> None:
-        task = asyncio.create_task(self._leave(self._clients.pop(address)))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-    async def _leave(self, client: TritonClient) -> None:
-        try:
-            while client.busy_count:
-                await asyncio.sleep(_LEAVE_STEP_S)
-        finally:
-            await client.close()
-        if len(self._leaving) == 1:
-            # gRPC's calls that were cancelled are circles that keep the connection open, and a
-            # router's collector hardly ever looks at what has lived for long. It takes some 20 ms.
-            gc.collect()
-
-    def get(self, address: str) -> TritonClient:
-        """Returns the client of an address; that of one that is not allowed sends nothing."""
-        client = self._clients.get(address)
-        if client is None:
-            kind = TritonClient if self._is_allowed(address) else ForbiddenClient
-            client = self._clients[address] = kind(
-                address,
-                cancel_grace_s=self._cancel_grace_s,
-                most_idle_streams=self._most_idle_streams,
-                tls=self._tls,
-            )
-        return client
-
-    def allow(self, is_allowed: Callable[[str], bool]) -> None:
-        """Takes another rule for addresses; calls under way end by the old one."""
-        self._is_allowed = is_allowed
-        for address, client in list(self._clients.items()):
-            if is_allowed(address) == isinstance(client, ForbiddenClient):
-                self._let_go(address)
-
-    async def close(self) -> None:
-        """Closes every channel."""
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.gather(*(client.close() for client in self._clients.values()))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -168,7 +92,7 @@ class Surroundings:
         metrics: the router's.
         telemetry: traces.
         experience: where experience goes; None for nowhere.
-        clients: of Triton.
+        clients: of the endpoints.
         slot: the policy in use.
         machine_code: how decisions are bound.
         signer: of tickets.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Collection
 from typing import NamedTuple
 
 from router.reserve import SHARES
 from services.common.convert import endpoint_of_settings
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
+from services.common.openai.keys import read_api_keys
+from services.router_inference.client_pool import ClientPool
 from services.router_inference.core import (
-    ClientPool,
     Core,
     client_limits,
     profiles_by_name,
@@ -59,6 +61,7 @@ class Wanted(NamedTuple):
         files: what the files it names hold.
         policies: the policies it names.
         keys: keys that were taken over.
+        api_keys: what endpoints want to be shown, by address.
     """
 
     own: RouterInferenceSettings
@@ -66,6 +69,7 @@ class Wanted(NamedTuple):
     files: MeshFiles
     policies: Configured
     keys: set[str]
+    api_keys: dict[str, str]
 
 
 class LiveSettings:
@@ -94,7 +98,7 @@ class LiveSettings:
         """Returns what can change of other settings, with what their files hold.
 
         Raises:
-            SettingsError: A file is wrong.
+            SettingsError: A file is wrong, or a key of an endpoint is missing.
         """
         clients = _CLIENTS if self._core.clients else ()
         own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_TRIAL, *clients)
@@ -106,12 +110,14 @@ class LiveSettings:
         files = load_mesh_files(mesh)
         default_task(own, mesh)  # raises where it is wrong
         keys = {f"router_inference.{key}" for key in own_keys} | {f"mesh.{k}" for k in mesh_keys}
-        return Wanted(own, mesh, files, configured(own, files.catalog), keys)
+        api_keys = read_api_keys(mesh, os.environ)
+        return Wanted(own, mesh, files, configured(own, files.catalog), keys, api_keys)
 
     def apply(self, wanted: Wanted, changed: frozenset[str]) -> Collection[str]:
         """Puts it into force, between two requests; see `take`."""
         with as_settings_errors():
             self._core.slot.configure(**wanted.policies)
+        self._clients.allow(wanted.mesh.may_be_endpoint, wanted.api_keys)
         self._follow(wanted.own, wanted.mesh, wanted.files)
         news = _news(self._files, wanted.files)
         self._own, self._mesh, self._files = wanted.own, wanted.mesh, wanted.files
@@ -119,7 +125,6 @@ class LiveSettings:
 
     def _follow(self, own: RouterInferenceSettings, mesh: MeshSettings, files: MeshFiles) -> None:
         core = self._core
-        self._clients.allow(mesh.may_be_endpoint)
         if core.picker is not None:
             core.picker.places.allow(mesh.may_be_endpoint)
         endpoints = [endpoint_of_settings(entry) for entry in mesh.endpoints]

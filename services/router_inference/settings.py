@@ -151,11 +151,11 @@ class RouterInferenceSettings(ServerSettings):
     tier_cancel_grace_s: float = Field(default=0.25, ge=0.0, le=10.0)
     """Time after a deadline in which the tier may end the request before it is cancelled, seconds.
 
-    Tiers know the deadline as Triton's request timeout; Triton may hang when many streams are
-    cancelled while their tiers answer. 0 cancels at the deadline.
+    Tiers in Triton know the deadline as its request timeout; Triton may hang when many streams are
+    cancelled while their tiers answer. 0 cancels at the deadline, as is always done elsewhere.
     """
     tier_idle_streams: int = Field(default=64, ge=0, le=10_000)
-    """Most calls to one Triton that wait for a next request; 0 makes a call for each request."""
+    """Most calls, or connections, to one endpoint that wait for a next request; 0 keeps none."""
     report_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)
     """Time between two traffic reports, seconds."""
     reconnect_s: float = Field(default=1.0, gt=0.0, le=60.0)

@@ -23,6 +23,7 @@ import numpy as np
 
 from router.dqn.snapshot import Snapshot, SnapshotError, Weights, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
+from router.fleet import EndpointProtocol
 from router.profile import LatencyProfile, TierProfile
 from services.common.clock import SystemClock
 from services.common.errors import DomainError
@@ -83,7 +84,7 @@ class SharedTier(FakeTier):
 class SharedPool(FakePool):
     """Hands out one shared device by address."""
 
-    def get(self, address: str) -> Any:
+    def get(self, address: str, protocol: EndpointProtocol = EndpointProtocol.TRITON) -> Any:
         """Returns it."""
         return self.tiers.setdefault(address, SharedTier(address))
 

@@ -32,7 +32,8 @@ from services.common.span_encoding import encode_spans
 from services.common.telemetry import Telemetry
 from services.common.telemetry_setup import setup_telemetry
 from services.router_inference.app import build_app
-from services.router_inference.core import ClientPool, Core
+from services.router_inference.client_pool import ClientPool
+from services.router_inference.core import Core
 from services.router_inference.settings import Settings
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings

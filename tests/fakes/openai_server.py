@@ -162,7 +162,7 @@ class FakeOpenAI:
             return _error(script.status, f"says {script.status}")
         if not body.get("stream"):
             return await self._whole(entry, script)
-        return StreamingResponse(self._events(entry, script), media_type="text/event-stream")
+        return _Stream(self._events(entry, script), media_type="text/event-stream")
 
     def _refusal_of_key(self, request: Request) -> Response | None:
         given = request.headers.get("authorization", "")
@@ -206,6 +206,17 @@ class FakeOpenAI:
             yield "data: [DONE]\n\n"
         finally:
             entry.end = entry.end or "cancelled"
+
+
+class _Stream(StreamingResponse):
+    """Ends the answer's generator where the client leaves while a piece is being sent."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        iterator: Any = self.body_iterator
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await iterator.aclose()
 
 
 class _InLoopServer(uvicorn.Server):

@@ -43,6 +43,7 @@ def mesh_toml(
     tiers: Sequence[str] = TIERS,
     router: str = "",
     deadline_s: float = 3.0,
+    endpoint: str = "",
 ) -> str:
     """Returns a settings file: (name, address) per endpoint, all tiers on each.
 
@@ -54,6 +55,7 @@ def mesh_toml(
         tiers: Tiers every endpoint serves.
         router: More lines of [router_inference].
         deadline_s: Default deadline of every task but `openbookqa`, which is soft.
+        endpoint: More lines of each endpoint.
     """
     root = ROOT
     names = ", ".join(f'"{tier}"' for tier in TIERS)
@@ -73,7 +75,7 @@ def mesh_toml(
             lines.append('reward = "soft"')
     for name, address in endpoints:
         lines += ["[[mesh.endpoints]]", f'name = "{name}"', f'address = "{address}"']
-        lines.append(f"tiers = [{served}]")
+        lines += [f"tiers = [{served}]", endpoint]
     lines += [
         "[router_inference]",
         'listen = "127.0.0.1:0"',

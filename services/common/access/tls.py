@@ -38,7 +38,7 @@ class TlsSettings(SettingsModel):
     key: OptionalRelativePath = ""
     """PEM file of its key, not encrypted."""
     triton: bool = True
-    """True calls Triton by TLS too; False where it has none of its own, e.g. on loopback."""
+    """True calls endpoints by TLS too; False where they have none, e.g. on loopback."""
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:
@@ -110,7 +110,7 @@ class Tls:
 
     @property
     def for_triton(self) -> Tls | None:
-        """What calls to Triton use: this, or nothing."""
+        """What calls to endpoints use: this, or nothing."""
         return self if self._settings.triton else None
 
     def current(self) -> Certificates:

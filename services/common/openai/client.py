@@ -59,7 +59,7 @@ class OpenAIClient(TierClient):
         control_timeout_s: float = CONTROL_TIMEOUT_S,
         most_idle_connections: int = 0,
         tls: Tls | None = None,
-        api_key: str = "",
+        api_key: Callable[[], str] = lambda: "",
     ) -> None:
         """Connects with the first request.
 
@@ -69,17 +69,14 @@ class OpenAIClient(TierClient):
             most_idle_connections: How many connections are kept for the next requests; 0 makes one
                 for each request.
             tls: Certificates; None means plain text.
-            api_key: Shown to the server; empty means none. Characters of ASCII that can be seen.
+            api_key: Tells what is shown to the server now, characters of ASCII that can be seen;
+                empty means nothing.
         """
         self.address = address
         self._control_timeout_s = control_timeout_s
         self._connections = ConnectionPool(address, most_idle_connections, tls)
-        key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        shared = f"Host: {address}\r\nUser-Agent: tiercel\r\n{key}"
-        self._page_head = f" HTTP/1.1\r\n{shared}\r\n"
-        self._ask_head = (
-            f"POST /v1/completions HTTP/1.1\r\n{shared}Content-Type: application/json\r\n"
-        )
+        self._api_key = api_key
+        self._shared = f" HTTP/1.1\r\nHost: {address}\r\nUser-Agent: tiercel\r\n"
         self._openings: dict[str, str] = {}
 
     async def close(self) -> None:
@@ -121,10 +118,10 @@ class OpenAIClient(TierClient):
         if len(body) > _MOST_SENT_BYTES:
             raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one request")
         more = "".join(f"{name}: {text}\r\n" for name, text in metadata)
-        head = f"{self._ask_head}{more}Content-Length: {len(body)}\r\n\r\n"
+        more += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         asking = AskingOpenAI(max_output_tokens, on_chunk, on_end, is_stream=stream)
         asking.timer = asyncio.get_running_loop().call_later(timeout_s, asking.expire)
-        self._connections.send(asking, head.encode("latin-1") + body)
+        self._connections.send(asking, self._head("POST", "/v1/completions") + more.encode() + body)
         return asking
 
     def _body(
@@ -207,7 +204,13 @@ class OpenAIClient(TierClient):
             raise error_of_status(404, f"there is no model {model}".encode())
         return ServedModel(model)
 
+    def _head(self, method: str, path: str) -> bytes:
+        """Returns the beginning of every request: its line, and the headers that all have."""
+        key = self._api_key()
+        shown = f"Authorization: Bearer {key}\r\n" if key else ""
+        return f"{method} {path}{self._shared}{shown}".encode()
+
     async def _page(self, path: str) -> tuple[int, bytes]:
         page = Page()
-        self._connections.send(page, f"GET {path}{self._page_head}".encode("latin-1"))
+        self._connections.send(page, self._head("GET", path) + b"\r\n")
         return await page.read(self._control_timeout_s)

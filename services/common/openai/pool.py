@@ -8,7 +8,7 @@ from collections import deque
 
 from services.common.access.tls import Tls
 from services.common.addresses import parse_address
-from services.common.openai.connection import Connection, Exchange
+from services.common.openai.connection import Carrier, Connection, Exchange
 from services.common.tiers.errors import TierUnavailableError
 
 _CONNECT_S = 2.0
@@ -68,7 +68,8 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await self._loop.create_connection(lambda: connection, host, port, ssl=context)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, RuntimeError, UnicodeError) as error:
+            # The last two are uvloop's for a reset, and that of a name that can be none.
             exchange.carrier = None
             exchange.fail(TierUnavailableError("UNAVAILABLE", f"cannot connect: {_said(error)}"))
         else:
@@ -109,7 +110,8 @@ class ConnectionPool:
             self._sweep.cancel()
         self._most_idle = 0
         tasks = [opening.task for opening in self._opening if opening.task is not None]
-        for carrier in (*self._opening, *self._open):
+        carriers: list[Carrier] = [*self._opening, *self._open]
+        for carrier in carriers:
             carrier.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)

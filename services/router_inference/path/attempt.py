@@ -1,9 +1,10 @@
 """One dispatch of a request to one candidate: relay, watch the clock, give up in time.
 
-The answer comes by callbacks. At the deadline the tier's request is left instead of cancelled: the
-tier knows the deadline too and ends the request itself, so that a burst of misses is no storm of
-cancelled streams, which Triton does not survive. What is given up before the deadline (the client
-is gone, a rescue) is cancelled at once.
+The answer comes by callbacks. At the deadline the tier's request is left instead of cancelled: a
+tier in Triton knows the deadline too and ends the request itself, so that a burst of misses is no
+storm of cancelled streams, which Triton does not survive. (A server that knows no deadline is left
+by closing its connection.) What is given up before the deadline (the client is gone, a rescue) is
+cancelled at once.
 """
 
 from __future__ import annotations

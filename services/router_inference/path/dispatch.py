@@ -1,7 +1,7 @@
-"""The request path: decide, dispatch to Triton, rescue, retry, end.
+"""The request path: decide, dispatch to an endpoint, rescue, retry, end.
 
 One coroutine per request owns everything about it. Timers are the loop's; a rescue or a client that
-goes away cancels the running Triton call, and Triton stops the work.
+goes away cancels the running call, and the server stops the work.
 """
 
 from __future__ import annotations

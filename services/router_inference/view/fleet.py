@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from router.catalog import Catalog
-from router.fleet import EndpointSpec, Fleet, build_fleet
+from router.fleet import EndpointProtocol, EndpointSpec, Fleet, build_fleet
 from router.home import WHOLE, Layout, Share
 from router.profile import LatencyProfile
-from services.common.triton.client import TritonClient
+from services.common.tiers.client import TierClient
 from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
 from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
 from services.router_inference.view.slowness import DeviceSlowness
@@ -26,8 +26,8 @@ class Target:
         tier: tier name.
         tier_index: its place among the tiers, lowest quality first.
         endpoint: endpoint name.
-        address: its gRPC address.
-        model: Triton model name.
+        address: its address.
+        model: the server's own name of the model.
         candidate: (tier, endpoint), the ledger's key.
         client: calls the endpoint.
         breaker: its failures.
@@ -40,7 +40,7 @@ class Target:
     address: str
     model: str
     candidate: tuple[str, str]
-    client: TritonClient
+    client: TierClient
     breaker: Breaker
     http_address: str = ""
 
@@ -64,8 +64,8 @@ class FleetView:
         endpoints: Sequence[EndpointSpec],
         profiles: Mapping[str, LatencyProfile],
         limits: BreakerLimits,
-        connect: Callable[[str], TritonClient],
-        keep: Callable[[Collection[str]], None],
+        connect: Callable[[str, EndpointProtocol], TierClient],
+        keep: Callable[[Collection[tuple[str, EndpointProtocol]]], None],
         now_s: float,
     ) -> None:
         """Starts with the endpoints of the settings, all usable.
@@ -76,8 +76,10 @@ class FleetView:
             profiles: latency profiles by endpoint name and by profile name; the default one under
                 "".
             limits: of the breakers.
-            connect: returns the client of an address; the same one for the same address.
-            keep: told the addresses in use whenever endpoints have changed.
+            connect: returns the client of an address and what is spoken there; the same one for
+                the same.
+            keep: told the addresses in use, with what is spoken there, whenever endpoints have
+                changed.
             now_s: monotonic seconds.
         """
         self.catalog = catalog
@@ -221,7 +223,7 @@ class FleetView:
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
         self.candidates = tuple(target.candidate for target in self.targets)
         self._breakers = {target.candidate: target.breaker for target in self.targets}
-        self._keep({target.address for target in self.targets})
+        self._keep({(spec.address, spec.protocol) for spec in self.latest.endpoints})
         self._seen_C = self._own_C = self.availability_C = np.ones(len(self.targets))
         self._unsettled = []
         self._mark()
@@ -249,7 +251,7 @@ class FleetView:
             address=spec.address,
             model=spec.models[tier] or tier,
             candidate=candidate,
-            client=self._connect(spec.address),
+            client=self._connect(spec.address, spec.protocol),
             breaker=self._breakers.get(candidate) or Breaker(self._limits, self._mark),
             http_address=spec.http_address,
         )

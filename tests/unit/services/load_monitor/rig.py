@@ -121,8 +121,8 @@ class Monitor:
             supervisor=Supervisor(registry=CollectorRegistry(), clock=clock, log=LOG),
         )
 
-    def _connect(self, address: str) -> FakeProbeClient:
-        return self.clients.setdefault(address.partition(":")[0], FakeProbeClient())
+    def _connect(self, spec: EndpointSpec) -> FakeProbeClient:
+        return self.clients.setdefault(spec.address.partition(":")[0], FakeProbeClient())
 
     @property
     def state(self) -> pb.SystemState:

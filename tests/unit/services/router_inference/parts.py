@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from router.catalog import Catalog, QualityTable
+from router.fleet import EndpointProtocol
 from router.profile import LatencyProfile, TierProfile
 from router.types import RewardKind, SloKind, Task
 from services.common.log import get_logger
@@ -18,7 +19,8 @@ from services.common.telemetry import Telemetry
 from services.common.tiers.answer import TierChunk
 from services.common.tiers.errors import TierError, TierOverloadedError
 from services.router_inference.app import RouterInference
-from services.router_inference.core import ClientPool, Core
+from services.router_inference.client_pool import ClientPool
+from services.router_inference.core import Core
 from services.router_inference.job import Ask, Choice, Job
 from services.router_inference.machine_code import MachineCode
 from services.router_inference.settings import Settings
@@ -119,7 +121,7 @@ class FakePool(ClientPool):
         super().__init__()
         self.tiers: dict[str, Any] = {}
 
-    def get(self, address: str) -> Any:
+    def get(self, address: str, protocol: EndpointProtocol = EndpointProtocol.TRITON) -> Any:
         """Returns the fake tier of an address."""
         return self.tiers.setdefault(address, FakeTier(address))
 

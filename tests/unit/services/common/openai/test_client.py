@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
+from typing import Any
 
 import pytest
+import uvloop
 
 from services.common.openai.client import OpenAIClient
 from services.common.tiers.answer import TierChunk
@@ -31,13 +32,13 @@ def chunked(*pieces: bytes, ends: bool = True) -> bytes:
     return HEAD + body + (b"0\r\n\r\n" if ends else b"")
 
 
-async def collect(client: OpenAIClient, limit: int = 8, **options: object) -> list[TierChunk]:
+async def collect(client: OpenAIClient, limit: int = 8, **options: Any) -> list[TierChunk]:
     """Asks for an answer; returns its pieces."""
     options = {"timeout_s": 5.0, **options}
     return [each async for each in client.generate("m", "hé\n", limit, **options)]
 
 
-async def failure_of(answer: bytes, **options: object) -> TierError:
+async def failure_of(answer: bytes, **options: Any) -> TierError:
     """Returns the error that an answer of these bytes ends with."""
     async with raw_server(answer) as address, OpenAIClient(address) as client:
         with pytest.raises(TierError) as caught:
@@ -71,7 +72,7 @@ async def test_what_a_request_carries_is_passed_on() -> None:
     """Limit, temperature and seed; the trace's metadata as headers; the key."""
     async with (
         openai_server(api_key="secret") as server,
-        OpenAIClient(server.address, api_key="secret") as client,
+        OpenAIClient(server.address, api_key=lambda: "secret") as client,
     ):
         metadata = (("traceparent", "00-1-2-01"),)
         await collect(client, 5, temperature=0.5, seed=7, metadata=metadata)
@@ -126,13 +127,10 @@ async def test_a_connection_that_was_closed_meanwhile_costs_no_request() -> None
 async def test_closing_the_stream_stops_the_server() -> None:
     """Whoever leaves early leaves no work behind."""
     script = Script(tokens=("a",) * 1000, step_s=0.01)
-    async with (
-        openai_server(default=script) as server,
-        OpenAIClient(server.address) as client,
-        aclosing(client.generate("m", "p", 1000, timeout_s=30.0)) as pieces,
-    ):
-        async for _ in pieces:
-            break
+    async with openai_server(default=script) as server, OpenAIClient(server.address) as client:
+        pieces = client.generate("m", "p", 1000, timeout_s=30.0)
+        assert (await anext(pieces)).text == "a"
+        await pieces.aclose()
         await until(lambda: server.received[0].end == "cancelled", "the server stopped")
         await until(lambda: client.connection_count == 0, "the connection is closed")
 
@@ -186,7 +184,7 @@ async def test_a_key_that_is_refused_is_never_repeated() -> None:
     """Some servers repeat it in their text, which ends in logs and in clients' errors."""
     async with (
         openai_server(api_key="right") as server,
-        OpenAIClient(server.address, api_key="wrong-and-secret") as client,
+        OpenAIClient(server.address, api_key=lambda: "wrong-and-secret") as client,
     ):
         with pytest.raises(TierUnavailableError, match="another key") as caught:
             await collect(client)
@@ -375,3 +373,32 @@ async def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with openai_server() as server, OpenAIClient(server.address) as client:
         assert json.dumps((await collect(client))[0].text) == '"a"'
+
+
+def test_by_the_event_loop_that_services_run() -> None:
+    """Answers, deadlines, leaving, a server that dies: uvloop's transports are of its own kind."""
+    slow = Script(tokens=("a",) * 100, step_s=0.01)
+
+    async def run() -> None:
+        async with (
+            openai_server(models=("m", "slow"), scripts={"slow": slow}) as server,
+            OpenAIClient(server.address, most_idle_connections=1) as client,
+        ):
+            assert len(await collect(client)) == 4
+            assert await client.is_ready("m")
+            with pytest.raises(TierDeadlineError):
+                _ = [e async for e in client.generate("slow", "p", 100, timeout_s=0.05)]
+            pieces = client.generate("slow", "p", 100, timeout_s=5.0)
+            await anext(pieces)
+            await pieces.aclose()
+            dying = client.generate("slow", "p", 100, timeout_s=5.0)
+            await anext(dying)
+            await server.stop()
+            with pytest.raises(TierUnavailableError):
+                _ = [each async for each in dying]
+            with pytest.raises(TierUnavailableError, match="cannot connect"):
+                await collect(client)
+            assert [each.end for each in server.received] == ["done", *["cancelled"] * 3]
+            await until(lambda: client.connection_count == 0, "every connection is closed")
+
+    uvloop.run(run())
