@@ -21,7 +21,7 @@ from services.local import reference
 from services.local.calls import nobody_answers
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
-from services.router_inference.settings import Settings
+from services.router_inference.settings import Settings, default_task
 from tiercel import Answer, AsyncClient, Chunk, InvalidRequestError, TiercelError, UnknownNameError
 
 
@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="Prompt, for instance 'rev:tiercel='.")],
     task: Annotated[
-        str, typer.Option(help="Task [default: of a reference prompt, or the only one there is].")
+        str,
+        typer.Option(help="Task [default: of a reference prompt, or the routers' default]."),
     ] = "",
     deadline: Annotated[
         float | None, typer.Option(help="Deadline in seconds [default: the task's].")
@@ -60,7 +61,7 @@ def generate(
         if problem:
             raise InputError(problem)
     options: dict[str, Any] = {
-        "task": task or _only_task(target.config),
+        "task": task or _default_task(target.config),
         "deadline_s": deadline,
         "max_output_tokens": max_tokens,
         "tier": tier,
@@ -76,16 +77,20 @@ def generate(
     _describe(answer)
 
 
-def _only_task(config: str) -> str:
-    """Returns the mesh's task if it has one only; raises InputError otherwise."""
-    tasks: list[str] = []
-    if config:
-        settings = load_settings(Settings, path=pathlib.Path(config), environ=os.environ)
-        tasks = [each.name for each in settings.mesh.tasks]
-    if len(tasks) == 1:
-        return tasks[0]
-    known = f"one of {', '.join(tasks)}" if tasks else "the mesh's own"
-    raise InputError(f"--task: this prompt names no task; give {known}")
+def _default_task(config: str) -> str:
+    """Returns the task of requests that name none; empty where only the router knows it.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not config:
+        return ""
+    settings = load_settings(Settings, path=pathlib.Path(config), environ=os.environ)
+    found = default_task(settings.router_inference, settings.mesh)
+    if not found:
+        names = ", ".join(each.name for each in settings.mesh.tasks)
+        raise InputError(f"--task: this prompt names no task; give one of {names}")
+    return found
 
 
 async def _ask(
@@ -136,9 +141,19 @@ def _run(work: Coroutine[Any, Any, Answer], routers: tuple[str, ...]) -> Answer:
 
 def _describe(answer: Answer) -> None:
     facts = [f"tier {answer.tier} on {answer.endpoint}", f"policy {answer.policy}"]
-    facts.append(f"{answer.total_s * 1e3:.0f} ms" + ("" if answer.on_time else ", late"))
+    facts.append(f"{answer.total_s * 1e3:.0f} ms{_against_deadline(answer)}")
     facts.append(f"quality {answer.quality:.3f}")
     facts += [f"request {answer.request_id}", f"trace {answer.trace_id}"]
     if answer.step_down:
         facts.append(f"stepped down: {answer.step_down}")
     note(" | ".join(facts))
+    spent = {name: getattr(answer, f"{name}_s") for name in ("queue", "prefill", "decode", "hop")}
+    if None not in spent.values():
+        note(", ".join(f"{name} {taken_s * 1e3:.0f} ms" for name, taken_s in spent.items()))
+
+
+def _against_deadline(answer: Answer) -> str:
+    """Says by how much an answer made its deadline, or missed it."""
+    if answer.early_s is None:
+        return "" if answer.on_time else ", late"
+    return f", {abs(answer.early_s) * 1e3:.0f} ms {'early' if answer.on_time else 'late'}"

@@ -45,6 +45,13 @@ def set_duration(message: Duration, span_s: float) -> None:
     message.seconds, message.nanos = divmod(round(span_s * _NS_PER_S), _NS_PER_S)
 
 
+def set_signed_duration(message: Duration, span_s: float) -> None:
+    """Writes a span in place that may be negative; otherwise as `set_duration`."""
+    set_duration(message, abs(span_s))
+    if span_s < 0.0:
+        message.seconds, message.nanos = -message.seconds, -message.nanos
+
+
 def set_moment(message: Timestamp, wall_ns: int) -> None:
     """Writes a moment in nanoseconds since 1970 in place, which must be one it can hold."""
     message.seconds, message.nanos = divmod(wall_ns, _NS_PER_S)

@@ -20,6 +20,8 @@ _SLO_KINDS: Mapping[SloKind, common_pb2.SloKind.ValueType] = {
     SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
     SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
 }
+_MAY_BE_UNSAID = ("first_token", "queue", "prefill", "decode", "hop")
+"""Timings of an answer without a token, or of a router of an earlier version, may lack them."""
 _STEP_DOWN_PREFIX = "STEP_DOWN_REASON_"
 _FINISHED = "stop"
 """Said where a tier does not say why it stopped: OpenAI's clients need one of few words."""
@@ -52,12 +54,19 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
     return spec
 
 
-def facts_of(completion: pb2.Completion) -> dict[str, Any]:
-    """Returns the object `tiercel` of an answer: who answered, in time or not, and why so."""
-    timings = completion.timings
+def facts_of(completion: pb2.Completion, elapsed_s: float) -> dict[str, Any]:
+    """Returns the object `tiercel` of an answer: who answered, in time or not, and why so.
+
+    Args:
+        completion: What the router says.
+        elapsed_s: Time since the request came to this door, seconds.
+    """
+    timings: Any = completion.timings
     timings_ms = {"dispatch": _ms(timings.dispatch), "total": _ms(timings.total)}
-    if timings.HasField("first_token"):
-        timings_ms["first_token"] = _ms(timings.first_token)
+    for name in _MAY_BE_UNSAID:
+        if timings.HasField(name):
+            timings_ms[name] = _ms(getattr(timings, name))
+    timings_ms["door"] = round((elapsed_s - seconds_of(timings.total)) * 1e3, 3)
     return {
         "request_id": completion.request_id,
         "tier": completion.tier,
@@ -65,6 +74,7 @@ def facts_of(completion: pb2.Completion) -> dict[str, Any]:
         "policy": completion.policy,
         "policy_version": completion.policy_version,
         "on_time": completion.on_time,
+        "early_ms": _ms(timings.early) if timings.HasField("early") else None,
         "quality": round(completion.quality, 6),
         "step_down_reason": _step_down(completion),
         "rescued": completion.rescued,
@@ -126,8 +136,8 @@ class Envelope:
             prompt_tokens=max(1, round(size / bytes_per_token)),
         )
 
-    def whole(self, reply: pb2.GenerateResponse) -> bytes:
-        """Returns the answer in one piece."""
+    def whole(self, reply: pb2.GenerateResponse, elapsed_s: float) -> bytes:
+        """Returns the answer in one piece, so long after its request came."""
         completion, ask = reply.completion, self.ask
         choice: dict[str, Any] = {
             "index": 0,
@@ -146,7 +156,7 @@ class Envelope:
                 "model": ask.model,
                 "choices": [choice],
                 "usage": self._usage(completion),
-                "tiercel": facts_of(completion),
+                "tiercel": facts_of(completion, elapsed_s),
             }
         )
 
@@ -198,11 +208,11 @@ class Pieces:
         """Returns a piece of text."""
         return b"".join((self._before, _ENCODE(text).encode(), self._after))
 
-    def last(self, completion: pb2.Completion) -> bytes:
-        """Returns the end of a complete stream."""
+    def last(self, completion: pb2.Completion, elapsed_s: float) -> bytes:
+        """Returns the end of a complete stream, so long after its request came."""
         delta = {"delta": {}, "logprobs": None} if self._envelope.ask.is_chat else self._delta("")
         end = self._event(delta, completion.finish_reason or _FINISHED)
-        found = [_event(end | {"tiercel": facts_of(completion)})]
+        found = [_event(end | {"tiercel": facts_of(completion, elapsed_s)})]
         if self._envelope.ask.with_usage:
             usage = {"choices": [], "usage": self._envelope._usage(completion)}
             found.append(_event(self._head | usage))

@@ -180,7 +180,7 @@ class _Served:
     def _account(self, route: str, status: int, code: str, span: SpanIdentity) -> None:
         clock, metrics = self._with.clock, self._with.metrics
         metrics.count(route, status, code)
-        metrics.observe(route, clock.monotonic_s() - self._start_s)
+        metrics.observe(route, self._elapsed_s())
         if self._with.telemetry.enabled:
             attributes: dict[str, str | int] = {
                 "http.request.method": "POST",
@@ -199,6 +199,9 @@ class _Served:
                 attributes=attributes,
                 error=code or None,
             )
+
+    def _elapsed_s(self) -> float:
+        return self._with.clock.monotonic_s() - self._start_s
 
     async def _answer(self, ask: Ask, head: Head, span: SpanIdentity) -> None:
         """Has a router answer; raises what went wrong, GoneError if the client left."""
@@ -219,7 +222,9 @@ class _Served:
                 spec = convert.spec_of(ask, self._request_id)
                 reply = await exchange.answer(pb2.GenerateRequest(spec=spec))
                 await self._write_whole(
-                    200, envelope.whole(reply), convert.headers_of(reply.completion)
+                    200,
+                    envelope.whole(reply, self._elapsed_s()),
+                    convert.headers_of(reply.completion),
                 )
         except asyncio.CancelledError:
             if exchange.is_cancelled:
@@ -241,7 +246,7 @@ class _Served:
             await self._write(before + pieces.text(piece.chunk.text))
             before = b""
             piece = await exchange.next_piece()
-        await self._write(before + pieces.last(piece.completion), is_last=True)
+        await self._write(before + pieces.last(piece.completion, self._elapsed_s()), is_last=True)
 
     def _metadata(self, head: Head, span: SpanIdentity) -> Metadata:
         found = span.metadata() if span.trace_id else ()

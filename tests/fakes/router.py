@@ -141,7 +141,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         return self.answer(spec)
 
     def _completion(self, spec: pb.GenerationSpec) -> pb.Completion:
-        return pb.Completion(
+        made = pb.Completion(
             request_id=spec.request_id or "made",
             tier=self.tier,
             endpoint="e",
@@ -150,6 +150,10 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             quality=0.5 if self.tier == "small" else 1.0,
             on_time=True,
         )
+        spent_ms = {"total": 10, "early": 390, "queue": 1, "prefill": 2, "decode": 3, "hop": 4}
+        for name, taken_ms in spent_ms.items():
+            getattr(made.timings, name).FromMilliseconds(taken_ms)
+        return made
 
 
 async def abort(

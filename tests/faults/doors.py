@@ -63,6 +63,12 @@ class Door(Protocol):
     async def ask(self, prompt: str, *, task: str, deadline_s: float, stream: bool) -> None:
         """Asks and reads the whole answer.
 
+        Args:
+            prompt: The prompt.
+            task: Its task; empty names none.
+            deadline_s: Its deadline, seconds.
+            stream: Whether the answer is streamed.
+
         Raises:
             DoorError: There was none.
         """
@@ -113,7 +119,10 @@ class KServeDoor:
         request = infer_request(
             prompt=prompt.encode(),
             request_id=str(next(self._ids)),
-            parameters={"tiercel_task": task, "tiercel_deadline_ms": round(1e3 * deadline_s)},
+            parameters={
+                **({"tiercel_task": task} if task else {}),
+                "tiercel_deadline_ms": round(1e3 * deadline_s),
+            },
             sampling=json.dumps({"max_tokens": MAX_TOKENS}).encode(),
             stream=stream,
         )
@@ -266,7 +275,7 @@ class OpenAiDoor(_HttpDoor):
     async def ask(self, prompt: str, *, task: str, deadline_s: float, stream: bool) -> None:
         """Asks for a chat completion."""
         body = {
-            "model": f"tiercel/{task}",
+            "model": f"tiercel/{task}" if task else "tiercel",
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": MAX_TOKENS,
             "stream": stream,
@@ -303,7 +312,7 @@ class EnvoyDoor(_HttpDoor):
         sampling = json.dumps({"max_tokens": MAX_TOKENS})
         body = {"text_input": prompt, "stream": stream, "sampling_parameters": sampling}
         headers = {
-            "x-tiercel-task": task,
+            **({"x-tiercel-task": task} if task else {}),
             "x-tiercel-deadline-ms": f"{1e3 * deadline_s:.0f}",
             "x-tiercel-max-output-tokens": str(MAX_TOKENS),
         }

@@ -137,13 +137,13 @@ class AsyncClient:
             await self._pool.close()
 
     async def generate(
-        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
+        self, prompt: str, *, task: str = "", **options: Unpack[GenerateOptions]
     ) -> Answer:
         """Answers a prompt inside its deadline.
 
         Args:
             prompt: Text to complete, never empty.
-            task: Task the mesh knows.
+            task: Task the mesh knows; empty means the routers' default one.
             **options: Deadline, sampling and limits; see ``GenerateOptions``.
 
         Raises:
@@ -163,7 +163,7 @@ class AsyncClient:
         return convert.answer_of(response.completion, response.text, trace_id)
 
     async def generate_stream(
-        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
+        self, prompt: str, *, task: str = "", **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[Chunk | Answer]:
         """Streams an answer: chunks in order, then one Answer (with empty text) that describes it.
 
@@ -179,12 +179,12 @@ class AsyncClient:
                     yield convert.answer_of(response.completion, "", trace_id)
 
     async def route(
-        self, *, task: str, prompt_token_count: int, **options: Unpack[RouteOptions]
+        self, *, task: str = "", prompt_token_count: int, **options: Unpack[RouteOptions]
     ) -> Ticket:
         """Asks for a decision only; the load counts until ``report_outcome`` or the lease's end.
 
         Args:
-            task: Task the mesh knows.
+            task: Task the mesh knows; empty means the routers' default one.
             prompt_token_count: Length of the prompt in tokens, above 0.
             **options: Deadline and limits; see ``RouteOptions``.
 

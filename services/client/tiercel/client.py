@@ -77,14 +77,16 @@ class Client:
             closing.result(CLOSE_S)
         self._stop()
 
-    def generate(self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]) -> Answer:
+    def generate(
+        self, prompt: str, *, task: str = "", **options: Unpack[GenerateOptions]
+    ) -> Answer:
         """Answers a prompt; see AsyncClient.generate."""
         return self._wait(
             self._client.generate(prompt, task=task, **options), options.get("deadline_s")
         )
 
     def generate_stream(
-        self, prompt: str, *, task: str, **options: Unpack[GenerateOptions]
+        self, prompt: str, *, task: str = "", **options: Unpack[GenerateOptions]
     ) -> Iterator[Chunk | Answer]:
         """Streams an answer; see AsyncClient.generate_stream."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -102,7 +104,7 @@ class Client:
             pump.cancel()
 
     def route(
-        self, *, task: str, prompt_token_count: int, **options: Unpack[RouteOptions]
+        self, *, task: str = "", prompt_token_count: int, **options: Unpack[RouteOptions]
     ) -> Ticket:
         """Asks for a decision only; see AsyncClient.route."""
         return self._wait(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.duration_pb2 import Duration
 
 from tiercel.arguments import check
@@ -14,6 +16,7 @@ SLO_KINDS = {
     "complete_answer": common_pb2.SLO_KIND_COMPLETE_ANSWER,
     "first_token": common_pb2.SLO_KIND_FIRST_TOKEN,
 }
+_MAY_BE_UNSAID = ("first_token", "early", "queue", "prefill", "decode", "hop")
 OUTCOME_STATUSES = {
     "on_time": common_pb2.OUTCOME_STATUS_ON_TIME,
     "late": common_pb2.OUTCOME_STATUS_LATE,
@@ -48,8 +51,11 @@ def step_down_name(reason: int) -> str:
 
 def answer_of(completion: pb.Completion, text: str, trace_id: str) -> Answer:
     """Makes an Answer from a completion."""
-    timings = completion.timings
-    first = seconds(timings.first_token) if timings.HasField("first_token") else None
+    timings: Any = completion.timings
+    told = {
+        f"{name}_s": seconds(getattr(timings, name)) if timings.HasField(name) else None
+        for name in _MAY_BE_UNSAID
+    }
     return Answer(
         text=text,
         request_id=completion.request_id,
@@ -61,13 +67,13 @@ def answer_of(completion: pb.Completion, text: str, trace_id: str) -> Answer:
         quality=completion.quality,
         output_token_count=completion.output_token_count,
         dispatch_s=seconds(timings.dispatch),
-        first_token_s=first,
         total_s=seconds(timings.total),
         step_down=step_down_name(completion.step_down_reason),
         finish_reason=completion.finish_reason,
         rescued=completion.rescued,
         retry_count=completion.retry_count,
         trace_id=trace_id,
+        **told,
     )
 
 

@@ -22,6 +22,13 @@ class Answer:
         dispatch_s: From arrival at the router to the last dispatch to Triton.
         first_token_s: To the first token; None if there was none.
         total_s: To the complete answer.
+        early_s: By how much the deadline was made; negative if it was missed. None, like the next
+            four, if the router does not tell.
+        queue_s: Of ``total_s``, what was waited for: at the router, with candidates that were given
+            up, and for others at the tier.
+        prefill_s: Of it, the prompt and the first token.
+        decode_s: Of it, the further tokens.
+        hop_s: Of it, what lies between router and device.
         step_down: Why a smaller tier answered (``policy``, ``rescue``, ...); empty if none did.
         finish_reason: ``stop`` or ``length``; empty if unknown.
         rescued: Whether it was rescued.
@@ -46,6 +53,11 @@ class Answer:
     rescued: bool
     retry_count: int
     trace_id: str = ""
+    early_s: float | None = None
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    hop_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from router.explanation import Explanation, Larger
 from router.features import FEATURES
 from router.types import SloKind
 from services.common.checks import Checks
-from services.common.times import seconds_of, set_duration, set_moment
+from services.common.times import seconds_of, set_duration, set_moment, set_signed_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
 from services.router_inference.job import Ask, Choice, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
+from services.router_inference.records.spent import time_spent
 from services.router_inference.status import RouterStatus
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -149,6 +150,12 @@ def completion(job: Job) -> pb2.Completion:
     set_duration(timings.total, job.end_s - job.arrival_s)
     if job.first_token_s:
         set_duration(timings.first_token, job.first_token_s - job.arrival_s)
+    set_signed_duration(timings.early, job.deadline_s - job.deadline_event_s)
+    spent = time_spent(job)
+    set_duration(timings.queue, spent.queue_s)
+    set_duration(timings.prefill, spent.prefill_s)
+    set_duration(timings.decode, spent.decode_s)
+    set_duration(timings.hop, spent.hop_s)
     if job.step_down is not StepDown.NONE:
         message.step_down_reason = _STEP_DOWNS[job.step_down]
     if job.is_rescued:

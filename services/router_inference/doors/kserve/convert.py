@@ -17,10 +17,12 @@ from services.router_inference.doors.kserve import tensors
 from services.router_inference.doors.kserve.asking import Asked
 from services.router_inference.doors.kserve.models import VERSION, EarlyError
 from services.router_inference.job import Job, Outcome, StepDown
+from services.router_inference.records.spent import Spent, time_spent
 
 FINAL = "triton_final_response"
 _US_PER_S = 1e6
 _MS_PER_S = 1e3
+_SPENT = tuple(f"tiercel_{part.removesuffix('_s')}_us" for part in Spent._fields)
 _NO_REASON = "None"
 """Finish reason while an answer goes on, as the vLLM backend writes it."""
 
@@ -112,6 +114,8 @@ def _describe(job: Job, said: Any) -> None:
         said["tiercel_first_token_us"].int64_param = _us(job.first_token_s - job.arrival_s)
     said["tiercel_total_us"].int64_param = _us(job.end_s - job.arrival_s)
     said["tiercel_early_us"].int64_param = _us(job.deadline_s - job.deadline_event_s)
+    for name, taken_s in zip(_SPENT, time_spent(job), strict=True):
+        said[name].int64_param = _us(taken_s)
     if job.step_down is not StepDown.NONE:
         said["tiercel_step_down_reason"].string_param = job.step_down.value
     if job.is_rescued:

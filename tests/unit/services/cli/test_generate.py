@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from services.cli.app import run
 from services.local.manifest import Manifest, run_folder, started_ticks
 from tests.fakes.router import FakeRouter
+from tests.fakes.router_process import mesh_toml
 from tests.unit.services.cli.said import complaint
 
 
@@ -23,7 +25,9 @@ def test_generate_prints_the_answer_alone_on_standard_output(
     captured = capsys.readouterr()
     assert captured.out == "REV:AB=\n"
     assert "tier large" in captured.err
-    trace_id = re.search(r"trace ([0-9a-f]{32})$", captured.err.strip())
+    assert "10 ms, 390 ms early" in captured.err
+    assert captured.err.endswith("queue 1 ms, prefill 2 ms, decode 3 ms, hop 4 ms\n")
+    trace_id = re.search(r"trace ([0-9a-f]{32})$", captured.err, re.MULTILINE)
     assert trace_id
     # Sampled, so that every router keeps its spans of it.
     _, sent, _, flags = fake.metadata[0]["traceparent"].split("-")
@@ -41,6 +45,21 @@ def test_generate_streams_and_speaks_json(
     assert capsys.readouterr().out == "REV:AB=\n"
     assert run(["generate", "rev:ab=", "--router", address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "REV:AB="
+
+
+def test_a_prompt_that_names_no_task_is_of_the_default_one(
+    router: tuple[FakeRouter, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the settings, where they are known; else the router has it."""
+    fake, address = router
+    assert run(["generate", "hello", "--router", address]) == 0
+    path = tmp_path / "tiercel.toml"
+    for own, code in (('default_task = "copa"', 0), ("", 2)):
+        path.write_text(mesh_toml([("e0", "127.0.0.1:1")], router=own), encoding="utf-8")
+        asked = ["generate", "hello", "--router", address, "--config", str(path)]
+        assert run(asked) == code
+    assert "--task: this prompt names no task; give one of" in capsys.readouterr().err
+    assert [spec.task for spec in fake.specs] == ["", "copa"]
 
 
 def test_a_refused_request_is_one_line_with_its_reason(

@@ -14,6 +14,7 @@ from services.common.times import (
     from_ns,
     seconds_of,
     set_duration,
+    set_signed_duration,
     timestamp_of,
     to_ns,
 )
@@ -35,6 +36,15 @@ def test_a_span_written_in_place_is_never_negative() -> None:
     message = Duration(seconds=4)
     set_duration(message, -0.1)
     assert message == Duration()
+
+
+def test_a_span_that_may_be_negative_is_written_in_place() -> None:
+    """With the sign in both fields, as protobuf wants it."""
+    message = Duration(seconds=4)
+    set_signed_duration(message, -1.5)
+    assert message == Duration(seconds=-1, nanos=-500_000_000)
+    set_signed_duration(message, 1.5)
+    assert message == Duration(seconds=1, nanos=500_000_000)
 
 
 @pytest.mark.parametrize("span_s", [1e300, math.inf, -1e300, -math.inf, math.nan])

@@ -12,6 +12,7 @@ from services.openai_door.request import RequestReader
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
+ELAPSED_S = 0.15
 READER = RequestReader(models=ModelNames(tasks=[], tiers=["small"]), template=TEMPLATES["bare"])
 
 
@@ -33,6 +34,8 @@ def completion(**more: Any) -> pb2.Completion:
         step_down_reason=common_pb2.STEP_DOWN_REASON_RESCUE, rescued=True, **more,
     )  # fmt: skip
     made.timings.total.FromMilliseconds(120)
+    made.timings.early.FromMilliseconds(-30)
+    made.timings.decode.FromMilliseconds(80)
     return made
 
 
@@ -46,7 +49,7 @@ def events(data: bytes) -> list[Any]:
 def test_a_chat_answer_has_the_form_of_openai_and_our_facts() -> None:
     """The usage counts the prompt by its bytes."""
     reply = pb2.GenerateResponse(text='a"b', completion=completion())
-    found = json.loads(envelope().whole(reply))
+    found = json.loads(envelope().whole(reply, ELAPSED_S))
     (choice,) = found["choices"]
     assert (found["id"], found["object"]) == ("chatcmpl-r1", "chat.completion")
     assert (found["model"], found["created"]) == ("tiercel", 1_700_000_000)
@@ -56,8 +59,9 @@ def test_a_chat_answer_has_the_form_of_openai_and_our_facts() -> None:
     facts = found["tiercel"]
     assert (facts["tier"], facts["on_time"], facts["policy"]) == ("small", True, "price")
     assert (facts["step_down_reason"], facts["rescued"]) == ("rescue", True)
-    assert facts["timings_ms"]["total"] == 120.0
-    assert "first_token" not in facts["timings_ms"]
+    assert facts["early_ms"] == -30.0
+    # What was not told is not there; the door's own part is measured here.
+    assert facts["timings_ms"] == {"dispatch": 0.0, "total": 120.0, "decode": 80.0, "door": 30.0}
 
 
 def test_the_facts_are_headers_too() -> None:
@@ -72,7 +76,7 @@ def test_the_facts_are_headers_too() -> None:
 def test_a_completion_has_a_text() -> None:
     """And stops for no stated reason as one that is complete."""
     reply = pb2.GenerateResponse(text="abc", completion=pb2.Completion())
-    found = json.loads(envelope(is_chat=False).whole(reply))
+    found = json.loads(envelope(is_chat=False).whole(reply, ELAPSED_S))
     assert (found["id"], found["object"]) == ("cmpl-r1", "text_completion")
     assert found["choices"][0]["text"] == "abc"
     assert found["choices"][0]["finish_reason"] == "stop"
@@ -82,7 +86,7 @@ def test_a_stream_of_chat_begins_with_the_role_and_ends_with_done() -> None:
     """Pieces in between hold their text alone, whatever characters it has."""
     pieces = envelope(stream=True).pieces()
     text = '"TEXT"\n\u2028 data: é'
-    found = events(pieces.first() + pieces.text(text) + pieces.last(completion()))
+    found = events(pieces.first() + pieces.text(text) + pieces.last(completion(), ELAPSED_S))
     assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert found[1]["choices"][0] == {
         "index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None,
@@ -97,7 +101,7 @@ def test_a_stream_of_chat_begins_with_the_role_and_ends_with_done() -> None:
 def test_usage_comes_in_an_event_of_its_own_where_it_was_asked_for() -> None:
     """The others say that theirs is not there."""
     pieces = envelope(stream=True, stream_options={"include_usage": True}).pieces()
-    first, last, usage, done = events(pieces.text("a") + pieces.last(completion()))
+    first, last, usage, done = events(pieces.text("a") + pieces.last(completion(), ELAPSED_S))
     assert first["usage"] is None
     assert last["usage"] is None
     assert usage["choices"] == []
@@ -109,6 +113,6 @@ def test_a_stream_of_a_completion_has_texts() -> None:
     """No role before them."""
     pieces = envelope(is_chat=False, stream=True).pieces()
     assert pieces.first() == b""
-    first, last, _ = events(pieces.text("a") + pieces.last(completion()))
+    first, last, _ = events(pieces.text("a") + pieces.last(completion(), ELAPSED_S))
     assert first["choices"][0]["text"] == "a"
     assert (last["choices"][0]["text"], last["object"]) == ("", "text_completion")

@@ -61,4 +61,17 @@ def test_an_answer_without_a_first_token_says_so() -> None:
     completion = pb.Completion(tier="small", step_down_reason=99)  # type: ignore[arg-type]
     answer = convert.answer_of(completion, "AB", "")
     assert answer.first_token_s is None
+    assert answer.early_s is None
     assert answer.step_down == "reason_99"
+
+
+def test_an_answer_says_where_its_time_went() -> None:
+    """By how much it was late, too."""
+    completion = pb.Completion(tier="small")
+    completion.timings.early.FromMilliseconds(-1_500)
+    for number, part in enumerate(("queue", "prefill", "decode", "hop"), start=1):
+        getattr(completion.timings, part).FromMilliseconds(number)
+    answer = convert.answer_of(completion, "AB", "")
+    assert answer.early_s == -1.5
+    parts_s = answer.queue_s, answer.prefill_s, answer.decode_s, answer.hop_s
+    assert parts_s == (0.001, 0.002, 0.003, 0.004)

@@ -62,6 +62,21 @@ async def test_a_completion_says_who_answered_and_why() -> None:
     assert message.step_down_reason == common_pb2.STEP_DOWN_REASON_POLICY
     assert message.timings.total.ToMilliseconds() == 20
     assert message.timings.first_token.ToMilliseconds() == 10
+    assert message.timings.early.ToMilliseconds() == 380
+    parts = [getattr(message.timings, part) for part in ("queue", "prefill", "decode", "hop")]
+    assert [part.ToMilliseconds() for part in parts] == [8, 2, 10, 0]
+
+
+@scenario
+async def test_an_answer_that_missed_its_deadline_says_by_how_much() -> None:
+    """As a negative span; only soft deadlines are missed by an answer."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(step_s=0.3)
+    job = rig.job(task="soft")
+    await rig.answer(job)
+    message = convert.completion(job)
+    assert not message.on_time
+    assert message.timings.early.ToMilliseconds() == -200
 
 
 def test_every_reason_and_every_end_has_its_message() -> None:

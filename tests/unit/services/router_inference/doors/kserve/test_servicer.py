@@ -48,6 +48,8 @@ async def test_a_prompt_is_answered_in_one_piece() -> None:
     assert told["tiercel_request_id"] == "7"
     assert told["tiercel_dispatch_us"] <= told["tiercel_first_token_us"] < told["tiercel_total_us"]
     assert told["tiercel_early_us"] == 400_000 - told["tiercel_total_us"]
+    parts = ("queue", "prefill", "decode", "hop")
+    assert sum(told[f"tiercel_{part}_us"] for part in parts) == told["tiercel_total_us"]
     assert "triton_final_response" not in told
     assert "tiercel_step_down_reason" not in told
     rig.assert_settled()
