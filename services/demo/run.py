@@ -95,7 +95,8 @@ class Demo:
             quality=reference.shipped_quality(),
             tasks=reference.task_entries(),
             sections={
-                "trainer": {"simulated_budget_s": self._plan.train_s},
+                # Beside the measurements the machine has nothing else to do.
+                "trainer": {"simulated_budget_s": self._plan.train_s, "hindsight_max_requests": 0},
                 "router_inference": {"seed": self._plan.seed},
             },
             fresh=True,

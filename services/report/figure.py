@@ -27,13 +27,13 @@ def quality_figure(rows: Sequence[dict[str, Any]], by: str) -> Figure:
     """
     step = datetime.timedelta(seconds=STEPS_S[by])
     begins = [datetime.datetime.fromisoformat(row["start_time"]) for row in rows]
-    # A row without its neighbour stands alone: where nobody watched there is no line.
+    # Where nobody watched there is no line.
     times: list[datetime.datetime] = []
     places: list[int] = []
     for index, begin in enumerate(begins):
         if index and begin > begins[index - 1] + step:
-            times.append(begins[index - 1] + step)
-            places.append(-1)
+            times += [begins[index - 1] + step] * 2
+            places += [index - 1, -1]
         times.append(begin)
         places.append(index)
     times.append(begins[-1] + step)

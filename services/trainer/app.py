@@ -29,6 +29,7 @@ from services.common.state.connect import connect_stores
 from services.common.supervision import Supervisor
 from services.common.telemetry_setup import setup_telemetry
 from services.trainer.gate import Gate
+from services.trainer.hindsight import HindsightKeeper
 from services.trainer.jobs import MeshSpec, OnlineJob, SimulationJob
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
@@ -146,6 +147,19 @@ class TrainerApplication:
                 OnlineJob, (spec,), nice=settings.worker_nice, log=log
             ),
         )
+        hindsight = HindsightKeeper(
+            stream=stores.experience,
+            store=stores.minutes,
+            reckoner=evaluator,
+            spec=spec,
+            mesh=mesh,
+            tasks=frozenset(task.name for task in self._files.catalog.tasks),
+            most_requests=settings.hindsight_max_requests,
+            timeout_s=settings.worker_timeout_s,
+            clock=clock,
+            log=log,
+            metrics=metrics,
+        )
         simulated = SimulatedTraining(
             settings=settings, spec=spec, registry=registry, gate=gate, log=log
         )
@@ -199,7 +213,12 @@ class TrainerApplication:
             server=server,
             supervisor=Supervisor(registry=prometheus, clock=clock, log=log),
             metrics_address=metrics_address,
-            tasks={"registry": poll, "mesh_view": mesh.run, "rollout": rollouts.run},
+            tasks={
+                "registry": poll,
+                "mesh_view": mesh.run,
+                "rollout": rollouts.run,
+                "hindsight": hindsight.run,
+            },
             ready=ready,
             flush=runs.stop,
         )

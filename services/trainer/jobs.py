@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from router.types import Task
 from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
 
 if TYPE_CHECKING:
+    from trainer.evaluation.past import LookBack, PastRequest
     from trainer.learning.online.loop import LoopStatus
     from trainer.simulation.scenarios import Mesh
 
@@ -152,3 +153,18 @@ class SimulationJob:
 
         mesh = spec.mesh()
         return [evaluate_policy(mesh, name, snapshot, seeds=seeds) for name, snapshot in policies]
+
+    def look_back(
+        self,
+        spec: MeshSpec,
+        devices: tuple[tuple[str, ...], ...],
+        requests: Sequence[PastRequest],
+    ) -> LookBack:
+        """Returns what past requests could have earned on devices with these tiers placed."""
+        from trainer.evaluation.hindsight import look_back
+        from trainer.simulation.setting import Setting
+
+        mesh = replace(spec, devices=devices).mesh()
+        setting = Setting("past", mesh.catalog, mesh.fleet, {"": mesh.profile})
+        # Far more than the mesh has would be no news.
+        return look_back(setting, requests, most_devices=8 * (len(devices) + 1))

@@ -71,6 +71,10 @@ class MeshView:
         self._seen_s = float("-inf")
         self._told: set[tuple[str, int, int]] = set()
         self.routers: tuple[RouterSeen, ...] = ()
+        self.placement: tuple[tuple[str, ...], ...] = ()
+        """Tiers on each device of the newest state; empty before the first."""
+        self.profiles: frozenset[str] = frozenset()
+        """Names of the profiles that endpoints have of their own."""
         self.is_reachable = True
 
     @property
@@ -163,6 +167,13 @@ class MeshView:
                     reason=router.refusal,
                 )
         self._told = {_told_by(router) for router in self.routers if router.refusal}
+        endpoints = [each.endpoint for each in state.endpoints]
+        devices: dict[str, dict[str, None]] = {}
+        for endpoint in endpoints:
+            tiers = devices.setdefault(endpoint.device or endpoint.endpoint, {})
+            tiers |= dict.fromkeys(served.tier for served in endpoint.tiers)
+        self.placement = tuple(map(tuple, devices.values()))
+        self.profiles = frozenset(each.profile for each in endpoints if each.profile)
         for each in state.endpoints:
             for served in each.endpoint.tiers:
                 _remember(self._known_candidates, (served.tier, each.endpoint.endpoint))

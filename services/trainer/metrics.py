@@ -35,6 +35,9 @@ class TrainerMetrics:
             "rollout_stage", "Stage of the rollout that runs: 3 shadow, 4 canary; 0 if none does."
         )
         self.activations = counter("activations", "Policies activated by this process.")
+        self.hindsight_minutes = counter(
+            "hindsight_minutes", "Minutes looked back at, by what was found.", ("result",)
+        )
         self.worker_failures = counter("worker_failures", "Worker processes that died.")
         self.save_failures = counter("save_failures", "Saves of the replay that failed.")
         self.steps = gauge("learner_steps", "Learner steps of the newest online run.")

@@ -86,6 +86,11 @@ class TrainerSettings(ServerSettings):
     """Smallest difference in value per request that a canary is sure to show."""
     canary_s: float = Field(default=21_600.0, gt=0.0, le=2_592_000.0)
     """Longest time as a canary, seconds; then the rollout is paused."""
+    hindsight_max_requests: int = Field(default=20_000, ge=0, le=1_000_000)
+    """Most requests of a minute of which it is reckoned what they could have earned; 0: never.
+
+    It costs a worker process some seconds of one core a minute at most, at low priority.
+    """
     simulated_budget_s: float = Field(default=90.0, gt=0.0, le=86_400.0)
     """Time a SIMULATED run trains for, seconds."""
     poll_interval_s: float = Field(default=1.0, gt=0.0, le=60.0)

@@ -45,6 +45,13 @@ class ExperienceStream(Protocol):
         """
         ...
 
+    async def behind(self, entry_id: str, count: int) -> list[StreamEntry]:
+        """Returns up to `count` entries behind an id, whoever has had them, and marks none.
+
+        Ids begin with the time at which entries were appended, milliseconds since 1970.
+        """
+        ...
+
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
         """Marks entries as safely taken in; returns how many were marked."""
         ...
@@ -106,6 +113,14 @@ class RedisExperienceStream:
             extra_s=block_s,
         )
         return [entry for _stream, entries in _pairs(answer) for entry in _entries(entries)]
+
+    async def behind(self, entry_id: str, count: int) -> list[StreamEntry]:
+        """Returns up to `count` entries behind an id."""
+        return _entries(
+            await self._call(
+                lambda: self._redis.xrange(keys.EXPERIENCE_STREAM, min=f"({entry_id}", count=count)
+            )
+        )
 
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
         """Marks entries as safely taken in; returns how many were marked."""
@@ -196,8 +211,9 @@ class MemoryExperienceStream:
 
     async def append(self, payloads: Sequence[bytes]) -> None:
         """Appends entries."""
+        now_ms = self._clock.wall_ns() // 1_000_000
         for payload in payloads:
-            self._last_number += 1
+            self._last_number = max(self._last_number + 1, now_ms)
             entry = StreamEntry(f"{self._last_number}-0", payload)
             self._entries.append((self._last_number, entry))
 
@@ -218,6 +234,11 @@ class MemoryExperienceStream:
         for entry_id in list(pending)[: max(len(pending) - self._limit, 0)]:
             del pending[entry_id]
         return found
+
+    async def behind(self, entry_id: str, count: int) -> list[StreamEntry]:
+        """Returns up to `count` entries behind an id."""
+        last = int(entry_id.partition("-")[0])
+        return [entry for number, entry in self._entries if number > last][:count]
 
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
         """Acknowledges entries."""

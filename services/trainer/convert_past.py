@@ -1,0 +1,127 @@
+"""Experience records as past requests: when they came, what they asked for, what they earned."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from services.common.times import seconds_of
+from tiercel.common.v1 import common_pb2, experience_pb2
+from trainer.evaluation.past import PastRequest
+from trainer.learning.online.joining import DecisionKey
+
+_MOST_RECORD_BYTES = 1024 * 1024
+_MOST_TOKENS = 10_000_000
+_MOST_SLACK_S = 86_400.0
+_COUNTED = (
+    common_pb2.OUTCOME_STATUS_ON_TIME,
+    common_pb2.OUTCOME_STATUS_LATE,
+    common_pb2.OUTCOME_STATUS_REFUSED,
+    common_pb2.OUTCOME_STATUS_FAILED,
+)
+"""Ends that count; a cancelled request says nothing."""
+
+
+class PastDecision(NamedTuple):
+    """What a decision says of its request.
+
+    Attributes:
+        key: of the decision.
+        decide_s: when it was made, seconds since 1970.
+        task: name of the task.
+        slack_s: time left to the deadline.
+        prompt_tokens: prompt tokens.
+        output_tokens: predicted output tokens.
+    """
+
+    key: DecisionKey
+    decide_s: float
+    task: str
+    slack_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+class PastEnd(NamedTuple):
+    """What an outcome says of its request.
+
+    Attributes:
+        key: of the decision.
+        end_s: when it ended, seconds since 1970.
+        latency_s: time from its arrival to its end.
+        output_tokens: tokens of a whole answer; 0 if there was none.
+        reward: what was delivered earned.
+        counts: whether it counts.
+    """
+
+    key: DecisionKey
+    end_s: float
+    latency_s: float
+    output_tokens: int
+    reward: float
+    counts: bool
+
+
+def past_of(payload: bytes, tasks: Collection[str]) -> PastDecision | PastEnd | None:
+    """Returns what an entry of the experience stream says; None for one that cannot be right."""
+    if len(payload) > _MOST_RECORD_BYTES:
+        return None
+    try:
+        entry = experience_pb2.ExperienceEntry.FromString(payload)
+    except DecodeError:
+        return None
+    if entry.HasField("decision"):
+        return _decision(entry.decision, tasks)
+    return _end(entry.outcome) if entry.HasField("outcome") else None
+
+
+def request_of(made: PastDecision, end: PastEnd) -> PastRequest:
+    """Returns the request of a decision and its outcome."""
+    arrival_s = end.end_s - end.latency_s
+    return PastRequest(
+        task=made.task,
+        arrival_s=arrival_s,
+        prompt_tokens=made.prompt_tokens,
+        # What would have come of an answer that was never complete is not known: as predicted.
+        output_tokens=end.output_tokens or made.output_tokens,
+        slack_s=max(0.0, made.slack_s + made.decide_s - arrival_s),
+        reward=end.reward,
+    )
+
+
+def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> PastDecision | None:
+    slack_s = seconds_of(record.slack)
+    is_good = (
+        record.task in tasks
+        and abs(slack_s) <= _MOST_SLACK_S
+        and 1 <= record.prompt_token_count <= _MOST_TOKENS
+        and 1 <= record.predicted_output_token_count <= _MOST_TOKENS
+    )
+    if not is_good:
+        return None
+    return PastDecision(
+        key=(record.router_id, record.epoch, record.sequence),
+        decide_s=seconds_of(record.decide_time),
+        task=record.task,
+        slack_s=slack_s,
+        prompt_tokens=record.prompt_token_count,
+        output_tokens=record.predicted_output_token_count,
+    )
+
+
+def _end(record: experience_pb2.OutcomeRecord) -> PastEnd | None:
+    latency_s = seconds_of(record.latency)
+    # Written so that what is no number is not good.
+    if not (0.0 <= latency_s <= _MOST_SLACK_S and 0.0 <= record.delivered_reward <= 1.0):
+        return None
+    is_whole = record.status == common_pb2.OUTCOME_STATUS_ON_TIME
+    return PastEnd(
+        key=(record.router_id, record.epoch, record.sequence),
+        end_s=seconds_of(record.end_time),
+        latency_s=latency_s,
+        output_tokens=min(record.output_token_count, _MOST_TOKENS) if is_whole else 0,
+        reward=record.delivered_reward,
+        counts=record.status in _COUNTED,
+    )
