@@ -8,18 +8,16 @@ import dataclasses
 import json
 import pathlib
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 
+from services.live.cpu import tree_cpu_s
 from services.local import probes
 from services.local.child import Child, ChildError, ChildSpec
 from services.local.errors import CommandError
 from services.local.processes import THREAD_VARIABLES
-
-_CPU_CLOCK_OF_A_PROCESS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +57,11 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU seconds of the process and all processes below it, exact to nanoseconds."""
-        pids = [self.pid, *(each.pid for each in psutil.Process(self.pid).children(recursive=True))]
-        return sum(process_cpu_s(pid) for pid in pids)
+        return tree_cpu_s(self.pid)
 
     def memory_mb(self) -> float:
         """Resident memory of the process, MB."""
         return float(psutil.Process(self.pid).memory_info().rss) / 1e6
-
-
-def process_cpu_s(pid: int) -> float:
-    """CPU seconds of all threads of a process so far, ended ones included (Linux)."""
-    # Number of another process's CPU clock, as the C library's clock_getcpuclockid makes it.
-    return time.clock_gettime((~pid << 3) | _CPU_CLOCK_OF_A_PROCESS)
 
 
 async def save(report: Mapping[str, Any], path: pathlib.Path) -> None:

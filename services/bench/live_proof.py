@@ -11,31 +11,25 @@ every run, the CPU time of every process, and the paired differences to price wi
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import pathlib
-import resource
 import sys
-import tempfile
 import time
 from typing import Any
 
-import psutil
-
 from router.folders import checkout
-from services.bench.bench import process_cpu_s, save
+from services.bench.bench import save
 from services.bench.live_report import BESIDE, compare, show
 from services.bench.routers import LEARNED, PROFILE
-from services.common.channels import open_channel
-from services.loadgen.process import LoadProcessError, run_load
+from services.live.mesh import ALLOWANCE_S, StretchedMesh
+from services.live.run import run_policy
+from services.loadgen.process import LoadProcessError
 from services.loadgen.records import run_summary
 from services.loadgen.spec import DRAWN, parse_spec
-from services.local.embedded import EmbeddedMesh, MeshOptions
+from services.local.embedded import EmbeddedMesh
 from services.local.errors import CommandError
-from services.local.paced_mesh import DEADLINE_S, paced_options
+from services.local.paced_mesh import DEADLINE_S
 from services.local.run import run_owning_children
-from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
-from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 from trainer.evaluation import facts
 from trainer.shipped import PROFILES, QUALITY, shipped
 
@@ -45,12 +39,8 @@ POLICIES = ("price", "dqn", "static-small")
 ROUTERS = 4
 DEVICES = 4
 LEAST_SCALE = 10.0
-REPORT_S, PUBLISH_S, STATE_AGE_S, SILENCE_S = 0.1, 0.08, 2.0, 3.0
-"""The services' own defaults, in the profile's own time."""
-MOST_PUBLISH_S = 1.0
 DEADLINES_PER_RUN = 2.5
 """A run lasts at least so many deadlines, however far time is stretched."""
-CALL_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,35 +75,16 @@ class Plan:
         return self.policies[first:] + self.policies[:first]
 
 
-def mesh_options(load: float, scale: float) -> MeshOptions:
+def stretched_mesh(load: float, scale: float) -> StretchedMesh:
     """Returns the mesh of a load: what routers know of each other ages by the same factor."""
-    options = paced_options(
+    return StretchedMesh(
         f"live-proof-{load:g}x".replace(".", "_"),
         shipped(PROFILES, f"{PROFILE}.toml"),
-        quality=shipped(QUALITY, "opt.toml"),
-        device_count=DEVICES,
-        time_scale=scale,
-    )
-    publish_s = min(MOST_PUBLISH_S, PUBLISH_S * scale)
-    report_s = (REPORT_S + PUBLISH_S) * scale - publish_s
-    return dataclasses.replace(
-        options,
-        router_count=ROUTERS,
-        policy=str(LEARNED["policy"]),
-        trainer=False,
-        fresh=True,
-        sections={
-            "router_inference": {
-                "policy_snapshot": LEARNED["policy_snapshot"],
-                "report_interval_s": min(10.0, report_s),
-                "state_max_age_s": STATE_AGE_S * scale,
-            },
-            "load_monitor": {
-                "publish_interval_s": publish_s,
-                "idle_publish_interval_s": 2.0 * publish_s,
-                "router_silence_s": SILENCE_S * scale,
-            },
-        },
+        shipped(QUALITY, "opt.toml"),
+        pathlib.Path(LEARNED["policy_snapshot"]),
+        DEVICES,
+        ROUTERS,
+        scale,
     )
 
 
@@ -137,7 +108,7 @@ async def prove(plan: Plan) -> dict[str, Any]:
 async def _at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
     scale, runs = plan.scale(load), []
     _say(f"load {load:g}x, time x{scale:g}: starting the mesh")
-    async with EmbeddedMesh(mesh_options(load, scale), say=_say) as mesh:
+    async with EmbeddedMesh(stretched_mesh(load, scale).options(), say=_say) as mesh:
         await mesh.start_backends()
         await mesh.start_services()
         await _one(mesh, plan, load, BESIDE, seed=999, warm_up=True)
@@ -156,9 +127,8 @@ async def _at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
 async def _one(
     mesh: EmbeddedMesh, plan: Plan, load: float, policy: str, *, seed: int, warm_up: bool = False
 ) -> dict[str, Any]:
-    """Switches every router to a policy and sends one run's requests."""
+    """Sends one run's requests, with every router switched to a policy."""
     scale = plan.scale(load)
-    await asyncio.gather(*(_use(address, policy) for address in mesh.router_addresses))
     length_s = 3.0 if warm_up else plan.run_s(load)
     spec = parse_spec(
         {
@@ -170,20 +140,12 @@ async def _one(
             "task_mix": {task.name: 1.0 for task in mesh.options.tasks},
             "prompt_tokens": DRAWN,
             "seed": seed,
-            "network_allowance_s": 0.002 * scale,
+            "network_allowance_s": ALLOWANCE_S * scale,
         },
         "live proof",
     )
-    pids = {name: int(each["pid"]) for name, each in mesh.manifest().processes.items()}
-    before_s, idle = {name: _tree_cpu_s(pid) for name, pid in pids.items()}, psutil.cpu_times()
-    generator_s = _ended_children_cpu_s()
-    start_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="tiercel-live-") as folder:
-        records = await run_load(spec, pathlib.Path(folder) / "run.npz")
-    took_s = time.monotonic() - start_s
-    cores = {name: (_tree_cpu_s(pid) - before_s[name]) / took_s for name, pid in pids.items()}
-    cores["load generator"] = (_ended_children_cpu_s() - generator_s) / took_s
-    summary = run_summary(records)
+    measured = await run_policy(mesh, policy, spec)
+    summary = run_summary(measured.records)
     return {
         "load": load,
         "rate_rps": load * UNIT_RPS,
@@ -191,52 +153,15 @@ async def _one(
         "run_s": length_s,
         "policy": policy,
         "seed": seed,
-        "took_s": took_s,
-        "cores": {name: round(value, 3) for name, value in cores.items()},
-        "machine_busy": _busy(idle, psutil.cpu_times()),
+        "took_s": measured.took_s,
+        "cores": {name: round(value, 3) for name, value in measured.cores.items()},
+        "machine_busy": measured.machine_busy,
+        "loop_lag_ms": 1e3 * measured.loop_lag_s,
         "generator_lag_p99_ms": summary["generator_lag_p99_ms"],
         "valid": summary["valid"],
         "policy_versions": summary["policy_versions"],
         "total": summary["total"],
     }
-
-
-async def _use(address: str, policy: str) -> None:
-    """Switches one router, and waits until what it has under way is done."""
-    async with open_channel(address) as channel:
-        stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-        await stub.UsePolicy(pb2.UsePolicyRequest(policy=policy), timeout=CALL_TIMEOUT_S)
-        for _ in range(300):
-            request = pb2.GetRouterStatusRequest()
-            status = await stub.GetRouterStatus(request, timeout=CALL_TIMEOUT_S)
-            if status.policy != policy or status.fallback_active:
-                raise CommandError(f"{address} uses {status.policy}, not {policy}")
-            if not status.in_flight_count:
-                return
-            await asyncio.sleep(0.1)
-    raise CommandError(f"{address}: requests are still under way after 30 s")
-
-
-def _tree_cpu_s(pid: int) -> float:
-    """CPU seconds of a process and those below it; one that has just ended counts as nothing."""
-    total_s = 0.0
-    for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
-        try:
-            total_s += process_cpu_s(each)
-        except OSError:
-            continue
-    return total_s
-
-
-def _ended_children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _busy(before: Any, after: Any) -> float:
-    """Share of the machine's CPU time that was not idle between two readings."""
-    idle_s = after.idle + after.iowait - before.idle - before.iowait
-    return 1.0 - float(idle_s / (sum(after[:8]) - sum(before[:8])))
 
 
 def _say(text: str) -> None:

@@ -6,11 +6,19 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from router.folders import state_folder
+from services.cli import evaluate_live
+from services.cli.evaluate_live import (
+    CpuLimitOption,
+    LoadsOption,
+    RoutersOption,
+    SecondsOption,
+    TimeScaleOption,
+)
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
 from services.cli.own_mesh import (
@@ -24,6 +32,10 @@ from services.cli.own_mesh import (
 )
 from services.cli.progress import StageProgress
 from services.local.errors import CommandError, InputError
+
+if TYPE_CHECKING:
+    from router.dqn.snapshot import Snapshot
+    from services.live.compare import Plan
 
 MOST_WORKERS = 64
 
@@ -88,6 +100,19 @@ def evaluate(
         pathlib.Path | None,
         typer.Option(help="Folder of the report [default: evaluate of the state]."),
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Start a mesh of paced tiers here, and compare what it makes of the same requests "
+            "with what the simulator says.",
+        ),
+    ] = False,
+    load: LoadsOption = None,
+    time_scale: TimeScaleOption = None,
+    routers: RoutersOption = None,
+    seconds: SecondsOption = None,
+    cpu_limit: CpuLimitOption = None,
     as_json: JsonOption = False,
     record: Annotated[
         pathlib.Path | None,
@@ -97,8 +122,43 @@ def evaluate(
     """Say which policy to use, up to which load, and how many GPUs it saves; then every number.
 
     Every policy meets the same requests in the simulator, beside a bound that none can exceed. With
-    --config the mesh simulated is yours, without it that of a profile and a quality table.
+    --config the mesh simulated is yours, without it that of a profile and a quality table. With
+    --live it says how near the simulator is to a live mesh.
     """
+    of_live = {
+        "load": load,
+        "time_scale": time_scale,
+        "routers": routers,
+        "seconds": seconds,
+        "cpu_limit": cpu_limit,
+    }
+    of_simulator = {
+        "config": config,
+        "prompts": prompts,
+        "trace": trace,
+        "workload": workload,
+        "crosscheck": crosscheck,
+        "retrained": retrained,
+        "deadline_s": deadline_s,
+        "output_tokens": output_tokens,
+        "workers": workers,
+        "record": record,
+    }
+    _refuse(of_simulator if live else of_live, "is not for --live" if live else "needs --live")
+    if live:
+        plan, snapshot = evaluate_live.plan_of(
+            profile=profile,
+            quality=quality,
+            policies=policy or (),
+            loads=load or (),
+            devices=devices,
+            routers=routers,
+            seeds=seeds,
+            seconds=seconds,
+            time_scale=time_scale,
+            cpu_limit=cpu_limit,
+        )
+        raise typer.Exit(_live(plan, snapshot, out, as_json))
     # The simulator is needed here only; other commands start faster without it.
     from trainer.evaluation.facts import usable_cores
     from trainer.evaluation.inputs import Asked, EvaluationInputError, read_inputs
@@ -146,6 +206,27 @@ def evaluate(
     _write(report, out, record)
     if report["violations"]:
         raise CommandError(_above(report["violations"]))
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Raises InputError for the first option that was given."""
+    for name, value in options.items():
+        if value:
+            raise InputError(f"--{name.replace('_', '-')}: {why}")
+
+
+def _live(plan: Plan, snapshot: Snapshot | None, out: pathlib.Path | None, as_json: bool) -> int:
+    code, report = evaluate_live.run_live_evaluation(plan, snapshot, _command(sys.argv[1:]))
+    if not report:
+        return code
+    if as_json:
+        print_json(report)
+    else:
+        evaluate_live.show(report)
+        out = out or state_folder("evaluate-live")
+    if out is not None:
+        evaluate_live.write(report, out)
+    return code
 
 
 def _command(arguments: Sequence[str]) -> str:
