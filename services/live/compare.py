@@ -12,7 +12,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -321,7 +321,7 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
     }
 
 
-def is_within(error: dict[str, float | None]) -> bool:
+def is_within(error: Mapping[str, float | None]) -> bool:
     """Returns whether the simulator was as near as it should be."""
     mean = error["mean"]
     scores = error["availability"], error["performance"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from router.policies.table import DQN
 from services.local.embedded import MeshOptions
@@ -60,7 +61,7 @@ class StretchedMesh:
         Raises:
             InputError: A file cannot be read or lacks its table.
         """
-        router = {
+        router: dict[str, Any] = {
             "report_interval_s": self.report_s,
             "state_max_age_s": STATE_AGE_S * self.time_scale,
         }

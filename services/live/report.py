@@ -113,7 +113,7 @@ def live_figure(points: Sequence[Point], small: str, large: str) -> Figure:
                     statistics.fmean(e["simulated"][name] for e in own if e["load"] == load)
                     for load in loads
                 ]
-                axes.plot(loads, curve, **line)
+                axes.plot(loads, curve, marker=".", **line)
                 for each in own:
                     face = line["color"] if each["counts"] else "none"
                     axes.plot(
@@ -129,7 +129,7 @@ def live_figure(points: Sequence[Point], small: str, large: str) -> Figure:
             axes.set_xlabel("load, multiples of about what the largest tier holds")
         handles, _ = panels[0, 0].get_legend_handles_labels()
         marks = [
-            Line2D([], [], color=INK, label="simulated"),
+            Line2D([], [], color=INK, marker=".", label="simulated"),
             Line2D([], [], color=INK, marker="o", ls="", label="live"),
             Line2D([], [], color=INK, marker="o", mfc="none", ls="", label="live, does not count"),
         ]
