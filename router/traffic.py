@@ -16,6 +16,10 @@ LONG_TAU_S = 10.0
 """Time constant of the long arrival rate."""
 BURSTINESS_WINDOW = 200.0
 """Gaps between arrivals that count in the estimate of how bursty they are."""
+STOPPED_GAPS = 20.0
+"""Traffic has stopped after so many of its mean gaps without an arrival."""
+CLUMPED = 4.0
+"""Burstiness from which gaps of any length are ordinary."""
 MEAN_WEIGHT = 0.02
 """Weight of one value in a mean of prompt or output lengths; about the last 50 count."""
 
@@ -71,7 +75,10 @@ def moved(mean: float, value: float) -> float:
 def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     """Counts a request that arrives at `now_s`; a clock that steps back counts as no time."""
     gap_s = max(0.0, now_s - traffic.last_s)
-    traffic.short = decayed(traffic.short, gap_s, SHORT_TAU_S) + 1.0 / SHORT_TAU_S
+    short = decayed(traffic.short, gap_s, SHORT_TAU_S)
+    if has_stopped(traffic, gap_s):
+        short = max(short, 1.0 / traffic.gap_s)
+    traffic.short = short + 1.0 / SHORT_TAU_S
     traffic.long = decayed(traffic.long, gap_s, LONG_TAU_S) + 1.0 / LONG_TAU_S
     traffic.last_s = max(traffic.last_s, now_s)
     if traffic.start_s == -math.inf:
@@ -82,6 +89,21 @@ def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     if traffic.mean_prompt <= 0.0:
         traffic.mean_prompt = prompt_tokens
     traffic.mean_prompt = moved(traffic.mean_prompt, prompt_tokens)
+
+
+def has_stopped(traffic: Traffic, gap_s: float) -> bool:
+    """Returns whether traffic had stopped before the arrival that ends a gap of `gap_s` seconds.
+
+    A rate over 0.2 s takes a third of a deadline to be told, time in which a burst that meets idle
+    devices gets large tiers. So traffic that comes back is taken for what it was before it stopped.
+    Not so where arrivals come in clumps: there any gap is ordinary, and no clump is like the last.
+    """
+    return (
+        gap_s > SHORT_TAU_S
+        and traffic.gap_s > 0.0
+        and gap_s > STOPPED_GAPS * traffic.gap_s
+        and burstiness(traffic) < CLUMPED
+    )
 
 
 def short_sum(traffic: Traffic, now_s: float) -> float:

@@ -106,3 +106,39 @@ def test_the_simulator_keeps_the_same_fields() -> None:
     """A field added here is one the simulator's record must hold too."""
     names = {field.name for field in dataclasses.fields(Traffic)}
     assert names <= set(ROUTER.names or ())
+
+
+def stopped_and_back(gaps_s: list[float], pause_s: float) -> tuple[float, float]:
+    """Returns the short rate before a pause, and at the first arrival after it."""
+    seen = Traffic(0.0)
+    now_s = 0.0
+    for gap_s in gaps_s:
+        now_s += gap_s
+        traffic.count_arrival(seen, now_s, 10.0)
+    before = traffic.short_rate_rps(seen, now_s)
+    traffic.count_arrival(seen, now_s + pause_s, 10.0)
+    return before, traffic.short_rate_rps(seen, now_s + pause_s)
+
+
+@pytest.mark.parametrize("pause_s", [0.3, 3.0, 300.0])
+def test_traffic_that_comes_back_is_taken_for_what_it_was(pause_s: float) -> None:
+    """However long it was away: a burst that meets idle devices must not get large tiers."""
+    gaps = np.random.default_rng(1).exponential(1.0 / 400.0, 1000).tolist()
+    before, after = stopped_and_back(gaps, pause_s)
+    assert before == pytest.approx(400.0, rel=0.3)
+    assert after == pytest.approx(400.0, rel=0.2)
+
+
+def test_a_gap_that_is_no_stop_lets_the_rate_fall() -> None:
+    """Short beside the time constant, or beside the gaps there are."""
+    _, after = stopped_and_back([0.0025] * 1000, 0.19)
+    assert after < 0.5 * 400.0
+    _, after = stopped_and_back([0.5] * 100, 2.0)
+    assert after < 6.0
+
+
+def test_clumps_are_no_traffic_that_comes_back() -> None:
+    """In clumped traffic every gap is ordinary: the next clump is seen as it comes."""
+    gaps = np.random.default_rng(1).gamma(1.0 / 64.0, 64.0 / 400.0, 1000).tolist()
+    _, after = stopped_and_back(gaps, 3.0)
+    assert after < 6.0

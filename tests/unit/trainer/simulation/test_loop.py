@@ -161,3 +161,14 @@ def test_soft_deadlines_and_a_net_that_is_off_teach_nothing() -> None:
     """Neither is ever refused, so there is nothing to learn."""
     assert teach({}, soft=True) == 0.0
     assert teach({}, safety=False) == 0.0
+
+
+def test_traffic_that_comes_back_to_idle_devices_is_served_as_before() -> None:
+    """Nothing is lost to large tiers that the first of it got, and to what that did to the rest."""
+    rng, rate_rps = np.random.default_rng(5), 0.5 * small_capacity_rps()
+    arrival_N = piecewise([(1.5, rate_rps), (2.0, 0.0), (1.5, rate_rps)], rng)
+    offered = make_workload(arrival_N, 5.0, rng=rng, deadline_s=0.4, task_share=(0.5, 0.5))
+    result = simulate(config(safety=True, hold_targets=True), offered, spec("price"))
+    before_N, after_N = (arrival_N > 0.7) & (arrival_N < 1.5), arrival_N >= 3.5
+    assert result.on_time_N[after_N].mean() > 0.99
+    assert result.reward_N[after_N].mean() > 0.97 * result.reward_N[before_N].mean()
