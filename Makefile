@@ -14,7 +14,9 @@ TRAINING := .venv-triton/.training-up-to-date
 PIP := .venv/bin/python -m pip install --quiet --no-compile
 DOORS_VENV := .venv-doors/.up-to-date
 STUBS := services/client/tiercel/common/v1/common_pb2.py
-KERNELS := build/numba/.up-to-date
+DECISION := build/numba/.decision-up-to-date
+SIMULATOR := build/numba/.simulator-up-to-date
+KERNELS := $(DECISION) $(SIMULATOR)
 
 .PHONY: help
 help: ## list the targets
@@ -26,10 +28,10 @@ setup: $(VENV) $(TRITON_VENV) $(TRAINING) $(STUBS) ## make both environments (se
 .PHONY: demo
 demo: ## serve calm -> burst -> recovery on this machine, and open a report
 	@$(MAKE) --no-print-directory $(DEMO_VENV)
-	@$(MAKE) --no-print-directory --jobs=2 demo-setup
+	@$(MAKE) --no-print-directory --jobs=3 demo-setup
 	@.venv/bin/tiercel demo
 
-# The tools of `make setup` are left out. Compiling takes one core while the other one unpacks Triton.
+# The tools of `make setup` are left out. Triton is unpacked beside the two that compile.
 .PHONY: demo-setup
 demo-setup: $(TRITON_VENV) $(STUBS) $(KERNELS)
 
@@ -152,13 +154,19 @@ $(STUBS): $(PROTOS) services/client/hatch_build.py $(DEMO_VENV)
 
 # Once for each version of the sources, so that no run of the demo and no test waits for the compiler. The code is kept in
 # build/numba under a name per version (router/compiled.py); TIERCEL_NUMBA_CACHE names another place.
-$(KERNELS): $(DEMO_VENV) $(wildcard router/*.py router/*/*.py trainer/simulation/*.py) | $(STUBS)
-	@echo "compiling the router's decision and the simulator (about a minute)"
+ROUTER_KERNELS := $(wildcard router/*.py router/*/*.py)
+$(DECISION): $(DEMO_VENV) $(ROUTER_KERNELS) | $(STUBS)
+	@echo "compiling the router's decision (half a minute of a core)"
 	@mkdir -p $(@D)
 	@.venv/bin/python -m services.router_inference.machine_code >/dev/null
-	@.venv/bin/tiercel train --profile profiles/reference.toml --quality quality/reference.toml \
-		--devices 1 --deadline-s 0.2 --rounds 1 --json --out $(@D)/compiled.safetensors >/dev/null
-	@touch $(KERNELS)
+	@touch $(DECISION)
+
+$(SIMULATOR): $(DEMO_VENV) $(ROUTER_KERNELS) $(wildcard trainer/simulation/*.py) | $(STUBS)
+	@echo "compiling the simulator (a minute of a core)"
+	@mkdir -p $(@D)
+	@.venv/bin/tiercel train --profile profiles/reference.toml --quality quality/reference.toml --devices 1 \
+		--deadline-s 0.2 --rounds 1 --no-answer --json --out $(@D)/compiled.safetensors >/dev/null
+	@touch $(SIMULATOR)
 
 .PHONY: checkers
 checkers:

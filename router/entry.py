@@ -54,7 +54,11 @@ _Result: Any = CompileResult
 
 _PREFIX = "router_entry"
 _DIGEST_BYTES = 32
-_OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "no_cpython_wrapper": True}
+_OPTIONS: Final[dict[str, Any]] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 
 
 class CodeError(ValueError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.registry import CPUDispatcher
 
 from router.compiled import cache_folder, digest_of, make_twins
 
@@ -19,15 +20,39 @@ _COMPILED_HERE = ("compiled", "state", "engine", "loop")
 """Modules of this package with compiled code or its types."""
 
 # Without the interpreter's lock: two simulations run side by side in two threads.
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "error_model": "numpy",
+    "nogil": True,
+    "no_cfunc_wrapper": True,
+}
 
 
-def _compiler(*, counts_references: bool) -> Any:
+class _Inner(CPUDispatcher):  # type: ignore[misc]  # numba has no types
+    """A function that compiled code calls.
+
+    It has no code that takes Python's objects apart, which would be a quarter of all that is
+    compiled: its arguments are tuples of some sixty arrays. Where Python calls it after all (a
+    test), such code is compiled around it then.
+    """
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not hasattr(self, "_from_python"):
+            inner = self
+            compile_ = numba.njit(_nrt=self.targetoptions["_nrt"])
+            self._from_python = compile_(lambda *given: inner(*given))
+        return self._from_python(*arguments)
+
+
+def _compiler(*, counts_references: bool, is_inner: bool = False) -> Any:
     """Returns a decorator whose functions run where their code cannot be kept, too."""
-    compile_ = numba.njit(**{**_OPTIONS, "_nrt": counts_references})
+    options = {**_OPTIONS, "_nrt": counts_references, "no_cpython_wrapper": is_inner}
+    compile_ = numba.njit(**options)
 
     def decorate(function: types.FunctionType) -> Any:
         compiled: Any = compile_(function)
+        if is_inner:
+            compiled.__class__ = _Inner
         keep = compiled._cache.save_overload
 
         def keep_if_possible(*what: Any) -> None:
@@ -45,11 +70,13 @@ def _compiler(*, counts_references: bool) -> Any:
 jit: Any = _compiler(counts_references=True)
 jit_unmanaged: Any = _compiler(counts_references=False)
 """Compiles without reference counting; see `make_twins`."""
+jit_inner: Any = _compiler(counts_references=False, is_inner=True)
+"""The same for what compiled code alone calls."""
 
 numba.config.CACHE_DIR = str(  # type: ignore[attr-defined]
     cache_folder() / digest_of(Path(__file__).with_name(f"{stem}.py") for stem in _COMPILED_HERE)
 )
-_twins = make_twins(__name__, jit, jit_unmanaged)
+_twins = make_twins(__name__, _compiler(counts_references=True, is_inner=True), jit_inner)
 
 
 def twin(module: types.ModuleType) -> Any:

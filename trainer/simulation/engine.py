@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from router.pressure import Pressures
-from trainer.simulation.compiled import jit_unmanaged, pressure, reward, safety, slowdown, traffic
+from trainer.simulation.compiled import jit_inner, pressure, reward, safety, slowdown, traffic
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -36,7 +36,7 @@ from trainer.simulation.state import (
 )
 
 
-@jit_unmanaged
+@jit_inner
 def take_out(w: World, i: int) -> None:
     """Takes a request off its candidate: out of queue or batch, and out of the ledger."""
     request = w.requests[i]
@@ -76,7 +76,7 @@ def take_out(w: World, i: int) -> None:
     ledger_LC[REMAINING, c] -= max(1, request.predicted - done)
 
 
-@jit_unmanaged
+@jit_inner
 def start_iteration(w: World, d: int, now_s: float) -> None:
     """Starts the next iteration of a device's next tier with work; idles if there is none."""
     device = w.devices[d]
@@ -143,7 +143,7 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         return
 
 
-@jit_unmanaged
+@jit_inner
 def settle(w: World, i: int, status: int, now_s: float) -> None:
     """Ends a request that has left its candidate (or never had one), with its reward."""
     request = w.requests[i]
@@ -174,13 +174,13 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
     teach_slowdown(w, i, now_s)
 
 
-@jit_unmanaged
+@jit_inner
 def pressures_of(w: World, router: int) -> Pressures:
     """Returns what a router has learned of its targets."""
     return Pressures(w.pressure_RK[router], w.ends_RK[router], w.pressed_s_R1[router])
 
 
-@jit_unmanaged
+@jit_inner
 def teach_target(w: World, i: int, now_s: float, ended: float, missed: float) -> None:
     """Moves the router's pressure of a request's task; soft deadlines teach nothing."""
     request = w.requests[i]
@@ -198,7 +198,7 @@ def teach_target(w: World, i: int, now_s: float, ended: float, missed: float) ->
     )
 
 
-@jit_unmanaged
+@jit_inner
 def teach_admission(w: World, i: int, now_s: float) -> None:
     """Lets the router's admission learn from a settled request.
 
@@ -224,7 +224,7 @@ def teach_admission(w: World, i: int, now_s: float) -> None:
     )
 
 
-@jit_unmanaged
+@jit_inner
 def teach_slowdown(w: World, i: int, now_s: float) -> None:
     """Lets the router compare a request that ends, or is rescued, with its first prediction.
 
@@ -247,7 +247,7 @@ def teach_slowdown(w: World, i: int, now_s: float) -> None:
     )
 
 
-@jit_unmanaged
+@jit_inner
 def finish_iteration(w: World, d: int, now_s: float) -> None:
     """Ends the iteration a device is running: tokens, answers; then starts the next."""
     c = w.devices[d].active
@@ -273,7 +273,7 @@ def finish_iteration(w: World, d: int, now_s: float) -> None:
     start_iteration(w, d, now_s)
 
 
-@jit_unmanaged
+@jit_inner
 def dispatch(w: World, i: int, c: int, now_s: float) -> None:
     """Sends a request to a candidate's queue; one that could never run there is refused."""
     request = w.requests[i]
@@ -303,7 +303,7 @@ def dispatch(w: World, i: int, c: int, now_s: float) -> None:
         start_iteration(w, candidate.device, now_s)
 
 
-@jit_unmanaged
+@jit_inner
 def cancel_late(w: World, i: int, now_s: float) -> None:
     """Cancels a request that nobody waits for any more."""
     request = w.requests[i]
@@ -313,7 +313,7 @@ def cancel_late(w: World, i: int, now_s: float) -> None:
     settle(w, i, CANCELLED, now_s)
 
 
-@jit_unmanaged
+@jit_inner
 def lose_device(w: World, d: int, now_s: float) -> None:
     """Loses a device: all it held is pending again where retries are on, else failed."""
     device = w.devices[d]
@@ -331,7 +331,7 @@ def lose_device(w: World, d: int, now_s: float) -> None:
         # An iteration that never ended leaves its number to the next one.
 
 
-@jit_unmanaged
+@jit_inner
 def give_up(w: World, i: int, now_s: float) -> None:
     """Takes a request off a lost device."""
     take_out(w, i)

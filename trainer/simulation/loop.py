@@ -18,6 +18,7 @@ from trainer.simulation.compiled import (
     features,
     home,
     jit,
+    jit_inner,
     jit_unmanaged,
     kernels,
     picker,
@@ -55,7 +56,7 @@ from trainer.simulation.state import (
 )
 
 
-@jit_unmanaged
+@jit_inner
 def uniform(w: World) -> float:
     """Returns a uniform number in [0, 1) of the world's own generator (splitmix64)."""
     clock = w.clock[0]
@@ -67,7 +68,7 @@ def uniform(w: World) -> float:
     return float(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@jit_unmanaged
+@jit_inner
 def heap_push(w: World, time_s: float, key: int) -> None:
     """Adds a rescue moment."""
     clock = w.clock[0]
@@ -84,7 +85,7 @@ def heap_push(w: World, time_s: float, key: int) -> None:
     w.heap_id[j] = key
 
 
-@jit_unmanaged
+@jit_inner
 def heap_pop(w: World) -> int:
     """Takes the earliest rescue moment off and returns its key."""
     clock = w.clock[0]
@@ -110,7 +111,7 @@ def heap_pop(w: World) -> int:
     return int(key)
 
 
-@jit_unmanaged
+@jit_inner
 def take_snapshot(w: World, now_s: float) -> None:
     """Keeps what the monitor collects at a tick: every router's ledger and rates."""
     clock = w.clock[0]
@@ -129,7 +130,7 @@ def take_snapshot(w: World, now_s: float) -> None:
     clock.next_tick_s = now_s + clock.tick_s
 
 
-@jit_unmanaged
+@jit_inner
 def see(w: World, router: int, now_s: float) -> None:
     """Fills the view of a router: own ledger exactly, others' as last published; and the rates."""
     clock = w.clock[0]
@@ -174,7 +175,7 @@ def see(w: World, router: int, now_s: float) -> None:
     clock.rate_long = traffic.rate_from_sum(long, age_s, LONG_TAU_S)
 
 
-@jit_unmanaged
+@jit_inner
 def keep_room(w: World, router: int, now_s: float) -> None:
     """Raises the rates just seen to what room is kept for."""
     clock, own = w.clock[0], w.routers[router]
@@ -185,7 +186,7 @@ def keep_room(w: World, router: int, now_s: float) -> None:
     clock.own_rate = max(clock.own_rate, least_rps * clock.own_share)
 
 
-@jit_unmanaged
+@jit_inner
 def pressure_on(w: World, i: int, now_s: float) -> float:
     """Returns the pressure that a request feels; -1 if it has no target, or a soft deadline."""
     request = w.requests[i]
@@ -196,7 +197,7 @@ def pressure_on(w: World, i: int, now_s: float) -> float:
     return float(pressure.felt(learned, now_s, window_s, w.target_K))
 
 
-@jit_unmanaged
+@jit_inner
 def prepare(w: World, i: int, now_s: float) -> bool:
     """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
     clock = w.clock[0]
@@ -249,7 +250,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     return True
 
 
-@jit_unmanaged
+@jit_inner
 def usable(w: World) -> FleetArrays:
     """Returns the fleet as the request at hand sees it: all of it, or what is home."""
     seen: FleetArrays = w.fleet
@@ -258,7 +259,7 @@ def usable(w: World) -> FleetArrays:
     return seen
 
 
-@jit_unmanaged
+@jit_inner
 def try_rescue(w: World, key: int, now_s: float) -> None:
     """Moves a request that is about to miss to a smaller tier that would make it, if one would."""
     clock = w.clock[0]
@@ -306,7 +307,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     dispatch(w, i, target, now_s)
 
 
-@jit_unmanaged
+@jit_inner
 def fleet_event(w: World, k: int, now_s: float) -> None:
     """Carries out a loss, a return or a slow-down of a device."""
     event = w.fleet_events[k]
@@ -441,7 +442,7 @@ def fill_features(w: World, i: int, q: Query, params_P: np.ndarray) -> None:
     )
 
 
-@jit_unmanaged
+@jit_inner
 def decide(
     w: World,
     i: int,
