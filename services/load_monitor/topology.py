@@ -37,6 +37,7 @@ _MOST_STORED_BYTES = 4 * MAX_ENDPOINTS_BYTES
 _LONGEST_PROBLEM_BYTES = 200
 # Gauges of a tier, or what else the state says of an endpoint.
 _GAUGE_BYTES = 256
+_UNREADABLE = (DomainError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def decode_changes(payload: bytes, is_allowed: Callable[[str], bool]) -> tuple[C
                 room_bytes -= _state_bytes(spec)
                 if room_bytes < 0:
                     raise ValueError("does not fit a state")
-            except (DomainError, LookupError, TypeError, AttributeError, ValueError) as error:
+            except _UNREADABLE as error:
                 problems.append(cut(f"{error!r}", _LONGEST_PROBLEM_BYTES))
             else:
                 added[spec.name] = spec

@@ -7,8 +7,9 @@ another epoch is another process.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.learning.online.joining import DecisionKey
@@ -71,7 +72,20 @@ class SettledKeys:
 
     def set_state(self, state: Iterable[Any]) -> None:
         """Restores what `get_state` returned; raises TypeError or ValueError for anything else."""
-        self._runs = {
-            (str(router), int(epoch)): ([int(n) for n in first], [int(n) for n in last])
-            for router, epoch, first, last in state
-        }
+        runs = {}
+        for router, epoch, first, last in state:
+            if type(epoch) is not int:
+                raise ValueError(f"settled keys: epoch {epoch!r:.40} is no whole number")
+            runs[str(router), epoch] = _checked(first, last)
+        self._runs = runs
+
+
+def _checked(first: Sequence[Any], last: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Returns the bounds of one process's runs; raises ValueError if they are none."""
+    bounds = [bound for run in zip(first, last, strict=True) for bound in run]
+    if not all(type(bound) is int for bound in bounds):
+        raise ValueError("settled keys: a bound of a run is no whole number")
+    # Within a run the bounds may be equal, from one run to the next they rise.
+    if any(b < a or (b == a and i % 2) for i, (a, b) in enumerate(itertools.pairwise(bounds))):
+        raise ValueError("settled keys: runs do not rise")
+    return list(first), list(last)

@@ -120,6 +120,7 @@ def entry(**fields: Any) -> dict[str, Any]:
         entry(name="x" * 65),
         entry(name=7),
         entry(speed=100.0),
+        entry(speed=10**400),
         entry(speed="fast"),
         entry(tiers=[{"tier": f"t{index}", "model": "m"} for index in range(65)]),
         entry(tiers=[{"tier": "small"}]),

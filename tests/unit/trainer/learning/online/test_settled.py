@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,3 +58,26 @@ def test_a_copy_is_its_own() -> None:
     twin = settled.copy()
     twin.add(("r", 1, 2))
     assert ("r", 1, 2) not in settled
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [["r", 1, [1, 5], [3]]],
+        [["r", 1, [5, 1], [6, 3]]],
+        [["r", 1, [1, 3], [3, 4]]],
+        [["r", 1, [4], [3]]],
+        [["r", 1, [1.5], [3]]],
+        [["r", 1, [1], [True]]],
+        [["r", 1e999, [1], [3]]],
+        [["r", 1, 7, 7]],
+        [["r", 1]],
+    ],
+    ids=str,
+)
+def test_a_state_that_is_none_is_refused(state: list[Any]) -> None:
+    """Runs without an end, out of order, or of anything but whole numbers; what was stays."""
+    settled = SettledKeys([("r", 1, 1)])
+    with pytest.raises((TypeError, ValueError)):
+        settled.set_state(state)
+    assert ("r", 1, 1) in settled
