@@ -28,7 +28,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class _Inner(CPUDispatcher):  # type: ignore[misc]  # numba has no types
+class _Inner(CPUDispatcher):
     """A function that compiled code calls.
 
     It has no code that takes Python's objects apart, which would be a quarter of all that is
@@ -39,8 +39,8 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]  # numba has no types
     def __call__(self, *arguments: Any) -> Any:
         if not hasattr(self, "_from_python"):
             inner = self
-            compile_ = numba.njit(_nrt=self.targetoptions["_nrt"])
-            self._from_python = compile_(lambda *given: inner(*given))
+            options = {"_nrt": self.targetoptions["_nrt"]}
+            self._from_python = numba.njit(**options)(lambda *given: inner(*given))
         return self._from_python(*arguments)
 
 
