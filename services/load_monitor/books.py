@@ -10,10 +10,10 @@ from services.common.clock import Clock
 from services.common.log import Logger
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
-from services.common.state.minute_store import MinuteStore
+from services.common.state.minute_store import MINUTE_S, MinuteStore
 from services.load_monitor.broadcast import Broadcast
 from services.load_monitor.coordination import Coordinator
-from services.load_monitor.tally import MINUTE_S, Tally, start_of
+from services.load_monitor.tally import Tally, start_of
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
 
 _LOOK_S = 1.0

@@ -52,7 +52,7 @@ _LONGEST_MODEL = 128
 _WORD = re.compile(r"[A-Za-z0-9_.-]*")
 _MOST_TIERS = 64
 _MOST_TASKS = 1_000
-_MOST_LATENCIES = 64
+_MOST_TOLD_TASKS = 64
 _MOST_PRESSURE = 100.0
 _LONGEST_DEADLINE_S = 86_400.0
 _MOST_LOADS = 10_000
@@ -116,10 +116,10 @@ def report_from_message(
         for index, task in enumerate(load.task_attainments):
             _check_attainment(bad, f"task_attainments[{index}]", task)
     bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
-    if bad.items("task_latencies", load.task_latencies, _MOST_LATENCIES):
+    if bad.items("task_latencies", load.task_latencies, _MOST_TOLD_TASKS):
         for index, latency in enumerate(load.task_latencies):
             _check_latency(bad, f"task_latencies[{index}]", latency)
-    if bad.items("task_outcomes", load.task_outcomes, _MOST_LATENCIES):
+    if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
         for index, outcomes in enumerate(load.task_outcomes):
             _check_task_outcomes(bad, f"task_outcomes[{index}]", outcomes)
     loads = _loads(bad, load, told, known)

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common.state.minute_store import MINUTE_S
 from services.common.times import duration_of, seconds_of, timestamp_of
 from services.load_monitor.convert import TASK_COUNTS
 from services.load_monitor.model import Picture, RouterReport
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
-MINUTE_S = 60
 _NUMBERS = (*TASK_COUNTS, "delivered_reward_sum")
 _LONGEST_GAP_S = 5.0
 """A time without a look at the mesh that is longer counts as not watched."""

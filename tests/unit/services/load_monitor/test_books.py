@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from services.common.state import keys
-from services.common.state.minute_store import MemoryMinuteStore
+from services.common.state.minute_store import MINUTE_S, MemoryMinuteStore
 from services.load_monitor.books import MinuteBooks
-from services.load_monitor.tally import MINUTE_S, start_of
+from services.load_monitor.tally import start_of
 from tests.fakes.clock import FakeClock
 from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import LOG, Monitor
