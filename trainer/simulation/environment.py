@@ -1,9 +1,9 @@
 """The simulator behind the Gymnasium interface, so that any RL library can be pointed at it.
 
 One step is one decision. Observation: the features of all candidates, flattened; `info` carries the
-mask of allowed actions, the features as a matrix, and the time since the last decision (the problem
-is semi-Markov: discount by elapsed time). Reward: the rewards of the requests that ended since the
-last decision.
+mask of allowed actions, the features as a matrix, the time since the last decision (the problem
+is semi-Markov: discount by elapsed time), and which request of the workload is decided. Reward: the
+rewards of the requests that ended since the last decision.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class RoutingEnvironment(gymnasium.Env[Observation, np.int64]):
             "elapsed_s": now_s - self._time_s,
             "time_s": now_s,
             "replaced": self._replaced,
+            "request": self._request,
         }
         self._time_s = now_s
         return features_CF.reshape(-1), info

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from router.dqn.snapshot import Weights
 from trainer.learning.descent import Descent, State, arrays_of, check_fits, fill, frozen
-from trainer.learning.network import forward, he_layer
+from trainer.learning.network import he_layer
 from trainer.learning.online.config import LearnerConfig
 from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Transitions
@@ -85,7 +85,7 @@ class AnchoredLearner(DoubleDqnLearner):
         x_BCF, allowed_BC = torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
         td_target_B = self._targets(batch)
         value_B, log_variance_B = state_value(self._value.online, x_BCF, allowed_BC)
-        q_BC = forward(self._q.online, x_BCF, allowed_BC, self._base_column)
+        q_BC = self.q_values(self._q.online, x_BCF, allowed_BC)
         chosen_B1 = torch.from_numpy(batch.action_B).unsqueeze(1)
         advantage_B = _advantage(q_BC, allowed_BC).gather(1, chosen_B1).squeeze(1)
         error_B = td_target_B - value_B - advantage_B.detach()
@@ -97,7 +97,7 @@ class AnchoredLearner(DoubleDqnLearner):
             advantage_B / deviation_B, rest_B / deviation_B, delta=OUTLIER
         )
         with torch.no_grad():
-            start_BC = forward(self._start, x_BCF, allowed_BC, self._base_column)
+            start_BC = self.q_values(self._start, x_BCF, allowed_BC)
         moved_BC = (q_BC - start_BC) * allowed_BC
         loss = loss + _own_loss(moved_BC.gather(1, chosen_B1).squeeze(1), batch)
         strength = self._config.anchor / max(1, self.transition_count)
@@ -126,9 +126,9 @@ class AnchoredLearner(DoubleDqnLearner):
         x_BCF = torch.from_numpy(batch.next_x_BCF)
         allowed_BC = torch.from_numpy(batch.next_allowed_BC)
         with torch.no_grad():
-            q_BC = forward(self._q.online, x_BCF, allowed_BC, self._base_column)
+            q_BC = self.q_values(self._q.online, x_BCF, allowed_BC)
             best_B1 = q_BC.masked_fill(~allowed_BC, -torch.inf).argmax(dim=1, keepdim=True)
-            later_BC = forward(self._q.target, x_BCF, allowed_BC, self._base_column)
+            later_BC = self.q_values(self._q.target, x_BCF, allowed_BC)
             advantage_B = _advantage(later_BC, allowed_BC).gather(1, best_B1).squeeze(1)
             value_B, _ = state_value(self._value.target, x_BCF, allowed_BC)
             discount_B = torch.from_numpy(batch.discount_B)

@@ -9,9 +9,9 @@ against the noise of single steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -23,21 +23,30 @@ from trainer.learning.network import forward
 from trainer.learning.online.config import LearnerConfig
 from trainer.learning.online.replay import Transitions
 
+QFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+"""From weights by name, x_BCF and allowed_BC to q_BC."""
+
+
+class NamedArrays(Protocol):
+    """The weights of a network, whichever it is."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
 
 def double_dqn_targets(
+    q_values: QFunction,
     online: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     return_B: Tensor,
     discount_B: Tensor,
     next_x_BCF: Tensor,
     next_allowed_BC: Tensor,
-    base_column: int | None = None,
 ) -> Tensor:
     """Returns the targets [B]; a discount of 0 leaves the return alone."""
     with torch.no_grad():
-        q_BC = forward(online, next_x_BCF, next_allowed_BC, base_column)
+        q_BC = q_values(online, next_x_BCF, next_allowed_BC)
         best_B1 = q_BC.masked_fill(~next_allowed_BC, -torch.inf).argmax(dim=1, keepdim=True)
-        value_BC = forward(target, next_x_BCF, next_allowed_BC, base_column)
+        value_BC = q_values(target, next_x_BCF, next_allowed_BC)
         return return_B + discount_B * value_BC.gather(1, best_B1).squeeze(1)
 
 
@@ -47,7 +56,7 @@ class DoubleDqnLearner:
     def __init__(
         self,
         config: LearnerConfig,
-        weights: Weights,
+        weights: NamedArrays,
         *,
         planned_step_count: int = 0,
         base_column: int | None = None,
@@ -82,23 +91,31 @@ class DoubleDqnLearner:
         if self._planned_step_count:
             self._q.set_learning_rate(self._learning_rate())
         td_target_B = double_dqn_targets(
+            self.q_values,
             self._q.online,
             self._q.target,
             torch.from_numpy(batch.return_B),
             torch.from_numpy(batch.discount_B),
             torch.from_numpy(batch.next_x_BCF),
             torch.from_numpy(batch.next_allowed_BC),
-            self._base_column,
         )
         x_BCF, allowed_BC = torch.from_numpy(batch.x_BCF), torch.from_numpy(batch.allowed_BC)
-        q_BC = forward(self._q.online, x_BCF, allowed_BC, self._base_column)
+        q_BC = self.q_values(self._q.online, x_BCF, allowed_BC)
         chosen_B = q_BC.gather(1, torch.from_numpy(batch.action_B).unsqueeze(1)).squeeze(1)
         delta = self._config.huber_delta
         return self._q.step(torch.nn.functional.huber_loss(chosen_B, td_target_B, delta=delta))
 
+    def q_values(self, p: Mapping[str, Tensor], x_BCF: Tensor, allowed_BC: Tensor) -> Tensor:
+        """Returns q_BC: the network that learns, given its weights by name."""
+        return forward(p, x_BCF, allowed_BC, self._base_column)
+
+    def exported(self) -> State:
+        """Returns the target network's weights by name."""
+        return self._q.exported()
+
     def weights(self) -> Weights:
         """Returns the target network, to be exported."""
-        return Weights.of(self._q.exported())
+        return Weights.of(self.exported())
 
     def get_state(self) -> State:
         """Returns everything needed to go on, as plain arrays."""

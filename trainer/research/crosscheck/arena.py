@@ -3,6 +3,8 @@
 Everybody sees the Gymnasium environment and nothing else: one step is one decision, the reward is
 what the requests that ended since the last decision earned. Peak performance would earn 1 per
 request, so 1 per step is taken off: the same for every action, and values stay near zero.
+
+Once an episode is over, what each request earned can be asked for: no library's loop does so.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from trainer.simulation.simulate import PolicySpec, SimulationConfig, simulate
 from trainer.simulation.workload import Workload, poisson
 
 SHORTEST_EPISODE_DEADLINES = 12.0
+PEAK = 1.0
+"""What a request earns at peak performance."""
 Choose = Callable[[Observation, NDArray[np.int8]], int]
 """From observation and mask of allowed actions to an action."""
 
@@ -31,8 +35,15 @@ class CentredReward(gymnasium.RewardWrapper[Observation, np.int64]):
     """Takes off what a step earns at peak performance."""
 
     def reward(self, reward: Any) -> float:
-        """Returns the reward less 1."""
-        return float(reward) - 1.0
+        """Returns the reward less PEAK."""
+        return float(reward) - PEAK
+
+    def own_rewards(self, request_N: Sequence[int]) -> NDArray[np.float64]:
+        """Returns what some requests of the episode have earned by now, less PEAK each."""
+        environment = self.unwrapped
+        assert isinstance(environment, RoutingEnvironment)
+        rewards: NDArray[np.float64] = environment.result().first_reward_N[list(request_N)]
+        return rewards - PEAK
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.learning.online.config import LearnerConfig
 from trainer.research.crosscheck.arena import Arena, Choose
+from trainer.research.crosscheck.networks import HIDDEN
 from trainer.research.crosscheck.own import OnStep, TrainingPlan
 from trainer.simulation.environment import Observation
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 PACKAGE = "stable-baselines3"
 LIBRARY_LEARNERS = ("sb3-dqn", "sb3-ppo")
-HIDDEN = (64, 64)
-"""Hidden units of the library's networks."""
 
 
 class LibraryMissingError(RuntimeError):

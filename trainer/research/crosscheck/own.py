@@ -1,9 +1,8 @@
 """This repository's Double DQN on the Gymnasium environment, as any library would use it.
 
-The same network, learner and replay as in the services (`trainer/learning/online/`), fed by steps
-of the environment. What training adds to it, paired returns and a start from the price policy, is
-left out. It is run with two kinds of targets, `Target`: those of the library and those of the
-services.
+The same learner and replay as in the services (`trainer/learning/online/`), fed by steps of the
+environment. What training adds to it, paired returns and a start from the price policy, is left
+out. A `Variant` says in what it differs from the library's DQN, or that it does not.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from router.dqn import network
-from router.dqn.snapshot import Weights
 from router.features import FEATURE_COUNT
-from trainer.learning.network import initial_weights
+from trainer.learning.descent import State
 from trainer.learning.online.config import LearnerConfig
-from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Replay, Transitions
 from trainer.learning.online.returns import time_returns
 from trainer.research.crosscheck.arena import Arena, Choose
+from trainer.research.crosscheck.networks import Network, best, make_learner
 from trainer.simulation.environment import Observation
 
 OnStep = Callable[[int], None]
@@ -65,7 +62,29 @@ class Target(enum.Enum):
     DECISION = "decision"
     """Up to the next decision, discounted per decision: what the library's DQN does."""
     DEADLINE = "deadline"
-    """Over one deadline, discounted by elapsed time: what the services do."""
+    """Over one deadline, discounted by elapsed time, as the services' (which are credited too)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """In what a run of ours differs from others.
+
+    On the flat network, all else by default, it differs from the library's DQN in that it is Double
+    DQN, in a target network that follows slowly and explores, and in its random numbers.
+
+    Attributes:
+        network: which one learns.
+        target: what it is moved towards.
+        credited: a decision earns what its own request will earn, as from the routers' records;
+            else what came in until the next decision, as from the environment.
+    """
+
+    network: Network = Network.SHARED
+    target: Target = Target.DECISION
+    credited: bool = False
+
+
+PLAIN = Variant()
 
 
 @dataclass
@@ -74,6 +93,7 @@ class _Episode:
 
     time_s: list[float] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
+    request: list[int] = field(default_factory=list)
     action: list[int] = field(default_factory=list)
     x: list[NDArray[np.float32]] = field(default_factory=list)
     allowed: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -84,79 +104,74 @@ def train_double_dqn(
     plan: TrainingPlan,
     seed: int,
     on_step: OnStep = lambda step: None,
-    target: Target = Target.DECISION,
-) -> Weights:
-    """Trains for `plan.steps` steps of the environment; deterministic by seed."""
+    variant: Variant = PLAIN,
+) -> State:
+    """Trains for `plan.steps` steps of the environment; deterministic by seed.
+
+    Returns:
+        The network, for `chooser` of the same variant.
+    """
     rng = np.random.default_rng([seed, 2])
     config = LearnerConfig(batch_size=plan.batch_size)
-    learner = DoubleDqnLearner(
-        config,
-        initial_weights(FEATURE_COUNT, config.hidden_count, rng),
-        planned_step_count=plan.steps // plan.steps_per_gradient,
-    )
-    replay = Replay(capacity=config.replay_capacity, feature_count=FEATURE_COUNT)
     environment = arena.training()
-    weights = learner.weights()
     _, info = environment.reset(seed=seed)
+    planned_step_count = plan.steps // plan.steps_per_gradient
+    candidate_count = len(info["action_mask"])
+    learner = make_learner(variant.network, config, candidate_count, rng, planned_step_count)
+    replay = Replay(capacity=config.replay_capacity, feature_count=FEATURE_COUNT)
+    arrays = learner.exported()
     episode = _Episode()
     for step in range(plan.steps):
         x_CF, allowed_C = info["features_CF"], info["action_mask"].astype(np.bool_)
         if rng.random() < plan.epsilon(step):
             action = int(rng.choice(np.flatnonzero(allowed_C)))
         else:
-            action = _best(weights, x_CF, allowed_C)
+            action = best(variant.network, arrays, x_CF, allowed_C)
         episode.time_s.append(info["time_s"])
+        episode.request.append(info["request"])
         episode.x.append(x_CF)
         episode.allowed.append(allowed_C)
         episode.action.append(action)
         _, reward, _, done, info = environment.step(np.int64(action))
         episode.reward.append(float(reward))
         if done:
-            _keep(replay, episode, config, arena, target)
+            if variant.credited:
+                episode.reward = environment.own_rewards(episode.request).tolist()
+            _keep(replay, episode, config, arena, variant)
             episode = _Episode()
             _, info = environment.reset()
         due = step >= plan.warm_up_steps and step % plan.steps_per_gradient == 0
         if due and len(replay) >= plan.batch_size:
             learner.step(replay.sample(plan.batch_size, rng))
-            weights = learner.weights()
+            arrays = learner.exported()
         on_step(step + 1)
-    return weights
+    return arrays
 
 
-def chooser(weights: Weights) -> Choose:
+def chooser(arrays: State, variant: Variant = PLAIN) -> Choose:
     """Returns the greedy policy of a network."""
 
     def choose(observation: Observation, allowed_C: NDArray[np.int8]) -> int:
-        return _best(weights, observation.reshape(-1, FEATURE_COUNT), allowed_C.astype(np.bool_))
+        x_CF = observation.reshape(-1, FEATURE_COUNT)
+        return best(variant.network, arrays, x_CF, allowed_C.astype(np.bool_))
 
     return choose
 
 
-def _best(weights: Weights, x_CF: NDArray[np.float32], allowed_C: NDArray[np.bool_]) -> int:
-    q_C = np.zeros(len(x_CF))
-    # Nothing to correct: here the network stands alone, as the library's does.
-    network.q_values(x_CF, allowed_C, np.zeros(len(x_CF)), *weights, q_C)
-    return int(np.argmax(np.where(allowed_C, q_C, -np.inf)))
-
-
 def _keep(
-    replay: Replay, episode: _Episode, config: LearnerConfig, arena: Arena, target: Target
+    replay: Replay, episode: _Episode, config: LearnerConfig, arena: Arena, variant: Variant
 ) -> None:
     """Turns an episode into transitions; decisions whose return is not complete are left out."""
     count, deadline_s = len(episode.reward), arena.setting.deadline_s
-    if target is Target.DEADLINE:
+    tau_s = config.tau_deadlines * deadline_s
+    if variant.target is Target.DEADLINE:
         time_N, horizon_s = np.array(episode.time_s), config.horizon_deadlines * deadline_s
     else:
         # As if decisions were the mean time of one apart, whatever the rate: values then are of one
         # size at every rate, and the discount per decision is the library's.
         time_N, horizon_s = np.arange(count) * arena.mean_step_s, 0.5 * arena.mean_step_s
-    returns = time_returns(
-        time_N,
-        np.array(episode.reward),
-        np.zeros(count, bool),
-        config.tau_deadlines * deadline_s,
-        horizon_s,
-    )
+    no_gap_N = np.zeros(count, bool)
+    returns = time_returns(time_N, np.array(episode.reward), no_gap_N, tau_s, horizon_s)
     rows = np.flatnonzero(returns.complete_N)
     if not len(rows):
         return

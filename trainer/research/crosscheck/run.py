@@ -15,13 +15,26 @@ from router.policies.table import make_policy
 from trainer.evaluation.rows import Row, measured
 from trainer.research.crosscheck.arena import Arena, Choose, Score, play, play_compiled
 from trainer.research.crosscheck.library import LIBRARY_LEARNERS, train_library
-from trainer.research.crosscheck.own import OnStep, Target, TrainingPlan, chooser, train_double_dqn
+from trainer.research.crosscheck.networks import Network
+from trainer.research.crosscheck.own import (
+    OnStep,
+    Target,
+    TrainingPlan,
+    Variant,
+    chooser,
+    train_double_dqn,
+)
 from trainer.simulation.simulate import PolicySpec
 from trainer.simulation.workload import Workload
 
 OWN = "double-dqn"
-OWN_TARGETS = {OWN: Target.DECISION, f"{OWN}-deadline": Target.DEADLINE}
-LEARNERS = (*OWN_TARGETS, *LIBRARY_LEARNERS)
+OWN_VARIANTS = {
+    OWN: Variant(),
+    f"{OWN}-flat": Variant(Network.FLAT),
+    f"{OWN}-credited": Variant(credited=True),
+    f"{OWN}-deadline": Variant(target=Target.DEADLINE),
+}
+LEARNERS = (*OWN_VARIANTS, *LIBRARY_LEARNERS)
 REFERENCES = ("random", "price")
 """Policies without learning that are scored on the same tests, the statics beside them."""
 
@@ -85,8 +98,9 @@ def crosscheck(
 
 
 def _train(learner: str, arena: Arena, plan: TrainingPlan, seed: int, on_step: OnStep) -> Choose:
-    if learner in OWN_TARGETS:
-        return chooser(train_double_dqn(arena, plan, seed, on_step, OWN_TARGETS[learner]))
+    variant = OWN_VARIANTS.get(learner)
+    if variant is not None:
+        return chooser(train_double_dqn(arena, plan, seed, on_step, variant), variant)
     return train_library(learner, arena, plan, seed, on_step)
 
 

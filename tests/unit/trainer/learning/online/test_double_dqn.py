@@ -46,7 +46,7 @@ def test_target_uses_online_choice_and_target_value() -> None:
     x = torch.rand(5, 4, 3)
     allowed = torch.tensor([[True, True, False, True]] * 5)
     discount = torch.tensor([0.0, 0.5, 1.0, 0.9, 0.1])
-    y = double_dqn_targets(online, target, torch.ones(5), discount, x, allowed)
+    y = double_dqn_targets(forward, online, target, torch.ones(5), discount, x, allowed)
     q_online, q_target = forward(online, x, allowed), forward(target, x, allowed)
     for b in range(5):
         rows = [0, 1, 3]

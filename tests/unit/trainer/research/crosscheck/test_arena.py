@@ -24,6 +24,21 @@ def test_a_step_at_peak_performance_earns_nothing() -> None:
     assert total == pytest.approx(0.0, abs=1e-9)
 
 
+def test_own_rewards_are_the_rewards_of_the_steps_by_request() -> None:
+    """Both sum to the same over an episode, and only the order of ends is another."""
+    environment = arena(low_rps=60.0).training()
+    _, info = environment.reset(seed=3)
+    done, rewards, requests = False, [], []
+    while not done:
+        requests.append(info["request"])
+        _, reward, _, done, info = environment.step(np.int64(2))
+        rewards.append(float(reward))
+    own_N = environment.own_rewards(requests)
+    assert info["request"] < 0
+    assert own_N.sum() == pytest.approx(sum(rewards))
+    assert own_N.tolist() != pytest.approx(rewards)
+
+
 def test_stepped_and_compiled_tests_agree() -> None:
     """The same policy scores the same through the environment and through the compiled run."""
     where = arena()
