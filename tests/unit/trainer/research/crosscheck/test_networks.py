@@ -39,7 +39,7 @@ def test_it_chooses_what_it_learned_to_be_best() -> None:
     learner = FlatLearner(LearnerConfig(), initial_flat_weights(COUNT, np.random.default_rng(1)))
     x_BCF = rows(8)
     tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
-    q_BC = learner.q_values(tensors, torch.from_numpy(x_BCF), torch.ones(8, COUNT, dtype=bool))
+    q_BC = learner.q_values(tensors, torch.from_numpy(x_BCF), torch.ones(8, COUNT, dtype=torch.bool))
     for x_CF, q_C in zip(x_BCF, q_BC.numpy(), strict=True):
         order = np.argsort(q_C)
         assert best(Network.FLAT, arrays(), x_CF, OPEN) == order[-1]
@@ -58,7 +58,7 @@ def test_places_matter_to_the_flat_network_alone() -> None:
         tensors = {name: torch.from_numpy(a) for name, a in learner.exported().items()}
         # The shared network starts at zero; any weights will do here.
         tensors = {name: a + 0.1 * torch.rand(a.shape) for name, a in tensors.items()}
-        open_BC = torch.ones(1, COUNT, dtype=bool)
+        open_BC = torch.ones(1, COUNT, dtype=torch.bool)
         first, second = (learner.q_values(tensors, x, open_BC)[0] for x in batch)
         assert torch.allclose(first[order], second, rtol=1e-4) is (kind is Network.SHARED)
 

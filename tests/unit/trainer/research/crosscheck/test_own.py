@@ -67,7 +67,6 @@ def test_targets_of_a_deadline_span_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert np.median(seen.discount_B) > 0.8 * limit
 
 
-@pytest.mark.parametrize("network", Network)
 def test_a_credited_decision_earns_what_its_own_request_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
