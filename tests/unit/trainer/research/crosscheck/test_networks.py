@@ -39,7 +39,8 @@ def test_it_chooses_what_it_learned_to_be_best() -> None:
     learner = FlatLearner(LearnerConfig(), initial_flat_weights(COUNT, np.random.default_rng(1)))
     x_BCF = rows(8)
     tensors = {name: torch.from_numpy(array) for name, array in arrays().items()}
-    q_BC = learner.q_values(tensors, torch.from_numpy(x_BCF), torch.ones(8, COUNT, dtype=torch.bool))
+    open_BC = torch.ones(8, COUNT, dtype=torch.bool)
+    q_BC = learner.q_values(tensors, torch.from_numpy(x_BCF), open_BC)
     for x_CF, q_C in zip(x_BCF, q_BC.numpy(), strict=True):
         order = np.argsort(q_C)
         assert best(Network.FLAT, arrays(), x_CF, OPEN) == order[-1]
