@@ -15,7 +15,6 @@ from trainer.learning.online.double_dqn import DoubleDqnLearner
 from trainer.learning.online.replay import Transitions
 from trainer.research.crosscheck import library
 from trainer.research.crosscheck.arena import Arena, play, play_compiled
-from trainer.research.crosscheck.networks import Network
 from trainer.research.crosscheck.own import (
     Target,
     TrainingPlan,
@@ -77,15 +76,13 @@ def test_a_credited_decision_earns_what_its_own_request_does(
     assert sampled(where, Variant(), monkeypatch).return_B.max() > 0.0
 
 
-@pytest.mark.parametrize("network", Network)
-def test_own_learner_learns_what_a_random_policy_does_not(network: Network) -> None:
+def test_own_learner_learns_what_a_random_policy_does_not() -> None:
     """Where only small tiers keep up, a few thousand steps beat choosing at random."""
     where = arena(low_rps=300.0, high_rps=300.0)
     plan = TrainingPlan(1_600, warm_up_steps=400, batch_size=32)
-    variant = Variant(network, credited=network is Network.FLAT)
-    arrays = train_double_dqn(where, plan, 1, variant=variant)
+    arrays = train_double_dqn(where, plan, 1)
     offered = where.test(300.0, 900_001, 5.0)
-    learned = play(where, chooser(arrays, variant), offered, 0.8)
+    learned = play(where, chooser(arrays), offered, 0.8)
     drawn = play_compiled(where, spec("random"), offered, 0.8)
     assert learned.performance > drawn.performance + 0.2
 
