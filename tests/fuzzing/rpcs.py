@@ -58,6 +58,7 @@ _SLOW_PATIENCE_S = 3.0
 _LEFT_OPEN_S = 0.2
 _NEXT_ANSWER_S = 0.05
 _MOST_ANSWERS = 20
+_LONGEST_SAID = 600
 _MOST_SHRINKS = 200
 _TIDY_EVERY = 1_000
 # What the library itself says, without our details: the caller's deadline, and too much metadata.
@@ -524,7 +525,10 @@ async def fuzz(
                 size = min(_BATCH, count - done)
                 calls = first + [caller.drawn(names[(done + i) % len(names)]) for i in range(size)]
                 first = []
+                known = len(problems)
                 await caller.batch(served, calls)
+                for problem in problems[known:]:
+                    say(problem[:_LONGEST_SAID])  # at once: the run may be interrupted
                 done += size
                 if done % _TIDY_EVERY == 0:
                     say(f"{served.name}: {done:,} calls, {len(problems)} problems")
@@ -629,7 +633,11 @@ def main() -> int:
                 redis.stop()
 
     logging.getLogger().addHandler(logging.NullHandler())
-    report = asyncio.run(run())
+    try:
+        report = asyncio.run(run())
+    except KeyboardInterrupt:
+        print(f"interrupted after {time.monotonic() - started_s:.0f} s")
+        return 130
     print(table(report))
     for problem in report.problems:
         print(problem)
