@@ -25,9 +25,8 @@ from services.calibrate.answers import (
 from services.calibrate.probe import REQUEST_TIMEOUT_S, closed_loop
 from services.calibrate.questions import Question, spread
 from services.calibrate.result import Calibration, PairCheck
-from services.calibrate.tiers import LiveTier, clients_of
+from services.calibrate.tiers import EndpointClient, LiveTier, clients_of
 from services.common.tiers.errors import TierError
-from services.common.triton.client import TritonClient
 from services.local.errors import CommandError
 from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier, ordered
 
@@ -138,7 +137,7 @@ class _Work:
 
     def __init__(
         self,
-        client: TritonClient,
+        client: EndpointClient,
         tier: LiveTier,
         questions: Sequence[Question],
         run_s: float,

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from services.calibrate.questions import Question
+from services.common.tiers.client import TierClient
 from services.common.tiers.errors import TierError
-from services.common.triton.client import TritonClient
 from services.local.errors import CommandError
 
 REQUEST_TIMEOUT_S = 120.0
@@ -39,7 +39,7 @@ class Sample:
     stamps: tuple[tuple[float, int], ...]
 
 
-async def ask(client: TritonClient, model: str, question: Question) -> Sample:
+async def ask(client: TierClient, model: str, question: Question) -> Sample:
     """Asks one question.
 
     Raises:
@@ -66,7 +66,7 @@ async def ask(client: TritonClient, model: str, question: Question) -> Sample:
 
 
 async def closed_loop(
-    client: TritonClient,
+    client: TierClient,
     model: str,
     questions: Sequence[Question],
     concurrency: int,
@@ -79,7 +79,7 @@ async def closed_loop(
 
     Args:
         client: The endpoint.
-        model: Triton model.
+        model: The server's own name of the model.
         questions: What to ask; each once, or with ``until_s`` over and over.
         concurrency: Questions under way, at least 1.
         until_s: Monotonic time at which no new question is sent; None means until all are asked.

@@ -6,15 +6,17 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
-from router.fleet import EndpointSpec
+from router.fleet import EndpointProtocol, EndpointSpec
 from services.common.convert import endpoint_of_message, endpoint_of_settings
 from services.common.mesh_settings import MeshSettings
+from services.common.openai.client import OpenAIClient
 from services.common.tiers.errors import TierError
 from services.common.triton.client import TritonClient
 from services.local.calls import call
 from services.local.errors import CommandError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 
+EndpointClient = TritonClient | OpenAIClient
 REFERENCE = "reference"
 _MOST_DIGITS = 9
 
@@ -25,14 +27,16 @@ class LiveTier:
 
     Attributes:
         tier: Its name.
-        model: Triton model that serves it.
-        address: gRPC address of the endpoint.
+        model: The server's own name of the model that serves it.
+        address: Address of the endpoint.
         endpoint: Name of the endpoint.
         device: Device whose time it shares.
         kind: ``reference``, ``paced`` or ``production``; empty if the model does not say.
         max_batch: Most sequences it runs at once; 0 if the model does not say.
         max_prompt_tokens: Most prompt tokens it admits at once; 0 if the model does not say.
         counts_prompts: Whether its model tells how many tokens a prompt has.
+        protocol: What the endpoint speaks.
+        api_key: What the endpoint wants to be shown; empty means nothing.
     """
 
     tier: str
@@ -44,6 +48,8 @@ class LiveTier:
     max_batch: int = 0
     max_prompt_tokens: int = 0
     counts_prompts: bool = False
+    protocol: EndpointProtocol = EndpointProtocol.TRITON
+    api_key: str = dataclasses.field(default="", repr=False)
 
 
 def tiers_of_monitor(address: str) -> list[LiveTier]:
@@ -70,7 +76,9 @@ def _first_of_each(specs: Sequence[EndpointSpec]) -> list[LiveTier]:
     found: dict[str, LiveTier] = {}
     for spec in specs:
         for tier, model in spec.models.items():
-            live = LiveTier(tier, model, spec.address, spec.name, spec.device)
+            live = LiveTier(
+                tier, model, spec.address, spec.name, spec.device, protocol=spec.protocol
+            )
             found.setdefault(tier, live)
     if not found:
         raise CommandError("the mesh has no endpoint")
@@ -88,13 +96,19 @@ def measured_name(tiers: Sequence[LiveTier]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def clients_of(tiers: Sequence[LiveTier]) -> AsyncIterator[dict[str, TritonClient]]:
+async def clients_of(tiers: Sequence[LiveTier]) -> AsyncIterator[dict[str, EndpointClient]]:
     """Opens a client for the address of every tier."""
     async with contextlib.AsyncExitStack() as stack:
         yield {
-            address: await stack.enter_async_context(TritonClient(address))
-            for address in dict.fromkeys(each.address for each in tiers)
+            address: await stack.enter_async_context(_client_of(tier))
+            for address, tier in {each.address: each for each in tiers}.items()
         }
+
+
+def _client_of(tier: LiveTier) -> EndpointClient:
+    if tier.protocol is EndpointProtocol.OPENAI:
+        return OpenAIClient(tier.address, most_idle_connections=64, api_key=lambda: tier.api_key)
+    return TritonClient(tier.address)
 
 
 async def with_facts(tiers: Sequence[LiveTier]) -> list[LiveTier]:
@@ -107,7 +121,7 @@ async def with_facts(tiers: Sequence[LiveTier]) -> list[LiveTier]:
         return [await _with_facts(each, clients[each.address]) for each in tiers]
 
 
-async def _with_facts(tier: LiveTier, client: TritonClient) -> LiveTier:
+async def _with_facts(tier: LiveTier, client: EndpointClient) -> LiveTier:
     try:
         config = await client.model_config(tier.model)
     except TierError as error:

@@ -18,8 +18,9 @@ from services.cli.options import (
     TrainerOption,
 )
 from services.cli.output import console, print_json, table
-from services.local.doctor import BAD, Finding, examine
+from services.local.doctor import examine
 from services.local.errors import CommandError, InputError
+from services.local.findings import BAD, Finding
 from services.local.manifest import CONFIG_VARIABLE
 from services.local.target import Target, resolve
 

@@ -1,8 +1,9 @@
-"""``tiercel init``: a settings file for a Triton that is already there."""
+"""``tiercel init``: a settings file for servers that are already there."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,7 +18,7 @@ from services.common.addresses import parse_address
 from services.common.mesh_settings import MeshSettings, TaskSettings
 from services.common.settings import SettingsError, load_settings
 from services.local.errors import CommandError, InputError
-from services.local.foreign import GUESSED_QUALITY_STEP, Foreign, look_at
+from services.local.foreign import GUESSED_QUALITY_STEP, Foreign, Spoken, look_at
 from services.local.settings_file import settings_text
 from services.router_inference.settings import Settings
 
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     addresses: Annotated[
-        list[str], typer.Argument(metavar="ADDRESS...", help="gRPC addresses of Tritons.")
+        list[str], typer.Argument(metavar="ADDRESS...", help="Addresses of the servers.")
     ],
     task: Annotated[
         list[str],
@@ -45,13 +46,19 @@ def init(
         list[str] | None,
         typer.Option(help="TIER=MODEL, lowest quality first; repeatable [default: every model]."),
     ] = None,
+    openai: Annotated[
+        bool, typer.Option("--openai", help="They speak OpenAI, as vLLM does [default: Triton].")
+    ] = False,
+    api_key_variable: Annotated[
+        str, typer.Option(help="Variable with the key they want; with --openai.")
+    ] = "",
     name: Annotated[str, typer.Option(help="Name of the mesh.")] = "mesh",
     monitor: Annotated[bool, typer.Option("--monitor", help="With a load monitor.")] = False,
     trainer: Annotated[bool, typer.Option("--trainer", help="With a trainer.")] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder of the files.")] = pathlib.Path(),
     force: Annotated[bool, typer.Option("--force", help="Write over files there.")] = False,
 ) -> None:
-    """Write a settings file by asking Tritons what they serve, and say what is guessed."""
+    """Write a settings file by asking servers what they serve, and say what is guessed."""
     for address in addresses:
         try:
             parse_address(address)
@@ -59,11 +66,12 @@ def init(
             raise InputError(f"ADDRESS: {error}, got {address!r}") from None
     tasks = [_task(text) for text in task]
     tiers = dict(_pair("--tier", text, "TIER=MODEL") for text in tier or ())
+    spoken = _spoken(openai, api_key_variable)
     there = [each for each in FILES if (out / each).exists()]
     if there and not force:
         raise InputError(f"--out: {out / there[0]} is there already; --force writes over it")
     note(f"asking {', '.join(addresses)}")
-    found = asyncio.run(look_at(addresses, tiers))
+    found = asyncio.run(look_at(addresses, tiers, spoken))
     guesses = [*found.guesses, *_guesses(tasks)]
     parts = {"load_monitor": monitor, "trainer": trainer}
     settings = settings_text(
@@ -83,6 +91,16 @@ def init(
         note(f"guessed: {each}")
     note(f"written: {', '.join(str(out / each) for each in FILES)}")
     note(f"Next: tiercel serve router --config {out / FILES[0]}")
+
+
+def _spoken(openai: bool, variable: str) -> Spoken | None:
+    if not openai:
+        if variable:
+            raise InputError("--api-key-variable goes with --openai")
+        return None
+    if variable and not os.environ.get(variable):
+        raise InputError(f"--api-key-variable: {variable} is not set")
+    return Spoken(variable, os.environ.get(variable, "") if variable else "")
 
 
 def _write(out: pathlib.Path, texts: Sequence[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 
 from services.calibrate.tiers import LiveTier, tiers_of_monitor, tiers_of_settings
 from services.common.mesh_settings import MeshSettings
+from services.common.openai.keys import read_api_keys
 from services.common.settings import SettingsError, SettingsModel, load_settings
 from services.local.errors import InputError
 from services.local.target import Target
@@ -40,10 +42,18 @@ def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
 
     Raises:
         CommandError: There is none.
+        InputError: A key that an endpoint wants is missing.
     """
-    if mesh is not None and not target.load_monitor:
-        return tiers_of_settings(mesh)
-    return tiers_of_monitor(target.need("load_monitor"))
+    if mesh is None:
+        return tiers_of_monitor(target.need("load_monitor"))
+    tiers = (
+        tiers_of_monitor(target.load_monitor) if target.load_monitor else tiers_of_settings(mesh)
+    )
+    try:
+        keys = read_api_keys(mesh, os.environ)
+    except SettingsError as error:
+        raise InputError("\n".join(error.problems)) from None
+    return [dataclasses.replace(each, api_key=keys.get(each.address, "")) for each in tiers]
 
 
 def limits_of(mesh: MeshSettings | None) -> dict[str, int]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import os
 import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -18,17 +16,17 @@ from typing import Any
 
 from services.common.access.tls import Tls
 from services.common.log import get_logger
-from services.common.mesh_settings import EndpointSettings, MeshSettings, load_mesh_files
+from services.common.mesh_settings import MeshSettings, load_mesh_files
+from services.common.openai.keys import read_api_keys
 from services.common.settings import SettingsError, load_settings, misspelled_variables
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import RedisConnection
-from services.common.tiers.errors import TierError
 from services.common.times import seconds_of
-from services.common.triton.client import TritonClient
 from services.load_monitor.settings import Settings as MonitorSettings
-from services.local import probes
 from services.local.calls import call
+from services.local.endpoint_checks import examine_endpoint
 from services.local.errors import CommandError
+from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
 from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.settings import Settings as TrainerSettings
@@ -36,30 +34,12 @@ from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
 
-GOOD, ODD, BAD = "good", "odd", "bad"
 LEAST_REDIS = (6, 2)
 MOST_SKEW_S = 1.0
 MOST_STATE_AGE_S = 5.0
 """The monitor publishes at least every second."""
 SOON_DAYS = 7
 _TIMEOUT_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found.
-
-    Attributes:
-        subject: What was looked at.
-        level: ``good``, ``odd`` (it works, or may) or ``bad``.
-        text: What was found.
-        advice: What to do; empty where all is well.
-    """
-
-    subject: str
-    level: str
-    text: str
-    advice: str = ""
 
 
 async def examine(config: Path | None, target: Target) -> list[Finding]:
@@ -136,7 +116,14 @@ def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
 
 async def _mesh(mesh: MeshSettings) -> list[Finding]:
     found, tls = _tls(mesh)
-    found += [each for entry in mesh.endpoints for each in await _endpoint(entry, tls)]
+    keys: dict[str, str] = {}
+    try:
+        keys = read_api_keys(mesh, os.environ)
+    except SettingsError as error:
+        advice = "set the variable, or mend the file: every service needs it"
+        found += [Finding("API keys", BAD, problem, advice) for problem in error.problems]
+    for entry in mesh.endpoints:
+        found += await examine_endpoint(entry, tls, keys.get(entry.address, ""))
     if mesh.redis_url:
         found.append(await _redis(mesh.redis_url))
     return found
@@ -169,55 +156,6 @@ def _days_left(certificate: bytes) -> float:
         facts: Any = ssl._ssl._test_decode_cert(file.name)  # type: ignore[attr-defined]
     end = datetime.datetime.fromtimestamp(ssl.cert_time_to_seconds(facts["notAfter"]), datetime.UTC)
     return (end - datetime.datetime.now(datetime.UTC)).total_seconds() / 86_400.0
-
-
-async def _endpoint(entry: EndpointSettings, tls: Tls | None) -> list[Finding]:
-    subject = f"endpoint {entry.name}"
-    models = {tier: entry.models.get(tier, tier) for tier in entry.tiers}
-    client_tls = tls.for_triton if tls else None
-    async with TritonClient(entry.address, control_timeout_s=_TIMEOUT_S, tls=client_tls) as client:
-        if not await client.is_live():
-            advice = "start Triton there, or mend the address; with TLS: mesh.tls.triton"
-            return [Finding(subject, BAD, f"no Triton answers at {entry.address}", advice)]
-        found = []
-        for tier, model in models.items():
-            found += await _model(client, subject, tier, model)
-    if entry.metrics_address and not await probes.http_ok(entry.metrics_address, "/metrics"):
-        found.append(
-            Finding(
-                subject, ODD, f"no metrics at {entry.metrics_address}: the monitor sees no queues",
-                "start Triton with --allow-metrics, or take metrics_address out",
-            )
-        )  # fmt: skip
-    # With TLS a proxy stands there that asks for a gateway's certificate.
-    http = "" if tls else entry.http_address
-    if http and not await probes.http_ok(http, "/v2/health/live"):
-        found.append(
-            Finding(
-                subject, BAD, f"no Triton answers at {entry.http_address}: Envoy cannot reach it",
-                "start Triton with --allow-http, or mend http_address",
-            )
-        )  # fmt: skip
-    return found or [Finding(subject, GOOD, f"serves {', '.join(models)} at {entry.address}")]
-
-
-async def _model(client: TritonClient, subject: str, tier: str, model: str) -> list[Finding]:
-    try:
-        config = await client.model_config(model)
-    except TierError:
-        advice = f"name the model of {tier} in models of this endpoint"
-        with contextlib.suppress(TierError):
-            advice += f"; loaded: {', '.join(await client.loaded_models()) or 'none'}"
-        return [Finding(subject, BAD, f"tier {tier}: there is no model {model!r}", advice)]
-    if config.is_of_router:
-        text, advice = "is a router of Tiercel, not a Triton", "give this endpoint its Triton"
-        return [Finding(subject, BAD, text, advice)]
-    if not await client.is_ready(model):
-        return [Finding(subject, BAD, f"tier {tier}: {model} is not ready", "see Triton's log")]
-    if config.tier not in ("", tier):
-        text = f"tier {tier}: {model} says that it is {config.tier}"
-        return [Finding(subject, ODD, text, "look at models: two of them may be swapped")]
-    return []
 
 
 async def _redis(url: str) -> Finding:

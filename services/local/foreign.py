@@ -1,4 +1,4 @@
-"""A Triton of the user's own, looked at from outside: which models, in which order, how fast.
+"""A server of the user's own, looked at from outside: which models, in which order, how fast.
 
 What can be read is read (names, limits, what a model says of itself), what can be tried is tried
 (a few answers of each model), and what is neither is a guess. Each guess is a sentence.
@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 
 from router.profile import LatencyProfile, TierProfile
 from services.common.mesh_settings import EndpointSettings
+from services.common.openai.client import OpenAIClient
+from services.common.tiers.client import TierClient
 from services.common.tiers.errors import TierError
-from services.common.triton.client import TierModelConfig, TritonClient
+from services.common.tiers.model import TierModelConfig
+from services.common.triton.client import TritonClient
 from services.local import probes
 from services.local.errors import CommandError, InputError
 from services.local.reference import EXAMPLE_PROMPT
@@ -45,12 +48,25 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoken:
+    """How servers are asked that speak OpenAI.
+
+    Attributes:
+        variable: Environment variable of the key that they want; empty means none.
+        api_key: The key.
+    """
+
+    variable: str = ""
+    api_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignModel:
     """A model that can serve a tier.
 
     Attributes:
-        address: gRPC address of its Triton.
-        config: What Triton says of it.
+        address: Address of its server.
+        config: What the server says of it.
         timed: What its answers took.
     """
 
@@ -88,12 +104,15 @@ class _Found:
     guesses: list[str] = field(default_factory=list)
 
 
-async def look_at(addresses: Sequence[str], tiers: Mapping[str, str]) -> Foreign:
+async def look_at(
+    addresses: Sequence[str], tiers: Mapping[str, str], spoken: Spoken | None = None
+) -> Foreign:
     """Asks the servers at some addresses.
 
     Args:
-        addresses: gRPC addresses of Triton servers.
+        addresses: Addresses of the servers.
         tiers: Model of each tier, lowest quality first; empty takes every model that can serve.
+        spoken: How all of them are asked if they speak OpenAI; None: they are Tritons.
 
     Raises:
         CommandError: A server does not answer, or no model there can serve a tier.
@@ -101,28 +120,48 @@ async def look_at(addresses: Sequence[str], tiers: Mapping[str, str]) -> Foreign
     """
     found = _Found()
     for address in addresses:
-        await _look_at_server(address, tiers, found)
+        if spoken is None:
+            await _look_at_triton(address, tiers, found)
+        else:
+            await _look_at_openai(address, tiers, spoken, found)
     loaded = {model.config.model for model in found.models}
     missing = [name for name in tiers.values() if name not in loaded]
     if missing:
         known = ", ".join(sorted(loaded)) or "none"
         raise InputError(f"--tier: no model {missing[0]!r} that can serve; there are: {known}")
     if not found.models:
-        raise CommandError(
-            f"no model at {', '.join(addresses)} can serve a tier: it needs the inputs "
-            f"{', '.join(sorted(_NEEDED_INPUTS))}, as Triton's vLLM backend has them"
-        )
+        needed = ", ".join(sorted(_NEEDED_INPUTS))
+        why = f": it needs the inputs {needed}, as Triton's vLLM backend has them"
+        why = why if spoken is None else ""
+        raise CommandError(f"no model at {', '.join(addresses)} can serve a tier{why}")
     names = _names(found.models, tiers)
     order = list(tiers) or _order(found.models, names, found.guesses)
     return Foreign(
         tiers=tuple(order),
-        endpoints=_endpoints(found, names, order),
+        endpoints=_endpoints(found, names, order, spoken),
         profile=_profile(found, names, order),
         guesses=tuple(found.guesses),
     )
 
 
-async def _look_at_server(address: str, tiers: Mapping[str, str], found: _Found) -> None:
+async def _look_at_openai(
+    address: str, tiers: Mapping[str, str], spoken: Spoken, found: _Found
+) -> None:
+    client = OpenAIClient(address, control_timeout_s=10.0, api_key=lambda: spoken.api_key)
+    async with client:
+        try:
+            for name in await client.loaded_models():
+                if not tiers or name in tiers.values():
+                    config = await client.model_config(name)
+                    timed = await _time(client, config)
+                    found.models.append(ForeignModel(address, config, timed))
+        except TierError as error:
+            raise CommandError(f"the server at {address}: {error}") from None
+    if await probes.http_ok(address, "/metrics"):
+        found.metrics[address] = address
+
+
+async def _look_at_triton(address: str, tiers: Mapping[str, str], found: _Found) -> None:
     async with TritonClient(address, control_timeout_s=10.0) as client:
         try:
             loaded = await client.loaded_models()
@@ -145,7 +184,7 @@ async def _look_at_server(address: str, tiers: Mapping[str, str], found: _Found)
         found.metrics[address] = f"{host}:{METRICS_PORT}"
 
 
-async def _time(client: TritonClient, config: TierModelConfig) -> Timed:
+async def _time(client: TierClient, config: TierModelConfig) -> Timed:
     """Asks for a short and a longer answer some times each; the quickest counts."""
     clock = asyncio.get_running_loop().time
     prompt = EXAMPLE_PROMPT if config.kind == "reference" else "Hello"
@@ -190,7 +229,7 @@ def _order(
 
 
 def _endpoints(
-    found: _Found, names: Mapping[str, str], order: Sequence[str]
+    found: _Found, names: Mapping[str, str], order: Sequence[str], spoken: Spoken | None
 ) -> tuple[EndpointSettings, ...]:
     """Returns an endpoint for each server, or for each device where models name theirs."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
@@ -198,11 +237,13 @@ def _endpoints(
         device = each.config.parameters.get("tiercel_device", "")
         groups.setdefault((each.address, device), {})[names[each.config.model]] = each.config.model
     if any(not device and len(models) > 1 for (_, device), models in groups.items()):
-        found.guesses.append("the models of one Triton share one GPU: else give each a `device`")
+        found.guesses.append("the models of one server share one GPU: else give each a `device`")
     return tuple(
         EndpointSettings(
-            name=f"triton-{index}",
+            name=f"triton-{index}" if spoken is None else f"server-{index}",
             address=address,
+            protocol="triton" if spoken is None else "openai",
+            api_key_variable="" if spoken is None else spoken.variable,
             device=device,
             tiers=tuple(tier for tier in order if tier in models),
             models={tier: model for tier, model in models.items() if tier != model},

@@ -1,7 +1,7 @@
 """Asynchronous client of one endpoint that speaks OpenAI over HTTP: vLLM, or another such server.
 
 Bytes are taken apart by httptools in the event loop's own callbacks, so that a token costs no task
-and no coroutine (docs/adr/0026).
+and no coroutine (ADR 26).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Never
 
 from services.common.access.tls import Tls
@@ -25,6 +24,7 @@ from services.common.tiers.errors import (
     TierInvalidError,
     bad_answer,
 )
+from services.common.tiers.model import TierModelConfig
 
 CONTROL_TIMEOUT_S = 2.0
 _MOST_SENT_BYTES = 17 * 1024 * 1024
@@ -34,19 +34,9 @@ _MOST_NAME_CHARACTERS = 512
 _LIVE_WITHOUT_PAGE = frozenset({401, 403, 404, 405})
 """What servers say of /health that have no such page, or show it to nobody."""
 _OK = 200
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that a server lists; its API says no more of it.
-
-    Attributes:
-        model: Its name.
-        kind: Always empty: unknown.
-    """
-
-    model: str
-    kind: str = ""
+_NOT_FOUND = 404
+_MOST_ADDED_TOKENS = 16
+"""Marks that servers put before and after a prompt."""
 
 
 class OpenAIClient(TierClient):
@@ -117,11 +107,9 @@ class OpenAIClient(TierClient):
         body = self._body(model, prompt, max_output_tokens, temperature, seed, stream)
         if len(body) > _MOST_SENT_BYTES:
             raise TierInvalidError("MESSAGE_TOO_LARGE", "the prompt is too long for one request")
-        more = "".join(f"{name}: {text}\r\n" for name, text in metadata)
-        more += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         asking = AskingOpenAI(max_output_tokens, on_chunk, on_end, is_stream=stream)
         asking.timer = asyncio.get_running_loop().call_later(timeout_s, asking.expire)
-        self._connections.send(asking, self._head("POST", "/v1/completions") + more.encode() + body)
+        self._connections.send(asking, self._post(body, metadata))
         return asking
 
     def _body(
@@ -194,15 +182,48 @@ class OpenAIClient(TierClient):
             raise bad_answer("a model whose name is none")
         return tuple(sorted(names))
 
-    async def model_config(self, model: str) -> ServedModel:
-        """Returns what is known of a model.
+    async def model_config(self, model: str) -> TierModelConfig:
+        """Returns what is known of a model: the API says no more than its name.
 
         Raises:
             TierError: The server did not answer, or lists no such model.
         """
         if model not in await self.loaded_models():
-            raise error_of_status(404, f"there is no model {model}".encode())
-        return ServedModel(model)
+            raise error_of_status(_NOT_FOUND, f"there is no model {model}".encode())
+        return TierModelConfig(
+            model=model,
+            backend="",
+            parameters={},
+            max_batch=0,
+            inputs=frozenset(),
+            counts_prompts=True,
+        )
+
+    async def prompt_token_count(self, model: str, prompt: str, *, timeout_s: float) -> int:
+        """Returns the length of a prompt in a tier's own tokens, by an answer of one token.
+
+        Raises:
+            TierError: The endpoint did not answer, or did not count.
+        """
+        body = self._body(model, prompt, 1, 0.0, 0, stream=False)
+        page = Page()
+        self._connections.send(page, self._post(body))
+        status, answer = await page.read(timeout_s)
+        if status != _OK:
+            raise error_of_status(status, answer)
+        try:
+            count = json.loads(answer)["usage"]["prompt_tokens"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise bad_answer("no usage.prompt_tokens") from None
+        if type(count) is not int or not 0 < count <= len(prompt.encode()) + _MOST_ADDED_TOKENS:
+            raise bad_answer("a usage.prompt_tokens that no prompt of this length has")
+        return count
+
+    def _post(self, body: bytes, metadata: Sequence[tuple[str, str]] = ()) -> bytes:
+        """Returns a request for an answer."""
+        more = "".join(f"{name}: {text}\r\n" for name, text in metadata)
+        more += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        return self._head("POST", "/v1/completions") + more.encode() + body
 
     def _head(self, method: str, path: str) -> bytes:
         """Returns the beginning of every request: its line, and the headers that all have."""

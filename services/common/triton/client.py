@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from services.common.tiers.errors import (
     TierUnknownError,
     bad_answer,
 )
+from services.common.tiers.model import TierModelConfig
 from services.common.times import from_ns
 from services.common.triton.errors import error_of_status, error_of_text
 from services.common.triton.streams import Asking, TierStreams
@@ -47,8 +48,6 @@ _CHANNEL_OPTIONS = (
     # Endpoints at one address in different objects (tests, restarts) must not share backoff.
     ("grpc.use_local_subchannel_pool", 1),
 )
-ROUTER_BACKEND = "tiercel"
-"""What routers call the backend of their models, which clients of Triton can ask too."""
 _ASK_COUNT = "return_num_input_tokens"
 _COUNT = "num_input_tokens"
 _COUNT_BYTES = 4
@@ -77,45 +76,6 @@ class ModelCounters:
     fail_count: int
     queue_s: float
     compute_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierModelConfig:
-    """The part of a model's configuration that the mesh reads.
-
-    Attributes:
-        model: Model name.
-        backend: Triton backend, for example `python` or `vllm`.
-        parameters: String parameters.
-        max_batch: Triton's own `max_batch_size`; 0 where the backend batches by itself.
-        inputs: Names of its inputs.
-    """
-
-    model: str
-    backend: str
-    parameters: Mapping[str, str]
-    max_batch: int
-    inputs: frozenset[str]
-
-    @property
-    def counts_prompts(self) -> bool:
-        """Whether it tells the length of a prompt in its own tokens when asked to."""
-        return _ASK_COUNT in self.inputs
-
-    @property
-    def is_of_router(self) -> bool:
-        """Whether it is a router's, which has no tier of its own."""
-        return self.backend == ROUTER_BACKEND
-
-    @property
-    def kind(self) -> str:
-        """`reference`, `paced` or `production`; empty when the model does not say."""
-        return self.parameters.get("tiercel_kind", "")
-
-    @property
-    def tier(self) -> str:
-        """The tier this model serves; empty when the model does not say."""
-        return self.parameters.get("tiercel_tier", "")
 
 
 class TritonClient(TierClient):
@@ -220,12 +180,14 @@ class TritonClient(TierClient):
         request = kserve.ModelConfigRequest(name=model)
         config = (await self._control(self._stub.ModelConfig, request)).config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
+        inputs = frozenset(each.name for each in config.input)
         return TierModelConfig(
             model=config.name,
             backend=config.backend,
             parameters=parameters,
             max_batch=config.max_batch_size,
-            inputs=frozenset(each.name for each in config.input),
+            inputs=inputs,
+            counts_prompts=_ASK_COUNT in inputs,
         )
 
     async def prompt_token_count(self, model: str, prompt: str, *, timeout_s: float) -> int:

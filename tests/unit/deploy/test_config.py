@@ -12,6 +12,7 @@ from services.common.settings import SettingsError, load_settings
 from tests.unit.deploy.manifests import (
     ALL_SERVICES,
     MESHES,
+    ROOT,
     SERVICES,
     compose,
     config_path,
@@ -69,3 +70,13 @@ def test_gpu_layer_leaves_one_endpoint(service: str) -> None:
     environ = compose("compose.gpu.yaml")["services"][service]["environment"]
     (endpoint,) = _load("production", service, environ).mesh.endpoints
     assert endpoint == _load("production", service, {}).mesh.endpoints[0]
+
+
+def test_the_example_for_vllm_is_valid() -> None:
+    """For every service, its profile and quality included."""
+    for package in ("router_inference", "load_monitor", "trainer"):
+        module = importlib.import_module(f"services.{package}.settings")
+        path = ROOT / "examples" / "vllm.toml"
+        mesh = load_settings(module.Settings, path=path, environ={}).mesh
+        load_mesh_files(mesh)
+        assert {each.protocol for each in mesh.endpoints} == {"openai"}

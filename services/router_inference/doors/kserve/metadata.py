@@ -8,7 +8,7 @@ from importlib import metadata
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as kserve
 
-from services.common.triton.client import ROUTER_BACKEND
+from services.common.tiers.model import ROUTER_BACKEND
 from services.router_inference.doors.kserve import tensors
 from services.router_inference.doors.kserve.models import ROUTER, VERSION, Model, Models
 

@@ -96,3 +96,17 @@ def test_files_that_are_there_are_kept_without_force(
     assert "quality.toml is there already" in complaint(capsys)
     assert run(["init", ADDRESS, "--task", "chat=1", "--force"]) == 0
     assert "a-7b" in (tmp_path / "quality.toml").read_text()
+
+
+def test_a_key_is_named_by_its_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For servers that speak OpenAI alone; one that is not set is said before anything is asked."""
+    asked = ["init", ADDRESS, "--task", "chat=1", "--api-key-variable", "SERVER_KEY"]
+    assert run(asked) != 0
+    assert "goes with --openai" in complaint(capsys)
+    assert run([*asked, "--openai"]) != 0
+    assert "SERVER_KEY is not set" in complaint(capsys)
+    monkeypatch.setenv("SERVER_KEY", "secret")
+    assert run([*asked, "--openai"]) == 0
+    assert "secret" not in capsys.readouterr().err

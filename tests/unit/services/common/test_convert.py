@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from router.fleet import EndpointSpec
+from dataclasses import replace
+
+import pytest
+
+from router.fleet import EndpointProtocol, EndpointSpec
 from services.common.convert import endpoint_of_message, endpoint_of_settings, message_of_endpoint
 from services.common.mesh_settings import EndpointSettings
 from tiercel.common.v1 import common_pb2
@@ -14,6 +18,8 @@ def test_an_endpoint_survives_the_wire() -> None:
     """Every field comes back, tiers in their order."""
     found = endpoint_of_message(message_of_endpoint(SPEC))
     assert found == SPEC
+    openai = replace(SPEC, protocol=EndpointProtocol.OPENAI)
+    assert endpoint_of_message(message_of_endpoint(openai)) == openai
     assert list(found.models) == ["large", "small"]
 
 
@@ -33,3 +39,11 @@ def test_an_entry_of_the_settings_names_models_only_where_they_differ() -> None:
     assert endpoint_of_settings(entry, "a100") == EndpointSpec(
         "e", "h:1", "e", {"large": "opt", "small": "small"}, "a100"
     )
+
+
+def test_an_endpoint_of_a_protocol_to_come_is_refused() -> None:
+    """Nothing is sent to it in words that it does not speak."""
+    message = common_pb2.Endpoint(endpoint="e", address="h:1")
+    message.protocol = 77  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="endpoint e speaks protocol 77"):
+        endpoint_of_message(message)

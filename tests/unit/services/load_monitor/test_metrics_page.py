@@ -29,6 +29,16 @@ def test_depths_are_summed_over_versions() -> None:
     assert parse_queue_depths(b"") == {}
 
 
+def test_depths_of_vllm_are_summed_over_engines() -> None:
+    """By the name that it serves; other gauges of that beginning do not count."""
+    page = b"""# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="small"} 3.0
+vllm:num_requests_waiting{engine="1",model_name="small"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="small",reason="capacity"} 9.0
+"""
+    assert parse_queue_depths(page) == {"small": 5}
+
+
 @given(st.text(max_size=60))
 def test_any_line_is_read_or_refused(rest: str) -> None:
     """Whatever stands behind the gauge's name, depths are counts or there is an error."""

@@ -11,8 +11,10 @@ import pytest_asyncio
 
 from services.common.state.redis_connection import RedisConnection
 from services.local.certificates import make_certificates
-from services.local.doctor import BAD, GOOD, ODD, Finding, examine
+from services.local.doctor import examine
+from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
+from tests.fakes.openai_server import Script, openai_server
 from tests.fakes.router import FakeRouter, serve
 from tests.fakes.triton import FakeTriton
 
@@ -174,3 +176,42 @@ async def test_a_certificate_is_told_by_the_days_it_has_left(tmp_path: Path) -> 
     assert (finding.level, "ends in 3 days" in finding.text) == (ODD, True)
     (files / "tls.key").write_text("no key")
     assert of(await examine(path, Target()), "TLS").level == BAD
+
+
+def openai_settings(folder: Path, address: str, *, key: str = "") -> Path:
+    """Writes the files of a mesh with one tier, whose server speaks OpenAI."""
+    path = settings(folder, address, "m")
+    named = f'api_key_variable = "{key}"\n' if key else ""
+    path.write_text(f'{path.read_text()}protocol = "openai"\n{named}')
+    return path
+
+
+async def test_a_server_that_speaks_openai_is_asked_for_a_token(tmp_path: Path) -> None:
+    """Good; a request that it refuses; a model that is not there; none that answers."""
+    async with openai_server() as server:
+        path = openai_settings(tmp_path, server.address)
+        assert of(await examine(path, Target()), "endpoint").level == GOOD
+        server.default = Script(status=422)
+        finding = of(await examine(path, Target()), "endpoint")
+        assert finding.level == BAD
+        assert "says 422" in finding.text
+        server.models = ("chat-7b",)
+        finding = of(await examine(path, Target()), "endpoint")
+        assert finding.advice.endswith("loaded: chat-7b")
+    finding = of(await examine(path, Target()), "endpoint")
+    assert (finding.level, "cannot connect" in finding.text) == (BAD, True)
+
+
+async def test_keys_of_servers_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is missing, one that is refused, one that is right; none is shown."""
+    async with openai_server(api_key="right") as server:
+        path = openai_settings(tmp_path, server.address, key="SERVER_KEY")
+        finding = of(await examine(path, Target()), "API keys")
+        assert (finding.level, "SERVER_KEY: is not set" in finding.text) == (BAD, True)
+        for key, level in (("wrong-secret", BAD), ("right", GOOD)):
+            monkeypatch.setenv("SERVER_KEY", key)
+            finding = of(await examine(path, Target()), "endpoint")
+            assert finding.level == level
+            assert "secret" not in finding.text

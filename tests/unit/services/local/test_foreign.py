@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from services.local.errors import CommandError, InputError
-from services.local.foreign import Foreign, look_at
+from services.local.foreign import Foreign, Spoken, look_at
+from tests.fakes.openai_server import openai_server
 from tests.fakes.triton import FakeTriton, Script
 
 
@@ -99,3 +100,20 @@ async def test_a_server_that_is_not_there_is_named() -> None:
     """By its address."""
     with pytest.raises(CommandError, match=r"Triton at 127\.0\.0\.1:1"):
         await look_at(["127.0.0.1:1"], {})
+
+
+async def test_servers_that_speak_openai_are_asked_their_way() -> None:
+    """One for each size; the endpoints say what they speak and where their key is."""
+    async with (
+        openai_server(models=("Chat-7B",), api_key="k") as large,
+        openai_server(models=("chat-500m",), api_key="k") as small,
+    ):
+        found = await look_at([large.address, small.address], {}, Spoken("SERVER_KEY", "k"))
+        assert found.tiers == ("chat-500m", "chat-7b")
+        first = found.endpoints[0]
+        assert (first.name, first.address, first.protocol) == ("server-0", large.address, "openai")
+        assert (first.models, first.api_key_variable) == ({"chat-7b": "Chat-7B"}, "SERVER_KEY")
+        with pytest.raises(CommandError, match="another key"):
+            await look_at([large.address], {}, Spoken())
+        with pytest.raises(InputError, match="no model 'nope'"):
+            await look_at([large.address], {"small": "nope"}, Spoken("", "k"))

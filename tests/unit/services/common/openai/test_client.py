@@ -402,3 +402,17 @@ def test_by_the_event_loop_that_services_run() -> None:
             await until(lambda: client.connection_count == 0, "every connection is closed")
 
     uvloop.run(run())
+
+
+async def test_the_tokens_of_a_prompt_are_the_servers_count() -> None:
+    """For calibration; a count that no prompt of this length has is refused."""
+    async with openai_server() as server, OpenAIClient(server.address) as client:
+        assert await client.prompt_token_count("m", "p", timeout_s=5.0) == 1
+        with pytest.raises(TierUnavailableError, match="MODEL_NOT_FOUND"):
+            await client.prompt_token_count("nope", "p", timeout_s=5.0)
+    for count in (b"null", b"0", b"-1", b"1.5", b"true", b"9999"):
+        body = b'{"usage":{"prompt_tokens":%s}}' % count
+        answer = JSON_HEAD % len(body) + body
+        async with raw_server(answer) as address, OpenAIClient(address) as client:
+            with pytest.raises(TierUnavailableError, match="BAD_ANSWER"):
+                await client.prompt_token_count("m", "p", timeout_s=5.0)
