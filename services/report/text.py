@@ -101,7 +101,10 @@ def _remarks(facts: dict[str, Any]) -> Text:
             f"Regret: against the bound in hindsight, over {found} of {busy} minutes with requests."
         )
     else:
-        said.append("Regret is not known: no trainer has looked at these minutes.")
+        said.append(
+            "Regret is not known: no trainer has looked at these minutes, or requests left no"
+            " records."
+        )
     for problem, count in hindsight["problems"].items():
         said.append(f"No bound for {count} of them: {problem}.")
     if facts["rows"]:
