@@ -25,21 +25,21 @@ PANELS = (
     ("performance", "performance"),
 )
 COLUMNS = (
-    "load, time", "policy", "mean ms", "error", "p99 ms", "in time", "error", "performance",
-    "error", "mix", "machine", "loop lag ms", "counts",
+    "load", "policy", "mean ms", "error", "p99 ms", "in time", "error", "performance",
+    "error", "mix", "machine", "lag ms", "counts",
 )  # fmt: skip
 
 
 def live_table(points: Sequence[Point]) -> Table:
-    """Returns both sides of every point, live first."""
-    return Table("Live and simulated, live first", COLUMNS, tuple(map(_row, points)), 2)
+    """Returns both sides of every point, the live one above the simulated one."""
+    return Table("Live, and simulated below", COLUMNS, tuple(map(_row, points)), 2)
 
 
 def _row(point: Point) -> tuple[str, ...]:
     here, there, error = point["live"], point["simulated"], point["error"]
 
     def both(name: str, factor: float = 1.0, digits: int = 3) -> str:
-        return " / ".join(number(factor * side[name], digits) for side in (here, there))
+        return "\n".join(number(factor * side[name], digits) for side in (here, there))
 
     mean = "-" if error["mean"] is None else f"{error['mean']:+.1%}"
     mixes = [
@@ -47,7 +47,7 @@ def _row(point: Point) -> tuple[str, ...]:
         for side in (here, there)
     ]
     return (
-        f"{point['load']:g}x, x{point['time_scale']:g}",
+        f"{point['load']:g}x\nx{point['time_scale']:g}",
         point["policy"],
         both("mean_s", 1e3, 0),
         mean,
@@ -56,7 +56,7 @@ def _row(point: Point) -> tuple[str, ...]:
         f"{error['availability']:+.3f}",
         both("performance"),
         f"{error['performance']:+.3f}",
-        " / ".join(mixes),
+        "\n".join(mixes),
         f"{point['machine_busy']:.0%}",
         number(point["loop_lag_ms"], 1),
         (point["why_not"] and f"no: {point['why_not']}")
@@ -123,7 +123,7 @@ def live_figure(points: Sequence[Point], small: str, large: str) -> Figure:
             axes.set_xscale("log")
             axes.set_xticks(loads, [f"{load:g}x" for load in loads])
             axes.minorticks_off()
-            axes.set_ylim(bottom=0.0)
+            axes.set_ylim(0.0, max(1.05 * axes.dataLim.ymax, 1e-3))
             axes.set_title(title)
         for axes in panels[1]:
             axes.set_xlabel("load, multiples of about what the largest tier holds")
@@ -133,5 +133,6 @@ def live_figure(points: Sequence[Point], small: str, large: str) -> Figure:
             Line2D([], [], color=INK, marker="o", ls="", label="live"),
             Line2D([], [], color=INK, marker="o", mfc="none", ls="", label="live, does not count"),
         ]
-        panels[0, 0].legend(handles=[*handles, *marks], fontsize=8, loc="upper left")
+        handles = [*handles, *marks]
+        figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=len(handles))
     return figure

@@ -16,7 +16,7 @@ def test_every_point_stands_in_the_table_with_both_sides() -> None:
     table = live_table([NEAR, OFF, BUSY])
     assert [row[-1] for row in table.rows] == ["yes", "yes, off", "no: machine 90% busy"]
     assert all(len(row) == len(table.columns) for row in table.rows)
-    assert table.rows[0][2] == "267 / 263"
+    assert table.rows[0][2] == "267\n263"
 
 
 def test_the_verdict_leaves_out_what_does_not_count() -> None:
