@@ -13,8 +13,10 @@ import pytest
 import pytest_asyncio
 
 from tests.details import details_of
+from tests.fakes.openai_door import door_toml, running_door
 from tests.fakes.openai_server import FakeOpenAI, Script
 from tests.fakes.router_process import TIERS, RunningRouter, mesh_toml, running_router
+from tests.fakes.triton import FakeTriton
 from tests.integration.test_load_monitor import serving
 from tests.waiting import LIMIT_S, until
 from tiercel.common.v1 import common_pb2
@@ -228,3 +230,26 @@ async def test_the_monitor_asks_such_a_server_for_its_health(
         joins.endpoint = "e2"
         call = monitor.stub.AddEndpoint(monitor_pb2.AddEndpointRequest(endpoint=joins))
         assert (await failure_of(call))[0] == "INVALID_ARGUMENT"
+
+
+async def test_our_own_door_is_such_a_server(tmp_path: Path) -> None:
+    """A mesh behind a mesh, by the door that refuses every field it does not know."""
+    triton = await FakeTriton().start()
+    (tmp_path / "door").mkdir()
+    async with (
+        running_router(
+            tmp_path, mesh_toml([("e0", triton.address)], router='default_task = "piqa"')
+        ) as behind,
+        running_door(tmp_path / "door", door_toml([behind.address])) as door,
+    ):
+        address = door.url.removeprefix("http://")
+        (tmp_path / "front").mkdir()
+        settings = mesh_toml([("door", address)], endpoint=OPENAI)
+        async with running_router(tmp_path / "front", settings) as router:
+            request = request_of(tier="medium", sampling=pb2.Sampling(temperature=0.5))
+            answer = await router.stub.Generate(request, timeout=LIMIT_S)
+            assert (answer.text, answer.completion.output_token_count) == ("abc", 3)
+            messages = await stream_of(router, tier="small")
+            assert "".join(each.chunk.text for each in messages) == "abc"
+    assert [each.model for each in triton.received] == ["medium", "small"]
+    await triton.stop()
