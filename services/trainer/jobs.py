@@ -162,9 +162,10 @@ class SimulationJob:
     ) -> LookBack:
         """Returns what past requests could have earned on devices with these tiers placed."""
         from trainer.evaluation.hindsight import look_back
-        from trainer.simulation.setting import Setting
+        from trainer.simulation.setting import OwnMesh
 
         mesh = replace(spec, devices=devices).mesh()
-        setting = Setting("past", mesh.catalog, mesh.fleet, {"": mesh.profile})
+        # That mesh is for training: its devices differ from what routers know. These do not.
+        own = OwnMesh("past", mesh.catalog, spec.quality, spec.profile, devices, mesh.lengths)
         # Far more than the mesh has would be no news.
-        return look_back(setting, requests, most_devices=8 * (len(devices) + 1))
+        return look_back(own.setting(), requests, most_devices=8 * (len(devices) + 1))
