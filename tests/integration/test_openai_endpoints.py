@@ -68,7 +68,7 @@ async def stream_of(router: RunningRouter, **options: Any) -> list[Any]:
 
 async def test_answers_in_one_piece_and_streamed(tmp_path: Path, servers: list[FakeOpenAI]) -> None:
     """Text, counts and timings as from any endpoint; the server got what the client asked for."""
-    servers[0].default = Script(tokens=("a", "b", "c", "d"), per_event=2, step_s=0.02)
+    servers[0].default = Script(tokens=("a", "b", "c", "d"), per_event=2, step_s=0.15)
     async with running_router(
         tmp_path, toml(servers[0], router="stream_coalesce_s = 0.0")
     ) as router:

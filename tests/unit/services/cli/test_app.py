@@ -67,7 +67,6 @@ def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch) -> None:
         (["up", "--paced", "opt-a100", "--time-scale", "1e9"], "default_deadline_s"),
         (["up", "--profile", "missing.toml"], "--profile: no file"),
         (["up", "--name", "Not Good"], "mesh name"),
-        (["generate", "hello", "--router", "127.0.0.1:1"], "--task"),
         (["generate", "rev:ab=", "--router", "nowhere"], "--router"),
         (["generate", "rev:ab=", "--deadline", "-1", "--router", "127.0.0.1:1"], "--deadline"),
         (
