@@ -74,10 +74,10 @@ async def test_one_trace_from_the_client_into_triton(tmp_path: Path, sink: OtlpS
     )
     await server.start_async()
     try:
-        toml = mesh_toml([("e0", server.grpc_address)], tiers=("small",))
-        toml = toml.replace(
-            'tiers = ["small"]\n[router',
-            'tiers = ["small"]\nmodels = { small = "gpu0_small" }\n[router',
+        toml = mesh_toml(
+            [("e0", server.grpc_address)],
+            tiers=("small",),
+            endpoint='models = { small = "gpu0_small" }',
         )
         environ = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint,

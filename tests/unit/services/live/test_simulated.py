@@ -19,7 +19,7 @@ def requests(plan: Plan, seed: int = 3) -> tuple[LoadSpec, Setting]:
     return plan.spec(("127.0.0.1:1",), tasks, 20.0, 800.0, seed), setting
 
 
-def test_they_are_the_very_ones_that_are_sent() -> None:
+async def test_they_are_the_very_ones_that_are_sent() -> None:
     """Arrivals, tasks and lengths of prompts, one by one."""
     spec, setting = requests(PLAN)
     workload, sent = workload_of(spec, setting), LoadRun(spec)
