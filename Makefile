@@ -66,7 +66,7 @@ fuzz-guided: setup ## wrong files led by coverage, 30 minutes (FUZZ_GUIDED_S sec
 N ?= 10
 BUSY ?= 5
 .PHONY: test-repeat
-test-repeat: setup checkers $(KERNELS) ## the whole suite N times, the last BUSY of them beside a busy core
+test-repeat: setup checkers $(DOORS_VENV) $(KERNELS) ## the whole suite N times, the last BUSY of them beside a busy core
 	.venv/bin/python -m tests.repeat --runs $(N) --busy $(BUSY) --lanes $(LANES)
 
 TIMES ?= 5
