@@ -37,16 +37,16 @@ class DemoPlan:
 
     seed: int = 1
     policies: tuple[str, ...] = POLICIES
-    calm_s: float = 4.0
+    calm_s: float = 3.0
     burst_s: float = 8.0
-    recovery_s: float = 5.0
+    recovery_s: float = 4.0
     calm_factor: float = 0.5
     burst_factor: float = 3.1
     deadline_factor: float = 4.0
     median_factor: float = 6.0
     examples: int = 100
     calibrate_run_s: float = 1.0
-    probe_s: float = 5.0
+    probe_s: float = 4.0
     probe_count: int = 7
     train_s: float = 45.0
     settle_s: float = 1.5
