@@ -70,7 +70,7 @@ async def test_a_client_needs_a_key_until_it_is_revoked(tmp_path: Path, triton: 
     path = tmp_path / "keys.toml"
     (shop, key), (board, reader) = new_key("shop", [Role.DATA]), new_key("board", [Role.READ])
     write_keys(path, [shop, board])
-    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    toml = with_keys(mesh_toml([("e0", triton.address)], deadline_s=LIMIT_S), path)
     async with running_router(tmp_path, toml) as router:
         request = pb.GenerateRequest(spec=pb.GenerationSpec(prompt="hello", task="piqa"))
         for metadata, expected in (
@@ -108,8 +108,11 @@ async def test_clients_of_triton_show_keys_by_tls_too(tmp_path: Path, triton: Fa
     (shop, key), (board, reader) = new_key("shop", [Role.DATA]), new_key("board", [Role.READ])
     write_keys(path, [shop, board])
     own = certificates.tls_settings("router-inference")
-    limits = '[[router_inference.clients]]\nname = "shop"\nrate_rps = 1.0\n'
-    toml = with_keys(mesh_toml([("e0", triton.address)], router='default_task = "piqa"'), path)
+    # The next request is a minute away, however slow this machine is.
+    limits = '[[router_inference.clients]]\nname = "shop"\nrate_rps = 0.015\n'
+    own_lines = 'default_task = "piqa"'
+    toml = mesh_toml([("e0", triton.address)], router=own_lines, deadline_s=LIMIT_S)
+    toml = with_keys(toml, path)
     toml = toml.replace(
         "[mesh.access]",
         f'[mesh.tls]\nroot_certificates = "{own.root_certificates}"\n'
@@ -153,7 +156,7 @@ async def test_tickets_and_feedback_are_a_clients_not_an_addresss(
     path = tmp_path / "keys.toml"
     (one, first), (two, second) = new_key("one", [Role.DATA]), new_key("two", [Role.DATA])
     write_keys(path, [one, two])
-    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    toml = with_keys(mesh_toml([("e0", triton.address)], deadline_s=LIMIT_S), path)
     toml = toml.replace("lame_duck_s", "max_leases_per_client = 1\nlame_duck_s", 1)
     async with running_router(tmp_path, toml) as router:
         request = pb.RouteRequest(task="piqa", prompt_token_count=3)
@@ -181,7 +184,7 @@ async def test_a_ticket_is_closed_by_its_client_or_by_the_mesh(
     path = tmp_path / "keys.toml"
     (one, first), (two, second) = new_key("one", [Role.DATA]), new_key("two", roles)
     write_keys(path, [one, two])
-    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    toml = with_keys(mesh_toml([("e0", triton.address)], deadline_s=LIMIT_S), path)
     async with running_router(tmp_path, toml) as router:
         request = pb.RouteRequest(task="piqa", prompt_token_count=3)
         routed = await router.stub.Route(request, metadata=bearer(first), timeout=LIMIT_S)
@@ -202,7 +205,7 @@ async def test_operating_calls_have_an_address_of_their_own(
     operator, key = new_key("operator", [Role.OPERATE])
     shop, other = new_key("shop", [Role.DATA])
     write_keys(path, [operator, shop])
-    toml = with_keys(mesh_toml([("e0", triton.address)]), path)
+    toml = with_keys(mesh_toml([("e0", triton.address)], deadline_s=LIMIT_S), path)
     async with running_router(tmp_path, toml) as router:
         use = pb.UsePolicyRequest(policy="greedy")
         call = router.stub.UsePolicy(use, metadata=bearer(key), timeout=LIMIT_S)
@@ -253,17 +256,21 @@ async def test_the_monitor_knows_services_by_their_certificates(tmp_path: Path) 
             for place, address in zip(("listen", "operate"), addresses, strict=True):
                 channel = await stack.enter_async_context(_channel(name, address))
                 stub: Any = monitor_grpc.LoadMonitorServiceStub(channel)
-                calls = {
-                    "remove": stub.RemoveEndpoint(
-                        monitor_pb.RemoveEndpointRequest(endpoint="none"), timeout=LIMIT_S
-                    ),
-                    "watch": stub.WatchSystemState(
-                        monitor_pb.WatchSystemStateRequest(), timeout=0.3
-                    ).read(),
-                }
-                for what, call in calls.items():
+                # A router's watch is let in and waits for a first state; others hear a refusal.
+                watch_s = 0.3 if name == "router-inference" else LIMIT_S
+
+                def remove(stub: Any = stub) -> Any:
+                    request = monitor_pb.RemoveEndpointRequest(endpoint="none")
+                    return stub.RemoveEndpoint(request, timeout=LIMIT_S)
+
+                def watch(stub: Any = stub, watch_s: float = watch_s) -> Any:
+                    request = monitor_pb.WatchSystemStateRequest()
+                    return stub.WatchSystemState(request, timeout=watch_s).read()
+
+                # One after the other: the first call finds time to connect by TLS.
+                for what, call in (("remove", remove), ("watch", watch)):
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
-                        await call
+                        await call()
                     found = details_of(caught.value)
                     reports[f"{name} {place} {what}"] = (
                         found["ErrorInfo"].reason if found else caught.value.code().name
