@@ -41,11 +41,13 @@ class App:
         error: Exception | None = None,
         ready: Task | None = None,
         flush: Task | None = None,
+        broken_after_s: float = 0.1,
     ) -> None:
         self.events: list[str] = []
         self.address = ""
         self._task = task
         self._error = error
+        self._broken_after_s = broken_after_s
         self._ready = ready or self._note("ready")
         self._flush = flush or self._note("flush")
         self._registry = CollectorRegistry()
@@ -89,7 +91,7 @@ class App:
                 registry=self._registry,
                 clock=SystemClock(),
                 log=LOG,
-                broken_after_s=0.1,
+                broken_after_s=self._broken_after_s,
                 steady_s=0.2,
             ),
             tasks={"work": self._work} | ({"extra": self._task} if self._task else {}),
@@ -105,7 +107,7 @@ async def serving_status(address: str) -> str:
     """Returns what the health service says."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
@@ -148,10 +150,10 @@ async def test_failing_task_does_not_end_the_service(caplog: pytest.LogCaptureFi
     async def fail() -> None:
         raise KeyError("bug")
 
-    app = App(task=fail)
+    app = App(task=fail, broken_after_s=100 * LIMIT_S)
     running = asyncio.create_task(serve(app, log=LOG))
     await until(lambda: "KeyError: 'bug'" in caplog.text, "the bug is logged")
-    assert await serving_status(app.address) == "SERVING"
+    await until(lambda: says(app.address, "SERVING"), "the service serves")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, LIMIT_S) == 0
     assert app.events == ORDER
