@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from tests.fakes.ports import free_port
 from tests.fuzz import END_VARIABLE
 from tests.lanes import Lanes
-from tests.waiting import until_sync
+from tests.waiting import LIMIT_S, until_sync
 
 _COMMON = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 # The same draws in every run: whether the suite passes is no matter of luck.
@@ -86,12 +86,12 @@ class RedisServer:
         """Kills it, as a crash would."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(timeout=5.0)
+            self.process.wait(timeout=LIMIT_S)
             self.process = None
 
     def flush(self) -> None:
         """Empties it."""
-        with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), LIMIT_S) as connection:
             connection.sendall(b"FLUSHALL\r\n")
             assert connection.recv(16).startswith(b"+OK")
 

@@ -24,6 +24,7 @@ class Script:
         tokens: Pieces of the answer.
         step_s: Time before each piece, seconds.
         first_s: Time before the first piece beside that, seconds.
+        rest_s: Time between the first piece and the second beside that, seconds.
         error: gRPC status to end with instead of answering; None for none.
         error_after: Pieces sent before the error.
         hang: True never answers.
@@ -36,6 +37,7 @@ class Script:
     tokens: tuple[str, ...] = ("a", "b", "c")
     step_s: float = 0.0
     first_s: float = 0.0
+    rest_s: float = 0.0
     error: grpc.StatusCode | None = None
     error_text: str = "broken by the test"
     error_after: int = 0
@@ -179,8 +181,9 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
             for index, token in enumerate(tokens):
                 if script.error is not None and index >= script.error_after:
                     break
-                if script.step_s:
-                    await asyncio.sleep(script.step_s)
+                step_s = script.step_s + (script.rest_s if index == 1 else 0.0)
+                if step_s:
+                    await asyncio.sleep(step_s)
                 if stream:
                     yield _response(request.model_name, token, 1, final=False)
             if script.error is not None:

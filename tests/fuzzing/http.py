@@ -41,7 +41,7 @@ BODIES: tuple[dict[str, Any], ...] = (
         "seed": 1,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "metadata": {"tiercel_deadline_ms": "800", "tiercel_quality_floor": 0.1},
+        "metadata": {"tiercel_deadline_ms": "80000", "tiercel_quality_floor": 0.1},
         "n": 1,
         "stop": None,
     },
@@ -49,7 +49,7 @@ BODIES: tuple[dict[str, Any], ...] = (
 )
 HEADERS = (
     "content-type: application/json",
-    "x-tiercel-deadline-ms: 500",
+    "x-tiercel-deadline-ms: 50000",
     "x-tiercel-task: piqa",
     "x-request-id: r1",
     "authorization: Bearer tck_a_b",

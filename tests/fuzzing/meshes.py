@@ -226,7 +226,7 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
 
         async def generate() -> None:
             spec = router_pb.GenerationSpec(prompt="abc", task="echo", tier="small")
-            spec.deadline.FromSeconds(5)
+            spec.deadline.FromSeconds(20)
             request = router_pb.GenerateRequest(spec=spec)
             answer = await router_stub.Generate(request, timeout=20.0)
             assert answer.text == "abc", answer
