@@ -67,7 +67,8 @@ class HttpTier:
         writer.write(b"HTTP/1.1 %d %s\r\n" % (self.status, reason))
         writer.write(b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for number in range(self.pieces):
-            await asyncio.sleep(self.step_s)
+            if self.step_s:  # without a step all is sent at once, and a cut comes with it
+                await asyncio.sleep(self.step_s)
             if number:
                 await self.may_go_on.wait()
             if number == self.cut_after:

@@ -129,7 +129,7 @@ GOOD: dict[str, Case] = {
         lambda r: add_input(r, "stream", "BOOL", b"\2"), return_finish_reason=True
     ),
     "max_tokens as text": one(sampling=b'{"max_tokens": "3"}'),
-    "timeout": one(parameters={"timeout": 5_000_000}),
+    "timeout": one(parameters={"timeout": 50_000_000}),
     "priority": one(parameters={"priority": ("uint64_param", 1)}),
     "priority, signed": one(parameters={"priority": 1}),
     "a sequence": one(parameters={"sequence_id": 7, "sequence_start": True}),

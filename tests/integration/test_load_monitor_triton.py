@@ -14,6 +14,7 @@ import tomli_w
 from services.common.triton.client import TritonClient
 from tests.integration.conftest import TIERS, PacedTriton
 from tests.integration.test_load_monitor import Served, endpoint, serving
+from tests.waiting import LIMIT_S
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
@@ -87,15 +88,19 @@ async def test_endpoint_that_joins_is_probed(paced_triton: PacedTriton, tmp_path
     async with serving(path) as served:
         for definition in (good, partial):
             request = pb.AddEndpointRequest(endpoint=definition)
-            await served.stub.AddEndpoint(request, timeout=5)
-        unknown = common_pb2.ENDPOINT_HEALTH_UNSPECIFIED
-        state = await served.wait_for(
-            lambda s: len(s.endpoints) == 3 and all(e.health != unknown for e in s.endpoints)
-        )
-        by_name = {entry.endpoint.endpoint: entry for entry in state.endpoints}
-        assert by_name["good"].health == common_pb2.ENDPOINT_HEALTH_READY
-        assert by_name["partial"].health == common_pb2.ENDPOINT_HEALTH_PARTIAL
-        assert by_name["partial"].reason == "not ready: large"
+            await served.stub.AddEndpoint(request, timeout=LIMIT_S)
+
+        def are_told(state: state_pb2.SystemState) -> bool:
+            by_name = {entry.endpoint.endpoint: entry for entry in state.endpoints}
+            health = {name: entry.health for name, entry in by_name.items()}
+            return (
+                len(by_name) == 3
+                and health["good"] == common_pb2.ENDPOINT_HEALTH_READY
+                and health["partial"] == common_pb2.ENDPOINT_HEALTH_PARTIAL
+                and by_name["partial"].reason == "not ready: large"
+            )
+
+        await served.wait_for(are_told)
 
 
 async def test_hung_triton_is_down_and_ramps_up_again(
@@ -105,7 +110,7 @@ async def test_hung_triton_is_down_and_ramps_up_again(
     path = write_settings(tmp_path, paced_triton, 2)
     pid = paced_triton.server.pid
     assert pid is not None
-    async with serving(path, probe_timeout_s="0.3") as served:
+    async with serving(path, probe_timeout_s="1.0", ramp_s="600.0") as served:
         await served.wait_for(all_ready)
         os.kill(pid, signal.SIGSTOP)
         try:
