@@ -15,11 +15,11 @@ from opentelemetry.trace import SpanKind
 
 from tests.e2e.mesh import Mesh, start_mesh, stop_mesh
 from tests.fakes.otlp_sink import OtlpSink, Span, edges
-from tests.waiting import until_sync
+from tests.waiting import LIMIT_S, until_sync
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
-pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(500)]
 
 CLIENT = ("client", "ask")
 REQUEST = ("router-inference", "tiercel.request")
@@ -28,6 +28,8 @@ DISPATCH = ("router-inference", "tiercel.dispatch")
 # Paced models are named by their device: gpu0_large serves the tier large.
 TIER = ("triton", "gpu0_large")
 ATTEMPTS = 8
+# Long, as no test here is about the time that the answer takes.
+DEADLINE_S = 20
 # Triton exports once per second.
 EXPORT_LIMIT_S = 5.0
 EDGES = [
@@ -101,9 +103,9 @@ def _ask(address: str) -> Span:
         stub = pb_grpc.RouterInferenceServiceStub(channel)
         # Pinned: a router in its first deadline takes the smallest tier.
         spec = pb.GenerationSpec(prompt="is it on the trace", task="piqa", tier="large")
-        spec.deadline.FromMilliseconds(400)
+        spec.deadline.FromSeconds(DEADLINE_S)
         answer = stub.Generate(
-            pb.GenerateRequest(spec=spec), timeout=5.0, metadata=tuple(headers.items())
+            pb.GenerateRequest(spec=spec), timeout=LIMIT_S, metadata=tuple(headers.items())
         )
     assert answer.completion.tier == "large"
     trace_id = trace.format_trace_id(context.trace_id)
@@ -131,6 +133,6 @@ def test_the_decision_span_explains_the_choice(spans: list[Span]) -> None:
         assert len(attributes[f"tiercel.decision.{name}"]) == 3
     assert attributes["tiercel.policy"] == "price"
     assert attributes["tiercel.policy_version"].startswith("price@")
-    assert 0.0 < attributes["tiercel.slack_s"] <= 0.4
+    assert 0.0 < attributes["tiercel.slack_s"] <= DEADLINE_S
     assert attributes["tiercel.arrival_rate_rps"] > 0.0
     assert attributes["tiercel.state_age_s"] >= 0.0
