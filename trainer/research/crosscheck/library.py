@@ -54,6 +54,7 @@ def train_library(
             f"{PACKAGE} is not installed; pip install 'tiercel[crosscheck]' brings it"
         )
     from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.logger import Logger
 
     make: Mapping[str, Any] = {"sb3-dqn": DQN, "sb3-ppo": PPO}
     environment = arena.training()
@@ -69,6 +70,8 @@ def train_library(
         device="cpu",
         **options,
     )
+    # Its own logger would leave a folder in the system's temporary one at every run.
+    model.set_logger(Logger(folder=None, output_formats=[]))
     # PPO takes whole rollouts only and would go beyond the budget rather than stop short of it.
     whole = options.get("n_steps", 1)
     model.learn(max(1, plan.steps // whole) * whole, callback=_callback(on_step))
