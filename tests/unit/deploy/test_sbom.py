@@ -20,7 +20,7 @@ FILES = ("constraints.txt", "triton-constraints.txt")
 def run(constraints: Path, out: Path) -> subprocess.CompletedProcess[str]:
     """Runs the script."""
     command = [sys.executable, str(ROOT / ".ci" / "sbom"), str(constraints), str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def written(constraints: Path, out: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from services.common.channels import open_blocking_channel, open_channel
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from tests.fakes.slow_listener import slow_listener
+from tests.waiting import LIMIT_S
 from tiercel.channels import CHANNEL_OPTIONS as CLIENT_OPTIONS
 
 SERVICES = Path(__file__).parents[4] / "services"
@@ -31,17 +32,17 @@ def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     number = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{number}"
-    server.stop(grace=0).wait(timeout=5.0)
+    server.stop(grace=0).wait(timeout=LIMIT_S)
 
 
 async def test_calls_do_not_go_through_a_proxy(address: str) -> None:
     """Both kinds of channel reach the server itself."""
     request = health_pb2.HealthCheckRequest()
     async with open_channel(address) as channel:
-        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
     with open_blocking_channel(address) as blocking:
-        reply = health_pb2_grpc.HealthStub(blocking).Check(request, timeout=5.0)
+        reply = health_pb2_grpc.HealthStub(blocking).Check(request, timeout=LIMIT_S)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -52,7 +53,7 @@ async def test_a_server_that_is_slow_to_greet_is_reached(
     """Busy cores delay a connection; they do not make its endpoint unreachable."""
     request = health_pb2.HealthCheckRequest()
     async with slow_listener(address, delay_s=0.4) as slow, open_channel(slow, options) as channel:
-        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5.0)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from services.common.log import get_logger
 from services.common.supervision import BROKEN_AFTER_S, STEADY_S, Supervisor
 from tests.fakes.clock import FakeClock
+from tests.waiting import LIMIT_S
 
 
 class Task:
@@ -99,12 +100,12 @@ async def test_a_task_that_stays_broken_is_named_until_it_is_well() -> None:
         await kept.clock.advance(2.0 * BROKEN_AFTER_S)
         assert kept.supervisor.broken == {"job"}
         assert kept.value("tiercel_task_broken") == 1.0
-        await asyncio.wait_for(kept.supervisor.changed(), 1.0)
+        await asyncio.wait_for(kept.supervisor.changed(), LIMIT_S)
         kept.task.error = None
         await kept.clock.advance(6.0 + STEADY_S)
         assert not kept.supervisor.broken
         assert kept.value("tiercel_task_broken") == 0.0
-        await asyncio.wait_for(kept.supervisor.changed(), 1.0)
+        await asyncio.wait_for(kept.supervisor.changed(), LIMIT_S)
 
 
 async def test_a_stop_is_no_failure() -> None:
@@ -125,4 +126,4 @@ async def test_a_task_that_returns_is_done() -> None:
     async def once() -> None:
         return None
 
-    await asyncio.wait_for(kept.supervisor.keep("job", once), 1.0)
+    await asyncio.wait_for(kept.supervisor.keep("job", once), LIMIT_S)

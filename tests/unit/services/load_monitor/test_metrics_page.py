@@ -13,6 +13,7 @@ from services.load_monitor.metrics_page import (
     parse_queue_depths,
     read_queue_depths,
 )
+from tests.waiting import LIMIT_S
 
 PAGE = b"""# HELP nv_inference_pending_request_count Pending requests per model
 # TYPE nv_inference_pending_request_count gauge
@@ -80,7 +81,7 @@ async def serve(answer: bytes) -> tuple[asyncio.Server, str]:
 async def test_page_is_read_over_http() -> None:
     """The body of a 200 is parsed."""
     server, address = await serve(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + PAGE)
-    assert await read_queue_depths(address, timeout_s=5.0) == {"small": 4, "opt": 0}
+    assert await read_queue_depths(address, timeout_s=LIMIT_S) == {"small": 4, "opt": 0}
     server.close()
 
 
@@ -97,7 +98,7 @@ async def test_page_is_read_over_http() -> None:
 async def test_page_that_cannot_be_read(answer: bytes, problem: str) -> None:
     """Whatever the server does is one kind of error, in bounded time and memory."""
     server, address = await serve(answer)
-    timeout_s = 5.0 if answer else 0.1
+    timeout_s = LIMIT_S if answer else 0.1
     with pytest.raises(MetricsPageError, match=problem):
         await read_queue_depths(address, timeout_s=timeout_s)
     server.close()
@@ -109,4 +110,4 @@ async def test_nobody_listens() -> None:
     server.close()
     await server.wait_closed()
     with pytest.raises(MetricsPageError, match="metrics of"):
-        await read_queue_depths(address, timeout_s=5.0)
+        await read_queue_depths(address, timeout_s=LIMIT_S)

@@ -61,9 +61,9 @@ async def protected(folder: Path) -> AsyncIterator[dict[str, Stores]]:
         for service in ("router-inference", "load-monitor", "trainer"):
             line = (folder / service / "redis.env").read_text().strip()
             url = line.removeprefix("TIERCEL_MESH__REDIS_URL=")
-            stores[service] = connect_stores(url, clock=SystemClock(), timeout_s=5.0)
+            stores[service] = connect_stores(url, clock=SystemClock(), timeout_s=10.0)
         stores["nobody"] = connect_stores(
-            f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ROOTS}", clock=SystemClock(), timeout_s=5.0
+            f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ROOTS}", clock=SystemClock(), timeout_s=10.0
         )
         yield stores
         for each in stores.values():

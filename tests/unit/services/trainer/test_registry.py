@@ -32,6 +32,7 @@ from services.trainer.model import Stage
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.state_store import SwitchableStore
+from tests.waiting import LIMIT_S
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 
 NAMES = tuple(feature.name for feature in FEATURES)
@@ -108,8 +109,8 @@ def bench() -> Bench:
 
 
 async def first(stream: AsyncIterator[ActivePolicy]) -> ActivePolicy:
-    """Returns the next element within a second."""
-    return await asyncio.wait_for(anext(stream), 1.0)
+    """Returns the next element."""
+    return await asyncio.wait_for(anext(stream), LIMIT_S)
 
 
 async def test_publish_list_and_promote(bench: Bench) -> None:
@@ -215,7 +216,7 @@ async def test_withdrawn_means_the_one_before_or_none(bench: Bench) -> None:
     waiting = asyncio.ensure_future(anext(stream))
     await bench.registry.withdraw(refused, "refused by r0")
     assert await bench.registry.active() is None
-    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == ""
+    assert (await asyncio.wait_for(waiting, LIMIT_S)).record.policy == ""
     await bench.registry.promote("price")
     await bench.registry.withdraw(await bench.registry.promote("dqn", two), "refused by r0")
     active = await bench.another().active()
@@ -278,8 +279,8 @@ async def test_watch_is_resumable(bench: Bench) -> None:
     assert not waiting.done()
     assert not resumed.done()
     await bench.registry.promote("greedy")
-    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == "greedy"
-    assert (await asyncio.wait_for(resumed, 1.0)).activation == 2
+    assert (await asyncio.wait_for(waiting, LIMIT_S)).record.policy == "greedy"
+    assert (await asyncio.wait_for(resumed, LIMIT_S)).activation == 2
 
 
 async def test_watcher_from_another_life_gets_the_present(bench: Bench) -> None:
@@ -295,7 +296,7 @@ async def test_activation_by_another_process_is_seen(bench: Bench) -> None:
     await bench.another().promote("greedy")
     poll = bench.registry.poll(1.0)
     assert await anext(poll) is True
-    assert (await asyncio.wait_for(waiting, 1.0)).record.policy == "greedy"
+    assert (await asyncio.wait_for(waiting, LIMIT_S)).record.policy == "greedy"
 
 
 async def test_rejected_stays_rejected(bench: Bench) -> None:

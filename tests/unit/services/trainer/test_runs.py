@@ -12,6 +12,7 @@ from services.common.log import get_logger
 from services.trainer.model import Mode, RunState
 from services.trainer.runs import Run, RunBook
 from tests.fakes.clock import FakeClock
+from tests.waiting import LIMIT_S
 
 
 class Body:
@@ -48,7 +49,7 @@ def start(book: RunBook, mode: Mode = Mode.ONLINE) -> Run:
 
 async def ended(run: Run) -> Any:
     """Returns the last progress a watcher of the run sees."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(LIMIT_S):
         return [progress async for progress in run.watch()][-1]
 
 

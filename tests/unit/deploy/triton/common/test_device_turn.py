@@ -52,7 +52,7 @@ def test_processes_alternate_and_never_overlap(tmp_path: pathlib.Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     lines = [
-        line for process in processes for line in process.communicate(timeout=30)[0].split("\n")
+        line for process in processes for line in process.communicate(timeout=120)[0].split("\n")
     ]
     turns = sorted((float(s), float(e), n) for n, s, e in (line.split() for line in lines if line))
     assert len(turns) == 120
@@ -82,7 +82,7 @@ def test_a_holder_that_dies_does_not_block_the_others(tmp_path: pathlib.Path) ->
     other.stdin.flush()
     holder.kill()
     holder.wait()
-    out, _ = other.communicate(timeout=30)
+    out, _ = other.communicate(timeout=120)
     assert out.startswith("b ")
     holder.stdin.close()
     holder.stdout.close()

@@ -20,6 +20,7 @@ from services.common.log import get_logger
 from services.common.settings import SettingsError
 from services.local.certificates import make_certificates
 from tests import certificates
+from tests.waiting import LIMIT_S
 
 LOG = get_logger("test")
 NOW_S = SystemClock().wall_ns() / 1e9
@@ -53,7 +54,9 @@ async def serving(held: Tls, *, asks: bool = True) -> AsyncIterator[tuple[str, l
 
 async def check(channel: grpc.aio.Channel) -> None:
     """Makes one call."""
-    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10.0)
+    await health_pb2_grpc.HealthStub(channel).Check(
+        health_pb2.HealthCheckRequest(), timeout=LIMIT_S
+    )
 
 
 async def test_both_sides_show_their_certificates() -> None:
@@ -136,10 +139,10 @@ async def test_renewed_certificates_are_taken_in(tmp_path: Path) -> None:
     async with serving(server) as (address, seen), open_channel(address, tls=caller) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest()
-        await stub.Check(request, timeout=10.0)
+        await stub.Check(request, timeout=LIMIT_S)
         make_certificates(tmp_path, names=["load-monitor", "router-inference"])
         now[0] = 10.0
-        await stub.Check(request, timeout=10.0)
+        await stub.Check(request, timeout=LIMIT_S)
         assert server.current() is not old
         assert caller.current().roots == server.current().roots != old.roots
     assert seen.count(b"router-inference") == 2

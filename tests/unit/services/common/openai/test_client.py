@@ -20,7 +20,7 @@ from services.common.tiers.errors import (
     TierUnknownError,
 )
 from tests.fakes.openai_server import FakeOpenAI, Script, openai_server, raw_server
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 GOOD = b'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\n'
@@ -34,7 +34,7 @@ def chunked(*pieces: bytes, ends: bool = True) -> bytes:
 
 async def collect(client: OpenAIClient, limit: int = 8, **options: Any) -> list[TierChunk]:
     """Asks for an answer; returns its pieces."""
-    options = {"timeout_s": 5.0, **options}
+    options = {"timeout_s": LIMIT_S, **options}
     return [each async for each in client.generate("m", "hé\n", limit, **options)]
 
 
@@ -142,7 +142,7 @@ async def test_a_deadline_closes_the_stream() -> None:
         OpenAIClient(server.address) as client,
     ):
         with pytest.raises(TierDeadlineError):
-            await collect(client, timeout_s=0.1)
+            await collect(client, timeout_s=0.5)
         await until(lambda: server.received[0].end == "cancelled", "the server stopped")
         with pytest.raises(TierDeadlineError):
             await collect(client, timeout_s=0.0)
@@ -377,7 +377,7 @@ async def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_the_event_loop_that_services_run() -> None:
     """Answers, deadlines, leaving, a server that dies: uvloop's transports are of its own kind."""
-    slow = Script(tokens=("a",) * 100, step_s=0.01)
+    slow = Script(tokens=("a",) * 100, step_s=0.05)
 
     async def run() -> None:
         async with (
@@ -387,11 +387,11 @@ def test_by_the_event_loop_that_services_run() -> None:
             assert len(await collect(client)) == 4
             assert await client.is_ready("m")
             with pytest.raises(TierDeadlineError):
-                _ = [e async for e in client.generate("slow", "p", 100, timeout_s=0.05)]
-            pieces = client.generate("slow", "p", 100, timeout_s=5.0)
+                _ = [e async for e in client.generate("slow", "p", 100, timeout_s=0.5)]
+            pieces = client.generate("slow", "p", 100, timeout_s=LIMIT_S)
             await anext(pieces)
             await pieces.aclose()
-            dying = client.generate("slow", "p", 100, timeout_s=5.0)
+            dying = client.generate("slow", "p", 100, timeout_s=LIMIT_S)
             await anext(dying)
             await server.stop()
             with pytest.raises(TierUnavailableError):
@@ -407,12 +407,12 @@ def test_by_the_event_loop_that_services_run() -> None:
 async def test_the_tokens_of_a_prompt_are_the_servers_count() -> None:
     """For calibration; a count that no prompt of this length has is refused."""
     async with openai_server() as server, OpenAIClient(server.address) as client:
-        assert await client.prompt_token_count("m", "p", timeout_s=5.0) == 1
+        assert await client.prompt_token_count("m", "p", timeout_s=LIMIT_S) == 1
         with pytest.raises(TierUnavailableError, match="MODEL_NOT_FOUND"):
-            await client.prompt_token_count("nope", "p", timeout_s=5.0)
+            await client.prompt_token_count("nope", "p", timeout_s=LIMIT_S)
     for count in (b"null", b"0", b"-1", b"1.5", b"true", b"9999"):
         body = b'{"usage":{"prompt_tokens":%s}}' % count
         answer = JSON_HEAD % len(body) + body
         async with raw_server(answer) as address, OpenAIClient(address) as client:
             with pytest.raises(TierUnavailableError, match="BAD_ANSWER"):
-                await client.prompt_token_count("m", "p", timeout_s=5.0)
+                await client.prompt_token_count("m", "p", timeout_s=LIMIT_S)

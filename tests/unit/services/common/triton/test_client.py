@@ -26,6 +26,7 @@ from services.common.tiers.errors import (
 )
 from services.common.triton.client import TritonClient
 from tests.fakes.noise_server import noise_server
+from tests.waiting import LIMIT_S
 
 Behaviour = Callable[
     [kserve.ModelInferRequest, Any], AsyncIterator[kserve.ModelStreamInferResponse]
@@ -324,7 +325,7 @@ async def test_closing_the_answer_cancels_the_call(server: Server) -> None:
     async with contextlib.aclosing(client.generate("large", "p", 8, timeout_s=30.0)) as chunks:
         async for _ in chunks:
             break
-    await asyncio.wait_for(scripted.cancelled.wait(), 5.0)
+    await asyncio.wait_for(scripted.cancelled.wait(), LIMIT_S)
 
 
 async def test_cancelled_task_cancels_the_call(server: Server) -> None:
@@ -337,7 +338,7 @@ async def test_cancelled_task_cancels_the_call(server: Server) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(scripted.cancelled.wait(), 5.0)
+    await asyncio.wait_for(scripted.cancelled.wait(), LIMIT_S)
 
 
 async def test_nobody_listens() -> None:
@@ -346,7 +347,7 @@ async def test_nobody_listens() -> None:
         assert not await client.is_live()
         assert not await client.is_ready("large")
         with pytest.raises(TierUnavailableError):
-            await _collect(client, timeout_s=2.0)
+            await _collect(client, timeout_s=LIMIT_S)
         with pytest.raises(TierUnavailableError):
             await client.statistics()
 
@@ -377,14 +378,14 @@ async def test_a_tier_counts_a_prompt_in_its_own_tokens(server: Server) -> None:
         yield _response("a", final=True, **outputs)
 
     scripted.behaviour = behaviour
-    assert await client.prompt_token_count("large", "words", timeout_s=5.0) == 900
+    assert await client.prompt_token_count("large", "words", timeout_s=LIMIT_S) == 900
     asked = scripted.requests[0]
     assert asked.inputs[-1].name == "return_num_input_tokens"
     assert len(asked.raw_input_contents) == len(asked.inputs)
     assert json.loads(asked.raw_input_contents[2][4:])["max_tokens"] == 1
     outputs.clear()
     with pytest.raises(TierUnavailableError, match="num_input_tokens"):
-        await client.prompt_token_count("large", "words", timeout_s=5.0)
+        await client.prompt_token_count("large", "words", timeout_s=LIMIT_S)
 
 
 async def test_statistics_of_thousands_of_models_are_refused(server: Server) -> None:
