@@ -29,7 +29,7 @@ from tests.fakes.monitor import running_monitor
 from tests.fakes.ports import free_port
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient, UnavailableError
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
@@ -170,8 +170,14 @@ async def measure(folder: Path, *, kills: int, workers: int = 2, seed: int = 1) 
         stop.set()
         await asyncio.gather(*calls)
         await asyncio.sleep(SETTLED_S)
-        found.left = await watch.at_router() + await watch.at_monitor()
-        found.unended = watch.unended
+        give_up_s = time.monotonic() + LIMIT_S
+        while True:
+            found.left = await watch.at_router() + await watch.at_monitor()
+            found.unended = watch.unended
+            is_clear = found.routers and not (found.left or found.unended)
+            if is_clear or time.monotonic() > give_up_s:
+                break
+            await asyncio.sleep(_PAUSE_S)
     return found
 
 

@@ -16,7 +16,9 @@ from tests.fakes.triton import FakeTriton
 from tiercel import AsyncClient, Client
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
-TASK_S = 0.8
+# Long, and far from each other: what a busy machine takes of one does not make it another.
+TASK_S = 20.0
+LIBRARY_S = 100.0
 REQUEST = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hello", task="piqa"))
 Ask = Callable[[RunningRouter], Any]
 
@@ -42,7 +44,7 @@ async def _our_client_streaming(router: RunningRouter) -> None:
 
 async def _our_client_asking(router: RunningRouter) -> None:
     async with AsyncClient(router.address) as client:
-        await client.generate("hello", task="piqa", deadline_s=1.5)
+        await client.generate("hello", task="piqa", deadline_s=40.0)
 
 
 def _blocking(address: str) -> None:
@@ -64,10 +66,10 @@ def _bare_stub(timeout_s: float | None) -> Ask:
         pytest.param(_our_client, TASK_S, id="our client"),
         pytest.param(_our_client_streaming, TASK_S, id="our client, streaming"),
         pytest.param(_our_blocking_client, TASK_S, id="our blocking client"),
-        pytest.param(_our_client_asking, 1.5, id="our client, with a deadline"),
-        pytest.param(_bare_stub(30.0), TASK_S, id="a stub with a library's timeout"),
+        pytest.param(_our_client_asking, 40.0, id="our client, with a deadline"),
+        pytest.param(_bare_stub(LIBRARY_S), TASK_S, id="a stub with a library's timeout"),
         pytest.param(_bare_stub(None), TASK_S, id="a stub without a timeout"),
-        pytest.param(_bare_stub(0.5), 0.5, id="a stub with a timeout below the task's deadline"),
+        pytest.param(_bare_stub(10.0), 10.0, id="a stub with a timeout below the task's deadline"),
     ],
 )
 async def test_a_time_limit_that_nobody_asked_for_is_no_deadline(
@@ -78,7 +80,7 @@ async def test_a_time_limit_that_nobody_asked_for_is_no_deadline(
     async with running_router(tmp_path, toml) as router:
         await ask(router)
     told_s = triton.received[0].timeout_us / 1e6
-    assert deadline_s - 0.3 < told_s <= deadline_s + 0.01
+    assert deadline_s - 5.0 < told_s <= deadline_s + 0.01
 
 
 async def test_an_answer_after_the_tasks_deadline_is_no_answer(

@@ -25,7 +25,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2
 SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
 
 
-def request(deadline_ms: int = 3000) -> pb2.GenerateRequest:
+def request(deadline_ms: int = 20_000) -> pb2.GenerateRequest:
     """A good request."""
     made = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hello", task="piqa"))
     made.spec.deadline.FromMilliseconds(deadline_ms)
@@ -36,15 +36,19 @@ async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: 
     """On SIGTERM running answers are finished, streams included, and the exit code is 0."""
     triton = await FakeTriton(default=Script(tokens=("a",) * 4, step_s=0.2)).start()
     toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 0.1")
+    toml = toml.replace("grace_s = 2.0", "grace_s = 20.0")
     with router_process(tmp_path, toml) as router:
         async with grpc.aio.insecure_channel(router.address) as channel:
             stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-            unary = [asyncio.ensure_future(stub.Generate(request(), timeout=5.0)) for _ in range(5)]
+            unary = [
+                asyncio.ensure_future(stub.Generate(request(), timeout=LIMIT_S)) for _ in range(5)
+            ]
             stream = stub.GenerateStream(
-                pb2.GenerateStreamRequest(spec=request().spec), timeout=5.0
+                pb2.GenerateStreamRequest(spec=request().spec), timeout=LIMIT_S
             )
             pieces = aiter(stream)
             await anext(pieces)
+            await until(lambda: len(triton.received) == 6, "every request is under way")
             router.process.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*unary)
             assert all(answer.text == "aaaa" for answer in answers)
@@ -52,7 +56,9 @@ async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: 
             assert rest[-1].completion.output_token_count == 4
         async with grpc.aio.insecure_channel(router.address) as fresh:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await pb2_grpc.RouterInferenceServiceStub(fresh).Generate(request(), timeout=2.0)
+                await pb2_grpc.RouterInferenceServiceStub(fresh).Generate(
+                    request(), timeout=LIMIT_S
+                )
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
         assert "Traceback" not in router.log_path.read_text()
@@ -64,7 +70,7 @@ async def test_a_stop_waits_for_no_client_of_triton_that_keeps_its_call_open(
 ) -> None:
     """The request under way is answered, an idle call is told that the server goes away."""
     triton = await FakeTriton(default=Script(tokens=("a",) * 4, step_s=0.2)).start()
-    toml = mesh_toml([("e0", triton.address)], router='default_task = "piqa"')
+    toml = mesh_toml([("e0", triton.address)], router='default_task = "piqa"', deadline_s=20.0)
     toml = toml.replace("grace_s = 2.0", "grace_s = 60.0")
     with router_process(tmp_path, toml) as router:
         async with grpc.aio.insecure_channel(router.address) as channel:
@@ -115,7 +121,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 async def test_a_drain_beside_a_second_router_loses_no_request(tmp_path: Path) -> None:
     """Under load one of two routers is drained; a client that balances by health sees no error."""
     triton = await FakeTriton(default=Script(tokens=("a", "b"), step_s=0.01)).start()
-    toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 0.5")
+    toml = mesh_toml([("e0", triton.address)]).replace("lame_duck_s = 0.0", "lame_duck_s = 1.0")
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
@@ -136,7 +142,7 @@ async def test_a_drain_beside_a_second_router_loses_no_request(tmp_path: Path) -
                 nonlocal done_count
                 while not stop.is_set():
                     try:
-                        await stub.Generate(request(), timeout=5.0, wait_for_ready=True)
+                        await stub.Generate(request(), timeout=LIMIT_S, wait_for_ready=True)
                         done_count += 1
                     except grpc.aio.AioRpcError as error:
                         errors.append(f"{error.code().name}: {error.details()}")

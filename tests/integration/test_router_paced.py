@@ -21,6 +21,7 @@ from tests.details import details_of
 from tests.fakes.router_process import RouterProcess, mesh_toml, router_process
 from tests.integration.conftest import PacedTriton
 from tests.unit.deploy.manifests import ROOT
+from tests.waiting import LIMIT_S, until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -70,7 +71,7 @@ async def test_generate_is_answered_by_a_real_tier(channel: grpc.aio.Channel) ->
     """Text, tokens, tier, timings: from the paced tier, in time."""
     stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
     request = pb2.GenerateRequest(spec=spec(max_output_tokens=8, tier="large"))
-    response = await stub.Generate(request, timeout=5.0)
+    response = await stub.Generate(request, timeout=LIMIT_S)
     done = response.completion
     assert (done.tier, done.output_token_count, done.on_time) == ("large", 8, True)
     assert done.timings.first_token.ToTimedelta() < done.timings.total.ToTimedelta()
@@ -84,7 +85,7 @@ async def test_a_stream_arrives_piece_by_piece(channel: grpc.aio.Channel) -> Non
     stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
     stamps, tokens, completion = [], 0, None
     request = pb2.GenerateStreamRequest(spec=spec(max_output_tokens=16, tier="large"))
-    async for message in stub.GenerateStream(request, timeout=5.0):
+    async for message in stub.GenerateStream(request, timeout=LIMIT_S):
         if message.WhichOneof("event") == "chunk":
             stamps.append(time.monotonic())
             tokens += message.chunk.token_count
@@ -101,21 +102,21 @@ async def test_a_deadline_stops_the_work_in_triton(
 ) -> None:
     """DEADLINE_EXCEEDED with ErrorInfo; the tier is free again at once."""
     stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-    # The predictor knows nothing of such long answers, so admission lets it pass. 500 tokens would
-    # hold the device for five seconds.
-    request = pb2.GenerateRequest(spec=spec(max_output_tokens=500, tier="large"))
+    # The predictor knows nothing of such long answers, so admission lets it pass. 1500 tokens
+    # would hold the device for sixteen seconds.
+    request = pb2.GenerateRequest(spec=spec(max_output_tokens=1_500, tier="large"))
     request.spec.deadline.FromMilliseconds(400)
     started = time.monotonic()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Generate(request, timeout=5.0)
+        await stub.Generate(request, timeout=LIMIT_S)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     info = details_of(caught.value)["ErrorInfo"]
     assert info.reason == "DEADLINE_EXCEEDED"
-    assert 0.35 < time.monotonic() - started < 2.5
-    fresh = await stub.Generate(
-        pb2.GenerateRequest(spec=spec(max_output_tokens=4, tier="large")), timeout=5.0
-    )
-    assert fresh.completion.timings.total.ToTimedelta().total_seconds() < 2.0
+    assert 0.35 < time.monotonic() - started < 8.0
+    request = pb2.GenerateRequest(spec=spec(max_output_tokens=4, tier="large"))
+    request.spec.deadline.FromSeconds(20)
+    fresh = await stub.Generate(request, timeout=LIMIT_S)
+    assert fresh.completion.timings.total.ToTimedelta().total_seconds() < 8.0
 
 
 async def test_a_burst_is_served_in_time_by_stepping_down(channel: grpc.aio.Channel) -> None:
@@ -147,14 +148,20 @@ async def test_status_and_metrics_account_for_everything(
 ) -> None:
     """Nothing is in flight at the end, every candidate usable, ends counted in Prometheus."""
     stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-    await stub.Generate(pb2.GenerateRequest(spec=spec()), timeout=5.0)
-    status = await stub.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=5.0)
-    assert status.in_flight_count == 0
-    assert len(status.candidates) == 6
-    assert all(c.usable and not c.own_in_flight_count for c in status.candidates)
+    await stub.Generate(pb2.GenerateRequest(spec=spec()), timeout=LIMIT_S)
+
+    async def is_idle() -> bool:
+        # Tiers may still end what was late.
+        status = await stub.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=LIMIT_S)
+        assert len(status.candidates) == 6
+        return status.in_flight_count == 0 and all(
+            each.usable and not each.own_in_flight_count for each in status.candidates
+        )
+
+    await until(is_idle, "nothing is in flight and every candidate is usable")
     reader, writer = await asyncio.open_connection(*router.metrics.split(":"))
     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-    text = (await asyncio.wait_for(reader.read(), 5.0)).decode()
+    text = (await asyncio.wait_for(reader.read(), LIMIT_S)).decode()
     writer.close()
     assert 'outcome="on_time"' in text
     assert "tiercel_decision_seconds_count" in text
@@ -164,7 +171,7 @@ async def test_health_says_serving(channel: grpc.aio.Channel) -> None:
     """grpc.health.v1, for the server and for the service."""
     stub = health_pb2_grpc.HealthStub(channel)
     for name in ("", "tiercel.router_inference.v1.RouterInferenceService"):
-        reply = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5.0)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=LIMIT_S)
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -177,7 +184,7 @@ def test_the_request_path_loads_no_torch_and_no_redis_call(
     (tmp_path / "tiercel.toml").write_text(toml_of(paced_triton), encoding="utf-8")
     result = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "tiercel.toml")],
-        capture_output=True, text=True, timeout=40.0, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=120.0, check=False, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -204,7 +211,7 @@ async def main():
         async with grpc.aio.insecure_channel(str(running.server.address)) as channel:
             stub = pb2_grpc.RouterInferenceServiceStub(channel)
             spec = pb2.GenerationSpec(prompt="hello", task="piqa")
-            await stub.Generate(pb2.GenerateRequest(spec=spec), timeout=10.0)
+            await stub.Generate(pb2.GenerateRequest(spec=spec), timeout=30.0)
         await running.server.stop(1.0)
     # numba, and scipy for its products of matrices, are what decisions are compiled with.
     heavy = {"torch", "gymnasium", "trainer", "tensorboard", "matplotlib"}

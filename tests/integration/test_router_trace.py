@@ -18,7 +18,7 @@ from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer
 from tests.fakes.otlp_sink import OtlpSink, Span, edges
 from tests.fakes.router_process import mesh_toml, router_process
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -111,7 +111,7 @@ async def _ask(address: str) -> None:
         for trace, flags in (*((each, "01") for each in TRACES), (UNSAMPLED, "00")):
             response = await stub.Generate(
                 pb2.GenerateRequest(spec=spec),
-                timeout=5.0,
+                timeout=LIMIT_S,
                 metadata=(("traceparent", f"00-{trace}-{CLIENT_SPAN}-{flags}"),),
             )
             assert response.completion.on_time

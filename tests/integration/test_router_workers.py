@@ -51,11 +51,13 @@ async def workers(
     script: Script | None = None,
     listen: str = "127.0.0.1:0",
     more: str = "",
+    grace_s: float = 2.0,
 ) -> AsyncIterator[RouterProcess]:
     """Runs a router of several workers before one endpoint, `more` lines in its section."""
     triton = await FakeTriton(default=script or Script(tokens=("a",), step_s=0.005)).start()
     own = f'workers = {count}\ncompiled = false\nticket_key = "{KEY}"\n{more}'
-    toml = mesh_toml([("e0", triton.address)], router=own)
+    toml = mesh_toml([("e0", triton.address)], router=own, deadline_s=20.0)
+    toml = toml.replace("grace_s = 2.0", f"grace_s = {grace_s}")
     http = f'address = "{triton.address}"\nhttp_address = "{HTTP}"'
     toml = toml.replace(f'address = "{triton.address}"', http, 1)
     toml = toml.replace('metrics_listen = ""', 'metrics_listen = "127.0.0.1:0"')
@@ -130,7 +132,7 @@ async def routes(
         channel = grpc.aio.insecure_channel(router.address, options=options)
         await stack.enter_async_context(channel)
         stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-        ticket = (await stub.Route(request, timeout=5.0)).ticket
+        ticket = (await stub.Route(request, timeout=LIMIT_S)).ticket
         found[worker_of(ticket)] = (stub, ticket)
         if len(found) == count:
             break
@@ -144,9 +146,9 @@ async def test_workers_share_a_port_and_close_each_others_tickets(tmp_path: Path
         report = pb2.ReportOutcomeRequest(
             ticket=ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=3
         )
-        await other.ReportOutcome(report, timeout=5.0)
+        await other.ReportOutcome(report, timeout=LIMIT_S)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await other.ReportOutcome(report, timeout=5.0)
+            await other.ReportOutcome(report, timeout=LIMIT_S)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -159,10 +161,10 @@ async def test_a_ticket_counts_at_its_own_worker_whoever_is_told(tmp_path: Path)
             report = pb2.ReportOutcomeRequest(
                 ticket=closed, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=3
             )
-            await stub.ReportOutcome(report, timeout=5.0)
+            await stub.ReportOutcome(report, timeout=LIMIT_S)
         found = await metrics(router, "tiercel_requests_total")
         assert found["tiercel_requests_total", "on_time"] == 2.0
-        status = await first.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=5.0)
+        status = await first.GetRouterStatus(pb2.GetRouterStatusRequest(), timeout=LIMIT_S)
         others = sum(each.own_in_flight_count for each in status.candidates)
         # `routes` may have asked for more tickets than the two that are closed.
         assert others == status.in_flight_count
@@ -171,7 +173,7 @@ async def test_a_ticket_counts_at_its_own_worker_whoever_is_told(tmp_path: Path)
                 pb2.ReportOutcomeRequest(
                     ticket=ticket, status=common_pb2.OUTCOME_STATUS_ON_TIME, output_token_count=999
                 ),
-                timeout=5.0,
+                timeout=LIMIT_S,
             )
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -203,18 +205,20 @@ async def test_what_one_worker_knows_every_worker_answers(tmp_path: Path) -> Non
     async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
         (first, _), (second, _) = (await routes(router, stack)).values()
         spec = pb2.GenerationSpec(prompt="hi", task="piqa", request_id="mine")
-        await first.Generate(pb2.GenerateRequest(spec=spec), timeout=5.0)
+        await first.Generate(pb2.GenerateRequest(spec=spec), timeout=LIMIT_S)
         explained = pb2.ExplainDecisionRequest(request_id="mine")
-        replies = [await stub.ExplainDecision(explained, timeout=5.0) for stub in (first, second)]
+        replies = [
+            await stub.ExplainDecision(explained, timeout=LIMIT_S) for stub in (first, second)
+        ]
         assert replies[0] == replies[1]
         feedback = pb2.ReportOutcomeRequest(request_id="mine", quality=0.5)
-        await second.ReportOutcome(feedback, timeout=5.0)
+        await second.ReportOutcome(feedback, timeout=LIMIT_S)
         for request, method in (
             (pb2.ExplainDecisionRequest(request_id="nobody's"), second.ExplainDecision),
             (pb2.ReportOutcomeRequest(request_id="nobody's", quality=0.5), second.ReportOutcome),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await method(request, timeout=5.0)
+                await method(request, timeout=LIMIT_S)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -222,7 +226,7 @@ async def test_a_policy_is_used_by_every_worker_and_its_successor(tmp_path: Path
     """Whoever is told tells the others."""
     async with workers(tmp_path, count=3) as router, contextlib.AsyncExitStack() as stack:
         (stub, _), *_ = (await routes(router, stack, count=3)).values()
-        await stub.UsePolicy(pb2.UsePolicyRequest(policy="static-small"), timeout=5.0)
+        await stub.UsePolicy(pb2.UsePolicyRequest(policy="static-small"), timeout=LIMIT_S)
         os.kill(pids(router)[1], signal.SIGKILL)
 
         async def all_use_it() -> bool:
@@ -292,8 +296,12 @@ async def test_rolling_restart_loses_no_request(tmp_path: Path) -> None:
 
 async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> None:
     """On SIGTERM what is under way is answered by each worker, and the exit code is 0."""
-    script = Script(tokens=("a",) * 4, step_s=0.1)
-    async with workers(tmp_path, script=script) as router, contextlib.AsyncExitStack() as stack:
+    gate = asyncio.Event()
+    script = Script(tokens=("a",) * 4, step_s=0.1, gate=gate)
+    async with (
+        workers(tmp_path, script=script, grace_s=20.0) as router,
+        contextlib.AsyncExitStack() as stack,
+    ):
         clients = [await stack.enter_async_context(AsyncClient(router.address)) for _ in range(12)]
         calls = [
             asyncio.ensure_future(client.generate("hi", task="piqa", deadline_s=20.0))
@@ -305,6 +313,8 @@ async def test_drain_ends_every_worker_and_loses_no_request(tmp_path: Path) -> N
 
         await until(are_under_way, "every call is under way")
         router.process.send_signal(signal.SIGTERM)
+        await until(lambda: "draining" in router.log_path.read_text(), "the drain begins")
+        gate.set()
         answers = await asyncio.gather(*calls)
         assert [answer.text for answer in answers] == ["aaaa"] * len(calls)
         assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
