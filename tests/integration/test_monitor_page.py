@@ -47,7 +47,9 @@ async def test_a_browser_shows_the_mesh(
 ) -> None:
     """Tasks beside target and deadline, routers, endpoints, charts; a name is text, not markup."""
     port = free_port()
-    async with serving(path, metrics_listen=f"127.0.0.1:{port}") as served:
+    # The router reports once, and a browser may take its time to start.
+    more = {"metrics_listen": f"127.0.0.1:{port}", "router_silence_s": "300.0"}
+    async with serving(path, **more) as served:
         call = served.stub.ReportTraffic()
         await call.write(
             report(

@@ -66,7 +66,7 @@ async def test_the_asynchronous_client_is_answered(served: Served) -> None:
         max_completion_tokens=5,
         temperature=0.0,
         seed=7,
-        metadata={"tiercel_deadline_ms": "2500", "run": "1"},
+        metadata={"tiercel_deadline_ms": "9000", "run": "1"},
     )
     assert answer.choices[0].message.content == "abc"
     assert answer.usage is not None

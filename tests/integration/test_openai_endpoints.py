@@ -95,7 +95,7 @@ async def test_a_deadline_closes_the_stream_at_the_server(
     """The server knows none, so that is how its work ends."""
     servers[0].default = Script(hang=True)
     async with running_router(tmp_path, toml(servers[0], router="safety_net = false")) as router:
-        call = router.stub.Generate(request_of(deadline_ms=400), timeout=LIMIT_S)
+        call = router.stub.Generate(request_of(deadline_ms=1000), timeout=LIMIT_S)
         assert await failure_of(call) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         await until(lambda: servers[0].received[0].end == "cancelled", "the stream is closed")
         assert router.core.accounts.counts.late == 1

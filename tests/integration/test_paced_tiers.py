@@ -30,18 +30,19 @@ from services.local.triton.repository.paced import (
 from services.local.triton.server.config import TritonServerConfig
 from services.local.triton.server.process import TritonServer
 from tests.integration.conftest import TIERS, PacedTriton
+from tests.waiting import until
 
 pytestmark = pytest.mark.triton
 
 # A machine that stands still for a moment spoils a measurement; a wrong tier spoils all of them.
-ATTEMPTS = 8
+ATTEMPTS = 30
 
 # One slot and slow steps, so that one long request holds the tier for seconds.
 NARROW = """
 name = "narrow"
 source = "assumed"
 [tiers.small]
-step_s = 0.02
+step_s = 0.04
 per_sequence_s = 0.0
 per_prompt_token_s = 0.0
 max_batch = 1
@@ -86,8 +87,10 @@ async def test_every_model_is_ready_and_labelled_paced(
 
 async def test_answer_streams_token_by_token(client: TritonClient) -> None:
     """Tokens come while the answer is made, are all there, and are no model's words."""
-    answers = [await _ask(client, "gpu0_large", tokens=16) for _ in range(3)]
-    chunks, stamps = min(answers, key=lambda answer: answer[1][0] / answer[1][-1])
+    for _ in range(ATTEMPTS):
+        chunks, stamps = await _ask(client, "gpu0_large", tokens=16)
+        if stamps[0] < 0.5 * stamps[-1]:
+            break
     assert sum(chunk.token_count for chunk in chunks) == 16
     assert "".join(chunk.text for chunk in chunks).split() == ["paced"] * 16
     assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -198,7 +201,7 @@ async def test_slot_life_cycle_and_clean_end(
         # What is larger than the room for keys and values is refused for good.
         with pytest.raises(TierInvalidError, match="601 of 600 tokens"):
             await _ask(client, "gpu0_small", tokens=600)
-        # A request of ten seconds takes the slot.
+        # A request of twenty seconds takes the slot.
         holder = client.generate("gpu0_small", "w", 500, timeout_s=60.0)
         await anext(holder)
         # Of four more, two may wait and two are refused.
@@ -215,7 +218,7 @@ async def test_slot_life_cycle_and_clean_end(
         cancelled_s = time.monotonic()
         await holder.aclose()
         await asyncio.gather(*waiting)
-        assert time.monotonic() - cancelled_s < 5.0
+        assert time.monotonic() - cancelled_s < 10.0
         # A request that waits behind another long one ends at its deadline.
         holder = client.generate("gpu0_small", "w", 500, timeout_s=60.0)
         await anext(holder)
@@ -266,6 +269,12 @@ async def test_statistics_count_requests(client: TritonClient) -> None:
     """Triton's counters grow with what was served."""
     before = (await client.statistics("gpu0_small"))["gpu0_small"]
     await _ask(client, "gpu0_small", tokens=2)
+
+    async def counted() -> bool:
+        after = (await client.statistics("gpu0_small"))["gpu0_small"]
+        return after.success_count > before.success_count
+
+    await until(counted, "it is counted")
     after = (await client.statistics("gpu0_small"))["gpu0_small"]
     assert after.success_count == before.success_count + 1
     assert after.fail_count == before.fail_count

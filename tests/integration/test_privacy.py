@@ -18,7 +18,7 @@ from tests.conftest import RedisServer
 from tests.fakes.otlp_sink import OtlpSink
 from tests.fakes.router_process import mesh_toml, router_process
 from tests.fakes.triton import FakeTriton, Script
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient, TiercelError
 
 PROMPT = "marker-of-a-prompt"
@@ -118,7 +118,7 @@ async def _ask(client: AsyncClient) -> None:
 
 def _page(address: str) -> bytes:
     """Returns the metrics page."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10.0) as reply:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=LIMIT_S) as reply:
         content: bytes = reply.read()
     return content
 

@@ -135,6 +135,7 @@ async def running_mesh(
     free_port: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
     router: str,
+    deadline_s: float = 1.0,
 ) -> AsyncIterator[Mesh]:
     """Runs it, with lines of the routers' settings."""
     monkeypatch.setattr(trainer_app, "Worker", FakeWorker)
@@ -150,7 +151,7 @@ async def running_mesh(
                 trainer=trainer,
                 redis_url=redis.url,
                 router=router,
-                deadline_s=1.0,
+                deadline_s=deadline_s,
             )
 
         await stack.enter_async_context(running_monitor(folder, toml(), monitor))
@@ -175,7 +176,8 @@ async def test_a_better_policy_goes_from_shadow_to_active(
 ) -> None:
     """By live traffic of two routers; every step is told by the commands."""
     own = 'policy = "static-small"'
-    async with running_mesh(tmp_path, redis_server, free_port, monkeypatch, own) as mesh:
+    mesh_of = running_mesh(tmp_path, redis_server, free_port, monkeypatch, own, 20.0)
+    async with mesh_of as mesh:
         version = await mesh.publish(AS_PRICE)
         await mesh.command("promote", version, "--in-steps")
         assert "shadow" in capsys.readouterr().err

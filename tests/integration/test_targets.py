@@ -18,7 +18,7 @@ from tests.conftest import RedisServer
 from tests.fakes.router_process import TIERS, mesh_toml, router_process, running_router
 from tests.fakes.triton import FakeTriton, Script
 from tests.integration.test_load_monitor import Served, serving
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
@@ -37,12 +37,12 @@ def write_monitor(folder: Path, toml: str, port: int) -> Path:
 async def set_target(served: Served, task: str, target: float | None, **fields: Any) -> Any:
     """Sets a target, as an operator does."""
     request = pb.SetTargetRequest(task=task, target=target, **fields)
-    return await served.stub.SetTarget(request, timeout=5)
+    return await served.stub.SetTarget(request, timeout=LIMIT_S)
 
 
 async def held(stub: Any, task: str = "copa") -> float:
     """Returns the target that a router process holds."""
-    status = await stub.GetRouterStatus(router_pb.GetRouterStatusRequest(), timeout=5)
+    status = await stub.GetRouterStatus(router_pb.GetRouterStatusRequest(), timeout=LIMIT_S)
     return float(next(each.target for each in status.tasks if each.task == task))
 
 

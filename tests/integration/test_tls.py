@@ -94,7 +94,7 @@ async def test_a_mesh_by_tls_answers(
 
         await until(is_seen, "the router hears the monitor")
         assert await asyncio.to_thread(run, ["endpoint", "list", "--monitor", monitor]) == 0
-        assert await asyncio.to_thread(health_probe.main, [monitor]) == 0
+        assert await asyncio.to_thread(health_probe.main, [monitor, "--timeout-s", "30"]) == 0
         async with AsyncClient(router.address) as stranger:
             with pytest.raises(TiercelError):
                 await stranger.generate("hello", task="piqa")

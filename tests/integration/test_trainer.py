@@ -31,7 +31,7 @@ from services.trainer.app import REDIS_HEALTH, TrainerApplication, build_app
 from services.trainer.settings import Settings
 from tests.conftest import RedisServer
 from tests.details import details_of
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
@@ -208,7 +208,7 @@ async def test_experience_becomes_a_policy_that_watchers_get(
         promoted = await stub.PromotePolicy(
             pb.PromotePolicyRequest(policy="dqn", expected_activation=0, without_gate=True)
         )
-        sent = await asyncio.wait_for(watch.read(), 10.0)
+        sent = await asyncio.wait_for(watch.read(), LIMIT_S)
         assert sent.activation == promoted.activation == 1
         assert sent.active.policy_version == last.policy_version
         assert sent.active.stage == pb.POLICY_STAGE_ACTIVE
@@ -556,13 +556,13 @@ async def test_every_error_has_its_status(redis_server: RedisServer, tmp_path: P
     async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         for method, request, code, reason in BAD_CALLS:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await getattr(stub, method)(request, timeout=5.0)
+                await getattr(stub, method)(request, timeout=LIMIT_S)
             assert caught.value.code() is code, method
             info = details_of(caught.value)["ErrorInfo"]
             assert not reason or info.reason == reason
         for stream in (
-            stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=-1), timeout=5.0),
-            stub.WatchTraining(pb.WatchTrainingRequest(training_id="x"), timeout=5.0),
+            stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=-1), timeout=LIMIT_S),
+            stub.WatchTraining(pb.WatchTrainingRequest(training_id="x"), timeout=LIMIT_S),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream.read()
@@ -597,7 +597,7 @@ async def test_a_watcher_knows_at_once_that_it_is_connected(
     """Where nothing was ever promoted, and after a restart, nothing is said for hours."""
     async with served(settings(tmp_path, redis_server.url)) as (stub, _):
         watch = stub.WatchPolicies(pb.WatchPoliciesRequest())
-        await asyncio.wait_for(watch.wait_for_connection(), 5.0)
+        await asyncio.wait_for(watch.wait_for_connection(), LIMIT_S)
         watch.cancel()
 
 

@@ -37,9 +37,10 @@ from services.local.triton.server.process import TritonServer
 from tests import certificates
 from tests.fakes.otlp_sink import OtlpSink
 from tests.unit.deploy.manifests import ROOT
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.triton
+START_LIMIT_S = 120.0
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ async def test_triton_joins_a_sampled_trace(
             for trace, span, flags in (*sampled, ("", "", "")):
                 metadata = [("traceparent", f"00-{trace}-{span}-{flags}")] if trace else []
                 async for _ in client.generate(
-                    "gpu0_small", "w", 2, timeout_s=10.0, metadata=metadata
+                    "gpu0_small", "w", 2, timeout_s=LIMIT_S, metadata=metadata
                 ):
                     pass
     finally:
@@ -192,7 +193,8 @@ async def test_triton_by_tls_answers_callers_with_a_certificate(
         async with TritonClient(server.grpc_address, tls=tls) as client:
             assert await client.is_ready("gpu0_small")
             text = [
-                chunk.text async for chunk in client.generate("gpu0_small", "w", 2, timeout_s=10.0)
+                chunk.text
+                async for chunk in client.generate("gpu0_small", "w", 2, timeout_s=LIMIT_S)
             ]
             assert text
         async with TritonClient(server.grpc_address, control_timeout_s=5.0) as plain:
@@ -220,7 +222,7 @@ async def test_command_serves_until_its_parent_dies(tmp_path: Path, repository: 
     assert process.stdout is not None
     line = b""
     while not line.startswith(b"ready:"):
-        line = await asyncio.wait_for(process.stdout.readline(), 30.0)
+        line = await asyncio.wait_for(process.stdout.readline(), START_LIMIT_S)
         assert line, "the command ended"
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 2
