@@ -40,6 +40,7 @@ from services.bench.peers import (
 from services.bench.routers import TASK, start_router
 from tests.faults.relay import Relay
 from tests.soak.http2 import Reader
+from tests.waiting import LIMIT_S
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 READERS, IDLE, HALF_OPEN, STREAMS = 200, 2_000, 100, 500
@@ -140,11 +141,13 @@ class Router:
         """Calls that run and requests under way, as the router counts them."""
         page = await asyncio.to_thread(self._page)
         (running,) = re.findall(r"^tiercel_rpc_running ([0-9.]+)$", page, re.MULTILINE)
-        status: pb.GetRouterStatusResponse = await self._status(b"", timeout=5.0)
+        status: pb.GetRouterStatusResponse = await self._status(b"", timeout=LIMIT_S)
         return int(float(running)) + status.in_flight_count
 
     def _page(self) -> str:
-        with urllib.request.urlopen(f"http://{self._server.metrics}/metrics", timeout=5.0) as page:
+        with urllib.request.urlopen(
+            f"http://{self._server.metrics}/metrics", timeout=LIMIT_S
+        ) as page:
             text: str = page.read().decode()
         return text
 
