@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What a process imports is compiled to bytecode once, and not again by each of the hundreds that follow.
+unexport PYTHONDONTWRITEBYTECODE
 
 PROTOS := $(shell find protos -name '*.proto')
 DEMO_VENV := .venv/.demo-up-to-date
