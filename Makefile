@@ -12,6 +12,8 @@ PROTOS := $(shell find protos -name '*.proto')
 DEMO_VENV := .venv/.demo-up-to-date
 VENV := .venv/.up-to-date
 TRITON_VENV := .venv-triton/.up-to-date
+TRITON_SERVER := .venv-triton/.server-up-to-date
+SYSTEM := build/.system-packages-up-to-date
 TRAINING := .venv-triton/.training-up-to-date
 PIP := .venv/bin/python -m pip install --quiet --no-compile
 DOORS_VENV := .venv-doors/.up-to-date
@@ -29,13 +31,13 @@ setup: $(VENV) $(TRITON_VENV) $(TRAINING) $(STUBS) ## make both environments (se
 
 .PHONY: demo
 demo: ## serve calm -> burst -> recovery on this machine, and open a report
-	@$(MAKE) --no-print-directory $(DEMO_VENV)
-	@$(MAKE) --no-print-directory --jobs=3 demo-setup
+	@$(MAKE) --no-print-directory --jobs=2 demo-setup
 	@.venv/bin/tiercel demo
 
-# The tools of `make setup` are left out. Triton is unpacked beside the two that compile.
+# The tools of `make setup` are left out. The simulator takes longest to compile, so it stands first; Triton is unpacked
+# beside the packages that it is compiled with.
 .PHONY: demo-setup
-demo-setup: $(TRITON_VENV) $(STUBS) $(KERNELS)
+demo-setup: $(DEMO_VENV) $(TRITON_SERVER) $(SIMULATOR) $(DECISION) $(TRITON_VENV) $(STUBS)
 
 LANES ?= 2
 .PHONY: test
@@ -112,10 +114,14 @@ wheel: setup ## build the wheels of the client and of the mesh into dist/, with 
 clean: ## remove what was built (environments stay)
 	rm -rf build dist services/client/tiercel/*/ .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-# What only the distribution can give is installed where we may, else named in one line (.ci/system-packages).
-# Nothing is compiled to bytecode in advance: most of what is installed is never imported.
-$(DEMO_VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt
+# What only the distribution can give is installed where we may, else named in one line.
+$(SYSTEM): .ci/system-packages
 	@.ci/system-packages required "$(PYTHON)"
+	@mkdir -p $(@D)
+	@touch $(SYSTEM)
+
+# Nothing is compiled to bytecode in advance: most of what is installed is never imported.
+$(DEMO_VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt | $(SYSTEM)
 	@echo "setting up .venv (services, trainer)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	@$(PIP) --constraint requirements/constraints.txt \
@@ -127,11 +133,16 @@ $(VENV): $(DEMO_VENV)
 	@$(PIP) --constraint requirements/constraints.txt 'tiercel[security,dev]'
 	@touch $(VENV)
 
-# torch lies in .venv already, and Triton's stubs take it from there. They write no bytecode, so what they import is
-# compiled here, once.
-$(TRITON_VENV): requirements/triton.txt requirements/triton-constraints.txt .ci/share-packages $(DEMO_VENV)
+$(TRITON_SERVER): requirements/triton.txt requirements/triton-constraints.txt | $(SYSTEM)
 	@echo "setting up .venv-triton (Triton Inference Server and its Python stubs)"
 	@test -x .venv-triton/bin/python || "$(PYTHON)" -m venv .venv-triton
+	@.venv-triton/bin/python -m pip install --quiet --no-compile --no-deps \
+		--constraint requirements/triton-constraints.txt nvidia-pytriton
+	@touch $(TRITON_SERVER)
+
+# torch lies in .venv already, and Triton's stubs take it from there. They write no bytecode, so what they import is
+# compiled here, once.
+$(TRITON_VENV): $(TRITON_SERVER) .ci/share-packages $(DEMO_VENV)
 	@.venv/bin/python .ci/share-packages torch .venv-triton requirements/triton-constraints.txt
 	@.venv-triton/bin/python -m pip install --quiet --no-compile \
 		--constraint requirements/triton-constraints.txt --requirement requirements/triton.txt

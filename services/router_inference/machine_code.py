@@ -37,6 +37,8 @@ from services.common.log import Logger, get_logger
 
 PATIENCE_S: Final = 180.0
 """How long a start waits for the compiler, or for another process that runs it."""
+_PATIENCE_AHEAD_S: Final = 3600.0
+"""The same where nothing but the code is waited for."""
 _PROGRAM = """
 import os, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -220,7 +222,8 @@ def _rehearse(bind: Bind) -> None:
 
 def main() -> int:
     """Makes the compiled decision beforehand; returns the exit status."""
-    found = obtain(get_logger(__name__), cache_folder(), run_compiler)
+    log = get_logger(__name__)
+    found = obtain(log, cache_folder(), run_compiler, _PATIENCE_AHEAD_S)
     print(found.problem or f"the compiled decision is in {cache_folder()}")
     return 1 if found.problem else 0
 

@@ -330,23 +330,23 @@ async def _one(router: Router, case: Case, count: int, scale: Scale) -> Row:
             await let_go()
             began_s = time.monotonic()
         if case.is_waited_for or scale is FULL:
-            row.held_s = await _until_gone(router, before_descriptors, began_s)
+            await _what_is_left(router, before_descriptors)
+            row.held_s = time.monotonic() - began_s
     watching.cancel()
-    await _until_gone(router, before_descriptors, time.monotonic())
+    row.calls_left, row.descriptors_left = await _what_is_left(router, before_descriptors)
     row.kb_each = 1e3 * (highest_mb - before_mb) / count
-    row.calls_left = await router.calls()
-    row.descriptors_left = router.descriptors - before_descriptors
     row.mb_left = router.memory_mb - before_mb
     return row
 
 
-async def _until_gone(router: Router, descriptors: int, began_s: float) -> float:
-    """Waits until nothing is left of a case; returns how long that took since it began."""
-    while router.descriptors > descriptors or await router.calls():
-        if time.monotonic() - began_s > GONE_LIMIT_S:
-            break
+async def _what_is_left(router: Router, descriptors: int) -> tuple[int, int]:
+    """Waits until nothing is left of a case; returns calls and descriptors beyond those before."""
+    give_up_s = time.monotonic() + GONE_LIMIT_S
+    while True:
+        calls, more = await router.calls(), router.descriptors - descriptors
+        if (not calls and more <= 0) or time.monotonic() > give_up_s:
+            return calls, more
         await asyncio.sleep(_STEP_S)
-    return time.monotonic() - began_s
 
 
 @functools.cache
