@@ -82,7 +82,7 @@ class HttpTier:
             except ConnectionError:
                 self.left += 1
                 raise
-        # An answer that is whole before the picker has answered its headers may be cut (docs/doors.md).
+        # One that is whole before the picker has answered its headers may be cut (docs/doors.md).
         await asyncio.sleep(self.end_s)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
