@@ -45,4 +45,5 @@ def ended_children_cpu_s() -> float:
 def busy_share(before: Any, after: Any) -> float:
     """Share of the machine's CPU time that was not idle between two `psutil.cpu_times()`."""
     idle_s = after.idle + after.iowait - before.idle - before.iowait
-    return 1.0 - float(idle_s / (sum(after[:8]) - sum(before[:8])))
+    # Sums of floats, and a count of idle time that may run backwards by a tick.
+    return min(1.0, max(0.0, 1.0 - float(idle_s / (sum(after[:8]) - sum(before[:8])))))

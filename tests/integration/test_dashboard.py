@@ -126,6 +126,7 @@ def _await_samples(address: str, process: subprocess.Popen[bytes]) -> None:
 def _ask(address: str, query: str) -> list[dict[str, Any]]:
     with httpx.Client(trust_env=False, timeout=10.0) as client:
         reply = client.get(f"http://{address}/api/v1/query", params={"query": query})
+    reply.raise_for_status()  # "unavailable" while it starts
     body = reply.json()
     assert body["status"] == "success", (query, body)
     result: list[dict[str, Any]] = body["data"]["result"]

@@ -80,7 +80,8 @@ async def test_a_time_limit_that_nobody_asked_for_is_no_deadline(
     async with running_router(tmp_path, toml) as router:
         await ask(router)
     told_s = triton.received[0].timeout_us / 1e6
-    assert deadline_s - 5.0 < told_s <= deadline_s + 0.01
+    # gRPC rounds the time left up, to a tenth of a second of ten.
+    assert deadline_s - 5.0 < told_s <= 1.02 * deadline_s
 
 
 async def test_an_answer_after_the_tasks_deadline_is_no_answer(

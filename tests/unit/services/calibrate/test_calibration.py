@@ -16,7 +16,7 @@ from services.calibrate.tiers import LiveTier
 from services.local.errors import CommandError
 from tests.fakes.triton import FakeTriton, Received, Script
 
-SLOW = {"large": Script(step_s=0.004)}
+SLOW = {"large": Script(step_s=0.015)}
 
 
 @contextlib.asynccontextmanager
