@@ -23,6 +23,9 @@ from services.local.errors import CommandError, InputError
 from services.local.reference import EXAMPLE_PROMPT
 
 TRIES = 3
+MOST_TRIES = 12
+ENOUGH_S = 1.0
+"""Time after which an answer is asked for no more often than `TRIES` times."""
 LONG_TOKENS = 16
 ANSWER_TIMEOUT_S = 60.0
 GUESSED_MAX_BATCH = 64
@@ -191,8 +194,11 @@ async def _time(client: TierClient, config: TierModelConfig) -> Timed:
     took_s: dict[int, float] = {}
     counts: dict[int, int] = {}
     for limit in (1, LONG_TOKENS):
-        for _ in range(TRIES):
+        enough_s = clock() + ENOUGH_S
+        for number in range(MOST_TRIES):
             start_s, count = clock(), 0
+            if number >= TRIES and start_s > enough_s:
+                break
             answer = client.generate(config.model, prompt, limit, timeout_s=ANSWER_TIMEOUT_S)
             async for chunk in answer:
                 count += chunk.token_count
@@ -273,7 +279,7 @@ def _profile(found: _Found, names: Mapping[str, str], order: Sequence[str]) -> L
             overhead_s=model.timed.rest_s,
         )
     found.guesses.append(
-        f"times are those of {2 * TRIES} short answers of each model, one at a time: measure them "
-        "with `tiercel calibrate`"
+        "times are those of a few short answers of each model, one at a time: measure them with "
+        "`tiercel calibrate`"
     )
     return LatencyProfile("first-look", "assumed", tiers, "A few answers, by tiercel init")
