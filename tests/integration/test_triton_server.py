@@ -169,9 +169,11 @@ async def test_triton_joins_a_sampled_trace(
         # Stopping flushes what was not exported yet.
         await server.stop_async()
     joined = {span.trace_id for span in sink.spans}
-    assert joined
     assert joined <= {trace for trace, _, _ in sampled}
-    for trace in joined:
+    # Of one or the other it sends a part alone.
+    whole = {span.trace_id for span in sink.spans if span.parent_id == "1" * 16}
+    assert whole
+    for trace in whole:
         own = sink.of_trace(trace)
         [root] = [span for span in own if span.parent_id == "1" * 16]
         assert root.name == "InferRequest"
