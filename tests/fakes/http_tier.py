@@ -19,7 +19,6 @@ class HttpTier:
         headers: their headers, names in lower case.
         pieces: pieces of an answer.
         step_s: time before each, seconds.
-        end_s: time between the last piece and the end, seconds.
         cut_after: pieces after which the connection is closed; None for never.
         status: HTTP status.
         address: where it listens.
@@ -33,7 +32,6 @@ class HttpTier:
     headers: list[dict[str, str]] = field(default_factory=list)
     pieces: int = 3
     step_s: float = 0.0
-    end_s: float = 0.1
     cut_after: int | None = None
     status: int = 200
     address: str = ""
@@ -82,8 +80,6 @@ class HttpTier:
             except ConnectionError:
                 self.left += 1
                 raise
-        # One that is whole before the picker has answered its headers may be cut (docs/doors.md).
-        await asyncio.sleep(self.end_s)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True

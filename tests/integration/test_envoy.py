@@ -224,7 +224,7 @@ async def test_without_any_endpoint_the_answer_is_503(tmp_path: Path, free_port:
 async def test_a_server_that_dies_in_mid_stream_is_no_success(
     tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], has_begun: bool
 ) -> None:
-    """The client sees a broken answer, or an error if it dies at once; the router no answer."""
+    """The client sees a broken answer, at once or after a piece; the router no answer."""
     tier, _ = two_tiers
     tier.cut_after = 1
     async with meshed(tmp_path, addresses_of(tier)) as mesh:
@@ -237,7 +237,8 @@ async def test_a_server_that_dies_in_mid_stream_is_no_success(
                 with pytest.raises(httpx.RemoteProtocolError):
                     await anext(pieces)
         else:
-            assert (await mesh.post()).status_code == 502
+            with pytest.raises(httpx.RemoteProtocolError):
+                await mesh.post()
         await mesh.settled()
         assert (mesh.counted("cancelled"), mesh.counted("offered")) == (1, 1)
 
@@ -589,7 +590,7 @@ async def test_real_triton_behind_envoy(
         assert long.status_code == 200, long.text
         await mesh.settled()
         assert {kind for kind, _ in told} == {
-            "request_headers", "response_headers", "response_trailers",
+            "request_headers", "response_trailers",
         }  # fmt: skip
         assert max(size for _, size in told) < 4_096
 

@@ -1,7 +1,8 @@
 """Requests whose bytes a gateway carries: decided here, ended by what the gateway tells.
 
 No message comes for a token: the load counts from the decision to the end of the exchange, and
-what the answer held is not known. A gateway is a part of the mesh, reached at an address of its
+what the answer held is not known. Some gateways tell an answer's beginning, others only with its
+end. A gateway is a part of the mesh, reached at an address of its
 own, so what it tells is taken as seen, not as claimed.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 
-from router.types import SloKind
+from router.types import Request, SloKind
 from services.router_inference.job import Attempt, Choice, Job, Outcome
 from services.router_inference.path.attempt import (
     CUTOFF_TOLERANCE_S,
@@ -26,7 +27,7 @@ from services.router_inference.path.leases import Leases
 from services.router_inference.view.fleet import Target
 
 REASON_CUT = "EXCHANGE_CUT"
-"""Reason of an exchange that ended after its answer had begun and before it was complete."""
+"""Reason of an exchange that ended before its answer was complete, unless none had begun."""
 GRACE_S = 5.0
 """How long after its cutoff the end of an exchange may be told."""
 MOST_ALTERNATIVES = 3
@@ -47,14 +48,23 @@ class Exchange:
     """
 
     __slots__ = (
-        "_leases", "_parts", "attempt", "choice", "has_ended", "job", "status", "targets",
+        "_is_beginning_told", "_leases", "_parts", "attempt", "choice", "has_ended", "job",
+        "status", "targets",
     )  # fmt: skip
 
     def __init__(
-        self, parts: AttemptParts, leases: Leases, job: Job, choice: Choice, targets: list[Target]
+        self,
+        parts: AttemptParts,
+        leases: Leases,
+        job: Job,
+        choice: Choice,
+        targets: list[Target],
+        *,
+        is_beginning_told: bool,
     ) -> None:
         self._parts = parts
         self._leases = leases
+        self._is_beginning_told = is_beginning_told
         self.job = job
         self.choice = choice
         self.targets = targets
@@ -68,12 +78,20 @@ class Exchange:
         """Where it was last sent, as far as that was told."""
         return self.job.target or self.choice.target
 
-    def on_headers(self, status: int, served: Target | None) -> None:
+    @property
+    def may_have_begun(self) -> bool:
+        """True if something of an answer may have come."""
+        return bool(self.status) or not self._is_beginning_told
+
+    def on_headers(
+        self, status: int, served: Target | None, *, first_byte_s: float | None = None
+    ) -> None:
         """Takes in the beginning of the answer.
 
         Args:
             status: its HTTP status.
             served: who answers; None if the gateway does not tell.
+            first_byte_s: when it began, seconds from the request's arrival; None = now.
         """
         job, now_s = self.job, self._parts.monotonic_s()
         self.status = status
@@ -81,6 +99,8 @@ class Exchange:
             self._move(served, now_s)
         if status < HTTPStatus.BAD_REQUEST:
             job.first_token_s = now_s
+            if first_byte_s is not None:
+                job.first_token_s = min(now_s, job.arrival_s + first_byte_s)
             job.has_sent = True
             self._parts.view.load.ledger.progress(self.choice.sequence, 1)
             self.served.breaker.on_sign_of_life(now_s)
@@ -114,7 +134,8 @@ class Exchange:
             self._miss(now_s)
         else:
             self.served.breaker.on_unknown()
-            self._end(Outcome.CANCELLED, REASON_CUT if self.status else "", "cancelled", now_s)
+            reason = REASON_CUT if self.may_have_begun else ""
+            self._end(Outcome.CANCELLED, reason, "cancelled", now_s)
 
     def _move(self, served: Target, now_s: float) -> None:
         """Takes in that another target answers; what the gateway tried before it has failed."""
@@ -140,7 +161,9 @@ class Exchange:
     def _miss(self, now_s: float) -> None:
         """Ends it at its deadline."""
         job, breaker = self.job, self.served.breaker
-        if job.first_token_s or now_s - job.dispatch_s < self.choice.predicted_s:
+        # At a timeout before any answer a gateway answers by itself, which has a status.
+        has_answered = bool(job.first_token_s) or (not self.status and self.may_have_begun)
+        if has_answered or now_s - job.dispatch_s < self.choice.predicted_s:
             breaker.on_unknown()
         elif breaker.on_silence(now_s):
             self._parts.count_ejection(self.served)
@@ -165,10 +188,16 @@ class Exchange:
 
 
 class Exchanges:
-    """Begins exchanges."""
+    """Begins exchanges.
+
+    Attributes:
+        are_beginnings_told: False if the gateway last heard tells of an answer only at its end.
+            Then a prompt counts as waiting for as long as it was predicted to.
+    """
 
     def __init__(self, *, parts: AttemptParts, leases: Leases) -> None:
         """Takes its parts."""
+        self.are_beginnings_told = True
         self._parts = parts
         self._leases = leases
 
@@ -183,7 +212,12 @@ class Exchanges:
             DomainError: refused, or no endpoint; the job is ended.
         """
         lease_s = job.cutoff_s - job.arrival_s + GRACE_S
+        self._leases.pass_first_tokens()
         choice = self._leases.take_in(job, lease_s)
+        if not self.are_beginnings_told:
+            first_s = first_token_s(choice, job.request)
+            if first_s < lease_s:  # else it ends before
+                self._leases.expect_first_token(choice, first_s)
         target = choice.target
         targets, others, names = [target], alike(target), job.endpoints
         if others:
@@ -193,4 +227,35 @@ class Exchanges:
                 for each in found
                 if each.candidate in others and (names is None or each.endpoint in names)
             ][:MOST_ALTERNATIVES]
-        return Exchange(self._parts, self._leases, job, choice, targets)
+        return Exchange(
+            self._parts,
+            self._leases,
+            job,
+            choice,
+            targets,
+            is_beginning_told=self.are_beginnings_told,
+        )
+
+
+def first_token_s(choice: Choice, request: Request) -> float:
+    """Returns the predicted time from a decision to the first token, seconds.
+
+    The decision's own prediction (`router.kernels.predict_latency_s`), with one token in the place
+    of all: what is left of it beside hop and prompts is spread evenly over its cycles.
+    """
+    row, inputs = choice.action, choice.inputs
+    fleet, own_LC, others_LC = inputs.fleet.arrays, inputs.own_LC, inputs.others_LC
+    prompt_s_C = fleet.per_prompt_token_s_C
+    fixed_s = fleet.overhead_s_C[row] + request.prompt_tokens * prompt_s_C[row]
+    for peer in fleet.peers_CP[row]:
+        if peer < 0:
+            break
+        fixed_s += (own_LC[1, peer] + others_LC[1, peer]) * prompt_s_C[peer]
+    fixed_s = float(fixed_s * inputs.slowness_D[fleet.device_C[row]])
+    in_flight, limit = own_LC[0, row] + others_LC[0, row], fleet.max_batch_C[row]
+    waited = 0.5 if in_flight > 0.0 else 0.0
+    if in_flight >= limit:
+        left = own_LC[2, row] + others_LC[2, row]
+        waited += (in_flight - limit + 1.0) / limit * left / in_flight
+    cycle_s = max(0.0, choice.predicted_s - fixed_s) / (waited + request.event_tokens)
+    return float(fixed_s + (waited + 1.0) * cycle_s)

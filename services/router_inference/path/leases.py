@@ -126,9 +126,11 @@ class Leases:
         self._clock = clock
         self._open: dict[int, Job] = {}
         self._open_by_client: Counter[str] = Counter()
-        # Heaps of (moment, sequence): when leases end, and when loads count no longer.
+        # Heaps of (moment, sequence): when leases end, when loads count no longer, and when first
+        # tokens that nobody tells of are taken for come.
         self._ends: list[tuple[float, int]] = []
         self._load_ends: list[tuple[float, int]] = []
+        self._first_tokens: list[tuple[float, int]] = []
         self._foreign_closed: OrderedDict[tuple[str, int, int], None] = OrderedDict()
 
     @property
@@ -166,6 +168,19 @@ class Leases:
             DomainError: refused, or no endpoint; the job is ended.
         """
         return self._decided(job, lease_s, lease_s, lambda _: None)
+
+    def expect_first_token(self, choice: Choice, after_s: float) -> None:
+        """Takes the first token of a request for come so many seconds after its decision."""
+        heapq.heappush(self._first_tokens, (choice.end_s + after_s, choice.sequence))
+
+    def pass_first_tokens(self) -> None:
+        """Ends the wait of prompts whose first token is due; to be called before loads are read."""
+        due = self._first_tokens
+        if not due:
+            return
+        now_s = self._clock.monotonic_s()
+        while due and due[0][0] < now_s:
+            self._view.load.ledger.progress(heapq.heappop(due)[1], 1)
 
     def move(self, job: Job, target: Target) -> None:
         """Counts a request that was taken in where its gateway has sent it instead."""
@@ -284,6 +299,7 @@ class Leases:
 
     def expire(self) -> None:
         """Takes back loads that count no longer, and ends every lease whose time is over."""
+        self.pass_first_tokens()
         now_s = self._clock.monotonic_s()
         while self._load_ends and self._load_ends[0][0] < now_s:
             self._view.load.ledger.finish(heapq.heappop(self._load_ends)[1])

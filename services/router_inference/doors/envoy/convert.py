@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"
 SUBSET = "x-gateway-destination-endpoint-subset"
 NAMESPACE, SUBSET_NAMESPACE = "envoy.lb", "envoy.lb.subset_hint"
+TOLD_NAMESPACE = "tiercel"
+"""Of what a gateway may tell its client of an answer."""
 TIMEOUT, RETRIES = "x-envoy-upstream-rq-timeout-ms", "x-envoy-max-retries"
 MODEL = "tiercel"
 """Model of requests whose tier the router chooses."""
@@ -34,8 +36,10 @@ OUTPUT_TOKENS, SLO_KIND = "x-tiercel-max-output-tokens", "x-tiercel-slo-kind"
 CHOSEN_MODEL, ENDPOINT, REASON = "x-tiercel-model", "x-tiercel-endpoint", "x-tiercel-reason"
 POLICY, POLICY_VERSION = "x-tiercel-policy", "x-tiercel-policy-version"
 REQUEST_ID = "x-request-id"
+STATUS, FIRST_BYTE_US = "tiercel-answer-status", "tiercel-answer-first-byte-us"
+SERVED_BY = "tiercel-answer-served"
+_TOLD_AT_END = frozenset({STATUS, FIRST_BYTE_US, SERVED_BY})
 _OWN = "x-tiercel-"
-_END_TRAILERS = "tiercel-bandwidth-"
 _SOURCE, _UPSTREAM = "source.address", "upstream.address"
 _TRACE = ("traceparent", "tracestate")
 _READ = frozenset(
@@ -47,7 +51,7 @@ _READ = frozenset(
 _MOST_HEADERS = 1_000
 _MOST_DIGITS = 15
 _MOST_NAME = 64
-_MS_PER_S = 1_000.0
+_MS_PER_S, _US_PER_S = 1_000.0, 1_000_000.0
 _MOST_PATH_CHARACTERS = 8_192
 _TRITON = re.compile(
     r"(/v2/models/)([^/?#]+)((?:/versions/[^/?#]+)?/(generate_stream|generate|infer))"
@@ -87,6 +91,21 @@ class Path(NamedTuple):
     def with_model(self, model: str) -> str:
         """Returns the path of another model."""
         return f"{self.before}{model}{self.after}"
+
+
+class End(NamedTuple):
+    """What a gateway tells of an answer once it is complete.
+
+    Attributes:
+        status: HTTP status.
+        first_byte_s: from the request's arrival at the gateway to the answer's first byte, seconds;
+            None if there was none.
+        served: `ip:port` of who answered; empty if not told.
+    """
+
+    status: int
+    first_byte_s: float | None
+    served: str
 
 
 def headers_of(message: pb2.HttpHeaders) -> dict[str, str]:
@@ -207,24 +226,51 @@ def served_address(request: pb2.ProcessingRequest) -> str:
     return _attribute(request, _UPSTREAM)
 
 
-def status_of(headers: Mapping[str, str]) -> int:
+def status_of(headers: Mapping[str, str], name: str = ":status") -> int:
     """Returns the HTTP status of an answer.
 
     Raises:
         InvalidArgumentError: It is none.
     """
-    text = headers.get(":status", "")
+    text = headers.get(name, "")
     checks = Checks()
     good = text.isascii() and text.isdigit() and len(text) == 3
-    checks.require(good, ":status", f"is {text[:32]!r}", "three digits")
+    checks.require(good, name, f"is {text[:32]!r}", "three digits")
     checks.raise_if_any()
     return int(text)
 
 
+def end_of(message: pb2.HttpTrailers) -> End | None:
+    """Returns what an answer's trailers tell of it; None if they do not.
+
+    Raises:
+        InvalidArgumentError: What they tell is no answer.
+    """
+    found: dict[str, str] = {}
+    for entry in message.trailers.headers[:_MOST_HEADERS]:
+        if entry.key in _TOLD_AT_END:
+            found[entry.key] = entry.raw_value.decode("utf-8", "replace") or entry.value
+    if STATUS not in found:
+        return None
+    checks = Checks()
+    first_byte_us = _whole(checks, FIRST_BYTE_US, found)
+    checks.raise_if_any()
+    first_byte_s = None if first_byte_us is None else first_byte_us / _US_PER_S
+    return End(status_of(found, STATUS), first_byte_s, found.get(SERVED_BY, ""))
+
+
 def sent_to(
-    addresses: Iterable[str], headers: Iterable[tuple[str, str]] = ()
+    addresses: Iterable[str],
+    headers: Iterable[tuple[str, str]] = (),
+    told: Sequence[tuple[str, str]] = (),
 ) -> pb2.ProcessingResponse:
-    """Returns where a request goes, and headers it gets."""
+    """Returns where a request goes.
+
+    Args:
+        addresses: `ip:port` of its endpoint, then of those that may take it instead.
+        headers: headers it gets.
+        told: metadata for the gateway's answer to its client.
+    """
     response = pb2.ProcessingResponse()
     answer = response.request_headers.response
     value = ",".join(addresses)
@@ -235,6 +281,10 @@ def sent_to(
     answer.clear_route_cache = True
     entry = response.dynamic_metadata.fields[NAMESPACE].struct_value
     entry.fields[DESTINATION].string_value = value
+    if told:
+        fields = response.dynamic_metadata.fields[TOLD_NAMESPACE].struct_value.fields
+        for name, text in told:
+            fields[name].string_value = text
     return response
 
 
@@ -249,15 +299,6 @@ def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
     mutation = response.response_headers.response.header_mutation
     for name, text in headers:
         _set(mutation, name, text)
-    return response
-
-
-def ended(message: pb2.HttpTrailers) -> pb2.ProcessingResponse:
-    """Returns the answer to an answer's trailers: those that were added to tell its end go."""
-    response = pb2.ProcessingResponse()
-    mutation = response.response_trailers.header_mutation
-    names = [entry.key for entry in message.trailers.headers[:_MOST_HEADERS]]
-    mutation.remove_headers.extend(name for name in names if name.startswith(_END_TRAILERS))
     return response
 
 

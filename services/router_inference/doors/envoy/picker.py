@@ -26,6 +26,7 @@ from services.router_inference.doors.intake import Intake
 from services.router_inference.job import Job
 from services.router_inference.path.decide import REASON_NO_ENDPOINT
 from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
+from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 from tiercel.envoy.v3 import external_processor_pb2_grpc as pb2_grpc
@@ -41,9 +42,10 @@ _FIRST_MESSAGE_S = 10.0
 _AFTER = {
     "request_body": "request_headers", "request_trailers": "request_headers",
     "response_headers": "request_headers", "response_body": "response_headers",
-    "response_trailers": "response_headers",
+    "response_trailers": "request_headers",
 }  # fmt: skip
 """What must have come before a part of an exchange."""
+_NEVER_LAST = frozenset({"response_headers", "response_body"})
 _ONCE = frozenset({"request_headers", "request_trailers", "response_headers", "response_trailers"})
 
 
@@ -168,9 +170,8 @@ class _Talk:
             return self._on_response(message)
         part = getattr(message, kind)
         if kind == "response_trailers":
-            self._complete()
-            return convert.ended(part)
-        if kind == "response_body" and part.end_of_stream:
+            self._on_end(part)
+        elif kind == "response_body" and part.end_of_stream:
             self._complete()
         return convert.passed_on(kind, part, is_echoed=kind in self._echoes)
 
@@ -184,14 +185,17 @@ class _Talk:
             problem = f"{kind} came twice"
         elif kind in _AFTER and _AFTER[kind] not in self._seen:
             problem = f"{kind} came before {_AFTER[kind]}"
-        elif kind == "response_body" and "response_trailers" in self._seen:
-            problem = "response_body came after response_trailers"
+        elif kind in _NEVER_LAST and "response_trailers" in self._seen:
+            problem = f"{kind} came after response_trailers"
         elif kind == "request_body" and "request_trailers" in self._seen:
             problem = "request_body came after request_trailers"
         if problem:
-            error = InvalidArgumentError("request", problem, reason=REASON_ORDER)
-            self._picker.intake.on_invalid(error)
-            raise error
+            raise self._disorder(problem)
+
+    def _disorder(self, problem: str) -> InvalidArgumentError:
+        error = InvalidArgumentError("request", problem, reason=REASON_ORDER)
+        self._picker.intake.on_invalid(error)
+        return error
 
     def _on_request(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         modes = message.protocol_config
@@ -252,23 +256,28 @@ class _Talk:
         trace = exchange.attempt.trace
         if trace.sampled:
             added += trace.metadata()
-        addresses = dict.fromkeys(map(picker.places.address, exchange.targets))
+        addresses: dict[str, None] = {}
+        told = [
+            ("policy", exchange.choice.policy),
+            ("policy_version", exchange.choice.policy_version),
+        ]
+        for each in exchange.targets:
+            address = picker.places.address(each)
+            if address not in addresses:
+                addresses[address] = None
+                told += [(f"tier {address}", each.tier), (f"endpoint {address}", each.endpoint)]
         # Beyond the list a gateway would choose by itself, perhaps a server without the model.
         retries = max(len(addresses) - 1, int(picker.places.is_single))
         added.append((convert.RETRIES, str(retries)))
-        return convert.sent_to(addresses, added)
+        return convert.sent_to(addresses, added, told)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         exchange, part = self.exchange, message.response_headers
         status = convert.status_of(convert.headers_of(part))
         if exchange is None:
             return convert.with_headers(())
-        address, places = convert.served_address(message), self._picker.places
-        served = None
-        if address:
-            places.look()
-            served = places.at(address, exchange.choice.target)
-        exchange.on_headers(status, served)
+        self._picker.exchanges.are_beginnings_told = True
+        exchange.on_headers(status, self._served(exchange, convert.served_address(message)))
         if part.end_of_stream:
             self._complete()
         return convert.with_headers(
@@ -280,6 +289,31 @@ class _Talk:
                 (convert.REQUEST_ID, exchange.job.request_id),
             )
         )
+
+    def _on_end(self, part: pb2.HttpTrailers) -> None:
+        """Takes in that an answer is complete, and what it was if that was not told before."""
+        exchange = self.exchange
+        if exchange is not None and "response_headers" not in self._seen:
+            end = convert.end_of(part)
+            if end is None:
+                raise self._disorder(
+                    f"response_trailers came before response_headers, without {convert.STATUS}"
+                )
+            self._picker.exchanges.are_beginnings_told = False
+            served = self._served(exchange, end.served)
+            exchange.on_headers(end.status, served, first_byte_s=end.first_byte_s)
+        self._complete()
+
+    def _served(self, exchange: Exchange, address: str) -> Target | None:
+        """Returns who answers at an address; None if it is not told, or nobody's."""
+        if not address:
+            return None
+        places = self._picker.places
+        places.look()
+        for target in exchange.targets:
+            if places.address(target) == address:
+                return target
+        return places.at(address, exchange.choice.target)
 
     def _complete(self) -> None:
         if self.exchange is not None:
