@@ -21,6 +21,7 @@ class HttpTier:
         step_s: time before each, seconds.
         cut_after: pieces after which the connection is closed; None for never.
         status: HTTP status.
+        has_body: False for answers of headers alone.
         address: where it listens.
         left: clients that went away before their answer was complete.
         begins: set while answers begin at once; cleared, they wait for it.
@@ -34,6 +35,7 @@ class HttpTier:
     step_s: float = 0.0
     cut_after: int | None = None
     status: int = 200
+    has_body: bool = True
     address: str = ""
     left: int = 0
     begins: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,6 +67,10 @@ class HttpTier:
         await self.begins.wait()
         reason = b"OK" if self.status == 200 else b"No"
         writer.write(b"HTTP/1.1 %d %s\r\n" % (self.status, reason))
+        if not self.has_body:
+            writer.write(b"content-length: 0\r\n\r\n")
+            await writer.drain()
+            return True
         writer.write(b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for number in range(self.pieces):
             if self.step_s:  # without a step all is sent at once, and a cut comes with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from tests.waiting import LIMIT_S, until
 
 GENERATE = "/v2/models/tiercel/generate_stream"
 TASK = {"x-tiercel-task": "piqa"}
+INSTANT_COUNT = 300
 LONG_PROMPT_BYTES = 220_000
 LONG_S = 30.0
 """Default deadline: nothing comes late because the machine is busy."""
@@ -241,6 +243,67 @@ async def test_a_server_that_dies_in_mid_stream_is_no_success(
                 await mesh.post()
         await mesh.settled()
         assert (mesh.counted("cancelled"), mesh.counted("offered")) == (1, 1)
+
+
+async def test_instant_answers_come_whole(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """Also where a router is busy: however late it takes note, nothing overtakes an answer."""
+
+    async def work() -> None:
+        while True:
+            until_s = time.monotonic() + 0.001
+            while time.monotonic() < until_s:
+                pass
+            await asyncio.sleep(0)
+
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        busy = asyncio.ensure_future(work())
+        try:
+            for _ in range(INSTANT_COUNT // 20):
+                replies = await asyncio.gather(*(mesh.post() for _ in range(20)))
+                assert {reply.text.count("data: ") for reply in replies} == {3}
+        finally:
+            busy.cancel()
+        await mesh.settled()
+        assert mesh.counted("on_time") == mesh.counted("offered") == INSTANT_COUNT
+
+
+async def test_an_error_without_a_body_is_heard_of(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """It counts against the endpoint, which would draw everything with instant errors."""
+    bad, good = two_tiers
+    bad.status, bad.has_body = 500, False
+    async with meshed(tmp_path, addresses_of(bad, good), own=EJECTED) as mesh:
+        replies = [await mesh.post() for _ in range(8)]
+        await mesh.settled()
+        assert mesh.counted("failed") == len(bad.paths) == 3
+        assert [reply.status_code for reply in replies][-3:] == [200] * 3
+
+
+@pytest.mark.parametrize("is_dropped", [True, False])
+async def test_what_is_told_the_picker_is_not_told_clients(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], is_dropped: bool
+) -> None:
+    """The trailers name addresses; without the filter that drops them a client would see those."""
+
+    def change(config: dict[str, Any]) -> dict[str, Any]:
+        manager = connection_manager(config)
+        manager["http_protocol_options"] = {"enable_trailers": True}
+        first = manager["http_filters"].pop(0)
+        assert first["name"] == "drop_told"
+        manager["http_filters"][:0] = [first] * is_dropped
+        return config
+
+    async with meshed(tmp_path, addresses_of(two_tiers[0]), change=change) as mesh:
+        host, _, port = mesh.envoy.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {GENERATE} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n"
+        writer.write(f"{head}te: trailers\r\nx-tiercel-task: piqa\r\n\r\n{{}}".encode())
+        answer = await reader.read()
+        writer.close()
+        assert (b"tiercel-answer-served" in answer) == (not is_dropped)
 
 
 async def test_a_client_that_leaves_has_cancelled(

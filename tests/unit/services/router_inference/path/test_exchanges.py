@@ -7,16 +7,32 @@ import asyncio
 import pytest
 
 from services.router_inference.job import Outcome, StepDown
-from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
+from services.router_inference.path.exchanges import (
+    GRACE_S,
+    REASON_CUT,
+    Exchange,
+    Exchanges,
+    first_token_s,
+)
 from services.router_inference.view.breaker import BreakerState
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 
-def begun(rig: Rig, *, with_others: bool = True, **fields: object) -> Exchange:
-    """Begins an exchange; every other endpoint of the tier could take it."""
+def begun(
+    rig: Rig, *, with_others: bool = True, is_told: bool = True, **fields: object
+) -> Exchange:
+    """Begins an exchange; every other endpoint of the tier could take it.
+
+    Args:
+        rig: a router.
+        with_others: False if none could.
+        is_told: False if an answer's beginning is told with its end alone.
+        fields: of the request.
+    """
     job = rig.job(prompt=None, prompt_tokens=9, by_gateway=True, is_stream=True, **fields)
     exchanges = Exchanges(parts=rig.core.dispatcher._parts, leases=rig.core.leases)
+    exchanges.are_beginnings_told = is_told
     names = rig.core.view.fleet.candidates if with_others else ()
     return exchanges.begin(job, lambda chosen: [c for c in names if c != chosen.candidate])
 
@@ -126,6 +142,60 @@ async def test_a_gateways_timeout_is_a_miss_and_no_failure() -> None:
     exchange.complete()
     assert exchange.job.outcome is Outcome.LATE
     assert exchange.served.breaker.state is BreakerState.CLOSED
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_an_end_at_the_deadline_is_silence_only_where_a_beginning_would_be_told(
+    is_told: bool,
+) -> None:
+    """Else the answer may have been coming in all the time."""
+
+    @scenario
+    async def scene() -> None:
+        rig = make_rig()
+        for _ in range(3):
+            exchange = begun(rig, is_told=is_told, task="soft", deadline_s=4.0)
+            await asyncio.sleep(exchange.job.cutoff_s - rig.clock.monotonic_s())
+            exchange.drop()
+            assert exchange.job.outcome is Outcome.LATE
+        is_closed = exchange.served.breaker.state is BreakerState.CLOSED
+        assert is_closed == (not is_told)
+
+    scene()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_is_cut_has_a_reason_unless_no_answer_had_begun(is_told: bool) -> None:
+    """Where a beginning would have been told, there was none."""
+
+    @scenario
+    async def scene() -> None:
+        rig = make_rig()
+        exchange = begun(rig, is_told=is_told)
+        exchange.drop()
+        assert exchange.job.reason == ("" if is_told else REASON_CUT)
+        rig.assert_settled()
+
+    scene()
+
+
+@scenario
+async def test_the_first_token_is_predicted_as_decisions_predict_it() -> None:
+    """Alone, beside others, and with all slots taken: as for a deadline of the first token."""
+    rig = make_rig()
+    limit = int(rig.core.view.fleet.latest.arrays.max_batch_C.max())
+    for count in range(2 * limit):
+        first = begun(rig, task="first", deadline_s=3_600.0)
+        assert first_token_s(first.choice, first.job.request) == pytest.approx(
+            first.choice.predicted_s
+        )
+        first.drop()
+        whole = begun(rig, task="soft", deadline_s=3_600.0)
+        found = first_token_s(whole.choice, whole.job.request)
+        assert found == pytest.approx(first.choice.predicted_s, rel=0.01)
+        assert found < whole.choice.predicted_s
+        if count % 2:
+            whole.on_headers(200, None)
 
 
 @scenario

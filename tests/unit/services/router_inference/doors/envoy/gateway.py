@@ -66,6 +66,15 @@ def response(status: int = 200, *, served: str = "", end: bool = False) -> pb2.P
 TRAILERS = pb2.ProcessingRequest(response_trailers=pb2.HttpTrailers())
 
 
+def ended(status: int = 200, **told: str) -> pb2.ProcessingRequest:
+    """Returns the only message of an answer that some gateways send; names without their prefix."""
+    message = pb2.ProcessingRequest(response_trailers=pb2.HttpTrailers())
+    for name, text in {"status": str(status), **told}.items():
+        key = f"tiercel-answer-{name.replace('_', '-')}"
+        message.response_trailers.trailers.headers.add(key=key, raw_value=text.encode())
+    return message
+
+
 def set_headers(answer: pb2.ProcessingResponse) -> dict[str, str]:
     """Returns the headers that an answer sets."""
     kind = answer.WhichOneof("response")

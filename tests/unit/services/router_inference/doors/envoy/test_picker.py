@@ -17,6 +17,7 @@ from tests.unit.services.router_inference.doors.envoy.gateway import (
     TRAILERS,
     Exchange,
     destinations,
+    ended,
     gateway_rig,
     http_address,
     request,
@@ -450,19 +451,77 @@ async def test_bodies_are_sent_back_where_the_gateway_wants_that() -> None:
 
 
 @scenario
-async def test_trailers_that_only_tell_the_end_are_taken_out() -> None:
-    """The gateway adds them for the picker; a client has no use for them."""
+async def test_an_answer_may_be_told_by_its_end_alone() -> None:
+    """Status, first byte and who served come with the trailers; the record is the same."""
     rig = gateway_rig()
     exchange = Exchange(rig)
-    await exchange.tell(request())
-    await exchange.tell(response())
-    message = pb2.ProcessingRequest(response_trailers=pb2.HttpTrailers())
-    for name in ("tiercel-bandwidth-response-delay-ms", "grpc-status"):
-        message.response_trailers.trailers.headers.add(key=name)
-    answer = await exchange.tell(message)
-    removed = answer.response_trailers.header_mutation.remove_headers
-    assert list(removed) == ["tiercel-bandwidth-response-delay-ms"]
+    await exchange.tell(request(x_request_id="mine"))
+    await asyncio.sleep(0.2)
+    await exchange.tell(ended(first_byte_us="100000", served=http_address(0)))
     await exchange.close()
+    assert rig.core.accounts.counts.on_time == 1
+    _, outcome = await rig.records()
+    assert outcome.outcome.latency.ToMilliseconds() == 200
+    assert outcome.outcome.first_token_latency.ToMilliseconds() == 100
+    assert outcome.outcome.served_by.tier == "large"
+    rig.assert_settled()
+
+
+@scenario
+async def test_errors_and_retries_are_told_by_the_end_too() -> None:
+    """What failed before the one that served is blamed; an error is a failure of its endpoint."""
+    rig = gateway_rig(endpoint_count=2)
+    first, second = (rig.core.view.fleet.targets[row] for row in (2, 5))
+    for message, blamed, reason in (
+        (ended(served=http_address(1)), first, "RETRIED_BY_GATEWAY"),
+        (ended(503, served=http_address(1)), second, "HTTP_503"),
+    ):
+        exchange = Exchange(rig)
+        assert destinations(await exchange.tell(request()))[0] == http_address(0)
+        await exchange.tell(message)
+        await exchange.close()
+        assert blamed.breaker.last_reason == reason
+    counts = rig.core.accounts.counts
+    assert (counts.on_time, counts.failed) == (1, 1)
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_gateway_is_told_what_to_tell_its_client() -> None:
+    """By address, since it may turn to another endpoint."""
+    rig = gateway_rig(endpoint_count=2)
+    exchange = Exchange(rig)
+    answer = await exchange.tell(request())
+    told = answer.dynamic_metadata.fields["tiercel"].struct_value
+    assert told["policy"] == "static-large"
+    assert told["policy_version"]
+    for index in range(2):
+        assert told[f"tier {http_address(index)}"] == "large"
+        assert told[f"endpoint {http_address(index)}"] == f"e{index}"
+    await exchange.reset()
+
+
+@scenario
+async def test_a_prompt_waits_for_as_long_as_predicted_where_no_beginning_is_told() -> None:
+    """From the second exchange of such a gateway on; another one's beginning ends that."""
+    rig = gateway_rig()
+    ledger = rig.core.view.load.ledger
+
+    async def waiting(*told: pb2.ProcessingRequest) -> float:
+        exchange = Exchange(rig)
+        await exchange.tell(request(x_tiercel_deadline_ms="5000"))
+        await asyncio.sleep(1.0)
+        rig.core.leases.pass_first_tokens()
+        found = float(ledger.totals()["large", "e0"][1])
+        for message in told:
+            await exchange.tell(message)
+        await exchange.close()
+        return found
+
+    assert await waiting(ended()) > 0.0
+    assert await waiting(response(), TRAILERS) == 0.0
+    assert await waiting(response(), TRAILERS) > 0.0
+    rig.assert_settled()
 
 
 HEADERS = request()
@@ -474,6 +533,9 @@ PARTS = {
     "response_body": pb2.ProcessingRequest(response_body=pb2.HttpBody(body=b"b")),
     "response_end": pb2.ProcessingRequest(response_body=pb2.HttpBody(end_of_stream=True)),
     "response_trailers": TRAILERS,
+    "told_end": ended(first_byte_us="50000"),
+    "wrong_end": ended(first_byte_us="soon"),
+    "no_end": ended(7),
     "nothing": pb2.ProcessingRequest(),
     "observed": pb2.ProcessingRequest(request_body=pb2.HttpBody(), observability_mode=True),
     "no_status": pb2.ProcessingRequest(response_headers=pb2.HttpHeaders()),
@@ -486,7 +548,10 @@ PARTS = {
         (["response_headers"], "response_headers came before request_headers"),
         (["request_body"], "request_body came before request_headers"),
         (["request_headers", "request_headers"], "request_headers came twice"),
-        (["request_headers", "response_trailers"], "response_trailers came before"),
+        (["request_headers", "response_trailers"], "without tiercel-answer-status"),
+        (["request_headers", "told_end", "response_headers"], "came after response_trailers"),
+        (["request_headers", "wrong_end"], "tiercel-answer-first-byte-us"),
+        (["request_headers", "no_end"], "tiercel-answer-status"),
         (["request_headers", "request_trailers", "request_body"], "request_body came after"),
         (["request_headers", "response_headers", "response_headers"], "came twice"),
         (["nothing"], "says nothing"),
