@@ -471,11 +471,17 @@ def parts() -> list[Message]:
     answered.response_headers.headers.headers.add(key=":status", raw_value=b"200")
     answered.metadata_context.filter_metadata["envoy.lb"].update({SERVED: "127.0.0.1:1"})
     ended = envoy_pb.ProcessingRequest(response_trailers=envoy_pb.HttpTrailers())
+    told = envoy_pb.ProcessingRequest(response_trailers=envoy_pb.HttpTrailers())
+    for key, text in (
+        ("tiercel-answer-status", "200"), ("tiercel-answer-first-byte-us", "5000"),
+        ("tiercel-answer-served", "127.0.0.1:1"),
+    ):  # fmt: skip
+        told.response_trailers.trailers.headers.add(key=key, raw_value=text.encode())
     bodies = [
         envoy_pb.ProcessingRequest(request_body=envoy_pb.HttpBody(body=b"abc")),
         envoy_pb.ProcessingRequest(response_body=envoy_pb.HttpBody(end_of_stream=True)),
     ]
-    return [begin, answered, ended, *bodies]
+    return [begin, answered, ended, told, *bodies]
 
 
 def loads() -> list[state_pb.RouterLoad]:

@@ -1,23 +1,13 @@
-"""Messages of Envoy's external processor to and from what the path knows."""
+"""What Envoy's external processor tells, as what the path knows; `replies` is the way back."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from http import HTTPStatus
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from router.types import SloKind
 from services.common.checks import Checks
-from services.common.errors import (
-    DomainError,
-    InvalidArgumentError,
-    NotFoundError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
 from services.router_inference.job import Ask
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
@@ -25,8 +15,6 @@ DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"
 SUBSET = "x-gateway-destination-endpoint-subset"
 NAMESPACE, SUBSET_NAMESPACE = "envoy.lb", "envoy.lb.subset_hint"
-TOLD_NAMESPACE = "tiercel"
-"""Of what a gateway may tell its client of an answer."""
 TIMEOUT, RETRIES = "x-envoy-upstream-rq-timeout-ms", "x-envoy-max-retries"
 MODEL = "tiercel"
 """Model of requests whose tier the router chooses."""
@@ -51,7 +39,7 @@ _READ = frozenset(
 _MOST_HEADERS = 1_000
 _MOST_DIGITS = 15
 _MOST_NAME = 64
-_MS_PER_S, _US_PER_S = 1_000.0, 1_000_000.0
+MS_PER_S, _US_PER_S = 1_000.0, 1_000_000.0
 _MOST_PATH_CHARACTERS = 8_192
 _TRITON = re.compile(
     r"(/v2/models/)([^/?#]+)((?:/versions/[^/?#]+)?/(generate_stream|generate|infer))"
@@ -59,18 +47,6 @@ _TRITON = re.compile(
 _OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 _SLO_KINDS = {kind.value: kind for kind in SloKind}
-_FIELDS = {
-    "prompt_bytes": "content-length", "task": TASK, "tier": TIER, "deadline": DEADLINE,
-    "quality_floor": FLOOR, "max_output_tokens": OUTPUT_TOKENS, "slo_kind": SLO_KIND,
-    "request_id": REQUEST_ID,
-}  # fmt: skip
-_STATUS: Mapping[type[DomainError], HTTPStatus] = {
-    InvalidArgumentError: HTTPStatus.BAD_REQUEST,
-    NotFoundError: HTTPStatus.NOT_FOUND,
-    ResourceExhaustedError: HTTPStatus.TOO_MANY_REQUESTS,
-    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
-}
-_OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 class Path(NamedTuple):
@@ -188,7 +164,7 @@ def ask_of(
     ask.max_output_tokens = _whole(checks, OUTPUT_TOKENS, headers)
     deadline_ms = _number(checks, DEADLINE, headers)
     if deadline_ms is not None:
-        ask.deadline_s = deadline_ms / _MS_PER_S
+        ask.deadline_s = deadline_ms / MS_PER_S
     ask.quality_floor = _number(checks, FLOOR, headers) or 0.0
     kind = headers.get(SLO_KIND)
     if kind is not None:
@@ -257,96 +233,6 @@ def end_of(message: pb2.HttpTrailers) -> End | None:
     checks.raise_if_any()
     first_byte_s = None if first_byte_us is None else first_byte_us / _US_PER_S
     return End(status_of(found, STATUS), first_byte_s, found.get(SERVED_BY, ""))
-
-
-def sent_to(
-    addresses: Iterable[str],
-    headers: Iterable[tuple[str, str]] = (),
-    told: Sequence[tuple[str, str]] = (),
-) -> pb2.ProcessingResponse:
-    """Returns where a request goes.
-
-    Args:
-        addresses: `ip:port` of its endpoint, then of those that may take it instead.
-        headers: headers it gets.
-        told: metadata for the gateway's answer to its client.
-    """
-    response = pb2.ProcessingResponse()
-    answer = response.request_headers.response
-    value = ",".join(addresses)
-    mutation = answer.header_mutation
-    _set(mutation, DESTINATION, value)
-    for name, text in headers:
-        _set(mutation, name, text)
-    answer.clear_route_cache = True
-    entry = response.dynamic_metadata.fields[NAMESPACE].struct_value
-    entry.fields[DESTINATION].string_value = value
-    if told:
-        fields = response.dynamic_metadata.fields[TOLD_NAMESPACE].struct_value.fields
-        for name, text in told:
-            fields[name].string_value = text
-    return response
-
-
-def timeout_ms(left_s: float) -> str:
-    """Returns the time a gateway is to give a request; it has no zero, which would be for ever."""
-    return str(max(1, math.ceil(left_s * _MS_PER_S)))
-
-
-def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
-    """Returns the answer to an answer's headers: these are added."""
-    response = pb2.ProcessingResponse()
-    mutation = response.response_headers.response.header_mutation
-    for name, text in headers:
-        _set(mutation, name, text)
-    return response
-
-
-def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResponse:
-    """Returns the answer to a part of an exchange that changes nothing.
-
-    Args:
-        kind: field of the part.
-        message: the part.
-        is_echoed: True if only what is sent back goes on.
-    """
-    response = pb2.ProcessingResponse()
-    answer = getattr(response, kind)
-    answer.SetInParent()
-    if is_echoed:
-        piece = answer.response.body_mutation.streamed_response
-        piece.body = message.body
-        piece.end_of_stream = message.end_of_stream
-    return response
-
-
-def refusal(error: DomainError) -> pb2.ProcessingResponse:
-    """Returns the answer to a client whose request goes nowhere."""
-    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
-    text = error.message
-    if isinstance(error, InvalidArgumentError):
-        named = [(_FIELDS.get(name, name), what) for name, what in error.violations]
-        text = "; ".join(f"{name}: {what}" for name, what in named)
-        if error.field == "prompt_bytes" and len(named) == 1:
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    response = pb2.ProcessingResponse()
-    answer = response.immediate_response
-    answer.status.code = status or HTTPStatus.INTERNAL_SERVER_ERROR
-    # Triton's form of an error.
-    answer.body = json.dumps({"error": text}).encode()
-    answer.details = error.reason.lower()
-    _set(answer.headers, "content-type", "application/json")
-    _set(answer.headers, REASON, error.reason)
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        _set(answer.headers, "retry-after", str(max(1, math.ceil(retry_after_s))))
-    return response
-
-
-def _set(mutation: pb2.HeaderMutation, name: str, text: str) -> None:
-    option = mutation.set_headers.add(append_action=_OVERWRITE)
-    option.header.key = name
-    option.header.raw_value = text.encode()
 
 
 def _attribute(request: pb2.ProcessingRequest, name: str) -> str:

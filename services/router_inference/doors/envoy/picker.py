@@ -20,7 +20,7 @@ from services.common.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from services.router_inference.doors.envoy import convert
+from services.router_inference.doors.envoy import convert, replies
 from services.router_inference.doors.envoy.places import Places
 from services.router_inference.doors.intake import Intake
 from services.router_inference.job import Job
@@ -173,7 +173,7 @@ class _Talk:
             self._on_end(part)
         elif kind == "response_body" and part.end_of_stream:
             self._complete()
-        return convert.passed_on(kind, part, is_echoed=kind in self._echoes)
+        return replies.passed_on(kind, part, is_echoed=kind in self._echoes)
 
     def _check_order(self, kind: str | None, message: pb2.ProcessingRequest) -> None:
         problem = ""
@@ -209,7 +209,7 @@ class _Talk:
             return self._sent(message)
         except DomainError as error:
             self.is_over = True
-            return convert.refusal(error)
+            return replies.refusal(error)
 
     def _sent(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         """Returns where a request goes.
@@ -235,7 +235,7 @@ class _Talk:
         subset = convert.subset_of(message)
         names = picker.places.endpoints if subset is None else picker.places.subset(subset)
         if path is None or ask is None:
-            return convert.sent_to([picker.any_address(names)])
+            return replies.sent_to([picker.any_address(names)])
         ask.endpoints = names
         return self._begun(path, picker.intake.job(ask, prefix=""))
 
@@ -247,7 +247,7 @@ class _Talk:
         self.longest_s = left_s + GRACE_S
         target = exchange.choice.target
         added = [
-            (convert.TIMEOUT, convert.timeout_ms(left_s)),
+            (convert.TIMEOUT, replies.timeout_ms(left_s)),
             (convert.CHOSEN_MODEL, target.model),
             (convert.TIER, target.tier),
         ]
@@ -269,18 +269,18 @@ class _Talk:
         # Beyond the list a gateway would choose by itself, perhaps a server without the model.
         retries = max(len(addresses) - 1, int(picker.places.is_single))
         added.append((convert.RETRIES, str(retries)))
-        return convert.sent_to(addresses, added, told)
+        return replies.sent_to(addresses, added, told)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         exchange, part = self.exchange, message.response_headers
         status = convert.status_of(convert.headers_of(part))
         if exchange is None:
-            return convert.with_headers(())
+            return replies.with_headers(())
         self._picker.exchanges.are_beginnings_told = True
         exchange.on_headers(status, self._served(exchange, convert.served_address(message)))
         if part.end_of_stream:
             self._complete()
-        return convert.with_headers(
+        return replies.with_headers(
             (
                 (convert.TIER, exchange.served.tier),
                 (convert.ENDPOINT, exchange.served.endpoint),

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from router.types import SloKind
-from services.common.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from services.common.errors import InvalidArgumentError
 from services.router_inference.doors.envoy import convert
 from services.router_inference.job import Ask
-from tests.unit.services.router_inference.doors.envoy.gateway import headers
+from tests.unit.services.router_inference.doors.envoy.gateway import ended, headers
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
 PLAIN = convert.Path("/v2/models/", "tiercel", "/generate", False)
@@ -138,29 +132,11 @@ def test_who_served_is_told_by_metadata_or_by_attribute() -> None:
     assert convert.served_address(message) == "10.0.0.2:1"
 
 
-def test_a_timeout_is_never_zero() -> None:
-    """Envoy would take that for no timeout at all."""
-    assert [convert.timeout_ms(each) for each in (-1.0, 0.0, 0.0004, 1.2341)] == [
-        "1", "1", "1", "1235",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (InvalidArgumentError("task", "is empty"), 400),
-        (InvalidArgumentError("prompt_bytes", "is 9", "0 to 8"), 413),
-        (ResourceExhaustedError("FULL", "1", "2", 0.2), 429),
-        (UnavailableError("NONE", retry_after_s=3.2), 503),
-        (DeadlineExceededError("late"), 500),
-    ],
-)
-def test_errors_have_a_status_and_tritons_form(error: Any, status: int) -> None:
-    """The field is named as the client knows it."""
-    answer = convert.refusal(error).immediate_response
-    assert answer.status.code == status
-    text = json.loads(answer.body)["error"]
-    if isinstance(error, InvalidArgumentError):
-        assert text.startswith(("x-tiercel-task", "content-length"))
-    told = {each.header.key: each.header.raw_value for each in answer.headers.set_headers}
-    assert told.get("retry-after") == {429: b"1", 503: b"4"}.get(status)
+def test_trailers_tell_what_an_answer_was() -> None:
+    """Without a first byte where there was none, not at all where they have no status."""
+    told = ended(first_byte_us="1500000", served="10.0.0.1:1").response_trailers
+    assert convert.end_of(told) == convert.End(200, 1.5, "10.0.0.1:1")
+    assert convert.end_of(ended(504).response_trailers) == convert.End(504, None, "")
+    assert convert.end_of(pb2.HttpTrailers()) is None
+    with pytest.raises(InvalidArgumentError, match="tiercel-answer-status"):
+        convert.end_of(ended(20).response_trailers)

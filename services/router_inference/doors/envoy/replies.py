@@ -1,0 +1,136 @@
+"""What a gateway is answered, as messages of Envoy's external processor."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from services.common.errors import (
+    DomainError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from services.router_inference.doors.envoy.convert import (
+    DEADLINE,
+    DESTINATION,
+    FLOOR,
+    MS_PER_S,
+    NAMESPACE,
+    OUTPUT_TOKENS,
+    REASON,
+    REQUEST_ID,
+    SLO_KIND,
+    TASK,
+    TIER,
+)
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
+
+TOLD_NAMESPACE = "tiercel"
+"""Of what a gateway may tell its client of an answer."""
+_FIELDS = {
+    "prompt_bytes": "content-length", "task": TASK, "tier": TIER, "deadline": DEADLINE,
+    "quality_floor": FLOOR, "max_output_tokens": OUTPUT_TOKENS, "slo_kind": SLO_KIND,
+    "request_id": REQUEST_ID,
+}  # fmt: skip
+_STATUS: Mapping[type[DomainError], HTTPStatus] = {
+    InvalidArgumentError: HTTPStatus.BAD_REQUEST,
+    NotFoundError: HTTPStatus.NOT_FOUND,
+    ResourceExhaustedError: HTTPStatus.TOO_MANY_REQUESTS,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def sent_to(
+    addresses: Iterable[str],
+    headers: Iterable[tuple[str, str]] = (),
+    told: Sequence[tuple[str, str]] = (),
+) -> pb2.ProcessingResponse:
+    """Returns where a request goes.
+
+    Args:
+        addresses: `ip:port` of its endpoint, then of those that may take it instead.
+        headers: headers it gets.
+        told: metadata for the gateway's answer to its client.
+    """
+    response = pb2.ProcessingResponse()
+    answer = response.request_headers.response
+    value = ",".join(addresses)
+    mutation = answer.header_mutation
+    _set(mutation, DESTINATION, value)
+    for name, text in headers:
+        _set(mutation, name, text)
+    answer.clear_route_cache = True
+    entry = response.dynamic_metadata.fields[NAMESPACE].struct_value
+    entry.fields[DESTINATION].string_value = value
+    if told:
+        fields = response.dynamic_metadata.fields[TOLD_NAMESPACE].struct_value.fields
+        for name, text in told:
+            fields[name].string_value = text
+    return response
+
+
+def timeout_ms(left_s: float) -> str:
+    """Returns the time a gateway is to give a request; it has no zero, which would be for ever."""
+    return str(max(1, math.ceil(left_s * MS_PER_S)))
+
+
+def with_headers(headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
+    """Returns the answer to an answer's headers: these are added."""
+    response = pb2.ProcessingResponse()
+    mutation = response.response_headers.response.header_mutation
+    for name, text in headers:
+        _set(mutation, name, text)
+    return response
+
+
+def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResponse:
+    """Returns the answer to a part of an exchange that changes nothing.
+
+    Args:
+        kind: field of the part.
+        message: the part.
+        is_echoed: True if only what is sent back goes on.
+    """
+    response = pb2.ProcessingResponse()
+    answer = getattr(response, kind)
+    answer.SetInParent()
+    if is_echoed:
+        piece = answer.response.body_mutation.streamed_response
+        piece.body = message.body
+        piece.end_of_stream = message.end_of_stream
+    return response
+
+
+def refusal(error: DomainError) -> pb2.ProcessingResponse:
+    """Returns the answer to a client whose request goes nowhere."""
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
+    text = error.message
+    if isinstance(error, InvalidArgumentError):
+        named = [(_FIELDS.get(name, name), what) for name, what in error.violations]
+        text = "; ".join(f"{name}: {what}" for name, what in named)
+        if error.field == "prompt_bytes" and len(named) == 1:
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    response = pb2.ProcessingResponse()
+    answer = response.immediate_response
+    answer.status.code = status or HTTPStatus.INTERNAL_SERVER_ERROR
+    # Triton's form of an error.
+    answer.body = json.dumps({"error": text}).encode()
+    answer.details = error.reason.lower()
+    _set(answer.headers, "content-type", "application/json")
+    _set(answer.headers, REASON, error.reason)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        _set(answer.headers, "retry-after", str(max(1, math.ceil(retry_after_s))))
+    return response
+
+
+def _set(mutation: pb2.HeaderMutation, name: str, text: str) -> None:
+    option = mutation.set_headers.add(append_action=_OVERWRITE)
+    option.header.key = name
+    option.header.raw_value = text.encode()
