@@ -56,7 +56,8 @@ class ScriptedServer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             try:
                 async for response in self.behaviour(request, context):
                     yield response
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
+                # The latter where it is cancelled while a response is being sent.
                 self.cancelled.set()
                 raise
 
