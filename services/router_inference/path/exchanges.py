@@ -2,8 +2,8 @@
 
 No message comes for a token: the load counts from the decision to the end of the exchange, and
 what the answer held is not known. Some gateways tell an answer's beginning, others only with its
-end. A gateway is a part of the mesh, reached at an address of its
-own, so what it tells is taken as seen, not as claimed.
+end. A gateway is a part of the mesh, reached at an address of its own, so what it tells is taken as
+seen, not as claimed.
 """
 
 from __future__ import annotations
