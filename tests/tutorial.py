@@ -72,6 +72,7 @@ class Shell:
         if is_background:
             # As a job of its own name, so that %?router finds it.
             told = f"{body} > {said.name} 2>&1 &"
+        said.touch()  # before a job in the background has opened it
         assert self._bash.stdin is not None
         self._bash.stdin.write(f"set -m\n{told}\necho $? > {done.name}.tmp\n")
         self._bash.stdin.write(f"mv {done.name}.tmp {done.name}\n")
