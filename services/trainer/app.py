@@ -147,6 +147,7 @@ class TrainerApplication:
                 OnlineJob, (spec,), nice=settings.worker_nice, log=log
             ),
         )
+        stack.push_async_callback(online.close)
         hindsight = HindsightKeeper(
             stream=stores.experience,
             store=stores.minutes,

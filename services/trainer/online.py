@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
 from services.trainer.consumer import ExperienceConsumer
+from services.trainer.drops import Counts, Drops
 from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import OnlineSpec
 from services.trainer.mesh_view import MeshView
@@ -78,7 +79,10 @@ class OnlineTraining:
     metrics: TrainerMetrics
     fallback_initial: bytes | None
     start_learner: Callable[[OnlineSpec], Learner]
-    _sessions: list[_Session] = field(default_factory=list, init=False)
+    _drops: Drops = field(default_factory=Drops, init=False)
+    _state: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    """Held by whoever works on what is saved: a run, or a drop between runs."""
+    _caretakers: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     async def __call__(self, run: Run) -> None:
         """Runs until `run.step_count` learner steps are done, for ever if it is 0.
@@ -88,28 +92,37 @@ class OnlineTraining:
         """
         while True:
             await self.turn.wait()
-            keeping = asyncio.create_task(self.turn.keep())
             try:
-                await self._learn(run)
-                return
+                async with self._state, self._kept_turn():
+                    await self._learn(run)
+                    return
             except TurnLostError:
                 continue
             finally:
-                keeping.cancel()
-                await self.turn.end()
+                self._take_care()
+
+    @asynccontextmanager
+    async def _kept_turn(self) -> AsyncIterator[None]:
+        """Has the turn until the block ends, however long that takes; raises TurnLostError."""
+        await self.turn.check()
+        keeping = asyncio.create_task(self.turn.keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await self.turn.end()
 
     async def _learn(self, run: Run) -> None:
         learner = self.start_learner(await self._spec(run.seed))
-        session = _Session(self, run, learner)
-        self._sessions.append(session)
         try:
-            await session.run()
+            await _Session(self, run, learner, self._drops).run()
         finally:
-            self._sessions.remove(session)
             await learner.close()
 
-    async def drop_replay(self, since_s: float, until_s: float) -> tuple[int, int]:
+    async def drop_replay(self, since_s: float, until_s: float) -> Counts:
         """Drops what was learned from in a span of time, of the run under way or of the saved one.
+
+        A run does it between two rounds, or as soon as its learner has started.
 
         Args:
             since_s: start of the span, seconds since 1970.
@@ -120,28 +133,51 @@ class OnlineTraining:
 
         Raises:
             UnavailableError: The learner cannot do it now.
+            ResourceExhaustedError: Too many drops wait.
         """
+        return await self._drops.ask(since_s, until_s, self._take_care)
+
+    async def close(self) -> None:
+        """Ends a drop that is under way between runs."""
+        tasks = list(self._caretakers)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take_care(self) -> None:
+        """Has what is saved changed if drops wait and no run has it."""
+        if len(self._drops) and not self._state.locked() and not self._caretakers:
+            task = asyncio.create_task(self._drop_saved())
+            self._caretakers.add(task)
+            task.add_done_callback(self._after_care)
+
+    def _after_care(self, task: asyncio.Task[None]) -> None:
+        self._caretakers.discard(task)
+        if not task.cancelled():
+            self._take_care()  # one may have come as it ended
+
+    async def _drop_saved(self) -> None:
+        """Does the drops that wait, by a learner of their own."""
         try:
-            if self._sessions:
-                return await self._sessions[0].drop(since_s, until_s)
-            await self.turn.check()
-            learner = self.start_learner(await self._spec(0))
-            timeout_s = self.settings.worker_timeout_s
-            try:
-                counts: tuple[int, int] = await learner.call(
-                    "drop", since_s, until_s, timeout_s=timeout_s
-                )
-                await learner.call("save", timeout_s=timeout_s)
-            finally:
-                await learner.close()
-                await self.turn.end()
-        except TurnLostError:
-            raise UnavailableError(
-                "LEARNING_ELSEWHERE", "another trainer learns at present; ask that one"
-            ) from None
-        except (WorkerDiedError, WorkerError) as error:
-            raise UnavailableError("LEARNER_FAILED", f"the learner failed: {error}") from error
-        return counts
+            async with self._state, self._kept_turn():
+                learner = self.start_learner(await self._spec(0))
+                timeout_s = self.settings.worker_timeout_s
+
+                async def drop(since_s: float, until_s: float) -> Counts:
+                    counts: Counts = await learner.call(
+                        "drop", since_s, until_s, timeout_s=timeout_s
+                    )
+                    await learner.call("save", timeout_s=timeout_s)
+                    return counts
+
+                try:
+                    await self._drops.carry_out(drop)
+                finally:
+                    await learner.close()
+        except BaseException as error:  # whoever asked is told, and logs what is a bug
+            self._drops.fail(error)
+            if not isinstance(error, Exception):
+                raise
 
     async def _spec(self, seed: int) -> OnlineSpec:
         settings = self.settings
@@ -162,12 +198,13 @@ class OnlineTraining:
 class _Session:
     """One run's state."""
 
-    def __init__(self, parts: OnlineTraining, run: Run, learner: Learner) -> None:
+    def __init__(self, parts: OnlineTraining, run: Run, learner: Learner, drops: Drops) -> None:
         self._parts = parts
         self._settings = settings = parts.settings
         self._clock = parts.clock
         self._run = run
         self._learner = learner
+        self._drops = drops
         self._consumer = ExperienceConsumer(
             stream=parts.stream,
             clock=parts.clock,
@@ -181,7 +218,6 @@ class _Session:
             mesh=parts.mesh,
             tasks=parts.tasks,
         )
-        self._between_rounds = asyncio.Lock()
         self._first_step: int | None = None
         self._published_step = 0
         self._deaths = 0
@@ -197,8 +233,8 @@ class _Session:
                     # Steps of earlier runs, restored with the state, are not this run's.
                     before: LoopStatus = await self._call("learn", 0.0)
                     self._first_step = self._published_step = before.step_count
-                async with self._between_rounds:
-                    status = await self._round()
+                await self._drops.carry_out(self._drop)
+                status = await self._round()
             except WorkerDiedError as error:
                 await self._after_death(error)
                 continue
@@ -208,11 +244,15 @@ class _Session:
         await self._save()
         await self._publish(status)
 
-    async def drop(self, since_s: float, until_s: float) -> tuple[int, int]:
-        """Drops a span of time from the replay, between two rounds, and saves."""
-        async with self._between_rounds:
-            counts: tuple[int, int] = await self._call("drop", since_s, until_s)
-            await self._save()
+    async def _drop(self, since_s: float, until_s: float) -> Counts:
+        """Drops a span of time from the replay and saves."""
+        counts: Counts = await self._call("drop", since_s, until_s)
+        if not await self._save():
+            raise UnavailableError(
+                "NOT_SAVED",
+                f"{counts[0]} transitions are dropped, but that could not be saved yet: they may"
+                " come back if the trainer ends before it can",
+            )
         return counts
 
     async def _round(self) -> LoopStatus:
@@ -266,7 +306,8 @@ class _Session:
             steps_per_second=(done - before) / max(elapsed_s, 1e-3),
         )
 
-    async def _save(self) -> None:
+    async def _save(self) -> bool:
+        """Saves and acknowledges what is safe then; says whether that worked."""
         await self._parts.turn.check()
         try:
             keys = await self._call("save")
@@ -274,8 +315,9 @@ class _Session:
             # A full disk: the former state stays valid and the stream keeps what it holds.
             self._parts.metrics.save_failures.inc()
             self._parts.log.error("save_failed", reason=str(error))
-            return
+            return False
         await self._consumer.settle(keys)
+        return True
 
     async def _publish(self, status: LoopStatus) -> None:
         """Publishes the present policy; promotes it if the run wants that and the gate passes."""

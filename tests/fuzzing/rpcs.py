@@ -69,6 +69,7 @@ _LIBRARYS_OWN = (
 )
 _CLIENTS_OWN = "Internal error from Core"
 """How the client's library names its own write to a call that has ended."""
+_LIBRARYS_LOG, _UNSENT = "grpc._cython.cygrpc", "ExecuteBatchError"
 _OURS = ("tiercel.", "inference.", "envoy.")
 _TRAILERS_BYTES = 8 * 1024
 _TIMEOUTS_S = (*[None, 5.0] * 6, 0.5, 0.05, 0.001, 1e-6, 0.0, -1.0, 1e9)
@@ -165,7 +166,11 @@ class Report:
 
 
 class Faults(logging.Handler):
-    """Collects what should never be in a log: tracebacks."""
+    """Collects what should never be in a log: tracebacks.
+
+    One is the library's own and says nothing of us: an answer that it could not send, since its
+    call ended in that instant (a deadline, a client that left). Services do not log it either.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +178,9 @@ class Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a record with a traceback."""
-        if record.exc_info and record.exc_info[0] is not None:
+        kind = record.exc_info[0] if record.exc_info else None
+        has_ended = record.name == _LIBRARYS_LOG and getattr(kind, "__name__", "") == _UNSENT
+        if record.exc_info and kind is not None and not has_ended:
             trace = logging.Formatter().formatException(record.exc_info)
             self.texts.append(f"{record.name}: {record.getMessage()[:200]}\n{trace}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from pathlib import Path
 
 import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from tests.conftest import RedisServer
 from tests.fuzzing import files, http, rpcs
@@ -35,6 +37,23 @@ async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Pa
         "tiercel.trainer.v1.TrainerService",
         "envoy.service.ext_proc.v3.ExternalProcessor",
     }
+
+
+@pytest.mark.parametrize(
+    ("logger", "error", "is_found"),
+    [
+        ("grpc._cython.cygrpc", cygrpc.ExecuteBatchError("send"), False),
+        ("grpc._cython.cygrpc", ValueError("in a serializer"), True),
+        ("services.trainer", cygrpc.ExecuteBatchError("send"), True),
+    ],
+)
+def test_an_answer_that_its_ended_call_cannot_take_is_no_fault(
+    logger: str, error: Exception, is_found: bool
+) -> None:
+    """The library logs it, whatever we do; any other traceback is a finding."""
+    with rpcs.Faults().listening() as faults:
+        logging.getLogger(logger).error("raised", exc_info=error)
+        assert bool(faults.taken()) is is_found
 
 
 async def test_wrong_requests_over_http_break_nothing(tmp_path: Path) -> None:

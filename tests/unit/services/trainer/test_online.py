@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.common.errors import AbortedError, UnavailableError
+from services.common.errors import AbortedError, ResourceExhaustedError, UnavailableError
 from services.common.log import get_logger
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
+from services.trainer.drops import BEGIN_S, MOST_WAITING
 from services.trainer.gate import GateRefusedError
 from services.trainer.jobs import OnlineSpec
 from services.trainer.metrics import TrainerMetrics
@@ -39,6 +40,7 @@ class FakeLearner:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.failures: dict[str, list[Exception]] = defaultdict(list)
+        self.delays_s: dict[str, list[float]] = defaultdict(list)
         self.ingested: list[int] = []
         self.step_count = 0
         self.spec: OnlineSpec | None = None
@@ -47,6 +49,8 @@ class FakeLearner:
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """Answers."""
         self.calls.append(method)
+        if self.delays_s[method]:
+            await asyncio.sleep(self.delays_s[method].pop(0))
         if self.failures[method]:
             raise self.failures[method].pop(0)
         return getattr(self, f"_{method}")(*arguments)
@@ -124,6 +128,7 @@ class Bench:
 
     def _start(self, spec: OnlineSpec) -> FakeLearner:
         self.learner.spec = spec
+        self.learner.calls.append("start")
         return self.learner
 
     def counted(self, name: str) -> float:
@@ -229,8 +234,115 @@ def test_learning_goes_on_whatever_the_gate_says(bench: Bench, failure: Exceptio
 def test_replay_is_dropped_in_the_run_under_way_or_in_what_is_saved(bench: Bench) -> None:
     """The learner is told in both cases, and saves."""
     assert run_virtual(bench.training.drop_replay(5.0, 9.0)) == (3, 4)
-    assert bench.learner.calls == ["drop", "save"]
+    assert bench.learner.calls == ["start", "drop", "save"]
     assert bench.learner.is_closed
+
+
+def during_a_run(bench: Bench, *drops: float, run_s: float = 100.0) -> list[Any]:
+    """Asks for drops at moments of a run, in seconds; returns how each ended, and when.
+
+    The run is stopped after `run_s`.
+    """
+    began_s = 0.0
+
+    async def drop(at_s: float) -> tuple[Any, float]:
+        await asyncio.sleep(at_s)
+        try:
+            answer: Any = await bench.training.drop_replay(5.0, 9.0)
+        except (UnavailableError, ResourceExhaustedError) as error:
+            answer = error.reason
+        return answer, asyncio.get_running_loop().time() - began_s
+
+    async def main() -> list[Any]:
+        nonlocal began_s
+        began_s = asyncio.get_running_loop().time()
+        run = Run(training_id="t", mode=Mode.ONLINE, step_count=0, seed=3, promote=False)
+        task = asyncio.create_task(bench.training(run))
+        ends = asyncio.gather(*map(drop, drops))
+        await asyncio.sleep(run_s)
+        task.cancel()
+        found = await ends
+        await asyncio.gather(task, return_exceptions=True)
+        await bench.training.close()
+        return found
+
+    return run_virtual(main())
+
+
+def test_a_drop_waits_for_a_learner_that_starts(bench: Bench) -> None:
+    """It is done as soon as the learner is up, before anything else, and saved."""
+    bench.learner.delays_s["learn"] = [20.0]
+    [(answer, at_s)] = during_a_run(bench, 1.0)
+    assert (answer, at_s) == ((3, 4), pytest.approx(20.0))
+    assert bench.learner.calls[:4] == ["start", "learn", "drop", "save"]
+
+
+def test_a_drop_that_nobody_begins_is_withdrawn_and_its_caller_told(bench: Bench) -> None:
+    """A learner that does not come up in time: nothing hangs, and nothing is dropped later."""
+    bench.learner.delays_s["learn"] = [70.0]
+    [(answer, at_s)] = during_a_run(bench, 1.0)
+    assert (answer, at_s) == ("LEARNER_BUSY", pytest.approx(1.0 + BEGIN_S))
+    assert "drop" not in bench.learner.calls
+
+
+def test_more_drops_than_may_wait_are_refused(bench: Bench) -> None:
+    """At once, while the others are done."""
+    bench.learner.delays_s["learn"] = [20.0]
+    ends = during_a_run(bench, *[1.0] * MOST_WAITING, 2.0)
+    assert ends[-1] == ("TOO_MANY_DROPS", pytest.approx(2.0))
+    assert [answer for answer, _ in ends[:-1]] == [(3, 4)] * MOST_WAITING
+
+
+def test_a_learner_that_dies_in_a_drop_starts_again_and_reads_again(bench: Bench) -> None:
+    """The caller is told; the run forgets what it had read, as after any death."""
+    bench.learner.failures["drop"] = [WorkerDiedError("ended")]
+    [(first, _), (second, _)] = during_a_run(bench, 10.0, 30.0)
+    assert (first, second) == ("LEARNER_FAILED", (3, 4))
+    assert bench.counted("worker_failures") == 1
+
+
+def test_a_drop_that_could_not_be_saved_is_not_said_to_be_done(bench: Bench) -> None:
+    """A full disk: what was dropped may come back, and the caller hears that."""
+    bench.learner.failures["save"] = [WorkerError("OSError", "disk full")] * 200
+    [(answer, _)] = during_a_run(bench, 10.0)
+    assert answer == "NOT_SAVED"
+
+
+def test_drops_between_runs_share_a_learner_and_a_run_waits_for_them(bench: Bench) -> None:
+    """Otherwise the run would save, over what is left, the state that it had loaded before."""
+    bench.learner.delays_s["drop"] = [15.0, 15.0]
+
+    async def main() -> None:
+        drops = asyncio.gather(*(bench.training.drop_replay(5.0, 9.0) for _ in range(2)))
+        await asyncio.sleep(1.0)
+        run = Run(training_id="t", mode=Mode.ONLINE, step_count=10, seed=3, promote=False)
+        await asyncio.wait_for(bench.training(run), 1_000.0)
+        assert await drops == [(3, 4), (3, 4)]
+
+    run_virtual(main())
+    begun = ["start", "drop", "save", "drop", "save", "start", "learn"]
+    assert bench.learner.calls[: len(begun)] == begun
+
+
+def test_a_drop_whose_caller_leaves_is_done_to_its_end(bench: Bench) -> None:
+    """The learner is not ended in its middle, which would cost what it had not saved."""
+    bench.learner.delays_s["drop"] = [15.0]
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bench.training.drop_replay(5.0, 9.0), 1.0)
+        await asyncio.sleep(20.0)
+
+    run_virtual(main())
+    assert bench.learner.calls == ["start", "drop", "save"]
+
+
+def test_a_drop_that_waits_outlives_the_run(bench: Bench) -> None:
+    """A run that is stopped before it came to it leaves it to a learner of its own."""
+    bench.learner.delays_s["learn"] = [70.0]
+    [(answer, _)] = during_a_run(bench, 1.0, run_s=5.0)
+    assert answer == (3, 4)
+    assert bench.learner.calls == ["start", "learn", "start", "drop", "save"]
 
 
 def test_it_learns_once_another_trainer_has_ended(bench: Bench) -> None:
