@@ -173,6 +173,13 @@ def boundary(square: float, alpha: float, largest: float) -> float:
     return high
 
 
+def is_above(total: float, square: float, alpha: float, largest: float) -> bool:
+    """Returns whether numbers with a sum of `total` surely have a mean above 0; see `boundary`."""
+    if not (math.isfinite(square) and total > 0.0):
+        return False
+    return _log_mixture(total, square, largest) >= -math.log(alpha)
+
+
 def _log_mixture(total: float, square: float, largest: float) -> float:
     """Returns the logarithm of the mixed supermartingale; it rises with `total`."""
     logs = [x * total - p * square for x, p in _mixture(largest)]

@@ -60,8 +60,9 @@ def list_policies(
     reply = _registry(target) if target.trainer else trainer_pb.ListPoliciesResponse()
     known = [_info(each) for each in reply.policies]
     rollout = _rollout(reply.rollout) if reply.HasField("rollout") else None
+    watch = _watch(reply.watch) if reply.HasField("watch") else None
     if as_json:
-        found = {"rollout": rollout, "pin": reply.pin}
+        found = {"rollout": rollout, "watch": watch, "pin": reply.pin}
         print_json({"policies": known, **found, "routers": in_use})
         return
     if known:
@@ -70,11 +71,15 @@ def list_policies(
         console().print(table(title, ("policy", "version", "stage", "about"), rows, numeric_from=9))
     if rollout is not None:
         console().print(_told(rollout))
+    if watch is not None:
+        console().print(_watch_told(watch))
     if reply.pin:
         console().print(f"no rollout begins by itself: {reply.pin}")
     for address, used in in_use.items():
-        fallback = ", fallback decides" if used["fallback_active"] else ""
-        console().print(f"router {address}: {used['policy']} {used['policy_version']}{fallback}")
+        notes = ", fallback decides" if used["fallback_active"] else ""
+        if used["watch_problem"]:
+            notes += f", went back by itself: {used['watch_problem']}"
+        console().print(f"router {address}: {used['policy']} {used['policy_version']}{notes}")
         if not known:
             console().print(f"  can use: {', '.join(used['known'])}")
 
@@ -321,8 +326,12 @@ def _facts(policy: str, target: Callable[[], Target]) -> dict[str, Any]:
     name, version = _named(address, policy)
     request = trainer_pb.GetPolicyRequest(policy=name, policy_version=version)
     reply = call("trainer", address, "GetPolicy", request)
+    watch = call("trainer", address, "ListPolicies", trainer_pb.ListPoliciesRequest()).watch
     facts = {key: value for key, value in _info(reply.policy).items() if key != "scores"}
     facts |= {f"step {number}": text for number, text in enumerate(facts.pop("steps"), 1)}
+    named = (reply.policy.policy, reply.policy.policy_version)
+    if watch.activation and named == (watch.policy, watch.policy_version):
+        facts["watch"] = _watch_told(_watch(watch))
     if reply.snapshot:
         facts |= snapshot_facts(reply.snapshot, policy)
     return facts
@@ -344,6 +353,8 @@ def _in_use(address: str) -> dict[str, Any]:
         "policy_version": status.policy_version,
         "fallback_active": status.fallback_active,
         "known": sorted(status.known_policies),
+        "watched_activation": status.watched_activation,
+        "watch_problem": status.watch_problem,
     }
 
 
@@ -392,6 +403,34 @@ def _rollout(info: trainer_pb.RolloutInfo) -> dict[str, Any]:
         "reason": info.reason,
         "seen": info.seen,
     }
+
+
+def _watch(info: trainer_pb.WatchInfo) -> dict[str, Any]:
+    stage = trainer_pb.WatchStage.Name(info.stage).removeprefix("WATCH_STAGE_").lower()
+    left_s = (info.end_time.ToDatetime(datetime.UTC) - _now()).total_seconds()
+    return {
+        "activation": info.activation,
+        "policy": info.policy,
+        "policy_version": info.policy_version,
+        "replaced_policy": info.replaced_policy,
+        "replaced_policy_version": info.replaced_policy_version,
+        "stage": stage.replace("_", " "),
+        "reason": info.reason,
+        "seen": info.seen,
+        "left_s": max(0.0, left_s) if stage == "under_way" else 0.0,
+    }
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _watch_told(watch: dict[str, Any]) -> str:
+    """Returns how a watch stands, as a line."""
+    name = f"{watch['policy']} {watch['policy_version']}"
+    if watch["stage"] == "under way":
+        return f"{name} is watched for another {watch['left_s']:.0f} s: {watch['seen']}"
+    return f"last watch, of {name}, ended as {watch['stage']}: {watch['reason']}"
 
 
 def _told(rollout: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from router.fleet import EndpointSpec
+from router.watch import CLASSES
 from services.common.addresses import parse_address
 from services.common.checks import (
     MAX_COUNT,
@@ -107,6 +108,8 @@ def report_from_message(
     bad.text("policy_refusal", load.policy_refusal, _LONGEST_POLICY)
     if load.HasField("trial"):
         _check_trial(bad, load.trial)
+    if load.HasField("watch"):
+        _check_watch(bad, load.watch)
     _check_outcomes(bad, "outcomes", load.outcomes)
     if bad.items("tier_outcomes", load.tier_outcomes, _MOST_TIERS):
         for index, tier in enumerate(load.tier_outcomes):
@@ -282,6 +285,22 @@ def _check_trial(bad: Checks, trial: state_pb2.TrialReport) -> None:
         for descriptor, value in getattr(trial, field).ListFields():
             low = -MAX_COUNT if descriptor.name in _SIGNED_SUMS else 0
             bad.number(f"trial.{field}.{descriptor.name}", value, low, MAX_COUNT)
+
+
+def _check_watch(bad: Checks, watch: state_pb2.WatchReport) -> None:
+    """As with a trial: numbers that can be added up."""
+    bad.count("watch.activation", watch.activation, _LARGEST_INT64, 1)
+    bad.text("watch.problem", watch.problem, _LONGEST_PROBLEM)
+    bad.text("watch.problem_detail", watch.problem_detail, _LONGEST_DETAIL)
+    for field in ("before", "after"):
+        figures = getattr(watch, field)
+        for name in ("decision_count", "decision_s", "fault_count"):
+            bad.number(f"watch.{field}.{name}", getattr(figures, name), 0.0, MAX_COUNT)
+        if bad.items(f"watch.{field}.classes", figures.classes, CLASSES):
+            for index, each in enumerate(figures.classes):
+                for descriptor, value in each.ListFields():
+                    most = CLASSES - 1 if descriptor.name == "load_class" else MAX_COUNT
+                    bad.count(f"watch.{field}.classes[{index}].{descriptor.name}", value, most)
 
 
 def endpoint_from_message(

@@ -319,6 +319,7 @@ class RouterInference:
                 siblings=place.siblings,
                 slot=core.slot,
                 trial=core.trial,
+                watch=core.watch,
                 notes=core.notes,
                 clock=clock,
                 log=log,
@@ -343,11 +344,13 @@ class RouterInference:
                 trial_link = TrialLink(
                     channel=trainer,
                     trial=core.trial,
+                    watch=core.watch,
                     clock=clock,
                     log=log,
                     longest_wait_s=own.reconnect_s,
                 )
                 tasks |= {"trial_watch": trial_link.watch, "trial": core.trial.run}
+                tasks["after_activation"] = core.watch.run
         return tasks
 
     def _channel(self, address: str, stack: AsyncExitStack) -> grpc.aio.Channel:

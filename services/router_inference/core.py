@@ -56,6 +56,7 @@ from services.router_inference.path.tickets import TicketSigner
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.trial_work import TrialLimits
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import Accounts, RouterMetrics
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.convert import RecordBuilder
@@ -126,6 +127,7 @@ class Core:
     dispatcher: Dispatcher
     slot: PolicySlot
     trial: Trial
+    watch: PolicyWatch
     accounts: Accounts
     counts: RouterCounts
     admission: Admission
@@ -198,6 +200,15 @@ def build_core(env: Surroundings) -> Core:
         clock=clock,
         log=env.log,
     )
+    watch = PolicyWatch(
+        slot=env.slot,
+        fleet=view.fleet,
+        siblings=place.siblings,
+        slow_s=own.canary_decision_s,
+        metrics=env.metrics,
+        clock=clock,
+        log=env.log,
+    )
     clients = _clients(env)
     make_ending = Ending if clients is None else partial(LimitedEnding, clients)
     ending = make_ending(
@@ -207,6 +218,7 @@ def build_core(env: Surroundings) -> Core:
         admission=admission,
         hold=hold,
         trial=trial,
+        watch=watch,
         experience=experience,
         lengths=lengths,
         tracing=tracing,
@@ -219,6 +231,7 @@ def build_core(env: Surroundings) -> Core:
         admission,
         hold,
         trial,
+        watch,
         experience,
         explanations,
         ending,
@@ -248,6 +261,7 @@ def build_core(env: Surroundings) -> Core:
         epoch=epoch,
         view=view,
         slot=env.slot,
+        watch=watch,
         counts=counts,
         admission=admission,
         hold=hold,
@@ -302,6 +316,7 @@ def build_core(env: Surroundings) -> Core:
         dispatcher=dispatcher,
         slot=env.slot,
         trial=trial,
+        watch=watch,
         accounts=accounts,
         counts=counts,
         admission=admission,
@@ -329,6 +344,7 @@ def _request_path(
     admission: Admission,
     hold: TargetHold,
     trial: Trial,
+    watch: PolicyWatch,
     experience: ExperienceWriter,
     explanations: Explanations,
     ending: Ending,
@@ -341,6 +357,7 @@ def _request_path(
         view=view,
         guard=env.slot.guard,
         trial=trial,
+        watch=watch,
         admission=admission,
         hold=hold,
         accounts=accounts,

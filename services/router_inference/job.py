@@ -235,6 +235,7 @@ class Job:
         trace: its server span; NO_SPAN until it is begun.
         held: what its task's target meant for its decision.
         arm: which side of a trial's comparison it is on; None = neither.
+        load_class: of the load that was offered when it was decided for; see `router.watch`.
         choice: its decision; None = none was made.
         target: where it was last sent, or is about to be; None without a decision.
         quality: quality of that tier on the task, or of this very answer if the client told it.
@@ -273,6 +274,7 @@ class Job:
     trace: SpanIdentity = NO_SPAN
     held: Held = NOT_HELD
     arm: Arm | None = None
+    load_class: int = 0
     choice: Choice | None = None
     target: Target | None = None
     quality: float = 0.0

@@ -136,6 +136,7 @@ class LiveSettings:
         core.targets.configure(files.catalog.tasks, is_held=own.safety_net)
         core.counts.tasks = [task.name for task in files.catalog.tasks]
         core.trial.limits = trial_limits(own)
+        core.watch.slow_s = own.canary_decision_s
         budget = RetryBudget(own.retry_share, own.retry_burst)
         core.second_chance.configure(safety_limits(own), budget, own.max_retries)
         if core.clients is not None:

@@ -193,7 +193,10 @@ class RouterInferenceSettings(ServerSettings):
     canary_misses: float = Field(default=0.02, ge=0.0, le=1.0)
     """A canary is stopped once it surely misses more of its requests than its control by this."""
     canary_decision_s: float = Field(default=0.002, gt=0.0, le=1.0)
-    """A canary is stopped if its decisions take longer, seconds, and four times its control's."""
+    """A canary is stopped if its decisions take longer, seconds, and four times its control's.
+
+    Of a policy that has become active, decisions that take longer count as slow.
+    """
     bad_traces_per_s: float = Field(default=20.0, ge=0.0, le=10_000.0)
     """Most bad requests traced per second beyond the sampled ones."""
     trace_folder: OptionalRelativePath = ""

@@ -18,6 +18,7 @@ from services.router_inference.path.admission import Admission
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
@@ -61,6 +62,8 @@ class RouterStatus:
     known_policies: tuple[str, ...]
     tasks: tuple[Task, ...]
     attainments: list[Attainment]
+    watched_activation: int = 0
+    watch_problem: str = ""
 
 
 class StatusReader:
@@ -73,6 +76,7 @@ class StatusReader:
         epoch: int,
         view: View,
         slot: PolicySlot,
+        watch: PolicyWatch,
         counts: RouterCounts,
         admission: Admission,
         hold: TargetHold,
@@ -92,6 +96,7 @@ class StatusReader:
             epoch: its start stamp.
             view: what it sees.
             slot: the policy in use.
+            watch: whether it is watched.
             counts: the router's.
             admission: how cautious it is.
             hold: how far targets press.
@@ -108,6 +113,7 @@ class StatusReader:
         self.epoch = epoch
         self._view = view
         self._slot = slot
+        self._watch = watch
         self._counts = counts
         self._admission = admission
         self._hold = hold
@@ -165,6 +171,8 @@ class StatusReader:
             known_policies=self._slot.known,
             tasks=view.fleet.catalog.tasks,
             attainments=self._attainments.read(),
+            watched_activation=self._watch.watched_activation,
+            watch_problem=self._watch.problem,
         )
 
     async def run(self) -> None:

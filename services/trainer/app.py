@@ -15,6 +15,7 @@ from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
 from router.sequential import Plan
+from router.watch import WatchLimits
 from services.common.access.access import load_access
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
@@ -44,6 +45,7 @@ from services.trainer.servicer import SERVICE_NAME, TrainerServicer
 from services.trainer.settings import Settings, TrainerSettings
 from services.trainer.simulated import SimulatedTraining
 from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
+from services.trainer.watch import Watches, WatchPlan
 from services.trainer.worker import Worker
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
 
@@ -101,6 +103,15 @@ class TrainerApplication:
         telemetry = setup_telemetry(self.name, environ=os.environ, rng=random.Random(), log=log)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         owner = new_process_id()
+        watches = Watches(
+            registry=registry,
+            mesh=mesh,
+            plan=watch_plan(settings),
+            telemetry=telemetry,
+            metrics=metrics,
+            clock=clock,
+            log=log,
+        )
         rollouts = Rollouts(
             registry=registry,
             promoter=promoter,
@@ -108,6 +119,7 @@ class TrainerApplication:
             turn=Turn(
                 store=stores.shared, owner=owner, clock=clock, log=log, name=ROLLOUT_LEASE_NAME
             ),
+            watches=watches,
             limits=rollout_limits(settings),
             telemetry=telemetry,
             metrics=metrics,
@@ -259,6 +271,12 @@ def rollout_limits(settings: TrainerSettings) -> RolloutLimits:
         shadow_s=settings.shadow_s,
         canary_s=settings.canary_s,
     )
+
+
+def watch_plan(settings: TrainerSettings) -> WatchPlan:
+    """Returns how policies that become active are watched."""
+    limits = WatchLimits(settings.watch_misses, settings.watch_errors)
+    return WatchPlan(limits, settings.watch_s)
 
 
 def _mesh_view(

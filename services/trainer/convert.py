@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from router.dqn.snapshot import MAX_SCORE_COUNT, MAX_SCORE_NAME_CHARACTERS
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.table import LEARNED
+from router.watch import CLASSES, Figures, WatchLimits
 from services.common.checks import MAX_NAME_CHARACTERS, Checks
 from services.common.errors import InvalidArgumentError
 from services.common.state.policy_store import StoredPolicy
-from services.common.times import set_duration
+from services.common.times import duration_of, set_duration
 from services.trainer.model import (
     MOST_STEPS,
     Mode,
@@ -26,8 +27,11 @@ from services.trainer.model import (
     RolloutStep,
     RunProgress,
     Stage,
+    WatchStage,
+    WatchState,
 )
 from services.trainer.rollout_verdicts import CanarySeen, ShadowSeen, TrialSeen, Verdict
+from services.trainer.watch_seen import WatchSeen
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
@@ -61,6 +65,7 @@ MAX_TEXT_CHARACTERS = 1_024
 """Longest description or reason."""
 _STORED_STAGES = (Stage.PROPOSED.value, Stage.REJECTED.value)
 """The other stages follow from the activations and the rollout."""
+_WATCH_STAGES = tuple(stage.value for stage in WatchStage)
 _ROLLOUT_STAGES = tuple(
     stage.value
     for stage in (Stage.PROPOSED, Stage.SHADOW, Stage.CANARY, Stage.ACTIVE, Stage.REJECTED)
@@ -227,11 +232,43 @@ def rollout_message(state: RolloutState, seen: str = "") -> pb.RolloutInfo:
     return message
 
 
-def trial_message(state: RolloutState, snapshot: bytes, share: float) -> pb.WatchTrialResponse:
-    """Returns what routers are to try: nothing, unless the rollout runs."""
+def watch_message(state: WatchState, seen: str = "") -> pb.WatchInfo:
+    """Returns the message of a watch; `seen` is what was seen so far."""
+    message = pb.WatchInfo(
+        activation=state.activation,
+        policy=state.policy,
+        policy_version=state.version,
+        replaced_policy=state.replaced,
+        replaced_policy_version=state.replaced_version,
+        stage=pb.WatchStage.ValueType(state.stage.value),
+        reason=state.reason,
+        seen=seen[:MAX_TEXT_CHARACTERS],
+    )
+    message.begin_time.FromNanoseconds(state.begin_ns)
+    message.end_time.FromNanoseconds(state.end_ns)
+    return message
+
+
+def watch_order(state: WatchState, limits: WatchLimits, now_ns: int) -> pb.WatchOrder | None:
+    """Returns what routers are to watch; None for nothing."""
+    if not state.is_under_way:
+        return None
+    return pb.WatchOrder(
+        activation=state.activation,
+        time_left=duration_of(max(0.0, (state.end_ns - now_ns) / _NS_PER_S)),
+        miss_limit=limits.misses,
+        error_limit=limits.errors,
+    )
+
+
+def trial_message(
+    state: RolloutState, snapshot: bytes, share: float, watch: pb.WatchOrder | None = None
+) -> pb.WatchTrialResponse:
+    """Returns what routers are to try, nothing unless the rollout runs, and to watch."""
     if not state.is_running:
-        return pb.WatchTrialResponse()
+        return pb.WatchTrialResponse(watch=watch)
     return pb.WatchTrialResponse(
+        watch=watch,
         rollout=state.number,
         stage=pb.PolicyStage.ValueType(state.stage.value),
         policy=state.policy,
@@ -247,6 +284,8 @@ def encode_rollout(state: RolloutState) -> bytes:
     message = pb.RolloutState(rollout=rollout_message(state), activation=state.activation)
     if state.pinned_activation >= 0:
         message.pinned_activation = state.pinned_activation
+    if state.watch.activation:
+        message.watch.CopyFrom(watch_message(state.watch))
     return message.SerializeToString()
 
 
@@ -269,6 +308,15 @@ def decode_rollout(payload: bytes) -> RolloutState:
     checks.moment("begin_time", info.begin_time)
     checks.count("activation", stored.activation)
     checks.count("pinned_activation", stored.pinned_activation)
+    watch = stored.watch
+    checks.count("watch.activation", watch.activation)
+    for name in ("policy", "policy_version", "replaced_policy", "replaced_policy_version"):
+        checks.text(f"watch.{name}", getattr(watch, name), MAX_NAME_CHARACTERS)
+    checks.require(watch.stage in _WATCH_STAGES, "watch.stage", f"is {watch.stage}")
+    checks.text("watch.reason", watch.reason, MAX_TEXT_CHARACTERS)
+    for name in ("begin_time", "end_time"):
+        if stored.HasField("watch"):
+            checks.moment(f"watch.{name}", getattr(watch, name))
     _raise_bad(checks)
     return RolloutState(
         number=info.rollout,
@@ -280,7 +328,42 @@ def decode_rollout(payload: bytes) -> RolloutState:
         begin_ns=info.begin_time.ToNanoseconds(),
         activation=stored.activation,
         pinned_activation=stored.pinned_activation if stored.HasField("pinned_activation") else -1,
+        watch=WatchState(
+            activation=watch.activation,
+            policy=watch.policy,
+            version=watch.policy_version,
+            replaced=watch.replaced_policy,
+            replaced_version=watch.replaced_policy_version,
+            stage=WatchStage(watch.stage),
+            reason=watch.reason,
+            begin_ns=watch.begin_time.ToNanoseconds(),
+            end_ns=watch.end_time.ToNanoseconds(),
+        ),
     )
+
+
+def watch_seen(report: system_state_pb2.WatchReport) -> WatchSeen:
+    """Returns what a router has seen of the policy that is watched."""
+    return WatchSeen(
+        activation=report.activation,
+        problem=report.problem[:64],
+        detail=report.problem_detail[:200],
+        before=_figures(report.before),
+        after=_figures(report.after),
+    )
+
+
+def _figures(message: system_state_pb2.PolicyFigures) -> Figures:
+    figures = Figures(
+        decisions=float(message.decision_count),
+        decision_s=message.decision_s,
+        faults=float(message.fault_count),
+    )
+    for each in message.classes:
+        if 0 <= each.load_class < CLASSES:
+            counts = each.request_count, each.missed_count, each.failed_count, each.slow_count
+            figures.ends_LE[each.load_class] += counts
+    return figures
 
 
 def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:

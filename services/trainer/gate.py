@@ -142,7 +142,7 @@ class Gate:
             state = await self._rollouts.begin(record, verdict.text, by_hand=by_hand)
             return Promotion(active, rollout=state)
         promotion = await self._promoter.promote(record.policy, record.version, expected)
-        await self._rollouts.on_activation(promotion.activation, by_hand=False)
+        await self._rollouts.on_activation(promotion, by_hand=False, is_watched=True)
         return promotion
 
     def _goes_in_steps(self, by_hand: bool, in_steps: bool | None) -> bool:

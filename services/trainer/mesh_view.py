@@ -10,8 +10,9 @@ import grpc.aio
 
 from services.common.clock import Clock
 from services.common.log import Logger
-from services.trainer.convert import trial_seen
+from services.trainer.convert import trial_seen, watch_seen
 from services.trainer.rollout_verdicts import TrialSeen
+from services.trainer.watch_seen import WatchSeen
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 from tiercel.load_monitor.v1.system_state_pb2 import SystemState
@@ -38,6 +39,7 @@ class RouterSeen:
         activation: activation of the registry it has taken in, 0 for none.
         refusal: why it refused the policy of that activation; empty if it did not.
         trial: what it has seen of the policy on trial; None if nothing is on trial there.
+        watch: what it has seen of the policy that is watched; None if none is there.
     """
 
     router_id: str
@@ -45,6 +47,7 @@ class RouterSeen:
     activation: int
     refusal: str
     trial: TrialSeen | None = None
+    watch: WatchSeen | None = None
 
 
 class MeshView:
@@ -153,6 +156,7 @@ class MeshView:
                 each.activation,
                 each.policy_refusal[:64],
                 trial_seen(each.trial) if each.HasField("trial") else None,
+                watch_seen(each.watch) if each.HasField("watch") else None,
             )
             for each in state.routers
         )

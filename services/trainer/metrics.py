@@ -34,6 +34,12 @@ class TrainerMetrics:
         self.rollout_stage = gauge(
             "rollout_stage", "Stage of the rollout that runs: 3 shadow, 4 canary; 0 if none does."
         )
+        self.watch_steps = counter(
+            "watch_steps", "Steps of watches over policies that became active.", ("stage",)
+        )
+        self.watch_under_way = gauge(
+            "watch_under_way", "1 while a policy that became active is watched."
+        )
         self.activations = counter("activations", "Policies activated by this process.")
         self.hindsight_minutes = counter(
             "hindsight_minutes", "Minutes looked back at, by what was found.", ("result",)

@@ -54,6 +54,48 @@ class RolloutStep:
     reason: str
 
 
+class WatchStage(enum.Enum):
+    """How a watch stands; the contract's `WatchStage`, 0 for none."""
+
+    NONE = 0
+    UNDER_WAY = 1
+    KEPT = 2
+    WENT_BACK = 3
+    ENDED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchState:
+    """The watch over a policy that has become active: the one under way, else the last one.
+
+    Attributes:
+        activation: that is watched; 0 = there was none.
+        policy: name of its policy.
+        version: version of its policy.
+        replaced: name of the policy it replaced; empty for that of the routers' settings.
+        replaced_version: version of that policy.
+        stage: how it stands.
+        reason: why it stands so.
+        begin_ns: when it began, nanoseconds since 1970.
+        end_ns: when it ends by itself, nanoseconds since 1970.
+    """
+
+    activation: int = 0
+    policy: str = ""
+    version: str = ""
+    replaced: str = ""
+    replaced_version: str = ""
+    stage: WatchStage = WatchStage.NONE
+    reason: str = ""
+    begin_ns: int = 0
+    end_ns: int = 0
+
+    @property
+    def is_under_way(self) -> bool:
+        """True if routers are to watch it."""
+        return self.stage is WatchStage.UNDER_WAY
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutState:
     """The rollout under way, else the last one; and what somebody pinned by hand.
@@ -68,6 +110,7 @@ class RolloutState:
         begin_ns: when it began, nanoseconds since 1970.
         activation: of the policy that was active when it began; 0 for none.
         pinned_activation: of what somebody activated by hand last; -1 for none.
+        watch: over the policy that became active last.
     """
 
     number: int = 0
@@ -79,6 +122,7 @@ class RolloutState:
     begin_ns: int = 0
     activation: int = 0
     pinned_activation: int = -1
+    watch: WatchState = WatchState()
 
     @property
     def is_under_way(self) -> bool:

@@ -24,6 +24,7 @@ from services.trainer.model import (
     RolloutState,
     RolloutStep,
     Stage,
+    WatchState,
 )
 
 _SETTINGS = Activation(0, "", "")
@@ -229,7 +230,8 @@ class PolicyRegistry:
         A step to REJECTED rejects the policy, one to anywhere else takes a rejection back.
         """
         async with self._lock:
-            await self._mirror.keep_rollout(state)
+            watch = self._mirror.rollout.watch  # which `keep_watch` alone changes
+            await self._mirror.keep_rollout(replace(state, watch=watch))
             kept = await self._mirror.find(state.policy, state.version) if step else None
             if step is None or kept is None:
                 return
@@ -241,6 +243,24 @@ class PolicyRegistry:
                 steps=(*kept.record.steps, step)[-MOST_STEPS:],
             )
             await self._mirror.change(kept, marked)
+
+    @property
+    def replaced(self) -> tuple[str, str]:
+        """Name and version of what served before the present activation.
+
+        Empty for the policy of the routers' settings.
+        """
+        history = self._mirror.history
+        return history[-2][1:] if len(history) > 1 else ("", "")
+
+    async def keep_watch(self, watch: WatchState, step: RolloutStep) -> None:
+        """Keeps how the watch over an active policy stands, and notes the step with the policy."""
+        async with self._lock:
+            await self._mirror.keep_rollout(replace(self._mirror.rollout, watch=watch))
+            kept = await self._mirror.find(watch.policy, watch.version)
+            if kept is not None:
+                steps = (*kept.record.steps, step)[-MOST_STEPS:]
+                await self._mirror.change(kept, replace(kept.record, steps=steps))
 
     async def watch_rollout(self) -> AsyncIterator[tuple[RolloutState, bytes]]:
         """Yields the rollout and its policy's snapshot at once, and whenever either changes."""

@@ -19,7 +19,7 @@ from services.common.telemetry import Telemetry
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord, RolloutState, RolloutStep, Stage
-from services.trainer.promotion import Promoter, RoutersRefusedError
+from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.rollout_tally import StageKey, Tally
 from services.trainer.rollout_verdicts import (
@@ -31,6 +31,7 @@ from services.trainer.rollout_verdicts import (
     judge_shadow,
 )
 from services.trainer.turn import Turn, TurnLostError
+from services.trainer.watch import Watches
 
 STEP_SPAN = "tiercel.rollout.step"
 TICK_S = 0.5
@@ -73,17 +74,19 @@ class Rollouts:
         promoter: Promoter,
         mesh: MeshView,
         turn: Turn,
+        watches: Watches,
         limits: RolloutLimits,
         telemetry: Telemetry,
         metrics: TrainerMetrics,
         clock: Clock,
         log: Logger,
     ) -> None:
-        """Takes its parts; `turn` says which of several trainers judges."""
+        """Takes its parts; `turn` says which of several trainers judges, rollouts and watches."""
         self._registry = registry
         self._promoter = promoter
         self._mesh = mesh
         self._turn = turn
+        self.watches = watches
         self._limits = limits
         self._telemetry = telemetry
         self._metrics = metrics
@@ -211,20 +214,34 @@ class Rollouts:
             return None
         return await self._step(state, Stage.PROPOSED, Verdict.NONE, reason)
 
-    async def on_activation(self, activation: int, *, by_hand: bool) -> None:
-        """Ends what is under way, since another policy was activated; notes a pin."""
+    async def on_activation(
+        self, promotion: Promotion, *, by_hand: bool, is_watched: bool = False
+    ) -> None:
+        """Ends what is under way, since another policy was activated.
+
+        Args:
+            promotion: what was activated.
+            by_hand: somebody pinned it, which is noted.
+            is_watched: it is compared with what it replaced, if it is a learned one.
+        """
+        activation = promotion.activation
+        text = f"activation {activation} came before it had ended"
         async with self._lock:
-            await self._end(f"activation {activation} came before it had ended")
+            await self._end(text)
             pinned = activation if by_hand else -1
             state = self._registry.rollout
             if state.pinned_activation != pinned:
                 await self._registry.keep_rollout(replace(state, pinned_activation=pinned))
+            if is_watched and promotion.active is not None:
+                await self.watches.begin(promotion.active, self._registry.replaced)
+            else:
+                await self.watches.end(f"{text}{', by hand' if by_hand else ''}")
 
     async def run(self) -> None:
-        """Judges the rollout under way, for ever."""
+        """Judges the rollout and the watch under way, for ever."""
         while True:
             await self._clock.sleep(TICK_S)
-            if self._registry.rollout.is_running:
+            if self._registry.rollout.is_running or self.watches.state.is_under_way:
                 try:
                     await self._turn.check()
                 except TurnLostError:
@@ -232,9 +249,10 @@ class Rollouts:
                 await self.look()
 
     async def look(self) -> None:
-        """Asks what routers have seen, and takes the step that follows, if any."""
+        """Asks what routers have seen, and takes the steps that follow, if any."""
         await self._mesh.refresh()
         async with self._lock:
+            await self.watches.look()
             await self._look()
 
     async def _look(self) -> None:
@@ -286,6 +304,8 @@ class Rollouts:
         else:
             done = replace(state, activation=promotion.activation)
             await self._step(done, Stage.ACTIVE, found.verdict, found.text)
+            if promotion.active is not None:
+                await self.watches.begin(promotion.active, self._registry.replaced)
 
     async def _pause(self, state: RolloutState, verdict: Verdict, reason: str) -> RolloutState:
         paused = replace(state, is_paused=True)

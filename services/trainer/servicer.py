@@ -138,7 +138,14 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             activation=self._registry.activation,
             rollout=self._rollout_info(),
             pin=self._rollouts.pin,
+            watch=self._watch_info(),
         )
+
+    def _watch_info(self) -> pb.WatchInfo | None:
+        watches = self._rollouts.watches
+        if not watches.state.activation:
+            return None
+        return convert.watch_message(watches.state, watches.seen())
 
     def _rollout_info(self) -> pb.RolloutInfo | None:
         return _rollout_message(self._registry.rollout, self._rollouts.seen())
@@ -195,7 +202,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             promotion = await self._promoter.promote(
                 record.policy, record.version, expected, force_reason=request.force_reason
             )
-            await self._rollouts.on_activation(promotion.activation, by_hand=request.without_gate)
+            await self._rollouts.on_activation(promotion, by_hand=request.without_gate)
         return pb.PromotePolicyResponse(
             active=_active_info(promotion.active),
             activation=promotion.activation,
@@ -233,7 +240,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
                 ended=convert.rollout_message(ended),
             )
         promotion = await self._promoter.rollback(request.reason)
-        await self._rollouts.on_activation(promotion.activation, by_hand=False)
+        await self._rollouts.on_activation(promotion, by_hand=False)
         return pb.RollbackPolicyResponse(
             active=_active_info(promotion.active), activation=promotion.activation
         )
@@ -249,9 +256,11 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
     async def WatchTrial(
         self, request: pb.WatchTrialRequest, context: Context
     ) -> AsyncIterator[pb.WatchTrialResponse]:
-        """Sends what is on trial, and every change."""
+        """Sends what is on trial and what is watched, and every change."""
         async for state, snapshot in self._registry.watch_rollout():
-            yield convert.trial_message(state, snapshot, self._canary_share)
+            watches = self._rollouts.watches
+            order = convert.watch_order(state.watch, watches.plan.limits, watches.now_ns())
+            yield convert.trial_message(state, snapshot, self._canary_share, order)
 
     async def WatchPolicies(
         self, request: pb.WatchPoliciesRequest, context: Context

@@ -86,6 +86,14 @@ class TrainerSettings(ServerSettings):
     """Smallest difference in value per request that a canary is sure to show."""
     canary_s: float = Field(default=21_600.0, gt=0.0, le=2_592_000.0)
     """Longest time as a canary, seconds; then the rollout is paused."""
+    watch_s: float = Field(default=3_600.0, ge=0.0, le=604_800.0)
+    """Time for which a learned policy that has become active is compared with the one it replaced,
+    seconds; 0 never does."""
+    watch_misses: float = Field(default=0.05, ge=0.0, le=1.0)
+    """The mesh goes back once it surely misses more requests than that one left possible by this,
+    at the same load."""
+    watch_errors: float = Field(default=0.02, ge=0.0, le=1.0)
+    """The mesh goes back once it surely fails in more requests by this, at the same load."""
     hindsight_max_requests: int = Field(default=20_000, ge=0, le=1_000_000)
     """Most requests of a minute of which it is reckoned what they could have earned; 0: never.
 

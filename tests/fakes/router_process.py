@@ -171,11 +171,12 @@ def router_process(
     *options: str,
     environ: Mapping[str, str] | None = None,
     service: str = "router_inference",
+    module: str = "",
 ) -> Iterator[RouterProcess]:
-    """Starts `python -m services.SERVICE`, waits until it serves, ends it at last."""
+    """Starts `python -m services.SERVICE`, or a module, waits until it serves, ends it at last."""
     config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
     config.write_text(toml, encoding="utf-8")
-    command = [sys.executable, "-m", f"services.{service}", "--config", str(config)]
+    command = [sys.executable, "-m", module or f"services.{service}", "--config", str(config)]
     command += ["--ready-file", str(ready), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -192,6 +192,7 @@ async def test_a_better_policy_goes_from_shadow_to_active(
             pb.ROLLOUT_VERDICT_UNSPECIFIED,
             pb.ROLLOUT_VERDICT_BETTER,
             pb.ROLLOUT_VERDICT_BETTER,
+            pb.ROLLOUT_VERDICT_UNSPECIFIED,  # from here on it is watched
         ]
         await until(
             lambda: all(router.core.slot.version == version for router in mesh.routers),

@@ -438,6 +438,7 @@ async def linked(rig: Rig, address: str) -> AsyncIterator[None]:
             siblings=NoSiblings(),
             slot=rig.core.slot,
             trial=rig.core.trial,
+            watch=rig.core.watch,
             notes=rig.core.notes,
             clock=rig.clock,
             log=LOG,

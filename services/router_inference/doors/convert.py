@@ -304,6 +304,8 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         in_flight_count=status.in_flight,
         refused_snapshot_counts=status.refused_snapshots,
         known_policies=status.known_policies,
+        watched_activation=status.watched_activation,
+        watch_problem=status.watch_problem,
     )
     for task, attained in zip(status.tasks, status.attainments, strict=True):
         told = response.tasks.add(

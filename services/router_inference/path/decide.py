@@ -16,6 +16,7 @@ from services.router_inference.job import Arm, Choice, Job
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
@@ -35,6 +36,7 @@ class Decider:
         view: View,
         guard: Guard,
         trial: Trial,
+        watch: PolicyWatch,
         admission: Admission,
         hold: TargetHold,
         accounts: Accounts,
@@ -49,6 +51,7 @@ class Decider:
         self._view = view
         self._guard = guard
         self._trial = trial
+        self._load_class = watch.load_class
         self._admission = admission
         self._hold = hold
         self._metrics = accounts.metrics
@@ -79,6 +82,7 @@ class Decider:
         desk = view.desk(start_s)
         held = job.held = self._hold.held(request, start_s)
         query = view.traffic.query(request, start_s, held.pressure, held.is_small)
+        job.load_class = self._load_class(query.rate_short_rps)
         slack_s, factor = self._admission.terms(request, held)
         desk.asked = Asked(
             query,

@@ -10,6 +10,7 @@ from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE, Admission
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import (
     LEASE_EXPIRED,
@@ -35,6 +36,7 @@ class Ending:
         admission: Admission,
         hold: TargetHold,
         trial: Trial,
+        watch: PolicyWatch,
         experience: ExperienceWriter,
         lengths: OutputLengthPredictor,
         tracing: Tracing,
@@ -47,6 +49,7 @@ class Ending:
         self._admission = admission
         self._hold = hold
         self._trial = trial
+        self._watch = watch
         self._experience = experience
         self._lengths = lengths
         self._tracing = tracing
@@ -79,7 +82,9 @@ class Ending:
                 self._lengths.observe(job.task.name, job.output_tokens)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
-        self._hold.on_end(job, end_s, is_hopeless=reason == REASON_DEADLINE)
+        is_hopeless = reason == REASON_DEADLINE
+        self._hold.on_end(job, end_s, is_hopeless=is_hopeless)
+        self._watch.on_end(job, is_hopeless=is_hopeless)
         if job.arm is not None:
             self._trial.on_end(job, reward)
         is_remembered = job.is_complete and self._memory_count > 0

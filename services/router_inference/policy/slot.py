@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from router.catalog import Catalog
@@ -72,6 +72,7 @@ class PolicySlot:
 
     Attributes:
         is_pinned: True from `use` on, until the trainer's next word.
+        on_swap: called after every swap, and when settings made the same policy anew.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class PolicySlot:
         self._snapshots = {base_name(policy): snapshot} if snapshot else {}
         self._present = self._configured
         self._before: tuple[str, bytes] | None = None
+        self._replaced: tuple[str, bytes] | None = None
+        self.on_swap: Callable[[], None] = _nobody
         self._is_promoted = False
         self.is_pinned = False
         self.activation = 0
@@ -181,14 +184,27 @@ class PolicySlot:
             return False
         self.activation, self.refusal = promoted.activation, ""
         self._is_promoted, self.is_pinned = True, False
+        self._replaced = self._present
         if promoted.snapshot:
             self._snapshots[base_name(promoted.name)] = promoted.snapshot
         self._swap(policy, (promoted.name, promoted.snapshot))
         return True
 
+    def go_back(self, reason: str) -> None:
+        """Uses again what the present activation replaced, which counts as refused from now on.
+
+        Args:
+            reason: why, as a label says it.
+        """
+        before, self._replaced = self._replaced, None
+        if before is None:
+            return
+        self.refusal = reason
+        self._swap(self._made_of(before), before)
+
     def withdraw(self, activation: int) -> None:
         """Goes back to what the settings say: nothing is promoted any more."""
-        self.activation, self.refusal = activation, ""
+        self.activation, self.refusal, self._replaced = activation, "", None
         self._is_promoted = self.is_pinned = False
         self._swap(self._made_of(self._configured), self._configured)
 
@@ -284,6 +300,7 @@ class PolicySlot:
         self.guard.replace(policy, SCHEMA if is_dqn else "", fallback)
         self._show()
         self._log.info("policy_in_use", policy=self.name, policy_version=self.version)
+        self.on_swap()
 
     def _refuse(self, reason: str, promoted: Promoted, error: Exception) -> None:
         # Asking for it again would only refuse it again.
@@ -301,3 +318,7 @@ class PolicySlot:
     def _show(self) -> None:
         self._metrics.policy_info.clear()
         self._metrics.policy_info.labels(policy=self.name, policy_version=self.version).set(1.0)
+
+
+def _nobody() -> None:
+    """Tells nobody."""

@@ -1,4 +1,4 @@
-"""Follows what the trainer has on trial; without a trainer there are no trials."""
+"""Follows what the trainer has on trial and wants watched; without a trainer there is neither."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from router.watch import WatchLimits
 from services.common.clock import Clock
 from services.common.log import Logger
+from services.common.times import seconds_of
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial import Trial, Tried
+from services.router_inference.policy.watch import NOT_WATCHED, PolicyWatch, Watched
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
@@ -31,6 +34,7 @@ class TrialLink:
         *,
         channel: grpc.aio.Channel,
         trial: Trial,
+        watch: PolicyWatch,
         clock: Clock,
         log: Logger,
         longest_wait_s: float,
@@ -38,6 +42,7 @@ class TrialLink:
         """Takes its parts."""
         self._stub = trainer_grpc.TrainerServiceStub(channel)
         self._trial = trial
+        self._watch = watch
         self._clock = clock
         self._log = log
         self._longest_wait_s = longest_wait_s
@@ -62,6 +67,7 @@ class TrialLink:
                     return
                 works()
                 self._trial.take(tried_of(response))
+                self._watch.take(watched_of(response))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
@@ -69,6 +75,16 @@ class TrialLink:
             await self._clock.sleep(_OLD_TRAINER_S)
         finally:
             call.cancel()
+
+
+def watched_of(response: trainer_pb2.WatchTrialResponse) -> Watched:
+    """Returns what a trainer wants watched; limits that are none are nothing."""
+    order = response.watch
+    limits = WatchLimits(order.miss_limit, order.error_limit)
+    left_s = seconds_of(order.time_left)
+    if order.activation <= 0 or not all(math.isfinite(each) and each >= 0.0 for each in limits):
+        return NOT_WATCHED
+    return Watched(order.activation, limits, left_s)
 
 
 def tried_of(response: trainer_pb2.WatchTrialResponse) -> Tried:

@@ -206,6 +206,18 @@ class RouterMetrics:
             "Time spent on trials in the background, off the path of requests.",
             registry=registry,
         )
+        self.watch_info = Gauge(
+            "tiercel_watch_info",
+            "1 for the policy in use while it is compared with the one it replaced.",
+            ["policy", "policy_version"],
+            registry=registry,
+        )
+        self.watch_returns = Counter(
+            "tiercel_watch_returns",
+            "Times that this process went back to the policy that was replaced, by itself.",
+            ["reason"],
+            registry=registry,
+        )
         self.shadow_decisions = Counter(
             "tiercel_shadow_decisions",
             "Past decisions that a policy on trial was asked about, by what it chose.",

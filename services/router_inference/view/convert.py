@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from router.home import WHOLE, Share
 from router.types import SloKind, Task
+from router.watch import REQUESTS, Figures
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
+from services.router_inference.policy.watch import WatchTold
 from services.router_inference.records.accounts import REWARD, Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
@@ -267,6 +269,7 @@ def router_load(
     tells_outcomes: bool,
     target_pressure: float,
     trial: TrialTold | None,
+    watch: WatchTold | None,
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -289,6 +292,8 @@ def router_load(
     )
     if trial is not None:
         message.trial.CopyFrom(trial_report(trial))
+    if watch is not None:
+        message.watch.CopyFrom(watch_report(watch))
     loads.write(message, view.load, packs=packs)
     for tier, each in by_tier.items():
         message.tier_outcomes.add(tier=tier, outcomes=_counts(each))
@@ -371,3 +376,32 @@ def trial_report(told: TrialTold) -> system_state_pb2.TrialReport:
     for name, value in told.numbers.items():
         setattr(part, name, round(value) if name.endswith("_count") else value)
     return report
+
+
+def watch_report(told: WatchTold) -> system_state_pb2.WatchReport:
+    """Returns what a router has seen of the policy that is watched."""
+    return system_state_pb2.WatchReport(
+        activation=told.activation,
+        problem=told.problem[:64],
+        problem_detail=told.detail[:200],
+        before=_figures(told.before),
+        after=_figures(told.after),
+    )
+
+
+def _figures(figures: Figures) -> system_state_pb2.PolicyFigures:
+    message = system_state_pb2.PolicyFigures(
+        decision_count=round(figures.decisions),
+        decision_s=figures.decision_s,
+        fault_count=round(figures.faults),
+    )
+    for at in np.flatnonzero(figures.ends_LE[:, REQUESTS]).tolist():
+        requests, missed, failed, slow = figures.ends_LE[at].tolist()
+        message.classes.add(
+            load_class=at,
+            request_count=round(requests),
+            missed_count=round(missed),
+            failed_count=round(failed),
+            slow_count=round(slow),
+        )
+    return message

@@ -21,6 +21,7 @@ from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trial import Trial
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.reconnect import END_OF_STREAM, reconnecting
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.router_counts import RouterCounts
@@ -59,6 +60,7 @@ class MonitorLink:
         siblings: NoSiblings,
         slot: PolicySlot,
         trial: Trial,
+        watch: PolicyWatch,
         notes: HealthNotes,
         clock: Clock,
         log: Logger,
@@ -78,6 +80,7 @@ class MonitorLink:
         self._siblings = siblings
         self._slot = slot
         self._trial = trial
+        self._watch = watch
         self._notes = notes
         self._clock = clock
         self._log = log
@@ -178,6 +181,7 @@ class MonitorLink:
                 tells_outcomes=tells_tasks,
                 target_pressure=self._hold.pressure(),
                 trial=self._trial.told(),
+                watch=self._watch.told(),
                 loads=loads,
                 packs=self._packs,
                 now_s=now_s,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.ledger import LoadArrays
+from router.watch import WIDTH
 
 MOST_CANDIDATES = 65_536
 """Candidates a table has room for; pages that nobody writes to take no memory."""
@@ -34,9 +35,14 @@ REPORTER, REPORT_SEQUENCE, CHANGES = range(3)
 the parent began or ended to move counts; an odd number while it does."""
 TABLE_TURN, COUNTS_TURN, DECISION_SEQUENCE, LAST_S, START_S, SHORT, LONG, TRIAL_TURN = range(8)
 """Words at the start of a block: turns, number of the last decision, `router.traffic.Traffic`."""
-_BLOCK_HEAD_WORDS = 8
+WATCH_TURN = 8
+"""The turn of what is shared of a watch."""
+_BLOCK_HEAD_WORDS = 16
 TRIAL_WIDTH = 16
 """Numbers that a worker shares of a policy on trial."""
+WATCH_WIDTH = 2 + 2 * WIDTH
+"""Numbers that a worker shares of a policy that is watched: of which activation, why it was sent
+back, and the figures of the replaced policy and its own."""
 
 
 class Memory:
@@ -50,7 +56,9 @@ class Memory:
             counts_width: Numbers in what each worker counts.
         """
         self._table_words = 1 + MOST_CANDIDATES * (1 + LOADS)
-        block_words = _BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + self._table_words)
+        block_words = _BLOCK_HEAD_WORDS + 2 * (
+            counts_width + TRIAL_WIDTH + WATCH_WIDTH + self._table_words
+        )
         first = _HEADER_WORDS
         total_bytes = (first + (worker_count + 1) * block_words) * _WORD_BYTES
         mapped = mmap.mmap(-1, total_bytes)
@@ -75,6 +83,7 @@ class Memory:
         block.next_table(candidate_keys(()))
         block.turn_table()
         block.set_trial(np.zeros(TRIAL_WIDTH))
+        block.set_watch(np.zeros(WATCH_WIDTH))
         self.header[CHANGES] += 1
         counts = block.counts()
         self.ended.set_counts(self.ended.counts() + as_ended(counts))
@@ -99,7 +108,9 @@ class Block:
         self._counts = counts[:counts_width], counts[counts_width : 2 * counts_width]
         trials = counts[2 * counts_width :]
         self._trials = trials[:TRIAL_WIDTH], trials[TRIAL_WIDTH : 2 * TRIAL_WIDTH]
-        tables = words[_BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH) :]
+        watches = trials[2 * TRIAL_WIDTH :]
+        self._watches = watches[:WATCH_WIDTH], watches[WATCH_WIDTH : 2 * WATCH_WIDTH]
+        tables = words[_BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + WATCH_WIDTH) :]
         half = len(tables) // 2
         self._tables = tables[:half], tables[half : 2 * half]
 
@@ -122,6 +133,16 @@ class Block:
         turn = self.whole[TRIAL_TURN] + 1
         self._trials[turn & 1][:] = row
         self.whole[TRIAL_TURN] = turn
+
+    def watch(self) -> NDArray[np.float64]:
+        """Returns what is in force of a watched policy, all zero for nothing."""
+        return self._watches[self.whole[WATCH_TURN] & 1].copy()
+
+    def set_watch(self, row: NDArray[np.float64]) -> None:
+        """Brings other numbers of a watched policy into force."""
+        turn = self.whole[WATCH_TURN] + 1
+        self._watches[turn & 1][:] = row
+        self.whole[WATCH_TURN] = turn
 
     def table(self) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
         """Returns the turn of the table in force, its keys and its loads, which go on changing."""

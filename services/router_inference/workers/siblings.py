@@ -87,6 +87,13 @@ class NoSiblings:
         """Returns what the siblings have shown of a policy on trial."""
         return ()
 
+    def show_watch(self, own: NDArray[np.float64]) -> None:
+        """Shows the siblings what this worker has seen of a watched policy."""
+
+    def other_watches(self) -> Sequence[NDArray[np.float64]]:
+        """Returns what the siblings have shown of a watched policy."""
+        return ()
+
 
 @dataclass(slots=True)
 class _Table:
@@ -214,6 +221,14 @@ class SharedSiblings(NoSiblings):
     def other_trials(self) -> Sequence[NDArray[np.float64]]:
         """Returns what the siblings have shown of a policy on trial."""
         return [table.block.trial() for table in self._others]
+
+    def show_watch(self, own: NDArray[np.float64]) -> None:
+        """Shows the siblings what this worker has seen of a watched policy."""
+        self._block.set_watch(own)
+
+    def other_watches(self) -> Sequence[NDArray[np.float64]]:
+        """Returns what the siblings have shown of a watched policy."""
+        return [table.block.watch() for table in self._others]
 
 
 def _arrivals(block: Block) -> Traffic:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from router.sequential import Arms, Plan
+from router.watch import WatchLimits
 from services.common.errors import FailedPreconditionError
 from services.common.log import get_logger
 from services.common.state.shared_state import MemorySharedState
@@ -20,7 +21,7 @@ from services.trainer.gate import Gate
 from services.trainer.mesh_view import RouterSeen
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import RolloutState, Stage
-from services.trainer.promotion import Promoter
+from services.trainer.promotion import Promoter, Promotion
 from services.trainer.registry import PolicyRegistry
 from services.trainer.rollout import NoRolloutError, RolloutHeldError, RolloutLimits, Rollouts
 from services.trainer.rollout_verdicts import (
@@ -31,6 +32,7 @@ from services.trainer.rollout_verdicts import (
     Verdict,
 )
 from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
+from services.trainer.watch import Watches, WatchPlan
 from tests.unit.services.trainer.test_gate import SPEC, Evaluator
 from tests.unit.services.trainer.test_registry import Bench as RegistryBench
 from tests.unit.services.trainer.test_registry import snapshot
@@ -41,6 +43,7 @@ LIMITS = RolloutLimits(
     shadow_s=60.0,
     canary_s=600.0,
 )
+WATCHED = WatchPlan(WatchLimits(0.05, 0.02), 600.0)
 SAFE = ShadowSeen(
     decision_count=60.0, same_tier_count=50.0, top_tier_count=30.0, active_top_tier_count=30.0
 )
@@ -87,7 +90,20 @@ class Bench:
         self.promoter = Promoter(
             registry=registry, mesh=mesh, clock=self.clock, log=self.log, wait_s=0.0
         )
+        metrics = TrainerMetrics(
+            CollectorRegistry() if registry is not self.registry else self.prometheus
+        )
+        telemetry = Telemetry(None, random.Random(1))
         return Rollouts(
+            watches=Watches(
+                registry=registry,
+                mesh=mesh,
+                plan=WATCHED,
+                telemetry=telemetry,
+                metrics=metrics,
+                clock=self.clock,
+                log=self.log,
+            ),
             registry=registry,
             promoter=self.promoter,
             mesh=mesh,
@@ -99,10 +115,8 @@ class Bench:
                 name=ROLLOUT_LEASE_NAME,
             ),
             limits=LIMITS,
-            telemetry=Telemetry(None, random.Random(1)),
-            metrics=TrainerMetrics(
-                CollectorRegistry() if registry is not self.registry else self.prometheus
-            ),
+            telemetry=telemetry,
+            metrics=metrics,
             clock=self.clock,
             log=self.log,
         )
@@ -175,6 +189,7 @@ async def test_a_good_policy_goes_all_the_way(bench: Bench) -> None:
         (Stage.SHADOW, Verdict.NONE),
         (Stage.CANARY, Verdict.BETTER),
         (Stage.ACTIVE, Verdict.BETTER),
+        (Stage.ACTIVE, Verdict.NONE),  # from here on it is watched
     ]
     assert all(step.reason and step.step_ns for step in record.steps)
     assert bench.steps("active", "better") == 1.0
@@ -318,7 +333,7 @@ async def test_a_pin_by_hand_wins(bench: Bench) -> None:
     """It ends what is under way, and nothing begins by itself until somebody promotes again."""
     await bench.begin()
     active = await bench.registry.promote("price")
-    await bench.rollouts.on_activation(active.activation, by_hand=True)
+    await bench.rollouts.on_activation(Promotion(active), by_hand=True)
     assert await bench.stage() == (Stage.PROPOSED, "")
     assert bench.rollouts.pin
     record, _ = await bench.registry.get("dqn", bench.registry.rollout.version)
@@ -343,7 +358,7 @@ async def test_a_pin_while_a_step_is_taken_wins_all_the_same(bench: Bench) -> No
     looking = asyncio.create_task(bench.rollouts.look())
     await at_it.wait()
     active = await bench.registry.promote("price")
-    pinning = asyncio.create_task(bench.rollouts.on_activation(active.activation, by_hand=True))
+    pinning = asyncio.create_task(bench.rollouts.on_activation(Promotion(active), by_hand=True))
     go_on.set()
     await asyncio.gather(looking, pinning)
     assert bench.rollouts.pin

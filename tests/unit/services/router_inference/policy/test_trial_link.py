@@ -9,11 +9,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from router.watch import WatchLimits
 from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.router_inference.policy.trial import Tried
-from services.router_inference.policy.trial_link import TrialLink, tried_of
+from services.router_inference.policy.trial_link import TrialLink, tried_of, watched_of
+from services.router_inference.policy.watch import NOT_WATCHED, Watched
 from tests.fakes.ports import free_port
 from tests.waiting import until
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
@@ -94,6 +97,39 @@ class Trial:
         self.suspended += 1
 
 
+class Watch:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[Watched] = []
+
+    def take(self, watched: Watched) -> None:
+        """Notes it."""
+        self.taken.append(watched)
+
+
+def order(**fields: Any) -> pb.WatchTrialResponse:
+    """Returns what is to be watched, with other fields."""
+    usual = {"activation": 7, "miss_limit": 0.05, "error_limit": 0.02}
+    return pb.WatchTrialResponse(
+        watch=pb.WatchOrder(time_left=Duration(seconds=60), **{**usual, **fields})
+    )
+
+
+def test_what_is_to_be_watched_is_read() -> None:
+    """Beside a trial or without one; limits that are none mean nothing."""
+    found = watched_of(order())
+    assert found == Watched(7, WatchLimits(0.05, 0.02), 60.0)
+    wrong = (
+        pb.WatchTrialResponse(),
+        order(activation=-1),
+        order(miss_limit=math.nan),
+        order(error_limit=-0.1),
+        order(error_limit=math.inf),
+    )
+    assert {watched_of(each) for each in wrong} == {NOT_WATCHED}
+
+
 async def served(address: str, servicer: Any) -> grpc.aio.Server:
     """Returns a trainer that listens; with None one of an earlier release."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -107,12 +143,13 @@ async def served(address: str, servicer: Any) -> grpc.aio.Server:
 @pytest.mark.parametrize("servicer", [Trainer, None])
 async def test_a_trial_rests_while_the_trainer_is_away(servicer: Any) -> None:
     """And where it is of an earlier release, which has no trials."""
-    address, trial = f"127.0.0.1:{free_port()}", Trial()
+    address, trial, watch = f"127.0.0.1:{free_port()}", Trial(), Watch()
     server = await served(address, servicer and servicer.__new__(servicer))
     async with grpc.aio.insecure_channel(address) as channel:
         link = TrialLink(
             channel=channel,
             trial=trial,  # type: ignore[arg-type]
+            watch=watch,  # type: ignore[arg-type]
             clock=SystemClock(),
             log=get_logger("test"),
             longest_wait_s=0.1,
@@ -121,6 +158,7 @@ async def test_a_trial_rests_while_the_trainer_is_away(servicer: Any) -> None:
         if servicer is not None:
             await until(lambda: trial.taken, "the canary is taken in")
             assert trial.suspended == 0
+            assert watch.taken == [NOT_WATCHED]
             await server.stop(None)
         await until(lambda: trial.suspended, "the trial rests")
         watching.cancel()

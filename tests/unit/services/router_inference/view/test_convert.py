@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from router.home import WHOLE, Share
+from router.watch import Figures
+from services.common.errors import InvalidArgumentError
 from services.load_monitor.convert import report_from_message
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial_counts import (
@@ -21,10 +23,12 @@ from services.router_inference.policy.trial_counts import (
     TrialTold,
     reported,
 )
+from services.router_inference.policy.watch import WatchTold
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState, SeenTarget
 from services.router_inference.workers.siblings import NoSiblings
+from services.trainer.convert import watch_seen
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
@@ -124,7 +128,9 @@ async def test_a_report_tells_when_answers_of_each_task_came() -> None:
     assert attained.delivered_reward_sum == told[0].delivered_reward_sum == attained.largest_quality
 
 
-def report_of(rig: Rig, trial: TrialTold | None = None) -> system_state_pb2.RouterLoad:
+def report_of(
+    rig: Rig, trial: TrialTold | None = None, watch: WatchTold | None = None
+) -> system_state_pb2.RouterLoad:
     """What a router reports."""
     slot = rig.core.slot
     return router_load(
@@ -142,11 +148,43 @@ def report_of(rig: Rig, trial: TrialTold | None = None) -> system_state_pb2.Rout
         tells_outcomes=True,
         target_pressure=rig.core.hold.pressure(),
         trial=trial,
+        watch=watch,
         loads=LoadWriter(),
         packs=True,
         now_s=rig.clock.monotonic_s(),
         now_ns=rig.clock.wall_ns(),
     )
+
+
+@scenario
+async def test_a_report_says_what_was_seen_of_a_watched_policy() -> None:
+    """The figures of both policies by load, as the trainer then reads them again."""
+    before, after = Figures(decisions=9.0, decision_s=0.25), Figures(faults=2.0)
+    before.ends_LE[7], after.ends_LE[9] = (100.0, 3.0, 1.0, 0.0), (50.0, 40.0, 2.0, 5.0)
+    told = WatchTold(4, "WATCH_MISSES", "by far", before, after)
+    load = report_of(make_rig(), watch=told)
+    report_from_message(load)
+    found = watch_seen(load.watch)
+    assert (found.activation, found.problem, found.detail) == (4, "WATCH_MISSES", "by far")
+    assert found.before.row().tolist() == before.row().tolist()
+    assert found.after.row().tolist() == after.row().tolist()
+    assert not report_of(make_rig()).HasField("watch")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"load_class": 32, "request_count": 1}, r"watch.after.classes\[0\].load_class"),
+        ({"missed_count": -1}, r"watch.after.classes\[0\].missed_count"),
+    ],
+)
+@scenario
+async def test_figures_that_are_none_are_refused(wrong: dict[str, int], field: str) -> None:
+    """By the monitor, naming the field."""
+    load = report_of(make_rig(), watch=WatchTold(4, "", "", Figures(), Figures()))
+    load.watch.after.classes.add(**wrong)
+    with pytest.raises(InvalidArgumentError, match=field):
+        report_from_message(load)
 
 
 @scenario

@@ -10,6 +10,7 @@ from services.router_inference.workers.memory import (
     MOST_CANDIDATES,
     TABLE_TURN,
     TRIAL_WIDTH,
+    WATCH_WIDTH,
     Memory,
     candidate_keys,
 )
@@ -53,6 +54,7 @@ def test_blocks_do_not_overlap() -> None:
             block.turn_table()
             block.set_counts(np.array([number, 10.0 * number]))
         block.set_trial(np.full(TRIAL_WIDTH, float(number)))
+        block.set_watch(np.full(WATCH_WIDTH, float(number)))
     assert not memory.ended.counts().any()
     for number, block in enumerate(memory.blocks, start=1):
         _, found, load_LC = block.table()
@@ -60,6 +62,7 @@ def test_blocks_do_not_overlap() -> None:
         assert (load_LC == number).all()
         assert block.counts().tolist() == [number, 10.0 * number]
         assert (block.trial() == number).all()
+        assert (block.watch() == number).all()
 
 
 def test_a_worker_that_ended_leaves_its_counts_and_no_load() -> None:
@@ -70,11 +73,13 @@ def test_a_worker_that_ended_leaves_its_counts_and_no_load() -> None:
     block.turn_table()
     block.set_counts(np.array([4.0, 1.0]))
     block.set_trial(np.ones(TRIAL_WIDTH))
+    block.set_watch(np.ones(WATCH_WIDTH))
     for _ in range(2):  # nothing moves twice
         memory.retire(2, lambda counts: counts * 2.0)
     assert block.table()[1].size == 0
     assert block.counts().tolist() == [0.0, 0.0]
     assert not block.trial().any()
+    assert not block.watch().any()
     assert memory.ended.counts().tolist() == [8.0, 2.0]
 
 

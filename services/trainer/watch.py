@@ -1,0 +1,187 @@
+"""The watch over a policy that has become active: it stays, or the mesh goes back.
+
+Routers count, and go back by themselves (`services/router_inference/policy/watch.py`); here their
+counts are added up and judged by the same rule (`router/watch.py`), and what one router found holds
+for the mesh. How a watch stands is kept beside the rollout, so a trainer that dies and comes back
+goes on with it. Every step is an event: a line in the log, a count, a span, and an entry in the
+history of the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from router.watch import Watcher, WatchLimits
+from services.common.clock import Clock
+from services.common.errors import DomainError, cut
+from services.common.log import Logger
+from services.common.telemetry import Telemetry
+from services.common.times import to_ns
+from services.trainer.mesh_view import MeshView
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.model import RolloutStep, Stage, WatchStage, WatchState
+from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.rollout_verdicts import Verdict
+from services.trainer.watch_seen import WatchTally
+
+STEP_SPAN = "tiercel.watch.step"
+_LONGEST_REASON = 1_000
+_VERDICTS = {
+    WatchStage.UNDER_WAY: Verdict.NONE,
+    WatchStage.KEPT: Verdict.BETTER,
+    WatchStage.WENT_BACK: Verdict.WORSE,
+    WatchStage.ENDED: Verdict.NONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPlan:
+    """How policies are watched.
+
+    Attributes:
+        limits: what they must keep to.
+        watch_s: for how long, seconds; 0 = never.
+    """
+
+    limits: WatchLimits
+    watch_s: float
+
+
+class Watches:
+    """Begins, judges and ends watches, one at a time; its caller lets one call in at a time."""
+
+    def __init__(
+        self,
+        *,
+        registry: PolicyRegistry,
+        mesh: MeshView,
+        plan: WatchPlan,
+        telemetry: Telemetry,
+        metrics: TrainerMetrics,
+        clock: Clock,
+        log: Logger,
+    ) -> None:
+        """Takes its parts."""
+        self._registry = registry
+        self._mesh = mesh
+        self.plan = plan
+        self._telemetry = telemetry
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._tally = WatchTally()
+        self._watcher = Watcher(plan.limits)
+        self._watched = 0
+
+    @property
+    def state(self) -> WatchState:
+        """The watch under way, else the last one."""
+        return self._registry.rollout.watch
+
+    def now_ns(self) -> int:
+        """Returns the time by which watches end, nanoseconds since 1970."""
+        return self._clock.wall_ns()
+
+    def seen(self) -> str:
+        """Returns what was seen so far, for people; empty if nothing is watched."""
+        return str(self._tally) if self.state.is_under_way else ""
+
+    async def begin(self, active: ActivePolicy, replaced: tuple[str, str]) -> None:
+        """Watches a learned policy that has become active; others need none.
+
+        Args:
+            active: what has become active.
+            replaced: name and version of what it replaced; empty for the routers' settings.
+        """
+        await self.end(f"activation {active.activation} came before its time was over")
+        if not active.snapshot or not self.plan.watch_s:
+            return
+        now_ns = self._clock.wall_ns()
+        name = " ".join(replaced).strip() or "the policy of the routers' settings"
+        state = WatchState(
+            activation=active.activation,
+            policy=active.record.policy,
+            version=active.record.version,
+            replaced=replaced[0],
+            replaced_version=replaced[1],
+            begin_ns=now_ns,
+            end_ns=now_ns + to_ns(self.plan.watch_s),
+        )
+        text = f"it is compared with {name} for {self.plan.watch_s:g} s"
+        await self._step(state, WatchStage.UNDER_WAY, text)
+
+    async def end(self, reason: str) -> None:
+        """Ends the watch under way, if any, without a verdict."""
+        if self.state.is_under_way:
+            await self._step(self.state, WatchStage.ENDED, reason)
+
+    async def look(self) -> None:
+        """Judges what routers have reported, and takes the step that follows, if any."""
+        state = self.state
+        if not state.is_under_way:
+            return
+        if state.activation != self._registry.activation:
+            text = f"activation {self._registry.activation} came before its time was over"
+            await self.end(text)
+            return
+        if state.activation != self._watched:
+            self._watched, self._watcher = state.activation, Watcher(self.plan.limits)
+        routers = self._mesh.routers
+        reports = (((each.router_id, each.epoch), each.watch) for each in routers)
+        self._tally.take(state.activation, reports)
+        problem = self._tally.problem
+        if not problem:
+            broken = self._watcher.look(self._tally.before, self._tally.after)
+            problem = f"{broken.reason}: {broken.detail}" if broken is not None else ""
+        if problem:
+            await self._go_back(state, f"{problem}; {self._tally}")
+        elif self._clock.wall_ns() >= state.end_ns:
+            await self._step(state, WatchStage.KEPT, f"it broke no limit; {self._tally}")
+
+    async def _go_back(self, state: WatchState, reason: str) -> None:
+        reason = cut(reason, _LONGEST_REASON)
+        active = await self._registry.active()
+        if active is None or active.activation != state.activation:
+            return  # somebody was faster; the next look ends the watch
+        try:
+            await self._registry.withdraw(active, reason)
+        except DomainError as error:
+            self._log.warning("watch_raced", reason=str(error))
+            return
+        await self._step(state, WatchStage.WENT_BACK, reason)
+
+    async def _step(self, state: WatchState, stage: WatchStage, reason: str) -> None:
+        """Takes a step and tells it to everybody."""
+        reason = cut(reason, _LONGEST_REASON)
+        after = replace(state, stage=stage, reason=reason)
+        now_ns = self._clock.wall_ns()
+        await self._registry.keep_watch(
+            after, RolloutStep(now_ns, _policy_stage(stage), _VERDICTS[stage], reason)
+        )
+        name = stage.name.lower()
+        facts: dict[str, str | int] = {
+            "activation": after.activation,
+            "policy": after.policy,
+            "policy_version": after.version,
+            "stage": name,
+            "reason": reason,
+        }
+        log = self._log.warning if stage is WatchStage.WENT_BACK else self._log.info
+        log("watch_step", **facts)
+        self._metrics.watch_steps.labels(name).inc()
+        self._metrics.watch_under_way.set(float(after.is_under_way))
+        self._telemetry.emit(
+            self._telemetry.begin(None, STEP_SPAN),
+            STEP_SPAN,
+            start_ns=after.begin_ns,
+            end_ns=now_ns,
+            attributes={f"tiercel.{key}": value for key, value in facts.items()},
+            force=True,
+        )
+
+
+def _policy_stage(stage: WatchStage) -> Stage:
+    """Returns where the policy stands after a step."""
+    if stage is WatchStage.WENT_BACK:
+        return Stage.REJECTED
+    return Stage.PROPOSED if stage is WatchStage.ENDED else Stage.ACTIVE

@@ -1,0 +1,183 @@
+"""The watch over a policy that has become active: it stays, goes back, or makes way."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.watch import FAILED, REASON_MISSES, Figures, load_class
+from services.trainer.convert import decode_rollout, encode_rollout
+from services.trainer.mesh_view import RouterSeen
+from services.trainer.model import Stage, WatchStage
+from services.trainer.promotion import Promotion
+from services.trainer.rollout_verdicts import Verdict
+from services.trainer.watch_seen import WatchSeen
+from tests.unit.services.trainer.test_rollout import Bench, canary
+
+CALM = load_class(4.0, 1.0)
+
+
+def figures(requests: float, missed: float = 0.0) -> Figures:
+    """Returns figures of one class."""
+    made = Figures()
+    made.ends_LE[CALM, :FAILED] = requests, missed
+    return made
+
+
+def seen(activation: int, after: Figures, *, problem: str = "") -> WatchSeen:
+    """Returns a report beside a good policy that served 500 requests there."""
+    return WatchSeen(activation, problem, "by far" if problem else "", figures(500.0), after)
+
+
+class WatchBench(Bench):
+    """A bench with a policy that has just been promoted over another one."""
+
+    async def promote(self, number: int = 1) -> int:
+        """Publishes and promotes a snapshot, as the gate does; returns the activation."""
+        version = await self.over.publish(number)
+        active = await self.registry.promote("dqn", version)
+        await self.rollouts.on_activation(Promotion(active), by_hand=False, is_watched=True)
+        return active.activation
+
+    def hear(self, *reports: WatchSeen) -> None:
+        """Has routers report."""
+        self.mesh.routers = tuple(
+            RouterSeen(name, 1, report.activation, "", None, report)
+            for name, report in zip("abcd", reports, strict=False)
+        )
+
+    def watch_steps(self, stage: str) -> float:
+        """Returns how many steps were counted."""
+        name, labels = "tiercel_trainer_watch_steps_total", {"stage": stage}
+        return self.prometheus.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def bench() -> WatchBench:
+    """A fresh bench."""
+    return WatchBench()
+
+
+async def test_a_policy_that_misses_is_taken_back(bench: WatchBench) -> None:
+    """By the sum of what routers saw, though none of them saw enough; every step is told."""
+    await bench.registry.promote("price")
+    activation = await bench.promote()
+    state = bench.rollouts.watches.state
+    assert (state.stage, state.replaced) == (WatchStage.UNDER_WAY, "price")
+    bench.hear(seen(activation, figures(15.0, 15.0)), seen(activation, figures(15.0, 2.0)))
+    await bench.rollouts.look()
+    assert bench.registry.activation == activation
+    assert "30 requests" in bench.rollouts.watches.seen()
+    bench.hear(*(seen(activation, figures(15.0, 15.0)) for _ in range(4)))
+    await bench.rollouts.look()
+    active = await bench.registry.active()
+    assert active is not None
+    assert active.record.policy == "price"
+    state = bench.rollouts.watches.state
+    assert state.stage is WatchStage.WENT_BACK
+    assert state.reason.startswith(f"{REASON_MISSES}: it misses 1.000 of 60 requests")
+    record, _ = await bench.registry.get("dqn", state.version)
+    assert record.stage is Stage.REJECTED
+    assert record.rejection == state.reason
+    assert [(step.stage, step.verdict) for step in record.steps] == [
+        (Stage.ACTIVE, Verdict.NONE),
+        (Stage.REJECTED, Verdict.WORSE),
+    ]
+    assert (bench.watch_steps("under_way"), bench.watch_steps("went_back")) == (1.0, 1.0)
+    await bench.rollouts.look()
+    assert bench.watch_steps("went_back") == 1.0
+
+
+async def test_the_word_of_one_router_is_enough(bench: WatchBench) -> None:
+    """It has gone back already; the mesh follows, here to the policy of the settings."""
+    activation = await bench.promote()
+    bench.hear(
+        seen(activation, figures(40.0)), seen(activation, figures(2.0), problem="WATCH_FAULTS")
+    )
+    await bench.rollouts.look()
+    assert await bench.registry.active() is None
+    assert "router b went back: WATCH_FAULTS: by far" in bench.rollouts.watches.state.reason
+
+
+async def test_a_good_policy_is_kept(bench: WatchBench) -> None:
+    """When the stated time is over; what other activations saw does not count."""
+    activation = await bench.promote()
+    bench.hear(seen(activation - 1, figures(500.0, 500.0)), seen(activation, figures(900.0, 9.0)))
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.is_under_way
+    await bench.clock.advance(bench.rollouts.watches.plan.watch_s + 1.0)
+    await bench.rollouts.look()
+    state = bench.rollouts.watches.state
+    assert state.stage is WatchStage.KEPT
+    assert "900 requests, in time 0.9900" in state.reason
+    assert bench.registry.activation == activation
+
+
+async def test_a_pin_by_hand_ends_it(bench: WatchBench) -> None:
+    """What somebody pinned is never watched, be it the same policy; nothing goes back."""
+    activation = await bench.promote()
+    version = bench.rollouts.watches.state.version
+    pinned = await bench.registry.promote("dqn", version)
+    await bench.rollouts.on_activation(Promotion(pinned), by_hand=True)
+    state = bench.rollouts.watches.state
+    assert (state.stage, "by hand" in state.reason) == (WatchStage.ENDED, True)
+    bench.hear(*(seen(activation, figures(500.0, 500.0)) for _ in range(2)))
+    await bench.rollouts.look()
+    assert bench.registry.activation == pinned.activation
+
+
+async def test_another_activation_ends_it(bench: WatchBench) -> None:
+    """One that nobody here made, too, such as of another trainer."""
+    await bench.promote()
+    await bench.registry.promote("price")
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.stage is WatchStage.ENDED
+    await bench.promote(2)
+    assert bench.rollouts.watches.state.is_under_way
+    again = await bench.promote(3)
+    assert bench.rollouts.watches.state.activation == again
+    assert bench.watch_steps("ended") == 2.0
+
+
+async def test_a_policy_by_steps_is_watched_too(bench: WatchBench) -> None:
+    """From the step that makes it active on; the rollout ends as it did before."""
+    state = await bench.as_canary()
+    bench.mesh.report(canary(state, 0.3))
+    bench.mesh.activation = 1
+    await bench.rollouts.look()
+    assert bench.registry.rollout.stage is Stage.ACTIVE
+    watch = bench.rollouts.watches.state
+    assert (watch.activation, watch.is_under_way) == (bench.registry.activation, True)
+    assert watch.replaced == ""
+
+
+async def test_policies_without_a_snapshot_are_not_watched(bench: WatchBench) -> None:
+    """They learned nothing that traffic has to show."""
+    active = await bench.registry.promote("price")
+    await bench.rollouts.on_activation(Promotion(active), by_hand=False, is_watched=True)
+    assert not bench.rollouts.watches.state.is_under_way
+
+
+async def test_a_trainer_that_comes_back_goes_on_watching(bench: WatchBench) -> None:
+    """The store has the watch; the routers have the figures."""
+    activation = await bench.promote()
+    registry = bench.over.another()
+    await registry.policies()
+    assert registry.rollout == bench.registry.rollout
+    later = bench.another(registry)
+    bench.hear(*(seen(activation, figures(40.0, 40.0)) for _ in range(2)))
+    await later.look()
+    assert later.watches.state.stage is WatchStage.WENT_BACK
+
+
+async def test_a_rollout_that_begins_meanwhile_leaves_the_watch(bench: WatchBench) -> None:
+    """Both go on; when the watched policy goes back, the rollout beside it ends."""
+    activation = await bench.promote()
+    version = await bench.over.publish(2)
+    record, _ = await bench.registry.get("dqn", version)
+    await bench.rollouts.begin(record, "passed", by_hand=True)
+    assert bench.rollouts.watches.state.is_under_way
+    assert decode_rollout(encode_rollout(bench.registry.rollout)) == bench.registry.rollout
+    bench.hear(*(seen(activation, figures(40.0, 40.0)) for _ in range(2)))
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.stage is WatchStage.WENT_BACK
+    assert not bench.registry.rollout.is_under_way
