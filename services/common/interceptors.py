@@ -20,6 +20,11 @@ from services.common.running_calls import RunningCalls
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+# A client ends its call by its own clock. The server's ends later: by the way here, and by what the
+# library rounds the limit up to (three digits of it travel).
+_DEADLINE_BAND_S = 0.05
+_DEADLINE_BAND_SHARE = 0.02
+
 
 class _Rejected:
     """Stands for a request message that could not be taken; raised as an error by the handler."""
@@ -45,6 +50,7 @@ class ErrorInterceptor:
         calls: The server's running calls.
         watches: Methods, as `package.Service/Method`, whose calls serve nobody's request: they
             wait for news, and end at once when the server stops.
+        open_watches: Those of them that need no identity.
         guard: Puts the check of a method's callers before its handler.
         on_bad_message: Told the reason of each message that is too large or malformed.
     """
@@ -58,6 +64,7 @@ class ErrorInterceptor:
         max_message_bytes: int,
         calls: RunningCalls,
         watches: frozenset[str],
+        open_watches: frozenset[str] = frozenset(),
         guard: Callable[[str, Handler], Handler] = lambda _, handler: handler,
         on_bad_message: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -69,6 +76,7 @@ class ErrorInterceptor:
         self._max_message_bytes = max_message_bytes
         self._calls = calls
         self._watches = watches
+        self._open_watches = open_watches
 
     def around(self, server: grpc.aio.Server) -> grpc.aio.Server:
         """Returns a stand-in for `server` to register servicers with; only that works on it."""
@@ -89,6 +97,7 @@ class ErrorInterceptor:
             self._log,
             calls=self._calls,
             is_watch=method in self._watches,
+            is_open=method in self._open_watches,
         )
         take = self._taking(handler.request_deserializer)
         give = handler.response_serializer
@@ -197,10 +206,12 @@ class _Call:
         *,
         calls: RunningCalls,
         is_watch: bool,
+        is_open: bool,
     ) -> None:
         self._method = method
         self._calls = calls
         self._is_watch = is_watch
+        self._is_open = is_open
         # Whoever asks for health needs the answer most when there is no room.
         self._is_bounded = not method.startswith("grpc.health.")
         self._metrics = metrics
@@ -216,15 +227,15 @@ class _Call:
             start_s = monotonic_s()
             calls.count += 1
             try:
-                if is_bounded:
-                    calls.check_room()
                 if self._is_watch:
-                    with calls.watching():
+                    with calls.watching(is_open=self._is_open):
                         response = await behavior(check(request), context)
                 else:
+                    if is_bounded:
+                        calls.check_room()
                     response = await behavior(check(request), context)
             except BaseException as error:  # one place decides about all of them
-                await self._fail(error, context)
+                await self._fail(error, context, start_s)
             else:
                 self._done(context)
                 return response
@@ -244,20 +255,20 @@ class _Call:
             calls = self._calls
             calls.count += 1
             try:
-                calls.check_room()
                 if self._is_watch:
-                    with calls.watching():
+                    with calls.watching(is_open=self._is_open):
                         async for response in behavior(check(request), context):
                             with calls.sending():
                                 yield response
                 else:
+                    calls.check_room()
                     async for response in behavior(check(request), context):
                         yield response
             except GeneratorExit:
-                self._count_left(context)
+                self._count_left(context, start_s)
                 raise
             except BaseException as error:  # one place decides about all of them
-                await self._fail(error, context)
+                await self._fail(error, context, start_s)
             else:
                 self._done(context)
             finally:
@@ -276,18 +287,21 @@ class _Call:
     def _count(self, code: str, reason: str) -> None:
         self._metrics.count(self._method, code, reason)
 
-    def _count_left(self, context: Context) -> None:
+    def _count_left(self, context: Context, start_s: float) -> None:
         """Counts a call whose client went away, or let its own deadline pass."""
         left_s = context.time_remaining()
-        if left_s is not None and left_s <= 0.0:
+        if left_s is not None and left_s <= max(
+            _DEADLINE_BAND_S,
+            _DEADLINE_BAND_SHARE * (left_s + self._clock.monotonic_s() - start_s),
+        ):
             self._count("DEADLINE_EXCEEDED", "CLIENT_DEADLINE")
         else:
             self._count("CANCELLED", "CLIENT_CANCELLED")
 
-    async def _fail(self, error: BaseException, context: Context) -> NoReturn:
+    async def _fail(self, error: BaseException, context: Context, start_s: float) -> NoReturn:
         if isinstance(error, asyncio.CancelledError | grpc.aio.InternalError):
             # The library's own error: the call it should have answered has ended.
-            self._count_left(context)
+            self._count_left(context, start_s)
             raise asyncio.CancelledError from error
         if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
             # The method answered by itself (a proxied status), or the process is ending.

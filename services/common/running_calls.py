@@ -14,8 +14,11 @@ _RETRY_AFTER_S = 0.25
 class RunningCalls:
     """Bounds the calls that run at a time, and ends at a stop those that serve nobody's request.
 
+    Those that only wait take no room from the others, and those that whoever comes may open take
+    none from those of callers that are known.
+
     Args:
-        most: Most calls at a time.
+        most: Most calls at a time, of each of the three kinds.
     """
 
     def __init__(self, most: int) -> None:
@@ -24,29 +27,49 @@ class RunningCalls:
         self._ended: set[asyncio.Task[object]] = set()
         self._is_stopping = False
         self.count = 0
+        self._watch_count = 0
+        self._open_watch_count = 0
 
     def check_room(self) -> None:
         """Raises ResourceExhaustedError if more calls run than may; this one is counted already."""
-        if self.count > self._most:
+        count = self.count - self._watch_count - self._open_watch_count
+        if count > self._most:
             raise ResourceExhaustedError(
-                "TOO_MANY_CALLS", f"{self._most} calls", f"{self.count} calls", _RETRY_AFTER_S
+                "TOO_MANY_CALLS", f"{self._most} calls", f"{count} calls", _RETRY_AFTER_S
             )
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Marks the running call as one that only waits for news: a stop ends it at once."""
+    def watching(self, *, is_open: bool = False) -> Iterator[None]:
+        """Marks the running call as one that only waits for news: a stop ends it at once.
+
+        Args:
+            is_open: True if whoever comes may open such calls.
+
+        Raises:
+            ResourceExhaustedError: More of them run than may.
+            UnavailableError: The server is stopping.
+        """
         task = asyncio.current_task()
         assert task is not None
         if self._is_stopping:
             raise _going_away()
         self._watches.add(task)
+        self._open_watch_count += is_open
+        self._watch_count += not is_open
         try:
+            count = self._open_watch_count if is_open else self._watch_count
+            if count > self._most:
+                raise ResourceExhaustedError(
+                    "TOO_MANY_WATCHES", f"{self._most} watches", f"{count} watches", _RETRY_AFTER_S
+                )
             yield
         except asyncio.CancelledError:
             if task in self._ended and task.uncancel() == 0:
                 raise _going_away() from None
             raise  # its client left
         finally:
+            self._open_watch_count -= is_open
+            self._watch_count -= not is_open
             self._watches.discard(task)
             self._ended.discard(task)
 

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 
+from services.common import health
 from services.common.access.access import Access
 from services.common.access.guard import Guard
 from services.common.addresses import HostPort, ListenAddress, parse_address
 from services.common.clock import Clock
+from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
@@ -63,7 +65,10 @@ class ServerSettings(ServiceSettings):
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest request message, bytes."""
     max_concurrent_calls: int = Field(default=8_192, ge=1, le=50_000)
-    """Most calls at a time; more are refused with RESOURCE_EXHAUSTED and a time to retry."""
+    """Most calls at a time; more are refused with RESOURCE_EXHAUSTED and a time to retry.
+
+    Watches have as much room of their own, and those of health, which strangers may open, too.
+    """
     max_connection_age_s: float = Field(default=60.0, ge=0.5, le=86_400.0)
     """Age (give or take a tenth) at which a client is asked to connect anew, seconds.
 
@@ -129,7 +134,7 @@ class GrpcServer:
     def __init__(
         self,
         listeners: Sequence[_Listener],
-        health_servicer: health.aio.HealthServicer,
+        health_servicer: HealthServicer,
         services: Sequence[ServiceDefinition],
         calls: RunningCalls,
     ) -> None:
@@ -174,11 +179,11 @@ class GrpcServer:
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
         for name in self._names if service is None else (service,):
-            await self._health.set(name, status)
+            self._health.set(name, status)
 
     async def enter_drain(self) -> None:
         """Says NOT_SERVING for good; later changes of health are ignored."""
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
 
     def end_watches(self) -> None:
         """Ends the calls that serve nobody's request, so that `stop` need not wait for them."""
@@ -232,7 +237,7 @@ async def build_server(
     metrics.loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     watches = {f"{each.full_name}/{name}" for each in services for name in each.watches}
     options = _options(settings, longest_call_s, reuse_port=reuse_port)
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer()
 
     def listener(
         place: str,
@@ -250,6 +255,7 @@ async def build_server(
             max_message_bytes=settings.max_message_bytes,
             calls=calls,
             watches=frozenset(watches.union(_OWN_WATCHES)),
+            open_watches=frozenset({f"{health.SERVICE_NAME}/Watch"}),
             guard=guard,
             on_bad_message=on_bad_message,
         )
@@ -288,7 +294,7 @@ async def build_server(
     if not reuse_port:
         built.bind()
     await built.set_serving(False)
-    await health_servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+    health_servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
     return built
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -24,6 +23,7 @@ from services.common.server import GrpcServer, ServerSettings, ServiceDefinition
 from services.common.start_error import StartError
 from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from tests.details import details_of
+from tests.soak.http2 import Reader
 from tests.waiting import LIMIT_S, until
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from tiercel.trainer.v1 import trainer_service_pb2_grpc as pb_grpc
@@ -83,6 +83,10 @@ class Served:
         """Returns how many calls were counted with these labels."""
         labels = {"method": f"{NAME}/{method}", "code": code, "reason": reason}
         return self.registry.get_sample_value("tiercel_rpc_handled_total", labels) or 0.0
+
+    def running(self) -> float:
+        """Returns how many calls run."""
+        return self.registry.get_sample_value("tiercel_rpc_running") or 0.0
 
 
 async def build(
@@ -330,13 +334,85 @@ async def test_health_watch_sends_every_change(served: Served) -> None:
     call.cancel()
 
 
+async def test_a_watcher_of_health_that_leaves_silences_no_other(served: Served) -> None:
+    """Who stays hears of the next change."""
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    request = health_pb2.HealthCheckRequest(service=NAME)
+    stays: Any = stub.Watch(request, timeout=LIMIT_S)
+    leaves: Any = stub.Watch(request, timeout=LIMIT_S)
+    await asyncio.gather(stays.read(), leaves.read())
+    leaves.cancel()
+    await until(lambda: served.running() == 1, "the other one has left")
+    await served.server.set_serving(True)
+    assert (await stays.read()).status == health_pb2.HealthCheckResponse.SERVING
+    stays.cancel()
+
+
+async def test_a_watcher_of_health_that_reads_nothing_holds_nobody_up(served: Served) -> None:
+    """Neither another watcher, nor the service that changes its health, nor its drain."""
+    reader = Reader()
+    await reader.connect(str(served.server.address))
+    request = health_pb2.HealthCheckRequest(service=NAME)
+    await reader.ask("/grpc.health.v1.Health/Watch", request.SerializeToString())
+    await until(lambda: served.running() == 1, "its call runs")
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    call: Any = stub.Watch(request, timeout=LIMIT_S)
+    statuses = [(await call.read()).status]
+    await asyncio.wait_for(served.server.set_serving(True), LIMIT_S)
+    statuses.append((await call.read()).status)
+    await asyncio.wait_for(served.server.enter_drain(), LIMIT_S)
+    statuses.append((await call.read()).status)
+    response = health_pb2.HealthCheckResponse
+    assert statuses == [response.NOT_SERVING, response.SERVING, response.NOT_SERVING]
+    call.cancel()
+    await reader.close()
+
+
+async def test_watches_take_no_room_from_calls() -> None:
+    """Those of health, which strangers may open, have a room of their own, and the others too."""
+    most = 3
+    async with serving(max_concurrent_calls=most) as served:
+        stub = health_pb2_grpc.HealthStub(served.channel)
+        watches: list[Any] = []
+        for _ in range(most):
+            watches += [
+                stub.Watch(health_pb2.HealthCheckRequest(service=NAME)),
+                served.stub.WatchPolicies(pb.WatchPoliciesRequest()),
+            ]
+        await asyncio.gather(*(each.read() for each in watches))
+        await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=LIMIT_S)
+        for more in (
+            stub.Watch(health_pb2.HealthCheckRequest(service=NAME)),
+            served.stub.WatchPolicies(pb.WatchPoliciesRequest()),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await read_to_end(more)
+            assert details_of(caught.value)["ErrorInfo"].reason == "TOO_MANY_WATCHES"
+        for each in watches:
+            each.cancel()
+
+
+async def test_health_of_a_name_that_is_none(served: Served) -> None:
+    """A check says so; a watcher waits for it, as the protocol has it, unless it is too long."""
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    for name, code in (("x", "NOT_FOUND"), ("x" * 1_000, "INVALID_ARGUMENT")):
+        request = health_pb2.HealthCheckRequest(service=name)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Check(request, timeout=LIMIT_S)
+        assert caught.value.code().name == code
+    watch: Any = stub.Watch(health_pb2.HealthCheckRequest(service="x"), timeout=LIMIT_S)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_to_end(stub.Watch(request, timeout=LIMIT_S))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_deadline_of_the_client_is_counted_as_such(served: Served) -> None:
     """A call its client gave up on is no cancellation by choice."""
     await served.stub.ListPolicies(pb.ListPoliciesRequest(), timeout=LIMIT_S)  # it connects
     call: Any = served.stub.WatchPolicies(pb.WatchPoliciesRequest(), timeout=0.9)
     await anext(aiter(call))
-    # By the server's clock too: its count of the time left starts a little later than the client's.
-    time.sleep(1.3)  # noqa: ASYNC251 - nothing here may look at it before
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await read_to_end(call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,0 +1,64 @@
+"""What is around every method, where a real server could not show it at will."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.interceptors import ErrorInterceptor
+from services.common.log import get_logger
+from services.common.metrics import RpcMetrics
+from services.common.running_calls import RunningCalls
+from tests.fakes.clock import FakeClock
+
+
+class _Context:
+    """A call with so much left of its time limit by the server's clock."""
+
+    def __init__(self, left_s: float | None) -> None:
+        self._left_s = left_s
+
+    def time_remaining(self) -> float | None:
+        return self._left_s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "after_s", "code"),
+    [
+        (None, 1.0, "CANCELLED"),
+        (0.0, 1.0, "DEADLINE_EXCEEDED"),
+        (0.04, 0.01, "DEADLINE_EXCEEDED"),  # the way here
+        (0.5, 29.5, "DEADLINE_EXCEEDED"),  # a limit of 30 s that was rounded up
+        (0.5, 1.0, "CANCELLED"),
+        (20.0, 10.0, "CANCELLED"),
+    ],
+)
+async def test_a_call_that_ended_at_its_own_time_limit_is_no_cancellation(
+    left_s: float | None, after_s: float, code: str
+) -> None:
+    """The client's clock ends it a little before the server's."""
+    registry, clock = CollectorRegistry(), FakeClock()
+    table = ErrorInterceptor(
+        metrics=RpcMetrics(registry),
+        clock=clock,
+        log=get_logger("test"),
+        max_message_bytes=1024,
+        calls=RunningCalls(10),
+        watches=frozenset(),
+    )
+
+    async def behavior(request: Any, context: Any) -> None:
+        clock.move(after_s)
+        raise asyncio.CancelledError
+
+    handler: Any = table.wrap("a.B/C", grpc.unary_unary_rpc_method_handler(behavior))
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(b"", _Context(left_s))
+    labels = {"method": "a.B/C", "code": code}
+    reason = "CLIENT_CANCELLED" if code == "CANCELLED" else "CLIENT_DEADLINE"
+    found = registry.get_sample_value("tiercel_rpc_handled_total", {**labels, "reason": reason})
+    assert found == 1.0
