@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from router.documents import parse_toml
@@ -12,6 +13,9 @@ from router.types import InvalidFileError, is_finite_number
 
 SOURCES = ("published", "measured", "assumed")
 LONGEST_NAME = 200
+LONGEST_METHOD = 200
+_LAST_S = 253_402_300_799
+"""The last second of the year 9999, seconds since 1970."""
 MOST_TIERS = 64
 
 
@@ -71,18 +75,30 @@ class LatencyProfile:
         name: name of the profile.
         source: where its numbers come from, one of SOURCES.
         tiers: profile per tier name.
-        description: card, date, versions, fit error; free text.
+        description: card, versions, fit error; free text.
+        measured_s: when it was measured, seconds since 1970; None if nobody said.
+        method: how it was measured, in a few words; empty if nobody said.
     """
 
     name: str
     source: str
     tiers: dict[str, TierProfile]
     description: str = ""
+    measured_s: float | None = None
+    method: str = ""
 
     def scaled(self, factor: float) -> LatencyProfile:
         """Returns the profile with every time multiplied by `factor` (> 0)."""
         tiers = {name: tier.scaled(factor) for name, tier in self.tiers.items()}
-        return LatencyProfile(self.name, self.source, tiers, self.description)
+        return replace(self, tiers=tiers)
+
+    def age_s(self, now_s: float) -> float | None:
+        """Returns how long ago it was measured, at least 0; None if nobody said.
+
+        Args:
+            now_s: the present, seconds since 1970.
+        """
+        return None if self.measured_s is None else max(0.0, now_s - self.measured_s)
 
 
 def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> LatencyProfile:
@@ -105,6 +121,10 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
     source = raw.get("source")
     if source not in SOURCES:
         problems.append(f"source: must be one of {', '.join(SOURCES)} (got {shown(source)})")
+    measured_s = _parse_moment(raw.get("measured_time"), problems)
+    method = raw.get("method", "")
+    if not isinstance(method, str) or len(method) > LONGEST_METHOD:
+        problems.append(f"method: must be a text of at most {LONGEST_METHOD} characters")
     raw_tiers = raw.get("tiers")
     if not isinstance(raw_tiers, dict) or not 0 < len(raw_tiers) <= MOST_TIERS:
         problem = f"tiers: must have 1 to {MOST_TIERS} tables [tiers.NAME]"
@@ -119,7 +139,25 @@ def parse_profile(text: str, origin: str, tier_order: tuple[str, ...] = ()) -> L
             problems.append(f"tiers.{higher}.step_s: smaller than that of the lower tier {lower}")
     if problems:
         raise InvalidFileError(origin, problems)
-    return LatencyProfile(str(name), str(source), tiers, str(raw.get("description", "")))
+    description = str(raw.get("description", ""))
+    return LatencyProfile(str(name), str(source), tiers, description, measured_s, str(method))
+
+
+def _parse_moment(value: Any, problems: list[str]) -> float | None:
+    """Returns a moment as seconds since 1970, None if there is none; appends what is wrong."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime.datetime) or value.tzinfo is None:
+        problems.append(
+            "measured_time: must be a date and time with its offset, "
+            f"such as 2026-11-29T12:00:00Z (got {shown(value)})"
+        )
+        return None
+    measured_s = float(value.timestamp() // 1)
+    if not 0.0 <= measured_s <= _LAST_S:
+        problems.append(f"measured_time: must be within 1970 and 9999 UTC (got {shown(value)})")
+        return None
+    return measured_s
 
 
 _LONGEST_S = 3_600.0
@@ -174,6 +212,11 @@ def format_profile(profile: LatencyProfile) -> str:
         f"source = {_quote(profile.source)}",
         f"description = {_quote(profile.description)}",
     ]
+    if profile.measured_s is not None:
+        moment = datetime.datetime.fromtimestamp(profile.measured_s, datetime.UTC)
+        lines.append(f"measured_time = {moment:%Y-%m-%dT%H:%M:%S}Z")
+    if profile.method:
+        lines.append(f"method = {_quote(profile.method)}")
     for name, tier in profile.tiers.items():
         lines += ["", f"[tiers.{name}]"]
         values = {key: getattr(tier, key) for key in _FIELDS}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from router.profile import LatencyProfile, TierProfile
+from router.profile_error import MOST_ERROR
 from services.calibrate.answers import (
     Answer,
     alone_equations,
@@ -32,8 +33,7 @@ from trainer.profiling.latency_fit import Equation, Fit, FitError, fit_tier, ord
 
 DEFAULT_MAX_BATCH = 64
 DEFAULT_MAX_PROMPT_TOKENS = 4096
-MOST_ERROR = 0.2
-"""A profile farther off than this, anywhere in what was measured, is no profile."""
+METHOD = "tiercel calibrate"
 PROMPT_COUNT = 40
 WARM_UP_COUNT = 2
 FEWEST_ALONE = 9
@@ -98,8 +98,11 @@ async def calibrate(
         on_step("done", 1.0)
     alone = {tier: [each.sample.total_s for each in measured[tier].alone] for tier in fits}
     costs = {tier: fit.profile for tier, fit in fits.items()}
+    now = datetime.datetime.now(datetime.UTC)
     return Calibration(
-        profile=LatencyProfile(name, "measured", costs, _about(measured)),
+        profile=LatencyProfile(
+            name, "measured", costs, _about(measured), float(round(now.timestamp())), METHOD
+        ),
         fits=fits,
         pairs=tuple(checks),
         unloaded_p50_s={tier: float(np.quantile(each, 0.5)) for tier, each in alone.items()},
@@ -335,14 +338,13 @@ def _pairs(tiers: Sequence[LiveTier]) -> list[tuple[LiveTier, LiveTier]]:
 
 
 def _about(measured: Mapping[str, _Measured]) -> str:
-    now = datetime.datetime.now(datetime.UTC)
     tiers = [each.work.tier for each in measured.values()]
     kinds = ", ".join(sorted({each.kind for each in tiers if each.kind})) or "unknown"
     models = ", ".join(f"{each.tier} = {each.model}" for each in tiers)
     prompts = [a.prompt_tokens for each in measured.values() for a in each.alone]
     errors = ", ".join(f"{tier} {each.fit.median_error:.3f}" for tier, each in measured.items())
     return (
-        f"{kinds} tiers ({models}) on {platform.machine()}, {now:%Y-%m-%d %H:%M} UTC, tiercel "
-        f"calibrate with prompts of {min(prompts):.0f} to {max(prompts):.0f} tokens;"
+        f"{kinds} tiers ({models}) on {platform.machine()}, "
+        f"prompts of {min(prompts):.0f} to {max(prompts):.0f} tokens;"
         f" median relative error of the fit: {errors}"
     )

@@ -11,8 +11,8 @@ import typer
 from rich.progress import Progress
 
 from router.folders import state_folder
+from router.profile_error import MOST_ERROR
 from services.calibrate.answers import worst
-from services.calibrate.calibration import MOST_ERROR
 from services.calibrate.calibration import calibrate as measure
 from services.calibrate.questions import (
     Question,

@@ -17,7 +17,9 @@ from services.cli.options import (
     TrainerOption,
 )
 from services.cli.output import console, print_json, table
+from services.cli.profile_table import profile_table
 from services.cli.target import target_table
+from services.common.profile_facts import profile_facts, profile_json
 from services.common.task_targets import target_facts, task_targets
 from services.common.times import seconds_of
 from services.local.calls import call
@@ -126,6 +128,7 @@ def _router_facts(address: str) -> dict[str, Any]:
             }
             for each in reply.candidates
         ],
+        "profiles": [profile_json(each) for each in profile_facts(reply.profiles)],
     }
 
 
@@ -176,6 +179,8 @@ def _show(found: dict[str, Any]) -> None:
         ]
         columns = ("tier", "endpoint", "own + others' in flight", "predicted ms", "usable")
         out.print(table(title, columns, rows, numeric_from=2))
+        if each["profiles"]:
+            out.print(profile_table(each["profiles"]))
         if each["fallback_active"]:
             out.print("  the fallback policy decides at present")
         if each["degraded"]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from services.common.latency_buckets import BUCKET_COUNT, quantile_s
+from services.common.profile_facts import ProfileFacts, profile_facts, profile_json
 from services.common.task_targets import TaskTarget, target_facts, task_targets
 from services.common.times import seconds_of
 from tiercel.common.v1 import common_pb2
@@ -61,6 +62,7 @@ class LiveFacts:
         latencies: When the answers of a task came, by its name.
         pressure: Highest pressure by which a router holds targets; 0 = no task misses its target.
         wall_s: When the state was published, seconds since 1970.
+        profiles: How the latency profiles of the endpoints stand.
     """
 
     rate_rps: float
@@ -77,6 +79,7 @@ class LiveFacts:
     latencies: Mapping[str, TaskLatency]
     pressure: float
     wall_s: float
+    profiles: Sequence[ProfileFacts] = ()
 
 
 Totals = tuple[float, collections.Counter[str], collections.Counter[str]]
@@ -153,6 +156,7 @@ def _facts(
         health={each.endpoint.endpoint: _health(each) for each in state.endpoints},
         tasks=task_targets(state),
         latencies=_latencies(state),
+        profiles=profile_facts(each for router in state.routers for each in router.profiles),
         pressure=max((router.target_pressure for router in state.routers), default=0.0),
         wall_s=seconds_of(state.publish_time),
     )
@@ -185,7 +189,8 @@ def facts_json(facts: LiveFacts) -> dict[str, Any]:
     A latency is null where there is none, and where it lies among what was cut off: the share in
     time tells the two apart.
     """
-    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=()))
+    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=(), profiles=()))
+    fields["profiles"] = [profile_json(each) for each in facts.profiles]
     for name in ("in_flight", "queue_depth"):
         rows = getattr(facts, name).items()
         fields[name] = [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from router.fleet import EndpointSpec
+from router.profile import SOURCES
 from router.watch import CLASSES
 from services.common.addresses import parse_address
 from services.common.checks import (
@@ -55,6 +56,11 @@ _MOST_TIERS = 64
 _MOST_TASKS = 1_000
 _MOST_TOLD_TASKS = 64
 _MOST_PRESSURE = 100.0
+_MOST_PROFILES = 32
+_MOST_PROFILE_ERRORS = 100
+_LONGEST_PROFILE = 200
+_LONGEST_RANGE = 100
+_PROFILE_ERROR = (-1.0, 1_000.0)
 _LONGEST_DEADLINE_S = 86_400.0
 _MOST_LOADS = 10_000
 _MOST_IN_FLIGHT = 1_000_000
@@ -85,10 +91,10 @@ def report_from_message(
     """Returns a router's report.
 
     Args:
-        load: The report; what it says of candidates, of latencies and of ends by task is taken out.
+        load: The report; what it says of candidates and about once a second is taken out.
         told: The order of packed loads that its stream told before.
         known: The order of the endpoint list, which takes the place of one that is the same.
-        told_tasks: What its stream told of tasks before.
+        told_tasks: What its stream told before of what it tells once a second.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -125,17 +131,24 @@ def report_from_message(
     if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
         for index, outcomes in enumerate(load.task_outcomes):
             _check_task_outcomes(bad, f"task_outcomes[{index}]", outcomes)
+    if bad.items("profiles", load.profiles, _MOST_PROFILES):
+        for index, profile in enumerate(load.profiles):
+            _check_profile(bad, f"profiles[{index}]", profile)
     loads = _loads(bad, load, told, known)
     bad.raise_if_any()
-    latencies, outcomes_told = told_tasks
+    latencies, outcomes_told, profiles = told_tasks
     if load.task_latencies:
         told_now = state_pb2.RouterLoad(task_latencies=load.task_latencies)
         latencies = told_now.SerializeToString()
     if load.task_outcomes:
         told_now = state_pb2.RouterLoad(task_outcomes=load.task_outcomes)
         outcomes_told = told_now.SerializeToString()
-    for field in ("loads", "candidates", "packed_loads", "task_latencies", "task_outcomes"):
+    if load.profiles:
+        profiles = state_pb2.RouterLoad(profiles=load.profiles).SerializeToString()
+    for field in ("loads", "candidates", "packed_loads"):
         load.ClearField(field)
+    for often in ("task_latencies", "task_outcomes", "profiles"):
+        load.ClearField(often)
     report = RouterReport(
         router_id=load.router_id,
         epoch=load.epoch,
@@ -143,8 +156,8 @@ def report_from_message(
         arrival_rate_rps=load.arrival_rate_rps,
         loads=loads,
         # Messages that stand one after the other are one message.
-        encoded=load.SerializeToString() + latencies + outcomes_told,
-        tasks=ToldTasks(latencies, outcomes_told),
+        encoded=load.SerializeToString() + latencies + outcomes_told + profiles,
+        tasks=ToldTasks(latencies, outcomes_told, profiles),
     )
     # It is handed on by name as well.
     _check_size(bad, report.most_bytes)
@@ -274,6 +287,21 @@ def _check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None
     if counts:
         bad.count(f"{field}.answer_counts", min(counts))
         bad.count(f"{field}.answer_counts", max(counts))
+
+
+def _check_profile(bad: Checks, field: str, profile: common_pb2.ProfileState) -> None:
+    bad.text(f"{field}.profile", profile.profile, _LONGEST_PROFILE, 1)
+    known = profile.source in SOURCES
+    bad.require(known, f"{field}.source", "is none that is known here", ", ".join(SOURCES))
+    bad.text(f"{field}.method", profile.method, _LONGEST_PROFILE)
+    if profile.HasField("measured_time"):
+        bad.moment(f"{field}.measured_time", profile.measured_time)
+    if bad.items(f"{field}.errors", profile.errors, _MOST_PROFILE_ERRORS):
+        for index, each in enumerate(profile.errors):
+            bad.name(f"{field}.errors[{index}].tier", each.tier)
+            bad.text(f"{field}.errors[{index}].range", each.range, _LONGEST_RANGE)
+            bad.number(f"{field}.errors[{index}].error", each.error, *_PROFILE_ERROR)
+            bad.count(f"{field}.errors[{index}].compared_count", each.compared_count)
 
 
 def _check_trial(bad: Checks, trial: state_pb2.TrialReport) -> None:

@@ -89,15 +89,17 @@ class EndpointView:
 
 
 class ToldTasks(NamedTuple):
-    """What a router tells of its tasks about once a second, encoded, as the stream told it last.
+    """What a router tells about once a second, encoded, as the stream told it last.
 
     Args:
-        latencies: When answers came.
-        outcomes: How requests ended, since the router started.
+        latencies: When answers of tasks came.
+        outcomes: How requests of tasks ended, since the router started.
+        profiles: Its latency profiles, with age and error.
     """
 
     latencies: bytes = b""
     outcomes: bytes = b""
+    profiles: bytes = b""
 
 
 NOTHING_TOLD = ToldTasks()

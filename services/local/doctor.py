@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import os
 import ssl
@@ -14,10 +15,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from router.profile import LatencyProfile
+from router.profile_error import MOST_ERROR, off_beyond
 from services.common.access.tls import Tls
 from services.common.log import get_logger
 from services.common.mesh_settings import MeshSettings, load_mesh_files
 from services.common.openai.keys import read_api_keys
+from services.common.profile_facts import off_text, profile_facts, source_and_age
 from services.common.settings import SettingsError, load_settings, misspelled_variables
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import RedisConnection
@@ -30,6 +34,7 @@ from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
 from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.settings import Settings as TrainerSettings
+from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
@@ -39,6 +44,10 @@ MOST_SKEW_S = 1.0
 MOST_STATE_AGE_S = 5.0
 """The monitor publishes at least every second."""
 SOON_DAYS = 7
+OLD_DAYS = 90
+"""Age of a profile from which on it is odd: drivers and servers are updated about as often."""
+MOST_OFF = 3
+"""Ranges of a profile that are named one by one."""
 _TIMEOUT_S = 3.0
 
 
@@ -101,17 +110,31 @@ def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
     except SettingsError as error:
         found += [Finding("files", BAD, problem, "edit the file") for problem in error.problems]
         return mesh, found
-    for what, source, command in (
-        ("profile", files.profile.source, "calibrate"),
-        ("quality", files.quality.source, "quality"),
-    ):
-        if source == "assumed":
-            found.append(
-                Finding(what, ODD, "is assumed, not measured", f"measure it: tiercel {command}")
-            )
-        else:
-            found.append(Finding(what, GOOD, f"is {source}"))
+    profiles = {each.name: each for each in (files.profile, *files.endpoint_profiles.values())}
+    found += [
+        _profile(profile, "profile" if profile is files.profile else f"profile {profile.name}")
+        for profile in profiles.values()
+    ]
+    if files.quality.source == "assumed":
+        advice = "measure it: tiercel quality"
+        found.append(Finding("quality", ODD, "is assumed, not measured", advice))
+    else:
+        found.append(Finding("quality", GOOD, f"is {files.quality.source}"))
     return mesh, found
+
+
+def _profile(profile: LatencyProfile, subject: str) -> Finding:
+    """Says where a profile comes from and how old it is."""
+    if profile.source == "assumed":
+        return Finding(subject, ODD, "is assumed, not measured", "measure it: tiercel calibrate")
+    now_s = time.time()
+    text = f"is {source_and_age(profile.source, profile.measured_s, now_s)}"
+    if profile.method:
+        text += f" by {profile.method}"
+    age_s = profile.age_s(now_s)
+    if age_s is not None and age_s > OLD_DAYS * 86_400.0:
+        return Finding(subject, ODD, text, "measure it again: tiercel calibrate")
+    return Finding(subject, GOOD, text)
 
 
 async def _mesh(mesh: MeshSettings) -> list[Finding]:
@@ -188,7 +211,28 @@ def _services(target: Target, mesh: MeshSettings | None) -> list[Finding]:
         ("monitor", target.load_monitor, _monitor),
         ("trainer", target.trainer, _trainer),
     ]
-    return [_service(*question) for question in questions if question[1]]
+    found = [_service(*question) for question in questions if question[1]]
+    return found + _profiles_off(target)
+
+
+def _profiles_off(target: Target) -> list[Finding]:
+    """Says how far profiles are off, by what routers have seen that answer."""
+    told: list[common_pb2.ProfileState] = []
+    for address in target.routers:
+        with contextlib.suppress(CommandError):
+            request = router_pb.GetRouterStatusRequest()
+            told.extend(call("router", address, "GetRouterStatus", request).profiles)
+    found = []
+    for facts in profile_facts(told):
+        subject = f"profile {facts.profile}"
+        off = off_beyond(facts.errors, MOST_ERROR)
+        if off:
+            advice = "measure it again: tiercel calibrate"
+            found.append(Finding(subject, ODD, "; ".join(map(off_text, off[:MOST_OFF])), advice))
+        elif facts.errors:
+            text = f"no tier is off by more than {MOST_ERROR:g} in recent answers"
+            found.append(Finding(subject, GOOD, text))
+    return found
 
 
 def _service(part: str, address: str, question: Callable[[str], Finding]) -> Finding:

@@ -14,7 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from router.profile_error import MOST_ERROR
 from services.common.live import LiveFacts, TaskLatency
+from services.common.profile_facts import source_and_age
 from services.common.task_targets import TaskTarget, target_text
 
 BAR_CELLS = 30
@@ -23,10 +25,11 @@ TIER_SHADES = "░▒▓█▚"
 MOST_QUEUES = 8
 """Candidates listed one by one; of more there is one row per tier."""
 MOST_POLICIES = 3
+MOST_PROFILES = 3
 NAME_CELLS, TASK_CELLS = 18, 16
 MISSED, SET, PARTLY, FIRST_TOKEN = "!", "*", "~", "'"
-"""Behind a share below its target, a target set while the mesh runs, one that not every router
-holds, and a deadline of the first token."""
+"""Behind a share below its target or a profile that is off by too much, a target set while the mesh
+runs, one that not every router holds, and a deadline of the first token."""
 
 
 def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> RenderableType:
@@ -47,7 +50,7 @@ def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> Rendera
     lines: list[RenderableType] = [head, totals, mix_bar(facts.mix, tiers)]
     if facts.tasks:
         lines += [_tasks(facts), _remarks(facts)]
-    return Group(*lines, _queues(facts, tiers), *_policies(facts.policies))
+    return Group(*lines, _queues(facts, tiers), *_policies(facts.policies), *_profiles(facts))
 
 
 def mix_bar(mix: Mapping[str, float], tiers: tuple[str, ...]) -> Text:
@@ -163,6 +166,25 @@ def _policies(policies: Mapping[str, str]) -> list[Text]:
         lines.append(Text(f"policy {policy}  ({who})", overflow="ellipsis", no_wrap=True))
     if len(routers) > MOST_POLICIES:
         lines.append(Text(f"and {len(routers) - MOST_POLICIES} more policies"))
+    return lines
+
+
+def _profiles(facts: LiveFacts) -> list[Text]:
+    """A line per latency profile: its age, and by tier how far predictions are off."""
+    lines = []
+    for profile in facts.profiles[:MOST_PROFILES]:
+        age = source_and_age(profile.source, profile.measured_s, facts.wall_s)
+        said = f"profile {_short(profile.profile)} ({age})"
+        known = [each for each in profile.errors if not each.range]
+        if known:
+            off = (
+                f"{each.tier} {each.error:+.2f}{MISSED if abs(each.error) > MOST_ERROR else ''}"
+                for each in known
+            )
+            said += f"  off by {', '.join(off)}"
+        lines.append(Text(said, overflow="ellipsis", no_wrap=True))
+    if len(facts.profiles) > MOST_PROFILES:
+        lines.append(Text(f"and {len(facts.profiles) - MOST_PROFILES} more profiles"))
     return lines
 
 

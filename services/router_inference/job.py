@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from router import pressure
+from router import pressure, profile_error
 from router.explanation import Inputs
 from router.types import Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
@@ -181,6 +181,21 @@ class Choice:
     def profile_s(self) -> float:
         """The prediction as it would have been on a device as fast as its profile, seconds."""
         return self.predicted_s / float(self.inputs.slowness_D[self._device])
+
+    def profiled(self, prompt_tokens: float, output_tokens: int) -> tuple[int, float]:
+        """Returns the range that the request is in where its profile is judged, and `profile_s`.
+
+        Args:
+            prompt_tokens: of the request.
+            output_tokens: of its answer, for which the time is told; 0 = as many as predicted.
+        """
+        arrays, row, inputs = self.inputs.fleet.arrays, self.action, self.inputs
+        fill = profile_error.device_fill(arrays, row, inputs.own_LC[0], inputs.others_LC[0])
+        fixed_s = arrays.overhead_s_C[row] + prompt_tokens * arrays.per_prompt_token_s_C[row]
+        profile_s = profile_error.actual_length_s(
+            self.profile_s, float(fixed_s), inputs.asked.query.event_tokens, output_tokens
+        )
+        return profile_error.range_of(fill, prompt_tokens), profile_s
 
     @property
     def _device(self) -> int:

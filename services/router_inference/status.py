@@ -12,6 +12,7 @@ from router.desk import Asked
 from router.policies.scores import Query
 from router.types import NO_TIER_PIN, Task
 from services.common.clock import Clock
+from services.common.times import from_ns
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.path.admission import Admission
@@ -23,9 +24,12 @@ from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.router_counts import RouterCounts
+from services.router_inference.view.profiles import ProfileStatus
 from services.router_inference.view.view import View
 
 _REFRESH_S = 0.5
+ALL_RANGES = "all"
+"""Range label of what holds for all answers of a tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class RouterStatus:
     known_policies: tuple[str, ...]
     tasks: tuple[Task, ...]
     attainments: list[Attainment]
+    profiles: list[ProfileStatus]
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -173,6 +178,7 @@ class StatusReader:
             attainments=self._attainments.read(),
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
+            profiles=view.fleet.errors.read(now_s),
         )
 
     async def run(self) -> None:
@@ -217,6 +223,7 @@ class StatusReader:
         metrics.device_slowness.clear()
         for device, slowness in view.fleet.slowness.by_device().items():
             metrics.device_slowness.labels(device=device).set(slowness)
+        self._show_profiles(now_s)
         own = view.load.ledger.totals()
         availability_C = view.fleet.latest.arrays.availability_C
         # Endpoints that left must not keep their last value for ever.
@@ -227,3 +234,15 @@ class StatusReader:
             in_flight = own.get(target.candidate, (0.0, 0.0, 0.0))[0]
             metrics.candidate_in_flight.labels(**labels).set(in_flight)
             metrics.candidate_availability.labels(**labels).set(float(availability_C[row]))
+
+    def _show_profiles(self, now_s: float) -> None:
+        metrics, wall_s = self._metrics, from_ns(self._clock.wall_ns())
+        # What is known no more must not keep its last value for ever.
+        metrics.profile_age.clear()
+        metrics.profile_error.clear()
+        for status in self._view.fleet.errors.read(now_s):
+            name, age_s = status.profile.name, status.profile.age_s(wall_s)
+            metrics.profile_age.labels(profile=name).set(math.nan if age_s is None else age_s)
+            for each in status.errors:
+                labels = {"profile": name, "tier": each.tier, "range": each.range or ALL_RANGES}
+                metrics.profile_error.labels(**labels).set(each.error)

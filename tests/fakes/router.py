@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_status import rpc_status
 
+from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb_grpc
 
@@ -40,6 +41,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.address = ""
         self.lacks: Callable[[pb.GenerationSpec], str] = lambda spec: ""
         self.deadlines_s = {"sort": 0.5, "reverse": 0.5}
+        self.profiles: list[common_pb2.ProfileState] = []
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -75,7 +77,10 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
     ) -> pb.GetRouterStatusResponse:
         """Says which policy is in use."""
         reply = pb.GetRouterStatusResponse(
-            router_id="fake", policy=self.policy, known_policies=["greedy", "price"]
+            router_id="fake",
+            policy=self.policy,
+            known_policies=["greedy", "price"],
+            profiles=self.profiles,
         )
         for task, deadline_s in self.deadlines_s.items():
             reply.tasks.add(task=task).default_deadline.FromMilliseconds(round(deadline_s * 1e3))

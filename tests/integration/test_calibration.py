@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from router.profile import parse_profile
-from services.calibrate.calibration import MOST_ERROR, calibrate
+from router.profile_error import MOST_ERROR
+from services.calibrate.calibration import calibrate
 from services.calibrate.questions import made_questions
 from services.calibrate.tiers import LiveTier, with_facts
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository

@@ -19,6 +19,7 @@ from services.router_inference.job import Ask, Choice, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
 from services.router_inference.records.spent import time_spent
 from services.router_inference.status import RouterStatus
+from services.router_inference.view.convert import profile_state
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
@@ -307,6 +308,7 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         watched_activation=status.watched_activation,
         watch_problem=status.watch_problem,
     )
+    response.profiles.extend(map(profile_state, status.profiles))
     for task, attained in zip(status.tasks, status.attainments, strict=True):
         told = response.tasks.add(
             task=task.name,

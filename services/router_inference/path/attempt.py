@@ -82,8 +82,14 @@ class AttemptParts:
         if self.learn_slowness:
             slowness = self.view.fleet.slowness
             slowness.observe(choice.device, taken_s, choice.profile_s, finished=finished)
+        now_s = self.monotonic_s()
         self.view.traffic.on_compared(
-            self.monotonic_s(), job.request.slack_s, taken_s, choice.predicted_s, finished=finished
+            now_s, job.request.slack_s, taken_s, choice.predicted_s, finished=finished
+        )
+        target, prompt_tokens = choice.target, job.request.prompt_tokens
+        number, profiled_s = choice.profiled(prompt_tokens, job.output_tokens if finished else 0)
+        self.view.fleet.errors.observe(
+            target.profile, target.tier, number, now_s, taken_s, profiled_s, finished=finished
         )
 
     def explain_step_down(self, job: Job, choice: Choice, target: Target) -> None:

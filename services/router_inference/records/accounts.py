@@ -160,6 +160,18 @@ class RouterMetrics:
             "Factor by which answers come slower than predicted, beyond an ordinary 5 %, 1 to 2.",
             registry=registry,
         )
+        self.profile_age = Gauge(
+            "tiercel_profile_age_seconds",
+            "Time since a latency profile in use was measured; NaN if its file does not say.",
+            ["profile"],
+            registry=registry,
+        )
+        self.profile_error = Gauge(
+            "tiercel_profile_error",
+            "How far predictions by a profile are off: predicted / observed - 1.",
+            ["profile", "tier", "range"],
+            registry=registry,
+        )
         self.state_age = Gauge(
             "tiercel_state_age_seconds",
             "Age of the newest system state; NaN if none.",

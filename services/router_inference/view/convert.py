@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.home import WHOLE, Share
+from router.profile_error import briefest
 from router.types import SloKind, Task
 from router.watch import REQUESTS, Figures
 from services.common.convert import endpoint_of_message
@@ -20,6 +21,7 @@ from services.router_inference.records.accounts import REWARD, Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
 from services.router_inference.view.load import LoadView
+from services.router_inference.view.profiles import ProfileStatus
 from services.router_inference.view.seen import (
     REASON_DRAINING,
     SeenEndpoint,
@@ -45,6 +47,10 @@ _FLOAT32 = np.dtype("<f4")
 _MOST_CANDIDATES = 10_000
 _MOST_CANDIDATES_BYTES = 192 * 1024
 _CANDIDATE_BYTES = 20
+_MOST_ERRORS = 1_000
+# Of all profiles in a report together, which has to stay small.
+_MOST_REPORTED_PROFILES = 32
+_MOST_REPORTED_ERRORS = 100
 _SLO_KINDS = {
     SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
     SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
@@ -266,7 +272,7 @@ def router_load(
     policy_refusal: str,
     attainments: Sequence[Attainment],
     latencies: Mapping[str, NDArray[np.float64]],
-    tells_outcomes: bool,
+    tells_tasks: bool,
     target_pressure: float,
     trial: TrialTold | None,
     watch: WatchTold | None,
@@ -275,7 +281,10 @@ def router_load(
     now_s: float,
     now_ns: int,
 ) -> system_state_pb2.RouterLoad:
-    """Returns what this router reports of itself; ends by task if it `tells_outcomes`."""
+    """Returns what this router reports of itself.
+
+    With `tells_tasks` that is also how requests ended by task, and how profiles do.
+    """
     whole, by_tier = counts.read()
     message = system_state_pb2.RouterLoad(
         router_id=router_id,
@@ -309,8 +318,9 @@ def router_load(
             delivered_reward_sum=task.reward,
             largest_quality=largest.get(task.task, 0.0),
         )
-    if tells_outcomes:
+    if tells_tasks:
         _write_outcomes(message, counts)
+        _write_profiles(message, view.fleet.errors.read(now_s))
     for known in catalog.tasks:
         if known.name in latencies:
             _write_latency(message.task_latencies.add(), known, latencies[known.name])
@@ -348,6 +358,32 @@ def _write_latency(
     message.answer_counts.extend(answers[first:end].astype(np.int64).tolist())
     message.first_bucket = first
     message.cut_off_count = int(counts[-1])
+
+
+def _write_profiles(
+    message: system_state_pb2.RouterLoad, profiles: Sequence[ProfileStatus]
+) -> None:
+    """Writes profiles: of each tier all answers, and the range that is farthest off."""
+    left = _MOST_REPORTED_ERRORS
+    for status in profiles[:_MOST_REPORTED_PROFILES]:
+        briefly = replace(status, errors=briefest(status.errors)[:left])
+        left -= len(briefly.errors)
+        message.profiles.append(profile_state(briefly))
+
+
+def profile_state(status: ProfileStatus) -> common_pb2.ProfileState:
+    """Returns a profile in use as a message."""
+    profile = status.profile
+    message = common_pb2.ProfileState(
+        profile=profile.name, source=profile.source, method=profile.method
+    )
+    if profile.measured_s is not None:
+        message.measured_time.FromSeconds(int(profile.measured_s))
+    for each in status.errors[:_MOST_ERRORS]:
+        message.errors.add(
+            tier=each.tier, range=each.range, error=each.error, compared_count=round(each.count)
+        )
+    return message
 
 
 def _counts(counts: Counts) -> system_state_pb2.OutcomeCounts:

@@ -11,9 +11,10 @@ import numpy as np
 from router.catalog import Catalog
 from router.fleet import EndpointProtocol, EndpointSpec, Fleet, build_fleet
 from router.home import WHOLE, Layout, Share
-from router.profile import LatencyProfile
+from router.profile import LatencyProfile, TierProfile
 from services.common.tiers.client import TierClient
 from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
+from services.router_inference.view.profiles import ProfileErrors
 from services.router_inference.view.seen import REASON_DRAINING, SeenEndpoint, SeenState
 from services.router_inference.view.slowness import DeviceSlowness
 
@@ -32,6 +33,7 @@ class Target:
         client: calls the endpoint.
         breaker: its failures.
         http_address: the endpoint's HTTP address; empty = none.
+        profile: name of the latency profile that predictions for it are made by.
     """
 
     tier: str
@@ -43,6 +45,7 @@ class Target:
     client: TierClient
     breaker: Breaker
     http_address: str = ""
+    profile: str = ""
 
 
 class FleetView:
@@ -87,6 +90,7 @@ class FleetView:
         self.targets: tuple[Target, ...] = ()
         self.candidates: tuple[tuple[str, str], ...] = ()
         self.slowness = DeviceSlowness(now_s)
+        self.errors = ProfileErrors()
         self._profiles = profiles
         self._limits = limits
         self._connect = connect
@@ -107,6 +111,12 @@ class FleetView:
         profiles: Mapping[str, LatencyProfile],
     ) -> None:
         """Takes what other settings say; endpoints only while no system state names others."""
+        # How slow a device is was learned beside the costs it had.
+        self.slowness.forget(
+            spec.device or spec.name
+            for spec in self._specs
+            if _tiers(spec, profiles) != _tiers(spec, self._profiles)
+        )
         self.catalog, self._profiles, self._applied = catalog, profiles, None
         self._rebuild(self._specs if self.topology_version else tuple(endpoints))
 
@@ -218,6 +228,7 @@ class FleetView:
         self._layout, self._stretches = Layout(self.as_profiled), ()
         self.move_home(self._share)
         self.slowness.follow(self.latest.devices)
+        self.errors.follow(self._profiles[spec.profile] for spec in usable)
         self._stretch()
         self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
@@ -254,4 +265,13 @@ class FleetView:
             client=self._connect(spec.address, spec.protocol),
             breaker=self._breakers.get(candidate) or Breaker(self._limits, self._mark),
             http_address=spec.http_address,
+            profile=self._profiles[spec.profile].name,
         )
+
+
+def _tiers(
+    spec: EndpointSpec, profiles: Mapping[str, LatencyProfile]
+) -> Mapping[str, TierProfile] | None:
+    """Returns the costs of an endpoint's tiers, None if they are not known."""
+    profile = profiles.get(spec.name) or profiles.get(spec.profile)
+    return None if profile is None else profile.tiers

@@ -178,7 +178,7 @@ class MonitorLink:
                 policy_refusal=self._slot.refusal,
                 attainments=self._attainments.read(),
                 latencies=self._attainments.latencies() if tells_tasks else {},
-                tells_outcomes=tells_tasks,
+                tells_tasks=tells_tasks,
                 target_pressure=self._hold.pressure(),
                 trial=self._trial.told(),
                 watch=self._watch.told(),

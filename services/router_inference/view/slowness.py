@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,11 @@ class DeviceSlowness:
             name: self._estimators.get(name) or SlownessEstimator() for name in devices
         }
         self.apply()
+
+    def forget(self, devices: Iterable[str]) -> None:
+        """Drops what is known of devices, from the next `follow` on."""
+        for name in devices:
+            self._estimators.pop(name, None)
 
     def observe(self, device: str, taken_s: float, profile_s: float, *, finished: bool) -> None:
         """Learns from one dispatch; one to a device that has left teaches nothing."""

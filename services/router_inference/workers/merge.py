@@ -24,7 +24,9 @@ SUMMED_GAUGES = frozenset(
     }
 )
 """Gauges of things that each worker has for itself."""
-AVERAGED_GAUGES = frozenset({"tiercel_candidate_availability", "tiercel_device_slowness"})
+AVERAGED_GAUGES = frozenset(
+    {"tiercel_candidate_availability", "tiercel_device_slowness", "tiercel_profile_error"}
+)
 """Gauges of one thing that every worker has its own opinion of."""
 LEAST_GAUGES = frozenset({"process_start_time_seconds"})
 """Gauges of which the oldest worker's counts; all others are told by the worst, the largest."""

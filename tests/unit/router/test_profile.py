@@ -26,7 +26,7 @@ def test_a_written_profile_reads_back_the_same(
     """Formatting and parsing a profile loses nothing, quotes and newlines included."""
     tier = TierProfile(step_s, per_sequence_s, per_prompt_token_s, 8, 512, overhead_s)
     tiers = {"large": tier, "larger": replace(tier, max_kv_tokens=4096)}
-    profile = LatencyProfile("a", "measured", tiers, 'card "x"\nback\\slash')
+    profile = LatencyProfile("a", "measured", tiers, 'card "x"\nback\\slash', 1.7e9, 'by "hand"')
     assert parse_profile(format_profile(profile), "file") == profile
 
 
@@ -58,6 +58,39 @@ def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
         "tiers.medium: missing",
     ):
         assert f"p.toml: {key}" in message
+
+
+def test_a_profile_that_does_not_say_when_it_was_measured_has_no_age() -> None:
+    """Files of earlier versions load; others say when and how, and age."""
+    old = parse_profile(PROFILE.read_text(), str(PROFILE))
+    assert (old.measured_s, old.method, old.age_s(1e9)) == (None, "", None)
+    text = PROFILE.read_text().replace(
+        "[tiers.small]", 'measured_time = 2026-11-20T13:58:00.5+01:00\nmethod = "m"\n[tiers.small]'
+    )
+    new = parse_profile(text, "file")
+    assert (new.measured_s, new.method) == (1_795_179_480.0, "m")
+    assert new.age_s(1_795_179_540.0) == 60.0
+    assert new.age_s(0.0) == 0.0
+    assert new.scaled(2.0).measured_s == new.measured_s
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('measured_time = "2026-11-20"', "date and time with its offset"),
+        ("measured_time = 2026-11-20", "date and time with its offset"),
+        ("measured_time = 2026-11-20T12:00:00", "date and time with its offset"),
+        ("measured_time = 1969-12-31T23:59:59Z", "within 1970 and 9999"),
+        ("measured_time = 9999-12-31T23:59:59-01:00", "within 1970 and 9999"),
+        ("method = 1", "method: must be a text"),
+        (f'method = "{"m" * 201}"', "at most 200 characters"),
+    ],
+)
+def test_when_and_how_it_was_measured_have_their_limits(line: str, problem: str) -> None:
+    """A moment without its offset means another one on every machine."""
+    text = PROFILE.read_text().replace("[tiers.small]", f"{line}\n[tiers.small]")
+    with pytest.raises(InvalidFileError, match=problem):
+        parse_profile(text, "p.toml")
 
 
 def test_a_larger_tier_may_not_be_cheaper_per_step() -> None:

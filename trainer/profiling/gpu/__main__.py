@@ -67,11 +67,16 @@ def described(found: Measurement, device: str) -> LatencyProfile:
     )
     beside = ", ".join(f"{'+'.join(each.tiers)} {each.ratio:.2f}" for each in found.together)
     text = (
-        f"{device}; {now:%Y-%m-%d %H:%M} UTC, python -m trainer.profiling.gpu, random weights, "
+        f"{device}; random weights, "
         f"time on the device alone; relative error of the fit, median / largest: {errors}; "
         f"iterations at once by the sum of their times: {beside or 'not measured'}"
     )
-    return dataclasses.replace(found.profile, description=text)
+    return dataclasses.replace(
+        found.profile,
+        description=text,
+        measured_s=float(round(now.timestamp())),
+        method="python -m trainer.profiling.gpu",
+    )
 
 
 def as_json(found: Measurement) -> dict[str, Any]:

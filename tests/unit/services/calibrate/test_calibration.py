@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from services.calibrate.calibration import MOST_ERROR, calibrate
+from router.profile_error import MOST_ERROR
+from services.calibrate.calibration import calibrate
 from services.calibrate.questions import made_questions
 from services.calibrate.result import Calibration
 from services.calibrate.tiers import LiveTier

@@ -9,6 +9,7 @@ import pytest
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
+from tiercel.common.v1 import common_pb2
 
 
 def test_status_says_what_each_unreachable_part_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,3 +31,23 @@ def test_a_part_that_is_gone_is_an_exit_code(
     assert "no answer: trainer" in complaint(capsys)
     assert run(["status", *known, "--require", "redis"]) == 2
     assert "--require" in complaint(capsys)
+
+
+def test_profiles_are_told_with_age_and_error(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row per tier, and where it is farthest off; one that nothing is known of has its own."""
+    measured = common_pb2.ProfileState(profile="gpu", source="measured", method="by hand")
+    measured.measured_time.FromSeconds(1_000_000_000)
+    measured.errors.add(tier="large", error=-0.05, compared_count=400)
+    measured.errors.add(tier="large", range="idle device", error=-0.31, compared_count=30)
+    router[0].profiles = [measured, common_pb2.ProfileState(profile="paper", source="published")]
+    assert run(["status", "--router", router[1], "--require", "router"]) == 0
+    text = capsys.readouterr().out
+    for part in ("by hand", "-0.05 of 400", "-0.31 idle device", "published, age unknown"):
+        assert part in text
+    assert run(["status", "--router", router[1], "--require", "router", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["routers"]
+    assert found["profiles"][0]["errors"][1] == {
+        "tier": "large", "range": "idle device", "error": -0.31, "count": 30,
+    }  # fmt: skip

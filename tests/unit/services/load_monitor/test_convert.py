@@ -98,6 +98,18 @@ def packed_of(
     return load_of(candidates=candidates, packed_loads=packed, **fields)
 
 
+def profile_of(**fields: Any) -> common_pb2.ProfileState:
+    """Returns a profile in use, right but for what is given."""
+    known: dict[str, Any] = {"profile": "p", "source": "measured"}
+    return common_pb2.ProfileState(**(known | fields))
+
+
+def off_by(error: float, count: int = 1, **fields: Any) -> common_pb2.ProfileState:
+    """Returns a profile with so many errors."""
+    known: dict[str, Any] = {"tier": "s", "error": error}
+    return profile_of(errors=[common_pb2.ProfileError(**(known | fields))] * count)
+
+
 @pytest.mark.parametrize(
     ("load", "field"),
     [
@@ -160,6 +172,23 @@ def packed_of(
             ),
             "load.tier_outcomes[0].outcomes.failed_count",
         ),
+        (load_of(profiles=[profile_of()] * 33), "load.profiles"),
+        (load_of(profiles=[profile_of(profile="")]), "load.profiles[0].profile"),
+        (load_of(profiles=[profile_of(source="guessed")]), "load.profiles[0].source"),
+        (load_of(profiles=[profile_of(method="m" * 201)]), "load.profiles[0].method"),
+        (
+            load_of(profiles=[profile_of(measured_time=Timestamp(seconds=-1))]),
+            "load.profiles[0].measured_time",
+        ),
+        (load_of(profiles=[off_by(0.0, count=101)]), "load.profiles[0].errors"),
+        (load_of(profiles=[off_by(0.0, tier="S")]), "load.profiles[0].errors[0].tier"),
+        (load_of(profiles=[off_by(0.0, range="r" * 101)]), "load.profiles[0].errors[0].range"),
+        (load_of(profiles=[off_by(math.nan)]), "load.profiles[0].errors[0].error"),
+        (load_of(profiles=[off_by(-1.1)]), "load.profiles[0].errors[0].error"),
+        (
+            load_of(profiles=[off_by(0.0, compared_count=-1)]),
+            "load.profiles[0].errors[0].compared_count",
+        ),
         (load_of(loads=[pb.CandidateLoad()] * 10_001), "load.loads"),
         (load_of(loads=[pb.CandidateLoad()]), "load.loads[0].candidate.tier"),
         (load_of(loads=[entry(in_flight_count=2**31 - 1)]), "load.loads[0].in_flight_count"),
@@ -217,6 +246,14 @@ def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> Non
     third = convert.report_from_message(latency_of(cut_off_count=8), told_tasks=first.tasks)
     told = pb.RouterLoad.FromString(third.encoded).task_latencies
     assert [each.cut_off_count for each in told] == [8]
+
+
+def test_profiles_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:
+    """A router tells of them once a second, and every state has them."""
+    first = convert.report_from_message(load_of(profiles=[off_by(-0.25)]))
+    second = convert.report_from_message(load_of(sequence=2), told_tasks=first.tasks)
+    whole = pb.RouterLoad.FromString(second.encoded)
+    assert [(each.profile, each.errors[0].error) for each in whole.profiles] == [("p", -0.25)]
 
 
 def test_an_order_is_told_once() -> None:

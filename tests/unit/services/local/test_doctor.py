@@ -11,12 +11,13 @@ import pytest_asyncio
 
 from services.common.state.redis_connection import RedisConnection
 from services.local.certificates import make_certificates
-from services.local.doctor import examine
+from services.local.doctor import OLD_DAYS, examine
 from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
 from tests.fakes.openai_server import Script, openai_server
 from tests.fakes.router import FakeRouter, serve
 from tests.fakes.triton import FakeTriton
+from tiercel.common.v1 import common_pb2
 
 PROFILE = """name = "p"
 source = "assumed"
@@ -67,6 +68,34 @@ async def test_what_is_well_is_said_and_what_is_assumed_is_odd(
         ODD, "measure it: tiercel calibrate",
     )  # fmt: skip
     assert all(bool(each.advice) == (each.level != GOOD) for each in found)
+
+
+async def test_a_profile_that_is_old_or_off_is_odd(triton: FakeTriton, tmp_path: Path) -> None:
+    """By its file's date, and by what routers have seen, with the tier and the range."""
+    path = settings(tmp_path, triton.address)
+    measured = PROFILE.replace("assumed", "measured")
+    for days, level in ((1, GOOD), (OLD_DAYS + 1, ODD)):
+        moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+        (tmp_path / "p.toml").write_text(
+            f'measured_time = {moment:%Y-%m-%dT%H:%M:%SZ}\nmethod = "hand"\n{measured}'
+        )
+        found = of(await examine(path, Target()), "profile")
+        said = f"is measured {days} day{'s' if days > 1 else ''} ago by hand"
+        assert (found.level, found.text) == (level, said)
+    fake = FakeRouter()
+    state = common_pb2.ProfileState(profile="p", source="measured")
+    state.errors.add(tier="small", error=-0.1, compared_count=50)
+    fake.profiles = [state]
+    server, address = await serve(fake)
+    try:
+        assert of(await examine(None, Target((address,))), "profile p").level == GOOD
+        state.errors.add(tier="small", range="idle device", error=-0.25, compared_count=30)
+        found = of(await examine(None, Target((address,))), "profile p")
+        assert (found.level, found.text) == (
+            ODD, "small, idle device: predicted 0.75 times what was observed (30 answers)",
+        )  # fmt: skip
+    finally:
+        await server.stop(0)
 
 
 async def test_a_model_that_is_not_there_is_named_with_those_that_are(

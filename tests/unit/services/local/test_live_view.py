@@ -8,7 +8,9 @@ import math
 
 from rich.console import Console
 
+from router.profile_error import RangeError
 from services.common.live import LiveFacts, TaskLatency
+from services.common.profile_facts import ProfileFacts
 from services.common.task_targets import TaskTarget
 from services.local.live_view import MOST_QUEUES, TASK_CELLS, render
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
@@ -49,6 +51,26 @@ def test_the_view_shows_rate_mix_tasks_queues_health_and_policy() -> None:
     assert "policy price 1  (r)" in text
     assert row_of(text, "sort") == ["sort", "0.99", "0.995", "0.095", "200", "200", "45", "118"]
     assert "last minute; target pressure 0.25  lost: quality given up" in text
+
+
+def test_a_profile_is_told_with_its_age_and_what_is_off_by_too_much() -> None:
+    """By tier over all answers; one without an error yet is there too; of many the first."""
+    errors = (
+        RangeError("small", "", 0.02, 100.0),
+        RangeError("large", "", -0.31, 100.0),
+        RangeError("large", "idle device, prompts above 512 tokens", -0.5, 30.0),
+    )
+    day_s = 86_400.0
+    profiles = [
+        ProfileFacts("gpu", "measured", "m", FACTS.wall_s - 9 * day_s, errors),
+        ProfileFacts("old", "published", "", None, ()),
+    ]
+    text = shown(dataclasses.replace(FACTS, profiles=profiles))
+    assert "profile gpu (measured 9 days ago)  off by small +0.02, large -0.31!" in text
+    assert "profile old (published, age unknown)" in text
+    assert "and 2 more profiles" in shown(
+        dataclasses.replace(FACTS, profiles=[*profiles, *profiles, profiles[0]])
+    )
 
 
 def test_tiers_are_told_apart_without_colour() -> None:

@@ -188,6 +188,21 @@ def test_slow_answers_teach_the_slowdown(
 
 
 @scenario
+async def test_answers_teach_how_far_the_profile_is_off() -> None:
+    """By tier and range, for the length that each answer had; the status tells it."""
+    rig = make_rig(safety_net=False)
+    # The profile says 0.01 s per token: eight were expected, twelve come, each in twice the time.
+    rig.tier().behaviours["large"] = Behaviour(pieces=("a",) * 12, step_s=0.02)
+    for _ in range(25):
+        await rig.answer(rig.job())
+    (status,) = rig.core.status.read().profiles
+    whole, idle = status.errors
+    assert (whole.tier, whole.range, idle.tier) == ("large", "", "large")
+    assert idle.range == "idle device, prompts of 1 to 64 tokens"
+    assert whole.error == idle.error == pytest.approx(-0.5, abs=0.02)
+
+
+@scenario
 async def test_no_rescue_after_the_first_byte() -> None:
     """A stream that has begun stays where it is."""
     rig = make_rig()

@@ -145,7 +145,7 @@ def report_of(
         policy_refusal=slot.refusal,
         attainments=rig.core.attainments.read(),
         latencies=rig.core.attainments.latencies(),
-        tells_outcomes=True,
+        tells_tasks=True,
         target_pressure=rig.core.hold.pressure(),
         trial=trial,
         watch=watch,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from router.fleet import EndpointSpec
+from services.common.convert import endpoint_of_settings
 from services.router_inference.view.seen import SeenEndpoint
-from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.parts import PROFILE, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tests.unit.services.router_inference.view.states import ALL, endpoint, look, state
 
@@ -96,3 +97,17 @@ async def test_a_slow_device_stretches_its_predictions_and_no_others() -> None:
     np.testing.assert_allclose(ratio_C[is_slow_C], 2.0, rtol=0.03)
     np.testing.assert_array_equal(ratio_C[~is_slow_C], 1.0)
     assert view.fleet.slowness.by_device()[fleet.devices[device]] == pytest.approx(2.0, 0.03)
+
+
+@scenario
+async def test_a_device_whose_profile_was_measured_again_is_as_fast_as_it_says() -> None:
+    """How slow it was beside the old costs is in the new ones; what did not change is kept."""
+    rig = make_rig(endpoint_count=2)
+    fleet = rig.core.view.fleet
+    for device in fleet.latest.devices:
+        for _ in range(100):
+            fleet.slowness.observe(device, 0.2, 0.1, finished=True)
+    endpoints = [endpoint_of_settings(each) for each in rig.app.settings.mesh.endpoints]
+    rig.core.view.configure(fleet.catalog, endpoints, {"": PROFILE, "e1": PROFILE.scaled(2.0)})
+    slow, fresh = fleet.slowness.by_device().values()
+    assert (slow, fresh) == (pytest.approx(2.0, 0.03), 1.0)
