@@ -471,6 +471,7 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
         clock=env.clock,
         log=env.log,
         buffer_count=own.experience_buffer_count,
+        buffer_s=own.experience_buffer_s,
         batch_count=own.experience_batch_count,
         interval_s=own.experience_interval_s,
         retry_s=own.reconnect_s,

@@ -168,6 +168,11 @@ class RouterInferenceSettings(ServerSettings):
     """True records features also where the policy used none, so that any traffic teaches."""
     experience_buffer_count: int = Field(default=20_000, ge=1, le=1_000_000)
     """Records kept while Redis is away; older ones are dropped and counted."""
+    experience_buffer_s: float = Field(default=60.0, ge=1.0, le=3_600.0)
+    """Longest time a record waits while Redis is away, seconds; older ones are dropped and counted.
+
+    A router that is killed loses no more than the records of so long.
+    """
     experience_batch_count: int = Field(default=500, ge=1, le=10_000)
     """Most records written at once."""
     experience_interval_s: float = Field(default=0.1, gt=0.0, le=10.0)

@@ -45,10 +45,20 @@ class CandidateStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ExperienceWaiting:
+    """Records not written yet, and those dropped since the start, by reason."""
+
+    count: int
+    oldest_s: float
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RouterStatus:
     """The router's status at one moment.
 
-    Units in the names, `state_age_s` None if no state was ever seen.
+    Units in the names, `state_age_s` None if no state was ever seen, `experience` None if none is
+    written.
     """
 
     router_id: str
@@ -67,6 +77,7 @@ class RouterStatus:
     tasks: tuple[Task, ...]
     attainments: list[Attainment]
     profiles: list[ProfileStatus]
+    experience: ExperienceWaiting | None
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -179,7 +190,14 @@ class StatusReader:
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),
+            experience=self._waiting_experience(),
         )
+
+    def _waiting_experience(self) -> ExperienceWaiting | None:
+        writer = self._experience
+        if not writer.is_kept:
+            return None
+        return ExperienceWaiting(writer.waiting_count, writer.oldest_s(), dict(writer.dropped))
 
     async def run(self) -> None:
         """Keeps reasons and gauges up to date for ever."""
@@ -215,6 +233,7 @@ class StatusReader:
         metrics.fallback_active.set(float(self._slot.is_waiting or self._fallback_active))
         metrics.admission_factor.set(self._admission.factor())
         metrics.target_pressure.set(self._hold.pressure())
+        metrics.experience_oldest.set(self._experience.oldest_s())
         metrics.reserved_rate.set(view.traffic.kept_rps())
         metrics.target.clear()
         for task, (in_force, _) in self._targets.by_task().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from services.common.clock import Clock
 from services.common.log import Logger
@@ -16,11 +17,34 @@ from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.stamps import RouterClocks
 from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.processes import ProcessRecord
 
 _RECOVERY_MARGIN_S = 0.01
 _TOLD_EVERY_S = 60.0
 _MOST_LETTERS = 100
 """Most refused entries of one read that are kept; all are counted."""
+
+
+class Records(NamedTuple):
+    """What entries of the stream hold, in the order the learner takes it in."""
+
+    decisions: list[DecisionRecord]
+    outcomes: list[OutcomeRecord]
+    processes: list[ProcessRecord]
+
+
+class _Open(NamedTuple):
+    """An entry that was taken in and is not acknowledged.
+
+    Attributes:
+        key: what settles it.
+        read_s: when it was read, monotonic seconds.
+        is_outcome: whether it may be of nobody's decision, so that nothing will ever settle it.
+    """
+
+    key: DecisionKey
+    read_s: float
+    is_outcome: bool
 
 
 class ExperienceConsumer:
@@ -43,7 +67,7 @@ class ExperienceConsumer:
     ) -> None:
         """Takes the stream, limits, and what the mesh is.
 
-        After `orphan_s` seconds an entry that nothing settles is given up.
+        After `orphan_s` seconds an outcome whose decision has not come is given up.
         """
         self._stream = stream
         self._clock = clock
@@ -58,8 +82,10 @@ class ExperienceConsumer:
         self._mesh = mesh
         self._tasks = tasks
         self._told_due_s = -math.inf
-        self._open: dict[str, tuple[DecisionKey, float]] = {}
+        self._open: dict[str, _Open] = {}
         self._entries_of: dict[DecisionKey, list[str]] = defaultdict(list)
+        # Keys of open entries that are decisions, or what a process told: a save settles them.
+        self._owned: set[DecisionKey] = set()
         self._to_ack: list[str] = []
         self._claim_due_s = 0.0
         self._is_recovering = True
@@ -71,15 +97,16 @@ class ExperienceConsumer:
         """Entries taken in and not acknowledged."""
         return len(self._open)
 
-    async def read(self, block_s: float) -> tuple[list[DecisionRecord], list[OutcomeRecord]] | None:
+    async def read(self, block_s: float) -> Records | None:
         """Returns new records, waiting up to `block_s` for the first; None if the store is away."""
         try:
             entries: list[StreamEntry] = []
+            is_again = False
             if self._is_recovering:
                 entries = await self._recover()
             elif self._clock.monotonic_s() >= self._claim_due_s:
                 entries = await self._claim()
-            is_again = bool(entries)
+                is_again = bool(entries)
             if not entries:
                 entries = await self._stream.read(
                     self._group, self._consumer, self._read_count, block_s
@@ -89,7 +116,9 @@ class ExperienceConsumer:
             if self.is_reachable:
                 self._log.warning("experience_unreachable", reason=str(error))
             self.is_reachable = False
-            # A claim whose answer was lost has made its entries young again.
+            # A read whose answer was lost has delivered its entries: they are asked for before
+            # anything newer. A claim whose answer was lost has made its entries young again.
+            self._is_recovering = True
             self._recovery_start_s = None
             return None
         if not self.is_reachable:
@@ -101,12 +130,14 @@ class ExperienceConsumer:
         """Forgets what is open, as after the loss of the worker that held it; it is read again."""
         self._open.clear()
         self._entries_of.clear()
+        self._owned.clear()
         self._is_recovering = True
         self._recovery_start_s = None
 
     async def settle(self, keys: Sequence[DecisionKey]) -> None:
         """Acknowledges what is saved; what cannot be acknowledged now is at the next call."""
         for key in keys:
+            self._owned.discard(key)
             for entry_id in self._entries_of.pop(key, ()):
                 self._open.pop(entry_id, None)
                 self._to_ack.append(entry_id)
@@ -125,18 +156,21 @@ class ExperienceConsumer:
 
         Newer records would overtake it, and what comes behind its time is of no use.
         """
-        # What this recovery has claimed itself is younger than the recovery.
-        now_s = self._clock.monotonic_s()
         if self._recovery_start_s is None:
-            self._recovery_start_s = now_s
-        idle_s = now_s - self._recovery_start_s + _RECOVERY_MARGIN_S
-        entries = await self._stream.claim_stale(
-            self._group, self._consumer, idle_s, self._read_count
-        )
-        if not entries:
-            self._is_recovering = False
-            self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
-        return entries
+            self._recovery_start_s = self._clock.monotonic_s()
+        while True:
+            # What this recovery has claimed itself is younger than the recovery.
+            idle_s = self._clock.monotonic_s() - self._recovery_start_s + _RECOVERY_MARGIN_S
+            claimed = await self._stream.claim_stale(
+                self._group, self._consumer, idle_s, self._read_count
+            )
+            if not claimed:
+                self._is_recovering = False
+                self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
+                return []
+            entries = [entry for entry in claimed if entry.entry_id not in self._open]
+            if entries:
+                return entries
 
     async def _claim(self) -> list[StreamEntry]:
         entries = await self._stream.claim_stale(
@@ -146,16 +180,13 @@ class ExperienceConsumer:
             self._claim_due_s = self._clock.monotonic_s() + self._claim_idle_s
         return [entry for entry in entries if entry.entry_id not in self._open]
 
-    async def _decode(
-        self, entries: Sequence[StreamEntry], is_again: bool
-    ) -> tuple[list[DecisionRecord], list[OutcomeRecord]]:
+    async def _decode(self, entries: Sequence[StreamEntry], is_again: bool) -> Records:
         """Returns the records of entries; what is refused is set aside.
 
         What speaks of a router or a candidate nobody has heard of is left for later, since it may
         be new; when it comes `again` and is still unknown it is refused.
         """
-        decisions: list[DecisionRecord] = []
-        outcomes: list[OutcomeRecord] = []
+        records = Records([], [], [])
         refused: list[tuple[StreamEntry, str]] = []
         now_s = self._clock.monotonic_s()
         wall_s = self._clocks.now_s()
@@ -178,14 +209,19 @@ class ExperienceConsumer:
                 if is_again and self._mesh.is_fresh:
                     refused.append((entry, problem))
                 continue
-            self._open[entry.entry_id] = (record.key, now_s)
+            is_outcome = isinstance(record, OutcomeRecord)
+            self._open[entry.entry_id] = _Open(record.key, now_s, is_outcome)
             self._entries_of[record.key].append(entry.entry_id)
+            if not is_outcome:
+                self._owned.add(record.key)
             if isinstance(record, DecisionRecord):
-                decisions.append(self._clocks.placed(record, wall_s))
+                records.decisions.append(self._clocks.placed(record, wall_s))
+            elif isinstance(record, OutcomeRecord):
+                records.outcomes.append(record)
             else:
-                outcomes.append(record)
+                records.processes.append(record)
         await self._refuse(refused)
-        return decisions, outcomes
+        return records
 
     async def _refuse(self, refused: Sequence[tuple[StreamEntry, str]]) -> None:
         """Sets entries aside; what cannot be set aside now comes again."""
@@ -204,15 +240,21 @@ class ExperienceConsumer:
         self._to_ack += [entry.entry_id for entry, _ in refused]
 
     def _give_up_orphans(self) -> None:
-        """Lets go of entries nothing will settle: outcomes without a decision, late feedback."""
+        """Lets go of outcomes whose decision never came, and counts them.
+
+        What is open for another reason waits for its save, however long that takes.
+        """
         limit_s = self._clock.monotonic_s() - self._orphan_s
-        for entry_id, (key, read_s) in list(self._open.items()):
+        for entry_id, (key, read_s, is_outcome) in list(self._open.items()):
             if read_s > limit_s:
                 break  # in order of reading
+            if not is_outcome or key in self._owned:
+                continue
             del self._open[entry_id]
             ids = self._entries_of.get(key, [])
             if entry_id in ids:
                 ids.remove(entry_id)
             if not ids:
                 self._entries_of.pop(key, None)
+            self._metrics.records_dropped.labels(reason="alone").inc()
             self._to_ack.append(entry_id)

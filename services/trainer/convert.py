@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -36,6 +36,7 @@ from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
+from trainer.learning.online.processes import ProcessRecord
 
 MAX_AHEAD_S = 5.0
 """How far a router's clock may be ahead of ours, seconds; records from further on are refused."""
@@ -45,6 +46,7 @@ _MOST_CANDIDATES = 4_096
 _MOST_SLACK_S = 86_400.0
 _LEAST_PROBABILITY = 1e-9
 _LONGEST_ROUTER_ID = 128
+_MOST_DROPPED = 2**53
 # Features are rounded to float32 on their way.
 _LOW_F = np.array([feature.low - 1e-3 for feature in FEATURES], np.float32)
 _HIGH_F = np.array([feature.high + 1e-3 for feature in FEATURES], np.float32)
@@ -82,10 +84,10 @@ class Experience(NamedTuple):
     Attributes:
         record: the record.
         stamp_s: when it was written, seconds since 1970.
-        candidates: (tier, endpoint) pairs the decision chose from; empty for an outcome.
+        candidates: (tier, endpoint) pairs the decision chose from; empty for anything else.
     """
 
-    record: DecisionRecord | OutcomeRecord
+    record: DecisionRecord | OutcomeRecord | ProcessRecord
     stamp_s: float
     candidates: tuple[tuple[str, str], ...] = ()
 
@@ -108,16 +110,19 @@ def experience_from(payload: bytes, *, now_s: float, tasks: Collection[str]) -> 
     except DecodeError as error:
         raise BadRecordError("not an ExperienceEntry") from error
     checks = Checks()
+    record: Any
     if entry.HasField("decision"):
-        made = _decision_from(entry.decision, checks, tasks)
+        record, made = entry.decision, _decision_from(entry.decision, checks, tasks)
     elif entry.HasField("outcome"):
-        made = _outcome_from(entry.outcome, checks)
+        record, made = entry.outcome, _outcome_from(entry.outcome, checks)
+    elif entry.HasField("process"):
+        record, made = entry.process, _process_from(entry.process, checks)
     else:
         raise BadRecordError("entry without a record")
-    record = entry.decision if entry.HasField("decision") else entry.outcome
     checks.text("router_id", record.router_id, _LONGEST_ROUTER_ID, 1)
     checks.count("epoch", record.epoch, round((now_s + MAX_AHEAD_S) * 1e9), 1)
-    checks.count("sequence", record.sequence, low=1)
+    if not entry.HasField("process"):
+        checks.count("sequence", record.sequence, low=1)
     ahead_s = made.stamp_s - now_s
     limit = f"at most {MAX_AHEAD_S:g} s"
     checks.require(ahead_s <= MAX_AHEAD_S, "time", f"lies {ahead_s:g} s ahead", limit)
@@ -185,6 +190,18 @@ def _outcome_from(record: experience_pb2.OutcomeRecord, checks: Checks) -> Exper
     stamp_s = checks.moment("end_time", record.end_time)
     key = (record.router_id, record.epoch, record.sequence)
     return Experience(OutcomeRecord(key, record.reward, ending or Ending.CANCELLED), stamp_s)
+
+
+def _process_from(record: experience_pb2.ProcessRecord, checks: Checks) -> Experience:
+    for field in ("dropped_decision_count", "dropped_outcome_count"):
+        checks.count(field, getattr(record, field), _MOST_DROPPED)
+    told = ProcessRecord(
+        (record.router_id, record.epoch),
+        record.dropped_decision_count,
+        record.dropped_outcome_count,
+        is_end=record.ended,
+    )
+    return Experience(told, checks.moment("tell_time", record.tell_time))
 
 
 def policy_info(record: PolicyRecord) -> pb.PolicyInfo:

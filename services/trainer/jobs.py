@@ -15,6 +15,7 @@ from router.catalog import QualityTable
 from router.profile import LatencyProfile
 from router.types import Task
 from trainer.learning.online.joining import DecisionKey, DecisionRecord, OutcomeRecord
+from trainer.learning.online.processes import ProcessRecord
 
 if TYPE_CHECKING:
     from trainer.evaluation.past import LookBack, PastRequest
@@ -93,16 +94,20 @@ class OnlineJob:
             replay_capacity=spec.replay_capacity,
             deadline_s=spec.deadline_s,
             patience_s=spec.patience_s,
+            order_s=spec.patience_s,
             min_transitions=spec.min_transitions,
             seed=spec.seed,
         )
         self._loop = OnlineLoop(config, path=spec.path, initial=spec.initial)
 
     def ingest(
-        self, decisions: Sequence[DecisionRecord], outcomes: Sequence[OutcomeRecord]
+        self,
+        decisions: Sequence[DecisionRecord],
+        outcomes: Sequence[OutcomeRecord],
+        processes: Sequence[ProcessRecord],
     ) -> list[DecisionKey]:
         """See `OnlineLoop.ingest`."""
-        return self._loop.ingest(decisions, outcomes)
+        return self._loop.ingest(decisions, outcomes, processes)
 
     def learn(self, budget_s: float) -> LoopStatus:
         """Learns for at most `budget_s` seconds and returns where the run stands."""

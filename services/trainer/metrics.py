@@ -21,6 +21,18 @@ class TrainerMetrics:
             "registry_set_aside", "Stored policies found broken and set aside."
         )
         self.entries_acked = counter("entries_acked", "Experience entries taken in and saved.")
+        self.records_dropped = counter(
+            "records_dropped", "Experience records of no use, by reason.", ("reason",)
+        )
+        self.missing_decisions = gauge(
+            "missing_decisions", "Decisions of routers that never came, by their numbers."
+        )
+        self.cut_processes = gauge(
+            "cut_processes", "Router processes that ended without a word, records in hand or not."
+        )
+        self.told_drops = gauge(
+            "told_drops", "Records that routers told they had dropped unwritten."
+        )
         self.snapshots_published = counter("snapshots_published", "Snapshots put in the registry.")
         self.snapshots_refused = counter(
             "snapshots_refused", "Snapshots refused, by reason.", ("reason",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ from services.trainer.consumer import ExperienceConsumer
 from services.trainer.drops import Counts, Drops
 from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import OnlineSpec
+from services.trainer.lost_processes import LostProcesses
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.promotion import RoutersRefusedError
@@ -218,6 +219,9 @@ class _Session:
             mesh=parts.mesh,
             tasks=parts.tasks,
         )
+        self._lost = LostProcesses(parts.mesh, parts.clock, after_s=settings.patience_s)
+        self._dropped: Mapping[str, int] | None = None
+        self._gaps = (0, 0, 0)
         self._first_step: int | None = None
         self._published_step = 0
         self._deaths = 0
@@ -263,10 +267,12 @@ class _Session:
         records = await self._consumer.read(block_s=max(0.05, rest_s))
         if records is None:
             await self._clock.sleep(_BACKOFF_S)
-        elif records[0] or records[1]:
+        elif any(records):
             known = await self._call("ingest", *records)
             await self._consumer.settle(known)
         status: LoopStatus = await self._call("learn", _LEARN_S)
+        if gone := self._lost.find(status.open_processes):
+            await self._call("ingest", [], [], gone)
         await self._report(status, self._clock.monotonic_s() - began_s)
         now_s = self._clock.monotonic_s()
         if now_s >= self._save_due_s:
@@ -296,6 +302,7 @@ class _Session:
         metrics.waiting.set(status.waiting_count)
         metrics.loss.set(status.loss or 0.0)
         metrics.mean_reward.set(status.mean_reward or 0.0)
+        self._report_gaps(status)
         with suppress(StateUnavailableError):  # shown by store_reachable
             metrics.backlog.set(await self._parts.stream.count())
         await self._run.update(
@@ -305,6 +312,27 @@ class _Session:
             mean_reward=status.mean_reward,
             steps_per_second=(done - before) / max(elapsed_s, 1e-3),
         )
+
+    def _report_gaps(self, status: LoopStatus) -> None:
+        """Shows what never came and what was of no use; says so when there is more of it."""
+        metrics = self._parts.metrics
+        told = status.told_decisions + status.told_outcomes
+        gaps = (status.missing_count, status.cut_count, told)
+        metrics.missing_decisions.set(gaps[0])
+        metrics.cut_processes.set(gaps[1])
+        metrics.told_drops.set(gaps[2])
+        if self._dropped is not None:
+            for reason, count in status.dropped_counts.items():
+                new = max(0, count - self._dropped.get(reason, 0))
+                metrics.records_dropped.labels(reason=reason).inc(new)
+            if any(now > before for now, before in zip(gaps, self._gaps, strict=True)):
+                self._parts.log.warning(
+                    "experience_gap",
+                    missing_decisions=gaps[0],
+                    cut_processes=gaps[1],
+                    told_drops=gaps[2],
+                )
+        self._dropped, self._gaps = status.dropped_counts, gaps
 
     async def _save(self) -> bool:
         """Saves and acknowledges what is safe then; says whether that worked."""

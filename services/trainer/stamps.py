@@ -15,6 +15,8 @@ from trainer.learning.online.joining import DecisionRecord
 
 _SET_BACK_S = 1.0
 """A router's next decision is this much older than its last one only if its clock was set back."""
+_LONG_AGO_S = 600.0
+"""What is read again of a router's former process is younger than this."""
 _MOST_ROUTERS = 10_000
 
 
@@ -57,7 +59,9 @@ class RouterClocks:
         if shift_s and decision.time_s + shift_s > now_s + MAX_AHEAD_S:
             shift_s = 0.0
         behind_s = last.time_s - (decision.time_s + shift_s)
-        is_next = epoch != last.epoch or sequence > last.sequence
+        is_next = epoch > last.epoch or (epoch == last.epoch and sequence > last.sequence)
+        # A former process's records read again; or one that started with its clock set back.
+        is_next |= epoch < last.epoch and now_s - decision.time_s > _LONG_AGO_S
         if is_next and behind_s > _SET_BACK_S:
             shift_s += behind_s
         time_s = decision.time_s + shift_s

@@ -320,6 +320,11 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         set_duration(told.default_deadline, task.default_deadline_s)
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
+    if status.experience is not None:
+        waiting = response.experience
+        waiting.waiting_count = status.experience.count
+        waiting.dropped_counts.update(status.experience.dropped)
+        set_duration(waiting.oldest_age, status.experience.oldest_s)
     for item in status.candidates:
         entry = response.candidates.add(
             candidate=common_pb2.Candidate(tier=item.tier, endpoint=item.endpoint),

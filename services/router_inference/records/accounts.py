@@ -247,7 +247,13 @@ class RouterMetrics:
         )
         self.experience_dropped = Counter(
             "tiercel_experience_dropped",
-            "Experience records lost because Redis was away.",
+            "Experience records dropped unwritten, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.experience_oldest = Gauge(
+            "tiercel_experience_oldest_seconds",
+            "How long the oldest unwritten experience record has waited; 0 = none waits.",
             registry=registry,
         )
         self.client_requests = Counter(

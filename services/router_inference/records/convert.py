@@ -82,6 +82,27 @@ class RecordBuilder:
             ).SerializeToString()
         return experience_pb2.ExperienceEntry(outcome=_outcome(entry)).SerializeToString()
 
+    def process(
+        self, dropped_decisions: int, dropped_outcomes: int, is_end: bool, tell_ns: int
+    ) -> bytes:
+        """Returns the serialized ExperienceEntry in which the process tells of itself.
+
+        Args:
+            dropped_decisions: decisions dropped unwritten since its start.
+            dropped_outcomes: outcomes dropped likewise.
+            is_end: whether it writes no more.
+            tell_ns: the present, ns since 1970.
+        """
+        record = experience_pb2.ProcessRecord(
+            router_id=self._router_id,
+            epoch=self._epoch,
+            tell_time=timestamp_of(tell_ns),
+            dropped_decision_count=dropped_decisions,
+            dropped_outcome_count=dropped_outcomes,
+            ended=is_end,
+        )
+        return experience_pb2.ExperienceEntry(process=record).SerializeToString()
+
     def _decision(self, entry: Choice) -> experience_pb2.DecisionRecord:
         inputs, query = entry.inputs, entry.inputs.asked.query
         record = experience_pb2.DecisionRecord()

@@ -86,6 +86,7 @@ class OnlineConfig:
         learner: the learner.
         deadline_s: deadline that sets the time scale, seconds, > 0.
         patience_s: longest wait for an outcome, seconds, > 0.
+        order_s: longest wait for records of another router, seconds, >= 0; 0: nobody waits.
         sample_reuse: most times a transition is sampled on average, > 0.
         min_transitions: transitions before the first learner step, >= 1.
         feature_schema: schema learned on; records of another one only serve as rewards.
@@ -103,6 +104,7 @@ class OnlineConfig:
     availability_column: int
     base_column: int | None = None
     promise: Promise | None = None
+    order_s: float = 0.0
     sample_reuse: float = 8.0
     min_transitions: int = 512
     seed: int = 0
@@ -116,6 +118,7 @@ def online_config(
     patience_s: float,
     min_transitions: int,
     seed: int,
+    order_s: float = 0.0,
 ) -> OnlineConfig:
     """Returns the config of an online run on the features and with the learner of the services."""
     names = tuple(feature.name for feature in FEATURES)
@@ -131,6 +134,7 @@ def online_config(
             quality_column=names.index("quality"),
             on_time_column=names.index("on_time_probability"),
         ),
+        order_s=order_s,
         min_transitions=min_transitions,
         seed=seed,
     )

@@ -98,12 +98,22 @@ class RecordJoiner:
     """Joins records as they come, in any order, and releases them merged in time order.
 
     A decision waits for its outcome, at most `patience_s` behind the newest decision; then it is
-    closed as cancelled, as a router that died would leave it. Memory is bounded by `limit`.
+    closed as cancelled, as a router that died would leave it. It waits too for the other routers,
+    whose records may have been held up: no router's decisions are released beyond the newest of
+    another one that is at most `order_s` behind. Memory is bounded by `limit`.
     """
 
-    def __init__(self, *, patience_s: float, limit: int = 100_000) -> None:
-        """Starts empty; `patience_s` > 0 seconds, at most `limit` decisions wait."""
+    def __init__(self, *, patience_s: float, order_s: float = 0.0, limit: int = 100_000) -> None:
+        """Starts empty.
+
+        Args:
+            patience_s: longest wait for an outcome, seconds, > 0.
+            order_s: longest wait for another router, seconds; 0: nobody waits.
+            limit: most decisions that wait.
+        """
         self._patience_s = patience_s
+        self._order_s = order_s
+        self._newest_of: OrderedDict[str, float] = OrderedDict()
         self._limit = limit
         self._waiting: dict[DecisionKey, DecisionRecord] = {}
         self._outcomes: OrderedDict[DecisionKey, OutcomeRecord] = OrderedDict()
@@ -119,13 +129,26 @@ class RecordJoiner:
         """Returns the number of decisions that wait."""
         return len(self._waiting)
 
-    def add_decision(self, decision: DecisionRecord) -> None:
-        """Takes in a decision; a repeated one changes nothing, one too old is dropped."""
+    def add_decision(self, decision: DecisionRecord) -> bool:
+        """Takes in a decision; a repeated one changes nothing.
+
+        Returns:
+            False for one that is too old to be merged any more: it is dropped and counted.
+        """
         if decision.time_s < self._released_s:
             self.late_count += 1
-            return
+            return False
         self._newest_s = max(self._newest_s, decision.time_s)
+        router = decision.key[0]
+        self._newest_of[router] = max(self._newest_of.pop(router, -np.inf), decision.time_s)
+        if len(self._newest_of) > _MOST_ROUTERS:
+            self._newest_of.popitem(last=False)
         self._waiting.setdefault(decision.key, decision)
+        return True
+
+    def forget_router(self, router: str) -> None:
+        """Waits no longer for a router, as it has ended."""
+        self._newest_of.pop(router, None)
 
     def add_outcome(self, outcome: OutcomeRecord) -> None:
         """Takes in an outcome; late feedback for a released decision is counted and dropped."""
@@ -138,11 +161,17 @@ class RecordJoiner:
         """Returns the steps that are settled: every earlier decision is settled as well."""
         overdue_s = self._newest_s - self._patience_s
         excess = len(self._waiting) - self._limit
+        since_s = self._newest_s - self._order_s
+        # Whatever the wait, it ends at the newest decision of the router furthest behind.
+        edge_s = min((each for each in self._newest_of.values() if each > since_s), default=np.inf)
         steps: list[Step] = []
         for decision in sorted(self._waiting.values(), key=lambda d: (d.time_s, d.key)):
+            is_due = decision.time_s <= overdue_s or len(steps) < excess
+            if decision.time_s > edge_s and not is_due:
+                break
             outcome = self._outcomes.pop(decision.key, None)
             if outcome is None:
-                if decision.time_s > overdue_s and len(steps) >= excess:
+                if not is_due:
                     break
                 self.expired_count += 1
             counts = outcome is not None and outcome.ending is not Ending.CANCELLED

@@ -6,8 +6,9 @@ stream forget it. Records that come again after a crash are recognised and settl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
 from router.types import is_finite_number
 from trainer.learning.checkpoint import (
+    CheckpointError,
     damaged_of,
     load_checkpoint,
     previous_of,
@@ -36,6 +38,7 @@ from trainer.learning.online.joining import (
     RecordJoiner,
     Step,
 )
+from trainer.learning.online.processes import ProcessBook, ProcessKey, ProcessRecord
 from trainer.learning.online.replay import MAX_CANDIDATES, Replay, Transitions
 from trainer.learning.online.returns import steps_to_arrays, time_returns
 from trainer.learning.online.settled import SettledKeys
@@ -54,9 +57,14 @@ class LoopStatus:
         waiting_count: decisions that wait for their outcome or for their horizon.
         loss: mean loss of the last steps, None before the first.
         mean_reward: mean reward of recent requests, None before the first.
-        gap_count: gaps seen in routers' sequence numbers.
-        dropped_count: records that came too late, twice, or without their partner.
-        problems: what was wrong since the last status: a state set aside, a step undone.
+        missing_count: decisions of routers that never came, by their numbers, as of the last save.
+        cut_count: router processes that ended without a word; what they had in hand is lost.
+        dropped_counts: records that were of no use, by reason: `late` came after its time, `again`
+            was there already, `unanswered` never had an outcome; since the state was begun.
+        told_decisions: decisions that routers told they had dropped.
+        told_outcomes: outcomes likewise.
+        open_processes: router processes of which more may come.
+        problems: what went wrong since the last look: a damaged state, a step undone.
     """
 
     step_count: int
@@ -64,8 +72,12 @@ class LoopStatus:
     waiting_count: int
     loss: float | None
     mean_reward: float | None
-    gap_count: int
-    dropped_count: int
+    missing_count: int = 0
+    cut_count: int = 0
+    dropped_counts: Mapping[str, int] = field(default_factory=dict)
+    told_decisions: int = 0
+    told_outcomes: int = 0
+    open_processes: tuple[ProcessKey, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -99,14 +111,19 @@ class OnlineLoop:
         self._learner = kind(config.learner, weights, base_column=config.base_column)
         self._replay = Replay(capacity=config.learner.replay_capacity, feature_count=count)
         self._baseline = RewardBaseline()
-        self._joiner = RecordJoiner(patience_s=config.patience_s)
+        self._joiner = RecordJoiner(patience_s=config.patience_s, order_s=config.order_s)
+        self._processes = ProcessBook()
         self._pending: list[Step] = []
         self._pending_baseline: list[float] = []
         self._unsaved: list[DecisionKey] = []
         # Released by the joiner and not saved yet.
         self._held: set[DecisionKey] = set()
         self._settled = SettledKeys()
-        self._repeated_count = 0
+        # What a state restored had dropped before, and what came again since.
+        self._dropped_before = Counter[str]()
+        self._again_count = 0
+        self._missing_count = 0
+        self._file: tuple[int, int] | None = None
         self._problems: list[str] = []
         self._has_gone_back = False
         self._loss: float | None = None
@@ -118,22 +135,35 @@ class OnlineLoop:
     @property
     def status(self) -> LoopStatus:
         """Where the run stands."""
-        joiner = self._joiner
         problems, self._problems = tuple(self._problems), []
-        dropped = joiner.late_count + joiner.orphan_count + joiner.expired_count
         return LoopStatus(
             step_count=self._learner.step_count,
             transition_count=self._replay.total_count,
-            waiting_count=len(joiner) + len(self._pending),
+            waiting_count=len(self._joiner) + len(self._pending),
             loss=self._loss,
             mean_reward=self._mean_reward,
-            gap_count=joiner.gap_count,
-            dropped_count=dropped + self._repeated_count,
+            missing_count=self._missing_count,
+            cut_count=self._processes.cut_count,
+            dropped_counts=self._dropped(),
+            told_decisions=self._processes.dropped_decisions,
+            told_outcomes=self._processes.dropped_outcomes,
+            open_processes=self._processes.open,
             problems=problems,
         )
 
+    def _dropped(self) -> dict[str, int]:
+        joiner, before = self._joiner, self._dropped_before
+        return {
+            "late": before["late"] + joiner.late_count,
+            "again": before["again"] + self._again_count,
+            "unanswered": before["unanswered"] + joiner.expired_count,
+        }
+
     def ingest(
-        self, decisions: Sequence[DecisionRecord], outcomes: Sequence[OutcomeRecord]
+        self,
+        decisions: Sequence[DecisionRecord],
+        outcomes: Sequence[OutcomeRecord],
+        processes: Sequence[ProcessRecord] = (),
     ) -> list[DecisionKey]:
         """Takes in records, in any order; returns the keys that are settled already.
 
@@ -141,17 +171,26 @@ class OnlineLoop:
         """
         known: list[DecisionKey] = []
         for decision in decisions:
+            self._processes.see(decision.key[:2])
             if decision.key in self._settled:
                 known.append(decision.key)
             elif decision.key in self._held:
-                self._repeated_count += 1
-            else:
-                self._joiner.add_decision(decision)
+                self._again_count += 1
+            elif not self._joiner.add_decision(decision):
+                # Dropped for good, so that it is neither taken for missing nor taken in later.
+                self._held.add(decision.key)
+                self._unsaved.append(decision.key)
+        for process in processes:
+            self._processes.take(process)
+            if process.is_end or process.is_cut:
+                self._joiner.forget_router(process.process[0])
+            if not process.is_cut:
+                self._unsaved.append(process.key)
         for outcome in outcomes:
             if outcome.key in self._settled:
                 known.append(outcome.key)
             elif outcome.key in self._held:
-                self._repeated_count += 1
+                self._again_count += 1
             else:
                 self._joiner.add_outcome(outcome)
         for step in self._joiner.release():
@@ -201,7 +240,8 @@ class OnlineLoop:
         """
         settled = self._settled.copy()
         for key in self._unsaved:
-            settled.add(key)
+            if key[2]:  # 0: what a process told of itself
+                settled.add(key)
         learner = self._learner.get_state()
         if not _is_finite(learner):
             self._go_back("the network is not finite")
@@ -212,16 +252,30 @@ class OnlineLoop:
                 "feature_schema": self._config.feature_schema,
                 "baseline": self._baseline.get_state(),
                 "settled": settled.get_state(),
+                "processes": self._processes.get_state(),
+                "dropped": self._dropped(),
                 "rng": self._rng.bit_generator.state,
                 "mean_reward": self._mean_reward,
             }
             arrays = {f"learner.{k}": v for k, v in learner.items()}
             arrays["replay"] = np.frombuffer(self._replay.to_bytes(), dtype=np.uint8)
+            self._check_is_ours(self._path)
             save_checkpoint(self._path, meta, arrays, keep_previous=True)
+            self._file = _identity(self._path)
         self._good = learner
         keys, self._unsaved, self._settled = self._unsaved, [], settled
         self._held.difference_update(keys)
+        self._missing_count = settled.missing_count
         return keys
+
+    def _check_is_ours(self, path: Path) -> None:
+        """Raises CheckpointError if another process has saved: what that one settled is not here.
+
+        A trainer that stood still for so long that another one took over may wake up in a save.
+        """
+        found = _identity(path)
+        if found is not None and found != self._file:
+            raise CheckpointError(f"{path}: another process has saved there; ours is out of date")
 
     def _go_back(self, reason: str) -> None:
         """Takes the last saved network again; says so the first time."""
@@ -370,16 +424,22 @@ class OnlineLoop:
                 found = load_checkpoint(path)
                 if found is not None:
                     self._apply(*found)
-                    return
+                    break
             except _BAD_STATE as error:
                 set_aside(path)
                 self._problems.append(f"{error}; kept as {damaged_of(path).name}")
+        self._file = _identity(self._path)
 
     def _apply(self, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         if meta.get("feature_schema") != self._config.feature_schema:
             return  # what was learned on other features is of no use
         settled, baseline, rng = SettledKeys(), RewardBaseline(), np.random.default_rng(0)
         settled.set_state(meta["settled"])
+        # A state of an earlier version lacks these two.
+        processes = ProcessBook()
+        if "processes" in meta:
+            processes.set_state(meta["processes"])
+        dropped = Counter({str(k): int(v) for k, v in meta.get("dropped", {}).items()})
         baseline.set_state(meta["baseline"])
         mean_reward, rng.bit_generator.state = meta["mean_reward"], meta["rng"]
         if mean_reward is not None and not is_finite_number(mean_reward):
@@ -388,6 +448,8 @@ class OnlineLoop:
         # after this fails, so that a bad state leaves nothing of itself.
         self._replay.restore(arrays["replay"].tobytes())
         self._settled, self._baseline, self._mean_reward = settled, baseline, mean_reward
+        self._processes, self._dropped_before = processes, dropped
+        self._missing_count = settled.missing_count
         if meta["parent"] == self._parent:
             prefix = "learner."
             saved = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -399,6 +461,15 @@ class OnlineLoop:
             except LearnerStateError:
                 return  # of a learner with other parts: afresh from the parent's weights
             self._rng = rng
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns what tells a saved file from the one before it; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _is_finite(state: Mapping[str, NDArray[Any]]) -> bool:

@@ -60,6 +60,15 @@ class SettledKeys:
         if len(self._runs) > _MOST_PROCESSES:
             del self._runs[next(iter(self._runs))]
 
+    @property
+    def missing_count(self) -> int:
+        """Numbers that are not there though a higher one of their process is.
+
+        A router numbers its decisions from 1 without gaps, so these are decisions that never came,
+        of the processes that are not forgotten.
+        """
+        return sum(last[-1] - _size(first, last) for first, last in self._runs.values())
+
     def copy(self) -> SettledKeys:
         """Returns a set of its own with the same keys."""
         twin = SettledKeys()
@@ -78,6 +87,10 @@ class SettledKeys:
                 raise ValueError(f"settled keys: epoch {epoch!r:.40} is no whole number")
             runs[str(router), epoch] = _checked(first, last)
         self._runs = runs
+
+
+def _size(first: Sequence[int], last: Sequence[int]) -> int:
+    return sum(last) - sum(first) + len(first)
 
 
 def _checked(first: Sequence[Any], last: Sequence[Any]) -> tuple[list[int], list[int]]:

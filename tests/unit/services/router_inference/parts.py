@@ -169,12 +169,13 @@ class Rig:
         return sink
 
     async def records(self) -> list[experience_pb2.ExperienceEntry]:
-        """Flushes and returns what was written to the store."""
+        """Flushes and returns the decisions and outcomes that were written to the store."""
         await self.core.experience.flush(1.0)
         stores = self.app._stores
         assert stores is not None
         entries = await stores.experience.read("test", "test", 10_000, 0.0)
-        return [experience_pb2.ExperienceEntry.FromString(entry.payload) for entry in entries]
+        found = [experience_pb2.ExperienceEntry.FromString(entry.payload) for entry in entries]
+        return [entry for entry in found if not entry.HasField("process")]
 
     def assert_settled(self) -> None:
         """Nothing is under way and every offered request is in exactly one count."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from router.features import SCHEMA
 from services.common.log import get_logger
 from services.trainer.mesh_view import MeshView
@@ -55,3 +57,10 @@ def outcome(sequence: int, router_id: str = "r0", epoch: int = 7) -> bytes:
         status=common_pb2.OUTCOME_STATUS_ON_TIME,
     )
     return experience_pb2.ExperienceEntry(outcome=record).SerializeToString()
+
+
+def process(router_id: str = "r0", epoch: int = 7, **told: Any) -> bytes:
+    """Returns what a process tells of itself as the stream holds it."""
+    record = experience_pb2.ProcessRecord(router_id=router_id, epoch=epoch, **told)
+    record.tell_time.seconds = 1
+    return experience_pb2.ExperienceEntry(process=record).SerializeToString()

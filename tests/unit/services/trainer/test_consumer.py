@@ -14,7 +14,7 @@ from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from tests.fakes.clock import FakeClock
 from tests.fakes.state_store import SwitchableStore
-from tests.unit.services.trainer.entries import TASK, decision, key, outcome, seen_state
+from tests.unit.services.trainer.entries import TASK, decision, key, outcome, process, seen_state
 
 GROUP = "trainer"
 ORPHAN_S = 100.0
@@ -52,9 +52,9 @@ class Bench:
             tasks={TASK},
         )
 
-    def counted(self, name: str) -> float:
+    def counted(self, name: str, **labels: str) -> float:
         """Returns a counter of the first consumer."""
-        return self.prometheus.get_sample_value(f"tiercel_trainer_{name}_total") or 0.0
+        return self.prometheus.get_sample_value(f"tiercel_trainer_{name}_total", labels) or 0.0
 
     def pending_count(self) -> int:
         """Returns how many entries are read and not acknowledged."""
@@ -76,14 +76,15 @@ async def sequences(consumer: ExperienceConsumer) -> list[int]:
 
 async def test_records_are_told_apart(bench: Bench) -> None:
     """Decisions and outcomes come decoded, each once."""
-    await bench.stream.append([decision(1), outcome(1), decision(2)])
+    await bench.stream.append([decision(1), outcome(1), decision(2), process(ended=True)])
     found = await bench.consumer.read(0.0)
     assert found is not None
-    decisions, outcomes = found
+    decisions, outcomes, processes = found
     assert [record.key for record in decisions] == [key(1), key(2)]
     assert [record.key for record in outcomes] == [key(1)]
-    assert await bench.consumer.read(0.0) == ([], [])
-    assert bench.counted("entries_read") == 3
+    assert [record.key for record in processes] == [("r0", 7, 0)]
+    assert await bench.consumer.read(0.0) == ([], [], [])
+    assert bench.counted("entries_read") == 4
 
 
 async def test_only_what_is_saved_is_acknowledged(bench: Bench) -> None:
@@ -232,3 +233,32 @@ async def test_what_nothing_settles_is_given_up(bench: Bench) -> None:
     bench.clock.move(2.0)
     await bench.consumer.settle([])
     assert bench.consumer.open_count == bench.pending_count() == 0
+    assert bench.counted("records_dropped", reason="alone") == 1
+
+
+async def test_a_decision_is_never_given_up(bench: Bench) -> None:
+    """However long it waits for what it takes to be saved, as after the end of all traffic."""
+    await bench.stream.append([decision(1), outcome(1), process()])
+    await bench.consumer.read(0.0)
+    bench.clock.move(10.0 * ORPHAN_S)
+    await bench.consumer.settle([])
+    assert bench.consumer.open_count == bench.pending_count() == 3
+    assert bench.counted("records_dropped", reason="alone") == 0
+    await bench.consumer.settle([key(1), ("r0", 7, 0)])
+    assert bench.pending_count() == 0
+
+
+async def test_what_a_lost_answer_had_delivered_comes_before_anything_newer(bench: Bench) -> None:
+    """Redis that dies behind its answer has marked the entries as read; nobody has seen them."""
+    await bench.stream.append([decision(1)])
+    assert await sequences(bench.consumer) == [1]
+    await bench.stream.append([decision(2)])
+    await bench.stream.read(GROUP, "one", 10, 0.0)  # the answer that is lost
+    bench.stream.is_down = True
+    assert await bench.consumer.read(0.0) is None
+    bench.stream.is_down = False
+    await bench.stream.append([decision(3)])
+    bench.clock.move(1.0)
+    assert await sequences(bench.consumer) == [2]
+    assert await sequences(bench.consumer) == [3]
+    assert bench.consumer.open_count == 3

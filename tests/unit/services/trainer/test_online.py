@@ -61,9 +61,9 @@ class FakeLearner:
 
     def _learn(self, budget_s: float) -> LoopStatus:
         self.step_count += STEPS_PER_CALL if budget_s > 0.0 else 0
-        return LoopStatus(self.step_count, len(self.ingested), 0, 0.5, 0.9, 0, 0)
+        return LoopStatus(self.step_count, len(self.ingested), 0, 0.5, 0.9)
 
-    def _ingest(self, decisions: list[Any], outcomes: list[Any]) -> list[Any]:
+    def _ingest(self, decisions: list[Any], outcomes: list[Any], processes: list[Any]) -> list[Any]:
         self.ingested += [record.key[2] for record in decisions]
         return []
 

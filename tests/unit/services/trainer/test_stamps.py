@@ -49,6 +49,7 @@ def test_a_router_that_starts_again_with_its_clock_set_back_goes_on() -> None:
     clocks = RouterClocks(FakeClock())
     assert places(clocks, made(9, 10_000.0), now_s=10_000.0) == [10_000.0]
     assert places(clocks, made(1, 6_401.0, epoch=2), now_s=10_001.0) == [10_000.0]
+    assert places(clocks, made(1, 6_401.0, epoch=0), now_s=10_001.0) == [10_000.0]
 
 
 def test_what_is_read_again_stays_where_it_was() -> None:
@@ -56,6 +57,14 @@ def test_what_is_read_again_stays_where_it_was() -> None:
     clocks = RouterClocks(FakeClock())
     places(clocks, made(1, 100.0), made(2, 160.0), now_s=160.0)
     assert places(clocks, made(1, 100.0), made(3, 161.0), now_s=161.0) == [100.0, 161.0]
+
+
+def test_what_is_read_again_of_a_former_process_stays_where_it_was() -> None:
+    """It is older than what the next process wrote, and no clock was set."""
+    clocks = RouterClocks(FakeClock())
+    places(clocks, made(1, 100.0), made(2, 110.0), made(1, 115.0, epoch=2), now_s=115.0)
+    again = (made(2, 110.0), made(2, 116.0, epoch=2))
+    assert places(clocks, *again, now_s=116.0) == [110.0, 116.0]
 
 
 def test_routers_do_not_shift_each_other() -> None:

@@ -17,11 +17,20 @@ from tests.fakes.virtual_time import LoopClock
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
 from tests.unit.services.router_inference.scenario import scenario
+from tiercel.common.v1 import experience_pb2
 
 
 def switchable() -> Any:
     """A stream that can be switched off."""
     return SwitchableStore(MemoryExperienceStream(LoopClock()))
+
+
+async def entries(stream: Any) -> list[experience_pb2.ExperienceEntry]:
+    """Everything in a stream."""
+    return [
+        experience_pb2.ExperienceEntry.FromString(entry.payload)
+        for entry in await stream.behind("0-0", 1_000)
+    ]
 
 
 @scenario
@@ -75,9 +84,109 @@ async def test_records_wait_for_redis_and_the_oldest_give_way() -> None:
     assert rig.core.experience.waiting_count == 6
     stream.is_down = False
     await asyncio.sleep(1.0)
-    assert await stream.count() == 6
+    kinds = [entry.WhichOneof("record") for entry in await entries(stream)]
+    assert kinds == ["decision", "outcome"] * 3 + ["process"]
     assert "REDIS_UNREACHABLE" not in rig.core.status.read().degraded_reasons
     writer.cancel()
+
+
+@scenario
+async def test_records_wait_no_longer_than_they_may_and_what_is_missing_is_told() -> None:
+    """What is older is dropped by its reason, shown in the status, and told to the trainer."""
+    stream = switchable()
+    rig = make_rig(experience=stream, experience_buffer_s=3.0, reconnect_s=0.5)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    stream.is_down = True
+    await rig.answer(rig.job())
+    await asyncio.sleep(2.0)
+    await rig.answer(rig.job())
+    await asyncio.sleep(2.0)
+    waiting = rig.core.status.read().experience
+    assert waiting is not None
+    assert (waiting.count, waiting.dropped) == (2, {"age": 2})
+    assert 1.9 < waiting.oldest_s <= 3.0
+    stream.is_down = False
+    await asyncio.sleep(1.0)
+    last, *process = [entry for entry in await entries(stream) if entry.HasField("process")]
+    assert not process
+    told = last.process
+    assert (told.router_id, told.dropped_decision_count, told.dropped_outcome_count) == ("r1", 1, 1)
+    assert not told.ended
+    assert rig.core.experience.oldest_s() == 0.0
+    writer.cancel()
+
+
+@scenario
+async def test_a_gap_is_told_though_nothing_else_is_to_be_written() -> None:
+    """Nobody has to ask anything before the trainer learns of it."""
+    stream = switchable()
+    rig = make_rig(experience=stream, experience_buffer_s=1.0, reconnect_s=0.5)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    stream.is_down = True
+    await rig.answer(rig.job())
+    await asyncio.sleep(3.0)
+    stream.is_down = False
+    await asyncio.sleep(1.0)
+    [only] = await entries(stream)
+    assert (only.process.dropped_decision_count, only.process.dropped_outcome_count) == (1, 1)
+    writer.cancel()
+
+
+@scenario
+async def test_a_process_that_ends_in_order_says_so_last() -> None:
+    """A trainer can tell it from one that was killed with records in hand."""
+    stream = switchable()
+    rig = make_rig(experience=stream)
+    await rig.answer(rig.job())
+    await rig.core.experience.flush(1.0)
+    await rig.core.experience.flush(1.0)
+    *records, last = await entries(stream)
+    assert [entry.WhichOneof("record") for entry in records] == ["decision", "outcome"]
+    assert last.process.ended
+
+
+@scenario
+async def test_a_process_that_never_wrote_says_nothing_at_its_end() -> None:
+    """There is nothing to tell of it."""
+    stream = switchable()
+    rig = make_rig(experience=stream)
+    await rig.core.experience.flush(1.0)
+    assert await stream.count() == 0
+
+
+@scenario
+async def test_a_process_says_that_it_begins_before_anything_is_asked_of_it() -> None:
+    """So that it is known of one killed before its first record that there was one."""
+    stream = switchable()
+    rig = make_rig(experience=stream)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    await asyncio.sleep(1.0)
+    [begun] = await entries(stream)
+    assert (begun.process.router_id, begun.process.ended) == ("r1", False)
+    writer.cancel()
+
+
+@scenario
+async def test_records_of_a_write_that_was_cut_off_are_written_once_more() -> None:
+    """Whether the store took them or not; none is counted as dropped meanwhile."""
+
+    class SlowStream(MemoryExperienceStream):
+        async def append(self, payloads: Sequence[bytes]) -> None:
+            await super().append(payloads)
+            await asyncio.sleep(1000.0 if await self.count() <= 3 else 0.0)
+
+    stream = SlowStream(LoopClock())
+    rig = make_rig(experience=stream)
+    writer = asyncio.ensure_future(rig.core.experience.run())
+    await rig.answer(rig.job())
+    await asyncio.sleep(1.0)
+    assert rig.core.experience.waiting_count == 2
+    writer.cancel()
+    await asyncio.gather(writer, return_exceptions=True)
+    await rig.core.experience.flush(1.0)
+    kinds = [entry.WhichOneof("record") for entry in await entries(stream)]
+    assert kinds == ["decision", "outcome", "process"] * 2
+    assert rig.core.experience.dropped_count == 0
 
 
 @scenario
@@ -146,7 +255,7 @@ async def test_a_record_that_cannot_be_written_keeps_no_other() -> None:
     """It is dropped and counted; the writer goes on."""
     rig = make_rig()
     await rig.answer(rig.job())
-    good = rig.core.experience._buffer[-1]
+    good = rig.core.experience._buffer[-1].entry
     assert isinstance(good, OutcomeEntry)
     rig.core.experience.add(good._replace(output_tokens=2**40))
     await rig.answer(rig.job())

@@ -119,3 +119,33 @@ def test_memory_is_bounded() -> None:
     joiner.release()
     assert len(joiner) <= 10
     assert joiner.orphan_count == 39
+
+
+def test_a_router_that_is_behind_is_waited_for() -> None:
+    """Records it could not write for a while are merged where they belong, and none is too late."""
+    joiner = RecordJoiner(patience_s=60.0, order_s=20.0)
+
+    def add(router: str, sequence: int, time_s: float) -> None:
+        assert joiner.add_decision(_decision(router, sequence, time_s))
+        joiner.add_outcome(_outcome(router, sequence))
+
+    add("a", 1, 0.0)
+    add("b", 1, 1.0)
+    assert [s.decision.time_s for s in joiner.release()] == [0.0]
+    for sequence in range(2, 10):
+        add("b", sequence, float(sequence))
+    assert joiner.release() == []
+    add("a", 2, 8.0)
+    assert [s.decision.time_s for s in joiner.release()] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+    joiner.forget_router("a")
+    assert [s.decision.time_s for s in joiner.release()] == [9.0]
+    assert joiner.late_count == 0
+
+
+def test_a_silent_router_is_not_waited_for_without_end() -> None:
+    """Whoever has written nothing for so long has nothing to write, or is gone."""
+    joiner = RecordJoiner(patience_s=60.0, order_s=5.0)
+    for router, sequence, time_s in (("a", 1, 0.0), ("b", 1, 4.0), ("b", 2, 5.0), ("b", 3, 6.0)):
+        joiner.add_decision(_decision(router, sequence, time_s))
+        joiner.add_outcome(_outcome(router, sequence))
+    assert len(joiner.release()) == 4

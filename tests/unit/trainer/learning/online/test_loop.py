@@ -18,6 +18,7 @@ from trainer.learning.online.baseline import Promise
 from trainer.learning.online.config import LearnerConfig, OnlineConfig
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
 from trainer.learning.online.loop import OnlineLoop
+from trainer.learning.online.processes import ProcessRecord
 
 NAMES = ("a", "b", "availability")
 
@@ -280,7 +281,7 @@ def test_a_closed_ticket_closed_again_counts_once(tmp_path: Path) -> None:
         loop.save()
     assert loop.status.transition_count == 16
     assert loop._mean_reward == mean
-    assert loop.status.dropped_count >= 20
+    assert loop.status.dropped_counts["again"] >= 20
 
 
 def test_far_numbers_of_a_router_do_not_silence_it() -> None:
@@ -341,3 +342,44 @@ def test_a_span_is_dropped_and_the_network_starts_afresh_on_the_rest(tmp_path: P
     assert len(OnlineLoop(_config(), path=tmp_path / "state")._replay) == held - 20
     loop.ingest(*_records(101, 200))
     assert loop.learn(10.0, _ticks()) > 0  # type: ignore[arg-type]
+
+
+def test_what_never_came_is_counted_by_its_numbers_over_restarts(tmp_path: Path) -> None:
+    """So is what came too late; neither is counted again by whoever restores the state."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 5))
+    loop.ingest(*_records(8, 40))
+    late, outcomes = _records(1, 1, router="late")
+    loop.ingest(late, outcomes)
+    assert ("late", 1, 1) in loop.save()
+    for each in (loop, OnlineLoop(_config(), path=tmp_path / "state")):
+        assert each.status.missing_count == 2
+        assert each.status.dropped_counts["late"] == 1
+        assert each.ingest(late, outcomes) == [("late", 1, 1)] * 2
+        assert each.status.dropped_counts["late"] == 1
+
+
+def test_what_processes_told_is_saved_before_it_is_settled(tmp_path: Path) -> None:
+    """Their drops and ends are known after a restart, and the entry that told them may go."""
+    loop = OnlineLoop(_config(), path=tmp_path / "state")
+    loop.ingest(*_records(1, 20))
+    told = ProcessRecord(("r", 1), 3, 4, is_end=True)
+    assert loop.ingest([], [], [told]) == []
+    assert told.key in loop.save()
+    status = OnlineLoop(_config(), path=tmp_path / "state").status
+    assert (status.told_decisions, status.told_outcomes, status.cut_count) == (3, 4, 0)
+    assert status.open_processes == ()
+
+
+def test_a_trainer_that_slept_does_not_save_over_another_ones_state(tmp_path: Path) -> None:
+    """What the other has settled since is not in the state of the one that wakes up."""
+    first = OnlineLoop(_config(), path=tmp_path / "state")
+    first.ingest(*_records(1, 20))
+    assert first.save()
+    second = OnlineLoop(_config(), path=tmp_path / "state")
+    second.ingest(*_records(21, 20))
+    first.ingest(*_records(21, 20))
+    assert second.save()
+    with pytest.raises(CheckpointError, match="another process"):
+        first.save()
+    assert OnlineLoop(_config(), path=tmp_path / "state").status.transition_count == 36

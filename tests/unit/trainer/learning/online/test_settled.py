@@ -41,6 +41,15 @@ def test_numbers_without_gaps_take_no_room() -> None:
     assert settled.get_state() == [["r", 1, [1], [5]]]
 
 
+def test_it_knows_what_is_missing() -> None:
+    """Routers number from 1 without gaps, so each number below the highest should be there."""
+    settled = SettledKeys(("r", 1, number) for number in (2, 3, 7))
+    assert settled.missing_count == 4
+    for key in (("r", 1, 1), ("r", 1, 5), ("s", 1, 3)):
+        settled.add(key)
+    assert settled.missing_count == settled.copy().missing_count == 2 + 2
+
+
 def test_it_is_bounded() -> None:
     """Beyond the bounds the shortest runs and the oldest processes are forgotten."""
     settled = SettledKeys(("r", 1, number) for number in (1, 2, *range(10, 4 * _MOST_RUNS, 2)))
