@@ -25,6 +25,7 @@ from router.policies.base import ScorePolicy
 from router.policies.dqn import DqnPolicy
 from router.policies.picked import PickedPolicy
 from router.policies.table import DQN, ROW
+from router.seat import NO_SEAT, Seat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,6 +78,7 @@ class Call(Protocol):
         pick_draw: float,
         admission_slack_s: float,
         admission_factor: float,
+        seat: Seat = ...,
     ) -> int:
         """Returns the candidate for a request, or a code below zero; see `decide_request`."""
 
@@ -143,7 +145,24 @@ class BoundDecision:
 
 def bind_plain(board: Board, rule: Rule) -> Call:
     """Binds a decision in plain Python, which reads memory views faster than arrays."""
-    return partial(decision.decide_request, _viewed(board), rule.row, rule.picker, rule.every)
+    decide = partial(decision.decide_request, _viewed(board), rule.row, rule.picker, rule.every)
+
+    def call(
+        query: Query,
+        quality_floor: float,
+        tier_pin: int,
+        ramp_draw: float,
+        pick_draw: float,
+        admission_slack_s: float,
+        admission_factor: float,
+        seat: Seat = NO_SEAT,
+    ) -> int:
+        return decide(
+            query, quality_floor, tier_pin, ramp_draw, pick_draw, admission_slack_s,
+            admission_factor, *seat,
+        )  # fmt: skip
+
+    return call
 
 
 def _viewed(b: Board) -> Board:

@@ -32,6 +32,7 @@ MODULES: Final = (
     "router.safety",
     "router.policies.scores",
     "router.home",
+    "router.seat",
     "router.reward",
     "router.slowdown",
     "router.reserve",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from router import features, home, kernels, picker, pressure, safety
+from router import features, home, kernels, picker, pressure, safety, seat
 from router.dqn import network
 from router.policies import scores, table
 
@@ -45,12 +45,14 @@ RESULTS: Final = (
     "least_s",
     "rescue_s",
     "largest_tier",
+    "stay",
 )
-ACTION, ALLOWED_COUNT, PREDICTED_S, LEAST_S, RESCUE_S, LARGEST_TIER = range(len(RESULTS))
+ACTION, ALLOWED_COUNT, PREDICTED_S, LEAST_S, RESCUE_S, LARGEST_TIER, STAY = range(len(RESULTS))
 """Places of `Board.result_R`: the best finite candidate (-1: none; there is one beside NOT_FINITE
 too), how many were allowed, the predicted latency of the action, the least predicted latency that
 admission saw (when it refused), the least latency a rescue from the action could have
-(`safety.least_rescue_s`; infinite: no smaller tier is allowed), the largest allowed tier."""
+(`safety.least_rescue_s`; infinite: no smaller tier is allowed), the largest allowed tier, what
+became of the request's conversation if that has a seat (`seat.Stay`, else infinite)."""
 
 
 class Board(NamedTuple):
@@ -183,6 +185,46 @@ def charge_more(
             s.score_C[c] -= more * max(0.0, charge)
 
 
+def stay_seated(
+    row: int,
+    fleet: FleetArrays,
+    allowed_C: NDArray[np.bool_],
+    query: Query,
+    scratch: FeatureScratch,
+    s: Scratch,
+    action: int,
+    seat_row: int,
+    margin: float,
+) -> int:
+    """Returns whether a conversation stays on its seat after a decision (`router.seat.stay`).
+
+    Args:
+        row: of the policy in the table.
+        fleet: candidates.
+        allowed_C: candidates the request may go to.
+        query: the request and the traffic.
+        scratch: working space of the features; a network's has the scores of the price in it.
+        s: predictions and scores.
+        action: the choice.
+        seat_row: the seat.
+        margin: worth that staying may cost.
+    """
+    score_C = s.score_C
+    if row == DQN_ROW and score_C[seat_row] <= network.NOT_LISTED:
+        score_C = scratch.seen.score_C  # a shortlist left it out: by the price then
+    return seat.stay(
+        fleet,
+        allowed_C,
+        query,
+        s.predicted_s_C,
+        score_C,
+        HAS_PRICE[row],
+        action,
+        seat_row,
+        margin,
+    )
+
+
 def decide_request(
     b: Board,
     row: int,
@@ -195,6 +237,9 @@ def decide_request(
     pick_draw: float,
     admission_slack_s: float,
     admission_factor: float,
+    seat_row: int,
+    cached_tokens: float,
+    margin: float,
 ) -> int:
     """Returns the candidate for a request, or the code (below zero) of what left it without one.
 
@@ -210,7 +255,37 @@ def decide_request(
         pick_draw: uniform random number of the picker.
         admission_slack_s: time left as admission counts it, seconds.
         admission_factor: on admission's predictions; 0 = do not ask.
+        seat_row: candidate that served the request's conversation last; -1 = none.
+        cached_tokens: prompt tokens it probably has cached.
+        margin: worth that staying there may cost, in units of quality; below 0: it stays nowhere.
     """
+    if seat_row >= 0:
+        b.fleet.cached_C[seat_row] = cached_tokens
+    code = _decide_seated(
+        b, row, picker_number, every, query, quality_floor, tier_pin, ramp_draw, pick_draw,
+        admission_slack_s, admission_factor, seat_row, margin,
+    )  # fmt: skip
+    if seat_row >= 0:
+        b.fleet.cached_C[seat_row] = 0.0
+    return code
+
+
+def _decide_seated(
+    b: Board,
+    row: int,
+    picker_number: int,
+    every: bool,
+    query: Query,
+    quality_floor: float,
+    tier_pin: int,
+    ramp_draw: float,
+    pick_draw: float,
+    admission_slack_s: float,
+    admission_factor: float,
+    seat_row: int,
+    margin: float,
+) -> int:
+    """Does what `decide_request` says, with what is cached on the seat in the fleet."""
     result_R = b.result_R
     for place in range(len(result_R)):
         result_R[place] = math.inf
@@ -252,6 +327,7 @@ def decide_request(
                 result_R[LEAST_S] = min(result_R[LEAST_S], b.decided.predicted_s_C[c])
         return REFUSED
     fleet = b.fleet
+    is_seat_open = seat_row >= 0 and b.allowed_C[seat_row]
     if home.stays(
         b.fleet,
         b.seen,
@@ -263,6 +339,8 @@ def decide_request(
     ):
         fleet = home.at_home(b.fleet, b.usable_C)
         query = home.own_traffic(query)
+    if is_seat_open:
+        b.allowed_C[seat_row] = True  # of a conversation that stays, no two routers have a part
     result_R[ALLOWED_COUNT] = kernels.count_allowed(b.allowed_C)
     action = decide(
         row,
@@ -291,6 +369,13 @@ def decide_request(
             pick_draw,
             b.rescue_C,
         )
+    if seat_row >= 0 and margin >= 0.0 and action >= 0:
+        found = stay_seated(
+            row, b.fleet, b.allowed_C, query, b.scratch, b.decided, action, seat_row, margin
+        )
+        result_R[STAY] = found
+        if found == seat.KEPT:
+            action = seat_row
     is_finite = action >= 0
     for c in range(len(b.allowed_C)):
         if b.allowed_C[c] and not math.isfinite(b.decided.score_C[c]):

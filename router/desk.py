@@ -11,11 +11,12 @@ import numpy as np
 
 from router import features, safety
 from router.bound import BoundDecision, Rule, bind_plain
-from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S
+from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S, STAY
 from router.picker import pick
 from router.policies.dqn import DqnPolicy
 from router.policies.picked import PickedPolicy
 from router.policies.table import ROW, STATIC, TABLE
+from router.seat import KEPT, NO_SEAT, Seat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Asked(NamedTuple):
         ramp_draw: uniform random number that opens ramping candidates.
         admission_slack_s: time left as admission counts it, seconds.
         admission_factor: on admission's predictions; 0 = all are admitted.
+        seat: where the request's conversation was served last.
     """
 
     query: Query
@@ -45,6 +47,7 @@ class Asked(NamedTuple):
     ramp_draw: float
     admission_slack_s: float = 0.0
     admission_factor: float = 0.0
+    seat: Seat = NO_SEAT
 
 
 class Drawn(NamedTuple):
@@ -108,6 +111,7 @@ class Desk:
             float(self._rng.random()) if rule.picker else 0.0,
             asked.admission_slack_s,
             asked.admission_factor,
+            asked.seat,
         )
 
     def look(self, asked: Asked) -> Board:
@@ -123,12 +127,18 @@ class Desk:
             everywhere = fleet._replace(home_C=np.ones_like(fleet.home_C))
             bound = self._looking = BoundDecision(_CHEAPEST, everywhere, *self._arrays[1:])
         bound.decide(
-            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
-        )
+            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0,
+            asked.seat,
+        )  # fmt: skip
         return bound.board
 
     def draw(self, policy: Policy, action: int) -> Drawn:
-        """Returns a policy's choice after its exploration, if it explores."""
+        """Returns a policy's choice after its exploration, if it explores.
+
+        A request that stays on its conversation's seat is not explored with.
+        """
+        if self.bound.result_R[STAY] == KEPT:
+            return Drawn(action, 1.0, False)
         if TABLE[self.bound.rule.row].even:
             return Drawn(action, 1.0 / self.bound.result_R[ALLOWED_COUNT], False)
         inner = policy.inner if isinstance(policy, PickedPolicy) else policy

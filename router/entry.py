@@ -42,6 +42,7 @@ from router.decision import Board
 from router.features import FEATURE_COUNT
 from router.fleet import FleetArrays
 from router.policies.scores import Query
+from router.seat import NO_SEAT, Seat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +125,8 @@ def _prototype() -> Board:
         one.reshape(1, 1),
         one,
         np.ones(1, np.bool_),
+        one,
+        one,
     )
     rule = Rule(0, one)
     return BoundDecision(rule, fleet, *np.zeros((3, 3, 1))).board
@@ -179,9 +182,12 @@ _REST: Final = (
     "pick_draw",
     "admission_slack_s",
     "admission_factor",
+    "seat_row",
+    "cached_tokens",
+    "margin",
 )
 _FIRST: Final = ("address", "row", "picker", "every")
-_WHOLE: Final = (*_FIRST, "task", "tier_pin")
+_WHOLE: Final = (*_FIRST, "task", "tier_pin", "seat_row")
 _SIGNATURE: Final = numba.types.int64(
     *(
         numba.types.int64 if name in _WHOLE else numba.types.float64
@@ -288,11 +294,12 @@ def load(code: bytes) -> Bind:
             pick_draw: float,
             admission_slack_s: float,
             admission_factor: float,
+            seat: Seat = NO_SEAT,
             _kept: object = (table, kept),
         ) -> int:
             action: int = entry(
                 *first, *query, quality_floor, tier_pin, ramp_draw, pick_draw,
-                admission_slack_s, admission_factor,
+                admission_slack_s, admission_factor, *seat,
             )  # fmt: skip
             return action
 

@@ -18,6 +18,7 @@ from router.bound import BoundDecision, Rule, bind_plain
 from router.decision import DQN_ROW
 from router.picker import NO_PICKER
 from router.policies.dqn import PRICE_DEFAULTS_P
+from router.seat import NOWHERE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +93,10 @@ def _left_to_others(board: Board, asked: Asked) -> NDArray[np.bool_]:
     """Returns which candidates a request that stayed at home might else have gone to, bool [C]."""
     fleet = board.fleet
     might_C = np.zeros_like(fleet.home_C)
-    if not (board.allowed_C & ~fleet.home_C).any():
+    away_C = board.allowed_C & ~fleet.home_C
+    if asked.seat.row != NOWHERE:  # open to its conversation wherever it is
+        away_C[asked.seat.row] = False
+    if not away_C.any():
         kernels.allowed_mask(
             fleet, asked.query.task, asked.quality_floor, asked.tier_pin, asked.ramp_draw, might_C
         )
@@ -197,8 +201,9 @@ class Explainer:
         bound.rule.params_P[:] = rule.params_P
         asked = inputs.asked
         action = bound.decide(
-            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0
-        )
+            asked.query, asked.quality_floor, asked.tier_pin, asked.ramp_draw, 0.0, 0.0, 0.0,
+            asked.seat,
+        )  # fmt: skip
         return action, bound.board
 
     def _sit_down(self, fleet: Fleet) -> None:

@@ -377,6 +377,7 @@ def _fill(
     step_s_C = fleet.step_s_C
     sequence_s_C = fleet.per_sequence_s_C
     prompt_s_C = fleet.per_prompt_token_s_C
+    cached_C = fleet.cached_C
     max_batch_C = fleet.max_batch_C
     availability_C = fleet.availability_C
     quality_C = fleet.quality_KC[query.task]
@@ -439,7 +440,7 @@ def _fill(
         cycle = 0.0
         outstanding = 0.0
         disturbed = 0.0
-        prompt_s = prompt_tokens * prompt_s_C[c]
+        prompt_s = (prompt_tokens - cached_C[c]) * prompt_s_C[c]
         token_s = sequence_s_C[c]
         if in_flight_C[c] <= 0.0:
             token_s += step_s_C[c]

@@ -35,6 +35,9 @@ class FleetArrays(NamedTuple):
         quality_KC: quality of each candidate on each task.
         availability_C: 0 = must not be used, 1 = fully, between = ramping up.
         home_C: candidates at the router's home (`router.home`); all, where it has no other.
+        prefix_room_C: room for prefixes of requests that have ended, tokens; 0 = no such cache.
+        cached_C: tokens of the prompt at hand that are probably cached (`router.seat`): 0 but for
+            one candidate while a request of a conversation is decided.
     """
 
     tier_C: NDArray[np.int64]
@@ -48,6 +51,8 @@ class FleetArrays(NamedTuple):
     quality_KC: NDArray[np.float64]
     availability_C: NDArray[np.float64]
     home_C: NDArray[np.bool_]
+    prefix_room_C: NDArray[np.float64]
+    cached_C: NDArray[np.float64]
 
 
 class EndpointProtocol(enum.Enum):
@@ -161,7 +166,7 @@ def build_fleet(
     """
     devices: dict[str, int] = {}
     rows: list[tuple[int, int, int]] = []
-    costs: list[tuple[float, float, float, float, float]] = []
+    costs: list[tuple[float, ...]] = []
     row_of: dict[tuple[str, str], int] = {}
     for endpoint_index, endpoint in enumerate(endpoints):
         device = devices.setdefault(endpoint.device or endpoint.name, len(devices))
@@ -177,22 +182,25 @@ def build_fleet(
                     cost.per_prompt_token_s,
                     cost.overhead_s,
                     float(cost.max_batch),
+                    float(cost.prefix_cache_tokens),
                 )
             )
     index_C3 = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    cost_C5 = np.array(costs, dtype=np.float64).reshape(-1, 5)
+    cost_C6 = np.array(costs, dtype=np.float64).reshape(-1, 6)
     arrays = FleetArrays(
         tier_C=np.ascontiguousarray(index_C3[:, 0]),
         device_C=np.ascontiguousarray(index_C3[:, 1]),
         peers_CP=_peers(index_C3[:, 1]),
-        step_s_C=np.ascontiguousarray(cost_C5[:, 0]),
-        per_sequence_s_C=np.ascontiguousarray(cost_C5[:, 1]),
-        per_prompt_token_s_C=np.ascontiguousarray(cost_C5[:, 2]),
-        overhead_s_C=np.ascontiguousarray(cost_C5[:, 3]),
-        max_batch_C=np.ascontiguousarray(cost_C5[:, 4]),
+        step_s_C=np.ascontiguousarray(cost_C6[:, 0]),
+        per_sequence_s_C=np.ascontiguousarray(cost_C6[:, 1]),
+        per_prompt_token_s_C=np.ascontiguousarray(cost_C6[:, 2]),
+        overhead_s_C=np.ascontiguousarray(cost_C6[:, 3]),
+        max_batch_C=np.ascontiguousarray(cost_C6[:, 4]),
         quality_KC=np.ascontiguousarray(catalog.quality_KT[:, index_C3[:, 0]]),
         availability_C=np.ones(len(rows)),
         home_C=np.ones(len(rows), np.bool_),
+        prefix_room_C=np.ascontiguousarray(cost_C6[:, 5]),
+        cached_C=np.zeros(len(rows)),
     )
     return Fleet(
         arrays,

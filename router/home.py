@@ -120,6 +120,8 @@ def at_home(fleet: FleetArrays, usable_C: NDArray[np.float64]) -> FleetArrays:
         fleet.quality_KC,
         usable_C,
         fleet.home_C,
+        fleet.prefix_room_C,
+        fleet.cached_C,
     )
 
 

@@ -91,7 +91,7 @@ def predict_latency_s(
     Args:
         fleet: candidates.
         load: outstanding load.
-        prompt_tokens: of the request.
+        prompt_tokens: of the request; what a candidate has cached of them takes it no time.
         output_tokens: tokens until the deadline's event.
         out_C: result.
         mean_prompt_tokens: of recent requests; 0 = unknown, this request's is used.
@@ -109,6 +109,7 @@ def predict_latency_s(
     prompt_s_C = fleet.per_prompt_token_s_C
     max_batch_C = fleet.max_batch_C
     overhead_s_C = fleet.overhead_s_C
+    cached_C = fleet.cached_C
     in_flight_C = load.in_flight_C
     waiting_C = load.waiting_prompt_tokens_C
     remaining_C = load.remaining_output_tokens_C
@@ -127,7 +128,7 @@ def predict_latency_s(
             leaving = min(own, limit) / max(2.0 * remaining_C[c] / own, 1.0)
             iteration += persistence * leaving * mean_prompt * prompt_s_C[c]
             cycles_c += 0.5
-        total = overhead_s_C[c] + (prompt_tokens + waiting_C[c]) * prompt_s_C[c]
+        total = overhead_s_C[c] + (prompt_tokens - cached_C[c] + waiting_C[c]) * prompt_s_C[c]
         total += cycles_c * iteration
         for j in peers_CP[c]:
             if j < 0:
@@ -193,7 +194,7 @@ def request_device_time_s(
     """
     for c in range(len(fleet.tier_C)):
         batch = min(load.in_flight_C[c] + 1.0, fleet.max_batch_C[c])
-        own = prompt_tokens * fleet.per_prompt_token_s_C[c]
+        own = (prompt_tokens - fleet.cached_C[c]) * fleet.per_prompt_token_s_C[c]
         own += output_tokens * fleet.per_sequence_s_C[c]
         out_C[c] = own + step_share * output_tokens * fleet.step_s_C[c] / batch
 

@@ -76,7 +76,8 @@ def prefill_decode_cost_s(
     there is nothing to fit; the paper fits its own by regression.
     """
     for c in range(len(fleet.tier_C)):
-        prompt_s = query.prompt_tokens * fleet.per_prompt_token_s_C[c]
+        new_tokens = query.prompt_tokens - fleet.cached_C[c]
+        prompt_s = new_tokens * fleet.per_prompt_token_s_C[c]
         waiting_s = 0.0
         cycle_s = 0.0
         sequences = 0.0

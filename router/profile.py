@@ -33,6 +33,9 @@ class TierProfile:
         max_kv_tokens: the tier's room for keys and values on one device, tokens, >= 1; None = it
             never runs out. A sequence holds its prompt and its answer from its admission to its
             end; one that does not fit waits. Predictions do not see this limit.
+        prefix_cache_tokens: the tier's room for the keys and values of requests that have ended, on
+            one device, tokens, >= 0; 0 = no prefix cache. A request of the same conversation
+            computes only what is new of its prompt (`router.seat`).
     """
 
     step_s: float
@@ -42,6 +45,7 @@ class TierProfile:
     max_prompt_tokens_per_step: int = 4096
     overhead_s: float = 0.0
     max_kv_tokens: int | None = None
+    prefix_cache_tokens: int = 0
 
     @property
     def token_s(self) -> float:
@@ -64,6 +68,7 @@ class TierProfile:
             max_prompt_tokens_per_step=self.max_prompt_tokens_per_step,
             overhead_s=self.overhead_s * factor,
             max_kv_tokens=self.max_kv_tokens,
+            prefix_cache_tokens=self.prefix_cache_tokens,
         )
 
 
@@ -171,6 +176,7 @@ _FIELDS: dict[str, tuple[float, float, bool]] = {
     "max_prompt_tokens_per_step": (1, _MOST_TOKENS, False),
     "overhead_s": (0.0, _LONGEST_S, False),
     "max_kv_tokens": (1, _MOST_TOKENS, False),
+    "prefix_cache_tokens": (0, _MOST_TOKENS, False),
 }
 
 
@@ -197,7 +203,7 @@ def _parse_tier(tier: str, table: Any, problems: list[str]) -> TierProfile:
         elif value > highest:
             problems.append(f"tiers.{tier}.{key}: must be at most {highest:g} (got {value:g})")
         else:
-            whole = key.startswith("max_")
+            whole = key.startswith("max_") or key == "prefix_cache_tokens"
             values[key] = int(value) if whole else float(value)
     values.setdefault("step_s", 1.0)
     values.setdefault("per_sequence_s", 0.0)

@@ -88,7 +88,8 @@ def charge(
     for c in range(len(fleet.tier_C)):
         batch = min(load.in_flight_C[c] + 1.0 + to_come, fleet.max_batch_C[c])
         token_s = fleet.per_sequence_s_C[c] + step_share * fleet.step_s_C[c] / batch
-        time_s = query.prompt_tokens * fleet.per_prompt_token_s_C[c] + query.output_tokens * token_s
+        prompt_tokens = query.prompt_tokens - fleet.cached_C[c]
+        time_s = prompt_tokens * fleet.per_prompt_token_s_C[c] + query.output_tokens * token_s
         x = min(s.work_s_C[c] / slack, 3.0)
         price = math.exp(max(-20.0, min(20.0, level + slope * x)))
         share = scores.reward_share(

@@ -49,7 +49,8 @@ def score(
     large = scores.extreme_candidate(fleet, True)
     unit_s = kernels.full_batch_time_s(fleet, large, prompt, query.output_tokens)
     for c in range(len(fleet.tier_C)):
-        time_s = kernels.full_batch_time_s(fleet, c, query.prompt_tokens, query.output_tokens)
+        new_tokens = query.prompt_tokens - fleet.cached_C[c]
+        time_s = kernels.full_batch_time_s(fleet, c, new_tokens, query.output_tokens)
         loss = params_P[0] * s.predicted_s_C[c] / slack_s
         loss += params_P[1] * s.work_s_C[c] / slack_s
         loss += params_P[2] * time_s / unit_s

@@ -14,6 +14,7 @@ from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.target import resolve
+from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 
@@ -75,6 +76,13 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
         "target_pressure": reply.target_pressure,
         "smallest_tier_only": reply.smallest_tier_only,
         "policy_has_price": reply.policy_has_price,
+        "conversation_stay": _stay_name(reply.conversation_stay),
+        "conversation_seat": (
+            _candidate_name(reply.candidates[reply.conversation_seat].candidate)
+            if reply.HasField("conversation_seat")
+            else ""
+        ),
+        "conversation_margin": reply.conversation_margin,
         "larger_tier_slack_s": (
             seconds_of(reply.larger_tier_slack) if reply.HasField("larger_tier_slack") else None
         ),
@@ -90,12 +98,24 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
                 "predicted_latency_s": seconds_of(each.predicted_latency),
                 "on_time_probability": each.on_time_probability,
                 "in_flight": each.in_flight_count,
+                "cached_prompt_tokens": each.cached_prompt_token_count,
                 "features": dict(zip(reply.feature_names, each.features, strict=True)),
             }
             for each in reply.candidates
         ],
     }
     return found
+
+
+def _candidate_name(candidate: common_pb2.Candidate) -> str:
+    return f"{candidate.tier}@{candidate.endpoint}"
+
+
+def _stay_name(stay: common_pb2.ConversationStay.ValueType) -> str:
+    """Returns what became of a conversation as one word; empty if there was none."""
+    if not stay:
+        return ""
+    return common_pb2.ConversationStay.Name(stay).removeprefix("CONVERSATION_STAY_").lower()
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -131,6 +151,8 @@ def words(found: dict[str, Any]) -> list[str]:
     why = f"{policy} gave it the highest score of {len(scored)} candidates."
     if found["explored"]:
         why = f"Exploration drew it, with probability {found['behavior_probability']:.3g}."
+    elif found["conversation_stay"] == "kept":
+        why = f"Its conversation stayed there ({policy} decided)."
     elif chosen["score"] is not None and any(chosen["score"] < e["score"] for e in scored):
         why = f"{policy} drew it, with probability {found['behavior_probability']:.3g}."
     if found["fallback_reason"]:
@@ -144,7 +166,25 @@ def words(found: dict[str, Any]) -> list[str]:
         f" Predicted: {chosen['predicted_latency_s']:.3f} s, in time with probability "
         f"{chosen['on_time_probability']:.2f}."
     )
-    return [request, why, _target(found), _larger(found, chosen)]
+    conversation = [_conversation(found, chosen)] if found["conversation_stay"] else []
+    return [request, why, *conversation, _target(found), _larger(found, chosen)]
+
+
+def _conversation(found: dict[str, Any], chosen: dict[str, Any]) -> str:
+    """Says what became of the request's conversation."""
+    seat, margin = found["conversation_seat"], found["conversation_margin"]
+    text = {
+        "new": "Where its conversation was served before was not known.",
+        "kept": f"{seat} had served its conversation last, and to stay cost no more than a "
+        f"margin of {margin:g}.",
+        "closed": "Its conversation moved: who had served it last was gone, or not open to it.",
+        "deadline": f"Its conversation moved: {seat} was not expected in time.",
+        "target": f"Its conversation moved from {seat} for the sake of the target.",
+        "worth": f"Its conversation moved: the choice was worth more than {seat} by more than a "
+        f"margin of {margin:g}.",
+    }[found["conversation_stay"]]
+    cached = chosen["cached_prompt_tokens"]
+    return f"{text} Some {cached} prompt tokens were taken for cached." if cached else text
 
 
 def _target(found: dict[str, Any]) -> str:

@@ -44,6 +44,10 @@ def generate(
     ] = None,
     tier: Annotated[str, typer.Option(help="Use only this tier.")] = "",
     quality_floor: Annotated[float, typer.Option(help="Lowest quality accepted, 0 to 1.")] = 0.0,
+    conversation: Annotated[
+        str,
+        typer.Option(help="Id of the conversation that this continues: it keeps its tier."),
+    ] = "",
     stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
     router: RouterOption = None,
     mesh: MeshOption = "",
@@ -66,6 +70,7 @@ def generate(
         "max_output_tokens": max_tokens,
         "tier": tier,
         "quality_floor": quality_floor,
+        "conversation_id": conversation,
     }
     show = stream and not as_json
     answer = _run(_ask(routers, prompt, options, show), routers)
@@ -146,6 +151,8 @@ def _describe(answer: Answer) -> None:
     facts += [f"request {answer.request_id}", f"trace {answer.trace_id}"]
     if answer.step_down:
         facts.append(f"stepped down: {answer.step_down}")
+    if answer.conversation_stay:
+        facts.append(f"conversation: {answer.conversation_stay}")
     note(" | ".join(facts))
     spent = {name: getattr(answer, f"{name}_s") for name in ("queue", "prefill", "decode", "hop")}
     if None not in spent.values():

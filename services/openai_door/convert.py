@@ -22,7 +22,7 @@ _SLO_KINDS: Mapping[SloKind, common_pb2.SloKind.ValueType] = {
 }
 _MAY_BE_UNSAID = ("first_token", "queue", "prefill", "decode", "hop")
 """Timings of an answer without a token, or of a router of an earlier version, may lack them."""
-_STEP_DOWN_PREFIX = "STEP_DOWN_REASON_"
+_STEP_DOWN_PREFIX, _STAY_PREFIX = "STEP_DOWN_REASON_", "CONVERSATION_STAY_"
 _FINISHED = "stop"
 """Said where a tier does not say why it stopped: OpenAI's clients need one of few words."""
 _BREAK = b"\n\n"
@@ -40,6 +40,7 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
         tier=ask.tier,
         request_id=request_id,
         quality_floor=wishes.quality_floor or 0.0,
+        conversation_id=ask.conversation_id,
     )
     if ask.max_output_tokens is not None:
         spec.max_output_tokens = ask.max_output_tokens
@@ -79,6 +80,7 @@ def facts_of(completion: pb2.Completion, elapsed_s: float) -> dict[str, Any]:
         "step_down_reason": _step_down(completion),
         "rescued": completion.rescued,
         "retry_count": completion.retry_count,
+        "conversation_stay": _stay(completion),
         "timings_ms": timings_ms,
     }
 
@@ -107,6 +109,13 @@ def _step_down(completion: pb2.Completion) -> str | None:
         return None
     name = common_pb2.StepDownReason.Name(completion.step_down_reason)
     return name.removeprefix(_STEP_DOWN_PREFIX).lower()
+
+
+def _stay(completion: pb2.Completion) -> str | None:
+    if not completion.conversation_stay:
+        return None
+    name = common_pb2.ConversationStay.Name(completion.conversation_stay)
+    return name.removeprefix(_STAY_PREFIX).lower()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from services.openai_door.body import Fields, as_text, kind_of, parse_json
 from services.openai_door.chat_template import ROLES, ChatTemplate, Message
 from services.openai_door.errors import not_served
 from services.openai_door.models import ModelNames
-from services.openai_door.wishes import Wishes, wishes_of
+from services.openai_door.wishes import Wishes, conversation_id, wishes_of
 
 MOST_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
@@ -20,7 +20,10 @@ _DEVELOPER = "developer"
 _SERVED = frozenset(
     {"model", "max_tokens", "temperature", "seed", "stream", "stream_options", "metadata", "user"}
 )
-_CHAT_SERVED = _SERVED | {"messages", "max_completion_tokens"}
+_CACHE_KEY = "prompt_cache_key"
+"""OpenAI's own field for requests whose prompts begin alike: a conversation's id where none of our
+own is given."""
+_CHAT_SERVED = _SERVED | {"messages", "max_completion_tokens", _CACHE_KEY}
 _COMPLETION_SERVED = _SERVED | {"prompt"}
 _MESSAGE_SERVED = frozenset({"role", "content"})
 _PART_SERVED = frozenset({"type", "text"})
@@ -45,7 +48,6 @@ _CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "modalities": (["text"],),
         "parallel_tool_calls": (True, False),
         "prediction": (),
-        "prompt_cache_key": (),
         "reasoning_effort": (),
         "response_format": ({"type": "text"},),
         "safety_identifier": (),
@@ -91,6 +93,7 @@ class Ask:
         is_stream: True for an answer piece by piece.
         with_usage: True tells the usage at the end of a stream.
         limit_name: The field that gave the limit of tokens, or may give it.
+        conversation_id: The client's id of the conversation that this continues; empty for none.
     """
 
     model: str
@@ -105,6 +108,7 @@ class Ask:
     is_stream: bool
     with_usage: bool
     limit_name: str
+    conversation_id: str = ""
 
     def names(self) -> Mapping[str, str]:
         """Returns this door's name of each field of the router's request."""
@@ -120,6 +124,7 @@ class Ask:
             "spec.deadline": name_of("deadline_ms"),
             "spec.quality_floor": name_of("quality_floor"),
             "spec.request_id": "x-request-id",
+            "spec.conversation_id": name_of("conversation_id"),
         }
 
 
@@ -181,6 +186,9 @@ class RequestReader:
             raise InvalidArgumentError(wishes.name_of("task"), problem)
         if fields.get("user") is not None:
             fields.text("user")
+        cache_key = fields.get(_CACHE_KEY)
+        if cache_key is not None:
+            cache_key = conversation_id(_CACHE_KEY, cache_key)
         is_stream = fields.flag("stream")
         return Ask(
             model=name,
@@ -195,6 +203,7 @@ class RequestReader:
             is_stream=is_stream,
             with_usage=_with_usage(fields, is_stream=is_stream),
             limit_name=limit_name,
+            conversation_id=wishes.conversation_id or cache_key or "",
         )
 
     def _messages(self, fields: Fields) -> list[Message]:

@@ -11,13 +11,14 @@ from typing import Any
 from router.types import SloKind
 from services.common.checks import is_name
 from services.common.errors import InvalidArgumentError
-from services.openai_door.body import kind_of
+from services.openai_door.body import as_text, kind_of
 from services.openai_door.errors import CODE_UNKNOWN
 
 HEADER_PREFIX = "x-tiercel-"
 METADATA_PREFIX = "tiercel_"
 _MOST_MS = 86_400_000.0
 _MOST_NAME_CHARACTERS = 64
+MOST_CONVERSATION_ID_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Wishes:
         deadline_ms: Time until the deadline, milliseconds.
         quality_floor: Lowest quality accepted, 0 to 1.
         slo_kind: What the deadline is measured against.
+        conversation_id: The client's id of the conversation that this continues.
         given_as: The header or field that each was given by.
     """
 
@@ -36,6 +38,7 @@ class Wishes:
     deadline_ms: float | None = None
     quality_floor: float | None = None
     slo_kind: SloKind | None = None
+    conversation_id: str = ""
     given_as: Mapping[str, str] = field(default_factory=dict)
 
     def name_of(self, key: str) -> str:
@@ -117,6 +120,19 @@ def _quality_floor(name: str, value: object) -> float:
     return _number(name, value, 0.0, 1.0, "")
 
 
+def conversation_id(name: str, value: object) -> str:
+    """Returns a conversation's id.
+
+    Raises:
+        InvalidArgumentError: It is no text, or longer than one may be.
+    """
+    if not isinstance(value, str) or len(value) > MOST_CONVERSATION_ID_CHARACTERS:
+        shown = f"has {len(value)} characters" if isinstance(value, str) else "is no text"
+        limit = f"at most {MOST_CONVERSATION_ID_CHARACTERS} characters"
+        raise InvalidArgumentError(name, shown, limit)
+    return as_text(name, value)
+
+
 def _slo_kind(name: str, value: object) -> SloKind:
     try:
         return SloKind(value)
@@ -131,6 +147,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "deadline_ms": _deadline_ms,
         "quality_floor": _quality_floor,
         "slo_kind": _slo_kind,
+        "conversation_id": conversation_id,
     }
 )
 """Reader of each wish; its header and its field have the same name."""

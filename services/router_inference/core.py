@@ -16,7 +16,7 @@ from router.explanation import Explainer
 from router.profile import LatencyProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
-from services.common.access.guard import Context
+from services.common.access.guard import CALLER, Context
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
 from services.common.log import Logger
@@ -42,6 +42,7 @@ from services.router_inference.path.clients import (
     LimitedDispatcher,
     LimitedEnding,
 )
+from services.router_inference.path.conversations import Conversations, table_words
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
@@ -145,6 +146,7 @@ class Core:
     servicer: RouterInferenceServicer
     picker: Picker | None
     kserve: KserveServicer
+    conversations: Conversations | None
 
 
 def build_core(env: Surroundings) -> Core:
@@ -210,6 +212,7 @@ def build_core(env: Surroundings) -> Core:
         log=env.log,
     )
     clients = _clients(env)
+    conversations = _conversations(env)
     make_ending = Ending if clients is None else partial(LimitedEnding, clients)
     ending = make_ending(
         router_id=place.worker_id,
@@ -223,6 +226,7 @@ def build_core(env: Surroundings) -> Core:
         lengths=lengths,
         tracing=tracing,
         memory_count=own.feedback_memory_count,
+        conversations=conversations,
     )
     decider, parts, dispatcher = _request_path(
         env,
@@ -238,6 +242,7 @@ def build_core(env: Surroundings) -> Core:
         tracing,
         rng,
         clients,
+        conversations,
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -282,6 +287,7 @@ def build_core(env: Surroundings) -> Core:
         lengths=lengths,
         new_id=lambda: f"{ids.getrandbits(128):032x}",
         new_seed=lambda: ids.getrandbits(31),
+        conversation_key=_conversation_key(conversations),
     )
     intake = Intake(validator=validator, accounts=accounts, clock=clock)
     make_servicer = (
@@ -334,7 +340,37 @@ def build_core(env: Surroundings) -> Core:
         servicer=servicer,
         picker=_picker(env, view, intake, parts, leases) if own.envoy_listen else None,
         kserve=kserve,
+        conversations=conversations,
     )
+
+
+def _conversations(env: Surroundings) -> Conversations | None:
+    """Returns what is remembered of conversations; None where settings say nothing is."""
+    own = env.settings.router_inference
+    if not own.conversation_count:
+        return None
+    words, secret = env.place.siblings.conversations(table_words(own.conversation_count))
+    return Conversations(
+        words=words,
+        count=own.conversation_count,
+        memory_s=own.conversation_memory_s,
+        margin=own.conversation_margin,
+        secret=secret,
+    )
+
+
+def _conversation_key(conversations: Conversations | None) -> Callable[[str], bytes]:
+    """Returns the hash of the ids of whoever calls; ids of two who are authenticated differ."""
+    if conversations is None:
+        return lambda _: b""
+
+    def key(conversation_id: str) -> bytes:
+        if not conversation_id:
+            return b""
+        caller = CALLER.get(None)
+        return conversations.key("" if caller is None else caller.client, conversation_id)
+
+    return key
 
 
 def _request_path(
@@ -351,6 +387,7 @@ def _request_path(
     tracing: Tracing,
     rng: np.random.Generator,
     clients: Clients | None,
+    conversations: Conversations | None,
 ) -> tuple[Decider, AttemptParts, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
     decider = Decider(
@@ -367,6 +404,7 @@ def _request_path(
         next_sequence=env.place.siblings.next_sequence,
         monotonic_s=monotonic_s,
         log=env.log,
+        conversations=conversations,
     )
     second_chance = SecondChance(
         view=view,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from router import pressure, profile_error
 from router.explanation import Inputs
+from router.seat import Stay
 from router.types import Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
 from services.common.times import to_ns
@@ -63,6 +64,7 @@ class Ask:
         client: who asks.
         by_gateway: True if a gateway carries prompt and answer, and tells how it ended.
         endpoints: names of the only endpoints to use; None = all.
+        conversation_id: the client's id of the conversation that this continues; empty = none.
     """
 
     task: str
@@ -84,6 +86,7 @@ class Ask:
     client: str = ""
     by_gateway: bool = False
     endpoints: frozenset[str] | None = None
+    conversation_id: str = ""
 
 
 class Arm(enum.Enum):
@@ -149,6 +152,7 @@ class Choice:
         target: where the chosen candidate's requests go.
         policy: name of the policy that decided.
         policy_version: its version.
+        stay: what became of the request's conversation.
     """
 
     sequence: int
@@ -171,6 +175,7 @@ class Choice:
     target: Target
     policy: str
     policy_version: str
+    stay: Stay = Stay.NONE
 
     @property
     def device(self) -> str:
@@ -247,6 +252,10 @@ class Job:
         endpoints: names of the only endpoints to use; None = all.
         client: who asked: the authenticated client, else the address of the call's peer.
         metadata: the call's metadata.
+        conversation: hash of its conversation's id; empty = none.
+        seat: (tier, endpoint) that served its conversation last; None = not known, or gone.
+        cached_tokens: prompt tokens that it probably has cached.
+        stay: what became of its conversation.
         trace: its server span; NO_SPAN until it is begun.
         held: what its task's target meant for its decision.
         arm: which side of a trial's comparison it is on; None = neither.
@@ -286,6 +295,10 @@ class Job:
     endpoints: frozenset[str] | None = None
     client: str = ""
     metadata: tuple[tuple[str, str | bytes], ...] = ()
+    conversation: bytes = b""
+    seat: tuple[str, str] | None = None
+    cached_tokens: float = 0.0
+    stay: Stay = Stay.NONE
     trace: SpanIdentity = NO_SPAN
     held: Held = NOT_HELD
     arm: Arm | None = None
@@ -310,6 +323,14 @@ class Job:
     def wall_ns(self, moment_s: float) -> int:
         """Returns a monotonic moment as nanoseconds since 1970."""
         return self.arrival_ns + to_ns(moment_s - self.arrival_s)
+
+    def cached_at(self, candidate: tuple[str, str]) -> float:
+        """Returns the prompt tokens that a candidate probably has cached."""
+        return self.cached_tokens if candidate == self.seat else 0.0
+
+    def new_tokens_at(self, candidate: tuple[str, str]) -> float:
+        """Returns the prompt tokens that a candidate probably has to compute."""
+        return self.request.prompt_tokens - self.cached_at(candidate)
 
     @property
     def tier(self) -> str:

@@ -199,6 +199,8 @@ def _rehearse(bind: Bind) -> None:
         quality_KC=np.array([[0.7, 1.0, 0.7, 1.0]]),
         availability_C=ones,
         home_C=np.array([True, True, False, False]),
+        prefix_room_C=500.0 * ones,
+        cached_C=0.0 * ones,
     )
     query = Query(0, 0.4, 100.0, 8.0, 8.0, 0.0, 110.0, 50.0, 40.0, 0.1, 0.5, 0.5, 20.0, 2.0, 1.1)
     rng = np.random.default_rng(1)

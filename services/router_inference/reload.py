@@ -46,6 +46,7 @@ _LIMITS = (
     "max_deadline_s",
     "soft_late_s",
 )
+_CONVERSATIONS = ("conversation_memory_s", "conversation_margin")
 _TRIAL = ("trial_cpu_share", "canary_misses", "canary_decision_s")
 _CLIENTS = ("clients", "other_clients")
 _MESH = ("profile", "quality", "bytes_per_token", "endpoints", "endpoint_addresses")
@@ -101,7 +102,7 @@ class LiveSettings:
             SettingsError: A file is wrong, or a key of an endpoint is missing.
         """
         clients = _CLIENTS if self._core.clients else ()
-        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_TRIAL, *clients)
+        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_CONVERSATIONS, *_TRIAL, *clients)
         mesh_keys = (*_MESH, *(_TASKS if _keeps_tasks(self._mesh, settings.mesh) else ()))
         own = self._own.model_copy(
             update={key: getattr(settings.router_inference, key) for key in own_keys}
@@ -139,6 +140,8 @@ class LiveSettings:
         core.watch.slow_s = own.canary_decision_s
         budget = RetryBudget(own.retry_share, own.retry_burst)
         core.second_chance.configure(safety_limits(own), budget, own.max_retries)
+        if core.conversations is not None:
+            core.conversations.configure(own.conversation_memory_s, own.conversation_margin)
         if core.clients is not None:
             core.clients.configure(*client_limits(own))
 

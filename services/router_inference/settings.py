@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from router.seat import MARGIN
 from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
 from services.common.mesh_settings import MeshSettings, Name, duplicates
@@ -121,6 +122,12 @@ class RouterInferenceSettings(ServerSettings):
     """System state older than this is not used: own ledger and own health checks decide alone."""
     homes: bool = True
     """Of several routers, whether each has devices of its own while these can answer in time."""
+    conversation_count: int = Field(default=65_536, ge=0, le=16_777_216)
+    """Conversations a router remembers, with all its workers; 0 keeps none on its tier."""
+    conversation_memory_s: float = Field(default=600.0, gt=0.0, le=86_400.0)
+    """How long it remembers where one was served, after the last answer, seconds."""
+    conversation_margin: float = Field(default=MARGIN, ge=0.0, le=1.0)
+    """Worth that keeping a conversation on its tier and endpoint may cost, in units of quality."""
     retry_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """Retries allowed, as a share of recent requests."""
     retry_burst: int = Field(default=16, ge=0, le=10_000)

@@ -78,6 +78,7 @@ class RouterStatus:
     attainments: list[Attainment]
     profiles: list[ProfileStatus]
     experience: ExperienceWaiting | None
+    conversation_counts: Mapping[str, int]
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -187,6 +188,7 @@ class StatusReader:
             known_policies=self._slot.known,
             tasks=view.fleet.catalog.tasks,
             attainments=self._attainments.read(),
+            conversation_counts=self._counts.of_conversations,
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),

@@ -63,12 +63,20 @@ class Answer:
         tier: who answered.
         is_rescued: whether that was a rescue.
         is_on_time: whether the deadline was met.
+        stay: what became of its conversation.
     """
 
     def __init__(
-        self, text: str, piece_count: int, tier: str, *, is_rescued: bool, is_on_time: bool
+        self,
+        text: str,
+        piece_count: int,
+        tier: str,
+        *,
+        is_rescued: bool,
+        is_on_time: bool,
+        stay: str | None,
     ) -> None:
-        self.text, self.piece_count, self.tier = text, piece_count, tier
+        self.text, self.piece_count, self.tier, self.stay = text, piece_count, tier, stay
         self.is_rescued, self.is_on_time = is_rescued, is_on_time
 
 
@@ -102,6 +110,7 @@ class OwnDoor:
         spec.tier = wishes.get("tier", "")
         spec.quality_floor = wishes.get("floor", 0.0)
         spec.max_output_tokens = 1_000
+        spec.conversation_id = wishes.get("conversation", "")
         if "deadline_s" in wishes:
             spec.deadline.FromMilliseconds(round(wishes["deadline_s"] * 1e3))
         if wishes.get("is_first_token"):
@@ -130,6 +139,7 @@ class OwnDoor:
             done.tier,
             is_rescued=done.rescued,
             is_on_time=done.on_time,
+            stay=common_pb2.ConversationStay.Name(done.conversation_stay)[18:].lower(),
         )
 
 
@@ -156,6 +166,8 @@ class KserveDoor:
             parameters["tiercel_deadline_ms"] = wishes["deadline_s"] * 1e3
         if "floor" in wishes:
             parameters["tiercel_quality_floor"] = wishes["floor"]
+        if "conversation" in wishes:
+            parameters["tiercel_conversation_id"] = wishes["conversation"]
         if wishes.get("is_first_token"):
             parameters["tiercel_slo_kind"] = "first_token"
         request = infer_request(
@@ -188,6 +200,7 @@ class KserveDoor:
             done["tiercel_tier"],
             is_rescued=done.get("tiercel_rescued", False),
             is_on_time=done["tiercel_on_time"],
+            stay=done.get("tiercel_conversation_stay"),
         )
 
 
@@ -227,6 +240,8 @@ class OpenAiDoor:
             headers["x-tiercel-deadline-ms"] = str(wishes["deadline_s"] * 1e3)
         if "floor" in wishes:
             headers["x-tiercel-quality-floor"] = str(wishes["floor"])
+        if "conversation" in wishes:
+            headers["x-tiercel-conversation-id"] = wishes["conversation"]
         if wishes.get("is_first_token"):
             headers["x-tiercel-slo-kind"] = "first_token"
         body = {"model": wishes.get("tier", f"tiercel/{task}"), "prompt": "hello", "stream": stream}
@@ -248,6 +263,7 @@ class OpenAiDoor:
             done["tier"],
             is_rescued=done["rescued"],
             is_on_time=done["on_time"],
+            stay=done["conversation_stay"],
         )
 
 
@@ -323,6 +339,12 @@ async def quality_floor(door: Any, triton: FakeTriton) -> bool:
     return found is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def conversation(door: Any, triton: FakeTriton) -> bool:
+    """The second request of one stays where the first was served; another's does not."""
+    found = [(await door.ask(conversation=name)).stay for name in ("a", "a", "b")]
+    return found == ["new", "kept", "new"]
+
+
 async def one_tier_only(door: Any, triton: FakeTriton) -> bool:
     """The tier asked for answers."""
     return bool((await door.ask(tier="small")).tier == "small")
@@ -371,6 +393,7 @@ CHECKS: dict[str, Callable[[Any, FakeTriton], Awaitable[bool]]] = {
     "task": task,
     "quality floor": quality_floor,
     "one tier only": one_tier_only,
+    "conversation kept": conversation,
     "rescue": rescue,
     "cancellation": cancellation,
     "priority": priority,

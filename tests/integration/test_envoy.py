@@ -474,6 +474,14 @@ async def quality_floor(mesh: Meshed, tier: HttpTier) -> bool:
     return reply.status_code == 400
 
 
+async def conversation(mesh: Meshed, tier: HttpTier) -> bool:
+    """The second request of one stays where the first was served."""
+    for _ in range(2):
+        await mesh.post(x_tiercel_conversation_id="a")
+        await mesh.settled()
+    return dict(mesh.router.core.accounts.conversation_counts) == {"new": 1, "kept": 1}
+
+
 async def one_tier_only(mesh: Meshed, tier: HttpTier) -> bool:
     """The tier asked for answers."""
     return (await mesh.post(x_tiercel_tier="small")).headers["x-tiercel-tier"] == "small"
@@ -519,6 +527,7 @@ CHECKS: dict[str, Check] = {
     "task": task,
     "quality floor": quality_floor,
     "one tier only": one_tier_only,
+    "conversation kept": conversation,
     "rescue": rescue,
     "cancellation": cancellation,
     "priority": priority,

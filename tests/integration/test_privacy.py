@@ -23,6 +23,7 @@ from tiercel import AsyncClient, TiercelError
 
 PROMPT = "marker-of-a-prompt"
 ANSWER = "marker-of-an-answer"
+CONVERSATION = "marker-of-a-conversation"
 
 
 @pytest.fixture
@@ -76,6 +77,8 @@ async def test_what_a_router_writes_holds_no_prompt_answer_or_key(
                 await client.generate(PROMPT * 10_000, task="piqa")
             with pytest.raises(TiercelError):
                 await client.generate(PROMPT, task="none")
+            with pytest.raises(TiercelError):
+                await client.generate(PROMPT, task="piqa", conversation_id=CONVERSATION * 10)
         async with AsyncClient(router.address, api_key=text + "x") as stranger:
             with pytest.raises(TiercelError):
                 await stranger.generate(PROMPT, task="piqa")
@@ -97,7 +100,7 @@ async def test_what_a_router_writes_holds_no_prompt_answer_or_key(
     found = [
         (place, marker)
         for place, content in written.items()
-        for marker in (PROMPT, ANSWER, text, text.split("_", 2)[2])
+        for marker in (PROMPT, ANSWER, CONVERSATION, text, text.split("_", 2)[2])
         if marker.encode() in content
     ]
     assert found == []
@@ -108,10 +111,12 @@ async def _ask(client: AsyncClient) -> None:
     for stream in (False, True):
         try:
             if stream:
-                async for _ in client.generate_stream(PROMPT, task="piqa"):
+                async for _ in client.generate_stream(
+                    PROMPT, task="piqa", conversation_id=CONVERSATION
+                ):
                     pass
             else:
-                await client.generate(PROMPT, task="piqa")
+                await client.generate(PROMPT, task="piqa", conversation_id=CONVERSATION)
         except TiercelError:
             pass
 

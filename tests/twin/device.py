@@ -1,7 +1,8 @@
 """Tiers whose answers are timed like those of the simulator's devices, behind a live router.
 
-Queues, batches and iterations in plain Python, driven by the timers of the running loop. One
-iteration of one tier runs at a time; the tiers with work take turns (`trainer.simulation.engine`).
+Queues, batches, iterations and caches of prefixes in plain Python, driven by the timers of the
+running loop. One iteration of one tier runs at a time; the tiers with work take turns
+(`trainer.simulation.engine`).
 """
 
 from __future__ import annotations
@@ -23,17 +24,33 @@ class Sequence:
 
     prompt: int
     output: int
+    conversation: int = -1
     made: int = 0
     tokens: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
 
 
 @dataclass
 class Tier:
-    """Queue and batch of one tier."""
+    """Queue and batch of one tier, and the tokens it keeps of conversations, oldest first."""
 
     profile: TierProfile
     queue: list[Sequence] = field(default_factory=list)
     batch: list[Sequence] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)
+
+    def new_tokens(self, sequence: Sequence) -> int:
+        """Returns what of a prompt is not cached: whole blocks are, but never its last token."""
+        known = min(self.kept.get(sequence.conversation, 0), sequence.prompt - 1)
+        return sequence.prompt - known // 16 * 16
+
+    def keep(self, conversation: int, tokens: int) -> None:
+        """Keeps a conversation as the one used last; the oldest go until there is room."""
+        self.kept.pop(conversation, None)
+        if conversation < 0 or tokens > self.profile.prefix_cache_tokens:
+            return
+        self.kept[conversation] = tokens
+        while sum(self.kept.values()) > self.profile.prefix_cache_tokens:
+            del self.kept[next(iter(self.kept))]
 
 
 class Device(AsksByGenerating):
@@ -43,6 +60,7 @@ class Device(AsksByGenerating):
         profiles: costs per model, in the order in which they take turns.
         output_tokens: returns the true length of the answer to a request, known by its seed.
         slow: factor on every iteration's time.
+        conversation: returns a request's conversation, known by its seed; -1 = none.
     """
 
     def __init__(
@@ -50,12 +68,14 @@ class Device(AsksByGenerating):
         profiles: Mapping[str, TierProfile],
         output_tokens: Callable[[int], int],
         slow: float = 1.0,
+        conversation: Callable[[int], int] = lambda _: -1,
     ) -> None:
         """Makes an idle device."""
         self._tiers = {model: Tier(profile) for model, profile in profiles.items()}
         self._order = list(self._tiers.values())
         self._output_tokens = output_tokens
         self._slow = slow
+        self._conversation = conversation
         self._active: Tier | None = None
         self._last = 0
 
@@ -67,7 +87,8 @@ class Device(AsksByGenerating):
     ) -> AsyncGenerator[TierChunk, None]:
         """Answers token by token; ends at the request's timeout, as a tier does."""
         tier = self._tiers[model]
-        sequence = Sequence(len(prompt), self._output_tokens(options["seed"]))
+        seed = options["seed"]
+        sequence = Sequence(len(prompt), self._output_tokens(seed), self._conversation(seed))
         loop = asyncio.get_running_loop()
         timer = loop.call_later(options["timeout_s"], sequence.tokens.put_nowait, None)
         tier.queue.append(sequence)
@@ -112,6 +133,8 @@ class Device(AsksByGenerating):
         for sequence in reversed(tier.batch):
             sequence.made += 1
             sequence.tokens.put_nowait(sequence.made)
+            if sequence.made == sequence.output:
+                tier.keep(sequence.conversation, sequence.prompt + sequence.output)
         tier.batch = [each for each in tier.batch if each.made < each.output]
         self._start()
 
@@ -121,8 +144,12 @@ def _admit(tier: Tier) -> float:
     tokens, cost = 0.0, tier.profile
     while tier.queue and len(tier.batch) < cost.max_batch:
         head = tier.queue[0]
-        if tokens and tokens + head.prompt > cost.max_prompt_tokens_per_step:
+        prompt = tier.new_tokens(head)
+        if tokens and tokens + prompt > cost.max_prompt_tokens_per_step:
             break
-        tokens += head.prompt
+        tokens += prompt
         tier.batch.append(tier.queue.pop(0))
+    for sequence in tier.batch:
+        if sequence.made == 0 and sequence.conversation in tier.kept:
+            tier.keep(sequence.conversation, tier.kept[sequence.conversation])
     return tokens

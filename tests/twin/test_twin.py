@@ -9,12 +9,14 @@ own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from router.home import Share
+from router.seat import Stay
 from tests.twin.worlds import APART, Setting, Told, lived, policy_of, simulated, workload
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.workload import Times, gamma_renewal, poisson
@@ -38,6 +40,9 @@ WORLDS = {
     "room kept": Setting(reserve="peak"),
     "net off": Setting(safety=False),
     "a home": Setting(home=Share(0.0, 0.5)),
+    "conversations": Setting(talks=True),
+    "prefixes cached": Setting(talks=True, cache=4_000),
+    "prefixes and rescues": Setting(placement=APART, slow=1.6, talks=True, cache=20_000),
 }
 COMPARED = ("static-large", "greedy", "price", "dqn")
 
@@ -45,7 +50,7 @@ COMPARED = ("static-large", "greedy", "price", "dqn")
 def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Told]:
     """Returns what happened to a workload, live and simulated."""
     arrival_N = LOADS[load](np.random.default_rng([seed, 0]))
-    offered = workload(arrival_N, MIXED, 0.4, seed)
+    offered = workload(arrival_N, MIXED, 0.4, seed, talks=WORLDS[world].talks)
     live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
     return live, simulated(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
 
@@ -76,6 +81,22 @@ def test_the_worlds_are_eventful() -> None:
         rescued += sum(story.is_rescued for story in told.stories)
     assert ends == {"on_time", "late", "refused"}
     assert rescued > 50
+
+
+def test_conversations_are_kept_and_moved_in_these_worlds() -> None:
+    """Everything but a gone seat occurs, and prefixes are known, so that comparing says something.
+
+    Nobody leaves in these worlds.
+    """
+    stays: Counter[Stay] = Counter()
+    cached = 0.0
+    for policy, load in (("price", "burst"), ("price", "overload"), ("greedy", "burst")):
+        told, _ = told_twice(policy, load, "prefixes cached", 3)
+        stays += Counter(story.stay for story in told.stories)
+        cached += sum(story.cached for story in told.stories)
+    assert set(stays) >= {Stay.NONE, Stay.NEW, Stay.KEPT, Stay.DEADLINE, Stay.WORTH}
+    assert stays[Stay.KEPT] > 100
+    assert cached > 1000.0
 
 
 def test_targets_matter_in_these_worlds() -> None:

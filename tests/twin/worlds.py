@@ -20,6 +20,7 @@ from router.policy import Policy
 from router.profile import LatencyProfile, TierProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
+from router.seat import Stay
 from router.types import RewardKind, SloKind, Task
 from services.common.errors import DomainError
 from services.router_inference.job import Job
@@ -34,6 +35,7 @@ from trainer.simulation.simulate import (
     FleetEvent,
     PolicySpec,
     SimulationConfig,
+    SimulationResult,
     simulate,
 )
 from trainer.simulation.workload import Times, Workload, make_workload
@@ -88,6 +90,8 @@ class Setting:
         target: of every task; 0 = none.
         reserve: what room is kept for, as routers' settings say it.
         home: the router's stretch of the devices.
+        cache: room of every tier for prefixes, tokens.
+        talks: requests are those of conversations.
     """
 
     placement: Placement = SHARED
@@ -96,6 +100,17 @@ class Setting:
     target: float = 0.99
     reserve: str = "none"
     home: Share = WHOLE
+    cache: int = 0
+    talks: bool = False
+
+    @property
+    def profile(self) -> LatencyProfile:
+        """The costs of the tiers."""
+        tiers = {
+            name: replace(tier, prefix_cache_tokens=self.cache)
+            for name, tier in PROFILE.tiers.items()
+        }
+        return replace(PROFILE, tiers=tiers)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -111,12 +126,16 @@ class Story(NamedTuple):
         end: how it ended.
         tier: tier that answered or was last tried; -1 if it was refused.
         is_rescued: it was sent to a smaller tier under way.
+        stay: what became of its conversation.
+        cached: prompt tokens that were taken for cached where it was sent last.
     """
 
     action: int
     end: str
     tier: int
     is_rescued: bool
+    stay: Stay = Stay.NONE
+    cached: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,12 @@ class Told:
 
 
 def workload(
-    arrival_N: Times, task_share: tuple[float, ...], deadline_s: float, seed: int
+    arrival_N: Times,
+    task_share: tuple[float, ...],
+    deadline_s: float,
+    seed: int,
+    *,
+    talks: bool = False,
 ) -> Workload:
     """Returns requests at these times, the first one at zero.
 
@@ -147,13 +171,31 @@ def workload(
     """
     arrival_N = np.round((arrival_N - arrival_N.min()) * _GRID) / _GRID
     arrival_N += np.arange(len(arrival_N)) * _LEAST_GAP_S
-    return make_workload(
+    offered = make_workload(
         arrival_N,
         float(arrival_N.max()),
         rng=np.random.default_rng([seed, 1]),
         deadline_s=round(deadline_s * _GRID) / _GRID,
         task_share=task_share,
     )
+    return _talking(offered, np.random.default_rng([seed, 2])) if talks else offered
+
+
+def _talking(offered: Workload, rng: np.random.Generator) -> Workload:
+    """Returns the requests as those of conversations, so many that some are always going on.
+
+    Every tenth request has none. Prompts grow by what was said before.
+    """
+    count = max(1, len(offered) // 6)
+    conversation_N = rng.integers(count, size=len(offered))
+    conversation_N[rng.random(len(offered)) < 0.1] = -1
+    prompt_N = offered.prompt_N.copy()
+    said = np.zeros(count)
+    for i, conversation in enumerate(conversation_N):
+        if conversation >= 0:
+            prompt_N[i] += said[conversation]
+            said[conversation] = min(1500.0, prompt_N[i] + offered.output_N[i])
+    return replace(offered, prompt_N=prompt_N, conversation_N=conversation_N)
 
 
 def policy_of(name: str, snapshot: bytes) -> Policy:
@@ -170,7 +212,7 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
         EndpointSpec(f"e{i}", "", f"e{i}", {tier: tier for tier in tiers})
         for i, tiers in enumerate(world.placement)
     ]
-    profiles = {"": PROFILE}
+    profiles = {"": world.profile}
     events = tuple(FleetEvent(0.0, i, "slow", world.slow) for i in range(len(endpoints)))
     fleet = build_fleet(catalog, endpoints, profiles)
     config = SimulationConfig(
@@ -192,10 +234,18 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
             ends.get(int(result.status_N[i]), "on_time" if result.on_time_N[i] else "late"),
             int(result.tier_N[i]),
             bool(result.rescued_N[i]),
+            *_talk(result, i),
         )
         for i in range(len(offered))
     ]
     return Told(stories, result.first_reward_N, result.reward_N, result.latency_N)
+
+
+def _talk(result: SimulationResult, i: int) -> tuple[Stay, float]:
+    """Returns what became of a request's conversation, of one that was decided."""
+    if result.action_N[i] < 0:
+        return Stay.NONE, 0.0
+    return Stay(int(result.stay_N[i])), float(result.expected_N[i])
 
 
 def lived(offered: Workload, policy: Policy, world: Setting) -> Told:
@@ -205,18 +255,20 @@ def lived(offered: Workload, policy: Policy, world: Setting) -> Told:
 
 async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
     names = [f"r{i}" for i in range(len(offered))]
-    lengths = offered.output_N.tolist()
+    lengths, talks = offered.output_N.tolist(), [-1] * len(offered)
+    if offered.conversation_N is not None:
+        talks = offered.conversation_N.tolist()
     pool, endpoints = FakePool(), []
     for i, tiers in enumerate(world.placement):
-        costs = {tier: PROFILE.tiers[tier] for tier in tiers}
+        costs = {tier: world.profile.tiers[tier] for tier in tiers}
         address = f"127.0.0.1:{9000 + i}"
-        pool.tiers[address] = Device(costs, lengths.__getitem__, world.slow)
+        pool.tiers[address] = Device(costs, lengths.__getitem__, world.slow, talks.__getitem__)
         endpoints.append({"name": f"e{i}", "address": address, "tiers": tiers})
     rig = make_rig(
         endpoint_count=len(endpoints),
         tasks=world.tasks,
         quality=QUALITY,
-        profile=PROFILE,
+        profile=world.profile,
         pool=pool,
         machine_code=MachineCode(compiled_bind()),
         mesh={"bytes_per_token": 1.0, "endpoints": endpoints},
@@ -245,6 +297,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
             request_id=names[i],
             seed=i,  # tells the device which request it is
             max_output_tokens=64,
+            conversation_id=f"talk {talks[i]}" if talks[i] >= 0 else "",
             is_stream=TASKS[offered.task_N[i]].slo_kind is SloKind.FIRST_TOKEN,
         )
         jobs.append(job)
@@ -273,4 +326,5 @@ def _story(job: Job) -> Story:
     if job.choice is None or job.target is None:
         return Story(-1, job.outcome.value, -1, False)
     action, tier = job.choice.action, job.target.tier_index
-    return Story(action, job.outcome.value, tier, job.is_rescued)
+    cached = job.cached_at(job.target.candidate)
+    return Story(action, job.outcome.value, tier, job.is_rescued, job.choice.stay, cached)

@@ -11,6 +11,10 @@ prompt and its whole answer when it is admitted and gives it back when it leaves
 runs ever has to be thrown out; the queue waits in order until its head fits. What is larger than
 the room is refused at dispatch, so a tier without a running sequence has room for its head, and no
 queue waits for ever.
+
+A tier may have room beside that for the prefixes of conversations whose requests have ended. What
+is cached of a prompt takes no time when it is admitted; where room is short, what was used longest
+ago goes. Requests without a conversation leave nothing there.
 """
 
 from __future__ import annotations
@@ -18,7 +22,15 @@ from __future__ import annotations
 import numpy as np
 
 from router.pressure import Pressures
-from trainer.simulation.compiled import jit_inner, pressure, reward, safety, slowdown, traffic
+from trainer.simulation.compiled import (
+    jit_inner,
+    pressure,
+    reward,
+    safety,
+    seat,
+    slowdown,
+    traffic,
+)
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -34,6 +46,86 @@ from trainer.simulation.state import (
     WAITING,
     World,
 )
+
+
+@jit_inner
+def cached_prefix(w: World, i: int, c: int) -> float:
+    """Returns how many tokens of a request's prompt a candidate has cached.
+
+    In whole blocks, and all but one at most, as routers expect it (`router.seat`).
+    """
+    v = w.requests[i].conversation
+    if v < 0:
+        return 0.0
+    tokens, room = w.cached_CV[c, v].tokens, w.candidates[c].prefix_room
+    return float(seat.cached_tokens(tokens, w.requests[i].prompt, 0.0, room))
+
+
+@jit_inner
+def forget_prefix(w: World, c: int, v: int) -> None:
+    """Takes a conversation out of a candidate's cache, if it is in it."""
+    cached, candidate = w.cached_CV[c, v], w.candidates[c]
+    if not cached.tokens > 0.0:
+        return
+    candidate.prefix_used -= cached.tokens
+    cached.tokens = 0.0
+    if cached.newer >= 0:
+        w.cached_CV[c, cached.newer].older = cached.older
+    else:
+        candidate.newest = cached.older
+    if cached.older >= 0:
+        w.cached_CV[c, cached.older].newer = cached.newer
+    else:
+        candidate.oldest = cached.newer
+
+
+@jit_inner
+def keep_prefix(w: World, c: int, v: int, tokens: float) -> None:
+    """Puts a conversation into a candidate's cache as the one used last; the oldest make room."""
+    forget_prefix(w, c, v)
+    candidate = w.candidates[c]
+    if not 0.0 < tokens <= candidate.prefix_room:
+        return
+    cached = w.cached_CV[c, v]
+    cached.tokens = tokens
+    cached.newer = -1
+    cached.older = candidate.newest
+    if candidate.newest >= 0:
+        w.cached_CV[c, candidate.newest].newer = v
+    else:
+        candidate.oldest = v
+    candidate.newest = v
+    candidate.prefix_used += tokens
+    while candidate.prefix_used > candidate.prefix_room:
+        forget_prefix(w, c, candidate.oldest)
+
+
+@jit_inner
+def use_prefix(w: World, c: int, v: int) -> None:
+    """Makes a conversation that is in a candidate's cache the one used last."""
+    tokens = w.cached_CV[c, v].tokens
+    if tokens > 0.0:
+        keep_prefix(w, c, v, tokens)
+
+
+@jit_inner
+def take_seat(w: World, i: int, now_s: float) -> None:
+    """Keeps what an answered request leaves behind: its prefix in the cache, its router's memory.
+
+    A cache has the keys and values of prompt and answer once both are computed.
+    """
+    request = w.requests[i]
+    c, v = request.candidate, request.conversation
+    tokens = request.prompt + request.output
+    w.passed_RC[request.router, c] += tokens
+    if v < 0:
+        return
+    keep_prefix(w, c, v, tokens)
+    taken = w.seats_RV[request.router, v]
+    taken.candidate = c
+    taken.kept = tokens
+    taken.passed = w.passed_RC[request.router, c]
+    taken.at_s = now_s
 
 
 @jit_inner
@@ -58,7 +150,7 @@ def take_out(w: World, i: int) -> None:
     done = 0
     if waiting:
         candidate.queued -= 1
-        ledger_LC[PROMPTS, c] -= request.prompt
+        ledger_LC[PROMPTS, c] -= request.counted
     else:
         candidate.running -= 1
         candidate.kv_used -= request.prompt + request.output
@@ -66,8 +158,8 @@ def take_out(w: World, i: int) -> None:
             candidate.kv_used = 0.0
         done = candidate.iteration - request.first_iteration
         if done == 0:
-            ledger_LC[PROMPTS, c] -= request.prompt
-            ledger_LC[ADMITTED, c] -= request.prompt
+            ledger_LC[PROMPTS, c] -= request.counted
+            ledger_LC[ADMITTED, c] -= request.counted
         if done < request.predicted - 1:
             stop = (request.first_iteration + request.predicted - 2) % ring
             ledger_LC[DECREASING, c] -= 1.0
@@ -97,10 +189,11 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         used = candidate.kv_used
         i = candidate.head
         while i >= 0 and candidate.running + admitted < candidate.max_batch:
-            prompt = w.requests[i].prompt
+            whole = w.requests[i].prompt
+            prompt = whole - cached_prefix(w, i, c)
             if admitted > 0 and tokens + prompt > candidate.max_prompt:
                 break
-            used += prompt + w.requests[i].output
+            used += whole + w.requests[i].output
             if used > candidate.kv_room:
                 break
             candidate.kv_used = used
@@ -116,6 +209,9 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
             request = w.requests[i]
             candidate.head = request.next
             request.status = RUNNING
+            if request.conversation >= 0:
+                request.hit = cached_prefix(w, i, c)
+                use_prefix(w, c, request.conversation)
             request.first_iteration = candidate.iteration
             request.last_iteration = candidate.iteration + request.output - 1
             request.first_token_s = end_s
@@ -125,7 +221,7 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
             if request.next >= 0:
                 w.requests[request.next].previous = i
             w.bucket_CM[c, bucket] = i
-            w.ledger_RLC[request.router, ADMITTED, c] += request.prompt
+            w.ledger_RLC[request.router, ADMITTED, c] += request.counted
             if request.predicted >= 2:
                 w.ledger_RLC[request.router, DECREASING, c] += 1.0
                 stop = (request.first_iteration + request.predicted - 2) % ring
@@ -163,6 +259,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         if late_s <= 0.0:
             request.on_time = 1
         w.output_K[request.task] = traffic.moved(w.output_K[request.task], request.output)
+        take_seat(w, i, now_s)
     # What was rescued or sent again earned its first choice nothing.
     request.first_reward = 0.0
     if request.attempt <= 1:
@@ -287,6 +384,9 @@ def dispatch(w: World, i: int, c: int, now_s: float) -> None:
         settle(w, i, REFUSED, now_s)
         return
     request.status = WAITING
+    request.counted = request.prompt
+    if c == request.seat:
+        request.counted -= request.cached
     request.next = -1
     request.previous = candidate.tail
     if candidate.tail >= 0:
@@ -297,7 +397,7 @@ def dispatch(w: World, i: int, c: int, now_s: float) -> None:
     candidate.queued += 1
     ledger_LC = w.ledger_RLC[request.router]
     ledger_LC[IN_FLIGHT, c] += 1.0
-    ledger_LC[PROMPTS, c] += request.prompt
+    ledger_LC[PROMPTS, c] += request.counted
     ledger_LC[REMAINING, c] += request.predicted
     if w.devices[candidate.device].active < 0:
         start_iteration(w, candidate.device, now_s)
@@ -328,6 +428,8 @@ def lose_device(w: World, d: int, now_s: float) -> None:
         for m in range(w.bucket_CM.shape[1]):
             while w.bucket_CM[c, m] >= 0:
                 give_up(w, w.bucket_CM[c, m], now_s)
+        while w.candidates[c].newest >= 0:
+            forget_prefix(w, c, w.candidates[c].newest)
         # An iteration that never ended leaves its number to the next one.
 
 

@@ -25,6 +25,7 @@ from trainer.simulation.compiled import (
     pressure,
     reserve,
     safety,
+    seat,
     slowdown,
     traffic,
 )
@@ -198,10 +199,43 @@ def pressure_on(w: World, i: int, now_s: float) -> float:
 
 
 @jit_inner
+def find_seat(w: World, i: int, now_s: float) -> None:
+    """Finds out where a request's conversation was served last, as its router remembers it."""
+    clock, request = w.clock[0], w.requests[i]
+    if request.conversation < 0 or clock.seat_margin < 0.0 or request.attempt > 0:
+        return
+    request.stay = seat.NEW
+    known = w.seats_RV[request.router, request.conversation]
+    c = known.candidate
+    if c < 0 or now_s - known.at_s > clock.seat_memory_s:
+        return
+    request.seat = c
+    request.cached = seat.cached_tokens(
+        known.kept,
+        request.prompt,
+        w.passed_RC[request.router, c] - known.passed,
+        w.fleet.prefix_room_C[c],
+    )
+
+
+@jit_inner
+def show_cached(w: World, i: int) -> None:
+    """Puts what is cached for a request into the fleet, in the place of the one before."""
+    clock = w.clock[0]
+    if clock.seat >= 0:
+        w.fleet.cached_C[clock.seat] = 0.0
+    clock.seat = w.requests[i].seat
+    if clock.seat >= 0:
+        w.fleet.cached_C[clock.seat] = w.requests[i].cached
+
+
+@jit_inner
 def prepare(w: World, i: int, now_s: float) -> bool:
     """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
     clock = w.clock[0]
     request = w.requests[i]
+    find_seat(w, i, now_s)
+    show_cached(w, i)
     request.predicted = max(1, int(w.output_K[request.task] + 0.5))
     see(w, request.router, now_s)
     if clock.reserve > 0.0:
@@ -236,6 +270,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             own.refused_s = now_s
             settle(w, i, REFUSED, now_s)
             return False
+    is_seat_open = clock.seat >= 0 and w.allowed_C[clock.seat]
     clock.stays = int(
         home.stays(
             w.fleet,
@@ -247,6 +282,8 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             w.decided.predicted_s_C,
         )
     )
+    if is_seat_open:
+        w.allowed_C[clock.seat] = True
     return True
 
 
@@ -277,12 +314,13 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     if request.status == RUNNING:
         done = w.candidates[c].iteration - request.first_iteration
     see(w, request.router, now_s)
+    show_cached(w, i)
     slack_s = request.deadline_s - now_s
     left = float(max(1, request.predicted - done))
     if request.first_token != 0:
         left = 1.0
     miss = safety.about_to_miss(
-        w.fleet, w.seen, c, slack_s, request.prompt, left, done == 0, clock.optimism
+        w.fleet, w.seen, c, slack_s, request.counted, left, done == 0, clock.optimism
     )
     if not miss:
         return
@@ -290,7 +328,7 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     w.seen.in_flight_C[c] -= 1.0
     w.seen.remaining_output_tokens_C[c] -= max(1, request.predicted - done)
     if done == 0:
-        w.seen.waiting_prompt_tokens_C[c] -= request.prompt
+        w.seen.waiting_prompt_tokens_C[c] -= request.counted
     kernels.allowed_mask(w.fleet, request.task, 0.0, -1, 0.0, w.allowed_C)
     predicted_s_C = w.decided.predicted_s_C
     kernels.predict_latency_s(w.fleet, w.seen, request.prompt, full, predicted_s_C)
@@ -454,8 +492,9 @@ def decide(
 ) -> int:
     """Returns the candidate the policy chooses for a request, by the router's own decision.
 
-    A picker then chooses again inside the tier, if one was asked for. `with_features` fills the
-    features of all candidates, which policies may do without.
+    A picker then chooses again inside the tier, if one was asked for. A request of a conversation
+    may stay where that was served last. `with_features` fills the features of all candidates, which
+    policies may do without.
     """
     ledger_LC = w.ledger_RLC[w.requests[i].router]
     own = LoadArrays(ledger_LC[IN_FLIGHT], ledger_LC[PROMPTS], ledger_LC[REMAINING])
@@ -473,15 +512,39 @@ def decide(
         w.decided,
         w.clock[0].every != 0,
     )
-    if with_features:
-        fill_features(w, i, q, params_P if row == decision.DQN_ROW else w.base_P)
     chosen = w.clock[0].picker
+    picked = action
     if chosen > 0 and action >= 0:
         tier = w.fleet.tier_C[action]
-        action = picker.pick(
-            chosen, w.fleet, w.seen, w.allowed_C, q, tier, w.picked_T, uniform(w), w.decided.score_C
+        picked = picker.pick(
+            chosen,
+            w.fleet,
+            w.seen,
+            w.allowed_C,
+            q,
+            tier,
+            w.picked_T,
+            uniform(w),
+            w.decided.work_s_C,
         )
-    return int(action)
+    request = w.requests[i]
+    if request.seat >= 0 and picked >= 0 and request.attempt == 0:
+        request.stay = decision.stay_seated(
+            row,
+            w.fleet,
+            w.allowed_C,
+            q,
+            w.scratch,
+            w.decided,
+            picked,
+            request.seat,
+            w.clock[0].seat_margin,
+        )
+        if request.stay == seat.KEPT:
+            picked = request.seat
+    if with_features:
+        fill_features(w, i, q, params_P if row == decision.DQN_ROW else w.base_P)
+    return int(picked)
 
 
 @jit
@@ -585,7 +648,7 @@ def run(w: World, row: int, params_P: np.ndarray, weights: Weights) -> None:
         if action < 0:
             settle(w, i, FAILED, clock.now_s)
             continue
-        if first:
+        if first and request.stay != seat.KEPT:
             action = explore(w, i, action)
         if record:
             k = clock.records

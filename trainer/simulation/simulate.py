@@ -29,6 +29,7 @@ from router.policies.table import ROW, TABLE
 from router.policy import Policy
 from router.profile import LatencyProfile
 from router.safety import SafetyLimits
+from router.seat import MARGIN
 from router.types import RewardKind, SloKind
 from trainer.simulation import loop, state
 from trainer.simulation.state import World
@@ -82,6 +83,11 @@ class SimulationConfig:
         homes: stretch of the devices that is home to each router; None = equal ones, as live.
         hold_targets: hold the tasks' targets, as routers with a safety net do.
         reserve: share of the last minute's highest rate that room is kept for, 0 to 1.
+        conversation_margin: worth that staying on a conversation's seat may cost (`router.seat`);
+            below 0, routers know nothing of conversations.
+        conversation_s: how long routers remember where one was served, seconds.
+        are_conversations_homed: each conversation comes through one router, as a balancer with
+            affinity has it; else each of its requests through any.
     """
 
     fleet: Fleet
@@ -101,6 +107,9 @@ class SimulationConfig:
     homes: tuple[Share, ...] | None = None
     hold_targets: bool = False
     reserve: float = 0.0
+    conversation_margin: float = MARGIN
+    conversation_s: float = 600.0
+    are_conversations_homed: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,9 @@ class SimulationResult:
         explored_N: exploration made the first choice.
         rescued_N: it was sent to a smaller tier under way.
         predicted_N: predicted latency of the last choice, seconds.
+        stay_N: what became of its conversation in its first decision (`router.seat.Stay`).
+        expected_N: prompt tokens its router took for cached where it was last sent.
+        hit_N: prompt tokens that were cached where it ran.
         record_N: request of each recorded decision, by time.
         features_ECF: recorded features, float32.
         allowed_EC: recorded masks.
@@ -181,6 +193,9 @@ class SimulationResult:
     explored_N: NDArray[np.bool_]
     rescued_N: NDArray[np.bool_]
     predicted_N: NDArray[np.float64]
+    stay_N: NDArray[np.int8]
+    expected_N: NDArray[np.float64]
+    hit_N: NDArray[np.float64]
     record_N: NDArray[np.int64]
     features_ECF: NDArray[np.float32]
     allowed_EC: NDArray[np.bool_]
@@ -271,6 +286,9 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         cancel_N=np.argsort(requests["cancel_s"], kind="stable"),
         slots_DS=_slots(fleet),
         ledger_RLC=np.zeros((routers, state.LEDGER_ROWS, candidates)),
+        seats_RV=_seats(config, workload),
+        passed_RC=np.zeros((routers, candidates)),
+        cached_CV=np.zeros((candidates, workload.conversation_count), state.CACHED),
         bucket_CM=np.full((candidates, ring), -1, np.int64),
         stop_RCM=np.zeros((routers, candidates, ring)),
         heap_s=np.zeros(2 * count + 16 if config.safety else 1),
@@ -282,7 +300,9 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         ring_rate_SR2=np.zeros((kept, routers, 2)),
         output_K=priors_K.astype(np.float64),
         fleet=fleet.arrays._replace(
-            availability_C=fleet.arrays.availability_C.copy(), home_C=home_RC[0].copy()
+            availability_C=fleet.arrays.availability_C.copy(),
+            home_C=home_RC[0].copy(),
+            cached_C=np.zeros(candidates),
         ),
         home_RC=home_RC,
         seen=zero_load(candidates),
@@ -323,6 +343,9 @@ def result_of(world: World, workload: Workload) -> SimulationResult:
         explored_N=r["explored"] == 1,
         rescued_N=r["rescued"] == 1,
         predicted_N=r["predicted_s"].copy(),
+        stay_N=r["stay"].copy(),
+        expected_N=np.where(candidate_N >= 0, r["prompt"] - r["counted"], 0.0),
+        hit_N=r["hit"].copy(),
         record_N=world.record_id[:records],
         features_ECF=world.record_CF[:records],
         allowed_EC=world.record_allowed_C[:records],
@@ -371,8 +394,14 @@ def _requests(config: SimulationConfig, workload: Workload, seed: int) -> NDArra
     requests["first_token"] = first_N
     rng = np.random.default_rng([seed, 1])
     requests["router"] = rng.integers(config.routers, size=len(workload))
-    for name in ("candidate", "action", "row", "next", "previous"):
+    for name in ("candidate", "action", "row", "next", "previous", "seat", "conversation"):
         requests[name] = -1
+    if workload.conversation_N is not None:
+        requests["conversation"] = workload.conversation_N
+        if config.are_conversations_homed:
+            homed = workload.conversation_N >= 0
+            chosen = workload.conversation_N[homed] % config.routers
+            requests["router"][homed] = chosen
     requests["probability"] = 1.0
     return requests
 
@@ -392,9 +421,18 @@ def _candidates(config: SimulationConfig) -> NDArray[np.void]:
         candidates[c]["max_batch"] = profile.max_batch
         room = profile.max_kv_tokens
         candidates[c]["kv_room"] = np.inf if room is None else room
+        candidates[c]["prefix_room"] = profile.prefix_cache_tokens
     candidates["device"] = arrays.device_C
-    candidates["head"] = candidates["tail"] = -1
+    for name in ("head", "tail", "newest", "oldest"):
+        candidates[name] = -1
     return candidates
+
+
+def _seats(config: SimulationConfig, workload: Workload) -> NDArray[np.void]:
+    """Returns what routers know of conversations at first: nothing [R, V]."""
+    seats = np.zeros((config.routers, workload.conversation_count), state.SEAT)
+    seats["candidate"] = -1
+    return seats
 
 
 def _devices(fleet: Fleet) -> NDArray[np.void]:
@@ -444,6 +482,9 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     for name, value in config.limits._asdict().items():
         clock[name] = value
     clock["epsilon"] = config.epsilon
+    clock["seat_margin"] = config.conversation_margin
+    clock["seat_memory_s"] = config.conversation_s
+    clock["seat"] = -1
     clock["reserve"] = config.reserve
     clock["stride"] = config.feature_stride
     clock["every"] = int(not config.shortlist)

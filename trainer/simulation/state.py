@@ -1,7 +1,7 @@
 """The simulator's state: flat arrays of records, so that compiled code and tests see the same.
 
 Shape letters: N requests, C candidates, D devices, R routers, K tasks, T tiers, M iterations kept
-in a ring, S snapshots kept, F features.
+in a ring, S snapshots kept, F features, V conversations.
 """
 
 from __future__ import annotations
@@ -49,12 +49,18 @@ REQUEST = np.dtype(
         ("output", np.int64),
         ("task", np.int32),
         ("router", np.int32),
+        ("conversation", np.int32),  # -1 = none
         ("first_token", np.int8),
         # while it runs
         ("status", np.int8),
         ("rescued", np.int8),
         ("explored", np.int8),
         ("floored", np.int8),
+        ("stay", np.int8),  # `router.seat.Stay`
+        ("seat", np.int32),  # where its conversation was served last, as its router knows it
+        ("cached", np.float64),  # prompt tokens its router takes for cached there
+        ("counted", np.float64),  # prompt tokens its router counts as waiting
+        ("hit", np.float64),  # prompt tokens that were cached where it ran
         ("attempt", np.int32),
         ("candidate", np.int32),
         ("predicted", np.int64),
@@ -85,6 +91,10 @@ CANDIDATE = np.dtype(
         ("max_prompt", np.float64),
         ("kv_room", np.float64),  # tokens; infinite where there is no limit
         ("kv_used", np.float64),
+        ("prefix_room", np.float64),  # tokens; 0 where nothing is cached
+        ("prefix_used", np.float64),
+        ("newest", np.int64),  # conversation used last, -1 = none is cached
+        ("oldest", np.int64),
         ("max_batch", np.int64),
         ("device", np.int64),
         ("running", np.int64),
@@ -137,6 +147,25 @@ ROUTER = np.dtype(
     align=True,
 )
 
+SEAT = np.dtype(
+    [
+        ("candidate", np.int64),  # -1 = none
+        ("kept", np.float64),  # tokens of the conversation when it was served last
+        ("passed", np.float64),  # what the router had served on the candidate by then, tokens
+        ("at_s", np.float64),
+    ],
+    align=True,
+)
+
+CACHED = np.dtype(
+    [
+        ("tokens", np.float64),  # 0 = not cached
+        ("newer", np.int64),
+        ("older", np.int64),
+    ],
+    align=True,
+)
+
 FLEET_EVENT = np.dtype(
     [("time_s", np.float64), ("device", np.int64), ("kind", np.int64), ("value", np.float64)],
     align=True,
@@ -154,6 +183,8 @@ CLOCK = np.dtype(
         ("pessimism", np.float64),
         ("reserve", np.float64),
         ("epsilon", np.float64),
+        ("seat_margin", np.float64),
+        ("seat_memory_s", np.float64),
         ("state_age_s", np.float64),
         ("rate_short", np.float64),
         ("rate_long", np.float64),
@@ -179,6 +210,7 @@ CLOCK = np.dtype(
         ("picker", np.int64),
         ("every", np.int64),
         ("stays", np.int64),
+        ("seat", np.int64),
         ("random", np.uint64),
     ],
     align=True,
@@ -203,6 +235,9 @@ class World(NamedTuple):
         cancel_N: request indices by the time they are cancelled if not done.
         slots_DS: candidate rows of each device, -1 beyond its number.
         ledger_RLC: each router's own load.
+        seats_RV: where each router last served each conversation.
+        passed_RC: tokens of prompts and answers it has served on each candidate.
+        cached_CV: prefixes that each candidate has cached, in the order of their last use.
         bucket_CM: first request of those whose last iteration is m (modulo M), -1 if none.
         stop_RCM: how many predictions are used up at the end of iteration m (modulo M).
         heap_s: rescue moments, a binary heap.
@@ -243,6 +278,9 @@ class World(NamedTuple):
     cancel_N: NDArray[np.int64]
     slots_DS: NDArray[np.int64]
     ledger_RLC: NDArray[np.float64]
+    seats_RV: NDArray[np.void]
+    passed_RC: NDArray[np.float64]
+    cached_CV: NDArray[np.void]
     bucket_CM: NDArray[np.int64]
     stop_RCM: NDArray[np.float64]
     heap_s: NDArray[np.float64]

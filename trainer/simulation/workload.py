@@ -85,6 +85,8 @@ class Workload:
         slack_N: deadline after arrival, seconds.
         duration_s: length of the observed period, seconds.
         name: for tables.
+        conversation_N: index of each request's conversation, int64, -1 = none; None = all have
+            none.
     """
 
     arrival_N: Times
@@ -94,6 +96,14 @@ class Workload:
     slack_N: NDArray[np.float64]
     duration_s: float
     name: str = ""
+    conversation_N: NDArray[np.int64] | None = None
+
+    @property
+    def conversation_count(self) -> int:
+        """Number of conversations."""
+        if self.conversation_N is None:
+            return 0
+        return 1 + int(self.conversation_N.max(initial=-1))
 
     def __len__(self) -> int:
         """Returns the number of requests."""

@@ -49,6 +49,17 @@ def step_down_name(reason: int) -> str:
     return name.removeprefix("STEP_DOWN_REASON_").lower()
 
 
+def stay_name(stay: int) -> str:
+    """Short name of what became of a conversation: ``kept``, ``new``, ...; empty for none."""
+    if stay == common_pb2.CONVERSATION_STAY_UNSPECIFIED:
+        return ""
+    try:
+        name = common_pb2.ConversationStay.Name(stay)  # type: ignore[arg-type]
+    except ValueError:
+        return f"stay_{stay}"
+    return name.removeprefix("CONVERSATION_STAY_").lower()
+
+
 def answer_of(completion: pb.Completion, text: str, trace_id: str) -> Answer:
     """Makes an Answer from a completion."""
     timings: Any = completion.timings
@@ -72,6 +83,8 @@ def answer_of(completion: pb.Completion, text: str, trace_id: str) -> Answer:
         finish_reason=completion.finish_reason,
         rescued=completion.rescued,
         retry_count=completion.retry_count,
+        conversation_stay=stay_name(completion.conversation_stay),
+        cached_prompt_token_count=completion.cached_prompt_token_count,
         trace_id=trace_id,
         **told,
     )
@@ -109,6 +122,7 @@ def generation_spec(
     quality_floor: float = 0.0,
     tier: str = "",
     request_id: str = "",
+    conversation_id: str = "",
 ) -> pb.GenerationSpec:
     """Makes the message both Generate calls share; the router checks the values.
 
@@ -119,7 +133,7 @@ def generation_spec(
     check(
         prompt=prompt, task=task, deadline_s=deadline_s, max_output_tokens=max_output_tokens,
         temperature=temperature, seed=seed, slo_kind=slo_kind, quality_floor=quality_floor,
-        tier=tier, request_id=request_id,
+        tier=tier, request_id=request_id, conversation_id=conversation_id,
     )  # fmt: skip
     if slo_kind not in SLO_KINDS:
         raise ValueError(f"slo_kind: must be complete_answer or first_token, got {slo_kind!r}")
@@ -130,6 +144,7 @@ def generation_spec(
         quality_floor=quality_floor,
         tier=tier,
         request_id=request_id,
+        conversation_id=conversation_id,
     )
     if max_output_tokens is not None:
         spec.max_output_tokens = max_output_tokens
@@ -151,6 +166,7 @@ def route_request(
     quality_floor: float = 0.0,
     tier: str = "",
     request_id: str = "",
+    conversation_id: str = "",
 ) -> pb.RouteRequest:
     """Makes the request for a decision; the router checks the values.
 
@@ -160,7 +176,7 @@ def route_request(
     check(
         task=task, prompt_token_count=prompt_token_count, deadline_s=deadline_s,
         max_output_tokens=max_output_tokens, quality_floor=quality_floor, tier=tier,
-        request_id=request_id,
+        request_id=request_id, conversation_id=conversation_id,
     )  # fmt: skip
     request = pb.RouteRequest(
         task=task,
@@ -168,6 +184,7 @@ def route_request(
         quality_floor=quality_floor,
         tier=tier,
         request_id=request_id,
+        conversation_id=conversation_id,
     )
     if deadline_s is not None:
         request.deadline.CopyFrom(duration(deadline_s))

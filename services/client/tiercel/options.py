@@ -17,6 +17,8 @@ class RouteOptions(TypedDict, total=False):
         quality_floor: Lowest quality of a tier that may answer, 0 to 1.
         tier: The only tier that may answer.
         request_id: Id of the request; without it the router makes one.
+        conversation_id: Id of the conversation that the prompt continues: it stays on the tier and
+            the endpoint that served it last, unless deadline or target forbid it.
     """
 
     deadline_s: float | None
@@ -24,6 +26,7 @@ class RouteOptions(TypedDict, total=False):
     quality_floor: float
     tier: str
     request_id: str
+    conversation_id: str
 
 
 class GenerateOptions(RouteOptions, total=False):

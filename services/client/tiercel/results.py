@@ -29,6 +29,10 @@ class Answer:
         prefill_s: Of it, the prompt and the first token.
         decode_s: Of it, the further tokens.
         hop_s: Of it, what lies between router and device.
+        conversation_stay: What became of the request's conversation: ``kept`` on its tier and
+            endpoint, ``new``, or why it moved (``closed``, ``deadline``, ``target``, ``worth``);
+            empty if the request named none.
+        cached_prompt_token_count: Prompt tokens that the router took for cached there.
         step_down: Why a smaller tier answered (``policy``, ``rescue``, ...); empty if none did.
         finish_reason: ``stop`` or ``length``; empty if unknown.
         rescued: Whether it was rescued.
@@ -58,6 +62,8 @@ class Answer:
     prefill_s: float | None = None
     decode_s: float | None = None
     hop_s: float | None = None
+    conversation_stay: str = ""
+    cached_prompt_token_count: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ from router.decision import HAS_PRICE
 from router.dqn.network import NOT_LISTED
 from router.explanation import Explanation, Larger
 from router.features import FEATURES
+from router.seat import NOWHERE
 from router.types import SloKind
 from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration, set_moment, set_signed_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
 from services.router_inference.job import Ask, Choice, Job, Outcome, StepDown
 from services.router_inference.path.leases import Report, Routed
+from services.router_inference.records.convert import STAYS
 from services.router_inference.records.spent import time_spent
 from services.router_inference.status import RouterStatus
 from services.router_inference.view.convert import profile_state
@@ -66,6 +68,7 @@ def ask_of_spec(
         quality_floor=spec.quality_floor,
         tier=spec.tier,
         request_id=spec.request_id,
+        conversation_id=spec.conversation_id,
         call_left_s=call_left_s,
         waited_s=waited_s(call_left_s, metadata),
         is_stream=is_stream,
@@ -112,6 +115,7 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any, client: str) -> Ask:
         quality_floor=request.quality_floor,
         tier=request.tier,
         request_id=request.request_id,
+        conversation_id=request.conversation_id,
         metadata=metadata or (),
         client=client,
     )
@@ -159,6 +163,11 @@ def completion(job: Job) -> pb2.Completion:
     set_duration(timings.hop, spent.hop_s)
     if job.step_down is not StepDown.NONE:
         message.step_down_reason = _STEP_DOWNS[job.step_down]
+    if choice.stay:
+        message.conversation_stay = STAYS[choice.stay]
+        cached = round(job.cached_at((job.tier, job.endpoint)))
+        if cached:
+            message.cached_prompt_token_count = cached
     if job.is_rescued:
         message.rescued = True
     if job.retry_count:
@@ -247,6 +256,7 @@ def explanation_response(
 ) -> pb2.ExplainDecisionResponse:
     """Returns a decision with all its numbers, and what it would have taken for a larger tier."""
     query, fleet = choice.inputs.asked.query, choice.inputs.fleet.arrays
+    seat = choice.inputs.asked.seat
     has_price = HAS_PRICE[choice.inputs.rule.row]
     response = pb2.ExplainDecisionResponse(
         request_id=choice.request_id,
@@ -265,7 +275,12 @@ def explanation_response(
         target_pressure=choice.held.pressure,
         smallest_tier_only=choice.held.is_small and has_price,
         policy_has_price=has_price,
+        conversation_stay=STAYS[choice.stay],
     )
+    if choice.stay:
+        response.conversation_margin = max(0.0, seat.margin)
+    if seat.row != NOWHERE:
+        response.conversation_seat = seat.row
     response.decide_time.FromNanoseconds(choice.decide_ns)
     set_duration(response.slack, choice.slack_s)
     set_duration(response.state_age, query.state_age_s)
@@ -278,6 +293,8 @@ def explanation_response(
             in_flight_count=round(found.in_flight_C[row]),
             quality=fleet.quality_KC[query.task, row],
         )
+        if row == seat.row:
+            entry.cached_prompt_token_count = round(seat.cached_tokens)
         set_duration(entry.predicted_latency, min(found.predicted_s_C[row], MAX_LATENCY_S))
         if found.allowed_C[row] and found.score_C[row] > NOT_LISTED:
             entry.score = found.score_C[row]
@@ -305,6 +322,7 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         in_flight_count=status.in_flight,
         refused_snapshot_counts=status.refused_snapshots,
         known_policies=status.known_policies,
+        conversation_counts=status.conversation_counts,
         watched_activation=status.watched_activation,
         watch_problem=status.watch_problem,
     )

@@ -13,6 +13,7 @@ from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.job import Ask, Job
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_CONVERSATION_ID_CHARACTERS = 128
 MAX_TEMPERATURE = 2.0
 _SHORTEST_SLACK_S = 1e-3
 MAX_SEED = 2**63 - 1
@@ -52,8 +53,13 @@ class Validator:
         lengths: OutputLengthPredictor,
         new_id: Callable[[], str],
         new_seed: Callable[[], int],
+        conversation_key: Callable[[str], bytes] = lambda _: b"",
     ) -> None:
-        """Takes catalog, limits, length predictor, and sources of request ids and seeds."""
+        """Takes catalog, limits, length predictor, sources of request ids and seeds, and a hash.
+
+        The hash is of conversation ids, empty for an empty one; without it ids mean nothing.
+        """
+        self._conversation_key = conversation_key
         self._lengths = lengths
         self._new_id = new_id
         self._new_seed = new_seed
@@ -137,6 +143,9 @@ class Validator:
             endpoints=ask.endpoints,
             client=ask.client,
             metadata=ask.metadata,
+            conversation=self._conversation_key(ask.conversation_id)
+            if ask.conversation_id
+            else b"",
         )
 
     def _cutoff_s(self, ask: Ask, request: Request, now_s: float, deadline_s: float) -> float:
@@ -202,6 +211,8 @@ class Validator:
             checks.require(False, "slo_kind", f"is {ask.slo_kind}", "a named value")
         if ask.request_id:
             checks.text("request_id", ask.request_id, MAX_REQUEST_ID_CHARACTERS)
+        if ask.conversation_id:
+            checks.text("conversation_id", ask.conversation_id, MAX_CONVERSATION_ID_CHARACTERS)
         checks.raise_if_any()
         return prompt_tokens
 

@@ -172,7 +172,10 @@ class AttemptRun:
             parts.view.fleet.catalog.quality_KT[job.request.task, target.tier_index]
         )
         parts.view.load.ledger.dispatch(
-            self._key, target.candidate, job.request.prompt_tokens, job.request.output_tokens
+            self._key,
+            target.candidate,
+            job.new_tokens_at(target.candidate),
+            job.request.output_tokens,
         )
         target.breaker.on_dispatch(now_s)
         timer = self._arm() if self.kind == "first" else None

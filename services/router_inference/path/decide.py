@@ -7,13 +7,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from router.decision import LARGEST_TIER, LEAST_S, NOTHING_ALLOWED, PREDICTED_S, REFUSED, RESCUE_S
-from router.desk import Asked
+from router.decision import (
+    LARGEST_TIER,
+    LEAST_S,
+    NOTHING_ALLOWED,
+    PREDICTED_S,
+    REFUSED,
+    RESCUE_S,
+    STAY,
+)
+from router.desk import Asked, Desk
 from router.guard import FallbackReason, Guard
+from router.seat import NO_SEAT, Seat, Stay
 from services.common.errors import UnavailableError
 from services.common.log import Logger
 from services.router_inference.job import Arm, Choice, Job
 from services.router_inference.path.admission import Admission
+from services.router_inference.path.conversations import Conversations
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.watch import PolicyWatch
@@ -46,8 +56,10 @@ class Decider:
         next_sequence: Callable[[], int],
         monotonic_s: Callable[[], float],
         log: Logger,
+        conversations: Conversations | None = None,
     ) -> None:
         """Takes its parts."""
+        self._conversations = conversations
         self._view = view
         self._guard = guard
         self._trial = trial
@@ -63,6 +75,7 @@ class Decider:
         self._logged_s = -math.inf
         self._next_sequence = next_sequence
         self._observe_time = accounts.decision_time.observe
+        self._count_stay = accounts.on_conversation
 
     def decide(self, job: Job) -> Choice:
         """Chooses a candidate for a request that is admitted.
@@ -91,6 +104,7 @@ class Decider:
             float(self._rng.random()),
             slack_s,
             factor,
+            self._seat(job, start_s) if job.conversation else NO_SEAT,
         )
         guard = self._guard
         if self._trial.is_deciding:
@@ -134,6 +148,7 @@ class Decider:
             target=target,
             policy=verdict.policy.name,
             policy_version=verdict.policy.version,
+            stay=self._stay(job, desk) if job.conversation else Stay.NONE,
         )
         job.choice, job.target = choice, target
         if choice.predicted_s > request.slack_s:
@@ -142,6 +157,30 @@ class Decider:
         self._experience.add(choice)
         self._explanations.keep(choice)
         return choice
+
+    def _seat(self, job: Job, now_s: float) -> Seat:
+        """Returns where a request's conversation was served last, and keeps that in the job."""
+        conversations, fleet = self._conversations, self._view.fleet
+        if conversations is None:
+            return NO_SEAT
+        known = conversations.find(
+            job.conversation, job.request.prompt_tokens, now_s, fleet.latest, fleet.candidates
+        )
+        if known is None:
+            job.stay = Stay.NEW
+            return NO_SEAT
+        job.stay = Stay.CLOSED
+        job.seat, job.cached_tokens = known.candidate, known.seat.cached_tokens
+        return known.seat
+
+    def _stay(self, job: Job, desk: Desk) -> Stay:
+        """Returns what became of a request's conversation, and counts it."""
+        found = desk.bound.result_R[STAY]
+        if job.seat is not None and found < math.inf:
+            job.stay = Stay(int(found))
+        if job.stay is not Stay.NONE:
+            self._count_stay(job.stay)
+        return job.stay
 
     def _on_fallback(self, guard: Guard, reason: str, now_s: float) -> None:
         """Counts a decision of the fallback; logs, now and then, what the policy raised."""

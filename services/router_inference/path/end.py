@@ -8,6 +8,7 @@ from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE, Admission
+from services.router_inference.path.conversations import Conversations
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.watch import PolicyWatch
@@ -41,8 +42,10 @@ class Ending:
         lengths: OutputLengthPredictor,
         tracing: Tracing,
         memory_count: int,
+        conversations: Conversations | None = None,
     ) -> None:
         """Takes its parts; `memory_count` ended requests are remembered for feedback."""
+        self._conversations = conversations
         self._router_id = router_id
         self._epoch = epoch
         self._accounts = accounts
@@ -80,6 +83,9 @@ class Ending:
                 self._lengths.observe_claim(job.task.name, job.output_tokens)
             else:
                 self._lengths.observe(job.task.name, job.output_tokens)
+            if self._conversations is not None and job.target is not None:
+                tokens = job.request.prompt_tokens + job.output_tokens
+                self._conversations.on_answer(job.conversation, job.target.candidate, tokens, end_s)
         self._accounts.on_end(job, outcome, reward)
         self._admission.on_end(job)
         is_hopeless = reason == REASON_DEADLINE
@@ -113,6 +119,7 @@ class Ending:
             is_rescued=job.is_rescued,
             retry_count=job.retry_count,
             reason=job.reason,
+            cached_prompt_tokens=round(job.cached_at((job.tier, job.endpoint))),
         )
         self._experience.add(entry)
         if job.is_complete and self._memory_count:

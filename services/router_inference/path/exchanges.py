@@ -246,7 +246,9 @@ def first_token_s(choice: Choice, request: Request) -> float:
     row, inputs = choice.action, choice.inputs
     fleet, own_LC, others_LC = inputs.fleet.arrays, inputs.own_LC, inputs.others_LC
     prompt_s_C = fleet.per_prompt_token_s_C
-    fixed_s = fleet.overhead_s_C[row] + request.prompt_tokens * prompt_s_C[row]
+    seat = inputs.asked.seat
+    new_tokens = request.prompt_tokens - (seat.cached_tokens if seat.row == row else 0.0)
+    fixed_s = fleet.overhead_s_C[row] + new_tokens * prompt_s_C[row]
     for peer in fleet.peers_CP[row]:
         if peer < 0:
             break

@@ -187,7 +187,10 @@ class Leases:
         choice, request = job.choice, job.request
         if choice is not None and self._view.load.ledger.finish(choice.sequence):
             self._view.load.ledger.dispatch(
-                choice.sequence, target.candidate, request.prompt_tokens, request.output_tokens
+                choice.sequence,
+                target.candidate,
+                job.new_tokens_at(target.candidate),
+                request.output_tokens,
             )
 
     def let_go(self, job: Job, outcome: Outcome, reason: str = "") -> bool:
@@ -212,7 +215,10 @@ class Leases:
         request = job.request
         job.dispatch_s = choice.end_s
         self._view.load.ledger.dispatch(
-            choice.sequence, choice.target.candidate, request.prompt_tokens, request.output_tokens
+            choice.sequence,
+            choice.target.candidate,
+            job.new_tokens_at(choice.target.candidate),
+            request.output_tokens,
         )
         self._open[choice.sequence] = job
         self._open_by_client[job.client] += 1

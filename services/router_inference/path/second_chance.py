@@ -8,9 +8,11 @@ import numpy as np
 
 from router import safety
 from router.desk import Asked
+from router.fleet import Fleet
 from router.policies.scores import Query
 from router.safety import SafetyLimits
-from router.types import NO_TIER_PIN, Request, RewardKind
+from router.seat import NO_SEAT, NOWHERE, Seat
+from router.types import NO_TIER_PIN, RewardKind
 from services.router_inference.job import Choice, Job
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
@@ -107,22 +109,22 @@ class SecondChance:
         if row is None:
             return None
         load, request = view.load.current(), job.request
-        slack_s = job.deadline_s - now_s
+        slack_s, new_tokens = job.deadline_s - now_s, job.new_tokens_at(target.candidate)
         # Load alone never tells that an endpoint hangs; twice the predicted time in silence does.
         silent_s = now_s - job.dispatch_s
         is_overdue = waiting and silent_s > _OVERDUE_FACTOR * choice.predicted_s
         event_left = min(left_tokens, request.event_tokens)
         if not is_overdue and not safety.about_to_miss(
-            fleet.arrays, load, row, slack_s, request.prompt_tokens, event_left, waiting,
+            fleet.arrays, load, row, slack_s, new_tokens, event_left, waiting,
             limits.optimism,
         ):  # fmt: skip
             return None
         desk, own_LC = view.desk(now_s), view.load.own_LC
         # It is about to be cancelled, so it is looked for a place without it.
         with_it = own_LC[:, row].copy()
-        own_LC[:, row] -= (1.0, request.prompt_tokens if waiting else 0.0, left_tokens)
+        own_LC[:, row] -= (1.0, new_tokens if waiting else 0.0, left_tokens)
         # A ramp is for choosing where to send; a request in need takes whatever is open.
-        seen = desk.look(_asked(request, slack_s, 0.0))
+        seen = desk.look(_asked(job, slack_s, 0.0, fleet))
         own_LC[:, row] = with_it
         found = safety.choose_rescue(
             fleet.arrays, seen.allowed_C, row, request.task, slack_s, limits.margin,
@@ -164,9 +166,9 @@ class SecondChance:
     ) -> list[Target]:
         """Returns usable targets, those that failed aside: tier itself, downwards, upwards."""
         view, now_s = self._view, self._monotonic_s()
-        fleet, request = view.current_fleet(now_s), job.request
+        fleet = view.current_fleet(now_s)
         slack_s = job.deadline_s - now_s
-        seen = view.desk(now_s).look(_asked(request, slack_s, float(self._rng.random())))
+        seen = view.desk(now_s).look(_asked(job, slack_s, float(self._rng.random()), fleet))
         for candidate in failed:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
@@ -177,8 +179,11 @@ class SecondChance:
         return [view.fleet.targets[row] for row in rows_R[order_R].tolist()]
 
 
-def _asked(request: Request, slack_s: float, ramp_draw: float) -> Asked:
+def _asked(job: Job, slack_s: float, ramp_draw: float, fleet: Fleet) -> Asked:
     """Returns a request that is looked for another place, as if nothing were known of others."""
+    request, seat = job.request, NO_SEAT
+    if job.seat is not None:  # nobody stays there any more, but what is cached is
+        seat = Seat(fleet.row.get(job.seat, NOWHERE), job.cached_tokens, margin=-1.0)
     query = Query(
         task=request.task,
         slack_s=slack_s,
@@ -192,4 +197,4 @@ def _asked(request: Request, slack_s: float, ramp_draw: float) -> Asked:
         state_age_s=0.0,
         draw=0.0,
     )
-    return Asked(query, request.quality_floor, request.tier_pin, ramp_draw)
+    return Asked(query, request.quality_floor, request.tier_pin, ramp_draw, seat=seat)

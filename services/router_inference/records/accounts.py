@@ -6,7 +6,7 @@ counted apart, whoever found it: one that its tier finds bad is offered no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from router.seat import Stay
 from services.common import latency_buckets
 from services.common.metrics import Tally
 from services.router_inference.job import Job, Outcome, StepDown
@@ -283,6 +284,7 @@ class Accounts(Collector):
         self._latencies: dict[tuple[str, str], Tally] = {}
         self._rewards: dict[str, float] = {}
         self._step_downs: dict[StepDown, int] = {}
+        self._stays: dict[Stay, int] = {}
         self._reasons: dict[tuple[Outcome, str], int] = {}
         metrics.in_flight.set_function(lambda: float(self.in_flight))
         registry.register(self)
@@ -337,6 +339,15 @@ class Accounts(Collector):
     def on_offered(self) -> None:
         """Counts a request that passed the checks."""
         self.counts.offered += 1
+
+    def on_conversation(self, stay: Stay) -> None:
+        """Counts what a decision made of a request's conversation."""
+        self._stays[stay] = self._stays.get(stay, 0) + 1
+
+    @property
+    def conversation_counts(self) -> Mapping[str, int]:
+        """Decisions for requests of conversations, by what became of these."""
+        return {stay.name.lower(): count for stay, count in self._stays.copy().items()}
 
     def on_invalid(self, reason: str) -> None:
         """Counts bad input."""
@@ -421,6 +432,14 @@ class Accounts(Collector):
         for kind, count in self._step_downs.copy().items():
             step_downs.add_metric([kind.value], float(count))
         yield step_downs
+        stays = CounterMetricFamily(
+            "tiercel_conversation_decisions",
+            "Decisions for requests of conversations, by whether these stayed, or why not.",
+            labels=["stay"],
+        )
+        for stay, count in self.conversation_counts.items():
+            stays.add_metric([stay], float(count))
+        yield stays
         reasons = self._reasons.copy().items()
         for wanted, name, text in (
             (Outcome.REFUSED, "tiercel_refused_requests", "Requests refused before any work."),

@@ -10,6 +10,7 @@ from router.decision import DQN_ROW
 from router.explanation import Explainer
 from router.features import SCHEMA
 from router.fleet import Fleet
+from router.seat import Stay
 from services.common.times import duration_of, set_duration, timestamp_of
 from services.router_inference.job import Choice, Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
@@ -23,6 +24,16 @@ OUTCOME_STATUS: dict[Outcome, common_pb2.OutcomeStatus.ValueType] = {
     Outcome.INVALID: common_pb2.OUTCOME_STATUS_INVALID,
 }
 """Status of each end, for records."""
+STAYS: dict[Stay, common_pb2.ConversationStay.ValueType] = {
+    Stay.NONE: common_pb2.CONVERSATION_STAY_UNSPECIFIED,
+    Stay.NEW: common_pb2.CONVERSATION_STAY_NEW,
+    Stay.KEPT: common_pb2.CONVERSATION_STAY_KEPT,
+    Stay.CLOSED: common_pb2.CONVERSATION_STAY_CLOSED,
+    Stay.DEADLINE: common_pb2.CONVERSATION_STAY_DEADLINE,
+    Stay.TARGET: common_pb2.CONVERSATION_STAY_TARGET,
+    Stay.WORTH: common_pb2.CONVERSATION_STAY_WORTH,
+}
+"""What became of a conversation, for messages."""
 LEASE_EXPIRED = common_pb2.OUTCOME_STATUS_LEASE_EXPIRED
 
 
@@ -46,6 +57,7 @@ class OutcomeEntry(NamedTuple):
     retry_count: int = 0
     feedback_quality: float | None = None
     reason: str = ""
+    cached_prompt_tokens: int = 0
 
 
 class RecordBuilder:
@@ -128,6 +140,7 @@ class RecordBuilder:
         record.arrival_rate_rps = query.rate_short_rps
         record.target = entry.held.target
         record.target_pressure = entry.held.pressure
+        record.conversation_stay = STAYS[entry.stay]
         return record
 
     def _of_fleet(self, fleet: Fleet) -> experience_pb2.DecisionRecord:
@@ -157,6 +170,7 @@ def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:
         rescued=entry.is_rescued,
         retry_count=entry.retry_count,
         reason=entry.reason,
+        cached_prompt_token_count=entry.cached_prompt_tokens,
     )
     if entry.first_token_s is not None:
         set_duration(record.first_token_latency, entry.first_token_s)

@@ -39,6 +39,11 @@ class RouterCounts:
         self._siblings = siblings
         self._latencies = np.zeros((MOST_TASKS, _LATENCY_WIDTH))
 
+    @property
+    def of_conversations(self) -> Mapping[str, int]:
+        """This process's decisions for requests of conversations; see `Accounts`."""
+        return self._accounts.conversation_counts
+
     def show(self, *, is_last: bool = False) -> None:
         """Shows the siblings what this worker has counted up to now.
 

@@ -58,5 +58,6 @@ def _profiled(job: Job, choice: Choice) -> tuple[float, float, float]:
     arrays = choice.inputs.fleet.arrays
     slowness = float(choice.inputs.slowness_D[arrays.device_C[row]])
     token_s = slowness * float(arrays.step_s_C[row] + arrays.per_sequence_s_C[row])
-    prompt_s = slowness * job.request.prompt_tokens * float(arrays.per_prompt_token_s_C[row])
+    new_tokens = job.new_tokens_at(choice.candidates[row])
+    prompt_s = slowness * new_tokens * float(arrays.per_prompt_token_s_C[row])
     return prompt_s + token_s, token_s, slowness * float(arrays.overhead_s_C[row])

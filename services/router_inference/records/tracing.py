@@ -17,6 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from router.explanation import Explainer, Explanation
 from router.features import FEATURES
+from router.seat import Stay
 from services.common.telemetry import NO_SPAN, SpanEvent, SpanIdentity, Telemetry
 from services.router_inference.job import Attempt, Choice, Job, Outcome, StepDown
 
@@ -179,6 +180,9 @@ def decision_attributes(choice: Choice, found: Explanation) -> Mapping[str, Attr
         "tiercel.arrival_rate_rps": query.rate_short_rps,
         "tiercel.state_age_s": query.state_age_s,
     }
+    if choice.stay is not Stay.NONE:
+        attributes["tiercel.decision.stay"] = choice.stay.name.lower()
+        attributes["tiercel.cached_prompt_tokens"] = choice.inputs.asked.seat.cached_tokens
     if choice.fallback_reason:
         attributes["tiercel.decision.fallback_reason"] = choice.fallback_reason
     if found.features_CF is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ LOADS = len(LoadArrays._fields)
 
 Counts = NDArray[np.float64]
 
+SECRET_BYTES = 16
 _WORD_BYTES = 8
 _HEADER_WORDS = 64
 REPORTER, REPORT_SEQUENCE, CHANGES = range(3)
@@ -46,15 +48,26 @@ back, and the figures of the replaced policy and its own."""
 
 
 class Memory:
-    """The mapping, cut into a header, the counts of ended workers, and a block for each worker."""
+    """The mapping, cut into a header, the counts of ended workers, and a block for each worker.
 
-    def __init__(self, *, worker_count: int, counts_width: int) -> None:
+    Attributes:
+        conversations: what all workers remember of conversations (`path.conversations`).
+        secret: key of the hashes in it.
+    """
+
+    def __init__(
+        self, *, worker_count: int, counts_width: int, conversation_words: int = 0
+    ) -> None:
         """Maps it, all zero.
 
         Args:
             worker_count: Most workers at a time.
             counts_width: Numbers in what each worker counts.
+            conversation_words: Words to remember conversations in.
         """
+        self.secret = secrets.token_bytes(SECRET_BYTES)
+        mapped = mmap.mmap(-1, max(1, conversation_words) * _WORD_BYTES)
+        self.conversations = np.frombuffer(mapped, dtype=np.int64)
         self._table_words = 1 + MOST_CANDIDATES * (1 + LOADS)
         block_words = _BLOCK_HEAD_WORDS + 2 * (
             counts_width + TRIAL_WIDTH + WATCH_WIDTH + self._table_words

@@ -34,6 +34,7 @@ from services.common.reload import SettingsSource
 from services.common.server import OPERATE, check_port_is_free
 from services.common.start_error import StartError
 from services.router_inference.app import ENVOY, RouterInference
+from services.router_inference.path.conversations import table_words
 from services.router_inference.records.router_counts import as_ended, counts_width
 from services.router_inference.settings import Settings
 from services.router_inference.workers import exchange, frames, merge
@@ -60,6 +61,7 @@ _FIXED = (
         "metrics_listen",
         "router_id",
         "compiled",
+        "conversation_count",
     ),
     *("client_certificates", "insecure_open_to_network"),
 )
@@ -100,7 +102,11 @@ class Parent:
         self._router_id = self._own.router_id or new_process_id()
         self._epoch = app.clock.wall_ns()
         tiers = app.settings.mesh.tiers
-        self._memory = Memory(worker_count=self._own.workers, counts_width=counts_width(tiers))
+        self._memory = Memory(
+            worker_count=self._own.workers,
+            counts_width=counts_width(tiers),
+            conversation_words=table_words(self._own.conversation_count),
+        )
         self._workers: dict[int, WorkerProcess] = {}
         self._signals: list[int] = []
         self._stop = asyncio.Event()

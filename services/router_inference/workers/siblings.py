@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from services.router_inference.workers.memory import (
     MOST_CANDIDATES,
     REPORT_SEQUENCE,
     REPORTER,
+    SECRET_BYTES,
     SHORT,
     START_S,
     TABLE_TURN,
@@ -71,6 +73,10 @@ class NoSiblings:
     def other_arrivals(self) -> Sequence[Traffic]:
         """Returns the siblings' arrivals, as far as they tell rates."""
         return ()
+
+    def conversations(self, words: int) -> tuple[NDArray[np.int64], bytes]:
+        """Returns so many words to remember conversations in, and the key of their hashes."""
+        return np.zeros(words, np.int64), secrets.token_bytes(SECRET_BYTES)
 
     def show_counts(self, own: Counts) -> None:
         """Shows the siblings what this worker has counted."""
@@ -198,6 +204,10 @@ class SharedSiblings(NoSiblings):
         """Returns the siblings' arrivals, as far as they tell rates."""
         blocks = (table.block for table in self._others)
         return [_arrivals(block) for block in blocks if block.real[START_S]]
+
+    def conversations(self, words: int) -> tuple[NDArray[np.int64], bytes]:
+        """Returns so many words to remember conversations in, and the key of their hashes."""
+        return self._memory.conversations[:words], self._memory.secret
 
     def show_counts(self, own: Counts) -> None:
         """Shows the siblings what this worker has counted."""

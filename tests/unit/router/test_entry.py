@@ -24,6 +24,7 @@ from router.picker import PICKERS
 from router.policies.dqn import DqnPolicy
 from router.policies.scores import Query
 from router.policies.table import ROW, TABLE
+from router.seat import KEPT, NO_SEAT, Seat
 from tests.unit.router import fleets
 from tests.unit.router.machine import compiled_bind
 from trainer.shipped import POLICIES, shipped
@@ -79,6 +80,8 @@ def random_fleet(rng: np.random.Generator) -> FleetArrays:
         np.ascontiguousarray(np.sort(rng.uniform(0.3, 1.0, (TASKS, TIERS)))[:, tier_C]),
         availability_C,
         rng.random(count) < rng.choice([0.3, 1.0]),
+        np.full(count, 4_000.0),
+        np.zeros(count),
     )
 
 
@@ -105,6 +108,14 @@ def random_query(rng: np.random.Generator) -> Query:
     )
 
 
+def random_seat(rng: np.random.Generator, count: int, prompt_tokens: float) -> Seat:
+    """Returns where a conversation was served last; of every third request nowhere."""
+    if rng.random() < 1 / 3:
+        return NO_SEAT
+    cached = float(rng.choice([0.0, 0.8])) * prompt_tokens
+    return Seat(int(rng.integers(count)), cached, float(rng.choice([-1.0, 0.0, 0.05, 1.0])))
+
+
 class Case:
     """A random fleet under random load, and the arguments of some decisions on it."""
 
@@ -123,7 +134,8 @@ class Case:
             query, draws = random_query(rng), rng.random(2).tolist()
             pin = int(rng.choice([-1, -1, -1, 0, 2]))
             floor, factor = float(rng.choice([0.0, 0.6])), float(rng.choice([0.0, 0.7, 1.7]))
-            self.asked.append((query, floor, pin, *draws, query.slack_s, factor))
+            seat = random_seat(rng, count, query.prompt_tokens)
+            self.asked.append((query, floor, pin, *draws, query.slack_s, factor, seat))
 
     def bound(self, bind: Bind) -> BoundDecision:
         """Returns its decision, with a memory of its own."""
@@ -134,15 +146,19 @@ class Case:
 
 def simulated(bound: BoundDecision, asked: tuple[Any, ...]) -> int:
     """Decides as the simulator does, on a board whose load is that of a decision."""
-    b, (query, floor, pin, ramp_draw, *_) = bound.board, asked
+    b, (query, floor, pin, ramp_draw, *_, seat) = bound.board, asked
     fleet = b.fleet
+    fleet.cached_C[seat.row] = seat.cached_tokens if seat.row >= 0 else 0.0
     compiled.kernels.allowed_mask(fleet, query.task, floor, pin, ramp_draw, b.allowed_C)
+    is_seat_open = seat.row >= 0 and b.allowed_C[seat.row]
     if compiled.home.stays(
         fleet, b.seen, b.allowed_C, query.slack_s, query.prompt_tokens, query.event_tokens,
         b.decided.predicted_s_C,
     ):  # fmt: skip
         fleet, query = compiled.home.at_home(fleet, b.usable_C), compiled.home.own_traffic(query)
-    return int(
+    if is_seat_open:
+        b.allowed_C[seat.row] = True
+    action = int(
         compiled.decision.decide(
             bound.rule.row,
             fleet,
@@ -158,6 +174,13 @@ def simulated(bound: BoundDecision, asked: tuple[Any, ...]) -> int:
             False,
         )
     )
+    if seat.row >= 0 and seat.margin >= 0.0 and action >= 0:
+        stay = compiled.decision.stay_seated(
+            bound.rule.row, fleet, b.allowed_C, query, b.scratch, b.decided, action, *seat[::2]
+        )
+        action = seat.row if stay == KEPT else action
+    fleet.cached_C[seat.row] = 0.0
+    return action
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,6 +16,7 @@ from router.explanation import Explainer, Inputs
 from router.policies.scores import Query
 from router.policies.table import BY_HAND, DQN, make_policy
 from router.policy import Policy
+from router.seat import Seat
 from tests.unit.router import fleets
 from tests.unit.router.machine import compiled_bind
 
@@ -68,7 +69,8 @@ class World:
             8.0, 8.0, float(rng.choice([0.0, 0.2])), 110.0, float(rng.uniform(1, 2000)), 300.0,
             float(rng.uniform(0, 1)), 0.0, 0.5, 90.0, 4.0, float(rng.choice([1.0, 1.4])),
         )  # fmt: skip
-        self.desk.asked = Asked(query, 0.0, -1, float(rng.random()), 1e9, 0.7)
+        seat = Seat(int(rng.integers(-1, COUNT)), 0.5 * query.prompt_tokens, 0.05)
+        self.desk.asked = Asked(query, 0.0, -1, float(rng.random()), 1e9, 0.7, seat)
         self.desk.ask(policy)
         return Inputs(
             self.profiled, self.slowness_D, self.availability_C, self.home_C,

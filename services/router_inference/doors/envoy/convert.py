@@ -21,6 +21,7 @@ MODEL = "tiercel"
 TASK, TIER = "x-tiercel-task", "x-tiercel-tier"
 DEADLINE, FLOOR = "x-tiercel-deadline-ms", "x-tiercel-quality-floor"
 OUTPUT_TOKENS, SLO_KIND = "x-tiercel-max-output-tokens", "x-tiercel-slo-kind"
+CONVERSATION = "x-tiercel-conversation-id"
 CHOSEN_MODEL, ENDPOINT, REASON = "x-tiercel-model", "x-tiercel-endpoint", "x-tiercel-reason"
 POLICY, POLICY_VERSION = "x-tiercel-policy", "x-tiercel-policy-version"
 REQUEST_ID = "x-request-id"
@@ -33,7 +34,7 @@ _TRACE = ("traceparent", "tracestate")
 _READ = frozenset(
     {
         *(":path", ":method", "content-length", ":status", REQUEST_ID, *_TRACE),
-        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND),
+        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND, CONVERSATION),
     }
 )
 _MOST_HEADERS = 1_000
@@ -145,6 +146,7 @@ def ask_of(
         task=headers.get(TASK, ""),
         tier=headers.get(TIER, ""),
         request_id=headers.get(REQUEST_ID, ""),
+        conversation_id=headers.get(CONVERSATION, ""),
         is_stream=path.is_stream,
         metadata=_trace_of(headers, metadata),
         client=client,

@@ -16,6 +16,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.router_inference.doors.envoy.convert import (
+    CONVERSATION,
     DEADLINE,
     DESTINATION,
     FLOOR,
@@ -35,7 +36,7 @@ TOLD_NAMESPACE = "tiercel"
 _FIELDS = {
     "prompt_bytes": "content-length", "task": TASK, "tier": TIER, "deadline": DEADLINE,
     "quality_floor": FLOOR, "max_output_tokens": OUTPUT_TOKENS, "slo_kind": SLO_KIND,
-    "request_id": REQUEST_ID,
+    "request_id": REQUEST_ID, "conversation_id": CONVERSATION,
 }  # fmt: skip
 _STATUS: Mapping[type[DomainError], HTTPStatus] = {
     InvalidArgumentError: HTTPStatus.BAD_REQUEST,

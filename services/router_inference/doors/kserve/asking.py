@@ -31,6 +31,7 @@ _FIELDS = {
     "quality_floor": parameters.FLOOR,
     "slo_kind": parameters.SLO_KIND,
     "request_id": "id",
+    "conversation_id": parameters.CONVERSATION,
 }
 _MOST_KEPT, _LONGEST_KEPT_BYTES = 1_024, 4_096
 
@@ -61,7 +62,9 @@ class Asked:
 class _Form:
     """What requests have in common that differ in their ids and their tensors' bytes alone."""
 
-    __slots__ = ("forms", "model", "names", "sampling", "wants_empty_final", "wishes")
+    __slots__ = (
+        "forms", "model", "names", "sampling", "sequence", "wants_empty_final", "wishes",
+    )  # fmt: skip
 
     def __init__(
         self, request: kserve.ModelInferRequest, models: Models, raw_count: int, checks: Checks
@@ -77,6 +80,7 @@ class _Form:
         self.forms = tensors.read_forms(request, raw_count)
         self.names = tensors.read_outputs(request)
         self.wants_empty_final = bool(given.get(parameters.EMPTY_FINAL))
+        self.sequence = parameters.sequence_of(given)
         self.wishes = Wishes(given, checks)
         self.sampling = Sampling(None, 0.0, None)
         if tensors.SAMPLING not in self.forms:
@@ -116,6 +120,7 @@ class Reader:
             InvalidArgumentError: A value is of the wrong kind.
         """
         checks, request_id, raws = Checks(), request.id, list(request.raw_input_contents)
+        conversation = parameters.take_conversation(request, checks)
         if raws:
             form = self._form(request, raws, checks)
             inputs = tensors.raw_elements(request, form.forms, raws)
@@ -147,6 +152,7 @@ class Reader:
             quality_floor=wishes.quality_floor,
             tier=form.model.tier,
             request_id=request_id,
+            conversation_id=conversation or form.sequence,
             call_left_s=call_left_s,
             waited_s=waited_s,
             is_stream=is_stream,

@@ -7,6 +7,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as kserve
 
+from router.seat import Stay
 from services.common.errors import (
     DomainError,
     ResourceExhaustedError,
@@ -118,6 +119,8 @@ def _describe(job: Job, said: Any) -> None:
         said[name].int64_param = _us(taken_s)
     if job.step_down is not StepDown.NONE:
         said["tiercel_step_down_reason"].string_param = job.step_down.value
+    if job.stay is not Stay.NONE:
+        said["tiercel_conversation_stay"].string_param = job.stay.name.lower()
     if job.is_rescued:
         said["tiercel_rescued"].bool_param = True
     if job.retry_count:

@@ -17,8 +17,9 @@ TASK = "tiercel_task"
 DEADLINE = "tiercel_deadline_ms"
 FLOOR = "tiercel_quality_floor"
 SLO_KIND = "tiercel_slo_kind"
-TIMEOUT = "timeout"
-OWN = (TASK, DEADLINE, FLOOR, SLO_KIND)
+CONVERSATION = "tiercel_conversation_id"
+TIMEOUT, SEQUENCE = "timeout", "sequence_id"
+OWN = (TASK, DEADLINE, FLOOR, SLO_KIND, CONVERSATION)
 EMPTY_FINAL = "triton_enable_empty_final_response"
 MAX_TOKENS, TEMPERATURE, SEED = "max_tokens", "temperature", "seed"
 SAMPLING_KEYS = (MAX_TOKENS, TEMPERATURE, SEED)
@@ -46,12 +47,12 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _KINDS = {
     TIMEOUT: ("int64_param",),
     "priority": ("int64_param", "uint64_param"),
-    "sequence_id": ("int64_param", "uint64_param", "string_param"),
+    SEQUENCE: ("int64_param", "uint64_param", "string_param"),
     "sequence_start": ("bool_param",),
     "sequence_end": ("bool_param",),
     EMPTY_FINAL: ("bool_param",),
 }
-"""Parameters of Triton's own, and what they may be; priority and sequences change nothing here."""
+"""Parameters of Triton's own, and what they may be; priority changes nothing here."""
 _SLO_KINDS = {
     "complete_answer": SloKind.COMPLETE_ANSWER,
     "first_token": SloKind.FIRST_TOKEN,
@@ -61,6 +62,31 @@ _LONGEST_NUMBER = 64
 _SAMPLING = "sampling_parameters."
 _US_PER_S, _MS_PER_S = 1e6, 1e3
 _NONE: Mapping[str, Any] = {}
+
+
+def take_conversation(request: kserve.ModelInferRequest, checks: Checks) -> str:
+    """Takes our own parameter with a conversation's id out of a request, and returns the id.
+
+    It is taken out since requests that differ in nothing else have one form. What is no text is
+    noted in `checks`.
+    """
+    if CONVERSATION not in request.parameters:
+        return ""
+    value = request.parameters[CONVERSATION]
+    is_text = value.WhichOneof("parameter_choice") == "string_param"
+    text: str = value.string_param
+    del request.parameters[CONVERSATION]
+    checks.require(is_text, CONVERSATION, "is no text")
+    return text
+
+
+def sequence_of(parameters: Mapping[str, Any]) -> str:
+    """Returns Triton's own id of a sequence as a conversation's, empty for none.
+
+    0 and the empty text stand for none, as in Triton.
+    """
+    value = parameters.get(SEQUENCE, 0)
+    return f"sequence {value}" if value else ""
 
 
 def read_parameters(request: kserve.ModelInferRequest) -> Mapping[str, Any]:

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+from services.cli import explain
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
+from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
 
 def test_a_decision_is_told_in_words_and_a_table(
@@ -48,3 +51,38 @@ def test_a_request_nobody_knows_is_bad_input(
     """The message is the router's."""
     assert run(["explain", "lost", "--router", router[1]]) == 2
     assert "no such request" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("stay", "words"),
+    [
+        (common_pb2.CONVERSATION_STAY_NEW, "was not known"),
+        (common_pb2.CONVERSATION_STAY_KEPT, "small@e0 had served its conversation last"),
+        (common_pb2.CONVERSATION_STAY_CLOSED, "was gone, or not open to it"),
+        (common_pb2.CONVERSATION_STAY_DEADLINE, "small@e0 was not expected in time"),
+        (common_pb2.CONVERSATION_STAY_TARGET, "from small@e0 for the sake of the target"),
+        (common_pb2.CONVERSATION_STAY_WORTH, "more than small@e0 by more than a margin of 0.05"),
+    ],
+)
+def test_a_conversation_is_told_in_words(
+    stay: common_pb2.ConversationStay.ValueType, words: str
+) -> None:
+    """Why it stayed or moved, and what was taken for cached where the request went."""
+    reply = pb.ExplainDecisionResponse(
+        conversation_stay=stay, conversation_seat=0, conversation_margin=0.05
+    )
+    for tier, score in (("small", 0.2), ("large", 0.3)):
+        candidate = common_pb2.Candidate(tier=tier, endpoint="e0")
+        entry = reply.candidates.add(candidate=candidate, allowed=True, score=score)
+        entry.cached_prompt_token_count = 96 if tier == "small" else 0
+    text = " ".join(explain.words(explain.facts(reply)))
+    assert words in text
+    assert "Some 96 prompt tokens were taken for cached." in text
+    assert ("Its conversation stayed there" in text) == (stay == common_pb2.CONVERSATION_STAY_KEPT)
+
+
+def test_nothing_is_said_of_no_conversation() -> None:
+    """There is no sentence about one."""
+    reply = pb.ExplainDecisionResponse()
+    reply.candidates.add(candidate=common_pb2.Candidate(tier="small", endpoint="e0"), score=1.0)
+    assert "conversation" not in " ".join(explain.words(explain.facts(reply)))

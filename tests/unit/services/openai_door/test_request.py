@@ -72,6 +72,28 @@ def test_everything_that_is_served_is_read() -> None:
     assert spec.quality_floor == 0.25
 
 
+@pytest.mark.parametrize(
+    ("headers", "more", "name"),
+    [
+        ({}, {"prompt_cache_key": "k"}, "k"),
+        ({}, {"metadata": {"tiercel_conversation_id": "m"}, "prompt_cache_key": "k"}, "m"),
+        ({"x-tiercel-conversation-id": "h"}, {"metadata": {"tiercel_conversation_id": "m"}}, "h"),
+        ({}, {"prompt_cache_key": None}, ""),
+    ],
+)
+def test_a_conversation_is_named(headers: dict[str, str], more: dict[str, Any], name: str) -> None:
+    """By a header of our own, else by metadata, else by OpenAI's own field for it."""
+    assert spec_of(chat(headers, **more), "r1").conversation_id == name
+
+
+@pytest.mark.parametrize("key", [7, "x" * 129, "\ud800"])
+def test_a_conversation_that_cannot_be_named_so_is_told(key: object) -> None:
+    """No text, too long a text, half a letter."""
+    for more in ({"prompt_cache_key": key}, {"metadata": {"tiercel_conversation_id": key}}):
+        with pytest.raises(InvalidArgumentError, match=r"prompt_cache_key|conversation_id"):
+            chat(**more)
+
+
 def test_what_is_not_given_is_left_to_the_router() -> None:
     """Nothing is made up here."""
     spec = spec_of(completion(), "r1")

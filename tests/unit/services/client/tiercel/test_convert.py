@@ -26,7 +26,7 @@ def test_what_is_said_arrives() -> None:
     """Every option is in the message, in its unit."""
     options: dict[str, Any] = {
         "deadline_s": 0.25, "max_output_tokens": 7, "quality_floor": 0.5, "tier": "small",
-        "request_id": "mine",
+        "request_id": "mine", "conversation_id": "talk",
     }  # fmt: skip
     spec = convert.generation_spec(
         "ab", task="sort", temperature=0.7, seed=0, slo_kind="first_token", **options
@@ -35,9 +35,20 @@ def test_what_is_said_arrives() -> None:
         assert message.deadline.ToNanoseconds() == 250_000_000
         assert (message.max_output_tokens, message.quality_floor) == (7, 0.5)
         assert (message.tier, message.request_id, message.task) == ("small", "mine", "sort")
+        assert message.conversation_id == "talk"
     assert spec.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
     assert spec.sampling.temperature == pytest.approx(0.7)
     assert spec.sampling.HasField("seed")
+
+
+@pytest.mark.parametrize(
+    ("stay", "word"), [(0, ""), (1, "new"), (2, "kept"), (6, "worth"), (99, "stay_99")]
+)
+def test_an_answer_says_what_became_of_its_conversation(stay: Any, word: str) -> None:
+    """In one word, also of a router that knows more of them."""
+    completion = pb.Completion(conversation_stay=stay, cached_prompt_token_count=32)
+    answer = convert.answer_of(completion, "", "")
+    assert (answer.conversation_stay, answer.cached_prompt_token_count) == (word, 32)
 
 
 @pytest.mark.parametrize("status", sorted(convert.OUTCOME_STATUSES))

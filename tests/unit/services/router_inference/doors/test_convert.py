@@ -36,6 +36,7 @@ def test_a_spec_is_read_field_by_field() -> None:
         quality_floor=0.5,
         tier="small",
         request_id="mine",
+        conversation_id="talk",
         slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN,
         sampling=pb2.Sampling(temperature=0.7, seed=3),
     )
@@ -43,7 +44,7 @@ def test_a_spec_is_read_field_by_field() -> None:
     ask = convert.ask_of_spec(spec, None, (), "", is_stream=False)
     assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.FIRST_TOKEN)
     assert (ask.temperature, ask.seed, ask.quality_floor) == (0.7, 3, 0.5)
-    assert (ask.tier, ask.request_id) == ("small", "mine")
+    assert (ask.tier, ask.request_id, ask.conversation_id) == ("small", "mine", "talk")
 
 
 @scenario

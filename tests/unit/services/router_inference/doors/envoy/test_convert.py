@@ -69,11 +69,12 @@ def test_headers_are_what_a_request_asks_for() -> None:
     ask = asked(
         x_tiercel_task="piqa", x_tiercel_deadline_ms="250.5", x_tiercel_quality_floor="0.8",
         x_tiercel_max_output_tokens="7", x_tiercel_slo_kind="first_token", content_length="99",
-        x_request_id="mine",
+        x_request_id="mine", x_tiercel_conversation_id="talk",
     )  # fmt: skip
     assert ask == Ask(
         task="piqa", prompt_bytes=99, max_output_tokens=7, deadline_s=0.2505, quality_floor=0.8,
         slo_kind=SloKind.FIRST_TOKEN, request_id="mine", client="c", by_gateway=True,
+        conversation_id="talk",
     )  # fmt: skip
     assert asked().prompt_tokens == 12
 

@@ -19,6 +19,7 @@ from services.common.errors import (
 from services.common.tiers.errors import TierInvalidError
 from services.router_inference.doors.kserve.models import TensorError
 from services.router_inference.doors.kserve.servicer import SERVICE_NAME
+from services.router_inference.job import Job
 from tests.kserve_requests import infer_request, outputs_of, said
 from tests.unit.services.router_inference.doors.test_servicer import CALL
 from tests.unit.services.router_inference.parts import Behaviour, make_rig
@@ -93,9 +94,37 @@ async def test_wishes_reach_the_request() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "same"),
+    [
+        ({"tiercel_conversation_id": "a"}, {"tiercel_conversation_id": "a", "priority": 1}),
+        ({"sequence_id": 7}, {"sequence_id": 7, "sequence_start": True}),
+        ({"tiercel_conversation_id": "a", "sequence_id": 7}, {"tiercel_conversation_id": "a"}),
+    ],
+)
+@scenario
+async def test_a_conversation_is_named(parameters: dict[str, Any], same: dict[str, Any]) -> None:
+    """By our own parameter, else by Triton's own id of a sequence."""
+    rig = make_rig()
+
+    def read(**given: Any) -> Job:
+        request = infer_request(parameters={"tiercel_task": "hard", **given})
+        told = {"call_left_s": None, "waited_s": 0.0, "metadata": (), "client": "c"}
+        return rig.core.kserve._read(request, **told)[1]  # type: ignore[arg-type]
+
+    assert read(**parameters).conversation == read(**same).conversation != b""
+    assert read().conversation == read(sequence_id=0).conversation == b""
+    assert read(sequence_id=8).conversation != read(sequence_id=7).conversation
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"prompt": b""}, "text_input: is empty"),
+        ({"parameters": {"tiercel_conversation_id": 7}}, "tiercel_conversation_id: is no text"),
+        (
+            {"parameters": {"tiercel_conversation_id": "x" * 129}},
+            "tiercel_conversation_id: has 129",
+        ),
         ({"prompt": b"\xff"}, "text_input: is not UTF-8 at byte 0"),
         ({"parameters": {"tiercel_task": ""}}, "tiercel_task: is empty"),
         ({"parameters": {"tiercel_deadline_ms": -1}}, "tiercel_deadline_ms: is -0.001 s"),
