@@ -86,7 +86,8 @@ class AttemptParts:
         self.view.traffic.on_compared(
             now_s, job.request.slack_s, taken_s, choice.predicted_s, finished=finished
         )
-        target, prompt_tokens = choice.target, job.request.prompt_tokens
+        target = choice.target
+        prompt_tokens = job.new_tokens_at(target.candidate)
         number, profiled_s = choice.profiled(prompt_tokens, job.output_tokens if finished else 0)
         self.view.fleet.errors.observe(
             target.profile, target.tier, number, now_s, taken_s, profiled_s, finished=finished

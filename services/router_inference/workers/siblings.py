@@ -207,6 +207,8 @@ class SharedSiblings(NoSiblings):
 
     def conversations(self, words: int) -> tuple[NDArray[np.int64], bytes]:
         """Returns so many words to remember conversations in, and the key of their hashes."""
+        if len(self._memory.conversations) < words:
+            return super().conversations(words)
         return self._memory.conversations[:words], self._memory.secret
 
     def show_counts(self, own: Counts) -> None:
