@@ -6,9 +6,12 @@ import io
 import os
 import sys
 
+from services.common.standard_streams import hold_standard_streams
+
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    hold_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not know the letters of a path
             stream.reconfigure(errors="backslashreplace")

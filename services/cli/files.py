@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
+from router.dqn.snapshot import MAX_SNAPSHOT_BYTES
+from services.common import files
 from services.common.files import write_whole
 from services.local.errors import CommandError, InputError
 from trainer.shipped import NotShippedError, find
@@ -18,9 +20,13 @@ def shipped_file(folder: str, name: str, option: str) -> pathlib.Path:
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-    """Reads a file; raises InputError if it cannot be read."""
+    """Reads a file, of none more than a byte beyond a snapshot's limit.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     try:
-        return path.read_bytes()
+        return files.read_bytes(path, MAX_SNAPSHOT_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import stat
 from contextlib import suppress
+from io import RawIOBase
 from pathlib import Path
 
 from router.documents import LARGEST_DOCUMENT_BYTES
+
+SILENCE_S = 5.0
+"""Longest time in which nothing comes out of a pipe, seconds."""
 
 
 def read_text(path: Path, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> str:
@@ -20,9 +27,38 @@ def read_text(path: Path, largest_bytes: int = LARGEST_DOCUMENT_BYTES) -> str:
 
 
 def read_bytes(path: Path, largest_bytes: int) -> bytes:
-    """Reads a file up to one byte more than it may have; raises OSError if it cannot be read."""
-    with path.open("rb") as file:
-        return file.read(largest_bytes + 1)
+    """Reads a file, or what comes out of a pipe, up to one byte more than it may have.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe that nobody writes to.
+    """
+    # To open a pipe waits for its writer, for ever if none comes.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.set_blocking(descriptor, True)
+            return _all_of(file, largest_bytes + 1)
+        return _as_it_comes(descriptor, largest_bytes + 1)
+
+
+def _all_of(file: RawIOBase, most: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < most and (part := file.read(most - len(parts))):
+        parts += part
+    return bytes(parts)
+
+
+def _as_it_comes(descriptor: int, most: int) -> bytes:
+    poll, parts = select.poll(), bytearray()
+    poll.register(descriptor, select.POLLIN)
+    while len(parts) < most:
+        if not poll.poll(SILENCE_S * 1e3):
+            raise OSError(errno.ETIMEDOUT, f"nothing came out of it for {SILENCE_S:g} s")
+        part = os.read(descriptor, most - len(parts))
+        if not part:
+            break
+        parts += part
+    return bytes(parts)
 
 
 def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:

@@ -33,6 +33,7 @@ from services.common.settings import (
     load_settings,
     misspelled_variables,
 )
+from services.common.standard_streams import hold_standard_streams
 from services.common.start_error import StartError
 from services.common.supervision import BackgroundTask, Supervisor
 
@@ -198,6 +199,7 @@ def run_service(
         options: Keys of its section with an option of their own, and what `--help` says of each.
         argv: Command line without the program's name; None means the process's own.
     """
+    hold_standard_streams()
     arguments = parse_arguments(
         program=name,
         section=name.replace("-", "_"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from prometheus_client import (
     Gauge,
     disable_created_metrics,
     start_http_server,
+    values,
 )
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
@@ -33,6 +35,11 @@ _RPC_BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 _STALL_S = 5.0
+# With PROMETHEUS_MULTIPROC_DIR, which other services of a machine may need, the library would keep
+# each of our numbers in files of that folder, and end a service where there is none.
+for _name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+    os.environ.pop(_name, None)
+values.ValueClass = values.MutexValue
 
 
 def new_registry() -> CollectorRegistry:

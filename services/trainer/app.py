@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from router.dqn.snapshot import SnapshotError, load_snapshot
+from router.dqn.snapshot import MAX_SNAPSHOT_BYTES, SnapshotError, load_snapshot
 from router.policies.dqn import DqnPolicy
 from router.policies.table import LEARNED, known_policies
 from router.sequential import Plan
@@ -20,6 +20,7 @@ from services.common.access.access import load_access
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
+from services.common.files import read_bytes
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files, placement
@@ -295,7 +296,7 @@ def _shipped(path: str, log: Logger, metrics: TrainerMetrics) -> bytes | None:
     if not path:
         return None
     try:
-        blob = Path(path).read_bytes()
+        blob = read_bytes(Path(path), MAX_SNAPSHOT_BYTES)
         DqnPolicy(load_snapshot(blob, origin=path))
     except OSError as error:
         log.error("shipped_snapshot_unreadable", path=path, reason=error.strerror or str(error))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from router.catalog import Catalog
-from router.dqn.snapshot import SnapshotError
+from router.dqn.snapshot import MAX_SNAPSHOT_BYTES, SnapshotError
 from router.policies.base import PolicyParameterError
 from router.policies.table import MissingSnapshotError
 from router.types import UnknownPolicyError
+from services.common.files import read_bytes
 from services.common.settings import SettingsError
 from services.router_inference.settings import RouterInferenceSettings
 
@@ -30,7 +31,7 @@ def configured(own: RouterInferenceSettings, catalog: Catalog) -> Configured:
     """Returns them; raises SettingsError if the snapshot's file cannot be read."""
     path = own.policy_snapshot
     try:
-        snapshot = Path(path).read_bytes() if path else b""
+        snapshot = read_bytes(Path(path), MAX_SNAPSHOT_BYTES) if path else b""
     except OSError as error:
         problem = f"router_inference: policy_snapshot: {path}: {error.strerror or error}"
         raise SettingsError([problem]) from None

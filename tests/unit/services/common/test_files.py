@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from services.common.files import write_whole
+from services.common import files
+from services.common.files import read_bytes, write_whole
+
+
+def test_of_a_file_no_more_is_read_than_may_be_used(tmp_path: Path) -> None:
+    """One byte more says that it is too large, also where it has no end."""
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 100)
+    assert read_bytes(path, 200) == b"x" * 100
+    assert read_bytes(path, 9) == b"x" * 10
+    assert read_bytes(Path("/dev/zero"), 9) == bytes(10)
+    with pytest.raises(IsADirectoryError):
+        read_bytes(tmp_path, 9)
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    """As a shell's `<(command)` is one; its writer may come later."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(b"y" * 300_000))
+    writer.start()
+    assert read_bytes(path, 1_000_000) == b"y" * 300_000
+    writer.join()
+
+
+def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line instead of a process that waits for ever."""
+    monkeypatch.setattr(files, "SILENCE_S", 0.01)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="nothing came out of it"):
+        read_bytes(path, 100)
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:

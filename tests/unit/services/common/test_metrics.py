@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -64,3 +69,24 @@ async def test_pages_are_served_beside_the_metrics() -> None:
             assert (await http.post("/")).status_code == 405
     finally:
         await server.close()
+
+
+def test_numbers_stay_in_the_process_whatever_other_services_of_the_machine_need(
+    tmp_path: Path,
+) -> None:
+    """A folder for the numbers of many processes, which is not there: nothing is written to it."""
+    folder = tmp_path / "none"
+    program = (
+        "from services.common.metrics import RpcMetrics, new_registry\n"
+        "registry = new_registry()\n"
+        "RpcMetrics(registry).running.set(3)\n"
+        "print(registry.get_sample_value('tiercel_rpc_running'))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == ("3.0\n", "")
