@@ -27,7 +27,7 @@ class OpenGate:
 
 
 if __name__ == "__main__":
-    app.Worker = OpenGate  # type: ignore[misc,assignment]
+    app.Worker = OpenGate  # type: ignore[assignment,attr-defined]
     run_service(
         name="trainer",
         description="A trainer without a gate.",

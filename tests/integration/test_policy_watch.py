@@ -132,17 +132,20 @@ async def running_mesh(
             )
             return text + TRAINER.format(address=trainer) + '[log]\nformat = "json"\n'
 
-        def start(name: str, router: str = "", *options: str, **what: str) -> RouterProcess:
+        def start(module: str, name: str, router: str = "", *options: str) -> RouterProcess:
             own = folder / name
             own.mkdir()
-            process = router_process(own, toml(router), *options, **what)
+            process = router_process(own, toml(router), *options, module=module)
             return stack.enter_context(process)
 
         listen = (f"load_monitor.listen={monitor}", "load_monitor.metrics_listen=")
         options = [word for each in listen for word in ("--set", each)]
-        start("monitor", "", *options, service="load_monitor")
-        trainer_process = start("trainer", module="tests.fakes.open_gate")
-        processes = [start("a", ROUTER), start("b", ROUTER + "workers = 2\n")]
+        start("services.load_monitor", "monitor", "", *options)
+        trainer_process = start("tests.fakes.open_gate", "trainer")
+        processes = [
+            start("services.router_inference", "a", ROUTER),
+            start("services.router_inference", "b", ROUTER + "workers = 2\n"),
+        ]
         routers: list[Any] = []
         for process in processes:
             channel = grpc.aio.insecure_channel(process.address)
