@@ -136,9 +136,17 @@ def learn(
     relax(p, now_s, window_s, target_K)
     p.ends_K[task] += ended
     if missed > 0.0:
-        step = GAIN * missed / max(total(p.ends_K), LEAST_ENDS)
-        room = max(0.0, highest - total(p.pressure_K))
-        p.pressure_K[task] += min(step, room)
+        rise(p, task, step(p, missed), highest)
+
+
+def step(p: Pressures, missed: float) -> float:
+    """Returns by how much a miss raises the pressure where there is room, 0 or more."""
+    return GAIN * missed / max(total(p.ends_K), LEAST_ENDS)
+
+
+def rise(p: Pressures, task: int, by: float, highest: float) -> None:
+    """Raises a task's pressure, that of all together to `highest` at most."""
+    p.pressure_K[task] += min(by, max(0.0, highest - total(p.pressure_K)))
 
 
 def is_floored(pressure: float) -> bool:

@@ -396,9 +396,10 @@ def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinitio
 
 
 async def _show_counts(core: Core, clock: Clock, interval_s: float) -> None:
-    """Lets the worker that reports, and the successor of one that is killed, know the counts."""
+    """Lets the others, and the successor of one that is killed, know counts and pressure."""
     while True:
         core.counts.show()
+        core.hold.share(clock.monotonic_s())
         await clock.sleep(interval_s)
 
 

@@ -173,7 +173,7 @@ def build_core(env: Surroundings) -> Core:
     admission = Admission(
         safety_limits(own), clock.monotonic_s, lambda: lag.lag_s, view.traffic.latency_ratio
     )
-    hold = TargetHold((), clock.monotonic_s())
+    hold = TargetHold((), clock.monotonic_s(), place.siblings.common_pressure())
     targets = Targets(
         hold=hold,
         tasks=catalog.tasks,

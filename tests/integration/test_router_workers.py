@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
@@ -413,3 +414,41 @@ async def test_gateways_ask_whichever_worker_they_reach(tmp_path: Path) -> None:
             return ended == 8.0 and found["tiercel_requests_in_flight",] == 0.0
 
         await until(all_are_counted, "every exchange has ended and is counted")
+
+
+async def pressure_at(stub: Any, request_id: str) -> float:
+    """Returns the pressure that a request with much time feels at a worker."""
+    spec = pb2.GenerationSpec(prompt="hi", task="piqa", request_id=request_id)
+    await stub.Generate(pb2.GenerateRequest(spec=spec), timeout=LIMIT_S)
+    request = pb2.ExplainDecisionRequest(request_id=request_id)
+    decision = await stub.ExplainDecision(request, timeout=LIMIT_S)
+    return float(decision.target_pressure)
+
+
+async def test_misses_at_one_worker_are_felt_at_all_and_outlive_it(tmp_path: Path) -> None:
+    """Its sibling and its successor act on the same pressure; kill -9 takes nothing of it."""
+    script = Script(tokens=("a",), step_s=1.0)
+    async with workers(tmp_path, script=script) as router, contextlib.AsyncExitStack() as stack:
+        stubs = {name[-1]: stub for name, (stub, _) in (await routes(router, stack)).items()}
+        assert await pressure_at(stubs["2"], "before") == 0.0
+        spec = pb2.GenerationSpec(prompt="hi", task="piqa", deadline=Duration(nanos=400_000_000))
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stubs["1"].Generate(pb2.GenerateRequest(spec=spec), timeout=LIMIT_S)
+        at_one = await pressure_at(stubs["1"], "one")
+        assert at_one > 1.0
+        # 0.01 x 20 of a deadline of 20 s is what it falls by in one.
+        assert await pressure_at(stubs["2"], "two") == pytest.approx(at_one, abs=0.2)
+        first, _ = pids(router)
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: first not in pids(router) and len(pids(router)) == 2, "a successor")
+        await until(lambda: serves_again(router), "it serves")
+        assert await pressure_at(stubs["2"], "still two") == pytest.approx(at_one, abs=0.3)
+        again = {name[-1]: stub for name, (stub, _) in (await routes(router, stack)).items()}
+        assert await pressure_at(again["1"], "the successor") == pytest.approx(at_one, abs=0.3)
+
+
+def serves_again(router: RouterProcess) -> bool:
+    """Returns whether the first worker has served twice."""
+    log = router.log_path.read_text()
+    return sum("worker_serves" in line and "worker=1" in line for line in log.splitlines()) >= 2

@@ -37,12 +37,15 @@ class Targets:
         self._wall_ns = wall_ns
         self._log = log
         self._set: dict[str, SeenTarget] = {}
-        self._hold.configure(self._in_force())
+        self._follow()
 
     def configure(self, tasks: Sequence[Task], *, is_held: bool) -> None:
         """Takes the tasks of other settings; what was set while the mesh runs stays."""
         self._tasks, self._is_held = tuple(tasks), is_held
-        self._hold.configure(self._in_force())
+        self._follow()
+
+    def _follow(self) -> None:
+        self._hold.configure(self._in_force(), [task.name for task in self._tasks])
 
     def apply(self, told: Sequence[SeenTarget]) -> None:
         """Takes in all targets that were set while the mesh runs."""
@@ -80,7 +83,7 @@ class Targets:
 
     def _change(self, targets: dict[str, SeenTarget]) -> None:
         before, self._set = self.by_task(), targets
-        self._hold.configure(self._in_force())
+        self._follow()
         for name, (now, _) in self.by_task().items():
             was = before[name][0]
             if now != was:

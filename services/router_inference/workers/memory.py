@@ -16,6 +16,7 @@ import hashlib
 import mmap
 import secrets
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +33,71 @@ Counts = NDArray[np.float64]
 SECRET_BYTES = 16
 _WORD_BYTES = 8
 _HEADER_WORDS = 64
-REPORTER, REPORT_SEQUENCE, CHANGES = range(3)
-"""Words of the header: number of the worker that reports, number of the last report, and how often
-the parent began or ended to move counts; an odd number while it does."""
+REPORTER, REPORT_SEQUENCE, CHANGES, LAYOUT_WORD = range(4)
+"""Words of the header: number of the worker that reports, number of the last report, how often the
+parent began or ended to move counts (an odd number while it does), and the layout."""
+LAYOUT = 2
+"""Number of this layout; a worker of another one does not start. All are forked from one parent, so
+none can be, unless code changes that."""
 TABLE_TURN, COUNTS_TURN, DECISION_SEQUENCE, LAST_S, START_S, SHORT, LONG, TRIAL_TURN = range(8)
 """Words at the start of a block: turns, number of the last decision, `router.traffic.Traffic`."""
-WATCH_TURN = 8
-"""The turn of what is shared of a watch."""
+WATCH_TURN, HOLD_KEY = range(8, 10)
+"""The turn of what is shared of a watch, and what a list of tasks is known by."""
 _BLOCK_HEAD_WORDS = 16
 TRIAL_WIDTH = 16
 """Numbers that a worker shares of a policy on trial."""
+HOLD_TASKS = 64
+"""Tasks of which workers share pressures; that of others is each worker's own."""
+HOLD_KINDS = 2
+"""What was seen, and what was claimed."""
+_HOLD_MOMENTS = 4
+_HOLD_WIDTH = _HOLD_MOMENTS + 3 * HOLD_KINDS * HOLD_TASKS
 WATCH_WIDTH = 2 + 2 * WIDTH
 """Numbers that a worker shares of a policy that is watched: of which activation, why it was sent
 back, and the figures of the replaced policy and its own."""
+
+
+class Hold(NamedTuple):
+    """What workers share of the common pressure; of each only the worker itself writes.
+
+    Every word is good by itself. See `common_pressure.py`.
+
+    Attributes:
+        key_W: what each worker's list of tasks is known by; 0 where none has been yet.
+        moments_WM: moments and a span of each, seconds.
+        totals_WNK: rises of the pressure added up, by kind and task: what a worker and those before
+            it in its place wrote.
+        ends_WNK: recent ends.
+        stand_WNK: the pressure.
+    """
+
+    key_W: NDArray[np.int64]
+    moments_WM: NDArray[np.float64]
+    totals_WNK: NDArray[np.float64]
+    ends_WNK: NDArray[np.float64]
+    stand_WNK: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, blocks: NDArray[np.int64], counts_width: int) -> Hold:
+        """Returns it of all blocks, a row each."""
+        start = _BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + WATCH_WIDTH)
+        hold = blocks[:, start : start + _HOLD_WIDTH].view(np.float64)
+        shape = (len(blocks), HOLD_KINDS, HOLD_TASKS)
+        return cls(
+            blocks[:, HOLD_KEY],
+            hold[:, :_HOLD_MOMENTS],
+            *(
+                _as_view(hold[:, first : first + HOLD_KINDS * HOLD_TASKS], shape)
+                for first in range(_HOLD_MOMENTS, _HOLD_WIDTH, HOLD_KINDS * HOLD_TASKS)
+            ),
+        )
+
+
+def _as_view(rows: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Returns rows cut once more, in the same memory."""
+    word = rows.itemsize
+    strides = (rows.strides[0], shape[2] * word, word)
+    return np.lib.stride_tricks.as_strided(rows, shape, strides)
 
 
 class Memory:
@@ -72,10 +125,12 @@ class Memory:
         block_words = _BLOCK_HEAD_WORDS + 2 * (
             counts_width + TRIAL_WIDTH + WATCH_WIDTH + self._table_words
         )
+        block_words += _HOLD_WIDTH
         first = _HEADER_WORDS
         total_bytes = (first + (worker_count + 1) * block_words) * _WORD_BYTES
         mapped = mmap.mmap(-1, total_bytes)
         self.header = memoryview(mapped).cast("q")[:_HEADER_WORDS]
+        self.header[LAYOUT_WORD] = LAYOUT
         words = np.frombuffer(mapped, dtype=np.int64)
         self.ended = Block(words[first : first + block_words], counts_width)
         """Counts of the workers that ended; the parent writes them."""
@@ -84,9 +139,14 @@ class Memory:
             for number in range(1, worker_count + 1)
         ]
         """By number of the worker, from 1 at index 0."""
+        places = words[first + block_words :][: worker_count * block_words]
+        self.hold = Hold.of(places.reshape(worker_count, block_words), counts_width)
+        """What all workers share of the common pressure, by number of the worker less 1."""
 
     def retire(self, number: int, as_ended: Callable[[Counts], Counts]) -> None:
         """Takes a worker that has ended out: its load is gone, its counts stay.
+
+        So does what it added to the common pressure, which its successor goes on from.
 
         Args:
             number: its number.
@@ -123,7 +183,9 @@ class Block:
         self._trials = trials[:TRIAL_WIDTH], trials[TRIAL_WIDTH : 2 * TRIAL_WIDTH]
         watches = trials[2 * TRIAL_WIDTH :]
         self._watches = watches[:WATCH_WIDTH], watches[WATCH_WIDTH : 2 * WATCH_WIDTH]
-        tables = words[_BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + WATCH_WIDTH) :]
+        tables = words[
+            _BLOCK_HEAD_WORDS + 2 * (counts_width + TRIAL_WIDTH + WATCH_WIDTH) + _HOLD_WIDTH :
+        ]
         half = len(tables) // 2
         self._tables = tables[:half], tables[half : 2 * half]
 

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.traffic import Traffic
+from services.router_inference.workers.common_pressure import CommonPressure
 from services.router_inference.workers.memory import (
     CHANGES,
     DECISION_SEQUENCE,
     LAST_S,
+    LAYOUT,
+    LAYOUT_WORD,
     LOADS,
     LONG,
     MOST_CANDIDATES,
@@ -62,6 +65,10 @@ class NoSiblings:
 
     def add_load(self, load_LC: NDArray[np.float64]) -> None:
         """Adds the siblings' load to one per candidate of the last `own_load`."""
+
+    def common_pressure(self) -> CommonPressure | None:
+        """Returns this worker's side of the pressure that all share; None if it is alone."""
+        return None
 
     def first_arrivals(self, now_s: float) -> Traffic:
         """Returns what this worker starts with: nothing, or what its predecessor had seen."""
@@ -127,6 +134,8 @@ class SharedSiblings(NoSiblings):
 
     def __init__(self, memory: Memory, number: int) -> None:
         """Takes the memory and the number of this worker."""
+        if memory.header[LAYOUT_WORD] != LAYOUT:
+            raise RuntimeError(f"the workers' memory has layout {memory.header[LAYOUT_WORD]}")
         self._memory = memory
         self._number = number
         self._block = memory.blocks[number - 1]
@@ -189,6 +198,10 @@ class SharedSiblings(NoSiblings):
         )
         if not len(table.rows):
             table.load_LC = None
+
+    def common_pressure(self) -> CommonPressure | None:
+        """Returns this worker's side of the pressure that all share."""
+        return CommonPressure(self._memory, self._number)
 
     def first_arrivals(self, now_s: float) -> Traffic:
         """Returns what this worker starts with: nothing, or what its predecessor had seen."""

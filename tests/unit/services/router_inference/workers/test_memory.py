@@ -55,6 +55,8 @@ def test_blocks_do_not_overlap() -> None:
             block.set_counts(np.array([number, 10.0 * number]))
         block.set_trial(np.full(TRIAL_WIDTH, float(number)))
         block.set_watch(np.full(WATCH_WIDTH, float(number)))
+        for shared in memory.hold:
+            shared[number - 1] = number
     assert not memory.ended.counts().any()
     for number, block in enumerate(memory.blocks, start=1):
         _, found, load_LC = block.table()
@@ -63,6 +65,7 @@ def test_blocks_do_not_overlap() -> None:
         assert block.counts().tolist() == [number, 10.0 * number]
         assert (block.trial() == number).all()
         assert (block.watch() == number).all()
+        assert all((shared[number - 1] == number).all() for shared in memory.hold)
 
 
 def test_a_worker_that_ended_leaves_its_counts_and_no_load() -> None:
