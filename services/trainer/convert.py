@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection
+from dataclasses import astuple, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from router.dqn.snapshot import MAX_SCORE_COUNT, MAX_SCORE_NAME_CHARACTERS
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.table import LEARNED
 from router.watch import CLASSES, Figures, WatchLimits
-from services.common.checks import MAX_NAME_CHARACTERS, Checks
+from services.common.checks import MAX_COUNT, MAX_NAME_CHARACTERS, Checks
 from services.common.errors import InvalidArgumentError
 from services.common.state.policy_store import StoredPolicy
 from services.common.times import duration_of, set_duration
@@ -67,6 +68,7 @@ MAX_TEXT_CHARACTERS = 1_024
 """Longest description or reason."""
 _STORED_STAGES = (Stage.PROPOSED.value, Stage.REJECTED.value)
 """The other stages follow from the activations and the rollout."""
+_SIGNED_SUMS = ("value_sum", "control_value_sum", "effect_total")
 _WATCH_STAGES = tuple(stage.value for stage in WatchStage)
 _ROLLOUT_STAGES = tuple(
     stage.value
@@ -303,6 +305,8 @@ def encode_rollout(state: RolloutState) -> bytes:
         message.pinned_activation = state.pinned_activation
     if state.watch.activation:
         message.watch.CopyFrom(watch_message(state.watch))
+    if state.carried != CanarySeen():
+        message.carried.extend(astuple(state.carried))
     return message.SerializeToString()
 
 
@@ -325,6 +329,13 @@ def decode_rollout(payload: bytes) -> RolloutState:
     checks.moment("begin_time", info.begin_time)
     checks.count("activation", stored.activation)
     checks.count("pinned_activation", stored.pinned_activation)
+    names = [each.name for each in fields(CanarySeen)]
+    carried = dict(zip(names, stored.carried, strict=False))
+    is_whole = len(stored.carried) in (0, len(names))
+    checks.require(is_whole, "carried", f"has {len(stored.carried)} numbers", str(len(names)))
+    for name, value in carried.items():
+        low = -MAX_COUNT if name in _SIGNED_SUMS else 0
+        checks.number(f"carried.{name}", value, low, MAX_COUNT)
     watch = stored.watch
     checks.count("watch.activation", watch.activation)
     for name in ("policy", "policy_version", "replaced_policy", "replaced_policy_version"):
@@ -356,6 +367,7 @@ def decode_rollout(payload: bytes) -> RolloutState:
             begin_ns=watch.begin_time.ToNanoseconds(),
             end_ns=watch.end_time.ToNanoseconds(),
         ),
+        carried=CanarySeen(**carried),
     )
 
 

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.trainer.rollout_verdicts import Verdict
+from services.trainer.rollout_verdicts import NOTHING_SEEN, CanarySeen, Verdict
 
 
 class Stage(enum.Enum):
@@ -111,6 +111,7 @@ class RolloutState:
         activation: of the policy that was active when it began; 0 for none.
         pinned_activation: of what somebody activated by hand last; -1 for none.
         watch: over the policy that became active last.
+        carried: what the canary's test had seen when the rollout was paused last.
     """
 
     number: int = 0
@@ -123,6 +124,7 @@ class RolloutState:
     activation: int = 0
     pinned_activation: int = -1
     watch: WatchState = WatchState()
+    carried: CanarySeen = NOTHING_SEEN
 
     @property
     def is_under_way(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-from router.sequential import Plan
+from router.sequential import Judgement, Plan
 from services.common.clock import Clock
 from services.common.errors import DomainError, FailedPreconditionError, cut
 from services.common.log import Logger
@@ -172,16 +172,19 @@ class Rollouts:
         return named and state.is_under_way and state.is_paused
 
     async def resume(self, reason: str) -> RolloutState:
-        """Lets a paused rollout go on where it stood; what it had seen counts anew.
+        """Lets a paused rollout go on where it stood, with what the canary's test had seen.
 
         Raises:
             NoRolloutError: None is paused.
+            RolloutHeldError: The canary's test is over, and more of it would show no more.
         """
         async with self._lock:
             state = self._registry.rollout
             if not (state.is_under_way and state.is_paused):
                 raise _no_rollout("paused")
-            # Another number: routers begin to count anew, and the test keeps its promise.
+            self._check_open(state)
+            # Another number: routers begin to count anew, and what they count is added to what the
+            # test had seen. A test that began anew at each pause would not keep its promise.
             again = replace(
                 state,
                 number=state.number + 1,
@@ -197,10 +200,12 @@ class Rollouts:
         Raises:
             NoRolloutError: None is under way.
         """
+        await self._mesh.refresh()
         async with self._lock:
             state = self._registry.rollout
             if not state.is_running:
                 raise _no_rollout("running")
+            self._tally.take(state, self._mesh.routers)
             return await self._pause(state, Verdict.NONE, reason)
 
     async def end(self, reason: str) -> RolloutState | None:
@@ -307,8 +312,22 @@ class Rollouts:
             if promotion.active is not None:
                 await self.watches.begin(promotion.active, self._registry.replaced)
 
+    def _check_open(self, state: RolloutState) -> None:
+        """Raises RolloutHeldError if the canary's test had ended before the pause."""
+        plan = self._limits.canary
+        if state.stage is not Stage.CANARY or plan.judge(state.carried.effect) is Judgement.GO_ON:
+            return
+        raise RolloutHeldError(
+            f"the canary's test is over: {difference(state.carried, plan)}; "
+            f"`tiercel policy promote {state.version} --at-once` uses it all the same, `tiercel "
+            "policy rollback` ends its rollout",
+            reason="ROLLOUT_TEST_IS_OVER",
+        )
+
     async def _pause(self, state: RolloutState, verdict: Verdict, reason: str) -> RolloutState:
-        paused = replace(state, is_paused=True)
+        is_canary = state.stage is Stage.CANARY
+        carried = self._tally.canary if is_canary else state.carried
+        paused = replace(state, is_paused=True, carried=carried)
         return await self._step(paused, state.stage, verdict, f"paused: {reason}".rstrip(": "))
 
     async def _step(

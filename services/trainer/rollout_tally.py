@@ -24,9 +24,11 @@ class Tally:
         """Has heard nothing."""
         self._key: StageKey | None = None
         self._seen: dict[tuple[str, int], TrialSeen] = {}
+        self._carried = CanarySeen()
 
     def take(self, state: RolloutState, routers: Sequence[RouterSeen]) -> None:
         """Takes in the routers' newest reports; of another stage nothing is kept."""
+        self._carried = state.carried
         key = StageKey(state.number, state.stage)
         if key != self._key:
             self._key, self._seen = key, {}
@@ -52,5 +54,5 @@ class Tally:
 
     @property
     def canary(self) -> CanarySeen:
-        """What all have seen of the canary."""
-        return total(CanarySeen, [each.canary for each in self._seen.values()])
+        """What all have seen of the canary, before pauses too."""
+        return total(CanarySeen, [self._carried, *(each.canary for each in self._seen.values())])

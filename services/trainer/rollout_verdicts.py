@@ -101,6 +101,10 @@ class CanarySeen:
         )
 
 
+NOTHING_SEEN = CanarySeen()
+"""No request of either arm."""
+
+
 def total(kind: type[Counts], parts: Iterable[Counts]) -> Counts:
     """Returns what several routers have seen together."""
     names = [each.name for each in fields(kind)]

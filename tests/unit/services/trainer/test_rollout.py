@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from router.sequential import Arms, Plan
+from router.sequential import Arms, Effect, Judgement, Plan
 from router.watch import WatchLimits
 from services.common.errors import FailedPreconditionError
 from services.common.log import get_logger
@@ -239,8 +239,8 @@ async def test_a_router_that_stopped_it_has_it_rejected_everywhere(bench: Bench)
     assert "router b stopped it: CANARY_MISSES: misses 0.5 more" in rejection
 
 
-async def test_what_cannot_be_told_is_paused_and_goes_on_when_asked(bench: Bench) -> None:
-    """Nothing is tried meanwhile; promoted again, it is tried anew at its stage."""
+async def test_what_cannot_be_told_is_paused(bench: Bench) -> None:
+    """Nothing is tried meanwhile; a test that has given up does not begin anew when asked."""
     state = await bench.as_canary()
     bench.mesh.report(canary(state, 0.0, 20_000))
     await bench.rollouts.look()
@@ -250,6 +250,24 @@ async def test_what_cannot_be_told_is_paused_and_goes_on_when_asked(bench: Bench
     assert bench.steps("paused", "cannot_tell") == 1.0
     await bench.rollouts.look()
     assert bench.registry.rollout == paused
+    with pytest.raises(RolloutHeldError, match=r"test is over.*--at-once"):
+        await bench.rollouts.resume("promoted again")
+    assert bench.registry.rollout == paused
+
+
+async def test_a_pause_does_not_begin_the_test_anew(bench: Bench) -> None:
+    """What was seen before counts with what comes, also after a restart; so alpha holds once."""
+    state = await bench.as_canary()
+    half = canary(state, 0.05, 500)
+    bench.mesh.report(half)
+    await bench.rollouts.look()
+    assert bench.registry.rollout.is_running
+    paused = await bench.rollouts.pause("lunch")
+    assert paused.carried.effect == half.canary.effect
+    registry = bench.over.another()
+    await registry.policies()
+    assert registry.rollout == paused
+    bench.registry, bench.rollouts = registry, bench.another(registry)
     again = await bench.rollouts.resume("promoted again")
     assert (again.stage, again.is_running, again.number > paused.number) == (
         Stage.CANARY,
@@ -258,6 +276,32 @@ async def test_what_cannot_be_told_is_paused_and_goes_on_when_asked(bench: Bench
     )
     await bench.rollouts.look()  # the reports are of the number before
     assert bench.registry.rollout == again
+    assert f"{half.canary.request_count:.0f} requests" in bench.rollouts.seen()
+    rest = canary(again, 0.05, 500)
+    bench.mesh.report(rest)
+    await bench.rollouts.look()
+    both = half.canary.effect.plus(rest.canary.effect)
+    assert LIMITS.canary.judge(half.canary.effect) is Judgement.GO_ON
+    assert LIMITS.canary.judge(rest.canary.effect) is Judgement.GO_ON
+    assert LIMITS.canary.judge(both) is Judgement.BETTER
+    assert bench.registry.rollout.stage is Stage.ACTIVE
+
+
+def test_equal_policies_keep_their_alpha_over_any_number_of_pauses() -> None:
+    """Paused and resumed after every 200 requests, 300 rollouts: hardly any says anything."""
+    plan, rng = Plan(alpha=0.1, smallest=0.001, reach=2.0), np.random.default_rng(4)
+    wrong = 0
+    for _ in range(300):
+        carried = Effect()
+        for _ in range(10):
+            arms = Arms(-1.0, 1.0)
+            for drawn, value in zip(rng.random(200) < 0.5, rng.uniform(0, 1, 200), strict=True):
+                arms.add(bool(drawn), float(value))
+            carried = carried.plus(arms.effect)
+            if plan.judge(carried) in (Judgement.BETTER, Judgement.WORSE):
+                wrong += 1
+                break
+    assert wrong <= 30
 
 
 @pytest.mark.parametrize("stage", [Stage.SHADOW, Stage.CANARY])
