@@ -36,7 +36,8 @@ class Traffic:
             time before that says nothing about a traffic that could not reach the router yet.
         short: sum of 1/tau per arrival, decaying with `SHORT_TAU_S`, as of `last_s`.
         long: the same with `LONG_TAU_S`.
-        mean_prompt: mean prompt length of recent requests, tokens; 0 = unknown.
+        mean_prompt: mean prompt length of recent requests, what was cached left out, tokens; 0 =
+            unknown.
         gap_s: mean gap between arrivals, seconds.
         gap_square_s2: mean square of the gaps.
         gaps: how many of them count, up to `BURSTINESS_WINDOW`.
@@ -89,6 +90,14 @@ def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     if traffic.mean_prompt <= 0.0:
         traffic.mean_prompt = prompt_tokens
     traffic.mean_prompt = moved(traffic.mean_prompt, prompt_tokens)
+
+
+def count_cached(traffic: Traffic, cached_tokens: float) -> None:
+    """Takes what is cached of the prompt counted last out of the mean.
+
+    A mean prompt says what devices have to compute for a request: cached tokens are not of it.
+    """
+    traffic.mean_prompt = max(1.0, traffic.mean_prompt - MEAN_WEIGHT * cached_tokens)
 
 
 def has_stopped(traffic: Traffic, gap_s: float) -> bool:

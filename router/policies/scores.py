@@ -46,7 +46,7 @@ class Query(NamedTuple):
         output_tokens: predicted, of this request.
         event_tokens: tokens until the deadline's event (1 for a first-token deadline).
         soft_decay_s: e-folding time of a soft reward, seconds; 0 = hard.
-        mean_prompt_tokens: of recent requests; 0 = unknown.
+        mean_prompt_tokens: of recent requests, what was cached left out; 0 = unknown.
         rate_short_rps: arrivals per second over about 0.2 s.
         rate_long_rps: same over about 10 s.
         state_age_s: age of the newest system state, seconds.

@@ -369,6 +369,7 @@ async def _learn(mesh: Mesh, router: Any) -> None:
     spec = router_pb.GenerationSpec(
         prompt="ECHO:abc=", task="echo", max_output_tokens=4, request_id="id-1", quality_floor=0.1
     )
+    spec.conversation_id = "talk"
     spec.deadline.FromMilliseconds(500)
     spec.sampling.temperature = 0.5
     spec.sampling.seed = 7
@@ -400,6 +401,7 @@ async def _learn(mesh: Mesh, router: Any) -> None:
             "tiercel_deadline_ms": 500,
             "tiercel_quality_floor": 0.1,
             "tiercel_slo_kind": "first_token",
+            "tiercel_conversation_id": "talk",
             "timeout": 400_000,
             "priority": 1,
             "sequence_id": "a",
@@ -463,6 +465,7 @@ def parts() -> list[Message]:
         (":path", "/v2/models/tiercel/generate_stream"), (":method", "POST"),
         ("content-length", "40"), ("x-tiercel-task", "echo"), ("x-tiercel-deadline-ms", "900"),
         ("x-tiercel-quality-floor", "0.1"), ("x-request-id", "id-3"),
+        ("x-tiercel-conversation-id", "talk"),
     ):  # fmt: skip
         begin.request_headers.headers.headers.add(key=key, raw_value=text.encode())
     name, subset = "envoy.filters.http.ext_proc", "envoy.lb.subset_hint"

@@ -223,6 +223,21 @@ async def test_what_one_worker_knows_every_worker_answers(tmp_path: Path) -> Non
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_conversation_is_known_to_every_worker_and_successor(tmp_path: Path) -> None:
+    """Whichever worker answers, it stays where another one served it, also after that was killed."""
+    async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
+        stubs = [stub for stub, _ in (await routes(router, stack)).values()]
+        assert len(stubs) == 2
+        spec = pb2.GenerationSpec(prompt="hi", task="piqa", conversation_id="talk")
+        request = pb2.GenerateRequest(spec=spec)
+        stays = [(await stub.Generate(request)).completion.conversation_stay for stub in stubs]
+        assert stays == [common_pb2.CONVERSATION_STAY_NEW, common_pb2.CONVERSATION_STAY_KEPT]
+        os.kill(pids(router)[0], signal.SIGKILL)
+        async with AsyncClient(router.address) as client:
+            answer = await client.generate("hi", task="piqa", conversation_id="talk")
+        assert answer.conversation_stay == "kept"
+
+
 async def test_a_policy_is_used_by_every_worker_and_its_successor(tmp_path: Path) -> None:
     """Whoever is told tells the others."""
     async with workers(tmp_path, count=3) as router, contextlib.AsyncExitStack() as stack:

@@ -610,6 +610,8 @@ def apply(w: World, i: int, action: int) -> None:
     request.predicted_s = w.decided.predicted_s_C[action]
     if first:
         request.action = action
+        if action == request.seat and request.cached > 0.0:
+            traffic.count_cached(w.routers[request.router], request.cached)
         if request.predicted_s > request.deadline_s - now_s:
             teach_target(w, i, now_s, 0.0, pressure.LATE_AHEAD)
     moment_s = -1.0

@@ -151,6 +151,9 @@ class Decider:
             stay=self._stay(job, desk) if job.conversation else Stay.NONE,
         )
         job.choice, job.target = choice, target
+        cached = job.cached_at(target.candidate)
+        if cached > 0.0:
+            view.traffic.on_cached(cached)
         if choice.predicted_s > request.slack_s:
             self._hold.on_late_ahead(job, start_s)
         job.quality = float(view.fleet.latest.arrays.quality_KC[request.task, drawn.action])

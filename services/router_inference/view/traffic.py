@@ -32,6 +32,10 @@ class Arrivals:
         traffic.count_arrival(self._own, now_s, prompt_tokens)
         self._siblings.show_arrivals(self._own)
 
+    def count_cached(self, tokens: float) -> None:
+        """Takes what is cached of the prompt counted last out of the mean."""
+        traffic.count_cached(self._own, tokens)
+
     def rates_rps(self, now_s: float) -> tuple[float, float]:
         """Returns arrivals per second over about 0.2 s and over about 10 s."""
         own = self._own
@@ -54,7 +58,7 @@ class Arrivals:
 
     @property
     def mean_prompt_tokens(self) -> float:
-        """Mean prompt length of recent requests at this process, tokens; 0 = unknown."""
+        """Mean new prompt tokens of recent requests at this process; 0 = unknown."""
         return self._own.mean_prompt
 
     def burstiness(self) -> float:
@@ -80,6 +84,10 @@ class TrafficView:
     def on_arrival(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
         self._own.count(now_s, prompt_tokens)
+
+    def on_cached(self, tokens: float) -> None:
+        """Learns how much is cached of the prompt that came last, where that goes."""
+        self._own.count_cached(tokens)
 
     def on_compared(
         self, now_s: float, window_s: float, taken_s: float, predicted_s: float, *, finished: bool
@@ -107,7 +115,7 @@ class TrafficView:
 
     @property
     def mean_prompt_tokens(self) -> float:
-        """Mean prompt length of recent requests, tokens; 0 = unknown."""
+        """Mean of what recent prompts had that was not cached, tokens; 0 = unknown."""
         return self._own.mean_prompt_tokens
 
     def query(

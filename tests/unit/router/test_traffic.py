@@ -54,6 +54,22 @@ def test_the_first_arrival_is_no_endless_rate() -> None:
     assert 50.0 < traffic.short_rate_rps(seen, 7.0) < 55.0
 
 
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 2000), st.floats(0.0, 1.0)), min_size=2, max_size=40)
+)
+def test_the_mean_prompt_is_what_has_to_be_computed(prompts: list[tuple[int, float]]) -> None:
+    """To take cached tokens out afterwards is to have counted the others alone."""
+    seen, without = Traffic(0.0), Traffic(0.0)
+    first = float(prompts[0][0])
+    for i, (tokens, share) in enumerate(prompts):
+        cached = 0.0 if i == 0 else share * (tokens - 1.0)
+        traffic.count_arrival(seen, float(i), float(tokens))
+        traffic.count_cached(seen, cached)
+        traffic.count_arrival(without, float(i), tokens - cached)
+    assert seen.mean_prompt == pytest.approx(without.mean_prompt)
+    assert 1.0 <= seen.mean_prompt <= max(first, *(float(tokens) for tokens, _ in prompts))
+
+
 def test_silence_lets_the_rate_fall() -> None:
     """Five time constants without arrivals leave under a hundredth."""
     seen = Traffic(0.0)

@@ -202,6 +202,18 @@ async def test_what_is_cached_is_neither_predicted_nor_counted() -> None:
 
 
 @scenario
+async def test_the_mean_prompt_is_what_was_not_cached() -> None:
+    """Policies plan for what devices have to compute."""
+    rig = make_rig(profile=cached_profile(), mesh={"bytes_per_token": 1.0})
+    await turn(rig, prompt="x" * 200)
+    assert rig.core.view.traffic.mean_prompt_tokens == 200.0
+    for _ in range(400):
+        await turn(rig, prompt="x" * 200)
+    # 199 tokens at most are cached, in whole blocks: 192.
+    assert rig.core.view.traffic.mean_prompt_tokens == pytest.approx(8.0, abs=1.0)
+
+
+@scenario
 async def test_records_say_what_became_of_a_conversation() -> None:
     """New, then kept; nothing of one that named none. No record holds the id."""
     rig = make_rig()
