@@ -293,7 +293,7 @@ class AsyncClient:
     def limit_s(self, deadline_s: float | None) -> float:
         """Returns when a call with this deadline is given up, seconds from its start."""
         check(deadline_s=deadline_s)
-        return self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S
+        return float(self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S)
 
     def _timing(self, limit_s: float, left_s: float) -> tuple[float, Metadata]:
         """Returns an attempt's time limit, and metadata: who calls, and the limit it began with."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:\s]+):[0-9]{1,5}")
+_PORT = re.compile(r":([0-9]+)$")
+_HIGHEST_PORT = 65_535
 _TEXTS = ("prompt", "task", "tier", "request_id", "conversation_id", "slo_kind", "status")
 _NUMBERS = ("deadline_s", "temperature", "quality_floor", "latency_s", "quality", "timeout_s")
 _COUNTS = (
@@ -21,6 +23,13 @@ _KINDS: dict[str, tuple[type, type, str]] = {
     "ticket": (bytes, bytes, "the bytes of Ticket.ticket"),
 }
 """By name: the usual type, which is told fastest, all that is taken, and words for it."""
+_MOST: dict[str, float] = {
+    # Some 30 years: what is beyond no clock can hold.
+    **dict.fromkeys(("deadline_s", "latency_s", "timeout_s"), 1e9),
+    **dict.fromkeys(("max_output_tokens", "prompt_token_count", "output_token_count"), 2**31 - 1),
+    "seed": 2**63 - 1,
+}
+"""By name: what a message can carry, and no less than minus as much."""
 _OPTIONAL = frozenset({
     "deadline_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket", "request_id",
 })  # fmt: skip
@@ -31,19 +40,37 @@ def check(**given: object) -> None:
 
     Raises:
         TypeError: One is of a wrong type; the message names it, and says what it must be.
-        ValueError: A number is infinite or not a number.
+        ValueError: A number is infinite, not a number or beyond what a message can carry, or a
+            text is none in Unicode.
     """
     for name, value in given.items():
         usual, kind, words = _KINDS[name]
-        if type(value) is usual or (value is None and name in _OPTIONAL):
+        if value is None and name in _OPTIONAL:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if type(value) is not usual and (not isinstance(value, kind) or isinstance(value, bool)):
             hint = ""
             if name == "prompt" and isinstance(value, list):
                 hint = ": write the messages of a chat as one text"
             raise TypeError(f"{name}: must be {words}, got {_shown(value)}{hint}")
-        if isinstance(value, numbers.Real) and not math.isfinite(value):
-            raise ValueError(f"{name}: must be finite, got {value}")
+        if isinstance(value, str):
+            _check_text(name, value)
+        elif isinstance(value, numbers.Real):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: must be finite, got {value}")
+            most = _MOST.get(name)
+            if most is not None and abs(float(value)) > most:
+                raise ValueError(f"{name}: must be at most {most:.12g}, got {_shown(value)}")
+
+
+def _check_text(name: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place, letter = error.start, text[error.start]
+        problem = f"is no valid text: half of a character ({letter!r}) at {place}"
+        raise ValueError(f"{name}: {problem}") from None
 
 
 def check_addresses(addresses: Sequence[object]) -> list[str]:
@@ -51,7 +78,8 @@ def check_addresses(addresses: Sequence[object]) -> list[str]:
 
     Raises:
         TypeError: One is no text.
-        ValueError: There is none, or one is neither host:port nor a name that gRPC resolves.
+        ValueError: There is none, or one is neither host:port nor a name that gRPC resolves, or
+            its port is none (gRPC would take another one).
     """
     checked = []
     for address in addresses:
@@ -61,6 +89,11 @@ def check_addresses(addresses: Sequence[object]) -> list[str]:
             without = re.sub(r"^[a-z]+://|/.*$", "", address)
             hint = f"; try {without!r}" if _HOST_PORT.fullmatch(without) else ""
             raise ValueError(f"addresses: expected host:port, got {address!r}{hint}")
+        _check_text("addresses", address)
+        port = _PORT.search(address)
+        if port is not None and not 1 <= int(port[1]) <= _HIGHEST_PORT:
+            problem = f"the port must be a number from 1 to {_HIGHEST_PORT}"
+            raise ValueError(f"addresses: {problem}, got {address!r}")
         checked.append(address)
     if not checked:
         raise ValueError("addresses: at least one router address (host:port) is needed")

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -29,7 +30,8 @@ class Client:
     """Same calls as AsyncClient, blocking; use it as a context manager.
 
     One background thread runs an event loop; calls may come from any thread. Every call ends: at
-    its deadline, or with a ClientUnusableError when another thread closes the client.
+    its deadline, or with a ClientUnusableError when another thread closes the client. One that is
+    forgotten takes its thread and connections along; to close it is sooner.
     """
 
     def __init__(self, addresses: Sequence[str] | str = "127.0.0.1:7410", **options: Any) -> None:
@@ -39,7 +41,7 @@ class Client:
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="tiercel-client", daemon=True
+            target=_run, args=(self._loop,), name="tiercel-client", daemon=True
         )
         self._thread.start()
         try:
@@ -47,6 +49,8 @@ class Client:
         except BaseException:
             self._stop()
             raise
+        # At the interpreter's end the thread goes with it.
+        weakref.finalize(self, _let_go, self._client, self._loop, self._pid).atexit = False
 
     def __enter__(self) -> Self:
         """Returns the client itself."""
@@ -144,8 +148,14 @@ class Client:
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Runs a client's loop in its thread until it is stopped."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 async def _make(addresses: Sequence[str] | str, options: dict[str, Any]) -> AsyncClient:
@@ -161,6 +171,18 @@ async def _close(client: AsyncClient) -> None:
         call.cancel()
     if calls:
         await asyncio.wait(calls, timeout=CLOSE_S / 2)
+
+
+def _let_go(client: AsyncClient, loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    """Ends thread and connections of a client that nobody has any more; waits for nothing."""
+    if os.getpid() != pid or loop.is_closed() or not loop.is_running():
+        return
+
+    async def end() -> None:
+        await _close(client)
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
 
 
 def _next(events: queue.SimpleQueue[Event], end_s: float) -> Event:

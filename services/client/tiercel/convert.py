@@ -29,7 +29,7 @@ OUTCOME_STATUSES = {
 def duration(seconds: float) -> Duration:
     """Makes a protobuf duration."""
     message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
+    message.FromNanoseconds(round(float(seconds) * 1e9))  # numpy's own floats stay such
     return message
 
 

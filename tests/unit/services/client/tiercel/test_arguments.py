@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tiercel import Client
+from tiercel import Client, UnavailableError
 from tiercel.arguments import check, check_addresses
+from tiercel.convert import generation_spec
 
 NOWHERE = "127.0.0.1:1"
 
@@ -54,6 +56,39 @@ def test_the_other_calls_check_theirs() -> None:
             list(client.generate_stream("ab", task="sort", deadline_s="1"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "ab\ud800"}, "prompt: is no valid text: half of a character ('\\ud800') at 2"),
+        ({"task": "\udfff"}, "task: is no valid text"),
+        ({"request_id": "é\udfff"}, "request_id: is no valid text"),
+        ({"deadline_s": 1e30}, "deadline_s: must be at most 1000000000, got float 1e+30"),
+        ({"deadline_s": 10**30}, "deadline_s: must be at most 1000000000, got int 1000"),
+        ({"seed": 2**80}, "seed: must be at most 9.22337203685e+18, got int 1208"),
+        ({"max_output_tokens": -(2**40)}, "max_output_tokens: must be at most 2147483647, got int"),
+    ],
+)
+def test_what_no_message_can_carry_is_an_error_that_names_the_argument(
+    arguments: dict[str, Any], message: str
+) -> None:
+    """A ValueError, in single answers and in streams."""
+    prompt = arguments.pop("prompt", "ab")
+    with Client(NOWHERE) as client:
+        for ask in (client.generate, lambda *a, **b: list(client.generate_stream(*a, **b))):
+            with pytest.raises(ValueError, match=r"must be at most|no valid text") as found:
+                ask(prompt, **{"task": "sort", **arguments})
+            assert str(found.value).startswith(message)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, Fraction, int])
+def test_a_deadline_may_be_a_number_of_any_library(number: Any) -> None:
+    """It becomes the message's own, and the call's."""
+    with Client(NOWHERE) as client, pytest.raises(UnavailableError):
+        client.generate("ab", task="sort", deadline_s=number(2))
+    spec = generation_spec("ab", task="sort", deadline_s=number(2))
+    assert spec.deadline.ToNanoseconds() == 2_000_000_000
+
+
 def test_numbers_of_other_libraries_are_numbers() -> None:
     """Whatever registers as one; infinity is none that a message can carry."""
     check(deadline_s=np.float32(0.5), max_output_tokens=np.int64(3), temperature=1)
@@ -68,6 +103,9 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ("https://router.example:7410/v1", "try 'router.example:7410'"),
         ("127.0.0.1", "expected host:port, got '127.0.0.1'"),
         ("", "expected host:port, got ''"),
+        ("127.0.0.1:99999", "the port must be a number from 1 to 65535, got '127.0.0.1:99999'"),
+        ("dns:///router.example:0", "the port must be a number from 1 to 65535"),
+        ("\ud800:1", "no valid text"),
     ],
 )
 def test_an_address_that_is_none_is_named(address: str, message: str) -> None:

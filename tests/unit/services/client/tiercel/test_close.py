@@ -163,3 +163,24 @@ def test_a_client_of_another_event_loop_says_so() -> None:
     asyncio.run(call())
     with pytest.raises(ClientUnusableError, match="OTHER_LOOP"):
         asyncio.run(client[0].generate("ab", task="sort"))
+
+
+async def test_a_client_that_is_forgotten_takes_its_thread_along() -> None:
+    """Without a close: programs that make one per request do not grow without end."""
+    server, address = await serve(FakeRouter())
+    names = [thread.name for thread in threading.enumerate()]
+
+    def use() -> None:
+        client = Client(address)
+        client.generate("ab", task="sort")
+        assert [thread.name for thread in threading.enumerate()] != names
+
+    await asyncio.to_thread(use)
+    await until(
+        lambda: (
+            sorted(t.name for t in threading.enumerate() if "tiercel" in t.name)
+            == sorted(name for name in names if "tiercel" in name)
+        ),
+        "its thread has ended",
+    )
+    await server.stop(0)
