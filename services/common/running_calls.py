@@ -30,9 +30,14 @@ class RunningCalls:
         self._watch_count = 0
         self._open_watch_count = 0
 
+    @property
+    def serving_count(self) -> int:
+        """Calls that serve somebody's request."""
+        return self.count - self._watch_count - self._open_watch_count
+
     def check_room(self) -> None:
         """Raises ResourceExhaustedError if more calls run than may; this one is counted already."""
-        count = self.count - self._watch_count - self._open_watch_count
+        count = self.serving_count
         if count > self._most:
             raise ResourceExhaustedError(
                 "TOO_MANY_CALLS", f"{self._most} calls", f"{count} calls", _RETRY_AFTER_S

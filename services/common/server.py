@@ -40,6 +40,8 @@ GRPC, OPERATE = "grpc", "operate"
 LIVENESS = "liveness"
 """Name by which health says that the process answers, ready or not."""
 _MS_PER_S = 1_000
+_QUIET_S, _LOOK_S = 1.0, 0.05
+"""A stop ends once no request has been under way for so long, looked at so often, seconds."""
 _UNPROTECTED = Access()
 _OWN_WATCHES = (
     f"{health.SERVICE_NAME}/Watch",
@@ -192,8 +194,22 @@ class GrpcServer:
             service.on_stop()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them."""
-        await asyncio.gather(*(listener.server.stop(grace_s) for listener in self._listeners))
+        """Refuses new calls, lets running ones end for `grace_s` seconds, then cancels them.
+
+        Who holds a connection, or a call that has no message yet, without a request under way is
+        not waited for: the library would, for the whole time.
+        """
+        servers = [listener.server for listener in self._listeners]
+        stopping = asyncio.gather(*(server.stop(grace_s) for server in servers))
+        quiet_s = 0.0
+        while quiet_s < _QUIET_S:
+            await asyncio.wait([stopping], timeout=_LOOK_S)
+            if stopping.done():
+                break
+            quiet_s = 0.0 if self._calls.serving_count else quiet_s + _LOOK_S
+        else:
+            await asyncio.gather(*(server.stop(0.0) for server in servers))
+        await stopping
 
 
 async def build_server(

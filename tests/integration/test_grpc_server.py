@@ -494,6 +494,47 @@ async def test_a_call_that_serves_a_request_is_waited_for(served: Served) -> Non
     await stopping
 
 
+async def test_who_has_no_request_under_way_holds_no_stop_up() -> None:
+    """The stop ends long before the last moment.
+
+    Connections that say nothing or half of their greeting, a call without its message, a watcher
+    that does not read.
+    """
+    async with serving() as served:
+        await served.server.set_serving(True)
+        address = str(served.server.address)
+        host, _, port = address.rpartition(":")
+        held = [await asyncio.open_connection(host, port) for _ in range(2)]
+        held[0][1].write(b"PRI * HT")
+        watcher, waiting = Reader(), Reader()
+        await watcher.connect(address)
+        await watcher.ask("/grpc.health.v1.Health/Watch", b"")
+        await waiting.connect(address)
+        await waiting.begin(f"/{NAME}/ListPolicies")
+        await until(lambda: served.running() == 1, "the watch runs")
+        served.server.end_watches()
+        await asyncio.wait_for(served.server.stop(grace_s=NEVER_S), LIMIT_S)
+        for _, writer in held:
+            writer.close()
+        await watcher.close()
+        await waiting.close()
+
+
+async def test_a_request_under_way_is_waited_for_however_long_it_is_quiet_beside_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only requests of callers count, not what else goes on."""
+    monkeypatch.setattr("services.common.server._QUIET_S", 0.01)
+    monkeypatch.setattr("services.common.server._LOOK_S", 0.001)
+    call = asyncio.ensure_future(served.stub.RollbackPolicy(pb.RollbackPolicyRequest()))
+    await asyncio.wait_for(served.servicer.is_working.wait(), LIMIT_S)
+    stopping = asyncio.create_task(served.server.stop(grace_s=NEVER_S))
+    await asyncio.wait([stopping], timeout=0.2)
+    served.servicer.may_end.set()
+    assert (await call).activation == 3
+    await stopping
+
+
 async def test_thousands_of_calls_at_once_are_all_answered_and_counted(served: Served) -> None:
     """The library's limit of waiting calls cancels none of them."""
     count = 3_000

@@ -33,22 +33,14 @@ class Reader:
         await self._send(_PREFACE + _frame(_SETTINGS, 0, 0, settings))
         self._task = asyncio.create_task(self._answer_pings())
 
+    async def begin(self, method: str) -> None:
+        """Calls a method, and sends no message."""
+        await self._send(_head(method))
+
     async def ask(self, method: str, message: bytes) -> None:
         """Calls a method; nothing of its answer is ever read."""
-        names = (
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", method),
-            (":authority", "soak"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        )
-        headers = b"".join(b"\x00" + _text(name) + _text(value) for name, value in names)
         body = b"\x00" + struct.pack(">I", len(message)) + message
-        await self._send(
-            _frame(_HEADERS, _END_HEADERS, _STREAM, headers)
-            + _frame(_DATA, _END_STREAM, _STREAM, body)
-        )
+        await self._send(_head(method) + _frame(_DATA, _END_STREAM, _STREAM, body))
 
     async def close(self) -> None:
         """Goes away."""
@@ -72,6 +64,20 @@ class Reader:
                         body = payload if kind == _PING else b""
                         await self._send(_frame(kind, _ACK, 0, body))
         self.is_closed_by_server = True
+
+
+def _head(method: str) -> bytes:
+    """Returns the headers with which a call begins."""
+    names = (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "soak"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    )
+    headers = b"".join(b"\x00" + _text(name) + _text(value) for name, value in names)
+    return _frame(_HEADERS, _END_HEADERS, _STREAM, headers)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
