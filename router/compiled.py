@@ -44,6 +44,7 @@ MODULES: Final = (
     "router.dqn.network",
     "router.policies.table",
     "router.decision",
+    "router.iteration_spread",
 )
 """Modules in an order in which each uses only earlier ones."""
 

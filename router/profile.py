@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from router.documents import parse_toml
+from router.iteration_spread import MOST_CV
 from router.messages import shown
 from router.types import InvalidFileError, is_finite_number
 
@@ -36,6 +37,8 @@ class TierProfile:
         prefix_cache_tokens: the tier's room for the keys and values of requests that have ended, on
             one device, tokens, >= 0; 0 = no prefix cache. A request of the same conversation
             computes only what is new of its prompt (`router.seat`).
+        iteration_cv: coefficient of variation of iteration times about these costs, which are their
+            means, 0 to MOST_CV; 0 = none. Predictions are of means and do not see it.
     """
 
     step_s: float
@@ -46,6 +49,7 @@ class TierProfile:
     overhead_s: float = 0.0
     max_kv_tokens: int | None = None
     prefix_cache_tokens: int = 0
+    iteration_cv: float = 0.0
 
     @property
     def token_s(self) -> float:
@@ -60,15 +64,12 @@ class TierProfile:
 
     def scaled(self, factor: float) -> TierProfile:
         """Returns the profile with every time multiplied by `factor` (> 0)."""
-        return TierProfile(
+        return replace(
+            self,
             step_s=self.step_s * factor,
             per_sequence_s=self.per_sequence_s * factor,
             per_prompt_token_s=self.per_prompt_token_s * factor,
-            max_batch=self.max_batch,
-            max_prompt_tokens_per_step=self.max_prompt_tokens_per_step,
             overhead_s=self.overhead_s * factor,
-            max_kv_tokens=self.max_kv_tokens,
-            prefix_cache_tokens=self.prefix_cache_tokens,
         )
 
 
@@ -177,6 +178,7 @@ _FIELDS: dict[str, tuple[float, float, bool]] = {
     "overhead_s": (0.0, _LONGEST_S, False),
     "max_kv_tokens": (1, _MOST_TOKENS, False),
     "prefix_cache_tokens": (0, _MOST_TOKENS, False),
+    "iteration_cv": (0.0, MOST_CV, False),
 }
 
 
@@ -226,6 +228,8 @@ def format_profile(profile: LatencyProfile) -> str:
     for name, tier in profile.tiers.items():
         lines += ["", f"[tiers.{name}]"]
         values = {key: getattr(tier, key) for key in _FIELDS}
+        if not tier.iteration_cv:
+            del values["iteration_cv"]  # earlier versions do not know it
         lines += [f"{key} = {value!r}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,10 @@ FEWEST_TOKENS = 2
 """Tokens after the first that make a stretch long enough to be timed."""
 GRAIN_S = 0.001
 """No process sees an answer come more exactly than this: what is off by less is not off."""
+FEWEST_GAPS, FEWEST_SPREAD = 4, 5
+"""Gaps between single tokens that an answer must have to tell of the spread, and such answers."""
+STILL = 10.0
+"""Times the median variance of gaps above which an answer was held up as a whole."""
 RANGES = 3
 """Ranges of prompt lengths that are told apart."""
 
@@ -127,6 +131,44 @@ def _turnover(each: Answer, run: Sequence[Answer], batch: int, kind: str) -> Equ
     beside = (batch - 1.0) * count / mean * prompts
     row = (1.0, count, count * batch, each.prompt_tokens + beside)
     return Equation(kind, row, each.sample.total_s)
+
+
+def iteration_cv(answers: Sequence[Answer]) -> float | None:
+    """Returns how iteration times of answers that nothing ran beside spread about their mean.
+
+    The gap between two tokens is an iteration d, and what stamps are late by, e: d + e - e of the
+    token before. A late stamp makes one gap longer and the next one shorter, so gaps beside each
+    other tell the two apart: their variance is var(d) + 2 var(e), their covariance -var(e). With
+    each answer's own mean taken off, the expected sums over an answer of n gaps are
+        of squares:            (n - 1) var(d) + (2 n - 2 / n) var(e)
+        of products of two:  - (n - 1) / n var(d) - (n - 1 + 2 / n^2) var(e)
+    and both, added up over all answers, are solved for var(d).
+
+    Returns:
+        Coefficient of variation, at least 0; None if too few answers tell their single tokens.
+    """
+    gaps = []
+    for each in answers:
+        stamps = each.sample.stamps
+        if len(stamps) > FEWEST_GAPS and all(tokens == 1 for _, tokens in stamps[1:]):
+            gaps.append(np.diff([at_s for at_s, _ in stamps]))
+    if len(gaps) < FEWEST_SPREAD:
+        return None
+    squares = np.array([float(np.sum((gap - gap.mean()) ** 2)) for gap in gaps])
+    # An answer during which this process, or the whole machine, stood still tells of that.
+    per_gap = squares / [len(gap) for gap in gaps]
+    most = STILL * float(np.median(per_gap))
+    kept = [gap for gap, each in zip(gaps, per_gap, strict=True) if each <= most]
+    sums, known = np.zeros(2), np.zeros((2, 2))
+    for gap in kept:
+        n, off = len(gap), gap - gap.mean()
+        sums += float(np.sum(off**2)), float(np.sum(off[1:] * off[:-1]))
+        known += (n - 1.0, 2.0 * n - 2.0 / n), (-(n - 1.0) / n, -(n - 1.0 + 2.0 / n**2))
+    of_iterations, of_stamps = np.linalg.solve(known, sums)
+    if of_stamps < 0.0:
+        of_iterations = sums[0] / known[0, 0]
+    mean_s = float(np.mean(np.concatenate(kept)))
+    return math.sqrt(max(0.0, float(of_iterations))) / mean_s
 
 
 def most_at_once(samples: Sequence[Sample]) -> int:

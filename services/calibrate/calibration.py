@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from router.iteration_spread import MOST_CV
 from router.profile import LatencyProfile, TierProfile
 from router.profile_error import MOST_ERROR
 from services.calibrate.answers import (
     Answer,
     alone_equations,
     batch_equations,
+    iteration_cv,
     misfits,
     most_at_once,
     whole_equations,
@@ -184,6 +186,14 @@ class _Work:
             )
         except FitError as error:
             raise CommandError(f"{self.tier.tier}: {error}") from None
+        spread = iteration_cv(alone)
+        if spread is None:
+            self._remarks.append(
+                f"{self.tier.tier}: too few answers stream token by token; the spread of its "
+                "iterations is taken as none"
+            )
+        costs = dataclasses.replace(fit.profile, iteration_cv=min(round(spread or 0.0, 3), MOST_CV))
+        fit = dataclasses.replace(fit, profile=costs)
         sizes = [len(each.prompt.encode()) for each in self._questions]
         mean = float(np.mean([self._tokens[each.prompt] for each in self._questions]))
         per_token = float(np.mean(sizes)) / mean

@@ -84,6 +84,7 @@ class Calibration:
                     "per_prompt_token_s": fit.profile.per_prompt_token_s,
                     "overhead_s": fit.profile.overhead_s,
                     "max_batch": fit.profile.max_batch,
+                    "iteration_cv": fit.profile.iteration_cv,
                     "unloaded_p50_s": self.unloaded_p50_s[tier],
                     "unloaded_p95_s": self.unloaded_p95_s[tier],
                     "median_error": fit.median_error,

@@ -187,6 +187,7 @@ def calibration_tables(measured: Calibration) -> list[Any]:
                 f"{fit.profile.per_sequence_s * 1e3:.3f}",
                 f"{fit.profile.per_prompt_token_s * 1e6:.1f}",
                 f"{fit.profile.overhead_s * 1e3:.2f}",
+                f"{fit.profile.iteration_cv:.2f}",
                 fit.profile.max_batch,
                 " / ".join(f"{each[tier] * 1e3:.1f}" for each in alone),
                 f"{off:+.2f} {kind}",
@@ -194,7 +195,7 @@ def calibration_tables(measured: Calibration) -> list[Any]:
             )
         )
     columns = ("tier", "step ms", "per sequence ms", "per prompt token us", "overhead ms")
-    more = ("batch", "alone p50 / p95 ms", "farthest off", "answers")
+    more = ("spread", "batch", "alone p50 / p95 ms", "farthest off", "answers")
     made = [table(f"latency profile {measured.profile.name}", (*columns, *more), rows)]
     if measured.pairs:
         pair_rows = [

@@ -54,6 +54,7 @@ from trainer.research.tuning import (
 )
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit, twin
+from trainer.simulation.dice import uniform
 from trainer.simulation.engine import settle
 from trainer.simulation.setting import Setting, unit_rate_rps
 from trainer.simulation.simulate import PolicySpec, make_world
@@ -151,8 +152,8 @@ def _run_episode(
         _scores.predict(w.fleet, w.seen, q, w.decided)
         _paper.score(w.fleet, w.seen, w.allowed_C, q, params_P, w.decided)
         forced = -1
-        if loop.uniform(w) < epsilon:
-            forced = int(loop.uniform(w) * tiers)
+        if uniform(w) < epsilon:
+            forced = int(uniform(w) * tiers)
         best = _best_of_tier(w, forced)
         if best < 0:  # the tier drawn is not there
             best = _best_of_tier(w, -1)

@@ -16,7 +16,7 @@ from numba.core.registry import CPUDispatcher
 
 from router.compiled import cache_folder, digest_of, make_twins
 
-_COMPILED_HERE = ("compiled", "state", "engine", "loop")
+_COMPILED_HERE = ("compiled", "state", "dice", "engine", "loop")
 """Modules of this package with compiled code or its types."""
 
 # Without the interpreter's lock: two simulations run side by side in two threads.
@@ -97,3 +97,4 @@ features: Any = _twins["router.features"]
 pressure: Any = _twins["router.pressure"]
 picker: Any = _twins["router.picker"]
 decision: Any = _twins["router.decision"]
+iteration_spread: Any = _twins["router.iteration_spread"]

@@ -1,7 +1,8 @@
 """Devices: queues, batches, iterations, answers. Compiled; every function works on records.
 
 One iteration of one tier runs on a device at a time; the tiers with work take turns. An iteration
-of a batch of b sequences that admits p prompt tokens takes step + per_sequence b + per_prompt p; it
+of a batch of b sequences that admits p prompt tokens takes step + per_sequence b + per_prompt p, in
+the mean: where the profile has a spread, each draws its own factor (`router.iteration_spread`). It
 gives every sequence one token, those just admitted their first. A sequence therefore ends a known
 number of its tier's iterations after it was admitted, which is where it is filed: an iteration
 costs nothing per sequence, only per sequence that starts or ends.
@@ -23,6 +24,7 @@ import numpy as np
 
 from router.pressure import Pressures
 from trainer.simulation.compiled import (
+    iteration_spread,
     jit_inner,
     pressure,
     reward,
@@ -31,6 +33,7 @@ from trainer.simulation.compiled import (
     slowdown,
     traffic,
 )
+from trainer.simulation.dice import device_uniform
 from trainer.simulation.state import (
     ADMITTED,
     ANSWERED,
@@ -203,6 +206,9 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
         batch = candidate.running + admitted
         duration_s = candidate.step_s + candidate.per_sequence_s * batch
         duration_s = (duration_s + candidate.per_prompt_token_s * tokens) * device.slow
+        if candidate.iteration_cv > 0.0:
+            first, second = device_uniform(w), device_uniform(w)
+            duration_s *= iteration_spread.stretch(candidate.iteration_cv, first, second)
         end_s = now_s + duration_s
         for _ in range(admitted):
             i = candidate.head

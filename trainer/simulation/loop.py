@@ -29,6 +29,7 @@ from trainer.simulation.compiled import (
     slowdown,
     traffic,
 )
+from trainer.simulation.dice import uniform
 from trainer.simulation.engine import (
     cancel_late,
     dispatch,
@@ -55,18 +56,6 @@ from trainer.simulation.state import (
     WAITING,
     World,
 )
-
-
-@jit_inner
-def uniform(w: World) -> float:
-    """Returns a uniform number in [0, 1) of the world's own generator (splitmix64)."""
-    clock = w.clock[0]
-    state = clock.random + np.uint64(0x9E3779B97F4A7C15)
-    clock.random = state
-    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return float(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @jit_inner

@@ -417,6 +417,7 @@ def _candidates(config: SimulationConfig) -> NDArray[np.void]:
         candidates[c]["per_sequence_s"] = profile.per_sequence_s
         candidates[c]["per_prompt_token_s"] = profile.per_prompt_token_s
         candidates[c]["overhead_s"] = profile.overhead_s
+        candidates[c]["iteration_cv"] = profile.iteration_cv
         candidates[c]["max_prompt"] = profile.max_prompt_tokens_per_step
         candidates[c]["max_batch"] = profile.max_batch
         room = profile.max_kv_tokens
@@ -491,4 +492,5 @@ def _clock(config: SimulationConfig, seed: int) -> NDArray[np.void]:
     for name in ("admission", "rescue", "retry"):
         clock[name] = int(config.safety)
     clock["random"] = np.random.default_rng([seed, 2]).integers(2**63, dtype=np.uint64)
+    clock["device_random"] = np.random.default_rng([seed, 3]).integers(2**63, dtype=np.uint64)
     return clock

@@ -88,6 +88,7 @@ CANDIDATE = np.dtype(
         ("per_sequence_s", np.float64),
         ("per_prompt_token_s", np.float64),
         ("overhead_s", np.float64),
+        ("iteration_cv", np.float64),
         ("max_prompt", np.float64),
         ("kv_room", np.float64),  # tokens; infinite where there is no limit
         ("kv_used", np.float64),
@@ -212,6 +213,7 @@ CLOCK = np.dtype(
         ("stays", np.int64),
         ("seat", np.int64),
         ("random", np.uint64),
+        ("device_random", np.uint64),
     ],
     align=True,
 )

@@ -2,7 +2,8 @@
 
 The duration of an iteration is
     time_scale * slow_down * (step_s + per_sequence_s * batch + per_prompt_token_s * prompt tokens)
-with the prompt tokens of the requests that join in it. Every running sequence gets one token per
+with the prompt tokens of the requests that join in it, times a factor drawn for each iteration
+where the profile has a spread (`iteration_cv`). Every running sequence gets one token per
 iteration, its first one at the end of the iteration it joins in.
 
 Copied next to the paced `model.py`; standard library only, and no Triton, so that it can be
@@ -44,6 +45,7 @@ class TierTiming:
         max_prompt_tokens_per_step: Most prompt tokens that join in one iteration; one longer
             prompt still joins, alone.
         max_kv_tokens: Room for keys and values, tokens; infinite: it never runs out.
+        iteration_cv: Coefficient of variation of iteration times about these costs; 0: none.
     """
 
     step_s: float
@@ -52,6 +54,7 @@ class TierTiming:
     max_batch: int
     max_prompt_tokens_per_step: int
     max_kv_tokens: float = math.inf
+    iteration_cv: float = 0.0
 
     def duration_s(self, batch: int, prompt_token_count: int) -> float:
         """Returns the time of one iteration, seconds."""
@@ -75,6 +78,7 @@ class TierTiming:
                 max_batch=int(costs.get("max_batch", 64)),
                 max_prompt_tokens_per_step=int(costs.get("max_prompt_tokens_per_step", 4096)),
                 max_kv_tokens=float(costs.get("max_kv_tokens", math.inf)),
+                iteration_cv=float(costs.get("iteration_cv", 0.0)),
             )
         except KeyError as error:
             raise ValueError(f"profile {profile.get('name')!r}: {error} is missing") from error
@@ -192,6 +196,7 @@ class PacedEngine:
         on_tokens: Callable[[Sequence[Job]], None],
         on_dropped: Callable[[Job, str], None],
         max_queue_count: int = 1024,
+        stretch: Callable[[float], float] = lambda _: 1.0,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -204,6 +209,7 @@ class PacedEngine:
             on_tokens: Called after each iteration with the jobs that got a token. Must be quick.
             on_dropped: Called with a job that leaves unfinished and the reason, "" when cancelled.
             max_queue_count: Most jobs that may wait.
+            stretch: Draws the factor on an iteration's time for a coefficient of variation.
             now: Monotonic clock.
             sleep: Waits a number of seconds.
         """
@@ -213,6 +219,7 @@ class PacedEngine:
         self._on_tokens = on_tokens
         self._on_dropped = on_dropped
         self._max_queue_count = max_queue_count
+        self._stretch = stretch
         self._now = now
         self._sleep = sleep
         self._arrived = threading.Condition()
@@ -318,7 +325,8 @@ class PacedEngine:
             self._on_dropped(job, reason)
         if batch == 0:
             return 0.0
-        return self._timing.duration_s(batch, prompt_token_count) * self._control.slow_down
+        duration_s = self._timing.duration_s(batch, prompt_token_count) * self._control.slow_down
+        return duration_s * self._stretch(self._timing.iteration_cv)
 
     @staticmethod
     def _keep(job: Job, start_s: float, dropped: list[tuple[Job, str]]) -> bool:

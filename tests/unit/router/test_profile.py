@@ -25,7 +25,8 @@ def test_a_written_profile_reads_back_the_same(
 ) -> None:
     """Formatting and parsing a profile loses nothing, quotes and newlines included."""
     tier = TierProfile(step_s, per_sequence_s, per_prompt_token_s, 8, 512, overhead_s)
-    tiers = {"large": tier, "larger": replace(tier, max_kv_tokens=4096)}
+    larger = replace(tier, max_kv_tokens=4096, iteration_cv=0.25)
+    tiers = {"large": tier, "larger": larger}
     profile = LatencyProfile("a", "measured", tiers, 'card "x"\nback\\slash', 1.7e9, 'by "hand"')
     assert parse_profile(format_profile(profile), "file") == profile
 
@@ -41,6 +42,7 @@ def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
     per_prompt_token_s = nan
     colour = 1
     max_kv_tokens = 0
+    iteration_cv = 3.5
     [tiers.large]
     step_s = 0.1
     """
@@ -54,6 +56,7 @@ def test_every_mistake_of_a_profile_is_reported_at_once() -> None:
         "tiers.small.per_prompt_token_s:",
         "tiers.small.colour:",
         "tiers.small.max_kv_tokens: must be at least 1",
+        "tiers.small.iteration_cv: must be at most 3",
         "tiers.large.per_sequence_s: missing",
         "tiers.medium: missing",
     ):
@@ -91,6 +94,15 @@ def test_when_and_how_it_was_measured_have_their_limits(line: str, problem: str)
     text = PROFILE.read_text().replace("[tiers.small]", f"{line}\n[tiers.small]")
     with pytest.raises(InvalidFileError, match=problem):
         parse_profile(text, "p.toml")
+
+
+def test_a_profile_without_a_spread_is_one_that_earlier_versions_read() -> None:
+    """The key is written only where it says something; a stretched profile keeps it."""
+    tier = TierProfile(0.01, 0.0, 0.0)
+    assert "iteration_cv" not in format_profile(LatencyProfile("p", "measured", {"a": tier}))
+    wide = replace(tier, iteration_cv=0.1)
+    assert "iteration_cv = 0.1" in format_profile(LatencyProfile("p", "measured", {"a": wide}))
+    assert wide.scaled(3.0).iteration_cv == 0.1
 
 
 def test_a_larger_tier_may_not_be_cheaper_per_step() -> None:

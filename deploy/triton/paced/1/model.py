@@ -2,7 +2,8 @@
 
 Nothing is computed and the text is the word "paced" once per token: it is no model's output. The
 batching is in `paced_engine.py`, the clock that tiers of one device share in `device_clock.py`;
-services/local/triton/repository puts both, and the profile, beside this file.
+services/local/triton/repository puts both, the law by which iteration times spread, and the
+profile beside this file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from device_clock import DeviceClock
+from iteration_spread import stretch
 from paced_engine import (
     TOO_LARGE,
     Control,
@@ -83,6 +86,7 @@ class TritonPythonModel:
             on_tokens=self._on_tokens,
             on_dropped=self._on_dropped,
             max_queue_count=int(parameters["tiercel_max_queue"]),
+            stretch=lambda cv: stretch(cv, random.random(), random.random()),
         )
         self._outbox: queue.SimpleQueue[tuple[Job | None, str]] = queue.SimpleQueue()
         self._finalizing = threading.Event()

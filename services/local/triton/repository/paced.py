@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from google.protobuf import text_format
 
+from router import iteration_spread
 from router.profile import LatencyProfile, parse_profile
 from router.types import InvalidFileError
 from services.common.files import read_text
@@ -191,3 +192,6 @@ def _write_paced_model(
     shutil.copy2(profile, version / "profile.toml")
     for module in _SHARED_MODULES:
         shutil.copy2(root / "common" / module, version / module)
+    # What the simulator draws by, too.
+    law = Path(iteration_spread.__file__)
+    shutil.copy2(law, version / law.name)

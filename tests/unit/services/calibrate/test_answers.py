@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.iteration_spread import stretch
 from router.profile import TierProfile
 from services.calibrate.answers import (
     Answer,
     alone_equations,
     batch_equations,
+    iteration_cv,
     misfits,
     most_at_once,
     whole_equations,
@@ -59,8 +61,9 @@ def answered(
         room = truth.max_batch - len(running)
         joined, waiting = waiting[:room], waiting[room:]
         running = [*running, *joined]
-        now_s += truth.step_s + truth.per_sequence_s * len(running)
-        now_s += truth.per_prompt_token_s * sum(each.prompt for each in joined)
+        iteration_s = truth.step_s + truth.per_sequence_s * len(running)
+        iteration_s += truth.per_prompt_token_s * sum(each.prompt for each in joined)
+        now_s += iteration_s * stretch(truth.iteration_cv, *rng.random(2))
         for each in running:
             late_s = truth.overhead_s + float(rng.uniform(0.0, jitter_s))
             each.stamps.append((now_s + late_s, 1))
@@ -150,3 +153,48 @@ def test_what_is_off_is_named_by_its_range() -> None:
     assert int(kind.split()[4]) > 800
     assert amount < -0.4
     assert off["answers alone"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.004])
+@pytest.mark.parametrize("cv", [0.05, 0.2, 0.5])
+def test_the_spread_of_iterations_is_told_from_late_stamps(cv: float, jitter_s: float) -> None:
+    """A stamp that is late makes one gap longer and the next one shorter; an iteration does not."""
+    truth = TierProfile(0.02, 0.0, 0.0, overhead_s=0.002, iteration_cv=cv)
+    found = iteration_cv(answered(truth, 1, 2_000, jitter_s=jitter_s))
+    assert found == pytest.approx(cv, rel=0.15)
+
+
+def test_late_stamps_alone_are_no_spread() -> None:
+    """Iterations that all take the same are found to, but for the noise of the stamps."""
+    truth = TierProfile(0.02, 0.0, 0.0, overhead_s=0.002)
+    found = iteration_cv(answered(truth, 1, 2_000, jitter_s=0.004))
+    assert found is not None
+    assert found < 0.03
+    assert iteration_cv(answered(truth, 1, 100)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_answer_that_was_held_up_as_a_whole_is_left_out() -> None:
+    """A machine that stood still for a second says nothing of iterations."""
+    truth = TierProfile(0.02, 0.0, 0.0, iteration_cv=0.1)
+    answers = answered(truth, 1, 200)
+    held = answers[5].sample
+    later = tuple((at_s + 1.0 * (n > 2), tokens) for n, (at_s, tokens) in enumerate(held.stamps))
+    answers[5] = dataclasses.replace(answers[5], sample=dataclasses.replace(held, stamps=later))
+    assert iteration_cv(answers) == pytest.approx(0.1, rel=0.25)
+
+
+def test_too_few_single_tokens_tell_no_spread() -> None:
+    """Answers in pieces of several tokens, short ones, and few of them."""
+    truth = TierProfile(0.02, 0.0, 0.0, iteration_cv=0.1)
+    answers = answered(truth, 1, 200)
+    in_pieces = [
+        dataclasses.replace(
+            each,
+            sample=dataclasses.replace(
+                each.sample, stamps=tuple((at_s, 2) for at_s, _ in each.sample.stamps)
+            ),
+        )
+        for each in answers
+    ]
+    assert iteration_cv(in_pieces) is None
+    assert iteration_cv(answers[:3]) is None

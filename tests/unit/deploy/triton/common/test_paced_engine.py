@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,8 @@ class World:
         self.done: list[tuple[float, Job]] = []
         self.dropped: list[tuple[Job, str]] = []
         self.control_path = tmp_path / "gpu0.control.json"
+        self.asked_cv: list[float] = []
+        self.factor = 1.0
         self.engine = PacedEngine(
             timing=timing,
             clock=self,
@@ -50,9 +53,15 @@ class World:
             on_tokens=self._tokens,
             on_dropped=lambda job, reason: self.dropped.append((job, reason)),
             max_queue_count=queue,
+            stretch=self._stretch,
             now=lambda: self.now_s,
             sleep=self._sleep,
         )
+
+    def _stretch(self, cv: float) -> float:
+        """The factor that is drawn next."""
+        self.asked_cv.append(cv)
+        return self.factor
 
     def take_turn(
         self, ready_s: float, least_duration_s: float, compose: Callable[[float], float]
@@ -106,6 +115,22 @@ def test_lone_request_takes_the_formula(world: World) -> None:
     [(at_s, finished)] = world.done
     assert finished is job
     assert at_s == pytest.approx(0.034)
+
+
+def test_every_iteration_takes_the_factor_that_is_drawn_for_it(tmp_path: Path) -> None:
+    """For the spread of its profile; one that has none asks for none."""
+    world = World(tmp_path, replace(TIMING, iteration_cv=0.2))
+    world.submit(prompt=10, output=2)
+    world.factor = 1.5
+    world.step()
+    world.factor = 0.5
+    world.step()
+    assert world.durations == pytest.approx([1.5 * 0.012, 0.5 * 0.011])
+    assert world.asked_cv == [0.2, 0.2]
+    costs = {"step_s": 1.0, "per_sequence_s": 0.0, "per_prompt_token_s": 0.0}
+    for more, cv in (({}, 0.0), ({"iteration_cv": 0.1}, 0.1)):
+        profile = {"tiers": {"small": {**costs, **more}}}
+        assert TierTiming.from_profile(profile, "small", 2.0).iteration_cv == cv
 
 
 def test_batch_costs_per_sequence(world: World) -> None:

@@ -51,7 +51,10 @@ def test_written_model_is_complete(tmp_path: Path) -> None:
     [server] = write_paced_repository(tmp_path / "fleet", _fleet()).servers
     version = server.path / "gpu0_small" / "1"
     files = {path.name for path in version.iterdir()}
-    assert files == {"model.py", "device_clock.py", "paced_engine.py", "profile.toml"}
+    assert files == {
+        *("model.py", "device_clock.py", "paced_engine.py"),
+        *("iteration_spread.py", "profile.toml"),
+    }
     config = read_model_config(server.path / "gpu0_small" / "config.pbtxt")
     assert config.name == "gpu0_small"
     assert config.model_transaction_policy.decoupled
