@@ -46,13 +46,13 @@ class RangeError(NamedTuple):
         tier: name of the tier.
         range: what the answers had in common, in words; empty = all of them.
         error: predicted / observed - 1, geometric mean.
-        count: answers behind it, as far as they still count.
+        answers: answers behind it, as far as they still count.
     """
 
     tier: str
     range: str
     error: float
-    count: float
+    answers: float
 
 
 @dataclass(slots=True)

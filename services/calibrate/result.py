@@ -31,6 +31,17 @@ class PairCheck:
         return max(abs(predicted - measured) / measured for predicted, measured in pairs)
 
 
+def off_texts(misfits: Mapping[str, Mapping[str, float]], most_error: float) -> list[str]:
+    """Returns in words each tier that is off by more than a limit, and where."""
+    return [
+        f"{tier}: {kind}: predicted {1.0 + off:.2f} times what was measured, "
+        f"farther off than {most_error:g}"
+        for tier, found in misfits.items()
+        for kind, off in found.items()
+        if abs(off) > most_error
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """A measured profile with what speaks for and against it.
@@ -59,13 +70,7 @@ class Calibration:
 
     def refusals(self, most_error: float) -> list[str]:
         """Why the profile is none: each tier that is off by more, and where; empty if none is."""
-        return [
-            f"{tier}: {kind}: predicted {1.0 + off:.2f} times what was measured, "
-            f"farther off than {most_error:g}"
-            for tier, found in self.misfits.items()
-            for kind, off in found.items()
-            if abs(off) > most_error
-        ]
+        return off_texts(self.misfits, most_error)
 
     def to_toml(self) -> str:
         """The text of a profile file."""

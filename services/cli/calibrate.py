@@ -32,6 +32,7 @@ from services.local.target import resolve
 
 DEFAULT_LENGTHS = "16,128,512"
 DEFAULT_BYTES_PER_TOKEN = 4.0
+DEFAULT_RUN_S = 1.2
 MOST_WORDS = 100_000
 REFERENCE_EXAMPLES = 50
 CLOSE = 0.05
@@ -63,9 +64,22 @@ def calibrate(
     ] = MOST_ERROR,
     name: Annotated[str, typer.Option(help="Name of the profile [default: the models'].")] = "",
     run_s: Annotated[
-        float, typer.Option(min=0.2, max=60, help="Seconds per closed-loop run, at least.")
-    ] = 1.2,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts are asked.")] = 0,
+        float, typer.Option(min=0, max=60, help="Seconds per closed-loop run [default: 1.2].")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=-1, help="Which prompts are asked [default: 0].")] = -1,
+    from_production: Annotated[
+        bool,
+        typer.Option(
+            "--from-production", help="Ask nothing: refit from requests that were served."
+        ),
+    ] = False,
+    since: Annotated[
+        str, typer.Option(help="With --from-production: served in the last 10m, 2h [default: 1h].")
+    ] = "",
+    keep_others: Annotated[
+        bool,
+        typer.Option(help="With --from-production: keep costs of tiers that served too little."),
+    ] = False,
     out: Annotated[
         pathlib.Path | None,
         typer.Option(help="Profile file to write [default: profiles/measured.toml in the state]."),
@@ -77,10 +91,31 @@ def calibrate(
 ) -> None:
     """Measure how long an iteration of each tier takes; nothing else should load the mesh.
 
+    With --from-production the mesh goes on serving, and is asked nothing.
+
     A profile that is farther off than --most-error, anywhere in what was measured, is refused.
     """
+    asking = {
+        "--prompts": prompts is not None, "--prompt-lengths": bool(prompt_lengths),
+        "--bytes-per-token": bool(bytes_per_token), "--run-s": bool(run_s), "--seed": seed >= 0,
+    }  # fmt: skip
+    refitting = {"--since": bool(since), "--keep-others": keep_others}
+    for option, is_given in (asking if from_production else refitting).items():
+        if is_given:
+            only = "not with" if from_production else "only with"
+            raise InputError(f"{option}: {only} --from-production")
     target = resolve(mesh, load_monitor=monitor, config=config)
     settings = mesh_of(target)
+    if from_production:
+        # Reading requests takes what asking does not.
+        from services.cli.calibrate_served import refit_from_production
+
+        refit_from_production(
+            target, settings, since=since, keeps_others=keep_others, most_error=most_error,
+            name=name, out=out, as_json=as_json,
+        )  # fmt: skip
+        return
+    seed = max(0, seed)
     tiers = asyncio.run(with_facts(live_tiers(target, settings)))
     asked = _questions(tiers, prompts, prompt_lengths, settings, seed)
     believed = settings.bytes_per_token if settings is not None else DEFAULT_BYTES_PER_TOKEN
@@ -92,7 +127,7 @@ def calibrate(
             name=name or measured_name(tiers),
             bytes_per_token=bytes_per_token or believed,
             stated=settings.tiers if settings is not None else (),
-            run_s=run_s,
+            run_s=run_s or DEFAULT_RUN_S,
             seed=seed,
             most_error=most_error,
         )

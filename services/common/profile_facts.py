@@ -94,7 +94,7 @@ def off_text(error: RangeError) -> str:
     where = f"{error.tier}, {error.range}" if error.range else error.tier
     return (
         f"{where}: predicted {1.0 + error.error:.2f} times what was observed "
-        f"({error.count:.0f} answers)"
+        f"({error.answers:.0f} answers)"
     )
 
 
@@ -106,7 +106,12 @@ def profile_json(facts: ProfileFacts) -> dict[str, Any]:
         "method": facts.method,
         "measured_s": facts.measured_s,
         "errors": [
-            {"tier": e.tier, "range": e.range, "error": round(e.error, 4), "count": round(e.count)}
+            {
+                "tier": e.tier,
+                "range": e.range,
+                "error": round(e.error, 4),
+                "count": round(e.answers),
+            }
             for e in facts.errors
         ],
     }

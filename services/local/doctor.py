@@ -46,6 +46,7 @@ MOST_STATE_AGE_S = 5.0
 SOON_DAYS = 7
 OLD_DAYS = 90
 """Age of a profile from which on it is odd: drivers and servers are updated about as often."""
+AGAIN = "measure it again: tiercel calibrate --from-production, or without it while all is quiet"
 MOST_OFF = 3
 """Ranges of a profile that are named one by one."""
 _TIMEOUT_S = 3.0
@@ -133,7 +134,7 @@ def _profile(profile: LatencyProfile, subject: str) -> Finding:
         text += f" by {profile.method}"
     age_s = profile.age_s(now_s)
     if age_s is not None and age_s > OLD_DAYS * 86_400.0:
-        return Finding(subject, ODD, text, "measure it again: tiercel calibrate")
+        return Finding(subject, ODD, text, AGAIN)
     return Finding(subject, GOOD, text)
 
 
@@ -227,8 +228,7 @@ def _profiles_off(target: Target) -> list[Finding]:
         subject = f"profile {facts.profile}"
         off = off_beyond(facts.errors, MOST_ERROR)
         if off:
-            advice = "measure it again: tiercel calibrate"
-            found.append(Finding(subject, ODD, "; ".join(map(off_text, off[:MOST_OFF])), advice))
+            found.append(Finding(subject, ODD, "; ".join(map(off_text, off[:MOST_OFF])), AGAIN))
         elif facts.errors:
             text = f"no tier is off by more than {MOST_ERROR:g} in recent answers"
             found.append(Finding(subject, GOOD, text))

@@ -381,7 +381,7 @@ def profile_state(status: ProfileStatus) -> common_pb2.ProfileState:
         message.measured_time.FromSeconds(int(profile.measured_s))
     for each in status.errors[:_MOST_ERRORS]:
         message.errors.add(
-            tier=each.tier, range=each.range, error=each.error, compared_count=round(each.count)
+            tier=each.tier, range=each.range, error=each.error, compared_count=round(each.answers)
         )
     return message
 

@@ -23,7 +23,7 @@ def taught(ratios: list[float], *, finished: bool = True, at_s: float = 0.0) -> 
 def test_the_error_is_the_geometric_mean_of_predicted_over_observed() -> None:
     """Twice as long and half as long cancel; half as slow as predicted is an error of 1."""
     (even, _range) = profile_error.errors_of("small", {0: taught([2.0, 0.5] * 20)}, 0.0)
-    assert (even.tier, even.range, even.count) == ("small", "", 40.0)
+    assert (even.tier, even.range, even.answers) == ("small", "", 40.0)
     assert even.error == pytest.approx(0.0)
     (early, _range) = profile_error.errors_of("small", {0: taught([0.5] * 40)}, 0.0)
     assert early.error == pytest.approx(1.0)
@@ -38,7 +38,7 @@ def test_few_answers_tell_nothing_and_old_ones_fade() -> None:
     assert not profile_error.errors_of("small", {0: compared}, 1.0)
     many = taught([2.0] * 100)
     whole, _ = profile_error.errors_of("small", {0: many}, MEMORY_S)
-    assert whole.count == pytest.approx(100.0 / math.e)
+    assert whole.answers == pytest.approx(100.0 / math.e)
     assert whole.error == pytest.approx(-0.5)
     for _ in range(200):
         many.add(3 * MEMORY_S, 1.0, 1.0, finished=True)

@@ -28,7 +28,7 @@ def test_errors_of_routers_are_weighted_by_their_answers() -> None:
     """As ratios: three answers in half the predicted time outweigh one in twice of it."""
     (facts,) = profile_facts([told(small=(1.0, 300)), told(small=(-0.5, 100), large=(0.1, 20))])
     small, large = facts.errors
-    assert small.count == 400
+    assert small.answers == 400
     assert small.error == pytest.approx(2**0.5 - 1.0)
     assert large.tier == "large"
     assert large.error == pytest.approx(0.1)
