@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from router import features, safety
+from router import safety
 from router.bound import BoundDecision, Rule, bind_plain
 from router.decision import ACTION, ALLOWED_COUNT, PREDICTED_S, RESCUE_S, STAY
-from router.picker import pick
-from router.policies.dqn import DqnPolicy
-from router.policies.picked import PickedPolicy
+from router.exploration import Exploration, others
 from router.policies.table import ROW, STATIC, TABLE
 from router.seat import KEPT, NO_SEAT, Seat
 
@@ -57,11 +55,13 @@ class Drawn(NamedTuple):
         action: row of the chosen candidate.
         probability: with which this action was drawn, (0, 1].
         explored: True if exploration made the choice.
+        other_count: candidates that might have been explored.
     """
 
     action: int
     probability: float
     explored: bool
+    other_count: int = 0
 
 
 class Desk:
@@ -132,34 +132,37 @@ class Desk:
         )  # fmt: skip
         return bound.board
 
-    def draw(self, policy: Policy, action: int) -> Drawn:
-        """Returns a policy's choice after its exploration, if it explores.
+    def draw(self, action: int, exploration: Exploration | None = None) -> Drawn:
+        """Returns the last policy's choice, or another one that is explored.
 
-        A request that stays on its conversation's seat is not explored with.
+        A request that stays on its conversation's seat is not explored with, nor is a policy that
+        draws evenly: it explores by itself.
+
+        Args:
+            action: what the policy chose.
+            exploration: how much is explored; None: this decision is closed to it.
         """
         if self.bound.result_R[STAY] == KEPT:
             return Drawn(action, 1.0, False)
         if TABLE[self.bound.rule.row].even:
             return Drawn(action, 1.0 / self.bound.result_R[ALLOWED_COUNT], False)
-        inner = policy.inner if isinstance(policy, PickedPolicy) else policy
-        if not isinstance(inner, DqnPolicy) or not inner.epsilon:
+        if exploration is None or not exploration.share:
             return Drawn(action, 1.0, False)
         board, query = self.bound.board, self.asked.query
-        on_time_C = board.features_CF[:, features.ON_TIME_PROBABILITY].astype(np.float64)
-        action, probability, explored = inner.explore(action, board.allowed_C, on_time_C, self._rng)
-        if explored:
-            if self.bound.rule.picker:
-                action = pick(
-                    self.bound.rule.picker, board.fleet, board.seen, board.allowed_C, query,
-                    int(board.fleet.tier_C[action]), board.picked_T, float(self._rng.random()),
-                    board.rescue_C,
-                )  # fmt: skip
-            board.result_R[PREDICTED_S] = board.decided.predicted_s_C[action]
-            board.result_R[RESCUE_S] = safety.least_rescue_s(
-                board.fleet, board.seen, board.allowed_C, action, query.prompt_tokens,
-                query.event_tokens, board.rescue_C,
-            )  # fmt: skip
-        return Drawn(action, probability, explored)
+        rows = others(
+            action, board.allowed_C, board.decided.predicted_s_C, query.slack_s, exploration.on_time
+        )
+        if not len(rows):
+            return Drawn(action, 1.0, False)
+        if self._rng.random() >= exploration.share:
+            return Drawn(action, 1.0 - exploration.share, False, len(rows))
+        action = int(rows[self._rng.integers(len(rows))])
+        board.result_R[PREDICTED_S] = board.decided.predicted_s_C[action]
+        board.result_R[RESCUE_S] = safety.least_rescue_s(
+            board.fleet, board.seen, board.allowed_C, action, query.prompt_tokens,
+            query.event_tokens, board.rescue_C,
+        )  # fmt: skip
+        return Drawn(action, exploration.share / len(rows), True, len(rows))
 
     def is_open(self, row: int) -> bool:
         """Returns whether the last decision could have taken a row."""

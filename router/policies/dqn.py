@@ -34,10 +34,7 @@ PRICE_DEFAULTS_P: Final = parameter_vector("price", price.PARAMETERS, None)
 NAME: Final = "dqn"
 _FEATURE_NAMES: Final = tuple(feature.name for feature in features.FEATURES)
 
-PARAMETERS = (
-    Parameter("epsilon", 0.0, 0.0, 0.5, "Share of decisions that explore."),
-    Parameter("explore_on_time", 0.8, 0.0, 1.0, "P(on time) a candidate needs to be explored."),
-)
+PARAMETERS: tuple[Parameter, ...] = ()
 
 
 def price_parameters(snapshot: Snapshot) -> NDArray[np.float64]:
@@ -58,10 +55,8 @@ class DqnPolicy:
 
     With every weight zero it decides as `price` does.
 
-    Parameters: `epsilon`, the share of decisions drawn at random among the allowed candidates that
-    should make the deadline (among all allowed if none should); such a decision says so and
-    carries its probability. Fails: far outside what it was trained on; then the guard's fallback
-    takes over.
+    It has no parameters: whether a router explores is its own setting, for every policy. Fails: far
+    outside what it was trained on; then the guard's fallback takes over.
     """
 
     def __init__(self, snapshot: Snapshot, params: Mapping[str, float] | None = None) -> None:
@@ -94,7 +89,7 @@ class DqnPolicy:
             )
         self._base_P = price_parameters(snapshot)
         self._snapshot = snapshot
-        self.epsilon, self._explore_on_time = parameter_vector("dqn", PARAMETERS, params).tolist()
+        parameter_vector("dqn", PARAMETERS, params)
 
     @property
     def name(self) -> str:
@@ -115,29 +110,3 @@ class DqnPolicy:
     def base_P(self) -> NDArray[np.float64]:
         """Parameters of the price that the network corrects, and its scheduled price's table."""
         return self._base_P
-
-    def explore(
-        self,
-        greedy: int,
-        allowed_C: NDArray[np.bool_],
-        on_time_C: NDArray[np.float64],
-        rng: np.random.Generator,
-    ) -> tuple[int, float, bool]:
-        """Returns an action, its probability, and whether it was drawn.
-
-        Args:
-            greedy: the action of the highest Q-value.
-            allowed_C: candidates the request may go to.
-            on_time_C: predicted probability of making the deadline on each.
-            rng: the dice.
-        """
-        open_C = allowed_C & (on_time_C >= self._explore_on_time)
-        if not open_C.any():
-            open_C = allowed_C
-        rows = np.flatnonzero(open_C)
-        explored = bool(rng.random() < self.epsilon)
-        action = int(rows[rng.integers(len(rows))]) if explored else greedy
-        probability = self.epsilon / len(rows) if open_C[action] else 0.0
-        if action == greedy:
-            probability += 1.0 - self.epsilon
-        return action, probability, explored

@@ -150,7 +150,9 @@ def words(found: dict[str, Any]) -> list[str]:
     policy = " ".join(filter(None, (found["policy"], found["policy_version"])))
     why = f"{policy} gave it the highest score of {len(scored)} candidates."
     if found["explored"]:
-        why = f"Exploration drew it, with probability {found['behavior_probability']:.3g}."
+        why = f"Exploration drew it, with probability {found['behavior_probability']:.3g}"
+        best = max(scored, key=lambda each: each["score"], default=chosen)
+        why += "." if best is chosen else f"; {policy} gave {_name(best)} the highest score."
     elif found["conversation_stay"] == "kept":
         why = f"Its conversation stayed there ({policy} decided)."
     elif chosen["score"] is not None and any(chosen["score"] < e["score"] for e in scored):

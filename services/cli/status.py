@@ -129,6 +129,16 @@ def _router_facts(address: str) -> dict[str, Any]:
             for each in reply.candidates
         ],
         "profiles": [profile_json(each) for each in profile_facts(reply.profiles)],
+        "exploration": {
+            "share": reply.exploration.share,
+            "on_time": reply.exploration.least_on_time_probability,
+            "decisions": dict(reply.exploration.decision_counts),
+        },
+        "experience": {
+            "waiting": reply.experience.waiting_count,
+            "oldest_s": round(seconds_of(reply.experience.oldest_age), 3),
+            "dropped": dict(reply.experience.dropped_counts),
+        },
     }
 
 
@@ -183,9 +193,33 @@ def _show(found: dict[str, Any]) -> None:
             out.print(profile_table(each["profiles"]))
         if each["fallback_active"]:
             out.print("  the fallback policy decides at present")
+        for line in _learning_lines(each):
+            out.print(line)
         if each["degraded"]:
             out.print(f"  degraded: {', '.join(each['degraded'])}")
     _show_rest(found)
+
+
+def _learning_lines(router: dict[str, Any]) -> list[str]:
+    """Says what a router explores, and what experience it lost; nothing where there is neither."""
+    lines = []
+    exploration = router["exploration"]
+    if exploration["share"]:
+        counts = exploration["decisions"]
+        explored = counts.get("explored", 0)
+        closed = ", ".join(
+            f"{name} {n}" for name, n in sorted(counts.items()) if name != "explored"
+        )
+        lines.append(
+            f"  explores {exploration['share']:.1%} of what is open to it: {explored} of"
+            f" {sum(counts.values())} decisions" + (f" ({closed})" if closed else "")
+        )
+    experience = router["experience"]
+    if experience["dropped"]:
+        counts = experience["dropped"]
+        why = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+        lines.append(f"  experience records dropped: {sum(counts.values())} ({why})")
+    return lines
 
 
 def _show_rest(found: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from router.estimators import OutputLengthPredictor
 from router.explanation import Explainer
+from router.exploration import Exploration
 from router.profile import LatencyProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
@@ -47,6 +48,7 @@ from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher, DispatchLimits
 from services.router_inference.path.end import Ending
 from services.router_inference.path.exchanges import Exchanges
+from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
@@ -134,6 +136,7 @@ class Core:
     admission: Admission
     hold: TargetHold
     targets: Targets
+    explorer: Explorer
     attainments: Attainments
     second_chance: SecondChance
     clients: Clients | None
@@ -228,8 +231,10 @@ def build_core(env: Surroundings) -> Core:
         memory_count=own.feedback_memory_count,
         conversations=conversations,
     )
+    explorer = Explorer(exploration(own), hold=hold, notes=notes, counts=accounts.explorations)
     decider, parts, dispatcher = _request_path(
         env,
+        explorer,
         view,
         accounts,
         admission,
@@ -274,6 +279,7 @@ def build_core(env: Surroundings) -> Core:
         attainments=attainments,
         metrics=env.metrics,
         experience=experience,
+        explorer=explorer,
         notes=notes,
         clock=clock,
         typical_output_tokens=float(
@@ -341,6 +347,7 @@ def build_core(env: Surroundings) -> Core:
         picker=_picker(env, view, intake, parts, leases) if own.envoy_listen else None,
         kserve=kserve,
         conversations=conversations,
+        explorer=explorer,
     )
 
 
@@ -375,6 +382,7 @@ def _conversation_key(conversations: Conversations | None) -> Callable[[str], by
 
 def _request_path(
     env: Surroundings,
+    explorer: Explorer,
     view: View,
     accounts: Accounts,
     admission: Admission,
@@ -404,6 +412,7 @@ def _request_path(
         next_sequence=env.place.siblings.next_sequence,
         monotonic_s=monotonic_s,
         log=env.log,
+        explorer=explorer,
         conversations=conversations,
     )
     second_chance = SecondChance(
@@ -519,6 +528,11 @@ def _experience(env: Surroundings, epoch: int, explainer: Explainer) -> Experien
 def trial_limits(own: RouterInferenceSettings) -> TrialLimits:
     """Returns what stops a policy on trial."""
     return TrialLimits(own.trial_cpu_share, own.canary_misses, own.canary_decision_s)
+
+
+def exploration(own: RouterInferenceSettings) -> Exploration:
+    """Returns how much is explored, and where."""
+    return Exploration(own.exploration_share, own.exploration_on_time)
 
 
 def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:

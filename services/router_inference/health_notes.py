@@ -38,6 +38,11 @@ class HealthNotes:
         self._metrics.degraded.labels(reason=reason).set(float(is_set))
 
     @property
+    def is_degraded(self) -> bool:
+        """True if any reason holds."""
+        return bool(self._reasons)
+
+    @property
     def reasons(self) -> list[str]:
         """The reasons that hold, in order of name."""
         return sorted(self._reasons)

@@ -15,6 +15,7 @@ from services.router_inference.client_pool import ClientPool
 from services.router_inference.core import (
     Core,
     client_limits,
+    exploration,
     profiles_by_name,
     request_limits,
     safety_limits,
@@ -47,6 +48,7 @@ _LIMITS = (
     "soft_late_s",
 )
 _CONVERSATIONS = ("conversation_memory_s", "conversation_margin")
+_EXPLORATION = ("exploration_share", "exploration_on_time")
 _TRIAL = ("trial_cpu_share", "canary_misses", "canary_decision_s")
 _CLIENTS = ("clients", "other_clients")
 _MESH = ("profile", "quality", "bytes_per_token", "endpoints", "endpoint_addresses")
@@ -136,6 +138,7 @@ class LiveSettings:
         core.admission.limits = safety_limits(own)
         core.targets.configure(files.catalog.tasks, is_held=own.safety_net)
         core.counts.tasks = [task.name for task in files.catalog.tasks]
+        core.explorer.exploration = exploration(own)
         core.trial.limits = trial_limits(own)
         core.watch.slow_s = own.canary_decision_s
         budget = RetryBudget(own.retry_share, own.retry_burst)

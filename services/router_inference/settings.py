@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from router.exploration import LEAST_ON_TIME, MOST_SHARE
 from router.seat import MARGIN
 from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
@@ -74,7 +75,7 @@ class RouterInferenceSettings(ServerSettings):
     fallback_policy: str = Field(default="price", min_length=1, max_length=64)
     """Policy that decides when the other one cannot; must need no snapshot."""
     policy_parameters: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Parameters per policy name, e.g. `dqn = { epsilon = 0.02 }`; the rest keep their defaults."""
+    """Parameters per policy name, e.g. `price = { level = 0.5 }`; the rest keep their defaults."""
     policy_snapshot: OptionalRelativePath = ""
     """Snapshot file of a learned `policy`; empty means the fallback decides until one comes."""
     follow_trainer: bool = True
@@ -86,6 +87,14 @@ class RouterInferenceSettings(ServerSettings):
 
     It costs quality in calm between bursts, and nothing where traffic is steady.
     """
+    exploration_share: float = Field(default=0.0, ge=0.0, le=MOST_SHARE)
+    """Share of decisions that take another candidate than the policy's, to learn what it earns.
+
+    Only one that is expected in time, and none while a target is being missed, while the router is
+    degraded, for a fallback's decision or for either side of a canary.
+    """
+    exploration_on_time: float = Field(default=0.95, ge=LEAST_ON_TIME, le=1.0)
+    """Least predicted probability of being in time of a candidate that is explored."""
     compiled: bool = True
     """Decides by compiled code, made before the first start serves; False means plain Python."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.desk import Asked
+from router.exploration import Exploration
 from router.policies.scores import Query
 from router.types import NO_TIER_PIN, Task
 from services.common.clock import Clock
@@ -16,6 +17,7 @@ from services.common.times import from_ns
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
 from services.router_inference.path.admission import Admission
+from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
@@ -78,6 +80,8 @@ class RouterStatus:
     attainments: list[Attainment]
     profiles: list[ProfileStatus]
     experience: ExperienceWaiting | None
+    exploration: Exploration
+    exploration_counts: Mapping[str, int]
     conversation_counts: Mapping[str, int]
     watched_activation: int = 0
     watch_problem: str = ""
@@ -101,6 +105,7 @@ class StatusReader:
         attainments: Attainments,
         metrics: RouterMetrics,
         experience: ExperienceWriter,
+        explorer: Explorer,
         notes: HealthNotes,
         clock: Clock,
         typical_output_tokens: float,
@@ -121,6 +126,7 @@ class StatusReader:
             attainments: how they were met.
             metrics: where gauges are set.
             experience: knows whether Redis answers.
+            explorer: what it explores.
             notes: reasons for which the mesh is degraded.
             clock: tells the time.
             typical_output_tokens: answer length that candidates are compared by.
@@ -138,6 +144,7 @@ class StatusReader:
         self._attainments = attainments
         self._metrics = metrics
         self._experience = experience
+        self._explorer = explorer
         self._notes = notes
         self._clock = clock
         self._typical_output_tokens = typical_output_tokens
@@ -193,6 +200,8 @@ class StatusReader:
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),
             experience=self._waiting_experience(),
+            exploration=self._explorer.exploration,
+            exploration_counts=dict(self._explorer.counts),
         )
 
     def _waiting_experience(self) -> ExperienceWaiting | None:

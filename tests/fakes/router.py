@@ -42,6 +42,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.lacks: Callable[[pb.GenerationSpec], str] = lambda spec: ""
         self.deadlines_s = {"sort": 0.5, "reverse": 0.5}
         self.profiles: list[common_pb2.ProfileState] = []
+        self.exploration = pb.ExplorationStatus()
+        self.experience = pb.ExperienceStatus()
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -81,6 +83,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             policy=self.policy,
             known_policies=["greedy", "price"],
             profiles=self.profiles,
+            exploration=self.exploration,
+            experience=self.experience,
         )
         for task, deadline_s in self.deadlines_s.items():
             reply.tasks.add(task=task).default_deadline.FromMilliseconds(round(deadline_s * 1e3))

@@ -312,7 +312,7 @@ def _settings(folder: Folder) -> Iterator[Reader]:
             ("mesh__tiers", '["small", "large"]'),
             ("router_inference__lease_s", "3.0"),
             ("router_inference__listen", "127.0.0.1:0"),
-            ("router_inference__policy_parameters__dqn", "{ epsilon = 0.02 }"),
+            ("router_inference__policy_parameters__price", "{ level = 0.5 }"),
             ("log__level", "info"),
         )
     ]

@@ -338,6 +338,10 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
         set_duration(told.default_deadline, task.default_deadline_s)
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
+    explores = response.exploration
+    explores.share = status.exploration.share
+    explores.least_on_time_probability = status.exploration.on_time
+    explores.decision_counts.update(status.exploration_counts)
     if status.experience is not None:
         waiting = response.experience
         waiting.waiting_count = status.experience.count

@@ -24,6 +24,7 @@ from services.common.log import Logger
 from services.router_inference.job import Arm, Choice, Job
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.conversations import Conversations
+from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.watch import PolicyWatch
@@ -56,9 +57,11 @@ class Decider:
         next_sequence: Callable[[], int],
         monotonic_s: Callable[[], float],
         log: Logger,
+        explorer: Explorer,
         conversations: Conversations | None = None,
     ) -> None:
         """Takes its parts."""
+        self._explorer = explorer
         self._conversations = conversations
         self._view = view
         self._guard = guard
@@ -123,7 +126,7 @@ class Decider:
             self._admission.refuse(slack_s, factor, result_R[LEAST_S])
         if verdict.fallback_reason:
             self._on_fallback(guard, verdict.fallback_reason, start_s)
-        drawn = desk.draw(verdict.policy, verdict.action)
+        drawn = self._explorer.draw(job, desk, verdict)
         target = view.fleet.targets[drawn.action]
         end_s = self._monotonic_s()
         self._observe_time(end_s - start_s)

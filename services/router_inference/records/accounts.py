@@ -6,6 +6,7 @@ counted apart, whoever found it: one that its tier finds bad is offered no more.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -285,6 +286,8 @@ class Accounts(Collector):
         self._rewards: dict[str, float] = {}
         self._step_downs: dict[StepDown, int] = {}
         self._stays: dict[Stay, int] = {}
+        self.explorations = collections.Counter[str]()
+        """Decisions by what became of exploring; none while the router does not explore."""
         self._reasons: dict[tuple[Outcome, str], int] = {}
         metrics.in_flight.set_function(lambda: float(self.in_flight))
         registry.register(self)
@@ -421,6 +424,14 @@ class Accounts(Collector):
         for task, value in self._rewards.copy().items():
             reward.add_metric([task], value)
         yield reward
+        explorations = CounterMetricFamily(
+            "tiercel_exploration_decisions",
+            "Decisions of a router that explores, by what became of it.",
+            labels=["result"],
+        )
+        for result, count in self.explorations.copy().items():
+            explorations.add_metric([result], float(count))
+        yield explorations
         yield from self._reason_families()
 
     def _reason_families(self) -> Iterator[Metric]:

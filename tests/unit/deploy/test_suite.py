@@ -24,7 +24,9 @@ SUBJECTS = {
 """Unit test files whose subject is several modules, each with the subject."""
 
 COVERED = {
-    "services/router_inference/records/convert.py": "unit/services/router_inference/records/test_experience.py",
+    "services/router_inference/records/convert.py": (
+        "unit/services/router_inference/records/test_experience.py"
+    ),
     "services/common/openai/connection.py": "unit/services/common/openai/test_client.py",
     "services/common/openai/exchanges.py": "unit/services/common/openai/test_client.py",
     "services/load_monitor/servicer.py": "integration/test_state_exchange.py",

@@ -10,6 +10,7 @@ from router.bound import bind_plain
 from router.decision import NOT_FINITE, NOTHING_ALLOWED, PREDICTED_S, RESCUE_S
 from router.desk import Asked, Desk
 from router.dqn.snapshot import Snapshot, zero_weights
+from router.exploration import Exploration
 from router.policies.table import DQN, make_policy
 from router.policy import Policy
 from tests.unit.router import fleets
@@ -27,11 +28,11 @@ def desk(seed: int = 0) -> Desk:
     return made
 
 
-def learned(name: str = DQN, epsilon: float = 0.0) -> Policy:
+def learned(name: str = DQN) -> Policy:
     """Returns an untrained network."""
     names = tuple(feature.name for feature in features.FEATURES)
     snapshot = Snapshot(zero_weights(features.FEATURE_COUNT, 4), features.SCHEMA, names)
-    return make_policy(name, CATALOG, {"epsilon": epsilon}, snapshot)
+    return make_policy(name, CATALOG, snapshot=snapshot)
 
 
 def test_two_policies_decide_on_the_same_request() -> None:
@@ -80,23 +81,65 @@ def test_scores_that_are_not_finite_leave_the_best_that_is() -> None:
     assert at.best_finite() == -1
 
 
-@pytest.mark.parametrize("name", [DQN, f"{DQN}+round-robin"])
+EXPLORATION = Exploration(share=0.05, on_time=0.5)
+
+
+@pytest.mark.parametrize("name", [DQN, f"{DQN}+round-robin", "price"])
 def test_exploration_states_what_an_explored_candidate_predicts(name: str) -> None:
     """Prediction and rescue time are those of the row drawn, not of the best one."""
-    at, policy = desk(3), learned(name, epsilon=0.5)
+    at = desk(3)
+    policy = make_policy("price", CATALOG) if name == "price" else learned(name)
     seen = set()
-    for _ in range(60):
-        drawn = at.draw(policy, at.ask(policy))
+    for _ in range(300):
+        drawn = at.draw(at.ask(policy), EXPLORATION)
         board, result_R = at.bound.board, at.bound.result_R
         seen.add((drawn.action, drawn.explored))
         assert at.is_open(drawn.action)
-        assert 0.0 < drawn.probability <= 1.0
         assert result_R[PREDICTED_S] == board.decided.predicted_s_C[drawn.action]
         assert result_R[RESCUE_S] == safety.least_rescue_s(
             board.fleet, board.seen, board.allowed_C, drawn.action, 100.0, 8.0, np.zeros(6)
         )
     assert len({action for action, explored in seen if explored}) > 2
     assert {explored for _, explored in seen} == {False, True}
+
+
+def test_the_share_that_explores_is_the_settings_and_states_its_probability() -> None:
+    """Probabilities are those of the draw: they add up to one over what may be taken."""
+    at, policy = desk(4), make_policy("static-large", CATALOG)
+    drawn = [at.draw(at.ask(policy), EXPLORATION) for _ in range(4_000)]
+    explored = [each for each in drawn if each.explored]
+    assert 0.04 < len(explored) / len(drawn) < 0.06
+    probability = {each.action: each.probability for each in drawn}
+    own = at.ask(policy)
+    assert own not in {each.action for each in explored}
+    assert probability[own] == 0.95
+    assert sum(probability.values()) == pytest.approx(1.0)
+    assert {each.other_count for each in drawn} == {5}
+
+
+def test_a_decision_closed_to_exploration_is_the_policys() -> None:
+    """So is one of a share of nothing; nothing is left to chance."""
+    at, policy = desk(), make_policy("static-large", CATALOG)
+    for exploration in (None, Exploration()):
+        assert at.draw(at.ask(policy), exploration) == (2, 1.0, False, 0)
+
+
+def test_only_what_is_expected_in_time_is_explored() -> None:
+    """8 tokens of the large tier need 80 ms: with 30 ms left only the small one may be drawn."""
+    at, policy = desk(), make_policy("static-large", CATALOG)
+    at.asked = at.asked._replace(query=fleets.QUERY._replace(slack_s=0.03))
+    drawn = [at.draw(at.ask(policy), EXPLORATION) for _ in range(500)]
+    assert {each.action for each in drawn if each.explored} == {0, 3}
+    at.asked = at.asked._replace(query=fleets.QUERY._replace(slack_s=0.001))
+    assert at.draw(at.ask(policy), EXPLORATION) == (2, 1.0, False, 0)
+
+
+def test_a_policy_that_draws_evenly_needs_no_exploration() -> None:
+    """Its probability is one in as many candidates as are allowed."""
+    at, policy = desk(), make_policy("random", CATALOG)
+    drawn = [at.draw(at.ask(policy), EXPLORATION) for _ in range(50)]
+    assert {each.probability for each in drawn} == {1.0 / 6.0}
+    assert not any(each.explored for each in drawn)
 
 
 def test_the_desk_forgets_policies_of_long_ago() -> None:

@@ -96,7 +96,7 @@ class Chair:
             bound.board.excluded_C[closed] = True
         action = desk.ask(self._policy)
         assert desk.is_open(action)
-        drawn = desk.draw(self._policy, action)
+        drawn = desk.draw(action)
         inputs = Inputs(
             seen.fleet,
             np.ones(len(seen.fleet.devices)),

@@ -26,7 +26,7 @@ from router.policies.table import make_policy
 from router.profile import LatencyProfile, TierProfile
 from router.types import Task
 from tests.unit.router.fleets import random_load
-from tests.unit.router.policies.observations import Chair, decide, observation
+from tests.unit.router.policies.observations import decide, observation
 
 TIERS = ("small", "large")
 CATALOG = Catalog.build(
@@ -117,29 +117,6 @@ def test_pinned_tier_is_respected() -> None:
     decided = decide(DqnPolicy(_snapshot(quality=1.0)), observation(fleet=fleet, pin=0))
     assert fleet.candidate(decided.action)[0] == "small"
     assert np.isneginf(decided.found.score_C[1])
-
-
-def test_exploration_is_logged_with_its_probability() -> None:
-    """The share that explores is epsilon, and probabilities are those of the draw."""
-    policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.25})
-    chair, seen = Chair(policy), observation(fleet=_fleet())
-    decisions = [chair.decide(seen) for _ in range(2000)]
-    explored = [d for d in decisions if d.explored]
-    assert 0.22 < len(explored) / len(decisions) < 0.28
-    assert {d.action for d in explored} == {0, 1, 2, 3}
-    probability = {d.action: d.probability for d in decisions}
-    assert probability[1] == pytest.approx(0.75 + 0.25 / 4)
-    assert sum(probability.values()) == pytest.approx(1.0)
-
-
-def test_exploration_avoids_candidates_that_would_miss() -> None:
-    """What should miss the deadline is not explored while something should make it."""
-    fleet = _fleet()
-    policy = DqnPolicy(_snapshot(quality=1.0), {"epsilon": 0.5})
-    # 8 tokens of the large tier need 80 ms: only the small one makes 30 ms.
-    chair, seen = Chair(policy), observation(fleet=fleet, slack_s=0.03)
-    explored = [d for d in (chair.decide(seen) for _ in range(500)) if d.explored]
-    assert {fleet.candidate(d.action)[0] for d in explored} == {"small"}
 
 
 def test_registry_makes_it() -> None:

@@ -86,3 +86,15 @@ def test_nothing_is_said_of_no_conversation() -> None:
     reply = pb.ExplainDecisionResponse()
     reply.candidates.add(candidate=common_pb2.Candidate(tier="small", endpoint="e0"), score=1.0)
     assert "conversation" not in " ".join(explain.words(explain.facts(reply)))
+
+
+def test_an_explored_decision_is_told_with_what_the_policy_liked_best() -> None:
+    """Its probability is that of the draw."""
+    reply = pb.ExplainDecisionResponse(
+        policy="price", explored=True, behavior_probability=0.025, action=1
+    )
+    for tier, score in (("small", 0.3), ("large", 0.2)):
+        candidate = common_pb2.Candidate(tier=tier, endpoint="e0")
+        reply.candidates.add(candidate=candidate, allowed=True, score=score)
+    text = " ".join(explain.words(explain.facts(reply)))
+    assert "Exploration drew it, with probability 0.025; price gave small@e0 the highest" in text

@@ -51,3 +51,28 @@ def test_profiles_are_told_with_age_and_error(
     assert found["profiles"][0]["errors"][1] == {
         "tier": "large", "range": "idle device", "error": -0.31, "count": 30,
     }  # fmt: skip
+
+
+def test_exploration_and_lost_experience_are_told(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How much was explored, why some decisions were closed to it, and what was dropped."""
+    exploration, experience = router[0].exploration, router[0].experience
+    exploration.share = 0.02
+    exploration.decision_counts.update({"explored": 3, "not_drawn": 190, "pressure": 7})
+    experience.waiting_count = 5
+    experience.oldest_age.FromMilliseconds(1_500)
+    experience.dropped_counts.update({"age": 40, "full": 2})
+    assert run(["status", "--router", router[1], "--require", "router"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "explores 2.0% of what is open to it: 3 of 200 decisions (not_drawn 190, pressure 7)",
+        "experience records dropped: 42 (age 40, full 2)",
+    ):
+        assert part in text
+    assert run(["status", "--router", router[1], "--require", "router", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["routers"]
+    assert found["exploration"]["decisions"]["explored"] == 3
+    assert found["experience"] == {
+        "waiting": 5, "oldest_s": 1.5, "dropped": {"age": 40, "full": 2},
+    }  # fmt: skip
