@@ -28,6 +28,7 @@ from services.router_inference.job import Choice, Job, Outcome
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending
+from services.router_inference.path.first_token import first_token_s
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.convert import OUTCOME_STATUS, OutcomeEntry
@@ -141,12 +142,18 @@ class Leases:
     def route(self, job: Job) -> Routed:
         """Decides for a client that has a data path of its own.
 
+        Nobody tells of its first token, so its prompt waits for as long as it was predicted to.
+
         Raises:
             DomainError: refused, or no endpoint; the job is ended.
         """
         lease_s = max(self._lease_s, job.task.default_deadline_s)
         load_s = _LOAD_DEADLINES * job.task.default_deadline_s
+        self.pass_first_tokens()
         choice = self._decided(job, lease_s, load_s, self._check_client)
+        first_s = first_token_s(choice, job.request)
+        if first_s < load_s:  # else its load ends before
+            self.expect_first_token(choice, first_s)
         request, target = job.request, choice.target
         ticket = Ticket(
             self._router_id, self._epoch, choice.sequence, self._clock_id, job.arrival_s, lease_s,

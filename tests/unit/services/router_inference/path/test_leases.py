@@ -56,6 +56,21 @@ async def test_a_routed_request_counts_until_its_report() -> None:
 
 
 @scenario
+async def test_the_prompt_of_a_routed_request_waits_for_as_long_as_predicted() -> None:
+    """It is out of the next decision's load by then, also where no sweep came in between."""
+    rig = make_rig(lease_s=2.0)
+    ledger, leases = rig.core.view.load.ledger, rig.core.leases
+    tickets = [leases.route(routed(rig, deadline_s=2.0)).ticket]
+    assert ledger.totals()["large", "e0"][1] == 10.0
+    await asyncio.sleep(1.0)
+    tickets.append(leases.route(routed(rig, deadline_s=2.0)).ticket)
+    assert list(ledger.totals()["large", "e0"])[:2] == [2.0, 10.0]
+    for ticket in tickets:
+        leases.close(ticket, DONE)
+    rig.assert_settled()
+
+
+@scenario
 async def test_a_lease_without_a_report_ends() -> None:
     """The load is taken back, the request counts as failed, its record says lease expired."""
     rig = make_rig(lease_s=2.0)

@@ -1,0 +1,32 @@
+"""When the first token of an answer is due whose beginning nobody tells."""
+
+from __future__ import annotations
+
+from router.types import Request
+from services.router_inference.job import Choice
+
+
+def first_token_s(choice: Choice, request: Request) -> float:
+    """Returns the predicted time from a decision to the first token, seconds.
+
+    The decision's own prediction (`router.kernels.predict_latency_s`), with one token in the place
+    of all: what is left of it beside hop and prompts is spread evenly over its cycles.
+    """
+    row, inputs = choice.action, choice.inputs
+    fleet, own_LC, others_LC = inputs.fleet.arrays, inputs.own_LC, inputs.others_LC
+    prompt_s_C = fleet.per_prompt_token_s_C
+    seat = inputs.asked.seat
+    new_tokens = request.prompt_tokens - (seat.cached_tokens if seat.row == row else 0.0)
+    fixed_s = fleet.overhead_s_C[row] + new_tokens * prompt_s_C[row]
+    for peer in fleet.peers_CP[row]:
+        if peer < 0:
+            break
+        fixed_s += (own_LC[1, peer] + others_LC[1, peer]) * prompt_s_C[peer]
+    fixed_s = float(fixed_s * inputs.slowness_D[fleet.device_C[row]])
+    in_flight, limit = own_LC[0, row] + others_LC[0, row], fleet.max_batch_C[row]
+    waited = 0.5 if in_flight > 0.0 else 0.0
+    if in_flight >= limit:
+        left = own_LC[2, row] + others_LC[2, row]
+        waited += (in_flight - limit + 1.0) / limit * left / in_flight
+    cycle_s = max(0.0, choice.predicted_s - fixed_s) / (waited + request.event_tokens)
+    return float(fixed_s + (waited + 1.0) * cycle_s)
