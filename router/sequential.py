@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ _POINTS = 14
 those that take a hundred million."""
 _FIRST = 0.9
 """The largest of them, as a share of the largest there may be."""
+_SIGNED_POINTS = 14
+"""Points of the mixture over differences of pairs: each twice the one before, from 1 on."""
 _STEPS = 60
 """Halvings in the search for a bound."""
 
@@ -133,6 +136,61 @@ class Arms:
         # The mean of those before, and never of this one: else the sums would promise nothing.
         self._count += 1
         self._mean += (value - self._mean) / self._count
+
+
+def judge_pairs(differences: Sequence[float], alpha: float) -> Judgement:
+    """Returns what differences show of which a coin told which side comes first.
+
+    Periods of a switchback come in pairs, the policy on trial in one and the one in force in the
+    other, and a fair coin that nobody knew before says which is which. Where the policies are
+    equal, the coin gives each difference d its sign, and for every x
+
+        prod exp(x d) / cosh(x d)
+
+    is a nonnegative martingale (Efron 1969, "Student's t-test under symmetry conditions"; de la
+    Pena, Klass and Lai 2004, "Self-normalized processes"), and so is a mixture of them. Ville's
+    inequality does the rest, as above. Nothing is assumed of how large differences are, or
+    whether periods are alike. It takes six to eight pairs that agree, however large the effect.
+
+    Args:
+        differences: policy on trial less policy in force, one for each pair, between -1 and 1.
+        alpha: chance that equal policies are ever called better or worse.
+
+    Returns:
+        BETTER, WORSE or GO_ON.
+    """
+    log_limit = -math.log(0.5 * alpha)
+    if _log_signed(differences, 1.0) >= log_limit:
+        return Judgement.BETTER
+    return Judgement.WORSE if _log_signed(differences, -1.0) >= log_limit else Judgement.GO_ON
+
+
+def smallest_shown(differences: Sequence[float], alpha: float) -> float:
+    """Returns the mean difference that as many pairs of such spread would show, about.
+
+    By exp(x^2 d^2 / 2), which is above cosh(x d), at the best x: sum d = sqrt(2 log(1/a) sum d^2).
+    """
+    count = len(differences)
+    if not count:
+        return math.inf
+    log_limit = math.log(2.0 * _SIGNED_POINTS / alpha)
+    return math.sqrt(2.0 * log_limit * math.fsum(d * d for d in differences)) / count
+
+
+def _log_signed(differences: Sequence[float], sign: float) -> float:
+    """Returns the logarithm of the mixed martingale; it rises with differences of the sign."""
+    logs: list[float] = []
+    for point in range(_SIGNED_POINTS):
+        x = sign * 2.0**point
+        # log cosh(u) = |u| + log((1 + exp(-2 |u|)) / 2)
+        logs.append(
+            math.fsum(
+                x * d - abs(x * d) - math.log1p(math.exp(-2.0 * abs(x * d))) + math.log(2.0)
+                for d in differences
+            )
+        )
+    top = max(logs)
+    return top + math.log(sum(math.exp(each - top) for each in logs) / _SIGNED_POINTS)
 
 
 def bounds_of(effect: Effect, alpha: float, reach: float) -> Bounds:

@@ -161,8 +161,9 @@ def promote(
         bool | None,
         typer.Option(
             "--in-steps/--at-once",
-            help="After the gate: shadow, canary, active by verdicts on live traffic, or active "
-            "at once [default: as the trainer's settings say, at once unless they are changed].",
+            help="After the gate: shadow, canary, switchback, active by verdicts on live traffic, "
+            "or active at once [default: as the trainer's settings say, at once unless they are "
+            "changed].",
         ),
     ] = None,
     mesh: MeshOption = "",
@@ -436,7 +437,7 @@ def _watch_told(watch: dict[str, Any]) -> str:
 def _told(rollout: dict[str, Any]) -> str:
     """Returns where a rollout stands, as a line."""
     name, stage = f"{rollout['policy']} {rollout['policy_version']}", rollout["stage"]
-    if stage not in ("shadow", "canary"):
+    if stage not in ("shadow", "canary", "switchback"):
         return f"last rollout, of {name}, ended as {stage}: {rollout['reason']}"
     return f"rollout of {name}: {stage}. {rollout['seen'] or rollout['reason']}"
 

@@ -309,7 +309,7 @@ def _check_trial(bad: Checks, trial: state_pb2.TrialReport) -> None:
     bad.count("trial.rollout", trial.rollout, _LARGEST_INT64, 1)
     bad.text("trial.problem", trial.problem, _LONGEST_PROBLEM)
     bad.text("trial.problem_detail", trial.problem_detail, _LONGEST_DETAIL)
-    for field in ("shadow", "canary"):
+    for field in ("shadow", "canary", "switchback"):
         for descriptor, value in getattr(trial, field).ListFields():
             low = -MAX_COUNT if descriptor.name in _SIGNED_SUMS else 0
             bad.number(f"trial.{field}.{descriptor.name}", value, low, MAX_COUNT)

@@ -194,22 +194,23 @@ def build_core(env: Surroundings) -> Core:
         bad_per_s=own.bad_traces_per_s,
     )
     explanations = Explanations(own.explanation_memory_bytes)
-    trial = Trial(
-        slot=env.slot,
-        explanations=explanations,
-        siblings=place.siblings,
-        bind=env.machine_code.bind,
-        limits=trial_limits(own),
-        max_state_age_s=own.state_max_age_s,
-        metrics=env.metrics,
-        clock=clock,
-        log=env.log,
-    )
     watch = PolicyWatch(
         slot=env.slot,
         fleet=view.fleet,
         siblings=place.siblings,
         slow_s=own.canary_decision_s,
+        metrics=env.metrics,
+        clock=clock,
+        log=env.log,
+    )
+    trial = Trial(
+        slot=env.slot,
+        explanations=explanations,
+        watch=watch,
+        siblings=place.siblings,
+        bind=env.machine_code.bind,
+        limits=trial_limits(own),
+        max_state_age_s=own.state_max_age_s,
         metrics=env.metrics,
         clock=clock,
         log=env.log,

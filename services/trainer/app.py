@@ -40,7 +40,7 @@ from services.trainer.online import OnlineTraining
 from services.trainer.promotion import Promoter
 from services.trainer.registry import PolicyRegistry
 from services.trainer.rollout import RolloutLimits, Rollouts
-from services.trainer.rollout_verdicts import ShadowLimits
+from services.trainer.rollout_verdicts import ShadowLimits, SwitchPlan
 from services.trainer.runs import RunBody, RunBook
 from services.trainer.servicer import SERVICE_NAME, TrainerServicer
 from services.trainer.settings import Settings, TrainerSettings
@@ -269,6 +269,11 @@ def rollout_limits(settings: TrainerSettings) -> RolloutLimits:
         ),
         # Values lie between -1 and 1: what an answer earns, less what its device time is worth.
         canary=Plan(alpha=settings.canary_alpha, smallest=settings.canary_effect, reach=2.0),
+        switch=SwitchPlan(
+            pairs=settings.switchback_pairs,
+            period_s=settings.switchback_period_s,
+            alpha=settings.canary_alpha,
+        ),
         shadow_s=settings.shadow_s,
         canary_s=settings.canary_s,
     )

@@ -21,6 +21,7 @@ from services.common.errors import InvalidArgumentError
 from services.common.state.policy_store import StoredPolicy
 from services.common.times import duration_of, set_duration
 from services.trainer.model import (
+    IN_ROLLOUT,
     MOST_STEPS,
     Mode,
     PolicyRecord,
@@ -31,7 +32,14 @@ from services.trainer.model import (
     WatchStage,
     WatchState,
 )
-from services.trainer.rollout_verdicts import CanarySeen, ShadowSeen, TrialSeen, Verdict
+from services.trainer.rollout_verdicts import (
+    CanarySeen,
+    ShadowSeen,
+    SwitchSeen,
+    TrialSeen,
+    Verdict,
+    decides_all,
+)
 from services.trainer.watch_seen import WatchSeen
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
@@ -68,11 +76,11 @@ MAX_TEXT_CHARACTERS = 1_024
 """Longest description or reason."""
 _STORED_STAGES = (Stage.PROPOSED.value, Stage.REJECTED.value)
 """The other stages follow from the activations and the rollout."""
+_MOST_PAIRS = 1_000
 _SIGNED_SUMS = ("value_sum", "control_value_sum", "effect_total")
 _WATCH_STAGES = tuple(stage.value for stage in WatchStage)
 _ROLLOUT_STAGES = tuple(
-    stage.value
-    for stage in (Stage.PROPOSED, Stage.SHADOW, Stage.CANARY, Stage.ACTIVE, Stage.REJECTED)
+    stage.value for stage in (Stage.PROPOSED, *IN_ROLLOUT, Stage.ACTIVE, Stage.REJECTED)
 )
 
 
@@ -281,12 +289,16 @@ def watch_order(state: WatchState, limits: WatchLimits, now_ns: int) -> pb.Watch
 
 
 def trial_message(
-    state: RolloutState, snapshot: bytes, share: float, watch: pb.WatchOrder | None = None
+    state: RolloutState,
+    snapshot: bytes,
+    share: float,
+    settle_s: float = 0.0,
+    watch: pb.WatchOrder | None = None,
 ) -> pb.WatchTrialResponse:
     """Returns what routers are to try, nothing unless the rollout runs, and to watch."""
     if not state.is_running:
         return pb.WatchTrialResponse(watch=watch)
-    return pb.WatchTrialResponse(
+    message = pb.WatchTrialResponse(
         watch=watch,
         rollout=state.number,
         stage=pb.PolicyStage.ValueType(state.stage.value),
@@ -296,6 +308,11 @@ def trial_message(
         snapshot=snapshot,
         snapshot_sha256=hashlib.sha256(snapshot).digest(),
     )
+    if state.stage is Stage.SWITCHBACK:
+        message.period = state.period
+        message.decides_all = decides_all(state.number, state.version, state.period)
+        set_duration(message.settle, settle_s)
+    return message
 
 
 def encode_rollout(state: RolloutState) -> bytes:
@@ -307,6 +324,10 @@ def encode_rollout(state: RolloutState) -> bytes:
         message.watch.CopyFrom(watch_message(state.watch))
     if state.carried != CanarySeen():
         message.carried.extend(astuple(state.carried))
+    if state.period:
+        message.period, message.judged_period_count = state.period, state.judged
+        message.period_time.FromNanoseconds(state.period_ns)
+        message.pair_differences.extend(state.differences)
     return message.SerializeToString()
 
 
@@ -336,6 +357,13 @@ def decode_rollout(payload: bytes) -> RolloutState:
     for name, value in carried.items():
         low = -MAX_COUNT if name in _SIGNED_SUMS else 0
         checks.number(f"carried.{name}", value, low, MAX_COUNT)
+    for name in ("period", "judged_period_count"):
+        checks.count(name, getattr(stored, name))
+    if stored.HasField("period_time"):
+        checks.moment("period_time", stored.period_time)
+    if checks.items("pair_differences", stored.pair_differences, _MOST_PAIRS):
+        for value in stored.pair_differences:
+            checks.number("pair_differences", value, -1.0, 1.0)
     watch = stored.watch
     checks.count("watch.activation", watch.activation)
     for name in ("policy", "policy_version", "replaced_policy", "replaced_policy_version"):
@@ -368,6 +396,10 @@ def decode_rollout(payload: bytes) -> RolloutState:
             end_ns=watch.end_time.ToNanoseconds(),
         ),
         carried=CanarySeen(**carried),
+        period=stored.period,
+        period_ns=stored.period_time.ToNanoseconds(),
+        judged=stored.judged_period_count,
+        differences=tuple(stored.pair_differences),
     )
 
 
@@ -397,9 +429,9 @@ def _figures(message: system_state_pb2.PolicyFigures) -> Figures:
 
 def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:
     """Returns what a router has seen of the policy on trial."""
-    shadow, canary = (
+    shadow, canary, switch = (
         {each.name: float(value) for each, value in part.ListFields()}
-        for part in (report.shadow, report.canary)
+        for part in (report.shadow, report.canary, report.switchback)
     )
     return TrialSeen(
         rollout=report.rollout,
@@ -408,6 +440,7 @@ def trial_seen(report: system_state_pb2.TrialReport) -> TrialSeen:
         detail=report.problem_detail[:200],
         shadow=ShadowSeen(**shadow),
         canary=CanarySeen(**canary),
+        switch=SwitchSeen(**switch) if report.HasField("switchback") else None,
     )
 
 

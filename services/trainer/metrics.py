@@ -44,7 +44,8 @@ class TrainerMetrics:
             ("stage", "verdict"),
         )
         self.rollout_stage = gauge(
-            "rollout_stage", "Stage of the rollout that runs: 3 shadow, 4 canary; 0 if none does."
+            "rollout_stage",
+            "Stage of the rollout that runs: 3 shadow, 4 canary, 8 switchback; 0 if none does.",
         )
         self.watch_steps = counter(
             "watch_steps", "Steps of watches over policies that became active.", ("stage",)

@@ -19,6 +19,11 @@ class Stage(enum.Enum):
     ACTIVE = 5
     RETIRED = 6
     REJECTED = 7
+    SWITCHBACK = 8
+
+
+IN_ROLLOUT = (Stage.SHADOW, Stage.CANARY, Stage.SWITCHBACK)
+"""Stages of a rollout that is under way."""
 
 
 class Mode(enum.Enum):
@@ -104,7 +109,7 @@ class RolloutState:
         number: of the rollout, above 0; 0 = there was none.
         policy: name of its policy.
         version: version of its policy.
-        stage: SHADOW or CANARY while it is under way, else where it ended.
+        stage: one of `IN_ROLLOUT` while it is under way, else where it ended.
         is_paused: it waits for somebody.
         reason: why it stands where it does.
         begin_ns: when it began, nanoseconds since 1970.
@@ -112,6 +117,10 @@ class RolloutState:
         pinned_activation: of what somebody activated by hand last; -1 for none.
         watch: over the policy that became active last.
         carried: what the canary's test had seen when the rollout was paused last.
+        period: of the switchback, from 1; 0 in other stages.
+        period_ns: when that period began, nanoseconds since 1970.
+        judged: periods that were judged.
+        differences: of each judged pair, what a request earned more under the policy on trial.
     """
 
     number: int = 0
@@ -125,11 +134,15 @@ class RolloutState:
     pinned_activation: int = -1
     watch: WatchState = WatchState()
     carried: CanarySeen = NOTHING_SEEN
+    period: int = 0
+    period_ns: int = 0
+    judged: int = 0
+    differences: tuple[float, ...] = ()
 
     @property
     def is_under_way(self) -> bool:
         """True if it has not ended, be it paused or not."""
-        return self.number > 0 and self.stage in (Stage.SHADOW, Stage.CANARY)
+        return self.number > 0 and self.stage in IN_ROLLOUT
 
     @property
     def is_running(self) -> bool:

@@ -1,4 +1,4 @@
-"""The rollout of a learned policy: shadow, canary, active, each step by a verdict.
+"""The rollout of a learned policy: shadow, canary, switchback, active, each step by a verdict.
 
 Where a rollout stands is in the registry, and what was seen of it is in the routers, so a trainer
 that dies and comes back goes on where it was. Routers report their sums with their load; they are
@@ -18,17 +18,22 @@ from services.common.log import Logger
 from services.common.telemetry import Telemetry
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import PolicyRecord, RolloutState, RolloutStep, Stage
+from services.trainer.model import IN_ROLLOUT, PolicyRecord, RolloutState, RolloutStep, Stage
 from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.rollout_tally import StageKey, Tally
 from services.trainer.rollout_verdicts import (
     Finding,
     ShadowLimits,
+    SwitchPlan,
     Verdict,
+    decides_all,
     difference,
     judge_canary,
     judge_shadow,
+    judge_switchback,
+    pair_difference,
+    switched,
 )
 from services.trainer.turn import Turn, TurnLostError
 from services.trainer.watch import Watches
@@ -54,12 +59,14 @@ class RolloutLimits:
     Attributes:
         shadow: what a policy must keep to in shadow.
         canary: the test of the canary.
+        switch: how the whole mesh is switched back and forth before the last step.
         shadow_s: longest time in shadow, seconds.
-        canary_s: longest time as a canary, seconds.
+        canary_s: longest time as a canary, and in the switchback, seconds.
     """
 
     shadow: ShadowLimits
     canary: Plan
+    switch: SwitchPlan
     shadow_s: float
     canary_s: float
 
@@ -87,7 +94,7 @@ class Rollouts:
         self._mesh = mesh
         self._turn = turn
         self.watches = watches
-        self._limits = limits
+        self.limits = limits
         self._telemetry = telemetry
         self._metrics = metrics
         self._clock = clock
@@ -118,8 +125,11 @@ class Rollouts:
             return ""
         if state.stage is Stage.SHADOW:
             return str(self._tally.shadow)
+        if state.stage is Stage.SWITCHBACK:
+            plan = self.limits.switch
+            return f"period {state.period} of {2 * plan.pairs}; {switched(state.differences, plan)}"
         canary = self._tally.canary
-        return f"{canary}; {difference(canary, self._limits.canary)}"
+        return f"{canary}; {difference(canary, self.limits.canary)}"
 
     async def begin(self, record: PolicyRecord, reason: str, *, by_hand: bool) -> RolloutState:
         """Puts a policy into shadow; one that waits for somebody makes way.
@@ -191,6 +201,9 @@ class Rollouts:
                 is_paused=False,
                 activation=self._registry.activation,
                 pinned_activation=-1,
+                # The pair that was under way is lost; those that were judged stay.
+                period=state.judged + 1 if state.period else 0,
+                period_ns=self._clock.wall_ns() if state.period else 0,
             )
             return await self._step(again, state.stage, Verdict.NONE, reason)
 
@@ -269,6 +282,8 @@ class Rollouts:
             await self._step(state, Stage.PROPOSED, Verdict.NONE, text)
             return
         self._tally.take(state, self._mesh.routers)
+        if state.stage is Stage.SWITCHBACK and not self._tally.problem:
+            state = await self._switch(state)
         found = self._judge(state)
         if found is None:
             return
@@ -278,8 +293,30 @@ class Rollouts:
             await self._pause(state, found.verdict, found.text)
         elif state.stage is Stage.SHADOW:
             await self._step(state, Stage.CANARY, found.verdict, found.text)
+        elif state.stage is Stage.CANARY and self.limits.switch.pairs:
+            begun = replace(state, period=1, period_ns=self._clock.wall_ns())
+            await self._step(begun, Stage.SWITCHBACK, found.verdict, found.text)
         else:
             await self._activate(state, found)
+
+    async def _switch(self, state: RolloutState) -> RolloutState:
+        """Judges a pair of periods that is over, and begins the next period when it is time."""
+        plan, now_ns = self.limits.switch, self._clock.wall_ns()
+        elapsed_s = (now_ns - state.period_ns) / 1e9
+        if state.period % 2 and state.judged < state.period - 1 and elapsed_s >= plan.settle_s:
+            # Late ends of the second period have come by now.
+            parts = {
+                decides_all(state.number, state.version, each): self._tally.period(each)
+                for each in (state.period - 2, state.period - 1)
+            }
+            found = pair_difference(parts[True], parts[False])
+            differences = state.differences if found is None else (*state.differences, found)
+            state = replace(state, judged=state.period - 1, differences=differences)
+            await self._registry.keep_rollout(state)
+        if elapsed_s >= plan.period_s and judge_switchback(state.differences, plan) is None:
+            state = replace(state, period=state.period + 1, period_ns=now_ns)
+            await self._registry.keep_rollout(state)
+        return state
 
     def _judge(self, state: RolloutState) -> Finding | None:
         key, now_s = StageKey(state.number, state.stage), self._clock.monotonic_s()
@@ -288,9 +325,11 @@ class Rollouts:
         problem = self._tally.problem
         if problem:
             return Finding(Verdict.WORSE, f"{problem}; {self.seen()}")
-        limits = self._limits
+        limits = self.limits
         if state.stage is Stage.SHADOW:
             found, longest_s = judge_shadow(self._tally.shadow, limits.shadow), limits.shadow_s
+        elif state.stage is Stage.SWITCHBACK:
+            found, longest_s = judge_switchback(state.differences, limits.switch), limits.canary_s
         else:
             found, longest_s = judge_canary(self._tally.canary, limits.canary), limits.canary_s
         if found is None and now_s - self._judged_since_s >= longest_s:
@@ -314,7 +353,7 @@ class Rollouts:
 
     def _check_open(self, state: RolloutState) -> None:
         """Raises RolloutHeldError if the canary's test had ended before the pause."""
-        plan = self._limits.canary
+        plan = self.limits.canary
         if state.stage is not Stage.CANARY or plan.judge(state.carried.effect) is Judgement.GO_ON:
             return
         raise RolloutHeldError(
@@ -335,7 +374,7 @@ class Rollouts:
     ) -> RolloutState:
         """Takes a step and tells it to everybody."""
         reason = cut(reason, _LONGEST_REASON) or "by hand"
-        is_over = stage not in (Stage.SHADOW, Stage.CANARY)
+        is_over = stage not in IN_ROLLOUT
         after = replace(
             state, stage=stage, reason=reason, is_paused=state.is_paused and not is_over
         )

@@ -7,16 +7,28 @@ neither can be said, and then a person decides. None of them yet means that the 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, TypeVar
 
-from router.sequential import Effect, Judgement, Plan, bounds_of
+from router.sequential import (
+    Effect,
+    Judgement,
+    Plan,
+    bounds_of,
+    judge_pairs,
+    smallest_shown,
+)
 
 _ALWAYS_ONE = 0.8
 """A policy that always takes one tier is suspect if the active one does in no more than so many."""
 _SLOWER = 4.0
 """A policy is too slow only if it takes so many times as long as the active one, too."""
+
+_LEAST_IN_PERIOD = 10
+"""A pair of periods with fewer requests in either says nothing."""
 
 Counts = TypeVar("Counts", bound="ShadowSeen | CanarySeen")
 
@@ -115,6 +127,61 @@ def total(kind: type[Counts], parts: Iterable[Counts]) -> Counts:
     return kind(**sums)
 
 
+@dataclass(frozen=True, slots=True)
+class SwitchSeen:
+    """Requests of the last two periods of a switchback; see `SwitchbackCounts` of the contract."""
+
+    period: float = 0.0
+    request_count: float = 0.0
+    missed_count: float = 0.0
+    reward_sum: float = 0.0
+    last_request_count: float = 0.0
+    last_missed_count: float = 0.0
+    last_reward_sum: float = 0.0
+    fault_count: float = 0.0
+
+
+class PeriodSeen(NamedTuple):
+    """Requests of one period.
+
+    Attributes:
+        requests: that ended.
+        missed: of these.
+        reward: sum of what they earned.
+    """
+
+    requests: float = 0.0
+    missed: float = 0.0
+    reward: float = 0.0
+
+    def plus(self, other: PeriodSeen) -> PeriodSeen:
+        """Returns both together."""
+        return PeriodSeen(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPlan:
+    """How the whole mesh is switched back and forth.
+
+    Attributes:
+        pairs: of periods, one with each policy; 0 leaves the stage out.
+        period_s: length of a period, seconds.
+        alpha: chance that equal policies are ever called better or worse.
+        settle_share: part of each period whose requests do not count, so that neither what the
+            other policy left under way nor the pressure it made is taken for this one's.
+    """
+
+    pairs: int
+    period_s: float
+    alpha: float
+    settle_share: float = 1.0 / 3.0
+
+    @property
+    def settle_s(self) -> float:
+        """Time at the beginning of a period whose requests do not count, seconds."""
+        return self.settle_share * self.period_s
+
+
 class TrialSeen(NamedTuple):
     """What a router reports of the policy on trial.
 
@@ -125,6 +192,7 @@ class TrialSeen(NamedTuple):
         detail: the same in words.
         shadow: decisions taken again.
         canary: requests of both arms.
+        switch: requests of periods; None in other stages.
     """
 
     rollout: int
@@ -133,6 +201,7 @@ class TrialSeen(NamedTuple):
     detail: str = ""
     shadow: ShadowSeen = ShadowSeen()
     canary: CanarySeen = CanarySeen()
+    switch: SwitchSeen | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,4 +265,55 @@ def difference(seen: CanarySeen, plan: Plan) -> str:
     return (
         f"difference {found.mean:+.4f}, between {found.low:+.4f} and {found.high:+.4f} with "
         f"probability {1.0 - plan.alpha:g}"
+    )
+
+
+def decides_all(rollout: int, version: str, period: int) -> bool:
+    """Returns whether the policy on trial decides in a period of a switchback.
+
+    Of two periods it has one; a coin for each pair, which nobody can foresee who does not know the
+    rollout's number, says which.
+    """
+    pair, second = divmod(period - 1, 2)
+    text = f"{rollout} {version} {pair}".encode()
+    coin = hashlib.blake2b(text, digest_size=1).digest()[0] & 1
+    return bool(coin) is not bool(second)
+
+
+def pair_difference(trial: PeriodSeen, control: PeriodSeen) -> float | None:
+    """Returns by how much more a request earned under the policy on trial; None if too few did."""
+    if min(trial.requests, control.requests) < _LEAST_IN_PERIOD:
+        return None
+    return trial.reward / trial.requests - control.reward / control.requests
+
+
+def judge_switchback(differences: Sequence[float], plan: SwitchPlan) -> Finding | None:
+    """Returns what pairs of periods show; None as long as the switching goes on.
+
+    A few pairs show large effects alone. Where they show none, a policy that the canary found
+    better goes on unless it earned less here; then nobody can tell.
+    """
+    judgement = judge_pairs(differences, plan.alpha)
+    text = switched(differences, plan)
+    if judgement is Judgement.WORSE:
+        return Finding(Verdict.WORSE, f"it earns less when it decides everything: {text}")
+    if judgement is Judgement.BETTER:
+        return Finding(Verdict.BETTER, f"it earns more when it decides everything: {text}")
+    if len(differences) < plan.pairs:
+        return None
+    if math.fsum(differences) >= 0.0:
+        return Finding(Verdict.BETTER, f"it earns no less when it decides everything: {text}")
+    what = "it may earn less when it decides everything, or not"
+    return Finding(Verdict.CANNOT_TELL, f"{what}: {text}")
+
+
+def switched(differences: Sequence[float], plan: SwitchPlan) -> str:
+    """Returns how large the effect of switching the whole mesh is, as far as it is known."""
+    if not differences:
+        return f"no pair of periods of {plan.period_s:g} s is over yet"
+    mean = math.fsum(differences) / len(differences)
+    shown = min(2.0, smallest_shown(differences, plan.alpha))
+    return (
+        f"reward {mean:+.4f} a request over {len(differences)} pairs of periods of "
+        f"{plan.period_s:g} s; {shown:.4f} would show with probability {1.0 - plan.alpha:g}"
     )

@@ -260,7 +260,8 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         async for state, snapshot in self._registry.watch_rollout():
             watches = self._rollouts.watches
             order = convert.watch_order(state.watch, watches.plan.limits, watches.now_ns())
-            yield convert.trial_message(state, snapshot, self._canary_share, order)
+            settle_s = self._rollouts.limits.switch.settle_s
+            yield convert.trial_message(state, snapshot, self._canary_share, settle_s, order)
 
     async def WatchPolicies(
         self, request: pb.WatchPoliciesRequest, context: Context

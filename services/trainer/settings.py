@@ -66,7 +66,7 @@ class TrainerSettings(ServerSettings):
     gate_seeds: int = Field(default=2, ge=1, le=100)
     """Seeds the gate simulates."""
     rollout: RolloutMode = "unattended"
-    """Which promotions go on in steps (shadow, canary, active) after the gate.
+    """Which promotions go on in steps (shadow, canary, switchback, active) after the gate.
 
     `unattended` are those of training runs: who promotes by hand looks at what becomes of it.
     """
@@ -85,7 +85,11 @@ class TrainerSettings(ServerSettings):
     canary_effect: float = Field(default=0.02, gt=0.0, le=2.0)
     """Smallest difference in value per request that a canary is sure to show."""
     canary_s: float = Field(default=21_600.0, gt=0.0, le=2_592_000.0)
-    """Longest time as a canary, seconds; then the rollout is paused."""
+    """Longest time as a canary, and in the switchback, seconds; then the rollout is paused."""
+    switchback_pairs: int = Field(default=12, ge=0, le=1_000)
+    """Pairs of periods of the whole mesh, one with each policy, before the last step; 0: none."""
+    switchback_period_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+    """Length of such a period, seconds; requests of its first third do not count."""
     watch_s: float = Field(default=3_600.0, ge=0.0, le=604_800.0)
     """Time for which a learned policy that has become active is compared with the one it replaced,
     seconds; 0 never does."""

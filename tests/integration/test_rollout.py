@@ -43,6 +43,8 @@ poll_interval_s = 0.1
 shadow_decisions = 40
 canary_share = 0.5
 canary_effect = 0.1
+switchback_pairs = 1
+switchback_period_s = 3.0
 """
 
 
@@ -184,12 +186,14 @@ async def test_a_better_policy_goes_from_shadow_to_active(
         await mesh.serve_until(lambda r: r.stage == pb.POLICY_STAGE_CANARY, "canary")
         await mesh.command("list", "--json")
         assert '"stage": "canary"' in capsys.readouterr().out
+        await mesh.serve_until(lambda r: r.stage == pb.POLICY_STAGE_SWITCHBACK, "switchback")
         done = await mesh.serve_until(lambda r: r.stage == pb.POLICY_STAGE_ACTIVE, "active")
-        assert "it earns more" in done.reason
+        assert "it earns no less when it decides everything" in done.reason
         info = await mesh.info(version)
         assert info.stage == pb.POLICY_STAGE_ACTIVE
         assert [step.verdict for step in info.steps] == [
             pb.ROLLOUT_VERDICT_UNSPECIFIED,
+            pb.ROLLOUT_VERDICT_BETTER,
             pb.ROLLOUT_VERDICT_BETTER,
             pb.ROLLOUT_VERDICT_BETTER,
             pb.ROLLOUT_VERDICT_UNSPECIFIED,  # from here on it is watched
@@ -201,7 +205,7 @@ async def test_a_better_policy_goes_from_shadow_to_active(
         )
         await until(mesh.is_tried_nowhere, "nothing is on trial", LIMIT_S)
         await mesh.command("show", version)
-        assert "canary (better)" in capsys.readouterr().out
+        assert "switchback (better)" in capsys.readouterr().out
         metrics = generate_latest(mesh.routers[0].app.registry).decode()
         assert 'tiercel_trial_requests_total{arm="canary",outcome="on_time"}' in metrics
         # In 16 requests at a time on one event loop with everything else, this is no measurement.

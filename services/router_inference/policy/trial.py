@@ -3,8 +3,9 @@
 In its first stage, shadow, it is asked in the background about decisions that were taken, which the
 ring of explanations keeps: nothing is added to a request's path. In its second, canary, it decides
 a share of the requests, drawn by their ids, and as many others are what it is compared with. What
-came of both is measured by one ruler (`router.ruler`) in the background. A trial that breaks a
-limit is stopped here at once, whatever becomes of the trainer.
+came of both is measured by one ruler (`router.ruler`) in the background. In its third, switchback,
+it decides all requests of some periods and none of others, as the trainer says. A trial that breaks
+a limit is stopped here at once, whatever becomes of the trainer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from router.ruler import Ruler
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.job import Arm, Job, Outcome
+from services.router_inference.path.admission import REASON_DEADLINE
 from services.router_inference.policy.slot import PolicySlot, Promoted, RefusedPolicyError
 from services.router_inference.policy.trial_counts import (
     TrialSeen,
@@ -28,11 +30,19 @@ from services.router_inference.policy.trial_counts import (
     reported,
     row_of,
 )
-from services.router_inference.policy.trial_work import Canary, Ended, Shadow, TrialLimits
+from services.router_inference.policy.trial_work import (
+    Canary,
+    Ended,
+    Shadow,
+    Switchback,
+    TrialLimits,
+)
+from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.explanations import Explanations
 from services.router_inference.workers.siblings import NoSiblings
 
+_ENDED = (Outcome.ON_TIME, Outcome.LATE, Outcome.FAILED)
 _TICK_S = 0.1
 _MOST_PER_TICK = 500
 _MOST_WAITING = 10_000
@@ -43,15 +53,28 @@ class Tried(NamedTuple):
 
     Attributes:
         rollout: number of the rollout; 0 = nothing.
-        is_canary: it decides a share.
+        is_canary: it decides.
         share: of the requests, 0 to 0.5.
         policy: the policy.
+        period: of a switchback, from 1; 0 in other stages.
+        decides_all: it decides all requests of that period.
+        settle_s: requests that arrive within so long after its beginning do not count, seconds.
     """
 
     rollout: int
     is_canary: bool
     share: float
     policy: Promoted
+    period: int = 0
+    decides_all: bool = False
+    settle_s: float = 0.0
+
+    @property
+    def stage(self) -> str:
+        """Name of its stage."""
+        if self.period:
+            return "switchback"
+        return "canary" if self.is_canary else "shadow"
 
 
 class Trial:
@@ -67,6 +90,7 @@ class Trial:
         *,
         slot: PolicySlot,
         explanations: Explanations,
+        watch: PolicyWatch,
         siblings: NoSiblings,
         bind: Bind,
         limits: TrialLimits,
@@ -77,6 +101,7 @@ class Trial:
     ) -> None:
         """Takes its parts; `max_state_age_s` is that of the guard, seconds."""
         self._slot = slot
+        self._watch = watch
         self._explanations = explanations
         self._siblings = siblings
         self._explainer = Explainer(bind)
@@ -90,6 +115,7 @@ class Trial:
         self._tried: Tried | None = None
         self._shadow: Shadow | None = None
         self._canary: Canary | None = None
+        self._switch: Switchback | None = None
         self._is_suspended = False
         self._problem = self._detail = ""
         self._ended: deque[Ended] = deque(maxlen=_MOST_WAITING)
@@ -102,6 +128,8 @@ class Trial:
         tried = self._tried
         if tried is None or self._slot.is_pinned:
             return None
+        if tried.period:
+            return Arm.CANARY if tried.decides_all else Arm.CONTROL
         digest = hashlib.blake2b(request_id.encode(), digest_size=8, key=self._salt).digest()
         place = int.from_bytes(digest, "little") / 2.0**64
         if place < tried.share:
@@ -110,9 +138,10 @@ class Trial:
 
     @property
     def guard(self) -> Guard:
-        """What decides for the requests of the canary."""
-        assert self._canary is not None
-        return self._canary.guard
+        """What decides for the requests of the policy on trial."""
+        found = self._canary or self._switch
+        assert found is not None
+        return found.guard
 
     def on_end(self, job: Job, reward: float) -> None:
         """Takes in the end of a request of either arm, to be measured in the background.
@@ -120,7 +149,14 @@ class Trial:
         What a client cancelled or only claims says nothing.
         """
         choice = job.choice
-        if not self.is_deciding or choice is None or job.is_routed:
+        if not self.is_deciding or job.is_routed:
+            return
+        if self._switch is not None:
+            is_hopeless = job.outcome is Outcome.REFUSED and job.reason == REASON_DEADLINE
+            if is_hopeless or (choice is not None and job.outcome in _ENDED):
+                self._switch.on_end(job, reward, self._watch.slow_s)
+            return
+        if choice is None:
             return
         if job.outcome in (Outcome.CANCELLED, Outcome.INVALID) or choice.start_s < self._began_s:
             return
@@ -140,6 +176,7 @@ class Trial:
         if before is not None and _is_same(before, tried):
             self._is_suspended = False
             self.is_deciding = tried.is_canary and not self._problem
+            self._turn(tried)
             return
         self._begin(tried.policy.version)
         try:
@@ -147,7 +184,10 @@ class Trial:
         except RefusedPolicyError as error:
             self._stop(error.reason, str(error))
             return
-        if tried.is_canary:
+        if tried.period:
+            self._switch = Switchback(self._guard_of(policy), self.limits, self._metrics)
+            self._turn(tried)
+        elif tried.is_canary:
             self._canary = Canary(self._guard_of(policy), self._ruler, self._metrics)
         else:
             self._shadow = Shadow(
@@ -163,6 +203,11 @@ class Trial:
         self._log.info("trial", **names, share=tried.share)
         labels = (names["policy"], names["policy_version"], names["stage"])
         self._metrics.trial_info.labels(*map(str, labels)).set(1.0)
+
+    def _turn(self, tried: Tried) -> None:
+        if self._switch is not None:
+            now_s = self._clock.monotonic_s()
+            self._switch.turn(tried.period, tried.decides_all, tried.settle_s, now_s)
 
     def end(self) -> None:
         """Ends what is on trial, keeping nothing."""
@@ -188,6 +233,7 @@ class Trial:
             self._detail,
             None if self._shadow is None else self._shadow.counts,
             None if self._canary is None else self._canary.counts,
+            None if self._switch is None else self._switch.counts,
         )
 
     def told(self) -> TrialTold | None:
@@ -219,6 +265,10 @@ class Trial:
             problem = self._canary.problem(self.limits)
             if problem is not None:
                 self._stop(*problem)
+        elif self._switch is not None:
+            problem = self._switch.problem(self._watch.in_force())
+            if problem is not None:
+                self._stop(*problem)
         elif self._shadow is not None:
             for choice in self._explanations.newest(self._shadow.last_sequence, _MOST_PER_TICK):
                 if choice.start_s < self._began_s:
@@ -244,7 +294,7 @@ class Trial:
     def _begin(self, version: str) -> None:
         """Forgets what was on trial before."""
         self.is_deciding = self._is_suspended = False
-        self._shadow = self._canary = None
+        self._shadow = self._canary = self._switch = None
         self._problem = self._detail = ""
         self._ended.clear()
         self._began_s, self._salt = self._clock.monotonic_s(), version.encode()[:64]
@@ -257,14 +307,14 @@ class Trial:
             "rollout": tried.rollout,
             "policy": tried.policy.name[:64],
             "policy_version": tried.policy.version[:64],
-            "stage": "canary" if tried.is_canary else "shadow",
+            "stage": tried.stage,
         }
 
 
 def _is_same(before: Tried, now: Tried) -> bool:
     """Returns whether what was seen before goes on counting."""
-    return (before.rollout, before.is_canary, before.policy.version) == (
+    return (before.rollout, before.stage, before.policy.version) == (
         now.rollout,
-        now.is_canary,
+        now.stage,
         now.policy.version,
     )

@@ -120,16 +120,62 @@ class CanaryCounts:
         }
 
 
+@dataclass(slots=True)
+class PeriodCounts:
+    """Requests of one period of a switchback.
+
+    Attributes:
+        requests: that ended.
+        missed: of these, late, failed, given up, or refused since they would have been late.
+        reward: sum of their delivered rewards.
+    """
+
+    requests: int = 0
+    missed: int = 0
+    reward: float = 0.0
+
+
+@dataclass(slots=True)
+class SwitchCounts:
+    """Requests of the last two periods of a switchback.
+
+    Attributes:
+        period: number of the present one, from 1.
+        present: its requests.
+        last: those of the period before.
+        faults: decisions of the stage in which the policy on trial failed.
+    """
+
+    period: int = 0
+    present: PeriodCounts = field(default_factory=PeriodCounts)
+    last: PeriodCounts = field(default_factory=PeriodCounts)
+    faults: int = 0
+
+    def numbers(self) -> dict[str, float]:
+        """Returns them by their names in the contract's `SwitchbackCounts`."""
+        return {
+            "period": self.period,
+            "request_count": self.present.requests,
+            "missed_count": self.present.missed,
+            "reward_sum": self.present.reward,
+            "last_request_count": self.last.requests,
+            "last_missed_count": self.last.missed,
+            "last_reward_sum": self.last.reward,
+            "fault_count": self.faults,
+        }
+
+
 class TrialSeen(NamedTuple):
     """What a process has seen of a trial.
 
     Attributes:
         rollout: number of the rollout.
-        is_canary: it is in the stage in which it decides a share.
+        is_canary: it is in a stage in which it decides.
         problem: why the policy is asked no more, a reason; empty if it is.
         detail: the same in words.
-        shadow: what it was asked beside; None in the other stage.
-        canary: how requests ended; None in the other stage.
+        shadow: what it was asked beside; None in other stages.
+        canary: how requests ended; None in other stages.
+        switch: how requests of periods ended; None in other stages.
     """
 
     rollout: int
@@ -138,6 +184,12 @@ class TrialSeen(NamedTuple):
     detail: str
     shadow: ShadowCounts | None
     canary: CanaryCounts | None
+    switch: SwitchCounts | None = None
+
+    @property
+    def stage(self) -> float:
+        """The stage as a number that siblings compare."""
+        return float(self.is_canary) + (self.switch is not None)
 
 
 class TrialTold(NamedTuple):
@@ -161,16 +213,21 @@ class TrialTold(NamedTuple):
 def reported(seen: TrialSeen, siblings: Iterable[NDArray[np.float64]] = ()) -> TrialTold:
     """Returns what a process and its siblings have seen together, by `row_of` of each of them."""
     is_canary = seen.is_canary
-    if is_canary:
+    if seen.switch is not None:
+        numbers = seen.switch.numbers()
+    elif is_canary:
         numbers = (seen.canary or CanaryCounts()).numbers()
     else:
         numbers = (seen.shadow or ShadowCounts()).numbers()
     problem, detail = seen.problem, seen.detail
     for row in siblings:
-        if (row[0], row[1]) != (seen.rollout, is_canary):
+        if (row[0], row[1]) != (seen.rollout, seen.stage):
             continue  # one that has not heard of the stage yet, or has no trial
+        if seen.switch is not None and row[_HEAD] != seen.switch.period:
+            continue  # nor of the period
         for place, name in enumerate(numbers, _HEAD):
-            numbers[name] += float(row[place])
+            if name != "period":
+                numbers[name] += float(row[place])
         if row[2] and not problem:
             problem, detail = _REASONS[int(row[2])], "another worker saw it"
     return TrialTold(seen.rollout, is_canary, problem, detail, numbers)
@@ -182,6 +239,6 @@ def row_of(seen: TrialSeen | None) -> NDArray[np.float64]:
     if seen is not None:
         own = reported(seen)
         reason = _REASONS.index(own.problem) if own.problem in _REASONS else 0
-        values = (own.rollout, own.is_canary, reason, *own.numbers.values())
+        values = (own.rollout, seen.stage, reason, *own.numbers.values())
         row[: len(values)] = values
     return row

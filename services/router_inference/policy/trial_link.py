@@ -89,9 +89,11 @@ def watched_of(response: trainer_pb2.WatchTrialResponse) -> Watched:
 
 def tried_of(response: trainer_pb2.WatchTrialResponse) -> Tried:
     """Returns what a trainer wants tried; a stage or a share that is none is nothing."""
+    is_switch = response.stage == trainer_pb2.POLICY_STAGE_SWITCHBACK
     is_canary = response.stage == trainer_pb2.POLICY_STAGE_CANARY
     share = response.share if is_canary else 0.0
     is_known = is_canary or response.stage == trainer_pb2.POLICY_STAGE_SHADOW
+    is_known |= is_switch and response.period > 0
     if not is_known or not math.isfinite(share) or not 0.0 <= share <= _LARGEST_SHARE:
         return Tried(0, False, 0.0, _NONE)
     policy = Promoted(
@@ -101,4 +103,8 @@ def tried_of(response: trainer_pb2.WatchTrialResponse) -> Tried:
         response.snapshot_sha256,
         0,
     )
-    return Tried(response.rollout, is_canary, share, policy)
+    if not is_switch:
+        return Tried(response.rollout, is_canary, share, policy)
+    settle_s = max(0.0, seconds_of(response.settle))
+    period, decides_all = response.period, response.decides_all
+    return Tried(response.rollout, True, 0.0, policy, period, decides_all, settle_s)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from router import watch
 from router.bound import Rule
 from router.explanation import Explainer
 from router.guard import FallbackReason, Guard
 from router.ruler import Ruler
 from router.sequential import Arms, bounds_of
+from router.watch import Figures, Watcher, WatchLimits
 from services.common.log import Logger
-from services.router_inference.job import Arm, Choice
+from services.router_inference.job import Arm, Choice, Job, Outcome
 from services.router_inference.policy.trial_counts import (
     REASON_FAULTS,
     REASON_MISSES,
     REASON_SLOW,
     ArmCounts,
     CanaryCounts,
+    PeriodCounts,
     ShadowCounts,
+    SwitchCounts,
 )
 from services.router_inference.records.accounts import RouterMetrics
 
@@ -194,6 +199,87 @@ class Canary:
             text = f"takes {canary_s:.6f} s for a decision, its control {control_s:.6f} s"
             return REASON_SLOW, f"{text}; limit {limits.decision_s:g} s"
         return None
+
+
+class Switchback:
+    """Counts requests of periods in which one policy decides all of them.
+
+    Attributes:
+        guard: decides in the periods of the policy on trial.
+        counts: what came of it.
+        decides_all: the policy on trial decides in the present period.
+    """
+
+    def __init__(self, guard: Guard, limits: TrialLimits, metrics: RouterMetrics) -> None:
+        """Takes the guard of its policy, and what stops it."""
+        self.guard = guard
+        self.counts = SwitchCounts()
+        self.decides_all = False
+        self._metrics = metrics
+        self._figures = Figures()
+        self._watcher = Watcher(WatchLimits(limits.misses, limits.misses))
+        self._began_s = self._counts_s = 0.0
+        self._last_counts_s, self._last_decided = math.inf, False
+
+    def turn(self, period: int, decides_all: bool, settle_s: float, now_s: float) -> None:
+        """Begins a period, or goes on with it."""
+        counts = self.counts
+        if period == counts.period:
+            return
+        counts.last = counts.present if period == counts.period + 1 else PeriodCounts()
+        counts.period, counts.present = period, PeriodCounts()
+        self._last_counts_s, self._last_decided = self._counts_s, self.decides_all
+        self._began_s, self._counts_s = now_s, now_s + settle_s
+        self.decides_all = decides_all
+
+    def on_end(self, job: Job, reward: float, slow_s: float) -> None:
+        """Counts an end; what a client cancelled or only claims is not told here."""
+        is_given_up = job.is_rescued or job.retry_count > 0
+        is_missed = is_given_up or job.outcome is not Outcome.ON_TIME
+        is_trial = job.arm is Arm.CANARY
+        if job.arrival_s >= self._began_s:
+            period, counts_s = self.counts.present, self._counts_s
+            decided = self.decides_all
+        else:
+            period, counts_s = self.counts.last, self._last_counts_s
+            decided = self._last_decided
+        if is_trial is not decided:
+            return
+        name = (Arm.CANARY if is_trial else Arm.CONTROL).value
+        outcome = "missed" if is_missed else "on_time"
+        self._metrics.trial_requests.labels(arm=name, outcome=outcome).inc()
+        choice = job.choice
+        if is_trial:
+            is_slow = choice is not None and choice.end_s - choice.start_s > slow_s
+            is_failed = job.outcome is Outcome.FAILED
+            self._figures.add(
+                job.load_class, is_missed=is_missed, is_failed=is_failed, is_slow=is_slow
+            )
+        if job.arrival_s >= counts_s:
+            period.requests += 1
+            period.missed += is_missed
+            period.reward += reward
+
+    def problem(self, before: Figures) -> tuple[str, str] | None:
+        """Returns which limit it breaks, as a reason and in words; None for none.
+
+        Args:
+            before: last figures of the policy in force, which nothing is compared with at once.
+        """
+        faults = self.guard.counts
+        self.counts.faults = sum(faults[reason] for reason in _FAULTS)
+        self._figures.faults = float(self.counts.faults)
+        broken = self._watcher.look(before, self._figures)
+        return None if broken is None else (_AS_CANARY[broken.reason], broken.detail)
+
+
+_AS_CANARY = {
+    watch.REASON_MISSES: REASON_MISSES,
+    watch.REASON_ERRORS: REASON_MISSES,
+    watch.REASON_FAULTS: REASON_FAULTS,
+    watch.REASON_SLOW: REASON_SLOW,
+}
+"""Reasons of the rule that compares with last figures, as those of a trial."""
 
 
 def _mean_s(arm: ArmCounts) -> float:

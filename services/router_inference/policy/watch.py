@@ -167,6 +167,10 @@ class PolicyWatch:
         self._told = watched
         self._until_s = self._clock.monotonic_s() + watched.left_s
 
+    def in_force(self) -> Figures:
+        """Returns the last figures of the policy in use, of this process."""
+        return self._older.plus(self._newer)
+
     @property
     def is_under_way(self) -> bool:
         """True while the policy in use is watched."""

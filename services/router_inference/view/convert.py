@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -407,10 +408,13 @@ def trial_report(told: TrialTold) -> system_state_pb2.TrialReport:
         problem_detail=told.detail[:200],
         is_canary=told.is_canary,
     )
-    part = report.canary if told.is_canary else report.shadow
+    part: Any = report.canary if told.is_canary else report.shadow
+    if "period" in told.numbers:
+        part = report.switchback
     part.SetInParent()
     for name, value in told.numbers.items():
-        setattr(part, name, round(value) if name.endswith("_count") else value)
+        is_whole = name.endswith("_count") or name == "period"
+        setattr(part, name, round(value) if is_whole else value)
     return report
 
 

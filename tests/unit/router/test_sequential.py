@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.sequential import Arms, Effect, Judgement, Plan, boundary, bounds_of
+from router.sequential import (
+    Arms,
+    Effect,
+    Judgement,
+    Plan,
+    boundary,
+    bounds_of,
+    judge_pairs,
+    smallest_shown,
+)
 
 PLAN = Plan(alpha=0.05, smallest=0.1, reach=2.0)
 LOOK_EVERY = 20
@@ -142,3 +151,42 @@ def test_any_value_is_taken(values: list[tuple[bool, float]]) -> None:
     assert arms.effect.drawn == len(values)
     assert abs(arms.effect.total) <= 4.0 * len(values)
     assert math.isfinite(arms.effect.square)
+
+
+def test_pairs_of_equal_policies_are_seldom_told_apart() -> None:
+    """Whatever differences are like, looked at after each: in alpha of the tests at most."""
+    rng, wrong, alpha = np.random.default_rng(11), 0, 0.1
+    for _ in range(600):
+        size = np.minimum(1.0, np.abs(rng.standard_cauchy(24)) * rng.choice([0.001, 0.02, 0.3]))
+        differences = np.where(rng.random(24) < 0.5, size, -size).tolist()
+        found = {judge_pairs(differences[:count], alpha) for count in range(1, 25)}
+        wrong += found != {Judgement.GO_ON}
+    assert 0 < wrong <= 600 * alpha
+
+
+@pytest.mark.parametrize("size", [0.0005, 0.02, 0.5])
+def test_pairs_that_agree_show_an_effect_of_any_size(size: float) -> None:
+    """Six to eight of them; one of twelve that does not agree leaves it as it is."""
+    needed = next(
+        count for count in range(1, 30) if judge_pairs([size] * count, 0.05) is Judgement.BETTER
+    )
+    assert 6 <= needed <= 8
+    assert judge_pairs([-size] * needed, 0.05) is Judgement.WORSE
+    assert judge_pairs([size] * 11 + [-0.1 * size], 0.05) is Judgement.BETTER
+    assert judge_pairs([size, -size] * 12, 0.05) is Judgement.GO_ON
+    assert judge_pairs([], 0.05) is Judgement.GO_ON
+
+
+def test_what_pairs_would_show_is_about_what_they_do() -> None:
+    """A mean twice as large is told in most draws, and one of half the size in few."""
+    rng = np.random.default_rng(3)
+    told = {0.5: 0, 2.0: 0}
+    for factor in told:
+        for _ in range(200):
+            noise = rng.normal(0.0, 0.02, 40)
+            shown = smallest_shown(noise.tolist(), 0.05)
+            found = judge_pairs((noise + factor * shown).tolist(), 0.05)
+            told[factor] += found is Judgement.BETTER
+    assert told[2.0] > 150
+    assert told[0.5] < 50
+    assert smallest_shown([], 0.05) == math.inf

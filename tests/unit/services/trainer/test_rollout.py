@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,11 @@ from services.trainer.rollout_verdicts import (
     CanarySeen,
     ShadowLimits,
     ShadowSeen,
+    SwitchPlan,
+    SwitchSeen,
     TrialSeen,
     Verdict,
+    decides_all,
 )
 from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
 from services.trainer.watch import Watches, WatchPlan
@@ -40,6 +44,7 @@ from tests.unit.services.trainer.test_registry import snapshot
 LIMITS = RolloutLimits(
     shadow=ShadowLimits(decisions=100, decision_s=0.002, value_loss=0.1),
     canary=Plan(alpha=0.05, smallest=0.1, reach=2.0),
+    switch=SwitchPlan(pairs=0, period_s=30.0, alpha=0.05),
     shadow_s=60.0,
     canary_s=600.0,
 )
@@ -77,7 +82,8 @@ class Mesh:
 class Bench:
     """Rollouts over a registry in memory and routers of the test's."""
 
-    def __init__(self, over: RegistryBench | None = None) -> None:
+    def __init__(self, over: RegistryBench | None = None, limits: RolloutLimits = LIMITS) -> None:
+        self.limits = limits
         self.over = over or RegistryBench()
         self.clock, self.log = self.over.clock, get_logger("test")
         self.mesh, self.prometheus = Mesh(), CollectorRegistry()
@@ -114,7 +120,7 @@ class Bench:
                 log=self.log,
                 name=ROLLOUT_LEASE_NAME,
             ),
-            limits=LIMITS,
+            limits=self.limits,
             telemetry=telemetry,
             metrics=metrics,
             clock=self.clock,
@@ -486,3 +492,130 @@ async def test_which_promotions_go_in_steps(
     promotion = await gate.promote(bench.registry, record, blob, by_hand=by_hand, in_steps=in_steps)
     assert (promotion.rollout is not None) is is_stepped
     assert (promotion.active is None) is is_stepped
+
+
+class SwitchBench(Bench):
+    """A bench whose rollouts are confirmed by switching the whole mesh back and forth."""
+
+    def __init__(self, pairs: int = 3) -> None:
+        plan = SwitchPlan(pairs=pairs, period_s=30.0, alpha=0.05)
+        super().__init__(limits=replace(LIMITS, switch=plan))
+
+    async def begin_switching(self) -> RolloutState:
+        """Takes a snapshot to its third stage."""
+        state = await self.as_canary()
+        self.mesh.report(canary(state, 0.3))
+        await self.rollouts.look()
+        assert self.registry.rollout.stage is Stage.SWITCHBACK
+        return self.registry.rollout
+
+    async def switch(self, periods: int, effect: float, requests: float = 200.0) -> None:
+        """Lets periods go by, in each of which two routers report, and late ends too."""
+        for _ in range(periods):
+            state = self.registry.rollout
+            if state.stage is not Stage.SWITCHBACK or not state.is_running:
+                return
+            self.report_switch(state, effect, requests)
+            self.clock.move(11.0)
+            await self.rollouts.look()
+            state = self.registry.rollout
+            if state.stage is Stage.SWITCHBACK and state.is_running:
+                self.report_switch(state, effect, requests)
+                self.clock.move(20.0)
+                await self.rollouts.look()
+
+    def report_switch(self, state: RolloutState, effect: float, requests: float) -> None:
+        """Has two routers report the last two periods of a switchback."""
+
+        def reward(period: int) -> float:
+            on_trial = decides_all(state.number, state.version, period)
+            return requests * (0.6 + (effect if on_trial else 0.0))
+
+        seen = SwitchSeen(
+            period=state.period,
+            request_count=requests,
+            reward_sum=reward(state.period),
+            last_request_count=requests if state.period > 1 else 0.0,
+            last_reward_sum=reward(state.period - 1) if state.period > 1 else 0.0,
+        )
+        self.mesh.report(*(TrialSeen(state.number, True, switch=seen) for _ in range(2)))
+
+
+async def test_the_whole_mesh_is_switched_before_the_last_step() -> None:
+    """Three pairs of periods; what earns no less then becomes active, and what was seen is told."""
+    bench = SwitchBench()
+    state = await bench.begin_switching()
+    assert (state.period, state.differences) == (1, ())
+    await bench.switch(3, 0.1)
+    assert list(bench.registry.rollout.differences) == pytest.approx([0.1])
+    assert "over 1 pairs of periods of 30 s" in bench.rollouts.seen()
+    assert await bench.stage() == (Stage.SWITCHBACK, "")
+    await bench.switch(4, 0.1)
+    done = bench.registry.rollout
+    assert done.stage is Stage.ACTIVE
+    assert len(done.differences) == 3
+    record, _ = await bench.registry.get("dqn", done.version)
+    assert [step.stage for step in record.steps][-3:-1] == [Stage.SWITCHBACK, Stage.ACTIVE]
+    assert "it earns no less when it decides everything" in record.steps[-2].reason
+    assert bench.steps("switchback", "better") == 1.0
+
+
+async def test_a_canary_that_earned_at_the_cost_of_others_is_paused() -> None:
+    """With the mesh for itself it earns less: three pairs cannot prove it, so somebody decides."""
+    bench = SwitchBench()
+    await bench.begin_switching()
+    await bench.switch(8, -0.1)
+    state = bench.registry.rollout
+    assert (state.stage, state.is_paused) == (Stage.SWITCHBACK, True)
+    assert "it may earn less when it decides everything" in state.reason
+    assert bench.steps("paused", "cannot_tell") == 1.0
+
+
+async def test_one_that_is_surely_worse_everywhere_is_rejected() -> None:
+    """Once the pairs prove it, before all of them are over."""
+    bench = SwitchBench(pairs=30)
+    await bench.begin_switching()
+    await bench.switch(40, -0.1)
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "it earns less when it decides everything" in rejection
+    assert len(bench.registry.rollout.differences) < 12
+
+
+async def test_periods_without_traffic_say_nothing() -> None:
+    """They are switched on until there was enough, or the stage took too long."""
+    bench = SwitchBench()
+    await bench.begin_switching()
+    await bench.switch(6, 0.1, requests=3.0)
+    assert bench.registry.rollout.differences == ()
+    await bench.switch(20, 0.1, requests=3.0)
+    assert bench.registry.rollout.is_paused
+    assert "no verdict within" in bench.registry.rollout.reason
+
+
+async def test_a_switchback_survives_the_trainer_and_a_pause() -> None:
+    """What was judged is kept; the pair that was under way begins anew."""
+    bench = SwitchBench()
+    await bench.begin_switching()
+    await bench.switch(3, 0.1)
+    registry = bench.over.another()
+    await registry.policies()
+    assert registry.rollout == bench.registry.rollout
+    paused = await bench.rollouts.pause("lunch")
+    assert not paused.is_running
+    again = await bench.rollouts.resume("on")
+    assert (again.period, again.judged, len(again.differences)) == (3, 2, 1)
+    await bench.switch(5, 0.1)
+    assert bench.registry.rollout.stage is Stage.ACTIVE
+
+
+async def test_a_router_that_stops_it_ends_the_switchback() -> None:
+    """With its reason; the policy decides nowhere from then on."""
+    bench = SwitchBench()
+    state = await bench.begin_switching()
+    stopped = TrialSeen(state.number, True, "CANARY_MISSES", "by far", switch=SwitchSeen(period=1))
+    bench.mesh.report(stopped)
+    await bench.rollouts.look()
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "CANARY_MISSES" in rejection

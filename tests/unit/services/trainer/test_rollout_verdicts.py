@@ -11,11 +11,16 @@ import pytest
 from router.sequential import Arms, Plan
 from services.trainer.rollout_verdicts import (
     CanarySeen,
+    PeriodSeen,
     ShadowLimits,
     ShadowSeen,
+    SwitchPlan,
     Verdict,
+    decides_all,
     judge_canary,
     judge_shadow,
+    judge_switchback,
+    pair_difference,
     total,
 )
 
@@ -96,3 +101,45 @@ def test_what_routers_saw_is_added_up() -> None:
     both = total(CanarySeen, [canary(0.0, 8), canary(0.1, 4)])
     assert (both.request_count, both.effect_count) == (6.0, 12.0)
     assert total(ShadowSeen, []) == ShadowSeen()
+
+
+def test_of_two_periods_each_policy_has_one_and_a_coin_says_which_comes_first() -> None:
+    """The same for whoever asks, and another one for another rollout."""
+    first = [decides_all(7, "v", 2 * pair + 1) for pair in range(400)]
+    assert all(decides_all(7, "v", 2 * p + 2) is not one for p, one in enumerate(first))
+    assert 150 < sum(first) < 250
+    assert first == [decides_all(7, "v", 2 * pair + 1) for pair in range(400)]
+    assert first != [decides_all(8, "v", 2 * pair + 1) for pair in range(400)]
+
+
+def test_a_pair_of_periods_is_one_number() -> None:
+    """What a request earned more; none where there were too few to say."""
+    one, other = PeriodSeen(100.0, 5.0, 90.0), PeriodSeen(50.0, 1.0, 40.0)
+    assert pair_difference(one, other) == pytest.approx(0.1)
+    assert pair_difference(PeriodSeen(9.0, 0.0, 9.0), other) is None
+    assert pair_difference(one, PeriodSeen()) is None
+
+
+SWITCH = SwitchPlan(pairs=12, period_s=30.0, alpha=0.05)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict", "text"),
+    [
+        ([], None, ""),
+        ([0.02] * 5, None, ""),
+        ([0.02] * 11, Verdict.BETTER, "it earns more"),
+        ([-0.02] * 11, Verdict.WORSE, "it earns less"),
+        ([0.02, -0.01] * 6, Verdict.BETTER, "it earns no less"),
+        ([0.01, -0.02] * 6, Verdict.CANNOT_TELL, "it may earn less"),
+    ],
+)
+def test_what_a_switchback_shows(
+    differences: list[float], verdict: Verdict | None, text: str
+) -> None:
+    """Large effects alone; what shows none goes on unless it earned less on the mean."""
+    found = judge_switchback(differences, SWITCH)
+    assert (found and found.verdict) == verdict
+    if found is not None:
+        assert found.text.startswith(text)
+        assert "would show with probability 0.95" in found.text

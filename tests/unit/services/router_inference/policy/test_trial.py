@@ -11,7 +11,7 @@ import pytest
 
 from router.dqn.snapshot import Snapshot, save_snapshot, zero_weights
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
-from services.common.errors import DeadlineExceededError
+from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Arm, Job
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial import Tried
@@ -20,6 +20,7 @@ from services.router_inference.policy.trial_counts import (
     REASON_MISSES,
     CanaryCounts,
     ShadowCounts,
+    SwitchCounts,
     TrialSeen,
 )
 from tests.unit.services.router_inference.parts import Behaviour, Rig, choice_of, make_rig
@@ -218,3 +219,102 @@ async def test_a_trial_that_nobody_judges_rests() -> None:
     assert canary(rig).canary.requests == 0
     trial.take(Tried(0, False, 0.0, Promoted("", "", b"", b"", 0)))
     assert trial.seen() is None
+
+
+def switched(
+    snapshot: bytes, period: int, decides_all: bool, settle_s: float = 0.0, rollout: int = 1
+) -> Tried:
+    """Returns what the trainer wants tried in a period of a switchback."""
+    digest = hashlib.sha256(snapshot).digest()
+    policy = Promoted("dqn", "v1", snapshot, digest, 0)
+    return Tried(rollout, True, 0.0, policy, period, decides_all, settle_s)
+
+
+def switch(rig: Rig) -> SwitchCounts:
+    """Returns how requests of periods ended."""
+    found = seen(rig).switch
+    assert found is not None
+    return found
+
+
+@scenario
+async def test_in_a_switchback_one_policy_decides_everything_at_a_time() -> None:
+    """Each period is counted for itself; what began in the one before counts there."""
+    rig = make_rig(policy="static-large")
+    trial = rig.core.trial
+    trial.take(switched(ALWAYS_SMALL, 1, True))
+    jobs = await serve(rig, 30)
+    assert {job.tier for job in jobs} == {"small"}
+    assert (switch(rig).period, switch(rig).present.requests) == (1, 30)
+    running = asyncio.create_task(rig.answer(rig.job()))
+    await asyncio.sleep(0.001)
+    trial.take(switched(ALWAYS_SMALL, 2, False))
+    await running
+    jobs = await serve(rig, 20)
+    assert {job.tier for job in jobs} == {"large"}
+    counts = switch(rig)
+    assert (counts.period, counts.present.requests, counts.last.requests) == (2, 20, 31)
+    assert counts.present.reward == pytest.approx(20 * 1.0)
+    assert counts.last.reward == pytest.approx(31 * 0.5)
+    assert rig.core.watch.in_force().requests == 20
+
+
+@scenario
+async def test_what_a_period_begins_with_does_not_count() -> None:
+    """Neither what the other policy left under way nor its pressure is this one's."""
+    rig = make_rig(policy="static-small")
+    rig.core.trial.take(switched(ALWAYS_LARGE, 1, True, settle_s=10.0))
+    await serve(rig, 10)
+    assert switch(rig).present.requests == 0
+    await asyncio.sleep(10.0)
+    await serve(rig, 10)
+    assert switch(rig).present.requests == 10
+
+
+@scenario
+async def test_refused_requests_count_in_a_switchback() -> None:
+    """They earn nothing: a policy that fills the devices pays for them."""
+    rig = make_rig(policy="static-small")
+    rig.core.trial.take(switched(ALWAYS_LARGE, 1, True))
+    for _ in range(3):
+        with pytest.raises(ResourceExhaustedError):
+            await rig.answer(rig.job(deadline_s=0.001))
+    assert (switch(rig).present.requests, switch(rig).present.missed) == (3, 3)
+    assert switch(rig).present.reward == 0.0
+
+
+@scenario
+async def test_a_router_stops_a_switchback_by_itself() -> None:
+    """By the last figures of the policy in force, within dozens of requests."""
+    rig = make_rig(policy="static-small", safety_net=False, learn_slowness=False)
+    rig.tier().behaviours["large"] = Behaviour(step_s=0.3)
+    await serve(rig, 200)
+    rig.core.trial.take(switched(ALWAYS_LARGE, 1, True))
+    running = asyncio.create_task(rig.core.trial.run())
+    jobs: list[Job] = []
+    for _ in range(100):
+        jobs.append(rig.job())
+        with suppress(DeadlineExceededError):
+            await rig.answer(jobs[-1])
+    running.cancel()
+    assert seen(rig).problem == REASON_MISSES
+    assert 20 <= sum(job.arm is Arm.CANARY for job in jobs) <= 70
+    assert jobs[-1].tier == "small"
+
+
+@scenario
+async def test_a_switchback_of_faults_is_stopped_and_begins_anew_with_its_number() -> None:
+    """Counts of another rollout are not this one's; without its trainer it rests."""
+    rig = make_rig()
+    broken = snapshot_bytes(overflows=True)
+    rig.core.trial.take(switched(broken, 1, True))
+    await serve(rig, 10)
+    assert seen(rig).problem == REASON_FAULTS
+    rig.core.trial.take(switched(ALWAYS_SMALL, 1, True, rollout=2))
+    rig.core.trial.suspend()
+    job = rig.job()
+    await rig.answer(job)
+    assert job.arm is None
+    rig.core.trial.take(switched(ALWAYS_SMALL, 2, True, rollout=2))
+    await serve(rig, 5)
+    assert (switch(rig).present.requests, seen(rig).problem) == (5, "")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.router_inference.policy.trial_counts import (
     REASON_MISSES,
     ArmCounts,
     CanaryCounts,
+    PeriodCounts,
     ShadowCounts,
+    SwitchCounts,
     TrialSeen,
     reported,
     row_of,
@@ -49,3 +54,20 @@ def test_it_goes_through_shared_memory() -> None:
     assert reported(canary(7, 0.5), second.other_trials()).numbers["request_count"] == 6
     first.show_trial(row_of(None))
     assert reported(canary(7, 0.5), second.other_trials()).numbers["request_count"] == 3
+
+
+def switch_row(number: int, period: int, requests: int, reward: float) -> NDArray[np.float64]:
+    """Returns what a worker shows of a switchback."""
+    counts = SwitchCounts(period, PeriodCounts(requests, 1, reward), PeriodCounts(5, 0, 4.0))
+    return row_of(TrialSeen(number, True, "", "", None, None, counts))
+
+
+def test_workers_add_up_what_they_saw_of_a_period() -> None:
+    """The number of the period is no count; one that has not turned yet is left out."""
+    own = TrialSeen(7, True, "", "", None, None, SwitchCounts(3, PeriodCounts(10, 1, 8.0)))
+    rows = [switch_row(7, 3, 20, 15.0), switch_row(7, 2, 99, 99.0), switch_row(6, 3, 99, 99.0)]
+    rows.append(row_of(TrialSeen(7, True, "", "", None, CanaryCounts(faults=9))))
+    numbers = reported(own, rows).numbers
+    assert (numbers["period"], numbers["request_count"], numbers["missed_count"]) == (3, 30, 2)
+    assert (numbers["reward_sum"], numbers["last_request_count"]) == (23.0, 5)
+    assert numbers["fault_count"] == 0

@@ -49,6 +49,16 @@ def test_a_canary_and_a_shadow_are_read() -> None:
     assert (shadow.rollout, shadow.is_canary, shadow.share) == (3, False, 0.0)
 
 
+def test_a_switchback_is_read() -> None:
+    """Which period it is, who decides in it, and what of it does not count."""
+    message = changed(stage=pb.POLICY_STAGE_SWITCHBACK, period=3, decides_all=True)
+    message.settle.FromSeconds(10)
+    found = tried_of(message)
+    assert (found.period, found.decides_all, found.settle_s, found.share) == (3, True, 10.0, 0.0)
+    assert (found.is_canary, found.stage) == (True, "switchback")
+    assert tried_of(changed(stage=pb.POLICY_STAGE_SWITCHBACK)).rollout == 0
+
+
 @pytest.mark.parametrize(
     "message",
     [

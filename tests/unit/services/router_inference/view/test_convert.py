@@ -18,7 +18,9 @@ from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial_counts import (
     ArmCounts,
     CanaryCounts,
+    PeriodCounts,
     ShadowCounts,
+    SwitchCounts,
     TrialSeen,
     TrialTold,
     reported,
@@ -28,7 +30,8 @@ from services.router_inference.view.convert import LoadWriter, StateReader, rout
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState, SeenTarget
 from services.router_inference.workers.siblings import NoSiblings
-from services.trainer.convert import watch_seen
+from services.trainer.convert import trial_seen, watch_seen
+from services.trainer.rollout_verdicts import SwitchSeen
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 from tiercel.common.v1 import common_pb2
@@ -154,6 +157,21 @@ def report_of(
         now_s=rig.clock.monotonic_s(),
         now_ns=rig.clock.wall_ns(),
     )
+
+
+@scenario
+async def test_a_report_says_what_was_seen_of_a_switchback() -> None:
+    """The last two periods, as the monitor takes it and the trainer reads it again."""
+    counts = SwitchCounts(4, PeriodCounts(30, 2, 20.5), PeriodCounts(40, 3, 31.0), faults=1)
+    told = reported(TrialSeen(5, True, "", "", None, None, counts))
+    load = report_of(make_rig(), told)
+    report_from_message(load)
+    assert not load.trial.HasField("canary")
+    found = trial_seen(load.trial).switch
+    assert found == SwitchSeen(4.0, 30.0, 2.0, 20.5, 40.0, 3.0, 31.0, 1.0)
+    load.trial.switchback.request_count = -1
+    with pytest.raises(InvalidArgumentError, match=r"trial.switchback.request_count"):
+        report_from_message(load)
 
 
 @scenario
