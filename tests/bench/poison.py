@@ -32,9 +32,10 @@ from services.common.tiers.answer import TierChunk
 from services.router_inference.job import Arm, Job, Outcome
 from services.router_inference.policy.slot import Promoted
 from services.router_inference.policy.trial import Trial, Tried
+from services.router_inference.policy.watch import Watched
 from services.router_inference.view.convert import trial_report
 from services.router_inference.workers.siblings import NoSiblings
-from services.trainer.app import rollout_limits
+from services.trainer.app import rollout_limits, watch_plan
 from services.trainer.convert import trial_seen
 from services.trainer.rollout_verdicts import TrialSeen, judge_canary, judge_shadow
 from services.trainer.settings import TrainerSettings
@@ -54,6 +55,8 @@ TOKENS = 8
 SHARE = 0.1
 LOOK_S = 0.5
 LONGEST_S = 120.0
+BEFORE_S = 60.0
+"""For which the policy before has served when another one becomes active."""
 NAMES = tuple(feature.name for feature in FEATURES)
 
 
@@ -235,6 +238,35 @@ async def _stage(snapshot: bytes, rate_rps: float, *, is_canary: bool) -> Stoppe
     return Stopped(how, elapsed_s, len(canary), missed, lost)
 
 
+async def _active(snapshot: bytes, rate_rps: float) -> Stopped:
+    rig = make_rig(policy="price", profile=PROFILE, pool=SharedPool())
+    jobs: list[Job] = []
+    running = [
+        asyncio.create_task(each) for each in (serve(rig, rate_rps, jobs), rig.core.watch.run())
+    ]
+    await asyncio.sleep(BEFORE_S)
+    begun, begin_s = len(jobs), rig.clock.monotonic_s()
+    slot, watch = rig.core.slot, rig.core.watch
+    slot.promote(Promoted("dqn", "poison", snapshot, b"", 1))
+    watch.take(Watched(1, watch_plan(TrainerSettings()).limits, 2.0 * LONGEST_S))
+    elapsed_s = 0.0
+    while not slot.refusal and elapsed_s < LONGEST_S:
+        await asyncio.sleep(LOOK_S)
+        elapsed_s = rig.clock.monotonic_s() - begin_s
+    for each in running:
+        each.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    decided = [job for job in jobs[begun:] if job.outcome is not None]
+    missed = sum(job.outcome is not Outcome.ON_TIME for job in decided)
+    how = f"router: {slot.refusal}" if slot.refusal else ""
+    return Stopped(how, elapsed_s, len(decided), missed)
+
+
+def when_active(snapshot: bytes, rate_rps: float) -> Stopped:
+    """Returns how a policy fares once it decides everything, all gates before left out."""
+    return run_virtual(_active(snapshot, rate_rps))
+
+
 def in_shadow(snapshot: bytes, rate_rps: float) -> Stopped:
     """Returns how a policy fares in shadow, all gates before it left out."""
     return run_virtual(_stage(snapshot, rate_rps, is_canary=False))
@@ -259,6 +291,7 @@ def in_shadow_by_the_clock(snapshot: bytes, rate_rps: float, times: float = 1.0)
         trial = Trial(
             slot=rig.core.slot,
             explanations=rig.core.explanations,
+            watch=rig.core.watch,
             siblings=NoSiblings(),
             bind=rig.app._machine_code.bind,
             limits=rig.core.trial.limits,
@@ -300,17 +333,20 @@ def line(name: str, rate_rps: float) -> str:
     try:
         snapshot = POISON[name]()
     except SnapshotError as error:
-        return f"| {name} | cannot be written: {error.reason} | - | - |"
+        return f"| {name} | cannot be written: {error.reason} | - | - | - |"
     if name == SLOW:
         # Virtual time stands still while a decision is taken.
         shadow = in_shadow_by_the_clock(snapshot, rate_rps)
-        return f"| {name} | {shadow.how} ({shadow.requests} decisions) | not shown here | - |"
+        return f"| {name} | {shadow.how} ({shadow.requests} decisions) | not shown here | - | - |"
     shadow = in_shadow(snapshot, rate_rps)
     canary = as_canary(snapshot, rate_rps)
     cost = f"{canary.requests} requests, {canary.missed} missed, value {-canary.lost:+.1f}"
+    active = when_active(snapshot, rate_rps)
     return (
         f"| {name} | {shadow.how or 'nothing'} ({shadow.requests} decisions) "
-        f"| {canary.how or 'nothing'} after {canary.after_s:.1f} s | {cost} |"
+        f"| {canary.how or 'nothing'} after {canary.after_s:.1f} s | {cost} "
+        f"| {active.how or 'nothing'} after {active.after_s:.1f} s, {active.requests} requests, "
+        f"{active.missed} missed |"
     )
 
 
@@ -320,7 +356,10 @@ def main() -> None:
     parser.add_argument("--rate-rps", type=float, default=40.0)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    rows = ["| policy | in shadow | as a canary | cost as a canary |", "|---|---|---|---|"]
+    rows = [
+        "| policy | in shadow | as a canary | cost as a canary | once active |",
+        "|---|---|---|---|---|",
+    ]
     for name in POISON:
         rows.append(line(name, options.rate_rps))
         print(rows[-1], flush=True)
