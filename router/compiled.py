@@ -36,6 +36,7 @@ MODULES: Final = (
     "router.reward",
     "router.slowdown",
     "router.reserve",
+    "router.priority",
     *_POLICIES,
     "router.pressure",
     "router.shortlist",

@@ -161,7 +161,7 @@ def decide(
     if HAS_PRICE[row]:
         if query.is_small > 0.0:
             pressure.take_small(fleet, allowed_C, s)
-        elif query.pressure > 0.0:
+        elif query.pressure + query.log_price != 0.0:
             charge_more(row, fleet, query, features_CF, s)
     return kernels.best_allowed(s.score_C, allowed_C)
 
@@ -173,8 +173,8 @@ def charge_more(
     features_CF: NDArray[np.float32],
     s: Scratch,
 ) -> None:
-    """Charges device time by the factor of the query's pressure, in place of once."""
-    more = math.exp(query.pressure) - 1.0
+    """Charges device time by the factor of the query's pressure and priority, in place of once."""
+    more = math.exp(query.pressure + query.log_price) - 1.0
     quality_C = fleet.quality_KC[query.task]
     for c in range(len(s.score_C)):
         if row == DQN_ROW:

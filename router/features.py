@@ -218,6 +218,7 @@ def with_rate(query: Query, rate_short_rps: float) -> Query:
         query.slowdown,
         query.pressure,
         query.is_small,
+        query.log_price,
     )
 
 

@@ -135,7 +135,7 @@ def own_traffic(q: Query) -> Query:
     return Query(
         q.task, q.slack_s, q.prompt_tokens, q.output_tokens, q.event_tokens, q.soft_decay_s,
         q.mean_prompt_tokens, rate_rps, q.rate_long_rps * q.own_share, 0.0, q.draw, 1.0,
-        q.own_rate_rps, q.burstiness, q.slowdown, q.pressure, q.is_small,
+        q.own_rate_rps, q.burstiness, q.slowdown, q.pressure, q.is_small, q.log_price,
     )  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def stretched(query: Query) -> Query:
         1.0,
         query.pressure,
         query.is_small,
+        query.log_price,
     )
 
 

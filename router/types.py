@@ -27,6 +27,19 @@ class RewardKind(enum.Enum):
     SOFT = "soft"
 
 
+class Priority(enum.IntEnum):
+    """How a request stands beside others; the value is its place (`router.priority`)."""
+
+    HIGH = -1
+    NORMAL = 0
+    LOW = 1
+
+    @property
+    def label(self) -> str:
+        """Its name as people write it."""
+        return self.name.lower()
+
+
 def is_finite_number(value: object) -> TypeGuard[float]:
     """Returns whether a value read from a file is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -96,6 +109,7 @@ class Request(NamedTuple):
         slo_kind: what the deadline is measured against.
         reward_kind: hard or soft deadline.
         soft_decay_s: e-folding time of a soft reward, seconds.
+        priority: how it stands beside others.
     """
 
     task: int
@@ -107,6 +121,7 @@ class Request(NamedTuple):
     slo_kind: SloKind = SloKind.COMPLETE_ANSWER
     reward_kind: RewardKind = RewardKind.HARD
     soft_decay_s: float = 0.2
+    priority: Priority = Priority.NORMAL
 
     @property
     def event_tokens(self) -> float:

@@ -57,6 +57,7 @@ class Query(NamedTuple):
         slowdown: how much slower answers came lately than predicted, 1 or more.
         pressure: logarithm of the factor on the price of device time (`router.pressure`).
         is_small: 1: the smallest tier is taken, whatever the price says; else 0.
+        log_price: what its priority class adds to the pressure (`router.priority`); may be below 0.
     """
 
     task: int
@@ -76,6 +77,7 @@ class Query(NamedTuple):
     slowdown: float = 1.0
     pressure: float = 0.0
     is_small: float = 0.0
+    log_price: float = 0.0
 
 
 class Scratch(NamedTuple):

@@ -10,12 +10,16 @@ import typer
 from router.pressure import FLOOR
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, print_json, table
+from services.common import priorities
 from services.common.times import seconds_of
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.target import resolve
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
+
+_NEUTRAL = 0.005
+"""A factor this near to 1 is told as 1."""
 
 
 def register(app: typer.Typer) -> None:
@@ -83,6 +87,7 @@ def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
             else ""
         ),
         "conversation_margin": reply.conversation_margin,
+        "priority": _priority_facts(reply) if reply.HasField("priority") else None,
         "larger_tier_slack_s": (
             seconds_of(reply.larger_tier_slack) if reply.HasField("larger_tier_slack") else None
         ),
@@ -116,6 +121,17 @@ def _stay_name(stay: common_pb2.ConversationStay.ValueType) -> str:
     if not stay:
         return ""
     return common_pb2.ConversationStay.Name(stay).removeprefix("CONVERSATION_STAY_").lower()
+
+
+def _priority_facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:
+    told = reply.priority
+    return {
+        "class": priorities.label_of(told.priority),
+        "asked": priorities.label_of(told.asked),
+        "price_factor": told.price_factor,
+        "admission_factor": told.admission_factor,
+        "owed": told.owed,
+    }
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -169,7 +185,8 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{chosen['on_time_probability']:.2f}."
     )
     conversation = [_conversation(found, chosen)] if found["conversation_stay"] else []
-    return [request, why, *conversation, _target(found), _larger(found, chosen)]
+    said = [request, why, *conversation, _target(found), _priority(found), _larger(found, chosen)]
+    return [each for each in said if each]
 
 
 def _conversation(found: dict[str, Any], chosen: dict[str, Any]) -> str:
@@ -207,6 +224,29 @@ def _target(found: dict[str, Any]) -> str:
             f"{text}; deadlines were being missed, and device time cost {factor:.1f} times as much."
         )
     return f"{text}, and nothing was being missed: it changed nothing."
+
+
+def _priority(found: dict[str, Any]) -> str:
+    """Says what the request's priority class did; nothing where it did nothing."""
+    told = found["priority"]
+    if told is None or (told["class"] == told["asked"] and _is_neutral(told)):
+        return ""
+    text = f"Its priority was {told['class']}"
+    if told["class"] != told["asked"]:
+        text += f" (it asked for {told['asked']}, more than its client may have)"
+    if found["policy_has_price"]:
+        text += f": device time cost it {told['price_factor']:.2f} times as much"
+    else:
+        text += f"; {found['policy']} puts no price on device time, so it did not heed that"
+    text += f", and admission counted predictions {told['admission_factor']:.2f} times for it"
+    if told["owed"]:
+        text += ", since too few of its class had been admitted"
+    return f"{text}."
+
+
+def _is_neutral(told: dict[str, Any]) -> bool:
+    factors = (told["price_factor"], told["admission_factor"])
+    return all(abs(factor - 1.0) < _NEUTRAL for factor in factors)
 
 
 def _larger(found: dict[str, Any], chosen: dict[str, Any]) -> str:

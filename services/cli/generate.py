@@ -48,6 +48,9 @@ def generate(
         str,
         typer.Option(help="Id of the conversation that this continues: it keeps its tier."),
     ] = "",
+    priority: Annotated[
+        str, typer.Option(help="Priority class: high, normal or low [default: normal].")
+    ] = "",
     stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
     router: RouterOption = None,
     mesh: MeshOption = "",
@@ -71,6 +74,7 @@ def generate(
         "tier": tier,
         "quality_floor": quality_floor,
         "conversation_id": conversation,
+        "priority": priority,
     }
     show = stream and not as_json
     answer = _run(_ask(routers, prompt, options, show), routers)

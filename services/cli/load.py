@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from router.folders import state_folder
+from router.types import Priority
 from services.cli.load_traffic import lengths, parse_mix, read_prompts, traffic
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
@@ -32,6 +33,7 @@ from services.local.cores import machine_layout
 from services.local.errors import CommandError, InputError
 from services.local.target import need_routers, resolve
 
+CLASSES = tuple(each.label for each in Priority)
 PROGRESS_COUNTS = ("on_time", "late", "refused", "cancelled", "failed")
 
 
@@ -72,6 +74,10 @@ def load(
             help="Limit of each answer: a number, or drawn as prompts are "
             "[default: the task's limit; paced tiers draw lengths of their own]."
         ),
+    ] = "",
+    priority: Annotated[
+        str,
+        typer.Option(help="CLASS=SHARE,... of high, normal and low, or one [default: normal]."),
     ] = "",
     tier: Annotated[str, typer.Option(help="Pin every request to this tier.")] = "",
     stream: Annotated[bool, typer.Option(help="Stream answers.")] = False,
@@ -116,6 +122,7 @@ def load(
                 "cv": cv,
                 "deadline_s": deadline_s,
                 "task_mix": shares,
+                "priority_mix": parse_mix(priority, "--priority", CLASSES) if priority else {},
                 "tier": tier,
                 "stream": stream,
                 "seed": seed,
@@ -183,7 +190,8 @@ async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
 
 def show_summary(summary: dict[str, Any]) -> None:
     """Prints a run's phases and total as a table."""
-    rows = [*summary["phases"].items(), ("total", summary["total"])]
+    classes = [(f"{name} priority", each) for name, each in summary.get("priorities", {}).items()]
+    rows = [*summary["phases"].items(), *classes, ("total", summary["total"])]
     scores = ("availability", "performance", "exact", "p50 ms", "p99 ms", "mix")
     columns = ("phase", "offered", *PROGRESS_COUNTS, *scores)
     cells = [

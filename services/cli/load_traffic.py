@@ -90,8 +90,13 @@ def _files_of(target: Target) -> MeshFiles:
         raise CommandError("; ".join(error.problems)) from None
 
 
-def parse_mix(text: str) -> dict[str, float]:
+def parse_mix(text: str, option: str = "--mix", known: Collection[str] = ()) -> dict[str, float]:
     """Parses ``sort=2,reverse=1`` (a name without a number counts once).
+
+    Args:
+        text: What was given.
+        option: The option that gave it.
+        known: Names there are; empty for any.
 
     Raises:
         InputError: Not of that form, or a share that is no number from 0 up.
@@ -102,12 +107,15 @@ def parse_mix(text: str) -> dict[str, float]:
         try:
             value = float(share) if separator else 1.0
         except ValueError:
-            raise InputError(f"--mix: {share!r} is no number") from None
+            raise InputError(f"{option}: {share!r} is no number") from None
         if not name or not 0 <= value < float("inf"):
-            raise InputError(f"--mix: expected TASK=SHARE with a share from 0 up, got {part!r}")
+            raise InputError(f"{option}: expected NAME=SHARE with a share from 0 up, got {part!r}")
+        if known and name not in known:
+            raise InputError(f"{option}: {name!r} is none of {', '.join(known)}")
         mix[name] = value
     if not mix:
-        raise InputError("--mix: name at least one task, for instance sort=2,reverse=1")
+        example = "sort=2,reverse=1" if not known else "high=1,low=2"
+        raise InputError(f"{option}: name at least one, for instance {example}")
     return mix
 
 

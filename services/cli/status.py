@@ -19,6 +19,7 @@ from services.cli.options import (
 from services.cli.output import console, print_json, table
 from services.cli.profile_table import profile_table
 from services.cli.target import target_table
+from services.common.priorities import label_of
 from services.common.profile_facts import profile_facts, profile_json
 from services.common.task_targets import target_facts, task_targets
 from services.common.times import seconds_of
@@ -139,6 +140,16 @@ def _router_facts(address: str) -> dict[str, Any]:
             "oldest_s": round(seconds_of(reply.experience.oldest_age), 3),
             "dropped": dict(reply.experience.dropped_counts),
         },
+        "priorities": [
+            {
+                "priority": label_of(each.priority),
+                "on_time": each.on_time_count,
+                "missed": each.missed_count,
+                "refused": each.refused_count,
+                "price_factor": round(each.price_factor, 4),
+            }
+            for each in reply.priorities
+        ],
     }
 
 
@@ -191,6 +202,7 @@ def _show(found: dict[str, Any]) -> None:
         out.print(table(title, columns, rows, numeric_from=2))
         if each["profiles"]:
             out.print(profile_table(each["profiles"]))
+        _show_priorities(each["priorities"])
         if each["fallback_active"]:
             out.print("  the fallback policy decides at present")
         for line in _learning_lines(each):
@@ -220,6 +232,23 @@ def _learning_lines(router: dict[str, Any]) -> list[str]:
         why = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
         lines.append(f"  experience records dropped: {sum(counts.values())} ({why})")
     return lines
+
+
+def _show_priorities(facts: list[dict[str, Any]]) -> None:
+    """Shows what became of each priority class; nothing where all requests were normal."""
+    counted = ("on_time", "missed", "refused")
+    if not any(each[name] for each in facts for name in counted if each["priority"] != "normal"):
+        return
+    rows = [
+        (
+            each["priority"],
+            *(each[name] for name in counted),
+            f"{each['price_factor']:.2f}",
+        )
+        for each in facts
+    ]
+    columns = ("priority", "on time", "missed", "refused", "device time costs")
+    console().print(table("priorities since the start", columns, rows))
 
 
 def _show_rest(found: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router.types import Priority
+
 STATUSES = ("on_time", "late", "refused", "cancelled", "failed")
 """How a request can end; a row's ``status`` is an index into it."""
 ON_TIME, LATE, REFUSED, CANCELLED, FAILED = range(len(STATUSES))
@@ -35,6 +37,7 @@ COLUMNS: Mapping[str, Any] = {
     "retries": np.int8,
     "attempts": np.int8,
     "answered": np.bool_,
+    "priority": np.int8,
 }
 NAMED = ("phase", "task", "tier", "endpoint", "policy_version", "reason")
 """Columns that are indexes into ``names[column]``; -1 means none."""
@@ -53,7 +56,8 @@ class RunRecords:
             ``latency_s`` counts from the intended send time to the answer or its failure, and so
             does ``first_token_s`` (streamed runs only, else NaN); ``lag_s`` is how late the
             generator itself was; ``attempts`` how many routers were asked; ``quality`` is the
-            tier's table value, ``exact`` 1 or 0 by exact match; both NaN where unknown.
+            tier's table value, ``exact`` 1 or 0 by exact match; both NaN where unknown;
+            ``priority`` is the class asked for, -1 high, 0 normal, 1 low.
         names: Per column of ``NAMED`` the texts its indexes stand for.
         meta: The run's spec, start stamp and machine facts, JSON-ready.
     """
@@ -105,7 +109,9 @@ class RunRecords:
         try:
             with np.load(path, allow_pickle=False) as data:
                 head = json.loads(str(data["head"]))
-                columns = {name: data[name] for name in COLUMNS}
+                columns = {name: data[name] for name in COLUMNS if name in data}
+            # Records of earlier versions: all requests were normal.
+            columns.setdefault("priority", np.zeros(columns["status"].shape, np.int8))
             names = {column: tuple(map(str, head["names"][column])) for column in NAMED}
             _check(columns, names)
             stated = head["meta"]["deadline_s"]  # of all requests, or by task
@@ -133,7 +139,9 @@ def _check(columns: Mapping[str, NDArray[Any]], names: Mapping[str, tuple[str, .
     for name, dtype in COLUMNS.items():
         if columns[name].shape != (count,) or columns[name].dtype != dtype:
             raise ValueError(f"column {name} does not fit")
-    bounds = {"status": (0, len(STATUSES))} | {name: (-1, len(names[name])) for name in NAMED}
+    bounds = {"status": (0, len(STATUSES)), "priority": (-1, 2)} | {
+        name: (-1, len(names[name])) for name in NAMED
+    }
     for name, (lowest, end) in bounds.items():
         if ((columns[name] < lowest) | (columns[name] >= end)).any():
             raise ValueError(f"column {name} has an index that names nothing")
@@ -179,11 +187,18 @@ def summarize(records: RunRecords) -> dict[str, Any]:
 
 
 def run_summary(records: RunRecords) -> dict[str, Any]:
-    """Summarizes a run: total, phases by name, the generator's lag, whether it may be used."""
+    """Summarizes a run: total, phases by name, the generator's lag, whether it may be used.
+
+    Where requests of several priority classes were sent, each has a summary too.
+    """
     phase_names = list(dict.fromkeys(records.names["phase"]))
+    place = records.columns["priority"]
+    by_class = {each.label: records.select(place == each) for each in Priority}
+    asked = {name: summarize(found) for name, found in by_class.items() if len(found)}
     return {
         "total": summarize(records),
         "phases": {name: summarize(records.phase(name)) for name in phase_names},
+        "priorities": asked if len(asked) > 1 else {},
         "generator_lag_p50_ms": _milliseconds(records.lag_s(0.5)),
         "generator_lag_p99_ms": _milliseconds(records.lag_s(0.99)),
         "deadline_s": records.meta["deadline_s"],

@@ -43,7 +43,11 @@ class Row:
 
 
 def make_records(
-    rows: Sequence[Row], prompts: Sequence[Prompt], arrivals: Arrivals, meta: dict[str, Any]
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+    arrivals: Arrivals,
+    priorities: Sequence[int],
+    meta: dict[str, Any],
 ) -> RunRecords:
     """Decodes the rows of a run.
 
@@ -51,6 +55,7 @@ def make_records(
         rows: What was sent, in order; fewer than planned if the run was stopped.
         prompts: What was planned to be sent.
         arrivals: When it was.
+        priorities: Classes it was to have.
         meta: The records' ``meta``.
     """
     table = _Table([phase.name for phase in arrivals.phases])
@@ -58,6 +63,7 @@ def make_records(
         table.add(row, prompt)
     table.columns["intended_s"] = arrivals.arrival_s[: len(rows)].tolist()
     table.columns["phase"] = arrivals.phase_index[: len(rows)].tolist()
+    table.columns["priority"] = list(priorities[: len(rows)])
     return table.records(meta)
 
 

@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from services.common.access.caller import Caller, CallerError
+from services.common.priorities import MESSAGE
 from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
 from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, RunRecords
@@ -57,6 +58,7 @@ class LoadRun:
         count = len(self._arrivals.arrival_s)
         self._prompts = draw_prompts(spec.task_mix, spec.pools(), count, seed=spec.seed)
         self._specs = {id(each): self._message(each) for each in self._prompts}
+        self._priorities = spec.priorities(count)
         draws = np.random.default_rng([spec.seed, 2]).random(count)
         self._cancels = draws < spec.cancel_share
         self._rows: list[Row] = []
@@ -164,7 +166,7 @@ class LoadRun:
             if told_s <= 0:
                 break
             row.attempts += 1
-            request = self._request(self._prompts[index], told_s)
+            request = self._request(index, told_s)
             call = self._calls[connection](request, timeout=left_s + self._spec.grace_s)
             try:
                 if self._spec.stream:
@@ -202,9 +204,11 @@ class LoadRun:
             tier=self._spec.tier,
         )
 
-    def _request(self, prompt: Prompt, deadline_s: float) -> bytes:
+    def _request(self, index: int, deadline_s: float) -> bytes:
         """Serializes a request; Generate and GenerateStream have the same layout."""
-        message = pb.GenerateRequest(spec=self._specs[id(prompt)])
+        message = pb.GenerateRequest(spec=self._specs[id(self._prompts[index])])
+        if self._spec.priority_mix:
+            message.spec.priority = MESSAGE[self._priorities[index]]
         set_duration(message.spec.deadline, deadline_s)
         return message.SerializeToString()
 
@@ -239,7 +243,7 @@ class LoadRun:
             "interrupted": count < len(self._arrivals.arrival_s),
             "spec": self._spec.model_dump(mode="json"),
         }
-        return make_records(self._rows, self._prompts, self._arrivals, meta)
+        return make_records(self._rows, self._prompts, self._arrivals, self._priorities, meta)
 
 
 def _credentials(spec: LoadSpec) -> grpc.ChannelCredentials | None:

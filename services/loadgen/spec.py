@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from router.documents import parse_json, parse_toml
 from router.messages import one_line
-from router.types import InvalidFileError
+from router.types import InvalidFileError, Priority
 from services.common.addresses import parse_address
 from services.common.files import read_text
 from services.loadgen.arrivals import (
@@ -114,6 +114,7 @@ class LoadSpec(_Model):
         max_output_tokens: Limit per request: a number, or "drawn"; None means the task's default.
         tier: Pins every request to one tier; empty means that the router chooses.
         quality_floor: Lowest quality accepted, 0 to 1.
+        priority_mix: Share of each priority class; only ratios count. Empty means all normal.
         stream: Uses GenerateStream and records first-token times.
         failover: Tries the next router when one is not reached, as the Python client does.
         cancel_share: Share of requests cancelled by the client.
@@ -140,6 +141,9 @@ class LoadSpec(_Model):
     max_output_tokens: Length | None = None
     tier: str = Field(default="", max_length=64)
     quality_floor: float = Field(default=0.0, ge=0, le=1)
+    priority_mix: dict[Literal["high", "normal", "low"], Annotated[float, Field(ge=0, le=1e9)]] = (
+        Field(default_factory=dict)
+    )
     stream: bool = False
     failover: bool = True
     cancel_share: float = Field(default=0.0, ge=0, le=1)
@@ -155,10 +159,10 @@ class LoadSpec(_Model):
     def _are_addresses(cls, addresses: list[str]) -> list[str]:
         return [str(parse_address(address)) for address in addresses]
 
-    @pydantic.field_validator("task_mix")
+    @pydantic.field_validator("task_mix", "priority_mix")
     @classmethod
     def _some_share(cls, mix: dict[str, float]) -> dict[str, float]:
-        if not math.fsum(mix.values()) > 0:
+        if mix and not math.fsum(mix.values()) > 0:
             raise ValueError("at least one share must be above 0")
         return mix
 
@@ -183,6 +187,15 @@ class LoadSpec(_Model):
     def pools(self) -> dict[str, list[Prompt]]:
         """Prompts per task of the mix: the given ones, else made-up ones."""
         return {task: self._pool(task) for task in self.task_mix}
+
+    def priorities(self, count: int) -> list[Priority]:
+        """Draws the classes of so many requests."""
+        if not self.priority_mix:
+            return [Priority.NORMAL] * count
+        classes = [Priority[name.upper()] for name in self.priority_mix]
+        share = np.array(list(self.priority_mix.values()))
+        rng = np.random.default_rng([self.seed, 3])
+        return [classes[i] for i in rng.choice(len(classes), size=count, p=share / share.sum())]
 
     def _pool(self, task: str) -> list[Prompt]:
         rng = random.Random(f"tiercel-prompts-{task}-{self.seed}")

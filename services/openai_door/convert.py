@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from router.types import SloKind
+from services.common.priorities import MESSAGE
 from services.common.times import seconds_of, set_duration
 from services.openai_door.errors import Headers
 from services.openai_door.request import Ask
@@ -52,6 +53,8 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
         set_duration(spec.deadline, wishes.deadline_ms / 1e3)
     if wishes.slo_kind is not None:
         spec.slo_kind = _SLO_KINDS[wishes.slo_kind]
+    if wishes.priority is not None:
+        spec.priority = MESSAGE[wishes.priority]
     return spec
 
 

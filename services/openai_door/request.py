@@ -123,6 +123,7 @@ class Ask:
             "spec.sampling.seed": "seed",
             "spec.deadline": name_of("deadline_ms"),
             "spec.quality_floor": name_of("quality_floor"),
+            "spec.priority": name_of("priority"),
             "spec.request_id": "x-request-id",
             "spec.conversation_id": name_of("conversation_id"),
         }

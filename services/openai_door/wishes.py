@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from router.types import SloKind
+from router.types import Priority, SloKind
+from services.common import priorities
 from services.common.checks import is_name
 from services.common.errors import InvalidArgumentError
 from services.openai_door.body import as_text, kind_of
@@ -31,6 +32,7 @@ class Wishes:
         quality_floor: Lowest quality accepted, 0 to 1.
         slo_kind: What the deadline is measured against.
         conversation_id: The client's id of the conversation that this continues.
+        priority: How the request stands beside others.
         given_as: The header or field that each was given by.
     """
 
@@ -39,6 +41,7 @@ class Wishes:
     quality_floor: float | None = None
     slo_kind: SloKind | None = None
     conversation_id: str = ""
+    priority: Priority | None = None
     given_as: Mapping[str, str] = field(default_factory=dict)
 
     def name_of(self, key: str) -> str:
@@ -141,6 +144,17 @@ def _slo_kind(name: str, value: object) -> SloKind:
         raise InvalidArgumentError(name, "is none of them", listed) from None
 
 
+def _priority(name: str, value: object) -> Priority:
+    found = None
+    if isinstance(value, str):
+        found = priorities.of_text(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        found = priorities.of_number(value)
+    if found is None:
+        raise InvalidArgumentError(name, "is no priority", priorities.KNOWN)
+    return found
+
+
 _READERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
     {
         "task": _task,
@@ -148,6 +162,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "quality_floor": _quality_floor,
         "slo_kind": _slo_kind,
         "conversation_id": conversation_id,
+        "priority": _priority,
     }
 )
 """Reader of each wish; its header and its field have the same name."""

@@ -17,6 +17,7 @@ from router.exploration import Exploration
 from router.profile import LatencyProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
+from router.types import Priority
 from services.common.access.guard import CALLER, Context
 from services.common.clock import Clock
 from services.common.convert import endpoint_of_settings
@@ -52,6 +53,7 @@ from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.path.lag import LoopLag
 from services.router_inference.path.leases import Leases
+from services.router_inference.path.priorities import Priorities
 from services.router_inference.path.relay import StreamRelay
 from services.router_inference.path.second_chance import RetryBudget, SecondChance
 from services.router_inference.path.targets import Targets
@@ -177,6 +179,7 @@ def build_core(env: Surroundings) -> Core:
         safety_limits(own), clock.monotonic_s, lambda: lag.lag_s, view.traffic.latency_ratio
     )
     hold = TargetHold((), clock.monotonic_s(), place.siblings.common_pressure())
+    priorities = Priorities()
     targets = Targets(
         hold=hold,
         tasks=catalog.tasks,
@@ -240,6 +243,7 @@ def build_core(env: Surroundings) -> Core:
         accounts,
         admission,
         hold,
+        priorities,
         trial,
         watch,
         experience,
@@ -276,6 +280,7 @@ def build_core(env: Surroundings) -> Core:
         counts=counts,
         admission=admission,
         hold=hold,
+        priorities=priorities,
         targets=targets,
         attainments=attainments,
         metrics=env.metrics,
@@ -388,6 +393,7 @@ def _request_path(
     accounts: Accounts,
     admission: Admission,
     hold: TargetHold,
+    priorities: Priorities,
     trial: Trial,
     watch: PolicyWatch,
     experience: ExperienceWriter,
@@ -406,6 +412,7 @@ def _request_path(
         watch=watch,
         admission=admission,
         hold=hold,
+        priorities=priorities,
         accounts=accounts,
         experience=experience,
         rng=rng,
@@ -463,6 +470,7 @@ def _clients(env: Surroundings) -> Clients | None:
         limits=limits,
         others=others,
         requests=env.metrics.client_requests,
+        lowered=env.metrics.priority_lowered,
         monotonic_s=env.clock.monotonic_s,
     )
 
@@ -475,7 +483,11 @@ def client_limits(own: RouterInferenceSettings) -> tuple[dict[str, ClientLimit],
 
 def _client_limit(settings: ClientLimitSettings) -> ClientLimit:
     return ClientLimit(
-        settings.max_in_flight, settings.rate_rps, settings.tokens_per_s, settings.weight
+        settings.max_in_flight,
+        settings.rate_rps,
+        settings.tokens_per_s,
+        settings.weight,
+        Priority[settings.highest_priority.upper()],
     )
 
 

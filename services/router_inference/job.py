@@ -9,7 +9,7 @@ from typing import NamedTuple
 from router import pressure, profile_error
 from router.explanation import Inputs
 from router.seat import Stay
-from router.types import Request, SloKind, Task
+from router.types import Priority, Request, SloKind, Task
 from services.common.telemetry import NO_SPAN, SpanIdentity
 from services.common.times import to_ns
 from services.router_inference.view.fleet import Target
@@ -65,6 +65,7 @@ class Ask:
         by_gateway: True if a gateway carries prompt and answer, and tells how it ended.
         endpoints: names of the only endpoints to use; None = all.
         conversation_id: the client's id of the conversation that this continues; empty = none.
+        priority: how it stands beside others; a number is no class that we know.
     """
 
     task: str
@@ -87,6 +88,7 @@ class Ask:
     by_gateway: bool = False
     endpoints: frozenset[str] | None = None
     conversation_id: str = ""
+    priority: Priority | int = Priority.NORMAL
 
 
 class Arm(enum.Enum):
@@ -123,6 +125,24 @@ class Held(NamedTuple):
 NOT_HELD = Held()
 
 
+class Standing(NamedTuple):
+    """What its priority class means for one request.
+
+    Attributes:
+        priority: the class it is decided for as.
+        asked: the class it asked for.
+        log_price: logarithm of the factor on the price of device time.
+        log_caution: logarithm of the factor on predictions at admission, beside admission's own.
+        is_owed: too few of its class were admitted lately.
+    """
+
+    priority: Priority = Priority.NORMAL
+    asked: Priority = Priority.NORMAL
+    log_price: float = 0.0
+    log_caution: float = 0.0
+    is_owed: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class Choice:
     """A decision and what it rests on: written once, when it is made, and never changed.
@@ -140,6 +160,7 @@ class Choice:
         slack_s: time left until the deadline then, seconds.
         inputs: what was seen.
         held: what its task's target meant for it.
+        standing: what its priority class meant for it.
         action: row of the chosen candidate.
         predicted_s: predicted time to the deadline's event there, seconds.
         rescue_s: least time that a rescue to a smaller tier would take, seconds; infinite if none
@@ -164,6 +185,7 @@ class Choice:
     slack_s: float
     inputs: Inputs
     held: Held
+    standing: Standing
     action: int
     predicted_s: float
     rescue_s: float
@@ -251,6 +273,7 @@ class Job:
         by_gateway: True if a gateway carries it: tokens are not counted.
         endpoints: names of the only endpoints to use; None = all.
         client: who asked: the authenticated client, else the address of the call's peer.
+        asked_priority: the class it asked for; that of `request` is what its client may have.
         metadata: the call's metadata.
         conversation: hash of its conversation's id; empty = none.
         seat: (tier, endpoint) that served its conversation last; None = not known, or gone.
@@ -294,6 +317,7 @@ class Job:
     by_gateway: bool = False
     endpoints: frozenset[str] | None = None
     client: str = ""
+    asked_priority: Priority = Priority.NORMAL
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     conversation: bytes = b""
     seat: tuple[str, str] | None = None

@@ -37,6 +37,8 @@ class ClientLimitSettings(SettingsModel):
     """Most prompt and output tokens per second, with bursts of a second."""
     weight: float = Field(default=1.0, gt=0.0, le=1_000.0)
     """Share under overload, beside the weights of the other clients."""
+    highest_priority: Literal["high", "normal", "low"] = "high"
+    """Priority class its requests have at most; one that asks for a higher class gets this one."""
 
 
 class ClientSettings(ClientLimitSettings):

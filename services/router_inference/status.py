@@ -11,18 +11,20 @@ import numpy as np
 from router.desk import Asked
 from router.exploration import Exploration
 from router.policies.scores import Query
-from router.types import NO_TIER_PIN, Task
+from router.types import NO_TIER_PIN, Priority, Task
 from services.common.clock import Clock
 from services.common.times import from_ns
 from services.router_inference import health_notes
 from services.router_inference.health_notes import HealthNotes
+from services.router_inference.job import Outcome
 from services.router_inference.path.admission import Admission
 from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
+from services.router_inference.path.priorities import Priorities
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.watch import PolicyWatch
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.accounts import PRIORITIES, TASK_ENDS, RouterMetrics
 from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.router_counts import RouterCounts
@@ -56,6 +58,17 @@ class ExperienceWaiting:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorityStatus:
+    """What became of a class's requests since the start, and what device time costs one now."""
+
+    priority: Priority
+    on_time: int
+    missed: int
+    refused: int
+    price_factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class RouterStatus:
     """The router's status at one moment.
 
@@ -83,6 +96,7 @@ class RouterStatus:
     exploration: Exploration
     exploration_counts: Mapping[str, int]
     conversation_counts: Mapping[str, int]
+    priorities: list[PriorityStatus]
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -101,6 +115,7 @@ class StatusReader:
         counts: RouterCounts,
         admission: Admission,
         hold: TargetHold,
+        priorities: Priorities,
         targets: Targets,
         attainments: Attainments,
         metrics: RouterMetrics,
@@ -122,6 +137,7 @@ class StatusReader:
             counts: the router's.
             admission: how cautious it is.
             hold: how far targets press.
+            priorities: what classes mean.
             targets: which are in force.
             attainments: how they were met.
             metrics: where gauges are set.
@@ -140,6 +156,7 @@ class StatusReader:
         self._counts = counts
         self._admission = admission
         self._hold = hold
+        self._priorities = priorities
         self._targets = targets
         self._attainments = attainments
         self._metrics = metrics
@@ -196,6 +213,7 @@ class StatusReader:
             tasks=view.fleet.catalog.tasks,
             attainments=self._attainments.read(),
             conversation_counts=self._counts.of_conversations,
+            priorities=self._by_priority(),
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),
@@ -209,6 +227,21 @@ class StatusReader:
         if not writer.is_kept:
             return None
         return ExperienceWaiting(writer.waiting_count, writer.oldest_s(), dict(writer.dropped))
+
+    def _by_priority(self) -> list[PriorityStatus]:
+        found = []
+        for priority, row in zip(PRIORITIES, self._counts.by_priority().tolist(), strict=True):
+            ended = dict(zip(TASK_ENDS, map(round, row), strict=True))
+            found.append(
+                PriorityStatus(
+                    priority,
+                    ended[Outcome.ON_TIME],
+                    ended[Outcome.LATE] + ended[Outcome.FAILED],
+                    ended[Outcome.REFUSED],
+                    self._priorities.price_factor(priority),
+                )
+            )
+        return found
 
     async def run(self) -> None:
         """Keeps reasons and gauges up to date for ever."""
@@ -245,6 +278,9 @@ class StatusReader:
         metrics.admission_factor.set(self._admission.factor())
         metrics.target_pressure.set(self._hold.pressure())
         metrics.experience_oldest.set(self._experience.oldest_s())
+        for priority in PRIORITIES:
+            factor = self._priorities.price_factor(priority)
+            metrics.priority_price.labels(priority=priority.label).set(factor)
         metrics.reserved_rate.set(view.traffic.kept_rps())
         metrics.target.clear()
         for task, (in_force, _) in self._targets.by_task().items():

@@ -86,6 +86,9 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             exploration=self.exploration,
             experience=self.experience,
         )
+        reply.priorities.add(
+            priority=common_pb2.PRIORITY_LOW, on_time_count=7, refused_count=3, price_factor=1.5
+        )
         for task, deadline_s in self.deadlines_s.items():
             reply.tasks.add(task=task).default_deadline.FromMilliseconds(round(deadline_s * 1e3))
         return reply
@@ -105,6 +108,9 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             target_pressure=1.5,
             policy_has_price=True,
         )
+        reply.priority.priority = common_pb2.PRIORITY_NORMAL
+        reply.priority.asked = common_pb2.PRIORITY_HIGH
+        reply.priority.price_factor, reply.priority.admission_factor = 1.25, 1.0
         reply.slack.FromMilliseconds(500)
         reply.larger_tier_slack.FromMilliseconds(900)
         entries = {"small": (False, 0.5), "medium": (True, 0.8), "large": (True, 1.0)}

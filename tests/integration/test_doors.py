@@ -21,8 +21,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from router.types import Priority
+from services.common.priorities import MESSAGE
 from services.common.telemetry import Telemetry
 from services.openai_door.errors import HTTP_OF_GRPC
+from services.router_inference.records.accounts import PRIORITIES
 from tests.fakes.openai_door import RunningDoor, door_toml, running_door
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.fakes.triton import FakeTriton, Script
@@ -37,6 +40,7 @@ CALL_S = 60.0
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 # The default deadline of a task here; requests that are about something else have time.
 LONG_S = 30.0
+TRITONS_NUMBER = {"high": 1, "normal": 2, "low": 3}
 
 
 def table() -> dict[tuple[str, str], bool]:
@@ -86,6 +90,7 @@ class OwnDoor:
     name = "own gRPC"
 
     def __init__(self, router: RunningRouter) -> None:
+        self.router = router
         self._stub = router.stub
 
     @property
@@ -99,11 +104,6 @@ class OwnDoor:
         """Whether there is a decision without an answer."""
         return hasattr(self._stub, "Route")
 
-    @property
-    def takes_priority(self) -> bool:
-        """Whether a request can be of a class that changes something."""
-        return "priority" in pb2.GenerationSpec.DESCRIPTOR.fields_by_name
-
     def call(self, *, stream: bool = False, **wishes: Any) -> Any:
         """Begins a call."""
         spec = pb2.GenerationSpec(prompt="hello", task=wishes.get("task", "piqa"))
@@ -111,6 +111,8 @@ class OwnDoor:
         spec.quality_floor = wishes.get("floor", 0.0)
         spec.max_output_tokens = 1_000
         spec.conversation_id = wishes.get("conversation", "")
+        if "priority" in wishes:
+            spec.priority = MESSAGE[Priority[wishes["priority"].upper()]]
         if "deadline_s" in wishes:
             spec.deadline.FromMilliseconds(round(wishes["deadline_s"] * 1e3))
         if wishes.get("is_first_token"):
@@ -148,9 +150,9 @@ class KserveDoor:
 
     name = "KServe v2"
     decides_alone = False
-    takes_priority = False
 
     def __init__(self, router: RunningRouter) -> None:
+        self.router = router
         self._stub: Any = kserve_grpc.GRPCInferenceServiceStub(router.channel)
 
     @property
@@ -161,7 +163,9 @@ class KserveDoor:
 
     def call(self, *, stream: bool = False, **wishes: Any) -> Any:
         """Begins a call."""
-        parameters: dict[str, Any] = {"priority": 1, "tiercel_task": wishes.get("task", "piqa")}
+        parameters: dict[str, Any] = {"tiercel_task": wishes.get("task", "piqa")}
+        if "priority" in wishes:
+            parameters["priority"] = TRITONS_NUMBER[wishes["priority"]]
         if "deadline_s" in wishes:
             parameters["tiercel_deadline_ms"] = wishes["deadline_s"] * 1e3
         if "floor" in wishes:
@@ -222,9 +226,9 @@ class OpenAiDoor:
     name = "OpenAI-shaped"
     streams_requests = False
     decides_alone = False
-    takes_priority = False
 
-    def __init__(self, door: RunningDoor) -> None:
+    def __init__(self, router: RunningRouter, door: RunningDoor) -> None:
+        self.router = router
         self._client = door.client
 
     def call(self, *, stream: bool = False, **wishes: Any) -> Any:
@@ -244,6 +248,8 @@ class OpenAiDoor:
             headers["x-tiercel-conversation-id"] = wishes["conversation"]
         if wishes.get("is_first_token"):
             headers["x-tiercel-slo-kind"] = "first_token"
+        if "priority" in wishes:
+            headers["x-tiercel-priority"] = wishes["priority"]
         body = {"model": wishes.get("tier", f"tiercel/{task}"), "prompt": "hello", "stream": stream}
         response = await self._client.post(
             "/v1/completions", json={**body, "max_tokens": 1_000}, headers=headers
@@ -278,7 +284,14 @@ async def opened(name: str, router: RunningRouter, folder: Path) -> AsyncIterato
         return
     mesh = mesh_toml([("e0", "127.0.0.1:1")], deadline_s=LONG_S)
     async with running_door(folder, door_toml([router.address], mesh=mesh)) as door:
-        yield OpenAiDoor(door)
+        yield OpenAiDoor(router, door)
+
+
+def priorities_of(router: RunningRouter) -> dict[str, int]:
+    """Returns how many requests were decided for as each class, where there were any."""
+    counts = router.core.accounts.by_priority().sum(axis=1).tolist()
+    named = zip((each.label for each in PRIORITIES), map(round, counts), strict=True)
+    return {name: count for name, count in named if count}
 
 
 async def status_of(asking: Awaitable[Answer]) -> grpc.StatusCode:
@@ -368,9 +381,10 @@ async def cancellation(door: Any, triton: FakeTriton) -> bool:
 
 
 async def priority(door: Any, triton: FakeTriton) -> bool:
-    """A class that changes something."""
-    await door.ask()
-    return bool(door.takes_priority)
+    """The decision is made for the class asked for."""
+    for asked in ("high", "low", "low"):
+        await door.ask(priority=asked)
+    return priorities_of(door.router) == {"high": 1, "low": 2}
 
 
 async def trace(door: Any, triton: FakeTriton) -> bool:
@@ -430,6 +444,23 @@ async def test_a_door_does_what_its_table_says(
     async with asyncio.timeout(CALL_S), opened(door, router, tmp_path) as subject:
         found = await CHECKS[row](subject, triton)
     assert found is table()[row, door]
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_client_is_held_to_its_class_at_every_door(
+    door: str, triton: FakeTriton, tmp_path: Path
+) -> None:
+    """One that asks for more gets that class, and its answer."""
+    own = 'default_task = "piqa"\nother_clients = {highest_priority = "normal"}'
+    text = mesh_toml([("e0", triton.address)], router=own, deadline_s=LONG_S)
+    async with (
+        asyncio.timeout(CALL_S),
+        running_router(tmp_path, text) as router,
+        opened(door, router, tmp_path) as subject,
+    ):
+        assert (await subject.ask(priority="high")).text == "abc"
+        assert (await subject.ask(priority="low")).text == "abc"
+        assert priorities_of(router) == {"normal": 1, "low": 1}
 
 
 def test_every_row_has_its_check() -> None:

@@ -33,7 +33,7 @@ from tests.fakes.envoy import (
 from tests.fakes.http_tier import HttpTier, http_tier
 from tests.fakes.router_process import RunningRouter, mesh_toml, running_router
 from tests.integration.conftest import PacedTriton
-from tests.integration.test_doors import table
+from tests.integration.test_doors import priorities_of, table
 from tests.waiting import LIMIT_S, until
 
 GENERATE = "/v2/models/tiercel/generate_stream"
@@ -503,8 +503,11 @@ async def cancellation(mesh: Meshed, tier: HttpTier) -> bool:
 
 
 async def priority(mesh: Meshed, tier: HttpTier) -> bool:
-    """A class that changes something."""
-    return (await mesh.post(x_tiercel_priority="1")).status_code == 200
+    """The decision is made for the class asked for."""
+    for asked in ("high", "1", "low"):
+        await mesh.post(x_tiercel_priority=asked)
+    await mesh.settled()
+    return priorities_of(mesh.router) == {"high": 2, "low": 1}
 
 
 async def trace(mesh: Meshed, tier: HttpTier) -> bool:
@@ -516,6 +519,19 @@ async def trace(mesh: Meshed, tier: HttpTier) -> bool:
 async def never(mesh: Meshed, tier: HttpTier) -> bool:
     """HTTP has one request at a time, and its answer."""
     return False
+
+
+async def test_a_client_of_a_gateway_is_held_to_its_class(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """One that asks for more gets that class, and its answer."""
+    tier, _ = two_tiers
+    own = 'other_clients = {highest_priority = "low"}\n'
+    async with meshed(tmp_path, addresses_of(tier), own=own) as mesh:
+        assert (await mesh.post(x_tiercel_priority="high")).status_code == 200
+        assert (await mesh.post()).status_code == 200
+        await mesh.settled()
+        assert priorities_of(mesh.router) == {"low": 2}
 
 
 CHECKS: dict[str, Check] = {

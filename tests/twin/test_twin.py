@@ -43,6 +43,8 @@ WORLDS = {
     "conversations": Setting(talks=True),
     "prefixes cached": Setting(talks=True, cache=4_000),
     "prefixes and rescues": Setting(placement=APART, slow=1.6, talks=True, cache=20_000),
+    "classes": Setting(classes=(0.25, 0.45, 0.3)),
+    "classes, no target": Setting(classes=(0.6, 0.1, 0.3), target=0.0),
 }
 COMPARED = ("static-large", "greedy", "price", "dqn")
 
@@ -51,6 +53,8 @@ def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Tol
     """Returns what happened to a workload, live and simulated."""
     arrival_N = LOADS[load](np.random.default_rng([seed, 0]))
     offered = workload(arrival_N, MIXED, 0.4, seed, talks=WORLDS[world].talks)
+    if WORLDS[world].classes:
+        offered = offered.with_classes(WORLDS[world].classes, np.random.default_rng([seed, 2]))
     live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
     return live, simulated(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
 
@@ -97,6 +101,13 @@ def test_conversations_are_kept_and_moved_in_these_worlds() -> None:
     assert set(stays) >= {Stay.NONE, Stay.NEW, Stay.KEPT, Stay.DEADLINE, Stay.WORTH}
     assert stays[Stay.KEPT] > 100
     assert cached > 1000.0
+
+
+@pytest.mark.parametrize("load", ["burst", "overload"])
+def test_classes_matter_in_these_worlds(load: str) -> None:
+    """Requests fare otherwise with classes than without, so that comparing says something."""
+    mixed, plain = (told_twice("price", load, world, 3)[0] for world in ("classes", "shared"))
+    assert mixed.stories != plain.stories
 
 
 def test_targets_matter_in_these_worlds() -> None:

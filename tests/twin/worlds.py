@@ -21,7 +21,7 @@ from router.profile import LatencyProfile, TierProfile
 from router.reserve import SHARES
 from router.safety import SafetyLimits
 from router.seat import Stay
-from router.types import RewardKind, SloKind, Task
+from router.types import Priority, RewardKind, SloKind, Task
 from services.common.errors import DomainError
 from services.router_inference.job import Job
 from services.router_inference.machine_code import MachineCode
@@ -92,6 +92,7 @@ class Setting:
         home: the router's stretch of the devices.
         cache: room of every tier for prefixes, tokens.
         talks: requests are those of conversations.
+        classes: share of high, normal and low priority; empty: all are normal.
     """
 
     placement: Placement = SHARED
@@ -102,6 +103,7 @@ class Setting:
     home: Share = WHOLE
     cache: int = 0
     talks: bool = False
+    classes: tuple[float, ...] = ()
 
     @property
     def profile(self) -> LatencyProfile:
@@ -258,6 +260,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
     lengths, talks = offered.output_N.tolist(), [-1] * len(offered)
     if offered.conversation_N is not None:
         talks = offered.conversation_N.tolist()
+    place_N = [0] * len(offered) if offered.place_N is None else offered.place_N.tolist()
     pool, endpoints = FakePool(), []
     for i, tiers in enumerate(world.placement):
         costs = {tier: world.profile.tiers[tier] for tier in tiers}
@@ -298,6 +301,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
             seed=i,  # tells the device which request it is
             max_output_tokens=64,
             conversation_id=f"talk {talks[i]}" if talks[i] >= 0 else "",
+            priority=Priority(place_N[i]),
             is_stream=TASKS[offered.task_N[i]].slo_kind is SloKind.FIRST_TOKEN,
         )
         jobs.append(job)

@@ -23,6 +23,7 @@ from trainer.simulation.compiled import (
     kernels,
     picker,
     pressure,
+    priority,
     reserve,
     safety,
     seat,
@@ -226,6 +227,9 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     find_seat(w, i, now_s)
     show_cached(w, i)
     request.predicted = max(1, int(w.output_K[request.task] + 0.5))
+    own = w.routers[request.router]
+    if request.attempt == 0:
+        priority.arrive(own, request.place)
     see(w, request.router, now_s)
     if clock.reserve > 0.0:
         keep_room(w, request.router, now_s)
@@ -235,7 +239,6 @@ def prepare(w: World, i: int, now_s: float) -> bool:
         settle(w, i, FAILED, now_s)
         return False
     event_tokens = 1.0 if request.first_token != 0 else float(request.predicted)
-    own = w.routers[request.router]
     window_s = request.deadline_s - request.arrival_s
     if clock.admission != 0 and request.decay_s <= 0.0:
         safety.relax(own, now_s, window_s)
@@ -245,6 +248,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             ratio = slowdown.mean_ratio(own, now_s, window_s)
             is_floored = pressure.is_floored(felt)
             factor = safety.target_factor(own, clock.optimism, clock.pessimism, is_floored, ratio)
+        factor *= priority.factor(priority.log_caution(own, request.place))
         admitted = safety.admit(
             w.fleet,
             w.seen,
@@ -255,6 +259,8 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             factor,
             w.decided.predicted_s_C,
         )
+        if request.attempt == 0:
+            priority.learn(own, request.place, not admitted)
         if not admitted:
             own.refused_s = now_s
             settle(w, i, REFUSED, now_s)
@@ -447,6 +453,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         slowdown.factor(own, now_s, window_s),
         max(0.0, felt),
         1.0 if is_small else 0.0,
+        priority.log_price(own, request.place),
     )
     return home.own_traffic(q) if clock.stays != 0 else q
 

@@ -358,6 +358,8 @@ def _check(config: SimulationConfig, workload: Workload) -> None:
     tasks = len(config.catalog.tasks)
     if len(workload) and not 0 <= workload.task_N.min() <= workload.task_N.max() < tasks:
         raise SimulationError(f"workload names task {workload.task_N.max()}; there are {tasks}")
+    if workload.place_N is not None and not (abs(workload.place_N) <= 1).all():
+        raise SimulationError("place_N: priority classes have the places -1, 0 and 1")
     if (np.diff(workload.arrival_N) < 0).any():
         raise SimulationError("arrivals must never fall")
     if config.routers < 1:
@@ -392,6 +394,8 @@ def _requests(config: SimulationConfig, workload: Workload, seed: int) -> NDArra
     requests["output"] = workload.output_N
     requests["task"] = task_N
     requests["first_token"] = first_N
+    if workload.place_N is not None:
+        requests["place"] = workload.place_N
     rng = np.random.default_rng([seed, 1])
     requests["router"] = rng.integers(config.routers, size=len(workload))
     for name in ("candidate", "action", "row", "next", "previous", "seat", "conversation"):

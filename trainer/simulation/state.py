@@ -51,6 +51,7 @@ REQUEST = np.dtype(
         ("router", np.int32),
         ("conversation", np.int32),  # -1 = none
         ("first_token", np.int8),
+        ("place", np.int8),
         # while it runs
         ("status", np.int8),
         ("rescued", np.int8),
@@ -144,6 +145,12 @@ ROUTER = np.dtype(
         ("block_s", np.float64),
         ("peak_rps", np.float64),
         ("peak_before_rps", np.float64),
+        # the fields of `router.priority.Classes`
+        ("mean_place", np.float64),
+        ("refused", np.float64),
+        ("refused_high", np.float64),
+        ("refused_normal", np.float64),
+        ("refused_low", np.float64),
     ],
     align=True,
 )

@@ -87,6 +87,8 @@ class Workload:
         name: for tables.
         conversation_N: index of each request's conversation, int64, -1 = none; None = all have
             none.
+        place_N: places of the requests' priority classes: -1 high, 0 normal, 1 low; None: all are
+            normal.
     """
 
     arrival_N: Times
@@ -97,6 +99,7 @@ class Workload:
     duration_s: float
     name: str = ""
     conversation_N: NDArray[np.int64] | None = None
+    place_N: NDArray[np.int8] | None = None
 
     @property
     def conversation_count(self) -> int:
@@ -108,6 +111,17 @@ class Workload:
     def __len__(self) -> int:
         """Returns the number of requests."""
         return len(self.arrival_N)
+
+    def with_classes(self, share: Sequence[float], rng: np.random.Generator) -> Workload:
+        """Returns it with priority classes drawn for its requests.
+
+        Args:
+            share: of high, normal and low; scaled to sum to 1.
+            rng: source of randomness.
+        """
+        share_P = np.asarray(share, dtype=np.float64)
+        place_N = rng.choice((-1, 0, 1), size=len(self), p=share_P / share_P.sum())
+        return replace(self, place_N=place_N.astype(np.int8))
 
     def scaled(self, factor: float) -> Workload:
         """Returns it with arrivals and deadlines stretched by `factor` (> 0)."""

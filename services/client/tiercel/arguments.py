@@ -11,7 +11,9 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]/:\s]+):[0-9]{1,5}")
 _PORT = re.compile(r":([0-9]+)$")
 _HIGHEST_PORT = 65_535
-_TEXTS = ("prompt", "task", "tier", "request_id", "conversation_id", "slo_kind", "status")
+_TEXTS = (
+    "prompt", "task", "tier", "request_id", "conversation_id", "slo_kind", "status", "priority",
+)  # fmt: skip
 _NUMBERS = ("deadline_s", "temperature", "quality_floor", "latency_s", "quality", "timeout_s")
 _COUNTS = (
     "max_output_tokens", "prompt_token_count", "output_token_count", "seed", "connections",

@@ -16,6 +16,12 @@ SLO_KINDS = {
     "complete_answer": common_pb2.SLO_KIND_COMPLETE_ANSWER,
     "first_token": common_pb2.SLO_KIND_FIRST_TOKEN,
 }
+PRIORITIES = {
+    "": common_pb2.PRIORITY_UNSPECIFIED,
+    "high": common_pb2.PRIORITY_HIGH,
+    "normal": common_pb2.PRIORITY_NORMAL,
+    "low": common_pb2.PRIORITY_LOW,
+}
 _MAY_BE_UNSAID = ("first_token", "early", "queue", "prefill", "decode", "hop")
 OUTCOME_STATUSES = {
     "on_time": common_pb2.OUTCOME_STATUS_ON_TIME,
@@ -123,17 +129,19 @@ def generation_spec(
     tier: str = "",
     request_id: str = "",
     conversation_id: str = "",
+    priority: str = "",
 ) -> pb.GenerationSpec:
     """Makes the message both Generate calls share; the router checks the values.
 
     Raises:
         TypeError: An argument is of a wrong type.
-        ValueError: ``slo_kind`` is neither empty, ``complete_answer`` nor ``first_token``.
+        ValueError: ``slo_kind`` is neither empty, ``complete_answer`` nor ``first_token``, or
+            ``priority`` is no class.
     """
     check(
         prompt=prompt, task=task, deadline_s=deadline_s, max_output_tokens=max_output_tokens,
         temperature=temperature, seed=seed, slo_kind=slo_kind, quality_floor=quality_floor,
-        tier=tier, request_id=request_id, conversation_id=conversation_id,
+        tier=tier, request_id=request_id, conversation_id=conversation_id, priority=priority,
     )  # fmt: skip
     if slo_kind not in SLO_KINDS:
         raise ValueError(f"slo_kind: must be complete_answer or first_token, got {slo_kind!r}")
@@ -145,6 +153,7 @@ def generation_spec(
         tier=tier,
         request_id=request_id,
         conversation_id=conversation_id,
+        priority=_priority(priority),
     )
     if max_output_tokens is not None:
         spec.max_output_tokens = max_output_tokens
@@ -167,16 +176,18 @@ def route_request(
     tier: str = "",
     request_id: str = "",
     conversation_id: str = "",
+    priority: str = "",
 ) -> pb.RouteRequest:
     """Makes the request for a decision; the router checks the values.
 
     Raises:
         TypeError: An argument is of a wrong type.
+        ValueError: ``priority`` is no class.
     """
     check(
         task=task, prompt_token_count=prompt_token_count, deadline_s=deadline_s,
         max_output_tokens=max_output_tokens, quality_floor=quality_floor, tier=tier,
-        request_id=request_id, conversation_id=conversation_id,
+        request_id=request_id, conversation_id=conversation_id, priority=priority,
     )  # fmt: skip
     request = pb.RouteRequest(
         task=task,
@@ -185,12 +196,19 @@ def route_request(
         tier=tier,
         request_id=request_id,
         conversation_id=conversation_id,
+        priority=_priority(priority),
     )
     if deadline_s is not None:
         request.deadline.CopyFrom(duration(deadline_s))
     if max_output_tokens is not None:
         request.max_output_tokens = max_output_tokens
     return request
+
+
+def _priority(name: str) -> common_pb2.Priority.ValueType:
+    if name not in PRIORITIES:
+        raise ValueError(f"priority: must be high, normal or low, got {name!r}")
+    return PRIORITIES[name]
 
 
 def outcome_request(

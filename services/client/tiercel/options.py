@@ -19,6 +19,8 @@ class RouteOptions(TypedDict, total=False):
         request_id: Id of the request; without it the router makes one.
         conversation_id: Id of the conversation that the prompt continues: it stays on the tier and
             the endpoint that served it last, unless deadline or target forbid it.
+        priority: How it stands beside others when not all can have what they ask for; without it
+            normal.
     """
 
     deadline_s: float | None
@@ -27,6 +29,7 @@ class RouteOptions(TypedDict, total=False):
     tier: str
     request_id: str
     conversation_id: str
+    priority: Literal["", "high", "normal", "low"]
 
 
 class GenerateOptions(RouteOptions, total=False):

@@ -11,8 +11,10 @@ from router.decision import HAS_PRICE
 from router.dqn.network import NOT_LISTED
 from router.explanation import Explanation, Larger
 from router.features import FEATURES
+from router.priority import factor
 from router.seat import NOWHERE
 from router.types import SloKind
+from services.common import priorities
 from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration, set_moment, set_signed_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
@@ -81,6 +83,8 @@ def ask_of_spec(
         ask.deadline_s = _span_s(spec.deadline)
     if spec.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(spec.slo_kind, spec.slo_kind)
+    if spec.priority:
+        ask.priority = priorities.of_message(spec.priority)
     if spec.HasField("sampling"):
         ask.temperature = spec.sampling.temperature
         if spec.sampling.HasField("seed"):
@@ -125,6 +129,8 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any, client: str) -> Ask:
         ask.deadline_s = _span_s(request.deadline)
     if request.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(request.slo_kind, request.slo_kind)
+    if request.priority:
+        ask.priority = priorities.of_message(request.priority)
     return ask
 
 
@@ -305,6 +311,14 @@ def explanation_response(
     if larger.slack_s is not None:
         set_duration(response.larger_tier_slack, larger.slack_s)
     response.larger_tier_if_idle = larger.if_idle
+    standing, told = choice.standing, response.priority
+    told.priority = priorities.MESSAGE[standing.priority]
+    told.asked = priorities.MESSAGE[standing.asked]
+    told.price_factor = factor(standing.log_price)
+    told.admission_factor = 1.0
+    if choice.inputs.asked.admission_factor > 0.0:
+        told.admission_factor = factor(standing.log_caution)
+        told.owed = standing.is_owed
     return response
 
 
@@ -336,6 +350,14 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
             missed_count=attained.missed,
         )
         set_duration(told.default_deadline, task.default_deadline_s)
+    for stood in status.priorities:
+        response.priorities.add(
+            priority=priorities.MESSAGE[stood.priority],
+            on_time_count=stood.on_time,
+            missed_count=stood.missed,
+            refused_count=stood.refused,
+            price_factor=stood.price_factor,
+        )
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
     explores = response.exploration

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
-from router.types import NO_TIER_PIN, Request, RewardKind, SloKind
+from router.types import NO_TIER_PIN, Priority, Request, RewardKind, SloKind
 from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.job import Ask, Job
@@ -123,6 +123,7 @@ class Validator:
             slo_kind,
             task.reward_kind,
             task.soft_decay_s,
+            ask.priority if isinstance(ask.priority, Priority) else Priority.NORMAL,
         )
         deadline_s = now_s + slack_s
         return Job(
@@ -142,6 +143,7 @@ class Validator:
             by_gateway=ask.by_gateway,
             endpoints=ask.endpoints,
             client=ask.client,
+            asked_priority=request.priority,
             metadata=ask.metadata,
             conversation=self._conversation_key(ask.conversation_id)
             if ask.conversation_id
@@ -209,6 +211,8 @@ class Validator:
             checks.count("sampling.seed", ask.seed, MAX_SEED)
         if isinstance(ask.slo_kind, int):
             checks.require(False, "slo_kind", f"is {ask.slo_kind}", "a named value")
+        if type(ask.priority) is not Priority:
+            checks.require(False, "priority", f"is {ask.priority}", "a named value")
         if ask.request_id:
             checks.text("request_id", ask.request_id, MAX_REQUEST_ID_CHARACTERS)
         if ask.conversation_id:

@@ -9,7 +9,7 @@ from router import safety
 from router.safety import Caution, SafetyLimits
 from router.types import Request, RewardKind
 from services.common.errors import ResourceExhaustedError
-from services.router_inference.job import NOT_HELD, Held, Job, Outcome
+from services.router_inference.job import NOT_HELD, Held, Job, Outcome, Standing
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 MOST_CLAIMED_FACTOR = 1.0
@@ -77,22 +77,26 @@ class Admission:
         self._window_s = request.slack_s
         return request.slack_s - self._lag_s(), self.factor(held)
 
-    def refuse(self, slack_s: float, factor: float, least_s: float) -> NoReturn:
+    def refuse(self, slack_s: float, factor: float, least_s: float, standing: Standing) -> NoReturn:
         """Refuses a request for which no candidate was in reach.
 
         Args:
             slack_s: time left, seconds, as it was counted.
-            factor: on predictions.
+            factor: on predictions, that of its class in it.
             least_s: least predicted latency over the candidates allowed, seconds.
+            standing: what its priority class meant for it.
 
         Raises:
             ResourceExhaustedError: always.
         """
         self.caution.refused_s = self._monotonic_s()
+        counted = f"counted {factor:.2f} times"
+        if standing.log_caution:
+            counted += f" for priority {standing.priority.label}"
         raise ResourceExhaustedError(
             REASON_DEADLINE,
             f"{slack_s:.3f} s until the deadline",
-            f"{least_s:.3f} s predicted on the fastest tier allowed, counted {factor:.2f} times",
+            f"{least_s:.3f} s predicted on the fastest tier allowed, {counted}",
             retry_after_s=max(0.05, least_s - slack_s),
             metadata={"factor": f"{factor:.3f}"},
         )

@@ -19,6 +19,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
+from router.types import Priority
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE
@@ -53,12 +54,14 @@ class ClientLimit:
         rate_rps: requests per second, with bursts of a second.
         tokens_per_s: prompt and output tokens per second, with bursts of a second.
         weight: its part under overload beside the others' weights.
+        highest_priority: class that its requests have at most; those that ask for more have it.
     """
 
     max_in_flight: int = 0
     rate_rps: float = 0.0
     tokens_per_s: float = 0.0
     weight: float = 1.0
+    highest_priority: Priority = Priority.HIGH
 
 
 class _Client:
@@ -82,6 +85,7 @@ class Clients:
         limits: By name of a client.
         others: What each of the others may take.
         requests: Counts requests by client (a name of `limits`, or `OTHER`) and outcome.
+        lowered: Counts requests by client that asked for a higher class than it may have.
         monotonic_s: Tells the time.
     """
 
@@ -91,6 +95,7 @@ class Clients:
         limits: Mapping[str, ClientLimit],
         others: ClientLimit,
         requests: Counter,
+        lowered: Counter,
         monotonic_s: Callable[[], float],
     ) -> None:
         self._monotonic_s = monotonic_s
@@ -103,6 +108,7 @@ class Clients:
         self._growth_per_s = _FIRST_GROWTH_PER_S
         self._answer_s = _SHORTEST_ANSWER_S
         self._requests = requests
+        self._lowered = lowered
 
     def configure(self, limits: Mapping[str, ClientLimit], others: ClientLimit) -> None:
         """Takes other limits; what each client has under way stays counted."""
@@ -112,7 +118,7 @@ class Clients:
             client.limit, client.label = self._limit_of(name)
 
     def begin(self, job: Job) -> None:
-        """Takes a request into its client's account.
+        """Takes a request into its client's account, in a class that the client may have.
 
         Raises:
             ResourceExhaustedError: The client is at a limit, or has its share already.
@@ -120,6 +126,9 @@ class Clients:
         now_s = self._monotonic_s()
         client = self._client(job.client)
         limit = client.limit
+        if job.request.priority < limit.highest_priority:
+            job.request = job.request._replace(priority=limit.highest_priority)
+            self._lowered.labels(client.label).inc()
         tokens = job.request.prompt_tokens + job.max_output_tokens
         if limit.max_in_flight and client.in_flight >= limit.max_in_flight:
             raise _refusal(

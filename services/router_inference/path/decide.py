@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from router import priority
 from router.decision import (
     LARGEST_TIER,
     LEAST_S,
@@ -26,6 +27,7 @@ from services.router_inference.path.admission import Admission
 from services.router_inference.path.conversations import Conversations
 from services.router_inference.path.explore import Explorer
 from services.router_inference.path.hold import TargetHold
+from services.router_inference.path.priorities import Priorities
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import Accounts
@@ -50,6 +52,7 @@ class Decider:
         watch: PolicyWatch,
         admission: Admission,
         hold: TargetHold,
+        priorities: Priorities,
         accounts: Accounts,
         experience: ExperienceWriter,
         explanations: Explanations,
@@ -69,6 +72,7 @@ class Decider:
         self._load_class = watch.load_class
         self._admission = admission
         self._hold = hold
+        self._priorities = priorities
         self._metrics = accounts.metrics
         self._experience = experience
         self._explanations = explanations
@@ -97,9 +101,13 @@ class Decider:
         view, request = self._view, job.request
         desk = view.desk(start_s)
         held = job.held = self._hold.held(request, start_s)
-        query = view.traffic.query(request, start_s, held.pressure, held.is_small)
+        standing = self._priorities.arrive(job)
+        query = view.traffic.query(
+            request, start_s, held.pressure, held.is_small, standing.log_price
+        )
         job.load_class = self._load_class(query.rate_short_rps)
         slack_s, factor = self._admission.terms(request, held)
+        factor *= priority.factor(standing.log_caution)
         desk.asked = Asked(
             query,
             request.quality_floor,
@@ -122,8 +130,10 @@ class Decider:
                 retry_after_s=view.fleet.retry_after_s(start_s),
             )
         result_R = desk.bound.result_R
+        if factor > 0.0:
+            self._priorities.learn(standing, refused=verdict.action == REFUSED)
         if verdict.action == REFUSED:
-            self._admission.refuse(slack_s, factor, result_R[LEAST_S])
+            self._admission.refuse(slack_s, factor, result_R[LEAST_S], standing)
         if verdict.fallback_reason:
             self._on_fallback(guard, verdict.fallback_reason, start_s)
         drawn = self._explorer.draw(job, desk, verdict)
@@ -140,6 +150,7 @@ class Decider:
             slack_s=job.deadline_s - end_s,
             inputs=view.inputs(desk),
             held=held,
+            standing=standing,
             action=drawn.action,
             predicted_s=result_R[PREDICTED_S],
             rescue_s=result_R[RESCUE_S],

@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from router.seat import Stay
+from router.types import Priority
 from services.common import latency_buckets
 from services.common.metrics import Tally
 from services.router_inference.job import Job, Outcome, StepDown
@@ -33,6 +34,8 @@ _FINE_S = sorted({*_WAIT_BUCKETS_S, *latency_buckets.BOUNDS_S})
 _SHARED_STARTS = [0, *(_FINE_S.index(bound) + 1 for bound in latency_buckets.BOUNDS_S)]
 TASK_ENDS = (Outcome.ON_TIME, Outcome.LATE, Outcome.REFUSED, Outcome.FAILED, Outcome.CANCELLED)
 """Ends in the order of the columns of `Accounts.by_task`."""
+PRIORITIES = tuple(Priority)
+"""Classes in the order of the rows of `Accounts.by_priority`, from high to low."""
 REWARD = len(TASK_ENDS)
 """Its column of delivered rewards; answers by tier follow."""
 NO_TIER = "none"
@@ -264,6 +267,18 @@ class RouterMetrics:
             ["client", "outcome"],
             registry=registry,
         )
+        self.priority_lowered = Counter(
+            "tiercel_priority_lowered",
+            "Requests that asked for a higher class than their client may have, by client.",
+            ["client"],
+            registry=registry,
+        )
+        self.priority_price = Gauge(
+            "tiercel_priority_price_factor",
+            "Factor on the price of device time of a priority class; 1 = it changes nothing.",
+            ["priority"],
+            registry=registry,
+        )
         self.leases_expired = Counter(
             "tiercel_leases_expired", "Routed requests nobody reported on.", registry=registry
         )
@@ -283,6 +298,7 @@ class Accounts(Collector):
         self.call_wait = Tally(_WAIT_BUCKETS_S)
         self._requests: dict[tuple[str, str, Outcome], int] = {}
         self._latencies: dict[tuple[str, str], Tally] = {}
+        self._priorities: dict[tuple[Priority, Outcome], int] = {}
         self._rewards: dict[str, float] = {}
         self._step_downs: dict[StepDown, int] = {}
         self._stays: dict[Stay, int] = {}
@@ -319,6 +335,13 @@ class Accounts(Collector):
             if task in task_row:
                 counts_KW[task_row[task], REWARD] = reward
         return counts_KW
+
+    def by_priority(self) -> NDArray[np.float64]:
+        """Returns requests by `PRIORITIES` (rows) and `TASK_ENDS` (columns)."""
+        counts_PE = np.zeros((len(PRIORITIES), len(TASK_ENDS)))
+        for (priority, outcome), count in self._priorities.items():
+            counts_PE[PRIORITIES.index(priority), TASK_ENDS.index(outcome)] = count
+        return counts_PE
 
     def latencies(self, tasks: Sequence[str]) -> NDArray[np.float64]:
         """Returns complete answers of tasks by `latency_buckets`, and what never was complete.
@@ -373,6 +396,8 @@ class Accounts(Collector):
         task = job.task.name
         key = (task, tier, outcome)
         self._requests[key] = self._requests.get(key, 0) + 1
+        stood = (job.request.priority, outcome)
+        self._priorities[stood] = self._priorities.get(stood, 0) + 1
         self._rewards[task] = self._rewards.get(task, 0.0) + delivered_reward
         if job.reason:
             reason = (outcome, job.reason)
@@ -396,6 +421,14 @@ class Accounts(Collector):
         for (task, tier, outcome), count in self._requests.copy().items():
             requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
         yield requests
+        by_priority = CounterMetricFamily(
+            "tiercel_priority_requests",
+            "Requests by the priority class they were decided for as, and how they ended.",
+            labels=["priority", "outcome"],
+        )
+        for (priority, outcome), count in self._priorities.copy().items():
+            by_priority.add_metric([priority.label, outcome.value], float(count))
+        yield by_priority
         latency = HistogramMetricFamily(
             "tiercel_request_latency_seconds",
             "From arrival to the complete answer, answered requests.",

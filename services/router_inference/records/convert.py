@@ -11,6 +11,7 @@ from router.explanation import Explainer
 from router.features import SCHEMA
 from router.fleet import Fleet
 from router.seat import Stay
+from services.common.priorities import MESSAGE
 from services.common.times import duration_of, set_duration, timestamp_of
 from services.router_inference.job import Choice, Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
@@ -141,6 +142,7 @@ class RecordBuilder:
         record.target = entry.held.target
         record.target_pressure = entry.held.pressure
         record.conversation_stay = STAYS[entry.stay]
+        record.priority = MESSAGE[entry.standing.priority]
         return record
 
     def _of_fleet(self, fleet: Fleet) -> experience_pb2.DecisionRecord:

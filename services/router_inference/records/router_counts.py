@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.latency_buckets import BUCKET_COUNT
-from services.router_inference.records.accounts import Accounts, Counts, task_width
+from services.router_inference.records.accounts import (
+    PRIORITIES,
+    TASK_ENDS,
+    Accounts,
+    Counts,
+    task_width,
+)
 from services.router_inference.workers.siblings import NoSiblings
 
 _NAMES = tuple(field.name for field in fields(Counts))
@@ -17,6 +23,7 @@ _ENDS = [_NAMES.index(name) for name in ("on_time", "late", "refused", "cancelle
 MOST_TASKS = 64
 """Tasks of which workers tell each other; their numbers may grow while a router serves."""
 _LATENCY_WIDTH = BUCKET_COUNT + 1
+_PRIORITY_WIDTH = len(PRIORITIES) * len(TASK_ENDS)
 _OFFERED, _FAILED = _NAMES.index("offered"), _NAMES.index("failed")
 
 
@@ -59,7 +66,9 @@ class RouterCounts:
         row[: len(values)] = values
         by_task = own.by_task(self.tasks[:MOST_TASKS], self.tiers).ravel()
         row[len(values) : len(values) + len(by_task)] = by_task
-        row[_latency_start(self.tiers) :] = self._latencies.ravel()
+        start = _latency_start(self.tiers)
+        row[start - _PRIORITY_WIDTH : start] = own.by_priority().ravel()
+        row[start:] = self._latencies.ravel()
         self._siblings.show_counts(row)
 
     def read(self) -> tuple[Counts, Mapping[str, Counts]]:
@@ -76,9 +85,19 @@ class RouterCounts:
         if self._siblings.is_alone:
             return self._accounts.by_task(self.tasks, self.tiers)
         self.show()
-        start, end = _ends_width(self.tiers), _latency_start(self.tiers)
+        start = _ends_width(self.tiers)
+        end = _latency_start(self.tiers) - _PRIORITY_WIDTH
         counts = self._siblings.all_counts()[start:end]
         return counts.reshape(MOST_TASKS, -1)[: len(self.tasks)].copy()
+
+    def by_priority(self) -> NDArray[np.float64]:
+        """Returns `Accounts.by_priority` of the router."""
+        if self._siblings.is_alone:
+            return self._accounts.by_priority()
+        self.show()
+        end = _latency_start(self.tiers)
+        counts = self._siblings.all_counts()[end - _PRIORITY_WIDTH : end]
+        return counts.reshape(len(PRIORITIES), -1).copy()
 
     def latencies(self) -> NDArray[np.float64]:
         """Returns `Accounts.latencies` of the router, of the first tasks it has room for.
@@ -110,7 +129,7 @@ def counts_width(tiers: Sequence[str]) -> int:
 
 
 def _latency_start(tiers: Sequence[str]) -> int:
-    return _ends_width(tiers) + task_width(tiers) * MOST_TASKS
+    return _ends_width(tiers) + task_width(tiers) * MOST_TASKS + _PRIORITY_WIDTH
 
 
 def _ends_width(tiers: Sequence[str]) -> int:

@@ -119,7 +119,12 @@ class TrafficView:
         return self._own.mean_prompt_tokens
 
     def query(
-        self, request: Request, now_s: float, pressure: float = 0.0, is_small: bool = False
+        self,
+        request: Request,
+        now_s: float,
+        pressure: float = 0.0,
+        is_small: bool = False,
+        log_price: float = 0.0,
     ) -> Query:
         """Returns a request that is to be decided for, and what is known of the traffic.
 
@@ -128,6 +133,7 @@ class TrafficView:
             now_s: the present, monotonic seconds.
             pressure: on the price of device time, to hold a target.
             is_small: the smallest tier is to be taken.
+            log_price: what its priority class adds to the pressure.
         """
         self._window_s = request.slack_s
         short, long = self._own.rates_rps(now_s)
@@ -149,6 +155,7 @@ class TrafficView:
             request.event_tokens, request.reward_decay_s, self._own.mean_prompt_tokens,
             rate, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
             self.latency_slowdown(now_s), pressure, float(is_small),
+            log_price,
         )  # fmt: skip
 
     def kept_rps(self) -> float:

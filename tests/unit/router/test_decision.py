@@ -42,6 +42,7 @@ def seen(rng: np.random.Generator) -> Seen:
     rate_rps, draw = float(rng.uniform(1, 2000)), float(rng.random())
     query = Query(task, slack_s, 100.0, 8.0, 8.0, 0.0, 110.0, rate_rps, 300.0, 0.2, draw, 0.5)
     query = query._replace(pressure=float(rng.choice([0.0, 1.0, 3.5])))
+    query = query._replace(log_price=float(rng.choice([-0.7, 0.0, 0.7])))
     return Seen(half, half, query)
 
 
@@ -84,22 +85,28 @@ def test_one_function_chooses_what_the_bound_decision_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["price", DQN])
 def test_a_pressed_price_goes_down_and_the_floor_is_the_smallest_tier(name: str) -> None:
-    """Over random states the mean tier falls with the pressure; held small, it is the smallest."""
+    """Over random states the mean tier falls with the pressure, also from below 0.
+
+    Held small, it is the smallest.
+    """
     names = tuple(feature.name for feature in features.FEATURES)
     snapshot = Snapshot(random_weights(), features.SCHEMA, names) if name == DQN else None
     rule = Rule.of(make_policy(name, fleets.catalog(), snapshot=snapshot))
     tier_C = fleets.fleet(2).arrays.tier_C
     rng = np.random.default_rng(3)
-    tiers: dict[float, list[int]] = {0.0: [], 1.5: [], 3.0: []}
+    tiers: dict[float, list[int]] = {-1.5: [], 0.0: [], 1.5: [], 3.0: []}
     for _ in range(100):
         state = seen(rng)
-        for pressure, found in tiers.items():
-            query = state.query._replace(pressure=pressure)
+        for total, found in tiers.items():
+            # What a priority class adds counts as pressure does, and may be below 0.
+            pressure = max(0.0, total) / 2.0
+            query = state.query._replace(pressure=pressure, log_price=total - pressure)
             found.append(int(tier_C[decided(rule, state._replace(query=query))]))
         small = state._replace(query=state.query._replace(is_small=1.0))
         assert tier_C[decided(rule, small)] == tier_C.min()
     means = [np.mean(found) for found in tiers.values()]
-    assert means[0] > means[1] > means[2]
+    assert means == sorted(means, reverse=True)
+    assert len(set(means)) == len(means)
 
 
 def test_a_policy_without_a_price_feels_no_pressure() -> None:

@@ -105,6 +105,7 @@ def random_query(rng: np.random.Generator) -> Query:
         float(rng.choice([1.0, 1.4])),
         float(rng.choice([0.0, 0.0, 0.7, 3.0])),
         float(rng.choice([0.0, 0.0, 0.0, 1.0])),
+        float(rng.choice([0.0, 0.0, -0.7, 0.7])),
     )
 
 

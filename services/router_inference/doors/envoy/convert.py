@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from router.types import SloKind
+from services.common import priorities
 from services.common.checks import Checks
 from services.router_inference.job import Ask
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
@@ -22,6 +23,7 @@ TASK, TIER = "x-tiercel-task", "x-tiercel-tier"
 DEADLINE, FLOOR = "x-tiercel-deadline-ms", "x-tiercel-quality-floor"
 OUTPUT_TOKENS, SLO_KIND = "x-tiercel-max-output-tokens", "x-tiercel-slo-kind"
 CONVERSATION = "x-tiercel-conversation-id"
+PRIORITY = "x-tiercel-priority"
 CHOSEN_MODEL, ENDPOINT, REASON = "x-tiercel-model", "x-tiercel-endpoint", "x-tiercel-reason"
 POLICY, POLICY_VERSION = "x-tiercel-policy", "x-tiercel-policy-version"
 REQUEST_ID = "x-request-id"
@@ -34,7 +36,7 @@ _TRACE = ("traceparent", "tracestate")
 _READ = frozenset(
     {
         *(":path", ":method", "content-length", ":status", REQUEST_ID, *_TRACE),
-        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND, CONVERSATION),
+        *(TASK, TIER, DEADLINE, FLOOR, OUTPUT_TOKENS, SLO_KIND, CONVERSATION, PRIORITY),
     }
 )
 _MOST_HEADERS = 1_000
@@ -172,6 +174,12 @@ def ask_of(
     if kind is not None:
         ask.slo_kind = _SLO_KINDS.get(kind)
         checks.require(ask.slo_kind is not None, SLO_KIND, "is unknown", ", ".join(_SLO_KINDS))
+    text = headers.get(PRIORITY)
+    if text is not None:
+        priority = priorities.of_text(text)
+        good = checks.require(priority is not None, PRIORITY, f"is {text[:32]!r}", priorities.KNOWN)
+        if good and priority is not None:
+            ask.priority = priority
     checks.raise_if_any()
     return ask
 

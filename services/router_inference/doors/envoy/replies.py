@@ -23,6 +23,7 @@ from services.router_inference.doors.envoy.convert import (
     MS_PER_S,
     NAMESPACE,
     OUTPUT_TOKENS,
+    PRIORITY,
     REASON,
     REQUEST_ID,
     SLO_KIND,
@@ -36,7 +37,7 @@ TOLD_NAMESPACE = "tiercel"
 _FIELDS = {
     "prompt_bytes": "content-length", "task": TASK, "tier": TIER, "deadline": DEADLINE,
     "quality_floor": FLOOR, "max_output_tokens": OUTPUT_TOKENS, "slo_kind": SLO_KIND,
-    "request_id": REQUEST_ID, "conversation_id": CONVERSATION,
+    "request_id": REQUEST_ID, "conversation_id": CONVERSATION, "priority": PRIORITY,
 }  # fmt: skip
 _STATUS: Mapping[type[DomainError], HTTPStatus] = {
     InvalidArgumentError: HTTPStatus.BAD_REQUEST,

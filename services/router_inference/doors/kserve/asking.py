@@ -30,6 +30,7 @@ _FIELDS = {
     "sampling.seed": f"{tensors.SAMPLING}.{parameters.SEED}",
     "quality_floor": parameters.FLOOR,
     "slo_kind": parameters.SLO_KIND,
+    "priority": parameters.PRIORITY,
     "request_id": "id",
     "conversation_id": parameters.CONVERSATION,
 }
@@ -158,6 +159,7 @@ class Reader:
             is_stream=is_stream,
             metadata=metadata or (),
             client=client,
+            priority=wishes.priority,
         )
         return Asked(
             ask,

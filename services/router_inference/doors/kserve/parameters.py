@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from tritonclient.grpc import service_pb2 as kserve
 
-from router.types import SloKind
+from router.types import Priority, SloKind
+from services.common import priorities
 from services.common.checks import Checks
 from services.router_inference.doors.kserve.models import TensorError
 
@@ -18,7 +19,7 @@ DEADLINE = "tiercel_deadline_ms"
 FLOOR = "tiercel_quality_floor"
 SLO_KIND = "tiercel_slo_kind"
 CONVERSATION = "tiercel_conversation_id"
-TIMEOUT, SEQUENCE = "timeout", "sequence_id"
+TIMEOUT, PRIORITY, SEQUENCE = "timeout", "priority", "sequence_id"
 OWN = (TASK, DEADLINE, FLOOR, SLO_KIND, CONVERSATION)
 EMPTY_FINAL = "triton_enable_empty_final_response"
 MAX_TOKENS, TEMPERATURE, SEED = "max_tokens", "temperature", "seed"
@@ -46,13 +47,13 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 _KINDS = {
     TIMEOUT: ("int64_param",),
-    "priority": ("int64_param", "uint64_param"),
+    PRIORITY: ("int64_param", "uint64_param"),
     SEQUENCE: ("int64_param", "uint64_param", "string_param"),
     "sequence_start": ("bool_param",),
     "sequence_end": ("bool_param",),
     EMPTY_FINAL: ("bool_param",),
 }
-"""Parameters of Triton's own, and what they may be; priority changes nothing here."""
+"""Parameters of Triton's own, and what they may be."""
 _SLO_KINDS = {
     "complete_answer": SloKind.COMPLETE_ANSWER,
     "first_token": SloKind.FIRST_TOKEN,
@@ -124,9 +125,10 @@ class Wishes:
         deadline_field: the parameter that says so.
         quality_floor: lowest quality accepted.
         slo_kind: what the deadline is measured against.
+        priority: how the request stands beside others.
     """
 
-    __slots__ = ("deadline_field", "deadline_s", "quality_floor", "slo_kind", "task")
+    __slots__ = ("deadline_field", "deadline_s", "priority", "quality_floor", "slo_kind", "task")
 
     def __init__(self, parameters: Mapping[str, Any], checks: Checks) -> None:
         """Reads them; what is no number or not known is noted in `checks`."""
@@ -153,6 +155,10 @@ class Wishes:
             self.slo_kind = _SLO_KINDS.get(kind) if isinstance(kind, str) else None
             known = ", ".join(_SLO_KINDS)
             checks.require(self.slo_kind is not None, SLO_KIND, "is not known", known)
+        number = parameters.get(PRIORITY, 0)
+        priority = priorities.of_number(number)
+        checks.require(priority is not None, PRIORITY, f"is {number}", "0 or more")
+        self.priority = priority or Priority.NORMAL
 
 
 class Sampling(NamedTuple):

@@ -23,6 +23,8 @@ def test_a_decision_is_told_in_words_and_a_table(
     assert "had 0.500 s left and went to medium@e0" in out
     assert "The task's target was to answer 0.99 of the requests in time" in out
     assert "device time cost 4.5 times as much" in out
+    assert "Its priority was normal (it asked for high, more than its client may have)" in out
+    assert "device time cost it 1.25 times as much" in out
     assert "dqn@1 gave it the highest score of 1 candidates" in out
     assert "large@e0 would have been 0.200 s late" in out
     assert "With 0.900 s left a larger tier would have been chosen on that load" in out
@@ -41,6 +43,10 @@ def test_an_explanation_for_machines_has_the_features(
     found = json.loads(capsys.readouterr().out)
     assert found["choice"] == "medium@e0"
     assert (found["target"], found["target_pressure"]) == (0.99, 1.5)
+    assert found["priority"] == {
+        "class": "normal", "asked": "high", "price_factor": 1.25, "admission_factor": 1.0,
+        "owed": False,
+    }  # fmt: skip
     assert [each["features"]["quality"] for each in found["candidates"]][::2] == [0.5, 1.0]
     assert [each["score"] for each in found["candidates"]] == [None, 0.25, None]
 

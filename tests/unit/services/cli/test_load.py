@@ -70,6 +70,20 @@ def test_a_mix_of_tasks_that_the_mesh_does_not_have_is_refused(
     assert router[0].specs == []
 
 
+def test_priorities_are_shown_apart(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """Each class with its own counts; an unknown one is refused before anything is sent."""
+    line = ["load", "--router", router[1], "--rate", "100", "--duration", "0.3"]
+    assert run([*line, "--priority", "urgent=1"]) == 2
+    assert "--priority: 'urgent' is none of high, normal, low" in capsys.readouterr().err
+    line += ["--out", str(tmp_path / "run.npz")]
+    assert run([*line, "--priority", "high=1,low=1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["priorities"]
+    assert found.keys() == {"high", "low"}
+    assert min(each["on_time"] for each in found.values()) > 0
+
+
 def test_a_run_in_which_every_request_failed_has_failed(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:

@@ -18,6 +18,15 @@ def test_status_says_what_each_unreachable_part_said(capsys: pytest.CaptureFixtu
     assert "error" in json.loads(capsys.readouterr().out)["routers"][0]
 
 
+def test_priorities_are_shown_where_there_are_several(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What became of each class, and what device time costs it."""
+    assert run(["status", "--router", router[1], "--require", "router"]) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "low" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["low", "7", "0", "3", "1.50"]
+
+
 def test_a_part_that_is_gone_is_an_exit_code(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

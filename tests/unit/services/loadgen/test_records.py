@@ -29,6 +29,7 @@ def make(
     tier: Any = 0,
     phase: Any = 0,
     exact: Any = 1.0,
+    priority: Any = 0,
 ) -> Any:
     """Records with one value per column where none is asked for."""
     count = len(status)
@@ -41,6 +42,7 @@ def make(
         "tier": tier,
         "phase": phase,
         "exact": exact,
+        "priority": priority,
         "reason": -1,
         "answered": [each in (0, 1) for each in status],
     }
@@ -118,6 +120,22 @@ def test_phases_are_summed_up_apart() -> None:
     summary = run_summary(make([0, 1, 1], phase=[0, 1, 1]))
     assert summary["phases"]["calm"]["on_time"] == 1
     assert summary["phases"]["burst"]["late"] == 2
+
+
+def test_priority_classes_are_summed_up_apart_where_there_are_several() -> None:
+    """Each by its name; one class alone is the total."""
+    mixed = run_summary(make([0, 1, 1], priority=[-1, 1, 1]))["priorities"]
+    assert {name: each["late"] for name, each in mixed.items()} == {"high": 0, "low": 2}
+    assert run_summary(make([0, 1], priority=[1, 1]))["priorities"] == {}
+
+
+def test_records_without_priorities_are_of_normal_requests(tmp_path: Any) -> None:
+    """As those of earlier versions are."""
+    path = tmp_path / "run.npz"
+    make([0, 1], priority=[-1, 1]).save(path)
+    with np.load(path) as data:
+        np.savez(path, **{name: data[name] for name in data if name != "priority"})
+    assert RunRecords.load(path).columns["priority"].tolist() == [0, 0]
 
 
 def test_records_survive_a_file(tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ from services.loadgen.records import summarize
 from services.loadgen.run import LoadRun, LoadRunError
 from tests.fakes.router import FakeRouter, serve
 from tests.unit.services.loadgen.specs import spec_of
+from tiercel.common.v1 import common_pb2
 
 
 async def run(router: Any, **fields: Any) -> Any:
@@ -31,6 +32,20 @@ async def test_answers_are_on_time_scored_and_labelled() -> None:
     assert records.names["policy_version"] == ("greedy@1",)
     assert 0.3 < summary["exact_performance"] < 0.7
     assert summary["performance"] == pytest.approx(0.5)
+
+
+async def test_priorities_are_drawn_told_and_kept() -> None:
+    """Every request has the class that its row says; without a mix nothing is said of it."""
+    router = FakeRouter()
+    records = await run(router, priority_mix={"high": 1.0, "low": 1.0})
+    told = sorted(spec.priority for spec in router.specs)
+    assert set(told) == {common_pb2.PRIORITY_HIGH, common_pb2.PRIORITY_LOW}
+    kept = records.columns["priority"]
+    assert told.count(common_pb2.PRIORITY_HIGH) == np.sum(kept == -1)
+    assert told.count(common_pb2.PRIORITY_LOW) == np.sum(kept == 1)
+    silent = FakeRouter()
+    assert set((await run(silent)).columns["priority"]) == {0}
+    assert {spec.priority for spec in silent.specs} == {common_pb2.PRIORITY_UNSPECIFIED}
 
 
 async def test_the_router_is_told_the_time_left() -> None:

@@ -22,6 +22,8 @@ from trainer.simulation.workload import OPT_LENGTHS
         ({"deadline_s": 0}, "deadline_s"),
         ({"deadline_s": math.inf}, "deadline_s"),
         ({"task_mix": {"sort": 0.0}}, "task_mix: at least one share"),
+        ({"priority_mix": {"low": 0.0}}, "priority_mix: at least one share"),
+        ({"priority_mix": {"urgent": 1.0}}, "priority_mix.urgent"),
         ({"phases": [{"name": "a", "duration_s": 1, "rate_rps": -1}]}, "phases.0.rate_rps"),
         ({"surprise": 1}, "surprise"),
         ({"phases": [{"name": "a", "duration_s": 3000, "rate_rps": 9000}]}, "more than 200000"),

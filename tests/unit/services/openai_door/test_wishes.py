@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.types import SloKind
+from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError
 from services.openai_door.wishes import wishes_of
 
@@ -16,6 +16,7 @@ def test_both_ways_say_the_same() -> None:
         "x-tiercel-deadline-ms": "800",
         "x-tiercel-quality-floor": "0.5",
         "x-tiercel-slo-kind": "first_token",
+        "x-tiercel-priority": "high",
     }
     by_header = wishes_of(headers, {})
     by_metadata = wishes_of(
@@ -25,6 +26,7 @@ def test_both_ways_say_the_same() -> None:
             "tiercel_deadline_ms": 800,
             "tiercel_quality_floor": "0.5",
             "tiercel_slo_kind": "first_token",
+            "tiercel_priority": 1,
             "session": "the client's own",
         },
     )
@@ -32,6 +34,7 @@ def test_both_ways_say_the_same() -> None:
     for wishes in (by_header, by_metadata):
         assert (wishes.task, wishes.deadline_ms, wishes.quality_floor) == ("chat", 800.0, 0.5)
     assert by_metadata.slo_kind is by_header.slo_kind
+    assert by_metadata.priority is by_header.priority is Priority.HIGH
     assert by_metadata.name_of("deadline_ms") == "metadata.tiercel_deadline_ms"
     assert wishes_of({}, {}).name_of("deadline_ms") == "x-tiercel-deadline-ms"
 
@@ -57,6 +60,11 @@ def test_a_header_goes_before_metadata() -> None:
         ({}, {"tiercel_deadline_ms": True}, "metadata.tiercel_deadline_ms"),
         ({}, {"tiercel_deadline_ms": 10**400}, "metadata.tiercel_deadline_ms"),
         ({}, {"tiercel_slo_kind": {}}, "metadata.tiercel_slo_kind"),
+        ({"x-tiercel-priority": "highest"}, {}, "x-tiercel-priority"),
+        ({"x-tiercel-priority": "-1"}, {}, "x-tiercel-priority"),
+        ({}, {"tiercel_priority": -1}, "metadata.tiercel_priority"),
+        ({}, {"tiercel_priority": True}, "metadata.tiercel_priority"),
+        ({}, {"tiercel_priority": 1.5}, "metadata.tiercel_priority"),
         ({}, {"tiercel_deadline": 1}, "metadata.tiercel_deadline"),
     ],
 )

@@ -26,7 +26,7 @@ def test_what_is_said_arrives() -> None:
     """Every option is in the message, in its unit."""
     options: dict[str, Any] = {
         "deadline_s": 0.25, "max_output_tokens": 7, "quality_floor": 0.5, "tier": "small",
-        "request_id": "mine", "conversation_id": "talk",
+        "request_id": "mine", "conversation_id": "talk", "priority": "low",
     }  # fmt: skip
     spec = convert.generation_spec(
         "ab", task="sort", temperature=0.7, seed=0, slo_kind="first_token", **options
@@ -36,6 +36,7 @@ def test_what_is_said_arrives() -> None:
         assert (message.max_output_tokens, message.quality_floor) == (7, 0.5)
         assert (message.tier, message.request_id, message.task) == ("small", "mine", "sort")
         assert message.conversation_id == "talk"
+        assert message.priority == common_pb2.PRIORITY_LOW
     assert spec.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
     assert spec.sampling.temperature == pytest.approx(0.7)
     assert spec.sampling.HasField("seed")
@@ -49,6 +50,14 @@ def test_an_answer_says_what_became_of_its_conversation(stay: Any, word: str) ->
     completion = pb.Completion(conversation_stay=stay, cached_prompt_token_count=32)
     answer = convert.answer_of(completion, "", "")
     assert (answer.conversation_stay, answer.cached_prompt_token_count) == (word, 32)
+
+
+def test_an_unknown_priority_is_named_before_anything_is_sent() -> None:
+    """With the classes there are."""
+    with pytest.raises(ValueError, match="priority: must be high, normal or low, got 'urgent'"):
+        convert.generation_spec("ab", task="sort", priority="urgent")
+    with pytest.raises(TypeError, match="priority: must be a text"):
+        convert.route_request("sort", 3, priority=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("status", sorted(convert.OUTCOME_STATUSES))

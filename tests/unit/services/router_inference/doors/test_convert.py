@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.types import SloKind
+from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors import convert
 from services.router_inference.job import Outcome, StepDown
@@ -38,6 +38,7 @@ def test_a_spec_is_read_field_by_field() -> None:
         request_id="mine",
         conversation_id="talk",
         slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN,
+        priority=common_pb2.PRIORITY_LOW,
         sampling=pb2.Sampling(temperature=0.7, seed=3),
     )
     spec.deadline.FromMilliseconds(250)
@@ -45,6 +46,9 @@ def test_a_spec_is_read_field_by_field() -> None:
     assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.FIRST_TOKEN)
     assert (ask.temperature, ask.seed, ask.quality_floor) == (0.7, 3, 0.5)
     assert (ask.tier, ask.request_id, ask.conversation_id) == ("small", "mine", "talk")
+    assert ask.priority is Priority.LOW
+    request = pb2.RouteRequest(priority=common_pb2.PRIORITY_HIGH)
+    assert convert.ask_of_route(request, None, "").priority is Priority.HIGH
 
 
 @scenario

@@ -57,6 +57,7 @@ def job(**fields: Any) -> Job:
         ({"temperature": 2.5}, "spec.sampling.temperature", "0 to 2"),
         ({"temperature": math.inf}, "spec.sampling.temperature", "0 to 2"),
         ({"slo_kind": 99}, "spec.slo_kind", "a named value"),
+        ({"priority": 7}, "spec.priority", "a named value"),
         (
             {"prompt": None, "prompt_tokens": 5, "deadline_s": 20.1},
             "spec.deadline",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from router.types import Priority
 from services.common.errors import DomainError, ResourceExhaustedError
 from services.router_inference.job import Outcome
 from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.overload import on_time_share, overload
-from tests.unit.services.router_inference.parts import Rig, make_rig
+from tests.unit.services.router_inference.parts import Rig, choice_of, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 LIGHT, FLOOD = "light", "flood"
@@ -43,6 +44,33 @@ async def test_requests_under_way_are_bounded_per_client() -> None:
     await asyncio.gather(*running)
     await rig.answer(rig.job(client="one"))
     rig.assert_settled()
+
+
+@scenario
+async def test_a_client_is_held_to_its_highest_priority() -> None:
+    """It gets that class and its answer; what it asked for stays known, and is counted."""
+    rig = limited(highest_priority="normal")
+    decided = {}
+    for client, asked in (("one", "HIGH"), ("one", "LOW"), ("other", "HIGH")):
+        job = rig.job(client=client, priority=Priority[asked])
+        await rig.answer(job)
+        standing = choice_of(job).standing
+        assert standing.asked is Priority[asked]
+        decided[client, asked] = standing.priority.name
+    assert decided == {("one", "HIGH"): "NORMAL", ("one", "LOW"): "LOW", ("other", "HIGH"): "HIGH"}
+    [metric] = rig.core.accounts.metrics.priority_lowered.collect()
+    counted = {s.labels["client"]: s.value for s in metric.samples if s.name.endswith("_total")}
+    assert counted == {"one": 1.0}
+
+
+@scenario
+async def test_a_ceiling_holds_for_decisions_alone_too() -> None:
+    """Of those whose answer a client or a gateway fetches by itself."""
+    rig = limited(highest_priority="low")
+    job = rig.job(client="one", prompt=None, prompt_tokens=3, priority=Priority.HIGH)
+    assert rig.core.leases.route(job).choice.standing.priority is Priority.LOW
+    gateway = rig.job(client="one", prompt=None, prompt_tokens=3, by_gateway=True)
+    assert rig.core.leases.take_in(gateway, 1.0).standing.priority is Priority.LOW
 
 
 @scenario

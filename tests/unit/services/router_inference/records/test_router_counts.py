@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from router.types import Priority
 from services.common.latency_buckets import quantile_s
 from services.router_inference.job import Outcome, StepDown
 from services.router_inference.records.accounts import Accounts, Counts, RouterMetrics
@@ -127,6 +128,7 @@ def answer(counts: RouterCounts, latency_s: float) -> None:
     job: Any = SimpleNamespace(
         tier="large",
         task=SimpleNamespace(name="copa"),
+        request=SimpleNamespace(priority=Priority.LOW),
         reason="",
         step_down=StepDown.NONE,
         is_complete=True,
@@ -134,3 +136,18 @@ def answer(counts: RouterCounts, latency_s: float) -> None:
         end_s=latency_s,
     )
     counts._accounts.on_end(job, Outcome.ON_TIME, 1.0)
+
+
+def test_priorities_of_all_workers_add_up() -> None:
+    """A row for each class, from high to low, and a column for each end."""
+    memory = Memory(worker_count=2, counts_width=counts_width(TIERS))
+    workers = [counts_of(SharedSiblings(memory, number), 5, 3) for number in (1, 2)]
+    for count, worker in enumerate(workers, 1):
+        for _ in range(count):
+            answer(worker, 0.1)
+        worker.show()
+    high, normal, low = workers[0].by_priority().tolist()
+    assert high == normal == [0.0] * 5
+    assert low == [3.0, 0.0, 0.0, 0.0, 0.0]
+    # What stands before and after it is not touched.
+    assert workers[0].by_task()[1].tolist() == [2.0 * each for each in PIQA]

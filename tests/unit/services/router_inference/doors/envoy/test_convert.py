@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.types import SloKind
+from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors.envoy import convert
 from services.router_inference.job import Ask
@@ -69,22 +69,27 @@ def test_headers_are_what_a_request_asks_for() -> None:
     ask = asked(
         x_tiercel_task="piqa", x_tiercel_deadline_ms="250.5", x_tiercel_quality_floor="0.8",
         x_tiercel_max_output_tokens="7", x_tiercel_slo_kind="first_token", content_length="99",
-        x_request_id="mine", x_tiercel_conversation_id="talk",
+        x_request_id="mine", x_tiercel_conversation_id="talk", x_tiercel_priority="low",
     )  # fmt: skip
     assert ask == Ask(
         task="piqa", prompt_bytes=99, max_output_tokens=7, deadline_s=0.2505, quality_floor=0.8,
         slo_kind=SloKind.FIRST_TOKEN, request_id="mine", client="c", by_gateway=True,
         conversation_id="talk",
+        priority=Priority.LOW,
     )  # fmt: skip
     assert asked().prompt_tokens == 12
+    assert asked(x_tiercel_priority="1").priority is Priority.HIGH  # as Triton counts
 
 
 def test_every_wrong_header_is_named_at_once() -> None:
     """A client mends them together."""
     with pytest.raises(InvalidArgumentError) as caught:
-        asked(x_tiercel_deadline_ms="?", x_tiercel_slo_kind="?", x_tiercel_wish="?")
+        asked(x_tiercel_deadline_ms="?", x_tiercel_slo_kind="?", x_tiercel_priority="?",
+              x_tiercel_wish="?")  # fmt: skip
     named = [name for name, _ in caught.value.violations]
-    assert named == ["x-tiercel-wish", "x-tiercel-deadline-ms", "x-tiercel-slo-kind"]
+    assert named == [
+        "x-tiercel-wish", "x-tiercel-deadline-ms", "x-tiercel-slo-kind", "x-tiercel-priority",
+    ]  # fmt: skip
 
 
 def test_a_bomb_of_headers_is_refused() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.types import SloKind
+from router.types import Priority, SloKind
 from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError
 from services.router_inference.doors.kserve.models import TensorError
@@ -99,6 +99,7 @@ def test_sampling_is_read_from_the_parameters_where_there_is_no_tensor() -> None
         ({"tiercel_deadline_ms": "9" * 65}, None, "tiercel_deadline_ms: is no number"),
         ({"tiercel_slo_kind": "x"}, None, "tiercel_slo_kind: is not known (limit: complete_answer"),
         ({"tiercel_slo_kind": 1}, None, "tiercel_slo_kind: is not known"),
+        ({"priority": -1}, None, "priority: is -1 (limit: 0 or more)"),
         ({}, b"{", "sampling_parameters: is no JSON object"),
         ({}, b"[]", "sampling_parameters: is no JSON object"),
         ({}, b"\xff", "sampling_parameters: is no JSON object"),
@@ -151,13 +152,24 @@ def test_a_parameter_without_a_value_is_refused() -> None:
 
 
 def test_what_changes_nothing_here_is_taken() -> None:
-    """Priorities and sequences, as Triton takes them for a model that knows neither."""
+    """Sequences, as Triton takes them for a model that knows none."""
     found = read_parameters(
         infer_request(
             parameters={
-                "priority": ("uint64_param", 1), "sequence_id": "a", "sequence_start": True,
-                "foo": 1.5,
+                "sequence_id": "a", "sequence_start": True, "foo": 1.5,
             }
         )
     )  # fmt: skip
-    assert set(found) == {"priority", "sequence_id", "sequence_start", "foo"}
+    assert set(found) == {"sequence_id", "sequence_start", "foo"}
+
+
+@pytest.mark.parametrize(
+    ("number", "priority"),
+    [(0, "NORMAL"), (1, "HIGH"), (2, "NORMAL"), (3, "LOW"), (2**64 - 1, "LOW")],
+)
+def test_tritons_numbers_are_classes(number: int, priority: str) -> None:
+    """0 is the default, 1 the highest, and the larger the lower."""
+    request = infer_request(parameters={"priority": ("uint64_param", number)})
+    checks = Checks()
+    assert Wishes(read_parameters(request), checks).priority is Priority[priority]
+    checks.raise_if_any()

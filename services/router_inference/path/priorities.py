@@ -1,0 +1,36 @@
+"""What priority classes mean for the requests of one process; see `router.priority`."""
+
+from __future__ import annotations
+
+from router import priority
+from router.priority import Classes
+from router.types import Priority
+from services.router_inference.job import Job, Standing
+
+
+class Priorities:
+    """What one process learned of the classes it was asked for."""
+
+    def __init__(self) -> None:
+        """Starts as if all requests had been normal, and none refused."""
+        self._learned = Classes()
+
+    def arrive(self, job: Job) -> Standing:
+        """Counts a request that is to be decided for; returns what its class means for it."""
+        learned, place = self._learned, job.request.priority
+        priority.arrive(learned, place)
+        return Standing(
+            place,
+            job.asked_priority,
+            priority.log_price(learned, place),
+            priority.log_caution(learned, place),
+            priority.is_owed(learned, place),
+        )
+
+    def learn(self, standing: Standing, *, refused: bool) -> None:
+        """Learns what admission made of a request that it was asked about."""
+        priority.learn(self._learned, standing.priority, refused)
+
+    def price_factor(self, place: Priority) -> float:
+        """Returns the factor on the price of device time of a request of a class now."""
+        return priority.factor(priority.log_price(self._learned, place))
