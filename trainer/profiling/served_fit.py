@@ -199,7 +199,7 @@ class _Course:
 
 def _before(parts_B: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the sum of what comes before each."""
-    return np.concatenate([[0.0], np.cumsum(parts_B)[:-1]]) if len(parts_B) else parts_B
+    return np.cumsum(parts_B) - parts_B
 
 
 def stretches(served: Iterable[Served], tiers: Sequence[str]) -> list[Stretch]:

@@ -72,7 +72,7 @@ def entries(
 
 def written(requests: Iterable[Served]) -> list[experience_pb2.ExperienceEntry]:
     """All of them, in the order in which routers would have written them."""
-    stamped = []
+    stamped: list[tuple[float, experience_pb2.DecisionRecord | experience_pb2.OutcomeRecord]] = []
     for number, each in enumerate(requests, start=1):
         stamped.append((each.sent_s, decision(each, number)))
         stamped.append((each.end_s, outcome(each, number)))

@@ -67,7 +67,16 @@ async def test_tokens_nobody_counts_are_said_to_be_assumed() -> None:
     async with running(FakeTriton()) as endpoint:
         found = await measured(endpoint)
     assert found.bytes_per_token == {"small": pytest.approx(4.0), "large": pytest.approx(4.0)}
-    assert ["does not count prompt tokens" in each for each in found.remarks] == [True, True]
+    said = [each for each in found.remarks if "does not count prompt tokens" in each]
+    assert {each.partition(":")[0] for each in said} == {"small", "large"}
+
+
+async def test_answers_too_short_to_tell_a_spread_have_none_and_it_is_said() -> None:
+    """Each of three tokens has two gaps; a profile made of them is one without a spread."""
+    async with running(FakeTriton()) as endpoint:
+        found = await measured(endpoint, ("small",))
+    assert found.profile.tiers["small"].iteration_cv == 0.0
+    assert any("small: too few answers stream token by token" in each for each in found.remarks)
 
 
 async def test_costs_that_fit_nothing_are_refused_by_tier_and_range() -> None:

@@ -1,4 +1,4 @@
-"""Iteration times that spread about the profile's means."""
+"""What devices draw: iteration times that spread about the profile's means."""
 
 from __future__ import annotations
 
