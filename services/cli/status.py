@@ -117,6 +117,7 @@ def _router_facts(address: str) -> dict[str, Any]:
         "state_age_s": age_s,
         "arrival_rate_rps": reply.arrival_rate_rps,
         "in_flight": reply.in_flight_count,
+        "conversations": dict(sorted(reply.conversation_counts.items())),
         "candidates": [
             {
                 "tier": each.candidate.tier,
@@ -203,6 +204,9 @@ def _show(found: dict[str, Any]) -> None:
         if each["profiles"]:
             out.print(profile_table(each["profiles"]))
         _show_priorities(each["priorities"])
+        if each["conversations"]:
+            counts = ", ".join(f"{count} {stay}" for stay, count in each["conversations"].items())
+            out.print(f"  decisions of one process for conversations: {counts}")
         if each["fallback_active"]:
             out.print("  the fallback policy decides at present")
         for line in _learning_lines(each):

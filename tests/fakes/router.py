@@ -44,6 +44,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.profiles: list[common_pb2.ProfileState] = []
         self.exploration = pb.ExplorationStatus()
         self.experience = pb.ExperienceStatus()
+        self.conversations: dict[str, int] = {}
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -85,6 +86,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             profiles=self.profiles,
             exploration=self.exploration,
             experience=self.experience,
+            conversation_counts=self.conversations,
         )
         reply.priorities.add(
             priority=common_pb2.PRIORITY_LOW, on_time_count=7, refused_count=3, price_factor=1.5

@@ -224,7 +224,7 @@ async def test_what_one_worker_knows_every_worker_answers(tmp_path: Path) -> Non
 
 
 async def test_a_conversation_is_known_to_every_worker_and_successor(tmp_path: Path) -> None:
-    """Whichever worker answers, it stays where another one served it, also after that was killed."""
+    """Whichever worker answers, it stays where another served it, also after that was killed."""
     async with workers(tmp_path) as router, contextlib.AsyncExitStack() as stack:
         stubs = [stub for stub, _ in (await routes(router, stack)).values()]
         assert len(stubs) == 2

@@ -42,6 +42,21 @@ def test_a_part_that_is_gone_is_an_exit_code(
     assert "--require" in complaint(capsys)
 
 
+def test_what_became_of_conversations_is_told(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line where there were any, and in none where not."""
+    question = ["status", "--router", router[1], "--require", "router"]
+    assert run(question) == 0
+    assert "conversations" not in capsys.readouterr().out
+    router[0].conversations = {"new": 3, "kept": 12}
+    assert run(question) == 0
+    assert "for conversations: 12 kept, 3 new" in capsys.readouterr().out
+    assert run([*question, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["routers"]
+    assert found["conversations"] == {"kept": 12, "new": 3}
+
+
 def test_profiles_are_told_with_age_and_error(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

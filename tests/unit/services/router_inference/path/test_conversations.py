@@ -11,6 +11,7 @@ import pytest
 from router.fleet import Fleet, build_fleet
 from router.profile import LatencyProfile
 from router.seat import MARGIN, Stay
+from services.common.access.guard import CALLER, Caller
 from services.common.errors import InvalidArgumentError
 from services.router_inference.path.conversations import Conversations, table_words
 from services.router_inference.workers.memory import Memory
@@ -250,6 +251,18 @@ async def test_conversations_can_be_switched_off() -> None:
     assert rig.core.accounts.conversation_counts == {}
     with pytest.raises(InvalidArgumentError, match="conversation_id"):
         rig.job(conversation_id="x" * 129)
+
+
+@scenario
+async def test_two_authenticated_callers_have_two_conversations_of_one_id() -> None:
+    """Nobody can move another's by knowing its id."""
+    rig = make_rig()
+    found = []
+    for name in ("shop", "shop", "desk"):
+        token = CALLER.set(Caller(name, frozenset()))
+        found.append(choice_of(await turn(rig)).stay)
+        CALLER.reset(token)
+    assert found == [Stay.NEW, Stay.KEPT, Stay.NEW]
 
 
 @scenario
