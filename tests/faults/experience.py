@@ -5,37 +5,37 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from services.common.state import keys
-from tests.faults.mesh import FaultMesh
+from tests.faults.mesh import GROUP, FaultMesh
 from tiercel.common.v1 import experience_pb2
 from trainer.learning.checkpoint import load_checkpoint
 from trainer.learning.online.settled import SettledKeys
 
-GROUP = "trainer"
 MOST_ENTRIES = 100_000
 
 
 async def last_id(mesh: FaultMesh) -> str:
     """Returns the id of the stream's newest entry."""
+    newest = await newest_id(mesh)
+    return str(newest, "ascii") if newest else "-"
+
+
+async def newest_id(mesh: FaultMesh) -> bytes:
+    """Returns the id of the stream's newest entry; empty if it has none."""
     redis: Any = mesh.redis_client
     newest = await redis.xrevrange(keys.EXPERIENCE_STREAM, count=1)
-    return str(newest[0][0], "ascii") if newest else "-"
+    return bytes(newest[0][0]) if newest else b""
 
 
 async def not_learned(mesh: FaultMesh, since_id: str) -> int:
     """Counts decisions since an entry that are acknowledged and in no saved replay."""
     redis: Any = mesh.redis_client
     stream = keys.EXPERIENCE_STREAM
-    try:
-        groups = await redis.xinfo_groups(stream)
-    except ResponseError:
-        return 0
     # In this order: what is acknowledged and saved meanwhile counts as neither.
-    until_id = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP.encode()), None)
-    if until_id is None:
+    group = await mesh.consumer_group()
+    if group is None:
         return 0
+    until_id = group["last-delivered-id"]
     pending = await redis.xpending_range(stream, GROUP, "-", "+", MOST_ENTRIES)
     waiting = {each["message_id"] for each in pending}
     start = since_id if since_id == "-" else f"({since_id}"

@@ -41,6 +41,8 @@ from tiercel.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from trainer.shipped import POLICIES, PROFILES, QUALITY, shipped
 
 NAME = "faults"
+GROUP = "trainer"
+"""The trainer's consumer group."""
 ROUTERS = 2
 TASKS = ("piqa", "copa")
 _SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -171,7 +173,15 @@ class FaultMesh(EmbeddedMesh):
 
     async def _is_learning(self) -> bool:
         """Says whether the trainer has asked for experience."""
-        return await self.redis_client.exists(keys.EXPERIENCE_STREAM) > 0
+        return await self.consumer_group() is not None
+
+    async def consumer_group(self) -> dict[str, Any] | None:
+        """Returns what Redis knows of the trainer's group; None if it tells of none."""
+        try:
+            groups = await self.redis_client.xinfo_groups(keys.EXPERIENCE_STREAM)
+        except RedisError:
+            return None
+        return next((group for group in groups if group["name"] == GROUP.encode()), None)
 
     async def _end(self) -> None:
         await self.redis_client.aclose()

@@ -47,7 +47,7 @@ def read() -> dict[str, Any]:
 def keep(case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "") -> None:
     """Keeps the runs of a case, or why there are none, in place of older ones."""
     entry = {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, Linux {platform.release()}",
         "seconds": round(seconds, 1),
@@ -148,7 +148,7 @@ def _rounded(run: Result) -> dict[str, Any]:
     return {k: round(v, 2) if isinstance(v, float) else v for k, v in run.items()}
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit, marked where anything but the results is not committed."""
     head = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", f":!{RESULTS}", f":!{PAGE}")
