@@ -190,11 +190,11 @@ class _Course:
         counts_N: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Returns what has grown between breakpoints, and by steps at first tokens, by then."""
-        made_E = np.zeros(len(time_E))
-        if len(values_B):
-            made_E = np.interp(time_E, self._times_B, values_B)
         rank_E = np.searchsorted(self._first_N, time_E, side="right")
-        return made_E + np.concatenate([[0.0], counts_N])[rank_E]
+        found_E: NDArray[np.float64] = np.concatenate([[0.0], counts_N])[rank_E]
+        if len(values_B):
+            found_E = found_E + np.interp(time_E, self._times_B, values_B)
+        return found_E
 
 
 def _before(parts_B: NDArray[np.float64]) -> NDArray[np.float64]:
