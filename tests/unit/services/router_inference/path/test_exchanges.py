@@ -12,8 +12,8 @@ from services.router_inference.path.exchanges import (
     REASON_CUT,
     Exchange,
     Exchanges,
-    first_token_s,
 )
+from services.router_inference.path.first_token import first_token_s
 from services.router_inference.view.breaker import BreakerState
 from tests.unit.services.router_inference.parts import Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
