@@ -43,8 +43,10 @@ def test_every_stream_either_serves_a_request_or_ends_at_a_stop(
     watches = {
         name
         for node in ast.walk(tree)
-        if isinstance(node, ast.keyword) and node.arg == "watches"
-        for name in ast.literal_eval(node.value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ServiceDefinition"
+        for each in node.keywords
+        if each.arg == "watches"
+        for name in ast.literal_eval(each.value)
     }
     assert streams - _SERVES_A_REQUEST - _SERVES_REQUESTS == watches
 
