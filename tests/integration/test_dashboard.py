@@ -25,6 +25,7 @@ _VALUES = {
     "tier": ["small", "large"],
     "outcome": ["on_time", "late", "refused", "failed", "cancelled"],
     "health": ["ready"],
+    "range": ["all"],
     "code": ["OK", "UNAVAILABLE"],
 }
 """Values of the labels that queries match; others have one."""
