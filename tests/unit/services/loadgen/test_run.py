@@ -83,7 +83,7 @@ async def test_refusals_keep_their_reason() -> None:
 async def test_cancelled_requests_are_counted_as_such() -> None:
     """The client's own cancellations are neither late nor failed, and reach the router."""
     router = FakeRouter(delay_s=0.3)
-    records = await run(router, cancel_share=0.5, cancel_after_s=0.02)
+    records = await run(router, cancel_share=0.5, cancel_after_s=0.02, deadline_s=20.0)
     summary = summarize(records)
     assert summary["cancelled"] > 5
     assert summary["cancelled"] + summary["on_time"] == summary["offered"]
