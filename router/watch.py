@@ -149,6 +149,24 @@ class Figures:
         )
 
 
+class WatchReport(NamedTuple):
+    """What a router reports of a watch.
+
+    Attributes:
+        activation: what is watched.
+        problem: why it went back by itself, a reason; empty if it did not.
+        detail: the same in words.
+        before: last figures of the replaced policy.
+        after: figures of the watched one.
+    """
+
+    activation: int
+    problem: str
+    detail: str
+    before: Figures
+    after: Figures
+
+
 class WatchLimits(NamedTuple):
     """What a policy that has become active must keep to.
 

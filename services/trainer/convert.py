@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from router.dqn.snapshot import MAX_SCORE_COUNT, MAX_SCORE_NAME_CHARACTERS
 from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.table import LEARNED
-from router.watch import CLASSES, Figures, WatchLimits
+from router.watch import CLASSES, Figures, WatchLimits, WatchReport
 from services.common.checks import MAX_COUNT, MAX_NAME_CHARACTERS, Checks
 from services.common.errors import InvalidArgumentError
 from services.common.state.policy_store import StoredPolicy
@@ -40,7 +40,6 @@ from services.trainer.rollout_verdicts import (
     Verdict,
     decides_all,
 )
-from services.trainer.watch_seen import WatchSeen
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import system_state_pb2
 from tiercel.trainer.v1 import trainer_service_pb2 as pb
@@ -403,9 +402,9 @@ def decode_rollout(payload: bytes) -> RolloutState:
     )
 
 
-def watch_seen(report: system_state_pb2.WatchReport) -> WatchSeen:
+def watch_seen(report: system_state_pb2.WatchReport) -> WatchReport:
     """Returns what a router has seen of the policy that is watched."""
-    return WatchSeen(
+    return WatchReport(
         activation=report.activation,
         problem=report.problem[:64],
         detail=report.problem_detail[:200],

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
+from router.watch import WatchReport
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.trainer.convert import trial_seen, watch_seen
 from services.trainer.rollout_verdicts import TrialSeen
-from services.trainer.watch_seen import WatchSeen
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 from tiercel.load_monitor.v1.system_state_pb2 import SystemState
@@ -47,7 +47,7 @@ class RouterSeen:
     activation: int
     refusal: str
     trial: TrialSeen | None = None
-    watch: WatchSeen | None = None
+    watch: WatchReport | None = None
 
 
 class MeshView:

@@ -3,27 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from router.watch import Figures
-
-
-class WatchSeen(NamedTuple):
-    """What a router reports of a watch.
-
-    Attributes:
-        activation: that it watches.
-        problem: why it went back by itself, a reason; empty if it did not.
-        detail: the same in words.
-        before: last figures of the replaced policy.
-        after: figures of the watched one.
-    """
-
-    activation: int
-    problem: str
-    detail: str
-    before: Figures
-    after: Figures
+from router.watch import Figures, WatchReport
 
 
 class WatchTally:
@@ -32,10 +13,10 @@ class WatchTally:
     def __init__(self) -> None:
         """Has heard nothing."""
         self._activation = 0
-        self._seen: dict[tuple[str, int], WatchSeen] = {}
+        self._seen: dict[tuple[str, int], WatchReport] = {}
 
     def take(
-        self, activation: int, reports: Iterable[tuple[tuple[str, int], WatchSeen | None]]
+        self, activation: int, reports: Iterable[tuple[tuple[str, int], WatchReport | None]]
     ) -> None:
         """Takes in reports by router and epoch; of another activation nothing is kept."""
         if activation != self._activation:

@@ -17,7 +17,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from trainer.evaluation.facts import usable_cores
 from trainer.evaluation.jobs import Context, Runner
 from trainer.evaluation.seeds import evaluation_seeds, stream
 from trainer.research.scale import spec_of
-from trainer.research.tuning import add_profile_options, profile_of, run_command
+from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
 from trainer.simulation.simulate import FleetEvent, simulate
 from trainer.simulation.workload import poisson, square_wave
@@ -235,12 +234,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m trainer.research.promise", description=__doc__)
     add_profile_options(found)
     found.add_argument("--targets", default="0.9,0.99,0.999")
-    found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--requests", type=int, default=20_000, help="of one run, about")
-    found.add_argument("--policies", default="", help="besides static-small; none = all")
-    found.add_argument("--workers", type=int, default=0, help="processes; 0 = one per core")
-    found.add_argument("--json", type=Path, help="write the rows here")
-    found.add_argument("--record", type=Path, help="write the document here")
+    add_study_options(found, "", "besides static-small; none = all")
     return found
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from router import watch
 from router.guard import FallbackReason, Guard
-from router.watch import REASONS, WIDTH, Figures, Watcher, WatchLimits
+from router.watch import REASONS, WIDTH, Figures, Watcher, WatchLimits, WatchReport
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.job import Arm, Job, Outcome
@@ -55,24 +55,6 @@ class Watched(NamedTuple):
 
 
 NOT_WATCHED = Watched(0, WatchLimits(1.0, 1.0), 0.0)
-
-
-class WatchTold(NamedTuple):
-    """What a router reports of a watch.
-
-    Attributes:
-        activation: what is watched.
-        problem: why it went back by itself, a reason; empty if it did not.
-        detail: the same in words.
-        before: last figures of the replaced policy.
-        after: figures of the watched one.
-    """
-
-    activation: int
-    problem: str
-    detail: str
-    before: Figures
-    after: Figures
 
 
 class PolicyWatch:
@@ -191,13 +173,13 @@ class PolicyWatch:
         """Why this process went back from the present activation, for people; empty if not."""
         return f"{self._problem}: {self._detail}" if self._problem else ""
 
-    def told(self) -> WatchTold | None:
+    def told(self) -> WatchReport | None:
         """Returns what the router reports: what all its workers counted; None for nothing."""
         if not (self._problem or self.is_under_way):
             return None
         before, after = self._of_all()
         activation = self._slot.activation
-        return WatchTold(activation, self._problem, self._detail, before, after)
+        return WatchReport(activation, self._problem, self._detail, before, after)
 
     # -- in the background
 

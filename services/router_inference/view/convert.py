@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from router.home import WHOLE, Share
 from router.profile_error import briefest
 from router.types import SloKind, Task
-from router.watch import REQUESTS, Figures
+from router.watch import REQUESTS, Figures, WatchReport
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
-from services.router_inference.policy.watch import WatchTold
 from services.router_inference.records.accounts import REWARD, Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
@@ -276,7 +275,7 @@ def router_load(
     tells_tasks: bool,
     target_pressure: float,
     trial: TrialTold | None,
-    watch: WatchTold | None,
+    watch: WatchReport | None,
     loads: LoadWriter,
     packs: bool,
     now_s: float,
@@ -418,7 +417,7 @@ def trial_report(told: TrialTold) -> system_state_pb2.TrialReport:
     return report
 
 
-def watch_report(told: WatchTold) -> system_state_pb2.WatchReport:
+def watch_report(told: WatchReport) -> system_state_pb2.WatchReport:
     """Returns what a router has seen of the policy that is watched."""
     return system_state_pb2.WatchReport(
         activation=told.activation,

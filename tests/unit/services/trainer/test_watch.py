@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from router.watch import FAILED, REASON_MISSES, Figures, load_class
+from router.watch import FAILED, REASON_MISSES, Figures, WatchReport, load_class
 from services.trainer.convert import decode_rollout, encode_rollout
 from services.trainer.mesh_view import RouterSeen
 from services.trainer.model import Stage, WatchStage
 from services.trainer.promotion import Promotion
 from services.trainer.rollout_verdicts import Verdict
-from services.trainer.watch_seen import WatchSeen
 from tests.unit.services.trainer.test_rollout import Bench, canary
 
 CALM = load_class(4.0, 1.0)
@@ -23,9 +22,9 @@ def figures(requests: float, missed: float = 0.0) -> Figures:
     return made
 
 
-def seen(activation: int, after: Figures, *, problem: str = "") -> WatchSeen:
+def seen(activation: int, after: Figures, *, problem: str = "") -> WatchReport:
     """Returns a report beside a good policy that served 500 requests there."""
-    return WatchSeen(activation, problem, "by far" if problem else "", figures(500.0), after)
+    return WatchReport(activation, problem, "by far" if problem else "", figures(500.0), after)
 
 
 class WatchBench(Bench):
@@ -38,7 +37,7 @@ class WatchBench(Bench):
         await self.rollouts.on_activation(Promotion(active), by_hand=False, is_watched=True)
         return active.activation
 
-    def hear(self, *reports: WatchSeen) -> None:
+    def hear(self, *reports: WatchReport) -> None:
         """Has routers report."""
         self.mesh.routers = tuple(
             RouterSeen(name, 1, report.activation, "", None, report)

@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import pytest
 
-from router.watch import REASON_FAULTS, REASON_MISSES, WatchLimits
+from router.watch import REASON_FAULTS, REASON_MISSES, WatchLimits, WatchReport
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Arm, Job
 from services.router_inference.policy.slot import Promoted
-from services.router_inference.policy.watch import NOT_WATCHED, Watched, WatchTold
+from services.router_inference.policy.watch import NOT_WATCHED, Watched
 from services.router_inference.workers.memory import Memory
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import SharedSiblings
@@ -46,7 +46,7 @@ async def serve(rig: Rig, count: int) -> None:
         rig.core.watch.look()
 
 
-def told(rig: Rig) -> WatchTold:
+def told(rig: Rig) -> WatchReport:
     """Returns what the router reports."""
     found = rig.core.watch.told()
     assert found is not None

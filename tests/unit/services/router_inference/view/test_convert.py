@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from router.home import WHOLE, Share
-from router.watch import Figures
+from router.watch import Figures, WatchReport
 from services.common.errors import InvalidArgumentError
 from services.load_monitor.convert import report_from_message
 from services.router_inference.policy.slot import Promoted
@@ -25,7 +25,6 @@ from services.router_inference.policy.trial_counts import (
     TrialTold,
     reported,
 )
-from services.router_inference.policy.watch import WatchTold
 from services.router_inference.view.convert import LoadWriter, StateReader, router_load
 from services.router_inference.view.load import LoadView
 from services.router_inference.view.seen import SeenState, SeenTarget
@@ -132,7 +131,7 @@ async def test_a_report_tells_when_answers_of_each_task_came() -> None:
 
 
 def report_of(
-    rig: Rig, trial: TrialTold | None = None, watch: WatchTold | None = None
+    rig: Rig, trial: TrialTold | None = None, watch: WatchReport | None = None
 ) -> system_state_pb2.RouterLoad:
     """What a router reports."""
     slot = rig.core.slot
@@ -179,7 +178,7 @@ async def test_a_report_says_what_was_seen_of_a_watched_policy() -> None:
     """The figures of both policies by load, as the trainer then reads them again."""
     before, after = Figures(decisions=9.0, decision_s=0.25), Figures(faults=2.0)
     before.ends_LE[7], after.ends_LE[9] = (100.0, 3.0, 1.0, 0.0), (50.0, 40.0, 2.0, 5.0)
-    told = WatchTold(4, "WATCH_MISSES", "by far", before, after)
+    told = WatchReport(4, "WATCH_MISSES", "by far", before, after)
     load = report_of(make_rig(), watch=told)
     report_from_message(load)
     found = watch_seen(load.watch)
@@ -199,7 +198,7 @@ async def test_a_report_says_what_was_seen_of_a_watched_policy() -> None:
 @scenario
 async def test_figures_that_are_none_are_refused(wrong: dict[str, int], field: str) -> None:
     """By the monitor, naming the field."""
-    load = report_of(make_rig(), watch=WatchTold(4, "", "", Figures(), Figures()))
+    load = report_of(make_rig(), watch=WatchReport(4, "", "", Figures(), Figures()))
     load.watch.after.classes.add(**wrong)
     with pytest.raises(InvalidArgumentError, match=field):
         report_from_message(load)
