@@ -57,7 +57,7 @@ class RunningCalls:
         task = asyncio.current_task()
         assert task is not None
         if self._is_stopping:
-            raise _going_away()
+            raise going_away()
         self._watches.add(task)
         self._open_watch_count += is_open
         self._watch_count += not is_open
@@ -70,7 +70,7 @@ class RunningCalls:
             yield
         except asyncio.CancelledError:
             if task in self._ended and task.uncancel() == 0:
-                raise _going_away() from None
+                raise going_away() from None
             raise  # its client left
         finally:
             self._open_watch_count -= is_open
@@ -90,7 +90,7 @@ class RunningCalls:
         self._watches.discard(task)
         yield
         if self._is_stopping:
-            raise _going_away()
+            raise going_away()
         self._watches.add(task)
 
     def end_watches(self) -> None:
@@ -101,5 +101,6 @@ class RunningCalls:
             task.cancel()
 
 
-def _going_away() -> UnavailableError:
+def going_away() -> UnavailableError:
+    """Returns the error of a call that a stop ends, since it serves nobody's request."""
     return UnavailableError("DRAINING", "this server is going away; call another one")

@@ -390,6 +390,7 @@ def _services(core: Core, own: RouterInferenceSettings) -> list[ServiceDefinitio
                 listen=own.envoy_listen,
                 place=ENVOY,
                 health_names=("readiness",),
+                on_stop=core.picker.leave,
             )
         )
     return services

@@ -21,6 +21,7 @@ from services.common.access.keys import new_key, write_keys
 from services.common.access.roles import Role
 from services.local.certificates import make_certificates
 from services.router_inference.doors.envoy import picker as picker_module
+from services.router_inference.doors.envoy.talk import Talk
 from tests.fakes.envoy import (
     ENVOY_FILES,
     Change,
@@ -654,13 +655,13 @@ async def test_real_triton_behind_envoy(
 ) -> None:
     """A stream, a long prompt whose bytes never reach Python, a deadline that frees the tier."""
     told: list[tuple[str | None, int]] = []
-    answer = picker_module._Talk.answer
+    answer = Talk.answer
 
     def spying(talk: Any, message: Message) -> Any:
         told.append((message.WhichOneof("request"), message.ByteSize()))
         return answer(talk, message)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(picker_module._Talk, "answer", spying)
+    monkeypatch.setattr(Talk, "answer", spying)
     toml = paced_toml(paced_triton, f"{OWN}max_prompt_bytes = 300000\n")
     http = {"triton": paced_triton.server.http_address}
     async with meshed(tmp_path, http, toml=toml) as mesh:

@@ -19,9 +19,12 @@ from tests.fakes.triton import FakeTriton, Script
 from tests.kserve_requests import infer_request, said
 from tests.waiting import LIMIT_S, until
 from tiercel import AsyncClient
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
+from tiercel.envoy.v3 import external_processor_pb2_grpc as envoy_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
+ANSWER = "/v2/models/tiercel/generate"
 SERVICE = "tiercel.router_inference.v1.RouterInferenceService"
 
 
@@ -30,6 +33,18 @@ def request(deadline_ms: int = 20_000) -> pb2.GenerateRequest:
     made = pb2.GenerateRequest(spec=pb2.GenerationSpec(prompt="hello", task="piqa"))
     made.spec.deadline.FromMilliseconds(deadline_ms)
     return made
+
+
+def exchange_of(path: str) -> envoy_pb2.ProcessingRequest:
+    """The first message of a gateway's exchange."""
+    message = envoy_pb2.ProcessingRequest()
+    for key, text in ((":path", path), (":method", "POST"), ("content-length", "40")):
+        message.request_headers.headers.headers.add(key=key, raw_value=text.encode())
+    return message
+
+
+END = envoy_pb2.ProcessingRequest(response_trailers=envoy_pb2.HttpTrailers())
+END.response_trailers.trailers.headers.add(key="tiercel-answer-status", raw_value=b"200")
 
 
 async def test_what_is_under_way_ends_and_what_comes_later_is_refused(tmp_path: Path) -> None:
@@ -98,6 +113,38 @@ async def test_a_stop_waits_for_no_client_of_triton_that_keeps_its_call_open(
         assert await asyncio.to_thread(router.process.wait, LIMIT_S) == 0
         assert "Traceback" not in router.log_path.read_text()
     await triton.stop()
+
+
+async def test_a_stop_waits_for_no_gateway_that_tells_nothing(tmp_path: Path) -> None:
+    """Streams without a request end at once; that of a request under way once its end is told."""
+    router = 'default_task = "piqa"\nenvoy_listen = "127.0.0.1:0"\nmax_deadline_s = 600.0'
+    toml = mesh_toml([("e0", "127.0.0.1:1")], router=router, deadline_s=300.0)
+    toml = toml.replace("grace_s = 2.0", "grace_s = 300.0")
+    toml = toml.replace("[router_inference]", 'http_address = "127.0.0.1:2"\n[router_inference]')
+    with router_process(tmp_path, toml) as running:
+        place = json.loads((tmp_path / "ready.json").read_text())["addresses"]["envoy"]
+        async with grpc.aio.insecure_channel(place) as channel:
+            stub: Any = envoy_grpc.ExternalProcessorStub(channel)
+            silent, other, told, carried = (stub.Process() for _ in range(4))
+            await silent.wait_for_connection()
+            for call, path in ((other, "/v2/repository/index"), (told, ANSWER), (carried, ANSWER)):
+                await call.write(exchange_of(path))
+                assert (await call.read()).HasField("request_headers")
+            await told.write(END)
+            assert (await told.read()).HasField("response_trailers")
+            running.process.send_signal(signal.SIGTERM)
+            for call, code in (
+                (silent, grpc.StatusCode.UNAVAILABLE),
+                (other, grpc.StatusCode.OK),
+                (told, grpc.StatusCode.OK),
+            ):
+                assert await call.code() is code
+            assert not carried.done()
+            await carried.write(END)
+            assert (await carried.read()).HasField("response_trailers")
+            assert await carried.code() is grpc.StatusCode.OK
+        assert await asyncio.to_thread(running.process.wait, LIMIT_S) == 0
+        assert "Traceback" not in running.log_path.read_text()
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:

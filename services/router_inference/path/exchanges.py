@@ -80,6 +80,11 @@ class Exchange:
         return self.job.target or self.choice.target
 
     @property
+    def is_closed(self) -> bool:
+        """True once its end is recorded, by what was told or by the end of its lease."""
+        return self.has_ended or self.job.outcome is not None
+
+    @property
     def may_have_begun(self) -> bool:
         """True if something of an answer may have come."""
         return bool(self.status) or not self._is_beginning_told

@@ -7,10 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from services.common.errors import DeadlineExceededError, DomainError, InvalidArgumentError
+from services.common.errors import DeadlineExceededError, UnavailableError
 from services.router_inference.path.exchanges import REASON_CUT
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.doors.envoy.gateway import (
@@ -435,6 +433,97 @@ async def test_a_gateway_that_goes_silent_holds_nothing() -> None:
 
 
 @scenario
+async def test_a_stop_ends_streams_without_a_request_at_once() -> None:
+    """Nothing told, nothing asked for, all told: whoever comes during the stop too."""
+    rig = gateway_rig()
+    picker = rig.core.picker
+    assert picker is not None
+    silent, other, ended_one = Exchange(rig), Exchange(rig), Exchange(rig)
+    await other.tell(request(path="/v2/repository/index"))
+    await ended_one.tell(request())
+    await ended_one.tell(ended())
+    picker.leave()
+    begun_s = asyncio.get_running_loop().time()
+    with pytest.raises(UnavailableError, match="going away"):
+        await silent.stream
+    # The gateway carries these to their end by itself.
+    await other.stream
+    await ended_one.stream
+    with pytest.raises(UnavailableError, match="going away"):
+        await Exchange(rig).stream
+    assert asyncio.get_running_loop().time() - begun_s < 0.01
+    assert rig.core.accounts.counts.on_time == 1
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_stop_lets_an_exchange_tell_its_end() -> None:
+    """It ends as it would, and its stream with it; a silent one is waited for to its cutoff."""
+    rig = gateway_rig()
+    picker = rig.core.picker
+    assert picker is not None
+    begun_s = asyncio.get_running_loop().time()
+    exchange, silent = Exchange(rig), Exchange(rig)
+    for each in (exchange, silent):
+        await each.tell(request(x_tiercel_deadline_ms="20000"))
+    picker.leave()
+    await asyncio.sleep(15.0)
+    await exchange.tell(ended())
+    await exchange.stream
+    assert rig.core.accounts.counts.on_time == 1
+    with pytest.raises(DeadlineExceededError):
+        await silent.stream
+    assert 20.0 <= asyncio.get_running_loop().time() - begun_s < 21.5
+    assert rig.core.accounts.counts.late == 1
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_stop_waits_for_the_next_piece_of_a_body_that_is_handed_back() -> None:
+    """Without it a client would get a part of its answer; without one for a while it ends."""
+    rig = gateway_rig()
+    picker = rig.core.picker
+    assert picker is not None
+    exchange = Exchange(rig)
+    message = request(path="/v2/repository/index")
+    message.protocol_config.response_body_mode = pb2.FULL_DUPLEX_STREAMED
+    await exchange.tell(message)
+    await exchange.tell(response())
+    picker.leave()
+    begun_s = asyncio.get_running_loop().time()
+    piece = pb2.ProcessingRequest(response_body=pb2.HttpBody(body=b"abc"))
+    for _ in range(10):
+        await asyncio.sleep(0.3)
+        answer = await exchange.tell(piece)
+        assert answer.response_body.response.body_mutation.streamed_response.body == b"abc"
+    await exchange.stream
+    assert asyncio.get_running_loop().time() - begun_s < 4.0
+
+
+@scenario
+async def test_a_stop_waits_for_an_answer_on_its_way() -> None:
+    """A call that is interrupted while the library sends would never end."""
+    rig = gateway_rig()
+    picker = rig.core.picker
+    assert picker is not None
+    exchange = Exchange(rig)
+    written, write = asyncio.Event(), exchange.write
+
+    async def slow(message: pb2.ProcessingResponse) -> None:
+        await asyncio.sleep(0.2)
+        await write(message)
+        written.set()
+
+    exchange.write = slow  # type: ignore[method-assign]
+    telling = asyncio.ensure_future(exchange.tell(request(path="/v2/repository/index")))
+    await asyncio.sleep(0.1)
+    picker.leave()
+    await telling
+    await exchange.stream
+    assert written.is_set()
+
+
+@scenario
 async def test_bodies_are_sent_back_where_the_gateway_wants_that() -> None:
     """Else they are passed on unseen."""
     rig = gateway_rig()
@@ -522,95 +611,6 @@ async def test_a_prompt_waits_for_as_long_as_predicted_where_no_beginning_is_tol
     assert await waiting(response(), TRAILERS) == 0.0
     assert await waiting(response(), TRAILERS) > 0.0
     rig.assert_settled()
-
-
-HEADERS = request()
-PARTS = {
-    "request_headers": HEADERS,
-    "request_body": pb2.ProcessingRequest(request_body=pb2.HttpBody(body=b"a")),
-    "request_trailers": pb2.ProcessingRequest(request_trailers=pb2.HttpTrailers()),
-    "response_headers": response(),
-    "response_body": pb2.ProcessingRequest(response_body=pb2.HttpBody(body=b"b")),
-    "response_end": pb2.ProcessingRequest(response_body=pb2.HttpBody(end_of_stream=True)),
-    "response_trailers": TRAILERS,
-    "told_end": ended(first_byte_us="50000"),
-    "wrong_end": ended(first_byte_us="soon"),
-    "no_end": ended(7),
-    "nothing": pb2.ProcessingRequest(),
-    "observed": pb2.ProcessingRequest(request_body=pb2.HttpBody(), observability_mode=True),
-    "no_status": pb2.ProcessingRequest(response_headers=pb2.HttpHeaders()),
-}
-
-
-@pytest.mark.parametrize(
-    ("told", "problem"),
-    [
-        (["response_headers"], "response_headers came before request_headers"),
-        (["request_body"], "request_body came before request_headers"),
-        (["request_headers", "request_headers"], "request_headers came twice"),
-        (["request_headers", "response_trailers"], "without tiercel-answer-status"),
-        (["request_headers", "told_end", "response_headers"], "came after response_trailers"),
-        (["request_headers", "wrong_end"], "tiercel-answer-first-byte-us"),
-        (["request_headers", "no_end"], "tiercel-answer-status"),
-        (["request_headers", "request_trailers", "request_body"], "request_body came after"),
-        (["request_headers", "response_headers", "response_headers"], "came twice"),
-        (["nothing"], "says nothing"),
-        (["request_headers", "observed"], "observability_mode"),
-        (["request_headers", "no_status"], ":status"),
-    ],
-)
-def test_messages_in_an_impossible_order_are_refused(told: list[str], problem: str) -> None:
-    """By an error of the call that says what was wrong; nothing is left."""
-
-    async def scene() -> None:
-        rig = gateway_rig()
-        exchange = Exchange(rig)
-        for part in told[:-1]:
-            await exchange.tell(PARTS[part])
-        with pytest.raises(InvalidArgumentError, match=problem):
-            await exchange.tell(PARTS[told[-1]])
-        rig.assert_settled()
-
-    run_virtual(scene())
-
-
-@given(
-    streams=st.lists(
-        st.tuples(
-            st.lists(st.sampled_from(sorted(PARTS)), max_size=7),
-            st.sampled_from(["close", "reset", "wait"]),
-            st.floats(0.0, 0.6),
-        ),
-        max_size=6,
-    )
-)
-@settings(max_examples=60, deadline=None)
-def test_streams_closed_at_any_moment_leave_no_load(
-    streams: list[tuple[list[str], str, float]],
-) -> None:
-    """Whatever comes in whatever order: every request ends once, and the ledger is empty."""
-
-    async def one(rig: Rig, parts: list[str], end: str, pause_s: float) -> None:
-        exchange = Exchange(rig)
-        try:
-            for part in ["request_headers", *parts]:
-                await exchange.tell(PARTS[part])
-                await asyncio.sleep(pause_s / 4)
-            if end != "wait":
-                await (exchange.close() if end == "close" else exchange.reset())
-            await exchange.stream
-        except (DomainError, asyncio.CancelledError, AssertionError):
-            await exchange.reset()
-
-    async def scene() -> None:
-        rig = gateway_rig(endpoint_count=2)
-        await asyncio.gather(*(one(rig, *stream) for stream in streams))
-        rig.assert_settled()
-        assert rig.core.leases.open_count == 0
-        outcomes = [each for each in await rig.records() if each.HasField("outcome")]
-        assert len(outcomes) == len({each.outcome.sequence for each in outcomes})
-
-    run_virtual(scene())
 
 
 @scenario
