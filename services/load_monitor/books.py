@@ -7,11 +7,13 @@ from collections.abc import Iterable
 
 from services.common.books import Books, books_of, reckon
 from services.common.clock import Clock
+from services.common.errors import cut
 from services.common.log import Logger
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
 from services.common.state.minute_store import MINUTE_S, MinuteStore
 from services.load_monitor.broadcast import Broadcast
+from services.load_monitor.convert_minutes import hindsight_of, minute_of
 from services.load_monitor.coordination import Coordinator
 from services.load_monitor.tally import Tally, start_of
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
@@ -28,6 +30,8 @@ _LATEST_HINDSIGHT = 5
 """Minutes after which a figure in hindsight is no news any more."""
 _READ_COUNT = 500
 _MOST_ANSWER_BYTES = 3 * 1024 * 1024
+_MOST_TOLD = 100
+_LONGEST_PROBLEM_BYTES = 500
 
 
 class MinuteBooks:
@@ -59,6 +63,8 @@ class MinuteBooks:
         self._clock = clock
         self._log = log
         self._tally = Tally(clock.wall_ns())
+        self._began_s = clock.monotonic_s()
+        self._told: deque[tuple[int, str]] = deque(maxlen=_MOST_TOLD)
         self._recent: deque[pb.Minute] = deque(maxlen=_RECENT)
         self._unstored: deque[pb.Minute] = deque(maxlen=_RECENT)
         self._hindsight_due_s = 0.0
@@ -78,7 +84,8 @@ class MinuteBooks:
         picture = self._broadcast.latest
         if self._broadcast.age_s > _OLDEST_PICTURE_S:
             picture = None
-        minute = self._tally.take(picture, self._clock.wall_ns() / 1e9)
+        watched_s = self._clock.monotonic_s() - self._began_s
+        minute = self._tally.take(picture, self._clock.wall_ns() / 1e9, watched_s)
         if minute is not None:
             self._recent.append(minute)
             if self._coordinator.is_publishing:
@@ -130,12 +137,19 @@ class MinuteBooks:
     def _parsed(self, stored: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, pb.Minute]]:
         for minute_s, payload in stored:
             try:
-                minute = pb.Minute.FromString(payload)
-            except Exception as error:  # the parser's own type is no part of its interface
-                self._log.error("stored_minute_unreadable", minute=minute_s, problem=str(error))
+                minute = minute_of(payload)
+            except ValueError as error:
+                self._tell(minute_s, error)
                 continue
             if start_of(minute) == minute_s:
                 yield minute_s, minute
+
+    def _tell(self, minute_s: int, error: ValueError) -> None:
+        """Logs what is wrong with what stands in the store, once: it is met again at every look."""
+        problem = cut(str(error), _LONGEST_PROBLEM_BYTES)
+        if (minute_s, problem) not in self._told:
+            self._told.append((minute_s, problem))
+            self._log.error("stored_minute_unreadable", minute=minute_s, problem=problem)
 
     async def _read_hindsight(self, minutes: Iterable[pb.Minute]) -> None:
         """Adds what trainers found out to minutes that lack it."""
@@ -149,10 +163,9 @@ class MinuteBooks:
             if minute is None or minute.HasField("hindsight"):
                 continue
             try:
-                minute.hindsight.ParseFromString(payload)
-            except Exception as error:  # the parser's own type is no part of its interface
-                minute.ClearField("hindsight")
-                self._log.error("stored_minute_unreadable", minute=minute_s, problem=str(error))
+                minute.hindsight.CopyFrom(hindsight_of(payload))
+            except ValueError as error:
+                self._tell(minute_s, error)
 
     def _newest(self) -> tuple[Books | None, Books | None]:
         newest = list(self._recent)[-1:]

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common.checks import MAX_COUNT
 from services.common.state.minute_store import MINUTE_S
-from services.common.times import duration_of, seconds_of, timestamp_of
+from services.common.times import duration_of, from_ns, seconds_of, timestamp_of
 from services.load_monitor.convert import TASK_COUNTS
 from services.load_monitor.model import Picture, RouterReport
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
@@ -41,24 +42,34 @@ class Tally:
     Every monitor has one, fed with the pictures that all of them serve: one that becomes the leader
     within a minute has seen all of it. What it keeps grows with tasks and routers alone.
 
+    What a router that was there before this monitor had counted until it is first seen is not this
+    monitor's to tell. Whether it was there is told by its own clock alone, from its start to its
+    report: that of this host may be another's.
+
     Args:
-        begin_wall_ns: Since when the mesh is watched. What a router that was there before had
-            counted until it is first seen is not this monitor's to tell.
+        begin_wall_ns: Since when the mesh is watched.
     """
 
     def __init__(self, begin_wall_ns: int) -> None:
-        self._begin_wall_ns = begin_wall_ns
+        self._begin_s = begin_wall_ns / 1e9
         self._told: dict[_Process, tuple[bytes, _Told]] = {}
         self._minute_s: int | None = None
         self._tasks: dict[str, _Task] = defaultdict(_Task)
         self._looked_s = begin_wall_ns / 1e9
         self._observed_s = 0.0
 
-    def take(self, picture: Picture | None, wall_s: float) -> pb.Minute | None:
+    def take(
+        self, picture: Picture | None, wall_s: float, watched_s: float | None = None
+    ) -> pb.Minute | None:
         """Takes in the newest picture, None if there is none or an old one.
 
         Call it about once a second and shortly after the end of every minute: what has come since
         the last call counts to the minute of that call.
+
+        Args:
+            picture: The newest picture.
+            wall_s: The time, seconds since 1970.
+            watched_s: For how long the mesh has been watched; None: as the wall clock says.
 
         Returns:
             The minute that is over; None if none is, or if nothing of it was watched.
@@ -71,7 +82,7 @@ class Tally:
                 self._observed_s += max(0.0, until_s - max(self._looked_s, self._minute_s))
             self._looked_s = wall_s
             for report in picture.routers:
-                self._add(report)
+                self._add(report, wall_s - self._begin_s if watched_s is None else watched_s)
         if _minute_of(wall_s) == self._minute_s:
             return None
         minute = self._closed(picture)
@@ -80,7 +91,7 @@ class Tally:
         self._observed_s = max(0.0, wall_s - self._minute_s) if picture is not None else 0.0
         return minute if minute.HasField("observed") else None
 
-    def _add(self, report: RouterReport) -> None:
+    def _add(self, report: RouterReport, watched_s: float) -> None:
         process, encoded = (report.router_id, report.epoch), report.tasks.outcomes
         before = self._told.get(process)
         if not encoded or (before is not None and before[0] == encoded):
@@ -97,7 +108,7 @@ class Tally:
         self._told[process] = encoded, told
         if len(self._told) > _MOST_ROUTERS:
             del self._told[next(iter(self._told))]
-        if before is None and report.epoch < self._begin_wall_ns:
+        if before is None and self._was_there(report, watched_s):
             return
         known = before[1] if before is not None else {}
         for name, (numbers_E, answers) in told.items():
@@ -110,6 +121,15 @@ class Tally:
                 for tier, count in answers.items():
                     task.answers[tier] += max(0, count - answers_then.get(tier, 0))
 
+    def _was_there(self, report: RouterReport, watched_s: float) -> bool:
+        """Returns whether a router had started before the mesh was watched."""
+        load = state_pb2.RouterLoad.FromString(report.encoded)
+        if not load.HasField("report_time"):
+            return report.epoch < self._begin_s * 1e9
+        up_s = from_ns(load.report_time.ToNanoseconds() - report.epoch)
+        # Its clock was set back since: better to count too little than what others have counted.
+        return not 0.0 <= up_s <= watched_s
+
     def _closed(self, picture: Picture | None) -> pb.Minute:
         assert self._minute_s is not None
         minute = pb.Minute(start_time=timestamp_of(self._minute_s * 10**9))
@@ -118,12 +138,12 @@ class Tally:
         for name, task in self._tasks.items():
             numbers = dict(zip(_NUMBERS, task.numbers_E.tolist(), strict=True))
             reward = numbers.pop("delivered_reward_sum")
-            message = minute.tasks.add(task=name, delivered_reward_sum=reward)
+            message = minute.tasks.add(task=name, delivered_reward_sum=min(reward, MAX_COUNT))
             for field, value in numbers.items():
-                setattr(message, field, round(value))
+                setattr(message, field, round(min(value, MAX_COUNT)))
             for tier, count in task.answers.items():
                 if count:
-                    message.answers.add(tier=tier, answer_count=count)
+                    message.answers.add(tier=tier, answer_count=min(count, MAX_COUNT))
         if picture is not None:
             minute.device_count = len({view.spec.device for view in picture.endpoints})
             _add_state(minute, picture)
@@ -152,7 +172,7 @@ def _merge(task: pb.TaskMinute, told: state_pb2.TaskLatency) -> None:
         task.latency.CopyFrom(told)
         return
     sum_ = task.latency
-    sum_.cut_off_count += told.cut_off_count
+    sum_.cut_off_count = min(sum_.cut_off_count + told.cut_off_count, MAX_COUNT)
     if not told.answer_counts:
         return
     if not sum_.answer_counts:
@@ -162,6 +182,7 @@ def _merge(task: pb.TaskMinute, told: state_pb2.TaskLatency) -> None:
     counts = np.zeros(max(start + len(part) for start, part in parts), np.int64)
     for start, part in parts:
         counts[start : start + len(part)] += part
+    counts = np.minimum(counts, MAX_COUNT)
     sum_.first_bucket = first
     del sum_.answer_counts[:]
     sum_.answer_counts.extend(counts.tolist())

@@ -184,7 +184,7 @@ def build_core(env: Surroundings) -> Core:
         hold=hold,
         tasks=catalog.tasks,
         is_held=own.safety_net,
-        wall_ns=clock.wall_ns,
+        clock=clock,
         log=env.log,
     )
     attainments = Attainments(counts, targets.by_task)

@@ -195,7 +195,7 @@ class ExperienceConsumer:
             self._metrics.entries_read.inc()
             try:
                 record, stamp_s, candidates = experience_from(
-                    entry.payload, now_s=wall_s, tasks=self._tasks
+                    entry.payload, now_s=wall_s, tasks=self._tasks, is_known=self._mesh.knows
                 )
             except BadRecordError as error:
                 refused.append((entry, str(error)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import astuple, fields
 from typing import Any, NamedTuple
 
@@ -101,13 +101,21 @@ class Experience(NamedTuple):
     candidates: tuple[tuple[str, str], ...] = ()
 
 
-def experience_from(payload: bytes, *, now_s: float, tasks: Collection[str]) -> Experience:
+def experience_from(
+    payload: bytes,
+    *,
+    now_s: float,
+    tasks: Collection[str],
+    is_known: Callable[[str, int], bool] = lambda _router, _epoch: False,
+) -> Experience:
     """Returns the record of a stream entry.
 
     Args:
         payload: the entry.
         now_s: the time, seconds since 1970; routers' clocks may be `MAX_AHEAD_S` ahead.
         tasks: the mesh's tasks.
+        is_known: tells of a router's id and epoch whether the mesh has such a process. That one
+            may have started before its clock was set right, with an epoch that is yet to come.
 
     Raises:
         BadRecordError: It cannot be decoded, or a field is missing or out of range.
@@ -129,7 +137,10 @@ def experience_from(payload: bytes, *, now_s: float, tasks: Collection[str]) -> 
     else:
         raise BadRecordError("entry without a record")
     checks.text("router_id", record.router_id, _LONGEST_ROUTER_ID, 1)
-    checks.count("epoch", record.epoch, round((now_s + MAX_AHEAD_S) * 1e9), 1)
+    latest = round((now_s + MAX_AHEAD_S) * 1e9)
+    if record.epoch > latest and is_known(record.router_id, record.epoch):
+        latest = record.epoch
+    checks.count("epoch", record.epoch, latest, 1)
     if not entry.HasField("process"):
         checks.count("sequence", record.sequence, low=1)
     ahead_s = made.stamp_s - now_s
@@ -275,13 +286,13 @@ def watch_message(state: WatchState, seen: str = "") -> pb.WatchInfo:
     return message
 
 
-def watch_order(state: WatchState, limits: WatchLimits, now_ns: int) -> pb.WatchOrder | None:
-    """Returns what routers are to watch; None for nothing."""
+def watch_order(state: WatchState, limits: WatchLimits, left_s: float) -> pb.WatchOrder | None:
+    """Returns what routers are to watch, for `left_s` seconds; None for nothing."""
     if not state.is_under_way:
         return None
     return pb.WatchOrder(
         activation=state.activation,
-        time_left=duration_of(max(0.0, (state.end_ns - now_ns) / _NS_PER_S)),
+        time_left=duration_of(left_s),
         miss_limit=limits.misses,
         error_limit=limits.errors,
     )

@@ -13,6 +13,7 @@ from trainer.evaluation.past import PastRequest
 from trainer.learning.online.joining import DecisionKey
 
 _MOST_RECORD_BYTES = 1024 * 1024
+_LONGEST_ROUTER_ID = 128
 _MOST_TOKENS = 10_000_000
 _MOST_SLACK_S = 86_400.0
 _COUNTED = (
@@ -95,6 +96,7 @@ def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> 
     slack_s = seconds_of(record.slack)
     is_good = (
         record.task in tasks
+        and len(record.router_id) <= _LONGEST_ROUTER_ID
         and abs(slack_s) <= _MOST_SLACK_S
         and 1 <= record.prompt_token_count <= _MOST_TOKENS
         and 1 <= record.predicted_output_token_count <= _MOST_TOKENS
@@ -114,14 +116,19 @@ def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> 
 def _end(record: experience_pb2.OutcomeRecord) -> PastEnd | None:
     latency_s = seconds_of(record.latency)
     # Written so that what is no number is not good.
-    if not (0.0 <= latency_s <= _MOST_SLACK_S and 0.0 <= record.delivered_reward <= 1.0):
+    is_good = (
+        0.0 <= latency_s <= _MOST_SLACK_S
+        and 0.0 <= record.delivered_reward <= 1.0
+        and 0 <= record.output_token_count <= _MOST_TOKENS
+    )
+    if not is_good:
         return None
     is_whole = record.status == common_pb2.OUTCOME_STATUS_ON_TIME
     return PastEnd(
         key=(record.router_id, record.epoch, record.sequence),
         end_s=seconds_of(record.end_time),
         latency_s=latency_s,
-        output_tokens=min(record.output_token_count, _MOST_TOKENS) if is_whole else 0,
+        output_tokens=record.output_token_count if is_whole else 0,
         reward=record.delivered_reward,
         counts=record.status in _COUNTED,
     )

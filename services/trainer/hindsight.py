@@ -3,6 +3,9 @@
 Reads the experience stream beside the learner and takes nothing out of it. A minute is looked at
 once, shortly after its end, in a worker process of low priority; what it needs is bounded by the
 requests of a minute. A minute that cannot be looked at gets no figure, and the reason.
+
+Where to read on is an id of the stream, which Redis hands out by its own clock. Minutes are those
+of this host's clock; one that is set makes minutes be left out, or looked at no more than once.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from services.common.clock import Clock
 from services.common.log import Logger
 from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
-from services.common.state.experience_stream import ExperienceStream
+from services.common.state.experience_stream import FIRST_ID, ExperienceStream
 from services.common.state.minute_store import MINUTE_S, MinuteStore
 from services.trainer.convert_past import PastDecision, PastEnd, past_of, request_of
 from services.trainer.jobs import MeshSpec
@@ -31,7 +34,7 @@ _READ_COUNT = 1_000
 _AFTER_S = 15.0
 """How long after its end a minute is looked at: outcomes are written in batches."""
 _OLDEST_S = 300.0
-"""Decisions and ends that are older are of no use."""
+"""Decisions and ends that are older are of no use, nor are those that lie so far ahead."""
 _LONGEST_PROBLEM = 200
 _MOST_DECISIONS = 200_000
 
@@ -88,21 +91,22 @@ class HindsightKeeper:
         self._metrics = metrics
         self._made: OrderedDict[DecisionKey, PastDecision] = OrderedDict()
         self._minutes: dict[int, list[PastRequest]] = {}
-        self._after_id = f"{clock.wall_ns() // 1_000_000}-0"
+        self._after_id = ""
         # The one under way has begun without us.
         self._next_minute_s = _minute_of(self._now_s) + MINUTE_S
 
     async def run(self) -> None:
         """Looks back for ever."""
         while self._most_requests:
-            await self._clock.sleep(READ_S)
             await self.look()
+            await self._clock.sleep(READ_S)
 
     async def look(self) -> None:
         """Reads what came, and looks at the minutes that are over."""
         try:
             while await self._read():
                 pass
+            self._follow_clock()
             while self._next_minute_s + MINUTE_S + _AFTER_S <= self._now_s:
                 minute_s = self._next_minute_s
                 self._next_minute_s += MINUTE_S
@@ -117,14 +121,30 @@ class HindsightKeeper:
     def _now_s(self) -> float:
         return self._clock.wall_ns() / 1e9
 
+    def _follow_clock(self) -> None:
+        """Goes on from the present minute if the clock was set."""
+        now_minute_s = _minute_of(self._now_s)
+        if self._next_minute_s > now_minute_s + MINUTE_S:
+            self._next_minute_s = now_minute_s + MINUTE_S
+        elif self._next_minute_s < self._now_s - _OLDEST_S:
+            self._next_minute_s = _minute_of(self._now_s - _OLDEST_S)
+        for minute_s in [each for each in self._minutes if not self._is_kept(each)]:
+            del self._minutes[minute_s]
+
     async def _read(self) -> bool:
         """Takes in the next entries; returns whether there may be more."""
+        if not self._after_id:
+            self._after_id = await self._stream.newest_id()
         entries = await self._stream.behind(self._after_id, _READ_COUNT)
+        if not entries and _is_behind(await self._stream.newest_id(), self._after_id):
+            # Another stream, as of a Redis that was emptied: its ids may begin lower.
+            self._after_id = FIRST_ID
         for entry in entries:
             self._after_id = entry.entry_id
             record = past_of(entry.payload, self._tasks)
             if isinstance(record, PastDecision):
-                self._made[record.key] = record
+                if self._is_believed(record):
+                    self._made[record.key] = record
                 if len(self._made) > _MOST_DECISIONS:
                     self._made.popitem(last=False)
             elif isinstance(record, PastEnd):
@@ -132,6 +152,12 @@ class HindsightKeeper:
         # The trainer's calls come in between.
         await self._clock.sleep(0.0)
         return len(entries) == _READ_COUNT
+
+    def _is_believed(self, made: PastDecision) -> bool:
+        """Returns whether a decision can be one of the mesh's of these minutes."""
+        if abs(made.decide_s - self._now_s) > _OLDEST_S:
+            return False
+        return not self._mesh.problem(made.key[:2], made.decide_s, ())
 
     def _take_end(self, end: PastEnd) -> None:
         # Of several outcomes of one decision the first counts.
@@ -193,6 +219,12 @@ def _write(found: pb.Hindsight, looked: LookBack, requests: list[PastRequest]) -
         task.delivered_reward_sum += request.reward
     for count, performance in looked.static_large:
         found.static_large.add(device_count=count, performance=performance)
+
+
+def _is_behind(one: str, other: str) -> bool:
+    """Returns whether an id of the stream comes before another one."""
+    first, second = (tuple(map(int, each.split("-"))) for each in (one, other))
+    return first < second
 
 
 def _minute_of(wall_s: float) -> int:

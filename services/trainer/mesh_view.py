@@ -90,6 +90,11 @@ class MeshView:
         """True if the newest state came within the last seconds."""
         return self._clock.monotonic_s() - self._seen_s <= _FRESH_S
 
+    def knows(self, router_id: str, epoch: int) -> bool:
+        """Returns whether a state has shown such a router process."""
+        # Workers of a router number their decisions each, by its name with a number of theirs.
+        return (router_id.partition("/")[0], epoch) in self._known_routers
+
     def problem(
         self, router: tuple[str, int], stamp_s: float, candidates: Collection[Candidate]
     ) -> str:
@@ -106,9 +111,7 @@ class MeshView:
             return f"{len(candidates)} candidates, the mesh has at most {most}"
         if stamp_s < self._first_seen_s:
             return ""
-        # Workers of a router number their decisions each, by its name with a number of theirs.
-        name, epoch = router
-        if (name.partition("/")[0], epoch) not in self._known_routers:
+        if not self.knows(*router):
             return f"router {router[0][:64]!r} with epoch {router[1]} is none of the mesh's"
         for tier, endpoint in candidates:
             if (tier, endpoint) not in self._known_candidates:

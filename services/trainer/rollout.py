@@ -16,6 +16,7 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, FailedPreconditionError, cut
 from services.common.log import Logger
 from services.common.telemetry import Telemetry
+from services.common.times import from_ns
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import IN_ROLLOUT, PolicyRecord, RolloutState, RolloutStep, Stage
@@ -104,6 +105,7 @@ class Rollouts:
         self._lock = asyncio.Lock()
         self._judged: StageKey | None = None
         self._judged_since_s = 0.0
+        self._period_of, self._period_since_s = (0, 0), 0.0
 
     @property
     def is_possible(self) -> bool:
@@ -301,8 +303,7 @@ class Rollouts:
 
     async def _switch(self, state: RolloutState) -> RolloutState:
         """Judges a pair of periods that is over, and begins the next period when it is time."""
-        plan, now_ns = self.limits.switch, self._clock.wall_ns()
-        elapsed_s = (now_ns - state.period_ns) / 1e9
+        plan, elapsed_s = self.limits.switch, self._in_period_s(state)
         if state.period % 2 and state.judged < state.period - 1 and elapsed_s >= plan.settle_s:
             # Late ends of the second period have come by now.
             parts = {
@@ -314,9 +315,22 @@ class Rollouts:
             state = replace(state, judged=state.period - 1, differences=differences)
             await self._registry.keep_rollout(state)
         if elapsed_s >= plan.period_s and judge_switchback(state.differences, plan) is None:
-            state = replace(state, period=state.period + 1, period_ns=now_ns)
+            state = replace(state, period=state.period + 1, period_ns=self._clock.wall_ns())
+            self._in_period_s(state)
             await self._registry.keep_rollout(state)
         return state
+
+    def _in_period_s(self, state: RolloutState) -> float:
+        """Returns for how long the present period of a switchback has lasted, seconds.
+
+        Its stamp tells a trainer that comes back; from then on this process's own clock counts.
+        """
+        now_s, key = self._clock.monotonic_s(), (state.number, state.period)
+        if key != self._period_of:
+            told_s = from_ns(self._clock.wall_ns() - state.period_ns)
+            elapsed_s = min(max(0.0, told_s), self.limits.switch.period_s)
+            self._period_of, self._period_since_s = key, now_s - elapsed_s
+        return now_s - self._period_since_s
 
     def _judge(self, state: RolloutState) -> Finding | None:
         key, now_s = StageKey(state.number, state.stage), self._clock.monotonic_s()

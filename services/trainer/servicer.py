@@ -259,7 +259,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         """Sends what is on trial and what is watched, and every change."""
         async for state, snapshot in self._registry.watch_rollout():
             watches = self._rollouts.watches
-            order = convert.watch_order(state.watch, watches.plan.limits, watches.now_ns())
+            order = convert.watch_order(
+                state.watch, watches.plan.limits, watches.left_s(state.watch)
+            )
             settle_s = self._rollouts.limits.switch.settle_s
             yield convert.trial_message(state, snapshot, self._canary_share, settle_s, order)
 

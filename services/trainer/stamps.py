@@ -36,12 +36,15 @@ class RouterClocks:
         """Knows no router yet."""
         self._clock = clock
         self._ahead_s = float("-inf")
+        self._set_back_s = 0.0
         self._last: dict[str, _Last] = {}
 
     def now_s(self) -> float:
         """Returns this host's wall clock as if it were never set back, seconds since 1970."""
         monotonic_s = self._clock.monotonic_s()
-        self._ahead_s = max(self._ahead_s, self._clock.wall_ns() / 1e9 - monotonic_s)
+        ahead_s = self._clock.wall_ns() / 1e9 - monotonic_s
+        self._ahead_s = max(self._ahead_s, ahead_s)
+        self._set_back_s = self._ahead_s - ahead_s
         return monotonic_s + self._ahead_s
 
     def placed(self, decision: DecisionRecord, now_s: float) -> DecisionRecord:
@@ -50,11 +53,17 @@ class RouterClocks:
         A router's decisions come in the order of their numbers, but for those read again. One that
         steps back is taken to follow the one before, and so are those behind it, until that would
         put them in the future: then the clock was set right.
+
+        A router that is heard for the first time goes by the clock that this host has now. Where
+        that was set back, the routers before it go on as if it had not been, and so must this one.
         """
         router, epoch, sequence = decision.key
         last = self._last.pop(router, None)
         if last is None:
-            last = _Last(epoch, 0, decision.time_s, 0.0)
+            shift_s = self._set_back_s
+            if shift_s <= _SET_BACK_S or decision.time_s + shift_s > now_s + MAX_AHEAD_S:
+                shift_s = 0.0
+            last = _Last(epoch, 0, decision.time_s + shift_s, shift_s)
         shift_s = last.shift_s
         if shift_s and decision.time_s + shift_s > now_s + MAX_AHEAD_S:
             shift_s = 0.0

@@ -16,7 +16,7 @@ from services.common.clock import Clock
 from services.common.errors import DomainError, cut
 from services.common.log import Logger
 from services.common.telemetry import Telemetry
-from services.common.times import to_ns
+from services.common.times import from_ns, to_ns
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import RolloutStep, Stage, WatchStage, WatchState
@@ -72,15 +72,25 @@ class Watches:
         self._tally = WatchTally()
         self._watcher = Watcher(plan.limits)
         self._watched = 0
+        self._due_of, self._due_s = 0, 0.0
 
     @property
     def state(self) -> WatchState:
         """The watch under way, else the last one."""
         return self._registry.rollout.watch
 
-    def now_ns(self) -> int:
-        """Returns the time by which watches end, nanoseconds since 1970."""
-        return self._clock.wall_ns()
+    def left_s(self, state: WatchState) -> float:
+        """Returns how long a watch lasts still, seconds.
+
+        Its stamps tell a trainer that comes back. From then on this process's own clock counts, so
+        that a wall clock that is set neither ends a watch unseen nor draws it out.
+        """
+        now_s = self._clock.monotonic_s()
+        if state.activation != self._due_of:
+            left_s = from_ns(state.end_ns - self._clock.wall_ns())
+            whole_s = from_ns(state.end_ns - state.begin_ns)
+            self._due_of, self._due_s = state.activation, now_s + min(left_s, whole_s)
+        return max(0.0, self._due_s - now_s)
 
     def seen(self) -> str:
         """Returns what was seen so far, for people; empty if nothing is watched."""
@@ -107,6 +117,7 @@ class Watches:
             begin_ns=now_ns,
             end_ns=now_ns + to_ns(self.plan.watch_s),
         )
+        self.left_s(state)
         text = f"it is compared with {name} for {self.plan.watch_s:g} s"
         await self._step(state, WatchStage.UNDER_WAY, text)
 
@@ -135,7 +146,7 @@ class Watches:
             problem = f"{broken.reason}: {broken.detail}" if broken is not None else ""
         if problem:
             await self._go_back(state, f"{problem}; {self._tally}")
-        elif self._clock.wall_ns() >= state.end_ns:
+        elif not self.left_s(state):
             await self._step(state, WatchStage.KEPT, f"it broke no limit; {self._tally}")
 
     async def _go_back(self, state: WatchState, reason: str) -> None:

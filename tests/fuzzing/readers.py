@@ -36,6 +36,7 @@ from services.common.access.roles import GRANTED
 from services.common.access.tls import read_certificates
 from services.common.access.tokens import TokenReader
 from services.common.addresses import parse_address
+from services.common.books import books_of
 from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.common.mesh_settings import load_mesh_files
@@ -46,6 +47,7 @@ from services.common.telemetry_variables import understood
 from services.common.tiers.answer import Budget
 from services.common.tiers.errors import TierError
 from services.common.triton.answer import chunk_of
+from services.load_monitor.convert_minutes import minute_of
 from services.load_monitor.convert_state import read_picture, read_reports
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER
@@ -80,6 +82,7 @@ from tests.unit.deploy.manifests import ROOT
 from tests.unit.trainer.traces import files as traces
 from tiercel.common.v1 import common_pb2, experience_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as monitor_pb
+from tiercel.load_monitor.v1 import minutes_pb2 as minutes_pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb
 from trainer.evaluation import inputs
@@ -622,6 +625,15 @@ def _records() -> Iterator[Reader]:
         "the targets in Redis", [encode({"copa": said})], JSON,
         lambda data: message_of_targets(merged(decode(data, wall_ns)[0], (), wall_ns).values()),
         (ValueError,),
+    )  # fmt: skip
+    minute = minutes_pb.Minute(tasks=[minutes_pb.TaskMinute(task="copa", on_time_count=3)])
+    minute.start_time.seconds = 1_700_000_040
+    minute.tasks[0].latency.answer_counts.append(3)
+    minute.hindsight.tasks.add(task="copa", recorded_count=3, bound_sum=2.0)
+    minute.hindsight.static_large.add(device_count=2, performance=0.5)
+    yield Reader(
+        "minutes in Redis", [minute.SerializeToString()], message(minutes_pb.Minute),
+        lambda data: books_of([minute_of(data)]), (ValueError,),
     )  # fmt: skip
     others = state_pb.OtherRoutersState(version=3, topology_version=2, is_whole_list=True)
     others.endpoints.extend(state.endpoints)

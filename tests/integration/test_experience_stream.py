@@ -55,6 +55,16 @@ async def test_reading_survives_an_emptied_redis(
     assert [entry.payload for entry in entries] == [b"b"]
 
 
+async def test_the_newest_entry_tells_where_to_read_on(store: ExperienceStream) -> None:
+    """By the id that the store gave it; everything is behind that of an empty stream."""
+    assert await store.newest_id() == "0-0"
+    await store.append([b"a", b"b"])
+    newest = await store.newest_id()
+    assert await store.behind(newest, 10) == []
+    await store.append([b"c"])
+    assert [entry.payload for entry in await store.behind(newest, 10)] == [b"c"]
+
+
 async def test_experience_stream_is_bounded(store: ExperienceStream) -> None:
     """Nobody reading does not fill the memory."""
     for _ in range(10):

@@ -13,6 +13,8 @@ from services.common.state import keys
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import DeadLetter, RedisConnection, milliseconds
 
+FIRST_ID = "0-0"
+"""An id that all entries are behind."""
 _FIELD = b"e"
 _KIND = "experience"
 
@@ -50,6 +52,10 @@ class ExperienceStream(Protocol):
 
         Ids begin with the time at which entries were appended, milliseconds since 1970.
         """
+        ...
+
+    async def newest_id(self) -> str:
+        """Returns the id of the newest entry, `0-0` if there is none."""
         ...
 
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
@@ -121,6 +127,11 @@ class RedisExperienceStream:
                 lambda: self._redis.xrange(keys.EXPERIENCE_STREAM, min=f"({entry_id}", count=count)
             )
         )
+
+    async def newest_id(self) -> str:
+        """Returns the id of the newest entry."""
+        found = await self._call(lambda: self._redis.xrevrange(keys.EXPERIENCE_STREAM, count=1))
+        return found[0][0].decode("ascii") if found else FIRST_ID
 
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
         """Marks entries as safely taken in; returns how many were marked."""
@@ -239,6 +250,10 @@ class MemoryExperienceStream:
         """Returns up to `count` entries behind an id."""
         last = int(entry_id.partition("-")[0])
         return [entry for number, entry in self._entries if number > last][:count]
+
+    async def newest_id(self) -> str:
+        """Returns the id of the newest entry."""
+        return self._entries[-1][1].entry_id if self._entries else FIRST_ID
 
     async def ack(self, group: str, entry_ids: Sequence[str]) -> int:
         """Acknowledges entries."""

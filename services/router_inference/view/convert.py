@@ -181,6 +181,7 @@ def _targets(message: system_state_pb2.TargetOverrides) -> tuple[SeenTarget, ...
             min(MOST_TARGET, max(0.0, each.target)),
             each.set_by,
             each.expire_time.ToNanoseconds() if each.HasField("expire_time") else 0,
+            each.set_time.ToNanoseconds(),
         )
         for each in message.overrides
         if each.HasField("target")

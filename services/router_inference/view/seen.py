@@ -38,13 +38,15 @@ class SeenTarget:
         task: name of the task.
         target: share of hard deadlines to be met; 0 = none.
         set_by: who set it.
-        expire_ns: when it ends, wall clock, ns since 1970; 0 = never.
+        expire_ns: when it ends, wall clock of the monitor, ns since 1970; 0 = never.
+        set_ns: when it was set, by the same clock.
     """
 
     task: str
     target: float
     set_by: str
     expire_ns: int
+    set_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

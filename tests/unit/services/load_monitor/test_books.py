@@ -117,3 +117,23 @@ async def test_a_long_time_is_told_in_parts(make: Make, clock: FakeClock) -> Non
             break
         start_s = goes_on_s
     assert (found, parts) == ([number * MINUTE_S for number in range(1_200)], 3)
+
+
+async def test_what_others_wrote_into_the_store_is_not_believed(
+    make: Make, clock: FakeClock
+) -> None:
+    """A number of devices that no memory holds, a minute that cannot be added up: left out."""
+    store = MemoryMinuteStore()
+    keeper = Keeper(make, clock, store)
+    await keeper.run(130)
+    minutes, _ = await keeper.books.minutes(*FOR_EVER)
+    bad = pb.Hindsight(tasks=[pb.TaskHindsight(task="sort", recorded_count=600, bound_sum=450.0)])
+    bad.static_large.add(device_count=2**31 - 1, performance=1.0)
+    await store.put(keys.MINUTE_HINDSIGHT, start_of(minutes[-1]), bad.SerializeToString())
+    broken = pb.Minute(tasks=[pb.TaskMinute(task="sort", on_time_count=-5)])
+    broken.start_time.seconds = start_of(minutes[0]) - 600
+    await store.put(keys.MINUTE_BOOKS, start_of(broken), broken.SerializeToString())
+    await keeper.run(12)
+    found, _ = await keeper.books.minutes(*FOR_EVER)
+    assert found == minutes
+    assert keeper.books.last[1] is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.common.checks import MAX_COUNT
+from services.common.times import timestamp_of
 from services.load_monitor.convert import report_from_message
 from services.load_monitor.model import EndpointView, Health, Picture, RouterReport
 from services.load_monitor.tally import Tally, start_of
@@ -16,7 +18,9 @@ NS = 10**9
 VIEW = EndpointView(endpoint("e1"), Health.READY, 1.0, 1, (), "")
 
 
-def counted(router_id: str, started_s: int, on_time: int, **fields: Any) -> RouterReport:
+def counted(
+    router_id: str, started_s: int, on_time: int, told_s: int | None = None, **fields: Any
+) -> RouterReport:
     """A router that has so many answers in time of one task, each worth one half."""
     outcomes = pb.TaskOutcomes(
         task="sort",
@@ -32,6 +36,7 @@ def counted(router_id: str, started_s: int, on_time: int, **fields: Any) -> Rout
             router_id=router_id,
             epoch=started_s * NS,
             sequence=1,
+            report_time=None if told_s is None else timestamp_of(told_s * NS),
             task_outcomes=[outcomes],
             task_latencies=[latency],
             task_attainments=[attained],
@@ -100,3 +105,28 @@ def test_a_clock_set_back_begins_another_minute() -> None:
     minute = tally.take(seen(counted("r", START_S, 30)), START_S - 300.0)
     assert minute is not None
     assert (minute.tasks[0].on_time_count, minute.observed.seconds) == (30, 29)
+
+
+def test_whether_a_router_was_there_before_is_told_by_its_own_clock() -> None:
+    """That of this host may be an hour behind it, or ahead; or a router's was set meanwhile."""
+    for hour_s in (3600, 0, -3600):
+        tally = Tally(START_S * NS)
+        now_s = START_S + hour_s + 10
+        old = counted("old", now_s - 100, 1_000, now_s)
+        new = counted("new", now_s - 5, 7, now_s)
+        back = counted("back", now_s + 3600, 1_000, now_s)
+        tally.take(seen(old, new, back), START_S + 10.0, 10.0)
+        tally.take(seen(), START_S + 11.0, 11.0)
+        minute = tally.take(seen(), START_S + 60.0, 60.0)
+        assert minute is not None
+        assert minute.tasks[0].on_time_count == 7
+
+
+def test_whatever_routers_claim_a_minute_can_be_written() -> None:
+    """Many processes of one name with the largest count that there is."""
+    tally = Tally(START_S * NS)
+    for number in range(1_100):
+        tally.take(seen(counted("r", START_S + 1 + number, MAX_COUNT)), START_S + 3.0)
+    minute = tally.take(seen(), START_S + 60.0)
+    assert minute is not None
+    assert minute.tasks[0].on_time_count == MAX_COUNT

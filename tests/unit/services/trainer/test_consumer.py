@@ -262,3 +262,16 @@ async def test_what_a_lost_answer_had_delivered_comes_before_anything_newer(benc
     assert await sequences(bench.consumer) == [2]
     assert await sequences(bench.consumer) == [3]
     assert bench.consumer.open_count == 3
+
+
+async def test_a_router_whose_clock_was_set_right_after_its_start_is_learned_from(
+    bench: Bench,
+) -> None:
+    """Its epoch lies ahead for as long as its clock did; others cannot claim one that does."""
+    ahead = (1_700_000_000 + 365 * 86_400) * 10**9
+    bench.mesh.take(seen_state(("r0", ahead)))
+    now_s = 1_700_000_000
+    await bench.stream.append(
+        [decision(1, epoch=ahead, stamp_s=now_s), decision(2, epoch=ahead + 1, stamp_s=now_s)]
+    )
+    assert await sequences(bench.consumer) == [1]

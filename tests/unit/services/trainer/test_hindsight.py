@@ -45,6 +45,7 @@ class Bench:
         self.mesh = MeshView(channel=None, candidates=(), clock=self.clock, log=get_logger("test"))
         self.asked: list[tuple[Any, list[PastRequest]]] = []
         self.error: Exception | None = None
+        self.written = 0
         self.keeper = self.another(most_requests)
 
     def another(self, most_requests: int = 100) -> HindsightKeeper:
@@ -77,11 +78,12 @@ class Bench:
         sequence: int,
         task: str = "a",
         status: common_pb2.OutcomeStatus.ValueType = ON_TIME,
+        router_id: str = "r",
         **more: Any,
     ) -> None:
         """Writes a decision made 100 ms after the arrival, 300 ms ago, and its outcome."""
         decision = experience_pb2.DecisionRecord(
-            router_id="r",
+            router_id=router_id,
             epoch=1,
             sequence=sequence,
             task=task,
@@ -91,7 +93,7 @@ class Bench:
         decision.slack.FromMilliseconds(900)
         decision.decide_time.FromNanoseconds(self.clock.wall_ns() - 300_000_000)
         outcome = experience_pb2.OutcomeRecord(
-            router_id="r", epoch=1, sequence=sequence, status=status, **more
+            router_id=router_id, epoch=1, sequence=sequence, status=status, **more
         )
         outcome.latency.FromMilliseconds(400)
         outcome.end_time.FromNanoseconds(self.clock.wall_ns())
@@ -101,6 +103,15 @@ class Bench:
                 experience_pb2.ExperienceEntry(outcome=outcome).SerializeToString(),
             ]
         )
+
+    async def minutes_looked_at(self, seconds: int = 180) -> int:
+        """Answers a request every 10 seconds; returns how many minutes were looked at."""
+        before = len(self.asked)
+        for _ in range(seconds // 10):
+            self.written += 1
+            await self.write(self.written)
+            await self.run(10)
+        return len(self.asked) - before
 
     async def run(self, seconds: int) -> None:
         """Lets time pass."""
@@ -147,6 +158,7 @@ async def test_two_trainers_look_once() -> None:
     bench = Bench()
     other = bench.another()
     await bench.run(40)
+    await other.look()
     await bench.write(1)
     await bench.run(80)
     await other.look()
@@ -156,11 +168,12 @@ async def test_two_trainers_look_once() -> None:
 async def test_what_cannot_be_looked_at_has_a_reason() -> None:
     """Too many requests, an endpoint with a profile of its own, a failure; then all is well."""
     bench = Bench(most_requests=2)
+    await bench.keeper.look()
     bench.clock.move(31.0)
     for sequence in range(3):
         await bench.write(sequence + 1)
     await bench.run(80)
-    state = seen_state()
+    state = seen_state(("r", 1))
     state.endpoints[0].endpoint.profile = "theirs"
     bench.mesh.take(state)
     await bench.write(11)
@@ -194,3 +207,53 @@ async def test_a_stream_that_is_away_is_read_on_later() -> None:
     bench.stream.is_down = False
     await bench.run(1)
     assert [len(requests) for _, requests in bench.asked] == [1]
+
+
+async def test_a_clock_that_is_not_that_of_redis_hides_no_record() -> None:
+    """Entries get their ids by the clock of Redis; what is read next is told by them alone."""
+    bench = Bench()
+    bench.clock.set_by(3600.0)
+    ahead = bench.another()
+    bench.clock.set_by(-3600.0)
+    bench.keeper = ahead
+    assert await bench.minutes_looked_at() == 2
+
+
+async def test_a_redis_that_begins_anew_is_read_from_its_beginning() -> None:
+    """Its ids may be lower than those that were read last."""
+    bench = Bench()
+    await bench.minutes_looked_at()
+    bench.clock.set_by(-3600.0)
+    bench.stream.target = MemoryExperienceStream(bench.clock)
+    bench.clock.set_by(3600.0)
+    assert await bench.minutes_looked_at() == 3
+
+
+@pytest.mark.parametrize("shift_s", [-3600.0, 3600.0, 10 * 365 * 86_400.0])
+async def test_a_clock_that_is_set_costs_the_minutes_around_it(shift_s: float) -> None:
+    """Not as many as it was set by, nor is each that was skipped walked through."""
+    bench = Bench()
+    await bench.minutes_looked_at()
+    bench.clock.set_by(shift_s)
+    found = await bench.minutes_looked_at(240)
+    assert 2 <= found <= 4
+    assert len(bench.asked) == len(await bench.found()) <= 8
+
+
+async def test_records_that_cannot_be_right_spoil_no_minute() -> None:
+    """Of routers nobody knows, of another time, with an answer of fewer than no tokens."""
+    bench = Bench()
+    bench.mesh.take(seen_state(("r", 1)))
+    bench.clock.move(31.0)
+    await bench.keeper.look()
+    await bench.write(1, output_token_count=-5)
+    await bench.write(2, output_token_count=2**31 - 1)
+    await bench.write(3, router_id="stranger")
+    await bench.write(4, router_id="r" * 1_000_000)
+    bench.clock.set_by(-86_400.0)
+    await bench.write(5)
+    bench.clock.set_by(86_400.0)
+    await bench.write(6)
+    await bench.run(90)
+    ((_devices, requests),) = bench.asked
+    assert [each.output_tokens for each in requests] == [8]

@@ -619,3 +619,19 @@ async def test_a_router_that_stops_it_ends_the_switchback() -> None:
     stage, rejection = await bench.stage()
     assert stage is Stage.REJECTED
     assert "CANARY_MISSES" in rejection
+
+
+@pytest.mark.parametrize("shift_s", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_makes_no_period_longer_or_shorter(shift_s: float) -> None:
+    """A cut one would be judged by what belongs to the one before."""
+    bench = SwitchBench()
+    state = await bench.begin_switching()
+    bench.report_switch(state, 0.1, 200.0)
+    bench.clock.move(11.0)
+    await bench.rollouts.look()
+    bench.clock.set_by(shift_s)
+    await bench.rollouts.look()
+    assert bench.registry.rollout.period == 1
+    bench.clock.move(20.0)
+    await bench.rollouts.look()
+    assert bench.registry.rollout.period == 2

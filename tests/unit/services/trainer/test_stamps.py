@@ -73,3 +73,18 @@ def test_routers_do_not_shift_each_other() -> None:
     places(clocks, made(1, 10_000.0), now_s=10_000.0)
     other = (made(1, 9_900.0, router="r1"), made(2, 9_900.5, router="r1"))
     assert places(clocks, *other, now_s=10_000.0) == [9_900.0, 9_900.5]
+
+
+def test_a_router_that_joins_after_all_clocks_were_set_back_is_learned_from() -> None:
+    """It is placed among those that go on as if no clock had been set; old records stay."""
+    clock = FakeClock(wall_ns=10_000 * 10**9)
+    clocks = RouterClocks(clock)
+    places(clocks, made(1, 10_000.0), now_s=clocks.now_s())
+    clock.set_by(-HOUR_S)
+    clock.move(2.0)
+    now_s = clocks.now_s()
+    joined = made(1, 6_402.0, router="r1"), made(2, 6_402.5, router="r1")
+    assert places(clocks, *joined, now_s=now_s) == pytest.approx([10_002.0, 10_002.5])
+    assert places(clocks, made(1, 9_999.0, router="r2"), now_s=now_s) == [9_999.0]
+    clock.set_by(HOUR_S)
+    assert places(clocks, made(3, 10_003.0, router="r1"), now_s=clocks.now_s()) == [10_003.0]

@@ -180,3 +180,34 @@ async def test_a_rollout_that_begins_meanwhile_leaves_the_watch(bench: WatchBenc
     await bench.rollouts.look()
     assert bench.rollouts.watches.state.stage is WatchStage.WENT_BACK
     assert not bench.registry.rollout.is_under_way
+
+
+@pytest.mark.parametrize("shift_s", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_neither_ends_a_watch_nor_draws_it_out(
+    bench: WatchBench, shift_s: float
+) -> None:
+    """It lasts as long as it was to, by the trainer's own clock."""
+    activation = await bench.promote()
+    watches = bench.rollouts.watches
+    bench.hear(seen(activation, figures(900.0, 9.0)))
+    await bench.clock.advance(10.0)
+    bench.clock.set_by(shift_s)
+    await bench.rollouts.look()
+    assert watches.state.is_under_way
+    assert watches.left_s(watches.state) == pytest.approx(watches.plan.watch_s - 10.0)
+    await bench.clock.advance(watches.plan.watch_s - 9.0)
+    await bench.rollouts.look()
+    assert watches.state.stage is WatchStage.KEPT
+
+
+async def test_a_trainer_that_comes_back_watches_for_what_is_left(bench: WatchBench) -> None:
+    """Which the stamps tell, but never for longer than the whole."""
+    await bench.promote()
+    whole_s = bench.rollouts.watches.plan.watch_s
+    for shift_s, left_s in ((0.0, whole_s - 100.0), (-3600.0, whole_s)):
+        await bench.clock.advance(100.0 if not shift_s else 0.0)
+        bench.clock.set_by(shift_s)
+        registry = bench.over.another()
+        await registry.policies()
+        later = bench.another(registry).watches
+        assert later.left_s(later.state) == pytest.approx(left_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from router.types import RewardKind, Task
 from services.common.log import get_logger
 from services.router_inference.job import Outcome
@@ -25,7 +27,7 @@ def targets(clock: FakeClock, *, is_held: bool = True) -> Targets:
         hold=TargetHold((), clock.monotonic_s()),
         tasks=TASKS,
         is_held=is_held,
-        wall_ns=clock.wall_ns,
+        clock=clock,
         log=get_logger("test"),
     )
 
@@ -62,6 +64,23 @@ def test_what_is_set_for_a_time_ends_without_a_monitor() -> None:
     found = targets(clock)
     found.apply([SeenTarget("copa", 0.999, "ops", clock.wall_ns() + 5 * 10**9)])
     clock.move(4.0)
+    found.expire()
+    assert in_force(found) == [0.999, 0.9, 0.0]
+    clock.move(1.0)
+    found.expire()
+    assert in_force(found) == [0.99, 0.9, 0.0]
+
+
+@pytest.mark.parametrize("shift_s", [3600.0, -3600.0])
+def test_a_clock_that_differs_from_the_monitors_ends_nothing_early_or_late(shift_s: float) -> None:
+    """What is told is in force, for no longer than it was set for, however often it is told."""
+    clock = FakeClock()
+    told = SeenTarget("copa", 0.999, "ops", clock.wall_ns() + 5 * 10**9, clock.wall_ns())
+    clock.set_by(shift_s)
+    found = targets(clock)
+    found.apply([told])
+    clock.move(4.0)
+    found.apply([told])
     found.expire()
     assert in_force(found) == [0.999, 0.9, 0.0]
     clock.move(1.0)
