@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 from router.documents import parse_json
 from router.types import InvalidFileError, is_finite_number
+from services.common.prompt_sizes import MOST_PROMPT_BYTES, body_bytes
 from services.local.errors import InputError
 
 MOST_LINES = 100_000
 MOST_SHOWN = 20
-_LONGEST_LINE_BYTES = 1024 * 1024
+_LONGEST_LINE_BYTES = body_bytes(MOST_PROMPT_BYTES)
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 Made = TypeVar("Made")
 

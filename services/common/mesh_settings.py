@@ -22,6 +22,7 @@ from services.common.addresses import (
     matches,
 )
 from services.common.files import read_text
+from services.common.prompt_sizes import DEFAULT_PROMPT_BYTES, MOST_PROMPT_BYTES
 from services.common.settings import (
     OptionalRelativePath,
     Problem,
@@ -105,6 +106,8 @@ class MeshSettings(SettingsModel):
     """Measured quality table."""
     bytes_per_token: float = Field(default=4.0, gt=0.0, le=64.0)
     """Bytes of prompt per token, for the estimate of prompt tokens (reference tiers: 1.0)."""
+    max_prompt_bytes: int = Field(default=DEFAULT_PROMPT_BYTES, ge=1, le=MOST_PROMPT_BYTES)
+    """Longest prompt at every door, bytes of UTF-8; sizes of messages and bodies follow it."""
     redis_url: RedisUrl = ""
     """Redis; empty means the mesh runs without (nothing outlives a process)."""
     load_monitor_address: OptionalAddress = ""

@@ -62,6 +62,7 @@ class OpenAiDoor:
     ) -> None:
         self._mesh = settings.mesh
         self._own = settings.openai_door
+        self._max_body_bytes = settings.max_body_bytes
         self._clock = clock
         self._log = log
         self._telemetry = telemetry
@@ -179,7 +180,7 @@ class OpenAiDoor:
             gate=self._gate,
             tasks={task.name: task for task in self._mesh.tasks},
             bytes_per_token=self._mesh.bytes_per_token,
-            max_body_bytes=self._own.max_body_bytes,
+            max_body_bytes=self._max_body_bytes,
             body_timeout_s=self._own.body_timeout_s,
             router_timeout_s=self._own.router_timeout_s,
             clock=self._clock,

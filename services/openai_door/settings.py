@@ -11,6 +11,7 @@ from pydantic import Field
 from services.common.addresses import Address, ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
 from services.common.mesh_settings import MeshSettings
+from services.common.prompt_sizes import body_bytes
 from services.common.service_settings import ServiceSettings
 from services.common.settings import OptionalRelativePath, Problem, SettingsModel
 from services.openai_door.chat_template import CONTENT, ROLES
@@ -56,8 +57,9 @@ class OpenAiDoorSettings(ServiceSettings):
     of models, or `own_template`. It should be that of your tiers."""
     own_template: ChatTemplateSettings = Field(default_factory=ChatTemplateSettings)
     """Used with `chat_template = "own"`; see `[openai_door.own_template]`."""
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
-    """Largest request body, bytes. The routers' `max_prompt_bytes` bounds the prompt."""
+    max_body_bytes: int = Field(default=0, ge=0, le=256 * 1024 * 1024)
+    """Largest request body, bytes; 0 has room for the longest prompt (`mesh.max_prompt_bytes`) as
+    JSON, where a byte may take six, and 65,536 more."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024, le=1024 * 1024)
     """Largest request line and headers, bytes."""
     max_connections: int = Field(default=8_192, ge=1, le=50_000)
@@ -95,3 +97,8 @@ class Settings(SettingsModel):
     mesh: MeshSettings
     openai_door: OpenAiDoorSettings = Field(default_factory=OpenAiDoorSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body, bytes."""
+        return self.openai_door.max_body_bytes or body_bytes(self.mesh.max_prompt_bytes)

@@ -136,7 +136,7 @@ class RouterInference:
         self.settings = settings
         self.core: Core | None = None
         self.clock = clock
-        self._own = settings.router_inference
+        self._own = settings.with_room()
         self._files = files
         self._clock = clock
         self._log = log

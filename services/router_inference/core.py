@@ -560,7 +560,7 @@ def safety_limits(own: RouterInferenceSettings) -> SafetyLimits | None:
 def request_limits(own: RouterInferenceSettings, mesh: MeshSettings) -> Limits:
     """Returns what a request may ask for."""
     return Limits(
-        max_prompt_bytes=own.max_prompt_bytes,
+        max_prompt_bytes=mesh.max_prompt_bytes,
         max_output_tokens=own.max_output_tokens,
         max_deadline_s=own.max_deadline_s,
         lease_s=own.lease_s,

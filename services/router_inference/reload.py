@@ -11,6 +11,8 @@ from router.reserve import SHARES
 from services.common.convert import endpoint_of_settings
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
 from services.common.openai.keys import read_api_keys
+from services.common.prompt_sizes import message_bytes
+from services.common.settings import SettingsError
 from services.router_inference.client_pool import ClientPool
 from services.router_inference.core import (
     Core,
@@ -41,7 +43,6 @@ _SAFETY = (
 )
 _LIMITS = (
     "default_task",
-    "max_prompt_bytes",
     "max_output_tokens",
     "max_in_flight",
     "max_deadline_s",
@@ -51,7 +52,10 @@ _CONVERSATIONS = ("conversation_memory_s", "conversation_margin")
 _EXPLORATION = ("exploration_share", "exploration_on_time")
 _TRIAL = ("trial_cpu_share", "canary_misses", "canary_decision_s")
 _CLIENTS = ("clients", "other_clients")
-_MESH = ("profile", "quality", "bytes_per_token", "endpoints", "endpoint_addresses")
+_MESH = (
+    *("profile", "quality", "bytes_per_token", "max_prompt_bytes"),
+    *("endpoints", "endpoint_addresses"),
+)
 _TASKS = ("tasks",)
 
 
@@ -82,7 +86,7 @@ class LiveSettings:
         self, settings: Settings, files: MeshFiles, core: Core, clients: ClientPool
     ) -> None:
         """Takes what the core was built from."""
-        self._own, self._mesh = settings.router_inference, settings.mesh
+        self._own, self._mesh = settings.with_room(), settings.mesh
         self._files = files
         self._core = core
         self._clients = clients
@@ -110,6 +114,7 @@ class LiveSettings:
             update={key: getattr(settings.router_inference, key) for key in own_keys}
         )
         mesh = self._mesh.model_copy(update={key: getattr(settings.mesh, key) for key in mesh_keys})
+        _check_sizes(mesh, self._own.max_message_bytes)
         files = load_mesh_files(mesh)
         default_task(own, mesh)  # raises where it is wrong
         keys = {f"router_inference.{key}" for key in own_keys} | {f"mesh.{k}" for k in mesh_keys}
@@ -147,6 +152,13 @@ class LiveSettings:
             core.conversations.configure(own.conversation_memory_s, own.conversation_margin)
         if core.clients is not None:
             core.clients.configure(*client_limits(own))
+
+
+def _check_sizes(mesh: MeshSettings, most_message_bytes: int) -> None:
+    """Raises SettingsError where the longest prompt would not fit into the messages of now."""
+    if message_bytes(mesh.max_prompt_bytes) > most_message_bytes:
+        what = f"messages of at most {most_message_bytes} bytes, until it starts anew"
+        raise SettingsError([f"mesh.max_prompt_bytes: {mesh.max_prompt_bytes}: it takes {what}"])
 
 
 def _keeps_tasks(old: MeshSettings, new: MeshSettings) -> bool:

@@ -13,6 +13,7 @@ from router.seat import MARGIN
 from services.common.addresses import ListenAddress, OptionalListenAddress
 from services.common.log import LogSettings
 from services.common.mesh_settings import MeshSettings, Name, duplicates
+from services.common.prompt_sizes import message_bytes
 from services.common.server import ServerSettings
 from services.common.settings import (
     OptionalRelativePath,
@@ -22,8 +23,6 @@ from services.common.settings import (
 )
 
 _SHORTEST_KEY_CHARACTERS = 16
-_BESIDE_PROMPT_BYTES = 64 * 1024
-"""What a message may hold beside its prompt."""
 
 
 class ClientLimitSettings(SettingsModel):
@@ -119,8 +118,6 @@ class RouterInferenceSettings(ServerSettings):
 
     Where neither gives a task, such requests are refused.
     """
-    max_prompt_bytes: int = Field(default=65_536, ge=1, le=16 * 1024 * 1024)
-    """Longest prompt, bytes of UTF-8; `max_message_bytes` must be 65,536 larger at least."""
     max_output_tokens: int = Field(default=2_048, ge=1, le=65_536)
     """Highest limit of output tokens a request may ask for."""
     max_in_flight: int = Field(default=4_096, ge=1, le=1_000_000)
@@ -242,21 +239,6 @@ class RouterInferenceSettings(ServerSettings):
             )
         if key and raw.get("ticket_key_file"):
             yield Problem(("ticket_key",), "ticket_key_file is given too; give one of them", key)
-        yield from _size_problems(raw)
-
-
-def _size_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Says where the longest prompt would be refused for the size of its message."""
-    fields = RouterInferenceSettings.model_fields
-    prompt_bytes, message_bytes = (
-        raw.get(name, fields[name].default) for name in ("max_prompt_bytes", "max_message_bytes")
-    )
-    if type(prompt_bytes) is not int or type(message_bytes) is not int:
-        return
-    least = prompt_bytes + _BESIDE_PROMPT_BYTES
-    if message_bytes < least:
-        what = f"needs a max_message_bytes of {least} or more (it is {message_bytes})"
-        yield Problem(("max_prompt_bytes",), what, prompt_bytes)
 
 
 class Settings(SettingsModel):
@@ -265,6 +247,13 @@ class Settings(SettingsModel):
     mesh: MeshSettings
     router_inference: RouterInferenceSettings = Field(default_factory=RouterInferenceSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+    def with_room(self) -> RouterInferenceSettings:
+        """Returns the router's section, its messages large enough for the longest prompt."""
+        own, least = self.router_inference, message_bytes(self.mesh.max_prompt_bytes)
+        if own.max_message_bytes >= least:
+            return own
+        return own.model_copy(update={"max_message_bytes": least})
 
 
 def default_task(own: RouterInferenceSettings, mesh: MeshSettings) -> str:

@@ -44,6 +44,7 @@ def mesh_toml(
     router: str = "",
     deadline_s: float = 3.0,
     endpoint: str = "",
+    mesh: str = "",
 ) -> str:
     """Returns a settings file: (name, address) per endpoint, all tiers on each.
 
@@ -56,6 +57,7 @@ def mesh_toml(
         router: More lines of [router_inference].
         deadline_s: Default deadline of every task but `openbookqa`, which is soft.
         endpoint: More lines of each endpoint.
+        mesh: More lines of [mesh].
     """
     root = ROOT
     names = ", ".join(f'"{tier}"' for tier in TIERS)
@@ -68,6 +70,7 @@ def mesh_toml(
         f'load_monitor_address = "{monitor}"',
         f'trainer_address = "{trainer}"',
         f'redis_url = "{redis_url}"',
+        mesh,
     ]
     for task in TASKS:
         lines += ["[[mesh.tasks]]", f'name = "{task}"', f"default_deadline_s = {deadline_s}"]
@@ -172,6 +175,7 @@ def router_process(
     environ: Mapping[str, str] | None = None,
     service: str = "router_inference",
     module: str = "",
+    place: str = "grpc",
 ) -> Iterator[RouterProcess]:
     """Starts `python -m services.SERVICE`, or a module, waits until it serves, ends it at last."""
     config, ready, log = folder / "tiercel.toml", folder / "ready.json", folder / "router.log"
@@ -190,7 +194,7 @@ def router_process(
         until_sync(lambda: ready.exists() or process.poll() is not None, "the router serves")
         assert ready.exists(), log.read_text()
         addresses = json.loads(ready.read_text())["addresses"]
-        yield RouterProcess(process, addresses["grpc"], addresses.get("metrics", ""), log)
+        yield RouterProcess(process, addresses[place], addresses.get("metrics", ""), log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -95,7 +95,9 @@ class FakeTriton(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
 
     async def start(self) -> FakeTriton:
         """Listens; on the same port as before if it was started before."""
-        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        # Real ones take messages of any size.
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+        self.server = grpc.aio.server(options=options)
         kserve_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
         if self.credentials is None:
             self.server.add_insecure_port(self.address)

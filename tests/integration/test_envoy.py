@@ -662,7 +662,7 @@ async def test_real_triton_behind_envoy(
         return answer(talk, message)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Talk, "answer", spying)
-    toml = paced_toml(paced_triton, f"{OWN}max_prompt_bytes = 300000\n")
+    toml = paced_toml(paced_triton, OWN, mesh="max_prompt_bytes = 300000")
     http = {"triton": paced_triton.server.http_address}
     async with meshed(tmp_path, http, toml=toml) as mesh:
         reply = await mesh.post(tokens=8)
@@ -693,11 +693,10 @@ async def test_real_triton_behind_envoy(
         assert again.status_code == 200
 
 
-def paced_toml(paced_triton: PacedTriton, own: str) -> str:
+def paced_toml(paced_triton: PacedTriton, own: str, *, mesh: str = "") -> str:
     """Returns settings of the paced endpoints, with their HTTP address."""
-    head, mark, rest = mesh_toml([], router=own, deadline_s=LONG_S).partition(
-        "[router_inference]\n"
-    )
+    text = mesh_toml([], router=own, deadline_s=LONG_S, mesh=mesh)
+    head, mark, rest = text.partition("[router_inference]\n")
     [server] = paced_triton.repository.servers
     entries = server.endpoints(paced_triton.address, http_address=paced_triton.server.http_address)
     for entry in entries:

@@ -55,17 +55,17 @@ async def test_a_router_takes_what_can_change_and_names_the_rest(
                 return reply.completion
 
             assert ((await answered()).policy, len(tritons[0].received)) == ("price", 1)
-            own = 'policy = "static-small"\nmax_prompt_bytes = 9\ngrace_s = 5.0\n'
-            edited = mesh_toml([second], router=PLAIN + own, deadline_s=25.0)
+            own, longest = 'policy = "static-small"\ngrace_s = 5.0\n', "max_prompt_bytes = 9"
+            edited = mesh_toml([second], router=PLAIN + own, deadline_s=25.0, mesh=longest)
             edited = edited.replace("grace_s = 2.0\n", "")
             said = await hang_up(process, tmp_path, edited, "setting_needs_restart")
             assert "setting=router_inference.grace_s" in said
             assert said.count("setting_needs_restart") == 1
-            assert "mesh.endpoints, mesh.tasks, router_inference.max_prompt_bytes" in said
+            assert "mesh.endpoints, mesh.max_prompt_bytes, mesh.tasks, router" in said
             completion = await answered()
             assert (completion.policy, completion.endpoint) == ("static-small", "e1")
             assert tritons[1].received[0].timeout_us > 15e6
-            broken = edited.replace("max_prompt_bytes = 9", 'max_prompt_bytes = "nine"')
+            broken = edited.replace(longest, 'max_prompt_bytes = "nine"')
             said = await hang_up(process, tmp_path, broken, "settings_not_reloaded")
             assert len(said.splitlines()) == 1
             assert "max_prompt_bytes" in said

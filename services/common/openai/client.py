@@ -15,6 +15,7 @@ from services.common.access.tls import Tls
 from services.common.openai.errors import error_of_status
 from services.common.openai.exchanges import AskingOpenAI, Page
 from services.common.openai.pool import ConnectionPool
+from services.common.prompt_sizes import MOST_PROMPT_BYTES, body_bytes
 from services.common.tiers.answer import TierChunk
 from services.common.tiers.client import TierClient
 from services.common.tiers.errors import (
@@ -27,8 +28,8 @@ from services.common.tiers.errors import (
 from services.common.tiers.model import TierModelConfig
 
 CONTROL_TIMEOUT_S = 2.0
-_MOST_SENT_BYTES = 17 * 1024 * 1024
-"""Above the longest prompt that settings allow."""
+_MOST_SENT_BYTES = body_bytes(MOST_PROMPT_BYTES)
+"""Room for the longest prompt that settings allow."""
 _MOST_MODELS = 2_000
 _MOST_NAME_CHARACTERS = 512
 _LIVE_WITHOUT_PAGE = frozenset({401, 403, 404, 405})

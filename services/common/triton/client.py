@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
+from services.common.prompt_sizes import MOST_PROMPT_BYTES, message_bytes
 from services.common.tiers.answer import Budget, TierChunk
 from services.common.tiers.client import TierClient
 from services.common.tiers.errors import (
@@ -39,8 +40,8 @@ from services.common.triton.streams import Asking, TierStreams
 
 CONTROL_TIMEOUT_S = 2.0
 _MAX_RECEIVED_BYTES = 4 * 1024 * 1024
-_MAX_SENT_BYTES = 17 * 1024 * 1024
-"""Above the longest prompt that settings allow."""
+_MAX_SENT_BYTES = message_bytes(MOST_PROMPT_BYTES)
+"""Room for the longest prompt that settings allow."""
 _MOST_MODELS = 2_000
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_RECEIVED_BYTES),

@@ -37,6 +37,12 @@ def test_a_template_of_ones_own_is_used(tmp_path: Path) -> None:
     assert prompt == "<s>[INST] hi [/INST]"
 
 
+def test_bodies_have_room_for_the_longest_prompt(tmp_path: Path) -> None:
+    """As JSON, where each of its bytes may take six; a size of one's own is kept."""
+    assert read(tmp_path).max_body_bytes == 6 * 65_536 + 65_536
+    assert read(tmp_path, "max_body_bytes = 70000").max_body_bytes == 70_000
+
+
 def test_a_template_without_its_text_is_refused(tmp_path: Path) -> None:
     """Every prompt would lose it."""
     with pytest.raises(SettingsError, match=r"own_template\.user: must hold"):

@@ -74,11 +74,13 @@ async def test_policy_limits_and_safety_follow(tmp_path: Path) -> None:
     live.rig.tier(0).default = Behaviour(hang=True)
     under_way = asyncio.ensure_future(live.rig.answer(live.rig.job()))
     await asyncio.sleep(0)
-    wanted = {"policy": "static-small", "max_prompt_bytes": 4, "safety_net": False}
-    wanted["reserve"] = "half"
-    taken = live.take(**wanted, max_in_flight=1, lease_s=9.0)
+    wanted = {"policy": "static-small", "safety_net": False, "reserve": "half"}
+    taken = live.take(mesh={"max_prompt_bytes": 4}, **wanted, max_in_flight=1, lease_s=9.0)
     # Tickets know their lease; it takes a restart.
-    assert taken == {f"router_inference.{key}" for key in (*wanted, "max_in_flight")}
+    assert taken == {
+        "mesh.max_prompt_bytes",
+        *(f"router_inference.{key}" for key in (*wanted, "max_in_flight")),
+    }
     core = live.rig.core
     assert core.slot.name == "static-small"
     assert core.admission.limits is None
@@ -89,6 +91,18 @@ async def test_policy_limits_and_safety_follow(tmp_path: Path) -> None:
         await live.rig.answer(live.rig.job(prompt="hi"))
     under_way.cancel()
     await asyncio.gather(under_way, return_exceptions=True)
+
+
+@scenario
+async def test_prompts_grow_as_far_as_the_messages_of_the_start(tmp_path: Path) -> None:
+    """Beyond that it takes a restart; until then the limit that callers are told stays true."""
+    live = Live(tmp_path)
+    most = 4 * 1024 * 1024 - 65_536
+    live.take(mesh={"max_prompt_bytes": most})
+    with pytest.raises(SettingsError, match=r"max_prompt_bytes: 4128769: .* 4194304 bytes"):
+        live.take(mesh={"max_prompt_bytes": most + 1})
+    with pytest.raises(InvalidArgumentError, match=f"1 to {most} bytes"):
+        live.rig.job(prompt="x" * (most + 1))
 
 
 @scenario
@@ -184,7 +198,7 @@ async def test_a_wrong_policy_changes_nothing(tmp_path: Path, own: dict[str, Any
     """It is a mistake of the settings, and the rest of the file waits with it."""
     live = Live(tmp_path, policy="price")
     with pytest.raises(SettingsError):
-        live.take(**{"max_prompt_bytes": 4, **own})
+        live.take(mesh={"max_prompt_bytes": 4}, **own)
     assert live.rig.core.slot.name == "price"
     await live.rig.answer(live.rig.job())
 
