@@ -41,8 +41,6 @@ HTTP_OF_GRPC: Mapping[grpc.StatusCode, tuple[int, str]] = MappingProxyType(
     }
 )
 """HTTP status and `error.type` of each gRPC status."""
-CODE_NOT_SERVED = "UNSUPPORTED_PARAMETER"
-CODE_UNKNOWN = "UNKNOWN_PARAMETER"
 STATUS_GONE = 499
 """Counted where the client left before its answer; nobody sees it."""
 _NO_RETRY = (504,)
@@ -111,11 +109,6 @@ class Problem:
         if self.status in _NO_RETRY:
             found.append((b"x-should-retry", b"false"))
         return tuple(found)
-
-
-def not_served(field: str, served: str = "") -> InvalidArgumentError:
-    """Returns the error of a field that this door does not serve; `served` says what it does."""
-    return InvalidArgumentError(field, "is not served here", served, reason=CODE_NOT_SERVED)
 
 
 def problem_of(error: BaseException, names: Mapping[str, str] = MappingProxyType({})) -> Problem:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from services.common.errors import InvalidArgumentError, UnauthenticatedError
+from services.common.openai.wishes import HEADER_PREFIX
 from services.openai_door.errors import HttpError
-from services.openai_door.wishes import HEADER_PREFIX
 
 MAX_REQUEST_ID_CHARACTERS = 128
 _JSON = "application/json"

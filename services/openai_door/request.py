@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from services.common.errors import InvalidArgumentError
-from services.openai_door.body import Fields, as_text, kind_of, parse_json
+from services.common.openai.body import (
+    MOST_TOKENS,
+    Fields,
+    as_text,
+    kind_of,
+    not_served,
+    parse_json,
+    token_limit,
+)
+from services.common.openai.wishes import Wishes, conversation_id, wishes_of
 from services.openai_door.chat_template import ROLES, ChatTemplate, Message
-from services.openai_door.errors import not_served
 from services.openai_door.models import ModelNames
-from services.openai_door.wishes import Wishes, conversation_id, wishes_of
 
-MOST_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
 _MOST_MESSAGES = 4_096
 _DEVELOPER = "developer"
@@ -156,7 +162,7 @@ class RequestReader:
         fields = Fields(parse_json(data))
         fields.only(_CHAT_SERVED, _CHAT_NEUTRAL)
         messages = self._messages(fields)
-        limit_name, limit = _token_limit(fields)
+        limit_name, limit = token_limit(fields)
         prompt = self._template.render(messages)
         return self._ask(fields, headers, prompt, limit_name, limit, is_chat=True)
 
@@ -271,17 +277,6 @@ def _prompt(fields: Fields) -> str:
     if found is None:
         raise InvalidArgumentError("prompt", "is missing", "a text")
     return as_text("prompt", found)
-
-
-def _token_limit(fields: Fields) -> tuple[str, int | None]:
-    """Returns the limit of output tokens of a conversation, and the name that gave it."""
-    limit = fields.whole("max_completion_tokens", 1, MOST_TOKENS)
-    older = fields.whole("max_tokens", 1, MOST_TOKENS)
-    if limit is None:
-        return "max_tokens", older
-    if older is not None and older != limit:
-        raise InvalidArgumentError("max_tokens", "is not what max_completion_tokens says")
-    return "max_completion_tokens", limit
 
 
 def _with_usage(fields: Fields, *, is_stream: bool) -> bool:

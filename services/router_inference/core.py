@@ -457,6 +457,7 @@ def _picker(
         view=view,
         clock=env.clock,
         client_of=env.client_of,
+        reads_bodies=env.settings.router_inference.envoy_reads_bodies,
     )
 
 

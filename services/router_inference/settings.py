@@ -60,6 +60,11 @@ class RouterInferenceSettings(ServerSettings):
 
     With TLS every gateway shows a certificate there, whatever `client_certificates` says.
     """
+    envoy_reads_bodies: bool = False
+    """True reads model, limit of tokens and wishes in the JSON bodies that gateways send here.
+
+    Those of OpenAI-shaped requests, sent whole or to be sent back; any other is passed on unseen.
+    """
     metrics_listen: OptionalListenAddress = "127.0.0.1:9410"
     """Prometheus address; empty means no metrics are served."""
     client_certificates: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -63,7 +63,7 @@ class HttpTier:
         }
         self.paths.append(first.split(" ")[1])
         self.headers.append(headers)
-        self.bodies.append(await reader.readexactly(int(headers.get("content-length", 0))))
+        self.bodies.append(await _body(reader, headers))
         await self.begins.wait()
         reason = b"OK" if self.status == 200 else b"No"
         writer.write(b"HTTP/1.1 %d %s\r\n" % (self.status, reason))
@@ -89,6 +89,16 @@ class HttpTier:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
+
+
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readline()
+    return body
 
 
 @asynccontextmanager

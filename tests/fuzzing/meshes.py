@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -114,6 +115,7 @@ min_transitions = 100
 [router_inference]
 listen = "127.0.0.1:0"
 envoy_listen = "127.0.0.1:0"
+envoy_reads_bodies = true
 metrics_listen = ""
 policy = "price"
 lease_s = 2.0
@@ -488,6 +490,17 @@ def parts() -> list[Message]:
         envoy_pb.ProcessingRequest(request_body=envoy_pb.HttpBody(body=b"abc")),
         envoy_pb.ProcessingRequest(response_body=envoy_pb.HttpBody(end_of_stream=True)),
     ]
+    chat = envoy_pb.ProcessingRequest()
+    chat.CopyFrom(begin)
+    chat.request_headers.headers.headers[0].raw_value = b"/v1/chat/completions"
+    chat.protocol_config.request_body_mode = envoy_pb.BUFFERED
+    duplex = envoy_pb.ProcessingRequest()
+    duplex.CopyFrom(chat)
+    duplex.protocol_config.request_body_mode = envoy_pb.FULL_DUPLEX_STREAMED
+    asked = {"model": "tiercel/echo", "max_tokens": 4, "metadata": {"tiercel_deadline_ms": "900"}}
+    data = json.dumps(asked | {"messages": [{"role": "user", "content": "a"}]}).encode()
+    whole = envoy_pb.HttpBody(body=data, end_of_stream=True)
+    bodies += [chat, duplex, envoy_pb.ProcessingRequest(request_body=whole)]
     return [begin, answered, ended, told, *bodies]
 
 

@@ -421,6 +421,97 @@ async def test_other_calls_reach_an_endpoint_uncounted(
         assert mesh.counted("offered") == 0
 
 
+CHAT = "/v1/chat/completions"
+READING = "envoy_reads_bodies = true\n"
+
+
+def read_by_routers(mode: str) -> Change:
+    """Returns what is to be changed for bodies to be read, as the configuration says."""
+
+    def change(config: dict[str, Any]) -> dict[str, Any]:
+        manager = connection_manager(config)
+        [host] = manager["route_config"]["virtual_hosts"]
+        [route] = [each for each in host["routes"] if each["match"]["prefix"] == "/v1/"]
+        [found] = route["typed_per_filter_config"].values()
+        modes = found["overrides"]["processing_mode"]
+        modes["request_body_mode"] = mode
+        if mode == "FULL_DUPLEX_STREAMED":  # as gateways of the Gateway API
+            modes["request_trailer_mode"] = "SEND"
+        return config
+
+    return change
+
+
+def named_toml(*tiers: HttpTier) -> str:
+    """Returns endpoints whose servers call their models otherwise, `llama-` before the tier."""
+    names = ("small", "medium", "large")
+    models = "models = {" + ", ".join(f'{tier} = "llama-{tier}"' for tier in names) + "}\n"
+    text = mesh_toml([], router=OWN + READING, deadline_s=LONG_S)
+    entries = endpoints_toml(addresses_of(*tiers)).replace("tiers = [", f"{models}tiers = [")
+    return text.replace("[router_inference]\n", f"{entries}[router_inference]\n")
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+async def test_the_model_in_a_body_is_read_and_written(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], mode: str
+) -> None:
+    """Task, tier, deadline, limit are those of the JSON; the server gets its own model's name."""
+    tier, _ = two_tiers
+    toml = named_toml(tier)
+    messages = [{"role": "user", "content": "größer " * 2_000}]
+    async with meshed(
+        tmp_path, addresses_of(tier), toml=toml, change=read_by_routers(mode)
+    ) as mesh:
+
+        async def ask(data: bytes | None = None, **fields: Any) -> httpx.Response:
+            given = json.dumps({"messages": messages} | fields).encode() if data is None else data
+            return await mesh.client.post(CHAT, content=given)
+
+        wishes = {"tiercel_deadline_ms": "25000"}
+        reply = await ask(model="tiercel/piqa", max_tokens=4, metadata=wishes, stream=True)
+        assert (reply.status_code, reply.headers["x-tiercel-tier"]) == (200, "large"), reply.text
+        assert reply.text.count("data: ") == 3
+        got = json.loads(tier.bodies[0])
+        assert got["model"] == "llama-large"
+        assert got | {"model": "tiercel/piqa"} == {
+            "messages": messages, "model": "tiercel/piqa", "max_tokens": 4, "metadata": wishes,
+            "stream": True,
+        }  # fmt: skip
+        assert tier.paths == [CHAT]
+        assert 20_000 < int(tier.headers[0]["x-envoy-expected-rq-timeout-ms"]) <= 25_000
+        pinned = await ask(model="llama-small", metadata={"tiercel_task": "piqa"})
+        assert pinned.headers["x-tiercel-tier"] == "small"
+        assert json.loads(tier.bodies[1])["model"] == "llama-small"
+        await mesh.settled()
+        assert mesh.counted("on_time") == mesh.counted("offered") == 2
+
+        for data, status, named in (
+            (b"{", 400, "body"),
+            (b'{"model": 7}', 400, "model"),
+            (b'{"model": "gpt-4"}', 404, "gpt-4"),
+            (b'{"model": "tiercel/piqa", "max_tokens": 0}', 400, "max_tokens"),
+            (b"x" * 70_000, 413, "body"),
+        ):
+            refused = await ask(data)
+            assert (refused.status_code, named in refused.json()["error"]) == (status, True)
+        assert len(tier.bodies) == 2
+        await mesh.settled()
+        assert (mesh.counted("offered"), mesh.counted("invalid")) == (2, 5)
+        # A path that has the model: nothing of its body is read.
+        assert (await mesh.post(prompt="x" * 60_000)).status_code == 200
+
+
+async def test_bodies_stay_out_of_python_by_default(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
+) -> None:
+    """The configuration as it is sends none, whatever the routers would read."""
+    tier, _ = two_tiers
+    async with meshed(tmp_path, addresses_of(tier), own=READING) as mesh:
+        reply = await mesh.client.post(CHAT, content=b'{"model": "any"}', headers=TASK)
+        assert reply.status_code == 200
+        assert tier.bodies == [b'{"model": "any"}']
+
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 Check = Callable[[Meshed, HttpTier], Awaitable[bool]]
 

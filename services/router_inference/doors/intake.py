@@ -18,6 +18,11 @@ class Intake:
         self._accounts = accounts
         self._clock = clock
 
+    @property
+    def max_prompt_bytes(self) -> int:
+        """Longest prompt, bytes; of the whole body where a gateway carries it."""
+        return self._validator.max_prompt_bytes
+
     def job(self, ask: Ask, prefix: str = "spec.") -> Job:
         """Returns the job of a request; see `Validator.job`, whose errors are counted here."""
         clock = self._clock

@@ -74,6 +74,11 @@ class Validator:
         self._task_index = {task.name: index for index, task in enumerate(catalog.tasks)}
         self._tier_index = {name: index for index, name in enumerate(catalog.tiers)}
 
+    @property
+    def max_prompt_bytes(self) -> int:
+        """Longest prompt, bytes."""
+        return self._limits.max_prompt_bytes
+
     def tasks(self) -> tuple[Sequence[str], str]:
         """Returns the names of the tasks, and of that of requests that name none (or empty)."""
         return tuple(self._task_index), self._limits.default_task

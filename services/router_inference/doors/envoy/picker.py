@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
 
 from services.common.clock import Clock
-from services.common.errors import DeadlineExceededError, UnavailableError
+from services.common.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from services.common.running_calls import going_away
 from services.router_inference.doors.envoy.places import Places
 from services.router_inference.doors.envoy.talk import Talk
@@ -43,6 +48,7 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
         places: where endpoints are reached.
         view: the fleet and the traffic.
         clock: of the process.
+        reads_bodies: True reads the model in JSON bodies that gateways send.
     """
 
     def __init__(
@@ -54,8 +60,10 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
         view: View,
         clock: Clock,
         client_of: Callable[[Context], str],
+        reads_bodies: bool = False,
     ) -> None:
         """Takes its parts; `client_of` tells whose a call is."""
+        self.reads_bodies = reads_bodies
         self.intake = intake
         self.exchanges = exchanges
         self.places = places
@@ -90,25 +98,40 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
                 if self._is_leaving:
                     self._bound(talk, limit)
                 async for message in request_iterator:
-                    response = talk.answer(message)
+                    responses = talk.answer(message)
                     talk.is_written_to = True
                     if talk.is_new:
                         talk.is_new = False
                         left_s = talk.longest_s
                         talk.until_s = None if left_s is None else loop.time() + left_s
                         self._bound(talk, limit)
-                    await context.write(response)
+                    for response in responses:
+                        await context.write(response)
                     talk.is_written_to = False
                     if talk.is_over:
                         break
                     if self._is_leaving:
                         self._bound(talk, limit)
         except TimeoutError:
-            self._give_up(talk)
+            if talk.awaits_body:
+                await self._refuse(talk.give_up_body(is_leaving=self._is_leaving), context)
+            else:
+                self._give_up(talk)
+        except InvalidArgumentError as error:
+            # A message that could not be taken: too large, or malformed.
+            if not talk.awaits_body:
+                raise
+            await self._refuse(talk.refuse(error), context)
         finally:
             self._open.pop(talk, None)
             if talk.exchange is not None:
                 talk.exchange.drop()
+
+    async def _refuse(self, response: pb2.ProcessingResponse, context: Context) -> None:
+        """Sends a stream's last answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SENT_S):
+                await context.write(response)
 
     def _bound(self, talk: Talk, limit: asyncio.Timeout) -> None:
         """Sets when a stream is given up: sooner at a stop than otherwise."""

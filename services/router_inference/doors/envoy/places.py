@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from services.common.addresses import HostPort, parse_address
 from services.common.clock import Clock
@@ -75,7 +75,13 @@ class Names:
 
 
 class Places:
-    """The endpoints' HTTP addresses, by endpoint and back; found again when the fleet changes."""
+    """The endpoints' HTTP addresses, by endpoint and back; found again when the fleet changes.
+
+    Attributes:
+        models: what servers call their models, with the tier that each is; empty for a name that
+            stands for every tier. A name of several tiers, but not of all, is not there.
+        has_one_model: True if all of them have the same name.
+    """
 
     def __init__(self, fleet: FleetView, names: Names, is_allowed: Callable[[str], bool]) -> None:
         """Takes the fleet, and what tells whether prompts may go to an address."""
@@ -88,6 +94,8 @@ class Places:
         self._by_address: dict[str, list[Target]] = {}
         self._alike: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
         self._all: frozenset[str] | None = None
+        self.models: Mapping[str, str] = {}
+        self.has_one_model = False
 
     def allow(self, is_allowed: Callable[[str], bool]) -> None:
         """Takes another rule for addresses."""
@@ -111,6 +119,8 @@ class Places:
         reached = [each for each in self._targets if each.endpoint in self._address]
         self._alike = {each.candidate: self._like(each, reached) for each in reached}
         self._all = None if len(reached) == len(self._targets) else frozenset(self._address)
+        self.models = _models(reached)
+        self.has_one_model = len({each.model for each in reached}) == 1
 
     @property
     def endpoints(self) -> frozenset[str] | None:
@@ -164,3 +174,13 @@ class Places:
             for each in reached
             if each.model == target.model and self._address[each.endpoint] != here
         )
+
+
+def _models(targets: Sequence[Target]) -> Mapping[str, str]:
+    """Returns the names of models by what they stand for; see `Places.models`."""
+    tiers_of: dict[str, set[str]] = {}
+    for target in targets:
+        tiers_of.setdefault(target.model, set()).add(target.tier)
+    everything = {target.tier for target in targets}
+    found = {name: next(iter(tiers)) for name, tiers in tiers_of.items() if len(tiers) == 1}
+    return found | {name: "" for name, tiers in tiers_of.items() if tiers == everything}

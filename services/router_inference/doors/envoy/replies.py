@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from services.common.errors import (
+    DeadlineExceededError,
     DomainError,
     InvalidArgumentError,
     NotFoundError,
@@ -44,7 +46,12 @@ _STATUS: Mapping[type[DomainError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,
     ResourceExhaustedError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DeadlineExceededError: HTTPStatus.REQUEST_TIMEOUT,
 }
+REASON_TOO_LARGE = "MESSAGE_TOO_LARGE"
+"""Reason of a message beyond the server's own limit."""
+_PIECE_BYTES = 60_000
+"""Most bytes of a body in one answer: a gateway shall hold little at a time."""
 _OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -52,6 +59,7 @@ def sent_to(
     addresses: Iterable[str],
     headers: Iterable[tuple[str, str]] = (),
     told: Sequence[tuple[str, str]] = (),
+    kind: str = "request_headers",
 ) -> pb2.ProcessingResponse:
     """Returns where a request goes.
 
@@ -59,9 +67,10 @@ def sent_to(
         addresses: `ip:port` of its endpoint, then of those that may take it instead.
         headers: headers it gets.
         told: metadata for the gateway's answer to its client.
+        kind: field of the part of the request that this answers.
     """
     response = pb2.ProcessingResponse()
-    answer = response.request_headers.response
+    answer = getattr(response, kind).response
     value = ",".join(addresses)
     mutation = answer.header_mutation
     _set(mutation, DESTINATION, value)
@@ -109,14 +118,46 @@ def passed_on(kind: str, message: Any, *, is_echoed: bool) -> pb2.ProcessingResp
     return response
 
 
-def refusal(error: DomainError) -> pb2.ProcessingResponse:
-    """Returns the answer to a client whose request goes nowhere."""
+def with_body(response: pb2.ProcessingResponse, body: bytes) -> pb2.ProcessingResponse:
+    """Returns the answer to a whole body with another one in its place."""
+    answer = response.request_body.response
+    answer.body_mutation.body = body
+    _set(answer.header_mutation, "content-length", str(len(body)))
+    return response
+
+
+def sent_back(body: bytes, *, is_last: bool) -> Iterator[pb2.ProcessingResponse]:
+    """Yields the answers to the pieces of a body that goes on only if it is sent back.
+
+    Args:
+        body: all of it.
+        is_last: True if nothing of the request comes after it.
+    """
+    for start in range(0, max(1, len(body)), _PIECE_BYTES):
+        response = pb2.ProcessingResponse()
+        piece = response.request_body.response.body_mutation.streamed_response
+        piece.body = body[start : start + _PIECE_BYTES]
+        piece.end_of_stream = is_last and start + _PIECE_BYTES >= len(body)
+        yield response
+
+
+def refusal(
+    error: DomainError, names: Mapping[str, str] = MappingProxyType({})
+) -> pb2.ProcessingResponse:
+    """Returns the answer to a client whose request goes nowhere.
+
+    Args:
+        error: why.
+        names: what gave each field of the request, where that was no header.
+    """
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
     text = error.message
     if isinstance(error, InvalidArgumentError):
-        named = [(_FIELDS.get(name, name), what) for name, what in error.violations]
+        known = {**_FIELDS, **names}
+        named = [(known.get(name, name), what) for name, what in error.violations]
         text = "; ".join(f"{name}: {what}" for name, what in named)
-        if error.field == "prompt_bytes" and len(named) == 1:
+        too_large = error.field == "prompt_bytes" or error.reason == REASON_TOO_LARGE
+        if too_large and len(named) == 1:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     response = pb2.ProcessingResponse()
     answer = response.immediate_response

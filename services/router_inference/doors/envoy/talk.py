@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from services.common.clock import Clock
-from services.common.errors import DomainError, InvalidArgumentError
+from services.common.errors import DeadlineExceededError, DomainError, InvalidArgumentError
+from services.common.openai.body import BODY
+from services.common.running_calls import going_away
 from services.router_inference.doors.envoy import convert, replies
+from services.router_inference.doors.envoy.body import Body, add_body, read_body, with_model
 from services.router_inference.doors.envoy.places import Places
 from services.router_inference.doors.intake import Intake
-from services.router_inference.job import Job
+from services.router_inference.job import Ask, Job
 from services.router_inference.path.exchanges import GRACE_S, Exchange, Exchanges
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
 REASON_ORDER = "MESSAGE_OUT_OF_ORDER"
+REASON_BODY_LATE = "BODY_NOT_IN_TIME"
 _ECHOED = pb2.FULL_DUPLEX_STREAMED
 """How bodies come of which only what is sent back goes on."""
+_READABLE = frozenset({pb2.BUFFERED, _ECHOED})
+"""How bodies come that can be read as a whole before anything of them goes on."""
+_BODY_S = 10.0
+"""How long a body may take that is read here, seconds."""
 _LEAVING_GRACE_S = 1.0
 """How long after its cutoff a router that stops waits for the end of an exchange, seconds."""
 _LEAVING_PAUSE_S = 0.5
@@ -41,8 +50,10 @@ class Parts(Protocol):
         places: where endpoints are reached.
         view: the fleet and the traffic.
         clock: of the process.
+        reads_bodies: True reads the model in JSON bodies that gateways send.
     """
 
+    reads_bodies: bool
     intake: Intake
     exchanges: Exchanges
     places: Places
@@ -54,12 +65,37 @@ class Parts(Protocol):
         ...
 
 
+class _Upload:
+    """The body of a request that is decided for once it is there.
+
+    Attributes:
+        ask: what the headers ask for.
+        headers: they.
+        path: the request's path.
+        mode: how the body comes.
+        data: what has come of it.
+        body: all of it, read; None until then.
+        is_whole: True once nothing more of it may come.
+    """
+
+    __slots__ = ("ask", "body", "data", "headers", "is_whole", "mode", "path")
+
+    def __init__(self, ask: Ask, headers: dict[str, str], path: convert.Path, mode: int) -> None:
+        self.ask = ask
+        self.headers = headers
+        self.path = path
+        self.mode = mode
+        self.data = bytearray()
+        self.body: Body | None = None
+        self.is_whole = False
+
+
 class Talk:
     """What was told of one HTTP exchange so far.
 
     Attributes:
         exchange: its request; None if none was decided for.
-        is_new: True from the request's headers until the caller has taken note.
+        is_new: True after a message that changes `longest_s`, until the caller has taken note.
         longest_s: time from then on after which the stream is given up, seconds; None = none.
         is_over: True once nothing more is answered.
         is_written_to: True while an answer is being sent.
@@ -67,8 +103,8 @@ class Talk:
     """
 
     __slots__ = (
-        "_client", "_echoes", "_metadata", "_picker", "_seen", "exchange", "is_new", "is_over",
-        "is_written_to", "longest_s", "until_s",
+        "_begun_s", "_client", "_echoes", "_metadata", "_picker", "_seen", "_upload", "exchange",
+        "is_new", "is_over", "is_written_to", "longest_s", "until_s",
     )  # fmt: skip
 
     def __init__(self, picker: Parts, client: str, metadata: tuple[Any, ...]) -> None:
@@ -78,6 +114,8 @@ class Talk:
         self._metadata = metadata
         self._seen: set[str] = set()
         self._echoes: set[str] = set()
+        self._upload: _Upload | None = None
+        self._begun_s = 0.0
         self.exchange: Exchange | None = None
         self.is_new = False
         self.is_over = False
@@ -96,15 +134,43 @@ class Talk:
         exchange = self.exchange
         return exchange is not None and not exchange.is_closed
 
+    @property
+    def awaits_body(self) -> bool:
+        """True while a request is decided for only once more of its body has come."""
+        return self._upload is not None and not self._upload.is_whole
+
     def leaving_s(self) -> float:
         """Returns how long a router that stops waits for the next message, seconds."""
         if self.exchange is not None and self.is_carried:
             left_s = self.exchange.job.cutoff_s - self._picker.clock.monotonic_s()
             return max(0.0, left_s) + _LEAVING_GRACE_S
-        return _LEAVING_PAUSE_S if self._echoes else 0.0
+        return _LEAVING_PAUSE_S if self._echoes or self.awaits_body else 0.0
 
-    def answer(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
-        """Returns the answer to the next message.
+    def refuse(self, error: DomainError) -> pb2.ProcessingResponse:
+        """Returns the answer to a request whose body is wrong, or does not come."""
+        self.is_over = True
+        upload = self._upload
+        names = {}
+        if upload is not None:
+            upload.is_whole = True
+            upload.data.clear()
+            names = {"prompt_bytes": BODY, "request": BODY}
+            if upload.body is not None:
+                names |= upload.body.names(upload.headers)
+        return replies.refusal(error, names)
+
+    def give_up_body(self, *, is_leaving: bool) -> pb2.ProcessingResponse:
+        """Returns the answer to a request whose body did not come in time."""
+        if is_leaving:
+            return self.refuse(going_away())
+        error = DeadlineExceededError(
+            f"{BODY}: has not come whole within {_BODY_S:g} s", reason=REASON_BODY_LATE
+        )
+        self._picker.intake.on_invalid(error)
+        return self.refuse(error)
+
+    def answer(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
+        """Returns the answers to the next message, in order.
 
         Raises:
             InvalidArgumentError: It cannot come here.
@@ -115,14 +181,20 @@ class Talk:
         self._seen.add(kind)
         if kind == "request_headers":
             return self._on_request(message)
+        if self.awaits_body:
+            if kind in ("request_body", "request_trailers"):
+                return self._on_upload(kind, message)
+            # The gateway has answered by itself; nothing goes to a server any more.
+            assert self._upload is not None  # awaited
+            self._upload.is_whole = True
         if kind == "response_headers":
-            return self._on_response(message)
+            return (self._on_response(message),)
         part = getattr(message, kind)
         if kind == "response_trailers":
             self._on_end(part)
         elif kind == "response_body" and part.end_of_stream:
             self._complete()
-        return replies.passed_on(kind, part, is_echoed=kind in self._echoes)
+        return (replies.passed_on(kind, part, is_echoed=kind in self._echoes),)
 
     def _check_order(self, kind: str | None, message: pb2.ProcessingRequest) -> None:
         problem = ""
@@ -138,6 +210,8 @@ class Talk:
             problem = f"{kind} came after response_trailers"
         elif kind == "request_body" and "request_trailers" in self._seen:
             problem = "request_body came after request_trailers"
+        elif kind == "request_body" and self._upload is not None and self._upload.is_whole:
+            problem = "request_body came after the body's end"
         if problem:
             raise self._disorder(problem)
 
@@ -146,7 +220,7 @@ class Talk:
         self._picker.intake.on_invalid(error)
         return error
 
-    def _on_request(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
+    def _on_request(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
         modes = message.protocol_config
         if modes.request_body_mode == _ECHOED:
             self._echoes.add("request_body")
@@ -157,11 +231,10 @@ class Talk:
         try:
             return self._sent(message)
         except DomainError as error:
-            self.is_over = True
-            return replies.refusal(error)
+            return (self.refuse(error),)
 
-    def _sent(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
-        """Returns where a request goes.
+    def _sent(self, message: pb2.ProcessingRequest) -> Sequence[pb2.ProcessingResponse]:
+        """Returns where a request goes, or nothing yet if its body is needed.
 
         Raises:
             DomainError: Nowhere.
@@ -178,18 +251,102 @@ class Talk:
                     client=convert.client_of(message) or self._client,
                     unknown_prompt_tokens=picker.view.traffic.mean_prompt_tokens,
                 )
+            reads = picker.reads_bodies and path is not None and not path.model
+            if reads and message.request_headers.end_of_stream:
+                raise InvalidArgumentError(BODY, "is missing", "a JSON object")
         except DomainError as error:
             picker.intake.on_invalid(error)
             raise
         subset = convert.subset_of(message)
         names = picker.places.endpoints if subset is None else picker.places.subset(subset)
         if path is None or ask is None:
-            return replies.sent_to([picker.any_address(names)])
+            return (replies.sent_to([picker.any_address(names)]),)
         ask.endpoints = names
-        return self._begun(path, picker.intake.job(ask, prefix=""))
+        mode = message.protocol_config.request_body_mode
+        if reads and mode in _READABLE:
+            return self._await(_Upload(ask, headers, path, mode))
+        return (self._begun(path, picker.intake.job(ask, prefix="")),)
 
-    def _begun(self, path: convert.Path, job: Job) -> pb2.ProcessingResponse:
-        """Decides for a request; returns where it goes."""
+    def _await(self, upload: _Upload) -> Sequence[pb2.ProcessingResponse]:
+        """Waits for a body; raises InvalidArgumentError if it is known to be too large."""
+        self._upload = upload
+        self._begun_s = self._picker.clock.monotonic_s()
+        self.longest_s = _BODY_S
+        self._check_size(upload.ask.prompt_bytes or 0)
+        if upload.mode == _ECHOED:
+            return ()  # the answer to the headers is due with that to the body
+        response = pb2.ProcessingResponse()
+        response.request_headers.SetInParent()
+        return (response,)
+
+    def _check_size(self, size: int) -> None:
+        most = self._picker.intake.max_prompt_bytes
+        if size > most:
+            error = InvalidArgumentError("prompt_bytes", f"has {size} bytes or more", f"{most}")
+            self._picker.intake.on_invalid(error)
+            raise error
+
+    def _on_upload(
+        self, kind: str, message: pb2.ProcessingRequest
+    ) -> Sequence[pb2.ProcessingResponse]:
+        """Takes a piece of a body, or its end; decides once it is whole."""
+        upload = self._upload
+        assert upload is not None  # awaited
+        try:
+            if kind == "request_body":
+                self._check_size(len(upload.data) + len(message.request_body.body))
+                upload.data += message.request_body.body
+                # One that a gateway has buffered is whole, though trailers may follow.
+                if upload.mode == _ECHOED and not message.request_body.end_of_stream:
+                    return ()
+            return self._decided(upload, kind)
+        except DomainError as error:
+            return (self.refuse(error),)
+
+    def _decided(self, upload: _Upload, kind: str) -> Sequence[pb2.ProcessingResponse]:
+        """Decides for a request whose body is there.
+
+        Raises:
+            DomainError: It goes nowhere.
+        """
+        picker, data = self._picker, bytes(upload.data)
+        upload.is_whole, self.is_new = True, True
+        upload.data.clear()
+        try:
+            body = upload.body = read_body(data)
+            add_body(
+                upload.ask,
+                upload.headers,
+                body,
+                tiers=picker.view.fleet.catalog.tiers,
+                served=picker.places.models,
+            )
+            # Before anything is decided: what cannot be written again goes nowhere.
+            rest = b"" if picker.places.has_one_model else body.rest()
+        except DomainError as error:
+            picker.intake.on_invalid(error)
+            raise
+        job = picker.intake.job(upload.ask, prefix="")
+        is_echoed = upload.mode == _ECHOED
+        part = "request_headers" if is_echoed else kind
+        response = self._begun(upload.path, job, part)
+        assert self.exchange is not None  # begun
+        model = self.exchange.choice.target.model
+        if model != body.model:
+            data = with_model(model, rest)
+        if not is_echoed:
+            return (response if model == body.model else replies.with_body(response, data),)
+        answers = [response, *replies.sent_back(data, is_last=kind == "request_body")]
+        if kind == "request_trailers":
+            trailers = pb2.ProcessingResponse()
+            trailers.request_trailers.SetInParent()
+            answers.append(trailers)
+        return answers
+
+    def _begun(
+        self, path: convert.Path, job: Job, kind: str = "request_headers"
+    ) -> pb2.ProcessingResponse:
+        """Decides for a request; returns where it goes, as the answer to a part of it."""
         picker = self._picker
         exchange = self.exchange = picker.exchanges.begin(job, picker.places.alike)
         left_s = job.cutoff_s - picker.clock.monotonic_s()
@@ -218,7 +375,7 @@ class Talk:
         # Beyond the list a gateway would choose by itself, perhaps a server without the model.
         retries = max(len(addresses) - 1, int(picker.places.is_single))
         added.append((convert.RETRIES, str(retries)))
-        return replies.sent_to(addresses, added, told)
+        return replies.sent_to(addresses, added, told, kind)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         exchange, part = self.exchange, message.response_headers
@@ -249,8 +406,11 @@ class Talk:
                     f"response_trailers came before response_headers, without {convert.STATUS}"
                 )
             self._picker.exchanges.are_beginnings_told = False
-            served = self._served(exchange, end.served)
-            exchange.on_headers(end.status, served, first_byte_s=end.first_byte_s)
+            served, first_byte_s = self._served(exchange, end.served), end.first_byte_s
+            if first_byte_s is not None and self._upload is not None:
+                # The gateway counts from the request's beginning, its job from its end.
+                first_byte_s = max(0.0, first_byte_s - (exchange.job.arrival_s - self._begun_s))
+            exchange.on_headers(end.status, served, first_byte_s=first_byte_s)
         self._complete()
 
     def _served(self, exchange: Exchange, address: str) -> Target | None:

@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from services.common import errors
-from services.openai_door.errors import HTTP_OF_GRPC, HttpError, not_served, problem_of
+from services.common.openai.body import not_served
+from services.openai_door.errors import HTTP_OF_GRPC, HttpError, problem_of
 
 
 def test_every_status_of_grpc_has_one_of_http() -> None:

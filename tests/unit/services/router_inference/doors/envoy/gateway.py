@@ -52,6 +52,18 @@ def request(path: str = GENERATE, **values: str) -> pb2.ProcessingRequest:
     return pb2.ProcessingRequest(request_headers=headers(given))
 
 
+def with_body_to_come(mode: int = pb2.BUFFERED, **values: str) -> pb2.ProcessingRequest:
+    """Returns the first message of an exchange whose body the gateway sends, OpenAI-shaped."""
+    message = request("/v1/chat/completions", **values)
+    message.protocol_config.request_body_mode = mode  # type: ignore[assignment]
+    return message
+
+
+def body(data: bytes, *, end: bool = True) -> pb2.ProcessingRequest:
+    """Returns the message of a body, or of a piece of it."""
+    return pb2.ProcessingRequest(request_body=pb2.HttpBody(body=data, end_of_stream=end))
+
+
 def response(status: int = 200, *, served: str = "", end: bool = False) -> pb2.ProcessingRequest:
     """Returns the message of an answer's headers."""
     message = pb2.ProcessingRequest(response_headers=headers({":status": str(status)}))
@@ -83,8 +95,9 @@ def set_headers(answer: pb2.ProcessingResponse) -> dict[str, str]:
     return {option.header.key: option.header.raw_value.decode() for option in mutation.set_headers}
 
 
-def destinations(answer: pb2.ProcessingResponse) -> list[str]:
+def destinations(answer: pb2.ProcessingResponse, kind: str = "request_headers") -> list[str]:
     """Returns where an answer sends a request; header and metadata must agree."""
+    assert answer.WhichOneof("response") == kind
     told = set_headers(answer)["x-gateway-destination-endpoint"]
     entry = answer.dynamic_metadata.fields["envoy.lb"].struct_value
     assert entry.fields["x-gateway-destination-endpoint"].string_value == told
@@ -133,6 +146,16 @@ class Exchange:
         answer.cancel()
         await self.stream
         raise AssertionError("the stream ended without an answer")
+
+    def send(self, message: pb2.ProcessingRequest) -> None:
+        """Sends a message that has no answer, or several."""
+        self._told.put_nowait(pb2.ProcessingRequest.FromString(message.SerializeToString()))
+
+    async def answers(self) -> list[pb2.ProcessingResponse]:
+        """Returns what was answered meanwhile."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
 
     async def close(self) -> None:
         """Says that nothing more comes, as a gateway does at the end of every exchange."""

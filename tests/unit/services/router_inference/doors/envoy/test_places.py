@@ -40,6 +40,30 @@ async def test_endpoints_are_found_by_address_and_back() -> None:
     assert places.at("10.0.0.1:1", small) is None
 
 
+def named(*models: dict[str, str]) -> Places:
+    """Returns the places of endpoints that call their tiers so."""
+    endpoints = [
+        {
+            "name": f"e{index}", "address": f"127.0.0.1:{9000 + index}", "tiers": tuple(each),
+            "http_address": http_address(index), "models": each,
+        }
+        for index, each in enumerate(models)
+    ]  # fmt: skip
+    return places_of(gateway_rig(mesh={"endpoints": endpoints}))
+
+
+@scenario
+async def test_names_of_models_stand_for_a_tier_or_for_all() -> None:
+    """One of several tiers, but not of all, stands for nothing."""
+    places = named({"small": "s", "large": "l"}, {"large": "other"})
+    assert places.models == {"s": "small", "l": "large", "other": "large"}
+    assert not places.has_one_model
+    one = named({"small": "any"}, {"large": "any"})
+    assert (one.models, one.has_one_model) == ({"any": ""}, True)
+    several = named({"small": "x", "medium": "x", "large": "any"}, {"small": "any"})
+    assert several.models == {}
+
+
 @scenario
 async def test_devices_of_one_server_are_no_alternatives() -> None:
     """They have one address; what fails there fails for all."""

@@ -9,6 +9,7 @@ import pytest
 
 from services.common.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
@@ -40,7 +41,9 @@ def test_a_timeout_is_never_zero() -> None:
         (InvalidArgumentError("prompt_bytes", "is 9", "0 to 8"), 413),
         (ResourceExhaustedError("FULL", "1", "2", 0.2), 429),
         (UnavailableError("NONE", retry_after_s=3.2), 503),
-        (DeadlineExceededError("late"), 500),
+        (InvalidArgumentError("request", "is large", reason="MESSAGE_TOO_LARGE"), 413),
+        (DeadlineExceededError("late"), 408),
+        (FailedPreconditionError("is wrong"), 500),
     ],
 )
 def test_errors_have_a_status_and_tritons_form(error: Any, status: int) -> None:
@@ -49,6 +52,6 @@ def test_errors_have_a_status_and_tritons_form(error: Any, status: int) -> None:
     assert answer.status.code == status
     text = json.loads(answer.body)["error"]
     if isinstance(error, InvalidArgumentError):
-        assert text.startswith(("x-tiercel-task", "content-length"))
+        assert text.startswith(("x-tiercel-task", "content-length", "request"))
     told = {each.header.key: each.header.raw_value for each in answer.headers.set_headers}
     assert told.get("retry-after") == {429: b"1", 503: b"4"}.get(status)

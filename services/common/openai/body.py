@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from services.common.errors import InvalidArgumentError
-from services.openai_door.errors import CODE_UNKNOWN, not_served
 
 BODY = "body"
 """How an error names a body that is wrong as a whole."""
+CODE_NOT_SERVED = "UNSUPPORTED_PARAMETER"
+CODE_UNKNOWN = "UNKNOWN_PARAMETER"
+MOST_TOKENS = 2**31 - 1
 _MOST_NAME_CHARACTERS = 64
 
 
@@ -166,6 +168,26 @@ class Fields:
 
     def _wrong(self, name: str, value: object, limit: str) -> InvalidArgumentError:
         return InvalidArgumentError(self.path(name), f"is {kind_of(value)}", limit)
+
+
+def not_served(field: str, served: str = "") -> InvalidArgumentError:
+    """Returns the error of a field that this door does not serve; `served` says what it does."""
+    return InvalidArgumentError(field, "is not served here", served, reason=CODE_NOT_SERVED)
+
+
+def token_limit(fields: Fields) -> tuple[str, int | None]:
+    """Returns the limit of output tokens of a conversation, and the name that gave it.
+
+    Raises:
+        InvalidArgumentError: It is no number, or OpenAI's two names contradict each other.
+    """
+    limit = fields.whole("max_completion_tokens", 1, MOST_TOKENS)
+    older = fields.whole("max_tokens", 1, MOST_TOKENS)
+    if limit is None:
+        return "max_tokens", older
+    if older is not None and older != limit:
+        raise InvalidArgumentError("max_tokens", "is not what max_completion_tokens says")
+    return "max_completion_tokens", limit
 
 
 def as_text(field: str, value: object) -> str:

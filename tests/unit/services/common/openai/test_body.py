@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import InvalidArgumentError
-from services.openai_door.body import Fields, parse_json
+from services.common.openai.body import Fields, parse_json
 
 
 @pytest.mark.parametrize(

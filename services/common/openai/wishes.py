@@ -12,8 +12,7 @@ from router.types import Priority, SloKind
 from services.common import priorities
 from services.common.checks import is_name
 from services.common.errors import InvalidArgumentError
-from services.openai_door.body import as_text, kind_of
-from services.openai_door.errors import CODE_UNKNOWN
+from services.common.openai.body import CODE_UNKNOWN, as_text, kind_of
 
 HEADER_PREFIX = "x-tiercel-"
 METADATA_PREFIX = "tiercel_"

@@ -6,7 +6,7 @@ import pytest
 
 from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError
-from services.openai_door.wishes import wishes_of
+from services.common.openai.wishes import wishes_of
 
 
 def test_both_ways_say_the_same() -> None:
