@@ -124,6 +124,11 @@ class Bench:
         address = addresses["grpc"] if "grpc" in addresses else addresses["http"]
         return Server(address, addresses.get("metrics", ""), pid)
 
+    def address_of(self, name: str, place: str) -> str:
+        """Returns another address of a server that was started: that of a place by its name."""
+        ready = self.folder / f"{name}.ready.json"
+        return str(json.loads(ready.read_text(encoding="utf-8"))["addresses"][place])
+
     async def start_program(
         self,
         name: str,

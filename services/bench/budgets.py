@@ -96,6 +96,10 @@ BUDGETS: Mapping[str, Budget] = {
         "OpenAI-shaped door, streamed, events with a token", "bare relay from ASGI to gRPC",
         RATE, 0.70, False,
     ),
+    "envoy": Budget(
+        "Envoy's door, CPU time of an exchange with the message of its end",
+        "a picker whose answers are constant", "us", 1.4, True,
+    ),
     "workers_2": Budget(
         "two workers behind one port, requests", "one worker", RATE, 0.90, False
     ),

@@ -5,7 +5,8 @@ each message, or one message every half second where the prompt says `slow`. `ec
 grpc.aio method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a
 backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`:
 answers any HTTP POST with one chat completion. `router COUNT`: a router that serves, and answers
-any request at once with so many tokens. Each writes its address into its ready file and
+any request at once with so many tokens. `picker`: an endpoint picker for gateways whose answers are
+constant, bytes in and out, nothing parsed. Each writes its address into its ready file and
 serves until it is told to end.
 """
 
@@ -25,6 +26,7 @@ import grpc.aio
 import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 KSERVE = "/inference.GRPCInferenceService"
@@ -34,7 +36,8 @@ READY = b"\x08\x01"
 UNARY, STREAM = "/bench.Bench/Generate", "/bench.Bench/GenerateStream"
 ANY_ID = b"x" * 32
 SLOW, SLOW_INTERVAL_S = b"slow ", 0.5
-KINDS = ("backend", "echo", "proxy", "traces", "chat", "router")
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+KINDS = ("backend", "echo", "proxy", "traces", "chat", "router", "picker")
 ROUTER = "/tiercel.router_inference.v1.RouterInferenceService"
 _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
@@ -194,6 +197,27 @@ def router(tokens: str) -> Handlers:
     )
 
 
+def picker() -> Handlers:
+    """Returns a picker that sends every request to one address, and takes note of nothing."""
+    address = b"127.0.0.1:8000"
+    first, last = envoy_pb2.ProcessingResponse(), envoy_pb2.ProcessingResponse()
+    mutation = first.request_headers.response.header_mutation
+    mutation.set_headers.add().header.key = "x-gateway-destination-endpoint"
+    mutation.set_headers[0].header.raw_value = address
+    told = {"x-gateway-destination-endpoint": address.decode()}
+    first.dynamic_metadata.update({"envoy.lb": told})
+    last.response_trailers.SetInParent()
+    answers = (first.SerializeToString(), last.SerializeToString())
+
+    async def process(requests: AsyncIterator[bytes], context: Any) -> None:
+        number = 0
+        async for _ in requests:
+            await context.write(answers[min(number, 1)])
+            number += 1
+
+    return Handlers({PROCESS: grpc.stream_stream_rpc_method_handler(process)})
+
+
 COMPLETION: Mapping[str, Any] = {
     "id": "x",
     "object": "chat.completion",
@@ -242,6 +266,7 @@ async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
             "echo": echo,
             "proxy": lambda: proxy(argument),
             "router": lambda: router(argument),
+            "picker": picker,
         }
         server: grpc.aio.Server = grpc.aio.server()
         server.add_generic_rpc_handlers((made[kind](),))

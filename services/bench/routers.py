@@ -31,6 +31,7 @@ def write_settings(
     monitor: str = "",
     monitor_own: Mapping[str, Any] | None = None,
     deadline_s: float = DEADLINE_S,
+    has_http: bool = False,
 ) -> pathlib.Path:
     """Writes the settings file of a router; returns its path.
 
@@ -41,6 +42,7 @@ def write_settings(
         monitor: Address of the load monitor; empty for none.
         monitor_own: Keys of [load_monitor].
         deadline_s: Default deadline of every task, seconds.
+        has_http: True lets gateways reach the endpoints, by the same addresses.
     """
     text = settings_text(
         name="bench",
@@ -50,7 +52,12 @@ def write_settings(
         addresses={"load_monitor": monitor} if monitor else {},
         tasks=[TaskSettings(name=name, default_deadline_s=deadline_s) for name in TASKS],
         endpoints=[
-            EndpointSettings(name=f"e{index}", address=address, tiers=TIERS)
+            EndpointSettings(
+                name=f"e{index}",
+                address=address,
+                http_address=address if has_http else "",
+                tiers=TIERS,
+            )
             for index, address in enumerate(addresses)
         ],
         sections={
@@ -78,9 +85,10 @@ async def start_router(
     own: Mapping[str, Any],
     traces: str = "",
     cores: Sequence[int] = (),
+    has_http: bool = False,
 ) -> Server:
     """Starts a router in front of endpoints; with `traces`, telemetry goes there."""
-    config = write_settings(bench.folder / f"{name}.toml", addresses, own)
+    config = write_settings(bench.folder / f"{name}.toml", addresses, own, has_http=has_http)
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{traces}"} if traces else {}
     variables |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"} if traces else {}
     module = "services.router_inference"

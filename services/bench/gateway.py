@@ -1,0 +1,109 @@
+"""What an exchange costs at the door of gateways, beside a picker whose answers are constant.
+
+Both are asked as our Envoy asks: one stream for each exchange, the request's headers first, and the
+answer's end by trailers last. Neither an Envoy nor a server runs: only the CPU time of the picker's
+process counts, as in `services.bench.hop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Mapping
+
+from services.bench.bench import Bench, Server
+from services.bench.hop import DEVICES, Subject
+from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s, open_call
+from services.bench.peers import PROCESS
+from services.bench.readings import Reading
+from services.bench.routers import TASK, start_router
+from tiercel.envoy.v3 import external_processor_pb2 as pb2
+
+NAME = "envoy"
+_FILTER = "envoy.filters.http.ext_proc"
+_ID = "00000000-0000-4000-8000-%012x"
+
+
+async def measure(bench: Bench) -> list[Reading]:
+    """Measures the one metric of this group."""
+    bench.say(0.0, "starting servers")
+    router, peer = await asyncio.gather(
+        _router(bench), bench.start("picker", "services.bench.peers", "picker")
+    )
+    pair = {
+        "router": Subject(router, exchanging(bench, router)),
+        "constant": Subject(peer, exchanging(bench, peer)),
+    }
+    for number in range(bench.rounds + 1):
+        for kind, subject in pair.items():
+            bench.say(number / (bench.rounds + 1), f"round {number} of {bench.rounds}: {kind}")
+            # The first round warms up and is not kept.
+            count = math.ceil(bench.part(1_000 if number else 300))
+            cpu_s = await cpu_per_request_s(subject.ask, subject.server, count)
+            subject.cpu_s_R += [cpu_s] if number else []
+    own_R, constant_R = ([1e6 * cpu_s for cpu_s in each.cpu_s_R] for each in pair.values())
+    parts = {"exchanges per CPU s": 1e6 / statistics.median(own_R)}
+    return [Reading(NAME, own_R, constant_R, parts)]
+
+
+async def _router(bench: Bench) -> Server:
+    """Starts a router that gateways may ask; its address is theirs."""
+    own = {"policy": "price", "envoy_listen": "127.0.0.1:0"}
+    addresses = [f"127.0.0.1:{1 + index}" for index in range(DEVICES)]
+    traces = await bench.start("traces", "services.bench.peers", "traces")
+    router = await start_router(
+        bench, NAME, addresses, own=own, traces=traces.address, has_http=True
+    )
+    return dataclasses.replace(router, address=bench.address_of(NAME, NAME))
+
+
+def exchanging(bench: Bench, server: Server) -> Ask:
+    """Returns a function that carries one exchange to its end, on one connection."""
+    call = open_call(bench, server.address, "stream_stream", PROCESS)
+    numbers = itertools.count()
+    end = end_of_exchange()
+
+    async def ask() -> object:
+        stream = call(timeout=TIMEOUT_S)
+        await stream.write(begin_of_exchange(_ID % next(numbers)))
+        answer = pb2.ProcessingResponse.FromString(await stream.read())
+        assert answer.HasField("request_headers"), answer
+        await stream.write(end)
+        await stream.read()
+        await stream.done_writing()
+        return await stream.code()
+
+    return ask
+
+
+def begin_of_exchange(request_id: str) -> bytes:
+    """Returns the first message, as the configuration in `deploy/envoy` has Envoy send it."""
+    message = pb2.ProcessingRequest()
+    body = {"text_input": PROMPT, "sampling_parameters": json.dumps({"max_tokens": 8})}
+    given: Mapping[str, str] = {
+        ":path": "/v2/models/tiercel/generate_stream",
+        ":method": "POST",
+        "content-length": str(len(json.dumps(body))),
+        "x-tiercel-task": TASK,
+        "x-tiercel-deadline-ms": "5000",
+        "x-request-id": request_id,
+    }
+    for key, text in given.items():
+        message.request_headers.headers.headers.add(key=key, raw_value=text.encode())
+    message.attributes[_FILTER].update({"source.address": "127.0.0.1:40000"})
+    message.metadata_context.SetInParent()
+    message.protocol_config.SetInParent()
+    return message.SerializeToString()
+
+
+def end_of_exchange() -> bytes:
+    """Returns the last message: the answer is complete, and what it was."""
+    message = pb2.ProcessingRequest()
+    for name, text in {"status": "200", "first-byte-us": "20000"}.items():
+        key = f"tiercel-answer-{name}"
+        message.response_trailers.trailers.headers.add(key=key, raw_value=text.encode())
+    return message.SerializeToString()
