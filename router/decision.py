@@ -321,6 +321,7 @@ def _decide_seated(
         query.event_tokens,
         admission_factor,
         b.decided.predicted_s_C,
+        query.token_interval_s,
     ):
         for c in range(len(b.allowed_C)):
             if b.allowed_C[c]:
@@ -336,6 +337,7 @@ def _decide_seated(
         query.prompt_tokens,
         query.event_tokens,
         b.decided.predicted_s_C,
+        query.token_interval_s,
     ):
         fleet = home.at_home(b.fleet, b.usable_C)
         query = home.own_traffic(query)
@@ -391,5 +393,6 @@ def _decide_seated(
             query.prompt_tokens,
             query.event_tokens,
             b.rescue_C,
+            query.token_interval_s,
         )
     return action if is_finite else NOT_FINITE

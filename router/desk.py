@@ -160,7 +160,7 @@ class Desk:
         board.result_R[PREDICTED_S] = board.decided.predicted_s_C[action]
         board.result_R[RESCUE_S] = safety.least_rescue_s(
             board.fleet, board.seen, board.allowed_C, action, query.prompt_tokens,
-            query.event_tokens, board.rescue_C,
+            query.event_tokens, board.rescue_C, query.token_interval_s,
         )  # fmt: skip
         return Drawn(action, exploration.share / len(rows), True, len(rows))
 

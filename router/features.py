@@ -219,6 +219,7 @@ def with_rate(query: Query, rate_short_rps: float) -> Query:
         query.pressure,
         query.is_small,
         query.log_price,
+        query.token_interval_s,
     )
 
 
@@ -368,6 +369,7 @@ def _fill(
     prompt_tokens = query.prompt_tokens
     output_tokens = query.output_tokens
     event_tokens = query.event_tokens
+    token_interval = query.token_interval_s
     mean_prompt = clip(scores.mean_prompt(query), 0.0, 1e9)
 
     # Looked up once: in plain Python every lookup of a field costs.
@@ -469,7 +471,8 @@ def _fill(
         batch = min(in_flight_C[c] + 1.0, max_batch_C[c])
         own = prompt_s + output_tokens * (sequence_s_C[c] + step_s_C[c] / batch)
         unloaded = fleet.overhead_s_C[c] + prompt_s
-        unloaded += event_tokens * (sequence_s_C[c] + step_s_C[c])
+        alone = sequence_s_C[c] + step_s_C[c]
+        unloaded += event_tokens * alone - kernels.granted_s(alone, event_tokens, token_interval)
         tier_time = kernels.full_batch_time_s(fleet, c, mean_prompt, output_tokens) / devices
         ratio = predicted_s_C[c] / slack
         row = out_CF[c]
@@ -487,7 +490,8 @@ def _fill(
         row[LARGER_WORK] = clip(larger / slack, 0.0, 3.0)
         row[DEVICE_BACKLOG] = clip(backlog_s_C[c] / slack, 0.0, 3.0)
         row[WAITING_PROMPTS] = clip(prompts / slack, 0.0, 2.0)
-        row[CYCLE_TIME] = clip(cycle * event_tokens / slack, 0.0, 3.0)
+        cycles_s = cycle * event_tokens - kernels.granted_s(cycle, event_tokens, token_interval)
+        row[CYCLE_TIME] = clip(cycles_s / slack, 0.0, 3.0)
         row[MEAN_BACKLOG] = mean_backlog
         row[LEAST_BACKLOG] = least_backlog
         row[LOAD_SMALLEST_SHORT] = smallest_short

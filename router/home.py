@@ -60,6 +60,7 @@ def stays(
     prompt_tokens: float,
     event_tokens: float,
     scratch_C: NDArray[np.float64],
+    token_interval_s: float = 0.0,
 ) -> bool:
     """Returns whether a request stays at home; closes what is then not open to it.
 
@@ -75,6 +76,7 @@ def stays(
         prompt_tokens: of the request.
         event_tokens: predicted tokens until the deadline's event.
         scratch_C: working space; afterwards the predicted latencies of what was looked at, seconds.
+        token_interval_s: between the due times of two tokens, seconds; 0 = there is no schedule.
     """
     at_home, away, smallest = 0, 0, -1
     for c in range(len(allowed_C)):
@@ -91,7 +93,9 @@ def stays(
     is_expected = False
     for c in range(len(allowed_C)):
         if allowed_C[c] and fleet.home_C[c] and not is_expected:
-            safety.predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+            safety.predict_one(
+                fleet, load, prompt_tokens, event_tokens, c, scratch_C, token_interval_s
+            )
             is_expected = safety.in_reach(scratch_C[c], slack_s, 1.0)
     for c in range(len(allowed_C)):
         if not fleet.home_C[c] and (is_expected or fleet.tier_C[c] != smallest):
@@ -136,6 +140,7 @@ def own_traffic(q: Query) -> Query:
         q.task, q.slack_s, q.prompt_tokens, q.output_tokens, q.event_tokens, q.soft_decay_s,
         q.mean_prompt_tokens, rate_rps, q.rate_long_rps * q.own_share, 0.0, q.draw, 1.0,
         q.own_rate_rps, q.burstiness, q.slowdown, q.pressure, q.is_small, q.log_price,
+        q.token_interval_s,
     )  # fmt: skip
 
 

@@ -53,6 +53,25 @@ def full_batch_time_s(
     return float(prompt_tokens * fleet.per_prompt_token_s_C[c] + output_tokens * token_s)
 
 
+def granted_s(cycle_s: float, event_tokens: float, token_interval_s: float) -> float:
+    """Returns how much of the time after the first token a schedule of tokens grants, seconds.
+
+    The deadline is that of the first token. Of each cycle after it the schedule grants what the
+    next token may take, `token_interval_s`, and no more than the cycle lasts: to be early with one
+    token brings the first one no sooner. What is left of the whole time is that of the token which
+    is latest against its due time, counted as if it were the first: with even cycles that is the
+    first token or the last.
+
+    Args:
+        cycle_s: time from one token to the next.
+        event_tokens: tokens until the deadline's event.
+        token_interval_s: time between two due times; 0 = there is no schedule, nothing is granted.
+    """
+    if token_interval_s <= 0.0 or event_tokens <= 1.0:
+        return 0.0
+    return (event_tokens - 1.0) * min(cycle_s, token_interval_s)
+
+
 def logistic(x: float) -> float:
     """Returns 1 / (1 + exp(-x)), with the ends cut off where they no longer matter; NaN gives 0."""
     if x > 30.0:
@@ -72,6 +91,7 @@ def predict_latency_s(
     persistence: float = PERSISTENCE,
     first: int = 0,
     end: int = ALL,
+    token_interval_s: float = 0.0,
 ) -> None:
     """Predicts how long one more request would take on each candidate, into `out_C`, seconds.
 
@@ -88,6 +108,10 @@ def predict_latency_s(
     longer by the prompts of the replacements. Waiting for the iteration under way adds half of our
     own tier's iteration.
 
+    With a schedule of tokens the time is that of the token which is latest against its due time,
+    less what the schedule grants it after the first (`granted_s`); so it compares with the time
+    until the first one is due, as any other does with the time until the deadline.
+
     Args:
         fleet: candidates.
         load: outstanding load.
@@ -98,6 +122,7 @@ def predict_latency_s(
         persistence: share of departures that arrivals replace, 0 (the device drains) to 1.
         first: first candidate to predict; the others' results stay as they are.
         end: candidate after the last one to predict.
+        token_interval_s: time between the due times of two tokens; 0 = there is no schedule.
     """
     mean_prompt = mean_prompt_tokens
     if not mean_prompt > 0.0:
@@ -113,6 +138,8 @@ def predict_latency_s(
     in_flight_C = load.in_flight_C
     waiting_C = load.waiting_prompt_tokens_C
     remaining_C = load.remaining_output_tokens_C
+    is_paced = token_interval_s > 0.0 and output_tokens > 1.0
+    further = output_tokens - 1.0
     for c in range(first, min(end, len(max_batch_C))):
         own = in_flight_C[c]
         limit = max_batch_C[c]
@@ -130,6 +157,7 @@ def predict_latency_s(
             cycles_c += 0.5
         total = overhead_s_C[c] + (prompt_tokens - cached_C[c] + waiting_C[c]) * prompt_s_C[c]
         total += cycles_c * iteration
+        later = further * iteration  # from the first token to the last
         for j in peers_CP[c]:
             if j < 0:
                 break
@@ -144,6 +172,11 @@ def predict_latency_s(
             dry = min(cycles, left / batch)
             cycles_j = persistence * cycles + (1.0 - persistence) * dry
             total += waiting_C[j] * prompt_s_C[j] + cycles_j * iteration
+            if is_paced:
+                dry -= min(cycles - further, left / batch)
+                later += (persistence * further + (1.0 - persistence) * dry) * iteration
+        if is_paced:
+            total -= min(later, further * token_interval_s)
         out_C[c] = total
 
 

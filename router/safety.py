@@ -181,10 +181,20 @@ def predict_one(
     event_tokens: float,
     c: int,
     out_C: NDArray[np.float64],
+    token_interval_s: float = 0.0,
 ) -> None:
     """Predicts one candidate's latency, seconds, into its place in `out_C`."""
     kernels.predict_latency_s(
-        fleet, load, prompt_tokens, event_tokens, out_C, 0.0, kernels.PERSISTENCE, c, c + 1
+        fleet,
+        load,
+        prompt_tokens,
+        event_tokens,
+        out_C,
+        0.0,
+        kernels.PERSISTENCE,
+        c,
+        c + 1,
+        token_interval_s,
     )
 
 
@@ -197,6 +207,7 @@ def admit(
     event_tokens: float,
     factor: float,
     scratch_C: NDArray[np.float64],
+    token_interval_s: float = 0.0,
 ) -> bool:
     """Returns whether any allowed candidate could still answer in time.
 
@@ -211,6 +222,7 @@ def admit(
         event_tokens: predicted tokens until the deadline's event.
         factor: on the prediction (`admission_factor`); below 1, its errors admit.
         scratch_C: working space; afterwards the predicted latencies of what was looked at, seconds.
+        token_interval_s: between the due times of two tokens, seconds; 0 = there is no schedule.
 
     Returns:
         False only if even `factor` x the least latency exceeds the slack. A soft deadline is never
@@ -219,7 +231,7 @@ def admit(
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c]:
             continue
-        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C, token_interval_s)
         if in_reach(scratch_C[c], slack_s, factor):
             return True
     return False
@@ -233,6 +245,7 @@ def least_rescue_s(
     prompt_tokens: float,
     event_tokens: float,
     scratch_C: NDArray[np.float64],
+    token_interval_s: float = 0.0,
 ) -> float:
     """Returns the least latency predicted for a rescue from `action`, seconds.
 
@@ -243,7 +256,7 @@ def least_rescue_s(
     for c in range(len(fleet.tier_C)):
         if not allowed_C[c] or fleet.tier_C[c] >= fleet.tier_C[action]:
             continue
-        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C)
+        predict_one(fleet, load, prompt_tokens, event_tokens, c, scratch_C, token_interval_s)
         # Stretched as `choose_rescue` will do, or no rescue on one device would ever fit.
         stretch = SAME_DEVICE if fleet.device_C[c] == fleet.device_C[action] else 1.0
         least_s = min(least_s, stretch * scratch_C[c])
@@ -267,13 +280,17 @@ def remaining_latency_s(
     prompt_tokens: float,
     remaining_tokens: float,
     waiting: bool,
+    token_interval_s: float = 0.0,
 ) -> float:
     """Predicts how long a dispatched request still takes, seconds, from the load with it in.
 
     A request that decodes needs `remaining_tokens` cycles of its device's active tiers; one that
     has no token yet also waits for the prompts before it, about half of those that wait, and its
-    own.
+    own. With a schedule of tokens, of which none has come, it is the time of the token that is
+    latest against its due time, less what the schedule grants it (`kernels.granted_s`).
     """
+    is_paced = token_interval_s > 0.0 and remaining_tokens > 1.0
+    later = 0.0
     own_prompt_s = prompt_tokens * fleet.per_prompt_token_s_C[action] if waiting else 0.0
     total = own_prompt_s
     for j in fleet.peers_CP[action]:
@@ -285,11 +302,16 @@ def remaining_latency_s(
         cycles = remaining_tokens
         if j != action:
             cycles = min(cycles, load.remaining_output_tokens_C[j] / batch)
-        total += cycles * (fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch)
+        iteration = fleet.step_s_C[j] + fleet.per_sequence_s_C[j] * batch
+        total += cycles * iteration
+        if is_paced:
+            later += (cycles - min(1.0, cycles)) * iteration
         waiting_s = load.waiting_prompt_tokens_C[j] * fleet.per_prompt_token_s_C[j]
         if j == action:
             waiting_s = max(0.0, waiting_s - own_prompt_s)
         total += 0.5 * waiting_s
+    if is_paced:
+        total -= min(later, (remaining_tokens - 1.0) * token_interval_s)
     return float(total)
 
 
@@ -302,9 +324,12 @@ def about_to_miss(
     remaining_tokens: float,
     waiting: bool,
     optimism: float,
+    token_interval_s: float = 0.0,
 ) -> bool:
     """Returns whether a dispatched request is predicted to miss even by an optimistic reading."""
-    left_s = remaining_latency_s(fleet, load, action, prompt_tokens, remaining_tokens, waiting)
+    left_s = remaining_latency_s(
+        fleet, load, action, prompt_tokens, remaining_tokens, waiting, token_interval_s
+    )
     return optimism * left_s > slack_s
 
 

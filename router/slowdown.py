@@ -127,6 +127,7 @@ def stretched(query: Query) -> Query:
         query.pressure,
         query.is_small,
         query.log_price,
+        query.token_interval_s / by,
     )
 
 

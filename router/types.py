@@ -11,13 +11,22 @@ from router.messages import one_line
 
 NO_TIER_PIN = -1
 """Value of `Request.tier_pin` that lets the policy choose the tier."""
+TOKEN_INTERVAL_S = 0.2
+"""Time between the due times of two tokens unless somebody says otherwise: about reading speed."""
+LONGEST_TOKEN_INTERVAL_S = 60.0
+"""The longest that may be asked for, seconds."""
 
 
 class SloKind(enum.Enum):
-    """What a deadline is measured against."""
+    """What a deadline is measured against.
+
+    Per token: the deadline is that of the first token, and each further one is due a token interval
+    after the one before. An answer is as late as its latest token.
+    """
 
     COMPLETE_ANSWER = "complete_answer"
     FIRST_TOKEN = "first_token"  # noqa: S105 - no password
+    PER_TOKEN = "per_token"  # noqa: S105 - no password
 
 
 class RewardKind(enum.Enum):
@@ -84,6 +93,8 @@ class Task:
         default_max_output_tokens: limit of output tokens if the request has none, >= 1.
         expected_output_tokens: prior of the output-length predictor, tokens, >= 1.
         target: share of hard deadlines that is to be met, 0 (no target) to below 1.
+        token_interval_s: time between the due times of two tokens where the deadline is per token
+            and the request brings none, seconds, > 0.
     """
 
     name: str
@@ -94,6 +105,7 @@ class Task:
     default_max_output_tokens: int = 16
     expected_output_tokens: float = 8.0
     target: float = 0.99
+    token_interval_s: float = TOKEN_INTERVAL_S
 
 
 class Request(NamedTuple):
@@ -110,6 +122,8 @@ class Request(NamedTuple):
         reward_kind: hard or soft deadline.
         soft_decay_s: e-folding time of a soft reward, seconds.
         priority: how it stands beside others.
+        token_interval_s: time between the due times of two tokens, seconds; 0 unless the deadline
+            is per token.
     """
 
     task: int
@@ -122,6 +136,7 @@ class Request(NamedTuple):
     reward_kind: RewardKind = RewardKind.HARD
     soft_decay_s: float = 0.2
     priority: Priority = Priority.NORMAL
+    token_interval_s: float = 0.0
 
     @property
     def event_tokens(self) -> float:

@@ -50,7 +50,7 @@ def fluid_load(fleet: FleetArrays, query: Query, price: float, unit_s: float) ->
     """Returns the load of a device if every task took its best tier at `price`, 1 = full.
 
     Requests bring their marginal time; each tier in use runs one step per cycle, and a cycle may
-    last slack / output tokens.
+    last slack / output tokens; with a schedule of tokens, as it asks for.
     """
     time_s = 0.0
     steps_s = 0.0
@@ -66,7 +66,12 @@ def fluid_load(fleet: FleetArrays, query: Query, price: float, unit_s: float) ->
                 seen = True
         if not seen:
             steps_s += fleet.step_s_C[c]
-    cycles_per_s = query.event_tokens / max(query.slack_s, 1e-4)
+    slack_s = max(query.slack_s, 1e-4)
+    cycles_per_s = query.event_tokens / slack_s
+    if query.token_interval_s > 0.0:
+        # As many as all tokens need by the last one's due time, and the first one by its own.
+        last_s = slack_s + max(0.0, query.event_tokens - 1.0) * query.token_interval_s
+        cycles_per_s = max(query.event_tokens / last_s, 1.0 / slack_s)
     return (
         query.rate_short_rps * time_s / scores.usable_device_count(fleet) + steps_s * cycles_per_s
     )

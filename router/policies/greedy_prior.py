@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router import kernels
 from router.policies import scores
 from router.policies.base import Parameter
 
@@ -45,7 +46,9 @@ def score(
     for c in range(len(fleet.tier_C)):
         batch = max(1.0, params_P[1] * fleet.max_batch_C[c])
         prior_s = fleet.overhead_s_C[c] + query.prompt_tokens * fleet.per_prompt_token_s_C[c]
-        prior_s += query.event_tokens * (fleet.step_s_C[c] + fleet.per_sequence_s_C[c] * batch)
+        cycle_s = fleet.step_s_C[c] + fleet.per_sequence_s_C[c] * batch
+        prior_s += query.event_tokens * cycle_s
+        prior_s -= kernels.granted_s(cycle_s, query.event_tokens, query.token_interval_s)
         if prior_s <= limit_s and allowed_C[c] and fleet.tier_C[c] > tier:
             tier = fleet.tier_C[c]
     scores.prefer_tier(fleet, tier, s)

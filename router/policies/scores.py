@@ -44,7 +44,8 @@ class Query(NamedTuple):
         slack_s: time left, seconds.
         prompt_tokens: of this request.
         output_tokens: predicted, of this request.
-        event_tokens: tokens until the deadline's event (1 for a first-token deadline).
+        event_tokens: tokens until the deadline's event (1 for a first-token deadline, all where
+            each token is due).
         soft_decay_s: e-folding time of a soft reward, seconds; 0 = hard.
         mean_prompt_tokens: of recent requests, what was cached left out; 0 = unknown.
         rate_short_rps: arrivals per second over about 0.2 s.
@@ -58,6 +59,8 @@ class Query(NamedTuple):
         pressure: logarithm of the factor on the price of device time (`router.pressure`).
         is_small: 1: the smallest tier is taken, whatever the price says; else 0.
         log_price: what its priority class adds to the pressure (`router.priority`); may be below 0.
+        token_interval_s: between the due times of two tokens, seconds; 0 = there is no schedule,
+            and the deadline is that of one event.
     """
 
     task: int
@@ -78,6 +81,7 @@ class Query(NamedTuple):
     pressure: float = 0.0
     is_small: float = 0.0
     log_price: float = 0.0
+    token_interval_s: float = 0.0
 
 
 class Scratch(NamedTuple):
@@ -200,6 +204,10 @@ def predict(fleet: FleetArrays, load: LoadArrays, query: Query, s: Scratch) -> N
         query.event_tokens,
         s.predicted_s_C,
         query.mean_prompt_tokens,
+        kernels.PERSISTENCE,
+        0,
+        kernels.ALL,
+        query.token_interval_s,
     )
     kernels.device_backlog_s(fleet, load, s.work_s_C)
 

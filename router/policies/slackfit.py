@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from router import kernels
 from router.policies import scores
 from router.policies.base import Parameter
 
@@ -45,6 +46,7 @@ def score(
         batch = min(batch, fleet.max_batch_C[c])
         step_s = fleet.step_s_C[c] + fleet.per_sequence_s_C[c] * batch
         latency_s = fleet.overhead_s_C[c] + rounds * query.event_tokens * step_s
+        latency_s -= kernels.granted_s(step_s, query.event_tokens, query.token_interval_s)
         prompts = query.prompt_tokens + load.waiting_prompt_tokens_C[c]
         latency_s += prompts * fleet.per_prompt_token_s_C[c]
         if latency_s <= limit_s:

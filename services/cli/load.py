@@ -81,6 +81,13 @@ def load(
     ] = "",
     tier: Annotated[str, typer.Option(help="Pin every request to this tier.")] = "",
     stream: Annotated[bool, typer.Option(help="Stream answers.")] = False,
+    token_interval: Annotated[
+        float | None,
+        typer.Option(
+            help="Of streams: seconds between the due times of two tokens, the first at the "
+            "deadline [default: the whole answer is due then]."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
     spec: Annotated[
         pathlib.Path | None, typer.Option(help="TOML or JSON load spec instead of the above.")
@@ -125,6 +132,7 @@ def load(
                 "priority_mix": parse_mix(priority, "--priority", CLASSES) if priority else {},
                 "tier": tier,
                 "stream": stream,
+                "token_interval_s": token_interval,
                 "seed": seed,
                 "prompts": pools,
                 "lengths": lengths(target),

@@ -64,7 +64,8 @@ class TaskBooks:
         answers: Requests on time or late by tier.
         target: The target at the end; 0 = none.
         deadline_s: Deadline of requests that bring none, at the end; None if no router told.
-        is_first_token: Whether that is the deadline of the first token.
+        is_first_token: Whether that is the deadline of the first token, after which each one may
+            have a due time of its own.
         told_minutes: Minutes with requests and a target.
         missed_minutes: Those in which the share in time was below it.
         reckoned: Sums of the minutes with a figure in hindsight.
@@ -123,7 +124,7 @@ class TaskBooks:
         if minute.HasField("latency"):
             told = minute.latency
             self.deadline_s = seconds_of(told.default_deadline)
-            self.is_first_token = told.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
+            self.is_first_token = told.slo_kind > common_pb2.SLO_KIND_COMPLETE_ANSWER
             part = np.array(told.answer_counts, np.float64)
             self._answered[told.first_bucket : told.first_bucket + len(part)] += part
             self._cut_off += told.cut_off_count

@@ -31,7 +31,8 @@ class TaskLatency:
 
     Attributes:
         deadline_s: Deadline of requests that bring none.
-        is_first_token: Whether that is the deadline of the first token, not of the whole answer.
+        is_first_token: Whether that is the deadline of the first token, after which each one may
+            have a due time of its own; not of the whole answer.
         p50_s: Median time to the complete answer; None if there was none, infinite if it lies
             among what was cut off.
         p99_s: 99th percentile of the same.
@@ -176,7 +177,7 @@ def _latencies(state: pb.SystemState) -> dict[str, TaskLatency]:
         cut_off = sum(task.cut_off_count for task in tasks)
         found[name] = TaskLatency(
             deadline_s=seconds_of(tasks[0].default_deadline),
-            is_first_token=tasks[0].slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN,
+            is_first_token=tasks[0].slo_kind > common_pb2.SLO_KIND_COMPLETE_ANSWER,
             p50_s=quantile_s(answers.tolist(), cut_off, 0.5),
             p99_s=quantile_s(answers.tolist(), cut_off, 0.99),
         )

@@ -11,7 +11,14 @@ from pydantic import Field
 
 from router.catalog import Catalog, QualityTable, parse_quality
 from router.profile import LatencyProfile, parse_profile
-from router.types import InvalidFileError, RewardKind, SloKind, Task
+from router.types import (
+    LONGEST_TOKEN_INTERVAL_S,
+    TOKEN_INTERVAL_S,
+    InvalidFileError,
+    RewardKind,
+    SloKind,
+    Task,
+)
 from services.common.access.access import AccessSettings
 from services.common.access.tls import TlsSettings
 from services.common.addresses import (
@@ -50,8 +57,10 @@ class TaskSettings(SettingsModel):
     """Unique name."""
     default_deadline_s: float = Field(gt=0.0, le=3600.0)
     """Deadline of requests that bring none, in seconds."""
-    slo_kind: Literal["complete_answer", "first_token"] = "complete_answer"
-    """What the deadline is measured against."""
+    slo_kind: Literal["complete_answer", "first_token", "per_token"] = "complete_answer"
+    """What the deadline is measured against; per token, it is that of the first one."""
+    token_interval_s: float = Field(default=TOKEN_INTERVAL_S, gt=0.0, le=LONGEST_TOKEN_INTERVAL_S)
+    """Time between the due times of two tokens in seconds, where the deadline is per token."""
     reward: Literal["hard", "soft"] = "hard"
     """Whether a late answer is worth nothing, or its quality decayed by its lateness."""
     soft_decay_s: float = Field(default=0.2, gt=0.0, le=3600.0)
@@ -299,6 +308,7 @@ def _task(settings: TaskSettings) -> Task:
         default_max_output_tokens=settings.default_max_output_tokens,
         expected_output_tokens=settings.expected_output_tokens,
         target=settings.target,
+        token_interval_s=settings.token_interval_s,
     )
 
 

@@ -65,7 +65,7 @@ async def run_load(
         limit=MAX_LINE_BYTES,
         start_new_session=True,
     )
-    limit_s = spec.arrivals().duration_s + spec.longest_deadline_s + spec.grace_s + EXTRA_TIME_S
+    limit_s = spec.arrivals().duration_s + spec.longest_answer_s + spec.grace_s + EXTRA_TIME_S
     stopping = asyncio.create_task(_stop_on(stop, process)) if stop is not None else None
     try:
         async with asyncio.timeout(limit_s):

@@ -25,6 +25,7 @@ class Row:
         lag_s: How late it was sent.
         latency_s: From its intended send time to its end.
         first_token_s: The same to its first chunk; NaN if none was seen.
+        message_s: The same to each message of its stream, where each token has a due time.
         status: Index into ``records.STATUSES``; -1 while under way.
         payload: Raw GenerateResponse, or the raw stream messages.
         error: The RPC's failure.
@@ -35,11 +36,29 @@ class Row:
     lag_s: float = 0.0
     latency_s: float = math.nan
     first_token_s: float = math.nan
+    message_s: list[float] = dataclasses.field(default_factory=list)
     status: int = -1
     payload: bytes | list[bytes] | None = None
     error: grpc.aio.AioRpcError | None = None
     attempts: int = 0
     reason: str = ""
+
+
+def latest_token_s(row: Row, interval_s: float) -> float:
+    """Returns when the latest token of a stream came, less what it was due after the first one.
+
+    Args:
+        row: Its row, complete.
+        interval_s: Time between the due times of two tokens.
+    """
+    latest_s, count = -math.inf, 0
+    messages = row.payload if isinstance(row.payload, list) else []
+    for message, came_s in zip(messages, row.message_s, strict=True):
+        event = pb.GenerateStreamResponse.FromString(message)
+        if event.WhichOneof("event") == "chunk":
+            latest_s = max(latest_s, came_s - count * interval_s)
+            count += event.chunk.token_count
+    return latest_s if count else row.latency_s
 
 
 def make_records(

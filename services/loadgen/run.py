@@ -17,7 +17,7 @@ from services.common.priorities import MESSAGE
 from services.common.times import set_duration
 from services.loadgen.prompts import Prompt, draw_prompts
 from services.loadgen.records import CANCELLED, FAILED, LATE, ON_TIME, REFUSED, RunRecords
-from services.loadgen.rows import Row, make_records
+from services.loadgen.rows import Row, latest_token_s, make_records
 from services.loadgen.spec import LoadSpec
 from tiercel import convert, errors
 from tiercel.channels import Connection, RouterPool
@@ -84,7 +84,7 @@ class LoadRun:
         reporter = asyncio.create_task(self._report(on_progress)) if on_progress else None
         tasks = await self._send_all()
         if tasks:
-            limit_s = self._spec.longest_deadline_s + self._spec.grace_s + END_WAIT_S
+            limit_s = self._spec.longest_answer_s + self._spec.grace_s + END_WAIT_S
             _, pending = await asyncio.wait(tasks, timeout=limit_s)
             for task in pending:
                 task.cancel()
@@ -155,7 +155,10 @@ class LoadRun:
             row.status = _status_of(error)
         row.latency_s = time.monotonic() - intended_s
         if row.status == -1:
-            row.status = ON_TIME if row.latency_s <= deadline_s else LATE
+            event_s = row.latency_s
+            if self._spec.token_interval_s is not None and row.message_s:
+                event_s = latest_token_s(row, self._spec.token_interval_s)
+            row.status = ON_TIME if event_s <= deadline_s else LATE
         self._counts[row.status] += 1
 
     async def _attempt(self, index: int, row: Row, intended_s: float, due_s: float) -> None:
@@ -167,7 +170,9 @@ class LoadRun:
                 break
             row.attempts += 1
             request = self._request(index, told_s)
-            call = self._calls[connection](request, timeout=left_s + self._spec.grace_s)
+            further_s = self._spec.further_s(self._prompts[index].max_output_tokens)
+            limit_s = left_s + further_s + self._spec.grace_s
+            call = self._calls[connection](request, timeout=limit_s)
             try:
                 if self._spec.stream:
                     await self._read_stream(call, row, intended_s)
@@ -190,10 +195,13 @@ class LoadRun:
     async def _read_stream(self, call: Any, row: Row, intended_s: float) -> None:
         messages: list[bytes] = []
         row.payload = messages
+        is_paced = self._spec.token_interval_s is not None
         async for message in call:
             if not messages:
                 row.first_token_s = time.monotonic() - intended_s
             messages.append(message)
+            if is_paced:
+                row.message_s.append(time.monotonic() - intended_s)
 
     def _message(self, prompt: Prompt) -> pb.GenerationSpec:
         return convert.generation_spec(
@@ -202,6 +210,8 @@ class LoadRun:
             max_output_tokens=prompt.max_output_tokens,
             quality_floor=self._spec.quality_floor,
             tier=self._spec.tier,
+            slo_kind="" if self._spec.token_interval_s is None else "per_token",
+            token_interval_s=self._spec.token_interval_s,
         )
 
     def _request(self, index: int, deadline_s: float) -> bytes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from router.documents import parse_json, parse_toml
 from router.messages import one_line
-from router.types import InvalidFileError, Priority
+from router.types import LONGEST_TOKEN_INTERVAL_S, InvalidFileError, Priority
 from services.common.addresses import parse_address
 from services.common.files import read_text
 from services.loadgen.arrivals import (
@@ -116,6 +116,9 @@ class LoadSpec(_Model):
         quality_floor: Lowest quality accepted, 0 to 1.
         priority_mix: Share of each priority class; only ratios count. Empty means all normal.
         stream: Uses GenerateStream and records first-token times.
+        token_interval_s: Makes the deadline that of the first token of a stream, and has each
+            further one due so long after the one before, in seconds; None means deadlines of the
+            complete answer.
         failover: Tries the next router when one is not reached, as the Python client does.
         cancel_share: Share of requests cancelled by the client.
         cancel_after_s: When, from their intended send time.
@@ -145,6 +148,7 @@ class LoadSpec(_Model):
         Field(default_factory=dict)
     )
     stream: bool = False
+    token_interval_s: float | None = Field(default=None, gt=0, le=LONGEST_TOKEN_INTERVAL_S)
     failover: bool = True
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_s: float = Field(default=0.05, ge=0, le=600)
@@ -173,7 +177,17 @@ class LoadSpec(_Model):
             missing = [task for task in self.task_mix if task not in self.deadline_s]
             if missing:
                 raise ValueError(f"deadline_s: is missing for {', '.join(missing)}")
+        if self.token_interval_s is not None:
+            if not self.stream:
+                raise ValueError("token_interval_s: needs stream, else all tokens come at once")
+            if self.max_output_tokens is None and not self._are_limited():
+                raise ValueError("token_interval_s: needs max_output_tokens, by which answers end")
         return self
+
+    def _are_limited(self) -> bool:
+        """Whether every prompt has a limit of its own."""
+        given = [self.prompts.get(task, []) for task in self.task_mix]
+        return all(pool and all(each.max_output_tokens for each in pool) for pool in given)
 
     def deadline_of(self, task: str) -> float:
         """Deadline of a task's requests, in seconds."""
@@ -183,6 +197,20 @@ class LoadSpec(_Model):
     def longest_deadline_s(self) -> float:
         """The longest deadline of a request, in seconds."""
         return max(map(self.deadline_of, self.task_mix))
+
+    def further_s(self, max_output_tokens: int | None) -> float:
+        """Time from the first token's due time to that of the last one a limit allows, seconds."""
+        if self.token_interval_s is None or max_output_tokens is None:
+            return 0.0
+        return (max_output_tokens - 1) * self.token_interval_s
+
+    @property
+    def longest_answer_s(self) -> float:
+        """The longest time in which an answer is due as a whole, in seconds."""
+        own = [each.max_output_tokens or 1 for pool in self.prompts.values() for each in pool]
+        limit = self.max_output_tokens
+        drawn = self.lengths.output_max if limit == DRAWN else (limit or 1)
+        return self.longest_deadline_s + self.further_s(max([drawn, *own]))
 
     def pools(self) -> dict[str, list[Prompt]]:
         """Prompts per task of the mix: the given ones, else made-up ones."""

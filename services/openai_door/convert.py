@@ -20,6 +20,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 _SLO_KINDS: Mapping[SloKind, common_pb2.SloKind.ValueType] = {
     SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
     SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
+    SloKind.PER_TOKEN: common_pb2.SLO_KIND_PER_TOKEN,
 }
 _MAY_BE_UNSAID = ("first_token", "queue", "prefill", "decode", "hop")
 """Timings of an answer without a token, or of a router of an earlier version, may lack them."""
@@ -53,6 +54,8 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
         set_duration(spec.deadline, wishes.deadline_ms / 1e3)
     if wishes.slo_kind is not None:
         spec.slo_kind = _SLO_KINDS[wishes.slo_kind]
+    if wishes.token_interval_ms is not None:
+        set_duration(spec.token_interval, wishes.token_interval_ms / 1e3)
     if wishes.priority is not None:
         spec.priority = MESSAGE[wishes.priority]
     return spec

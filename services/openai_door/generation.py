@@ -31,7 +31,7 @@ from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_SOFT, _FIRST_TOKEN = RewardKind.SOFT.value, SloKind.FIRST_TOKEN.value
+_SOFT, _COMPLETE = RewardKind.SOFT.value, SloKind.COMPLETE_ANSWER.value
 _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _GRACE_S = 1.0
 """What a call may take beyond a hard deadline: the router's verdict shall arrive."""
@@ -84,10 +84,10 @@ class Surroundings:
         task, wishes = self.tasks.get(ask.task), ask.wishes
         if task is None or task.reward == _SOFT:
             return self.router_timeout_s
-        of_first_token = task.slo_kind == _FIRST_TOKEN
+        of_tokens = task.slo_kind != _COMPLETE
         if wishes.slo_kind is not None:
-            of_first_token = wishes.slo_kind is SloKind.FIRST_TOKEN
-        if of_first_token and ask.is_stream:
+            of_tokens = wishes.slo_kind is not SloKind.COMPLETE_ANSWER
+        if of_tokens and ask.is_stream:  # it goes on after a token that was late
             return self.router_timeout_s
         deadline_s = task.default_deadline_s
         if wishes.deadline_ms is not None:

@@ -128,6 +128,8 @@ class Ask:
             "spec.sampling.temperature": "temperature",
             "spec.sampling.seed": "seed",
             "spec.deadline": name_of("deadline_ms"),
+            "spec.slo_kind": name_of("slo_kind"),
+            "spec.token_interval": name_of("token_interval_ms"),
             "spec.quality_floor": name_of("quality_floor"),
             "spec.priority": name_of("priority"),
             "spec.request_id": "x-request-id",

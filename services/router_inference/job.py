@@ -54,6 +54,7 @@ class Ask:
         seed: sampling seed.
         deadline_s: time until the deadline, seconds.
         slo_kind: what the deadline is measured against; a number is none that we know.
+        token_interval_s: time between the due times of two tokens, seconds.
         quality_floor: lowest quality accepted.
         tier: name of the only tier to use; empty = any.
         request_id: the client's id; empty = the router makes one.
@@ -77,6 +78,7 @@ class Ask:
     seed: int | None = None
     deadline_s: float | None = None
     slo_kind: SloKind | int | None = None
+    token_interval_s: float | None = None
     quality_floor: float = 0.0
     tier: str = ""
     request_id: str = ""
@@ -289,6 +291,8 @@ class Job:
         attempts: every dispatch.
         dispatch_s: when it was last sent.
         first_token_s: when its first token came.
+        latest_token_s: where each token is due: when that token came which is the latest against
+            its due time, less what that is after the first one's.
         end_s: when it ended.
         output_tokens: tokens received.
         finish_reason: why the tier stopped.
@@ -333,6 +337,7 @@ class Job:
     attempts: list[Attempt] = field(default_factory=list)
     dispatch_s: float = 0.0
     first_token_s: float = 0.0
+    latest_token_s: float = 0.0
     end_s: float = 0.0
     output_tokens: int = 0
     finish_reason: str = ""
@@ -368,6 +373,20 @@ class Job:
 
     @property
     def deadline_event_s(self) -> float:
-        """When what the deadline is measured against came: the end, or the first token."""
-        is_first = self.request.slo_kind is SloKind.FIRST_TOKEN
-        return self.first_token_s if is_first and self.first_token_s else self.end_s
+        """When what the deadline is measured against came: the end, the first or latest token.
+
+        An answer without a token came with its end.
+        """
+        kind = self.request.slo_kind
+        if kind is SloKind.COMPLETE_ANSWER or not self.first_token_s:
+            return self.end_s
+        return self.latest_token_s if kind is SloKind.PER_TOKEN else self.first_token_s
+
+    def pace(self, now_s: float) -> None:
+        """Takes in, before its tokens are counted, that a further message came of a paced answer.
+
+        What comes in one message has come together, so its first token is the latest.
+        """
+        latest_s = now_s - self.output_tokens * self.request.token_interval_s
+        if latest_s > self.latest_token_s:
+            self.latest_token_s = latest_s

@@ -21,7 +21,10 @@ Answer = Callable[[pb.GenerationSpec], str]
 
 
 class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
-    """Answers ``answer(spec)`` after ``delay_s``; refuses where ``refuse(spec)`` names a reason."""
+    """Answers ``answer(spec)`` after ``delay_s``; refuses where ``refuse(spec)`` names a reason.
+
+    Of a stream each character takes ``token_s`` more.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,9 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         delay_s: float = 0.0,
         refuse: Callable[[pb.GenerationSpec], str] = lambda spec: "",
         tier: str = "large",
+        token_s: float = 0.0,
     ) -> None:
+        self.token_s = token_s
         self.answer, self.delay_s, self.refuse, self.tier = answer, delay_s, refuse, tier
         self.specs: list[pb.GenerationSpec] = []
         self.metadata: list[dict[str, Any]] = []
@@ -57,6 +62,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         """Answers one character at a time."""
         text = await self._serve(request.spec, context)
         for letter in text:
+            if self.token_s:
+                await asyncio.sleep(self.token_s)
             yield pb.GenerateStreamResponse(chunk=pb.Chunk(text=letter, token_count=1))
         yield pb.GenerateStreamResponse(completion=self._completion(request.spec))
 

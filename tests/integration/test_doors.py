@@ -117,6 +117,9 @@ class OwnDoor:
             spec.deadline.FromMilliseconds(round(wishes["deadline_s"] * 1e3))
         if wishes.get("is_first_token"):
             spec.slo_kind = common_pb2.SLO_KIND_FIRST_TOKEN
+        if "interval_s" in wishes:
+            spec.slo_kind = common_pb2.SLO_KIND_PER_TOKEN
+            spec.token_interval.FromMilliseconds(round(wishes["interval_s"] * 1e3))
         options = {"metadata": wishes.get("metadata"), "timeout": CALL_S}
         if stream:
             return self._stub.GenerateStream(pb2.GenerateStreamRequest(spec=spec), **options)
@@ -174,6 +177,9 @@ class KserveDoor:
             parameters["tiercel_conversation_id"] = wishes["conversation"]
         if wishes.get("is_first_token"):
             parameters["tiercel_slo_kind"] = "first_token"
+        if "interval_s" in wishes:
+            parameters["tiercel_slo_kind"] = "per_token"
+            parameters["tiercel_token_interval_ms"] = wishes["interval_s"] * 1e3
         request = infer_request(
             wishes.get("tier", "tiercel"),
             sampling=b'{"max_tokens": 1000}',
@@ -248,6 +254,9 @@ class OpenAiDoor:
             headers["x-tiercel-conversation-id"] = wishes["conversation"]
         if wishes.get("is_first_token"):
             headers["x-tiercel-slo-kind"] = "first_token"
+        if "interval_s" in wishes:
+            headers["x-tiercel-slo-kind"] = "per_token"
+            headers["x-tiercel-token-interval-ms"] = str(wishes["interval_s"] * 1e3)
         if "priority" in wishes:
             headers["x-tiercel-priority"] = wishes["priority"]
         body = {"model": wishes.get("tier", f"tiercel/{task}"), "prompt": "hello", "stream": stream}
@@ -341,6 +350,16 @@ async def first_token_deadline(door: Any, triton: FakeTriton) -> bool:
     return bool(answer.is_on_time)
 
 
+async def token_deadlines(door: Any, triton: FakeTriton) -> bool:
+    """An answer that ends late is on time if its tokens are due later still, else it is not."""
+    triton.default = Script(tokens=("a", "b"), rest_s=1.5)
+    found = [
+        (await door.ask(stream=True, interval_s=interval_s, deadline_s=1.4)).is_on_time
+        for interval_s in (3.0, 0.001)
+    ]
+    return found == [True, False]
+
+
 async def task(door: Any, triton: FakeTriton) -> bool:
     """One that does not exist is told."""
     return await status_of(door.ask(task="nope")) is grpc.StatusCode.NOT_FOUND
@@ -404,6 +423,7 @@ CHECKS: dict[str, Callable[[Any, FakeTriton], Awaitable[bool]]] = {
     "many requests on one call": many_requests,
     "deadline": deadline,
     "deadline of the first token": first_token_deadline,
+    "due time of each token": token_deadlines,
     "task": task,
     "quality floor": quality_floor,
     "one tier only": one_tier_only,

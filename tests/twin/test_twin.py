@@ -24,9 +24,11 @@ from trainer.simulation.workload import Times, gamma_renewal, poisson
 pytestmark = pytest.mark.timeout(600)  # the first run on a machine compiles
 
 SNAPSHOT = shipped(POLICIES, "opt-a100.safetensors").read_bytes()
-MIXED = (0.4, 0.3, 0.15, 0.15)
+MIXED = (0.4, 0.3, 0.15, 0.15, 0.0)
 """Half of the requests have a hard deadline for the answer, the others a soft one, or one for the
 first token."""
+READ_ALONG = (0.2, 0.1, 0.1, 0.1, 0.5)
+"""Half of the requests have a due time for each token."""
 LOADS: dict[str, Callable[[np.random.Generator], Times]] = {
     "calm": lambda rng: poisson(80.0, 1.5, rng),
     "burst": lambda rng: gamma_renewal(300.0, 4.0, 1.2, rng),
@@ -46,13 +48,22 @@ WORLDS = {
     "classes": Setting(classes=(0.25, 0.45, 0.3)),
     "classes, no target": Setting(classes=(0.6, 0.1, 0.3), target=0.0),
 }
+PACED = {
+    "read along": Setting(),
+    "read fast": Setting(interval_s=0.004),
+    "read along, rescues": Setting(placement=APART, slow=1.6),
+    "read along, net off": Setting(safety=False),
+}
+"""Worlds of requests with a due time for each token."""
+WORLDS |= PACED
 COMPARED = ("static-large", "greedy", "price", "dqn")
 
 
 def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Told]:
     """Returns what happened to a workload, live and simulated."""
     arrival_N = LOADS[load](np.random.default_rng([seed, 0]))
-    offered = workload(arrival_N, MIXED, 0.4, seed, talks=WORLDS[world].talks)
+    shares = READ_ALONG if world in PACED else MIXED
+    offered = workload(arrival_N, shares, 0.4, seed, talks=WORLDS[world].talks)
     if WORLDS[world].classes:
         offered = offered.with_classes(WORLDS[world].classes, np.random.default_rng([seed, 2]))
     live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
@@ -114,3 +125,15 @@ def test_targets_matter_in_these_worlds() -> None:
     """Requests take other tiers with a target than without, so that comparing says something."""
     held, free = (told_twice("price", "overload", world, 3)[0] for world in ("shared", "no target"))
     assert held.stories != free.stories
+
+
+def test_due_times_of_tokens_matter_in_these_worlds() -> None:
+    """Fast readers have fewer answers in time than slow ones, and streams are rescued and late."""
+    slow, fast, rescued = (
+        told_twice("static-large", "burst", world, 3)[0].stories
+        for world in ("read along", "read fast", "read along, rescues")
+    )
+    in_time = [sum(story.end == "on_time" for story in stories) for stories in (slow, fast)]
+    assert in_time[0] > in_time[1]
+    assert {story.end for story in slow} == {"on_time", "late", "refused"}
+    assert sum(story.is_rescued for story in rescued) > 50

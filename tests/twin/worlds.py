@@ -47,6 +47,7 @@ TASKS = (
     Task("difficult", 0.4),
     Task("patient", 0.4, reward_kind=RewardKind.SOFT, soft_decay_s=DECAY_S),
     Task("chatty", 0.4, slo_kind=SloKind.FIRST_TOKEN),
+    Task("reader", 0.4, slo_kind=SloKind.PER_TOKEN, token_interval_s=0.015),
 )
 QUALITY = QualityTable(
     "twin",
@@ -56,6 +57,7 @@ QUALITY = QualityTable(
         "difficult": {"small": 0.4, "medium": 0.8, "large": 1.0},
         "patient": {"small": 0.6, "medium": 0.9, "large": 1.0},
         "chatty": {"small": 0.6, "medium": 0.9, "large": 1.0},
+        "reader": {"small": 0.6, "medium": 0.9, "large": 1.0},
     },
     {},
 )
@@ -93,6 +95,7 @@ class Setting:
         cache: room of every tier for prefixes, tokens.
         talks: requests are those of conversations.
         classes: share of high, normal and low priority; empty: all are normal.
+        interval_s: time between two tokens that read along.
     """
 
     placement: Placement = SHARED
@@ -104,6 +107,7 @@ class Setting:
     cache: int = 0
     talks: bool = False
     classes: tuple[float, ...] = ()
+    interval_s: float = 0.015
 
     @property
     def profile(self) -> LatencyProfile:
@@ -117,7 +121,9 @@ class Setting:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks, with their target."""
-        return tuple(replace(task, target=self.target) for task in TASKS)
+        return tuple(
+            replace(task, target=self.target, token_interval_s=self.interval_s) for task in TASKS
+        )
 
 
 class Story(NamedTuple):
@@ -302,7 +308,7 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
             max_output_tokens=64,
             conversation_id=f"talk {talks[i]}" if talks[i] >= 0 else "",
             priority=Priority(place_N[i]),
-            is_stream=TASKS[offered.task_N[i]].slo_kind is SloKind.FIRST_TOKEN,
+            is_stream=TASKS[offered.task_N[i]].slo_kind is not SloKind.COMPLETE_ANSWER,
         )
         jobs.append(job)
         tasks.append(asyncio.ensure_future(rig.answer(job)))

@@ -5,7 +5,8 @@ takes part in `o_i` consecutive iterations of c, its run R_i (`trainer.simulatio
 and output tokens are p_i and o_i, the candidate's costs are step, sequence (per iteration), prompt
 (per token) and overhead, and B_i is the time from its arrival to the last moment that earns the
 reward, less the overhead. For a deadline on the first token only the first iteration counts
-(o_i = 1). Iterations of one device never overlap.
+(o_i = 1). Where each token is due, the last one's due time is taken for the whole run, and the
+others' are left out. Iterations of one device never overlap.
 
 **Lemma (step sharing).** Let g_i = prompt p_i + sequence and E_i = B_i - o_i (step + sequence) +
 sequence. At every iteration x of c, the requests U(x) that earn their reward and have x in their
@@ -200,7 +201,9 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     pick_J = index_N[request_J]
     prompt_J = workload.prompt_N[pick_J]
     output_J = np.where(first_K[task_J], 1.0, np.maximum(1.0, workload.output_N[pick_J]))
-    length_J = (workload.slack_N[pick_J] + late_J) * (1.0 + _ROUNDING) + _ROUNDING
+    paced_K = [t.token_interval_s if t.slo_kind is SloKind.PER_TOKEN else 0.0 for t in tasks]
+    slack_J = workload.slack_N[pick_J] + (output_J - 1.0) * np.array(paced_K)[task_J]
+    length_J = (slack_J + late_J) * (1.0 + _ROUNDING) + _ROUNDING
     release_J = workload.arrival_N[pick_J]
     tokens_J = prompt_J + workload.output_N[pick_J]
     names = ("step_s", "sequence_s", "prompt_token_s", "overhead_s", "max_batch", "room")

@@ -5,7 +5,8 @@ of a batch of b sequences that admits p prompt tokens takes step + per_sequence 
 the mean: where the profile has a spread, each draws its own factor (`router.iteration_spread`). It
 gives every sequence one token, those just admitted their first. A sequence therefore ends a known
 number of its tier's iterations after it was admitted, which is where it is filed: an iteration
-costs nothing per sequence, only per sequence that starts or ends.
+costs nothing per sequence, only per sequence that starts or ends. When iterations ended is kept
+for as long as an answer may last, so one that ends knows when each of its tokens came.
 
 A tier's room for keys and values is finite if its profile says so. A sequence takes the room of its
 prompt and its whole answer when it is admitted and gives it back when it leaves, so nothing that
@@ -246,6 +247,18 @@ def start_iteration(w: World, d: int, now_s: float) -> None:
 
 
 @jit_inner
+def worst_token_s(w: World, i: int) -> float:
+    """Returns when the latest token of an answer came, less what it was due after the first one."""
+    request = w.requests[i]
+    end_s_M = w.token_s_CM[request.candidate]
+    worst_s = request.first_token_s
+    for k in range(1, request.output):
+        came_s = end_s_M[(request.first_iteration + k) % len(end_s_M)]
+        worst_s = max(worst_s, came_s - k * request.interval_s)
+    return float(worst_s)
+
+
+@jit_inner
 def settle(w: World, i: int, status: int, now_s: float) -> None:
     """Ends a request that has left its candidate (or never had one), with its reward."""
     request = w.requests[i]
@@ -259,6 +272,8 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         event_s = request.end_s
         if request.first_token != 0:
             event_s = request.first_token_s + overhead_s
+        elif request.interval_s > 0.0:
+            event_s = worst_token_s(w, i) + overhead_s
         late_s = event_s - request.deadline_s
         quality = w.fleet.quality_KC[request.task, request.candidate]
         request.reward = reward.answer_reward(quality, late_s, request.decay_s)
@@ -331,12 +346,12 @@ def teach_admission(w: World, i: int, now_s: float) -> None:
 def teach_slowdown(w: World, i: int, now_s: float) -> None:
     """Lets the router compare a request that ends, or is rescued, with its first prediction.
 
-    First-token deadlines teach nothing: their predictions are of another event than the end. Nor
-    do requests that were sent twice, or that were lost.
+    Deadlines of the first token or of each token teach nothing: their predictions are of another
+    event than the end. Nor do requests that were sent twice, or that were lost.
     """
     request = w.requests[i]
     lost = request.status == FAILED or request.status == REFUSED
-    if lost or request.attempt != 1 or request.first_token != 0:
+    if lost or request.attempt != 1 or request.first_token != 0 or request.interval_s > 0.0:
         return
     finished = request.status == ANSWERED
     end_s = request.end_s if finished else now_s
@@ -366,6 +381,7 @@ def finish_iteration(w: World, d: int, now_s: float) -> None:
         ledger_LC[PROMPTS, c] -= ledger_LC[ADMITTED, c]
         ledger_LC[ADMITTED, c] = 0.0
         w.stop_RCM[r, c, slot] = 0.0
+    w.token_s_CM[c, slot] = now_s
     candidate.iteration += 1
     i = w.bucket_CM[c, slot]
     while i >= 0:

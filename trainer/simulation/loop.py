@@ -258,6 +258,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             event_tokens,
             factor,
             w.decided.predicted_s_C,
+            request.interval_s,
         )
         if request.attempt == 0:
             priority.learn(own, request.place, not admitted)
@@ -275,6 +276,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             request.prompt,
             event_tokens,
             w.decided.predicted_s_C,
+            request.interval_s,
         )
     )
     if is_seat_open:
@@ -301,8 +303,9 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
         return
     if request.status != WAITING and request.status != RUNNING:
         return
-    # Nothing may have reached the client: an answer of a first-token deadline is streamed.
-    if request.first_token != 0 and request.status == RUNNING and request.first_token_s <= now_s:
+    # Nothing may have reached the client: where tokens have their due times, answers are streamed.
+    is_streamed = request.first_token != 0 or request.interval_s > 0.0
+    if is_streamed and request.status == RUNNING and request.first_token_s <= now_s:
         return
     c = request.candidate
     done = 0
@@ -315,8 +318,9 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
     if request.first_token != 0:
         left = 1.0
     miss = safety.about_to_miss(
-        w.fleet, w.seen, c, slack_s, request.counted, left, done == 0, clock.optimism
-    )
+        w.fleet, w.seen, c, slack_s, request.counted, left, done == 0, clock.optimism,
+        request.interval_s,
+    )  # fmt: skip
     if not miss:
         return
     full = 1.0 if request.first_token != 0 else float(request.predicted)
@@ -326,7 +330,10 @@ def try_rescue(w: World, key: int, now_s: float) -> None:
         w.seen.waiting_prompt_tokens_C[c] -= request.counted
     kernels.allowed_mask(w.fleet, request.task, 0.0, -1, 0.0, w.allowed_C)
     predicted_s_C = w.decided.predicted_s_C
-    kernels.predict_latency_s(w.fleet, w.seen, request.prompt, full, predicted_s_C)
+    kernels.predict_latency_s(
+        w.fleet, w.seen, request.prompt, full, predicted_s_C, 0.0, kernels.PERSISTENCE, 0,
+        kernels.ALL, request.interval_s,
+    )  # fmt: skip
     target = safety.choose_rescue(
         w.fleet, w.allowed_C, c, request.task, slack_s, clock.margin, predicted_s_C
     )
@@ -454,6 +461,7 @@ def query_for(w: World, i: int, now_s: float) -> Query:
         max(0.0, felt),
         1.0 if is_small else 0.0,
         priority.log_price(own, request.place),
+        request.interval_s,
     )
     return home.own_traffic(q) if clock.stays != 0 else q
 
@@ -620,6 +628,7 @@ def apply(w: World, i: int, action: int) -> None:
             request.prompt,
             1.0 if request.first_token != 0 else float(request.predicted),
             w.decided.work_s_C,
+            request.interval_s,
         )
         moment_s = safety.rescue_at_s(
             least_s, request.deadline_s - now_s, clock.margin, clock.guard_s

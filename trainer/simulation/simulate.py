@@ -289,6 +289,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         seats_RV=_seats(config, workload),
         passed_RC=np.zeros((routers, candidates)),
         cached_CV=np.zeros((candidates, workload.conversation_count), state.CACHED),
+        token_s_CM=np.zeros((candidates, ring)),
         bucket_CM=np.full((candidates, ring), -1, np.int64),
         stop_RCM=np.zeros((routers, candidates, ring)),
         heap_s=np.zeros(2 * count + 16 if config.safety else 1),
@@ -384,16 +385,21 @@ def _requests(config: SimulationConfig, workload: Workload, seed: int) -> NDArra
     tasks, task_N = config.catalog.tasks, workload.task_N
     soft = [t.soft_decay_s if t.reward_kind is RewardKind.SOFT else 0.0 for t in tasks]
     first_N = np.array([t.slo_kind is SloKind.FIRST_TOKEN for t in tasks])[task_N]
+    paced = [t.token_interval_s if t.slo_kind is SloKind.PER_TOKEN else 0.0 for t in tasks]
+    interval_N = np.array(paced)[task_N]
     decay_N = np.array(soft)[task_N]
     requests["arrival_s"] = workload.arrival_N
     requests["deadline_s"] = workload.arrival_N + workload.slack_N
-    # A stream whose first token is late goes on: its client reads along.
-    requests["cancel_s"] = np.where(first_N, np.inf, requests["deadline_s"] + SOFT_GRACE * decay_N)
+    # A stream with a late token goes on: its client reads along.
+    is_streamed_N = first_N | (interval_N > 0.0)
+    grace_s_N = SOFT_GRACE * decay_N
+    requests["cancel_s"] = np.where(is_streamed_N, np.inf, requests["deadline_s"] + grace_s_N)
     requests["decay_s"] = decay_N
     requests["prompt"] = workload.prompt_N
     requests["output"] = workload.output_N
     requests["task"] = task_N
     requests["first_token"] = first_N
+    requests["interval_s"] = interval_N
     if workload.place_N is not None:
         requests["place"] = workload.place_N
     rng = np.random.default_rng([seed, 1])

@@ -51,6 +51,7 @@ REQUEST = np.dtype(
         ("router", np.int32),
         ("conversation", np.int32),  # -1 = none
         ("first_token", np.int8),
+        ("interval_s", np.float64),  # between the due times of two tokens, 0 = no schedule
         ("place", np.int8),
         # while it runs
         ("status", np.int8),
@@ -247,6 +248,7 @@ class World(NamedTuple):
         seats_RV: where each router last served each conversation.
         passed_RC: tokens of prompts and answers it has served on each candidate.
         cached_CV: prefixes that each candidate has cached, in the order of their last use.
+        token_s_CM: when iteration m (modulo M) ended, and with it the tokens that it gave.
         bucket_CM: first request of those whose last iteration is m (modulo M), -1 if none.
         stop_RCM: how many predictions are used up at the end of iteration m (modulo M).
         heap_s: rescue moments, a binary heap.
@@ -290,6 +292,7 @@ class World(NamedTuple):
     seats_RV: NDArray[np.void]
     passed_RC: NDArray[np.float64]
     cached_CV: NDArray[np.void]
+    token_s_CM: NDArray[np.float64]
     bucket_CM: NDArray[np.int64]
     stop_RCM: NDArray[np.float64]
     heap_s: NDArray[np.float64]

@@ -14,7 +14,10 @@ _HIGHEST_PORT = 65_535
 _TEXTS = (
     "prompt", "task", "tier", "request_id", "conversation_id", "slo_kind", "status", "priority",
 )  # fmt: skip
-_NUMBERS = ("deadline_s", "temperature", "quality_floor", "latency_s", "quality", "timeout_s")
+_NUMBERS = (
+    "deadline_s", "token_interval_s", "temperature", "quality_floor", "latency_s", "quality",
+    "timeout_s",
+)  # fmt: skip
 _COUNTS = (
     "max_output_tokens", "prompt_token_count", "output_token_count", "seed", "connections",
 )  # fmt: skip
@@ -27,13 +30,13 @@ _KINDS: dict[str, tuple[type, type, str]] = {
 """By name: the usual type, which is told fastest, all that is taken, and words for it."""
 _MOST: dict[str, float] = {
     # Some 30 years: what is beyond no clock can hold.
-    **dict.fromkeys(("deadline_s", "latency_s", "timeout_s"), 1e9),
+    **dict.fromkeys(("deadline_s", "token_interval_s", "latency_s", "timeout_s"), 1e9),
     **dict.fromkeys(("max_output_tokens", "prompt_token_count", "output_token_count"), 2**31 - 1),
     "seed": 2**63 - 1,
 }
 """By name: what a message can carry, and no less than minus as much."""
 _OPTIONAL = frozenset({
-    "deadline_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket", "request_id",
+    "deadline_s", "token_interval_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket", "request_id",
 })  # fmt: skip
 
 

@@ -15,6 +15,7 @@ SLO_KINDS = {
     "": common_pb2.SLO_KIND_UNSPECIFIED,
     "complete_answer": common_pb2.SLO_KIND_COMPLETE_ANSWER,
     "first_token": common_pb2.SLO_KIND_FIRST_TOKEN,
+    "per_token": common_pb2.SLO_KIND_PER_TOKEN,
 }
 PRIORITIES = {
     "": common_pb2.PRIORITY_UNSPECIFIED,
@@ -125,6 +126,7 @@ def generation_spec(
     temperature: float = 0.0,
     seed: int | None = None,
     slo_kind: str = "",
+    token_interval_s: float | None = None,
     quality_floor: float = 0.0,
     tier: str = "",
     request_id: str = "",
@@ -135,16 +137,18 @@ def generation_spec(
 
     Raises:
         TypeError: An argument is of a wrong type.
-        ValueError: ``slo_kind`` is neither empty, ``complete_answer`` nor ``first_token``, or
-            ``priority`` is no class.
+        ValueError: ``slo_kind`` is neither empty, ``complete_answer``, ``first_token`` nor
+            ``per_token``, or ``priority`` is no class.
     """
     check(
         prompt=prompt, task=task, deadline_s=deadline_s, max_output_tokens=max_output_tokens,
         temperature=temperature, seed=seed, slo_kind=slo_kind, quality_floor=quality_floor,
         tier=tier, request_id=request_id, conversation_id=conversation_id, priority=priority,
+        token_interval_s=token_interval_s,
     )  # fmt: skip
     if slo_kind not in SLO_KINDS:
-        raise ValueError(f"slo_kind: must be complete_answer or first_token, got {slo_kind!r}")
+        known = "complete_answer, first_token or per_token"
+        raise ValueError(f"slo_kind: must be {known}, got {slo_kind!r}")
     spec = pb.GenerationSpec(
         prompt=prompt,
         task=task,
@@ -159,6 +163,8 @@ def generation_spec(
         spec.max_output_tokens = max_output_tokens
     if deadline_s is not None:
         spec.deadline.CopyFrom(duration(deadline_s))
+    if token_interval_s is not None:
+        spec.token_interval.CopyFrom(duration(token_interval_s))
     if temperature or seed is not None:
         spec.sampling.temperature = temperature
         if seed is not None:

@@ -38,12 +38,16 @@ class GenerateOptions(RouteOptions, total=False):
     Attributes:
         temperature: Sampling temperature, 0 takes the likeliest token.
         seed: Seed of the sampling.
-        slo_kind: What the deadline is for; without it the task's own kind holds.
+        slo_kind: What the deadline is for; without it the task's own kind holds. With ``per_token``
+            it is that of the first token of a stream, and each further one has its own.
+        token_interval_s: With ``per_token``, time between the due times of two tokens, above 0 to
+            60; without it the task's own holds.
     """
 
     temperature: float
     seed: int | None
-    slo_kind: Literal["", "complete_answer", "first_token"]
+    slo_kind: Literal["", "complete_answer", "first_token", "per_token"]
+    token_interval_s: float | None
 
 
 class Outcome(TypedDict, total=False):

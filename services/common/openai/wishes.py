@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from router.types import Priority, SloKind
+from router.types import LONGEST_TOKEN_INTERVAL_S, Priority, SloKind
 from services.common import priorities
 from services.common.checks import is_name
 from services.common.errors import InvalidArgumentError
@@ -30,6 +30,7 @@ class Wishes:
         deadline_ms: Time until the deadline, milliseconds.
         quality_floor: Lowest quality accepted, 0 to 1.
         slo_kind: What the deadline is measured against.
+        token_interval_ms: Time between the due times of two tokens, milliseconds.
         conversation_id: The client's id of the conversation that this continues.
         priority: How the request stands beside others.
         given_as: The header or field that each was given by.
@@ -39,6 +40,7 @@ class Wishes:
     deadline_ms: float | None = None
     quality_floor: float | None = None
     slo_kind: SloKind | None = None
+    token_interval_ms: float | None = None
     conversation_id: str = ""
     priority: Priority | None = None
     given_as: Mapping[str, str] = field(default_factory=dict)
@@ -118,6 +120,10 @@ def _deadline_ms(name: str, value: object) -> float:
     return _number(name, value, 0.0, _MOST_MS, " ms")
 
 
+def _token_interval_ms(name: str, value: object) -> float:
+    return _number(name, value, 0.0, LONGEST_TOKEN_INTERVAL_S * 1e3, " ms")
+
+
 def _quality_floor(name: str, value: object) -> float:
     return _number(name, value, 0.0, 1.0, "")
 
@@ -160,6 +166,7 @@ _READERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "deadline_ms": _deadline_ms,
         "quality_floor": _quality_floor,
         "slo_kind": _slo_kind,
+        "token_interval_ms": _token_interval_ms,
         "conversation_id": conversation_id,
         "priority": _priority,
     }

@@ -37,6 +37,7 @@ _MOST_TIMEOUT_DIGITS = 9
 _SLO_KINDS: dict[int, SloKind] = {
     common_pb2.SLO_KIND_COMPLETE_ANSWER: SloKind.COMPLETE_ANSWER,
     common_pb2.SLO_KIND_FIRST_TOKEN: SloKind.FIRST_TOKEN,
+    common_pb2.SLO_KIND_PER_TOKEN: SloKind.PER_TOKEN,
 }
 _STEP_DOWNS: dict[StepDown, common_pb2.StepDownReason.ValueType] = {
     StepDown.NONE: common_pb2.STEP_DOWN_REASON_UNSPECIFIED,
@@ -83,6 +84,8 @@ def ask_of_spec(
         ask.deadline_s = _span_s(spec.deadline)
     if spec.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(spec.slo_kind, spec.slo_kind)
+    if spec.HasField("token_interval"):
+        ask.token_interval_s = _span_s(spec.token_interval)
     if spec.priority:
         ask.priority = priorities.of_message(spec.priority)
     if spec.HasField("sampling"):
@@ -129,6 +132,8 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any, client: str) -> Ask:
         ask.deadline_s = _span_s(request.deadline)
     if request.slo_kind:
         ask.slo_kind = _SLO_KINDS.get(request.slo_kind, request.slo_kind)
+    if request.HasField("token_interval"):
+        ask.token_interval_s = _span_s(request.token_interval)
     if request.priority:
         ask.priority = priorities.of_message(request.priority)
     return ask

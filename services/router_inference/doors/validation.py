@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
-from router.types import NO_TIER_PIN, Priority, Request, RewardKind, SloKind
+from router.types import (
+    LONGEST_TOKEN_INTERVAL_S,
+    NO_TIER_PIN,
+    Priority,
+    Request,
+    RewardKind,
+    SloKind,
+    Task,
+)
 from services.common.checks import Checks
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.job import Ask, Job
@@ -17,6 +25,7 @@ MAX_CONVERSATION_ID_CHARACTERS = 128
 MAX_TEMPERATURE = 2.0
 _SHORTEST_SLACK_S = 1e-3
 MAX_SEED = 2**63 - 1
+_EVENT = {SloKind.COMPLETE_ANSWER: "complete answer", SloKind.FIRST_TOKEN: "first token"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +123,10 @@ class Validator:
         output_limit = min(
             ask.max_output_tokens or task.default_max_output_tokens, self._limits.max_output_tokens
         )
-        slo_kind = ask.slo_kind if isinstance(ask.slo_kind, SloKind) else task.slo_kind
-        if not ask.is_stream and (ask.prompt is not None or ask.by_gateway):
-            # Without streaming the first token reaches the client together with the last one.
-            slo_kind = SloKind.COMPLETE_ANSWER
+        slo_kind = self._slo_kind(ask, task, prefix)
+        interval_s = 0.0
+        if slo_kind is SloKind.PER_TOKEN:
+            interval_s = ask.token_interval_s or task.token_interval_s
         request = Request(
             task_index,
             max(_SHORTEST_SLACK_S, slack_s),
@@ -129,6 +138,7 @@ class Validator:
             task.reward_kind,
             task.soft_decay_s,
             ask.priority if isinstance(ask.priority, Priority) else Priority.NORMAL,
+            interval_s,
         )
         deadline_s = now_s + slack_s
         return Job(
@@ -155,10 +165,29 @@ class Validator:
             else b"",
         )
 
+    def _slo_kind(self, ask: Ask, task: Task, prefix: str) -> SloKind:
+        """Returns what the deadline is measured against.
+
+        Raises:
+            InvalidArgumentError: an interval between tokens is given, and nothing else would have
+                their times counted.
+        """
+        slo_kind = ask.slo_kind if isinstance(ask.slo_kind, SloKind) else task.slo_kind
+        if ask.token_interval_s is not None and slo_kind is not SloKind.PER_TOKEN:
+            what = f"is given, but the deadline is that of the {_EVENT[slo_kind]}"
+            raise InvalidArgumentError(f"{prefix}token_interval", what, "slo_kind per_token")
+        if not ask.is_stream and (ask.prompt is not None or ask.by_gateway):
+            # Without streaming the first token reaches the client together with the last one.
+            return SloKind.COMPLETE_ANSWER
+        if ask.by_gateway and slo_kind is SloKind.PER_TOKEN:
+            return SloKind.FIRST_TOKEN  # the only one of which a gateway tells
+        return slo_kind
+
     def _cutoff_s(self, ask: Ask, request: Request, now_s: float, deadline_s: float) -> float:
         """Returns when work stops: at a hard deadline, after a soft one, with the call at last."""
         cutoff_s = deadline_s
-        if request.slo_kind is SloKind.FIRST_TOKEN:
+        if request.slo_kind is not SloKind.COMPLETE_ANSWER:
+            # A stream with a late token goes on: its client reads along.
             cutoff_s = now_s + self._limits.max_deadline_s
         elif request.reward_kind is RewardKind.SOFT:
             cutoff_s = deadline_s + self._limits.soft_late_s
@@ -207,6 +236,10 @@ class Validator:
             checks.count("max_output_tokens", ask.max_output_tokens, limits.max_output_tokens, 1)
         if ask.deadline_s is not None:
             self._check_deadline(ask, ask.deadline_s, checks)
+        if ask.token_interval_s is not None:
+            most_s, given_s = LONGEST_TOKEN_INTERVAL_S, ask.token_interval_s
+            good = 0.0 < given_s <= most_s
+            checks.require(good, "token_interval", f"is {given_s:g} s", f"above 0 to {most_s:g} s")
         # What was not asked for is right as it is.
         if ask.quality_floor:
             checks.number("quality_floor", ask.quality_floor, 0.0, 1.0)

@@ -120,6 +120,7 @@ class AttemptRun:
         "_ended",
         "_failure",
         "_has_answered",
+        "_is_paced",
         "_key",
         "_parts",
         "_waiting",
@@ -144,6 +145,7 @@ class AttemptRun:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._has_answered = False
         self._failure: Exception | None = None
+        self._is_paced = job.request.slo_kind is SloKind.PER_TOKEN
         self._key = (choice.sequence, len(job.attempts))
         self._waiting = True
         self.job = job
@@ -280,8 +282,10 @@ class AttemptRun:
         parts, job = self._parts, self.job
         if self._waiting:
             self._waiting = False
-            job.first_token_s = parts.monotonic_s()
+            job.first_token_s = job.latest_token_s = parts.monotonic_s()
             self.target.breaker.on_sign_of_life(job.first_token_s)
+        elif self._is_paced:
+            job.pace(parts.monotonic_s())
         job.output_tokens += chunk.token_count
         parts.view.load.ledger.progress(self._key, chunk.token_count)
         if job.is_stream:

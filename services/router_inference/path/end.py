@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
+from router.types import SloKind
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE, Admission
 from services.router_inference.path.conversations import Conversations
@@ -23,6 +24,8 @@ from services.router_inference.records.tracing import Tracing
 
 REASON_LEASE_EXPIRED = "LEASE_EXPIRED"
 """Reason of routed requests nobody reported on."""
+_LEAST_LATE_S = 1e-3
+"""Lateness of an answer whose client says that it was late, if all that is known is its end."""
 
 
 class Ending:
@@ -75,7 +78,7 @@ class Ending:
         is_answered = job.is_complete
         reward = 0.0
         if is_answered:
-            lateness_s = job.deadline_event_s - job.deadline_s
+            lateness_s = _lateness_s(job, outcome)
             reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
             if job.by_gateway:
                 pass  # nobody counted its tokens
@@ -130,3 +133,14 @@ class Ending:
     def recall(self, client: str, request_id: str) -> OutcomeEntry | None:
         """Returns the record of an ended request that its client may give feedback for, once."""
         return self._memory.pop((client, request_id), None)
+
+
+def _lateness_s(job: Job, outcome: Outcome) -> float:
+    """Returns by how much an answer missed its deadline, seconds; 0 or less if it did not.
+
+    Of a routed request nobody here saw a token, so where tokens are due its client's word counts.
+    """
+    lateness_s = job.deadline_event_s - job.deadline_s
+    if job.is_routed and job.request.slo_kind is not SloKind.COMPLETE_ANSWER:
+        return 0.0 if outcome is Outcome.ON_TIME else max(lateness_s, _LEAST_LATE_S)
+    return lateness_s

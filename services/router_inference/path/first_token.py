@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router import kernels
 from router.types import Request
 from services.router_inference.job import Choice
 
@@ -28,5 +29,13 @@ def first_token_s(choice: Choice, request: Request) -> float:
     if in_flight >= limit:
         left = own_LC[2, row] + others_LC[2, row]
         waited += (in_flight - limit + 1.0) / limit * left / in_flight
-    cycle_s = max(0.0, choice.predicted_s - fixed_s) / (waited + request.event_tokens)
+    left_s = max(0.0, choice.predicted_s - fixed_s)
+    cycle_s = left_s / (waited + request.event_tokens)
+    interval_s = request.token_interval_s
+    if interval_s:
+        # Of each cycle after the first one the prediction leaves out what the schedule grants.
+        cycle_s = left_s / (waited + 1.0)
+        if cycle_s > interval_s:
+            granted_s = kernels.granted_s(cycle_s, request.event_tokens, interval_s)
+            cycle_s = (left_s + granted_s) / (waited + request.event_tokens)
     return float(fixed_s + (waited + 1.0) * cycle_s)

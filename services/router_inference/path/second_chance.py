@@ -116,7 +116,7 @@ class SecondChance:
         event_left = min(left_tokens, request.event_tokens)
         if not is_overdue and not safety.about_to_miss(
             fleet.arrays, load, row, slack_s, new_tokens, event_left, waiting,
-            limits.optimism,
+            limits.optimism, request.token_interval_s,
         ):  # fmt: skip
             return None
         desk, own_LC = view.desk(now_s), view.load.own_LC
@@ -196,5 +196,6 @@ def _asked(job: Job, slack_s: float, ramp_draw: float, fleet: Fleet) -> Asked:
         rate_long_rps=0.0,
         state_age_s=0.0,
         draw=0.0,
+        token_interval_s=request.token_interval_s,
     )
     return Asked(query, request.quality_floor, request.tier_pin, ramp_draw, seat=seat)

@@ -155,7 +155,7 @@ class TrafficView:
             request.event_tokens, request.reward_decay_s, self._own.mean_prompt_tokens,
             rate, all_long, age_s, 0.0, own_share, short, self._own.burstiness(),
             self.latency_slowdown(now_s), pressure, float(is_small),
-            log_price,
+            log_price, request.token_interval_s,
         )  # fmt: skip
 
     def kept_rps(self) -> float:

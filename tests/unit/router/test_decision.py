@@ -83,6 +83,24 @@ def test_one_function_chooses_what_the_bound_decision_does(name: str) -> None:
         assert bound.decide(state.query, 0.0, -1, 0.0, 0.0, 0.0, 0.0) == expected
 
 
+@pytest.mark.parametrize(("interval_s", "event_tokens"), [(1e-12, 8.0), (1e3, 1.0)])
+@pytest.mark.parametrize("name", [*BY_HAND, DQN])
+def test_a_schedule_of_tokens_lies_between_the_other_kinds(
+    name: str, interval_s: float, event_tokens: float
+) -> None:
+    """Without time for further tokens all are due at the deadline; with all the time, the first."""
+    names = tuple(feature.name for feature in features.FEATURES)
+    snapshot = Snapshot(random_weights(), features.SCHEMA, names) if name == DQN else None
+    rule = Rule.of(make_policy(name, fleets.catalog(), snapshot=snapshot))
+    rng = np.random.default_rng(11)
+    for _ in range(30):
+        state = seen(rng)
+        paced = state.query._replace(token_interval_s=interval_s)
+        other = state.query._replace(event_tokens=event_tokens)
+        expected = decided(rule, state._replace(query=other))
+        assert decided(rule, state._replace(query=paced)) == expected
+
+
 @pytest.mark.parametrize("name", ["price", DQN])
 def test_a_pressed_price_goes_down_and_the_floor_is_the_smallest_tier(name: str) -> None:
     """Over random states the mean tier falls with the pressure, also from below 0.

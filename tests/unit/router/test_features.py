@@ -78,6 +78,7 @@ def computed(
     own_rate_rps=anything,
     burstiness=anything,
     soft_decay_s=st.sampled_from([0.0, 0.2]),
+    token_interval_s=st.sampled_from([0.0, 0.02, 60.0]),
 )
 def test_always_finite_and_in_range(seed: int, scale: float, **query: Any) -> None:
     """Every feature is finite and inside its stated range for any input."""
@@ -127,6 +128,7 @@ def test_time_scale_leaves_them_unchanged() -> None:
             state_age_s=0.1 * scale,
             own_share=0.5,
             own_rate_rps=140.0 / scale,
+            token_interval_s=0.005 * scale,
         )
         for scale in (1.0, 5.0)
     ]

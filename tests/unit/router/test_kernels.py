@@ -50,6 +50,33 @@ def test_arrivals_to_come_lengthen_the_cycle() -> None:
     assert out_C[large] == pytest.approx(50 * 0.000084 + 8.5 * cycle_s)
 
 
+def test_a_schedule_grants_each_further_token_its_interval() -> None:
+    """No more than a cycle lasts: what a token is early brings no other one sooner."""
+    assert kernels.granted_s(0.02, 8.0, 0.1) == pytest.approx(7 * 0.02)
+    assert kernels.granted_s(0.02, 8.0, 0.005) == pytest.approx(7 * 0.005)
+    assert kernels.granted_s(0.02, 1.0, 0.1) == 0.0
+    assert kernels.granted_s(0.02, 8.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("interval_s", [0.001, 0.011, 0.02, 0.2])
+@pytest.mark.parametrize("tokens", [1.0, 1.5, 8.0, 40.0])
+def test_with_a_schedule_the_first_token_or_the_last_binds(
+    interval_s: float, tokens: float
+) -> None:
+    """The prediction is that of the later one of the two, each against its own due time."""
+    two, rng = fleet(2), np.random.default_rng(7)
+    for _ in range(20):
+        load = random_load(rng, two.candidate_count, 20.0)
+        first_C, last_C, paced_C = np.zeros((3, two.candidate_count))
+        kernels.predict_latency_s(two.arrays, load, 100.0, 1.0, first_C)
+        kernels.predict_latency_s(two.arrays, load, 100.0, tokens, last_C)
+        kernels.predict_latency_s(
+            two.arrays, load, 100.0, tokens, paced_C, token_interval_s=interval_s
+        )
+        last_C -= (tokens - 1.0) * interval_s
+        np.testing.assert_allclose(paced_C, np.maximum(first_C, last_C))
+
+
 def test_load_elsewhere_changes_nothing() -> None:
     """A device's prediction depends on its own load only."""
     two = fleet(2)

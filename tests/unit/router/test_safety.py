@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from router import kernels, safety
 from router.ledger import LoadArrays, zero_load
@@ -84,6 +85,17 @@ def test_about_to_miss_reads_progress() -> None:
     load = busy([2], 4.0)
     assert not safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 2.0, False, 0.7)
     assert safety.about_to_miss(FLEET, load, 2, 0.05, 100.0, 8.0, True, 0.7)
+
+
+@pytest.mark.parametrize("interval_s", [0.001, 0.012, 0.1])
+def test_what_is_left_of_a_schedule_is_its_first_token_or_its_last(interval_s: float) -> None:
+    """Of a stream that has not begun, the later one of the two against its own due time."""
+    load = busy([0, 1, 2], 4.0)
+    first_s, last_s = (
+        safety.remaining_latency_s(FLEET, load, 2, 100.0, tokens, True) for tokens in (1.0, 8.0)
+    )
+    paced_s = safety.remaining_latency_s(FLEET, load, 2, 100.0, 8.0, True, interval_s)
+    assert paced_s == pytest.approx(max(first_s, last_s - 7 * interval_s))
 
 
 def test_rescue_avoids_the_device_that_was_slow() -> None:

@@ -49,7 +49,8 @@ _TRITON = re.compile(
 )
 _OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_SLO_KINDS = {kind.value: kind for kind in SloKind}
+# A gateway tells of the beginning and of the end; of what comes between, nothing.
+_SLO_KINDS = {kind.value: kind for kind in (SloKind.COMPLETE_ANSWER, SloKind.FIRST_TOKEN)}
 
 
 class Path(NamedTuple):

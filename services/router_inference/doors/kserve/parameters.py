@@ -18,9 +18,10 @@ TASK = "tiercel_task"
 DEADLINE = "tiercel_deadline_ms"
 FLOOR = "tiercel_quality_floor"
 SLO_KIND = "tiercel_slo_kind"
+TOKEN_INTERVAL = "tiercel_token_interval_ms"  # noqa: S105 - no password
 CONVERSATION = "tiercel_conversation_id"
 TIMEOUT, PRIORITY, SEQUENCE = "timeout", "priority", "sequence_id"
-OWN = (TASK, DEADLINE, FLOOR, SLO_KIND, CONVERSATION)
+OWN = (TASK, DEADLINE, FLOOR, SLO_KIND, TOKEN_INTERVAL, CONVERSATION)
 EMPTY_FINAL = "triton_enable_empty_final_response"
 MAX_TOKENS, TEMPERATURE, SEED = "max_tokens", "temperature", "seed"
 SAMPLING_KEYS = (MAX_TOKENS, TEMPERATURE, SEED)
@@ -54,10 +55,7 @@ _KINDS = {
     EMPTY_FINAL: ("bool_param",),
 }
 """Parameters of Triton's own, and what they may be."""
-_SLO_KINDS = {
-    "complete_answer": SloKind.COMPLETE_ANSWER,
-    "first_token": SloKind.FIRST_TOKEN,
-}
+_SLO_KINDS = {kind.value: kind for kind in SloKind}
 _LONGEST_SAMPLING_BYTES = 16_384
 _LONGEST_NUMBER = 64
 _SAMPLING = "sampling_parameters."
@@ -125,10 +123,14 @@ class Wishes:
         deadline_field: the parameter that says so.
         quality_floor: lowest quality accepted.
         slo_kind: what the deadline is measured against.
+        token_interval_s: time between the due times of two tokens, seconds.
         priority: how the request stands beside others.
     """
 
-    __slots__ = ("deadline_field", "deadline_s", "priority", "quality_floor", "slo_kind", "task")
+    __slots__ = (
+        "deadline_field", "deadline_s", "priority", "quality_floor", "slo_kind", "task",
+        "token_interval_s",
+    )  # fmt: skip
 
     def __init__(self, parameters: Mapping[str, Any], checks: Checks) -> None:
         """Reads them; what is no number or not known is noted in `checks`."""
@@ -155,6 +157,8 @@ class Wishes:
             self.slo_kind = _SLO_KINDS.get(kind) if isinstance(kind, str) else None
             known = ", ".join(_SLO_KINDS)
             checks.require(self.slo_kind is not None, SLO_KIND, "is not known", known)
+        interval_ms = _number(parameters, TOKEN_INTERVAL, checks)
+        self.token_interval_s = None if interval_ms is None else interval_ms / _MS_PER_S
         number = parameters.get(PRIORITY, 0)
         priority = priorities.of_number(number)
         checks.require(priority is not None, PRIORITY, f"is {number}", "0 or more")

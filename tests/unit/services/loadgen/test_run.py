@@ -65,6 +65,23 @@ async def test_latency_counts_from_the_intended_send_time_and_lateness_is_seen()
     assert summary["p50_ms"] >= 120
 
 
+@pytest.mark.parametrize(
+    ("deadline_s", "interval_s", "status"), [(5.0, 5.0, "on_time"), (0.2, 0.001, "late")]
+)
+async def test_each_token_of_a_stream_may_have_a_due_time(
+    deadline_s: float, interval_s: float, status: str
+) -> None:
+    """By the generator's clock, whatever the router says; the router is told what is asked."""
+    router = FakeRouter(answer=lambda _: "abcd", token_s=0.08)
+    fields = {"stream": True, "max_output_tokens": 4, "deadline_s": deadline_s}
+    records = await run(router, token_interval_s=interval_s, **fields)
+    summary = summarize(records)
+    assert summary[status] == summary["offered"]
+    assert records.columns["latency_s"].min() > 0.3
+    assert {spec.slo_kind for spec in router.specs} == {common_pb2.SLO_KIND_PER_TOKEN}
+    assert {spec.token_interval.ToNanoseconds() for spec in router.specs} == {interval_s * 1e9}
+
+
 async def test_a_hanging_router_makes_requests_late() -> None:
     """A call cut off by its own limit is late and the run ends by itself."""
     records = await run(FakeRouter(delay_s=30), deadline_s=0.1, grace_s=0.05)

@@ -63,6 +63,9 @@ class Behaviour:
         error: Raised after `error_after` pieces; None for none.
         error_after: Pieces before the error.
         hang: True sends nothing until the request's timeout.
+        tokens_per_piece: Tokens in each piece.
+        at_s: When each piece comes, seconds from the call; in place of `step_s` if there are any.
+        end_after_s: Time between the last piece and the end, seconds.
         ends_with_last: True says with the last piece that it is, not in a message of its own.
     """
 
@@ -72,6 +75,15 @@ class Behaviour:
     error_after: int = 0
     hang: bool = False
     ends_with_last: bool = False
+    tokens_per_piece: int = 1
+    at_s: tuple[float, ...] = ()
+    end_after_s: float = 0.0
+
+    def pause_s(self, index: int) -> float:
+        """Returns the time before a piece, seconds."""
+        if not self.at_s:
+            return self.step_s
+        return self.at_s[index] - (self.at_s[index - 1] if index else 0.0)
 
 
 @dataclass
@@ -104,11 +116,13 @@ class FakeTier(AsksByGenerating):
                 call["end"] = "error"
                 raise behaviour.error
             if index < len(pieces):
-                await asyncio.sleep(behaviour.step_s)
+                await asyncio.sleep(behaviour.pause_s(index))
+            elif behaviour.end_after_s:
+                await asyncio.sleep(behaviour.end_after_s)
             is_last = index == len(pieces) - behaviour.ends_with_last
             if is_last:
                 call["end"] = "done"
-            count = 0 if index == len(pieces) else 1
+            count = 0 if index == len(pieces) else behaviour.tokens_per_piece
             yield TierChunk(piece, count, is_last, "stop" if is_last else "")
             if is_last:
                 return

@@ -227,6 +227,47 @@ def test_first_token_deadline_is_met_by_the_first_token() -> None:
     assert result.latency_N[0] == pytest.approx(LARGE.unloaded_latency_s(100, 20))
 
 
+@pytest.mark.parametrize(
+    ("output", "interval_s", "late_s"),
+    [
+        (20, 0.02, 0.0),  # a token takes 10.6 ms, the first one 19 ms
+        (20, 0.005, LARGE.unloaded_latency_s(100, 20) - 0.03 - 19 * 0.005),
+        (1, 0.005, 0.0),
+    ],
+)
+def test_an_answer_is_as_late_as_its_latest_token(
+    output: int, interval_s: float, late_s: float
+) -> None:
+    """It runs to its end all the same, and earns what its lateness leaves."""
+    task = Task(
+        "easy", 0.4, slo_kind=SloKind.PER_TOKEN, token_interval_s=interval_s,
+        reward_kind=RewardKind.SOFT, soft_decay_s=0.2,
+    )  # fmt: skip
+    offered = requests((1.0, 100, output), slack_s=0.03)
+    result = simulate(config(tasks=[task]), offered, spec("static-large"))
+    assert result.on_time_N[0] == (late_s == 0.0)
+    assert result.reward_N[0] == pytest.approx(np.exp(-late_s / 0.2))
+    assert result.latency_N[0] == pytest.approx(LARGE.unloaded_latency_s(100, output))
+
+
+def test_a_pause_between_two_tokens_counts() -> None:
+    """A long prompt that is admitted in the middle of an answer holds its next token up."""
+    reader = Task(
+        "easy", 0.4, slo_kind=SloKind.PER_TOKEN, token_interval_s=0.02,
+        reward_kind=RewardKind.SOFT, soft_decay_s=0.2,
+    )  # fmt: skip
+    # It comes within the 11th iteration, so it joins the 12th.
+    arrival_s = 1.0 + LARGE.unloaded_latency_s(100, 10) + 0.005
+    both = requests((1.0, 100, 20), (arrival_s, 4000, 1), slack_s=0.03)
+    both = replace(both, task_N=np.array([0, 1]))
+    setup = config(1, tasks=[reader, Task("hard", 10.0)], safety=False)
+    result = simulate(setup, both, spec("static-large"))
+    twelfth_s = LARGE.unloaded_latency_s(100, 11) + LARGE.step_s + 2 * LARGE.per_sequence_s
+    twelfth_s += 4000 * LARGE.per_prompt_token_s
+    assert not result.on_time_N[0]
+    assert result.reward_N[0] == pytest.approx(np.exp(-(twelfth_s - 0.03 - 11 * 0.02) / 0.2))
+
+
 def test_several_routers_see_each_other_late() -> None:
     """Others' load appears after the staleness, own load at once."""
     offered = requests(*[(1.0 + 0.002 * k, 4000.0, 30) for k in range(10)], (1.3, 1.0, 1))

@@ -29,15 +29,17 @@ def test_what_is_said_arrives() -> None:
         "request_id": "mine", "conversation_id": "talk", "priority": "low",
     }  # fmt: skip
     spec = convert.generation_spec(
-        "ab", task="sort", temperature=0.7, seed=0, slo_kind="first_token", **options
-    )
+        "ab", task="sort", temperature=0.7, seed=0, slo_kind="per_token", token_interval_s=0.05,
+        **options,
+    )  # fmt: skip
     for message in (spec, convert.route_request("sort", 3, **options)):
         assert message.deadline.ToNanoseconds() == 250_000_000
         assert (message.max_output_tokens, message.quality_floor) == (7, 0.5)
         assert (message.tier, message.request_id, message.task) == ("small", "mine", "sort")
         assert message.conversation_id == "talk"
         assert message.priority == common_pb2.PRIORITY_LOW
-    assert spec.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
+    assert spec.slo_kind == common_pb2.SLO_KIND_PER_TOKEN
+    assert spec.token_interval.ToNanoseconds() == 50_000_000
     assert spec.sampling.temperature == pytest.approx(0.7)
     assert spec.sampling.HasField("seed")
 

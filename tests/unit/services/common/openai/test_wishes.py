@@ -15,7 +15,8 @@ def test_both_ways_say_the_same() -> None:
         "x-tiercel-task": "chat",
         "x-tiercel-deadline-ms": "800",
         "x-tiercel-quality-floor": "0.5",
-        "x-tiercel-slo-kind": "first_token",
+        "x-tiercel-slo-kind": "per_token",
+        "x-tiercel-token-interval-ms": "62.5",
         "x-tiercel-priority": "high",
     }
     by_header = wishes_of(headers, {})
@@ -25,13 +26,15 @@ def test_both_ways_say_the_same() -> None:
             "tiercel_task": "chat",
             "tiercel_deadline_ms": 800,
             "tiercel_quality_floor": "0.5",
-            "tiercel_slo_kind": "first_token",
+            "tiercel_slo_kind": "per_token",
+            "tiercel_token_interval_ms": 62.5,
             "tiercel_priority": 1,
             "session": "the client's own",
         },
     )
-    assert by_header.slo_kind is SloKind.FIRST_TOKEN
+    assert by_header.slo_kind is SloKind.PER_TOKEN
     for wishes in (by_header, by_metadata):
+        assert wishes.token_interval_ms == 62.5
         assert (wishes.task, wishes.deadline_ms, wishes.quality_floor) == ("chat", 800.0, 0.5)
     assert by_metadata.slo_kind is by_header.slo_kind
     assert by_metadata.priority is by_header.priority is Priority.HIGH

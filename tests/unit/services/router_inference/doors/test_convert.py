@@ -24,7 +24,7 @@ def test_what_a_spec_leaves_out_stays_unsaid() -> None:
     )
     assert (ask.task, ask.prompt, ask.call_left_s, ask.is_stream) == ("hard", "hi", 1.5, True)
     unsaid = (ask.max_output_tokens, ask.deadline_s, ask.slo_kind, ask.seed, ask.prompt_tokens)
-    assert unsaid == (None,) * 5
+    assert (*unsaid, ask.token_interval_s) == (None,) * 6
 
 
 def test_a_spec_is_read_field_by_field() -> None:
@@ -37,18 +37,22 @@ def test_a_spec_is_read_field_by_field() -> None:
         tier="small",
         request_id="mine",
         conversation_id="talk",
-        slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN,
+        slo_kind=common_pb2.SLO_KIND_PER_TOKEN,
         priority=common_pb2.PRIORITY_LOW,
         sampling=pb2.Sampling(temperature=0.7, seed=3),
     )
     spec.deadline.FromMilliseconds(250)
+    spec.token_interval.FromMilliseconds(50)
     ask = convert.ask_of_spec(spec, None, (), "", is_stream=False)
-    assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.FIRST_TOKEN)
+    assert (ask.max_output_tokens, ask.deadline_s, ask.slo_kind) == (7, 0.25, SloKind.PER_TOKEN)
+    assert ask.token_interval_s == 0.05
     assert (ask.temperature, ask.seed, ask.quality_floor) == (0.7, 3, 0.5)
     assert (ask.tier, ask.request_id, ask.conversation_id) == ("small", "mine", "talk")
     assert ask.priority is Priority.LOW
     request = pb2.RouteRequest(priority=common_pb2.PRIORITY_HIGH)
-    assert convert.ask_of_route(request, None, "").priority is Priority.HIGH
+    request.token_interval.FromMilliseconds(50)
+    asked = convert.ask_of_route(request, None, "")
+    assert (asked.priority, asked.token_interval_s) == (Priority.HIGH, 0.05)
 
 
 @scenario

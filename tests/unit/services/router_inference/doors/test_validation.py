@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.catalog import Catalog
 from router.estimators import OutputLengthPredictor
-from router.types import SloKind
+from router.types import TOKEN_INTERVAL_S, SloKind
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.router_inference.doors.validation import Limits, Validator
 from services.router_inference.job import Ask, Job
@@ -138,6 +138,50 @@ def test_a_first_token_deadline_needs_a_stream() -> None:
     """In one piece the first token comes with the last, so the whole answer has to be in time."""
     assert job(task="first", is_stream=True).request.slo_kind is SloKind.FIRST_TOKEN
     assert job(task="first").request.slo_kind is SloKind.COMPLETE_ANSWER
+
+
+def test_due_times_of_tokens_need_a_stream() -> None:
+    """In one piece all tokens come with the last, and the first one is due at the deadline."""
+    told = {"slo_kind": SloKind.PER_TOKEN, "token_interval_s": 0.05}
+    streamed, whole = job(is_stream=True, **told), job(**told)
+    assert streamed.request.slo_kind is SloKind.PER_TOKEN
+    assert streamed.request.token_interval_s == 0.05
+    assert streamed.request.event_tokens == streamed.request.output_tokens
+    assert (whole.request.slo_kind, whole.request.token_interval_s) == (
+        SloKind.COMPLETE_ANSWER,
+        0.0,
+    )
+    assert (whole.deadline_s, whole.cutoff_s) == (streamed.deadline_s, whole.deadline_s)
+
+
+def test_an_interval_that_is_not_given_is_the_tasks() -> None:
+    """Reading speed, where the task's settings have none."""
+    made = job(slo_kind=SloKind.PER_TOKEN, is_stream=True)
+    assert made.request.token_interval_s == TOKEN_INTERVAL_S
+
+
+def test_a_gateway_is_held_to_the_first_token() -> None:
+    """It tells of the beginning and of the end, and of no token between."""
+    made = job(prompt=None, by_gateway=True, is_stream=True, slo_kind=SloKind.PER_TOKEN)
+    assert (made.request.slo_kind, made.request.token_interval_s) == (SloKind.FIRST_TOKEN, 0.0)
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -0.1, 60.5, math.nan, math.inf])
+def test_an_interval_has_limits(interval_s: float) -> None:
+    """The error names field and limit."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        job(slo_kind=SloKind.PER_TOKEN, is_stream=True, token_interval_s=interval_s)
+    assert caught.value.field == "spec.token_interval"
+    assert "above 0 to 60 s" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [None, SloKind.FIRST_TOKEN, SloKind.COMPLETE_ANSWER])
+def test_an_interval_is_for_deadlines_of_each_token(kind: SloKind | None) -> None:
+    """It would be kept by nobody otherwise, and its client would not know."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        job(slo_kind=kind, is_stream=True, token_interval_s=0.05)
+    assert caught.value.field == "spec.token_interval"
+    assert "slo_kind per_token" in str(caught.value)
 
 
 def test_tokens_are_estimated_and_limits_default() -> None:

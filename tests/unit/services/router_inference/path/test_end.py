@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from typing import Any
 
 import pytest
 
+from router.types import SloKind
 from services.common.tiers.errors import TierInvalidError, TierOverloadedError, TierUnavailableError
-from services.router_inference.job import Outcome
+from services.router_inference.job import Job, Outcome
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -38,6 +41,80 @@ async def test_a_first_token_deadline_is_met_by_the_first_token() -> None:
     await rig.answer(job)
     assert job.end_s > job.deadline_s
     assert job.outcome is Outcome.ON_TIME
+
+
+def _paced(rig: Rig, interval_s: float, **fields: Any) -> Job:
+    return rig.job(
+        is_stream=True, slo_kind=SloKind.PER_TOKEN, token_interval_s=interval_s, **fields
+    )
+
+
+@scenario
+async def test_each_token_has_its_own_due_time() -> None:
+    """An answer far beyond its first token's deadline is in time if it comes as fast as is read."""
+    rig = make_rig(safety_net=False)
+    rig.tier().default = Behaviour(pieces=("a",) * 10, step_s=0.1)
+    job = _paced(rig, 0.1)
+    await rig.answer(job)
+    assert job.end_s - job.arrival_s > 2 * (job.deadline_s - job.arrival_s)
+    assert job.outcome is Outcome.ON_TIME
+    # Each token came as long before its due time as the first: by 0.3 s.
+    assert job.deadline_s - job.deadline_event_s == pytest.approx(0.3)
+
+
+@scenario
+async def test_a_stream_that_falls_behind_is_late() -> None:
+    """The answer goes on to its end, and is as late as its latest token, here the last."""
+    rig = make_rig(safety_net=False)
+    rig.tier().default = Behaviour(pieces=("a",) * 10, step_s=0.1)
+    job = _paced(rig, 0.06)
+    assert (await rig.answer(job)).text == "a" * 10
+    assert job.outcome is Outcome.LATE
+    assert job.deadline_event_s - job.deadline_s == pytest.approx(1.0 - 0.4 - 9 * 0.06)
+    record = (await rig.records())[-1].outcome
+    assert (record.status, record.reward, record.output_token_count) == (2, 0.0, 10)
+
+
+@scenario
+async def test_a_token_that_stalls_in_the_middle_counts() -> None:
+    """What comes fast after a pause makes up for none of it."""
+    rig = make_rig(safety_net=False)
+    job = _paced(rig, 0.05, task="soft")
+    at_s = (0.1, 0.1, 0.9, 0.9, 0.9, 0.9)
+    rig.tier().default = Behaviour(pieces=("a",) * len(at_s), at_s=at_s)
+    await rig.answer(job)
+    assert job.outcome is Outcome.LATE
+    # The third token was due 0.1 s after the first one's deadline.
+    assert job.deadline_event_s - job.deadline_s == pytest.approx(0.9 - (0.4 + 2 * 0.05))
+    assert (await rig.records())[-1].outcome.reward == pytest.approx(math.exp(-0.4 / 0.2))
+
+
+@scenario
+async def test_tokens_of_one_message_came_with_it() -> None:
+    """The first token of a message is its latest: the others are due after it."""
+    rig = make_rig(safety_net=False)
+    rig.tier().default = Behaviour(pieces=("aaaaa",) * 3, step_s=0.2, tokens_per_piece=5)
+    job = _paced(rig, 0.05, max_output_tokens=15)
+    await rig.answer(job)
+    # Tokens 1, 6 and 11 came at 0.2, 0.4 and 0.6 s, and were due at 0.4, 0.65 and 0.9 s.
+    assert job.output_tokens == 15
+    assert job.deadline_s - job.deadline_event_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("step_s", "outcome"), [(0.3, Outcome.ON_TIME), (0.5, Outcome.LATE)])
+@pytest.mark.parametrize("pieces", [("a",), ()])
+@scenario
+async def test_answers_of_one_token_or_none_are_due_at_the_deadline(
+    pieces: tuple[str, ...], step_s: float, outcome: Outcome
+) -> None:
+    """Without a token, the end is what comes."""
+    rig = make_rig(safety_net=False)
+    end_after_s = 0.0 if pieces else step_s
+    rig.tier().default = Behaviour(pieces=pieces, step_s=step_s, end_after_s=end_after_s)
+    job = _paced(rig, 1.0)
+    await rig.answer(job)
+    assert (job.outcome, job.output_tokens) == (outcome, len(pieces))
+    assert job.deadline_event_s - job.arrival_s == pytest.approx(step_s)
 
 
 @scenario

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router.catalog import QualityTable
-from router.types import Task
+from router.types import SloKind, Task
 from services.common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -18,6 +18,7 @@ from services.common.errors import (
     ResourceExhaustedError,
 )
 from services.router_inference.job import Job, Outcome
+from services.router_inference.path.first_token import first_token_s
 from services.router_inference.path.hold import CLAIMED_HIGHEST
 from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
@@ -68,6 +69,36 @@ async def test_the_prompt_of_a_routed_request_waits_for_as_long_as_predicted() -
     for ticket in tickets:
         leases.close(ticket, DONE)
     rig.assert_settled()
+
+
+@pytest.mark.parametrize("kind", [SloKind.FIRST_TOKEN, SloKind.PER_TOKEN])
+@pytest.mark.parametrize(("claim", "reward"), [(Outcome.ON_TIME, 1.0), (Outcome.LATE, 0.0)])
+@scenario
+async def test_whether_tokens_were_in_time_is_what_the_client_says(
+    kind: SloKind, claim: Outcome, reward: float
+) -> None:
+    """Nobody here saw them; when the answer ended says nothing of them."""
+    rig = make_rig()
+    for wait_s in (0.1, 3.0):
+        ticket = rig.core.leases.route(routed(rig, slo_kind=kind)).ticket
+        await asyncio.sleep(wait_s)
+        rig.core.leases.close(ticket, dataclasses.replace(DONE, outcome=claim))
+        assert (await rig.records())[-1].outcome.reward == reward
+
+
+@pytest.mark.parametrize("interval_s", [0.0005, 10.0])
+@scenario
+async def test_the_first_token_is_expected_alike_with_any_interval(interval_s: float) -> None:
+    """The prediction leaves out what a schedule grants; when the first token comes is the same."""
+    rig = make_rig(lease_s=2.0)
+    fields = {"deadline_s": 2.0, "slo_kind": SloKind.PER_TOKEN, "token_interval_s": interval_s}
+    paced, plain = routed(rig, **fields), routed(rig, deadline_s=2.0)
+    expected_s = []
+    for job in (paced, plain):
+        opened = rig.core.leases.route(job)
+        expected_s.append(first_token_s(opened.choice, job.request))
+        rig.core.leases.close(opened.ticket, DONE)
+    assert expected_s[0] == pytest.approx(expected_s[1])
 
 
 @scenario

@@ -277,6 +277,8 @@ async def test_one_without_an_address_is_not_chosen_though_it_is_the_best() -> N
         ({"x_tiercel_quality_floor": "-1"}, 400, "x-tiercel-quality-floor"),
         ({"x_tiercel_max_output_tokens": "0"}, 400, "x-tiercel-max-output-tokens"),
         ({"x_tiercel_slo_kind": "some"}, 400, "x-tiercel-slo-kind"),
+        ({"x_tiercel_slo_kind": "per_token"}, 400, "x-tiercel-slo-kind"),
+        ({"x_tiercel_token_interval_ms": "50"}, 400, "x-tiercel-token-interval-ms"),
         ({"x_tiercel_tier": "huge"}, 404, "huge"),
         ({"x_tiercel_dead_line": "5"}, 400, "x-tiercel-dead-line"),
         ({"path": "/v2/models/huge/generate"}, 404, "huge"),

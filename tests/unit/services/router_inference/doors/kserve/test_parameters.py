@@ -46,11 +46,12 @@ def test_a_request_says_task_deadline_floor_and_kind() -> None:
             "tiercel_task": "piqa",
             "tiercel_deadline_ms": 250,
             "tiercel_quality_floor": "0.75",
-            "tiercel_slo_kind": "first_token",
+            "tiercel_slo_kind": "per_token",
+            "tiercel_token_interval_ms": "62.5",
         }
     )
     assert (found.task, found.deadline_s, found.quality_floor) == ("piqa", 0.25, 0.75)
-    assert found.slo_kind is SloKind.FIRST_TOKEN
+    assert (found.slo_kind, found.token_interval_s) == (SloKind.PER_TOKEN, 0.0625)
 
 
 @pytest.mark.parametrize(
