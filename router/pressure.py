@@ -78,9 +78,11 @@ def total(values_K: NDArray[np.float64]) -> float:
 
 def felt(p: Pressures, now_s: float, window_s: float, target_K: NDArray[np.float64]) -> float:
     """Returns the pressure that a request feels at present; see `relax`."""
-    if total(p.pressure_K) > 0.0:
+    found = total(p.pressure_K)
+    if found > 0.0:
         relax(p, now_s, window_s, target_K)
-    return total(p.pressure_K)
+        found = total(p.pressure_K)
+    return found
 
 
 def relax(p: Pressures, now_s: float, window_s: float, target_K: NDArray[np.float64]) -> None:

@@ -33,6 +33,8 @@ OWED = 0.5
 """Part of the share admitted of all requests that is admitted of each class at least."""
 MEMORY = 100.0
 """Requests over which means are taken: the weight of one falls by 1/e in so many."""
+FADED = 1e-17
+"""Share below which it is none: 1 less that is 1 in double precision."""
 HIGH, LOW = -1, 1
 """Places of the outer classes; that of normal is 0."""
 
@@ -66,6 +68,15 @@ def arrive(classes: Classes, place: int) -> None:
 def log_price(classes: Classes, place: int) -> float:
     """Returns the logarithm of the factor on the price of device time; 0 if all are of a class."""
     return PRICE * (place - classes.mean_place)
+
+
+def is_alone(classes: Classes, place: int) -> bool:
+    """Returns whether a class is, as far as counts tell, the only one: then it means nothing.
+
+    Then another request of it changes no mean place, both logarithms below are exactly 0, and it is
+    owed nothing.
+    """
+    return place == classes.mean_place and refused_share(classes, place) == classes.refused
 
 
 def refused_share(classes: Classes, place: int) -> float:
@@ -112,13 +123,23 @@ def log_caution(classes: Classes, place: int) -> float:
 def learn(classes: Classes, place: int, refused: bool) -> None:
     """Learns what admission made of a request with a hard deadline."""
     value = 1.0 if refused else 0.0
-    classes.refused += (value - classes.refused) / MEMORY
+    classes.refused = _moved(classes.refused, value)
     if place < 0:
-        classes.refused_high += (value - classes.refused_high) / MEMORY
+        classes.refused_high = _moved(classes.refused_high, value)
     elif place > 0:
-        classes.refused_low += (value - classes.refused_low) / MEMORY
+        classes.refused_low = _moved(classes.refused_low, value)
     else:
-        classes.refused_normal += (value - classes.refused_normal) / MEMORY
+        classes.refused_normal = _moved(classes.refused_normal, value)
+
+
+def _moved(share: float, value: float) -> float:
+    """Returns a share after one more value.
+
+    What no longer changes 1 - share is nothing: numbers that fade without end become so small that
+    processors take many times as long for them.
+    """
+    share += (value - share) / MEMORY
+    return share if share > FADED else 0.0
 
 
 def factor(log: float) -> float:

@@ -97,6 +97,8 @@ def factor(slowdown: Slowdown, now_s: float, window_s: float) -> float:
 
     Never below 1: that answers come early while load is light is no reason to plan tighter.
     """
+    if slowdown.ratios <= slowdown.compared:
+        return 1.0  # the mean is 1 at most, however much of it is forgotten
     return max(1.0, min(LARGEST, mean_ratio(slowdown, now_s, window_s) / ORDINARY))
 
 

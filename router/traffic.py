@@ -20,6 +20,8 @@ STOPPED_GAPS = 20.0
 """Traffic has stopped after so many of its mean gaps without an arrival."""
 CLUMPED = 4.0
 """Burstiness from which gaps of any length are ordinary."""
+WHOLE_TAUS = 40.0
+"""After so many time constants 1 - exp(-age / tau) is 1 in double precision."""
 MEAN_WEIGHT = 0.02
 """Weight of one value in a mean of prompt or output lengths; about the last 50 count."""
 
@@ -65,6 +67,8 @@ def rate_from_sum(value: float, age_s: float, tau_s: float) -> float:
     weight seen in `age_s` since its start. The floor of a tenth of tau keeps the first arrivals
     from reading as an infinite rate.
     """
+    if age_s > WHOLE_TAUS * tau_s:
+        return value  # the weight is 1 to the last digit
     return value / (1.0 - math.exp(-max(age_s, 0.1 * tau_s) / tau_s))
 
 

@@ -55,17 +55,20 @@ class Admission:
         if self.limits is None:
             return 0.0
         now_s = self._monotonic_s()
-        most = self.caution
-        for caution in (self.caution, self._claimed):
-            if caution.ended or caution.raised:  # else it is at rest
-                safety.relax(caution, now_s, self._window_s)
-                if caution.raised > most.raised:
-                    most = caution
+        most, claimed = self.caution, self._claimed
+        # At rest there is nothing to relax; so it is nearly always.
+        if most.ended or most.raised:
+            safety.relax(most, now_s, self._window_s)
+        if claimed.ended or claimed.raised:
+            safety.relax(claimed, now_s, self._window_s)
+            if claimed.raised > most.raised:
+                most = claimed
         optimism, pessimism = self.limits.optimism, self.limits.pessimism
         if not held.has_target:
             return safety.admission_factor(most, optimism)
-        ratio = self._latency_ratio(now_s) if held.is_floored else 1.0
-        return safety.target_factor(most, optimism, pessimism, held.is_floored, ratio)
+        is_floored = held.is_floored
+        ratio = self._latency_ratio(now_s) if is_floored else 1.0
+        return safety.target_factor(most, optimism, pessimism, is_floored, ratio)
 
     def terms(self, request: Request, held: Held) -> tuple[float, float]:
         """Returns what `router.safety.admit` goes by for a request: its slack and the factor.

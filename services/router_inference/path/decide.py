@@ -107,7 +107,8 @@ class Decider:
         )
         job.load_class = self._load_class(query.rate_short_rps)
         slack_s, factor = self._admission.terms(request, held)
-        factor *= priority.factor(standing.log_caution)
+        if standing.log_caution:
+            factor *= priority.factor(standing.log_caution)
         desk.asked = Asked(
             query,
             request.quality_floor,

@@ -43,7 +43,9 @@ class TargetHold:
         self._serves = False
         self._start_s = now_s
         self._has_claims = False
+        self._is_cold = True
         self._targets: Any = ()
+        self._at_rest_K: list[Held] = []
         self._seen = self._claimed = _at_rest(0, now_s)
         self.configure(targets)
 
@@ -58,6 +60,7 @@ class TargetHold:
             self._common.configure(names)
         learned = self._seen, self._claimed
         self._targets = list(targets)
+        self._at_rest_K = [Held(target) for target in targets]
         self._seen, self._claimed = (_at_rest(len(targets), old.at_s_1[0]) for old in learned)
         for old, new in zip(learned, (self._seen, self._claimed), strict=True):
             for k in range(min(len(old.pressure_K), len(targets))):
@@ -68,7 +71,7 @@ class TargetHold:
 
         A worker knows what its siblings do, and begins where they stand.
         """
-        self._start_s = now_s
+        self._start_s, self._is_cold = now_s, True
         stand = self._common.newest(now_s) if self._common is not None else None
         if stand is not None:
             self._start_s, self._window_s = stand.start_s, stand.window_s
@@ -142,15 +145,16 @@ class TargetHold:
         if self._common is not None:
             self._window_s = window_s
             self._listen(now_s, window_s)
+        is_claimed = self._has_claims and any(self._claimed.pressure_K)
+        if not (self._is_cold or is_claimed or any(self._seen.pressure_K)):
+            return self._at_rest_K[request.task]  # so it is for most requests
         felt = pressure.felt(self._seen, now_s, window_s, self._targets)
         if self._has_claims:
             claimed = pressure.felt(self._claimed, now_s, window_s, self._targets)
             felt = max(felt, claimed)
-        return Held(
-            self._targets[request.task],
-            felt,
-            pressure.is_small(felt, now_s - self._start_s, window_s),
-        )
+        age_s = now_s - self._start_s
+        self._is_cold = age_s < pressure.LONGEST_COLD_S
+        return Held(self._targets[request.task], felt, pressure.is_small(felt, age_s, window_s))
 
     def on_late_ahead(self, job: Job, now_s: float) -> None:
         """Learns that a choice is predicted to be late."""

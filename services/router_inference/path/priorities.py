@@ -7,6 +7,8 @@ from router.priority import Classes
 from router.types import Priority
 from services.router_inference.job import Job, Standing
 
+_ALONE = Standing()
+
 
 class Priorities:
     """What one process learned of the classes it was asked for."""
@@ -18,6 +20,13 @@ class Priorities:
     def arrive(self, job: Job) -> Standing:
         """Counts a request that is to be decided for; returns what its class means for it."""
         learned, place = self._learned, job.request.priority
+        if priority.is_alone(learned, place):
+            # So it is in most meshes, for every request: what follows would come to the same.
+            return (
+                _ALONE
+                if place is job.asked_priority is Priority.NORMAL
+                else Standing(place, job.asked_priority)
+            )
         priority.arrive(learned, place)
         return Standing(
             place,

@@ -36,9 +36,10 @@ class Explanations:
         if not self._memory_bytes:
             return
         size, choices = self._size(choice.inputs), self._choices
-        before = choices.pop(choice.request_id, None)
+        if choice.request_id in choices:
+            self.used_bytes -= choices.pop(choice.request_id)[1]
         choices[choice.request_id] = choice, size
-        self.used_bytes += size - (before[1] if before else 0)
+        self.used_bytes += size
         while self.used_bytes > self._memory_bytes:
             self.used_bytes -= choices.popitem(last=False)[1][1]
 

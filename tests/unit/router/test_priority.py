@@ -100,3 +100,35 @@ def test_no_class_is_starved(mix: tuple[float, float, float], level: float) -> N
     # Shares are known over MEMORY requests only.
     assert min(found.values()) >= OWED * every - 0.02
     assert found[-1] == max(found.values())
+
+
+@given(SEEN, PLACES)
+def test_a_class_alone_means_nothing_to_the_last_digit(
+    seen: list[tuple[int, bool]], place: int
+) -> None:
+    """Whoever finds a class alone may leave everything else out."""
+    for classes in (after(seen), after([(0, refused) for _, refused in seen])):
+        if priority.is_alone(classes, place):
+            assert priority.log_price(classes, place) == 0.0
+            assert priority.log_caution(classes, place) == 0.0
+            assert not priority.is_owed(classes, place)
+            before = classes.mean_place
+            priority.arrive(classes, place)
+            assert classes.mean_place == before
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_normal_alone_is_found(refused: list[bool]) -> None:
+    """Whatever admission does; and no other class is, beside it."""
+    classes = after([(0, each) for each in refused])
+    assert priority.is_alone(classes, 0)
+    assert not priority.is_alone(classes, HIGH)
+    assert not priority.is_alone(classes, LOW)
+
+
+@pytest.mark.parametrize("place", [HIGH, 0, LOW])
+def test_what_fades_ends_at_none(place: int) -> None:
+    """Not among the smallest numbers there are, which take a processor many times as long."""
+    classes = after([(place, True)] * 50 + [(place, False)] * 10_000)
+    assert classes.refused == 0.0
+    assert priority.refused_share(classes, place) == 0.0

@@ -149,3 +149,19 @@ def test_a_stretched_query_reads_as_one_to_slower_devices(with_table: bool) -> N
     half = len(priors) // 2
     for one, other in zip(priors[:half], priors[half:], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@given(ENDS, st.floats(0.0, 30.0))
+def test_the_factor_is_that_of_the_mean(
+    ends: list[tuple[float, float, float, bool]], later_s: float
+) -> None:
+    """To the last digit, also where it is 1 at first sight."""
+    found = Slowdown()
+    now_s = 0.0
+    for step_s, observed_s, predicted_s, finished in ends:
+        now_s += step_s
+        slowdown.compare(found, now_s, WINDOW_S, observed_s, predicted_s, finished)
+    now_s += later_s
+    mean = slowdown.mean_ratio(found, now_s, WINDOW_S)
+    expected = max(1.0, min(slowdown.LARGEST, mean / slowdown.ORDINARY))
+    assert slowdown.factor(found, now_s, WINDOW_S) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -158,3 +159,10 @@ def test_clumps_are_no_traffic_that_comes_back() -> None:
     gaps = np.random.default_rng(1).gamma(1.0 / 64.0, 64.0 / 400.0, 1000).tolist()
     _, after = stopped_and_back(gaps, 3.0)
     assert after < 6.0
+
+
+@given(st.floats(0.0, 1e6), st.floats(0.0, 1e4), st.sampled_from([0.2, 10.0]))
+def test_an_old_sum_has_its_whole_weight(value: float, age_s: float, tau_s: float) -> None:
+    """To the last digit: after many time constants nothing is missing any more."""
+    weight = 1.0 - math.exp(-max(age_s, 0.1 * tau_s) / tau_s)
+    assert traffic.rate_from_sum(value, age_s, tau_s) == value / weight

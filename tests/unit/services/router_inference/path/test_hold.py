@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from router.pressure import FLOOR, HIGHEST
-from services.router_inference.job import NOT_HELD, Job, Outcome
+from services.router_inference.job import NOT_HELD, Held, Job, Outcome
 from services.router_inference.path.hold import TargetHold
 from tests.unit.services.router_inference.parts import TASKS, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -114,3 +114,30 @@ def gauge(rig: Rig) -> float:
     """Returns the metric."""
     found = next(iter(rig.core.accounts.metrics.target_pressure.collect()))
     return float(found.samples[0].value)
+
+
+@scenario
+async def test_at_rest_a_request_is_held_as_one_that_is_reckoned() -> None:
+    """What is answered at first sight is what the kernels come to; not while it is cold."""
+    found, job = hold(0.99), make_rig().job()
+    for now_s in (NOW_S, NOW_S + 0.1):
+        assert found.held(job.request, now_s) == Held(0.99, 0.0, False)
+    found.begin(NOW_S + 1.0)
+    assert found.held(job.request, NOW_S + 1.1).is_small
+    assert found.held(job.request, NOW_S + 3.0) == Held(0.99, 0.0, False)
+    found.configure([0.9])
+    assert found.held(job.request, NOW_S + 3.0).target == 0.9
+    found.on_end(ended(Outcome.LATE), NOW_S + 3.0, is_hopeless=False)
+    assert found.held(job.request, NOW_S + 3.0).pressure == found.pressure() > 0.0
+
+
+@scenario
+async def test_what_was_claimed_presses_too() -> None:
+    """Also where nothing that the router saw itself does."""
+    rig, found = make_rig(), hold(0.99)
+    job = rig.job()
+    assert found.held(job.request, NOW_S).pressure == 0.0
+    rig.core.dispatcher._decider.decide(job)
+    job.is_routed, job.outcome = True, Outcome.LATE
+    found.on_end(job, NOW_S, is_hopeless=False)
+    assert found.held(job.request, NOW_S).pressure == found.pressure() > 0.0
