@@ -24,6 +24,7 @@ LEAST_RECORDED = 0.9
 """With records of a smaller share of the admitted requests a minute has no figure in hindsight."""
 SAME_QUALITY = 0.001
 """Performances that differ by less are the same."""
+_ROUNDING = 1e-6
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class TaskBooks:
         task: Its name.
         counts: Requests by how they ended, see `ENDS`.
         reward: Sum of what they earned.
+        smooth: Sum of what their answers count by their lateness.
         largest: What they would have earned had the largest tier answered all in time.
         answers: Requests on time or late by tier.
         target: The target at the end; 0 = none.
@@ -74,6 +76,7 @@ class TaskBooks:
     task: str
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     reward: float = 0.0
+    smooth: float = 0.0
     largest: float = 0.0
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
     target: float = 0.0
@@ -105,6 +108,11 @@ class TaskBooks:
         """Quality per request given up against a largest tier that is always in time."""
         return (self.largest - self.reward) / self.ended if self.ended else None
 
+    def smooth_answers(self) -> float | None:
+        """Answers, late ones discounted; None where a router of an earlier version told no sum."""
+        is_told = self.smooth >= self.counts["on_time"] * (1.0 - _ROUNDING)
+        return self.smooth if is_told else None
+
     def latency_s(self, quantile: float) -> float | None:
         """Time to the complete answer; infinite among what was cut off, None without an answer."""
         return quantile_s(self._answered.tolist(), self._cut_off, quantile)
@@ -115,6 +123,7 @@ class TaskBooks:
         self.counts.update(counts)
         ended = ended_of(minute)
         self.reward += minute.delivered_reward_sum
+        self.smooth += minute.smooth_answer_sum
         self.largest += ended * minute.largest_quality
         self.answers.update({each.tier: each.answer_count for each in minute.answers})
         self.target = minute.target
@@ -133,6 +142,7 @@ class TaskBooks:
         """Adds another task's sums; what is of one task alone stays."""
         self.counts.update(other.counts)
         self.reward += other.reward
+        self.smooth += other.smooth
         self.largest += other.largest
         self.answers.update(other.answers)
         self.reckoned.add(other.reckoned)

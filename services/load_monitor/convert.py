@@ -271,6 +271,7 @@ def _check_task_outcomes(bad: Checks, field: str, task: state_pb2.TaskOutcomes) 
     for name in TASK_COUNTS:
         bad.count(f"{field}.{name}", getattr(task, name))
     bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
+    bad.number(f"{field}.smooth_answer_sum", task.smooth_answer_sum, 0.0, MAX_COUNT)
     if bad.items(f"{field}.answers", task.answers, _MOST_TIERS):
         for index, each in enumerate(task.answers):
             bad.name(f"{field}.answers[{index}].tier", each.tier)

@@ -74,6 +74,7 @@ def _check_task(bad: Checks, field: str, task: pb.TaskMinute) -> None:
     for name in _COUNTS:
         bad.count(f"{field}.{name}", getattr(task, name))
     bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
+    bad.number(f"{field}.smooth_answer_sum", task.smooth_answer_sum, 0.0, MAX_COUNT)
     bad.number(f"{field}.largest_quality", task.largest_quality, 0.0, 1.0)
     bad.number(f"{field}.target", task.target, 0.0, MOST_TARGET)
     if bad.items(f"{field}.answers", task.answers, _MOST_TIERS):

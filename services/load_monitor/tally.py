@@ -15,7 +15,8 @@ from services.load_monitor.model import Picture, RouterReport
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
-_NUMBERS = (*TASK_COUNTS, "delivered_reward_sum")
+_SUMS = ("delivered_reward_sum", "smooth_answer_sum")
+_NUMBERS = (*TASK_COUNTS, *_SUMS)
 _LONGEST_GAP_S = 5.0
 """A time without a look at the mesh that is longer counts as not watched."""
 _MOST_ROUTERS = 10_000
@@ -137,8 +138,9 @@ class Tally:
             minute.observed.CopyFrom(duration_of(self._observed_s))
         for name, task in self._tasks.items():
             numbers = dict(zip(_NUMBERS, task.numbers_E.tolist(), strict=True))
-            reward = numbers.pop("delivered_reward_sum")
-            message = minute.tasks.add(task=name, delivered_reward_sum=min(reward, MAX_COUNT))
+            message = minute.tasks.add(task=name)
+            for field in _SUMS:
+                setattr(message, field, min(numbers.pop(field), MAX_COUNT))
             for field, value in numbers.items():
                 setattr(message, field, round(min(value, MAX_COUNT)))
             for tier, count in task.answers.items():

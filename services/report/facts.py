@@ -92,6 +92,8 @@ def _task(books: TaskBooks, whole: Books) -> dict[str, Any]:
         "largest_quality": books.largest / books.ended if books.ended else None,
         "given_up": books.given_up,
         "regret": reckoned.regret,
+        "goodput_rps": _per_second(books.counts["on_time"], whole),
+        "smooth_goodput_rps": _per_second(books.smooth_answers(), whole),
         "deadline_s": books.deadline_s,
         "deadline_is_of_first_token": books.is_first_token,
         "p50_s": _finite(books.latency_s(0.5)) if has_latency else None,
@@ -102,6 +104,10 @@ def _task(books: TaskBooks, whole: Books) -> dict[str, Any]:
         },
     }
     return {name: _rounded(value) for name, value in facts.items()}
+
+
+def _per_second(count: float | None, books: Books) -> float | None:
+    return None if count is None or not books.observed_s else count / books.observed_s
 
 
 def _row(start_s: int, minutes: Sequence[pb.Minute]) -> dict[str, Any]:

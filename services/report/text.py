@@ -15,7 +15,8 @@ MISSED, FIRST_TOKEN = "!", "'"
 """Behind a share below its target, and behind a deadline of the first token."""
 _WORDS = (
     "Quality: mean over requests, 0 for those late, refused or failed. Given up: against a largest"
-    " tier that is always in time. Missed: minutes below target."
+    " tier that is always in time. Missed: minutes below target. Smooth: late answers count"
+    " exp(-lateness / 0.2 s)."
 )
 _NAME_CELLS = 18
 _TOTAL = "all"
@@ -32,6 +33,7 @@ def render(facts: dict[str, Any]) -> RenderableType:
         lines += [Text(), _requests(rows), Text(), _quality(rows)]
         if facts["tiers"]:
             lines += [Text(), _mix(rows, facts["tiers"])]
+        lines += [Text(), _goodput(rows)]
         lines.append(_remarks(facts))
     if facts["rows"]:
         lines += [Text(), _over_time(facts)]
@@ -65,6 +67,14 @@ def _quality(rows: dict[str, dict[str, Any]]) -> Table:
             "cut off" if each["p99_is_cut_off"] else _ms(each["p99_s"]),
             "-" if deadline_s is None else _ms(deadline_s) + sign,
         )
+    return table
+
+
+def _goodput(rows: dict[str, dict[str, Any]]) -> Table:
+    table = _table("answers per second", "in time", "smooth")
+    for name, each in rows.items():
+        told = (each[key] for key in ("goodput_rps", "smooth_goodput_rps"))
+        table.add_row(_short(name), *(_share(value, 2) for value in told))
     return table
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from router import smooth
 from trainer.bound.performance import performance_bound, window_bounds
 from trainer.evaluation.jobs import Context
 from trainer.evaluation.scenarios import SCENARIOS
@@ -27,7 +28,7 @@ from trainer.traces.resample import trace_workload
 WARM_UP_S = 1.0
 """Left out at the start of every run: routers have no estimate of the rate yet."""
 WINDOW_S = 10.0
-LATENESS_DECAY_S = 0.2
+LATENESS_DECAY_S = smooth.DECAY_S
 """Smooth goodput: an answer late by this much counts 1/e."""
 TRACE_PREFIX = "trace:"
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from router.estimators import OutputLengthPredictor
 from router.reward import answer_reward
+from router.smooth import share
 from router.types import SloKind
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import REASON_DEADLINE, Admission
@@ -76,9 +77,10 @@ class Ending:
         job.end_s = end_s
         job.reason = reason
         is_answered = job.is_complete
-        reward = 0.0
+        reward, smooth = 0.0, float(outcome is Outcome.ON_TIME)
         if is_answered:
             lateness_s = _lateness_s(job, outcome)
+            smooth = share(lateness_s)
             reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
             if job.by_gateway:
                 pass  # nobody counted its tokens
@@ -89,7 +91,7 @@ class Ending:
             if self._conversations is not None and job.target is not None:
                 tokens = job.request.prompt_tokens + job.output_tokens
                 self._conversations.on_answer(job.conversation, job.target.candidate, tokens, end_s)
-        self._accounts.on_end(job, outcome, reward)
+        self._accounts.on_end(job, outcome, reward, smooth)
         self._admission.on_end(job)
         is_hopeless = reason == REASON_DEADLINE
         self._hold.on_end(job, end_s, is_hopeless=is_hopeless)

@@ -37,7 +37,9 @@ TASK_ENDS = (Outcome.ON_TIME, Outcome.LATE, Outcome.REFUSED, Outcome.FAILED, Out
 PRIORITIES = tuple(Priority)
 """Classes in the order of the rows of `Accounts.by_priority`, from high to low."""
 REWARD = len(TASK_ENDS)
-"""Its column of delivered rewards; answers by tier follow."""
+"""Its column of delivered rewards."""
+SMOOTH = REWARD + 1
+"""Its column of answers that count by their lateness (`router.smooth`); answers by tier follow."""
 NO_TIER = "none"
 """Tier label of requests for which none was chosen."""
 
@@ -47,7 +49,7 @@ _ANSWERED = (Outcome.ON_TIME, Outcome.LATE)
 
 def task_width(tiers: Sequence[str]) -> int:
     """Returns how many columns `Accounts.by_task` has."""
-    return REWARD + 1 + len(tiers)
+    return SMOOTH + 1 + len(tiers)
 
 
 @dataclass(slots=True)
@@ -300,6 +302,7 @@ class Accounts(Collector):
         self._latencies: dict[tuple[str, str], Tally] = {}
         self._priorities: dict[tuple[Priority, Outcome], int] = {}
         self._rewards: dict[str, float] = {}
+        self._smooth: dict[str, float] = {}
         self._step_downs: dict[StepDown, int] = {}
         self._stays: dict[Stay, int] = {}
         self.explorations = collections.Counter[str]()
@@ -317,11 +320,11 @@ class Accounts(Collector):
         """Returns what became of tasks.
 
         Returns:
-            A row per task: its requests by `TASK_ENDS`, its delivered rewards, and its requests on
-            time or late by tier.
+            A row per task: its requests by `TASK_ENDS`, its delivered rewards, its answers by their
+            lateness, and its requests on time or late by tier.
         """
         task_row = {name: k for k, name in enumerate(tasks)}
-        tier_column = {name: REWARD + 1 + t for t, name in enumerate(tiers)}
+        tier_column = {name: SMOOTH + 1 + t for t, name in enumerate(tiers)}
         end_column = {outcome: column for column, outcome in enumerate(TASK_ENDS)}
         counts_KW = np.zeros((len(tasks), task_width(tiers)))
         for (task, tier, outcome), count in self._requests.items():
@@ -334,6 +337,7 @@ class Accounts(Collector):
         for task, reward in self._rewards.items():
             if task in task_row:
                 counts_KW[task_row[task], REWARD] = reward
+                counts_KW[task_row[task], SMOOTH] = self._smooth.get(task, 0.0)
         return counts_KW
 
     def by_priority(self) -> NDArray[np.float64]:
@@ -380,8 +384,17 @@ class Accounts(Collector):
         self.counts.invalid += 1
         self.metrics.invalid.labels(reason=reason).inc()
 
-    def on_end(self, job: Job, outcome: Outcome, delivered_reward: float) -> None:
-        """Counts the end of an offered request."""
+    def on_end(
+        self, job: Job, outcome: Outcome, delivered_reward: float, smooth: float = 0.0
+    ) -> None:
+        """Counts the end of an offered request.
+
+        Args:
+            job: the request.
+            outcome: how it ended.
+            delivered_reward: what its answer earned.
+            smooth: what its answer counts by its lateness.
+        """
         self.counts.add(outcome, delivered_reward)
         if outcome is Outcome.INVALID:
             self.metrics.invalid.labels(reason=job.reason).inc()
@@ -399,6 +412,7 @@ class Accounts(Collector):
         stood = (job.request.priority, outcome)
         self._priorities[stood] = self._priorities.get(stood, 0) + 1
         self._rewards[task] = self._rewards.get(task, 0.0) + delivered_reward
+        self._smooth[task] = self._smooth.get(task, 0.0) + smooth
         if job.reason:
             reason = (outcome, job.reason)
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
@@ -457,6 +471,14 @@ class Accounts(Collector):
         for task, value in self._rewards.copy().items():
             reward.add_metric([task], value)
         yield reward
+        smooth = CounterMetricFamily(
+            "tiercel_smooth_answers",
+            "Answers, late ones counted exp(-lateness / 0.2 s); per second it is smooth goodput.",
+            labels=["task"],
+        )
+        for task, value in self._smooth.copy().items():
+            smooth.add_metric([task], value)
+        yield smooth
         explorations = CounterMetricFamily(
             "tiercel_exploration_decisions",
             "Decisions of a router that explores, by what became of it.",

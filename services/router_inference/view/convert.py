@@ -17,7 +17,7 @@ from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
-from services.router_inference.records.accounts import REWARD, Counts
+from services.router_inference.records.accounts import REWARD, SMOOTH, Counts
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
 from services.router_inference.view.load import LoadView
@@ -341,8 +341,9 @@ def _write_outcomes(message: system_state_pb2.RouterLoad, counts: RouterCounts) 
             failed_count=failed,
             cancelled_count=cancelled,
             delivered_reward_sum=row[REWARD],
+            smooth_answer_sum=row[SMOOTH],
         )
-        for tier, count in zip(counts.tiers, row[REWARD + 1 :], strict=True):
+        for tier, count in zip(counts.tiers, row[SMOOTH + 1 :], strict=True):
             if count:
                 outcomes.answers.add(tier=tier, answer_count=round(count))
 

@@ -59,6 +59,17 @@ def hindsight(recorded: int, bound: float, *points: float) -> pb.Hindsight:
     )
 
 
+def test_smooth_answers_are_told_or_not_known() -> None:
+    """A late answer counts its part; without the sum of some router nothing is claimed."""
+    told, more = task(on_time=90, late=10), task("copy", on_time=5)
+    told.smooth_answer_sum, more.smooth_answer_sum = 93.5, 5.0
+    books = books_of([minute(told, more)])
+    assert books.tasks["sort"].smooth_answers() == 93.5
+    assert books.total.smooth_answers() == 98.5
+    assert books_of([minute(told), minute(task(on_time=90))]).total.smooth_answers() is None
+    assert books_of([]).total.smooth_answers() == 0.0
+
+
 def test_minutes_add_up() -> None:
     """Counts, shares, latencies, and in how many minutes a target was missed."""
     books = books_of([minute(task(on_time=90, late=10)), minute(task(on_time=80, refused=20))])

@@ -26,6 +26,7 @@ def counted(
         task="sort",
         on_time_count=on_time,
         delivered_reward_sum=on_time / 2,
+        smooth_answer_sum=0.75 * on_time,
         answers=[pb.TierAnswers(tier="small", answer_count=on_time)],
         **fields,
     )
@@ -63,6 +64,7 @@ def test_a_minute_has_what_came_within_it() -> None:
     (task,) = minute.tasks
     assert (task.on_time_count, task.refused_count) == (120, 3)
     assert (task.delivered_reward_sum, task.target, task.largest_quality) == (60.0, 0.9, 0.8)
+    assert task.smooth_answer_sum == 90.0
     assert [(each.tier, each.answer_count) for each in task.answers] == [("small", 120)]
     assert (task.latency.first_bucket, list(task.latency.answer_counts)) == (3, [1060, 60])
     # The next one starts at nothing.

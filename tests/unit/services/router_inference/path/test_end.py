@@ -12,6 +12,7 @@ import pytest
 from router.types import SloKind
 from services.common.tiers.errors import TierInvalidError, TierOverloadedError, TierUnavailableError
 from services.router_inference.job import Job, Outcome
+from services.router_inference.records.accounts import SMOOTH
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -73,6 +74,9 @@ async def test_a_stream_that_falls_behind_is_late() -> None:
     assert job.deadline_event_s - job.deadline_s == pytest.approx(1.0 - 0.4 - 9 * 0.06)
     record = (await rig.records())[-1].outcome
     assert (record.status, record.reward, record.output_token_count) == (2, 0.0, 10)
+    # Worth nothing where the deadline is hard, and not nothing to its reader.
+    counts_KW = rig.core.accounts.by_task([job.task.name], [])
+    assert counts_KW[0, SMOOTH] == pytest.approx(math.exp(-(1.0 - 0.4 - 9 * 0.06) / 0.2))
 
 
 @scenario

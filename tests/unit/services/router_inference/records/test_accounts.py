@@ -48,5 +48,6 @@ async def test_a_scrape_tells_task_tier_and_end() -> None:
     }
     assert scraped(rig, "tiercel_refused_requests_total") == {("DEADLINE_NOT_REACHABLE",): 1.0}
     assert scraped(rig, "tiercel_delivered_reward_total") == {("hard",): 0.5}
+    assert scraped(rig, "tiercel_smooth_answers_total") == {("hard",): 1.0}
     assert scraped(rig, "tiercel_decision_seconds_count") == {(): 2.0}
     assert rig.core.accounts.tier_counts["small"].offered == 2

@@ -39,11 +39,13 @@ def counts_of(siblings: NoSiblings, offered: int, on_time: int) -> RouterCounts:
         ("piqa", "large", Outcome.CANCELLED): 5,
     }
     accounts._rewards = {"copa": 0.5 * on_time}
+    accounts._smooth = {"copa": 1.25 * on_time}
     return RouterCounts(accounts, TIERS, TASKS, siblings)
 
 
-COPA, PIQA = [3.0, 0, 0, 0, 0, 1.5, 0, 3], [0.0, 2, 1, 0, 5, 0.0, 0, 2]
-"""What one of them tells: on time, late, refused, failed, cancelled; reward; small, large."""
+COPA, PIQA = [3.0, 0, 0, 0, 0, 1.5, 3.75, 0, 3], [0.0, 2, 1, 0, 5, 0.0, 0.0, 0, 2]
+"""What one of them tells: on time, late, refused, failed, cancelled; reward, smooth;
+small, large."""
 
 
 def test_one_process_counts_for_itself() -> None:
