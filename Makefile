@@ -56,9 +56,10 @@ FUZZ_COUNT ?= 20000
 FUZZ_GUIDED_S ?= 1800
 FUZZ_PARTS_S ?= 3600
 .PHONY: fuzz
-fuzz: setup $(KERNELS) ## wrong calls, wrong files, property tests with fresh draws (about 2 hours; FUZZ_COUNT=2000: 20 minutes)
+fuzz: setup $(KERNELS) ## wrong calls, wrong answers, wrong files, property tests with fresh draws (about 2 hours; FUZZ_COUNT=2000: 20 minutes)
 	.venv/bin/python -m tests.fuzzing.rpcs --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
 	.venv/bin/python -m tests.fuzzing.http --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
+	.venv/bin/python -m tests.fuzzing.streams --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
 	.venv/bin/python -m tests.fuzzing.files --count $(FUZZ_COUNT) --seconds $(FUZZ_PARTS_S)
 	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_S) --rounds $(FUZZ_ROUNDS)
 

@@ -69,7 +69,7 @@ from services.router_inference.view.convert import StateReader
 from services.trainer.convert import BadRecordError, decode_policy, experience_from
 from services.trainer.settings import Settings as TrainerSettings
 from tests import certificates
-from tests.fuzzing import meshes
+from tests.fuzzing import answers, meshes
 from tests.fuzzing.messages import MessageMaker
 from tests.fuzzing.octets import (
     changed_bytes,
@@ -669,6 +669,14 @@ def _records() -> Iterator[Reader]:
         "answers of a tier", [answer.SerializeToString()], message(kserve.ModelInferResponse),
         lambda data: chunk_of(kserve.ModelInferResponse.FromString(data), "i", Budget(4)),
         (TierError, DecodeError),
+    )  # fmt: skip
+    yield Reader(
+        "streams of servers that speak OpenAI", answers.stream_seeds(), answers.changed_stream,
+        answers.read_stream, (TierError,), cost=2,
+    )  # fmt: skip
+    yield Reader(
+        "answers of servers that speak OpenAI", answers.answer_seeds(), answers.changed_answer,
+        answers.read_answer, (TierError,), cost=2,
     )  # fmt: skip
     page = b"".join(
         b'nv_inference_pending_request_count{model="m%d",version="1"} %d\n' % (n, n)

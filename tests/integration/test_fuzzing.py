@@ -11,7 +11,7 @@ import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from tests.conftest import RedisServer
-from tests.fuzzing import files, http, rpcs
+from tests.fuzzing import files, http, rpcs, streams
 from tests.fuzzing.meshes import SLOW, running_mesh
 from tests.fuzzing.readers import Reader, readers
 
@@ -61,6 +61,13 @@ async def test_wrong_requests_over_http_break_nothing(tmp_path: Path) -> None:
     report = await http.run(tmp_path, count=3 * CALLS, seed=SEED, end_s=math.inf)
     assert report.problems == []
     assert {"200", "400", "404", "405", "408", "closed"} <= report.statuses.keys()
+
+
+async def test_wrong_answers_of_servers_break_nothing() -> None:
+    """None that is not complete is taken for an answer, and every right one is."""
+    report = await streams.fuzz(count=3 * CALLS, seed=SEED, end_s=math.inf)
+    assert report.problems == []
+    assert {"answered", "BAD_ANSWER", "UNAVAILABLE", "DEADLINE_EXCEEDED"} <= report.ends.keys()
 
 
 def test_wrong_files_are_refused_by_their_readers_own_errors(tmp_path: Path) -> None:

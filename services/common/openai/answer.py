@@ -77,7 +77,7 @@ class Completion:
         text, finish = choice.get("text"), choice.get("finish_reason")
         if not isinstance(text, str | None) or not isinstance(finish, str | None):
             raise bad_answer("a text or finish_reason that is none")
-        if finish is not None:
+        if finish:  # some servers say "" as long as there is more to come
             if finish in _BROKEN_OFF:
                 raise TierUnavailableError(
                     "CANCELLED_BY_SERVER", f"the server ended the answer: {finish}"

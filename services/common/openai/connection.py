@@ -176,10 +176,10 @@ class Connection(asyncio.Protocol):
             return
         if not self._told_head:
             self._told_head = True
-            status = self._parser.get_status_code()
-            if status < _LOWEST_FINAL_STATUS or self._encoding not in (b"", b"identity"):
-                raise bad_answer(f"status {status} in the encoding {self._encoding.decode()!r:.40}")
-            exchange.on_head(status, self._content_type)
+            if self._encoding not in (b"", b"identity"):
+                shown = self._encoding[:40].decode("ascii", "replace")
+                raise bad_answer(f"an answer in the encoding {shown}")
+            exchange.on_head(self._parser.get_status_code(), self._content_type)
         if self._body:
             body = b"".join(self._body)
             self._body.clear()
@@ -220,8 +220,8 @@ class Connection(asyncio.Protocol):
             self._encoding = value.lower()
 
     def on_headers_complete(self) -> None:
-        """Takes the end of the headers."""
-        self._has_head = True
+        """Takes the end of the headers; an interim answer, as of early hints, is none yet."""
+        self._has_head = self._parser.get_status_code() >= _LOWEST_FINAL_STATUS
 
     def on_body(self, body: bytes) -> None:
         """Keeps a piece of the body."""
@@ -230,6 +230,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Takes the end of the message."""
-        if not self._is_complete:
+        if not self._has_head:
+            self._message_count -= 1
+            self._content_type = self._encoding = b""
+        elif not self._is_complete:
             self._is_complete = True
             self._is_kept = self._parser.should_keep_alive()

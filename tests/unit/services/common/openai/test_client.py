@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from services.common.openai.client import OpenAIClient
+from services.common.openai.events import EventReader
 from services.common.tiers.answer import TierChunk
 from services.common.tiers.errors import (
     TierDeadlineError,
@@ -207,7 +208,9 @@ BAD = {
     "an endless header": b"HTTP/1.1 200 OK\r\na: " + b"x" * 300_000,
     "endless headers": b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 60_000,
     "a switch of protocols": b"HTTP/1.1 101 S\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
-    "an early hint": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "endless hints": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2_000,
+    "another alphabet": HEAD[:-2] + b"content-encoding: \xff\r\n\r\n0\r\n\r\n",
+    "reasons that are none": chunked(GOOD.replace(b'"stop"', b'""')),
     "another type": JSON_HEAD % 2 + b"{}",
     "a compressed body": HEAD[:-2] + b"content-encoding: gzip\r\n\r\n0\r\n\r\n",
     "no JSON": chunked(b"data: {\n\n"),
@@ -241,6 +244,8 @@ async def test_bad_answers_are_the_endpoints_fault(answer: bytes) -> None:
 CUT = {
     "nothing": b"",
     "within the headers": HEAD[:30],
+    "after an early hint": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "within the end of the last event": chunked(GOOD[:-1], ends=False),
     "after the headers": HEAD,
     "within an event": chunked(GOOD[:20], ends=False),
     "before the reason": chunked(b'data: {"choices":[{"text":"x"}]}\n\n', ends=False),
@@ -270,6 +275,49 @@ async def test_a_stream_without_done_is_complete_where_its_message_is() -> None:
         OpenAIClient(address) as client,
     ):
         assert "".join(each.text for each in await collect(client)) == "x"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 2, 1_000])
+def test_lines_end_as_the_standard_allows(end: bytes, size: int) -> None:
+    """Also where CR and LF come apart, and after a mark of UTF-8."""
+    lines = [
+        b"\xef\xbb\xbfdata: a",
+        b"data",
+        b"data:b",
+        b"",
+        b": no",
+        b"",
+        b"event: x",
+        b"data:  c",
+    ]
+    whole = end.join([*lines, b"", b"data: [DONE]"]) + end
+    reader, found = EventReader(), []
+    for start in range(0, len(whole), size):
+        found += reader.feed(whole[start : start + size])
+    assert found == [b"a\n\nb", b" c"]  # the last one has not ended
+    assert reader.feed(end) == [b"[DONE]"]
+
+
+def test_a_long_line_comes_byte_by_byte() -> None:
+    """It says nothing, and is within the limit."""
+    reader = EventReader()
+    for _ in range(200_000):
+        assert not reader.feed(b"x")
+    assert reader.feed(b"\ndata: y\n\n") == [b"y"]
+
+
+async def test_an_early_hint_comes_before_the_answer() -> None:
+    """As proxies send them; headers of a hint are none of the answer's."""
+    hint = b"HTTP/1.1 103 Early Hints\r\ncontent-type: text/html\r\nlink: x\r\n\r\n"
+    answer = hint + b"HTTP/1.1 100 Continue\r\n\r\n" + chunked(GOOD)
+    async with (
+        raw_server(answer, is_kept=True) as address,
+        OpenAIClient(address, most_idle_connections=1) as client,
+    ):
+        for _ in range(2):
+            assert (await collect(client))[0].text == "x"
+        assert client.connection_count == 1
 
 
 async def test_events_may_be_cut_anywhere() -> None:
