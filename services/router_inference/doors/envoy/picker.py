@@ -22,7 +22,7 @@ from services.common.errors import (
 )
 from services.common.running_calls import going_away
 from services.router_inference.doors.envoy.places import Places
-from services.router_inference.doors.envoy.talk import Talk
+from services.router_inference.doors.envoy.talk import REASON_ORDER, Talk
 from services.router_inference.doors.intake import Intake
 from services.router_inference.path.decide import REASON_NO_ENDPOINT
 from services.router_inference.path.exchanges import Exchanges
@@ -118,8 +118,8 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
             else:
                 self._give_up(talk)
         except InvalidArgumentError as error:
-            # A message that could not be taken: too large, or malformed.
-            if not talk.awaits_body:
+            # A message that could not be taken, too large for instance, is the client's.
+            if not talk.awaits_body or error.reason == REASON_ORDER:
                 raise
             await self._refuse(talk.refuse(error), context)
         finally:

@@ -80,7 +80,6 @@ class Places:
     Attributes:
         models: what servers call their models, with the tier that each is; empty for a name that
             stands for every tier. A name of several tiers, but not of all, is not there.
-        has_one_model: True if all of them have the same name.
     """
 
     def __init__(self, fleet: FleetView, names: Names, is_allowed: Callable[[str], bool]) -> None:
@@ -95,7 +94,7 @@ class Places:
         self._alike: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
         self._all: frozenset[str] | None = None
         self.models: Mapping[str, str] = {}
-        self.has_one_model = False
+        self._only_model = ""
 
     def allow(self, is_allowed: Callable[[str], bool]) -> None:
         """Takes another rule for addresses."""
@@ -120,7 +119,7 @@ class Places:
         self._alike = {each.candidate: self._like(each, reached) for each in reached}
         self._all = None if len(reached) == len(self._targets) else frozenset(self._address)
         self.models = _models(reached)
-        self.has_one_model = len({each.model for each in reached}) == 1
+        self._only_model = reached[0].model if len({each.model for each in reached}) == 1 else ""
 
     @property
     def endpoints(self) -> frozenset[str] | None:
@@ -131,6 +130,10 @@ class Places:
     def is_single(self) -> bool:
         """True if there is one address only."""
         return len(self._by_address) == 1
+
+    def is_only_model(self, name: str) -> bool:
+        """Returns whether every server calls whatever it serves by that name."""
+        return name == self._only_model
 
     def subset(self, addresses: Iterable[str]) -> frozenset[str]:
         """Returns the names of the endpoints at some addresses."""

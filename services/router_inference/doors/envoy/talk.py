@@ -73,14 +73,23 @@ class _Upload:
         headers: they.
         path: the request's path.
         mode: how the body comes.
-        data: what has come of it.
-        body: all of it, read; None until then.
+        subset: the only addresses the request may go to; None for any.
+        data: what has come of the body.
+        body: all of it, read; None until then, and once the request is on its way.
         is_whole: True once nothing more of it may come.
     """
 
-    __slots__ = ("ask", "body", "data", "headers", "is_whole", "mode", "path")
+    __slots__ = ("ask", "body", "data", "headers", "is_whole", "mode", "path", "subset")
 
-    def __init__(self, ask: Ask, headers: dict[str, str], path: convert.Path, mode: int) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        headers: dict[str, str],
+        path: convert.Path,
+        mode: int,
+        subset: list[str] | None,
+    ) -> None:
+        self.subset = subset
         self.ask = ask
         self.headers = headers
         self.path = path
@@ -258,14 +267,19 @@ class Talk:
             picker.intake.on_invalid(error)
             raise
         subset = convert.subset_of(message)
-        names = picker.places.endpoints if subset is None else picker.places.subset(subset)
+        mode = message.protocol_config.request_body_mode
+        if reads and ask is not None and path is not None and mode in _READABLE:
+            return self._await(_Upload(ask, headers, path, mode, subset))
+        names = self._endpoints(subset)
         if path is None or ask is None:
             return (replies.sent_to([picker.any_address(names)]),)
         ask.endpoints = names
-        mode = message.protocol_config.request_body_mode
-        if reads and mode in _READABLE:
-            return self._await(_Upload(ask, headers, path, mode))
         return (self._begun(path, picker.intake.job(ask, prefix="")),)
+
+    def _endpoints(self, subset: list[str] | None) -> frozenset[str] | None:
+        """Returns the names of the endpoints that a request may go to; None for all."""
+        places = self._picker.places
+        return places.endpoints if subset is None else places.subset(subset)
 
     def _await(self, upload: _Upload) -> Sequence[pb2.ProcessingResponse]:
         """Waits for a body; raises InvalidArgumentError if it is known to be too large."""
@@ -312,6 +326,8 @@ class Talk:
         picker, data = self._picker, bytes(upload.data)
         upload.is_whole, self.is_new = True, True
         upload.data.clear()
+        picker.places.look()
+        upload.ask.endpoints = self._endpoints(upload.subset)
         try:
             body = upload.body = read_body(data)
             add_body(
@@ -322,7 +338,8 @@ class Talk:
                 served=picker.places.models,
             )
             # Before anything is decided: what cannot be written again goes nowhere.
-            rest = b"" if picker.places.has_one_model else body.rest()
+            is_kept = picker.places.is_only_model(body.model)
+            rest = b"" if is_kept else body.rest()
         except DomainError as error:
             picker.intake.on_invalid(error)
             raise
@@ -331,6 +348,7 @@ class Talk:
         part = "request_headers" if is_echoed else kind
         response = self._begun(upload.path, job, part)
         assert self.exchange is not None  # begun
+        upload.body = None
         model = self.exchange.choice.target.model
         if model != body.model:
             data = with_model(model, rest)

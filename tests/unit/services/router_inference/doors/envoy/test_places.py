@@ -57,9 +57,11 @@ async def test_names_of_models_stand_for_a_tier_or_for_all() -> None:
     """One of several tiers, but not of all, stands for nothing."""
     places = named({"small": "s", "large": "l"}, {"large": "other"})
     assert places.models == {"s": "small", "l": "large", "other": "large"}
-    assert not places.has_one_model
+    assert not places.is_only_model("s")
     one = named({"small": "any"}, {"large": "any"})
-    assert (one.models, one.has_one_model) == ({"any": ""}, True)
+    assert one.models == {"any": ""}
+    assert one.is_only_model("any")
+    assert not one.is_only_model("tiercel")
     several = named({"small": "x", "medium": "x", "large": "any"}, {"small": "any"})
     assert several.models == {}
 

@@ -180,6 +180,53 @@ async def test_a_buffered_body_is_decided_for_and_written_anew() -> None:
 
 
 @scenario
+async def test_one_name_for_every_server_is_written_where_it_is_not_there() -> None:
+    """And a body that has it goes on as it is; both leave the tier to the router."""
+    endpoint = {
+        "name": "e0", "address": "127.0.0.1:9000", "http_address": http_address(0),
+        "tiers": ("small", "large"), "models": {"small": "any", "large": "any"},
+    }  # fmt: skip
+    rig = reading_rig(mesh={"endpoints": [endpoint]})
+    for model, is_written in (("tiercel", True), ("any", False), ("small", True)):
+        exchange = Exchange(rig)
+        [answer] = await tell_body(exchange, pb2.BUFFERED, json_body(model))
+        tier = "small" if model == "small" else "large"
+        assert set_headers(answer)["x-tiercel-tier"] == tier
+        mutation = answer.request_body.response.body_mutation
+        assert bool(mutation.body) is is_written
+        if is_written:
+            assert json.loads(mutation.body) == json.loads(json_body("any"))
+        await exchange.reset()
+
+
+@scenario
+async def test_a_fleet_that_changes_while_a_body_comes_is_followed() -> None:
+    """The request goes to who is there once it is decided for, and only where it may."""
+    rig = reading_rig(endpoint_count=2)
+    exchange = Exchange(rig)
+    message = with_body_to_come()
+    message.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(
+        {"x-gateway-destination-endpoint-subset": [http_address(1)]}
+    )
+    await exchange.tell(message)
+    fleet = rig.core.view.fleet
+    fleet._rebuild(fleet._specs)
+    answer = await exchange.tell(body(json_body()))
+    assert destinations(answer, "request_body") == [http_address(1)]
+    await exchange.reset()
+
+
+@scenario
+async def test_what_comes_twice_is_the_gateways_mistake_while_a_body_is_awaited() -> None:
+    """The call ends, not the client's request."""
+    rig = reading_rig()
+    exchange = Exchange(rig)
+    await exchange.tell(with_body_to_come())
+    with pytest.raises(InvalidArgumentError, match="request_headers came twice"):
+        await exchange.tell(with_body_to_come())
+
+
+@scenario
 async def test_a_streamed_body_is_sent_back_once_it_is_whole() -> None:
     """The headers are answered first, then the body in pieces of which the last one ends it."""
     rig = reading_rig()
