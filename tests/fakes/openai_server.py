@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from services.common.access.tls import TlsSettings
 
 _KNOWN = {
     "model", "prompt", "max_tokens", "temperature", "seed", "stream", "stream_options",
@@ -74,6 +77,7 @@ class FakeOpenAI:
         api_key: Key that it wants; empty for none.
         is_ill: Whether its health says so.
         waiting: What its metrics say of the queue.
+        tls: Its certificates, of whose root callers must show one; None means plain text.
     """
 
     models: tuple[str, ...] = ("m",)
@@ -83,6 +87,7 @@ class FakeOpenAI:
     api_key: str = ""
     is_ill: bool = False
     waiting: int = 0
+    tls: TlsSettings | None = None
     pages: list[str] = field(default_factory=list)
     _server: uvicorn.Server | None = None
     _task: asyncio.Task[None] | None = None
@@ -105,7 +110,9 @@ class FakeOpenAI:
                 Route("/v1/completions", self._completions, methods=["POST"]),
             ]
         )
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", **_shown(self.tls)
+        )
         self._server = _InLoopServer(config)
         self._task = asyncio.create_task(self._server.serve([listening]))
         while not self._server.started:
@@ -206,6 +213,16 @@ class FakeOpenAI:
             yield "data: [DONE]\n\n"
         finally:
             entry.end = entry.end or "cancelled"
+
+
+def _shown(tls: TlsSettings | None) -> dict[str, Any]:
+    """Returns the options by which a server shows certificates, and asks for them."""
+    if tls is None:
+        return {}
+    return {
+        "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key,
+        "ssl_ca_certs": tls.root_certificates, "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    }  # fmt: skip
 
 
 class _Stream(StreamingResponse):
