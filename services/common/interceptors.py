@@ -12,7 +12,12 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from services.common.clock import Clock
-from services.common.errors import DomainError, InvalidArgumentError, status_of
+from services.common.errors import (
+    DomainError,
+    InvalidArgumentError,
+    NotServedError,
+    status_of,
+)
 from services.common.log import Logger
 from services.common.metrics import RpcMetrics
 from services.common.running_calls import RunningCalls
@@ -20,6 +25,10 @@ from services.common.running_calls import RunningCalls
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+_TOLD_S = 0.002
+UNKNOWN_METHOD = "unknown"
+"""Name among the counts of methods that are not there."""
+REASON_NO_METHOD = "METHOD_NOT_FOUND"
 # A client ends its call by its own clock. The server's ends later: by the way here, and by what the
 # library rounds the limit up to (three digits of it travel).
 _DEADLINE_BAND_S = 0.05
@@ -82,6 +91,10 @@ class ErrorInterceptor:
         """Returns a stand-in for `server` to register servicers with; only that works on it."""
         return cast("grpc.aio.Server", _Registrar(server, self))
 
+    def answer_the_rest(self, server: grpc.aio.Server) -> None:
+        """Answers methods that no servicer has; to be called once all are registered."""
+        server.add_generic_rpc_handlers((_UnknownMethods(self),))
+
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns the handler of a method with everything around it.
 
@@ -89,7 +102,10 @@ class ErrorInterceptor:
             method: `package.Service/Method`.
             handler: The handler as registered.
         """
-        handler = self._guard(method, handler)
+        return self.unguarded(method, self._guard(method, handler))
+
+    def unguarded(self, method: str, handler: Handler) -> Handler:
+        """Returns the handler with all but the check of who calls around it."""
         call = _Call(
             method,
             self._metrics,
@@ -103,11 +119,11 @@ class ErrorInterceptor:
         give = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                call.stream(handler.stream_stream, _each), take, give
+                call.stream(handler.stream_stream, _each, is_fed=True), take, give
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                call.unary(handler.stream_unary, _each), take, give
+                call.unary(handler.stream_unary, _each, is_fed=True), take, give
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -175,18 +191,49 @@ class _WrappedGenericHandler(grpc.GenericRpcHandler):
             return found
         handler = self._inner.service(handler_call_details)
         if handler is None:
-            # No such method: the library answers UNIMPLEMENTED. Not kept, so that callers who
-            # invent names cannot fill the memory.
-            return None
+            return None  # the next one may know it, `_UnknownMethods` at last
         wrapped = self._table.wrap(method.removeprefix("/"), handler)
         self._wrapped[method] = wrapped
         return wrapped
+
+
+class _UnknownMethods(grpc.GenericRpcHandler):
+    """Answers every method, as one that is not there; the last of a server's handlers.
+
+    The library would answer too, but without a reason and without a count. All have one name among
+    the counts, so that callers who invent names cannot fill the memory.
+    """
+
+    def __init__(self, table: ErrorInterceptor) -> None:
+        # A stream each way: it is answered before a message comes, and whatever its kind is.
+        self._handler = table.unguarded(
+            UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_not_there)
+        )
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        return self._handler
+
+
+async def _not_there(requests: AsyncIterator[Any], context: Context) -> None:
+    raise NotServedError("no such method is served here", reason=REASON_NO_METHOD)
 
 
 def _one(request: Any) -> Any:
     if type(request) is _Rejected:
         raise request.error
     return request
+
+
+async def _until_told(context: Context) -> None:
+    """Returns at the end of a stream that its client ended; raises CancelledError if it was left.
+
+    To whoever reads it a stream that was broken off looks as one that has ended; that it was broken
+    off is told a moment later, by a thread of the library.
+    """
+    await asyncio.sleep(_TOLD_S)
+    left_s = context.time_remaining()
+    if left_s is not None and left_s <= 0.0:
+        raise asyncio.CancelledError
 
 
 async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -219,7 +266,8 @@ class _Call:
         self._log = log
         self._duration = metrics.add_method(method)
 
-    def unary(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+    def unary(self, behavior: Any, check: Callable[[Any], Any], *, is_fed: bool = False) -> Any:
+        """Returns the handler; `is_fed` says that its client sends one message after another."""
         calls, is_bounded = self._calls, self._is_bounded
         monotonic_s, observe = self._clock.monotonic_s, self._duration.observe
 
@@ -234,6 +282,8 @@ class _Call:
                     if is_bounded:
                         calls.check_room()
                     response = await behavior(check(request), context)
+                if is_fed:
+                    await _until_told(context)
             except BaseException as error:  # one place decides about all of them
                 await self._fail(error, context, start_s)
             else:
@@ -245,10 +295,11 @@ class _Call:
 
         return handle
 
-    def stream(self, behavior: Any, check: Callable[[Any], Any]) -> Any:
+    def stream(self, behavior: Any, check: Callable[[Any], Any], *, is_fed: bool = False) -> Any:
+        """Returns the handler; see `unary`."""
         if inspect.iscoroutinefunction(behavior):
             # It sends by `context.write` and returns at the end, as a unary method does.
-            return self.unary(behavior, check)
+            return self.unary(behavior, check, is_fed=is_fed)
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             start_s = self._clock.monotonic_s()
@@ -264,6 +315,8 @@ class _Call:
                     calls.check_room()
                     async for response in behavior(check(request), context):
                         yield response
+                if is_fed:
+                    await _until_told(context)
             except GeneratorExit:
                 self._count_left(context, start_s)
                 raise

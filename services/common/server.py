@@ -285,6 +285,7 @@ async def build_server(
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(reflected), registrar
         )
+        table.answer_the_rest(server)
         credentials = None
         if access.tls is not None:
             credentials = access.tls.server_credentials(with_client_certificates=asks)

@@ -7,6 +7,7 @@ ends with exit code 2.
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import types
@@ -92,7 +93,10 @@ S = TypeVar("S", bound=SettingsModel)
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base_dir", Path.cwd())
-    return (Path(base) / path).resolve()
+    try:
+        return (Path(base) / path).resolve()
+    except RuntimeError:
+        raise ValueError("is a loop of symbolic links") from None
 
 
 def _resolve_optional(text: str, info: ValidationInfo) -> str:
@@ -155,6 +159,8 @@ def load_settings(
         _apply_text(layers, model, tuple(dotted.split(".")), text, "command line")
     own = {name: value for name, value in layers.values.items() if name in model.model_fields}
     problems = list(layers.problems)
+    for keys, moment in _moments((), own):
+        problems.append(layers.line(keys, "is a date or a time; put a text in quotes", str(moment)))
     for name, section in _sections(model).items():
         # A section that is missing although it is needed is one mistake, not one per rule in it.
         absent = name not in own and model.model_fields[name].is_required()
@@ -275,6 +281,18 @@ def _annotation(model: type[SettingsModel], keys: tuple[str, ...]) -> Any:
     return annotation
 
 
+def _moments(path: KeyPath, value: object) -> Iterator[tuple[KeyPath, object]]:
+    """Yields dates and times, which TOML has and no key takes, with their paths."""
+    if isinstance(value, datetime.date | datetime.time):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _moments((*path, key), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _moments((*path, index), inner)
+
+
 def _typed(annotation: Any, text: str) -> object:
     """Returns `text` for text fields, else the TOML value it spells (`text` if it is none)."""
     if _takes_text(annotation):
@@ -282,9 +300,11 @@ def _typed(annotation: Any, text: str) -> object:
     if annotation is bool and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     try:
-        return parse_toml(f"value = {text}", "value")["value"]
-    except (InvalidFileError, KeyError):
+        found = parse_toml(f"value = {text}", "value")
+    except InvalidFileError:
         return text
+    # A text of several lines may hold more than the value.
+    return found["value"] if found.keys() == {"value"} else text
 
 
 def _takes_text(annotation: Any) -> bool:

@@ -32,6 +32,8 @@ from services.load_monitor.router_states import RouterStates, Watcher
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as pb
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as pb_grpc
 
+_GOOD_BYE_S = 0.05
+"""How long after the end of its reports a router counts as gone."""
 # A certificate that has such a name is one router's, that of the id before it.
 _ROUTER_NAMES = b".router-inference"
 
@@ -113,6 +115,9 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
                 else:
                     self._stale.inc()
             if router_id:
+                # A stream that was broken off ends as one that its router ended. That it was broken
+                # off comes as a cancellation right behind it: the router may be there all the same.
+                await self._clock.sleep(_GOOD_BYE_S)
                 self._board.leave(router_id, epoch)
         finally:
             self._board.aggregator.stream_broke(router_id, stream)

@@ -253,6 +253,7 @@ def build_core(env: Surroundings) -> Core:
         rng,
         clients,
         conversations,
+        lag,
     )
     leases = Leases(
         router_id=place.worker_id,
@@ -403,6 +404,7 @@ def _request_path(
     rng: np.random.Generator,
     clients: Clients | None,
     conversations: Conversations | None,
+    lag: LoopLag,
 ) -> tuple[Decider, AttemptParts, Dispatcher]:
     own, monotonic_s = env.settings.router_inference, env.clock.monotonic_s
     decider = Decider(
@@ -440,6 +442,7 @@ def _request_path(
         stream_tiers=own.stream_tiers,
         learn_slowness=own.learn_slowness,
         monotonic_s=monotonic_s,
+        lag_s=lambda: lag.lag_s,
     )
     limits = DispatchLimits(own.max_in_flight, own.max_leases)
     make = Dispatcher if clients is None else partial(LimitedDispatcher, clients)

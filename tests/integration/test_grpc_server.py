@@ -245,6 +245,71 @@ async def test_method_left_out_is_unimplemented(served: Served) -> None:
     assert served.handled("GetTraining", "UNIMPLEMENTED", "METHOD_NOT_IMPLEMENTED") == 1
 
 
+@pytest.mark.parametrize("method", ["/tiercel.trainer.v1.TrainerService/Nope", "/x.Y/Z", "/"])
+async def test_a_method_that_is_not_there_is_counted(served: Served, method: str) -> None:
+    """Whatever its kind, with a reason; what callers make up is no label."""
+    unary: Any = served.channel.unary_unary(method)
+    stream: Any = served.channel.stream_stream(method)
+    for call in (unary(b"", timeout=LIMIT_S), stream(timeout=LIMIT_S)):
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "METHOD_NOT_FOUND" in str(await call.trailing_metadata())
+    labels = {"method": "unknown", "code": "UNIMPLEMENTED", "reason": "METHOD_NOT_FOUND"}
+    assert served.registry.get_sample_value("tiercel_rpc_handled_total", labels) == 2
+
+
+@pytest.mark.parametrize("kind", ["stream_stream", "stream_unary"])
+@pytest.mark.parametrize("how", ["ended", "cancelled", "late"])
+async def test_a_stream_that_its_client_broke_off_is_not_ok(kind: str, how: str) -> None:
+    """To the method it looks as one that has ended; each is in one count, and in the right one."""
+
+    async def take(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        return b"".join([each async for each in requests])
+
+    async def echo(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for each in requests:
+            yield each
+
+    handlers: dict[str, Any] = {
+        "stream_unary": grpc.stream_unary_rpc_method_handler(take),
+        "stream_stream": grpc.stream_stream_rpc_method_handler(echo),
+    }
+    found = grpc.method_handlers_generic_handler("a.B", handlers)
+    registry = CollectorRegistry()
+    server = await build_server(
+        services=[ServiceDefinition("a.B", lambda each: each.add_generic_rpc_handlers((found,)))],
+        settings=ServerSettings(listen="127.0.0.1:0", metrics_listen=""),
+        registry=registry,
+        clock=SystemClock(),
+        log=get_logger("test"),
+    )
+    await server.start()
+    async with grpc.aio.insecure_channel(str(server.address)) as channel:
+        call = getattr(channel, kind)(f"/a.B/{kind}")(timeout=1.0 if how == "late" else LIMIT_S)
+        await call.write(b"x")
+        if kind == "stream_stream":
+            await call.read()
+        if how == "cancelled":
+            call.cancel()
+        elif how == "ended":
+            await call.done_writing()
+        code = (await call.code()).name
+        reason = {"ended": "", "cancelled": "CLIENT_CANCELLED", "late": "CLIENT_DEADLINE"}[how]
+
+        def counted() -> dict[tuple[str, str], float]:
+            return {
+                (sample.labels["code"], sample.labels["reason"]): sample.value
+                for metric in registry.collect()
+                for sample in metric.samples
+                if sample.name == "tiercel_rpc_handled_total"
+                and sample.value
+                and sample.labels["method"].startswith("a.B")
+            }
+
+        await until(lambda: bool(counted()), "the call is counted")
+        assert counted() == {(code, reason): 1.0}
+    await server.stop(0)
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [

@@ -348,6 +348,34 @@ async def test_garbage_in_redis_is_gone_on_from(
         assert b"e2" in (await client.hget("tiercel:v1:topology:current", "payload") or b"")
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_stream_that_breaks_takes_no_router_with_it(path: Path, is_cancelled: bool) -> None:
+    """The router may be there all the same, with its requests; only one that says so has left."""
+    async with serving(path) as served:
+        channel = grpc.aio.insecure_channel(served.address)
+        call = pb_grpc.LoadMonitorServiceStub(channel).ReportTraffic()
+        await call.write(report(arrival_rate_rps=30.0))
+        await served.wait_for(lambda s: [r.router_id for r in s.routers] == ["r1"])
+        if is_cancelled:
+            call.cancel()
+        else:
+            await channel.close(None)
+        name = {"method": f"{SERVICE}/ReportTraffic", "code": "CANCELLED"}
+        labels = {**name, "reason": "CLIENT_CANCELLED"}
+        counted = served.app._registry.get_sample_value
+        await until(
+            lambda: counted("tiercel_rpc_handled_total", labels) == 1.0, "the end is counted"
+        )
+        assert [r.router_id for r in (await served.state()).routers] == ["r1"]
+        # Its name is free for a process that comes in its place.
+        again = served.stub.ReportTraffic()
+        await again.write(report(epoch=8))
+        await again.done_writing()
+        assert (await again).last_sequence == 1
+        await served.wait_for(lambda s: not s.routers)
+        await channel.close()
+
+
 async def test_watches_are_bounded(path: Path) -> None:
     """One more than allowed is refused with a retry time; a closed one makes room."""
     async with serving(path, max_watchers="1") as served:

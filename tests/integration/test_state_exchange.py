@@ -269,6 +269,7 @@ class Exchange(RuleBasedStateMachine):
         if stream is not None:
             known = self.taken.get(router.router_id)
             self.run(stream.send(None))
+            self.run(self.clock.advance(0.1))  # until then it might have been broken off
             if stream_reported(router, known):
                 del self.taken[router.router_id]
 

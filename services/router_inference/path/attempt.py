@@ -35,6 +35,19 @@ from services.router_inference.view.view import View
 REASON_DEADLINE = "DEADLINE_EXCEEDED"
 # The call's own deadline cancels a request at about the moment its timer would end it.
 CUTOFF_TOLERANCE_S = 0.02
+_CUTOFF_TOLERANCE_SHARE = 0.02
+"""The library rounds a call's time limit up on its way here: three digits of it travel."""
+_DEAF_S = 0.25
+"""With a loop that is so late, seconds, the silence of an endpoint may be our own."""
+
+
+def is_at_cutoff(job: Job, now_s: float) -> bool:
+    """Returns whether a request that is given up now has had all of its time.
+
+    A client ends its call by its own clock, which is a little before ours.
+    """
+    share_s = _CUTOFF_TOLERANCE_SHARE * (job.cutoff_s - job.arrival_s)
+    return now_s >= job.cutoff_s - max(CUTOFF_TOLERANCE_S, share_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +63,7 @@ class AttemptParts:
         stream_tiers: True has tiers stream even for answers that are sent as one piece.
         learn_slowness: True learns how slow each device is beside its profile.
         monotonic_s: tells the time.
+        lag_s: tells how late the event loop is, seconds.
     """
 
     view: View
@@ -60,6 +74,7 @@ class AttemptParts:
     stream_tiers: bool
     learn_slowness: bool
     monotonic_s: Callable[[], float]
+    lag_s: Callable[[], float]
 
     def blame_doubted(self, doubted: Target, answered: Target) -> None:
         """Counts an error that nobody could read against its candidate: another one answered.
@@ -107,6 +122,16 @@ class AttemptParts:
         else:
             is_largest = choice.target.tier_index >= choice.largest_tier
             job.step_down = StepDown.UNAVAILABLE if is_largest else StepDown.POLICY
+
+    def blame_silence(self, target: Target) -> None:
+        """Counts that a candidate let a request run out of time without a word.
+
+        After a time in which this process did not run, what has come meanwhile was not read yet.
+        """
+        if self.lag_s() > _DEAF_S:
+            target.breaker.on_unknown()
+        elif target.breaker.on_silence(self.monotonic_s()):
+            self.count_ejection(target)
 
     def count_ejection(self, target: Target) -> None:
         """Counts that a candidate is left alone from now on."""
@@ -200,7 +225,7 @@ class AttemptRun:
             self._blame(error)
             raise
         except BaseException:
-            at_deadline = parts.monotonic_s() >= job.cutoff_s - CUTOFF_TOLERANCE_S
+            at_deadline = is_at_cutoff(job, parts.monotonic_s())
             attempt.result = "deadline" if at_deadline else "cancelled"
             target.breaker.on_unknown()
             raise
@@ -325,8 +350,8 @@ class AttemptRun:
 
     def _blame_silence(self) -> None:
         """Counts silence, but not where the request gave the candidate less time than it needs."""
-        now_s, breaker = self._parts.monotonic_s(), self.target.breaker
-        if not self._waiting or now_s - self.job.dispatch_s < self.choice.predicted_s:
-            breaker.on_unknown()
-        elif breaker.on_silence(now_s):
-            self._parts.count_ejection(self.target)
+        waited_s = self._parts.monotonic_s() - self.job.dispatch_s
+        if not self._waiting or waited_s < self.choice.predicted_s:
+            self.target.breaker.on_unknown()
+        else:
+            self._parts.blame_silence(self.target)

@@ -25,10 +25,10 @@ from services.common.tiers.errors import (
 )
 from services.router_inference.job import Choice, Job, Outcome
 from services.router_inference.path.attempt import (
-    CUTOFF_TOLERANCE_S,
     REASON_DEADLINE,
     AttemptParts,
     AttemptRun,
+    is_at_cutoff,
 )
 from services.router_inference.path.decide import Decider
 from services.router_inference.path.end import Ending
@@ -121,7 +121,7 @@ class Dispatcher:
             self._ending.end(job, Outcome.LATE, now_s, error.reason)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             # The call's own deadline reaches us as a cancellation too.
-            is_late = now_s >= job.cutoff_s - CUTOFF_TOLERANCE_S
+            is_late = is_at_cutoff(job, now_s)
             outcome = Outcome.LATE if is_late else Outcome.CANCELLED
             self._ending.end(job, outcome, now_s, REASON_DEADLINE if is_late else "")
         elif isinstance(error, InvalidArgumentError):

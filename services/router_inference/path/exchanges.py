@@ -14,9 +14,9 @@ from http import HTTPStatus
 from router.types import SloKind
 from services.router_inference.job import Attempt, Choice, Job, Outcome
 from services.router_inference.path.attempt import (
-    CUTOFF_TOLERANCE_S,
     REASON_DEADLINE,
     AttemptParts,
+    is_at_cutoff,
 )
 from services.router_inference.path.dispatch import (
     REASON_ENDPOINT_FAILED,
@@ -136,7 +136,7 @@ class Exchange:
         if self.has_ended:
             return
         now_s = self._parts.monotonic_s()
-        if now_s >= self.job.cutoff_s - CUTOFF_TOLERANCE_S:
+        if is_at_cutoff(self.job, now_s):
             self._miss(now_s)
         else:
             self.served.breaker.on_unknown()
@@ -158,7 +158,7 @@ class Exchange:
 
     def _fail(self, now_s: float) -> None:
         """Ends it with an error of the endpoint, or of the way there."""
-        if now_s >= self.job.cutoff_s - CUTOFF_TOLERANCE_S:
+        if is_at_cutoff(self.job, now_s):
             self._miss(now_s)
             return
         self._blame(self.served, f"HTTP_{self.status}", now_s)
@@ -166,13 +166,13 @@ class Exchange:
 
     def _miss(self, now_s: float) -> None:
         """Ends it at its deadline."""
-        job, breaker = self.job, self.served.breaker
+        job = self.job
         # At a timeout before any answer a gateway answers by itself, which has a status.
         has_answered = bool(job.first_token_s) or (not self.status and self.may_have_begun)
         if has_answered or now_s - job.dispatch_s < self.choice.predicted_s:
-            breaker.on_unknown()
-        elif breaker.on_silence(now_s):
-            self._parts.count_ejection(self.served)
+            self.served.breaker.on_unknown()
+        else:
+            self._parts.blame_silence(self.served)
         self._end(Outcome.LATE, REASON_DEADLINE, "deadline", now_s)
 
     def _blame(self, target: Target, reason: str, now_s: float) -> None:

@@ -202,3 +202,27 @@ def test_a_variable_with_one_underscore_is_told_from_those_of_others() -> None:
     assert misspelled_variables(Root, environ) == {
         "TIERCEL_LOAD_MONITOR_PERIOD_S": "TIERCEL_LOAD_MONITOR__PERIOD_S"
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("path", "2024-01-01"), ("path", "07:32:00"), ("names", "['a', 1979-05-27T07:32:00Z]")],
+)
+def test_a_date_is_no_text(write: Write, key: str, value: str) -> None:
+    """TOML makes one of what has no quotes; it was taken for the text that it is shown as."""
+    found = problems(write(f"{MESH}[load_monitor]\n{key} = {value}\n"))
+    assert any("is a date or a time; put a text in quotes" in line for line in found)
+
+
+def test_a_path_in_a_circle_is_one_line(write: Write, tmp_path: Path) -> None:
+    """Of symbolic links, the last of them named by the settings."""
+    (tmp_path / "here").symlink_to("here")
+    (line,) = problems(write(f'{MESH}[load_monitor]\npath = "here"\n'))
+    assert line == "FILE: load_monitor.path: is a loop of symbolic links (got 'here')"
+
+
+def test_a_variable_of_several_lines_is_no_number(write: Write) -> None:
+    """What stands in the others would be left out without a word."""
+    environ = {"TIERCEL_LOAD_MONITOR__PERIOD_S": "5\nperiod = 6"}
+    (line,) = problems(write(MESH), environ=environ)
+    assert line.startswith("TIERCEL_LOAD_MONITOR__PERIOD_S: load_monitor.period_s: input should be")

@@ -249,3 +249,32 @@ async def test_a_rescue_stops_the_work_it_leaves_however_late() -> None:
     assert job.attempts[0].end_s > job.deadline_s - CUTOFF_TOLERANCE_S
     await asyncio.sleep(0.0)
     assert rig.tier().calls[0]["end"] == "cancelled"
+
+
+@scenario
+async def test_a_loop_that_stood_still_blames_nobody_for_silence() -> None:
+    """What came meanwhile lies unread; where the loop is in time, silence is the endpoint's."""
+    rig = make_rig(safety_net=False, silent_eject_s=0.1, eject_after_failures=1)
+    rig.tier().default = HANG
+    for lag_s, is_open in ((3.0, True), (0.05, False)):
+        rig.core.lag.lag_s = lag_s
+        with pytest.raises(DeadlineExceededError):
+            await rig.answer(rig.job())
+        (large,) = (each for each in rig.core.view.fleet.targets if each.tier == "large")
+        assert large.breaker.settled is is_open
+
+
+@scenario
+async def test_a_caller_that_waited_all_its_time_was_kept_waiting() -> None:
+    """Its own clock ends the call before ours, by what the way here has rounded up."""
+    for waited_s, outcome in ((12.34, Outcome.LATE), (11.9, Outcome.CANCELLED)):
+        rig = make_rig(safety_net=False, soft_late_s=60.0)
+        rig.tier().default = HANG
+        job = rig.job(task="soft", call_left_s=12.4)
+        task = asyncio.ensure_future(rig.answer(job))
+        await asyncio.sleep(waited_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert job.outcome is outcome
+        assert job.attempts[0].result == ("deadline" if outcome is Outcome.LATE else "cancelled")
