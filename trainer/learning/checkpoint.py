@@ -6,11 +6,13 @@ and renamed, so a kill or a full disk leaves the file that was there. No pickle.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +115,14 @@ def set_aside(path: Path) -> None:
         path.replace(damaged_of(path))
 
 
+def _content(path: Path) -> bytes:
+    """Returns what a file holds; raises OSError for what is none, such as a pipe without an end."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no ordinary file")
+        return file.read()
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
     """Returns metadata and arrays, None if there is no such file.
 
@@ -120,7 +130,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
         CheckpointError: the file is damaged or cannot be read.
     """
     try:
-        blob = path.read_bytes()
+        blob = _content(path)
     except FileNotFoundError:
         return None
     except OSError as error:

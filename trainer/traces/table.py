@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 from trainer.traces.trace import TraceFileError
 
@@ -122,9 +122,13 @@ class Table:
         try:
             if path.is_dir():
                 raise TraceFileError(self.origin, "is a directory; name one trace file")
-            with path.open("rb") as start:
-                packed = start.read(2) == _GZIP_MAGIC
-            return gzip.open(path) if packed else path.open("rb")
+            # Opened once: a pipe gives its first bytes to whoever reads them first.
+            file = path.open("rb")
+            if file.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] != _GZIP_MAGIC:
+                return file
+            unpacked: Any = gzip.GzipFile(fileobj=file)
+            unpacked.myfileobj = file  # closed with it
+            return cast("gzip.GzipFile", unpacked)
         except FileNotFoundError:
             raise TraceFileError(str(path), "no such file") from None
         except (OSError, ValueError) as error:

@@ -42,6 +42,7 @@ REASON_INVALID = "TICKET_INVALID"
 REASON_NOT_OWN = "TICKET_NOT_OWN"
 REASON_CLIENT_FULL = "CLIENT_FULL"
 _SWEEP_S = 0.05
+_FEW_MOMENTS = 1_000
 # A claimed load counts for this many default deadlines of its task, whatever deadline was asked
 # for: after that it is more likely forgotten than still there.
 _LOAD_DEADLINES = 2.0
@@ -312,6 +313,7 @@ class Leases:
 
     def expire(self) -> None:
         """Takes back loads that count no longer, and ends every lease whose time is over."""
+        self._forget_closed()
         self.pass_first_tokens()
         now_s = self._clock.monotonic_s()
         while self._load_ends and self._load_ends[0][0] < now_s:
@@ -322,6 +324,17 @@ class Leases:
                 continue
             self._accounts.metrics.leases_expired.inc()
             self._ending.end(job, Outcome.FAILED, now_s, REASON_LEASE_EXPIRED)
+
+    def _forget_closed(self) -> None:
+        """Drops the moments of tickets that were closed before, once they are the most.
+
+        They would go with their ends, but those of a task with a long deadline are far away.
+        """
+        most = 2 * len(self._open) + _FEW_MOMENTS
+        for moments in (self._ends, self._load_ends, self._first_tokens):
+            if len(moments) > most:
+                moments[:] = [each for each in moments if each[1] in self._open]
+                heapq.heapify(moments)
 
     async def run(self) -> None:
         """Expires leases for ever."""

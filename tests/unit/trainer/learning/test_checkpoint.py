@@ -90,3 +90,14 @@ def test_read_only_disk_is_a_checkpoint_error(
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(CheckpointError, match="Read-only"):
         save_checkpoint(tmp_path / "state", {}, {})
+
+
+def test_what_is_no_file_is_damaged_and_not_waited_for(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be read for ever, a device without end too."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "zero", "circle", "folder"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_checkpoint(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,19 @@ def test_bad_arguments_are_named(tmp_path: Path, options: dict[str, object], mes
     path = files.write(tmp_path / "t", files.LLM, files.llm_rows(SOME))
     with pytest.raises(WorkloadError, match=message):
         read_trace(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_a_trace_may_come_out_of_a_pipe(tmp_path: Path, suffix: str) -> None:
+    """Its first bytes are there once."""
+    path = files.write(tmp_path / f"t.{suffix}", files.LLM, files.llm_rows(SOME))
+    expected = read_trace(path)
+    content = path.read_bytes()
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(content)
+    try:
+        found = read_trace(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+    assert len(found) == len(expected)

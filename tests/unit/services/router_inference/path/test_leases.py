@@ -341,3 +341,21 @@ async def test_a_ticket_is_closed_by_the_client_it_was_given_to() -> None:
         assert caught.value.reason == "TICKET_NOT_OWN"
     rig.core.leases.close(ticket, DONE, "shop")
     rig.assert_settled()
+
+
+@scenario
+async def test_closed_tickets_of_a_long_task_take_no_memory() -> None:
+    """Their ends are an hour away; what is open still ends in its time."""
+    long = (*TASKS, Task("batch", 3600.0))
+    quality = {task.name: {"small": 0.5, "medium": 0.8, "large": 1.0} for task in long}
+    rig = make_rig(tasks=long, quality=QualityTable("table", "assumed", quality, {}))
+    leases = rig.core.leases
+    kept = leases.route(routed(rig, task="batch"))
+    for _ in range(3_000):
+        leases.close(leases.route(routed(rig, task="batch")).ticket, DONE)
+    leases.expire()
+    assert len(leases._ends) + len(leases._load_ends) + len(leases._first_tokens) < 100
+    await asyncio.sleep(3600.1)
+    leases.expire()
+    assert kept.job.reason == "LEASE_EXPIRED"
+    rig.assert_settled()
