@@ -28,6 +28,9 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     INVALID = "invalid"
 
+    # Counts are kept by it: that of an enumeration is made in Python, and takes ten times as long.
+    __hash__ = object.__hash__
+
 
 class StepDown(enum.Enum):
     """Why a smaller tier than the largest allowed one answered."""
@@ -209,7 +212,7 @@ class Choice:
     @property
     def profile_s(self) -> float:
         """The prediction as it would have been on a device as fast as its profile, seconds."""
-        return self.predicted_s / float(self.inputs.slowness_D[self._device])
+        return self.predicted_s / self.inputs.slowness_D.item(self._device)
 
     def profiled(self, prompt_tokens: float, output_tokens: int) -> tuple[int, float]:
         """Returns the range that the request is in where its profile is judged, and `profile_s`.
@@ -220,15 +223,16 @@ class Choice:
         """
         arrays, row, inputs = self.inputs.fleet.arrays, self.action, self.inputs
         fill = profile_error.device_fill(arrays, row, inputs.own_LC[0], inputs.others_LC[0])
-        fixed_s = arrays.overhead_s_C[row] + prompt_tokens * arrays.per_prompt_token_s_C[row]
+        prompt_s = prompt_tokens * arrays.per_prompt_token_s_C.item(row)
+        fixed_s = arrays.overhead_s_C.item(row) + prompt_s
         profile_s = profile_error.actual_length_s(
-            self.profile_s, float(fixed_s), inputs.asked.query.event_tokens, output_tokens
+            self.profile_s, fixed_s, inputs.asked.query.event_tokens, output_tokens
         )
         return profile_error.range_of(fill, prompt_tokens), profile_s
 
     @property
     def _device(self) -> int:
-        return int(self.inputs.fleet.arrays.device_C[self.action])
+        return self.inputs.fleet.arrays.device_C.item(self.action)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from services.common.triton.client import TritonClient
 from services.local.triton.repository.paced import PacedFleet, write_paced_repository
@@ -63,7 +63,9 @@ async def compare(address: str, client: TritonClient) -> None:
     """Takes turns and prints the medians over the rounds."""
     channel = grpc.aio.insecure_channel(address)
     stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    request = client._request("gpu0_small", "a b c", 1, 5.0, 0.0, 0, True)
+    request = service_pb2.ModelInferRequest.FromString(
+        client._request("x", "gpu0_small", "a b c", 1, 5.0, 0.0, 0, True)
+    )
 
     async def bare() -> None:
         call = stub.ModelStreamInfer(iter((request,)), timeout=5.0)

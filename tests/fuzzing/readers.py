@@ -46,7 +46,7 @@ from services.common.state.policy_store import StoredPolicy
 from services.common.telemetry_variables import understood
 from services.common.tiers.answer import Budget
 from services.common.tiers.errors import TierError
-from services.common.triton.answer import chunk_of
+from services.common.triton.answer import AnswerReader, Forms
 from services.load_monitor.convert_minutes import minute_of
 from services.load_monitor.convert_state import read_picture, read_reports
 from services.load_monitor.convert_targets import message_of_targets
@@ -659,16 +659,19 @@ def _records() -> Iterator[Reader]:
         [watched(others=others).SerializeToString(), watched(state=state).SerializeToString()],
         message(watched), watch, (ValueError, DecodeError),
     )  # fmt: skip
-    answer = kserve.ModelInferResponse(id="i")
+    whole = kserve.ModelStreamInferResponse()
+    answer = whole.infer_response
+    answer.id = "i"
     answer.outputs.add(name="text_output", datatype="BYTES", shape=[1])
     answer.raw_output_contents.append(b"\x01\0\0\0a")
     answer.outputs.add(name="num_output_tokens", datatype="UINT32", shape=[1])
     answer.raw_output_contents.append(b"\x01\0\0\0")
     answer.parameters["triton_final_response"].bool_param = True
+    forms: Forms = []
     yield Reader(
-        "answers of a tier", [answer.SerializeToString()], message(kserve.ModelInferResponse),
-        lambda data: chunk_of(kserve.ModelInferResponse.FromString(data), "i", Budget(4)),
-        (TierError, DecodeError),
+        "answers of a tier", [whole.SerializeToString()],
+        message(kserve.ModelStreamInferResponse),
+        lambda data: AnswerReader("i", Budget(4), forms).read(data), (TierError,),
     )  # fmt: skip
     yield Reader(
         "streams of servers that speak OpenAI", answers.stream_seeds(), answers.changed_stream,

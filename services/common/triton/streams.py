@@ -14,18 +14,16 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from tritonclient.grpc import service_pb2 as kserve
 
-from services.common.tiers.answer import Budget, TierChunk
+from services.common.tiers.answer import TierChunk
 from services.common.tiers.errors import (
     TierDeadlineError,
     TierError,
     TierUnavailableError,
     TierUnknownError,
-    bad_answer,
 )
-from services.common.triton.answer import chunk_of
-from services.common.triton.errors import error_of_status, error_of_text
+from services.common.triton.answer import AnswerReader
+from services.common.triton.errors import error_of_status
 
 Metadata = tuple[tuple[str, str], ...]
 REASON_DEADLINE = "DEADLINE_EXCEEDED"
@@ -38,40 +36,36 @@ _MOST_IDLE_S = 2.0
 class Asking:
     """One request under way; its callbacks are called until it ends, is left or cancelled."""
 
-    __slots__ = ("_on_chunk", "_on_end", "budget", "end_s", "request", "stream", "timer")
+    __slots__ = ("_on_chunk", "_on_end", "_reader", "end_s", "request", "stream", "timer")
 
     def __init__(
         self,
-        request: kserve.ModelInferRequest,
-        budget: Budget,
+        request: bytes,
+        reader: AnswerReader,
         end_s: float,
         on_chunk: Callable[[TierChunk], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
-        """Takes the request, what its answer may hold, its end in the loop's time, and callbacks.
+        """Takes the request, what reads its answer, its end in the loop's time, and callbacks.
 
         `on_chunk` gets every piece of the answer; `on_end` is called once, with the failure or None
         after the last piece.
         """
         self.request = request
-        self.budget = budget
+        self._reader = reader
         self.end_s = end_s
         self.stream: TierStream | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._on_chunk: Callable[[TierChunk], None] | None = on_chunk
         self._on_end: Callable[[Exception | None], None] | None = on_end
 
-    def take(self, message: kserve.ModelStreamInferResponse | None) -> bool:
-        """Hands one message (None: one that gRPC cannot read) on; returns whether it is the last.
+    def take(self, message: bytes) -> bool:
+        """Hands one message on; returns whether it is the last.
 
         Raises:
             TierError: The tier failed, or sent what it may not.
         """
-        if message is None:
-            raise bad_answer("bytes that are no message")
-        if message.error_message:
-            raise error_of_text(message.error_message, self.request.id)
-        chunk = chunk_of(message.infer_response, self.request.id, self.budget)
+        chunk = self._reader.read(message)
         if self._on_chunk is not None:
             self._on_chunk(chunk)
         return chunk.is_final
@@ -114,7 +108,10 @@ class TierStreams:
     """The calls that are open to one Triton."""
 
     def __init__(self, open_call: Callable[..., Any], most_idle: int) -> None:
-        """Takes the method, and how many calls wait for a next request at most; 0 keeps none."""
+        """Takes the method, bytes in and out, and how many calls wait for a next request at most.
+
+        0 keeps none.
+        """
         self._open_call = open_call
         self._most_idle = most_idle
         self._open: set[TierStream] = set()

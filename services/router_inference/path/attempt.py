@@ -196,9 +196,8 @@ class AttemptRun:
         job.attempts.append(attempt)
         job.dispatch_s = now_s
         job.target = target
-        job.quality = float(
-            parts.view.fleet.catalog.quality_KT[job.request.task, target.tier_index]
-        )
+        quality_KT = parts.view.fleet.catalog.quality_KT
+        job.quality = quality_KT.item(job.request.task, target.tier_index)
         parts.view.load.ledger.dispatch(
             self._key,
             target.candidate,

@@ -52,6 +52,10 @@ def task_width(tiers: Sequence[str]) -> int:
     return SMOOTH + 1 + len(tiers)
 
 
+_FIELDS = {outcome: outcome.value for outcome in Outcome}
+"""The field of `Counts` of each outcome: the value of an enumeration's member takes longer."""
+
+
 @dataclass(slots=True)
 class Counts:
     """Requests by how they ended, since the process started.
@@ -85,7 +89,7 @@ class Counts:
         """Counts one end."""
         if outcome is Outcome.INVALID:
             self.offered -= 1
-        name = outcome.value
+        name = _FIELDS[outcome]
         setattr(self, name, getattr(self, name) + 1)
         self.delivered_reward_sum += reward
 

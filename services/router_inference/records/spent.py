@@ -32,8 +32,9 @@ def time_spent(job: Job) -> Spent:
     """Returns where the time of a request went whose answer is complete."""
     assert job.choice is not None  # who was answered was decided for
     prefill_s, token_s, hop_s = _profiled(job, job.choice)
-    first_s = job.first_token_s or job.end_s
-    waited_s, decode_s = max(0.0, first_s - job.dispatch_s), job.end_s - first_s
+    dispatch_s, end_s = job.dispatch_s, job.end_s
+    first_s = job.first_token_s or end_s
+    waited_s, decode_s = max(0.0, first_s - dispatch_s), end_s - first_s
     # An answer in one piece shows its first token at its end.
     is_whole = job.output_tokens > 1 and decode_s < token_s / 2.0
     unseen_s = (job.output_tokens - 1) * token_s if is_whole else 0.0
@@ -41,23 +42,25 @@ def time_spent(job: Job) -> Spent:
     # What is faster than its profile spent all of it so.
     share = min(1.0, waited_s / expected_s) if expected_s else 0.0
     return Spent(
-        queue_s=job.dispatch_s - job.arrival_s + waited_s - share * expected_s,
-        prefill_s=share * prefill_s,
-        decode_s=share * unseen_s + decode_s,
-        hop_s=share * hop_s,
+        dispatch_s - job.arrival_s + waited_s - share * expected_s,
+        share * prefill_s,
+        share * unseen_s + decode_s,
+        share * hop_s,
     )
 
 
 def _profiled(job: Job, choice: Choice) -> tuple[float, float, float]:
     """Returns what the prompt with the first token, each further token, and the hop take, alone."""
     row = choice.action
-    if job.target is not None and job.target.candidate != choice.target.candidate:
-        if job.target.candidate not in choice.candidates:  # it joined the mesh since
+    target = job.target
+    if target is not None and target.candidate != choice.target.candidate:
+        if target.candidate not in choice.candidates:  # it joined the mesh since
             return 0.0, 0.0, 0.0
-        row = choice.candidates.index(job.target.candidate)
+        row = choice.candidates.index(target.candidate)
     arrays = choice.inputs.fleet.arrays
-    slowness = float(choice.inputs.slowness_D[arrays.device_C[row]])
-    token_s = slowness * float(arrays.step_s_C[row] + arrays.per_sequence_s_C[row])
+    # Plain numbers: those of numpy take twice as long, here and in all that follows.
+    slowness = choice.inputs.slowness_D.item(arrays.device_C[row])
+    token_s = slowness * (arrays.step_s_C.item(row) + arrays.per_sequence_s_C.item(row))
     new_tokens = job.new_tokens_at(choice.candidates[row])
-    prompt_s = slowness * new_tokens * float(arrays.per_prompt_token_s_C[row])
-    return prompt_s + token_s, token_s, slowness * float(arrays.overhead_s_C[row])
+    prompt_s = slowness * new_tokens * arrays.per_prompt_token_s_C.item(row)
+    return prompt_s + token_s, token_s, slowness * arrays.overhead_s_C.item(row)

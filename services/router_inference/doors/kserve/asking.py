@@ -65,7 +65,8 @@ class _Form:
     """What requests have in common that differ in their ids and their tensors' bytes alone."""
 
     __slots__ = (
-        "forms", "model", "names", "sampling", "sequence", "wants_empty_final", "wishes",
+        "_names", "_outputs", "forms", "model", "sampling", "sequence", "unserved",
+        "wants_empty_final", "wishes",
     )  # fmt: skip
 
     def __init__(
@@ -80,13 +81,22 @@ class _Form:
         self.model = models.find(request.model_name, request.model_version)
         given = parameters.read_parameters(request)
         self.forms = tensors.read_forms(request, raw_count)
-        self.names = tensors.read_outputs(request)
+        self.unserved = [name for name in tensors.UNSERVED if name in self.forms]
+        self._names = tensors.read_outputs(request)
+        # Where no input asks for outputs, they are those of every request of the form.
+        self._outputs: tuple[tensors.Output, ...] | None = None
+        if not any(output.asked_by in self.forms for output in tensors.OUTPUTS):
+            self._outputs = _outputs(self._names, {})
         self.wants_empty_final = bool(given.get(parameters.EMPTY_FINAL))
         self.sequence = parameters.sequence_of(given)
         self.wishes = Wishes(given, checks)
         self.sampling = Sampling(None, 0.0, None)
         if tensors.SAMPLING not in self.forms:
             self.sampling = parameters.read_sampling(given, checks)
+
+    def outputs(self, inputs: Mapping[str, bytes]) -> tuple[tensors.Output, ...]:
+        """Returns the outputs that a request with such inputs gets."""
+        return _outputs(self._names, inputs) if self._outputs is None else self._outputs
 
 
 class Reader:
@@ -121,7 +131,7 @@ class Reader:
             UnknownModelError: There is no such model.
             InvalidArgumentError: A value is of the wrong kind.
         """
-        checks, request_id, raws = Checks(), request.id, list(request.raw_input_contents)
+        checks, request_id, raws = Checks(), request.id, request.raw_input_contents[:]
         conversation = parameters.take_conversation(request, checks)
         if raws:
             form = self._form(request, raws, checks)
@@ -140,7 +150,7 @@ class Reader:
             checks.require(form.model.is_decoupled, tensors.STREAM, what)
             what = "must not be false when stream is true"
             checks.require(is_excluded, tensors.EXCLUDE, what)
-        for name in tensors.UNSERVED:
+        for name in form.unserved:
             checks.require(not inputs.get(name), name, "is not served")
         checks.raise_if_any()
         ask = Ask(
@@ -167,7 +177,7 @@ class Reader:
             ask,
             form.model,
             request_id,
-            _outputs(form.names, inputs),
+            form.outputs(inputs),
             "" if is_excluded else prompt,
             form.wants_empty_final,
             wishes.deadline_field,

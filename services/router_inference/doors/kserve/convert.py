@@ -24,6 +24,8 @@ FINAL = "triton_final_response"
 _US_PER_S = 1e6
 _MS_PER_S = 1e3
 _SPENT = tuple(f"tiercel_{part.removesuffix('_s')}_us" for part in Spent._fields)
+_TEXT_ALONE = (tensors.TEXT,)
+"""The outputs of most requests."""
 _NO_REASON = "None"
 """Finish reason while an answer goes on, as the vLLM backend writes it."""
 
@@ -43,7 +45,7 @@ def _template(outputs: tuple[tensors.Output, ...]) -> kserve.ModelStreamInferRes
 class Reply:
     """Makes the messages of one answer; each is good until the next is made."""
 
-    __slots__ = ("_asked", "_message", "_prefix")
+    __slots__ = ("_asked", "_message", "_prefix", "_raws", "_response")
 
     def __init__(self, asked: Asked) -> None:
         """Takes what was asked."""
@@ -51,9 +53,10 @@ class Reply:
         self._prefix = asked.prefix
         message = self._message = kserve.ModelStreamInferResponse()
         message.CopyFrom(_template(asked.outputs))
-        response = message.infer_response
+        response = self._response = message.infer_response
         response.model_name = asked.model.name
         response.id = asked.id
+        self._raws = response.raw_output_contents
 
     def portion(
         self, text: str, token_count: int, finish_reason: str = _NO_REASON
@@ -61,9 +64,12 @@ class Reply:
         """Returns the message of a piece of the answer."""
         if self._prefix:
             text, self._prefix = self._prefix + text, ""
-        raws = self._message.infer_response.raw_output_contents
+        raws, outputs = self._raws, self._asked.outputs
         del raws[:]
-        for output in self._asked.outputs:
+        if outputs == _TEXT_ALONE:
+            raws.append(tensors.text_tensor(text))
+            return self._message
+        for output in outputs:
             if output is tensors.TEXT:
                 raws.append(tensors.text_tensor(text))
             elif output is tensors.TOKEN_COUNT:
@@ -79,44 +85,49 @@ class Reply:
             job: The request, answered.
             last: Text and token count that were not sent yet; None for none.
         """
+        response = self._response
         if last is None and self._asked.wants_empty_final:
-            response = self._message.infer_response
             del response.outputs[:]
-            del response.raw_output_contents[:]
+            del self._raws[:]
         else:
             text, token_count = last or ("", 0)
-            response = self.portion(
-                text, token_count, job.finish_reason or _NO_REASON
-            ).infer_response
-        response.parameters[FINAL].bool_param = True
-        _describe(job, response.parameters)
+            self.portion(text, token_count, job.finish_reason or _NO_REASON)
+        said = response.parameters
+        said[FINAL].bool_param = True
+        _describe(job, said)
         return self._message
 
     def whole(self, job: Job, text: str) -> kserve.ModelInferResponse:
         """Returns the answer to ModelInfer."""
-        response = self.end(job, (text, job.output_tokens)).infer_response
-        del response.parameters[FINAL]
+        response = self._response
+        self.portion(text, job.output_tokens, job.finish_reason or _NO_REASON)
+        said = response.parameters
+        del said[FINAL]
+        _describe(job, said)
         return response
 
 
 def _describe(job: Job, said: Any) -> None:
     """Writes what is known of an answer into parameters of a response."""
-    choice = job.choice
+    choice, target, arrival_s = job.choice, job.target, job.arrival_s
     assert choice is not None  # who was answered was decided for
+    assert target is not None
     said["tiercel_request_id"].string_param = job.request_id
-    said["tiercel_tier"].string_param = job.tier
-    said["tiercel_endpoint"].string_param = job.endpoint
+    said["tiercel_tier"].string_param = target.tier
+    said["tiercel_endpoint"].string_param = target.endpoint
     said["tiercel_policy"].string_param = choice.policy
     said["tiercel_policy_version"].string_param = choice.policy_version
     said["tiercel_on_time"].bool_param = job.outcome is Outcome.ON_TIME
     said["tiercel_quality"].double_param = job.quality
-    said["tiercel_dispatch_us"].int64_param = _us(job.dispatch_s - job.arrival_s)
+    said["tiercel_dispatch_us"].int64_param = round((job.dispatch_s - arrival_s) * _US_PER_S)
     if job.first_token_s:
-        said["tiercel_first_token_us"].int64_param = _us(job.first_token_s - job.arrival_s)
-    said["tiercel_total_us"].int64_param = _us(job.end_s - job.arrival_s)
-    said["tiercel_early_us"].int64_param = _us(job.deadline_s - job.deadline_event_s)
+        first_s = job.first_token_s - arrival_s
+        said["tiercel_first_token_us"].int64_param = round(first_s * _US_PER_S)
+    said["tiercel_total_us"].int64_param = round((job.end_s - arrival_s) * _US_PER_S)
+    early_s = job.deadline_s - job.deadline_event_s
+    said["tiercel_early_us"].int64_param = round(early_s * _US_PER_S)
     for name, taken_s in zip(_SPENT, time_spent(job), strict=True):
-        said[name].int64_param = _us(taken_s)
+        said[name].int64_param = round(taken_s * _US_PER_S)
     if job.step_down is not StepDown.NONE:
         said["tiercel_step_down_reason"].string_param = job.step_down.value
     if job.stay is not Stay.NONE:
@@ -125,10 +136,6 @@ def _describe(job: Job, said: Any) -> None:
         said["tiercel_rescued"].bool_param = True
     if job.retry_count:
         said["tiercel_retry_count"].int64_param = job.retry_count
-
-
-def _us(span_s: float) -> int:
-    return round(span_s * _US_PER_S)
 
 
 # ---- errors ----

@@ -14,8 +14,42 @@ _NS_PER_MS = 1_000_000
 _COUNTED = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
+class _Counts:
+    """What is counted of one model: requests, and times in nanoseconds."""
+
+    __slots__ = ("fail_count", "fail_ns", "last_ms", "queue_ns", "success_count", "success_ns")
+
+    def __init__(self) -> None:
+        self.success_count = self.success_ns = self.queue_ns = 0
+        self.fail_count = self.fail_ns = self.last_ms = 0
+
+    def message(self, name: str) -> kserve.ModelStatistics:
+        count = self.success_count
+        found = kserve.ModelStatistics(
+            name=name,
+            version=VERSION,
+            inference_count=count,
+            execution_count=count,
+            last_inference=self.last_ms,
+        )
+        stats = found.inference_stats
+        for field in stats.DESCRIPTOR.fields:
+            getattr(stats, field.name).SetInParent()
+        for duration, duration_count, span_ns in (
+            (stats.success, count, self.success_ns),
+            (stats.fail, self.fail_count, self.fail_ns),
+            (stats.queue, count, self.queue_ns),
+            (stats.compute_infer, count, self.success_ns - self.queue_ns),
+            # Nothing is told apart here, but `perf_analyzer` wants these counts to be the same.
+            (stats.compute_input, count, 0),
+            (stats.compute_output, count, 0),
+        ):
+            duration.count, duration.ns = duration_count, span_ns
+        return found
+
+
 class Statistics:
-    """Counts per model since this process started.
+    """Counts per model since this process started; they become messages when somebody asks.
 
     A request that ended well counts as one inference and one execution. Its time in the queue is
     that until it was sent to its tier, its time of computing the rest.
@@ -23,42 +57,26 @@ class Statistics:
 
     def __init__(self, names: Iterable[str]) -> None:
         """Takes the names of the models."""
-        self._models = {name: _empty(name) for name in names}
+        self._models = {name: _Counts() for name in names}
 
     def on_end(self, model: str, job: Job) -> None:
         """Counts a request that has ended."""
-        found = self._models[model]
-        stats = found.inference_stats
-        total_ns = to_ns(max(0.0, job.end_s - job.arrival_s))
+        counts, arrival_s = self._models[model], job.arrival_s
+        total_ns = to_ns(max(0.0, job.end_s - arrival_s))
         if not job.is_complete:
-            stats.fail.count += 1
-            stats.fail.ns += total_ns
+            counts.fail_count += 1
+            counts.fail_ns += total_ns
             return
-        queue_ns = to_ns(max(0.0, job.dispatch_s - job.arrival_s))
-        found.inference_count += 1
-        found.execution_count += 1
-        found.last_inference = job.wall_ns(job.end_s) // _NS_PER_MS
-        for duration, span_ns in (
-            (stats.success, total_ns),
-            (stats.queue, queue_ns),
-            (stats.compute_infer, total_ns - queue_ns),
-            # Nothing is told apart here, but `perf_analyzer` wants these counts to be the same.
-            (stats.compute_input, 0),
-            (stats.compute_output, 0),
-        ):
-            duration.count += 1
-            duration.ns += span_ns
+        counts.success_count += 1
+        counts.success_ns += total_ns
+        counts.queue_ns += to_ns(max(0.0, job.dispatch_s - arrival_s))
+        counts.last_ms = job.wall_ns(job.end_s) // _NS_PER_MS
 
     def read(self, names: Iterable[str]) -> kserve.ModelStatisticsResponse:
         """Returns the statistics of some models."""
-        return kserve.ModelStatisticsResponse(model_stats=[self._models[name] for name in names])
-
-
-def _empty(name: str) -> kserve.ModelStatistics:
-    found = kserve.ModelStatistics(name=name, version=VERSION)
-    for field in found.inference_stats.DESCRIPTOR.fields:
-        getattr(found.inference_stats, field.name).SetInParent()
-    return found
+        return kserve.ModelStatisticsResponse(
+            model_stats=[self._models[name].message(name) for name in names]
+        )
 
 
 def add(total: kserve.ModelStatisticsResponse, others: kserve.ModelStatisticsResponse) -> None:
