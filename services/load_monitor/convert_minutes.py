@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeVar
 
@@ -31,25 +33,25 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 def minute_of(payload: bytes) -> pb.Minute:
     """Returns a stored minute; raises ValueError if it is none."""
     minute = _parsed(pb.Minute, payload)
-    bad = Checks()
-    start_s = bad.moment("start_time", minute.start_time)
-    bad.require(start_s % MINUTE_S == 0, "start_time", "begins no minute")
-    bad.duration("observed", minute.observed, 0.0, MINUTE_S)
-    bad.count("device_count", minute.device_count, _MOST_DEVICES)
-    if bad.items("tasks", minute.tasks, _MOST_TASKS):
-        for index, task in enumerate(minute.tasks):
-            _check_task(bad, f"tasks[{index}]", task)
-    if minute.HasField("hindsight"):
-        _check_hindsight(bad, minute.hindsight)
-    return _checked(minute, bad)
+    with _checks() as bad:
+        start_s = bad.moment("start_time", minute.start_time)
+        bad.require(start_s % MINUTE_S == 0, "start_time", "begins no minute")
+        bad.duration("observed", minute.observed, 0.0, MINUTE_S)
+        bad.count("device_count", minute.device_count, _MOST_DEVICES)
+        if bad.items("tasks", minute.tasks, _MOST_TASKS):
+            for index, task in enumerate(minute.tasks):
+                _check_task(bad, f"tasks[{index}]", task)
+        if minute.HasField("hindsight"):
+            _check_hindsight(bad, minute.hindsight)
+    return minute
 
 
 def hindsight_of(payload: bytes) -> pb.Hindsight:
     """Returns what a trainer has stored of a minute; raises ValueError if it is nothing of it."""
     hindsight = _parsed(pb.Hindsight, payload)
-    bad = Checks()
-    _check_hindsight(bad, hindsight)
-    return _checked(hindsight, bad)
+    with _checks() as bad:
+        _check_hindsight(bad, hindsight)
+    return hindsight
 
 
 def _parsed(kind: type[AnyMessage], payload: bytes) -> AnyMessage:
@@ -61,12 +63,15 @@ def _parsed(kind: type[AnyMessage], payload: bytes) -> AnyMessage:
         raise ValueError(f"is no message: {error}") from error
 
 
-def _checked(message: AnyMessage, bad: Checks) -> AnyMessage:
+@contextlib.contextmanager
+def _checks() -> Iterator[Checks]:
+    """Has ValueError raised for what is wrong: at the end, or once there is too much of it."""
+    bad = Checks()
     try:
+        yield bad
         bad.raise_if_any()
     except InvalidArgumentError as error:
         raise ValueError(error.message) from error
-    return message
 
 
 def _check_task(bad: Checks, field: str, task: pb.TaskMinute) -> None:
