@@ -135,7 +135,8 @@ class Tally:
         assert self._minute_s is not None
         minute = pb.Minute(start_time=timestamp_of(self._minute_s * 10**9))
         if self._observed_s > 0.0:
-            minute.observed.CopyFrom(duration_of(self._observed_s))
+            # More if the clock was set back within the minute, which then took longer.
+            minute.observed.CopyFrom(duration_of(min(self._observed_s, MINUTE_S)))
         for name, task in self._tasks.items():
             numbers = dict(zip(_NUMBERS, task.numbers_E.tolist(), strict=True))
             message = minute.tasks.add(task=name)

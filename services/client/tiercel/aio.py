@@ -40,6 +40,7 @@ WAIT_SLACK_S = 5.0
 """How long after a call's limit gRPC may take to end it before the client does."""
 
 _END: Any = object()
+_OF_TOKENS = ("first_token", "per_token")
 
 ReplyT = TypeVar("ReplyT")
 Metadata = tuple[tuple[str, str], ...]
@@ -172,7 +173,8 @@ class AsyncClient:
         spec = convert.generation_spec(prompt, task=task, **options)
         request = pb.GenerateStreamRequest(spec=spec)
         with client_span(self._tracer_provider, "GenerateStream", task) as (metadata, trace_id):
-            async for response in self._stream(request, metadata, options.get("deadline_s")):
+            limit_s = self.stream_limit_s(options.get("deadline_s"), options.get("slo_kind", ""))
+            async for response in self._stream(request, metadata, limit_s):
                 if response.WhichOneof("event") == "chunk":
                     yield Chunk(response.chunk.text, response.chunk.token_count)
                 else:
@@ -244,11 +246,10 @@ class AsyncClient:
         raise errors.from_rpc_error(failure) from None
 
     async def _stream(
-        self, request: pb.GenerateStreamRequest, metadata: Any, deadline_s: float | None
+        self, request: pb.GenerateStreamRequest, metadata: Any, limit_s: float
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Streams from the first router that is reached; never starts again after a message."""
         self._check_usable()
-        limit_s = self.limit_s(deadline_s)
         end_s = time.monotonic() + limit_s
         failure: grpc.aio.AioRpcError | None = None
         for connection in self._pool.attempts():
@@ -294,6 +295,14 @@ class AsyncClient:
         """Returns when a call with this deadline is given up, seconds from its start."""
         check(deadline_s=deadline_s)
         return float(self._timeout_s if deadline_s is None else max(0.0, deadline_s) + GRACE_S)
+
+    def stream_limit_s(self, deadline_s: float | None, slo_kind: str) -> float:
+        """Returns when a stream is given up, seconds from its start.
+
+        A deadline of tokens is not that of the end: the stream goes on after it.
+        """
+        limit_s = self.limit_s(deadline_s)
+        return max(limit_s, self._timeout_s) if slo_kind in _OF_TOKENS else limit_s
 
     def _timing(self, limit_s: float, left_s: float) -> tuple[float, Metadata]:
         """Returns an attempt's time limit, and metadata: who calls, and the limit it began with."""

@@ -96,7 +96,10 @@ class Client:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         stream = self._client.generate_stream(prompt, task=task, **options)
         pump = self._start(_pump(stream, events))
-        end_s = time.monotonic() + self._client.limit_s(options.get("deadline_s")) + WAIT_SLACK_S
+        limit_s = self._client.stream_limit_s(
+            options.get("deadline_s"), options.get("slo_kind", "")
+        )
+        end_s = time.monotonic() + limit_s + WAIT_SLACK_S
         try:
             while (event := _next(events, end_s)) is not None:
                 if isinstance(event, asyncio.CancelledError):

@@ -39,7 +39,9 @@ class GenerateOptions(RouteOptions, total=False):
         temperature: Sampling temperature, 0 takes the likeliest token.
         seed: Seed of the sampling.
         slo_kind: What the deadline is for; without it the task's own kind holds. With ``per_token``
-            it is that of the first token of a stream, and each further one has its own.
+            it is that of the first token of a stream, and each further one has its own. A stream
+            with ``deadline_s`` that does not name ``first_token`` or ``per_token`` here is given up
+            at its deadline, since the client does not know the task's kind.
         token_interval_s: With ``per_token``, time between the due times of two tokens, above 0 to
             60; without it the task's own holds.
     """

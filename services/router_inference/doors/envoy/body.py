@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from router.types import SloKind
 from services.common.errors import InvalidArgumentError, NotFoundError
 from services.common.openai.body import BODY, Fields, parse_json, token_limit
 from services.common.openai.wishes import Wishes, conversation_id, header_of, wishes_of
@@ -19,6 +20,7 @@ _CACHE_KEY = "prompt_cache_key"
 _TASK_PREFIX = f"{convert.MODEL}/"
 _KNOWN = f"{convert.MODEL}, {convert.MODEL}/TASK, a tier, or a name that servers know"
 _MOST_MODEL_BYTES = 64
+_UNSEEN = "is for due times of tokens, of which a gateway tells nothing"
 _COMPACT = (",", ":")
 _WISHES = MappingProxyType(
     {
@@ -155,7 +157,12 @@ def add_body(
     if wishes.quality_floor is not None and convert.FLOOR not in headers:
         ask.quality_floor = wishes.quality_floor
     if wishes.slo_kind is not None and convert.SLO_KIND not in headers:
+        if wishes.slo_kind is SloKind.PER_TOKEN:
+            known = ", ".join(convert.SLO_KINDS)
+            raise InvalidArgumentError(wishes.name_of("slo_kind"), _UNSEEN, known)
         ask.slo_kind = wishes.slo_kind
+    if wishes.token_interval_ms is not None:
+        raise InvalidArgumentError(wishes.name_of("token_interval_ms"), _UNSEEN, "none")
     if wishes.priority is not None and convert.PRIORITY not in headers:
         ask.priority = wishes.priority
     ask.conversation_id = ask.conversation_id or wishes.conversation_id or body.cache_key

@@ -50,7 +50,7 @@ _TRITON = re.compile(
 _OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 # A gateway tells of the beginning and of the end; of what comes between, nothing.
-_SLO_KINDS = {kind.value: kind for kind in (SloKind.COMPLETE_ANSWER, SloKind.FIRST_TOKEN)}
+SLO_KINDS = {kind.value: kind for kind in (SloKind.COMPLETE_ANSWER, SloKind.FIRST_TOKEN)}
 
 
 class Path(NamedTuple):
@@ -173,8 +173,8 @@ def ask_of(
     ask.quality_floor = _number(checks, FLOOR, headers) or 0.0
     kind = headers.get(SLO_KIND)
     if kind is not None:
-        ask.slo_kind = _SLO_KINDS.get(kind)
-        checks.require(ask.slo_kind is not None, SLO_KIND, "is unknown", ", ".join(_SLO_KINDS))
+        ask.slo_kind = SLO_KINDS.get(kind)
+        checks.require(ask.slo_kind is not None, SLO_KIND, "is unknown", ", ".join(SLO_KINDS))
     text = headers.get(PRIORITY)
     if text is not None:
         priority = priorities.of_text(text)

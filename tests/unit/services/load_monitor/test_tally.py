@@ -7,6 +7,7 @@ from typing import Any
 from services.common.checks import MAX_COUNT
 from services.common.times import timestamp_of
 from services.load_monitor.convert import report_from_message
+from services.load_monitor.convert_minutes import minute_of
 from services.load_monitor.model import EndpointView, Health, Picture, RouterReport
 from services.load_monitor.tally import Tally, start_of
 from tests.unit.services.load_monitor.rig import endpoint, picture
@@ -107,6 +108,16 @@ def test_a_clock_set_back_begins_another_minute() -> None:
     minute = tally.take(seen(counted("r", START_S, 30)), START_S - 300.0)
     assert minute is not None
     assert (minute.tasks[0].on_time_count, minute.observed.seconds) == (30, 29)
+
+
+def test_a_minute_that_a_set_clock_made_longer_can_be_read_again() -> None:
+    """It is watched for a minute at most, as whoever reads it from the store asks."""
+    tally = Tally(START_S * NS)
+    for second in (*range(50), *range(10, 60)):
+        assert tally.take(seen(counted("new", START_S + 1, 5)), START_S + second) is None
+    minute = tally.take(seen(counted("new", START_S + 1, 5)), START_S + 60.05)
+    assert minute is not None
+    assert minute_of(minute.SerializeToString()).observed.seconds == 60
 
 
 def test_whether_a_router_was_there_before_is_told_by_its_own_clock() -> None:

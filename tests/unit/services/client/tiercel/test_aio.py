@@ -206,6 +206,19 @@ async def test_a_call_that_did_not_wait_does_not_look_as_if_it_had(limit_s: floa
     await server.stop(0)
 
 
+async def test_a_deadline_of_tokens_does_not_end_their_stream() -> None:
+    """Only one of the complete answer does, and that of an answer in one piece."""
+    router = FakeRouter()
+    server, address = await serve(router)
+    async with AsyncClient(address, timeout_s=3000.0) as client:
+        for kind in ("per_token", "first_token", "complete_answer", ""):
+            stream = client.generate_stream("a", task="sort", deadline_s=60.0, slo_kind=kind)  # type: ignore[arg-type]
+            assert len([event async for event in stream]) == 2
+        await client.generate("a", task="sort", deadline_s=60.0, slo_kind="per_token")
+    await server.stop(0)
+    assert [left_s > 100.0 for left_s in router.time_left_s] == [True, True, False, False, False]
+
+
 async def test_options_no_message_can_carry_are_value_errors() -> None:
     """Bad options are refused before a call is made."""
     async with AsyncClient("127.0.0.1:1") as client:

@@ -136,6 +136,22 @@ def test_a_contradiction_is_refused(
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("wishes", "field"),
+    [
+        ({"tiercel_slo_kind": "per_token"}, "metadata.tiercel_slo_kind"),
+        ({"tiercel_token_interval_ms": 200}, "metadata.tiercel_token_interval_ms"),
+    ],
+)
+def test_due_times_of_tokens_are_refused_since_a_gateway_tells_of_none(
+    wishes: dict[str, Any], field: str
+) -> None:
+    """As in a header: nobody would keep them."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        asked(metadata=wishes, stream=True)
+    assert caught.value.field == field
+
+
 @pytest.mark.parametrize("model", ["gpt-4", "tiercel/", "Tiercel", "x" * 10_000])
 def test_a_model_of_no_name_is_not_found(model: str) -> None:
     """The error says what there is, and is no longer than that."""
