@@ -65,19 +65,18 @@ async def test_latency_counts_from_the_intended_send_time_and_lateness_is_seen()
     assert summary["p50_ms"] >= 120
 
 
-@pytest.mark.parametrize(
-    ("deadline_s", "interval_s", "status"), [(5.0, 5.0, "on_time"), (0.2, 0.001, "late")]
-)
-async def test_each_token_of_a_stream_may_have_a_due_time(
-    deadline_s: float, interval_s: float, status: str
-) -> None:
-    """By the generator's clock, whatever the router says; the router is told what is asked."""
-    router = FakeRouter(answer=lambda _: "abcd", token_s=0.08)
-    fields = {"stream": True, "max_output_tokens": 4, "deadline_s": deadline_s}
+@pytest.mark.parametrize(("interval_s", "status"), [(5.0, "on_time"), (0.001, "late")])
+async def test_each_token_of_a_stream_may_have_a_due_time(interval_s: float, status: str) -> None:
+    """By the generator's clock, whatever the router says; the router is told what is asked.
+
+    The end comes after the deadline either way.
+    """
+    router = FakeRouter(answer=lambda _: "abcd", token_s=0.6)
+    fields = {"stream": True, "max_output_tokens": 4, "deadline_s": 2.0, "grace_s": 30.0}
     records = await run(router, token_interval_s=interval_s, **fields)
     summary = summarize(records)
     assert summary[status] == summary["offered"]
-    assert records.columns["latency_s"].min() > 0.3
+    assert records.columns["latency_s"].min() > 2.0
     assert {spec.slo_kind for spec in router.specs} == {common_pb2.SLO_KIND_PER_TOKEN}
     assert {spec.token_interval.ToNanoseconds() for spec in router.specs} == {interval_s * 1e9}
 

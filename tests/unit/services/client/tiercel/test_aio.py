@@ -212,7 +212,7 @@ async def test_a_deadline_of_tokens_does_not_end_their_stream() -> None:
     server, address = await serve(router)
     async with AsyncClient(address, timeout_s=3000.0) as client:
         for kind in ("per_token", "first_token", "complete_answer", ""):
-            stream = client.generate_stream("a", task="sort", deadline_s=60.0, slo_kind=kind)  # type: ignore[arg-type]
+            stream = client.generate_stream("a", task="sort", deadline_s=60.0, slo_kind=kind)
             assert len([event async for event in stream]) == 2
         await client.generate("a", task="sort", deadline_s=60.0, slo_kind="per_token")
     await server.stop(0)
