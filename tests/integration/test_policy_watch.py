@@ -179,7 +179,8 @@ async def test_the_mesh_goes_back_from_a_policy_that_misses(
 
         async def rejected() -> Any:
             policy = (await mesh.trainer_stub.GetPolicy(request)).policy
-            return policy if policy.stage == pb.POLICY_STAGE_REJECTED else None
+            # The mesh goes back first; a moment later the step tells of it.
+            return policy if policy.steps[-1].stage == pb.POLICY_STAGE_REJECTED else None
 
         policy = await until(rejected, "it is rejected", LIMIT_S)
         assert "WATCH_MISSES" in policy.rejection
