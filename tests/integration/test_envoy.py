@@ -554,6 +554,13 @@ async def first_token_deadline(mesh: Meshed, tier: HttpTier) -> bool:
     return mesh.counted("on_time") == 1
 
 
+async def token_deadlines(mesh: Meshed, tier: HttpTier) -> bool:
+    """They are refused by name: nobody tells a router of each token."""
+    reply = await mesh.post(x_tiercel_slo_kind="per_token", x_tiercel_token_interval_ms="100")
+    is_refused = reply.status_code == 400 and "x-tiercel-slo-kind" in reply.text
+    return not is_refused
+
+
 async def task(mesh: Meshed, tier: HttpTier) -> bool:
     """One that does not exist is told."""
     reply = await mesh.client.post(GENERATE, json={}, headers={"x-tiercel-task": "nope"})
@@ -632,6 +639,7 @@ CHECKS: dict[str, Check] = {
     "many requests on one call": never,
     "deadline": deadline,
     "deadline of the first token": first_token_deadline,
+    "due time of each token": token_deadlines,
     "task": task,
     "quality floor": quality_floor,
     "one tier only": one_tier_only,
