@@ -42,6 +42,7 @@ from services.load_monitor.model import (
 )
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2 as service_pb2
+from tiercel.load_monitor.v1 import minutes_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
 _LONGEST_ROUTER_ID = 128
@@ -127,10 +128,11 @@ def report_from_message(
     bad.number("target_pressure", load.target_pressure, 0.0, _MOST_PRESSURE)
     if bad.items("task_latencies", load.task_latencies, _MOST_TOLD_TASKS):
         for index, latency in enumerate(load.task_latencies):
-            _check_latency(bad, f"task_latencies[{index}]", latency)
+            bad.name(f"task_latencies[{index}].task", latency.task)
+            check_latency(bad, f"task_latencies[{index}]", latency)
     if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
         for index, outcomes in enumerate(load.task_outcomes):
-            _check_task_outcomes(bad, f"task_outcomes[{index}]", outcomes)
+            check_outcomes(bad, f"task_outcomes[{index}]", outcomes, _MOST_TIERS)
     if bad.items("profiles", load.profiles, _MOST_PROFILES):
         for index, profile in enumerate(load.profiles):
             _check_profile(bad, f"profiles[{index}]", profile)
@@ -266,20 +268,23 @@ def _check_attainment(bad: Checks, field: str, task: state_pb2.TaskAttainment) -
     bad.number(f"{field}.largest_quality", task.largest_quality, 0.0, 1.0)
 
 
-def _check_task_outcomes(bad: Checks, field: str, task: state_pb2.TaskOutcomes) -> None:
+def check_outcomes(
+    bad: Checks, field: str, task: state_pb2.TaskOutcomes | minutes_pb2.TaskMinute, most_tiers: int
+) -> None:
+    """Checks what became of a task's requests, as a router reports it or a minute keeps it."""
     bad.name(f"{field}.task", task.task)
     for name in TASK_COUNTS:
         bad.count(f"{field}.{name}", getattr(task, name))
     bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
     bad.number(f"{field}.smooth_answer_sum", task.smooth_answer_sum, 0.0, MAX_COUNT)
-    if bad.items(f"{field}.answers", task.answers, _MOST_TIERS):
+    if bad.items(f"{field}.answers", task.answers, most_tiers):
         for index, each in enumerate(task.answers):
             bad.name(f"{field}.answers[{index}].tier", each.tier)
             bad.count(f"{field}.answers[{index}].answer_count", each.answer_count)
 
 
-def _check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None:
-    bad.name(f"{field}.task", task.task)
+def check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None:
+    """Checks a task's latencies, as a router reports them or a minute keeps them."""
     bad.duration(f"{field}.default_deadline", task.default_deadline, 0.0, _LONGEST_DEADLINE_S)
     bad.count(f"{field}.cut_off_count", task.cut_off_count)
     first, counts = task.first_bucket, task.answer_counts

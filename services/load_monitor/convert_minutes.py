@@ -11,11 +11,10 @@ from google.protobuf.message import Message
 
 from services.common.checks import MAX_COUNT, Checks
 from services.common.errors import InvalidArgumentError
-from services.common.latency_buckets import BUCKET_COUNT
 from services.common.mesh_settings import MOST_TARGET
 from services.common.state.minute_store import MINUTE_S
+from services.load_monitor.convert import check_latency, check_outcomes
 from tiercel.load_monitor.v1 import minutes_pb2 as pb
-from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
 
 MAX_STORED_BYTES = 1024 * 1024
 _MOST_TASKS = 1_000
@@ -24,8 +23,6 @@ _MOST_SIZES = 100
 _MOST_DEVICES = 100_000
 """Sums over numbers of devices are arrays of that length."""
 _LONGEST_PROBLEM = 200
-_LONGEST_DEADLINE_S = 86_400.0
-_COUNTS = ("on_time_count", "late_count", "refused_count", "failed_count", "cancelled_count")
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -75,30 +72,11 @@ def _checks() -> Iterator[Checks]:
 
 
 def _check_task(bad: Checks, field: str, task: pb.TaskMinute) -> None:
-    bad.name(f"{field}.task", task.task)
-    for name in _COUNTS:
-        bad.count(f"{field}.{name}", getattr(task, name))
-    bad.number(f"{field}.delivered_reward_sum", task.delivered_reward_sum, 0.0, MAX_COUNT)
-    bad.number(f"{field}.smooth_answer_sum", task.smooth_answer_sum, 0.0, MAX_COUNT)
+    check_outcomes(bad, field, task, _MOST_TIERS)
     bad.number(f"{field}.largest_quality", task.largest_quality, 0.0, 1.0)
     bad.number(f"{field}.target", task.target, 0.0, MOST_TARGET)
-    if bad.items(f"{field}.answers", task.answers, _MOST_TIERS):
-        for answers in task.answers:
-            bad.name(f"{field}.answers.tier", answers.tier)
-            bad.count(f"{field}.answers.answer_count", answers.answer_count)
     if task.HasField("latency"):
-        _check_latency(bad, f"{field}.latency", task.latency)
-
-
-def _check_latency(bad: Checks, field: str, told: state_pb2.TaskLatency) -> None:
-    bad.duration(f"{field}.default_deadline", told.default_deadline, 0.0, _LONGEST_DEADLINE_S)
-    bad.count(f"{field}.cut_off_count", told.cut_off_count)
-    first, counts = told.first_bucket, told.answer_counts
-    if bad.count(f"{field}.first_bucket", first, BUCKET_COUNT - 1):
-        bad.items(f"{field}.answer_counts", counts, BUCKET_COUNT - first)
-    if counts:
-        bad.count(f"{field}.answer_counts", min(counts))
-        bad.count(f"{field}.answer_counts", max(counts))
+        check_latency(bad, f"{field}.latency", task.latency)
 
 
 def _check_hindsight(bad: Checks, hindsight: pb.Hindsight) -> None:

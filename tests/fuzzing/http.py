@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.fakes.openai_door import RunningDoor, door_toml, running_door
 from tests.fakes.router import FakeRouter, serve
+from tests.fuzzing.bugs import Bugs
 from tests.fuzzing.octets import VALUES, changed_bytes
 from tests.waiting import until
 
@@ -166,18 +167,6 @@ def wrong(answer: bytes) -> str:
     return ""
 
 
-class _Bugs(logging.Handler):
-    """Notes what is logged with a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            self.seen.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
-
-
 async def fuzz(
     door: RunningDoor,
     *,
@@ -187,7 +176,7 @@ async def fuzz(
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Sends wrong requests until their number or the time is reached."""
-    report, bugs, rng = Report(), _Bugs(), random.Random(seed)
+    report, bugs, rng = Report(), Bugs(), random.Random(seed)
     logging.getLogger().addHandler(bugs)
     try:
         for number in range(count):

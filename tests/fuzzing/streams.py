@@ -25,6 +25,7 @@ from typing import Any
 
 from services.common.openai.client import OpenAIClient
 from services.common.tiers.errors import TierError
+from tests.fuzzing.bugs import Bugs
 from tests.fuzzing.octets import VALUES, changed_bytes, changed_document
 from tests.waiting import until
 
@@ -485,18 +486,6 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-class _Bugs(logging.Handler):
-    """Notes what is logged with a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            self.seen.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
-
-
 async def _tried(table: Table, sent: Sent, report: Report) -> str:
     """Asks for one answer; returns what is wrong with what came of it."""
     try:
@@ -515,7 +504,7 @@ async def fuzz(
     *, count: int, seed: int, end_s: float, say: Callable[[str], None] = lambda _: None
 ) -> Report:
     """Sends wrong answers until their number or the time is reached."""
-    report, bugs, rng = Report(), _Bugs(), random.Random(seed)
+    report, bugs, rng = Report(), Bugs(), random.Random(seed)
     logging.getLogger().addHandler(bugs)
     try:
         async with laid() as table:
