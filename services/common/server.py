@@ -58,7 +58,8 @@ class ServerSettings(ServiceSettings):
     """gRPC address of operating calls, used where callers are authenticated or `listen` is not
     loopback; elsewhere they are served at `listen`."""
     insecure_open_to_network: bool = False
-    """True serves whoever reaches `listen` and `operate_listen`, without TLS or authentication."""
+    """True serves whoever reaches `listen` and `operate_listen`, without TLS or authentication,
+    and sends what it has for endpoints, services and Redis of other machines in plain text."""
     client_certificates: bool = True
     """True has every caller show a certificate signed by `mesh.tls.root_certificates`.
 

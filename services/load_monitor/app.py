@@ -11,6 +11,7 @@ import grpc.aio
 
 from router.fleet import EndpointProtocol, EndpointSpec
 from services.common.access.access import load_access
+from services.common.access.plain_text import Outgoing, Refusal
 from services.common.clock import Clock, SystemClock
 from services.common.convert import endpoint_of_settings
 from services.common.lifecycle import Running
@@ -64,11 +65,13 @@ class LoadMonitorApp:
         self._own = settings.load_monitor
         self._clock = clock
         self._log = get_logger("services.load_monitor")
+        self._outgoing = self._outgoing_of(settings.mesh)
         self._access = load_access(
             "load_monitor",
             self._own,
             settings.mesh.tls,
             settings.mesh.access,
+            outgoing=self._outgoing.problems(),
             monotonic_s=clock.monotonic_s,
             log=self._log,
         )
@@ -103,7 +106,7 @@ class LoadMonitorApp:
             board=self._board,
             clock=clock,
             log=self._log,
-            is_allowed=self._may_be_endpoint,
+            refusal=self._refusal,
         )
         self._coordinator = Coordinator(
             process_id=new_process_id(),
@@ -207,14 +210,20 @@ class LoadMonitorApp:
             "tasks": new.tasks,
         }
         mesh = self._settings.mesh.model_copy(update=live)
+        outgoing = self._outgoing_of(mesh)
+        outgoing.check_endpoints()
         names = await asyncio.to_thread(endpoint_profile_names, mesh)
         self._api_keys = await asyncio.to_thread(read_api_keys, mesh, os.environ)
         self._settings = self._settings.model_copy(update={"mesh": mesh})
+        self._outgoing = outgoing
         self._topology.use_settings(_configured(mesh, names), is_alone=not mesh.redis_url)
         return changed & {f"mesh.{key}" for key in live}
 
-    def _may_be_endpoint(self, address: str) -> bool:
-        return self._settings.mesh.may_be_endpoint(address)
+    def _refusal(self, field: str, address: str) -> Refusal | None:
+        return self._outgoing.refusal(field, address)
+
+    def _outgoing_of(self, mesh: MeshSettings) -> Outgoing:
+        return Outgoing("load_monitor", mesh, self._own.insecure_open_to_network)
 
     async def _ready(self) -> None:
         await self._broadcast.after(0)
@@ -228,7 +237,7 @@ class LoadMonitorApp:
             counters=self._counters,
             tiers=self._settings.mesh.tiers,
             tasks=lambda: self._settings.mesh.tasks,
-            may_be_endpoint=self._may_be_endpoint,
+            refusal=self._refusal,
             max_endpoints=self._own.max_endpoints,
             max_watchers=self._own.max_watchers,
             shared_certificate=self._own.shared_router_certificate,

@@ -10,6 +10,7 @@ import numpy as np
 from router.fleet import EndpointSpec
 from router.profile import SOURCES
 from router.watch import CLASSES
+from services.common.access.plain_text import Refusal
 from services.common.addresses import parse_address
 from services.common.checks import (
     MAX_COUNT,
@@ -340,14 +341,15 @@ def _check_watch(bad: Checks, watch: state_pb2.WatchReport) -> None:
 def endpoint_from_message(
     message: common_pb2.Endpoint,
     tiers: tuple[str, ...] | None,
-    is_allowed: Callable[[str], bool],
+    refusal: Callable[[str, str], Refusal | None],
 ) -> EndpointSpec:
     """Returns the definition of an endpoint.
 
     Args:
         message: The definition as a client sent it.
         tiers: The mesh's tiers; None takes any.
-        is_allowed: Tells whether an endpoint, its metrics or its HTTP may have an address.
+        refusal: Tells by field (`address`, `metrics_address`, `http_address`) and address why an
+            endpoint may not have it.
 
     Raises:
         InvalidArgumentError: Naming what is wrong.
@@ -364,8 +366,9 @@ def endpoint_from_message(
         if (text or field == "address") and bad.require(
             _is_address(text), field, "is no address", "host:port"
         ):
-            limit = "mesh.endpoint_addresses of the settings"
-            bad.require(is_allowed(text), field, "is no address of this mesh's endpoints", limit)
+            refused = refusal(field, text)
+            if refused is not None:
+                bad.require(False, field, refused.problem, refused.allowed)
     known = message.protocol in PROTOCOL_OF_MESSAGE
     bad.require(known, "protocol", "is none that is known here", "TRITON, OPENAI")
     if message.speed != 0.0:  # 0 means that nothing is claimed

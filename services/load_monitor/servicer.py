@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from services.common.access.guard import caller_name
+from services.common.access.plain_text import Refusal
 from services.common.clock import Clock
 from services.common.errors import (
     InvalidArgumentError,
@@ -49,6 +50,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         counters: Counts reports and changes.
         tiers: The mesh's tiers.
         tasks: Returns the mesh's tasks.
+        refusal: Tells by field and address why an endpoint may not have it.
         max_endpoints: Most endpoints.
         max_watchers: Most watches at a time.
         shared_certificate: Whether a certificate that names no router may be any router's.
@@ -66,7 +68,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         counters: MonitorCounters,
         tiers: tuple[str, ...],
         tasks: Callable[[], Sequence[TaskSettings]],
-        may_be_endpoint: Callable[[str], bool],
+        refusal: Callable[[str, str], Refusal | None],
         max_endpoints: int,
         max_watchers: int,
         shared_certificate: bool,
@@ -79,7 +81,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self._books = books
         self._tiers = tiers
         self._tasks = tasks
-        self._may_be_endpoint = may_be_endpoint
+        self._refusal = refusal
         self._max_endpoints = max_endpoints
         self._max_watchers = max_watchers
         self._shared_certificate = shared_certificate
@@ -168,9 +170,7 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
         self, request: pb.AddEndpointRequest, context: Any
     ) -> pb.AddEndpointResponse:
         """Adds an endpoint to the list."""
-        endpoint = convert.endpoint_from_message(
-            request.endpoint, self._tiers, self._may_be_endpoint
-        )
+        endpoint = convert.endpoint_from_message(request.endpoint, self._tiers, self._refusal)
         version = await self._coordinator.change(
             lambda topology: topology.add(endpoint, max_endpoints=self._max_endpoints)
         )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from router.fleet import EndpointSpec
+from services.common.access.plain_text import Refusal
 from services.common.clock import Clock
 from services.common.errors import AbortedError, DomainError
 from services.common.log import Logger
@@ -36,7 +37,7 @@ class SharedTopology:
         board: Has this monitor's list.
         clock: For the interval.
         log: For endpoints that left and lists that cannot be read.
-        is_allowed: Tells whether an endpoint may have an address.
+        refusal: Tells by field and address why an endpoint may not have it.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class SharedTopology:
         board: Board,
         clock: Clock,
         log: Logger,
-        is_allowed: Callable[[str], bool],
+        refusal: Callable[[str, str], Refusal | None],
     ) -> None:
-        self._is_allowed = is_allowed
+        self._refusal = refusal
         self._store = store
         self._board = board
         self._clock = clock
@@ -151,7 +152,7 @@ class SharedTopology:
             stored = await self._store.load_topology()
             if stored is None:
                 return 0, None
-            changes, problems = decode_changes(stored[1], self._is_allowed)
+            changes, problems = decode_changes(stored[1], self._refusal)
         except (StoredDataError, ValueError) as error:
             problems = [str(error)]
         else:

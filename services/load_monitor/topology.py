@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from router.fleet import EndpointProtocol, EndpointSpec
+from services.common.access.plain_text import Refusal
 from services.common.checks import is_name
 from services.common.convert import message_of_endpoint
 from services.common.errors import (
@@ -196,12 +197,14 @@ def encode_changes(changes: Changes) -> bytes:
     ).encode()
 
 
-def decode_changes(payload: bytes, is_allowed: Callable[[str], bool]) -> tuple[Changes, list[str]]:
+def decode_changes(
+    payload: bytes, refusal: Callable[[str, str], Refusal | None]
+) -> tuple[Changes, list[str]]:
     """Returns what `encode_changes` stored, and what is wrong with endpoints left out of it.
 
     Args:
         payload: The bytes.
-        is_allowed: Tells whether an endpoint may have an address.
+        refusal: Tells by field and address why an endpoint may not have it.
 
     Raises:
         ValueError: The bytes are something else.
@@ -218,7 +221,7 @@ def decode_changes(payload: bytes, is_allowed: Callable[[str], bool]) -> tuple[C
             raise ValueError(f"stored endpoint list has version {version!r:.80}")
         for entry in document["added"]:
             try:
-                spec = _spec(entry, is_allowed)
+                spec = _spec(entry, refusal)
                 room_bytes -= _state_bytes(spec)
                 if room_bytes < 0:
                     raise ValueError("does not fit a state")
@@ -267,10 +270,10 @@ def _entry(spec: EndpointSpec) -> dict[str, Any]:
     }
 
 
-def _spec(entry: dict[str, Any], is_allowed: Callable[[str], bool]) -> EndpointSpec:
+def _spec(entry: dict[str, Any], refusal: Callable[[str, str], Refusal | None]) -> EndpointSpec:
     models = {served["tier"]: served["model"] for served in entry["tiers"]}
     fields = {key: value for key, value in entry.items() if key != "tiers"}
     fields["protocol"] = EndpointProtocol(fields.get("protocol", EndpointProtocol.TRITON.value))
     # Through the door's own checks: what stands in the store may have been written by anybody.
     message = message_of_endpoint(EndpointSpec(**fields, models=models))
-    return endpoint_from_message(message, None, is_allowed)
+    return endpoint_from_message(message, None, refusal)

@@ -8,7 +8,7 @@ import random
 import time
 from contextlib import AsyncExitStack
 
-from services.common.access.access import check_exposure, load_authenticator
+from services.common.access.access import exposure_problems, load_authenticator
 from services.common.access.tls import load_tls
 from services.common.addresses import parse_address
 from services.common.clock import Clock, SystemClock
@@ -76,10 +76,12 @@ class OpenAiDoor:
         )
         if not self._own.insecure_open_to_network:
             is_known, has_tls = authenticator is not None, self._tls is not None
-            check_exposure(
+            problems = exposure_problems(
                 "openai_door", {"listen": self._own.listen}, has_tls=has_tls, is_known=is_known
             )
-            _check_routers(self._own, has_tls=has_tls)
+            problems += _router_problems(self._own, has_tls=has_tls)
+            if problems:
+                raise SettingsError(problems)
         self._gate = Gate(authenticator)
         self._has_router = True
 
@@ -200,16 +202,14 @@ def template_of(settings: OpenAiDoorSettings) -> ChatTemplate:
     return ChatTemplate(begin=own.begin, forms=forms, joint="", answer=own.answer)
 
 
-def _check_routers(own: OpenAiDoorSettings, *, has_tls: bool) -> None:
-    """Raises SettingsError where prompts and keys would cross the network in plain text."""
-    problems = [
+def _router_problems(own: OpenAiDoorSettings, *, has_tls: bool) -> list[str]:
+    """Returns a line for each router to which prompts and keys would go in plain text."""
+    return [
         f"openai_door.routers: {address} is on another machine, which needs TLS ([mesh.tls]);"
-        " insecure_open_to_network = true sends prompts and keys in plain text"
+        " openai_door.insecure_open_to_network = true sends prompts and keys in plain text"
         for address in own.routers
         if not has_tls and not parse_address(address).is_loopback
     ]
-    if problems:
-        raise SettingsError(problems)
 
 
 def build_app(settings: Settings) -> OpenAiDoor:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from router.compiled import cache_folder
 from services.common.access.access import load_access
 from services.common.access.guard import address_without_port, authenticated_client
+from services.common.access.plain_text import Outgoing
 from services.common.addresses import parse_address
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
@@ -148,12 +149,14 @@ class RouterInference:
         self._slot = self._make_slot()
         default_task(self._own, settings.mesh)  # raises where it is wrong
         self._signer = TicketSigner(ticket_key(self._own))
+        self._outgoing = outgoing(settings)
         self._access = load_access(
             "router_inference",
             self._own,
             settings.mesh.tls,
             settings.mesh.access,
             takes_keys=True,
+            outgoing=self._outgoing.problems(("load_monitor_address", "trainer_address")),
             monotonic_s=clock.monotonic_s,
             log=log,
         )
@@ -226,7 +229,7 @@ class RouterInference:
             own.tier_cancel_grace_s,
             own.tier_idle_streams,
             tls and tls.for_triton,
-            mesh.may_be_endpoint,
+            self._outgoing.may_be_endpoint,
             self._api_keys,
         )
         stack.push_async_callback(clients.close)
@@ -419,6 +422,12 @@ def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:
         os.environ[f"{_SAMPLER}_ARG"] = str(own.sample_ratio)
     rng = random.Random()
     return setup_telemetry(NAME, environ=os.environ, rng=rng, log=log, folder=own.trace_folder)
+
+
+def outgoing(settings: Settings) -> Outgoing:
+    """Returns where a router of these settings may send prompts."""
+    own = settings.router_inference
+    return Outgoing("router_inference", settings.mesh, own.insecure_open_to_network)
 
 
 def ticket_key(own: RouterInferenceSettings) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from router.reserve import SHARES
+from services.common.access.plain_text import Outgoing
 from services.common.convert import endpoint_of_settings
 from services.common.mesh_settings import MeshFiles, MeshSettings, load_mesh_files
 from services.common.openai.keys import read_api_keys
@@ -105,7 +106,8 @@ class LiveSettings:
         """Returns what can change of other settings, with what their files hold.
 
         Raises:
-            SettingsError: A file is wrong, or a key of an endpoint is missing.
+            SettingsError: A file is wrong, a key of an endpoint is missing, or an endpoint would be
+            called in plain text.
         """
         clients = _CLIENTS if self._core.clients else ()
         own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_CONVERSATIONS, *_TRIAL, *clients)
@@ -115,6 +117,7 @@ class LiveSettings:
         )
         mesh = self._mesh.model_copy(update={key: getattr(settings.mesh, key) for key in mesh_keys})
         _check_sizes(mesh, self._own.max_message_bytes)
+        self._outgoing(mesh).check_endpoints()
         files = load_mesh_files(mesh)
         default_task(own, mesh)  # raises where it is wrong
         keys = {f"router_inference.{key}" for key in own_keys} | {f"mesh.{k}" for k in mesh_keys}
@@ -125,11 +128,15 @@ class LiveSettings:
         """Puts it into force, between two requests; see `take`."""
         with as_settings_errors():
             self._core.slot.configure(**wanted.policies)
-        self._clients.allow(wanted.mesh.may_be_endpoint, wanted.api_keys)
+        self._clients.allow(self._outgoing(wanted.mesh).may_be_endpoint, wanted.api_keys)
         self._follow(wanted.own, wanted.mesh, wanted.files)
         news = _news(self._files, wanted.files)
         self._own, self._mesh, self._files = wanted.own, wanted.mesh, wanted.files
         return news | {key for key in changed if {key, key.rpartition(".")[0]} & wanted.keys}
+
+    def _outgoing(self, mesh: MeshSettings) -> Outgoing:
+        # Certificates, and leave to do without, take a restart.
+        return Outgoing("router_inference", mesh, self._own.insecure_open_to_network)
 
     def _follow(self, own: RouterInferenceSettings, mesh: MeshSettings, files: MeshFiles) -> None:
         core = self._core

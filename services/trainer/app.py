@@ -17,6 +17,7 @@ from router.policies.table import LEARNED, known_policies
 from router.sequential import Plan
 from router.watch import WatchLimits
 from services.common.access.access import load_access
+from services.common.access.plain_text import Outgoing
 from services.common.access.tls import Tls
 from services.common.channels import open_channel
 from services.common.clock import Clock, SystemClock
@@ -65,16 +66,23 @@ class TrainerApplication:
     name = "trainer"
 
     def __init__(self, *, settings: Settings, files: MeshFiles, clock: Clock, log: Logger) -> None:
-        """Takes the settings and what the mesh's files hold; SettingsError for a certificate."""
+        """Takes the settings and what the mesh's files hold.
+
+        Raises:
+            SettingsError: A certificate is wrong, or an address has no protection.
+        """
         self._settings = settings
         self._files = files
         self._clock = clock
         self._log = log
+        leave = settings.trainer.insecure_open_to_network
+        outgoing = Outgoing("trainer", settings.mesh, leave)
         self._access = load_access(
             "trainer",
             settings.trainer,
             settings.mesh.tls,
             settings.mesh.access,
+            outgoing=outgoing.link_problems(["load_monitor_address"]),
             monotonic_s=clock.monotonic_s,
             log=log,
         )

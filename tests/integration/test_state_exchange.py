@@ -163,7 +163,7 @@ class Exchange(RuleBasedStateMachine):
             counters=MonitorCounters(CollectorRegistry()),
             tiers=("small", "large"),
             tasks=lambda: (),
-            may_be_endpoint=lambda _address: True,
+            refusal=lambda _field, _address: None,
             max_endpoints=9,
             max_watchers=9,
             shared_certificate=False,

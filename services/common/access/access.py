@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,7 @@ def load_access(
     settings: AccessSettings,
     *,
     takes_keys: bool = False,
+    outgoing: Sequence[str] = (),
     monotonic_s: Callable[[], float],
     log: Logger,
 ) -> Access:
@@ -103,11 +104,13 @@ def load_access(
         tls_settings: `[mesh.tls]`.
         settings: `[mesh.access]`.
         takes_keys: True for the service that clients call: it knows keys and tokens.
+        outgoing: What is wrong with where it calls, see `plain_text.Outgoing`; said together.
         monotonic_s: Tells when to look at files again.
         log: Where changes of files are said.
 
     Raises:
-        SettingsError: A file is wrong, or an address that other machines reach has no protection.
+        SettingsError: A file is wrong, or an address that other machines reach, or on another
+            machine, has no protection.
     """
     tls = load_tls(tls_settings, monotonic_s=monotonic_s, wall_s=time.time, log=log)
     authenticator = None
@@ -119,8 +122,12 @@ def load_access(
     is_known = authenticator is not None
     keys = ("listen", "operate_listen", "envoy_listen")
     addresses = {key: address for key in keys if (address := getattr(own, key, ""))}
+    problems = list(outgoing)
     if not own.insecure_open_to_network:
-        check_exposure(section, addresses, has_tls=tls is not None, is_known=is_known)
+        has_tls = tls is not None
+        problems += exposure_problems(section, addresses, has_tls=has_tls, is_known=is_known)
+    if problems:
+        raise SettingsError(problems)
     is_local = parse_address(own.listen, allow_port_zero=True).is_loopback
     return Access(tls, authenticator, is_split=is_known or not is_local)
 
@@ -163,10 +170,10 @@ def load_authenticator(
     return Authenticator(keys=keys, tokens=tokens, certificate_roles=certificate_roles)
 
 
-def check_exposure(
+def exposure_problems(
     section: str, addresses: Mapping[str, str], *, has_tls: bool, is_known: bool
-) -> None:
-    """Raises SettingsError for an address that strangers reach without protection.
+) -> list[str]:
+    """Returns a line for each address that strangers reach without protection.
 
     Args:
         section: The service's section.
@@ -175,15 +182,13 @@ def check_exposure(
         is_known: Whether its callers are authenticated.
     """
     if has_tls and is_known:
-        return
+        return []
     missing = [] if has_tls else ["TLS ([mesh.tls])"]
     if not is_known:
         missing.append("authentication (client_certificates, or keys in [mesh.access])")
-    problems = [
+    return [
         f"{section}.{key}: other machines can reach {address}, which needs {' and '.join(missing)};"
         " insecure_open_to_network = true serves whoever comes"
         for key, address in addresses.items()
         if not parse_address(address, allow_port_zero=True).is_loopback
     ]
-    if problems:
-        raise SettingsError(problems)

@@ -114,6 +114,8 @@ class TierClient(ABC):
 class ForbiddenClient(TierClient):
     """Stands for an endpoint at an address that the settings do not allow: nothing is sent there.
 
+    Either they do not list it, or it is another machine's that would be called in plain text.
+
     Whoever tells of such an endpoint cannot have prompts sent elsewhere; it counts as one that is
     not there.
     """
@@ -133,5 +135,6 @@ class ForbiddenClient(TierClient):
     def ask(self, *_: Any, **__: Any) -> Asking:
         """Raises TierUnavailableError."""
         raise TierUnavailableError(
-            "ADDRESS_NOT_ALLOWED", f"{self.address} is not in mesh.endpoint_addresses"
+            "ADDRESS_NOT_ALLOWED",
+            f"{self.address} is not in mesh.endpoint_addresses, or would be called in plain text",
         )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from prometheus_client import CollectorRegistry
 
 from router.fleet import EndpointSpec
+from services.common.access.plain_text import Refusal
 from services.common.log import get_logger
 from services.common.supervision import Supervisor
 from services.load_monitor.aggregator import Aggregator
@@ -43,6 +44,12 @@ LOG = get_logger("test")
 def endpoint(name: str) -> EndpointSpec:
     """Returns an endpoint whose address is its name."""
     return EndpointSpec(name, f"{name}:1", name, {"small": "small", "large": "opt"})
+
+
+def refused_if_evil(field: str, address: str) -> Refusal | None:
+    """Refuses the addresses of `evil`, whichever of an endpoint's it is."""
+    allowed = "mesh.endpoint_addresses"
+    return Refusal(f"{field} is evil", allowed) if address.startswith("evil") else None
 
 
 def report(router_id: str, sequence: int = 1, in_flight_count: int = 0) -> RouterReport:
@@ -90,7 +97,7 @@ class Monitor:
                 board=self.board,
                 clock=clock,
                 log=LOG,
-                is_allowed=lambda address: not address.startswith("evil"),
+                refusal=refused_if_evil,
             ),
             targets=SharedTargets(store=store, board=self.board, clock=clock, log=LOG),
             board=self.board,

@@ -21,12 +21,12 @@ from services.load_monitor.model import (
     TierGauge,
 )
 from services.load_monitor.topology import Changes, Topology, decode_changes, encode_changes
-from tests.unit.services.load_monitor.rig import picture
+from tests.unit.services.load_monitor.rig import picture, refused_if_evil
 
 
 def read(payload: bytes) -> tuple[Changes, list[str]]:
     """Decodes what is stored, where no endpoint may have an address of `evil`."""
-    return decode_changes(payload, lambda address: not address.startswith("evil"))
+    return decode_changes(payload, refused_if_evil)
 
 
 def endpoint(name: str, port: int = 8001) -> EndpointSpec:

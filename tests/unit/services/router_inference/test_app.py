@@ -57,6 +57,27 @@ async def test_the_default_task_is_the_settings_or_the_only_one() -> None:
         make_rig(default_task="x")
 
 
+@scenario
+async def test_what_would_cross_a_network_in_plain_text_is_refused() -> None:
+    """All of it at once, and what others could reach beside it; a setting gives leave."""
+    far = {
+        "endpoints": [{"name": "e0", "address": "10.0.0.5:8001", "tiers": ("small",)}],
+        "redis_url": "redis://10.0.0.7/0",
+        "load_monitor_address": "10.0.0.8:7411",
+        "trainer_address": "10.0.0.9:7412",
+    }
+    with pytest.raises(SettingsError) as caught:
+        make_rig(mesh=far, listen="0.0.0.0:0")
+    assert [line.partition(": ")[0] for line in caught.value.problems] == [
+        "mesh.endpoints.0.address",
+        "mesh.load_monitor_address",
+        "mesh.trainer_address",
+        "mesh.redis_url",
+        "router_inference.listen",
+    ]
+    make_rig(mesh=far, listen="0.0.0.0:0", insecure_open_to_network=True)
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [

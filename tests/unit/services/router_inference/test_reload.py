@@ -230,3 +230,18 @@ async def test_limits_of_clients_follow_where_clients_are_known(tmp_path: Path) 
     await asyncio.gather(*tasks, third, return_exceptions=True)
     none = Live(tmp_path)
     assert none.take(other_clients={"max_in_flight": 3}) == set()
+
+
+@scenario
+async def test_an_endpoint_on_another_machine_in_plain_text_changes_nothing(tmp_path: Path) -> None:
+    """What is refused at the start is refused later; leave for it is given at the start alone."""
+    live = Live(tmp_path)
+    far = {"endpoints": [{"name": "e9", "address": "10.0.0.5:8001", "tiers": TIERS}]}
+    with pytest.raises(SettingsError, match=r"mesh\.endpoints\.0\.address: 10\.0\.0\.5:8001 is on"):
+        live.take(mesh=far, insecure_open_to_network=True)
+    # Nor does a monitor's word for it count.
+    live.take(mesh={"endpoint_addresses": ["*:*"]})
+    assert not live.rig.pool._is_allowed("10.0.0.5:8001")
+    with_leave = Live(tmp_path, insecure_open_to_network=True)
+    assert with_leave.take(mesh=far) == {"mesh.endpoints"}
+    assert with_leave.rig.pool._is_allowed("10.0.0.5:8001")
