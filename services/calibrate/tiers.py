@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
 from router.fleet import EndpointProtocol, EndpointSpec
+from services.common.access.tls import Tls
 from services.common.convert import endpoint_of_message, endpoint_of_settings
 from services.common.mesh_settings import MeshSettings
 from services.common.openai.client import OpenAIClient
@@ -37,6 +38,7 @@ class LiveTier:
         counts_prompts: Whether its model tells how many tokens a prompt has.
         protocol: What the endpoint speaks.
         api_key: What the endpoint wants to be shown; empty means nothing.
+        tls: Certificates it is called with; None means plain text.
     """
 
     tier: str
@@ -50,6 +52,7 @@ class LiveTier:
     counts_prompts: bool = False
     protocol: EndpointProtocol = EndpointProtocol.TRITON
     api_key: str = dataclasses.field(default="", repr=False)
+    tls: Tls | None = dataclasses.field(default=None, repr=False)
 
 
 def tiers_of_monitor(address: str) -> list[LiveTier]:
@@ -107,8 +110,10 @@ async def clients_of(tiers: Sequence[LiveTier]) -> AsyncIterator[dict[str, Endpo
 
 def _client_of(tier: LiveTier) -> EndpointClient:
     if tier.protocol is EndpointProtocol.OPENAI:
-        return OpenAIClient(tier.address, most_idle_connections=64, api_key=lambda: tier.api_key)
-    return TritonClient(tier.address)
+        return OpenAIClient(
+            tier.address, most_idle_connections=64, tls=tier.tls, api_key=lambda: tier.api_key
+        )
+    return TritonClient(tier.address, tls=tier.tls)
 
 
 async def with_facts(tiers: Sequence[LiveTier]) -> list[LiveTier]:

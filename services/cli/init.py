@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import pydantic
 import tomli_w
@@ -14,11 +14,13 @@ import typer
 
 from router.profile import format_profile
 from services.cli.output import note
+from services.common.access.plain_text import LEAVE
 from services.common.addresses import parse_address
 from services.common.mesh_settings import MeshSettings, TaskSettings
 from services.common.settings import SettingsError, load_settings
 from services.local.errors import CommandError, InputError
 from services.local.foreign import GUESSED_QUALITY_STEP, Foreign, Spoken, look_at
+from services.local.own_tls import VARIABLES, tls_of_environment
 from services.local.settings_file import settings_text
 from services.router_inference.settings import Settings
 
@@ -57,6 +59,13 @@ def init(
     trainer: Annotated[bool, typer.Option("--trainer", help="With a trainer.")] = False,
     out: Annotated[pathlib.Path, typer.Option(help="Folder of the files.")] = pathlib.Path(),
     force: Annotated[bool, typer.Option("--force", help="Write over files there.")] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-open-to-network",
+            help="Ask servers on other machines in plain text, and let the mesh do so.",
+        ),
+    ] = False,
 ) -> None:
     """Write a settings file by asking servers what they serve, and say what is guessed."""
     for address in addresses:
@@ -70,8 +79,11 @@ def init(
     there = [each for each in FILES if (out / each).exists()]
     if there and not force:
         raise InputError(f"--out: {out / there[0]} is there already; --force writes over it")
+    tls = tls_of_environment(os.environ)
+    if tls is None and not insecure:
+        _check_local(addresses)
     note(f"asking {', '.join(addresses)}")
-    found = asyncio.run(look_at(addresses, tiers, spoken))
+    found = asyncio.run(look_at(addresses, tiers, spoken, tls))
     guesses = [*found.guesses, *_guesses(tasks)]
     parts = {"load_monitor": monitor, "trainer": trainer}
     settings = settings_text(
@@ -82,7 +94,7 @@ def init(
         addresses={part: PARTS[part] for part, is_wanted in parts.items() if is_wanted},
         tasks=tasks,
         endpoints=found.endpoints,
-        sections={},
+        sections=_leave(addresses, monitor=monitor) if insecure else {},
         head=["Written by `tiercel init`. Guessed:", *(f"- {each}" for each in guesses)],
     )
     texts = (settings, format_profile(found.profile), _quality_text(found, tasks))
@@ -101,6 +113,24 @@ def _spoken(openai: bool, variable: str) -> Spoken | None:
     if variable and not os.environ.get(variable):
         raise InputError(f"--api-key-variable: {variable} is not set")
     return Spoken(variable, os.environ.get(variable, "") if variable else "")
+
+
+def _check_local(addresses: Sequence[str]) -> None:
+    """Raises InputError for a server on another machine, which would be asked in plain text."""
+    for address in addresses:
+        if not parse_address(address).is_loopback:
+            raise InputError(
+                f"ADDRESS: {address} is on another machine, which needs TLS:"
+                f" {', '.join(VARIABLES)}; --insecure-open-to-network sends prompts and keys in"
+                " plain text, and writes that into the settings"
+            )
+
+
+def _leave(addresses: Sequence[str], *, monitor: bool) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the sections of the services that call endpoints, with leave to do without TLS."""
+    if all(parse_address(address).is_loopback for address in addresses):
+        return {}
+    return {name: {LEAVE: True} for name in ("router_inference", *(["load_monitor"] * monitor))}
 
 
 def _write(out: pathlib.Path, texts: Sequence[str]) -> None:

@@ -7,11 +7,14 @@ import os
 import pathlib
 
 from services.calibrate.tiers import LiveTier, tiers_of_monitor, tiers_of_settings
+from services.common.access.plain_text import Outgoing
 from services.common.mesh_settings import MeshSettings
 from services.common.openai.keys import read_api_keys
 from services.common.settings import SettingsError, SettingsModel, load_settings
 from services.local.errors import InputError
+from services.local.own_tls import tls_of, tls_of_environment
 from services.local.target import Target
+from services.router_inference.settings import Settings
 
 
 class _MeshFile(SettingsModel):
@@ -40,12 +43,18 @@ def mesh_of(target: Target) -> MeshSettings | None:
 def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
     """Returns the tiers that serve: of its load monitor, else of the endpoints of its settings.
 
+    They are called as routers call them: with the mesh's certificates, and in plain text on other
+    machines only where the settings give leave.
+
     Raises:
         CommandError: There is none.
-        InputError: A key that an endpoint wants is missing.
+        InputError: A key that an endpoint wants is missing, a certificate is wrong, or an endpoint
+            may not be called in plain text.
     """
     if mesh is None:
-        return tiers_of_monitor(target.need("load_monitor"))
+        tls = tls_of_environment(os.environ)
+        tiers = tiers_of_monitor(target.need("load_monitor"))
+        return [dataclasses.replace(each, tls=tls) for each in tiers]
     tiers = (
         tiers_of_monitor(target.load_monitor) if target.load_monitor else tiers_of_settings(mesh)
     )
@@ -53,7 +62,25 @@ def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
         keys = read_api_keys(mesh, os.environ)
     except SettingsError as error:
         raise InputError("\n".join(error.problems)) from None
-    return [dataclasses.replace(each, api_key=keys.get(each.address, "")) for each in tiers]
+    outgoing = Outgoing("router_inference", mesh, _has_leave(target))
+    refused = {each.address: outgoing.refusal("address", each.address) for each in tiers}
+    problems = [f"{each.problem} ({each.allowed})" for each in refused.values() if each]
+    if problems:
+        raise InputError("\n".join(problems))
+    tls = tls_of(mesh.tls)
+    tls = tls and tls.for_triton
+    return [
+        dataclasses.replace(each, api_key=keys.get(each.address, ""), tls=tls) for each in tiers
+    ]
+
+
+def _has_leave(target: Target) -> bool:
+    """Returns whether routers of these settings may call endpoints in plain text anywhere."""
+    try:
+        settings = load_settings(Settings, path=pathlib.Path(target.config), environ=os.environ)
+    except SettingsError as error:
+        raise InputError("\n".join(error.problems)) from None
+    return settings.router_inference.insecure_open_to_network
 
 
 def limits_of(mesh: MeshSettings | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ import os
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from router.profile import LatencyProfile
 from router.profile_error import MOST_ERROR, off_beyond
+from services.common.access.plain_text import Outgoing
 from services.common.access.tls import Tls
 from services.common.log import get_logger
 from services.common.mesh_settings import MeshSettings, load_mesh_files
@@ -50,6 +51,7 @@ AGAIN = "measure it again: tiercel calibrate --from-production, or without it wh
 MOST_OFF = 3
 """Ranges of a profile that are named one by one."""
 _TIMEOUT_S = 3.0
+_BY_TLS = "name certificates in [mesh.tls]; see docs/security.md"
 
 
 async def examine(config: Path | None, target: Target) -> list[Finding]:
@@ -60,12 +62,13 @@ async def examine(config: Path | None, target: Target) -> list[Finding]:
         target: Where the services are.
     """
     found = list(_versions())
-    settings = None
+    settings: MeshSettings | None = None
     if config is not None:
-        settings, problems = _settings(config)
+        outgoing, problems = _settings(config)
         found += problems
-        if settings is not None:
-            found += await _mesh(settings)
+        if outgoing is not None:
+            settings = outgoing.mesh
+            found += await _mesh(outgoing)
     found += await asyncio.to_thread(_services, target, settings)
     return found
 
@@ -86,18 +89,30 @@ def _versions() -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
-    """Reads the file as every service does, and the files that it names."""
+def _settings(config: Path) -> tuple[Outgoing | None, list[Finding]]:
+    """Reads the file as every service does, and the files that it names.
+
+    Returns:
+        Where a router may send prompts, None if the settings cannot be read; and what was found.
+    """
     mesh: MeshSettings | None = None
+    outgoing: dict[str, Outgoing] = {}
     problems: dict[str, None] = {}
     wrong: dict[str, str] = {}
-    models: tuple[type[Any], ...] = (RouterSettings, MonitorSettings, TrainerSettings)
-    for model in models:
+    models: dict[str, type[Any]] = {
+        "router_inference": RouterSettings,
+        "load_monitor": MonitorSettings,
+        "trainer": TrainerSettings,
+    }
+    for section, model in models.items():
         wrong |= misspelled_variables(model, os.environ)
         try:
-            mesh = load_settings(model, path=config, environ=os.environ).mesh
+            settings = load_settings(model, path=config, environ=os.environ)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
+        else:
+            mesh, own = settings.mesh, getattr(settings, section)
+            outgoing[section] = Outgoing(section, mesh, own.insecure_open_to_network)
     found = [
         Finding("environment", ODD, f"{name} is not followed", f"name it {right}")
         for name, right in wrong.items()
@@ -106,11 +121,13 @@ def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
     if problems or mesh is None:
         return None, found
     found.append(Finding("settings", GOOD, str(config)))
+    found += _readable(mesh, outgoing)
+    router = outgoing["router_inference"]
     try:
         files = load_mesh_files(mesh)
     except SettingsError as error:
         found += [Finding("files", BAD, problem, "edit the file") for problem in error.problems]
-        return mesh, found
+        return router, found
     profiles = {each.name: each for each in (files.profile, *files.endpoint_profiles.values())}
     found += [
         _profile(profile, "profile" if profile is files.profile else f"profile {profile.name}")
@@ -121,7 +138,17 @@ def _settings(config: Path) -> tuple[MeshSettings | None, list[Finding]]:
         found.append(Finding("quality", ODD, "is assumed, not measured", advice))
     else:
         found.append(Finding("quality", GOOD, f"is {files.quality.source}"))
-    return mesh, found
+    return router, found
+
+
+def _readable(mesh: MeshSettings, outgoing: Mapping[str, Outgoing]) -> list[Finding]:
+    """Says what would cross a network in plain text, by the services that this mesh has."""
+    found = outgoing["router_inference"].problems(("load_monitor_address", "trainer_address"))
+    if mesh.load_monitor_address:
+        found += outgoing["load_monitor"].problems()
+    if mesh.trainer_address:
+        found += outgoing["trainer"].link_problems(["load_monitor_address"])
+    return [Finding("plain text", BAD, problem, _BY_TLS) for problem in found]
 
 
 def _profile(profile: LatencyProfile, subject: str) -> Finding:
@@ -138,7 +165,8 @@ def _profile(profile: LatencyProfile, subject: str) -> Finding:
     return Finding(subject, GOOD, text)
 
 
-async def _mesh(mesh: MeshSettings) -> list[Finding]:
+async def _mesh(outgoing: Outgoing) -> list[Finding]:
+    mesh = outgoing.mesh
     found, tls = _tls(mesh)
     keys: dict[str, str] = {}
     try:
@@ -147,7 +175,8 @@ async def _mesh(mesh: MeshSettings) -> list[Finding]:
         advice = "set the variable, or mend the file: every service needs it"
         found += [Finding("API keys", BAD, problem, advice) for problem in error.problems]
     for entry in mesh.endpoints:
-        found += await examine_endpoint(entry, tls, keys.get(entry.address, ""))
+        if not outgoing.is_readable(entry.address):  # else no router asks it either
+            found += await examine_endpoint(entry, tls, keys.get(entry.address, ""))
     if mesh.redis_url:
         found.append(await _redis(mesh.redis_url))
     return found

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.profile import LatencyProfile, TierProfile
+from services.common.access.tls import Tls
 from services.common.mesh_settings import EndpointSettings
 from services.common.openai.client import OpenAIClient
 from services.common.tiers.client import TierClient
@@ -108,7 +109,10 @@ class _Found:
 
 
 async def look_at(
-    addresses: Sequence[str], tiers: Mapping[str, str], spoken: Spoken | None = None
+    addresses: Sequence[str],
+    tiers: Mapping[str, str],
+    spoken: Spoken | None = None,
+    tls: Tls | None = None,
 ) -> Foreign:
     """Asks the servers at some addresses.
 
@@ -116,6 +120,7 @@ async def look_at(
         addresses: Addresses of the servers.
         tiers: Model of each tier, lowest quality first; empty takes every model that can serve.
         spoken: How all of them are asked if they speak OpenAI; None: they are Tritons.
+        tls: Certificates they are asked with; None means plain text.
 
     Raises:
         CommandError: A server does not answer, or no model there can serve a tier.
@@ -124,9 +129,9 @@ async def look_at(
     found = _Found()
     for address in addresses:
         if spoken is None:
-            await _look_at_triton(address, tiers, found)
+            await _look_at_triton(address, tiers, tls, found)
         else:
-            await _look_at_openai(address, tiers, spoken, found)
+            await _look_at_openai(address, tiers, spoken, tls, found)
     loaded = {model.config.model for model in found.models}
     missing = [name for name in tiers.values() if name not in loaded]
     if missing:
@@ -148,9 +153,9 @@ async def look_at(
 
 
 async def _look_at_openai(
-    address: str, tiers: Mapping[str, str], spoken: Spoken, found: _Found
+    address: str, tiers: Mapping[str, str], spoken: Spoken, tls: Tls | None, found: _Found
 ) -> None:
-    client = OpenAIClient(address, control_timeout_s=10.0, api_key=lambda: spoken.api_key)
+    client = OpenAIClient(address, control_timeout_s=10.0, tls=tls, api_key=lambda: spoken.api_key)
     async with client:
         try:
             for name in await client.loaded_models():
@@ -164,8 +169,10 @@ async def _look_at_openai(
         found.metrics[address] = address
 
 
-async def _look_at_triton(address: str, tiers: Mapping[str, str], found: _Found) -> None:
-    async with TritonClient(address, control_timeout_s=10.0) as client:
+async def _look_at_triton(
+    address: str, tiers: Mapping[str, str], tls: Tls | None, found: _Found
+) -> None:
+    async with TritonClient(address, control_timeout_s=10.0, tls=tls) as client:
         try:
             loaded = await client.loaded_models()
             for name in loaded:

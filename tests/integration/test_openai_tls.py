@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from router.fleet import EndpointProtocol
+from services.calibrate.tiers import LiveTier, clients_of, with_facts
 from services.common.access.tls import Tls, TlsSettings
 from services.common.log import get_logger
 from services.common.openai.client import OpenAIClient
@@ -112,3 +114,18 @@ async def test_renewed_certificates_are_shown_by_the_next_connection(tmp_path: P
                 shutil.copy(tmp_path / "new" / place, tmp_path / "used" / place)
             await clock.advance(60.0)
             assert await answer(client) == "abc"
+
+
+async def test_a_measurement_asks_by_tls_too() -> None:
+    """`tiercel calibrate` and `tiercel quality` reach what routers reach."""
+    tls = held(certificates.tls_settings("operator"), FakeClock())
+    async with serving(certificates.tls_settings("triton"), api_key="k") as server:
+        tier = LiveTier(
+            "small", "m", server.address, "e", "", protocol=EndpointProtocol.OPENAI, api_key="k",
+            tls=tls,
+        )  # fmt: skip
+        (found,) = await with_facts([tier])
+        assert found.model == "m"
+        async with clients_of([found]) as clients:
+            asked = clients[server.address].generate("m", "hello", 8, timeout_s=LIMIT_S)
+            assert "".join([each.text async for each in asked]) == "abc"

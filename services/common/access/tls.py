@@ -38,7 +38,7 @@ class TlsSettings(SettingsModel):
     key: OptionalRelativePath = ""
     """PEM file of its key, not encrypted."""
     triton: bool = True
-    """True calls endpoints by TLS too; False where they have none, e.g. on loopback."""
+    """True calls endpoints by TLS too; False where they have none, on loopback."""
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:

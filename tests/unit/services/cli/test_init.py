@@ -13,7 +13,9 @@ from services.cli.app import run
 from services.common.mesh_settings import EndpointSettings, load_mesh_files
 from services.common.settings import load_settings
 from services.local.foreign import Foreign
+from services.local.own_tls import VARIABLES
 from services.router_inference.settings import Settings
+from tests import certificates
 from tests.unit.services.cli.said import complaint
 
 ADDRESS = "127.0.0.1:8001"
@@ -110,3 +112,34 @@ def test_a_key_is_named_by_its_variable(
     monkeypatch.setenv("SERVER_KEY", "secret")
     assert run([*asked, "--openai"]) == 0
     assert "secret" not in capsys.readouterr().err
+
+
+def test_servers_on_other_machines_need_tls_or_leave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked; leave is written for those that call endpoints."""
+    asked = ["init", "10.0.0.5:8001", "--task", "chat=1", "--monitor", "--trainer"]
+    assert run(asked) == 2
+    said = complaint(capsys)
+    for part in ("10.0.0.5:8001 is on another machine", VARIABLES[0], "--insecure-open-to-network"):
+        assert part in said
+    assert not list(tmp_path.glob("*.toml"))
+    assert run([*asked, "--insecure-open-to-network"]) == 0
+    document = tomllib.loads((tmp_path / "tiercel.toml").read_text())
+    for section in ("router_inference", "load_monitor"):
+        assert document[section] == {"insecure_open_to_network": True}
+    assert "trainer" not in document
+    tls = certificates.tls_settings("operator")
+    for name, path in zip(
+        VARIABLES, (tls.root_certificates, tls.certificate, tls.key), strict=True
+    ):
+        monkeypatch.setenv(name, path)
+    assert run([*asked, "--force"]) == 0
+    document = tomllib.loads((tmp_path / "tiercel.toml").read_text())
+    assert document.keys() == {"mesh"}
+
+
+def test_leave_is_not_written_where_nothing_needs_it(tmp_path: Path) -> None:
+    """All servers are on this machine."""
+    assert run(["init", ADDRESS, "--task", "chat=1", "--insecure-open-to-network"]) == 0
+    assert tomllib.loads((tmp_path / "tiercel.toml").read_text()).keys() == {"mesh"}

@@ -244,3 +244,21 @@ async def test_keys_of_servers_are_looked_at(
             finding = of(await examine(path, Target()), "endpoint")
             assert finding.level == level
             assert "secret" not in finding.text
+
+
+async def test_what_would_cross_a_network_in_plain_text_is_bad_and_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services would refuse to start; the key is shown to nobody until a setting gives leave."""
+    monkeypatch.setenv("SERVER_KEY", "k")
+    async with openai_server(api_key="k") as server:
+        far = server.address.replace("127.0.0.1", "0.0.0.0")  # no loopback, and yet it answers here
+        path = openai_settings(tmp_path, far, key="SERVER_KEY")
+        found = await examine(path, Target())
+        finding = of(found, "plain text")
+        assert (finding.level, far in finding.text) == (BAD, True)
+        assert "[mesh.tls]" in finding.advice
+        assert not [each for each in found if each.subject.startswith("endpoint")]
+        leave = "[router_inference]\ninsecure_open_to_network = true\n"
+        path.write_text(f"{path.read_text()}{leave}")
+        assert of(await examine(path, Target()), "endpoint").level == GOOD
