@@ -176,7 +176,7 @@ def build_core(env: Surroundings) -> Core:
     rng = np.random.default_rng(seed)
     view = _view(env, rng)
     admission = Admission(
-        safety_limits(own), clock.monotonic_s, lambda: lag.lag_s, view.traffic.latency_ratio
+        safety_limits(own), clock.monotonic_s, lambda: lag.lasting_s, view.traffic.latency_ratio
     )
     hold = TargetHold((), clock.monotonic_s(), place.siblings.common_pressure())
     priorities = Priorities()

@@ -34,8 +34,8 @@ class Admission:
         Args:
             limits: how far predictions are trusted; None switches admission off.
             monotonic_s: tells the time.
-            lag_s: tells how late the process runs what is due, seconds: time that no prediction
-                has in it.
+            lag_s: tells how late the process will run what is due, seconds: time that no
+                prediction has in it.
             latency_ratio: tells the recent mean of observed over predicted latency at a time.
         """
         self.limits = limits

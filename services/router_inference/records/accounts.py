@@ -136,7 +136,7 @@ class RouterMetrics:
         )
         self.loop_lag = Gauge(
             "tiercel_loop_lag_seconds",
-            "How late the event loop runs what is due; admission counts it in.",
+            "How late the event loop runs what is due; admission counts in what lasts.",
             registry=registry,
         )
         self.admission_factor = Gauge(
