@@ -21,6 +21,7 @@ from services.common.tiers.errors import (
     TierError,
     TierInvalidError,
     TierOverloadedError,
+    TierUnavailableError,
     TierUnknownError,
 )
 from services.router_inference.job import Choice, Job, Outcome
@@ -41,6 +42,7 @@ REASON_TIER_OVERLOADED = "TIER_OVERLOADED"
 REASON_TIER_REFUSED = "TIER_REFUSED_REQUEST"
 REASON_INTERNAL = "INTERNAL"
 _NONE_FAILED: frozenset[tuple[str, str]] = frozenset()
+_NONE_BROKEN: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Dispatcher:
         """Dispatches until there is an answer or no candidate is left."""
         target, kind = choice.target, "first"
         failed: frozenset[tuple[str, str]] = _NONE_FAILED
+        broken: frozenset[str] = _NONE_BROKEN
         doubted: Target | None = None
         while True:
             run = AttemptRun(self._parts, job, choice, target, kind, sink)
@@ -150,11 +153,15 @@ class Dispatcher:
                 await run.until_done()
             except TierError as error:
                 failed = failed | {target.candidate}
+                if isinstance(error, TierUnavailableError):
+                    broken = broken | {target.address}
                 is_unknown = isinstance(error, TierUnknownError)
                 # What fails in two places in words unknown is not sent to a third.
                 may_retry = doubted is None or not is_unknown
                 doubted = target if is_unknown else doubted
-                target = self._after_failure(job, target, failed, error, may_retry=may_retry)
+                target = self._after_failure(
+                    job, target, failed, broken, error, may_retry=may_retry
+                )
                 kind = "retry"
                 continue
             if run.rescue is None:
@@ -170,6 +177,7 @@ class Dispatcher:
         job: Job,
         target: Target,
         failed: frozenset[tuple[str, str]],
+        broken: frozenset[str],
         error: TierError,
         *,
         may_retry: bool,
@@ -188,7 +196,7 @@ class Dispatcher:
         if may_retry:
             is_unknown = isinstance(error, TierUnknownError)
             found = self._second_chance.retry_target(
-                job, target, failed, may_be_at_fault=is_unknown
+                job, target, failed, broken, may_be_at_fault=is_unknown
             )
         if found is not None:
             job.retry_count += 1

@@ -137,17 +137,26 @@ class SecondChance:
         job: Job,
         target: Target,
         failed: frozenset[tuple[str, str]],
+        broken: frozenset[str],
         *,
         may_be_at_fault: bool = False,
     ) -> Target | None:
         """Returns another endpoint of the tier, else the best tier below, else any tier above.
 
-        Returns None if there is none, or if no retry is allowed any more; for a request that may be
-        at fault itself that is sooner.
+        Args:
+            job: the request.
+            target: where it failed last.
+            failed: the candidates at which it failed.
+            broken: the addresses at which it failed by the server's fault; whatever else is served
+                there comes last.
+            may_be_at_fault: True if the request may be at fault itself: then retries end sooner.
+
+        Returns:
+            None if there is none, or if no retry is allowed any more.
         """
         if self._limits is None or job.has_sent or job.retry_count >= self._max_retries:
             return None
-        found = self._in_order(job, target, failed)
+        found = self._in_order(job, target, failed, broken)
         if not found or not self._budget.take(spare=may_be_at_fault):
             return None
         return found[0]
@@ -159,24 +168,38 @@ class SecondChance:
         """
         if self._limits is None or not self._max_retries:
             return []
-        return self._in_order(job, target, frozenset({target.candidate}))
+        return self._in_order(
+            job, target, frozenset({target.candidate}), frozenset({target.address})
+        )
 
     def _in_order(
-        self, job: Job, target: Target, failed: frozenset[tuple[str, str]]
+        self,
+        job: Job,
+        target: Target,
+        failed: frozenset[tuple[str, str]],
+        broken: frozenset[str],
     ) -> list[Target]:
-        """Returns usable targets, those that failed aside: tier itself, downwards, upwards."""
+        """Returns usable targets, those that failed aside: tier itself, downwards, upwards.
+
+        A candidate that comes back and is not due its share comes behind all others, as a request
+        in need takes whatever is open; those at a server that is broken come behind these.
+        """
         view, now_s = self._view, self._monotonic_s()
         fleet = view.current_fleet(now_s)
-        slack_s = job.deadline_s - now_s
-        seen = view.desk(now_s).look(_asked(job, slack_s, float(self._rng.random()), fleet))
+        slack_s, draw = job.deadline_s - now_s, float(self._rng.random())
+        seen = view.desk(now_s).look(_asked(job, slack_s, 0.0, fleet))
         for candidate in failed:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
-        rows_R = np.flatnonzero(seen.allowed_C)
+        rows_R, targets = np.flatnonzero(seen.allowed_C), view.fleet.targets
+        is_broken_R = [targets[row].address in broken for row in rows_R.tolist()]
+        is_spared_R = fleet.arrays.availability_C[rows_R] <= draw
         step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
         rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
-        order_R = np.lexsort((seen.decided.predicted_s_C[rows_R], rank_R))
-        return [view.fleet.targets[row] for row in rows_R[order_R].tolist()]
+        order_R = np.lexsort(
+            (seen.decided.predicted_s_C[rows_R], rank_R, is_spared_R, np.array(is_broken_R, bool))
+        )
+        return [targets[row] for row in rows_R[order_R].tolist()]
 
 
 def _asked(job: Job, slack_s: float, ramp_draw: float, fleet: Fleet) -> Asked:

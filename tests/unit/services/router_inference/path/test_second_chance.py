@@ -10,10 +10,15 @@ from services.common.errors import (
     DeadlineExceededError,
     UnavailableError,
 )
-from services.common.tiers.errors import TierUnavailableError, TierUnknownError
+from services.common.tiers.errors import (
+    TierOverloadedError,
+    TierUnavailableError,
+    TierUnknownError,
+)
 from services.router_inference.job import Outcome, StepDown
 from services.router_inference.path.second_chance import RetryBudget
-from tests.unit.services.router_inference.parts import Behaviour, make_rig
+from services.router_inference.view.breaker import Breaker
+from tests.unit.services.router_inference.parts import TIERS, Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
@@ -164,3 +169,64 @@ async def test_an_endpoint_that_breaks_off_what_it_begins_is_ejected() -> None:
     for _ in range(20):
         await rig.answer(rig.job())
     assert len(rig.tier(0).calls) <= 5
+
+
+def breakers(rig: Rig, endpoint: str) -> list[Breaker]:
+    """Returns the breakers of an endpoint's tiers."""
+    return [each.breaker for each in rig.core.view.fleet.targets if each.endpoint == endpoint]
+
+
+@scenario
+async def test_an_endpoint_that_comes_back_is_tried_before_a_broken_one_again() -> None:
+    """A request that met a broken endpoint takes whatever is open elsewhere, if only a probe."""
+    retried = 0
+    for seed in range(1, 11):
+        rig = make_rig(endpoint_count=2, eject_after_failures=1, eject_s=0.1, seed=seed)
+        for breaker in breakers(rig, "e1"):
+            breaker.on_failure(rig.clock.monotonic_s(), "UNAVAILABLE")
+        await asyncio.sleep(0.2)  # from now on each may have a probe, a tenth of the requests
+        rig.tier(0).default = Behaviour(error=GONE)
+        job = rig.job()
+        await rig.answer(job)
+        assert (job.outcome, job.endpoint, job.tier) == (Outcome.ON_TIME, "e1", "large")
+        retried += job.retry_count
+        rig.assert_settled()
+    assert retried > 5
+
+
+@scenario
+async def test_two_endpoints_of_one_server_fail_together() -> None:
+    """The retry of a broken server's request does not go there under another name."""
+    address = "127.0.0.1:9000"
+    entries = [
+        {"name": "e0", "address": address, "tiers": TIERS},
+        {"name": "added", "address": address, "tiers": ("large",)},
+        {"name": "far", "address": "127.0.0.1:9001", "tiers": TIERS},
+    ]
+    rig = make_rig(mesh={"endpoints": entries}, max_retries=1)
+    for _ in range(6):
+        rig.tier(0).default = Behaviour(error=GONE)
+        # What is slower by prediction is still another server.
+        rig.core.view.load.ledger.dispatch(0, ("large", "far"), 1.0, 40.0)
+        job = rig.job()
+        await rig.answer(job)
+        rig.core.view.load.ledger.finish(0)
+        assert (job.outcome, job.endpoint, job.retry_count) == (Outcome.ON_TIME, "far", 1)
+        for breaker in (*breakers(rig, "e0"), *breakers(rig, "added")):
+            breaker.on_answer(rig.clock.monotonic_s())
+
+
+@scenario
+async def test_a_full_queue_says_nothing_of_the_server() -> None:
+    """Its other tiers are as good as any elsewhere; those of a broken one come last."""
+    entries = [
+        {"name": "e0", "address": "127.0.0.1:9000", "tiers": ("medium", "large")},
+        {"name": "e1", "address": "127.0.0.1:9001", "tiers": ("small",)},
+    ]
+    full = TierOverloadedError("QUEUE_FULL", "queue is full: 9 requests wait")
+    for error, tier in ((full, "medium"), (GONE, "small")):
+        rig = make_rig(mesh={"endpoints": entries})
+        rig.tier(0).behaviours["large"] = Behaviour(error=error)
+        job = rig.job()
+        await rig.answer(job)
+        assert (job.outcome, job.tier) == (Outcome.ON_TIME, tier)
