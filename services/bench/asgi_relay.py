@@ -21,6 +21,7 @@ import uvloop
 
 from services.bench.peers import write_ready
 from services.bench.routers import TASK
+from services.common.channels import STRAIGHT
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2_grpc
 
@@ -32,7 +33,7 @@ class Relay:
 
     def __init__(self, address: str) -> None:
         """Opens a channel to the router."""
-        channel = grpc.aio.insecure_channel(address)
+        channel = grpc.aio.insecure_channel(address, options=STRAIGHT)
         self._stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
 
     async def __call__(self, _: Any, receive: Any, send: Any) -> None:

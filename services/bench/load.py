@@ -11,6 +11,7 @@ import grpc.aio
 
 from services.bench.bench import Bench, Server
 from services.bench.peers import INFER, question
+from services.common.channels import STRAIGHT
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 SERVICE = "/tiercel.router_inference.v1.RouterInferenceService"
@@ -29,7 +30,7 @@ def generation(task: str, token_count: int) -> pb2.GenerationSpec:
 def open_call(bench: Bench, address: str, kind: str, method: str) -> Any:
     """Returns a method of raw bytes on a connection of its own, closed with the group."""
     channel = grpc.aio.insecure_channel(
-        address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        address, options=[("grpc.use_local_subchannel_pool", 1), *STRAIGHT]
     )
     bench.stack.push_async_callback(channel.close)
     return getattr(channel, kind)(method)

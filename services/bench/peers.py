@@ -26,6 +26,7 @@ import grpc.aio
 import uvloop
 from tritonclient.grpc import service_pb2 as kserve
 
+from services.common.channels import STRAIGHT
 from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
@@ -140,7 +141,8 @@ def echo() -> Handlers:
 
 def proxy(address: str) -> Handlers:
     """Returns a pass-through: whatever comes, one fixed request goes to the backend."""
-    infer: Any = grpc.aio.insecure_channel(address).stream_stream(INFER)
+    channel = grpc.aio.insecure_channel(address, options=STRAIGHT)
+    infer: Any = channel.stream_stream(INFER)
     payload = question()
 
     async def pieces(context: Any) -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """Channels within the mesh: always straight to the address, whatever proxy the environment names.
 
-gRPC itself would send even calls to this machine through `http_proxy`.
+gRPC itself would send even calls to this machine through `http_proxy`, and through
+`GRPC_ADDRESS_HTTP_PROXY` though `http_proxy` was switched off.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ import grpc
 
 from services.common.access.tls import Certificates, Tls
 
-_STRAIGHT = (("grpc.enable_http_proxy", 0),)
+STRAIGHT: tuple[tuple[str, int | str], ...] = (
+    ("grpc.enable_http_proxy", 0),
+    # No address is called through the proxy for addresses.
+    ("grpc.address_http_proxy_enabled_addresses", ""),
+)
+"""Channel arguments by which no proxy is used."""
 _RECONNECT = (
     # A peer that comes back is used within a second, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -35,7 +41,7 @@ def open_channel(
         options: gRPC's channel arguments beside our own.
         tls: Certificates; None means plain text.
     """
-    all_options = [*_STRAIGHT, *_RECONNECT, *options]
+    all_options = [*STRAIGHT, *_RECONNECT, *options]
     if tls is None:
         return grpc.aio.insecure_channel(address, options=all_options)
     return _RenewedChannel(
@@ -51,8 +57,8 @@ def open_blocking_channel(
 ) -> grpc.Channel:
     """Opens a channel for blocking calls; use it as a context manager."""
     if credentials is None:
-        return grpc.insecure_channel(address, options=_STRAIGHT)
-    return grpc.secure_channel(address, credentials, options=_STRAIGHT)
+        return grpc.insecure_channel(address, options=STRAIGHT)
+    return grpc.secure_channel(address, credentials, options=STRAIGHT)
 
 
 class _RenewedChannel(grpc.aio.Channel):

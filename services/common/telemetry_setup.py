@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -17,6 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from router.messages import one_line
+from services.common.addresses import HostPort
+from services.common.channels import STRAIGHT
 from services.common.log import Logger
 from services.common.span_encoding import encode_spans
 from services.common.span_file import FileSpanExporter
@@ -148,13 +151,31 @@ def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
         module: Any = importlib.import_module(name)
         # No option says how spans are written, but the name is looked up at every export.
         module.encode_spans = encode_spans
-        made: SpanExporter = module.OTLPSpanExporter()
+        made: SpanExporter = module.OTLPSpanExporter(**_straight_if_local(environ, protocol))
         return made
     log.warning(
         "telemetry_off", variable="OTEL_EXPORTER_OTLP_PROTOCOL", got=protocol,
         known=", ".join(_PACKAGES),
     )  # fmt: skip
     return None
+
+
+def _straight_if_local(environ: Mapping[str, str], protocol: str) -> dict[str, Any]:
+    """Returns arguments by which an exporter uses no proxy for a collector on this machine.
+
+    The exporters would send even these spans to the proxies that the environment names, whose
+    loopback is another machine's.
+    """
+    named = (environ.get(name, "").strip() for name in _ENDPOINT_VARIABLES)
+    endpoint = next(filter(None, named), "http://localhost")
+    host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname or ""
+    if not HostPort(host, 0).is_loopback:
+        return {}
+    if protocol == "grpc":
+        return {"channel_options": STRAIGHT}
+    session = importlib.import_module("requests").Session()
+    session.trust_env = False
+    return {"session": session}
 
 
 def _route_sdk_logs(log: Logger) -> None:

@@ -26,6 +26,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 )
+_STRAIGHT = (
+    ("grpc.enable_http_proxy", 0),
+    # gRPC has a second kind of proxy, for addresses (GRPC_ADDRESS_HTTP_PROXY).
+    ("grpc.address_http_proxy_enabled_addresses", ""),
+)
 PathLike = str | os.PathLike[str]
 AVOID_S = 1.0
 """How long a router that was not reached, or let a call run out of time, comes last."""
@@ -112,7 +117,7 @@ class RouterPool:
 def _open(
     address: str, credentials: grpc.ChannelCredentials | None, use_proxy: bool
 ) -> grpc.aio.Channel:
-    options = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(use_proxy)))
+    options = (*CHANNEL_OPTIONS, *(() if use_proxy else _STRAIGHT))
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, cast
 
+import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.common.log import configure_logging, get_logger
-from services.common.telemetry_setup import setup_telemetry
+from services.common.telemetry_setup import _straight_if_local, setup_telemetry
+from tests.fakes.otlp_sink import OtlpSink
+from tests.waiting import LIMIT_S
 
 LOG = get_logger("test")
 
@@ -180,3 +187,64 @@ def test_an_empty_variable_counts_as_not_set(
     assert telemetry.enabled
     telemetry.close()
     assert log_lines() == []
+
+
+@contextlib.contextmanager
+def collector(protocol: str) -> Iterator[tuple[str, list[object]]]:
+    """Runs a collector; yields its endpoint, and what has come."""
+    if protocol != "grpc":
+        sink = OtlpSink()
+        yield sink.endpoint, cast("list[object]", sink.spans)
+        sink.close()
+        return
+    came: list[object] = []
+
+    def export(request: bytes, _: object) -> bytes:
+        came.append(request)
+        return b""
+
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    methods: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"http://127.0.0.1:{port}", came
+    server.stop(0).wait(timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("proxy", ["http_proxy", "HTTP_PROXY", "all_proxy", "grpc_proxy"])
+def test_a_collector_on_this_machine_is_called_past_any_proxy(
+    protocol: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy's loopback is another machine's."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(proxy, "http://127.0.0.1:1")
+    with collector(protocol) as (endpoint, came):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        telemetry = setup_telemetry("x", environ=os.environ, rng=random.Random(1), log=LOG)
+        telemetry.emit(telemetry.begin(None), "x", start_ns=1, end_ns=2)
+        telemetry.close()
+        assert len(came) == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_straight"),
+    [
+        ("", True),  # then it is localhost
+        ("localhost:4317", True),
+        ("http://127.0.0.1:4318", True),
+        ("https://[::1]:4317", True),
+        ("http://collector:4317", False),
+        ("10.0.0.5:4317", False),
+        ("https://otel.example", False),
+    ],
+)
+def test_a_collector_elsewhere_may_be_behind_a_proxy(endpoint: str, is_straight: bool) -> None:
+    """As every other program's is."""
+    environ = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    for protocol in ("grpc", "http/protobuf"):
+        assert bool(_straight_if_local(environ, protocol)) is is_straight

@@ -40,14 +40,25 @@ async def test_connections_that_end_by_age_fail_no_call() -> None:
     assert set(answers) == {"AB"}
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+PROXY = "http://127.0.0.1:1"
+FOR_ADDRESSES = {
+    "GRPC_ADDRESS_HTTP_PROXY": "127.0.0.1:1",
+    "GRPC_ADDRESS_HTTP_PROXY_ENABLED_ADDRESSES": "127.0.0.0/8,::1/128",
+}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"http_proxy": PROXY}, {"https_proxy": PROXY}, {"grpc_proxy": PROXY}, FOR_ADDRESSES],
+)
 async def test_a_proxy_of_the_environment_is_used_only_if_told(
-    variable: str, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls go to the router itself whatever proxy the environment names."""
     for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     server, address = await serve(FakeRouter())
     async with AsyncClient(address) as client:
         assert (await client.generate("ab", task="sort")).text == "AB"
