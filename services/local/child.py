@@ -62,6 +62,7 @@ class Child:
         self.start_count = 0
         self.ready_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
+        self._owner = os.getpid()
 
     @property
     def pid(self) -> int | None:
@@ -94,9 +95,12 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, *, graceful: bool = True) -> None:
-        """Ends the process and whatever is left of its process group; safe to call again."""
+        """Ends the process and whatever is left of its process group; safe to call again.
+
+        Does nothing in a process that was forked off the one that started it.
+        """
         process = self._process
-        if process is None:
+        if process is None or os.getpid() != self._owner:
             return
         if graceful and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

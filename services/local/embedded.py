@@ -90,6 +90,7 @@ class EmbeddedMesh:
         _refuse_second(self.folder, options.name)
         self._say = say
         self._supervisor = Supervisor(say=say, changed=self._write_manifest)
+        self._owner = os.getpid()
         self._claims = PortClaims()
         ports = self._claims.choose(wanted_ports(options.router_count))
         self._processes = Processes(self.folder, ports, self.layout)
@@ -182,7 +183,12 @@ class EmbeddedMesh:
             raise CommandError(str(error)) from None
 
     async def stop(self, *, graceful: bool = True) -> None:
-        """Ends every child and removes the manifest."""
+        """Ends every child and removes the manifest.
+
+        Does nothing in a process that was forked off the one that has the mesh.
+        """
+        if os.getpid() != self._owner:
+            return
         await self._supervisor.stop(graceful=graceful)
         left = kill_descendants()
         if left:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
-from tiercel import convert, errors
+from tiercel import convert, errors, forks
 from tiercel.arguments import check
 from tiercel.channels import (
     CONNECTIONS,
@@ -90,7 +90,10 @@ class AsyncClient:
             ValueError: No address or one that is none, no connection, a timeout that is not above 0, a certificate without its key or
                 without roots, or a key that would cross a network in plain text.
             OSError: A file cannot be read.
+            ClientUnusableError: This process was forked off while a client was open.
         """
+        if forks.has_open_parent():
+            raise errors.unusable("FORKED_WHILE_OPEN")
         check(timeout_s=timeout_s)
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: must be above 0, got {timeout_s}")
@@ -117,6 +120,7 @@ class AsyncClient:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        forks.note_open(self)
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""
@@ -134,8 +138,11 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the channels; calls under way end with a ClientUnusableError."""
         self._closed = True
-        if os.getpid() == self._pid:  # a forked child has the parent's channels: not its to close
-            await self._pool.close()
+        if os.getpid() != self._pid:  # a forked child has the parent's channels: not its to close
+            return
+        await self._pool.close()
+        self._stubs.clear()  # the last that holds channels: without any, gRPC lets a process fork
+        forks.note_closed(self)
 
     async def generate(
         self, prompt: str, *, task: str = "", **options: Unpack[GenerateOptions]
@@ -236,7 +243,8 @@ class AsyncClient:
                 break
             try:
                 async with self._bounded(left_s):
-                    reply = await call(self._stubs[connection], *self._timing(limit_s, left_s))
+                    stub = self._stub(connection)
+                    reply = await call(stub, *self._timing(limit_s, left_s))
                 if reply is None:  # how grpc.aio hands over what it cannot read
                     raise errors.unreadable()
                 return reply
@@ -256,7 +264,7 @@ class AsyncClient:
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
-            stub: Any = self._stubs[connection]
+            stub = self._stub(connection)
             timeout_s, stated = self._timing(limit_s, left_s)
             call = stub.GenerateStream(
                 request, timeout=timeout_s, metadata=(*(metadata or ()), *stated)
@@ -278,9 +286,17 @@ class AsyncClient:
                     raise errors.from_rpc_error(error) from None
                 failure = self._judge(error, connection)
             finally:
-                call.cancel()
+                if os.getpid() == self._pid:  # else its connection is the parent's
+                    call.cancel()
         assert failure is not None  # the pool is never empty
         raise errors.from_rpc_error(failure) from None
+
+    def _stub(self, connection: Connection) -> Any:
+        """Returns a connection's stub; ClientUnusableError if the client was closed meanwhile."""
+        stub = self._stubs.get(connection)
+        if stub is None:
+            raise errors.unusable("CLIENT_CLOSED")
+        return stub
 
     def _judge(self, error: grpc.aio.AioRpcError, connection: Connection) -> grpc.aio.AioRpcError:
         """Returns the failure if another router may be tried, raises its TiercelError otherwise."""

@@ -109,8 +109,10 @@ class RouterPool:
         self._avoid_until_s[connection.address] = self._clock() + AVOID_S
 
     async def close(self) -> None:
-        """Closes every channel at once; calls under way are cancelled."""
-        for connection in self.connections:
+        """Closes every channel at once, and lets go of it; calls under way are cancelled."""
+        connections = self.connections
+        self.connections = []
+        for connection in connections:
             await connection.channel.close()
 
 

@@ -101,14 +101,15 @@ class Client:
         )
         end_s = time.monotonic() + limit_s + WAIT_SLACK_S
         try:
-            while (event := _next(events, end_s)) is not None:
+            while (event := self._next(events, end_s)) is not None:
                 if isinstance(event, asyncio.CancelledError):
                     raise errors.unusable("CLIENT_CLOSED") from None
                 if isinstance(event, BaseException):
                     raise event
                 yield event
         finally:
-            pump.cancel()
+            if os.getpid() == self._pid:
+                pump.cancel()
 
     def route(
         self, *, task: str = "", prompt_token_count: int, **options: Unpack[RouteOptions]
@@ -134,6 +135,15 @@ class Client:
         except KeyboardInterrupt:
             future.cancel()
             raise
+
+    def _next(self, events: queue.SimpleQueue[Event], end_s: float) -> Event:
+        """Returns the next event of a stream; an error once its time is over."""
+        if os.getpid() != self._pid:  # what fills the queue is the parent's
+            return errors.unusable("FORKED")
+        try:
+            return events.get(timeout=max(0.0, end_s - time.monotonic()))
+        except queue.Empty:
+            return errors.unanswered()
 
     def _start(self, work: Coroutine[Any, Any, ResultT]) -> concurrent.futures.Future[ResultT]:
         """Hands work to the loop; what is accepted here is ended by ``close`` at the latest."""
@@ -186,14 +196,6 @@ def _let_go(client: AsyncClient, loop: asyncio.AbstractEventLoop, pid: int) -> N
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
-
-
-def _next(events: queue.SimpleQueue[Event], end_s: float) -> Event:
-    """Returns the next event of a stream; an error once its time is over."""
-    try:
-        return events.get(timeout=max(0.0, end_s - time.monotonic()))
-    except queue.Empty:
-        return errors.unanswered()
 
 
 async def _pump(stream: AsyncIterator[Chunk | Answer], events: queue.SimpleQueue[Event]) -> None:

@@ -93,9 +93,11 @@ class ServerError(TiercelError):
 class ClientUnusableError(TiercelError):
     """This client cannot make the call, or was closed while the call was under way.
 
-    Its ``reason`` is ``CLIENT_CLOSED``, ``FORKED`` (made before this process was forked off: make
-    one in each process) or ``OTHER_LOOP`` (an AsyncClient belongs to the event loop that it was
-    first used in).
+    Its ``reason`` is ``CLIENT_CLOSED``, ``FORKED`` (made before this process was forked off),
+    ``FORKED_WHILE_OPEN`` (another one was open then, which gRPC does not survive: none can be made
+    in this process) or ``OTHER_LOOP`` (an AsyncClient belongs to the event loop that it was first
+    used in). Processes that are forked make a client each, and before the fork none is open;
+    those that are spawned are free to.
     """
 
 
@@ -118,7 +120,10 @@ _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 _UNUSABLE: Mapping[str, str] = {
     "CLIENT_CLOSED": "the client is closed",
-    "FORKED": "the client was made before this process was forked off; make one in each process",
+    "FORKED": "the client was made before this process was forked off; close it before, and make"
+    " one in each process",
+    "FORKED_WHILE_OPEN": "a client was open when this process was forked off, which gRPC does not"
+    " survive; close it before, or have processes spawned",
     "OTHER_LOOP": "the client was first used in another event loop; make one in each loop",
 }
 

@@ -22,12 +22,15 @@ from tiercel import Client, ClientUnusableError
 client = Client(sys.argv[1])
 client.generate("ab", task="sort")
 stream = client.generate_stream("ab", task="sort")
+half_read = client.generate_stream("ab", task="sort")
+next(half_read)
 calls = {
     "generate": lambda: client.generate("ab", task="sort", deadline_s=0.5),
     "route": lambda: client.route(task="sort", prompt_token_count=1),
     "report": lambda: client.report_outcome(request_id="a", quality=1.0),
     "stream": lambda: list(client.generate_stream("ab", task="sort")),
     "begun": lambda: list(stream),
+    "half read": lambda: list(half_read),
     "asynchronous": lambda: asyncio.run(client._client.generate("ab", task="sort")),
 }
 import asyncio
@@ -40,7 +43,48 @@ if os.fork() == 0:
     client.close()
     os._exit(0)
 os.wait()
+print("parent", len(list(half_read)), client.generate("ab", task="sort", deadline_s=5.0).text)
 client.close()
+"""
+
+LET_GO = """
+import asyncio, gc, os, sys
+from tiercel import AsyncClient, Client, ClientUnusableError
+client = Client(sys.argv[1])
+client.generate("ab", task="sort")
+if os.fork() == 0:
+    for make in (AsyncClient, Client):
+        try:
+            make(sys.argv[1])
+        except ClientUnusableError as error:
+            print(error.reason, flush=True)
+    del client
+    gc.collect()
+    print("let go", flush=True)
+    sys.exit(0)
+print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+print(client.generate("cd", task="sort", deadline_s=5.0).text, flush=True)
+client.close()
+"""
+
+CLOSED_BEFORE = """
+import asyncio, os, sys
+from tiercel import AsyncClient, Client
+
+def ask():
+    with Client(sys.argv[1]) as client:
+        print(client.generate("ab", task="sort").text, flush=True)
+    async def ask():
+        async with AsyncClient(sys.argv[1]) as client:
+            print((await client.generate("cd", task="sort")).text, flush=True)
+    asyncio.run(ask())
+
+ask()
+if os.fork() == 0:
+    ask()
+    os._exit(0)
+print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+ask()
 """
 
 
@@ -135,20 +179,37 @@ async def test_a_closed_client_refuses_calls() -> None:
         list(blocking.generate_stream("ab", task="sort"))
 
 
-async def test_a_client_of_before_a_fork_says_so_in_the_child() -> None:
-    """Nothing hangs: each call in the child is an error at once."""
+async def _ran(script: str) -> list[str]:
+    """Returns what a script says that gets the address of a router."""
     server, address = await serve(FakeRouter())
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", FORKED, address],
+        [sys.executable, "-c", script, address],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     await server.stop(0)
-    names = ("generate", "route", "report", "stream", "begun", "asynchronous")
-    assert done.stdout.splitlines() == [f"{name} FORKED" for name in names], done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+async def test_a_client_of_before_a_fork_says_so_in_the_child() -> None:
+    """Nothing hangs: each call in the child is an error at once. The parent's go on."""
+    names = ("generate", "route", "report", "stream", "begun", "half read", "asynchronous")
+    assert await _ran(FORKED) == [*(f"{name} FORKED" for name in names), "parent 2 AB"]
+
+
+async def test_a_child_that_lets_go_of_a_client_harms_nobody() -> None:
+    """Neither itself nor the parent; it can make none of its own, and is told why."""
+    said = ["FORKED_WHILE_OPEN", "FORKED_WHILE_OPEN", "let go", "exit code 0", "CD"]
+    assert await _ran(LET_GO) == said
+
+
+async def test_clients_that_were_closed_before_a_fork_leave_the_child_free() -> None:
+    """It makes its own, as does the parent afterwards."""
+    assert await _ran(CLOSED_BEFORE) == ["AB", "CD", "AB", "CD", "exit code 0", "AB", "CD"]
 
 
 def test_a_client_of_another_event_loop_says_so() -> None:
