@@ -631,6 +631,21 @@ async def test_calls_beyond_the_limit_are_refused_with_a_time_to_retry() -> None
         assert served.handled("RollbackPolicy", "OK", "") == limit
 
 
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_messages_that_are_packed_are_not_unpacked(
+    served: Served, algorithm: grpc.Compression
+) -> None:
+    """A few bytes that would be as many as the limit allows are refused as they are."""
+    method = served.channel.unary_unary(f"/{NAME}/ListPolicies")
+    request = bytes((0x7A, 0xE8, 0x07)) + bytes(1_000)  # a field that nobody knows
+    assert await method(request, timeout=LIMIT_S)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await method(request, timeout=LIMIT_S, compression=algorithm)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "is disabled" in (caught.value.details() or "")
+    assert served.handled("ListPolicies", "OK", "") == 1
+
+
 async def test_port_in_use_is_one_clear_line(served: Served) -> None:
     """A second server on the port does not start, for gRPC and for metrics."""
     with pytest.raises(StartError, match=r"cannot listen on 127\.0\.0\.1:\d+: the port is in use"):
