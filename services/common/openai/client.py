@@ -67,7 +67,11 @@ class OpenAIClient(TierClient):
         self._control_timeout_s = control_timeout_s
         self._connections = ConnectionPool(address, most_idle_connections, tls)
         self._api_key = api_key
-        self._shared = f" HTTP/1.1\r\nHost: {address}\r\nUser-Agent: tiercel\r\n"
+        self._shared = (
+            f" HTTP/1.1\r\nHost: {address}\r\nUser-Agent: tiercel\r\n"
+            # Nothing is unpacked here, and without a word a server may pack what it likes.
+            "Accept-Encoding: identity\r\n"
+        )
         self._openings: dict[str, str] = {}
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ async def test_what_a_request_carries_is_passed_on() -> None:
     }  # fmt: skip
     assert first.headers["traceparent"] == "00-1-2-01"
     assert first.headers["authorization"] == "Bearer secret"
+    assert first.headers["accept-encoding"] == "identity"
     assert second.body == {"model": "m", "prompt": "hé\n", "max_tokens": 5, "temperature": 0.0}
 
 
@@ -203,6 +205,8 @@ async def test_an_error_inside_a_stream_is_no_answer() -> None:
 
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+PACKED_HEAD = JSON_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
+BOMB = zlib.compress(bytes(16 * 2**20), wbits=31)
 BAD = {
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "an endless header": b"HTTP/1.1 200 OK\r\na: " + b"x" * 300_000,
@@ -213,6 +217,10 @@ BAD = {
     "reasons that are none": chunked(GOOD.replace(b'"stop"', b'""')),
     "another type": JSON_HEAD % 2 + b"{}",
     "a compressed body": HEAD[:-2] + b"content-encoding: gzip\r\n\r\n0\r\n\r\n",
+    "a bomb": PACKED_HEAD % len(BOMB) + BOMB,
+    "a bomb behind another encoding": PACKED_HEAD.replace(
+        b"\r\n\r\n", b"\r\ncontent-encoding: identity\r\n\r\n"
+    ) % len(BOMB) + BOMB,
     "no JSON": chunked(b"data: {\n\n"),
     "no UTF-8": chunked(b'data: {"choices":[{"text":"\xff"}]}\n\n'),
     "deep JSON": chunked(b"data: " + b"[" * 100_000 + b"\n\n"),
