@@ -274,6 +274,32 @@ async def shared(path: Path) -> AsyncIterator[Served]:
         yield served
 
 
+@pytest.mark.parametrize("protocol", ["TRITON", "OPENAI"])
+async def test_an_endpoint_joins_on_another_machine_only_by_tls_or_with_leave(
+    tmp_path: Path, protocol: str
+) -> None:
+    """The error names the field, the address, and what is allowed."""
+    path = write_settings(tmp_path, "", 1)
+    path.write_text(
+        path.read_text().replace("[mesh]\n", '[mesh]\nendpoint_addresses = ["10.0.0.*:8000"]\n', 1)
+    )
+    kind = common_pb2.EndpointProtocol.Value(f"ENDPOINT_PROTOCOL_{protocol}")
+    far = endpoint("far", address="10.0.0.6:8000", protocol=kind)
+    async with serving(path) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.stub.AddEndpoint(pb.AddEndpointRequest(endpoint=far), timeout=LIMIT_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    for part in (
+        "endpoint.address: 10.0.0.6:8000 is on another machine",
+        "TLS ([mesh.tls])",
+        "load_monitor.insecure_open_to_network = true",
+    ):
+        assert part in (caught.value.details() or "")
+    async with serving(path, insecure_open_to_network="true") as served:
+        await served.stub.AddEndpoint(pb.AddEndpointRequest(endpoint=far), timeout=LIMIT_S)
+        await served.wait_for(lambda state: len(state.endpoints) == 2)
+
+
 async def test_a_watcher_of_another_monitor_gets_the_newest_state_at_once(path: Path) -> None:
     """Its number comes from another clock and another count, which say nothing here."""
     async with serving(path) as served:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from services.common.access.access import load_access
+from services.common.access.plain_text import Outgoing
 from services.common.log import get_logger
 from services.common.settings import load_settings
 from services.load_monitor import settings as monitor_settings
@@ -126,18 +127,21 @@ def test_services_start_protected(
     }
     settings: Any = load_settings(kinds[service], path=config_path("reference"), environ=environ)
     own = getattr(settings, SERVICES[service])
+    outgoing = Outgoing(SERVICES[service], settings.mesh, own.insecure_open_to_network)
     access = load_access(
         SERVICES[service],
         own,
         settings.mesh.tls,
         settings.mesh.access,
         takes_keys=service == "router-inference",
+        outgoing=outgoing.problems(("load_monitor_address", "trainer_address")),
         monotonic_s=lambda: 0.0,
         log=get_logger("test"),
     )
     assert access.tls is not None
     assert access.authenticator is not None
     assert access.is_split
+    assert not own.insecure_open_to_network
     assert settings.mesh.redis_url.startswith(f"rediss://{service}:")
 
 
