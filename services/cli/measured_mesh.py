@@ -63,10 +63,12 @@ def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
     except SettingsError as error:
         raise InputError("\n".join(error.problems)) from None
     outgoing = Outgoing("router_inference", mesh, _has_leave(target))
-    refused = {each.address: outgoing.refusal("address", each.address) for each in tiers}
-    problems = [f"{each.problem} ({each.allowed})" for each in refused.values() if each]
-    if problems:
-        raise InputError("\n".join(problems))
+    for tier in tiers:
+        if outgoing.is_readable(tier.address):
+            raise InputError(
+                f"endpoint {tier.endpoint}: {tier.address} is on another machine, which needs"
+                f" {outgoing.needed}; {outgoing.instead} sends prompts and keys in plain text"
+            )
     tls = tls_of(mesh.tls)
     tls = tls and tls.for_triton
     return [
