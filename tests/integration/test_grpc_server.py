@@ -636,7 +636,7 @@ async def test_messages_that_are_packed_are_not_unpacked(
     served: Served, algorithm: grpc.Compression
 ) -> None:
     """A few bytes that would be as many as the limit allows are refused as they are."""
-    method = served.channel.unary_unary(f"/{NAME}/ListPolicies")
+    method: Any = served.channel.unary_unary(f"/{NAME}/ListPolicies")
     request = bytes((0x7A, 0xE8, 0x07)) + bytes(1_000)  # a field that nobody knows
     assert await method(request, timeout=LIMIT_S)
     with pytest.raises(grpc.aio.AioRpcError) as caught:

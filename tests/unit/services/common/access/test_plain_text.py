@@ -108,7 +108,10 @@ def test_redis_on_another_machine_needs_tls(url: str, is_refused: bool) -> None:
 
 def test_other_services_on_another_machine_need_tls() -> None:
     """Those that the service calls; all mistakes are told together."""
-    mesh = {"load_monitor_address": "monitor:7411", "trainer_address": "trainer:7412"}
+    mesh: dict[str, Any] = {
+        "load_monitor_address": "monitor:7411",
+        "trainer_address": "trainer:7412",
+    }
     keys = [line.partition(":")[0] for line in outgoing(FAR, **mesh).problems(LINKS)]
     assert keys == ["mesh.endpoints.0.address", *(f"mesh.{link}" for link in LINKS)]
     assert outgoing(**mesh).problems() == []
@@ -130,7 +133,7 @@ def joining(found: Outgoing, **fields: Any) -> common_pb2.Endpoint:
 
 def test_an_endpoint_that_joins_needs_tls_too() -> None:
     """The error names field and value, and what is allowed in its place."""
-    allowed = {"endpoint_addresses": ["10.0.0.*:*"]}
+    allowed: dict[str, Any] = {"endpoint_addresses": ["10.0.0.*:*"]}
     with pytest.raises(InvalidArgumentError) as caught:
         joining(outgoing(**allowed))
     assert caught.value.field == "endpoint.address"
@@ -147,7 +150,7 @@ def test_an_endpoint_that_joins_needs_tls_too() -> None:
 
 def test_what_carries_no_prompts_of_ours_needs_none() -> None:
     """Metrics are read in plain text, and a gateway has TLS of its own."""
-    addresses = {"metrics_address": FAR, "http_address": "10.0.0.5:8001"}
+    addresses: dict[str, Any] = {"metrics_address": FAR, "http_address": "10.0.0.5:8001"}
     found = outgoing(with_tls=True, endpoint_addresses=["10.0.0.*:*"])
     joining(found, **addresses)
     near = outgoing(endpoint_addresses=["10.0.0.*:*"])
