@@ -16,13 +16,14 @@ from services.cli.options import (
     RouterOption,
     TrainerOption,
 )
-from services.cli.output import console, print_json, table
+from services.cli.output import console, print_json, share, table
 from services.cli.profile_table import profile_table
 from services.cli.target import target_table
 from services.common.priorities import label_of
 from services.common.profile_facts import profile_facts, profile_json
 from services.common.task_targets import target_facts, task_targets
 from services.common.times import seconds_of
+from services.common.token_goodput import DUE, since_start, token_goodput_json
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
 from services.local.target import Target, resolve
@@ -151,6 +152,11 @@ def _router_facts(address: str) -> dict[str, Any]:
             }
             for each in reply.priorities
         ],
+        "tokens": [
+            token_goodput_json(found)
+            for each in reply.token_outcomes
+            for found in since_start(each.task, each.outcomes)
+        ],
     }
 
 
@@ -204,6 +210,7 @@ def _show(found: dict[str, Any]) -> None:
         if each["profiles"]:
             out.print(profile_table(each["profiles"]))
         _show_priorities(each["priorities"])
+        _show_tokens(each["tokens"])
         if each["conversations"]:
             counts = ", ".join(f"{count} {stay}" for stay, count in each["conversations"].items())
             out.print(f"  decisions of one process for conversations: {counts}")
@@ -253,6 +260,26 @@ def _show_priorities(facts: list[dict[str, Any]]) -> None:
     ]
     columns = ("priority", "on time", "missed", "refused", "device time costs")
     console().print(table("priorities since the start", columns, rows))
+
+
+def _show_tokens(facts: list[dict[str, Any]]) -> None:
+    """Shows how requests fared whose deadline is for tokens; nothing where there were none."""
+    if not facts:
+        return
+    rows = [
+        (
+            each["task"],
+            DUE[each["slo_kind"]],
+            each["on_time_count"],
+            each["missed_count"],
+            share(each["attained"]),
+            share(each["smooth_share"]),
+        )
+        for each in facts
+    ]
+    columns = ("task", "due", "on time", "missed", "in time", "smooth")
+    title = "deadlines for tokens since the start; smooth: late counts exp(-lateness / 0.2 s)"
+    console().print(table(title, columns, rows, numeric_from=2))
 
 
 def _show_rest(found: dict[str, Any]) -> None:

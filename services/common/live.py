@@ -14,6 +14,7 @@ from services.common.latency_buckets import BUCKET_COUNT, quantile_s
 from services.common.profile_facts import ProfileFacts, profile_facts, profile_json
 from services.common.task_targets import TaskTarget, target_facts, task_targets
 from services.common.times import seconds_of
+from services.common.token_goodput import TokenGoodput, TokenWindow, token_goodput_json
 from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -64,6 +65,8 @@ class LiveFacts:
         pressure: Highest pressure by which a router holds targets; 0 = no task misses its target.
         wall_s: When the state was published, seconds since 1970.
         profiles: How the latency profiles of the endpoints stand.
+        tokens: How requests fare whose deadline is for tokens, over about a minute; empty if there
+            are none.
     """
 
     rate_rps: float
@@ -81,6 +84,7 @@ class LiveFacts:
     pressure: float
     wall_s: float
     profiles: Sequence[ProfileFacts] = ()
+    tokens: Sequence[TokenGoodput] = ()
 
 
 Totals = tuple[float, collections.Counter[str], collections.Counter[str]]
@@ -93,6 +97,7 @@ class StateTracker:
         """Starts without history."""
         self._window_s = window_s
         self._history: collections.deque[Totals] = collections.deque()
+        self._tokens = TokenWindow()
 
     def push(self, state: pb.SystemState) -> LiveFacts:
         """Takes the next state in and says what it means together with the last ones."""
@@ -108,7 +113,8 @@ class StateTracker:
         # A router that left or restarted makes sums fall; a window with it counts as empty.
         delta = {key: max(0.0, totals[key] - before[key]) for key in totals}
         served = {tier: max(0, tiers[tier] - tiers_before[tier]) for tier in tiers}
-        return _facts(state, now_s - then_s, delta, served)
+        facts = _facts(state, now_s - then_s, delta, served)
+        return dataclasses.replace(facts, tokens=self._tokens.push(state, now_s))
 
 
 def _totals(state: pb.SystemState) -> tuple[collections.Counter[str], collections.Counter[str]]:
@@ -190,8 +196,9 @@ def facts_json(facts: LiveFacts) -> dict[str, Any]:
     A latency is null where there is none, and where it lies among what was cut off: the share in
     time tells the two apart.
     """
-    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=(), profiles=()))
+    fields = dataclasses.asdict(dataclasses.replace(facts, tasks=(), profiles=(), tokens=()))
     fields["profiles"] = [profile_json(each) for each in facts.profiles]
+    fields["tokens"] = [token_goodput_json(each) for each in facts.tokens]
     for name in ("in_flight", "queue_depth"):
         rows = getattr(facts, name).items()
         fields[name] = [

@@ -62,6 +62,8 @@ _MOST_PROFILES = 32
 _MOST_PROFILE_ERRORS = 100
 _LONGEST_PROFILE = 200
 _LONGEST_RANGE = 100
+_MOST_TOKEN_KINDS = 8
+"""Routers of a later version may have more than are known here."""
 _PROFILE_ERROR = (-1.0, 1_000.0)
 _LONGEST_DEADLINE_S = 86_400.0
 _MOST_LOADS = 10_000
@@ -134,6 +136,7 @@ def report_from_message(
     if bad.items("task_outcomes", load.task_outcomes, _MOST_TOLD_TASKS):
         for index, outcomes in enumerate(load.task_outcomes):
             check_outcomes(bad, f"task_outcomes[{index}]", outcomes, _MOST_TIERS)
+            _check_token_outcomes(bad, f"task_outcomes[{index}].token_outcomes", outcomes)
     if bad.items("profiles", load.profiles, _MOST_PROFILES):
         for index, profile in enumerate(load.profiles):
             _check_profile(bad, f"profiles[{index}]", profile)
@@ -282,6 +285,20 @@ def check_outcomes(
         for index, each in enumerate(task.answers):
             bad.name(f"{field}.answers[{index}].tier", each.tier)
             bad.count(f"{field}.answers[{index}].answer_count", each.answer_count)
+
+
+def _check_token_outcomes(bad: Checks, field: str, task: state_pb2.TaskOutcomes) -> None:
+    """Checks what became of a task's requests with deadlines for tokens."""
+    if not bad.items(field, task.token_outcomes, _MOST_TOKEN_KINDS):
+        return
+    kinds: set[int] = set()
+    for index, each in enumerate(task.token_outcomes):
+        at = f"{field}[{index}]"
+        bad.require(each.slo_kind not in kinds, at, "is named twice")
+        kinds.add(each.slo_kind)
+        bad.count(f"{at}.on_time_count", each.on_time_count)
+        bad.count(f"{at}.missed_count", each.missed_count)
+        bad.number(f"{at}.smooth_answer_sum", each.smooth_answer_sum, 0.0, MAX_COUNT)
 
 
 def check_latency(bad: Checks, field: str, task: state_pb2.TaskLatency) -> None:

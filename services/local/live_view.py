@@ -18,6 +18,7 @@ from router.profile_error import MOST_ERROR
 from services.common.live import LiveFacts, TaskLatency
 from services.common.profile_facts import source_and_age
 from services.common.task_targets import TaskTarget, target_text
+from services.common.token_goodput import DUE
 
 BAR_CELLS = 30
 TIER_SHADES = "░▒▓█▚"
@@ -27,6 +28,7 @@ MOST_QUEUES = 8
 MOST_POLICIES = 3
 MOST_PROFILES = 3
 NAME_CELLS, TASK_CELLS = 18, 16
+SMOOTH_WORDS = "last minute; smooth: a late answer counts exp(-lateness / 0.2 s)"
 MISSED, SET, PARTLY, FIRST_TOKEN = "!", "*", "~", "'"
 """Behind a share below its target or a profile that is off by too much, a target set while the mesh
 runs, one that not every router holds, and a deadline of the first token."""
@@ -50,6 +52,8 @@ def render(facts: LiveFacts, tiers: tuple[str, ...], title: str = "") -> Rendera
     lines: list[RenderableType] = [head, totals, mix_bar(facts.mix, tiers)]
     if facts.tasks:
         lines += [_tasks(facts), _remarks(facts)]
+    if facts.tokens:
+        lines += [_tokens(facts), Text(SMOOTH_WORDS, style="dim")]
     return Group(*lines, _queues(facts, tiers), *_policies(facts.policies), *_profiles(facts))
 
 
@@ -77,6 +81,23 @@ def _tasks(facts: LiveFacts) -> Table:
             str(task.on_time_count + task.missed_count),
             _deadline(latency),
             *(("-", "-") if latency is None else _percentiles(latency)),
+        )
+    return table
+
+
+def _tokens(facts: LiveFacts) -> Table:
+    """Every task with deadlines for tokens over about a minute: share in time and goodput."""
+    names = ("task", "due", "in time", "smooth", "requests", "in time/s", "smooth/s")
+    table = _table(*names, left=(0, 1))
+    for each in facts.tokens:
+        table.add_row(
+            _short(each.task, TASK_CELLS),
+            DUE[each.slo_kind],
+            _fraction(each.attained),
+            _fraction(each.smooth_share),
+            str(each.ended_count),
+            _rate(each.goodput_rps),
+            _rate(each.smooth_goodput_rps),
         )
     return table
 
@@ -205,3 +226,7 @@ def _rank(tier: str, tiers: tuple[str, ...]) -> int:
 
 def _fraction(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

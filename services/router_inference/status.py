@@ -24,7 +24,13 @@ from services.router_inference.path.priorities import Priorities
 from services.router_inference.path.targets import Targets
 from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.watch import PolicyWatch
-from services.router_inference.records.accounts import PRIORITIES, TASK_ENDS, RouterMetrics
+from services.router_inference.records.accounts import (
+    PRIORITIES,
+    TASK_ENDS,
+    RouterMetrics,
+    TokenEnds,
+    token_ends,
+)
 from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.router_counts import RouterCounts
@@ -97,6 +103,7 @@ class RouterStatus:
     exploration_counts: Mapping[str, int]
     conversation_counts: Mapping[str, int]
     priorities: list[PriorityStatus]
+    token_ends: Mapping[str, list[TokenEnds]]
     watched_activation: int = 0
     watch_problem: str = ""
 
@@ -214,6 +221,7 @@ class StatusReader:
             attainments=self._attainments.read(),
             conversation_counts=self._counts.of_conversations,
             priorities=self._by_priority(),
+            token_ends=self._token_ends(),
             watched_activation=self._watch.watched_activation,
             watch_problem=self._watch.problem,
             profiles=view.fleet.errors.read(now_s),
@@ -242,6 +250,12 @@ class StatusReader:
                 )
             )
         return found
+
+    def _token_ends(self) -> dict[str, list[TokenEnds]]:
+        """Returns what became of requests with deadlines for tokens, by task that had any."""
+        rows = self._counts.by_task().tolist()
+        ends = zip(self._counts.tasks, map(token_ends, rows), strict=False)
+        return {task: found for task, found in ends if found}
 
     async def run(self) -> None:
         """Keeps reasons and gauges up to date for ever."""

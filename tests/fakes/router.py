@@ -50,6 +50,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.exploration = pb.ExplorationStatus()
         self.experience = pb.ExperienceStatus()
         self.conversations: dict[str, int] = {}
+        self.token_outcomes: list[pb.TaskTokenOutcomes] = []
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -94,6 +95,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
             exploration=self.exploration,
             experience=self.experience,
             conversation_counts=self.conversations,
+            token_outcomes=self.token_outcomes,
         )
         reply.priorities.add(
             priority=common_pb2.PRIORITY_LOW, on_time_count=7, refused_count=3, price_factor=1.5

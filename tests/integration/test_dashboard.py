@@ -26,6 +26,7 @@ _VALUES = {
     "outcome": ["on_time", "late", "refused", "failed", "cancelled"],
     "health": ["ready"],
     "range": ["all"],
+    "stay": ["new", "kept", "closed"],
     "code": ["OK", "UNAVAILABLE"],
 }
 """Values of the labels that queries match; others have one."""

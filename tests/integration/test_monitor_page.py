@@ -68,6 +68,16 @@ async def test_a_browser_shows_the_mesh(
                     )
                 ],
                 task_latencies=[latency("reverse", 56)],
+                task_outcomes=[
+                    pb.TaskOutcomes(
+                        task="reverse",
+                        token_outcomes=[
+                            common_pb2.TokenOutcomes(
+                                slo_kind=common_pb2.SLO_KIND_PER_TOKEN, on_time_count=4
+                            )
+                        ],
+                    )
+                ],
                 target_pressure=1.25,
             )
         )
@@ -77,6 +87,9 @@ async def test_a_browser_shows_the_mesh(
         assert '<td class="left">reverse</td>' in dom
         cells = re.findall(r"<td[^>]*>([^<]*)</td>", dom)
         assert cells[:7] == ["reverse", "0.99", "0.900 !", "0.200", "100", "200", "123"]
+        # Nothing ended since the page was opened, so there is no share yet.
+        assert cells[7:12] == ["reverse", "each token", "-", "-", "0"]
+        assert '<div id="due">' in dom
         assert "&lt;img src=x onerror=alert(1)&gt;" in dom
         assert "down: does not answer" in dom
         assert "1.25" in dom
@@ -128,5 +141,21 @@ async def test_a_request_of_a_real_router_comes_to_the_page(
             task = await copa()
             assert (task["deadline_s"], task["target"], task["attained"]) == (3.0, 0.99, 1.0)
             assert 0.0 < task["p50_s"] <= task["p99_s"] < 3.0
+
+            async def goodput() -> list[dict[str, Any]]:
+                return list((await http.get("/mesh.json")).json()["live"]["tokens"])
+
+            assert await goodput() == []
+            for _ in range(2):
+                stream = client.generate_stream("hi", task="copa", slo_kind="per_token")
+                assert [event async for event in stream]
+
+            async def is_counted() -> bool:
+                return [each["on_time_count"] for each in await goodput()] == [2]
+
+            await until(is_counted, "the page tells of deadlines for tokens")
+            (row,) = await goodput()
+            assert (row["task"], row["slo_kind"], row["attained"]) == ("copa", "per_token", 1.0)
+            assert row["goodput_rps"] == row["smooth_goodput_rps"] > 0.0
     finally:
         await triton.stop()

@@ -23,7 +23,7 @@ from services.router_inference.path.leases import Report, Routed
 from services.router_inference.records.convert import STAYS
 from services.router_inference.records.spent import time_spent
 from services.router_inference.status import RouterStatus
-from services.router_inference.view.convert import profile_state
+from services.router_inference.view.convert import profile_state, token_outcomes
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
@@ -363,6 +363,8 @@ def status_response(status: RouterStatus) -> pb2.GetRouterStatusResponse:
             refused_count=stood.refused,
             price_factor=stood.price_factor,
         )
+    for name, ends in status.token_ends.items():
+        response.token_outcomes.add(task=name, outcomes=map(token_outcomes, ends))
     if status.state_age_s is not None:
         set_duration(response.state_age, status.state_age_s)
     explores = response.exploration

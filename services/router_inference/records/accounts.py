@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from router.seat import Stay
-from router.types import Priority
+from router.types import Priority, SloKind
 from services.common import latency_buckets
 from services.common.metrics import Tally
 from services.router_inference.job import Job, Outcome, StepDown
@@ -39,17 +39,54 @@ PRIORITIES = tuple(Priority)
 REWARD = len(TASK_ENDS)
 """Its column of delivered rewards."""
 SMOOTH = REWARD + 1
-"""Its column of answers that count by their lateness (`router.smooth`); answers by tier follow."""
+"""Its column of answers that count by their lateness (`router.smooth`)."""
+TOKEN_KINDS = (SloKind.FIRST_TOKEN, SloKind.PER_TOKEN)
+"""What deadlines for tokens are for."""
+TOKENS = SMOOTH + 1
+"""Its first column of requests with such a deadline: of each kind those on time, those that missed,
+and the answers by their lateness."""
+TOKEN_WIDTH = 3
+"""Columns of each kind."""
+TIERS = TOKENS + TOKEN_WIDTH * len(TOKEN_KINDS)
+"""Its first column of answers by tier."""
 NO_TIER = "none"
 """Tier label of requests for which none was chosen."""
 
 
 _ANSWERED = (Outcome.ON_TIME, Outcome.LATE)
+_MISSED = (Outcome.LATE, Outcome.REFUSED, Outcome.FAILED)
 
 
 def task_width(tiers: Sequence[str]) -> int:
     """Returns how many columns `Accounts.by_task` has."""
-    return SMOOTH + 1 + len(tiers)
+    return TIERS + len(tiers)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEnds:
+    """What became of requests with a deadline for tokens.
+
+    Attributes:
+        kind: what it was for.
+        on_time: answered with every due token in time.
+        missed: late, refused or failed.
+        smooth: answers by their lateness.
+    """
+
+    kind: SloKind
+    on_time: int
+    missed: int
+    smooth: float
+
+
+def token_ends(row: Sequence[float]) -> list[TokenEnds]:
+    """Returns what a row of `Accounts.by_task` says of deadlines for tokens, kind by kind."""
+    found = []
+    for k, kind in enumerate(TOKEN_KINDS):
+        on_time, missed, smooth = row[TOKENS + TOKEN_WIDTH * k :][:TOKEN_WIDTH]
+        if on_time or missed:
+            found.append(TokenEnds(kind, round(on_time), round(missed), smooth))
+    return found
 
 
 _FIELDS = {outcome: outcome.value for outcome in Outcome}
@@ -307,6 +344,8 @@ class Accounts(Collector):
         self._priorities: dict[tuple[Priority, Outcome], int] = {}
         self._rewards: dict[str, float] = {}
         self._smooth: dict[str, float] = {}
+        self._of_tokens: dict[tuple[str, SloKind, Outcome], int] = {}
+        self._token_smooth: dict[tuple[str, SloKind], float] = {}
         self._step_downs: dict[StepDown, int] = {}
         self._stays: dict[Stay, int] = {}
         self.explorations = collections.Counter[str]()
@@ -325,10 +364,11 @@ class Accounts(Collector):
 
         Returns:
             A row per task: its requests by `TASK_ENDS`, its delivered rewards, its answers by their
-            lateness, and its requests on time or late by tier.
+            lateness, what became of those with a deadline for tokens, and its requests on time or
+            late by tier.
         """
         task_row = {name: k for k, name in enumerate(tasks)}
-        tier_column = {name: SMOOTH + 1 + t for t, name in enumerate(tiers)}
+        tier_column = {name: TIERS + t for t, name in enumerate(tiers)}
         end_column = {outcome: column for column, outcome in enumerate(TASK_ENDS)}
         counts_KW = np.zeros((len(tasks), task_width(tiers)))
         for (task, tier, outcome), count in self._requests.items():
@@ -342,6 +382,15 @@ class Accounts(Collector):
             if task in task_row:
                 counts_KW[task_row[task], REWARD] = reward
                 counts_KW[task_row[task], SMOOTH] = self._smooth.get(task, 0.0)
+        token_column = {kind: TOKENS + TOKEN_WIDTH * k for k, kind in enumerate(TOKEN_KINDS)}
+        for (task, kind, outcome), count in self._of_tokens.items():
+            if task in task_row:
+                column = token_column[kind]
+                counts_KW[task_row[task], column] += count * (outcome is Outcome.ON_TIME)
+                counts_KW[task_row[task], column + 1] += count * (outcome in _MISSED)
+        for (task, kind), smooth in self._token_smooth.items():
+            if task in task_row:
+                counts_KW[task_row[task], token_column[kind] + 2] = smooth
         return counts_KW
 
     def by_priority(self) -> NDArray[np.float64]:
@@ -417,6 +466,11 @@ class Accounts(Collector):
         self._priorities[stood] = self._priorities.get(stood, 0) + 1
         self._rewards[task] = self._rewards.get(task, 0.0) + delivered_reward
         self._smooth[task] = self._smooth.get(task, 0.0) + smooth
+        kind = job.request.slo_kind
+        if kind is not SloKind.COMPLETE_ANSWER:
+            due = (task, kind, outcome)
+            self._of_tokens[due] = self._of_tokens.get(due, 0) + 1
+            self._token_smooth[task, kind] = self._token_smooth.get((task, kind), 0.0) + smooth
         if job.reason:
             reason = (outcome, job.reason)
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
@@ -483,6 +537,7 @@ class Accounts(Collector):
         for task, value in self._smooth.copy().items():
             smooth.add_metric([task], value)
         yield smooth
+        yield from self._token_families()
         explorations = CounterMetricFamily(
             "tiercel_exploration_decisions",
             "Decisions of a router that explores, by what became of it.",
@@ -492,6 +547,25 @@ class Accounts(Collector):
             explorations.add_metric([result], float(count))
         yield explorations
         yield from self._reason_families()
+
+    def _token_families(self) -> Iterator[Metric]:
+        labels = ["task", "slo_kind"]
+        requests = CounterMetricFamily(
+            "tiercel_token_deadline_requests",
+            "Requests whose deadline is for tokens, by its kind and how they ended.",
+            labels=[*labels, "outcome"],
+        )
+        for (task, kind, outcome), count in self._of_tokens.copy().items():
+            requests.add_metric([task, kind.value, outcome.value], float(count))
+        yield requests
+        smooth = CounterMetricFamily(
+            "tiercel_token_deadline_smooth_answers",
+            "Answers with a deadline for tokens, late ones counted exp(-lateness / 0.2 s).",
+            labels=labels,
+        )
+        for (task, kind), value in self._token_smooth.copy().items():
+            smooth.add_metric([task, kind.value], value)
+        yield smooth
 
     def _reason_families(self) -> Iterator[Metric]:
         step_downs = CounterMetricFamily(

@@ -17,7 +17,14 @@ from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
-from services.router_inference.records.accounts import REWARD, SMOOTH, Counts
+from services.router_inference.records.accounts import (
+    REWARD,
+    SMOOTH,
+    TIERS,
+    Counts,
+    TokenEnds,
+    token_ends,
+)
 from services.router_inference.records.attainment import Attainment
 from services.router_inference.records.router_counts import MOST_TASKS, RouterCounts
 from services.router_inference.view.load import LoadView
@@ -343,9 +350,20 @@ def _write_outcomes(message: system_state_pb2.RouterLoad, counts: RouterCounts) 
             delivered_reward_sum=row[REWARD],
             smooth_answer_sum=row[SMOOTH],
         )
-        for tier, count in zip(counts.tiers, row[SMOOTH + 1 :], strict=True):
+        outcomes.token_outcomes.extend(map(token_outcomes, token_ends(row)))
+        for tier, count in zip(counts.tiers, row[TIERS:], strict=True):
             if count:
                 outcomes.answers.add(tier=tier, answer_count=round(count))
+
+
+def token_outcomes(ends: TokenEnds) -> common_pb2.TokenOutcomes:
+    """Returns what became of requests with a deadline for tokens as a message."""
+    return common_pb2.TokenOutcomes(
+        slo_kind=_SLO_KINDS[ends.kind],
+        on_time_count=ends.on_time,
+        missed_count=ends.missed,
+        smooth_answer_sum=ends.smooth,
+    )
 
 
 def _write_latency(

@@ -10,6 +10,7 @@ from services.cli.app import run
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
 from tiercel.common.v1 import common_pb2
+from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 
 
 def test_status_says_what_each_unreachable_part_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +56,34 @@ def test_what_became_of_conversations_is_told(
     assert run([*question, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["routers"]
     assert found["conversations"] == {"kept": 12, "new": 3}
+
+
+def test_deadlines_for_tokens_are_told(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row per task and kind with the share in time, plain and smooth; nothing where none were."""
+    question = ["status", "--router", router[1], "--require", "router"]
+    assert run(question) == 0
+    assert "token" not in capsys.readouterr().out
+    told = router_pb.TaskTokenOutcomes(task="chat")
+    told.outcomes.add(
+        slo_kind=common_pb2.SLO_KIND_PER_TOKEN,
+        on_time_count=30,
+        missed_count=10,
+        smooth_answer_sum=37.0,
+    )
+    told.outcomes.add(slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN)
+    router[0].token_outcomes = [told]
+    assert run(question) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "chat" in line]
+    assert [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows] == [
+        ["chat", "each token", "30", "10", "0.750", "0.925"],
+        ["chat", "first token", "0", "0", "-", "-"],
+    ]
+    assert run([*question, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["routers"]
+    assert found["tokens"][0]["slo_kind"] == "per_token"
+    assert (found["tokens"][0]["smooth_share"], found["tokens"][0]["goodput_rps"]) == (0.925, None)
 
 
 def test_profiles_are_told_with_age_and_error(

@@ -138,6 +138,25 @@ def test_json_has_pairs_as_rows_and_tasks_with_their_latency() -> None:
     assert facts_json(StateTracker().push(old))["tasks"][0]["deadline_s"] is None
 
 
+def test_goodput_of_deadlines_for_tokens_is_told_where_there_are_any() -> None:
+    """A row per task and kind, in JSON too; none where all deadlines are for complete answers."""
+    assert StateTracker().push(with_task(98, 2)).tokens == []
+    tracker, facts = StateTracker(), None
+    for at_s, on_time in ((100.0, 7), (104.0, 15)):
+        state = state_at(at_s, 0, 0, 0.0, 0)
+        task = state.routers[0].task_outcomes.add(task="chat")
+        task.token_outcomes.add(
+            slo_kind=common_pb2.SLO_KIND_PER_TOKEN,
+            on_time_count=on_time,
+            smooth_answer_sum=on_time,
+        )
+        facts = tracker.push(state)
+    assert facts is not None
+    (row,) = facts_json(facts)["tokens"]
+    assert (row["task"], row["slo_kind"], row["on_time_count"]) == ("chat", "per_token", 8)
+    assert (row["goodput_rps"], row["smooth_goodput_rps"], row["attained"]) == (2.0, 2.0, 1.0)
+
+
 @pytest.mark.parametrize("later_s", [3_600.0, -3_600.0])
 def test_what_was_seen_long_ago_is_no_beginning_of_a_rate(later_s: float) -> None:
     """Nobody looked for an hour, or the clock was set back: the window starts anew."""

@@ -67,6 +67,7 @@ def test_any_report_is_taken_or_refused(message: pb.RouterLoad) -> None:
 
 _MOST = 2**63 - 1
 CANDIDATE = common_pb2.Candidate(tier="small", endpoint="e")
+PER_TOKEN = common_pb2.SLO_KIND_PER_TOKEN
 
 
 def load_of(**fields: Any) -> pb.RouterLoad:
@@ -96,6 +97,11 @@ def packed_of(
         remaining_output_token_counts=numbers,
     )
     return load_of(candidates=candidates, packed_loads=packed, **fields)
+
+
+def tokens_of(*outcomes: common_pb2.TokenOutcomes) -> pb.RouterLoad:
+    """Returns a report of one task with such deadlines for tokens."""
+    return load_of(task_outcomes=[pb.TaskOutcomes(task="a", token_outcomes=outcomes)])
 
 
 def profile_of(**fields: Any) -> common_pb2.ProfileState:
@@ -172,6 +178,26 @@ def off_by(error: float, count: int = 1, **fields: Any) -> common_pb2.ProfileSta
             ),
             "load.tier_outcomes[0].outcomes.failed_count",
         ),
+        (
+            tokens_of(*[common_pb2.TokenOutcomes()] * 9),
+            "load.task_outcomes[0].token_outcomes",
+        ),
+        (
+            tokens_of(*[common_pb2.TokenOutcomes(slo_kind=PER_TOKEN)] * 2),
+            "load.task_outcomes[0].token_outcomes[1]",
+        ),
+        (
+            tokens_of(common_pb2.TokenOutcomes(slo_kind=PER_TOKEN, on_time_count=-1)),
+            "load.task_outcomes[0].token_outcomes[0].on_time_count",
+        ),
+        (
+            tokens_of(common_pb2.TokenOutcomes(slo_kind=PER_TOKEN, missed_count=_MOST)),
+            "load.task_outcomes[0].token_outcomes[0].missed_count",
+        ),
+        (
+            tokens_of(common_pb2.TokenOutcomes(slo_kind=PER_TOKEN, smooth_answer_sum=math.nan)),
+            "load.task_outcomes[0].token_outcomes[0].smooth_answer_sum",
+        ),
         (load_of(profiles=[profile_of()] * 33), "load.profiles"),
         (load_of(profiles=[profile_of(profile="")]), "load.profiles[0].profile"),
         (load_of(profiles=[profile_of(source="guessed")]), "load.profiles[0].source"),
@@ -246,6 +272,18 @@ def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> Non
     third = convert.report_from_message(latency_of(cut_off_count=8), told_tasks=first.tasks)
     told = pb.RouterLoad.FromString(third.encoded).task_latencies
     assert [each.cut_off_count for each in told] == [8]
+
+
+def test_deadlines_for_tokens_of_a_kind_that_is_not_known_yet_are_taken_in() -> None:
+    """A router may be of a later version than the monitor."""
+    later: Any = 9
+    load = tokens_of(
+        common_pb2.TokenOutcomes(slo_kind=PER_TOKEN, on_time_count=3),
+        common_pb2.TokenOutcomes(slo_kind=later, on_time_count=2),
+    )
+    report = convert.report_from_message(load)
+    (task,) = pb.RouterLoad.FromString(report.tasks.outcomes).task_outcomes
+    assert [each.on_time_count for each in task.token_outcomes] == [3, 2]
 
 
 def test_profiles_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:

@@ -15,6 +15,7 @@ from services.load_monitor.model import Picture, SharedLoads
 from services.load_monitor.page import FACTS_PATH, HTML_PATH, MonitorPage
 from services.load_monitor.targets import TargetOverride
 from tests.unit.services.load_monitor.test_metrics import PICTURE, VIEW
+from tiercel.common.v1 import common_pb2
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
 
@@ -78,6 +79,30 @@ def test_rates_are_between_two_looks() -> None:
     live = monitor.facts(1.0)["live"]
     assert live["on_time_share"] == 0.9
     assert live["ended_rps"] == {"on_time": 9.0, "late": 1.0, "refused": 0.0, "failed": 0.0}
+
+
+def test_goodput_of_deadlines_for_tokens_is_told_where_there_are_any() -> None:
+    """As the router counts them: growth between two looks; an empty list else."""
+
+    def told(on_time: int, at_s: int) -> Picture:
+        outcomes = common_pb2.TokenOutcomes(
+            slo_kind=common_pb2.SLO_KIND_PER_TOKEN,
+            on_time_count=on_time,
+            missed_count=2,
+            smooth_answer_sum=on_time + 1.5,
+        )
+        task = pb.TaskOutcomes(task="chat", token_outcomes=[outcomes])
+        load = pb.RouterLoad(router_id="r1", epoch=1, sequence=1, task_outcomes=[task])
+        loads = SharedLoads.of(PICTURE.loads.order, [report_from_message(load)])
+        return replace(PICTURE, loads=loads, publish_wall_ns=at_s * 1_000_000_000)
+
+    monitor = Monitor(picture(1))
+    assert monitor.facts(0.0)["live"]["tokens"] == []
+    monitor = Monitor(told(10, 1_000))
+    monitor.facts(0.0)
+    monitor.picture = told(18, 1_002)
+    (row,) = monitor.facts(1.0)["live"]["tokens"]
+    assert (row["task"], row["slo_kind"], row["goodput_rps"]) == ("chat", "per_token", 4.0)
 
 
 def test_facts_are_made_twice_a_second_at_most() -> None:

@@ -12,6 +12,7 @@ from router.profile_error import RangeError
 from services.common.live import LiveFacts, TaskLatency
 from services.common.profile_facts import ProfileFacts
 from services.common.task_targets import TaskTarget
+from services.common.token_goodput import TokenGoodput
 from services.local.live_view import MOST_QUEUES, TASK_CELLS, render
 from tiercel.load_monitor.v1 import system_state_pb2 as pb
 
@@ -105,6 +106,25 @@ def test_what_is_not_as_usual_is_marked() -> None:
     for sign in ("! below", "* set: tiercel target", "~ not at", "' of the first"):
         assert sign in " ".join(text.split())
         assert sign not in shown(FACTS)
+
+
+def test_deadlines_for_tokens_have_a_table_where_there_are_any() -> None:
+    """In time, the same with late answers discounted, and both per second; else not a word."""
+    tokens = [
+        TokenGoodput("chat", "per_token", 120, 30, 138.0, 60.0),
+        TokenGoodput("chat", "first_token", 0, 0, 0.0, 60.0),
+        TokenGoodput("d" * 64, "first_token", 10**7, 0, 1e7, 60.0),
+    ]
+    text = shown(dataclasses.replace(FACTS, tokens=tokens))
+    rows = [line.split() for line in text.splitlines() if line.startswith("chat")]
+    assert rows == [
+        ["chat", "each", "token", "0.800", "0.920", "150", "2.00", "2.30"],
+        ["chat", "first", "token", "-", "-", "0", "0.00", "0.00"],
+    ]
+    assert "smooth: a late answer counts" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "166666.67" in text
+    assert "smooth" not in shown(FACTS)
 
 
 def test_a_router_of_the_last_release_tells_no_latencies() -> None:

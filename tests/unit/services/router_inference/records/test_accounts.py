@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from router.types import SloKind
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Outcome
-from services.router_inference.records.accounts import Counts
+from services.router_inference.records.accounts import Counts, TokenEnds
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
@@ -49,5 +50,25 @@ async def test_a_scrape_tells_task_tier_and_end() -> None:
     assert scraped(rig, "tiercel_refused_requests_total") == {("DEADLINE_NOT_REACHABLE",): 1.0}
     assert scraped(rig, "tiercel_delivered_reward_total") == {("hard",): 0.5}
     assert scraped(rig, "tiercel_smooth_answers_total") == {("hard",): 1.0}
+    assert scraped(rig, "tiercel_token_deadline_requests_total") == {}
     assert scraped(rig, "tiercel_decision_seconds_count") == {(): 2.0}
     assert rig.core.accounts.tier_counts["small"].offered == 2
+
+
+@scenario
+async def test_deadlines_for_tokens_are_counted_by_kind() -> None:
+    """How they ended, and what answers count by their lateness: task, status and report agree."""
+    rig = make_rig(policy="static-small")
+    for _ in range(2):
+        await rig.answer(rig.job(task="first", is_stream=True))
+    with pytest.raises(ResourceExhaustedError):
+        await rig.answer(rig.job(task="first", is_stream=True, deadline_s=0.001))
+    await rig.answer(rig.job())
+    assert scraped(rig, "tiercel_token_deadline_requests_total") == {
+        ("first", "first_token", "on_time"): 2.0,
+        ("first", "first_token", "refused"): 1.0,
+    }
+    smooth = scraped(rig, "tiercel_token_deadline_smooth_answers_total")
+    assert smooth == {("first", "first_token"): 2.0}
+    told = rig.core.status.read().token_ends
+    assert told == {"first": [TokenEnds(SloKind.FIRST_TOKEN, 2, 1, 2.0)]}

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from router.types import Priority
+from router.types import Priority, SloKind
 from services.common.latency_buckets import quantile_s
 from services.router_inference.job import Outcome, StepDown
-from services.router_inference.records.accounts import Accounts, Counts, RouterMetrics
+from services.router_inference.records.accounts import (
+    Accounts,
+    Counts,
+    RouterMetrics,
+    TokenEnds,
+    token_ends,
+)
 from services.router_inference.records.router_counts import (
     RouterCounts,
     as_ended,
@@ -40,12 +46,26 @@ def counts_of(siblings: NoSiblings, offered: int, on_time: int) -> RouterCounts:
     }
     accounts._rewards = {"copa": 0.5 * on_time}
     accounts._smooth = {"copa": 1.25 * on_time}
+    accounts._of_tokens = {
+        ("piqa", SloKind.FIRST_TOKEN, Outcome.LATE): 1,
+        ("piqa", SloKind.PER_TOKEN, Outcome.ON_TIME): 4,
+        ("piqa", SloKind.PER_TOKEN, Outcome.REFUSED): 1,
+        ("piqa", SloKind.PER_TOKEN, Outcome.FAILED): 1,
+        ("piqa", SloKind.PER_TOKEN, Outcome.CANCELLED): 5,
+        ("boolq", SloKind.PER_TOKEN, Outcome.LATE): 9,
+    }
+    accounts._token_smooth = {
+        ("piqa", SloKind.PER_TOKEN): 4.5,
+        ("piqa", SloKind.FIRST_TOKEN): 0.25,
+        ("boolq", SloKind.PER_TOKEN): 9.0,
+    }
     return RouterCounts(accounts, TIERS, TASKS, siblings)
 
 
-COPA, PIQA = [3.0, 0, 0, 0, 0, 1.5, 3.75, 0, 3], [0.0, 2, 1, 0, 5, 0.0, 0.0, 0, 2]
-"""What one of them tells: on time, late, refused, failed, cancelled; reward, smooth;
-small, large."""
+COPA = [3.0, 0, 0, 0, 0, 1.5, 3.75, 0, 0, 0.0, 0, 0, 0.0, 0, 3]
+PIQA = [0.0, 2, 1, 0, 5, 0.0, 0.0, 0, 1, 0.25, 4, 2, 4.5, 0, 2]
+"""What one of them tells: on time, late, refused, failed, cancelled; reward, smooth; on time,
+missed and smooth of deadlines for the first token, and for each token; small, large."""
 
 
 def test_one_process_counts_for_itself() -> None:
@@ -69,6 +89,15 @@ def test_workers_count_together() -> None:
     assert second.in_flight == 3
     copa, piqa = [3.0 * each for each in COPA], [2.0 * each for each in PIQA]
     assert second.by_task().tolist() == [copa, piqa]
+
+
+def test_a_row_tells_what_became_of_deadlines_for_tokens() -> None:
+    """Each kind by itself; a kind that there was none of is left out."""
+    assert token_ends(COPA) == []
+    assert token_ends(PIQA) == [
+        TokenEnds(SloKind.FIRST_TOKEN, 0, 1, 0.25),
+        TokenEnds(SloKind.PER_TOKEN, 4, 2, 4.5),
+    ]
 
 
 def test_a_task_that_came_later_is_counted_too() -> None:
@@ -130,7 +159,7 @@ def answer(counts: RouterCounts, latency_s: float) -> None:
     job: Any = SimpleNamespace(
         tier="large",
         task=SimpleNamespace(name="copa"),
-        request=SimpleNamespace(priority=Priority.LOW),
+        request=SimpleNamespace(priority=Priority.LOW, slo_kind=SloKind.COMPLETE_ANSWER),
         reason="",
         step_down=StepDown.NONE,
         is_complete=True,
