@@ -5,7 +5,7 @@ What passes is active at once, or goes on in steps (`rollout.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from services.trainer.promotion import Promoter, Promotion
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from services.trainer.rollout import RolloutHeldError, Rollouts
 from services.trainer.settings import RolloutMode
+from trainer.evaluation.class_gap import ClassGap
 
 BASELINE = "price"
 """What a first policy is measured against."""
@@ -69,6 +70,7 @@ class Gate:
         rollout: RolloutMode,
         log: Logger,
         metrics: TrainerMetrics,
+        priority_mix: Mapping[str, float] | None = None,
     ) -> None:
         """Takes its parts.
 
@@ -83,7 +85,10 @@ class Gate:
             rollout: which promotions go on in steps.
             log: log.
             metrics: metrics.
+            priority_mix: share of each priority class in what is simulated, each of which is judged
+                by itself; none or empty: all requests are normal.
         """
+        self._priority_mix = dict(priority_mix or {})
         self._promoter = promoter
         self._rollouts = rollouts
         self._rollout = rollout
@@ -162,7 +167,9 @@ class Gate:
         """Returns whether the candidate may replace the active policy.
 
         It may be worse than neither the active policy nor, in performance, the baseline: else a
-        weak active policy would let in anything.
+        weak active policy would let in anything. Where requests are of several priority classes the
+        same holds for each class, as far as the figures can tell: what is gained for one must not
+        be taken from another.
 
         Raises:
             WorkerDiedError: The simulation did not end.
@@ -171,13 +178,7 @@ class Gate:
         rivals: list[tuple[str, bytes | None]] = [(BASELINE, None)]
         if active is not None and active.record.policy != BASELINE:
             rivals.insert(0, (active.record.policy, active.snapshot or None))
-        found: list[Scores] = await self._evaluator.call(
-            "evaluate",
-            self._spec,
-            [(policy, candidate), *rivals],
-            self._seeds,
-            timeout_s=self._timeout_s,
-        )
+        found, gaps = await self._simulated([(policy, candidate), *rivals])
         scores, reference = found[0], found[1]
         least = {key: reference[key] - self._margin for key in ("performance", "availability")}
         least["performance"] = max(least["performance"], found[-1]["performance"] - self._margin)
@@ -187,9 +188,55 @@ class Gate:
             f"{name} has {_told(each)}" for (name, _), each in zip(rivals, found[1:], strict=True)
         )
         text += f"; margin {self._margin:g}"
+        names = [name for name, _ in rivals]
+        worse = self._worse(names, gaps)
+        passed &= not worse
+        text = "; ".join([*worse, text, *_by_class(names[0], gaps[0] if gaps else ())])
         self._metrics.gate_decisions.labels("passed" if passed else "failed").inc()
         self._log.info("gate", passed=passed, verdict=text)
         return Simulated(passed, text, scores)
+
+    async def _simulated(
+        self, policies: Sequence[tuple[str, bytes | None]]
+    ) -> tuple[list[Scores], list[list[ClassGap]]]:
+        """Returns scores of each policy, and how the first does by class beside each other one."""
+        asked = self._spec, policies, self._seeds
+        if not self._priority_mix:
+            return await self._evaluator.call("evaluate", *asked, timeout_s=self._timeout_s), []
+        found: tuple[list[Scores], list[list[ClassGap]]] = await self._evaluator.call(
+            "evaluate_by_class", *asked, self._priority_mix, timeout_s=self._timeout_s
+        )
+        return found
+
+    def _worse(self, rivals: Sequence[str], gaps: Sequence[Sequence[ClassGap]]) -> list[str]:
+        """Returns for which classes the policy is surely worse, in words; logs every class."""
+        found = []
+        for index, (rival, each) in enumerate(zip(rivals, gaps, strict=bool(gaps))):
+            for gap in each:
+                # The first rival is what is active; beside the baseline performance counts.
+                counts = index == 0 or gap.score == "performance"
+                is_worse = counts and gap.is_worse(self._margin)
+                self._log.info(
+                    "gate_class",
+                    priority=gap.priority,
+                    score=gap.score,
+                    beside=rival,
+                    value=gap.value,
+                    reference=gap.reference,
+                    half=gap.half,
+                    is_worse=is_worse,
+                )
+                if is_worse:
+                    found.append(f"worse for {gap.priority} priority: {gap} beside {rival}")
+        return found
+
+
+def _by_class(rival: str, gaps: Sequence[ClassGap]) -> list[str]:
+    """Returns how the policy does by each class beside a rival, in words."""
+    by_priority: dict[str, list[str]] = {}
+    for gap in gaps:
+        by_priority.setdefault(gap.priority, []).append(str(gap))
+    return [f"{name} beside {rival}: {', '.join(each)}" for name, each in by_priority.items()]
 
 
 def _told(scores: Scores) -> str:

@@ -6,7 +6,7 @@ Everything heavy is imported inside the process that needs it: the service itsel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from trainer.learning.online.joining import DecisionKey, DecisionRecord, Outcome
 from trainer.learning.online.processes import ProcessRecord
 
 if TYPE_CHECKING:
+    from trainer.evaluation.class_gap import ClassGap
     from trainer.evaluation.past import LookBack, PastRequest
     from trainer.learning.online.loop import LoopStatus
     from trainer.simulation.scenarios import Mesh
@@ -158,6 +159,21 @@ class SimulationJob:
 
         mesh = spec.mesh()
         return [evaluate_policy(mesh, name, snapshot, seeds=seeds) for name, snapshot in policies]
+
+    def evaluate_by_class(
+        self,
+        spec: MeshSpec,
+        policies: Sequence[tuple[str, bytes | None]],
+        seeds: Sequence[int],
+        mix: Mapping[str, float],
+    ) -> tuple[list[dict[str, float]], list[list[ClassGap]]]:
+        """Returns what `evaluate` does where requests are of several priority classes.
+
+        Beside it, for each policy but the first, how the first does by each class beside that one.
+        """
+        from trainer.evaluation.by_class import evaluate_by_class
+
+        return evaluate_by_class(spec.mesh(), policies, mix, seeds=seeds)
 
     def look_back(
         self,

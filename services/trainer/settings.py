@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
 from services.common.addresses import ListenAddress, OptionalListenAddress
@@ -65,6 +67,14 @@ class TrainerSettings(ServerSettings):
     """How much worse than the active policy a promoted one may be in simulation, as a fraction."""
     gate_seeds: int = Field(default=2, ge=1, le=100)
     """Seeds the gate simulates."""
+    gate_priority_mix: dict[
+        Literal["high", "normal", "low"], Annotated[float, Field(ge=0.0, le=1e9)]
+    ] = Field(default_factory=dict)
+    """Share of each priority class in the requests that the gate simulates; only ratios count.
+
+    A policy then also must not be surely worse for any class by more than `gate_margin`. Empty: all
+    requests are normal.
+    """
     rollout: RolloutMode = "unattended"
     """Which promotions go on in steps (shadow, canary, switchback, active) after the gate.
 
@@ -109,6 +119,13 @@ class TrainerSettings(ServerSettings):
     """Time between two looks at the registry for activations of others, seconds."""
     worker_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
     """Longest answer time of a worker process, seconds; a simulated run has its own."""
+
+    @pydantic.field_validator("gate_priority_mix")
+    @classmethod
+    def _some_share(cls, mix: dict[str, float]) -> dict[str, float]:
+        if mix and not math.fsum(mix.values()) > 0.0:
+            raise ValueError("at least one share must be above 0")
+        return mix
 
 
 class Settings(SettingsModel):

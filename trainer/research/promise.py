@@ -6,13 +6,17 @@ In each case, for each task: the share missed is to be at most 1.2 x max(1 - tar
 always-small misses) + 0.001. All policies of a case answer the very same requests on the
 evaluation's held-out seeds, with the same safety net.
 
-Shape letters: K tasks, N requests.
+With `--mix` requests are of several priority classes, and each class is judged by itself too: by
+the same limit, and only beyond the 95 % interval over the seeds, since a class has fewer requests.
+
+Shape letters: K tasks, N requests, S seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,15 +24,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from router.types import Priority
 from trainer.evaluation.cases import WARM_UP_S
 from trainer.evaluation.facts import usable_cores
 from trainer.evaluation.jobs import Context, Runner
 from trainer.evaluation.seeds import evaluation_seeds, stream
+from trainer.evaluation.statistics import interval
 from trainer.research.scale import spec_of
 from trainer.research.tuning import add_profile_options, add_study_options, profile_of, run_command
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
-from trainer.simulation.simulate import FleetEvent, simulate
+from trainer.simulation.simulate import FleetEvent, SimulationResult, simulate
 from trainer.simulation.workload import poisson, square_wave
 
 SMALL = "static-small"
@@ -36,6 +43,10 @@ UNHELD = "dqn, no target"
 POLICIES = (SMALL, "price", "debt-queue", UNHELD, "dqn")
 SHORTEST_S, LONGEST_S = 6.0, 30.0
 STALENESS_S = 0.5
+CLASS_WORDS = """
+Requests are of several priority classes. A class is **missed** (bold) where its own share late or
+refused is above the same limit, beyond the 95 % interval over the seeds.
+"""
 
 Row = dict[str, Any]
 
@@ -55,6 +66,7 @@ class Trial:
         period_s: of a square wave between 0.4 and 1.6 times the rate; 0 = Poisson.
         routers: number of routers; more than one see each other STALENESS_S late.
         lost: devices lost after a third of the run.
+        mix: share of high, normal and low priority; None = all are normal.
     """
 
     policy: str
@@ -67,6 +79,7 @@ class Trial:
     period_s: float = 0.0
     routers: int = 1
     lost: int = 0
+    mix: tuple[float, float, float] | None = None
 
     @property
     def cost(self) -> float:
@@ -86,6 +99,8 @@ class Trial:
         else:
             arrival_N = poisson(rate_rps, duration_s, rng)
         workload = setting.workload(arrival_N, duration_s, rng)
+        if self.mix is not None:
+            workload = workload.with_classes(self.mix, rng)
         tasks = tuple(replace(each, target=self.target) for each in setting.catalog.tasks)
         config = replace(
             setting.config(safety=True),
@@ -110,7 +125,20 @@ class Trial:
             "missed_K": missed_K,
             "availability": result.availability(WARM_UP_S),
             "performance": result.performance(WARM_UP_S),
+            "classes": _by_class(result, observed_N),
         }
+
+
+def _by_class(result: SimulationResult, observed_N: NDArray[np.bool_]) -> dict[str, list[float]]:
+    """Returns share missed and performance of each priority class; nothing without classes."""
+    place_N = result.workload.place_N
+    found: dict[str, list[float]] = {}
+    for priority in Priority if place_N is not None else ():
+        own_N = observed_N & (place_N == priority)
+        if own_N.any():
+            missed = 1.0 - float(result.on_time_N[own_N].mean())
+            found[priority.label] = [missed, float(result.reward_N[own_N].mean())]
+    return found
 
 
 def settings_of(base: Setting) -> dict[str, Setting]:
@@ -132,6 +160,7 @@ def trials(
     seeds: Sequence[int],
     policies: Sequence[str],
     requests: int,
+    mix: tuple[float, float, float] | None = None,
 ) -> list[Trial]:
     """Returns every policy in every case."""
     first = [
@@ -152,7 +181,7 @@ def trials(
         for load in (4.0, 8.0, 12.0, 20.0)
     ]
     return [
-        replace(each, policy=policy, target=target, seed=seed)
+        replace(each, policy=policy, target=target, seed=seed, mix=mix)
         for target in targets
         for each in first
         for policy in policies
@@ -169,7 +198,7 @@ def judged(rows: Sequence[Row]) -> list[Row]:
     found = []
     for (case, load, target), by_policy in groups.items():
         small_K = np.mean([row["missed_K"] for row in by_policy[SMALL]], axis=0)
-        limit_K = 1.2 * np.maximum(1.0 - target, small_K) + 0.001
+        limit_K = _limit(target, small_K)
         for policy, own in by_policy.items():
             missed_K = np.mean([row["missed_K"] for row in own], axis=0)
             found.append(
@@ -181,9 +210,38 @@ def judged(rows: Sequence[Row]) -> list[Row]:
                     "held": bool((missed_K <= limit_K).all()),
                     "availability": float(np.mean([row["availability"] for row in own])),
                     "performance": float(np.mean([row["performance"] for row in own])),
+                    "classes": _judged_classes(own, by_policy[SMALL], target),
                 }
             )
     return found
+
+
+def _judged_classes(own: Sequence[Row], small: Sequence[Row], target: float) -> dict[str, Row]:
+    """Returns how a policy did by each priority class, beside always-small on the same seeds."""
+    found: dict[str, Row] = {}
+    for priority in Priority:
+        name = priority.label
+        pairs = [
+            (mine["classes"][name], theirs["classes"][name][0])
+            for mine, theirs in zip(own, small, strict=True)
+            if name in mine.get("classes", {})
+        ]
+        if not pairs:
+            continue
+        missed_S = np.array([mine[0] for mine, _ in pairs])
+        limit_S = _limit(target, np.array([missed for _, missed in pairs]))
+        above = interval(missed_S - limit_S)
+        found[name] = {
+            "availability": 1.0 - float(missed_S.mean()),
+            "performance": float(np.mean([mine[1] for mine, _ in pairs])),
+            "held": bool(above.mean - above.half <= 0.0),
+        }
+    return found
+
+
+def _limit(target: float, small: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the share that may be missed where always-small misses so much."""
+    return np.asarray(1.2 * np.maximum(1.0 - target, small) + 0.001)
 
 
 def table(rows: Sequence[Row], policies: Sequence[str], target: float) -> str:
@@ -212,6 +270,29 @@ def table(rows: Sequence[Row], policies: Sequence[str], target: float) -> str:
     return f"## Target {target:g}\n\n" + "\n".join(lines) + "\n"
 
 
+def class_table(rows: Sequence[Row], policies: Sequence[str], target: float) -> str:
+    """Returns the table of one target by priority class; empty if the run has no classes."""
+    cells = {(row["case"], row["load"], row["policy"]): row["classes"] for row in rows}
+    if not any(cells.values()):
+        return ""
+    lines = [
+        "| case | load | class | " + " | ".join(policies) + " |",
+        "|---" * (len(policies) + 3) + "|",
+    ]
+    missed = dict.fromkeys(policies, 0)
+    for case, load in dict.fromkeys((row["case"], row["load"]) for row in rows):
+        for name in cells[case, load, policies[0]]:
+            line = [case, f"{load:g}x", name]
+            for policy in policies:
+                told = cells[case, load, policy][name]
+                text = f"{told['availability']:.4f} / {told['performance']:.3f}"
+                line.append(text if told["held"] else f"**{text}**")
+                missed[policy] += not told["held"]
+            lines.append("| " + " | ".join(line) + " |")
+    lines.append("| *classes missed* | | | " + " | ".join(map(str, missed.values())) + " |")
+    return f"### Target {target:g} by priority class\n\n" + "\n".join(lines) + "\n"
+
+
 def page(rows: Sequence[Row], policies: Sequence[str], command: str) -> str:
     """Returns the document."""
     head = f"""# Targets: held or not
@@ -225,8 +306,13 @@ admission alone, as before [ADR 20](../adr/0020-a-target-is-held-by-a-pressure-o
 From `{command}`.
 """
     targets = dict.fromkeys(row["target"] for row in rows)
-    parts = [table([r for r in rows if r["target"] == t], policies, t) for t in targets]
-    return head + "\n" + "\n".join(parts)
+    parts = []
+    for target in targets:
+        own = [row for row in rows if row["target"] == target]
+        parts += [table(own, policies, target), class_table(own, policies, target)]
+    if any(row["classes"] for row in rows):
+        head += CLASS_WORDS
+    return head + "\n" + "\n".join(part for part in parts if part)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -234,6 +320,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m trainer.research.promise", description=__doc__)
     add_profile_options(found)
     found.add_argument("--targets", default="0.9,0.99,0.999")
+    found.add_argument(
+        "--mix", type=_mix, help="share of high, normal and low priority, e.g. 0.2,0.6,0.2"
+    )
     add_study_options(found, "", "besides static-small; none = all")
     return found
 
@@ -253,7 +342,7 @@ def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
     specs = {name: spec_of("dqn" if name == UNHELD else name, base) for name in policies}
     targets = [float(text) for text in asked.targets.split(",")]
     seeds = evaluation_seeds(asked.seeds)
-    jobs = trials(settings, targets, seeds, policies, asked.requests)
+    jobs = trials(settings, targets, seeds, policies, asked.requests, asked.mix)
 
     def say(_text: str, done: float, total: float) -> None:
         if sys.stderr.isatty():
@@ -269,6 +358,17 @@ def _run(asked: argparse.Namespace, given: Sequence[str]) -> None:
     if asked.record:
         asked.record.write_text(text, encoding="utf-8")
     print(text)
+
+
+def _mix(text: str) -> tuple[float, float, float]:
+    """Returns shares of the classes; raises ArgumentTypeError for anything else."""
+    try:
+        high, normal, low = (float(part) for part in text.split(","))
+    except ValueError:
+        high = normal = low = -1.0
+    if not (min(high, normal, low) >= 0.0 and 0.0 < high + normal + low < math.inf):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three shares, one of them above 0")
+    return high, normal, low
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from trainer.learning.checkpoint import CheckpointError, load_checkpoint, save_c
 from trainer.learning.offline.config import Budget, OfflineConfig
 from trainer.learning.offline.policy_iteration import SEARCH, PolicyIteration
 from trainer.learning.offline.validation import score
-from trainer.simulation.scenarios import Mesh, evaluation_scenarios, held
+from trainer.simulation.scenarios import Mesh, Scenario, evaluation_scenarios, held
 from trainer.simulation.simulate import PolicySpec
 
 Progress = Callable[[float, dict[str, Any]], None]
@@ -103,12 +103,22 @@ def evaluate_policy(
         UnknownPolicyError: unknown name.
         SnapshotError: a damaged snapshot.
     """
+    return score(policy_spec(mesh, policy, snapshot), judging_scenarios(mesh, seeds))
+
+
+def policy_spec(mesh: Mesh, policy: str, snapshot: bytes | None = None) -> PolicySpec:
+    """Returns a policy as it is simulated; see `evaluate_policy`."""
     made = (
         make_policy(policy, mesh.catalog)
         if snapshot is None
         else make_policy("dqn", mesh.catalog, snapshot=load_snapshot(snapshot, SCHEMA))
     )
-    return score(PolicySpec.of(made), held(evaluation_scenarios(mesh, seeds, requests=800)))
+    return PolicySpec.of(made)
+
+
+def judging_scenarios(mesh: Mesh, seeds: Sequence[int]) -> list[Scenario]:
+    """Returns what policies are judged on before they serve: rates and bursts, targets held."""
+    return held(evaluation_scenarios(mesh, seeds, requests=800))
 
 
 def _evaluate(mesh: Mesh, run: PolicyIteration) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
@@ -16,6 +17,8 @@ from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord, Stage
 from services.trainer.registry import ActivePolicy
+from services.trainer.settings import TrainerSettings
+from trainer.evaluation.class_gap import ClassGap
 
 SPEC = MeshSpec(
     profile=LatencyProfile("p", "assumed", {}),
@@ -41,9 +44,24 @@ class Evaluator:
         return self.answers[: len(arguments[1])]
 
 
-def gate(evaluator: Evaluator) -> Gate:
+class ByClass(Evaluator):
+    """Returns given gaps beside each rival too."""
+
+    def __init__(self, *gaps: list[ClassGap]) -> None:
+        super().__init__(*[(0.9, 0.99)] * (1 + len(gaps)))
+        self.gaps = list(gaps)
+
+    async def call(
+        self, method: str, *arguments: Any, timeout_s: float, on_progress: Any = None
+    ) -> Any:
+        """Answers."""
+        return await super().call(method, *arguments, timeout_s=timeout_s), self.gaps
+
+
+def gate(evaluator: Evaluator, mix: dict[str, float] | None = None) -> Gate:
     """Returns a gate with a margin of half a point."""
     return Gate(
+        priority_mix=mix,
         evaluator=evaluator,
         spec=SPEC,
         margin=0.005,
@@ -95,3 +113,60 @@ async def test_a_weak_active_policy_lets_nothing_weak_in() -> None:
     assert not (await gate(weak).judge("dqn", b"new", active)).passed
     good = Evaluator((0.9, 0.99), (0.5, 0.99), (0.9, 0.95))
     assert (await gate(good).judge("dqn", b"new", active)).passed
+
+
+MIX = {"high": 1.0, "normal": 3.0, "low": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "half", "passed"),
+    [
+        (0.80, 0.80, 0.001, True),
+        (0.78, 0.80, 0.03, True),  # the interval reaches above 0: nobody can tell
+        (0.797, 0.80, 0.001, True),  # surely worse, and within the margin
+        (0.78, 0.80, 0.01, False),
+        (math.nan, 0.80, 0.01, False),
+    ],
+)
+@pytest.mark.parametrize("score", ["performance", "availability"])
+async def test_each_priority_class_is_judged_by_itself(
+    score: str, value: float, reference: float, half: float, passed: bool
+) -> None:
+    """All requests together are as good as before; that must not be at the cost of one class."""
+    high = ClassGap("high", score, 0.9, 0.7, 0.01)
+    evaluator = ByClass([high, ClassGap("low", score, value, reference, half)])
+    verdict = await gate(evaluator, MIX).judge("dqn", b"new", None)
+    assert evaluator.asked[0] == "evaluate_by_class"
+    assert evaluator.asked[-1] == MIX
+    assert verdict.passed is passed
+    assert verdict.text.startswith(f"worse for low priority: {score}") is not passed
+    assert f"high beside price: {score} 0.9000 (+0.2000 ± 0.0100)" in verdict.text
+
+
+async def test_beside_the_baseline_a_class_is_judged_by_performance() -> None:
+    """As all requests are: what price refuses the active policy may have to refuse less of."""
+    record = PolicyRecord(policy="dqn", version="v", stage=Stage.ACTIVE)
+    active = ActivePolicy(3, record, b"old")
+    level = [ClassGap("low", score, 0.9, 0.9, 0.0) for score in ("performance", "availability")]
+    for score, passed in (("availability", True), ("performance", False)):
+        evaluator = ByClass(level, [ClassGap("low", score, 0.5, 0.9, 0.01)])
+        verdict = await gate(evaluator, MIX).judge("dqn", b"new", active)
+        assert verdict.passed is passed
+        assert ("0.5000 (-0.4000 ± 0.0100) beside price" in verdict.text) is not passed
+
+
+async def test_without_classes_nothing_is_said_of_them() -> None:
+    """The gate asks what it always asked."""
+    evaluator = Evaluator((0.9, 0.99), (0.9, 0.99))
+    verdict = await gate(evaluator, {}).judge("dqn", b"new", None)
+    assert evaluator.asked[0] == "evaluate"
+    assert "priority" not in verdict.text
+    assert verdict.text.endswith("margin 0.005")
+
+
+def test_a_mix_needs_a_share() -> None:
+    """One that is all zeros is refused by the name of the setting."""
+    assert TrainerSettings(gate_priority_mix=MIX).gate_priority_mix == MIX
+    for mix in ({"low": 0.0}, {"lowest": 1.0}, {"low": -1.0}):
+        with pytest.raises(ValidationError, match="gate_priority_mix"):
+            TrainerSettings(gate_priority_mix=mix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,55 @@ def test_the_table_counts_what_was_missed() -> None:
     assert "| *cases missed* | | 0 | 1 |" in text
 
 
+def with_classes(policy: str, missed: dict[str, float], seed: int = 1) -> promise.Row:
+    """Returns what one policy missed of each priority class."""
+    classes = {name: [share, 0.7] for name, share in missed.items()}
+    return row(policy, 0.0) | {"seed": seed, "classes": classes}
+
+
+@pytest.mark.parametrize(
+    ("missed", "held"),
+    [
+        ((0.013, 0.013), True),
+        ((0.03, 0.03), False),
+        ((0.001, 0.04), True),  # above the limit on the mean, and within the interval
+    ],
+)
+def test_each_class_is_judged_by_itself_beyond_the_interval(
+    missed: tuple[float, ...], held: bool
+) -> None:
+    """By the limit of the tasks, seed by seed beside always-small."""
+    rows = [with_classes(promise.SMALL, {"high": 0.0, "low": 0.0}, seed) for seed in (1, 2)]
+    rows += [
+        with_classes("dqn", {"high": 0.0, "low": share}, seed) for seed, share in enumerate(missed)
+    ]
+    small, found = promise.judged(rows)
+    assert [each["held"] for each in small["classes"].values()] == [True, True]
+    assert found["classes"]["high"]["held"]
+    assert found["classes"]["low"]["held"] is held
+    assert found["held"]
+    text = promise.page([small, found], (promise.SMALL, "dqn"), "")
+    cell = f"{1.0 - sum(missed) / 2:.4f} / 0.700"
+    bold = cell if held else f"**{cell}**"
+    assert f"| Poisson | 4x | low | 1.0000 / 0.700 | {bold} |" in text
+    assert f"| *classes missed* | | | 0 | {int(not held)} |" in text
+
+
+def test_without_classes_nothing_is_said_of_them() -> None:
+    """The page is as it was."""
+    found = promise.judged([row(promise.SMALL, 0.0), row("dqn", 0.5)])
+    assert "class" not in promise.page(found, (promise.SMALL, "dqn"), "")
+
+
+@pytest.mark.parametrize("mix", ["", "1,2", "0,0,0", "1,-1,1", "1,x,1", "inf,1,1", "nan,1,1"])
+def test_a_mix_is_three_shares(mix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anything else is refused by the option's name."""
+    with pytest.raises(SystemExit):
+        promise.parser().parse_args(["--mix", mix])
+    assert "--mix" in capsys.readouterr().err
+    assert promise.parser().parse_args(["--mix", "0.2,0.6,0.2"]).mix == (0.2, 0.6, 0.2)
+
+
 def test_a_target_is_held_on_slower_devices(tmp_path: Path) -> None:
     """Of two runs over the same requests the one with a target is in time."""
     settings = promise.settings_of(setting())
@@ -66,5 +116,10 @@ def test_a_target_is_held_on_slower_devices(tmp_path: Path) -> None:
     held = trial.run(context)
     assert held["availability"] > 0.97
     assert len(held["missed_K"]) == len(settings[""].catalog.tasks)
+    assert held["classes"] == {}
+    mixed = replace(trial, mix=(1.0, 1.0, 1.0)).run(context)
+    assert mixed["classes"].keys() == {"high", "normal", "low"}
+    assert all(missed < 0.05 for missed, _ in mixed["classes"].values())
+    assert mixed["classes"]["high"][1] > mixed["classes"]["low"][1]
     with pytest.raises(SystemExit):
         promise.main(["--no-such-option"])
