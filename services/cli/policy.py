@@ -185,16 +185,24 @@ def promote(
     if reply.HasField("rollout"):
         rollout = _rollout(reply.rollout)
         if as_json:
-            print_json({"rollout": rollout})
+            print_json({"rollout": rollout, "gate_verdict": reply.gate_verdict})
             return
+        _note_verdict(reply.gate_verdict)
         note(f"{_told(rollout)}. Follow it with: tiercel policy list")
         return
     if as_json:
-        print_json(active)
+        print_json(active | {"gate_verdict": reply.gate_verdict})
         return
+    _note_verdict(reply.gate_verdict)
     note(f"passed the gate: the mesh now uses {active['policy']} {active['policy_version']}")
     if reply.waiting_routers:
         note(f"not yet heard from: {', '.join(reply.waiting_routers)}")
+
+
+def _note_verdict(verdict: str) -> None:
+    """Says what the gate found, a line for each part."""
+    for part in verdict.split("; ") if verdict else ():
+        note(f"  {part}")
 
 
 def pause(

@@ -142,7 +142,7 @@ class TrainerApplication:
             evaluator=evaluator,
             spec=spec,
             margin=settings.gate_margin,
-            priority_mix=settings.gate_priority_mix,
+            priority_mix=dict(settings.gate_priority_mix.items()),
             seeds=range(_GATE_SEED, _GATE_SEED + settings.gate_seeds),
             timeout_s=settings.worker_timeout_s,
             promoter=promoter,

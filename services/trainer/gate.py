@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.common.errors import FailedPreconditionError
+from services.common.errors import FailedPreconditionError, cut
 from services.common.log import Logger
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
@@ -22,6 +22,9 @@ from trainer.evaluation.class_gap import ClassGap
 
 BASELINE = "price"
 """What a first policy is measured against."""
+
+_LONGEST_VERDICT_BYTES = 1_000
+"""Records of policies have room for so much; what a policy is refused for stands first."""
 
 Scores = dict[str, float]
 
@@ -145,10 +148,10 @@ class Gate:
         await registry.accept(record.policy, record.version)
         if in_steps:
             state = await self._rollouts.begin(record, verdict.text, by_hand=by_hand)
-            return Promotion(active, rollout=state)
+            return Promotion(active, rollout=state, verdict=verdict.text)
         promotion = await self._promoter.promote(record.policy, record.version, expected)
         await self._rollouts.on_activation(promotion, by_hand=False, is_watched=True)
-        return promotion
+        return promotion._replace(verdict=verdict.text)
 
     def _goes_in_steps(self, by_hand: bool, in_steps: bool | None) -> bool:
         """Returns whether what passes goes on in steps.
@@ -192,6 +195,7 @@ class Gate:
         worse = self._worse(names, gaps)
         passed &= not worse
         text = "; ".join([*worse, text, *_by_class(names[0], gaps[0] if gaps else ())])
+        text = cut(text, _LONGEST_VERDICT_BYTES)
         self._metrics.gate_decisions.labels("passed" if passed else "failed").inc()
         self._log.info("gate", passed=passed, verdict=text)
         return Simulated(passed, text, scores)

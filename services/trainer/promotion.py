@@ -28,12 +28,14 @@ class Promotion(NamedTuple):
         using: ids of the routers that have taken it in.
         waiting: ids of the routers that had not answered in time.
         rollout: that has begun or goes on; None if the policy is active at once.
+        verdict: what the gate found, in words; empty if it was not asked.
     """
 
     active: ActivePolicy | None
     using: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     rollout: RolloutState | None = None
+    verdict: str = ""
 
     @property
     def activation(self) -> int:

@@ -209,6 +209,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             using_router_count=len(promotion.using),
             waiting_routers=promotion.waiting[:_MOST_WAITING_LISTED],
             rollout=_rollout_message(promotion.rollout),
+            gate_verdict=promotion.verdict,
         )
 
     async def _through_gate(

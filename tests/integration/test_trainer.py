@@ -408,6 +408,32 @@ async def test_published_snapshot_goes_through_the_gate(
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
+async def test_the_gate_judges_each_priority_class(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Where its requests are of several: the verdict has figures of each, whatever it is."""
+    fine, bad = snapshot_like_price(), contrary()
+    made = settings(tmp_path, redis_server.url)
+    mix = {"gate_priority_mix": {"high": 1.0, "normal": 2.0, "low": 1.0}}
+    mixed = made.model_copy(update={"trainer": made.trainer.model_copy(update=mix)})
+    async with served(mixed) as (stub, _):
+
+        async def promoted(blob: bytes) -> str:
+            await stub.PublishPolicy(pb.PublishPolicyRequest(snapshot=blob))
+            request = pb.PromotePolicyRequest(
+                policy="dqn", policy_version=load_snapshot(blob).version, through_gate=True
+            )
+            return str((await stub.PromotePolicy(request, timeout=120.0)).gate_verdict)
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await promoted(bad)
+        assert "refused it: worse for high priority" in str(caught.value.details())
+        verdict = await promoted(fine)
+        assert not verdict.startswith("worse")
+        for name in ("high", "normal", "low"):
+            assert f"{name} beside price: performance 0." in verdict
+
+
 async def test_commands_take_a_snapshot_from_file_to_active(
     redis_server: RedisServer,
     tmp_path: Path,
@@ -435,7 +461,9 @@ async def test_commands_take_a_snapshot_from_file_to_active(
         differing = await command("diff", version, str(other))
         assert differing["policy_version"]["a"] == version
         assert "network.norm" in differing
-        assert (await command("promote", version))["stage"] == "active"
+        promoted = await command("promote", version)
+        assert promoted["stage"] == "active"
+        assert "margin 0.005" in promoted["gate_verdict"]
         rejected = (await command("publish", str(other)))["policy_version"]
         promote = ("policy", "promote", rejected, "--trainer", address)
         assert await asyncio.to_thread(run, promote) == 1
