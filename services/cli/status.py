@@ -278,7 +278,7 @@ def _show_tokens(facts: list[dict[str, Any]]) -> None:
         for each in facts
     ]
     columns = ("task", "due", "on time", "missed", "in time", "smooth")
-    title = "deadlines for tokens since the start; smooth: late counts exp(-lateness / 0.2 s)"
+    title = "deadlines for tokens since the start (smooth: late answers discounted)"
     console().print(table(title, columns, rows, numeric_from=2))
 
 
