@@ -127,7 +127,8 @@ class TokenWindow:
             now_s: When it was published, seconds since 1970.
 
         Returns:
-            A row per task and kind of which any router has counted requests since its start.
+            A row per task and kind of which a router has counted requests since its start, or had
+            any within the window.
         """
         if self._looked_s is None or not 0.0 <= now_s - self._looked_s <= _LONGEST_GAP_S:
             self._told.clear()
@@ -157,6 +158,8 @@ class TokenWindow:
         self._told = told
         while len(self._steps) > 1 and self._steps[0][0] < now_s - self._window_s:
             self._steps.popleft()
+        # What a router that is gone had within the window is still of it.
+        known |= dict.fromkeys(key for _, step in self._steps for key in step)
         span_s = now_s - self._steps[0][0]
         rows = []
         for task, kind in known:

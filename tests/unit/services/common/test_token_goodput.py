@@ -85,6 +85,8 @@ def test_a_router_that_starts_anew_takes_nothing_away() -> None:
     window = TokenWindow()
     window.push(state(router(told(1_000))), 10.0)
     window.push(state(router(told(1_006))), 12.0)
+    (gone,) = window.push(state(pb.RouterLoad(router_id="r", epoch=2)), 13.0)
+    assert gone.on_time_count == 6
     window.push(state(router(told(1), epoch=2)), 14.0)
     (found,) = window.push(state(router(told(4), epoch=2)), 16.0)
     assert found.on_time_count == 9
