@@ -81,16 +81,21 @@ def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     """Counts a request that arrives at `now_s`; a clock that steps back counts as no time."""
     gap_s = max(0.0, now_s - traffic.last_s)
     short = decayed(traffic.short, gap_s, SHORT_TAU_S)
-    if has_stopped(traffic, gap_s):
-        short = max(short, 1.0 / traffic.gap_s)
-    traffic.short = short + 1.0 / SHORT_TAU_S
     traffic.long = decayed(traffic.long, gap_s, LONG_TAU_S) + 1.0 / LONG_TAU_S
-    traffic.last_s = max(traffic.last_s, now_s)
+    # Since when the first one could have come nobody knows: a long wait for it is no gap.
+    is_gap = traffic.start_s > -math.inf or gap_s <= SHORT_TAU_S
     if traffic.start_s == -math.inf:
         traffic.start_s = now_s
-    traffic.gaps = min(traffic.gaps + 1.0, BURSTINESS_WINDOW)
-    traffic.gap_s += (gap_s - traffic.gap_s) / traffic.gaps
-    traffic.gap_square_s2 += (gap_s * gap_s - traffic.gap_square_s2) / traffic.gaps
+    if has_stopped(traffic, gap_s):
+        short = max(short, 1.0 / traffic.gap_s)
+        # In full it would make steady traffic read as clumps, and the next stop as ordinary.
+        gap_s = STOPPED_GAPS * traffic.gap_s
+    if is_gap:
+        traffic.gaps = min(traffic.gaps + 1.0, BURSTINESS_WINDOW)
+        traffic.gap_s += (gap_s - traffic.gap_s) / traffic.gaps
+        traffic.gap_square_s2 += (gap_s * gap_s - traffic.gap_square_s2) / traffic.gaps
+    traffic.short = short + 1.0 / SHORT_TAU_S
+    traffic.last_s = max(traffic.last_s, now_s)
     if traffic.mean_prompt <= 0.0:
         traffic.mean_prompt = prompt_tokens
     traffic.mean_prompt = moved(traffic.mean_prompt, prompt_tokens)

@@ -146,6 +146,29 @@ def test_traffic_that_comes_back_is_taken_for_what_it_was(pause_s: float) -> Non
     assert after == pytest.approx(400.0, rel=0.2)
 
 
+def test_time_without_a_request_is_no_clump() -> None:
+    """Neither that before the first one, nor stops: each return is known, and gaps stay even."""
+    rng, now_s, seen = np.random.default_rng(1), 0.0, Traffic(0.0)
+    for pause_s in (60.0, 2.0, 3.0, 2.0):
+        now_s += pause_s
+        traffic.count_arrival(seen, now_s, 10.0)
+        if pause_s < 60.0:
+            assert traffic.short_rate_rps(seen, now_s) == pytest.approx(50.0, rel=0.3)
+        for gap_s in rng.exponential(1.0 / 45.0, 150):
+            now_s += gap_s
+            traffic.count_arrival(seen, now_s, 10.0)
+        assert traffic.burstiness(seen) < traffic.CLUMPED
+
+
+def test_traffic_that_comes_back_as_a_trickle_is_one_soon() -> None:
+    """Not every one of its requests is taken for the burst that was."""
+    now_s, seen = 0.0, Traffic(0.0)
+    for gap_s in [0.02] * 300 + [3.0] * 30:
+        now_s += gap_s
+        traffic.count_arrival(seen, now_s, 10.0)
+    assert traffic.short_rate_rps(seen, now_s) < 6.0
+
+
 def test_a_gap_that_is_no_stop_lets_the_rate_fall() -> None:
     """Short beside the time constant, or beside the gaps there are."""
     _, after = stopped_and_back([0.0025] * 1000, 0.19)
