@@ -132,6 +132,7 @@ CASES = [
     _case(
         "envoy", "router-freeze", "one of two routers that Envoy asks frozen (SIGSTOP)",
         f"SIGCONT after {FREEZE_S:g} s", freeze(ROUTER),
+        # What Envoy asks in the moment in which the router goes on has nearly all of its time.
         Expect(on_time_share=0.97, may_lose=frozenset({"counts"})),
         _went_on_without,
     ),

@@ -15,7 +15,8 @@ from tests.faults.triton_proxy import TritonProxy
 FAULT_S = 1.2
 SILENCE_S = 2.5
 """Longer than requests have, so that those under way cannot just wait for its end."""
-# A request meets at most one bad endpoint, as the retry goes to the other one.
+# A request meets at most one bad server, as the retry goes to the other one, even if that is only
+# coming back from the case before. (The endpoint that is added is another name of the first one.)
 _OTHER = Expect(on_time_share=0.97, recovery_s=3.0, whole_s=15.0)
 # What is under way at an endpoint that falls silent is rescued at the last moment, if it can be.
 _SILENT = dataclasses.replace(
