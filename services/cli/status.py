@@ -278,7 +278,7 @@ def _show_tokens(facts: list[dict[str, Any]]) -> None:
         for each in facts
     ]
     columns = ("task", "due", "on time", "missed", "in time", "smooth")
-    title = "deadlines for tokens since the start (smooth: late answers discounted)"
+    title = "deadlines for tokens since the start"
     console().print(table(title, columns, rows, numeric_from=2))
 
 
