@@ -267,7 +267,10 @@ class _Call:
         self._duration = metrics.add_method(method)
 
     def unary(self, behavior: Any, check: Callable[[Any], Any], *, is_fed: bool = False) -> Any:
-        """Returns the handler; `is_fed` says that its client sends one message after another."""
+        """Returns the handler; `is_fed` says that its client sends one message after another.
+
+        One that is fed and returns True has heard all, however its client ends the stream.
+        """
         calls, is_bounded = self._calls, self._is_bounded
         monotonic_s, observe = self._clock.monotonic_s, self._duration.observe
 
@@ -282,7 +285,7 @@ class _Call:
                     if is_bounded:
                         calls.check_room()
                     response = await behavior(check(request), context)
-                if is_fed:
+                if is_fed and response is not True:
                     await _until_told(context)
             except BaseException as error:  # one place decides about all of them
                 await self._fail(error, context, start_s)

@@ -87,8 +87,12 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
     # A generator could not tell a gateway that has gone; gRPC takes either kind.
     async def Process(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb2.ProcessingRequest], context: Context
-    ) -> None:
-        """Answers what a gateway tells of one HTTP exchange, until that ends."""
+    ) -> bool:
+        """Answers what a gateway tells of one HTTP exchange, until that ends.
+
+        Returns:
+            True if the gateway has told all, however it ends the stream.
+        """
         talk = Talk(self, self._client_of(context), tuple(context.invocation_metadata() or ()))
         loop = asyncio.get_running_loop()
         try:
@@ -126,6 +130,7 @@ class Picker(pb2_grpc.ExternalProcessorServicer):
             self._open.pop(talk, None)
             if talk.exchange is not None:
                 talk.exchange.drop()
+        return talk.is_over
 
     async def _refuse(self, response: pb2.ProcessingResponse, context: Context) -> None:
         """Sends a stream's last answer."""

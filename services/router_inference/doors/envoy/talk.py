@@ -201,6 +201,8 @@ class Talk:
         part = getattr(message, kind)
         if kind == "response_trailers":
             self._on_end(part)
+            # Nothing is left to be told, unless the request's body still comes through here.
+            self.is_over = "request_body" not in self._echoes
         elif kind == "response_body" and part.end_of_stream:
             self._complete()
         return (replies.passed_on(kind, part, is_echoed=kind in self._echoes),)

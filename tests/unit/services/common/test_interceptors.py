@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -25,6 +26,46 @@ class _Context:
     def time_remaining(self) -> float | None:
         return self._left_s
 
+    def code(self) -> None:
+        """Has no status of its own."""
+
+
+def _table(registry: CollectorRegistry, clock: FakeClock) -> ErrorInterceptor:
+    return ErrorInterceptor(
+        metrics=RpcMetrics(registry),
+        clock=clock,
+        log=get_logger("test"),
+        max_message_bytes=1024,
+        calls=RunningCalls(10),
+        watches=frozenset(),
+    )
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for each in ():
+        yield each
+
+
+@pytest.mark.parametrize("has_heard_all", [True, False])
+async def test_a_stream_that_is_heard_out_ends_well_however_it_ends(has_heard_all: bool) -> None:
+    """Of others nobody knows at once whether they were ended or broken off; these were."""
+    registry = CollectorRegistry()
+    table = _table(registry, FakeClock())
+
+    async def behavior(requests: Any, context: Any) -> bool:
+        return has_heard_all
+
+    handler: Any = table.wrap("a.B/C", grpc.stream_stream_rpc_method_handler(behavior))
+    call = handler.stream_stream(_nothing(), _Context(0.0))
+    if has_heard_all:
+        await call
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    labels = {"method": "a.B/C", "code": "OK", "reason": ""}
+    found = registry.get_sample_value("tiercel_rpc_handled_total", labels)
+    assert found == float(has_heard_all)
+
 
 @pytest.mark.parametrize(
     ("left_s", "after_s", "code"),
@@ -42,14 +83,7 @@ async def test_a_call_that_ended_at_its_own_time_limit_is_no_cancellation(
 ) -> None:
     """The client's clock ends it a little before the server's."""
     registry, clock = CollectorRegistry(), FakeClock()
-    table = ErrorInterceptor(
-        metrics=RpcMetrics(registry),
-        clock=clock,
-        log=get_logger("test"),
-        max_message_bytes=1024,
-        calls=RunningCalls(10),
-        watches=frozenset(),
-    )
+    table = _table(registry, clock)
 
     async def behavior(request: Any, context: Any) -> None:
         clock.move(after_s)

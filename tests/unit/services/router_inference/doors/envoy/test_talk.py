@@ -34,6 +34,7 @@ from tiercel.envoy.v3 import external_processor_pb2 as pb2
 HEADERS = request()
 PARTS = {
     "request_headers": HEADERS,
+    "body_echoed": with_body_to_come(pb2.FULL_DUPLEX_STREAMED),
     "request_body": pb2.ProcessingRequest(request_body=pb2.HttpBody(body=b"a")),
     "request_trailers": pb2.ProcessingRequest(request_trailers=pb2.HttpTrailers()),
     "response_headers": response(),
@@ -56,7 +57,7 @@ PARTS = {
         (["request_body"], "request_body came before request_headers"),
         (["request_headers", "request_headers"], "request_headers came twice"),
         (["request_headers", "response_trailers"], "without tiercel-answer-status"),
-        (["request_headers", "told_end", "response_headers"], "came after response_trailers"),
+        (["body_echoed", "told_end", "response_headers"], "came after response_trailers"),
         (["request_headers", "wrong_end"], "tiercel-answer-first-byte-us"),
         (["request_headers", "no_end"], "tiercel-answer-status"),
         (["request_headers", "request_trailers", "request_body"], "request_body came after"),
@@ -79,6 +80,30 @@ def test_messages_in_an_impossible_order_are_refused(told: list[str], problem: s
         rig.assert_settled()
 
     run_virtual(scene())
+
+
+@scenario
+async def test_a_stream_ends_with_the_answer() -> None:
+    """Its gateway has nothing left to tell; nothing is waited for, or read, after that."""
+    rig = gateway_rig()
+    exchange = Exchange(rig)
+    await exchange.tell(request())
+    await exchange.tell(ended())
+    assert await exchange.stream is True
+    assert rig.core.accounts.counts.on_time == 1
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_body_may_come_after_the_answer() -> None:
+    """Where only what is sent back goes on, the rest of a request still goes through here."""
+    exchange = Exchange(gateway_rig())
+    await exchange.tell(PARTS["body_echoed"])
+    await exchange.tell(ended())
+    answer = await exchange.tell(PARTS["request_body"])
+    assert answer.request_body.response.body_mutation.streamed_response.body == b"a"
+    await exchange.close()
+    assert await exchange.stream is False
 
 
 @given(
@@ -386,8 +411,11 @@ def test_a_gateway_that_answers_by_itself_meanwhile_has_ended_the_request(mode: 
         exchange.send(with_body_to_come(mode))
         await exchange.answers()
         assert (await exchange.tell(ended(408))).HasField("response_trailers")
-        with pytest.raises(InvalidArgumentError, match="came after the body's end"):
-            await exchange.tell(body(json_body()))
+        if mode == pb2.BUFFERED:
+            await exchange.stream  # has ended
+        else:
+            with pytest.raises(InvalidArgumentError, match="came after the body's end"):
+                await exchange.tell(body(json_body()))
         rig.assert_settled()
 
     run_virtual(scene())

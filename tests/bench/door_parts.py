@@ -1,4 +1,4 @@
-"""What a request costs at the KServe door, beside `Generate`: `python -m tests.bench.kserve_parts`.
+"""What a request costs at the doors for gRPC: `python -m tests.bench.door_parts`.
 
 Handlers are called in a loop, without sockets: bytes of a request in, bytes of its answer out, and
 between them everything that the router does, its client of the tier included. The tier's messages
@@ -33,6 +33,7 @@ from tritonclient.grpc import service_pb2 as kserve
 
 from router.compiled import CACHE_VARIABLE, cache_folder
 from services.bench.bench import SUITES, Bench, Server
+from services.bench.gateway import begin_of_exchange, end_of_exchange
 from services.bench.load import (
     PROMPT,
     SERVICE,
@@ -54,10 +55,12 @@ from services.router_inference.core import Core
 from services.router_inference.settings import Settings
 from services.router_inference.workers.place import Place
 from services.router_inference.workers.siblings import NoSiblings
+from tiercel.envoy.v3 import external_processor_pb2 as envoy_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 ADDRESS = "127.0.0.1:9"
 TOKENS, MANY_TOKENS, EACH = 8, 256, 8
+GATEWAYS_ID = "00000000-0000-4000-8000-000000000001"
 ROUNDS, CALLS = 20, 40
 SOCKET_ROUNDS, SOCKET_CALLS = 7, 400
 DEADLINE_S = 100.0
@@ -135,11 +138,20 @@ async def only(payload: bytes) -> AsyncIterator[Any]:
     yield kserve.ModelInferRequest.FromString(payload)
 
 
+async def told(payloads: Sequence[bytes]) -> AsyncIterator[Any]:
+    """Yields what a gateway tells of an exchange, each at the loop's next turn."""
+    for payload in payloads:
+        await asyncio.sleep(0)
+        yield envoy_pb2.ProcessingRequest.FromString(payload)
+
+
 def made(folder: pathlib.Path, messages: Sequence[bytes]) -> Core:
     """Returns a router of four devices that decides by price; its tiers answer at once."""
-    own = {"policy": "price"}
+    own = {"policy": "price", "envoy_listen": "127.0.0.1:0"}
     # However busy the machine is, nothing is late.
-    path = write_settings(folder / "router.toml", [ADDRESS] * 4, own, deadline_s=DEADLINE_S)
+    path = write_settings(
+        folder / "router.toml", [ADDRESS] * 4, own, deadline_s=DEADLINE_S, has_http=True
+    )
     app = build_app(load_settings(Settings, path=path, environ={}))
     place = Place(router_id="bench", epoch=app.clock.wall_ns(), siblings=NoSiblings())
     pool = ClientPool(most_idle=64)
@@ -166,6 +178,12 @@ def calls(folder: pathlib.Path) -> dict[str, Call]:
         if not isinstance(reply, bytes):
             reply.SerializeToString()
 
+    exchange = (begin_of_exchange(GATEWAYS_ID), end_of_exchange())
+
+    async def exchange_one(core: Core) -> None:
+        assert core.picker is not None
+        await core.picker.Process(told(exchange), context)
+
     def stream(core: Core, tokens: int) -> Call:
         payload = pb2.GenerateStreamRequest(spec=generation(TASK, tokens)).SerializeToString()
 
@@ -186,6 +204,7 @@ def calls(folder: pathlib.Path) -> dict[str, Call]:
     return {
         "Generate": lambda: one(few),
         "ModelInfer": lambda: infer_one(few),
+        "Exchange": lambda: exchange_one(few),
         "GenerateStream": stream(few, TOKENS),
         "ModelStreamInfer": infer_stream(few, TOKENS),
         "GenerateStream many": stream(many, MANY_TOKENS),
@@ -353,7 +372,7 @@ async def profiled(kind: str) -> None:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.kserve_parts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.door_parts", description=__doc__)
     parser.add_argument("--beside", type=pathlib.Path, help="another checkout, with its stubs")
     parser.add_argument("--only", action="append", default=[], help="a kind of request")
     parser.add_argument("--sockets", action="store_true")
