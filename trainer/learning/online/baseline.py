@@ -69,7 +69,7 @@ class Promise:
         """Returns by how much decisions fell short of the promise, <= 0; misses cost on both sides.
 
         One that kept its promise tells nothing: P(on time) is cautious, and the start network knows
-        it. With both signs a run in a world of another task mix lost a sixth (docs/learning.md).
+        it. With both signs a run in a world of another task mix lost a sixth of its performance.
 
         Args:
             x_NF: features of the candidates chosen.
