@@ -42,7 +42,8 @@ def _table(registry: CollectorRegistry, clock: FakeClock) -> ErrorInterceptor:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for each in ():
+    messages: list[bytes] = []
+    for each in messages:
         yield each
 
 
