@@ -21,7 +21,8 @@ class ServiceSettings(SettingsModel):
     metrics_listen: OptionalListenAddress
     """Prometheus address; empty means no metrics are served."""
     insecure_open_to_network: bool = False
-    """True serves whoever reaches its addresses, and calls other machines, without TLS."""
+    """True serves whoever reaches its addresses, without TLS or authentication, and calls other
+    machines in plain text."""
     metrics_open_to_network: bool = False
     """True serves metrics to whoever reaches `metrics_listen`; they are served in plain text."""
     lame_duck_s: float = Field(default=1.0, ge=0.0, le=300.0)

@@ -149,7 +149,7 @@ class RouterInference:
         self._slot = self._make_slot()
         default_task(self._own, settings.mesh)  # raises where it is wrong
         self._signer = TicketSigner(ticket_key(self._own))
-        self._outgoing = outgoing(settings)
+        self._outgoing = _outgoing_of(settings)
         self._access = load_access(
             "router_inference",
             self._own,
@@ -424,7 +424,7 @@ def _telemetry(own: RouterInferenceSettings, log: Logger) -> Telemetry:
     return setup_telemetry(NAME, environ=os.environ, rng=rng, log=log, folder=own.trace_folder)
 
 
-def outgoing(settings: Settings) -> Outgoing:
+def _outgoing_of(settings: Settings) -> Outgoing:
     """Returns where a router of these settings may send prompts."""
     own = settings.router_inference
     return Outgoing("router_inference", settings.mesh, own.insecure_open_to_network)

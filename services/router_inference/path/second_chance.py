@@ -124,7 +124,7 @@ class SecondChance:
         with_it = own_LC[:, row].copy()
         own_LC[:, row] -= (1.0, new_tokens if waiting else 0.0, left_tokens)
         # A ramp is for choosing where to send; a request in need takes whatever is open.
-        seen = desk.look(_asked(job, slack_s, 0.0, fleet))
+        seen = desk.look(_asked(job, slack_s, fleet))
         own_LC[:, row] = with_it
         found = safety.choose_rescue(
             fleet.arrays, seen.allowed_C, row, request.task, slack_s, limits.margin,
@@ -187,7 +187,7 @@ class SecondChance:
         view, now_s = self._view, self._monotonic_s()
         fleet = view.current_fleet(now_s)
         slack_s, draw = job.deadline_s - now_s, float(self._rng.random())
-        seen = view.desk(now_s).look(_asked(job, slack_s, 0.0, fleet))
+        seen = view.desk(now_s).look(_asked(job, slack_s, fleet))
         for candidate in failed:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
@@ -202,8 +202,11 @@ class SecondChance:
         return [targets[row] for row in rows_R[order_R].tolist()]
 
 
-def _asked(job: Job, slack_s: float, ramp_draw: float, fleet: Fleet) -> Asked:
-    """Returns a request that is looked for another place, as if nothing were known of others."""
+def _asked(job: Job, slack_s: float, fleet: Fleet) -> Asked:
+    """Returns a request that is looked for another place, as if nothing were known of others.
+
+    Candidates that come back are open to it, whatever share of requests is due to them.
+    """
     request, seat = job.request, NO_SEAT
     if job.seat is not None:  # nobody stays there any more, but what is cached is
         seat = Seat(fleet.row.get(job.seat, NOWHERE), job.cached_tokens, margin=-1.0)
@@ -221,4 +224,4 @@ def _asked(job: Job, slack_s: float, ramp_draw: float, fleet: Fleet) -> Asked:
         draw=0.0,
         token_interval_s=request.token_interval_s,
     )
-    return Asked(query, request.quality_floor, request.tier_pin, ramp_draw, seat=seat)
+    return Asked(query, request.quality_floor, request.tier_pin, ramp_draw=0.0, seat=seat)
