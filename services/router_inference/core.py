@@ -62,11 +62,12 @@ from services.router_inference.policy.slot import PolicySlot
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.trial_work import TrialLimits
 from services.router_inference.policy.watch import PolicyWatch
-from services.router_inference.records.accounts import Accounts, RouterMetrics
+from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.attainment import Attainments
 from services.router_inference.records.convert import RecordBuilder
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.records.tracing import Tracing
 from services.router_inference.settings import (

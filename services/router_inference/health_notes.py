@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common.log import Logger
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 
 NO_SYSTEM_STATE = "NO_SYSTEM_STATE"
 STALE_SYSTEM_STATE = "STALE_SYSTEM_STATE"

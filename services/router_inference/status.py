@@ -27,12 +27,12 @@ from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import (
     PRIORITIES,
     TASK_ENDS,
-    RouterMetrics,
     TokenEnds,
     token_ends,
 )
 from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import RouterCounts
 from services.router_inference.view.profiles import ProfileStatus
 from services.router_inference.view.view import View

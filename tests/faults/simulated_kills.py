@@ -26,9 +26,9 @@ from services.common.state.experience_stream import MemoryExperienceStream
 from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
 from services.common.times import timestamp_of
-from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.convert import OutcomeEntry, RecordBuilder
 from services.router_inference.records.experience import ExperienceWriter
+from services.router_inference.records.metrics import RouterMetrics
 from services.trainer.jobs import OnlineJob, OnlineSpec
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics

@@ -63,7 +63,7 @@ from services.local.paced_mesh import paced_options
 from services.local.triton.repository.layout import RepositoryError, read_model_config
 from services.router_inference.path.tickets import InvalidTicketError, TicketSigner
 from services.router_inference.policy.slot import PolicySlot, Promoted
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.settings import Settings as RouterSettings
 from services.router_inference.view.convert import StateReader
 from services.trainer.convert import BadRecordError, decode_policy, experience_from

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from services.common.clock import Clock
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 
 INTERVAL_S = 0.05
 _WEIGHT = 0.5

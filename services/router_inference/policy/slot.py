@@ -31,7 +31,7 @@ from router.policy import Policy
 from router.types import UnknownPolicyError
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.log import Logger
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 
 REASON_UNKNOWN = "POLICY_UNKNOWN"
 REASON_NO_PREVIOUS = "NO_PREVIOUS_POLICY"

@@ -38,8 +38,8 @@ from services.router_inference.policy.trial_work import (
     TrialLimits,
 )
 from services.router_inference.policy.watch import PolicyWatch
-from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.explanations import Explanations
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.workers.siblings import NoSiblings
 
 _ENDED = (Outcome.ON_TIME, Outcome.LATE, Outcome.FAILED)

@@ -25,7 +25,7 @@ from services.router_inference.policy.trial_counts import (
     ShadowCounts,
     SwitchCounts,
 )
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 
 _MOST_FAULTS = 3
 _LEAST_TIMED = 30

@@ -22,7 +22,7 @@ from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.job import Arm, Job, Outcome
 from services.router_inference.policy.slot import PolicySlot
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.view.fleet import FleetView
 from services.router_inference.workers.memory import WATCH_WIDTH
 from services.router_inference.workers.siblings import NoSiblings

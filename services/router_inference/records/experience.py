@@ -18,8 +18,8 @@ from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
 from services.router_inference.job import Choice
-from services.router_inference.records.accounts import RouterMetrics
 from services.router_inference.records.convert import OutcomeEntry, RecordBuilder
+from services.router_inference.records.metrics import RouterMetrics
 
 _BUILT_AT_ONCE = 20
 _LOG_EVERY_S = 60.0

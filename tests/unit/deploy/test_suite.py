@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from hypothesis.internal.conjecture.providers import HypothesisProvider
+
 from tests.unit.deploy.manifests import ROOT
 
 TESTS = ROOT / "tests"
@@ -24,6 +26,7 @@ SUBJECTS = {
 """Unit test files whose subject is several modules, each with the subject."""
 
 COVERED = {
+    "services/router_inference/records/metrics.py": "unit/deploy/test_telemetry.py",
     "services/router_inference/records/convert.py": (
         "unit/services/router_inference/records/test_experience.py"
     ),
@@ -152,6 +155,11 @@ def _imported(path: Path) -> list[Path]:
     if "importlib.import_module" in path.read_text(encoding="utf-8"):
         files += path.parent.glob("*.py")  # the command loads its commands by name
     return [file for file in files if file.is_file()]
+
+
+def test_draws_do_not_depend_on_what_is_imported() -> None:
+    """A property test sees the same examples beside whatever other tests its process runs."""
+    assert list(HypothesisProvider(None)._local_constants) == []
 
 
 def test_waits_for_real_time_are_listed() -> None:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from services.common.metrics import RpcMetrics
 from services.load_monitor.metrics import MonitorCounters
 from services.openai_door.metrics import DoorMetrics
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
 from tests.unit.deploy.manifests import (

@@ -13,7 +13,7 @@ from services.router_inference.health_notes import (
     REDIS_UNREACHABLE,
     HealthNotes,
 )
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 
 
 def test_reasons_come_and_go_and_show_as_a_metric() -> None:

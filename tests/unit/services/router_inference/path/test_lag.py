@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.path.lag import INTERVAL_S, LoopLag
-from services.router_inference.records.accounts import RouterMetrics
+from services.router_inference.records.metrics import RouterMetrics
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.scenario import scenario
 

@@ -14,10 +14,10 @@ from services.router_inference.job import Outcome, StepDown
 from services.router_inference.records.accounts import (
     Accounts,
     Counts,
-    RouterMetrics,
     TokenEnds,
     token_ends,
 )
+from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import (
     RouterCounts,
     as_ended,
