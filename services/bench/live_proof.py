@@ -4,7 +4,7 @@ Four routers in front of four paced devices (`opt-a100`), prompts and answers as
 evaluation's. Load 1x is 1,780 requests per second of the profile's own time. Time is stretched, so
 that this machine carries it: arrivals, deadlines, latencies and the age of what routers know of
 each other, all by one factor, at least ten. At each load the policies take turns on the same
-requests; the mesh of a load is started once, and policies are switched in place. The report has
+requests; the mesh of a load is started once, and its routers anew for each run. The report has
 every run, the CPU time of every process, and the paired differences to price with their intervals.
 """
 
@@ -127,7 +127,7 @@ async def _at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
 async def _one(
     mesh: EmbeddedMesh, plan: Plan, load: float, policy: str, *, seed: int, warm_up: bool = False
 ) -> dict[str, Any]:
-    """Sends one run's requests, with every router switched to a policy."""
+    """Sends one run's requests, with every router at a policy."""
     scale = plan.scale(load)
     length_s = 3.0 if warm_up else plan.run_s(load)
     spec = parse_spec(

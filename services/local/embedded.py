@@ -171,14 +171,18 @@ class EmbeddedMesh:
         """How often a child was started, the first time included."""
         return self._supervisor.children[name].start_count
 
-    async def restart(self, name: str) -> None:
-        """Restarts one child by name (``router-inference-0``, ``trainer``, ...).
+    async def restart_routers(self) -> None:
+        """Restarts every router; what they had learned from their traffic is gone.
 
         Raises:
-            CommandError: It did not start again.
+            CommandError: One did not start again.
         """
+        names = [
+            self._processes.router(self.options.name, index).name
+            for index in range(self.options.router_count)
+        ]
         try:
-            await self._supervisor.restart(name)
+            await asyncio.gather(*(self._supervisor.restart(name) for name in names))
         except ChildError as error:
             raise CommandError(str(error)) from None
 
