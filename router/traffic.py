@@ -43,6 +43,10 @@ class Traffic:
         gap_s: mean gap between arrivals, seconds.
         gap_square_s2: mean square of the gaps.
         gaps: how many of them count, up to `BURSTINESS_WINDOW`.
+        others_rps: mean short rate of the other routers at as many recent decisions, per second.
+        returned_s: time at which traffic last came back after it had stopped, seconds; -infinite if
+            it never did.
+        returned_rps: what the others' rate was before, per second.
     """
 
     last_s: float
@@ -53,6 +57,9 @@ class Traffic:
     gap_s: float = 0.0
     gap_square_s2: float = 0.0
     gaps: float = 0.0
+    others_rps: float = 0.0
+    returned_s: float = -math.inf
+    returned_rps: float = 0.0
 
 
 def decayed(value: float, elapsed_s: float, tau_s: float) -> float:
@@ -86,14 +93,20 @@ def count_arrival(traffic: Traffic, now_s: float, prompt_tokens: float) -> None:
     is_gap = traffic.start_s > -math.inf or gap_s <= SHORT_TAU_S
     if traffic.start_s == -math.inf:
         traffic.start_s = now_s
-    if has_stopped(traffic, gap_s):
-        short = max(short, 1.0 / traffic.gap_s)
+    mean_gap_s = traffic.gap_s
+    is_return = has_stopped(traffic, gap_s)
+    if is_return:
+        traffic.returned_s = now_s
+        traffic.returned_rps = traffic.others_rps
+        short = max(short, 1.0 / mean_gap_s)
         # In full it would make steady traffic read as clumps, and the next stop as ordinary.
-        gap_s = STOPPED_GAPS * traffic.gap_s
+        gap_s = STOPPED_GAPS * mean_gap_s
     if is_gap:
         traffic.gaps = min(traffic.gaps + 1.0, BURSTINESS_WINDOW)
-        traffic.gap_s += (gap_s - traffic.gap_s) / traffic.gaps
+        traffic.gap_s += (gap_s - mean_gap_s) / traffic.gaps
         traffic.gap_square_s2 += (gap_s * gap_s - traffic.gap_square_s2) / traffic.gaps
+    if is_return:  # less is expected next time, as of the own: a trickle is no burst for long
+        traffic.others_rps *= mean_gap_s / traffic.gap_s
     traffic.short = short + 1.0 / SHORT_TAU_S
     traffic.last_s = max(traffic.last_s, now_s)
     if traffic.mean_prompt <= 0.0:
@@ -122,6 +135,27 @@ def has_stopped(traffic: Traffic, gap_s: float) -> bool:
         and gap_s > STOPPED_GAPS * traffic.gap_s
         and burstiness(traffic) < CLUMPED
     )
+
+
+def others_rate_rps(traffic: Traffic, told_rps: float, told_s: float) -> float:
+    """Returns arrivals per second at the other routers over about 0.2 s.
+
+    What comes back to one router comes back to all, and a state from before cannot tell. So until
+    one comes that can, the others' traffic is taken for what it was, as the own is.
+
+    Args:
+        traffic: of this router.
+        told_rps: the others' rate by the newest state, per second.
+        told_s: time of that state, seconds.
+    """
+    if told_s < traffic.returned_s + SHORT_TAU_S:
+        return max(told_rps, traffic.returned_rps)
+    return told_rps
+
+
+def note_others(traffic: Traffic, rate_rps: float) -> None:
+    """Remembers the others' rate that a decision was taken by, per second."""
+    traffic.others_rps += (rate_rps - traffic.others_rps) / max(1.0, traffic.gaps)
 
 
 def short_sum(traffic: Traffic, now_s: float) -> float:

@@ -134,6 +134,7 @@ def see(w: World, router: int, now_s: float) -> None:
     short = traffic.short_sum(own, now_s)
     long = own_long = traffic.long_sum(own, now_s)
     clock.state_age_s = 0.0
+    clock.others_rps = -1.0
     if len(w.routers) > 1:
         clock.state_age_s = now_s
         for c in range(len(w.candidates)):
@@ -151,11 +152,14 @@ def see(w: World, router: int, now_s: float) -> None:
                 w.seen.in_flight_C[c] += all_LC[IN_FLIGHT, c] - own_LC[IN_FLIGHT, c]
                 w.seen.waiting_prompt_tokens_C[c] += all_LC[PROMPTS, c] - own_LC[PROMPTS, c]
                 w.seen.remaining_output_tokens_C[c] += all_LC[REMAINING, c] - own_LC[REMAINING, c]
+            told = 0.0
             for r in range(len(w.routers)):
                 if r == router:
                     continue
-                short += w.ring_rate_SR2[newest, r, 0]
+                told += w.ring_rate_SR2[newest, r, 0]
                 long += w.ring_rate_SR2[newest, r, 1]
+            clock.others_rps = traffic.others_rate_rps(own, told, w.ring_s[newest])
+            short += clock.others_rps
     clock.own_share = 1.0
     clock.own_rate = traffic.short_rate_rps(own, now_s)
     if long > 0.0:
@@ -231,6 +235,8 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     if request.attempt == 0:
         priority.arrive(own, request.place)
     see(w, request.router, now_s)
+    if clock.others_rps >= 0.0:
+        traffic.note_others(own, clock.others_rps)
     if clock.reserve > 0.0:
         keep_room(w, request.router, now_s)
     draw = uniform(w)

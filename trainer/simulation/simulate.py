@@ -265,6 +265,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
+    router_state["returned_s"] = -np.inf
     scratch = feature_scratch(candidates)
     home_RC = _homes(config)
     decided = scratch.seen._replace(score_C=np.zeros(candidates))

@@ -132,6 +132,9 @@ ROUTER = np.dtype(
         ("gap_s", np.float64),
         ("gap_square_s2", np.float64),
         ("gaps", np.float64),
+        ("others_rps", np.float64),
+        ("returned_s", np.float64),
+        ("returned_rps", np.float64),
         # the fields of `router.safety.Caution`
         ("raised", np.float64),
         ("ended", np.float64),
@@ -199,6 +202,7 @@ CLOCK = np.dtype(
         ("rate_long", np.float64),
         ("own_share", np.float64),
         ("own_rate", np.float64),
+        ("others_rps", np.float64),  # -1 = no state yet
         ("burstiness", np.float64),
         ("reward_sum", np.float64),
         ("arrivals", np.int64),

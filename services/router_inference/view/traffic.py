@@ -52,6 +52,17 @@ class Arrivals:
             traffic.rate_from_sum(long, age_s, traffic.LONG_TAU_S),
         )
 
+    def others_rps(self, told_rps: float, told_s: float) -> float:
+        """Returns the other routers' arrivals per second, for a decision that is to be taken now.
+
+        Args:
+            told_rps: by the newest state.
+            told_s: when that came, monotonic seconds.
+        """
+        rate_rps = traffic.others_rate_rps(self._own, told_rps, told_s)
+        traffic.note_others(self._own, rate_rps)
+        return rate_rps
+
     def age_s(self, now_s: float) -> float:
         """Returns for how long arrivals at this process have been counted, seconds."""
         return traffic.age_s(self._own, now_s)
@@ -141,7 +152,8 @@ class TrafficView:
         if self._heard_s is not None:
             # The state's long rate trails and contains our own; it can only add to what we see
             # ourselves.
-            others, all_long = self._other_rate_rps, max(long, self._all_long_rps)
+            others = self._own.others_rps(self._other_rate_rps, self._heard_s)
+            all_long = max(long, self._all_long_rps)
             age_s = now_s - self._heard_s
         own_share = long / all_long if others > 0.0 and all_long > 0.0 else 1.0
         rate = short + others

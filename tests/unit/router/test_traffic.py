@@ -169,6 +169,41 @@ def test_traffic_that_comes_back_as_a_trickle_is_one_soon() -> None:
     assert traffic.short_rate_rps(seen, now_s) < 6.0
 
 
+def test_the_others_come_back_too() -> None:
+    """Their traffic is taken for what it was until a state comes that can tell what it is."""
+    seen, now_s = Traffic(0.0), 0.0
+    for _ in range(400):
+        now_s += 0.02
+        traffic.count_arrival(seen, now_s, 10.0)
+        assert traffic.others_rate_rps(seen, 150.0, now_s) == 150.0
+        traffic.note_others(seen, 150.0)
+    told_s = now_s + 2.9
+    assert traffic.others_rate_rps(seen, 0.0, told_s) == 0.0
+    now_s += 3.0
+    traffic.count_arrival(seen, now_s, 10.0)
+    for told_rps, expected_rps in ((0.0, 150.0), (200.0, 200.0)):
+        assert traffic.others_rate_rps(seen, told_rps, told_s) == expected_rps
+    for later_s in (now_s + traffic.SHORT_TAU_S, now_s + 60.0):
+        assert traffic.others_rate_rps(seen, 0.0, later_s) == 0.0
+
+
+def test_others_that_stay_away_are_soon_expected_no_more() -> None:
+    """Where a trickle comes back each time, each return is expected smaller."""
+    seen, now_s, expected = Traffic(0.0), 0.0, []
+    for gap_s in [0.02] * 300 + [3.0] * 30:
+        now_s += gap_s
+        traffic.count_arrival(seen, now_s, 10.0)
+        told_rps = 150.0 if gap_s < 1.0 else 0.0
+        rate_rps = traffic.others_rate_rps(seen, told_rps, now_s - 0.05)
+        traffic.note_others(seen, rate_rps)
+        expected.append(rate_rps)
+    returns = expected[300:]
+    assert returns[0] == 150.0
+    assert returns == sorted(returns, reverse=True)
+    assert returns[15] < 50.0
+    assert returns[-1] < 10.0
+
+
 def test_a_gap_that_is_no_stop_lets_the_rate_fall() -> None:
     """Short beside the time constant, or beside the gaps there are."""
     _, after = stopped_and_back([0.0025] * 1000, 0.19)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,27 @@ async def test_a_query_has_the_request_and_the_traffic() -> None:
     assert query.own_share <= 1.0
     assert query.burstiness != 1.0
     assert query.slowdown > 1.0
+
+
+@scenario
+async def test_traffic_that_returns_is_everybodys() -> None:
+    """Until a state can tell what the other routers get, they are taken to get what they got."""
+    rig = make_rig()
+    view, request, now_s = rig.core.view, rig.job().request, rig.clock.monotonic_s()
+    view.apply(state(endpoint(0)), now_s)
+    for tick in range(1, 201):
+        view.traffic.on_arrival(now_s + 0.01 * tick, 80.0)
+        query = view.traffic.query(request, now_s + 0.01 * tick)
+    assert query.rate_short_rps - query.own_rate_rps == pytest.approx(20.0)
+
+    back_s = now_s + 5.0
+    quiet = replace(state(endpoint(0)), other_rate_rps=0.0)
+    for told_s, others_rps in ((back_s - 0.1, 20.0), (back_s + 0.1, 20.0), (back_s + 0.3, 0.0)):
+        view.apply(quiet, told_s)
+        asked_s = max(back_s, told_s) + 0.001
+        view.traffic.on_arrival(asked_s, 80.0)
+        query = view.traffic.query(request, asked_s)
+        assert query.rate_short_rps - query.own_rate_rps == pytest.approx(others_rps)
 
 
 @scenario
