@@ -162,7 +162,7 @@ def decide(
         if query.is_small > 0.0:
             pressure.take_small(fleet, allowed_C, s)
         elif query.pressure + query.log_price != 0.0:
-            charge_more(row, fleet, query, features_CF, s)
+            charge_more(row, fleet, query, features_CF, scratch.seen, s)
     return kernels.best_allowed(s.score_C, allowed_C)
 
 
@@ -171,18 +171,26 @@ def charge_more(
     fleet: FleetArrays,
     query: Query,
     features_CF: NDArray[np.float32],
+    seen: Scratch,
     s: Scratch,
 ) -> None:
-    """Charges device time by the factor of the query's pressure and priority, in place of once."""
+    """Charges device time by the factor of the query's pressure and priority, in place of once.
+
+    `seen` has the price score that a network corrects. What it was charged there is all that a
+    high class can be given back: the prior, which is on slower devices or on reckoned load, may
+    charge more, and a request must not earn by the time it takes.
+    """
     more = math.exp(query.pressure + query.log_price) - 1.0
     quality_C = fleet.quality_KC[query.task]
     for c in range(len(s.score_C)):
         if row == DQN_ROW:
+            charge = quality_C[c] * seen.probability_C[c] - seen.score_C[c]
             # What a shortlist left out has no features, and is never chosen.
-            s.score_C[c] -= more * features_CF[c][features.PRIOR_CHARGE]
+            prior = float(features_CF[c][features.PRIOR_CHARGE])
+            charge = prior if more > 0.0 else min(prior, charge)
         else:
             charge = quality_C[c] * s.probability_C[c] - s.score_C[c]
-            s.score_C[c] -= more * max(0.0, charge)
+        s.score_C[c] -= more * max(0.0, charge)
 
 
 def stay_seated(

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from router import decision, features
 from router.bound import BoundDecision, Rule
 from router.dqn.snapshot import Snapshot, Weights, zero_weights
 from router.ledger import LoadArrays
-from router.policies.scores import Query, scratch
+from router.policies.scores import Query, Scratch, scratch
 from router.policies.table import BY_HAND, DQN, make_policy
 from tests.unit.router import fleets
 
@@ -48,10 +49,15 @@ def seen(rng: np.random.Generator) -> Seen:
 
 def decided(rule: Rule, state: Seen) -> int:
     """Returns what `decide` chooses on arrays."""
+    return scored(rule, state)[0]
+
+
+def scored(rule: Rule, state: Seen) -> tuple[int, NDArray[np.float64], Scratch]:
+    """Returns what `decide` chooses, its scores, and the price that a network corrects."""
     allowed_C, s = np.ones(COUNT, np.bool_), scratch(COUNT)
     working = features.feature_scratch(COUNT)
     features_CF = np.zeros((COUNT, features.FEATURE_COUNT), np.float32)
-    return decision.decide(
+    action = decision.decide(
         rule.row,
         fleets.fleet(2).arrays,
         LoadArrays(*(own + others for own, others in zip(state.own, state.others, strict=True))),
@@ -65,6 +71,7 @@ def decided(rule: Rule, state: Seen) -> int:
         s,
         False,
     )
+    return action, s.score_C, working.seen
 
 
 @pytest.mark.parametrize("name", [*BY_HAND, DQN])
@@ -125,6 +132,21 @@ def test_a_pressed_price_goes_down_and_the_floor_is_the_smallest_tier(name: str)
     means = [np.mean(found) for found in tiers.values()]
     assert means == sorted(means, reverse=True)
     assert len(set(means)) == len(means)
+
+
+def test_nothing_is_earned_by_taking_device_time() -> None:
+    """A high class is charged less, never less than nothing, however slow devices are."""
+    names = tuple(feature.name for feature in features.FEATURES)
+    snapshot = Snapshot(zero_weights(features.FEATURE_COUNT, 8), features.SCHEMA, names)
+    rule = Rule.of(make_policy(DQN, fleets.catalog(), snapshot=snapshot))
+    quality_KC = fleets.fleet(2).arrays.quality_KC
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        state = seen(rng)
+        query = state.query._replace(slowdown=2.0, pressure=0.0, log_price=-1.4)
+        _, score_C, price = scored(rule, state._replace(query=query))
+        free_C = quality_KC[query.task] * price.probability_C
+        assert np.all(score_C <= np.maximum(free_C, price.score_C) + 1e-9)
 
 
 def test_a_policy_without_a_price_feels_no_pressure() -> None:
