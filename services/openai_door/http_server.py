@@ -13,10 +13,15 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from services.common.access.tls import Tls, TlsSettings
 from services.common.addresses import HostPort, parse_address
@@ -28,6 +33,11 @@ from services.openai_door.errors import HttpError, problem_of
 CONNECTION = "tiercel.connection"
 _BACKLOG = 2_048
 _CERTIFICATES_S = 5.0
+_MOST_WAITING = 16
+"""Requests of one connection that wait while an earlier one is answered: each may take a hundred
+times the memory that it has bytes."""
+_OFFER = frozenset({b"upgrade", b"http2-settings"})
+"""Headers by which a client offers another protocol, and what it says of them in `connection`."""
 _REFUSED_RETRY = (b"retry-after", b"1")
 
 
@@ -76,6 +86,10 @@ def bounded_protocol(
 
         _head_timer: asyncio.TimerHandle | None = None
         _stall_timer: asyncio.TimerHandle | None = None
+        _end_timer: asyncio.TimerHandle | None = None
+        _answered: RequestResponseCycle | None = None
+        _found_wrong: HttpError | None = None
+        _offers_other = False
         _on_lost: Callable[[], object] | None = None
         _beside_body_bytes = 0
         _is_in_head = False
@@ -89,6 +103,11 @@ def bounded_protocol(
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timers()
+            answered = self._answered
+            if answered is not None and not answered.response_complete:
+                # Uvicorn tells the request that came last, which may not be the one under way.
+                answered.disconnected = True
+                answered.message_event.set()
             super().connection_lost(exc)
             if self._on_lost is not None:
                 self._on_lost()
@@ -103,24 +122,66 @@ def bounded_protocol(
             if self.transport.is_closing():
                 return
             self._beside_body_bytes += len(data)
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
             if self._beside_body_bytes > limits.max_header_bytes and self.parser is not None:
-                text = f"headers are larger than {limits.max_header_bytes} bytes"
-                self._refuse(HttpError(431, "HEADERS_TOO_LARGE", text))
-            elif self._is_in_head and self._head_timer is None:
-                self._await_head()
+                self._refuse(_headers_too_large(limits.max_header_bytes))
+            elif self._head_timer is None and not self.transport.is_closing():
+                if self._is_in_head:
+                    self._await_head()
+                elif self._is_idle:
+                    self._await_next()
+
+        def _parse(self, data: bytes) -> None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if self._offers_other:
+                    # The parser takes the body for what the other protocol says.
+                    head = self._head_without_offer()
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                    self._parse(head + data[offer.args[0] :])
+            except httptools.HttpParserError:
+                self.send_400_response("")
+
+        def _head_without_offer(self) -> bytes:
+            """Returns a head that offers no other protocol: a server may pass over an offer."""
+            version = self.parser.get_http_version().encode()
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+            for name, value in self.headers:
+                if name == b"connection":
+                    kept = (each.strip() for each in value.split(b","))
+                    value = b", ".join(each for each in kept if each.lower() not in _OFFER)
+                if name not in _OFFER:
+                    lines.append(b"%s: %s" % (name, value))
+            return b"\r\n".join((*lines, b"\r\n"))
 
         def on_message_begin(self) -> None:
+            if len(self.pipeline) >= _MOST_WAITING:
+                text = f"more than {_MOST_WAITING} requests ahead of their answers"
+                self._end_parsing(HttpError(400, "TOO_MANY_REQUESTS_AHEAD", text))
             super().on_message_begin()
             self._is_in_head = True
             self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._is_in_head:  # what comes after a body is no part of the head
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._is_in_head = False
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
-            super().on_headers_complete()
+            # One that came in a single piece was not stopped on its way.
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > limits.max_header_bytes:
+                self._end_parsing(_headers_too_large(limits.max_header_bytes))
+            is_connect = self.parser.get_method() == b"CONNECT"
+            self._offers_other = self.parser.should_upgrade() and not is_connect
+            if not self._offers_other:  # else it is read anew
+                super().on_headers_complete()
 
         def is_receiving(self) -> bool:
             """See `Connection`."""
@@ -131,6 +192,8 @@ def bounded_protocol(
             super().on_body(body)
 
         def on_message_complete(self) -> None:
+            if self._offers_other:
+                return
             self._beside_body_bytes = 0
             if self._head_timer is not None:
                 self._head_timer.cancel()
@@ -141,9 +204,14 @@ def bounded_protocol(
             # With nothing queued the answer was to the request that came last.
             is_unread = not self.pipeline and self.cycle.more_body
             super().on_response_complete()
-            if is_unread and not self.transport.is_closing():
+            if self.transport.is_closing():
+                self._bound_end()  # the answer was to be the last one
+            elif is_unread:
                 # An answer before the end of its request: the rest is discarded, and has to end.
-                self._head_timer = self.loop.call_later(limits.head_timeout_s, self.transport.close)
+                self._head_timer = self.loop.call_later(limits.head_timeout_s, self._close)
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -155,7 +223,13 @@ def bounded_protocol(
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(HttpError(400, "BAD_HTTP", "this is no valid HTTP/1.1 request"))
+            found = self._found_wrong
+            self._refuse(found or HttpError(400, "BAD_HTTP", "this is no valid HTTP/1.1 request"))
+
+        def _end_parsing(self, error: HttpError) -> NoReturn:
+            """Refuses what is being parsed: the parser ends by an exception, and asks for a 400."""
+            self._found_wrong = error
+            raise error
 
         def _await_head(self) -> None:
             self._head_timer = self.loop.call_later(limits.head_timeout_s, self._refuse_late_head)
@@ -164,16 +238,41 @@ def bounded_protocol(
             text = f"the headers took longer than {limits.head_timeout_s:g} s"
             self._refuse(HttpError(408, "HEADERS_TOO_SLOW", text))
 
+        def _await_next(self) -> None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                limits.keep_alive_s, self.timeout_keep_alive_handler
+            )
+
+        @property
+        def _is_idle(self) -> bool:
+            """Whether no request is under way; bytes between two take uvicorn's timer away."""
+            is_answered = self.cycle is not None and self.cycle.response_complete
+            return is_answered and self.timeout_keep_alive_task is None
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._answered = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def _close(self) -> None:
+            if not self.transport.is_closing():
+                self.transport.close()
+                self._bound_end()
+
+        def _bound_end(self) -> None:
+            """Bounds how long a client may leave the last bytes unread: TCP would wait for ever."""
+            if self._end_timer is None:
+                self._end_timer = self.loop.call_later(limits.write_stall_s, self.transport.abort)
+
         def _stop_timers(self) -> None:
-            for timer in (self._head_timer, self._stall_timer):
+            for timer in (self._head_timer, self._stall_timer, self._end_timer):
                 if timer is not None:
                     timer.cancel()
 
         def _refuse(self, error: HttpError) -> None:
             """Answers without the application, and closes the connection."""
-            self._stop_timers()
             if self.transport.is_closing():
                 return
+            self._stop_timers()
             problem = problem_of(error)
             on_refusal(problem.code, problem.status)
             body = problem.body()
@@ -188,9 +287,14 @@ def bounded_protocol(
                 ]
                 lines = b"".join(b"%s: %s\r\n" % header for header in headers)
                 self.transport.write(STATUS_LINE[problem.status] + lines + b"\r\n" + body)
-            self.transport.close()
+            self._close()
 
     return BoundedProtocol
+
+
+def _headers_too_large(most_bytes: int) -> HttpError:
+    text = f"headers are larger than {most_bytes} bytes"
+    return HttpError(431, "HEADERS_TOO_LARGE", text)
 
 
 class HttpServer:
