@@ -20,6 +20,12 @@ STRAIGHT: tuple[tuple[str, int | str], ...] = (
     ("grpc.address_http_proxy_enabled_addresses", ""),
 )
 """Channel arguments by which no proxy is used."""
+NOT_PACKED: tuple[tuple[str, int], ...] = (
+    # The set of algorithms that has only the one that packs nothing.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+)
+"""Arguments of channels and servers by which no message is packed, and none is unpacked: a few kB
+would take as much memory as the longest message."""
 _RECONNECT = (
     # A peer that comes back is used within a second, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -41,7 +47,7 @@ def open_channel(
         options: gRPC's channel arguments beside our own.
         tls: Certificates; None means plain text.
     """
-    all_options = [*STRAIGHT, *_RECONNECT, *options]
+    all_options = [*STRAIGHT, *NOT_PACKED, *_RECONNECT, *options]
     if tls is None:
         return grpc.aio.insecure_channel(address, options=all_options)
     return _RenewedChannel(
@@ -57,8 +63,8 @@ def open_blocking_channel(
 ) -> grpc.Channel:
     """Opens a channel for blocking calls; use it as a context manager."""
     if credentials is None:
-        return grpc.insecure_channel(address, options=STRAIGHT)
-    return grpc.secure_channel(address, credentials, options=STRAIGHT)
+        return grpc.insecure_channel(address, options=STRAIGHT + NOT_PACKED)
+    return grpc.secure_channel(address, credentials, options=STRAIGHT + NOT_PACKED)
 
 
 class _RenewedChannel(grpc.aio.Channel):

@@ -20,6 +20,7 @@ from services.common import health
 from services.common.access.access import Access
 from services.common.access.guard import Guard
 from services.common.addresses import HostPort, ListenAddress, parse_address
+from services.common.channels import NOT_PACKED
 from services.common.clock import Clock
 from services.common.health import HealthServicer
 from services.common.interceptors import ErrorInterceptor
@@ -33,8 +34,6 @@ from services.common.start_error import StartError
 # ours come first.
 _LIBRARY_LIMIT_FACTOR = 4
 _LIBRARY_PENDING_CALLS = 100_000
-_NO_COMPRESSION = 1
-"""The library's set of algorithms that has only the one that packs nothing."""
 _REFUSED_AT_ONCE = 10_000
 """Calls of one connection beyond those that may run; further ones wait at their client."""
 GRPC, OPERATE = "grpc", "operate"
@@ -325,9 +324,8 @@ def _options(
     options = [
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", library_limit),
-        # None but `identity`: a few kB that unpack to the limit, in as many calls as there may be,
-        # would take the machine's memory before anybody is asked who calls.
-        ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
+        # In as many calls as there may be, before anybody is asked who calls.
+        *NOT_PACKED,
         # What we send is bounded where it is made.
         ("grpc.max_send_message_length", -1),
         # Calls that wait to be taken up: beyond, the library cancels them (its default is 1,000).

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _FILE_DELAY_MS = 200.0
 """Spans in a file are looked at by a person who has just sent the request."""
 _PACKAGES = {"grpc": "grpc", "http/protobuf": "http"}
 """Where the SDK has the exporter of each protocol."""
+_CREDENTIALS = re.compile(r"OTEL_PYTHON_EXPORTER_OTLP_HTTP_(TRACES_)?CREDENTIAL_PROVIDER")
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -151,7 +153,7 @@ def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
         module: Any = importlib.import_module(name)
         # No option says how spans are written, but the name is looked up at every export.
         module.encode_spans = encode_spans
-        made: SpanExporter = module.OTLPSpanExporter(**_straight_if_local(environ, protocol))
+        made: SpanExporter = module.OTLPSpanExporter(**_options(environ, protocol))
         return made
     log.warning(
         "telemetry_off", variable="OTEL_EXPORTER_OTLP_PROTOCOL", got=protocol,
@@ -160,22 +162,27 @@ def _exporter(environ: Mapping[str, str], log: Logger) -> SpanExporter | None:
     return None
 
 
-def _straight_if_local(environ: Mapping[str, str], protocol: str) -> dict[str, Any]:
-    """Returns arguments by which an exporter uses no proxy for a collector on this machine.
+def _options(environ: Mapping[str, str], protocol: str) -> dict[str, Any]:
+    """Returns arguments of an exporter, by which it uses no proxy for a collector on this machine.
 
     The exporters would send even these spans to the proxies that the environment names, whose
     loopback is another machine's.
     """
+    is_local = _is_local(environ)
+    if protocol == "grpc":
+        return {"channel_options": STRAIGHT} if is_local else {}
+    if not is_local and any(_CREDENTIALS.fullmatch(name) for name in environ):
+        return {}  # the exporter takes the session that a package of the user's makes
+    made = importlib.import_module("services.common.collector_session")
+    return {"session": made.CollectorSession(is_straight=is_local)}
+
+
+def _is_local(environ: Mapping[str, str]) -> bool:
+    """Returns whether the collector is on this machine."""
     named = (environ.get(name, "").strip() for name in _ENDPOINT_VARIABLES)
     endpoint = next(filter(None, named), "http://localhost")
     host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname or ""
-    if not HostPort(host, 0).is_loopback:
-        return {}
-    if protocol == "grpc":
-        return {"channel_options": STRAIGHT}
-    session = importlib.import_module("requests").Session()
-    session.trust_env = False
-    return {"session": session}
+    return HostPort(host, 0).is_loopback
 
 
 def _route_sdk_logs(log: Logger) -> None:

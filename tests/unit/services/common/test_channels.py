@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -80,3 +81,24 @@ def test_no_other_module_opens_a_channel() -> None:
         for path in opening - ours
     )
     assert {path for path in ours if not path.name.endswith("_pb2_grpc.py")} == rooms
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_answers_that_are_packed_are_not_unpacked(algorithm: grpc.Compression) -> None:
+    """A server learns that nobody unpacks; one that packs all the same is not understood."""
+    accepted: list[str] = []
+
+    async def answer(_: bytes, context: Any) -> bytes:
+        accepted.append(dict(context.invocation_metadata()).get("grpc-accept-encoding", ""))
+        return bytes(1_000_000)
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    server = grpc.aio.server(compression=algorithm)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {"m": handler}),))
+    number = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with open_channel(f"127.0.0.1:{number}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/s/m")(b"", timeout=LIMIT_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(None)

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.common.log import configure_logging, get_logger
-from services.common.telemetry_setup import _straight_if_local, setup_telemetry
+from services.common.telemetry_setup import _options, setup_telemetry
 from tests.fakes.otlp_sink import OtlpSink
 from tests.waiting import LIMIT_S
 
@@ -246,5 +246,14 @@ def test_a_collector_on_this_machine_is_called_past_any_proxy(
 def test_a_collector_elsewhere_may_be_behind_a_proxy(endpoint: str, is_straight: bool) -> None:
     """As every other program's is."""
     environ = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-    for protocol in ("grpc", "http/protobuf"):
-        assert bool(_straight_if_local(environ, protocol)) is is_straight
+    assert bool(_options(environ, "grpc")) is is_straight
+    assert _options(environ, "http/protobuf")["session"].trust_env is not is_straight
+
+
+def test_a_session_of_the_users_own_is_left_to_the_exporter() -> None:
+    """A package may make one that shows credentials."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example",
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER": "mine",
+    }
+    assert _options(environ, "http/protobuf") == {}
