@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -35,6 +37,10 @@ _RPC_BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 _STALL_S = 5.0
+_LONGEST_S = 60.0
+"""How long one reader may take in all, seconds; Prometheus gives up sooner."""
+_MOST_READERS = 64
+"""Readers at a time, each of which has a thread."""
 # With PROMETHEUS_MULTIPROC_DIR, which other services of a machine may need, the library would keep
 # each of our numbers in files of that folder, and end a service where there is none.
 for _name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
@@ -193,9 +199,58 @@ def start_metrics_server(
     # The library's handler waits for ever for a client that stalls.
     handler: Any = server.RequestHandlerClass
     server.RequestHandlerClass = type("_Handler", (handler,), {"timeout": _STALL_S})
-    if pages:
-        server.set_app(_with_pages(pages, server.get_app()))
+    _bound(server)
+    server.set_app(_with_pages(pages or {}, _with_any_version(server.get_app())))
     return MetricsServer(server, thread, HostPort(wanted.host, server.server_port))
+
+
+def _bound(server: Any) -> None:
+    """Bounds how many read at a time, and for how long; whoever comes beyond is hung up on.
+
+    A reader that leaves in the middle is no error: the library would print a traceback.
+    """
+    room = threading.BoundedSemaphore(_MOST_READERS)
+    begin, answer = server.process_request, server.process_request_thread
+
+    def process_request(request: socket.socket, address: Any) -> None:
+        if not room.acquire(blocking=False):
+            server.shutdown_request(request)
+            return
+        try:
+            begin(request, address)
+        except BaseException:  # there is no thread
+            room.release()
+            raise
+
+    def process_request_thread(request: socket.socket, address: Any) -> None:
+        limit = threading.Timer(_LONGEST_S, _hang_up, (request,))
+        limit.daemon = True
+        limit.start()
+        try:
+            answer(request, address)
+        finally:
+            limit.cancel()
+            room.release()
+
+    server.process_request, server.process_request_thread = process_request, process_request_thread
+    server.handle_error = lambda _request, _address: None
+
+
+def _hang_up(request: socket.socket) -> None:
+    with suppress(OSError):  # it has ended meanwhile
+        request.shutdown(socket.SHUT_RDWR)
+
+
+def _with_any_version(metrics: Any) -> Any:
+    """Returns the library's application, which fails where a version in `Accept` is no number."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        try:
+            return metrics(environ, start_response)
+        except TypeError:
+            return metrics({**environ, "HTTP_ACCEPT": ""}, start_response)
+
+    return answer
 
 
 def _with_pages(pages: Mapping[str, Page], metrics: Any) -> Any:

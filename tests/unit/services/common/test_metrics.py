@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,6 +22,7 @@ from services.common.metrics import (
     new_registry,
     start_metrics_server,
 )
+from tests.waiting import LIMIT_S, until
 
 
 def test_buckets_are_cumulative_and_hold_their_bound() -> None:
@@ -90,3 +95,52 @@ def test_numbers_stay_in_the_process_whatever_other_services_of_the_machine_need
         check=False,
     )
     assert (ran.stdout, ran.stderr) == ("3.0\n", "")
+
+
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+async def test_a_version_that_is_no_number_is_none(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The metrics come in their oldest form, and nothing is printed."""
+    server = start_metrics_server("127.0.0.1:0", new_registry())
+    try:
+        async with httpx.AsyncClient(trust_env=False, base_url=f"http://{server.address}") as http:
+            page = await http.get("/metrics", headers={"accept": f"{kind}; version=1.x"})
+        assert (page.status_code, "process_open_fds" in page.text) == (200, True)
+    finally:
+        await server.close()
+    assert capfd.readouterr().err == ""
+
+
+async def test_readers_are_few_and_brief(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is beyond is hung up on, and what takes too long; one that leaves is no error."""
+    monkeypatch.setattr("services.common.metrics._MOST_READERS", 1)
+    monkeypatch.setattr("services.common.metrics._LONGEST_S", 0.5)
+    server = start_metrics_server("127.0.0.1:0", new_registry())
+    try:
+        slow_reader, slow_writer = await asyncio.open_connection(*server.address)
+        slow_writer.write(b"GET /metrics HTTP/1.1\r\n")
+        refused, other = await asyncio.open_connection(*server.address)
+        assert await asyncio.wait_for(refused.read(), LIMIT_S) == b""
+        assert await asyncio.wait_for(slow_reader.read(), LIMIT_S) == b""
+        for writer in (slow_writer, other):
+            writer.close()
+        async with httpx.AsyncClient(trust_env=False, base_url=f"http://{server.address}") as http:
+
+            async def is_answered() -> bool:
+                with suppress(httpx.TransportError):
+                    return (await http.get("/metrics")).status_code == 200
+                return False
+
+            await until(is_answered, "there is room again")
+            _, leaving = await asyncio.open_connection(*server.address)
+            leaving.write(b"GET /")
+            own: socket.socket = leaving.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            leaving.transport.abort()
+            await until(is_answered, "who left is forgotten")
+    finally:
+        await server.close()
+    assert capfd.readouterr().err == ""
