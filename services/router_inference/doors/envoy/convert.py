@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from router.types import SloKind
 from services.common import priorities
 from services.common.checks import Checks
+from services.common.errors import InvalidArgumentError, PermissionDeniedError
 from services.router_inference.job import Ask
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
@@ -48,6 +50,11 @@ _TRITON = re.compile(
     r"(/v2/models/)([^/?#]+)((?:/versions/[^/?#]+)?/(generate_stream|generate|infer))"
 )
 _OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
+_CONTROL = re.compile(
+    r"/v2/(repository/models/|logging|trace/|models/[^?#]*/trace/|(system|cuda)sharedmemory/)"
+)
+"""Paths of Triton by which it is changed, if they are posted to."""
+REASON_CONTROL = "PATH_NOT_SERVED"
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 # A gateway tells of the beginning and of the end; of what comes between, nothing.
 SLO_KINDS = {kind.value: kind for kind in (SloKind.COMPLETE_ANSWER, SloKind.FIRST_TOKEN)}
@@ -107,10 +114,34 @@ def headers_of(message: pb2.HttpHeaders) -> dict[str, str]:
 
 
 def path_of(headers: Mapping[str, str]) -> Path | None:
-    """Returns the path of a request that a model is to answer; None for any other."""
+    """Returns the path of a request that a model is to answer; None for any other.
+
+    What a server takes for such a request is one here too, however its path is written: it would
+    be answered without being counted, past every limit.
+
+    Raises:
+        InvalidArgumentError: The path is too long, or hides what it asks for.
+        PermissionDeniedError: It would change the server.
+    """
     path = headers.get(":path", "")
-    if headers.get(":method") != "POST" or len(path) > _MOST_PATH_CHARACTERS:
+    if headers.get(":method") != "POST":
         return None
+    found = _asked(path)
+    if found is not None and len(path) > _MOST_PATH_CHARACTERS:
+        problem = f"has {len(path)} characters"
+        raise InvalidArgumentError(":path", problem, f"at most {_MOST_PATH_CHARACTERS}")
+    if found is None:
+        plain = unquote(path.partition("?")[0]) if "%" in path else path
+        if plain is not path and _asked(plain) is not None:
+            raise InvalidArgumentError(":path", "has escapes for what needs none")
+        if _CONTROL.match(plain):
+            text = "this path changes a server, which is not for clients of a gateway"
+            raise PermissionDeniedError(text, reason=REASON_CONTROL)
+    return found
+
+
+def _asked(path: str) -> Path | None:
+    """Returns what a path that is posted to asks for; None for nothing."""
     found = _TRITON.match(path)
     if found is not None and path[found.end() : found.end() + 1] in ("", "?"):
         rest = found[3] + path[found.end() :]

@@ -14,6 +14,7 @@ from services.common.errors import (
     DomainError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -43,6 +44,7 @@ _FIELDS = {
 }  # fmt: skip
 _STATUS: Mapping[type[DomainError], HTTPStatus] = {
     InvalidArgumentError: HTTPStatus.BAD_REQUEST,
+    PermissionDeniedError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     ResourceExhaustedError: HTTPStatus.TOO_MANY_REQUESTS,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.types import Priority, SloKind
-from services.common.errors import InvalidArgumentError
+from services.common.errors import InvalidArgumentError, PermissionDeniedError
 from services.router_inference.doors.envoy import convert
 from services.router_inference.job import Ask
 from tests.unit.services.router_inference.doors.envoy.gateway import ended, headers
@@ -53,15 +53,55 @@ def test_paths_that_ask_for_an_answer(
         ("/v2/models/tiercel/generated", "POST"),
         ("/v2/models/tiercel", "POST"),
         ("/v2/models//generate", "POST"),
-        ("/v2/repository/models/tiercel/load", "POST"),
+        ("/v2/repository/index", "POST"),
+        ("/v2/repository/models/tiercel/load", "GET"),
+        ("/v2/logging", "GET"),
         ("/v1/", "POST"),
         ("", "POST"),
-        ("/v2/models/tiercel/generate?" + "x" * 9_000, "POST"),
+        ("/" + "x" * 9_000, "POST"),
     ],
 )
 def test_paths_that_ask_for_none(path: str, method: str) -> None:
     """They are passed on as they are."""
     assert convert.path_of({":path": path, ":method": method}) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/tiercel/generate?" + "x" * 9_000,
+        "/v1/completions?" + "x" * 9_000,
+        "/v1/completions/" + "x/" * 9_000,
+        "/%76%31/completions",
+        "/v2/models/tiercel/%67enerate?a=b",
+        "/v2%2Fmodels/tiercel/generate",
+    ],
+)
+def test_paths_that_hide_what_they_ask_for_are_refused(path: str) -> None:
+    """They would be answered by a server, and counted by nobody."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        convert.path_of({":path": path, ":method": "POST"})
+    assert caught.value.field == ":path"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/repository/models/large/unload",
+        "/v2/repository/models/large/%75nload?x",
+        "/v2/%72epository/models/large/load",
+        "/v2/logging",
+        "/v2/trace/setting",
+        "/v2/models/large/trace/setting",
+        "/v2/models/large/versions/1/trace/setting",
+        "/v2/systemsharedmemory/region/a/register",
+        "/v2/cudasharedmemory/unregister",
+    ],
+)
+def test_paths_that_change_a_server_are_not_served(path: str) -> None:
+    """Clients of a gateway have requests answered, and nothing else."""
+    with pytest.raises(PermissionDeniedError):
+        convert.path_of({":path": path, ":method": "POST"})
 
 
 def test_headers_are_what_a_request_asks_for() -> None:

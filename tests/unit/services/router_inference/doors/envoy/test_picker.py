@@ -333,6 +333,19 @@ async def test_what_asks_for_no_answer_is_passed_to_an_endpoint_and_not_counted(
 
 
 @scenario
+async def test_what_changes_a_server_goes_to_none() -> None:
+    """Nor does what asks for an answer by a path of another form."""
+    rig = gateway_rig()
+    for path, status in (("/v2/repository/models/large/unload", 403), ("/%76%31/completions", 400)):
+        exchange = Exchange(rig)
+        answer = await exchange.tell(request(path=path))
+        assert answer.immediate_response.status.code == status
+        await exchange.close()
+    assert rig.core.accounts.counts.offered == 0
+    rig.assert_settled()
+
+
+@scenario
 async def test_an_exchange_that_asks_for_no_answer_may_last() -> None:
     """It has no deadline here; the gateway has its own."""
     rig = gateway_rig()
