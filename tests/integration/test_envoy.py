@@ -421,6 +421,19 @@ async def test_other_calls_reach_an_endpoint_uncounted(
         assert mesh.counted("offered") == 0
 
 
+@pytest.mark.parametrize("has_router", [True, False])
+async def test_what_changes_a_server_reaches_none(
+    tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], has_router: bool
+) -> None:
+    """A client would have it unload a tier."""
+    async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
+        if not has_router:
+            await mesh.router.server.stop(0.0)
+        reply = await mesh.client.post("/v2/repository/models/large/unload")
+        assert reply.status_code == 403
+    assert [path for tier in two_tiers for path in tier.paths] == []
+
+
 CHAT = "/v1/chat/completions"
 READING = "envoy_reads_bodies = true\n"
 
@@ -431,7 +444,7 @@ def read_by_routers(mode: str) -> Change:
     def change(config: dict[str, Any]) -> dict[str, Any]:
         manager = connection_manager(config)
         [host] = manager["route_config"]["virtual_hosts"]
-        [route] = [each for each in host["routes"] if each["match"]["prefix"] == "/v1/"]
+        [route] = [each for each in host["routes"] if each["match"].get("prefix") == "/v1/"]
         [found] = route["typed_per_filter_config"].values()
         modes = found["overrides"]["processing_mode"]
         modes["request_body_mode"] = mode

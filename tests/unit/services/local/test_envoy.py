@@ -28,7 +28,7 @@ def test_every_place_of_the_mesh_is_put_in() -> None:
     assert ports(config, "pickers") == [3, 4]
     assert ports(config, "tiers") == [5]
     [hosts] = connection_manager(config)["route_config"]["virtual_hosts"]
-    rewrite = hosts["routes"][0]["route"]["regex_rewrite"]
+    rewrite = hosts["routes"][1]["route"]["regex_rewrite"]
     assert rewrite["substitution"] == "/v2/models/gpu0_small/"
 
 
