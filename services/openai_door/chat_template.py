@@ -12,7 +12,11 @@ from typing import NamedTuple
 CONTENT = "{content}"
 """Stands for a message's text in a template."""
 ROLES = ("system", "user", "assistant")
-_MARK = re.compile(r"<\|[^|<>]{1,64}\|>")
+_MARK = re.compile(
+    r"<[|\uff5c][^|\uff5c<>]{1,64}[|\uff5c]>"  # <|im_end|>
+    r"|<<?/?[A-Za-z][\w-]{0,63}>>?"  # <start_of_turn>, </s>, <<SYS>>
+    r"|\[/?[A-Z][A-Z_]{1,63}\]"  # [/INST]
+)
 """How families of models write their special tokens."""
 
 

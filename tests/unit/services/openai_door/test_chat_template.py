@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.openai_door.chat_template import TEMPLATES, Message
+from services.openai_door.chat_template import ROLES, TEMPLATES, ChatTemplate, Message
 
 TALK = [
     Message("system", "Be short.", "messages[0].content"),
@@ -49,3 +49,21 @@ def test_a_template_knows_its_marks() -> None:
     assert TEMPLATES["plain"].marks == ()
     assert TEMPLATES["chatml"].marks == ("<|im_start|>", "<|im_end|>")
     assert "<|eot_id|>" in TEMPLATES["llama3"].marks
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "marks"),
+    [
+        ("<start_of_turn>user\n{content}<end_of_turn>\n", "<start_of_turn>model\n",
+         ("<start_of_turn>", "<end_of_turn>")),
+        ("[INST] <<SYS>> {content} <</SYS>> [/INST]", "</s>",
+         ("[INST]", "<<SYS>>", "<</SYS>>", "[/INST]", "</s>")),
+        ("<\uff5cUser\uff5c>{content}", "<\uff5cAssistant\uff5c>",
+         ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>")),
+        ("USER: {content}\n", "a < b > [c] [D]", ()),
+    ],
+)  # fmt: skip
+def test_marks_of_other_families_are_known(form: str, answer: str, marks: tuple[str, ...]) -> None:
+    """As templates of one's own have them."""
+    own = ChatTemplate(begin="", forms=dict.fromkeys(ROLES, form), joint="", answer=answer)
+    assert set(own.marks) == set(marks)
