@@ -153,7 +153,7 @@ def bounded_protocol(
                 if name == b"connection":
                     kept = (each.strip() for each in value.split(b","))
                     value = b", ".join(each for each in kept if each.lower() not in _OFFER)
-                if name not in _OFFER:
+                if value and name not in _OFFER:
                     lines.append(b"%s: %s" % (name, value))
             return b"\r\n".join((*lines, b"\r\n"))
 
