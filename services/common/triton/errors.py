@@ -43,8 +43,9 @@ _NO_TRITON = frozenset(
         grpc.StatusCode.PERMISSION_DENIED,
     }
 )
-# The words of gRPC on our own side for a message that is larger than our limit.
+# The words of gRPC on our own side for a message that is larger than our limit, or packed.
 _ANSWER_TOO_LARGE = re.compile(r"(Stream removed \()?CLIENT: Received message larger than max")
+_ANSWER_PACKED = re.compile(r"Compression algorithm not supported: ")
 
 
 def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
@@ -68,6 +69,8 @@ def error_of_status(code: grpc.StatusCode, detail: str) -> TierError:
         return _overload_of(detail) or TierUnavailableError("UNAVAILABLE", detail)
     if code is grpc.StatusCode.CANCELLED:
         return TierUnavailableError("CANCELLED_BY_SERVER", detail or "the server cancelled")
+    if code is grpc.StatusCode.INTERNAL and _ANSWER_PACKED.match(detail):
+        return TierUnavailableError(BAD_ANSWER, detail)
     if code in _NO_TRITON:
         return TierUnavailableError(code.name, detail)
     return TierUnknownError("TIER_FAILED", f"{code.name}: {detail}")

@@ -12,6 +12,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.common.channels import open_blocking_channel, open_channel
+from services.common.tiers.errors import BAD_ANSWER, TierUnavailableError
+from services.common.triton.errors import error_of_status
 from services.router_inference.reconnect import CHANNEL_OPTIONS
 from tests.fakes.slow_listener import slow_listener
 from tests.waiting import LIMIT_S
@@ -86,10 +88,8 @@ def test_no_other_module_opens_a_channel() -> None:
 @pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 async def test_answers_that_are_packed_are_not_unpacked(algorithm: grpc.Compression) -> None:
     """A server learns that nobody unpacks; one that packs all the same is not understood."""
-    accepted: list[str] = []
 
-    async def answer(_: bytes, context: Any) -> bytes:
-        accepted.append(dict(context.invocation_metadata()).get("grpc-accept-encoding", ""))
+    async def answer(request: bytes, context: Any) -> bytes:
         return bytes(1_000_000)
 
     handler = grpc.unary_unary_rpc_method_handler(answer)
@@ -97,8 +97,14 @@ async def test_answers_that_are_packed_are_not_unpacked(algorithm: grpc.Compress
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {"m": handler}),))
     number = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with open_channel(f"127.0.0.1:{number}") as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/s/m")(b"", timeout=LIMIT_S)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    await server.stop(None)
+    try:
+        async with open_channel(f"127.0.0.1:{number}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/s/m")(b"", timeout=LIMIT_S)
+    finally:
+        await server.stop(None)
+    detail = caught.value.details()
+    assert "Compression algorithm not supported" in (detail or "")
+    found = error_of_status(caught.value.code(), detail or "")
+    assert isinstance(found, TierUnavailableError)
+    assert found.reason == BAD_ANSWER
