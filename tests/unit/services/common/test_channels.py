@@ -92,15 +92,16 @@ async def test_answers_that_are_packed_are_not_unpacked(algorithm: grpc.Compress
     async def answer(request: bytes, context: Any) -> bytes:
         return bytes(1_000_000)
 
-    handler = grpc.unary_unary_rpc_method_handler(answer)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer)
     server = grpc.aio.server(compression=algorithm)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {"m": handler}),))
     number = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         async with open_channel(f"127.0.0.1:{number}") as channel:
+            method: Any = channel.unary_unary("/s/m")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary("/s/m")(b"", timeout=LIMIT_S)
+                await method(b"", timeout=LIMIT_S)
     finally:
         await server.stop(None)
     detail = caught.value.details()
