@@ -1,8 +1,9 @@
 """Policies and activations in memory and in the store: what one of them lacks, the other gives.
 
 While the store is away the memory serves alone and says so (`is_degraded`); when the store is back,
-what it lacks is written to it and the policy activated in the meantime is activated there.
-Activation numbers never fall for our watchers. One caller at a time: `PolicyRegistry` has the lock.
+what it lacks is written to it and the policy activated in the meantime is activated there, under
+the number that it has here. Activation numbers never fall for our watchers. One caller at a time:
+`PolicyRegistry` has the lock.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from typing import TypeVar
 from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError
 from services.common.log import Logger
 from services.common.state import keys
-from services.common.state.errors import StateUnavailableError
-from services.common.state.policy_store import Activation, PolicyStore, StoredPolicy
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
+from services.common.state.policy_store import (
+    Activation,
+    PolicyKey,
+    PolicyStore,
+    StoredPolicy,
+)
 from services.trainer.convert import (
     BadRecordError,
     decode_policy,
@@ -171,7 +177,7 @@ class PolicyMirror:
             return
         payload = await self._attempt(self._store.rollout)
         if not payload:
-            if self.rollout.number and not self.is_degraded:
+            if self.rollout != RolloutState() and not self.is_degraded:
                 await self._store_rollout()  # the store lost its memory
             return
         try:
@@ -191,10 +197,13 @@ class PolicyMirror:
         if history is None:
             return
         stored = history[-1].activation if history else 0
+        if self._has_unstored_activation and history[-1:] == self.history[-1:]:
+            self._has_unstored_activation = False  # it had arrived: only the answer was lost
         if stored < self.activation and not self._has_unstored_activation:
             # The store lost its memory: it gets back what we still have.
             for kept in self._kept.values():
                 kept.is_stored = False
+            self._is_rollout_stored = False
         for kept in [kept for kept in self._kept.values() if not kept.is_stored]:
             await self._try_store(kept)
         if self.history and (self._has_unstored_activation or stored < self.activation):
@@ -205,18 +214,25 @@ class PolicyMirror:
         await self._pull_rollout()
 
     async def _catch_up(self, stored: int) -> None:
-        """Activates our policy in a store that missed it, above our number and its own."""
+        """Activates our policy in a store that missed it, under our number if it is free there.
+
+        What is known under that number holds on: a pin, a rollout beside it, its watch, and what
+        routers count for it.
+        """
         present = self.history[-1]
-        number = await self._attempt(
-            lambda: self._store.activate(
-                present.name, present.version, above=max(stored, present.activation)
+        above = max(stored, present.activation - 1)
+        try:
+            number = await self._attempt(
+                lambda: self._store.activate(present.name, present.version, stored, above=above)
             )
-        )
+        except VersionMismatchError:
+            return  # another trainer was quicker; the next look goes on from what it did
         if number is None:
             return
         self._has_unstored_activation = False
         self._log.info("registry_caught_up", activation=number)
-        await self._follow(Activation(number, present.name, present.version))
+        if number != present.activation:
+            await self._follow(Activation(number, present.name, present.version))
 
     async def _follow(self, activation: Activation) -> None:
         """Notes the present activation and tells the watchers."""
@@ -231,7 +247,11 @@ class PolicyMirror:
 
         async def put() -> bool:
             await self._store.put(
-                encode_policy(record), kept.snapshot or None, record.policy, record.version
+                encode_policy(record),
+                kept.snapshot or None,
+                record.policy,
+                record.version,
+                self._needed(),
             )
             return True
 
@@ -254,12 +274,21 @@ class PolicyMirror:
         return answer
 
     def _keep(self, kept: KeptPolicy) -> None:
-        """Keeps a policy; drops the oldest stored ones beyond the bound, but not the active one."""
+        """Keeps a policy; drops the oldest stored ones beyond the bound, but no needed one."""
         self._kept[kept.record.policy, kept.record.version] = kept
-        needed = {(a.name, a.version) for a in self.history[-2:]}
-        needed.add((self.rollout.policy, self.rollout.version))
+        needed = self._needed()
         for key in list(self._kept):
             if len(self._kept) <= self._kept_limit:
                 return
             if key not in needed and self._kept[key].is_stored:
                 del self._kept[key]
+
+    def _needed(self) -> set[PolicyKey]:
+        """Returns what is in use: the active policy, the one a rollback goes to, the one on trial.
+
+        However long a rollout takes, and however many policies are published meanwhile.
+        """
+        served = [(each.name, each.version) for each in self.history]
+        before = [each for each in served if each != served[-1]]
+        on_trial = (self.rollout.policy, self.rollout.version)
+        return {each for each in (*served[-1:], *before[-1:], on_trial) if each[1]}

@@ -52,6 +52,16 @@ async def test_registry_is_bounded_but_keeps_what_a_rollback_needs(store: Policy
     assert await store.get("dqn", "2") is None
 
 
+async def test_a_needed_policy_stays_however_old_it_is(store: PolicyStore) -> None:
+    """Others give way in its place, and the bound holds."""
+    needed = {("dqn", "0"), ("dqn", "2")}
+    for number in range(10):
+        await store.put(b"%d" % number, b"w", "dqn", str(number), needed)
+    assert [each.version for each in await store.policies()] == ["9", "8", "7", "2", "0"]
+    assert await store.get("dqn", "1") is None
+    assert await store.get("dqn", "2") == (b"2", b"w")
+
+
 async def test_activation_is_atomic_and_keeps_its_history(store: PolicyStore) -> None:
     """An activation against an old number is refused and changes nothing."""
     assert await store.active() is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -14,6 +14,9 @@ from services.common.state.redis_connection import DeadLetter, RedisConnection, 
 _KIND_POLICY = "policy"
 _KIND_ACTIVATION = "activation"
 _LONGEST_ENTRY = 200
+
+PolicyKey = tuple[str, str]
+"""Name and version of a policy."""
 
 
 class Activation(NamedTuple):
@@ -47,11 +50,18 @@ class StoredPolicy(NamedTuple):
 class PolicyStore(Protocol):
     """The store; a method that cannot answer raises StateUnavailableError within its timeout."""
 
-    async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
+    async def put(
+        self,
+        info: bytes,
+        snapshot: bytes | None,
+        name: str,
+        version: str,
+        needed: Collection[PolicyKey] = (),
+    ) -> None:
         """Stores a policy, or replaces its info; a snapshot of None leaves a stored one as it is.
 
         The oldest policies beyond the registry's bound are dropped, but neither the active one nor
-        the one a rollback would go to.
+        the one before it, nor those that are `needed`.
         """
         ...
 
@@ -120,12 +130,19 @@ class RedisPolicyStore:
         self._drop = self._redis.register_script(scripts.DROP_POLICY)
         self._activate = self._redis.register_script(scripts.ACTIVATE)
 
-    async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
+    async def put(
+        self,
+        info: bytes,
+        snapshot: bytes | None,
+        name: str,
+        version: str,
+        needed: Collection[PolicyKey] = (),
+    ) -> None:
         """Stores a policy, or replaces its info."""
         names = [keys.POLICY_INFO, keys.POLICY_ORDER, keys.ACTIVATION_HISTORY]
         arguments = (
             keys.policy_id(name, version), info, int(snapshot is not None), snapshot or b"",
-            keys.POLICY_SNAPSHOT_PREFIX, self._limit,
+            keys.POLICY_SNAPSHOT_PREFIX, self._limit, *(keys.policy_id(*each) for each in needed),
         )  # fmt: skip
         await self._call(lambda: self._put(names, arguments))
 
@@ -249,12 +266,19 @@ class MemoryPolicyStore:
         self._rollout: bytes | None = None
         self.dead_letters: deque[DeadLetter] = deque(maxlen=keys.DEAD_LETTER_LIMIT)
 
-    async def put(self, info: bytes, snapshot: bytes | None, name: str, version: str) -> None:
+    async def put(
+        self,
+        info: bytes,
+        snapshot: bytes | None,
+        name: str,
+        version: str,
+        needed: Collection[PolicyKey] = (),
+    ) -> None:
         """Stores a policy."""
         kept = self._policies.get((name, version), (b"", None))[1]
         self._policies[(name, version)] = (info, kept if snapshot is None else snapshot)
-        needed = {(a.name, a.version) for a in self._activations[-2:]} | {(name, version)}
-        droppable = [key for key in self._policies if key not in needed]
+        keep = {(a.name, a.version) for a in self._activations[-2:]} | {(name, version), *needed}
+        droppable = [key for key in self._policies if key not in keep]
         for key in droppable[: max(len(self._policies) - self._limit, 0)]:
             del self._policies[key]
 

@@ -61,9 +61,9 @@ return redis.call('DEL', KEYS[1])
 """
 
 # KEYS: info hash, order, history. ARGV: policy id, info, '1' if there is a snapshot, snapshot,
-# snapshot key prefix, most policies. Drops the oldest policies beyond the bound, but neither the
-# active one nor the one before it. A place in the order that is no sensible number is given anew,
-# to all. Returns the number dropped.
+# snapshot key prefix, most policies, ids of policies that are needed. Drops the oldest policies
+# beyond the bound, but neither those nor the active one nor the one before it. A place in the order
+# that is no sensible number is given anew, to all. Returns the number dropped.
 PUT_POLICY = """
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   local top = tonumber(redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or '0') or 0
@@ -80,13 +80,14 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[3] == '1' then redis.call('SET', ARGV[5] .. ARGV[1], ARGV[4]) end
 local excess = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[6])
 if excess <= 0 then return 0 end
-local keep = {}
+local keep = {[ARGV[1]] = true}
+for index = 7, #ARGV do keep[ARGV[index]] = true end
 for _, entry in ipairs(redis.call('LRANGE', KEYS[3], -2, -1)) do
   keep[string.match(entry, '^%d+ (.*)$') or ''] = true
 end
 local dropped = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess + 1)) do
-  if dropped < excess and not keep[id] and id ~= ARGV[1] then
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, excess + #ARGV - 4)) do
+  if dropped < excess and not keep[id] then
     redis.call('ZREM', KEYS[2], id)
     redis.call('HDEL', KEYS[1], id)
     redis.call('DEL', ARGV[5] .. id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.common.log import get_logger
-from services.common.state.errors import VersionMismatchError
+from services.common.state.errors import StateUnavailableError, VersionMismatchError
 from services.common.state.policy_store import Activation, MemoryPolicyStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.mirror import PolicyMirror
-from services.trainer.model import PolicyRecord, Stage
+from services.trainer.model import PolicyRecord, RolloutState, Stage
 from tests.fakes.state_store import SwitchableStore
 
 
@@ -87,16 +88,85 @@ async def test_a_store_that_is_back_gets_what_it_missed(bench: Bench) -> None:
     assert found.snapshot == b"1"
 
 
-async def test_an_emptied_store_gets_everything_back_and_numbers_do_not_fall(bench: Bench) -> None:
-    """A store that lost its memory has the active policy again, under a higher number."""
+async def test_an_emptied_store_gets_everything_back_under_the_same_number(bench: Bench) -> None:
+    """The active policy, which is no other one for that, and what is known beside it."""
     await bench.mirror.add(record("1"), b"1")
     for _ in range(4):
         await bench.mirror.activate("dqn", "1", None)
+    await bench.mirror.keep_rollout(RolloutState(pinned_activation=4))
     bench.store.target = MemoryPolicyStore()
-    assert (await present(bench.mirror)).activation == 5
+    for _ in range(2):
+        assert (await present(bench.mirror)).activation == 4
+        assert len(bench.mirror.history) == 4
     other = bench.another()
-    assert await present(other) == Activation(5, "dqn", "1")
+    assert await present(other) == Activation(4, "dqn", "1")
     assert await other.find("dqn", "1") is not None
+    assert other.rollout.pinned_activation == 4
+
+
+async def test_a_store_that_lost_its_last_writes_gets_them_back(bench: Bench) -> None:
+    """As after a failover: what it still knows of the rollout is older than what we know."""
+    await bench.mirror.activate("price", "", None)
+    await bench.mirror.keep_rollout(RolloutState(pinned_activation=1))
+    older = copy.deepcopy(bench.store.target)
+    await bench.mirror.activate("dqn", "1", None)
+    await bench.mirror.keep_rollout(RolloutState(pinned_activation=2))
+    bench.store.target = older
+    other = bench.another()
+    await bench.mirror.pull()
+    assert await present(other) == Activation(2, "dqn", "1")
+    assert other.rollout == bench.mirror.rollout == RolloutState(pinned_activation=2)
+
+
+async def test_an_activation_made_meanwhile_keeps_its_number(bench: Bench) -> None:
+    """It is the same one when the store is back, unless another trainer took the number."""
+    bench.store.is_down = True
+    await bench.mirror.activate("price", "", None)
+    bench.store.is_down = False
+    assert await present(bench.mirror) == Activation(1, "price", "")
+    bench.store.is_down = True
+    await bench.mirror.activate("dqn", "1", None)
+    bench.store.is_down = False
+    await bench.store.activate("greedy", "")
+    assert await present(bench.mirror) == Activation(3, "dqn", "1")
+    assert await present(bench.another()) == Activation(3, "dqn", "1")
+
+
+async def test_an_activation_whose_answer_was_lost_is_not_made_twice(bench: Bench) -> None:
+    """The store had taken it in, as its history shows."""
+    activate = bench.store.target.activate
+
+    async def without_an_answer(*arguments: Any, **named: Any) -> int:
+        await activate(*arguments, **named)
+        raise StateUnavailableError("did not answer in time")
+
+    bench.store.target.activate = without_an_answer
+    assert not await bench.mirror.activate("price", "", 0)
+    bench.store.target.activate = activate
+    assert await present(bench.mirror) == Activation(1, "price", "")
+    assert await bench.store.history() == [Activation(1, "price", "")]
+
+
+async def test_two_trainers_at_an_emptied_store_activate_once(bench: Bench) -> None:
+    """The one that looks later finds what the other has written back."""
+    await bench.mirror.activate("price", "", None)
+    other = bench.another()
+    await other.pull()
+    bench.store.target = MemoryPolicyStore()
+    history, is_first = bench.store.target.history, True
+
+    async def after_the_other() -> list[Activation]:
+        nonlocal is_first
+        found: list[Activation] = await history()
+        if is_first:
+            is_first = False
+            await other.pull()
+        return found
+
+    bench.store.target.history = after_the_other
+    for _ in range(2):
+        assert await present(bench.mirror) == Activation(1, "price", "")
+    assert await bench.store.history() == [Activation(1, "price", "")]
 
 
 async def test_an_activation_of_somebody_else_is_followed(bench: Bench) -> None:

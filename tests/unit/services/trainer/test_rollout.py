@@ -16,6 +16,7 @@ from router.sequential import Arms, Effect, Judgement, Plan
 from router.watch import WatchLimits
 from services.common.errors import FailedPreconditionError
 from services.common.log import get_logger
+from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
 from services.common.telemetry import Telemetry
 from services.trainer.gate import Gate
@@ -428,6 +429,36 @@ async def test_a_trainer_that_comes_back_goes_on(bench: Bench) -> None:
     bench.mesh.report(canary(state, -0.3))
     await later.look()
     assert registry.rollout.stage is Stage.REJECTED
+
+
+async def test_what_is_published_meanwhile_does_not_crowd_out_the_policy_on_trial(
+    bench: Bench,
+) -> None:
+    """A canary may take hours, and a run publishes every half minute: the store keeps it."""
+    bench.over.store.target = MemoryPolicyStore(limit=3)
+    state = await bench.begin()
+    for seed in range(2, 9):
+        await bench.over.publish(seed)
+    registry = bench.over.another()
+    await registry.policies()
+    assert registry.rollout == state
+    assert (await registry.get("dqn", state.version))[1] == snapshot(1)
+
+
+async def test_a_pin_and_a_rollout_outlive_what_the_store_knew(bench: Bench) -> None:
+    """An emptied store, or one that was away, makes no new activation of the old one."""
+    bench.over.store.is_down = True
+    active = await bench.registry.promote("price")
+    await bench.rollouts.on_activation(Promotion(active), by_hand=True)
+    bench.over.store.is_down = False
+    await bench.registry.policies()
+    assert bench.rollouts.pin
+    state = await bench.begin()
+    bench.over.store.target = MemoryPolicyStore()
+    await bench.registry.policies()
+    await bench.rollouts.look()
+    assert bench.registry.rollout == state
+    assert await bench.stage() == (Stage.SHADOW, "")
 
 
 async def test_the_store_may_be_away(bench: Bench) -> None:
