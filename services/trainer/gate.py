@@ -130,7 +130,7 @@ class Gate:
             WorkerDiedError: The simulation did not end.
             WorkerError: The simulation failed.
         """
-        active = await registry.active()
+        active, present = await registry.active(), registry.activation
         if active is not None and active.record.version == record.version:
             return Promotion(active)
         in_steps = self._goes_in_steps(by_hand, in_steps)
@@ -144,13 +144,15 @@ class Gate:
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
-        expected = active.activation if active is not None else None
         await registry.accept(record.policy, record.version)
         if in_steps:
             state = await self._rollouts.begin(record, verdict.text, by_hand=by_hand)
             return Promotion(active, rollout=state, verdict=verdict.text)
-        promotion = await self._promoter.promote(record.policy, record.version, expected)
-        await self._rollouts.on_activation(promotion, by_hand=False, is_watched=True)
+        promotion = await self._rollouts.carry_out(
+            self._promoter.promote(record.policy, record.version, present),
+            by_hand=False,
+            is_watched=True,
+        )
         return promotion._replace(verdict=verdict.text)
 
     def _goes_in_steps(self, by_hand: bool, in_steps: bool | None) -> bool:

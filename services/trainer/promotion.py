@@ -75,7 +75,7 @@ class Promoter:
         Raises:
             RoutersRefusedError: A router refused it; it is rejected and the former one is back.
         """
-        return await self._confirm(
+        return await self.confirm(
             await self._registry.promote(
                 policy, version, expected_activation, force_reason=force_reason
             )
@@ -87,9 +87,14 @@ class Promoter:
         Raises:
             RoutersRefusedError: A router refused it.
         """
-        return await self._confirm(await self._registry.rollback(reason))
+        return await self.confirm(await self._registry.rollback(reason))
 
-    async def _confirm(self, active: ActivePolicy) -> Promotion:
+    async def confirm(self, active: ActivePolicy) -> Promotion:
+        """Waits for the routers' word on what has become active.
+
+        Raises:
+            RoutersRefusedError: A router refused it; it is rejected and the former one is back.
+        """
         routers = await self._answers(active.activation)
         answered = [each for each in routers if each.activation == active.activation]
         refused = [each for each in answered if each.refusal]

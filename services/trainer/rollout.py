@@ -9,7 +9,9 @@ the log, a count, a span, and an entry in the history of the policy.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from router.sequential import Judgement, Plan
 from services.common.clock import Clock
@@ -106,6 +108,7 @@ class Rollouts:
         self._judged: StageKey | None = None
         self._judged_since_s = 0.0
         self._period_of, self._period_since_s = (0, 0), 0.0
+        self._begun: set[asyncio.Task[Promotion]] = set()
 
     @property
     def is_possible(self) -> bool:
@@ -234,6 +237,36 @@ class Rollouts:
             return None
         return await self._step(state, Stage.PROPOSED, Verdict.NONE, reason)
 
+    async def carry_out(
+        self,
+        promoting: Coroutine[Any, Any, Promotion],
+        *,
+        by_hand: bool,
+        is_watched: bool = False,
+    ) -> Promotion:
+        """Does an activation and what follows from it, see `on_activation`; returns the former.
+
+        It is done to its end, also if whoever asked for it leaves while routers are waited for:
+        what is active would else neither be pinned nor watched, nor undone where a router refuses.
+        """
+        following = self._follow(promoting, by_hand=by_hand, is_watched=is_watched)
+        task = asyncio.create_task(following)
+        self._begun.add(task)
+        task.add_done_callback(self._note_end)
+        return await asyncio.shield(task)
+
+    async def _follow(
+        self, promoting: Coroutine[Any, Any, Promotion], *, by_hand: bool, is_watched: bool
+    ) -> Promotion:
+        promotion = await promoting
+        await self.on_activation(promotion, by_hand=by_hand, is_watched=is_watched)
+        return promotion
+
+    def _note_end(self, task: asyncio.Task[Promotion]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be there to take it
+
     async def on_activation(
         self, promotion: Promotion, *, by_hand: bool, is_watched: bool = False
     ) -> None:
@@ -280,8 +313,7 @@ class Rollouts:
         if not state.is_running:
             return
         if state.activation != self._registry.activation:
-            text = f"activation {self._registry.activation} came before it had ended"
-            await self._step(state, Stage.PROPOSED, Verdict.NONE, text)
+            await self._meet_another()
             return
         self._tally.take(state, self._mesh.routers)
         if state.stage is Stage.SWITCHBACK and not self._tally.problem:
@@ -299,7 +331,28 @@ class Rollouts:
             begun = replace(state, period=1, period_ns=self._clock.wall_ns())
             await self._step(begun, Stage.SWITCHBACK, found.verdict, found.text)
         else:
-            await self._activate(state, found)
+            promoting = self._promoter.promote(state.policy, state.version, state.activation)
+            await self._activate(state, found, promoting)
+
+    async def _meet_another(self) -> None:
+        """Ends a rollout beside another activation; goes on with one that is its own last step."""
+        active, state = await self._registry.active(), self._registry.rollout
+        if not state.is_running or state.activation == self._registry.activation:
+            return
+        last = Stage.SWITCHBACK if self.limits.switch.pairs else Stage.CANARY
+        on_trial = (last, state.policy, state.version)
+        is_own = active is not None and on_trial == (
+            state.stage,
+            active.record.policy,
+            active.record.version,
+        )
+        # Where somebody here has just activated it, they say what follows.
+        if active is None or not is_own or self._begun:
+            text = f"activation {self._registry.activation} came before it had ended"
+            await self._step(state, Stage.PROPOSED, Verdict.NONE, text)
+            return
+        found = Finding(Verdict.BETTER, "the trainer ended while it was activated")
+        await self._activate(state, found, self._promoter.confirm(active))
 
     async def _switch(self, state: RolloutState) -> RolloutState:
         """Judges a pair of periods that is over, and begins the next period when it is time."""
@@ -351,9 +404,11 @@ class Rollouts:
             return Finding(Verdict.CANNOT_TELL, text)
         return found
 
-    async def _activate(self, state: RolloutState, found: Finding) -> None:
+    async def _activate(
+        self, state: RolloutState, found: Finding, promoting: Coroutine[Any, Any, Promotion]
+    ) -> None:
         try:
-            promotion = await self._promoter.promote(state.policy, state.version, state.activation)
+            promotion = await promoting
         except RoutersRefusedError as error:
             await self._step(state, Stage.REJECTED, Verdict.WORSE, str(error))
         except DomainError as error:

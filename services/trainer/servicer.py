@@ -199,10 +199,12 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             in_steps = request.in_steps if request.HasField("in_steps") else None
             promotion = await self._through_gate(record, snapshot, expected, in_steps)
         else:
-            promotion = await self._promoter.promote(
-                record.policy, record.version, expected, force_reason=request.force_reason
+            promotion = await self._rollouts.carry_out(
+                self._promoter.promote(
+                    record.policy, record.version, expected, force_reason=request.force_reason
+                ),
+                by_hand=request.without_gate,
             )
-            await self._rollouts.on_activation(promotion, by_hand=request.without_gate)
         return pb.PromotePolicyResponse(
             active=_active_info(promotion.active),
             activation=promotion.activation,
@@ -240,8 +242,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
                 activation=self._registry.activation,
                 ended=convert.rollout_message(ended),
             )
-        promotion = await self._promoter.rollback(request.reason)
-        await self._rollouts.on_activation(promotion, by_hand=False)
+        promotion = await self._rollouts.carry_out(
+            self._promoter.rollback(request.reason), by_hand=False
+        )
         return pb.RollbackPolicyResponse(
             active=_active_info(promotion.active), activation=promotion.activation
         )

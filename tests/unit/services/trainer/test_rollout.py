@@ -36,11 +36,14 @@ from services.trainer.rollout_verdicts import (
     Verdict,
     decides_all,
 )
+from services.trainer.servicer import TrainerServicer
 from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
 from services.trainer.watch import Watches, WatchPlan
+from tests.fakes.clock import settle
 from tests.unit.services.trainer.test_gate import SPEC, Evaluator
 from tests.unit.services.trainer.test_registry import Bench as RegistryBench
 from tests.unit.services.trainer.test_registry import snapshot
+from tiercel.trainer.v1 import trainer_service_pb2 as pb
 
 LIMITS = RolloutLimits(
     shadow=ShadowLimits(decisions=100, decision_s=0.002, value_loss=0.1),
@@ -459,6 +462,64 @@ async def test_a_pin_and_a_rollout_outlive_what_the_store_knew(bench: Bench) -> 
     await bench.rollouts.look()
     assert bench.registry.rollout == state
     assert await bench.stage() == (Stage.SHADOW, "")
+
+
+async def test_a_trainer_that_ends_while_it_activates_goes_on_with_that(bench: Bench) -> None:
+    """The store has the activation and not the step: the next trainer takes it, and watches."""
+    state = await bench.as_canary()
+    active = await bench.registry.promote("dqn", state.version)
+    registry = bench.over.another()
+    await registry.policies()
+    later = bench.another(registry)
+    bench.mesh.activation = active.activation
+    await later.look()
+    assert registry.rollout.stage is Stage.ACTIVE
+    assert later.watches.state.is_under_way
+    assert later.watches.state.activation == active.activation
+
+
+async def test_what_routers_refuse_is_undone_by_the_next_trainer_too(bench: Bench) -> None:
+    """It asks them, as the one before would have."""
+    state = await bench.as_canary()
+    active = await bench.registry.promote("dqn", state.version)
+    registry = bench.over.another()
+    await registry.policies()
+    bench.mesh.activation, bench.mesh.refusal = active.activation, "SNAPSHOT_SCHEMA_MISMATCH"
+    await bench.another(registry).look()
+    assert registry.rollout.stage is Stage.REJECTED
+    assert await registry.active() is None
+
+
+async def test_a_pin_whose_caller_leaves_is_one_all_the_same(bench: Bench) -> None:
+    """Routers may take seconds to answer; what is active then is pinned, and undone if refused."""
+    servicer = TrainerServicer(
+        registry=bench.registry,
+        promoter=bench.promoter,
+        gate=None,  # type: ignore[arg-type]  # it is not asked
+        rollouts=bench.rollouts,
+        canary_share=0.1,
+        runs=None,  # type: ignore[arg-type]
+        drop_replay=None,  # type: ignore[arg-type]
+        profiles=(),
+    )
+    at_it, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(interval_s: float) -> AsyncIterator[tuple[RouterSeen, ...]]:
+        at_it.set()
+        await go_on.wait()
+        yield ()
+
+    bench.mesh.watch = slowly  # type: ignore[method-assign]
+    request = pb.PromotePolicyRequest(policy="price", without_gate=True)
+    asking = asyncio.create_task(servicer.PromotePolicy(request, None))  # type: ignore[arg-type]
+    await at_it.wait()
+    asking.cancel()
+    await settle()
+    go_on.set()
+    await settle()
+    assert asking.cancelled()
+    assert bench.registry.activation == 1
+    assert bench.rollouts.pin
 
 
 async def test_the_store_may_be_away(bench: Bench) -> None:
