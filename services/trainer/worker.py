@@ -89,7 +89,10 @@ class Worker:
             end_s = loop.time() + timeout_s
             try:
                 assert self._pipe is not None
-                self._pipe.send((method, arguments, on_progress is not None))
+                message = method, arguments, on_progress is not None
+                # A process that starts, or stands still, reads nothing: it waits beside the loop.
+                sending = asyncio.to_thread(self._pipe.send, message)
+                await asyncio.wait_for(sending, timeout_s)
                 while True:
                     answer = await asyncio.to_thread(_receive, self._pipe)
                     if answer is not None:

@@ -97,6 +97,18 @@ async def test_silence_ends_the_worker(worker: Worker) -> None:
         os.kill(pid, 0)
 
 
+async def test_a_process_that_reads_nothing_is_ended_too(worker: Worker) -> None:
+    """More than its pipe holds waits for it; neither the call nor the event loop does for ever."""
+    await worker.call("add", 0, timeout_s=30.0)
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(WorkerDiedError, match="in time"):
+        await worker.call("add", bytes(2**22), timeout_s=0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_close_ends_the_process(worker: Worker) -> None:
     """Nothing is left behind."""
     await worker.call("add", 0, timeout_s=30.0)
