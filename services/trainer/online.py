@@ -14,7 +14,8 @@ from services.common.errors import AbortedError, UnavailableError
 from services.common.log import Logger
 from services.common.state.errors import StateUnavailableError
 from services.common.state.experience_stream import ExperienceStream
-from services.trainer.consumer import ExperienceConsumer
+from services.common.state.keys import EXPERIENCE_LIMIT
+from services.trainer.consumer import ExperienceConsumer, Records
 from services.trainer.drops import Counts, Drops
 from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.jobs import OnlineSpec
@@ -28,6 +29,7 @@ from services.trainer.runs import Run
 from services.trainer.settings import TrainerSettings
 from services.trainer.turn import Turn, TurnLostError
 from services.trainer.worker import WorkerDiedError, WorkerError
+from trainer.learning.checkpoint import OvertakenError
 
 if TYPE_CHECKING:
     from trainer.learning.online.loop import LoopStatus
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 _LEARN_S = 0.2
 _BACKOFF_S = 1.0
 _MOST_DEATHS = 5
+_APART_S = 600.0
+"""Time after a death that makes the next one the first again, seconds."""
+_MOST_UNSAVED = EXPERIENCE_LIMIT
+"""Most entries that are taken in while the learner cannot save."""
 
 
 class Learner(Protocol):
@@ -224,7 +230,8 @@ class _Session:
         self._gaps = (0, 0, 0)
         self._first_step: int | None = None
         self._published_step = 0
-        self._deaths = 0
+        self._deaths, self._died_s = 0, parts.clock.monotonic_s()
+        self._can_save = True
         now_s = parts.clock.monotonic_s()
         self._save_due_s = now_s + settings.save_interval_s
         self._publish_due_s = now_s + settings.publish_interval_s
@@ -264,7 +271,7 @@ class _Session:
         began_s = self._clock.monotonic_s()
         rest_s = _LEARN_S * (1.0 / self._settings.learn_cpu_share - 1.0)
         await self._parts.turn.check()
-        records = await self._consumer.read(block_s=max(0.05, rest_s))
+        records = await self._read(max(0.05, rest_s))
         if records is None:
             await self._clock.sleep(_BACKOFF_S)
         elif any(records):
@@ -285,6 +292,16 @@ class _Session:
         # A busy stream answers at once: the rest of the share is slept off here.
         await self._clock.sleep(began_s + rest_s + _LEARN_S - self._clock.monotonic_s())
         return status
+
+    async def _read(self, block_s: float) -> Records | None:
+        """Reads what came; while nothing can be saved, no more than the stream holds.
+
+        Whatever is open is in memory here and in the learner, until a save.
+        """
+        if self._can_save or self._consumer.open_count < _MOST_UNSAVED:
+            return await self._consumer.read(block_s)
+        await self._clock.sleep(block_s)
+        return Records([], [], [])
 
     async def _call(self, method: str, *arguments: object) -> Any:
         return await self._learner.call(
@@ -340,10 +357,15 @@ class _Session:
         try:
             keys = await self._call("save")
         except WorkerError as error:
-            # A full disk: the former state stays valid and the stream keeps what it holds.
             self._parts.metrics.save_failures.inc()
             self._parts.log.error("save_failed", reason=str(error))
+            if error.reason == OvertakenError.reason:
+                # Another trainer had the turn while this one stood still, and gave it back since.
+                raise TurnLostError(str(error)) from error
+            # A full disk: the former state stays valid and the stream keeps what it holds.
+            self._can_save = False
             return False
+        self._can_save = True
         await self._consumer.settle(keys)
         return True
 
@@ -367,8 +389,14 @@ class _Session:
             self._parts.log.error("gate_failed", reason=str(error))
 
     async def _after_death(self, error: WorkerDiedError) -> None:
-        """Lets the next call start a new worker from the saved state; gives up after a few."""
-        self._deaths += 1
+        """Lets the next call start a new worker from the saved state; gives up after a few.
+
+        Of deaths that are far apart none is one too many: a run goes on for months.
+        """
+        now_s = self._clock.monotonic_s()
+        if now_s - self._died_s >= _APART_S:
+            self._deaths = 0
+        self._deaths, self._died_s = self._deaths + 1, now_s
         self._parts.metrics.worker_failures.inc()
         self._parts.log.error("worker_died", reason=str(error), count=self._deaths)
         if self._deaths > _MOST_DEATHS:

@@ -29,6 +29,12 @@ class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message names the file."""
 
 
+class OvertakenError(CheckpointError):
+    """Another process has saved there meanwhile, so that ours is out of date for good."""
+
+    reason = "STATE_OVERTAKEN"
+
+
 def write_atomically(path: Path, blob: bytes) -> None:
     """Writes a file so that readers see the old content or the new, never half of it.
 

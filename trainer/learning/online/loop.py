@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from router.dqn.snapshot import Snapshot, load_snapshot, save_snapshot
 from router.types import is_finite_number
 from trainer.learning.checkpoint import (
-    CheckpointError,
+    OvertakenError,
     damaged_of,
     load_checkpoint,
     previous_of,
@@ -237,6 +237,7 @@ class OnlineLoop:
 
         Raises:
             CheckpointError: nothing was saved; the former state stays valid, nothing is settled.
+            OvertakenError: likewise, and nothing will ever be saved from here.
         """
         settled = self._settled.copy()
         for key in self._unsaved:
@@ -269,13 +270,13 @@ class OnlineLoop:
         return keys
 
     def _check_is_ours(self, path: Path) -> None:
-        """Raises CheckpointError if another process has saved: what that one settled is not here.
+        """Raises OvertakenError if another process has saved: what that one settled is not here.
 
         A trainer that stood still for so long that another one took over may wake up in a save.
         """
         found = _identity(path)
         if found is not None and found != self._file:
-            raise CheckpointError(f"{path}: another process has saved there; ours is out of date")
+            raise OvertakenError(f"{path}: another process has saved there; ours is out of date")
 
     def _go_back(self, reason: str) -> None:
         """Takes the last saved network again; says so the first time."""

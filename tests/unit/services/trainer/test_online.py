@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from services.trainer.worker import WorkerDiedError, WorkerError
 from tests.fakes.virtual_time import LoopClock, run_virtual
 from tests.unit.services.trainer.entries import TASK, decision, key, unwatched
 from tests.unit.services.trainer.test_registry import snapshot
+from trainer.learning.checkpoint import OvertakenError
 from trainer.learning.online.loop import LoopStatus
 
 STEPS_PER_CALL = 10
@@ -205,6 +207,15 @@ def test_a_learner_that_keeps_dying_ends_the_run(bench: Bench) -> None:
     assert bench.learner.is_closed
 
 
+def test_deaths_that_are_far_apart_end_no_run(bench: Bench) -> None:
+    """A run goes on for months, and a learner may be killed now and then."""
+    bench.learner.delays_s["learn"] = [601.0] * 8
+    bench.learner.failures["learn"] = [WorkerDiedError("ended")] * 8
+    during_a_run(bench, run_s=8 * 610.0)
+    assert bench.counted("worker_failures") == 8
+    assert bench.learner.step_count > 0
+
+
 def test_what_could_not_be_saved_is_not_acknowledged(bench: Bench) -> None:
     """A full disk is counted; the entries stay in the stream."""
     bench.learner.failures["save"] = [WorkerError("OSError", "disk full")] * 100
@@ -212,6 +223,32 @@ def test_what_could_not_be_saved_is_not_acknowledged(bench: Bench) -> None:
     assert run.progress.step_count == 20
     assert bench.counted("save_failures") == bench.learner.calls.count("save") > 0
     assert bench.counted("entries_acked") == 0
+
+
+def test_what_is_taken_in_is_bounded_while_nothing_can_be_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk may be full for days: the rest waits in the stream, and comes once there is room."""
+    monkeypatch.setattr("services.trainer.online._MOST_UNSAVED", 10)
+    taken = {}
+    for failures in (100, 5):
+        bench = Bench()
+        settings = bench.training.settings.model_copy(update={"read_count": 5})
+        bench.training = replace(bench.training, settings=settings)
+        bench.learner.failures["save"] = [WorkerError("OSError", "disk full")] * failures
+        bench.run(step_count=250, entries=50)
+        taken[failures] = bench.learner.ingested
+    assert len(taken[100]) <= 15
+    assert taken[5] == list(range(1, 51))
+
+
+def test_a_state_that_another_trainer_has_saved_over_is_given_up(bench: Bench) -> None:
+    """Nothing could be saved on it any more: the run goes on from what the other one has saved."""
+    overtaken = WorkerError("OvertakenError", "another process has saved", OvertakenError.reason)
+    bench.learner.failures["save"] = [overtaken]
+    bench.run(step_count=20, entries=5)
+    assert bench.learner.calls.count("start") == 2
+    assert bench.counted("entries_acked") == 5
 
 
 @pytest.mark.parametrize(

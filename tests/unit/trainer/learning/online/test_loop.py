@@ -13,7 +13,7 @@ import pytest
 
 from router.dqn.network import q_values
 from router.dqn.snapshot import SnapshotError, load_snapshot, save_snapshot
-from trainer.learning.checkpoint import CheckpointError, save_checkpoint
+from trainer.learning.checkpoint import CheckpointError, OvertakenError, save_checkpoint
 from trainer.learning.online.baseline import Promise
 from trainer.learning.online.config import LearnerConfig, OnlineConfig
 from trainer.learning.online.joining import DecisionRecord, Ending, OutcomeRecord
@@ -380,7 +380,7 @@ def test_a_trainer_that_slept_does_not_save_over_another_ones_state(tmp_path: Pa
     second.ingest(*_records(21, 20))
     first.ingest(*_records(21, 20))
     assert second.save()
-    with pytest.raises(CheckpointError, match="another process"):
+    with pytest.raises(OvertakenError, match="another process"):
         first.save()
     restored = OnlineLoop(_config(), path=tmp_path / "state")
     assert restored.status.transition_count == second.status.transition_count == 32
