@@ -109,6 +109,7 @@ class Rollouts:
         self._judged_since_s = 0.0
         self._period_of, self._period_since_s = (0, 0), 0.0
         self._begun: set[asyncio.Task[Promotion]] = set()
+        metrics.rollout_stage.set_function(self._stage_number)
 
     @property
     def is_possible(self) -> bool:
@@ -432,6 +433,11 @@ class Rollouts:
             reason="ROLLOUT_TEST_IS_OVER",
         )
 
+    def _stage_number(self) -> float:
+        """Returns the stage for people, also of a rollout that another trainer began."""
+        state = self._registry.rollout
+        return float(state.stage.value if state.is_running else 0)
+
     async def _pause(self, state: RolloutState, verdict: Verdict, reason: str) -> RolloutState:
         is_canary = state.stage is Stage.CANARY
         carried = self._tally.canary if is_canary else state.carried
@@ -462,7 +468,6 @@ class Rollouts:
         }
         log("rollout_step", **facts)
         self._metrics.rollout_steps.labels(name, word).inc()
-        self._metrics.rollout_stage.set(stage.value if after.is_running else 0)
         self._telemetry.emit(
             self._telemetry.begin(None, STEP_SPAN),
             STEP_SPAN,

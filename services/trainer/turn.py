@@ -43,6 +43,7 @@ class Turn:
         self._owner = owner
         self._clock = clock
         self._log = log
+        self._is_others = False
 
     async def wait(self) -> None:
         """Returns once it is this trainer's turn."""
@@ -61,12 +62,13 @@ class Turn:
         """Returns if nobody else can have the turn; with the store away nobody can take it.
 
         Raises:
-            TurnLostError: Another trainer has it.
+            TurnLostError: Another trainer has it, or had it when the store was heard last.
         """
         try:
             await self._acquire()
-        except StateUnavailableError:
-            return
+        except StateUnavailableError as error:
+            if self._is_others:
+                raise TurnLostError(f"it was another trainer's turn: {error}") from error
 
     async def keep(self) -> None:
         """Extends the turn until cancelled, however long a round takes."""
@@ -85,5 +87,6 @@ class Turn:
             return  # it ends by itself
 
     async def _acquire(self) -> None:
-        if not await self._store.acquire_lease(self._name, self._owner, TTL_S):
+        self._is_others = not await self._store.acquire_lease(self._name, self._owner, TTL_S)
+        if self._is_others:
             raise TurnLostError("it is another trainer's turn")

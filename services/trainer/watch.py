@@ -73,6 +73,7 @@ class Watches:
         self._watcher = Watcher(plan.limits)
         self._watched = 0
         self._due_of, self._due_s = 0, 0.0
+        metrics.watch_under_way.set_function(lambda: float(self.state.is_under_way))
 
     @property
     def state(self) -> WatchState:
@@ -180,7 +181,6 @@ class Watches:
         log = self._log.warning if stage is WatchStage.WENT_BACK else self._log.info
         log("watch_step", **facts)
         self._metrics.watch_steps.labels(name).inc()
-        self._metrics.watch_under_way.set(float(after.is_under_way))
         self._telemetry.emit(
             self._telemetry.begin(None, STEP_SPAN),
             STEP_SPAN,

@@ -94,15 +94,16 @@ class Bench:
         self.registry = self.over.registry
         self.rollouts = self.another(self.registry)
 
-    def another(self, registry: PolicyRegistry) -> Rollouts:
+    def another(
+        self, registry: PolicyRegistry, prometheus: CollectorRegistry | None = None
+    ) -> Rollouts:
         """Returns rollouts over a registry, as another or a restarted trainer has."""
         mesh: Any = self.mesh
         self.promoter = Promoter(
             registry=registry, mesh=mesh, clock=self.clock, log=self.log, wait_s=0.0
         )
-        metrics = TrainerMetrics(
-            CollectorRegistry() if registry is not self.registry else self.prometheus
-        )
+        own = self.prometheus if registry is self.registry else CollectorRegistry()
+        metrics = TrainerMetrics(prometheus or own)
         telemetry = Telemetry(None, random.Random(1))
         return Rollouts(
             watches=Watches(
@@ -462,6 +463,23 @@ async def test_a_pin_and_a_rollout_outlive_what_the_store_knew(bench: Bench) -> 
     await bench.rollouts.look()
     assert bench.registry.rollout == state
     assert await bench.stage() == (Stage.SHADOW, "")
+
+
+async def test_a_trainer_that_comes_back_shows_what_is_under_way(bench: Bench) -> None:
+    """Its metrics tell stage and watch before it has taken a step itself."""
+    names = ("tiercel_trainer_rollout_stage", "tiercel_trainer_watch_under_way")
+    version = await bench.over.publish(2)
+    active = await bench.registry.promote("dqn", version)
+    await bench.rollouts.on_activation(Promotion(active), by_hand=False, is_watched=True)
+    await bench.as_canary()
+    registry, prometheus = bench.over.another(), CollectorRegistry()
+    bench.another(registry, prometheus)
+    assert [prometheus.get_sample_value(name) for name in names] == [0.0, 0.0]
+    await registry.policies()
+    assert [prometheus.get_sample_value(name) for name in names] == [Stage.CANARY.value, 1.0]
+    await bench.rollouts.pause("wait")
+    await registry.policies()
+    assert [prometheus.get_sample_value(name) for name in names] == [0.0, 1.0]
 
 
 async def test_a_trainer_that_ends_while_it_activates_goes_on_with_that(bench: Bench) -> None:
