@@ -79,6 +79,7 @@ class PolicyMirror:
         self._is_rollout_stored = True
         self.changed = asyncio.Condition()
         self.is_degraded = False
+        self._has_failed = False
 
     @property
     def activation(self) -> int:
@@ -177,7 +178,7 @@ class PolicyMirror:
             return
         payload = await self._attempt(self._store.rollout)
         if not payload:
-            if self.rollout != RolloutState() and not self.is_degraded:
+            if self.rollout != RolloutState() and not self._has_failed:
                 await self._store_rollout()  # the store lost its memory
             return
         try:
@@ -192,7 +193,20 @@ class PolicyMirror:
                 self.changed.notify_all()
 
     async def pull(self) -> None:
-        """Brings memory and store together; does nothing while the store is away."""
+        """Brings memory and store together; does nothing while the store is away.
+
+        The store is well again once all of it works: one that is read-only or full still answers.
+        """
+        self._has_failed = False
+        await self._exchange()
+        if self._has_failed:
+            return
+        if self.is_degraded:
+            self._log.info("registry_recovered")
+        self.is_degraded = False
+        self._metrics.store_reachable.set(1)
+
+    async def _exchange(self) -> None:
         history = await self._attempt(self._store.history)
         if history is None:
             return
@@ -260,18 +274,14 @@ class PolicyMirror:
     async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Returns the store's answer, None while it is away."""
         try:
-            answer = await call()
+            return await call()
         except StateUnavailableError as error:
+            self._has_failed = True
             if not self.is_degraded:
                 self._log.warning("registry_degraded", reason=str(error))
             self.is_degraded = True
             self._metrics.store_reachable.set(0)
             return None
-        if self.is_degraded:
-            self._log.info("registry_recovered")
-        self.is_degraded = False
-        self._metrics.store_reachable.set(1)
-        return answer
 
     def _keep(self, kept: KeptPolicy) -> None:
         """Keeps a policy; drops the oldest stored ones beyond the bound, but no needed one."""

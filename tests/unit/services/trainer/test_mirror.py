@@ -169,6 +169,26 @@ async def test_two_trainers_at_an_emptied_store_activate_once(bench: Bench) -> N
     assert await bench.store.history() == [Activation(1, "price", "")]
 
 
+async def test_a_store_that_takes_nothing_is_not_called_well(bench: Bench) -> None:
+    """One that is full, or read-only, still answers what it is asked."""
+    put = bench.store.target.put
+
+    async def full(*arguments: Any) -> None:
+        raise StateUnavailableError("Redis refused: OOM")
+
+    bench.store.target.put = full
+    await bench.mirror.add(record("1"), b"1")
+    name = "tiercel_trainer_store_reachable"
+    for _ in range(2):
+        await bench.mirror.pull()
+        assert bench.mirror.is_degraded
+        assert bench.prometheus.get_sample_value(name) == 0.0
+    bench.store.target.put = put
+    await bench.mirror.pull()
+    assert not bench.mirror.is_degraded
+    assert bench.prometheus.get_sample_value(name) == 1.0
+
+
 async def test_an_activation_of_somebody_else_is_followed(bench: Bench) -> None:
     """The newer activation in the store becomes ours, with what came before it."""
     await bench.mirror.activate("dqn", "1", None)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from router.sequential import Arms, Effect, Judgement, Plan
 from router.watch import WatchLimits
-from services.common.errors import FailedPreconditionError
+from services.common.errors import AbortedError, FailedPreconditionError
 from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
@@ -602,6 +602,35 @@ async def test_which_promotions_go_in_steps(
     promotion = await gate.promote(bench.registry, record, blob, by_hand=by_hand, in_steps=in_steps)
     assert (promotion.rollout is not None) is is_stepped
     assert (promotion.active is None) is is_stepped
+
+
+async def test_what_is_activated_during_the_simulation_stays(bench: Bench) -> None:
+    """Also where nothing was active when the gate began."""
+
+    class Slow(Evaluator):
+        async def call(self, *arguments: Any, **options: Any) -> Any:
+            await bench.registry.promote("price")
+            return await super().call(*arguments, **options)
+
+    gate = Gate(
+        evaluator=Slow((0.9, 0.99), (0.9, 0.99)),
+        spec=SPEC,
+        margin=0.005,
+        seeds=[1],
+        timeout_s=1.0,
+        promoter=bench.promoter,
+        rollouts=bench.rollouts,
+        rollout="never",
+        log=bench.log,
+        metrics=TrainerMetrics(CollectorRegistry()),
+    )
+    version = await bench.over.publish(1)
+    record, blob = await bench.registry.get("dqn", version)
+    with pytest.raises(AbortedError, match="expected 0, found 1"):
+        await gate.promote(bench.registry, record, blob, by_hand=False)
+    active = await bench.registry.active()
+    assert active is not None
+    assert active.record.policy == "price"
 
 
 class SwitchBench(Bench):
