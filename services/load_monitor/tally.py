@@ -77,8 +77,9 @@ class Tally:
         """
         if self._minute_s is None:
             self._minute_s = _minute_of(wall_s)
+        is_watched = picture is not None and 0.0 <= wall_s - self._looked_s <= _LONGEST_GAP_S
         if picture is not None:
-            if 0.0 <= wall_s - self._looked_s <= _LONGEST_GAP_S:
+            if is_watched:
                 until_s = min(wall_s, float(self._minute_s + MINUTE_S))
                 self._observed_s += max(0.0, until_s - max(self._looked_s, self._minute_s))
             self._looked_s = wall_s
@@ -89,7 +90,7 @@ class Tally:
         minute = self._closed(picture)
         self._minute_s = _minute_of(wall_s)
         self._tasks.clear()
-        self._observed_s = max(0.0, wall_s - self._minute_s) if picture is not None else 0.0
+        self._observed_s = max(0.0, wall_s - self._minute_s) if is_watched else 0.0
         return minute if minute.HasField("observed") else None
 
     def _add(self, report: RouterReport, watched_s: float) -> None:

@@ -100,6 +100,18 @@ def test_what_nobody_watched_is_no_part_of_a_minute() -> None:
     assert tally.take(None, START_S + 120.0) is None
 
 
+def test_a_minute_that_begins_within_a_gap_is_watched_from_the_next_look_on() -> None:
+    """A machine that slept did not watch what came before it woke up."""
+    tally = Tally(START_S * NS)
+    tally.take(seen(), START_S + 1.0)
+    first = tally.take(seen(), START_S + 100.0)
+    assert tally.take(seen(), START_S + 101.0) is None
+    second = tally.take(seen(), START_S + 120.0)
+    assert first is not None
+    assert second is not None
+    assert (first.observed.seconds, second.observed.seconds) == (1, 1)
+
+
 def test_a_clock_set_back_begins_another_minute() -> None:
     """Nothing is counted twice and no minute is longer than one."""
     tally = Tally(START_S * NS)
