@@ -93,6 +93,12 @@ class Watches:
             self._due_of, self._due_s = state.activation, now_s + min(left_s, whole_s)
         return max(0.0, self._due_s - now_s)
 
+    @property
+    def _is_heard(self) -> bool:
+        """True if routers are heard now, or never are; else one may have gone back unheard."""
+        mesh = self._mesh
+        return not mesh.has_monitor or (mesh.is_fresh and bool(mesh.routers))
+
     def seen(self) -> str:
         """Returns what was seen so far, for people; empty if nothing is watched."""
         return str(self._tally) if self.state.is_under_way else ""
@@ -147,7 +153,7 @@ class Watches:
             problem = f"{broken.reason}: {broken.detail}" if broken is not None else ""
         if problem:
             await self._go_back(state, f"{problem}; {self._tally}")
-        elif not self.left_s(state):
+        elif not self.left_s(state) and self._is_heard:
             await self._step(state, WatchStage.KEPT, f"it broke no limit; {self._tally}")
 
     async def _go_back(self, state: WatchState, reason: str) -> None:

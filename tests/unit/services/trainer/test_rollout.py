@@ -64,6 +64,7 @@ class Mesh:
     def __init__(self) -> None:
         self.routers: tuple[RouterSeen, ...] = ()
         self.has_monitor = True
+        self.is_fresh = True
         self.activation = 0
         self.refusal = ""
 

@@ -111,6 +111,30 @@ async def test_a_good_policy_is_kept(bench: WatchBench) -> None:
     assert bench.registry.activation == activation
 
 
+async def test_what_nobody_was_heard_of_is_not_called_good(bench: WatchBench) -> None:
+    """Monitor and trainer were away as the time ended: a router may have gone back meanwhile."""
+    await bench.registry.promote("price")
+    activation = await bench.promote()
+    await bench.clock.advance(bench.rollouts.watches.plan.watch_s + 1.0)
+    bench.mesh.is_fresh = False
+    await bench.rollouts.look()
+    bench.mesh.is_fresh = True
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.is_under_way
+    bench.hear(seen(activation, figures(2.0), problem="WATCH_FAULTS"))
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.stage is WatchStage.WENT_BACK
+
+
+async def test_without_a_monitor_the_time_ends_it(bench: WatchBench) -> None:
+    """Nobody will ever be heard; routers go back for themselves."""
+    bench.mesh.has_monitor = False
+    await bench.promote()
+    await bench.clock.advance(bench.rollouts.watches.plan.watch_s + 1.0)
+    await bench.rollouts.look()
+    assert bench.rollouts.watches.state.stage is WatchStage.KEPT
+
+
 async def test_a_pin_by_hand_ends_it(bench: WatchBench) -> None:
     """What somebody pinned is never watched, be it the same policy; nothing goes back."""
     activation = await bench.promote()
