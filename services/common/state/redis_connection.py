@@ -25,6 +25,7 @@ from services.common.state.errors import StateUnavailableError
 _MS_PER_S = 1000.0
 _WRONG_TYPE = "WRONGTYPE"
 _LAST_ID = "exhausted the last possible ID"
+_NOT_OURS = "permissions"
 _CLOSED = (RuntimeError,)
 """What uvloop raises for a write to a connection that a reset has closed."""
 
@@ -143,7 +144,11 @@ class RedisConnection:
 
     async def _set_types_aside(self, types: Mapping[str, str]) -> None:
         for key, expected in types.items():
-            found = (await self._run(partial(self.redis.type, key))).decode()
+            try:
+                answer = await self._run(partial(self.redis.type, key), known=(_NOT_OURS,))
+            except ResponseError:
+                continue  # Redis' users keep others' keys from us: it is none of these
+            found = answer.decode()
             if found in (expected, "none"):
                 continue
             await self.set_key_aside(key)

@@ -7,12 +7,14 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.cli.app import run
 from services.common.clock import SystemClock
 from services.common.settings import SettingsError
+from services.common.state import keys
 from services.common.state.connect import Stores, connect_stores
 from services.common.state.errors import StateUnavailableError
 from services.common.state.redis_connection import DeadLetter
@@ -103,6 +105,25 @@ async def test_each_service_does_its_work(tmp_path: Path) -> None:
         assert await trainer.experience.ack("trainer", [entry.entry_id for entry in entries]) == 2
         await trainer.experience.set_aside([DeadLetter(b"bad", "because")])
         await trainer.policies.set_aside("dqn", "v1", b"info", "because")
+
+
+async def test_each_service_sets_aside_what_stands_in_its_way(tmp_path: Path) -> None:
+    """A key of another type; that it may not look at others' keys hinders no service."""
+    async with protected(tmp_path) as stores:
+        router, monitor, trainer = (
+            stores[name] for name in ("router-inference", "load-monitor", "trainer")
+        )
+        taught: Any = trainer.policies
+        counted: Any = monitor.minutes
+        await taught._redis.set(keys.EXPERIENCE_STREAM, b"x")
+        await router.experience.append([b"one"])
+        assert await trainer.experience.count() == 1
+        await taught._redis.set(keys.POLICY_ORDER, b"x")
+        await trainer.policies.put(b"info", b"snapshot", "dqn", "v1")
+        assert len(await trainer.policies.policies()) == 1
+        await counted._redis.set(keys.MINUTE_BOOKS, b"x")
+        await monitor.minutes.put(keys.MINUTE_BOOKS, 60, b"minute")
+        assert await monitor.minutes.read(keys.MINUTE_BOOKS, 0.0, 99.0, 9) == [(60, b"minute")]
 
 
 async def test_no_service_writes_what_is_anothers(tmp_path: Path) -> None:
