@@ -66,4 +66,6 @@ class TrainerMetrics:
         self.mean_reward = gauge("mean_reward", "Mean reward of recent requests, 0 to 1.")
         self.backlog = gauge("backlog_entries", "Entries in the experience stream.")
         self.activation = gauge("activation", "Number of the present activation.")
-        self.store_reachable = gauge("store_reachable", "1 if the registry's Redis answers.")
+        self.store_reachable = gauge(
+            "store_reachable", "1 if the registry's Redis answers and takes what is to be stored."
+        )
