@@ -100,6 +100,7 @@ class Coordinator:
         self._on_redis_publication = on_redis_publication
         self._role = Role.STANDALONE
         self._stored_version = 0
+        self._served: tuple[str, int] | None = None
         self._lease_due_s = 0.0
         self._good_s = clock.monotonic_s()
         self._had_reports = False
@@ -228,8 +229,22 @@ class Coordinator:
             self._had_reports = bool(reports)
         picture = await self._stored_picture()
         if picture is not None:
-            # A leader of the last release tells none.
-            self._broadcast.offer(replace(picture, targets=self._board.targets_in_force()))
+            self._serve(picture)
+
+    def _serve(self, picture: Picture) -> None:
+        """Serves a state of the leader, under a number of our own where ours are ahead of its.
+
+        They are where this monitor served states of its own while Redis was away: it had counted on
+        by its own clock. What is in the store when it begins to follow is older than those.
+        """
+        before, self._served = self._served, (picture.monitor_id, picture.version)
+        latest = self._broadcast.latest
+        if latest is not None and picture.version <= latest.version:
+            if before in (None, self._served):
+                return
+            picture = replace(picture, version=self._versions.next())
+        # A leader of the last release tells no targets.
+        self._broadcast.offer(replace(picture, targets=self._board.targets_in_force()))
 
     # -- helpers
 
@@ -244,7 +259,7 @@ class Coordinator:
         if role is self._role:
             return
         self._log.info("role", was=self._role.value, now=role.value)
-        self._role = role
+        self._role, self._served = role, None
         self._topology.offer_settings()
         self._board.mark()
 

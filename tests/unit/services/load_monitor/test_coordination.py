@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,6 +134,55 @@ async def test_leader_that_leaves_gives_the_lease_back(make: Make, clock: FakeCl
         await leader.coordinator.close()
         await clock.advance(0.7)
         assert follower.coordinator.role is Role.LEADER
+
+
+async def test_a_follower_whose_numbers_are_ahead_follows_all_the_same(
+    make: Make, clock: FakeClock, store: SwitchableStore
+) -> None:
+    """One that started later counts from a later time, and served its own while Redis was away."""
+    leader = make("m1")
+    clock.move(1_000.0)
+    follower = make("m2")
+    async with leader.running(), follower.running():
+        await clock.advance(1.0)
+        assert (role_of(leader), role_of(follower)) == (Role.LEADER, Role.FOLLOWER)
+        store.is_down = True
+        await clock.advance(4.0)
+        assert role_of(leader) is role_of(follower) is Role.STANDALONE
+        last = follower.state.version
+        assert last > leader.state.version + 100_000
+        store.is_down = False
+        assert await store.acquire_lease(LEASE_NAME, "m1", 60.0)
+        waiting = asyncio.create_task(follower.broadcast.after(last))
+        leader.board.take_report(report("r1"))
+        await clock.advance(2.5)
+        assert (role_of(leader), role_of(follower)) == (Role.LEADER, Role.FOLLOWER)
+        assert (await waiting).version > last
+        assert follower.state.monitor_id == "m1"
+        assert [each.router_id for each in follower.state.routers] == ["r1"]
+        version = follower.state.version
+        await clock.advance(2.0)
+        assert 1 <= follower.state.version - version <= 25
+
+
+async def test_a_follower_that_began_without_redis_follows(
+    make: Make, clock: FakeClock, store: SwitchableStore
+) -> None:
+    """One call that fails as it starts is enough for a first state of its own."""
+    leader = make("m1")
+    clock.move(1_000.0)
+    async with leader.running():
+        await clock.advance(1.0)
+        follower = make("m2")
+        store.is_down = True
+        async with follower.running():
+            await clock.advance(0.2)
+            assert follower.state.monitor_id == "m2"
+            store.is_down = False
+            assert await store.acquire_lease(LEASE_NAME, "m1", 60.0)
+            await clock.advance(2.5)
+            assert role_of(follower) is Role.FOLLOWER
+            assert follower.state.monitor_id == "m1"
 
 
 async def test_works_on_without_redis_and_comes_back(
