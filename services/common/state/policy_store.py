@@ -140,10 +140,10 @@ class RedisPolicyStore:
     ) -> None:
         """Stores a policy, or replaces its info."""
         names = [keys.POLICY_INFO, keys.POLICY_ORDER, keys.ACTIVATION_HISTORY]
-        arguments = (
+        arguments: list[bytes | str | int] = [
             keys.policy_id(name, version), info, int(snapshot is not None), snapshot or b"",
             keys.POLICY_SNAPSHOT_PREFIX, self._limit, *(keys.policy_id(*each) for each in needed),
-        )  # fmt: skip
+        ]  # fmt: skip
         await self._call(lambda: self._put(names, arguments))
 
     async def policies(self) -> list[StoredPolicy]:
