@@ -5,8 +5,8 @@
     with Client("127.0.0.1:7410") as client:
         print(client.generate("sort: hello", task="sort").text)
 
-``Client`` blocks, ``AsyncClient`` is for asyncio; both have the same calls. A call that fails raises
-a ``TiercelError``. What is not listed in ``__all__`` may change without notice.
+``Client`` blocks, ``AsyncClient`` is for asyncio; both have the same calls. A call that fails
+raises a ``TiercelError``. What is not listed in ``__all__`` may change without notice.
 """
 
 from tiercel.aio import AsyncClient

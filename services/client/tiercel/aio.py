@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,6 +20,7 @@ from tiercel.channels import (
     Connection,
     PathLike,
     RouterPool,
+    checked,
     credentials_of,
     is_loopback,
 )
@@ -87,8 +89,9 @@ class AsyncClient:
 
         Raises:
             TypeError: An argument is of a wrong type; the message names it.
-            ValueError: No address or one that is none, no connection, a timeout that is not above 0, a certificate without its key or
-                without roots, or a key that would cross a network in plain text.
+            ValueError: No address or one that is none, no connection, a timeout that is not above
+                0, a certificate without its key or without roots, or a key that would cross a
+                network in plain text.
             OSError: A file cannot be read.
             ClientUnusableError: This process was forked off while a client was open.
         """
@@ -103,13 +106,12 @@ class AsyncClient:
         elif certificate is not None or key is not None:
             raise ValueError("root_certificates: is needed beside certificate and key")
         lines = [addresses] if isinstance(addresses, str) else list(addresses)
-        self._pool = RouterPool(
-            lines, connections=connections, credentials=credentials, use_proxy=use_proxy
+        lines = checked(lines, connections)
+        self._unopened: Callable[[], RouterPool] | None = functools.partial(
+            RouterPool, lines, connections=connections, credentials=credentials, use_proxy=use_proxy
         )
-        self._stubs = {
-            connection: pb_grpc.RouterInferenceServiceStub(connection.channel)
-            for connection in self._pool.connections
-        }
+        self._pool: RouterPool | None = None
+        self._stubs: dict[Connection, Any] = {}
         self._metadata: Metadata = ()
         if api_key is not None:
             if credentials is None and not all(is_loopback(each) for each in lines):
@@ -121,6 +123,11 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         forks.note_open(self)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # none runs yet: the first call opens the channels
+            return
+        self._open(loop)
 
     async def __aenter__(self) -> Self:
         """Returns the client itself."""
@@ -140,7 +147,9 @@ class AsyncClient:
         self._closed = True
         if os.getpid() != self._pid:  # a forked child has the parent's channels: not its to close
             return
-        await self._pool.close()
+        self._unopened = None
+        if self._pool is not None:
+            await self._pool.close()
         self._stubs.clear()  # the last that holds channels: without any, gRPC lets a process fork
         forks.note_closed(self)
 
@@ -233,11 +242,11 @@ class AsyncClient:
         deadline_s: float | None = None,
     ) -> ReplyT:
         """Calls the routers in turn until one is reached; raises a TiercelError."""
-        self._check_usable()
+        pool = self._usable()
         limit_s = self.limit_s(deadline_s)
         end_s = time.monotonic() + limit_s
         failure: grpc.aio.AioRpcError | None = None
-        for connection in self._pool.attempts():
+        for connection in pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
@@ -249,7 +258,7 @@ class AsyncClient:
                     raise errors.unreadable()
                 return reply
             except grpc.aio.AioRpcError as error:
-                failure = self._judge(error, connection)
+                failure = self._judge(error, connection, pool)
         assert failure is not None  # the pool is never empty
         raise errors.from_rpc_error(failure) from None
 
@@ -257,10 +266,10 @@ class AsyncClient:
         self, request: pb.GenerateStreamRequest, metadata: Any, limit_s: float
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Streams from the first router that is reached; never starts again after a message."""
-        self._check_usable()
+        pool = self._usable()
         end_s = time.monotonic() + limit_s
         failure: grpc.aio.AioRpcError | None = None
-        for connection in self._pool.attempts():
+        for connection in pool.attempts():
             left_s = end_s - time.monotonic()
             if failure is not None and left_s <= 0:
                 break
@@ -284,7 +293,7 @@ class AsyncClient:
             except grpc.aio.AioRpcError as error:
                 if started:
                     raise errors.from_rpc_error(error) from None
-                failure = self._judge(error, connection)
+                failure = self._judge(error, connection, pool)
             finally:
                 if os.getpid() == self._pid:  # else its connection is the parent's
                     call.cancel()
@@ -298,11 +307,13 @@ class AsyncClient:
             raise errors.unusable("CLIENT_CLOSED")
         return stub
 
-    def _judge(self, error: grpc.aio.AioRpcError, connection: Connection) -> grpc.aio.AioRpcError:
+    def _judge(
+        self, error: grpc.aio.AioRpcError, connection: Connection, pool: RouterPool
+    ) -> grpc.aio.AioRpcError:
         """Returns the failure if another router may be tried, raises its TiercelError otherwise."""
         may_go_on = errors.is_transport_failure(error)
         if may_go_on or errors.is_silence(error):
-            self._pool.avoid(connection)
+            pool.avoid(connection)
         if may_go_on:
             return error
         raise errors.from_rpc_error(error) from None
@@ -325,16 +336,27 @@ class AsyncClient:
         timeout_s, stated = timing(limit_s, left_s)
         return timeout_s, (*self._metadata, stated)
 
-    def _check_usable(self) -> None:
-        """Raises ClientUnusableError rather than have a call hang."""
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Makes the channels: they belong to the loop that runs now, and hang in any other."""
+        if self._unopened is not None:
+            self._pool, self._unopened, self._loop = self._unopened(), None, loop
+            self._stubs = {
+                connection: pb_grpc.RouterInferenceServiceStub(connection.channel)
+                for connection in self._pool.connections
+            }
+
+    def _usable(self) -> RouterPool:
+        """Returns the connections; raises ClientUnusableError rather than have a call hang."""
         loop = asyncio.get_running_loop()
-        self._loop = self._loop or loop
         if os.getpid() != self._pid:
             raise errors.unusable("FORKED")
         if self._closed:
             raise errors.unusable("CLIENT_CLOSED")
+        self._open(loop)
         if self._loop is not loop:
             raise errors.unusable("OTHER_LOOP")
+        assert self._pool is not None
+        return self._pool
 
     @contextlib.asynccontextmanager
     async def _bounded(self, left_s: float) -> AsyncIterator[None]:

@@ -36,7 +36,8 @@ _MOST: dict[str, float] = {
 }
 """By name: what a message can carry, and no less than minus as much."""
 _OPTIONAL = frozenset({
-    "deadline_s", "token_interval_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket", "request_id",
+    "deadline_s", "token_interval_s", "latency_s", "quality", "max_output_tokens", "seed", "ticket",
+    "request_id",
 })  # fmt: skip
 
 

@@ -72,10 +72,7 @@ class RouterPool:
             TypeError: An address is no text.
             ValueError: No address, one that is none, or no connection.
         """
-        lines = check_addresses(addresses)
-        check(connections=connections)
-        if connections < 1:
-            raise ValueError(f"connections: must be at least 1, got {connections}")
+        lines = checked(addresses, connections)
         self._clock = clock
         self._next = 0
         self._avoid_until_s: dict[str, float] = {}
@@ -114,6 +111,20 @@ class RouterPool:
         self.connections = []
         for connection in connections:
             await connection.channel.close()
+
+
+def checked(addresses: Sequence[str], connections: int) -> list[str]:
+    """Returns the addresses of a pool, if there can be one.
+
+    Raises:
+        TypeError: An address is no text.
+        ValueError: No address, one that is none, or no connection.
+    """
+    lines = check_addresses(addresses)
+    check(connections=connections)
+    if connections < 1:
+        raise ValueError(f"connections: must be at least 1, got {connections}")
+    return lines
 
 
 def _open(

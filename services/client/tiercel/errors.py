@@ -95,9 +95,9 @@ class ClientUnusableError(TiercelError):
 
     Its ``reason`` is ``CLIENT_CLOSED``, ``FORKED`` (made before this process was forked off),
     ``FORKED_WHILE_OPEN`` (another one was open then, which gRPC does not survive: none can be made
-    in this process) or ``OTHER_LOOP`` (an AsyncClient belongs to the event loop that it was first
-    used in). Processes that are forked make a client each, and before the fork none is open;
-    those that are spawned are free to.
+    in this process) or ``OTHER_LOOP`` (an AsyncClient belongs to the event loop that ran when
+    it was made, or, if none did, to that of its first call). Processes that are forked make a
+    client each, and before the fork none is open; those that are spawned are free to.
     """
 
 
@@ -124,7 +124,7 @@ _UNUSABLE: Mapping[str, str] = {
     " one in each process",
     "FORKED_WHILE_OPEN": "a client was open when this process was forked off, which gRPC does not"
     " survive; close it before, or have processes spawned",
-    "OTHER_LOOP": "the client was first used in another event loop; make one in each loop",
+    "OTHER_LOOP": "the client belongs to another event loop; make one in each loop",
 }
 
 

@@ -226,6 +226,34 @@ def test_a_client_of_another_event_loop_says_so() -> None:
         asyncio.run(client[0].generate("ab", task="sort"))
 
 
+def test_a_client_made_before_any_loop_belongs_to_the_first_that_calls() -> None:
+    """One that a module makes as it is imported works; its calls do not hang."""
+    client = AsyncClient("127.0.0.1:1", timeout_s=0.2)
+    with pytest.raises(UnavailableError):
+        asyncio.run(client.generate("ab", task="sort"))
+    with pytest.raises(ClientUnusableError, match="OTHER_LOOP"):
+        asyncio.run(client.generate("ab", task="sort"))
+
+
+def test_a_client_made_in_a_loop_belongs_to_it_before_any_call() -> None:
+    """In the next loop it would hang, and says so."""
+
+    async def made() -> AsyncClient:
+        return AsyncClient("127.0.0.1:1", timeout_s=0.2)
+
+    client = asyncio.run(made())
+    with pytest.raises(ClientUnusableError, match="OTHER_LOOP"):
+        asyncio.run(client.generate("ab", task="sort"))
+
+
+def test_a_client_that_was_never_used_can_be_closed() -> None:
+    """It has no channels yet, and refuses calls from then on."""
+    client = AsyncClient("127.0.0.1:1")
+    asyncio.run(client.close())
+    with pytest.raises(ClientUnusableError, match="CLIENT_CLOSED"):
+        asyncio.run(client.generate("ab", task="sort"))
+
+
 async def test_a_client_that_is_forgotten_takes_its_thread_along() -> None:
     """Without a close: programs that make one per request do not grow without end."""
     server, address = await serve(FakeRouter())
