@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import note, print_json
-from services.common.access.caller import Caller
-from services.common.settings import load_settings
+from services.common.access.caller import Caller, CallerError
+from services.common.settings import SettingsError, load_settings
 from services.local import reference
 from services.local.calls import nobody_answers
 from services.local.errors import CommandError, InputError
@@ -90,11 +90,14 @@ def _default_task(config: str) -> str:
     """Returns the task of requests that name none; empty where only the router knows it.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or the settings are wrong.
     """
     if not config:
         return ""
-    settings = load_settings(Settings, path=pathlib.Path(config), environ=os.environ)
+    try:
+        settings = load_settings(Settings, path=pathlib.Path(config), environ=os.environ)
+    except SettingsError as error:
+        raise InputError("; ".join(error.problems)) from None
     found = default_task(settings.router_inference, settings.mesh)
     if not found:
         names = ", ".join(each.name for each in settings.mesh.tasks)
@@ -107,7 +110,7 @@ async def _ask(
 ) -> Answer:
     # Makes the ids of a trace that routers then keep whole; the client's own span goes nowhere.
     tracing = TracerProvider()
-    async with AsyncClient(routers, tracer_provider=tracing, **_identity()) as client:
+    async with AsyncClient(routers, tracer_provider=tracing, **_identity(routers)) as client:
         if not show:
             return await client.generate(prompt, **options)
         answer: Answer | None = None
@@ -123,9 +126,18 @@ async def _ask(
         return answer
 
 
-def _identity() -> dict[str, Any]:
-    """Returns the client's certificates and key, as the environment names them."""
+def _identity(routers: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the client's certificates and key, as the environment names them.
+
+    Raises:
+        InputError: They cannot be used, or the key not with one of the routers.
+    """
     caller = Caller.of_environment(os.environ)
+    try:
+        for address in routers:
+            caller.credentials(address)
+    except CallerError as error:
+        raise InputError(str(error)) from None
     return {
         "root_certificates": caller.roots or None,
         "certificate": caller.certificate or None,

@@ -104,6 +104,9 @@ def load(
     """Send requests on schedule whatever happens, and account for every one of them."""
     try:
         if spec is not None:
+            for option, given in (("--router", router), ("--mesh", mesh), ("--config", config)):
+                if given:
+                    raise InputError(f"{option}: not with --spec, which names its routers")
             run = read_spec(spec)
         else:
             asked = parse_length(prompt_tokens, "--prompt-tokens")

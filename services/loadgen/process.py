@@ -87,16 +87,24 @@ async def _follow(
     """Reads progress until the process ends; returns the last line of its standard error."""
     assert process.stdout is not None
     assert process.stderr is not None
-    errors = asyncio.create_task(process.stderr.read(MAX_LINE_BYTES))
+    errors = asyncio.create_task(_last_line(process.stderr))
     try:
         async for line in process.stdout:
             event = json.loads(line)
             if on_progress is not None and event["event"] == "progress":
                 on_progress(event)
         await process.wait()
-        lines = (await errors).decode(errors="replace").strip().splitlines()
+        return await errors
     finally:
         errors.cancel()
+
+
+async def _last_line(stream: asyncio.StreamReader) -> str:
+    """Returns the last line of a stream, of which no more is kept than its end."""
+    kept = b""
+    while part := await stream.read(MAX_LINE_BYTES):  # as it comes, not all of it
+        kept = (kept + part)[-MAX_LINE_BYTES:]
+    lines = kept.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
 
 

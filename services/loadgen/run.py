@@ -114,24 +114,24 @@ class LoadRun:
         tasks = []
         send_s = self._arrivals.arrival_s.tolist()
         for index, offset_s in enumerate(send_s):
-            delay_s = self._start_s + offset_s - time.monotonic()
-            if delay_s > 0 and await self._stopped_within(delay_s):
-                break
-            if self._stop.is_set():
+            if await self._stopped_until(self._start_s + offset_s):
                 break
             row = Row()
             self._rows.append(row)
             tasks.append(asyncio.create_task(self._one(index, row)))
         return tasks
 
-    async def _stopped_within(self, delay_s: float) -> bool:
-        """Sleeps; a stop is noticed before the next send, at the latest after half a second."""
-        while delay_s > 0.5:
+    async def _stopped_until(self, at_s: float) -> bool:
+        """Sleeps until a time; a stop is noticed before it, at the latest after half a second.
+
+        Each sleep takes a little longer than asked for, so what is left is told by the clock.
+        """
+        left_s = at_s - time.monotonic()
+        while left_s > 0.5 and not self._stop.is_set():
             await asyncio.sleep(0.5)
-            if self._stop.is_set():
-                return True
-            delay_s -= 0.5
-        await asyncio.sleep(max(delay_s, 0.0))
+            left_s = at_s - time.monotonic()
+        if left_s > 0.0 and not self._stop.is_set():
+            await asyncio.sleep(left_s)
         return self._stop.is_set()
 
     async def _one(self, index: int, row: Row) -> None:

@@ -85,3 +85,47 @@ def test_reference_tiers_are_told_for_what_they_are_before_anything_is_sent(
     assert "tiercel generate 'sort:hgcafde='" in said
     assert ("abcdefghijklmnopqrstuvwxyz0123456789:=+?" in said) == (prompt != "hello")
     assert not fake.specs
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ROOT_CERTIFICATES": "none.crt"}, "none.crt: cannot be read: No such file or directory"),
+        ({"ROOT_CERTIFICATES": "text.crt"}, "text.crt: is no PEM file"),
+        ({"CERTIFICATE": "text.crt"}, "give the roots alone, or all three"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_named(
+    variables: dict[str, str],
+    said: str,
+    router: tuple[FakeRouter, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before anything is sent, with the variable that names them."""
+    (tmp_path / "text.crt").write_text("hello", encoding="utf-8")
+    for name, file in variables.items():
+        monkeypatch.setenv(f"TIERCEL_MESH__TLS__{name}", str(tmp_path / file))
+    assert run(["generate", "rev:ab=", "--router", router[1]]) == 2
+    complained = complaint(capsys)
+    assert said in complained
+    assert "TIERCEL_MESH__TLS__" in complained
+
+
+def test_settings_of_a_running_mesh_that_are_wrong_are_bad_input(
+    router: tuple[FakeRouter, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A variable that changes them and holds nonsense is named, and is no bug."""
+    path = tmp_path / "tiercel.toml"
+    path.write_text(mesh_toml([("e0", "127.0.0.1:1")]), encoding="utf-8")
+    started = started_ticks(os.getpid())
+    Manifest("m", os.getpid(), started, "paced", str(path), (router[1],), {}, {}, {}, {}).write(
+        run_folder("m")
+    )
+    monkeypatch.setenv("TIERCEL_ROUTER_INFERENCE__WORKERS", "many")
+    assert run(["generate", "hello"]) == 2
+    assert "TIERCEL_ROUTER_INFERENCE__WORKERS: router_inference.workers" in complaint(capsys)

@@ -12,6 +12,7 @@ import pytest
 
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
+from tests.unit.services.cli.said import complaint
 from tests.waiting import LIMIT_S, until_sync
 
 
@@ -124,3 +125,13 @@ def test_lengths_that_are_none_are_one_line(
     assert error.count("\n") == 1
     assert f"{option}: expected a number of tokens from 1 to 16384, or drawn" in error
     assert len(error) < 300
+
+
+@pytest.mark.parametrize("option", ["--router", "--mesh", "--config"])
+def test_a_spec_names_its_own_routers(
+    option: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No other mesh than the one on the command line gets the load by accident."""
+    asked = ["load", "--spec", str(tmp_path / "spec.toml"), option, "10.0.0.1:7410"]
+    assert run(asked) == 2
+    assert complaint(capsys).startswith(f"tiercel: {option}: not with --spec")

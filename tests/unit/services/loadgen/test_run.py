@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,19 @@ async def test_a_stopped_run_accounts_for_what_it_sent() -> None:
     assert records.meta["interrupted"]
     assert 3 < len(records) < 100
     assert summarize(records)["offered"] == len(records)
+
+
+async def test_a_long_pause_ends_when_it_should(monkeypatch: Any) -> None:
+    """What each sleep takes beyond its time does not add up to a late burst."""
+    work = LoadRun(spec_of("127.0.0.1:1"))
+    now_s = 0.0
+
+    async def late(delay_s: float) -> None:
+        nonlocal now_s
+        now_s += delay_s + 0.002
+
+    monkeypatch.setattr("services.loadgen.run.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("services.loadgen.run.asyncio", SimpleNamespace(sleep=late))
+    assert not await work._stopped_until(60.0)
+    assert 60.0 <= now_s < 60.01
+    await work._pool.close()
