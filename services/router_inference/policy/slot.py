@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from router.catalog import Catalog
 from router.dqn.paper_snapshot import PaperSnapshot, load_paper_snapshot
 from router.dqn.snapshot import (
+    REASON_BASE,
     REASON_CHECKSUM,
+    REASON_FORMAT,
+    REASON_MALFORMED,
+    REASON_NOT_FINITE,
     REASON_POLICY,
+    REASON_SCHEMA,
+    REASON_SHAPE,
+    REASON_TOO_LARGE,
     Snapshot,
     SnapshotError,
     load_snapshot,
@@ -37,6 +44,11 @@ REASON_UNKNOWN = "POLICY_UNKNOWN"
 REASON_NO_PREVIOUS = "NO_PREVIOUS_POLICY"
 REASON_NO_SNAPSHOT = "SNAPSHOT_MISSING"
 REASON_PARAMETERS = "POLICY_PARAMETERS_INVALID"
+_REFUSALS = (
+    REASON_BASE, REASON_CHECKSUM, REASON_FORMAT, REASON_MALFORMED, REASON_NOT_FINITE, REASON_POLICY,
+    REASON_SCHEMA, REASON_SHAPE, REASON_TOO_LARGE, REASON_UNKNOWN, REASON_NO_SNAPSHOT,
+    REASON_PARAMETERS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +126,8 @@ class PolicySlot:
         self.refusal = ""
         self.wanted = policy
         self.refused: dict[str, int] = {}
+        for reason in _REFUSALS:  # told as 0: nobody sees a count rise that began as 1
+            metrics.refused_snapshots.labels(reason=reason)
         self.known = known_policies(catalog.tiers)
         self.guard = Guard(
             policy=self._made_of(self._configured),

@@ -294,8 +294,11 @@ class Accounts(Collector):
             "Requests by task, tier that answered or was chosen, and how they ended.",
             labels=["task", "tier", "outcome"],
         )
-        # Copies, since the loop goes on counting meanwhile.
-        for (task, tier, outcome), count in self._requests.copy().items():
+        # Copies, since the loop goes on counting meanwhile. Where nothing is on time that is told
+        # as 0: without it a share of it would be unknown, and no alert would fire.
+        ended = self._requests.copy()
+        ended = {(task, tier, Outcome.ON_TIME): 0 for task, tier, _ in ended} | ended
+        for (task, tier, outcome), count in ended.items():
             requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
         yield requests
         by_priority = CounterMetricFamily(
@@ -303,7 +306,9 @@ class Accounts(Collector):
             "Requests by the priority class they were decided for as, and how they ended.",
             labels=["priority", "outcome"],
         )
-        for (priority, outcome), count in self._priorities.copy().items():
+        stood = self._priorities.copy()
+        stood = {(priority, Outcome.ON_TIME): 0 for priority, _ in stood} | stood
+        for (priority, outcome), count in stood.items():
             by_priority.add_metric([priority.label, outcome.value], float(count))
         yield by_priority
         latency = HistogramMetricFamily(
@@ -360,7 +365,9 @@ class Accounts(Collector):
             "Requests whose deadline is for tokens, by its kind and how they ended.",
             labels=[*labels, "outcome"],
         )
-        for (task, kind, outcome), count in self._of_tokens.copy().items():
+        ended = self._of_tokens.copy()
+        ended = {(task, kind, Outcome.ON_TIME): 0 for task, kind, _ in ended} | ended
+        for (task, kind, outcome), count in ended.items():
             requests.add_metric([task, kind.value, outcome.value], float(count))
         yield requests
         smooth = CounterMetricFamily(

@@ -90,6 +90,8 @@ class ExperienceWriter:
         self.is_reachable = True
         self.dropped: Counter[str] = Counter()
         """Records dropped since the start, by reason."""
+        for reason in DropReason:  # told as 0: nobody sees a count rise that began as 1
+            metrics.experience_dropped.labels(reason=reason.value)
 
     @property
     def is_kept(self) -> bool:

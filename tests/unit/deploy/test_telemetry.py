@@ -244,6 +244,14 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
 
 
+def test_every_job_of_the_mesh_is_missed_when_it_is_gone() -> None:
+    """The alert on services names all that is scraped but the collector, which serves nobody."""
+    (rule,) = (rule for rule in _rules() if rule.get("alert") == "TiercelServiceDown")
+    (named,) = re.findall(r'job=~"([^"]*)"', rule["expr"])
+    jobs = {job["job_name"] for job in load_yaml(_PROMETHEUS / "prometheus.yml")["scrape_configs"]}
+    assert set(named.split("|")) == jobs - {"otel-collector"}
+
+
 def test_every_alert_is_in_the_runbook() -> None:
     """docs/operations.md says what to do about each alert."""
     runbook = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

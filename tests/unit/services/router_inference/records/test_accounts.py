@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import Counter
 
+from router.dqn import snapshot
 from router.types import SloKind
 from services.common.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router_inference.job import Outcome
+from services.router_inference.policy import slot
+from services.router_inference.records import experience
 from services.router_inference.records.accounts import Counts, TokenEnds
 from tests.unit.services.router_inference.parts import Behaviour, Rig, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -44,6 +48,7 @@ async def test_a_scrape_tells_task_tier_and_end() -> None:
         await rig.answer(rig.job())
     assert scraped(rig, "tiercel_requests_total") == {
         ("hard", "small", "on_time"): 1.0,
+        ("hard", "none", "on_time"): 0.0,
         ("hard", "none", "refused"): 1.0,
         ("hard", "small", "late"): 1.0,
     }
@@ -72,3 +77,40 @@ async def test_deadlines_for_tokens_are_counted_by_kind() -> None:
     assert smooth == {("first", "first_token"): 2.0}
     told = rig.core.status.read().token_ends
     assert told == {"first": [TokenEnds(SloKind.FIRST_TOKEN, 2, 1, 2.0)]}
+
+
+@scenario
+async def test_where_nothing_is_on_time_that_is_told_as_0() -> None:
+    """Shares in time are 0 then, and not unknown: alerts on them fire."""
+    rig = make_rig()
+    with pytest.raises(ResourceExhaustedError):
+        await rig.answer(rig.job(task="first", is_stream=True, deadline_s=0.001))
+    assert scraped(rig, "tiercel_requests_total") == {
+        ("first", "none", "on_time"): 0.0,
+        ("first", "none", "refused"): 1.0,
+    }
+    assert scraped(rig, "tiercel_priority_requests_total") == {
+        ("normal", "on_time"): 0.0,
+        ("normal", "refused"): 1.0,
+    }
+    assert scraped(rig, "tiercel_token_deadline_requests_total") == {
+        ("first", "first_token", "on_time"): 0.0,
+        ("first", "first_token", "refused"): 1.0,
+    }
+
+
+@scenario
+async def test_what_alerts_wait_for_is_told_from_zero_on() -> None:
+    """A count that is first seen as 1 has not risen, as Prometheus sees it."""
+    metrics = make_rig().core.accounts.metrics
+    reasons = {value for name, value in vars(snapshot).items() if name.startswith("REASON_")}
+    reasons |= {slot.REASON_UNKNOWN, slot.REASON_NO_SNAPSHOT, slot.REASON_PARAMETERS}
+    assert counted(metrics.refused_snapshots) == dict.fromkeys(reasons, 0.0)
+    dropped = [each.value for each in experience.DropReason]
+    assert counted(metrics.experience_dropped) == dict.fromkeys(dropped, 0.0)
+
+
+def counted(counter: Counter) -> dict[str, float]:
+    """Returns the values of a counter by reason."""
+    (metric,) = counter.collect()
+    return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
