@@ -224,6 +224,15 @@ def test_gpu_layer_replaces_image_command_and_build() -> None:
     assert device["capabilities"] == ["gpu"]
 
 
+@pytest.mark.parametrize("service", ALL_SERVICES)
+def test_gpu_layer_gives_its_settings_time_to_stop(service: str) -> None:
+    """Production's settings let calls run longer than those of the reference tiers."""
+    own = section("production", service)
+    entry = compose("compose.gpu.yaml")["services"][service]
+    needed_s = own["lame_duck_s"] + own["grace_s"] + _ROOM_S
+    assert _seconds(entry["stop_grace_period"]) >= needed_s
+
+
 def test_observability_layer_sends_traces_to_its_collector() -> None:
     """Every service of ours exports to the collector of the same file, Triton too."""
     services = compose("compose.observability.yaml")["services"]

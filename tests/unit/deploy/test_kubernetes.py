@@ -373,6 +373,41 @@ def test_network_policies_open_only_ports_that_listen(resources: list[dict[str, 
             assert {entry["port"] for entry in rule["ports"]} <= listening
 
 
+_CALLERS = {
+    ("router-inference", "grpc"): {"openai-door"},
+    ("load-monitor", "grpc"): {"router-inference", "trainer"},
+    ("trainer", "grpc"): {"router-inference"},
+    ("triton", "grpc"): {"router-inference", "load-monitor"},
+    ("triton", "metrics"): {"load-monitor"},
+    ("redis", "redis"): {"router-inference", "load-monitor", "trainer"},
+}
+"""Workloads of the mesh that call a port of another one, by the addresses in its settings."""
+
+
+def test_network_policies_let_the_mesh_call_itself(resources: list[dict[str, Any]]) -> None:
+    """Every service reaches what its settings name, and no other one of the mesh does."""
+    for (callee, port_name), callers in _CALLERS.items():
+        container = pod(resources, callee)["containers"][0]
+        numbers = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
+        rules = resource(resources, "NetworkPolicy", callee)["spec"]["ingress"]
+        peers = [
+            peer["podSelector"]
+            for rule in rules
+            if numbers[port_name] in {entry["port"] for entry in rule["ports"]}
+            for peer in rule["from"]
+            if "podSelector" in peer
+        ]
+        assert {name for peer in peers for name in _selected(peer)} == callers, callee
+
+
+def _selected(selector: dict[str, Any]) -> set[str]:
+    """Returns the names of the workloads that a selector of pods takes."""
+    if labels := selector.get("matchLabels"):
+        return {labels["app.kubernetes.io/name"]}
+    (expression,) = selector["matchExpressions"]
+    return set(expression["values"])
+
+
 def test_disruption_budgets_select_pods(resources: list[dict[str, Any]]) -> None:
     """Every budget's selector matches the pods of a workload."""
     labels = [
