@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 import typing
 from itertools import pairwise
@@ -68,9 +69,23 @@ def _default(field: FieldInfo) -> str:
         value = field.default_factory()  # type: ignore[call-arg]
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, BaseModel):
+        return "see there"
     if value in ("", (), {}):
         return "empty"
-    return f"`{value}`"
+    if isinstance(value, dict | list | tuple):
+        return f"`{_toml(value)}`"
+    # A line end would end the row.
+    return "`{}`".format(str(value).replace("\n", "\\n"))
+
+
+def _toml(value: Any) -> str:
+    """Returns a value as the settings file has it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _limits(field: FieldInfo) -> str:

@@ -15,7 +15,14 @@ import typer
 from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
-from tests.unit.deploy.doc_tables import CONFIGURATION, POLICIES, SECURITY, page_with_tables
+from tests.unit.deploy.doc_tables import (
+    CONFIGURATION,
+    POLICIES,
+    SECTIONS,
+    SECURITY,
+    page_with_tables,
+    table,
+)
 from tests.unit.deploy.manifests import ROOT, load_yaml
 from tests.unit.router import fleets
 
@@ -36,6 +43,15 @@ def test_tables_are_up_to_date(page: Path) -> None:
     """Every setting and policy parameter is in its page, with its default and limits."""
     text = page.read_text(encoding="utf-8")
     assert page_with_tables(page) == text, "run: python -m tests.unit.deploy.doc_tables"
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_setting_is_one_row(name: str) -> None:
+    """Whatever its default holds, a line end among it."""
+    model = SECTIONS[name]
+    rows = table(model).splitlines()
+    assert len(rows) == 2 + len(model.model_fields)
+    assert all(row.startswith("| ") and row.endswith(" |") for row in (rows[0], *rows[2:]))
 
 
 def test_every_policy_is_described() -> None:
