@@ -29,6 +29,8 @@ class ChildSpec:
         name: Name in messages, unique in the mesh.
         command: Program (absolute path) and arguments.
         is_ready: Asked until it says yes; must return within a second or so.
+        ready_file: File by which it says that it is ready, removed before each start: what a killed
+            process left says nothing of the next. None: it has no such file.
         is_alive: Asked while it runs; one that says no for long is killed and started again. None:
             a process that runs is taken for alive.
         log_path: File its output is appended to.
@@ -48,6 +50,7 @@ class ChildSpec:
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cores: tuple[int, ...] = ()
     nice: int = 0
+    ready_file: pathlib.Path | None = None
     is_alive: Callable[[], Awaitable[bool]] | None = None
     ready_timeout_s: float = 60.0
     stop_timeout_s: float = 20.0
@@ -124,6 +127,8 @@ class Child:
     async def _spawn(self) -> None:
         spec = self.spec
         try:
+            if spec.ready_file is not None:
+                spec.ready_file.unlink(missing_ok=True)
             spec.log_path.parent.mkdir(parents=True, exist_ok=True)
             with spec.log_path.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(

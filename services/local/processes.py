@@ -150,7 +150,6 @@ class Processes:
         name, port = name or section.replace("_", "-"), port or section
         ready_file = self.folder / "ready" / f"{name}.json"
         ready_file.parent.mkdir(exist_ok=True)
-        ready_file.unlink(missing_ok=True)
         command = (
             *(sys.executable, "-m", f"services.{section}", "--config", str(self.config_path)),
             *("--listen", self.address(port)),
@@ -162,6 +161,7 @@ class Processes:
             name=name,
             command=command,
             is_ready=lambda: probes.file_exists(ready_file),
+            ready_file=ready_file,
             ready_timeout_s=ready_timeout_s,
             log_path=self.folder / "logs" / f"{name}.log",
             stage=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -47,6 +48,18 @@ async def test_a_child_that_dies_while_starting_says_why(tmp_path: pathlib.Path)
     child = Child(spec_of(tmp_path, "raise SystemExit('port 7410 is taken')"))
     with pytest.raises(ChildError, match="port 7410 is taken"):
         await child.start()
+
+
+async def test_what_a_killed_child_left_says_nothing_of_the_next(tmp_path: pathlib.Path) -> None:
+    """It is ready once it says so itself; one that ends before has not started."""
+    spec = dataclasses.replace(spec_of(tmp_path), ready_file=tmp_path / "one.ready")
+    child = Child(spec)
+    await child.start()
+    await child.stop(graceful=False)
+    assert (tmp_path / "one.ready").exists()
+    command = (sys.executable, "-c", "raise SystemExit('port 7410 is taken')")
+    with pytest.raises(ChildError, match="port 7410 is taken"):
+        await Child(dataclasses.replace(spec, command=command)).start()
 
 
 async def test_a_child_that_is_never_ready_is_ended(tmp_path: pathlib.Path) -> None:
