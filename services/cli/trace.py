@@ -41,6 +41,8 @@ def trace(
     a share are (`router_inference.sample_ratio`).
     """
     folder = folder or _folder(resolve(mesh, config=config).config)
+    if not folder.is_dir():
+        raise CommandError(f"no folder {folder}: no router has written spans to it")
     spans = read_spans(folder, name)
     if not spans:
         raise CommandError(f"no span of {name} in {folder}; not sampled, or too long ago")

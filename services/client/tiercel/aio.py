@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import grpc
 
 from tiercel import convert, errors, forks
-from tiercel.arguments import check
+from tiercel.arguments import check, check_api_key
 from tiercel.channels import (
     CONNECTIONS,
     Connection,
@@ -90,8 +90,8 @@ class AsyncClient:
         Raises:
             TypeError: An argument is of a wrong type; the message names it.
             ValueError: No address or one that is none, no connection, a timeout that is not above
-                0, a certificate without its key or without roots, or a key that would cross a
-                network in plain text.
+                0, a certificate without its key or without roots, or an API key that no header can
+                hold or that would cross a network in plain text.
             OSError: A file cannot be read.
             ClientUnusableError: This process was forked off while a client was open.
         """
@@ -114,6 +114,7 @@ class AsyncClient:
         self._stubs: dict[Connection, Any] = {}
         self._metadata: Metadata = ()
         if api_key is not None:
+            check_api_key(api_key)
             if credentials is None and not all(is_loopback(each) for each in lines):
                 raise ValueError("api_key: is not sent in plain text; give root_certificates")
             self._metadata = (("authorization", f"Bearer {api_key}"),)

@@ -79,6 +79,19 @@ def _check_text(name: str, text: str) -> None:
         raise ValueError(f"{name}: {problem}") from None
 
 
+def check_api_key(key: object) -> None:
+    """Checks a key, which no message shows.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It holds what no header can, for instance the line end of its file.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"api_key: must be a text, got {type(key).__name__}")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("api_key: must be printable ASCII; is the line end of its file in it?")
+
+
 def check_addresses(addresses: Sequence[object]) -> list[str]:
     """Returns router addresses.
 

@@ -143,15 +143,22 @@ def credentials_of(
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: A certificate without its key, or the reverse.
+        ValueError: A certificate without its key, or the reverse, or a file that is no PEM file.
     """
     if (certificate is None) != (key is None):
         raise ValueError("certificate, key: give both or none")
     return grpc.ssl_channel_credentials(
-        pathlib.Path(root_certificates).read_bytes(),
-        None if key is None else pathlib.Path(key).read_bytes(),
-        None if certificate is None else pathlib.Path(certificate).read_bytes(),
+        _pem("root_certificates", root_certificates),
+        None if key is None else _pem("key", key),
+        None if certificate is None else _pem("certificate", certificate),
     )
+
+
+def _pem(name: str, path: PathLike) -> bytes:
+    content = pathlib.Path(path).read_bytes()
+    if b"-----BEGIN " not in content:  # gRPC would say no more than that nobody is reached
+        raise ValueError(f"{name}: {os.fspath(path)}: is no PEM file")
+    return content
 
 
 def is_loopback(address: str) -> bool:

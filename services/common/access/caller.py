@@ -52,14 +52,16 @@ class Caller:
         """Returns a channel's credentials, None for plain text without a key.
 
         Raises:
-            CallerError: A file cannot be read, one is missing beside another, or the key would
-                cross the network in plain text.
+            CallerError: A file cannot be read, one is missing beside another, or the key is none or
+                would cross the network in plain text.
         """
         if bool(self.certificate) != bool(self.key) or (self.certificate and not self.roots):
             raise CallerError(
                 f"{ROOTS_VARIABLE}, {CERTIFICATE_VARIABLE}, {KEY_VARIABLE}: give the roots alone,"
                 " or all three"
             )
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise CallerError(f"{API_KEY_VARIABLE}: must be printable ASCII; is a line end in it?")
         if self.roots:
             channel = grpc.ssl_channel_credentials(
                 _read(ROOTS_VARIABLE, self.roots),

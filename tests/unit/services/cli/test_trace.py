@@ -59,5 +59,7 @@ def test_a_trace_that_is_not_there_says_where_it_was_looked_for(
     """And why it may be missing."""
     assert run(["trace", "b" * 32, "--folder", str(folder)]) == 1
     assert f"in {folder}; not sampled" in complaint(capsys)
+    assert run(["trace", TRACE, "--folder", str(folder / "none")]) == 1
+    assert f"no folder {folder / 'none'}" in complaint(capsys)
     assert run(["trace", "b" * 32, "--config", "nosuch.toml"]) == 2
     assert "nosuch.toml" in complaint(capsys)

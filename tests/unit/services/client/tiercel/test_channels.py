@@ -79,6 +79,7 @@ def test_a_client_needs_a_connection() -> None:
         ({"api_key": "tck_x"}, "plain text"),
         ({"certificate": "a", "key": "b"}, "root_certificates"),
         ({"root_certificates": CERTIFICATE, "key": CERTIFICATE}, "give both or none"),
+        ({"root_certificates": __file__}, "root_certificates: .*: is no PEM file"),
     ],
 )
 async def test_a_key_never_crosses_a_network_in_plain_text(
@@ -87,6 +88,19 @@ async def test_a_key_never_crosses_a_network_in_plain_text(
     """Neither that nor a half of an identity makes a client."""
     with pytest.raises(ValueError, match=problem):
         AsyncClient("router.example:7410", **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [("tck_secret\n", ValueError), ("tck_sécret", ValueError), (b"tck_secret", TypeError)],
+)
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    key: Any, problem: type[Exception]
+) -> None:
+    """The line end of its file, for instance: a call would fail with words of gRPC."""
+    with pytest.raises(problem, match=r"^api_key: must be ") as caught:
+        AsyncClient("127.0.0.1:1", api_key=key)
+    assert "cret" not in str(caught.value)
 
 
 async def test_the_key_goes_along_with_every_call() -> None:

@@ -33,6 +33,7 @@ def test_a_key_is_sent_to_this_machine_without_tls(address: str) -> None:
     ("variables", "problem"),
     [
         ({API_KEY_VARIABLE: "tck_x"}, "is not sent to example.com:7410 in plain text"),
+        ({API_KEY_VARIABLE: "tck_x\r"}, "must be printable ASCII; is a line end in it?"),
         ({ROOTS_VARIABLE: "missing.pem"}, "missing.pem: cannot be read"),
         ({ROOTS_VARIABLE: __file__}, "is no PEM file"),
         ({CERTIFICATE_VARIABLE: str(OWN / "tls.crt")}, "give the roots alone, or all three"),
