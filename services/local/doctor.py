@@ -33,6 +33,7 @@ from services.local.endpoint_checks import examine_endpoint
 from services.local.errors import CommandError
 from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
+from services.openai_door.settings import Settings as DoorSettings
 from services.router_inference.settings import Settings as RouterSettings
 from services.trainer.settings import Settings as TrainerSettings
 from tiercel.common.v1 import common_pb2
@@ -103,6 +104,7 @@ def _settings(config: Path) -> tuple[Outgoing | None, list[Finding]]:
         "router_inference": RouterSettings,
         "load_monitor": MonitorSettings,
         "trainer": TrainerSettings,
+        "openai_door": DoorSettings,
     }
     for section, model in models.items():
         wrong |= misspelled_variables(model, os.environ)

@@ -98,6 +98,17 @@ async def test_a_profile_that_is_old_or_off_is_odd(triton: FakeTriton, tmp_path:
         await server.stop(0)
 
 
+async def test_the_section_of_every_service_is_read(triton: FakeTriton, tmp_path: Path) -> None:
+    """What any of them would refuse at its start is bad."""
+    path = settings(tmp_path, triton.address)
+    good = path.read_text()
+    for section in ("router_inference", "load_monitor", "trainer", "openai_door"):
+        path.write_text(f"{good}[{section}]\ngrace_s = -1\n")
+        finding = of(await examine(path, Target()), "settings")
+        assert finding.level == BAD
+        assert f"{section}.grace_s" in finding.text
+
+
 async def test_a_model_that_is_not_there_is_named_with_those_that_are(
     triton: FakeTriton, tmp_path: Path
 ) -> None:
