@@ -38,7 +38,7 @@ def top(
     target = resolve(mesh, load_monitor=monitor, config=config)
     address = target.need("load_monitor")
     title = f"mesh {target.manifest.name}" if target.manifest else f"mesh at {address}"
-    limit_s = seconds if seconds > 0 else LONGEST_S
+    limit_s = min(seconds, LONGEST_S) if seconds > 0 else LONGEST_S
     with connected("load monitor", address) as stub:
         try:
             stream = stub.WatchSystemState(pb.WatchSystemStateRequest(), timeout=limit_s)

@@ -108,6 +108,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["policy", "rollback", "--trainer", "127.0.0.1:1"],
         ["endpoint", "list", "--monitor", "127.0.0.1:1"],
         ["top", "--monitor", "127.0.0.1:1"],
+        ["top", "--seconds", "inf", "--monitor", "127.0.0.1:1"],
         ["status"],
         ["status", "--mesh", "other"],
     ],
