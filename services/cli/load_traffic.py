@@ -52,20 +52,22 @@ def _tasks(target: Target) -> dict[str, float]:
 
     Raises:
         CommandError: Neither does.
+        InputError: A certificate cannot be used, or the key not with a router.
     """
-    address = target.routers[0]
-    try:
-        reply = call("router", address, "GetRouterStatus", pb.GetRouterStatusRequest())
-    except CommandError as error:
-        if not target.config:
-            raise CommandError(f"{error}; without its status, give --mix and --deadline") from None
-        reply = pb.GetRouterStatusResponse()
-    if reply.tasks:
-        return {each.task: seconds_of(each.default_deadline) for each in reply.tasks}
+    failure: CommandError | None = None
+    for address in target.routers:
+        try:
+            reply = call("router", address, "GetRouterStatus", pb.GetRouterStatusRequest())
+        except InputError:  # a certificate that cannot be used here: no other router helps
+            raise
+        except CommandError as error:
+            failure = failure or error
+            continue
+        if reply.tasks:
+            return {each.task: seconds_of(each.default_deadline) for each in reply.tasks}
+        failure = failure or CommandError(f"the router at {address} does not say its tasks")
     if not target.config:
-        raise CommandError(
-            f"the router at {address} does not say its tasks; give --mix and --deadline"
-        )
+        raise CommandError(f"{failure}; without its tasks, give --mix and --deadline")
     return {task.name: task.default_deadline_s for task in _files_of(target).catalog.tasks}
 
 

@@ -62,6 +62,13 @@ def test_each_task_has_its_own_deadline(
     assert json.loads(capsys.readouterr().out)["total"]["late"] == 0
 
 
+def test_any_router_says_the_tasks(router: tuple[FakeRouter, str], tmp_path: Any) -> None:
+    """One that is gone is skipped, as it is by the requests."""
+    line = ["load", "--router", "127.0.0.1:1", "--router", router[1], "--rate", "60", "--json"]
+    assert run([*line, "--duration", "0.3", "--out", str(tmp_path / "run.npz")]) == 0
+    assert {spec.task for spec in router[0].specs} == {"sort", "reverse"}
+
+
 def test_a_mix_of_tasks_that_the_mesh_does_not_have_is_refused(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
