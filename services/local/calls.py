@@ -58,9 +58,12 @@ def call(part: str, address: str, method: str, request: Any, timeout_s: float = 
 def nobody_answers(part: str, address: str) -> CommandError:
     """Returns the error of a service that is not reached, with what may help."""
     command = part.removeprefix("load ")
+    roots = Caller.of_environment(os.environ).roots
+    by_tls = f"it was asked by TLS, by the roots {roots}"
+    in_plain = "if it has TLS: tiercel --root-certificates FILE ..."
     return CommandError(
         f"no {part} answers at {address}; start it (tiercel up, or tiercel serve {command}), or "
-        "wait until it says that it is serving"
+        f"wait until it says that it is serving; {by_tls if roots else in_plain}"
     )
 
 

@@ -10,6 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from services.common.access.caller import ROOTS_VARIABLE
 from services.local.calls import explain
 from services.local.errors import InputError
 
@@ -43,12 +44,18 @@ class Failure(grpc.RpcError):
     ("part", "command"),
     [("router", "router"), ("load monitor", "monitor"), ("trainer", "trainer")],
 )
-def test_what_is_not_reached_is_said_with_how_to_start_it(part: str, command: str) -> None:
-    """Also that a service which has just begun does not answer yet."""
+def test_what_is_not_reached_is_said_with_how_to_start_it(
+    part: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that one which has just begun does not answer yet, and what TLS takes."""
+    monkeypatch.delenv(ROOTS_VARIABLE, raising=False)
     said = str(explain(part, "h:1", Failure(grpc.StatusCode.UNAVAILABLE, "connection refused")))
     assert said.startswith(f"no {part} answers at h:1; start it (tiercel up, or tiercel serve ")
     assert f"serve {command})" in said
-    assert "wait until it says that it is serving" in said
+    assert "wait until it says that it is serving; if it has TLS" in said
+    monkeypatch.setenv(ROOTS_VARIABLE, "ca.crt")
+    said = str(explain(part, "h:1", Failure(grpc.StatusCode.UNAVAILABLE, "connection refused")))
+    assert said.endswith("is serving; it was asked by TLS, by the roots ca.crt")
 
 
 def test_a_refusal_is_no_failure() -> None:
