@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 
@@ -19,6 +20,7 @@ from services.live.cpu import busy_share, ended_children_cpu_s, tree_cpu_s
 from services.loadgen.process import run_load
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import LoadSpec
+from services.local.calls import explain
 from services.local.embedded import EmbeddedMesh
 from services.local.errors import CommandError
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
@@ -95,17 +97,20 @@ def _cpu_s(mesh: EmbeddedMesh) -> dict[str, float]:
 
 async def _use(address: str, policy: str) -> None:
     """Switches one router, and waits until the load monitor has told it of the mesh."""
-    async with open_channel(address) as channel:
-        stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
-        await stub.UsePolicy(pb2.UsePolicyRequest(policy=policy), timeout=CALL_TIMEOUT_S)
-        for _ in range(300):
-            request = pb2.GetRouterStatusRequest()
-            status = await stub.GetRouterStatus(request, timeout=CALL_TIMEOUT_S)
-            if status.policy != policy or status.fallback_active:
-                raise CommandError(f"{address} uses {status.policy}, not {policy}")
-            if status.HasField("state_age"):
-                return
-            await asyncio.sleep(0.1)
+    try:
+        async with open_channel(address) as channel:
+            stub: Any = pb2_grpc.RouterInferenceServiceStub(channel)
+            await stub.UsePolicy(pb2.UsePolicyRequest(policy=policy), timeout=CALL_TIMEOUT_S)
+            for _ in range(300):
+                request = pb2.GetRouterStatusRequest()
+                status = await stub.GetRouterStatus(request, timeout=CALL_TIMEOUT_S)
+                if status.policy != policy or status.fallback_active:
+                    raise CommandError(f"{address} uses {status.policy}, not {policy}")
+                if status.HasField("state_age"):
+                    return
+                await asyncio.sleep(0.1)
+    except grpc.aio.AioRpcError as error:
+        raise explain("router", address, error) from None
     raise CommandError(f"{address}: the load monitor has told it nothing within 30 s")
 
 
