@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -20,7 +21,8 @@ def test_the_loops_lag_is_read_from_the_metrics_page() -> None:
 
 async def test_a_router_that_does_not_answer_is_one_line() -> None:
     """It is no bug of the command."""
-    mesh: Any = SimpleNamespace(router_addresses=["127.0.0.1:1"])
+    restart: Any = AsyncMock()
+    mesh: Any = SimpleNamespace(router_addresses=["127.0.0.1:1"], restart_routers=restart)
     spec: Any = None  # nothing is sent
     with pytest.raises(CommandError, match=r"no router answers at 127\.0\.0\.1:1"):
         await run_policy(mesh, "price", spec)
