@@ -11,8 +11,8 @@ import os
 import weakref
 from typing import Any
 
-# Of itself gRPC starts its threads anew in a child, as they were in the middle of their work; now and
-# then one of them ends the child by a signal. Read when the first channel is made, by anybody.
+# Of itself gRPC starts its threads anew in a child, as they were in the middle of their work; now
+# and then one of them ends the child by a signal. Read when the first channel is made, by anybody.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
