@@ -167,7 +167,7 @@ class Clients:
         is_refused = outcome is Outcome.REFUSED and job.reason == REASON_DEADLINE
         if is_refused or (outcome is Outcome.LATE and not job.is_routed):
             self._on_overload(tokens, client)
-        elif job.is_complete:
+        elif job.is_complete and not job.is_routed:
             self._answer_s += _ANSWER_PART * (job.end_s - job.arrival_s - self._answer_s)
 
     def _on_overload(self, tokens: float, client: _Client) -> None:
@@ -181,7 +181,10 @@ class Clients:
             self._level = max(
                 [tokens / client.limit.weight, *(e.tokens / e.limit.weight for e in running)]
             )
-        self._level *= _LATER_CUT if self._was_held else _FIRST_CUT
+        cut = self._level * (_LATER_CUT if self._was_held else _FIRST_CUT)
+        # Who has nothing under way may always have one request, so a level below that holds nobody
+        # more; after a long overload it would only take for ever to rise again.
+        self._level = min(self._level, max(cut, tokens / client.limit.weight))
         self._growth_per_s = _LATER_GROWTH_PER_S if self._was_held else _FIRST_GROWTH_PER_S
         self._was_held = False
 

@@ -12,7 +12,12 @@ from services.common.errors import DomainError, ResourceExhaustedError
 from services.router_inference.job import Outcome
 from services.router_inference.path.leases import Report
 from tests.unit.services.router_inference.overload import on_time_share, overload
-from tests.unit.services.router_inference.parts import Rig, choice_of, make_rig
+from tests.unit.services.router_inference.parts import (
+    Behaviour,
+    Rig,
+    choice_of,
+    make_rig,
+)
 from tests.unit.services.router_inference.scenario import scenario
 
 LIGHT, FLOOD = "light", "flood"
@@ -191,3 +196,44 @@ async def test_shares_end_with_the_overload() -> None:
     await asyncio.sleep(6.0)
     await asyncio.gather(*(rig.answer(rig.job(client="one")) for _ in range(5)))
     rig.assert_settled()
+
+
+@scenario
+async def test_shares_end_soon_however_long_the_overload_was() -> None:
+    """After minutes without an answer, a client that asks on and on has all of it in seconds."""
+    rig = make_rig(
+        policy="static-small", safety_net=False, silent_eject_s=300.0, clients=[{"name": "one"}]
+    )
+    rig.tier().default = Behaviour(hang=True)
+    for _ in range(300):
+        with pytest.raises(DomainError):
+            await rig.answer(rig.job(client="one"))
+    rig.tier().default = Behaviour()
+    end_s, refused_s = rig.clock.monotonic_s() + 20.0, []
+
+    async def ask_on() -> None:
+        while rig.clock.monotonic_s() < end_s:
+            try:
+                await rig.answer(rig.job(client="one"))
+            except ResourceExhaustedError:
+                refused_s.append(rig.clock.monotonic_s())
+                await asyncio.sleep(0.05)
+
+    await asyncio.gather(*(ask_on() for _ in range(5)))
+    assert refused_s
+    assert max(refused_s) < end_s - 10.0
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_claimed_end_does_not_tell_how_long_answers_take() -> None:
+    """Else whoever holds tickets for long keeps shares from following the overload."""
+    rig = limited(weight=1.0)
+    clients = rig.core.dispatcher._clients  # type: ignore[attr-defined]
+    before_s = clients._answer_s
+    ticket = rig.core.leases.route(rig.job(client="one", prompt=None)).ticket
+    await asyncio.sleep(0.3)
+    rig.core.leases.close(ticket, Report(Outcome.ON_TIME, None, 8, None))
+    assert clients._answer_s == before_s
+    await rig.answer(rig.job(client="one"))
+    assert clients._answer_s != before_s
