@@ -110,7 +110,10 @@ class LiveSettings:
             called in plain text.
         """
         clients = _CLIENTS if self._core.clients else ()
-        own_keys = (*_POLICIES, *_SAFETY, *_LIMITS, *_CONVERSATIONS, *_TRIAL, *clients)
+        own_keys = (
+            *(*_POLICIES, *_SAFETY, *_LIMITS, *_CONVERSATIONS),
+            *(*_EXPLORATION, *_TRIAL, *clients),
+        )
         mesh_keys = (*_MESH, *(_TASKS if _keeps_tasks(self._mesh, settings.mesh) else ()))
         own = self._own.model_copy(
             update={key: getattr(settings.router_inference, key) for key in own_keys}

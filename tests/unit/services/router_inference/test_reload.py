@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from router.catalog import parse_quality
+from router.exploration import Exploration
 from router.profile import parse_profile
 from services.common.errors import InvalidArgumentError, ResourceExhaustedError
 from services.common.settings import SettingsError
@@ -116,6 +117,16 @@ async def test_the_default_task_follows(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unknown task 'x'"):
         live.take(default_task="x")
     assert live.rig.job(task="").task.name == "soft"
+
+
+@scenario
+async def test_exploration_follows(tmp_path: Path) -> None:
+    """It begins while a router serves, and ends as soon as somebody wants that."""
+    live = Live(tmp_path)
+    for share in (0.02, 0.0):
+        wanted = {"exploration_share": share, "exploration_on_time": 0.9}
+        assert live.take(**wanted) == {f"router_inference.{key}" for key in wanted}
+        assert live.rig.core.explorer.exploration == Exploration(share, 0.9)
 
 
 @scenario
