@@ -99,6 +99,7 @@ class FleetView:
         self._reasons: dict[str, str] = {}
         self._unsettled: list[tuple[int, Breaker]] = []
         self._only: Collection[str] | None = None
+        self._seen_C = np.ones(0)
         self._applied: tuple[SeenEndpoint, ...] | None = None
         self._share = WHOLE
         self._stretches: tuple[tuple[int, int], ...] = ()
@@ -232,10 +233,13 @@ class FleetView:
         self._stretch()
         self.targets = tuple(self._target(row) for row in range(self.latest.candidate_count))
         self.top_tier = max((target.tier_index for target in self.targets), default=0)
+        # Settings say nothing of health: what drains or is down stays so until the next state.
+        seen = dict(zip(self.candidates, self._seen_C.tolist(), strict=True))
         self.candidates = tuple(target.candidate for target in self.targets)
         self._breakers = {target.candidate: target.breaker for target in self.targets}
         self._keep({(spec.address, spec.protocol) for spec in self.latest.endpoints})
-        self._seen_C = self._own_C = self.availability_C = np.ones(len(self.targets))
+        self._seen_C = np.array([seen.get(each, 1.0) for each in self.candidates])
+        self._own_C = self.availability_C = np.ones(len(self.targets))
         self._unsettled = []
         self._mark()
 

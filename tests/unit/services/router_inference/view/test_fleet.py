@@ -112,3 +112,21 @@ async def test_a_device_whose_profile_was_measured_again_is_as_fast_as_it_says()
     slow, fresh = fleet.slowness.by_device().values()
     assert slow == pytest.approx(2.0, 0.03)
     assert fresh == 1.0
+
+
+@scenario
+async def test_settings_that_are_read_again_open_nothing_that_is_closed() -> None:
+    """What drains, or is not ready, stays closed, if no monitor is there to say so again."""
+    rig = make_rig()
+    view = rig.core.view
+    partial = SeenEndpoint(endpoint(1).spec, 1.0, frozenset({"small"}), "PARTIAL")
+    draining = endpoint(0, 0.0, "DRAINING")
+    view.apply(state(draining, partial), rig.clock.monotonic_s())
+    endpoints = [endpoint_of_settings(each) for each in rig.app.settings.mesh.endpoints]
+    profiles = {"": PROFILE, "e0": PROFILE.scaled(2.0)}
+    view.configure(view.fleet.catalog, endpoints, profiles)
+    assert look(rig).tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    await asyncio.sleep(10.0)  # the state is too old: health is left to the own breakers
+    assert look(rig).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    view.configure(view.fleet.catalog, endpoints, profiles)
+    assert look(rig).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
