@@ -212,7 +212,7 @@ class AttemptRun:
                 attempt.result = "ok"
             else:
                 attempt.result = "rescued"
-                target.breaker.on_unknown()
+                self._blame_silence()  # one that hangs looks idle, and would get the next one, too
                 job.is_rescued = True
                 parts.accounts.metrics.rescues.labels(tier=target.tier).inc()
         except TierDeadlineError:

@@ -53,6 +53,7 @@ class Breaker:
         "_backoff_s",
         "_failures",
         "_is_doubt",
+        "_last_s",
         "_limits",
         "_on_change",
         "_probe_running",
@@ -73,6 +74,7 @@ class Breaker:
         self._ramp_start_s = 0.0
         self._probe_running = False
         self._asked_s: float | None = None
+        self._last_s = 0.0
         self._state = BreakerState.CLOSED
         self.last_reason = ""
 
@@ -112,8 +114,12 @@ class Breaker:
 
     def on_dispatch(self, now_s: float) -> None:
         """Counts a request sent; while probing it is the probe."""
+        pause_s = now_s - self._last_s
         if self._asked_s is None:
             self._asked_s = now_s
+        elif pause_s > self._limits.silent_eject_s:
+            self._asked_s += pause_s  # nobody asked meanwhile, so nobody met silence
+        self._last_s = now_s
         if self.state is BreakerState.PROBING:
             self._probe_running = True
 
@@ -159,8 +165,9 @@ class Breaker:
         """Counts a request that ran out of time without a token; returns True if it ejects.
 
         Under overload that is normal, so it counts only where nothing at all has come for a while,
-        since the first request that is still unanswered.
+        since the first request that was not answered, long pauses between requests left out.
         """
+        self._last_s = now_s
         if self.state is BreakerState.PROBING:
             return self.on_failure(now_s, "SILENT")
         if self._asked_s is None or now_s - self._asked_s < self._limits.silent_eject_s:

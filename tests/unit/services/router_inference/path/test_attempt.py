@@ -12,7 +12,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.tiers.errors import TierOverloadedError, TierUnavailableError
-from services.router_inference.job import Outcome
+from services.router_inference.job import Job, Outcome
 from services.router_inference.path.attempt import CUTOFF_TOLERANCE_S
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Sink, make_rig
@@ -278,3 +278,20 @@ async def test_a_caller_that_waited_all_its_time_was_kept_waiting() -> None:
             await task
         assert job.outcome is outcome
         assert job.attempts[0].result == ("deadline" if outcome is Outcome.LATE else "cancelled")
+
+
+@scenario
+async def test_a_tier_that_hangs_is_ejected_though_its_requests_are_rescued() -> None:
+    """Silence counts, whether a request runs out of time in it or is saved just before."""
+    rig = make_rig()
+    rig.tier().behaviours["large"] = HANG
+    jobs: list[Job] = []
+    for _ in range(20):
+        jobs.append(rig.job())
+        await rig.answer(jobs[-1])
+    rescued = [job.is_rescued for job in jobs]
+    assert all(rescued[:8])
+    assert sum(rescued[12:]) <= 2  # probes
+    (large,) = (each for each in rig.core.view.fleet.targets if each.tier == "large")
+    assert large.breaker.last_reason == "SILENT"
+    rig.assert_settled()

@@ -26,6 +26,26 @@ def test_a_black_hole_is_ejected() -> None:
     assert breaker.availability(603.3) == 0.0
 
 
+def test_a_pause_is_no_silence() -> None:
+    """A client gave up long ago, and nothing was asked since: the next misses are overload."""
+    breaker = Breaker(LIMITS, lambda: None)
+    breaker.on_dispatch(600.0)
+    breaker.on_unknown()
+    for number in range(3):
+        breaker.on_dispatch(900.0 + 0.1 * number)
+        assert not breaker.on_silence(900.4 + 0.1 * number)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_a_black_hole_is_ejected_however_seldom_it_is_asked() -> None:
+    """What was waited for in vain adds up over the pauses between."""
+    breaker = Breaker(LIMITS, lambda: None)
+    for number in range(12):
+        breaker.on_dispatch(600.0 + 10.0 * number)
+        breaker.on_silence(600.5 + 10.0 * number)
+    assert breaker.state is BreakerState.EJECTED
+
+
 def test_one_token_ends_the_silence() -> None:
     """An overloaded tier that answers some requests is alive."""
     breaker = Breaker(LIMITS, lambda: None)
