@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from router.catalog import Catalog
@@ -156,13 +157,15 @@ class PolicySlot:
 
         Raises:
             NotFoundError: the name is not known.
-            FailedPreconditionError: it needs a snapshot and none is here.
+            FailedPreconditionError: it needs a snapshot and none is here, or its parameters in the
+                settings or its snapshot are wrong.
         """
         if base_name(name) not in self.known:
             raise NotFoundError("policy", name[:64], self.known)
         snapshot = self._snapshots.get(base_name(name), b"")
         try:
-            policy = self._make(name, snapshot)
+            with _as_precondition(name):
+                policy = self._make(name, snapshot)
         except UnknownPickerError as error:
             raise NotFoundError("endpoint picker", error.name[:64], tuple(PICKERS)) from None
         except MissingSnapshotError:
@@ -179,15 +182,18 @@ class PolicySlot:
         """Goes back to what was in use before the last `use`; a second time, forth again.
 
         Raises:
-            FailedPreconditionError: nothing was.
+            FailedPreconditionError: nothing was, or by the settings of now it cannot be.
         """
         if self._before is None:
             raise FailedPreconditionError(
                 "this router has used no policy but the present one", reason=REASON_NO_PREVIOUS
             )
-        before, self._before = self._before, self._present
+        before = self._before
+        with _as_precondition(before[0]):
+            policy = self._made_of(before)
+        self._before = self._present
         self.is_pinned = True
-        self._swap(self._made_of(before), before)
+        self._swap(policy, before)
 
     def promote(self, promoted: Promoted) -> bool:
         """Uses what was promoted; returns False, keeping the old policy, if it is refused."""
@@ -214,7 +220,14 @@ class PolicySlot:
         if before is None:
             return
         self.refusal = reason
-        self._swap(self._made_of(before), before)
+        try:
+            policy = self._made_of(before)
+        except (PolicyParameterError, SnapshotError) as error:
+            # Settings have changed since. What they name themselves was made when they were taken.
+            self._log.warning("policy_not_made_again", policy=before[0], detail=str(error))
+            before = self._configured
+            policy = self._made_of(before)
+        self._swap(policy, before)
 
     def withdraw(self, activation: int) -> None:
         """Goes back to what the settings say: nothing is promoted any more."""
@@ -336,3 +349,16 @@ class PolicySlot:
 
 def _nobody() -> None:
     """Tells nobody."""
+
+
+@contextmanager
+def _as_precondition(name: str) -> Iterator[None]:
+    """Turns what keeps a known policy from being made into an error for who asked for it."""
+    try:
+        yield
+    except PolicyParameterError as error:
+        text = f"router_inference.policy_parameters: {error}"
+        raise FailedPreconditionError(text, reason=REASON_PARAMETERS) from None
+    except SnapshotError as error:
+        text = f"policy {base_name(name)!r} cannot be made: {error}"
+        raise FailedPreconditionError(text, reason=error.reason) from None

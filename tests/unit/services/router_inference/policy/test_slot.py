@@ -29,6 +29,7 @@ from tests.unit.services.router_inference.parts import (
     TASKS,
     TIERS,
     Behaviour,
+    Rig,
     choice_of,
     make_rig,
 )
@@ -288,3 +289,45 @@ async def test_a_router_goes_back_to_what_it_used_before_it_was_told() -> None:
     assert slot.name == first
     slot.use_previous()
     assert slot.name == "static-small"
+
+
+@scenario
+async def test_a_policy_that_its_parameters_keep_from_being_made_is_named() -> None:
+    """Settings may hold wrong ones of a policy that is not in use; who asks for it is told."""
+    rig = make_rig()
+    rig.core.slot.use("price")
+    rig.core.slot.use("static-small")
+    reload_with(rig, {"price": {"nonsense": 1.0}})
+    for ask in (lambda: rig.core.slot.use("price"), rig.core.slot.use_previous):
+        with pytest.raises(FailedPreconditionError, match=r"policy_parameters: .*'nonsense'") as e:
+            ask()
+        assert e.value.reason == "POLICY_PARAMETERS_INVALID"
+    reload_with(rig, {})
+    rig.core.slot.use_previous()
+    assert rig.core.slot.name == "price"
+
+
+@scenario
+async def test_where_the_replaced_policy_cannot_be_made_the_settings_decide() -> None:
+    """A policy that broke a limit does not go on deciding for that."""
+    rig = make_rig(policy="static-small")
+    slot = rig.core.slot
+    assert slot.promote(promoted(b"", "price", 1))
+    assert slot.promote(promoted(snapshot_bytes(), "dqn", 2))
+    reload_with(rig, {"price": {"nonsense": 1.0}}, policy="static-small")
+    assert slot.name == "dqn"
+    slot.go_back("WATCH_MISSES")
+    assert (slot.name, slot.activation, slot.refusal) == ("static-small", 2, "WATCH_MISSES")
+
+
+def reload_with(
+    rig: Rig, parameters: dict[str, dict[str, float]], policy: str = "static-large"
+) -> None:
+    """Has a router take other parameters of policies."""
+    rig.core.slot.configure(
+        catalog=rig.core.view.fleet.catalog,
+        parameters=parameters,
+        policy=policy,
+        fallback="greedy",
+        snapshot=b"",
+    )
