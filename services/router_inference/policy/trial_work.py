@@ -100,9 +100,9 @@ class Shadow:
         self.last_sequence = 0
 
     def ask(self, choice: Choice) -> None:
-        """Asks about a decision; one that a pin left no choice says nothing."""
+        """Asks about a decision; one that a pin left no choice, or the dice made, says nothing."""
         self.last_sequence = max(self.last_sequence, choice.sequence)
-        if choice.inputs.asked.tier_pin >= 0:
+        if choice.inputs.asked.tier_pin >= 0 or choice.explored:
             return
         counts, tier_C = self.counts, choice.inputs.fleet.arrays.tier_C
         action = self._take_again(choice)
@@ -226,9 +226,12 @@ class Switchback:
         counts = self.counts
         if period == counts.period:
             return
-        counts.last = counts.present if period == counts.period + 1 else PeriodCounts()
+        is_next = period == counts.period + 1
+        counts.last = counts.present if is_next else PeriodCounts()
         counts.period, counts.present = period, PeriodCounts()
-        self._last_counts_s, self._last_decided = self._counts_s, self.decides_all
+        # Nothing here is of a period before that was not heard of.
+        self._last_counts_s = self._counts_s if is_next else math.inf
+        self._last_decided = self.decides_all
         self._began_s, self._counts_s = now_s, now_s + settle_s
         self.decides_all = decides_all
 

@@ -260,6 +260,31 @@ async def test_in_a_switchback_one_policy_decides_everything_at_a_time() -> None
 
 
 @scenario
+async def test_a_period_that_was_not_heard_of_has_no_requests() -> None:
+    """What began in the one before that ends in the one after it, and belongs to neither."""
+    rig = make_rig(policy="static-large")
+    rig.core.trial.take(switched(ALWAYS_SMALL, 1, True))
+    running = asyncio.create_task(rig.answer(rig.job()))
+    await asyncio.sleep(0.001)
+    rig.core.trial.take(switched(ALWAYS_SMALL, 3, False))
+    await running
+    counts = switch(rig)
+    assert (counts.period, counts.present.requests, counts.last.requests) == (3, 0, 0)
+
+
+@scenario
+async def test_a_shadow_is_not_asked_about_what_the_dice_chose() -> None:
+    """The policy in force had chosen otherwise; what is worth less than that is no gain."""
+    rig = make_rig(policy="price", endpoint_count=2, exploration_share=0.05)
+    rig.core.trial.take(tried(AS_PRICE))
+    explored = sum(choice_of(job).explored for job in await serve(rig, 200))
+    counts = shadow(rig)
+    assert explored > 0
+    assert counts.decisions == counts.same_candidate == 200 - explored
+    assert counts.value_gain == 0.0
+
+
+@scenario
 async def test_what_a_period_begins_with_does_not_count() -> None:
     """Neither what the other policy left under way nor its pressure is this one's."""
     rig = make_rig(policy="static-small")
