@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router import watch
+from router.fleet import Fleet
 from router.guard import FallbackReason, Guard
 from router.watch import REASONS, WIDTH, Figures, Watcher, WatchLimits, WatchReport
 from services.common.clock import Clock
@@ -191,8 +192,9 @@ class PolicyWatch:
 
     def look(self) -> None:
         """Shows the siblings what was counted, and goes back if a limit is broken."""
-        self._devices = _usable_devices(self._fleet)
         now_s = self._clock.monotonic_s()
+        # As of now: the last request may have been kept to some endpoints.
+        self._devices = _usable_devices(self._fleet.current(now_s))
         if now_s - self._half_s >= HALF_KEPT_S:
             self._older, self._newer, self._half_s = self._newer, Figures(), now_s
         if not self._problem:
@@ -273,6 +275,6 @@ def _faults_of(guard: Guard) -> float:
     return float(sum(counts[reason] for reason in _FAULTS))
 
 
-def _usable_devices(fleet: FleetView) -> float:
-    usable_C = fleet.latest.arrays.availability_C > 0.0
-    return float(len(np.unique(fleet.latest.arrays.device_C[usable_C])))
+def _usable_devices(fleet: Fleet) -> float:
+    usable_C = fleet.arrays.availability_C > 0.0
+    return float(len(np.unique(fleet.arrays.device_C[usable_C])))

@@ -222,3 +222,15 @@ async def test_workers_add_up_what_they_saw_and_go_back_together() -> None:
     assert "another worker saw it" in [each.detail for each in seen]
     assert seen[0].before.requests == 200
     assert seen[0].after.requests <= 70
+
+
+@scenario
+async def test_requests_kept_to_some_endpoints_make_the_mesh_no_smaller() -> None:
+    """The load that a request is counted at is per device of the whole mesh."""
+    rig = make_rig(policy="static-small", endpoint_count=8)
+    watch, found = rig.core.watch, []
+    for endpoints in (None, frozenset({"e0"})):
+        await rig.answer(rig.job(endpoints=endpoints))
+        watch.look()
+        found.append(watch.load_class(40.0))
+    assert found[0] == found[1]
