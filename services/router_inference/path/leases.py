@@ -285,9 +285,8 @@ class Leases:
         end_s = now_s
         if report.latency_s is not None:
             end_s = min(now_s, job.dispatch_s + report.latency_s)
-        answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
         job.output_tokens = report.output_tokens
-        job.is_complete = answered and report.output_tokens > 0
+        job.is_complete = _is_answered(report)
         if report.quality is not None:
             job.quality = report.quality
         reason = "REPORTED_FAILURE" if report.outcome is Outcome.FAILED else ""
@@ -387,7 +386,7 @@ class Leases:
         self._foreign_closed[key] = None
         if len(self._foreign_closed) > self._max_foreign:
             self._foreign_closed.popitem(last=False)
-        answered = report.outcome in (Outcome.ON_TIME, Outcome.LATE)
+        answered = _is_answered(report)
         quality = ticket.quality if report.quality is None else report.quality
         lateness_s = max(0.0, latency_s - ticket.slack_s)
         if report.outcome is Outcome.ON_TIME:
@@ -412,6 +411,11 @@ class Leases:
                 delivered_reward=reward,
             )
         )
+
+
+def _is_answered(report: Report) -> bool:
+    """Returns whether a client says that it got an answer."""
+    return report.outcome in (Outcome.ON_TIME, Outcome.LATE) and report.output_tokens > 0
 
 
 def _check_claim(ticket: Ticket, report: Report) -> None:

@@ -359,3 +359,16 @@ async def test_closed_tickets_of_a_long_task_take_no_memory() -> None:
     leases.expire()
     assert kept.job.reason == "LEASE_EXPIRED"
     rig.assert_settled()
+
+
+@scenario
+async def test_an_end_without_a_token_is_no_answer_wherever_it_is_reported() -> None:
+    """It earns nothing, at the worker that decided and at another one."""
+    first, second = make_rig(ticket_key="k" * 32), make_rig(ticket_key="k" * 32)
+    second.core.leases._router_id = "r2"
+    for closing in (first, second):
+        ticket = first.core.leases.route(routed(first)).ticket
+        closing.core.leases.close(ticket, dataclasses.replace(DONE, output_tokens=0))
+        record = (await closing.records())[-1].outcome
+        assert (record.output_token_count, record.reward, record.quality) == (0, 0.0, 0.0)
+        assert not record.HasField("served_by")
