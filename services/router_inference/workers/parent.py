@@ -206,7 +206,17 @@ class Parent:
         """Runs one worker after the other in a place, until the stop."""
         wait_s = FIRST_WAIT_S
         while not self._stop.is_set():
-            worker = self._workers[number] = self._fork(number)
+            try:
+                worker = self._workers[number] = self._fork(number)
+            except OSError as error:
+                # No memory, process or descriptor is left; the workers that serve go on meanwhile.
+                what = error.strerror or str(error)
+                self._log.error("worker_not_started", worker=number, by=what, next_in_s=wait_s)
+                if not self._has_served:
+                    self._fail(FAILURE_EXIT_CODE)
+                    return
+                wait_s = await self._pause(wait_s)
+                continue
             reading = asyncio.create_task(self._read(worker))
             if self._told_all:
                 worker.send(frames.frame(frames.ASK, exchange.ask_bytes(0, self._told_all)))
@@ -217,9 +227,7 @@ class Parent:
             if self._stop.is_set():
                 return
             if not self._has_served:
-                # What kept the first from starting keeps the others.
-                self._exit_code = code if code > 0 else FAILURE_EXIT_CODE
-                self._end()
+                self._fail(code if code > 0 else FAILURE_EXIT_CODE)
                 return
             reason = "rolling" if worker.is_asked_to_end else "ended"
             self._metrics.restarts.labels(reason=reason).inc()
@@ -229,9 +237,18 @@ class Parent:
                 wait_s = FIRST_WAIT_S
             ending = f"exit code {code}" if code >= 0 else f"signal {-code}"
             self._log.error("worker_ended", worker=number, by=ending, next_in_s=wait_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), wait_s)
-            wait_s = min(LONGEST_WAIT_S, 2.0 * wait_s)
+            wait_s = await self._pause(wait_s)
+
+    def _fail(self, exit_code: int) -> None:
+        """Gives up before any worker has served: what keeps one from starting keeps the others."""
+        self._exit_code = exit_code
+        self._end()
+
+    async def _pause(self, wait_s: float) -> float:
+        """Waits before the next start, or until the stop; returns how long to wait after that."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), wait_s)
+        return min(LONGEST_WAIT_S, 2.0 * wait_s)
 
     async def _read(self, worker: WorkerProcess) -> None:
         """Takes in what a worker says, until it is gone."""

@@ -1,0 +1,41 @@
+"""The parent of a router's workers, without forks."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, cast
+
+import pytest
+
+from services.common.lifecycle import FAILURE_EXIT_CODE
+from services.common.log import get_logger
+from services.router_inference.workers.parent import Parent
+from tests.unit.services.router_inference.parts import make_rig
+from tests.unit.services.router_inference.scenario import scenario
+
+
+@pytest.mark.parametrize(("has_served", "tries"), [(True, 3), (False, 1)])
+def test_a_worker_that_cannot_be_forked_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, has_served: bool, tries: int
+) -> None:
+    """Short of memory a router lacks a worker, and keeps the others; at its start it ends."""
+
+    @scenario
+    async def scene() -> None:
+        app = make_rig().app
+        parent = Parent(app, log=get_logger("test"), ready_file=None, source=cast("Any", None))
+        parent._has_served = has_served
+        tried: list[int] = []
+
+        def fork(number: int) -> None:
+            tried.append(number)
+            if len(tried) == 3:
+                parent._stop.set()
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        monkeypatch.setattr(parent, "_fork", fork)
+        await parent._keep(1)
+        assert tried == [1] * tries
+        assert parent._exit_code == (0 if has_served else FAILURE_EXIT_CODE)
+
+    scene()
