@@ -289,6 +289,8 @@ class Job:
         held: what its task's target meant for its decision.
         arm: which side of a trial's comparison it is on; None = neither.
         load_class: of the load that was offered when it was decided for; see `router.watch`.
+        is_impossible: True if it was refused for a deadline that would be out of reach with nothing
+            under way, too.
         choice: its decision; None = none was made.
         target: where it was last sent, or is about to be; None without a decision.
         quality: quality of that tier on the task, or of this very answer if the client told it.
@@ -335,6 +337,7 @@ class Job:
     held: Held = NOT_HELD
     arm: Arm | None = None
     load_class: int = 0
+    is_impossible: bool = False
     choice: Choice | None = None
     target: Target | None = None
     quality: float = 0.0

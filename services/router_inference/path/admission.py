@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from router import safety
+from router.ledger import zero_load
 from router.safety import Caution, SafetyLimits
 from router.types import Request, RewardKind
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import NOT_HELD, Held, Job, Outcome, Standing
+
+if TYPE_CHECKING:
+    from router.desk import Desk
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 MOST_CLAIMED_FACTOR = 1.0
@@ -80,7 +84,28 @@ class Admission:
         self._window_s = request.slack_s
         return request.slack_s - self._lag_s(), self.factor(held)
 
-    def refuse(self, slack_s: float, factor: float, least_s: float, standing: Standing) -> NoReturn:
+    def is_impossible(self, desk: Desk) -> bool:
+        """Returns whether what a desk has just refused would be so with nothing under way, too.
+
+        Then its deadline is to blame and not the load, so nobody learns from it: else one caller
+        with such deadlines would have all others take smaller tiers, or less than they ask for.
+        """
+        limits, board, query = self.limits, desk.bound.board, desk.asked.query
+        return limits is not None and not safety.admit(
+            board.fleet, zero_load(len(board.allowed_C)), board.allowed_C, query.slack_s,
+            query.prompt_tokens, query.event_tokens, limits.optimism, board.rescue_C,
+            query.token_interval_s,
+        )  # fmt: skip
+
+    def refuse(
+        self,
+        slack_s: float,
+        factor: float,
+        least_s: float,
+        standing: Standing,
+        *,
+        is_impossible: bool = False,
+    ) -> NoReturn:
         """Refuses a request for which no candidate was in reach.
 
         Args:
@@ -88,11 +113,13 @@ class Admission:
             factor: on predictions, that of its class in it.
             least_s: least predicted latency over the candidates allowed, seconds.
             standing: what its priority class meant for it.
+            is_impossible: with nothing under way it would be refused, too.
 
         Raises:
             ResourceExhaustedError: always.
         """
-        self.caution.refused_s = self._monotonic_s()
+        if not is_impossible:
+            self.caution.refused_s = self._monotonic_s()
         counted = f"counted {factor:.2f} times"
         if standing.log_caution:
             counted += f" for priority {standing.priority.label}"

@@ -164,8 +164,10 @@ class Clients:
             # What was not generated was not taken; what a client only reports may be more.
             unused = max(0, job.max_output_tokens - job.output_tokens)
             client.next_token_s -= unused / client.limit.tokens_per_s
-        is_refused = outcome is Outcome.REFUSED and job.reason == REASON_DEADLINE
-        if is_refused or (outcome is Outcome.LATE and not job.is_routed):
+        is_hopeless = job.reason == REASON_DEADLINE and not job.is_impossible
+        if (outcome is Outcome.REFUSED and is_hopeless) or (
+            outcome is Outcome.LATE and not job.is_routed
+        ):
             self._on_overload(tokens, client)
         elif job.is_complete and not job.is_routed:
             self._answer_s += _ANSWER_PART * (job.end_s - job.arrival_s - self._answer_s)

@@ -131,10 +131,15 @@ class Decider:
                 retry_after_s=view.fleet.retry_after_s(start_s),
             )
         result_R = desk.bound.result_R
-        if factor > 0.0:
-            self._priorities.learn(standing, refused=verdict.action == REFUSED)
-        if verdict.action == REFUSED:
-            self._admission.refuse(slack_s, factor, result_R[LEAST_S], standing)
+        is_refused = verdict.action == REFUSED
+        if is_refused:
+            job.is_impossible = self._admission.is_impossible(desk)
+        if factor > 0.0 and not job.is_impossible:
+            self._priorities.learn(standing, refused=is_refused)
+        if is_refused:
+            self._admission.refuse(
+                slack_s, factor, result_R[LEAST_S], standing, is_impossible=job.is_impossible
+            )
         if verdict.fallback_reason:
             self._on_fallback(guard, verdict.fallback_reason, start_s)
         drawn = self._explorer.draw(job, desk, verdict)

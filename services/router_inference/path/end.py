@@ -93,7 +93,7 @@ class Ending:
                 self._conversations.on_answer(job.conversation, job.target.candidate, tokens, end_s)
         self._accounts.on_end(job, outcome, reward, smooth)
         self._admission.on_end(job)
-        is_hopeless = reason == REASON_DEADLINE
+        is_hopeless = reason == REASON_DEADLINE and not job.is_impossible
         self._hold.on_end(job, end_s, is_hopeless=is_hopeless)
         self._watch.on_end(job, is_hopeless=is_hopeless)
         if job.arm is not None:

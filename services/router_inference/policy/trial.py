@@ -152,8 +152,10 @@ class Trial:
         if not self.is_deciding or job.is_routed:
             return
         if self._switch is not None:
-            is_hopeless = job.outcome is Outcome.REFUSED and job.reason == REASON_DEADLINE
-            if is_hopeless or (choice is not None and job.outcome in _ENDED):
+            is_hopeless = job.reason == REASON_DEADLINE and not job.is_impossible
+            if (job.outcome is Outcome.REFUSED and is_hopeless) or (
+                choice is not None and job.outcome in _ENDED
+            ):
                 self._switch.on_end(job, reward, self._watch.slow_s)
             return
         if choice is None:

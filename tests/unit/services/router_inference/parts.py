@@ -176,6 +176,12 @@ class Rig:
         ask = Ask(**{"task": "hard", "prompt": "hello", **fields})
         return self.core.validator.job(ask, self.clock.monotonic_s(), self.clock.wall_ns())
 
+    def fill(self) -> None:
+        """Puts more requests on every candidate than a short deadline leaves time for."""
+        for candidate in self.core.view.fleet.candidates:
+            for number in range(400):
+                self.core.view.load.ledger.dispatch((candidate, number), candidate, 1.0, 40.0)
+
     async def answer(self, job: Job) -> Sink:
         """Runs a request."""
         sink = Sink()

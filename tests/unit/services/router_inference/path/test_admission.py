@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,30 @@ async def test_a_hopeless_hard_request_is_refused() -> None:
     assert (job.outcome, job.reason) == (Outcome.REFUSED, "DEADLINE_NOT_REACHABLE")
     assert not rig.tier().calls
     rig.assert_settled()
+
+
+@scenario
+async def test_a_deadline_that_nobody_could_meet_moves_nothing() -> None:
+    """Out of reach on idle devices, it is its caller's affair; under load all learn from it."""
+    rig = make_rig(clients=[{"name": "one"}])
+    core, clients = rig.core, rig.core.clients
+    assert clients is not None
+    for _ in range(50):
+        job = rig.job(client="one", deadline_s=0.005)
+        with pytest.raises(ResourceExhaustedError):
+            await rig.answer(job)
+        assert job.is_impossible
+    assert (core.hold.pressure(), core.admission.caution.refused_s) == (0.0, 0.0)
+    assert (clients._level, core.watch.in_force().requests) == (math.inf, 0.0)
+    rig.fill()
+    job = rig.job(client="one", deadline_s=0.1)
+    with pytest.raises(ResourceExhaustedError):
+        await rig.answer(job)
+    assert not job.is_impossible
+    assert core.hold.pressure() > 0.0
+    assert core.admission.caution.refused_s == rig.clock.monotonic_s()
+    assert clients._level < math.inf
+    assert core.watch.in_force().requests == 1.0
 
 
 @scenario

@@ -301,9 +301,13 @@ async def test_refused_requests_count_in_a_switchback() -> None:
     """They earn nothing: a policy that fills the devices pays for them."""
     rig = make_rig(policy="static-small")
     rig.core.trial.take(switched(ALWAYS_LARGE, 1, True))
+    # What no policy could have answered in time counts against none.
+    with pytest.raises(ResourceExhaustedError):
+        await rig.answer(rig.job(deadline_s=0.001))
+    rig.fill()
     for _ in range(3):
         with pytest.raises(ResourceExhaustedError):
-            await rig.answer(rig.job(deadline_s=0.001))
+            await rig.answer(rig.job(deadline_s=0.1))
     assert (switch(rig).present.requests, switch(rig).present.missed) == (3, 3)
     assert switch(rig).present.reward == 0.0
 
