@@ -224,9 +224,12 @@ class AttemptRun:
             self._blame(error)
             raise
         except BaseException:
-            at_deadline = is_at_cutoff(job, parts.monotonic_s())
-            attempt.result = "deadline" if at_deadline else "cancelled"
-            target.breaker.on_unknown()
+            if is_at_cutoff(job, parts.monotonic_s()):  # the call's own limit came first
+                attempt.result = "deadline"
+                self._blame_silence()
+            else:
+                attempt.result = "cancelled"
+                target.breaker.on_unknown()
             raise
         finally:
             attempt.end_s = parts.monotonic_s()

@@ -265,6 +265,21 @@ async def test_a_loop_that_stood_still_blames_nobody_for_silence() -> None:
 
 
 @scenario
+async def test_a_call_that_ends_by_its_own_limit_met_silence_too() -> None:
+    """Its limit is the request's deadline, and comes a little sooner; one that leaves met none."""
+    for waited_s, is_open in ((0.3, True), (0.395, False)):
+        rig = make_rig(safety_net=False, silent_eject_s=0.1, eject_after_failures=1)
+        rig.tier().default = HANG
+        task = asyncio.ensure_future(rig.answer(rig.job()))
+        await asyncio.sleep(waited_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        (large,) = (each for each in rig.core.view.fleet.targets if each.tier == "large")
+        assert large.breaker.settled is is_open
+
+
+@scenario
 async def test_a_caller_that_waited_all_its_time_was_kept_waiting() -> None:
     """Its own clock ends the call before ours, by what the way here has rounded up."""
     for waited_s, outcome in ((12.34, Outcome.LATE), (11.9, Outcome.CANCELLED)):
