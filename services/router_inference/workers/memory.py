@@ -6,8 +6,9 @@ it outlives the processes, and none can meet a ledger of another version or of a
 Every worker has a block that it alone writes, and the parent after its death. There is no lock: all
 that is read while it may change is a word of eight aligned bytes, which is stored and loaded as a
 whole. What takes several words is written to a part that nobody reads, and comes into force by one
-word, the turn: an even turn means the first part, an odd one the second. So a worker may be killed
-at any instruction: what it had not finished was never in force, and one turn takes out the rest.
+word, the turn: an even turn means the first part, an odd one the second. A reader looks at the turn
+again afterwards. So a worker may be killed at any instruction: what it had not finished was never
+in force, and one turn takes out the rest.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class Block:
 
     def counts(self) -> Counts:
         """Returns the counts in force."""
-        return self._counts[self.whole[COUNTS_TURN] & 1].copy()
+        return self._read(COUNTS_TURN, self._counts)
 
     def set_counts(self, counts: Counts) -> None:
         """Brings other counts into force."""
@@ -201,7 +202,7 @@ class Block:
 
     def trial(self) -> NDArray[np.float64]:
         """Returns what is in force of a policy on trial, all zero for none."""
-        return self._trials[self.whole[TRIAL_TURN] & 1].copy()
+        return self._read(TRIAL_TURN, self._trials)
 
     def set_trial(self, row: NDArray[np.float64]) -> None:
         """Brings other numbers of a trial into force."""
@@ -211,13 +212,25 @@ class Block:
 
     def watch(self) -> NDArray[np.float64]:
         """Returns what is in force of a watched policy, all zero for nothing."""
-        return self._watches[self.whole[WATCH_TURN] & 1].copy()
+        return self._read(WATCH_TURN, self._watches)
 
     def set_watch(self, row: NDArray[np.float64]) -> None:
         """Brings other numbers of a watched policy into force."""
         turn = self.whole[WATCH_TURN] + 1
         self._watches[turn & 1][:] = row
         self.whole[WATCH_TURN] = turn
+
+    def _read(self, word: int, parts: tuple[Counts, Counts]) -> Counts:
+        """Returns the part that is in force by a turn.
+
+        A reader that is held up meanwhile, for as long as two turns take, is overtaken by what is
+        written to the same part again; so it reads once more.
+        """
+        while True:
+            turn = self.whole[word]
+            found = parts[turn & 1].copy()
+            if self.whole[word] == turn:
+                return found
 
     def table(self) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
         """Returns the turn of the table in force, its keys and its loads, which go on changing."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.router_inference.workers.memory import (
     MOST_CANDIDATES,
@@ -84,6 +87,37 @@ def test_a_worker_that_ended_leaves_its_counts_and_no_load() -> None:
     assert not block.trial().any()
     assert not block.watch().any()
     assert memory.ended.counts().tolist() == [8.0, 2.0]
+
+
+class HeldUp:
+    """A part of a block, whose first reader is held up in the middle while others write."""
+
+    def __init__(self, part: NDArray[np.float64], meanwhile: Callable[[], None]) -> None:
+        self.part, self.meanwhile = part, meanwhile
+
+    def copy(self) -> NDArray[np.float64]:
+        """Returns what it read."""
+        found = self.part.copy()
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        found[1] = self.part[1]
+        return found
+
+    def __setitem__(self, at: slice, values: NDArray[np.float64]) -> None:
+        self.part[at] = values
+
+
+def test_what_is_overtaken_while_it_is_read_is_read_again() -> None:
+    """All of it is of one moment, however long a reader is held up."""
+    block: Any = Memory(worker_count=1, counts_width=2).blocks[0]
+
+    def write() -> None:
+        for value in (2.0, 3.0):
+            block.set_counts(np.full(2, value))
+
+    block.set_counts(np.full(2, 1.0))
+    block._counts = tuple(HeldUp(part, write) for part in block._counts)
+    assert block.counts().tolist() == [3.0, 3.0]
 
 
 def test_a_fork_shares_the_memory() -> None:
