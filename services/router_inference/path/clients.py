@@ -134,9 +134,11 @@ class Clients:
             raise _refusal(
                 REASON_IN_FLIGHT, f"{limit.max_in_flight} requests", f"{client.in_flight + 1}"
             )
-        if limit.rate_rps and client.next_request_s - now_s > _BURST_S - 1.0 / limit.rate_rps:
-            wait_s = client.next_request_s - now_s - _BURST_S + 1.0 / limit.rate_rps
-            raise _refusal(REASON_RATE, f"{limit.rate_rps:g} requests/s", "more", wait_s)
+        if limit.rate_rps:
+            # Below one a second there is no burst: each waits for its moment.
+            wait_s = client.next_request_s - now_s - max(0.0, _BURST_S - 1.0 / limit.rate_rps)
+            if wait_s > 0.0:
+                raise _refusal(REASON_RATE, f"{limit.rate_rps:g} requests/s", "more", wait_s)
         if limit.tokens_per_s and client.next_token_s - now_s > _BURST_S:
             wait_s = client.next_token_s - now_s - _BURST_S
             raise _refusal(REASON_TOKENS, f"{limit.tokens_per_s:g} tokens/s", "more", wait_s)

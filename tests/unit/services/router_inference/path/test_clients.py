@@ -96,6 +96,21 @@ async def test_a_rate_allows_a_burst_of_a_second_and_no_more() -> None:
 
 
 @scenario
+async def test_a_rate_below_one_a_second_is_had_in_full() -> None:
+    """One request at a time, each as soon as the rate says; the refusal says when."""
+    rig = limited(rate_rps=0.25)
+    answered_s: list[float] = []
+    while len(answered_s) < 4:
+        asked_s = rig.clock.monotonic_s()
+        try:
+            await rig.answer(rig.job(client="one"))
+            answered_s.append(asked_s)
+        except ResourceExhaustedError as error:
+            await asyncio.sleep(error.retry_after_s or 0.0)
+    assert [each - answered_s[0] for each in answered_s] == pytest.approx([0.0, 4.0, 8.0, 12.0])
+
+
+@scenario
 async def test_a_claim_gives_no_tokens_back() -> None:
     """What a client routes and reports as an empty answer costs what it might have taken."""
     rig = limited(tokens_per_s=100.0)
