@@ -161,10 +161,12 @@ class Clients:
         client.in_flight -= 1
         client.tokens -= tokens
         self._requests.labels(client.label, outcome.value).inc()
-        is_seen = not (job.is_routed or job.by_gateway) or outcome is Outcome.REFUSED
+        was_sent = job.choice is not None
+        is_seen = not (was_sent and (job.is_routed or job.by_gateway))
         if client.limit.tokens_per_s and outcome is not Outcome.LATE and is_seen:
-            # What was not generated was not taken; what a client only reports may be more.
-            unused = max(0, job.max_output_tokens - job.output_tokens)
+            # What was not generated, or went nowhere, was not taken; what a client only reports may
+            # be more.
+            unused = max(0, job.max_output_tokens - job.output_tokens) if was_sent else tokens
             client.next_token_s -= unused / client.limit.tokens_per_s
         is_hopeless = job.reason == REASON_DEADLINE and not job.is_impossible
         if (outcome is Outcome.REFUSED and is_hopeless) or (

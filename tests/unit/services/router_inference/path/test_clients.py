@@ -137,6 +137,24 @@ async def test_tokens_are_charged_as_asked_and_given_back_unused() -> None:
 
 
 @scenario
+async def test_what_goes_nowhere_costs_no_tokens() -> None:
+    """The prompt of a request that is refused, or has no endpoint, was computed by nobody."""
+    rig = limited(tokens_per_s=100.0)
+    for deadline_s, floor in ((0.005, 0.0), (0.4, 1.0)):
+        for tier in rig.core.view.fleet.targets:
+            while floor and tier.tier == "large" and tier.breaker.settled:
+                tier.breaker.on_failure(rig.clock.monotonic_s(), "UNAVAILABLE")
+        for _ in range(3):
+            job = rig.job(
+                client="one", prompt="x" * 4_000, deadline_s=deadline_s, quality_floor=floor
+            )
+            with pytest.raises(DomainError):
+                await rig.answer(job)
+            assert job.reason in ("DEADLINE_NOT_REACHABLE", "NO_USABLE_ENDPOINT")
+    await rig.answer(rig.job(client="one", max_output_tokens=90))
+
+
+@scenario
 async def test_names_in_metrics_come_from_the_settings() -> None:
     """A client that nobody configured has no name there, whatever it calls itself."""
     rig = limited(max_in_flight=1)
