@@ -242,7 +242,8 @@ async def test_shares_end_soon_however_long_the_overload_was() -> None:
         with pytest.raises(DomainError):
             await rig.answer(rig.job(client="one"))
     rig.tier().default = Behaviour()
-    end_s, refused_s = rig.clock.monotonic_s() + 20.0, []
+    end_s = rig.clock.monotonic_s() + 20.0
+    refused_s: list[float] = []
 
     async def ask_on() -> None:
         while rig.clock.monotonic_s() < end_s:
