@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,11 @@ async def test_a_policy_that_its_parameters_keep_from_being_made_is_named() -> N
     rig.core.slot.use("price")
     rig.core.slot.use("static-small")
     reload_with(rig, {"price": {"nonsense": 1.0}})
-    for ask in (lambda: rig.core.slot.use("price"), rig.core.slot.use_previous):
+    asking: tuple[Callable[[], None], ...] = (
+        lambda: rig.core.slot.use("price"),
+        rig.core.slot.use_previous,
+    )
+    for ask in asking:
         with pytest.raises(FailedPreconditionError, match=r"policy_parameters: .*'nonsense'") as e:
             ask()
         assert e.value.reason == "POLICY_PARAMETERS_INVALID"
