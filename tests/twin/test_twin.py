@@ -17,7 +17,16 @@ import pytest
 
 from router.home import Share
 from router.seat import Stay
-from tests.twin.worlds import APART, Setting, Told, lived, policy_of, simulated, workload
+from tests.twin.worlds import (
+    APART,
+    Setting,
+    Told,
+    lived,
+    policy_of,
+    simulated,
+    with_hopeless,
+    workload,
+)
 from trainer.shipped import POLICIES, shipped
 from trainer.simulation.workload import Times, gamma_renewal, poisson
 
@@ -46,6 +55,8 @@ WORLDS = {
     "prefixes cached": Setting(talks=True, cache=4_000),
     "prefixes and rescues": Setting(placement=APART, slow=1.6, talks=True, cache=20_000),
     "classes": Setting(classes=(0.25, 0.45, 0.3)),
+    "hopeless deadlines": Setting(hopeless=0.2),
+    "hopeless deadlines, classes": Setting(hopeless=0.2, classes=(0.25, 0.45, 0.3)),
     "classes, no target": Setting(classes=(0.6, 0.1, 0.3), target=0.0),
 }
 PACED = {
@@ -66,6 +77,9 @@ def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Tol
     offered = workload(arrival_N, shares, 0.4, seed, talks=WORLDS[world].talks)
     if WORLDS[world].classes:
         offered = offered.with_classes(WORLDS[world].classes, np.random.default_rng([seed, 2]))
+    if WORLDS[world].hopeless:
+        rng = np.random.default_rng([seed, 3])
+        offered = with_hopeless(offered, WORLDS[world].hopeless, rng)
     live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
     return live, simulated(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
 
@@ -119,6 +133,15 @@ def test_classes_matter_in_these_worlds(load: str) -> None:
     """Requests fare otherwise with classes than without, so that comparing says something."""
     mixed, plain = (told_twice("price", load, world, 3)[0] for world in ("classes", "shared"))
     assert mixed.stories != plain.stories
+
+
+def test_hopeless_deadlines_are_nobody_elses_in_these_worlds() -> None:
+    """They are refused, and the other requests go on getting large tiers."""
+    stories = told_twice("price", "calm", "hopeless deadlines", 3)[0].stories
+    refused = sum(story.end == "refused" for story in stories)
+    assert 0.05 < refused / len(stories) < 0.25
+    tiers = [story.tier for story in stories if story.end != "refused"]
+    assert np.mean(np.array(tiers) == max(tiers)) > 0.5
 
 
 def test_targets_matter_in_these_worlds() -> None:

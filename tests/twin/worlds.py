@@ -96,6 +96,7 @@ class Setting:
         talks: requests are those of conversations.
         classes: share of high, normal and low priority; empty: all are normal.
         interval_s: time between two tokens that read along.
+        hopeless: share of hard deadlines that no device could meet, idle or not.
     """
 
     placement: Placement = SHARED
@@ -108,6 +109,7 @@ class Setting:
     talks: bool = False
     classes: tuple[float, ...] = ()
     interval_s: float = 0.015
+    hopeless: float = 0.0
 
     @property
     def profile(self) -> LatencyProfile:
@@ -187,6 +189,14 @@ def workload(
         task_share=task_share,
     )
     return _talking(offered, np.random.default_rng([seed, 2])) if talks else offered
+
+
+def with_hopeless(offered: Workload, share: float, rng: np.random.Generator) -> Workload:
+    """Returns it with deadlines out of reach for some requests of a hard one."""
+    is_hard_N = np.array([task.reward_kind is RewardKind.HARD for task in TASKS])[offered.task_N]
+    is_hopeless_N = is_hard_N & (rng.random(len(offered)) < share)
+    slack_N = np.where(is_hopeless_N, 2.0**-12, offered.slack_N)
+    return replace(offered, slack_N=slack_N)
 
 
 def _talking(offered: Workload, rng: np.random.Generator) -> Workload:

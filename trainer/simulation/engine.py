@@ -287,7 +287,7 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.first_reward = request.reward
     w.clock[0].reward_sum += request.reward
     teach_admission(w, i, now_s)
-    if status != FAILED:
+    if status != FAILED and request.impossible == 0:
         teach_target(w, i, now_s, 1.0, 1.0 - request.on_time)
     teach_slowdown(w, i, now_s)
 

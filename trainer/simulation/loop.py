@@ -224,6 +224,29 @@ def show_cached(w: World, i: int) -> None:
 
 
 @jit_inner
+def is_impossible(w: World, i: int, now_s: float, event_tokens: float) -> bool:
+    """Returns whether a request would be refused with nothing under way, too."""
+    request = w.requests[i]
+    idle = w.scratch.load
+    for c in range(len(w.candidates)):
+        idle.in_flight_C[c] = 0.0
+        idle.waiting_prompt_tokens_C[c] = 0.0
+        idle.remaining_output_tokens_C[c] = 0.0
+    in_reach = safety.admit(
+        w.fleet,
+        idle,
+        w.allowed_C,
+        request.deadline_s - now_s,
+        request.prompt,
+        event_tokens,
+        w.clock[0].optimism,
+        w.decided.predicted_s_C,
+        request.interval_s,
+    )
+    return not in_reach
+
+
+@jit_inner
 def prepare(w: World, i: int, now_s: float) -> bool:
     """Fills view and mask for a request's decision; False if it is refused or cannot be served."""
     clock = w.clock[0]
@@ -266,10 +289,13 @@ def prepare(w: World, i: int, now_s: float) -> bool:
             w.decided.predicted_s_C,
             request.interval_s,
         )
-        if request.attempt == 0:
+        if not admitted and request.attempt == 0 and is_impossible(w, i, now_s, event_tokens):
+            request.impossible = 1
+        if request.attempt == 0 and request.impossible == 0:
             priority.learn(own, request.place, not admitted)
         if not admitted:
-            own.refused_s = now_s
+            if request.impossible == 0:
+                own.refused_s = now_s
             settle(w, i, REFUSED, now_s)
             return False
     is_seat_open = clock.seat >= 0 and w.allowed_C[clock.seat]

@@ -58,6 +58,7 @@ REQUEST = np.dtype(
         ("rescued", np.int8),
         ("explored", np.int8),
         ("floored", np.int8),
+        ("impossible", np.int8),  # 1 = refused, and would be with nothing under way, too
         ("stay", np.int8),  # `router.seat.Stay`
         ("seat", np.int32),  # where its conversation was served last, as its router knows it
         ("cached", np.float64),  # prompt tokens its router takes for cached there

@@ -132,7 +132,7 @@ class Decider:
             )
         result_R = desk.bound.result_R
         is_refused = verdict.action == REFUSED
-        if is_refused:
+        if is_refused and not job.attempts:
             job.is_impossible = self._admission.is_impossible(desk)
         if factor > 0.0 and not job.is_impossible:
             self._priorities.learn(standing, refused=is_refused)
