@@ -6,10 +6,10 @@ decision, every action of interest is tried in a copy, and all copies meet the s
 lengths and draws (common random numbers) under the policy of the moment. Differences between the
 returns are then the actions' differences, own reward and harm to others included, little else.
 
-    y_a = sum of rewards of requests due within the horizon, action a taken now
+    y_a = own reward + sum of rewards of other requests due within the horizon, action a taken now
 
 It is an n-step return that spans the horizon, for every action at once; with a horizon of two
-deadlines what is left at its end is common to all.
+deadlines what is left at its end is common to all. Tasks may have longer deadlines than that.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Weights
+from router.reward import answer_reward
 from trainer.learning.offline.config import OfflineConfig
 from trainer.learning.offline.samples import PairedSamples
 from trainer.simulation import loop
 from trainer.simulation.compiled import jit
 from trainer.simulation.engine import settle
 from trainer.simulation.scenarios import Mesh, Scenario
-from trainer.simulation.simulate import PolicySpec, make_world
-from trainer.simulation.state import FAILED, World
+from trainer.simulation.simulate import SOFT_GRACE, PolicySpec, make_world
+from trainer.simulation.state import FAILED, RUNNING, WAITING, World
 
 _NEVER = 2**62
 """A request that never comes."""
@@ -75,17 +76,58 @@ def _advance_to(
 
 
 def _worth(
-    world: World, start_s: float, end_s: float, miss_cost: float, discount_tau_s: float
+    world: World, i: int, start_s: float, end_s: float, miss_cost: float, discount_tau_s: float
 ) -> float:
-    """Returns what the requests due between two times brought, misses charged, later ones less."""
+    """Returns what the requests due between two times brought, misses charged, later ones less.
+
+    Request `i`, which was decided for, counts however late it is due: else all that is learned of
+    a long deadline would be the harm to others. Where the end comes first it is taken as in time.
+    """
     requests = world.requests
     # Deadlines differ by task; arrivals are sorted, so a generous range is cut out first.
     low, high = np.searchsorted(requests["arrival_s"], (start_s - 4.0 * (end_s - start_s), end_s))
-    arrival_s, due_s = requests["arrival_s"][low:high], requests["deadline_s"][low:high]
-    reward = requests["first_reward"][low:high]
+    part, own = requests[low:high], i - int(low)
+    arrival_s, due_s = part["arrival_s"], part["deadline_s"]
+    reward = _earned(world, part)
+    counts = (due_s > start_s) & (due_s <= end_s)
+    if not counts[own]:
+        counts[own] = True
+        if part["status"][own] in (WAITING, RUNNING) and part["attempt"][own] == 1:
+            reward[own] = _quality(world, part[own])
     discount = np.exp(-np.maximum(0.0, arrival_s - start_s) / discount_tau_s)
     worth = discount * (reward - miss_cost * (reward <= 0.0))
-    return float(worth[(due_s > start_s) & (due_s <= end_s)].sum())
+    return float(worth[counts].sum())
+
+
+def _earned(world: World, part: NDArray[np.void]) -> NDArray[np.float64]:
+    """Returns what requests earned their first choice, as far as that is known by now.
+
+    Where the deadline is that of the first token it is known while the answer still goes on.
+    """
+    earned: NDArray[np.float64] = part["first_reward"].copy()
+    is_told = (part["first_token"] != 0) & (part["status"] == RUNNING) & (part["attempt"] == 1)
+    is_told &= part["first_token_s"] <= world.clock["now_s"][0]
+    for k in np.flatnonzero(is_told):
+        request = part[k]
+        overhead_s = world.candidates["overhead_s"][request["candidate"]]
+        late_s = request["first_token_s"] + overhead_s - request["deadline_s"]
+        earned[k] = answer_reward(_quality(world, request), late_s, request["decay_s"])
+    return earned
+
+
+def _quality(world: World, request: Any) -> float:
+    """Returns the quality of the tier a request is at."""
+    return float(world.fleet.quality_KC[request["task"], request["candidate"]])
+
+
+def _grace_s(requests: NDArray[np.void]) -> float:
+    """Returns how long after deadlines it may still come out what requests earn, seconds.
+
+    A soft deadline's answer may come, and earn, a while after it. Where each token is due, the last
+    one decides; a stream that goes on after that is late.
+    """
+    tokens_s = (requests["output"] - 1) * requests["interval_s"]
+    return float((tokens_s + SOFT_GRACE * requests["decay_s"]).max(initial=0.0))
 
 
 _BY_PART = ("requests", "heap_s", "heap_id", "pending_N")
@@ -119,8 +161,8 @@ class _Copy:
                 own, new = (_arrays(getattr(world, name)) for world in (self.world, source))
                 self._pairs.extend(zip(own, new, strict=True))
 
-    def refill(self, start_s: float, end_s: float) -> World:
-        """Returns the copy in the state of its source; its future may run until `end_s`."""
+    def refill(self) -> World:
+        """Returns the copy in the state of its source."""
         own, source = self.world, self._source
         touched = int(own.clock["arrivals"][0])  # by the last future
         for old, new in self._pairs:
@@ -129,10 +171,11 @@ class _Copy:
         heap, pending = int(clock["heap"]), int(clock["pending"])
         own.heap_s[:heap], own.heap_id[:heap] = source.heap_s[:heap], source.heap_id[:heap]
         own.pending_N[:pending] = source.pending_N[:pending]
-        # Requests long over are the same in both; those that have not arrived are untouched.
-        oldest_s = start_s - 8.0 * (end_s - start_s)
-        low = int(np.searchsorted(source.requests["arrival_s"], oldest_s))
-        part = slice(min(low, self._low), max(touched, int(clock["arrivals"])))
+        # What was over the last time is the same in both; what has not arrived is untouched.
+        arrivals = int(clock["arrivals"])
+        is_open = source.requests["status"][:arrivals] <= RUNNING
+        low = int(is_open.argmax()) if is_open.any() else arrivals
+        part = slice(min(low, self._low), max(touched, arrivals))
         own.requests[part] = source.requests[part]
         self._low = low
         return own
@@ -170,9 +213,7 @@ def paired_samples(
     world.clock["epsilon"] = epsilon
     world.mix_T[:] = mix_T
     copy = _Copy(scenario, world)
-    # A soft deadline's answer may come, and earn, a while after it.
-    requests = world.requests
-    grace_s = float((requests["cancel_s"] - requests["deadline_s"]).max(initial=0.0))
+    grace_s = _grace_s(world.requests)
     params_P, weights = policy.params_P.copy(), policy.weights
     future = future or policy
     last = int(np.searchsorted(workload.arrival_N, workload.duration_s - horizon_s))
@@ -196,7 +237,7 @@ def paired_samples(
         start_s = float(world.clock["now_s"][0])
         end_s = start_s + horizon_s
         for c in np.flatnonzero(tried_C):
-            branch = copy.refill(start_s, end_s + grace_s)
+            branch = copy.refill()
             after_P = future.params_P.copy()
             _advance_to(
                 branch,
@@ -209,7 +250,7 @@ def paired_samples(
                 after_P,
                 future.weights,
             )
-            return_C[c] = _worth(branch, start_s, end_s, miss_cost, discount_tau_s)
+            return_C[c] = _worth(branch, i, start_s, end_s, miss_cost, discount_tau_s)
         rows.append((world.features_CF.copy(), world.allowed_C.copy(), tried_C, return_C))
     if not rows:
         return _no_samples(*world.features_CF.shape)

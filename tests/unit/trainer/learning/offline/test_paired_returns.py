@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from router.policies.table import make_policy
+from router.types import SloKind
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.offline import paired_returns as paired
 from trainer.learning.offline.paired_returns import paired_samples
 from trainer.learning.offline.samples import PairedSamples
-from trainer.simulation.scenarios import Mesh, training_scenario
-from trainer.simulation.simulate import PolicySpec
+from trainer.simulation import loop
+from trainer.simulation.scenarios import TRUE_COSTS, Mesh, training_scenario
+from trainer.simulation.simulate import PolicySpec, SimulationConfig, make_world
+from trainer.simulation.state import RUNNING
+from trainer.simulation.workload import Workload
 
 # The first test of a run compiles the simulator.
 pytestmark = pytest.mark.timeout(300)
 
 
-def _mesh() -> Mesh:
-    return Mesh.build(profile=PROFILE, quality=QUALITY, tasks=TASKS, deadline_s=0.3, devices=1)
+def _mesh(**changes: Any) -> Mesh:
+    """Returns one device; changes are of its tasks."""
+    tasks = [replace(task, **changes) for task in TASKS]
+    return Mesh.build(profile=PROFILE, quality=QUALITY, tasks=tasks, deadline_s=0.3, devices=1)
 
 
 def _samples(seed: int, rate_factor: float) -> PairedSamples:
@@ -51,30 +58,90 @@ def test_paired_returns_are_reproducible_and_paired() -> None:
     assert not one.return_BC[~one.tried_BC].any()
 
 
-def test_idle_mesh_gains_the_quality() -> None:
-    """Where nobody else is there, the difference between actions is their own quality."""
-    mesh = _mesh()
+def _idle(mesh: Mesh, slack_s: float = 1.0, output_tokens: int = 0) -> PairedSamples:
+    """Returns samples of one request per two seconds."""
     base = training_scenario(mesh, np.random.default_rng(0), 50)
     workload = base.workload
     count = len(workload)
-    # One request per two seconds: no two ever meet.
     alone = type(workload)(
         np.arange(count, dtype=np.float64) * 2.0,
         workload.task_N,
         workload.prompt_N,
-        workload.output_N,
-        np.full(count, 1.0),
+        np.full(count, output_tokens) if output_tokens else workload.output_N,
+        np.full(count, slack_s),
         2.0 * count,
     )
     scenario = type(base)(base.config, alone, 1)
     spec = PolicySpec.of(make_policy("static-small", mesh.catalog))
-    found = paired_samples(
+    return paired_samples(
         scenario, spec, np.random.default_rng(0), sample_count=8, horizon_s=1.5,
         epsilon=0.0, mix_T=(1.0, 1.0),
     )  # fmt: skip
+
+
+def _assert_gaps_are_the_qualities(found: PairedSamples) -> None:
+    assert len(found.x_BCF) >= 3
     gap_B = found.return_BC[:, 1] - found.return_BC[:, 0]
     quality_B = found.x_BCF[:, 1, 0] - found.x_BCF[:, 0, 0]
     np.testing.assert_allclose(gap_B, quality_B, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("slack_s", "output_tokens"),
+    [
+        pytest.param(1.0, 0, id="due within the horizon"),
+        pytest.param(5.0, 0, id="due after it"),
+        pytest.param(60.0, 400, id="under way at its end"),
+    ],
+)
+def test_idle_mesh_gains_the_quality(slack_s: float, output_tokens: int) -> None:
+    """Where nobody else is harmed, the difference between actions is their own quality."""
+    _assert_gaps_are_the_qualities(_idle(_mesh(), slack_s, output_tokens))
+
+
+@pytest.mark.parametrize(
+    ("kind", "most_s"),
+    [
+        (SloKind.COMPLETE_ANSWER, 0.0),
+        (SloKind.FIRST_TOKEN, 0.0),
+        (SloKind.PER_TOKEN, 16 * 0.05),
+    ],
+)
+def test_futures_end_when_it_has_come_out_what_was_earned(
+    kind: SloKind, most_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams that go on are not waited for beyond the last moment that counts."""
+    after_s = []
+    advance_to = paired._advance_to
+
+    def note(world: Any, i: int, action: int, explores: bool, *rest: Any) -> Any:
+        if not explores:
+            after_s.append(rest[1] - 1.5 - float(world.clock["now_s"][0]))
+        return advance_to(world, i, action, explores, *rest)
+
+    monkeypatch.setattr(paired, "_advance_to", note)
+    _assert_gaps_are_the_qualities(_idle(_mesh(slo_kind=kind, token_interval_s=0.05)))
+    assert max(after_s) <= most_s + 1e-9
+
+
+@pytest.mark.parametrize(("slack_s", "earned"), [(0.3, 1.0), (0.001, 0.0)])
+def test_a_first_token_tells_what_a_request_earns(slack_s: float, earned: float) -> None:
+    """It is known while the answer goes on."""
+    mesh = _mesh(slo_kind=SloKind.FIRST_TOKEN)
+    config = SimulationConfig(mesh.fleet, mesh.catalog, {"": PROFILE, TRUE_COSTS: PROFILE})
+    offered = Workload(
+        np.array([0.0, 1.0]),
+        np.zeros(2, np.int64),
+        np.full(2, 10.0),
+        np.full(2, 400),
+        np.full(2, slack_s),
+        2.0,
+    )
+    world = make_world(replace(config, safety=False), offered, 0)
+    loop.apply(world, loop.advance(world), 1)
+    assert loop.advance(world) == 1
+    assert world.requests["status"][0] == RUNNING
+    assert paired._earned(world, world.requests)[0] == earned
 
 
 def _arrays(part: Any) -> list[Any]:
@@ -87,9 +154,9 @@ def test_copied_world_equals_its_source(monkeypatch: pytest.MonkeyPatch) -> None
     refill = paired._Copy.refill
     checked = 0
 
-    def check(self: Any, start_s: float, end_s: float) -> Any:
+    def check(self: Any) -> Any:
         nonlocal checked
-        world, source = refill(self, start_s, end_s), self._source
+        world, source = refill(self), self._source
         used = {"heap_s": "heap", "heap_id": "heap", "pending_N": "pending"}
         for name in world._fields:
             own, new = getattr(world, name), getattr(source, name)
