@@ -13,6 +13,7 @@ whole and in parts of their correction, and the best one is kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -306,6 +307,7 @@ class PolicyIteration:
             [task.name for task in mesh.catalog.tasks],
             mesh.deadline_s,
             mesh.max_rate_rps,
+            _digest_of(mesh),
             json.loads(json.dumps(asdict(self._config))),
         ]
 
@@ -347,6 +349,13 @@ class PolicyIteration:
             self._search = None
         elif self._search is not None:
             self._search.set_state(values["search"])
+
+
+def _digest_of(mesh: Mesh) -> str:
+    """Returns a digest of what names leave open: costs, tasks, qualities and lengths."""
+    quality_KT = mesh.catalog.quality_KT.tolist()
+    text = repr((mesh.profile.tiers, mesh.catalog.tasks, quality_KT, mesh.lengths))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _price_of(base_P: NDArray[np.float64]) -> dict[str, float]:

@@ -142,3 +142,17 @@ def test_key_tells_runs_apart() -> None:
     initial = run_of().snapshot()
     others = (run_of(seed=2), run_of(replace(TINY, epsilon=0.2)), run_of(initial=initial))
     assert all(other.key() != key for other in others)
+
+
+def test_key_tells_meshes_apart() -> None:
+    """Other costs, qualities, deadlines or lengths make another run, though all names stay."""
+    slower = {name: tier.scaled(1.1) for name, tier in PROFILE.tiers.items()}
+    meshes = (
+        MESH,
+        replace(MESH, profile=replace(PROFILE, tiers=slower)),
+        replace(MESH, catalog=replace(MESH.catalog, quality_KT=0.9 * MESH.catalog.quality_KT)),
+        replace(MESH, catalog=replace(MESH.catalog, tasks=(TASKS[0], MESH.catalog.tasks[1]))),
+        replace(MESH, lengths=replace(MESH.lengths, output_mean=9.0)),
+    )
+    runs = [PolicyIteration(mesh, TINY, seed=1, validation=JUDGED) for mesh in meshes]
+    assert len({str(run.key()) for run in runs}) == len(meshes)
