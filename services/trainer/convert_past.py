@@ -23,6 +23,8 @@ _COUNTED = (
     common_pb2.OUTCOME_STATUS_FAILED,
 )
 """Ends that count; a cancelled request says nothing."""
+_UNSEATED = (common_pb2.CONVERSATION_STAY_UNSPECIFIED, common_pb2.CONVERSATION_STAY_NEW)
+"""Of a conversation nothing was known, or there was none."""
 
 
 class PastDecision(NamedTuple):
@@ -35,6 +37,8 @@ class PastDecision(NamedTuple):
         slack_s: time left to the deadline.
         prompt_tokens: prompt tokens.
         output_tokens: predicted output tokens.
+        has_seat: its conversation was served before.
+        is_kept: it was sent where that was.
     """
 
     key: DecisionKey
@@ -43,6 +47,8 @@ class PastDecision(NamedTuple):
     slack_s: float
     prompt_tokens: int
     output_tokens: int
+    has_seat: bool
+    is_kept: bool
 
 
 class PastEnd(NamedTuple):
@@ -53,6 +59,8 @@ class PastEnd(NamedTuple):
         end_s: when it ended, seconds since 1970.
         latency_s: time from its arrival to its end.
         output_tokens: tokens of a whole answer; 0 if there was none.
+        cached_tokens: prompt tokens taken for cached where it was sent last.
+        is_moved: that is not where it was sent first.
         reward: what was delivered earned.
         counts: whether it counts.
     """
@@ -61,6 +69,8 @@ class PastEnd(NamedTuple):
     end_s: float
     latency_s: float
     output_tokens: int
+    cached_tokens: int
+    is_moved: bool
     reward: float
     counts: bool
 
@@ -89,7 +99,19 @@ def request_of(made: PastDecision, end: PastEnd) -> PastRequest:
         output_tokens=end.output_tokens or made.output_tokens,
         slack_s=max(0.0, made.slack_s + made.decide_s - arrival_s),
         reward=end.reward,
+        cached_tokens=_cached_tokens(made, end),
     )
+
+
+def _cached_tokens(made: PastDecision, end: PastEnd) -> int:
+    """Returns how many prompt tokens need not have been computed, at best.
+
+    What a seat had that was left is not known: all but one token.
+    """
+    most = made.prompt_tokens - 1
+    if made.has_seat and (end.is_moved or not made.is_kept):
+        return most
+    return min(end.cached_tokens, most)
 
 
 def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> PastDecision | None:
@@ -110,6 +132,8 @@ def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> 
         slack_s=slack_s,
         prompt_tokens=record.prompt_token_count,
         output_tokens=record.predicted_output_token_count,
+        has_seat=record.conversation_stay not in _UNSEATED,
+        is_kept=record.conversation_stay == common_pb2.CONVERSATION_STAY_KEPT,
     )
 
 
@@ -120,6 +144,7 @@ def _end(record: experience_pb2.OutcomeRecord) -> PastEnd | None:
         0.0 <= latency_s <= _MOST_SLACK_S
         and 0.0 <= record.delivered_reward <= 1.0
         and 0 <= record.output_token_count <= _MOST_TOKENS
+        and 0 <= record.cached_prompt_token_count <= _MOST_TOKENS
     )
     if not is_good:
         return None
@@ -129,6 +154,8 @@ def _end(record: experience_pb2.OutcomeRecord) -> PastEnd | None:
         end_s=seconds_of(record.end_time),
         latency_s=latency_s,
         output_tokens=record.output_token_count if is_whole else 0,
+        cached_tokens=record.cached_prompt_token_count,
+        is_moved=record.rescued or record.retry_count > 0,
         reward=record.delivered_reward,
         counts=record.status in _COUNTED,
     )

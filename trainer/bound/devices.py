@@ -29,6 +29,7 @@ class Option:
         overhead_s: latency outside the device, seconds.
         max_batch: most sequences per iteration.
         room: most tokens of keys and values, infinite where there is no limit.
+        prefix_room: most tokens of prefixes that are kept, 0 where none are.
         quality: quality on each task.
     """
 
@@ -39,6 +40,7 @@ class Option:
     overhead_s: float
     max_batch: float
     room: float
+    prefix_room: float
     quality: tuple[float, ...]
 
 
@@ -63,7 +65,8 @@ def options_of(config: SimulationConfig) -> tuple[list[Option], tuple[tuple[int,
             times = (cost.step_s, cost.per_sequence_s, cost.per_prompt_token_s, cost.overhead_s)
             quality = tuple(arrays.quality_KC[:, c].tolist())
             room = np.inf if cost.max_kv_tokens is None else float(cost.max_kv_tokens)
-            rows.add((*times, float(cost.max_batch), room, quality))
+            kept = float(cost.prefix_cache_tokens)
+            rows.add((*times, float(cost.max_batch), room, kept, quality))
         key = (tuple(sorted(rows)), tuple(events))
         members.setdefault(key, []).append(d)
         kinds[key] = sorted(rows)

@@ -47,6 +47,10 @@ multiplied by the highest speed, and the time available is replaced by the integ
 speed over the last max B_i seconds, zero while the device is lost (iterations cut off by a loss
 serve nobody).
 
+**Prefix caches.** Of a request in a conversation, what another one of it may have left in a
+candidate's cache costs nothing there: whole blocks, all but one token at most, as far as the cache
+has room. The lemma holds with p_i as the tokens left to compute, since those are paid at least.
+
 **Soft deadlines.** A request may pick between windows: lateness up to l_v at the reward of the
 least lateness of that bracket, l_{v-1}. The last bracket ends where the simulator cancels.
 
@@ -61,6 +65,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from router.seat import BLOCK_TOKENS
 from router.types import RewardKind, SloKind
 from trainer.bound.devices import options_of, top_speed
 from trainer.simulation.simulate import SOFT_GRACE, SimulationConfig
@@ -214,7 +219,9 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     speed_G = np.array([top_speed(config.events, devices[0]) for devices in devices_G])
     budget_JO = (length_J[:, None] - overhead_O) * speed_G[group_O]
     quality_KO = np.array([option.quality for option in options]).reshape(-1, len(tasks)).T
-    fixed_JO = prompt_J[:, None] * token_O + output_J[:, None] * sequence_O
+    kept_O = np.array([option.prefix_room for option in options], dtype=np.float64)
+    computed_JO = prompt_J[:, None] - _most_cached_JO(workload, pick_J, kept_O)
+    fixed_JO = computed_JO * token_O + output_J[:, None] * sequence_O
     steps_JO = output_J[:, None] * step_O
     possible_JO = (fixed_JO + steps_JO <= budget_JO) & (tokens_J[:, None] <= room_O)
     spare_JO = budget_JO - steps_JO - (output_J[:, None] - 1.0) * sequence_O
@@ -225,7 +232,7 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
         value_JO=np.where(possible_JO, quality_KO[task_J] * factor_J[:, None], 0.0),
         fixed_JO=fixed_JO,
         steps_JO=steps_JO,
-        share_JO=prompt_J[:, None] * token_O + sequence_O,
+        share_JO=computed_JO * token_O + sequence_O,
         budget_JO=np.where(possible_JO, spare_JO, 0.0),
         tokens_J=tokens_J,
         step_O=step_O,
@@ -235,6 +242,20 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
         devices_G=devices_G,
         memory_s=float(length_J.max(initial=0.0)),
     )
+
+
+def _most_cached_JO(workload: Workload, pick_J: Integers, kept_O: Floats) -> Floats:
+    """Returns how much of the prompts of requests `pick_J` may have been cached, tokens."""
+    if workload.conversation_N is None:
+        return np.zeros((len(pick_J), len(kept_O)))
+    _, which_N, count_V = np.unique(
+        workload.conversation_N, return_inverse=True, return_counts=True
+    )
+    follows_N = (workload.conversation_N >= 0) & (count_V[which_N] > 1)
+    most_J = np.where(follows_N, workload.prompt_N - 1.0, 0.0)[pick_J]
+    most_JO = np.minimum(most_J[:, None], kept_O)
+    cached_JO: Floats = np.floor(most_JO / BLOCK_TOKENS) * BLOCK_TOKENS
+    return cached_JO
 
 
 def _brackets(decay_s: float) -> list[tuple[float, float]]:

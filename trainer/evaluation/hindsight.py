@@ -42,15 +42,21 @@ def look_back(setting: Setting, requests: Sequence[PastRequest], most_devices: i
 
 
 def workload_of(setting: Setting, requests: Sequence[PastRequest]) -> Workload:
-    """Returns requests as the simulator takes them, the first at time 0."""
+    """Returns requests as the simulator takes them, the first at time 0.
+
+    What was cached of a prompt, and what could have been, is left out of it.
+    """
     index = {task.name: k for k, task in enumerate(setting.catalog.tasks)}
     ordered = sorted(requests, key=lambda each: each.arrival_s)
     first_s = ordered[0].arrival_s
+    room = max(tier.prefix_cache_tokens for tier in setting.profiles[""].tiers.values())
     arrival_N = np.array([each.arrival_s - first_s for each in ordered])
     return Workload(
         arrival_N=arrival_N,
         task_N=np.array([index[each.task] for each in ordered], np.int64),
-        prompt_N=np.array([float(each.prompt_tokens) for each in ordered]),
+        prompt_N=np.array(
+            [float(max(1, e.prompt_tokens - min(e.cached_tokens, room))) for e in ordered]
+        ),
         output_N=np.array([each.output_tokens for each in ordered], np.int64),
         slack_N=np.array([max(_LEAST_SLACK_S, each.slack_s) for each in ordered]),
         duration_s=float(arrival_N[-1]) + _LEAST_SLACK_S,

@@ -17,6 +17,7 @@ class PastRequest(NamedTuple):
         output_tokens: Output tokens.
         slack_s: Its deadline after its arrival.
         reward: What it earned.
+        cached_tokens: Prompt tokens that need not have been computed, at best.
     """
 
     task: str
@@ -25,6 +26,7 @@ class PastRequest(NamedTuple):
     output_tokens: int
     slack_s: float
     reward: float
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Bench:
         task: str = "a",
         status: common_pb2.OutcomeStatus.ValueType = ON_TIME,
         router_id: str = "r",
+        stay: common_pb2.ConversationStay.ValueType = common_pb2.CONVERSATION_STAY_UNSPECIFIED,
         **more: Any,
     ) -> None:
         """Writes a decision made 100 ms after the arrival, 300 ms ago, and its outcome."""
@@ -89,6 +90,7 @@ class Bench:
             task=task,
             prompt_token_count=30,
             predicted_output_token_count=8,
+            conversation_stay=stay,
         )
         decision.slack.FromMilliseconds(900)
         decision.decide_time.FromNanoseconds(self.clock.wall_ns() - 300_000_000)
@@ -151,6 +153,23 @@ async def test_a_minute_is_looked_at_once_it_is_over() -> None:
     assert told == [("a", 2, 7.5), ("b", 1, 0.5)]
     assert found.tasks[0].delivered_reward_sum == 0.5
     assert [each.performance for each in found.static_large] == [0.25, 0.75]
+
+
+async def test_of_prompts_is_told_what_was_cached_and_what_may_have_been() -> None:
+    """All but one token of a conversation that left its seat, at the decision or after it."""
+    bench = Bench()
+    await bench.run(40)
+    await bench.write(1)
+    await bench.write(2, stay=common_pb2.CONVERSATION_STAY_NEW)
+    kept = common_pb2.CONVERSATION_STAY_KEPT
+    await bench.write(3, stay=kept, cached_prompt_token_count=16)
+    await bench.write(4, stay=kept, rescued=True)
+    await bench.write(5, stay=kept, retry_count=1)
+    await bench.write(6, stay=common_pb2.CONVERSATION_STAY_WORTH)
+    await bench.write(7, stay=kept, cached_prompt_token_count=-1)
+    await bench.run(90)
+    ((_devices, requests),) = bench.asked
+    assert [each.cached_tokens for each in requests] == [0, 0, 16, 29, 29, 29]
 
 
 async def test_two_trainers_look_once() -> None:

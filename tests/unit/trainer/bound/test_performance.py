@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,16 @@ def test_burst_that_just_fits_is_within_the_bound_and_a_tenth_less_time_is_not(
     assert simulate(alone(tier), fits, spec("static-small")).performance() == pytest.approx(0.8)
     assert performance_bound(alone(tier), fits) >= 0.8 - ROOM
     assert performance_bound(alone(tier), requests(*rows, slack_s=needed_s * 0.9)) < 0.8 - 0.005
+
+
+def test_what_is_cached_of_a_conversation_is_within_the_bound() -> None:
+    """A prompt that is too long for its deadline is not where most of it has been computed."""
+    tier = TierProfile(0.001, 0.0, 0.001, prefix_cache_tokens=1000)
+    offered = requests((0.0, 100.0, 1), (1.0, 200.0, 1), slack_s=0.15)
+    talk = replace(offered, conversation_N=np.zeros(2, np.int64))
+    assert performance_bound(alone(tier), offered) == pytest.approx(0.4)
+    assert simulate(alone(tier), talk, spec("static-small")).performance() == pytest.approx(0.8)
+    assert performance_bound(alone(tier), talk) == pytest.approx(0.8)
 
 
 def test_bound_is_one_where_the_largest_tier_carries_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def setups(draw: st.DrawFn) -> SimulationConfig:
     scale = draw(st.sampled_from([0.3, 1.0, 3.0]))
     limit = draw(st.sampled_from([1, 3, 64]))
     room = draw(st.sampled_from([None, 400, 2000]))
+    kept = draw(st.sampled_from([0, 300]))
     tiers = {
         name: TierProfile(
             cost.step_s * scale,
@@ -49,6 +51,7 @@ def setups(draw: st.DrawFn) -> SimulationConfig:
             max_prompt_tokens_per_step=draw(st.sampled_from([64, 4096])),
             overhead_s=draw(st.sampled_from([0.0, 0.01])),
             max_kv_tokens=room,
+            prefix_cache_tokens=kept,
         )
         for name, cost in fleets.profile().tiers.items()
     }
@@ -92,11 +95,11 @@ def setups(draw: st.DrawFn) -> SimulationConfig:
 
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
-    """Draws bursty or even requests of two tasks with deadlines of their own."""
+    """Draws bursty or even requests of two tasks with deadlines of their own, or conversations."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     rate = draw(st.sampled_from([20.0, 100.0, 400.0, 2000.0]))
     arrival_N = gamma_renewal(rate, draw(st.sampled_from([0.3, 1.0, 5.0])), 0.8, rng)
-    return make_workload(
+    offered = make_workload(
         arrival_N,
         0.8,
         rng=rng,
@@ -104,3 +107,6 @@ def workloads(draw: st.DrawFn) -> Workload:
         task_share=(0.6, 0.4),
         lengths=Lengths(prompt_sigma=draw(st.sampled_from([0.0, 1.0])), output_spread=0.8),
     )
+    if draw(st.booleans()):
+        return offered
+    return replace(offered, conversation_N=rng.integers(-1, 20, len(offered)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_no_policy_earns_more_and_more_devices_earn_enough() -> None:
     assert earned[0] < bound
     assert earned[-1] >= ENOUGH
     assert [count for count, _ in found.static_large][:3] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("room", "left"), [(0, [900.0, 900.0]), (640, [836.0, 260.0])])
+def test_what_need_not_be_computed_costs_nothing(room: int, left: list[float]) -> None:
+    """As far as tiers have room for prefixes."""
+    mesh, profile = setting(), fleets.profile()
+    tiers = {t: replace(each, prefix_cache_tokens=room) for t, each in profile.tiers.items()}
+    mesh = replace(mesh, profiles={"": replace(profile, tiers=tiers)})
+    task = mesh.catalog.tasks[0].name
+    requests = [PastRequest(task, at, 900, 8, 0.4, 0.5, most) for at, most in ((0, 64), (1, 899))]
+    assert workload_of(mesh, requests).prompt_N.tolist() == left
 
 
 def test_numbers_of_devices_grow_by_an_eighth() -> None:
