@@ -164,14 +164,14 @@ class CaseResult:
 def outcome_of(result: SimulationResult, tier_count: int, windowed: bool) -> Outcome:
     """Returns the outcome of a run, its warm-up left out.
 
-    Smooth goodput after arXiv 2410.14257: token i of an answer of n is due at V i with V = deadline
-    / n. Answers come back whole, so the last token, due at the deadline, speaks for all of them.
-    Where deadlines are hard late work is cancelled and it equals goodput.
+    Smooth goodput after arXiv 2410.14257, by what each deadline is for: the first token, the whole
+    answer, or each token, of which the first and the last one then speak for all.
+    Where deadlines are hard late work is cancelled, but for streams, and it equals goodput.
     """
     observed_N = result.observed(WARM_UP_S)
     answered_N = observed_N & (result.status_N == ANSWERED)
     latency_N = result.latency_N[answered_N]
-    late_N = np.maximum(0.0, latency_N - result.workload.slack_N[answered_N])
+    late_N = result.late_s_N[answered_N]
     quantiles = np.quantile(latency_N, [0.5, 0.99]) if len(latency_N) else (math.nan, math.nan)
     span_s = max(result.workload.duration_s - WARM_UP_S, 1e-9)
     return Outcome(

@@ -161,6 +161,8 @@ class SimulationResult:
         status_N: how each request ended (`state.ANSWERED` and so on).
         on_time_N: answered inside the deadline.
         latency_N: end minus arrival, seconds.
+        late_s_N: by how much an answer missed its deadline, seconds; where each token is due, by
+            how much its first or its last one did. 0 for no answer.
         quality_N: quality of the tier that answered; 0 if none did.
         reward_N: reward delivered.
         first_reward_N: reward of the first choice (0 if it was rescued or lost).
@@ -184,6 +186,7 @@ class SimulationResult:
     status_N: NDArray[np.int8]
     on_time_N: NDArray[np.bool_]
     latency_N: NDArray[np.float64]
+    late_s_N: NDArray[np.float64]
     quality_N: NDArray[np.float64]
     reward_N: NDArray[np.float64]
     first_reward_N: NDArray[np.float64]
@@ -336,6 +339,7 @@ def result_of(world: World, workload: Workload) -> SimulationResult:
         status_N=r["status"].copy(),
         on_time_N=r["on_time"] == 1,
         latency_N=r["end_s"] - r["arrival_s"],
+        late_s_N=np.where(answered & (r["on_time"] == 0), _late_s(world), 0.0),
         quality_N=np.where(answered, quality_N, 0.0),
         reward_N=r["reward"].copy(),
         first_reward_N=r["first_reward"].copy(),
@@ -354,6 +358,16 @@ def result_of(world: World, workload: Workload) -> SimulationResult:
         record_of_N=r["row"].copy(),
         counters={name: int(clock[name]) for name in names},
     )
+
+
+def _late_s(world: World) -> NDArray[np.float64]:
+    """Returns how late answers were for the event of their deadlines, seconds, at least 0 [N]."""
+    r = world.requests
+    first_s = r["first_token_s"] + world.candidates["overhead_s"][np.maximum(r["candidate"], 0)]
+    last_s = r["end_s"] - (r["output"] - 1) * r["interval_s"]
+    event_s = np.where(r["first_token"] != 0, first_s, np.maximum(first_s, last_s))
+    late_s: NDArray[np.float64] = np.maximum(0.0, event_s - r["deadline_s"])
+    return late_s
 
 
 def _check(config: SimulationConfig, workload: Workload) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from router.types import SloKind
 from tests.unit.trainer.evaluation import subjects
 from tests.unit.trainer.simulation.settings import spec
 from trainer.evaluation.cases import Case, outcome_of
@@ -25,6 +28,25 @@ def test_late_answers_count_in_smooth_goodput_alone() -> None:
     run = simulate(setting.config(safety=False), workload, spec("static-large"), 1)
     found = outcome_of(run, 3, windowed=False)
     assert found.goodput_rps < found.smooth_goodput_rps < 150.0
+
+
+@pytest.mark.parametrize("kind", list(SloKind))
+def test_answers_in_time_count_whole_whatever_their_deadline_is_for(kind: SloKind) -> None:
+    """A long answer whose tokens come in time is not late by its last one; a late one is."""
+    tasks = tuple(replace(t, slo_kind=kind, token_interval_s=0.05) for t in SETTING.catalog.tasks)
+    setting = replace(SETTING, catalog=replace(SETTING.catalog, tasks=tasks))
+    rng = np.random.default_rng(1)
+    workload = setting.workload(SCENARIOS["poisson"].make(4.0, 4.0, rng), 4.0, rng)
+    long = replace(workload, output_N=np.full(len(workload), 60))
+    in_time = kind is not SloKind.COMPLETE_ANSWER
+    for slack_s, is_met in ((0.3, in_time), (0.001, False)):
+        offered = replace(long, slack_N=np.full(len(long), slack_s))
+        run = simulate(setting.config(safety=False), offered, spec("static-large"), 1)
+        found = outcome_of(run, 3, windowed=False)
+        assert found.availability == float(is_met)
+        is_late = in_time and not is_met
+        assert (found.goodput_rps < found.smooth_goodput_rps) is is_late
+        assert (found.goodput_rps == found.smooth_goodput_rps) is not is_late
 
 
 def test_cases_with_the_same_requests_are_paired() -> None:
