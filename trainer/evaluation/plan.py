@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from trainer.simulation.setting import Setting
 
 PAPER_LOAD_RATIO = 10.0
 PAPER_WINDOW_RATIOS = {0.96: 4.1, 0.98: 2.3}
 PAPER_GPU_RATIO = 3.9
 """Headline claims of arXiv 2401.07886."""
+DEADLINE_S = 0.4
+"""Deadline for which the lengths of the plans below are made."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class Plan:
     def duration_s(self, rate_rps: float) -> float:
         """Returns the length of a run at a rate, seconds."""
         return min(self.longest_s, max(self.shortest_s, self.requests / rate_rps))
+
+
+def plan_for(plan: Plan, setting: Setting) -> Plan:
+    """Returns a plan with runs as long as the setting's longest deadline asks for.
+
+    What is too much for the devices shows after some deadlines only: in a run that is over before
+    that, any load is held.
+    """
+    longest_s = max(task.default_deadline_s for task in setting.catalog.tasks)
+    factor = max(1.0, longest_s / DEADLINE_S)
+    return replace(
+        plan,
+        shortest_s=factor * plan.shortest_s,
+        longest_s=factor * plan.longest_s,
+        hold_s=factor * plan.hold_s,
+    )
 
 
 PLANS: Mapping[str, Plan] = {

@@ -10,7 +10,7 @@ from router.folders import checkout
 from trainer.evaluation import facts, studies
 from trainer.evaluation.inputs import Inputs
 from trainer.evaluation.jobs import Progress
-from trainer.evaluation.plan import Plan
+from trainer.evaluation.plan import Plan, plan_for
 from trainer.evaluation.seeds import evaluation_seeds
 from trainer.evaluation.suite import Subject, run_suite
 
@@ -62,7 +62,7 @@ def run_evaluation(
         "commit": facts.commit(checkout()),
         "seeds": list(evaluation_seeds(seed_count or plan.seed_count)),
         "setting": facts.setting(inputs),
-        "plan": facts.plan(plan),
+        "plan": facts.plan(plan_for(plan, inputs.setting)),
         "policies": {
             name: {"kind": each.kind, "version": each.version}
             for name, each in inputs.contenders.items()

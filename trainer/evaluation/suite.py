@@ -23,7 +23,7 @@ from trainer.evaluation.headlines import headlines
 from trainer.evaluation.hold import HoldJob
 from trainer.evaluation.jobs import Context, Job, Progress, Runner
 from trainer.evaluation.pickers import PickerJob
-from trainer.evaluation.plan import Plan
+from trainer.evaluation.plan import Plan, plan_for
 from trainer.evaluation.policies import REGRET_BASELINE, Contender, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
 from trainer.evaluation.regret import coping_points, gap_rows, regret_point_rows, regret_rows
@@ -109,7 +109,7 @@ class _Suite:
 
     def __init__(self, subject: Subject, plan: Plan, seeds: tuple[int, ...]) -> None:
         self._subject = subject
-        self._plan = plan
+        self._plan = plan = plan_for(plan, subject.setting)
         self._seeds = seeds
         self._hold_seeds = seeds[: plan.hold_seed_count]
         settings = shifted_settings(subject.setting)

@@ -22,7 +22,7 @@ from router.features import SCHEMA
 from trainer.evaluation.cases import CaseResult
 from trainer.evaluation.gpus import SERVES_NOTHING
 from trainer.evaluation.jobs import Context, Progress, Runner
-from trainer.evaluation.plan import Plan
+from trainer.evaluation.plan import Plan, plan_for
 from trainer.evaluation.policies import baseline, learned, specs, yardsticks
 from trainer.evaluation.rates import Rates, measured_rates
 from trainer.evaluation.rows import Row, measured, ratio_of_means, rounded
@@ -171,6 +171,7 @@ def run_study(task: Task, *, workers: int = 1, progress: Progress | None = None)
         LookupError: an unknown shift.
     """
     catalog = task.setting.catalog
+    task = replace(task, plan=plan_for(task.plan, task.setting))
     shifts = chosen_shifts(task.setting, task.shifts)
     seeds = evaluation_seeds(task.seed_count or task.plan.seed_count)
     settings = shifted_settings(task.setting)
