@@ -21,8 +21,10 @@ from trainer.simulation.simulate import SimulationResult, simulate
 from trainer.simulation.threads import side_by_side
 
 _SCORES = ("performance", "availability")
-_STREAM = 2
-"""Of a scenario's seed; 0 and 1 are the simulator's."""
+_STREAM = 4
+"""Of a scenario's seed; 1 to 3 are the simulator's."""
+_UNKNOWN = 1.0
+"""Half of an interval of one difference alone, which tells of none: scores lie between 0 and 1."""
 
 ClassScores = Mapping[str, NDArray[np.float64]]
 """Both scores of one class by scenario, each [S]; NaN where it had no request."""
@@ -97,13 +99,14 @@ def gaps(ours: Mapping[str, ClassScores], others: Mapping[str, ClassScores]) -> 
         for score in _SCORES:
             own_S, other_S = own[score], others[name][score]
             known_S = ~(np.isnan(own_S) | np.isnan(other_S))
+            gap_S = own_S[known_S] - other_S[known_S]
             found.append(
                 ClassGap(
                     name,
                     score,
                     float(own_S[known_S].mean()),
                     float(other_S[known_S].mean()),
-                    interval(own_S[known_S] - other_S[known_S]).half,
+                    interval(gap_S).half if len(gap_S) > 1 else _UNKNOWN,
                 )
             )
     return found

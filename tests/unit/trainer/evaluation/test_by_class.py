@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from services.trainer.jobs import MeshSpec, SimulationJob
+from tests.unit.trainer.simulation.settings import config, traffic
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
+from trainer.evaluation import by_class
 from trainer.evaluation.by_class import class_scores, gaps
 from trainer.evaluation.statistics import interval
+from trainer.simulation.simulate import make_world
 
 
 def result(place: list[int] | None, reward: list[float]) -> Any:
@@ -55,6 +58,20 @@ def test_gaps_are_paired_scenario_by_scenario() -> None:
     assert performance.gap == pytest.approx(-0.2 / 3)
     assert performance.half == pytest.approx(interval([-0.1, -0.1, 0.0]).half)
     assert (availability.gap, availability.half) == (0.25, 0.0)
+
+
+def test_one_scenario_alone_shows_no_policy_to_be_worse() -> None:
+    """A class of which one scenario alone had a request: the difference may be chance."""
+    ours = {"high": {name: np.array([np.nan, 0.4]) for name in ("performance", "availability")}}
+    others = {"high": {name: np.array([np.nan, 1.0]) for name in ("performance", "availability")}}
+    assert not any(gap.is_worse(0.005) for gap in gaps(ours, others))
+
+
+def test_classes_are_drawn_from_a_stream_of_their_own() -> None:
+    """The simulator's dice have others."""
+    clock = make_world(config(1), traffic(5.0, 1.0), 7).clock[0]
+    own = np.random.default_rng([7, by_class._STREAM]).integers(2**63, dtype=np.uint64)
+    assert own not in (clock["random"], clock["device_random"])
 
 
 @pytest.mark.parametrize(
