@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.unit.trainer.evaluation import subjects
-from trainer.evaluation.plan import PLANS, plan_for
+from trainer.evaluation.plan import LONGEST_FACTOR, PLANS, plan_for
 from trainer.evaluation.suite import Subject, _Suite
 
 
@@ -19,6 +19,9 @@ def test_runs_are_longer_where_deadlines_are() -> None:
     found = plan_for(quick, mixed)
     assert (found.shortest_s, found.longest_s, found.hold_s) == (30.0, 150.0, 50.0)
     assert (found.requests, found.sweep_loads) == (quick.requests, quick.sweep_loads)
+    longer = tuple(replace(task, default_deadline_s=60.0) for task in tasks)
+    slow = replace(setting, catalog=replace(setting.catalog, tasks=longer))
+    assert plan_for(quick, slow).hold_s == LONGEST_FACTOR * quick.hold_s
 
 
 def test_the_protocol_runs_by_the_plan_for_its_setting() -> None:
