@@ -16,7 +16,7 @@ from trainer.learning.offline.paired_returns import paired_samples
 from trainer.learning.offline.samples import PairedSamples
 from trainer.simulation import loop
 from trainer.simulation.scenarios import TRUE_COSTS, Mesh, training_scenario
-from trainer.simulation.simulate import PolicySpec, SimulationConfig, make_world
+from trainer.simulation.simulate import SOFT_GRACE, PolicySpec, SimulationConfig, make_world
 from trainer.simulation.state import RUNNING
 from trainer.simulation.workload import Workload
 
@@ -116,7 +116,8 @@ def test_futures_end_when_it_has_come_out_what_was_earned(
 
     def note(world: Any, i: int, action: int, explores: bool, *rest: Any) -> Any:
         if not explores:
-            after_s.append(rest[1] - 1.5 - float(world.clock["now_s"][0]))
+            soft_s = SOFT_GRACE * float(world.requests["decay_s"].max())
+            after_s.append(rest[1] - 1.5 - soft_s - float(world.clock["now_s"][0]))
         return advance_to(world, i, action, explores, *rest)
 
     monkeypatch.setattr(paired, "_advance_to", note)
