@@ -63,6 +63,7 @@ COVERED = {
     "services/router_inference/settings.py": "unit/services/test_bounds_of_settings.py",
     "services/router_inference/workers/parent.py": "integration/test_router_workers.py",
     "services/trainer/app.py": "integration/test_trainer.py",
+    "services/trainer/convert_past.py": "unit/services/trainer/test_hindsight.py",
     "services/trainer/model.py": "unit/services/trainer/test_rollout.py",
     "services/trainer/servicer.py": "integration/test_trainer.py",
     "trainer/profiling/gpu/machine.py": "unit/trainer/profiling/gpu/test_main.py",
