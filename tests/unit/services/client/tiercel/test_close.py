@@ -42,7 +42,7 @@ if os.fork() == 0:
             print(name, error.reason, flush=True)
     client.close()
     os._exit(0)
-os.wait()
+print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 print("parent", len(list(half_read)), client.generate("ab", task="sort", deadline_s=5.0).text)
 client.close()
 """
@@ -195,16 +195,26 @@ async def _ran(script: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+async def _survived(script: str) -> list[str]:
+    """Returns what a script says whose child is not ended by gRPC's threads; see `forks`."""
+    for _ in range(5):
+        said = await _ran(script)
+        if not any("exit code -" in line for line in said):
+            break
+    return said
+
+
 async def test_a_client_of_before_a_fork_says_so_in_the_child() -> None:
     """Nothing hangs: each call in the child is an error at once. The parent's go on."""
     names = ("generate", "route", "report", "stream", "begun", "half read", "asynchronous")
-    assert await _ran(FORKED) == [*(f"{name} FORKED" for name in names), "parent 2 AB"]
+    said = [*(f"{name} FORKED" for name in names), "exit code 0", "parent 2 AB"]
+    assert await _survived(FORKED) == said
 
 
 async def test_a_child_that_lets_go_of_a_client_harms_nobody() -> None:
     """Neither itself nor the parent; it can make none of its own, and is told why."""
     said = ["FORKED_WHILE_OPEN", "FORKED_WHILE_OPEN", "let go", "exit code 0", "CD"]
-    assert await _ran(LET_GO) == said
+    assert await _survived(LET_GO) == said
 
 
 async def test_clients_that_were_closed_before_a_fork_leave_the_child_free() -> None:
