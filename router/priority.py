@@ -35,6 +35,8 @@ MEMORY = 100.0
 """Requests over which means are taken: the weight of one falls by 1/e in so many."""
 FADED = 1e-17
 """Share below which it is none: 1 less that is 1 in double precision."""
+NEAR = 1e-9
+"""Distance of a class to the mean place that is none: some two thousand requests of it alone."""
 HIGH, LOW = -1, 1
 """Places of the outer classes; that of normal is 0."""
 
@@ -63,6 +65,8 @@ class Classes:
 def arrive(classes: Classes, place: int) -> None:
     """Counts a request of a class, once, before anything is asked of it."""
     classes.mean_place += (place - classes.mean_place) / MEMORY
+    if abs(place - classes.mean_place) < NEAR:
+        classes.mean_place = float(place)
 
 
 def log_price(classes: Classes, place: int) -> float:

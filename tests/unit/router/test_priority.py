@@ -50,6 +50,14 @@ def test_one_class_alone_comes_to_mean_nothing(place: int) -> None:
     assert abs(priority.log_caution(classes, place)) < 1e-3
 
 
+@pytest.mark.parametrize("place", [HIGH, 0, LOW])
+def test_a_class_that_is_alone_again_is_known_to_be(place: int) -> None:
+    """One request of another one, long ago, is forgotten to the last digit."""
+    others = [(other, False) for other in (HIGH, 0, LOW) if other != place]
+    assert not priority.is_alone(after([*others, (place, False)]), place)
+    assert priority.is_alone(after([*others, *[(place, False)] * 5_000]), place)
+
+
 @given(SEEN)
 def test_classes_keep_their_order(seen: list[tuple[int, bool]]) -> None:
     """A lower class pays more; it is counted more cautiously, unless it is owed an admission."""
