@@ -43,16 +43,20 @@ RESULTS: Final = (
     "allowed_count",
     "predicted_s",
     "least_s",
+    "idle_s",
     "rescue_s",
     "largest_tier",
     "stay",
 )
-ACTION, ALLOWED_COUNT, PREDICTED_S, LEAST_S, RESCUE_S, LARGEST_TIER, STAY = range(len(RESULTS))
+(
+    ACTION, ALLOWED_COUNT, PREDICTED_S, LEAST_S, IDLE_S, RESCUE_S, LARGEST_TIER, STAY,
+) = range(len(RESULTS))  # fmt: skip
 """Places of `Board.result_R`: the best finite candidate (-1: none; there is one beside NOT_FINITE
 too), how many were allowed, the predicted latency of the action, the least predicted latency that
-admission saw (when it refused), the least latency a rescue from the action could have
-(`safety.least_rescue_s`; infinite: no smaller tier is allowed), the largest allowed tier, what
-became of the request's conversation if that has a seat (`seat.Stay`, else infinite)."""
+admission saw, and the least with nothing under way (both when it refused), the least latency a
+rescue from the action could have (`safety.least_rescue_s`; infinite: no smaller tier is allowed),
+the largest allowed tier, what became of the request's conversation if that has a seat
+(`seat.Stay`, else infinite)."""
 
 
 class Board(NamedTuple):
@@ -334,6 +338,15 @@ def _decide_seated(
         for c in range(len(b.allowed_C)):
             if b.allowed_C[c]:
                 result_R[LEAST_S] = min(result_R[LEAST_S], b.decided.predicted_s_C[c])
+        result_R[IDLE_S] = safety.least_idle_s(
+            b.fleet,
+            b.scratch.load,
+            b.allowed_C,
+            query.prompt_tokens,
+            query.event_tokens,
+            b.rescue_C,
+            query.token_interval_s,
+        )
         return REFUSED
     fleet = b.fleet
     is_seat_open = seat_row >= 0 and b.allowed_C[seat_row]

@@ -237,6 +237,40 @@ def admit(
     return False
 
 
+def least_idle_s(
+    fleet: FleetArrays,
+    idle: LoadArrays,
+    allowed_C: NDArray[np.bool_],
+    prompt_tokens: float,
+    event_tokens: float,
+    scratch_C: NDArray[np.float64],
+    token_interval_s: float = 0.0,
+) -> float:
+    """Returns the least latency that allowed candidates would have with nothing under way, seconds.
+
+    A deadline that is out of reach of it, too, is to blame itself, and the load is not.
+
+    Args:
+        fleet: candidates.
+        idle: working space; no load afterwards.
+        allowed_C: candidates the request may go to.
+        prompt_tokens: of the request.
+        event_tokens: predicted tokens until the deadline's event.
+        scratch_C: working space.
+        token_interval_s: between the due times of two tokens, seconds; 0 = there is no schedule.
+    """
+    least_s = math.inf
+    for c in range(len(fleet.tier_C)):
+        idle.in_flight_C[c] = 0.0
+        idle.waiting_prompt_tokens_C[c] = 0.0
+        idle.remaining_output_tokens_C[c] = 0.0
+    for c in range(len(fleet.tier_C)):
+        if allowed_C[c]:
+            predict_one(fleet, idle, prompt_tokens, event_tokens, c, scratch_C, token_interval_s)
+            least_s = min(least_s, scratch_C[c])
+    return least_s
+
+
 def least_rescue_s(
     fleet: FleetArrays,
     load: LoadArrays,

@@ -64,8 +64,8 @@ class Supervisor:
                 self._watch(child)
         self._changed()
 
-    async def restart(self, name: str, spec: ChildSpec | None = None) -> None:
-        """Stops a child gracefully and starts it again, with a new spec if one is given.
+    async def restart(self, name: str) -> None:
+        """Stops a child gracefully and starts it again.
 
         Raises:
             ChildError: It did not start again.
@@ -73,7 +73,7 @@ class Supervisor:
         await self._unwatch(name)
         old = self.children[name]
         await old.stop()
-        child = Child(spec or old.spec)
+        child = Child(old.spec)
         child.start_count = old.start_count
         self.children[name] = child
         await child.start()

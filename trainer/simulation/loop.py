@@ -227,23 +227,16 @@ def show_cached(w: World, i: int) -> None:
 def is_impossible(w: World, i: int, now_s: float, event_tokens: float) -> bool:
     """Returns whether a request would be refused with nothing under way, too."""
     request = w.requests[i]
-    idle = w.scratch.load
-    for c in range(len(w.candidates)):
-        idle.in_flight_C[c] = 0.0
-        idle.waiting_prompt_tokens_C[c] = 0.0
-        idle.remaining_output_tokens_C[c] = 0.0
-    in_reach = safety.admit(
+    least_s = safety.least_idle_s(
         w.fleet,
-        idle,
+        w.scratch.load,
         w.allowed_C,
-        request.deadline_s - now_s,
         request.prompt,
         event_tokens,
-        w.clock[0].optimism,
         w.decided.predicted_s_C,
         request.interval_s,
     )
-    return not in_reach
+    return not safety.in_reach(least_s, request.deadline_s - now_s, w.clock[0].optimism)
 
 
 @jit_inner

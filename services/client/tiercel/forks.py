@@ -5,9 +5,9 @@ parent's too. A client that is made there answers nothing, and one of the parent
 lets go of there takes the parent's event loop off its connections, or ends the child by a signal.
 
 gRPC's other threads are started anew in the child, as they were in the middle of their work, and
-now and then one of them ends the child by a signal, whatever Python does there (grpcio 1.85: one
-child of 25 to 150). GRPC_ENABLE_FORK_SUPPORT=0 keeps them from it, but then one child of 20 hangs
-whose parent had closed its clients before, as it should.
+now and then one of them ends the child by a signal, whatever Python does there (grpcio 1.85.1).
+GRPC_ENABLE_FORK_SUPPORT=0 keeps them from it, but then a child may hang whose parent had closed
+its clients before, as it should.
 """
 
 from __future__ import annotations

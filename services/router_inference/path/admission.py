@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from router import safety
-from router.ledger import zero_load
 from router.safety import Caution, SafetyLimits
 from router.types import Request, RewardKind
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import NOT_HELD, Held, Job, Outcome, Standing
-
-if TYPE_CHECKING:
-    from router.desk import Desk
 
 REASON_DEADLINE = "DEADLINE_NOT_REACHABLE"
 MOST_CLAIMED_FACTOR = 1.0
@@ -21,6 +17,11 @@ MOST_CLAIMED_FACTOR = 1.0
 
 What a router sees itself may raise it further.
 """
+
+
+def is_hopeless(job: Job) -> bool:
+    """Returns whether a request was refused for what was under way, not for its deadline alone."""
+    return job.reason == REASON_DEADLINE and not job.is_impossible
 
 
 class Admission:
@@ -84,18 +85,18 @@ class Admission:
         self._window_s = request.slack_s
         return request.slack_s - self._lag_s(), self.factor(held)
 
-    def is_impossible(self, desk: Desk) -> bool:
-        """Returns whether what a desk has just refused would be so with nothing under way, too.
+    def is_impossible(self, slack_s: float, idle_s: float) -> bool:
+        """Returns whether what was just refused would be so with nothing under way, too.
 
         Then its deadline is to blame and not the load, so nobody learns from it: else one caller
         with such deadlines would have all others take smaller tiers, or less than they ask for.
+
+        Args:
+            slack_s: time left, seconds.
+            idle_s: least predicted latency with nothing under way, seconds.
         """
-        limits, board, query = self.limits, desk.bound.board, desk.asked.query
-        return limits is not None and not safety.admit(
-            board.fleet, zero_load(len(board.allowed_C)), board.allowed_C, query.slack_s,
-            query.prompt_tokens, query.event_tokens, limits.optimism, board.rescue_C,
-            query.token_interval_s,
-        )  # fmt: skip
+        limits = self.limits
+        return limits is not None and not safety.in_reach(idle_s, slack_s, limits.optimism)
 
     def refuse(
         self,

@@ -22,7 +22,7 @@ from prometheus_client import Counter
 from router.types import Priority
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
-from services.router_inference.path.admission import REASON_DEADLINE
+from services.router_inference.path.admission import is_hopeless
 from services.router_inference.path.dispatch import Dispatcher
 from services.router_inference.path.end import Ending
 
@@ -168,10 +168,8 @@ class Clients:
             # be more.
             unused = max(0, job.max_output_tokens - job.output_tokens) if was_sent else tokens
             client.next_token_s -= unused / client.limit.tokens_per_s
-        is_hopeless = job.reason == REASON_DEADLINE and not job.is_impossible
-        if (outcome is Outcome.REFUSED and is_hopeless) or (
-            outcome is Outcome.LATE and not job.is_routed
-        ):
+        is_refused = outcome is Outcome.REFUSED and is_hopeless(job)
+        if is_refused or (outcome is Outcome.LATE and not job.is_routed):
             self._on_overload(tokens, client)
         elif job.is_complete and not job.is_routed:
             self._answer_s += _ANSWER_PART * (job.end_s - job.arrival_s - self._answer_s)

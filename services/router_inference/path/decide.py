@@ -9,6 +9,7 @@ import numpy as np
 
 from router import priority
 from router.decision import (
+    IDLE_S,
     LARGEST_TIER,
     LEAST_S,
     NOTHING_ALLOWED,
@@ -133,7 +134,7 @@ class Decider:
         result_R = desk.bound.result_R
         is_refused = verdict.action == REFUSED
         if is_refused and not job.attempts:
-            job.is_impossible = self._admission.is_impossible(desk)
+            job.is_impossible = self._admission.is_impossible(request.slack_s, result_R[IDLE_S])
         if factor > 0.0 and not job.is_impossible:
             self._priorities.learn(standing, refused=is_refused)
         if is_refused:

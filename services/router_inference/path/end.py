@@ -9,7 +9,7 @@ from router.reward import answer_reward
 from router.smooth import share
 from router.types import SloKind
 from services.router_inference.job import Job, Outcome
-from services.router_inference.path.admission import REASON_DEADLINE, Admission
+from services.router_inference.path.admission import Admission, is_hopeless
 from services.router_inference.path.conversations import Conversations
 from services.router_inference.path.hold import TargetHold
 from services.router_inference.policy.trial import Trial
@@ -93,9 +93,9 @@ class Ending:
                 self._conversations.on_answer(job.conversation, job.target.candidate, tokens, end_s)
         self._accounts.on_end(job, outcome, reward, smooth)
         self._admission.on_end(job)
-        is_hopeless = reason == REASON_DEADLINE and not job.is_impossible
-        self._hold.on_end(job, end_s, is_hopeless=is_hopeless)
-        self._watch.on_end(job, is_hopeless=is_hopeless)
+        hopeless = is_hopeless(job)
+        self._hold.on_end(job, end_s, is_hopeless=hopeless)
+        self._watch.on_end(job, is_hopeless=hopeless)
         if job.arm is not None:
             self._trial.on_end(job, reward)
         is_remembered = job.is_complete and self._memory_count > 0

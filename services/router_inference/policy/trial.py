@@ -22,7 +22,7 @@ from router.ruler import Ruler
 from services.common.clock import Clock
 from services.common.log import Logger
 from services.router_inference.job import Arm, Job, Outcome
-from services.router_inference.path.admission import REASON_DEADLINE
+from services.router_inference.path.admission import is_hopeless
 from services.router_inference.policy.slot import PolicySlot, Promoted, RefusedPolicyError
 from services.router_inference.policy.trial_counts import (
     TrialSeen,
@@ -152,10 +152,8 @@ class Trial:
         if not self.is_deciding or job.is_routed:
             return
         if self._switch is not None:
-            is_hopeless = job.reason == REASON_DEADLINE and not job.is_impossible
-            if (job.outcome is Outcome.REFUSED and is_hopeless) or (
-                choice is not None and job.outcome in _ENDED
-            ):
+            is_refused = job.outcome is Outcome.REFUSED and is_hopeless(job)
+            if is_refused or (choice is not None and job.outcome in _ENDED):
                 self._switch.on_end(job, reward, self._watch.slow_s)
             return
         if choice is None:

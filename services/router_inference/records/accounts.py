@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,18 @@ NO_TIER = "none"
 """Tier label of requests for which none was chosen."""
 
 
+_Key = TypeVar("_Key", bound=tuple[object, ...])
 _ANSWERED = (Outcome.ON_TIME, Outcome.LATE)
 _MISSED = (Outcome.LATE, Outcome.REFUSED, Outcome.FAILED)
+
+
+def _told(counts: dict[_Key, int]) -> dict[_Key, int]:
+    """Returns counts whose keys end with an outcome, with a 0 where nothing is on time.
+
+    Without it the share on time would be unknown, and no alert on it would fire.
+    """
+    on_time = {cast("_Key", (*key[:-1], Outcome.ON_TIME)): 0 for key in counts}
+    return on_time | counts
 
 
 def task_width(tiers: Sequence[str]) -> int:
@@ -294,11 +305,8 @@ class Accounts(Collector):
             "Requests by task, tier that answered or was chosen, and how they ended.",
             labels=["task", "tier", "outcome"],
         )
-        # Copies, since the loop goes on counting meanwhile. Where nothing is on time that is told
-        # as 0: without it a share of it would be unknown, and no alert would fire.
-        ended = self._requests.copy()
-        ended = {(task, tier, Outcome.ON_TIME): 0 for task, tier, _ in ended} | ended
-        for (task, tier, outcome), count in ended.items():
+        # Copies, since the loop goes on counting meanwhile.
+        for (task, tier, outcome), count in _told(self._requests.copy()).items():
             requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
         yield requests
         by_priority = CounterMetricFamily(
@@ -306,9 +314,7 @@ class Accounts(Collector):
             "Requests by the priority class they were decided for as, and how they ended.",
             labels=["priority", "outcome"],
         )
-        stood = self._priorities.copy()
-        stood = {(priority, Outcome.ON_TIME): 0 for priority, _ in stood} | stood
-        for (priority, outcome), count in stood.items():
+        for (priority, outcome), count in _told(self._priorities.copy()).items():
             by_priority.add_metric([priority.label, outcome.value], float(count))
         yield by_priority
         latency = HistogramMetricFamily(
@@ -365,9 +371,7 @@ class Accounts(Collector):
             "Requests whose deadline is for tokens, by its kind and how they ended.",
             labels=[*labels, "outcome"],
         )
-        ended = self._of_tokens.copy()
-        ended = {(task, kind, Outcome.ON_TIME): 0 for task, kind, _ in ended} | ended
-        for (task, kind, outcome), count in ended.items():
+        for (task, kind, outcome), count in _told(self._of_tokens.copy()).items():
             requests.add_metric([task, kind.value, outcome.value], float(count))
         yield requests
         smooth = CounterMetricFamily(

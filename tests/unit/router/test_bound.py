@@ -98,6 +98,18 @@ def test_what_would_be_late_everywhere_is_refused_where_admission_is_asked() -> 
     assert bench.decide(late) >= 0
 
 
+def test_a_refusal_says_what_an_idle_fleet_would_take() -> None:
+    """The same under any load, and what is predicted where there is none."""
+    bench = Bench()
+    late = QUERY._replace(slack_s=1e-3)
+    assert bench.decide(late, factor=0.7) == decision.REFUSED
+    idle_s = bench.result(decision.IDLE_S)
+    assert idle_s == bench.result(decision.LEAST_S) > 0.0
+    bench.own_LC[:] = 30.0
+    assert bench.decide(late, factor=0.7) == decision.REFUSED
+    assert bench.result(decision.IDLE_S) == idle_s < bench.result(decision.LEAST_S)
+
+
 def test_the_least_rescue_is_that_of_the_safety_net() -> None:
     """Over smaller tiers than the chosen one's."""
     bench = Bench()
