@@ -165,6 +165,10 @@ async def test_triton_joins_a_sampled_trace(
                     "gpu0_small", "w", 2, timeout_s=LIMIT_S, metadata=metadata
                 ):
                     pass
+        # It comes within five seconds. A stop that is quicker once had only parts exported.
+        await until(
+            lambda: any(span.parent_id == "1" * 16 for span in sink.spans), "a span that joined"
+        )
     finally:
         # Stopping flushes what was not exported yet.
         await server.stop_async()
