@@ -24,6 +24,8 @@ _CALL_S = 10.0
 _DRAIN_S = 2
 _STEP_S, _LEAVE_LIMIT_S = 0.2, 10.0
 """Within so long nobody is connected any more to an endpoint that has left."""
+_DRAINED_LIMIT_S = 60.0
+"""Within so long an endpoint that is drained has left: what it answers takes a second or two."""
 
 
 class Churn:
@@ -51,7 +53,7 @@ class Churn:
 
     async def add_endpoint(self) -> None:
         """Adds one that is the first endpoint's device behind another address."""
-        state = (await self._monitor.GetSystemState(monitor_pb.GetSystemStateRequest())).state
+        state = await self._state()
         relay = await Relay(self._triton).start()
         added = common_pb2.Endpoint()
         added.CopyFrom(state.endpoints[0].endpoint)
@@ -71,8 +73,12 @@ class Churn:
         request.drain.FromSeconds(_DRAIN_S)
         if await self._has(name):  # it may be draining since a call that was cut short
             await self._monitor.RemoveEndpoint(request, timeout=_CALL_S)
-        while await self._has(name):
-            await asyncio.sleep(_STEP_S)
+        try:
+            async with asyncio.timeout(_DRAINED_LIMIT_S):
+                while await self._has(name):
+                    await asyncio.sleep(_STEP_S)
+        except TimeoutError:
+            raise TimeoutError(f"{name} has not left within {_DRAINED_LIMIT_S:g} s") from None
         for _ in range(int(_LEAVE_LIMIT_S / _STEP_S)):
             if not len(relay):
                 break
@@ -82,8 +88,11 @@ class Churn:
         await relay.close()
 
     async def _has(self, name: str) -> bool:
-        state = (await self._monitor.GetSystemState(monitor_pb.GetSystemStateRequest())).state
-        return any(each.endpoint.endpoint == name for each in state.endpoints)
+        return any(each.endpoint.endpoint == name for each in (await self._state()).endpoints)
+
+    async def _state(self) -> Any:
+        request = monitor_pb.GetSystemStateRequest()
+        return (await self._monitor.GetSystemState(request, timeout=_CALL_S)).state
 
     async def use_policy(self) -> None:
         """Switches each router by itself."""
@@ -103,8 +112,8 @@ class Churn:
         try:
             while self._relays:
                 await self.drop_endpoint()
-        except grpc.aio.AioRpcError:
-            pass  # the mesh is gone already
+        except (grpc.aio.AioRpcError, TimeoutError):
+            pass  # the mesh is gone already, or does not let go: that was said
         for _, relay in self._relays:
             await relay.close()
         for channel in self._channels:

@@ -25,6 +25,9 @@ DOORS = (OWN, KSERVE, OWN, OPENAI)
 STREAMED_SHARE, LEFT_SHARE = 0.3, 0.03
 """Share of requests that stream, and of those whose client goes away before the answer."""
 _LEFT_AFTER_S = 0.03
+PATIENCE_S = 30.0
+"""What has no end so long after it was sent has failed: routers end a request soon after its
+deadline."""
 _PROMPT = "word " * 96
 
 
@@ -51,6 +54,18 @@ class Window:
     failed: int
     p50_ms: float
     p99_ms: float
+
+    def with_more(self, other: Window) -> Window:
+        """Returns the counts of both; the times stay."""
+        return dataclasses.replace(
+            self,
+            sent=self.sent + other.sent,
+            on_time=self.on_time + other.on_time,
+            late=self.late + other.late,
+            refused=self.refused + other.refused,
+            left=self.left + other.left,
+            failed=self.failed + other.failed,
+        )
 
 
 class Crowd:
@@ -90,8 +105,12 @@ class Crowd:
         self._counts: Counter[str] = Counter()
         self._answers_s = array("f")
 
-    async def ask(self, rate_rps: float, duration_s: float) -> Window:
-        """Sends requests at random moments, whatever becomes of them; returns those that ended."""
+    async def offer(self, rate_rps: float, duration_s: float) -> None:
+        """Sends requests at random moments for so long, whatever becomes of them.
+
+        It is one schedule from its beginning to its end. So nobody who looks meanwhile at what
+        ended (`take`) makes a pause in the load.
+        """
         due_s = time.monotonic()
         end_s = due_s + duration_s
         while (due_s := due_s + self._random.expovariate(rate_rps)) < end_s:
@@ -102,7 +121,11 @@ class Crowd:
             task = asyncio.create_task(self._one(client, due_s))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return self._take()
+
+    async def ask(self, rate_rps: float, duration_s: float) -> Window:
+        """Offers load; returns what ended meanwhile."""
+        await self.offer(rate_rps, duration_s)
+        return self.take()
 
     async def close(self) -> None:
         """Waits for what is under way and closes every client."""
@@ -112,7 +135,8 @@ class Crowd:
         self._clients.clear()
         self._leaving.clear()
 
-    def _take(self) -> Window:
+    def take(self) -> Window:
+        """Returns what ended since the last time."""
         counts, answers_s = self._counts, self._answers_s
         self._counts, self._answers_s = Counter(), array("f")
         percentiles = np.percentile(answers_s, (50, 99)) if answers_s else (0.0, 0.0)
@@ -153,9 +177,11 @@ class Crowd:
 
     async def _one(self, client: Door, due_s: float) -> None:
         task, draw = self._random.choice(TASKS), self._random.random()
+        leaves = draw < LEFT_SHARE
         self.asked[self._door_of[client]] += 1
+        kind = Missed.FAILED.value
         try:
-            async with asyncio.timeout(_LEFT_AFTER_S if draw < LEFT_SHARE else None):
+            async with asyncio.timeout(_LEFT_AFTER_S if leaves else PATIENCE_S):
                 await client.ask(
                     _PROMPT, task=task, deadline_s=DEADLINE_S, stream=draw >= 1.0 - STREAMED_SHARE
                 )
@@ -163,10 +189,19 @@ class Crowd:
             self._answers_s.append(taken_s)
             kind = "on_time" if taken_s <= DEADLINE_S else "late"
         except TimeoutError:
-            kind = "left"
+            if leaves:
+                kind = "left"
+            else:
+                self._note(client, f"no end within {PATIENCE_S:g} s")
         except DoorError as error:
             kind = error.kind.value
             if error.kind is Missed.FAILED:
-                self.errors[f"{self._door_of[client]}: {error}"[:120]] += 1
-        self._counts[kind] += 1
-        self._busy[client] -= 1
+                self._note(client, str(error))
+        except Exception as error:  # an answer nobody can read, for one: it must not go uncounted
+            self._note(client, repr(error))
+        finally:
+            self._counts[kind] += 1
+            self._busy[client] -= 1
+
+    def _note(self, client: Door, text: str) -> None:
+        self.errors[f"{self._door_of[client]}: {text}"[:120]] += 1

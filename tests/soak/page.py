@@ -17,45 +17,17 @@ from tests.soak.crowd import KSERVE, OPENAI, OWN, Window
 from tests.soak.crowds import Row
 from tests.soak.hour import Run
 from tests.soak.readings import NOT_JUDGED, grown
+from tests.soak.verdict import p99_ms, verdicts
 from trainer.evaluation import facts
 from trainer.evaluation.report.style import STYLE
 
 RESULTS, PLOT, PAGE = "docs/results/soak.json", "docs/images/soak.png", "docs/soak.md"
-P99_FACTOR = 1.5
-"""How much longer than in the first sixth the 99th percentile may be in the last one."""
 _PANELS = {
     "memory_mb": "memory beside its start",
     "descriptors": "descriptors",
     "tasks": "tasks of the loop",
 }
 _SIZE_IN = (11.0, 9.0)
-
-
-def verdicts(run: Run) -> list[str]:
-    """Returns what a soaked mesh did that it may not; nothing if all is well."""
-    bad = [
-        f"{name}: {quantity} from {early:g} to {late:g}"
-        for name, quantity, early, late, is_flat in grown(run.held)
-        if not is_flat
-    ]
-    failed = sum(window.failed for window in run.windows)
-    bad += [f"{failed} requests failed: {run.errors}"] if failed else []
-    restarted = [name for name, count in run.starts.items() if count > 1]
-    bad += [f"started again: {', '.join(restarted)}"] if restarted else []
-    if run.connections_left:
-        bad.append(f"{run.connections_left} connections to endpoints that had left")
-    first_ms, last_ms = p99_ms(run)
-    if last_ms > P99_FACTOR * first_ms:
-        bad.append(f"p99 from {first_ms:.0f} to {last_ms:.0f} ms")
-    return bad
-
-
-def p99_ms(run: Run) -> tuple[float, float]:
-    """Returns the median of the windows' 99th percentiles in the first and the last sixth."""
-    every = [window.p99_ms for window in run.windows]
-    sixth = max(1, len(every) // 6)
-    middles = [sorted(part)[len(part) // 2] for part in (every[:sixth], every[-sixth:])]
-    return middles[0], middles[1]
 
 
 def complaints(rows: Sequence[Row]) -> list[str]:
@@ -120,7 +92,7 @@ def _hour_table(run: Run, made: Mapping[str, Any]) -> str:
     first_ms, last_ms = p99_ms(run)
     capacity = f" (found to hold {run.capacity_rps:.0f})" if run.capacity_rps else ""
     rows = [
-        ("length, s", f"{run.seconds:.0f}"),
+        ("length, s", f"{run.past_s or run.seconds:.0f}"),
         ("requests/s", f"{run.rate_rps:.0f}{capacity}"),
         ("requests", f"{total['sent']:,}"),
         (
@@ -189,7 +161,9 @@ def _made_by(made: Mapping[str, Any]) -> str:
 
 
 def _plot(run: Run, path: str) -> None:
-    minutes = [(number + 1) * run.window_s / 60.0 for number in range(len(run.windows))]
+    # Results of earlier versions have windows of one length.
+    even_s = [(number + 1) * run.window_s for number in range(len(run.windows))]
+    minutes = [end_s / 60.0 for end_s in run.ends_s or even_s]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
         panels: list[Axes] = list(figure.subplots(2, 2).flat)

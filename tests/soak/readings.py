@@ -18,6 +18,10 @@ ROOM: Mapping[str, tuple[float, float]] = {
     "tasks": (1.0, 12.0),
 }
 """How much more there may be in the last sixth than after warm-up: a factor, and an amount."""
+FAR = 2.0
+"""What holds more than so many times as much as it may has run away."""
+IN_A_ROW = 3
+"""Readings that must say so, one after the other."""
 NOT_JUDGED = ("redis", "triton")
 """Redis fills its streams up to their bounds; what Triton holds is Triton's."""
 _TASKS = re.compile(r"^tiercel_loop_tasks ([0-9.e+]+)$", re.MULTILINE)
@@ -67,13 +71,37 @@ def grown(readings: Sequence[Mapping[str, Held]]) -> list[tuple[str, str, float,
     Returns:
         Process, quantity, median in the second and in the last sixth, and whether it is flat.
     """
+    if not readings:
+        return []
     sixth = max(1, len(readings) // 6)
+    warm = readings[sixth : 2 * sixth] or readings
     rows = []
     for name, held in readings[0].items():
         for quantity in held:
-            early = statistics.median(each[name][quantity] for each in readings[sixth : 2 * sixth])
+            early = statistics.median(each[name][quantity] for each in warm)
             late = statistics.median(each[name][quantity] for each in readings[-sixth:])
             factor, amount = ROOM[quantity]
             is_flat = name in NOT_JUDGED or late <= early * factor + amount
             rows.append((name, quantity, early, late, is_flat))
     return rows
+
+
+def run_away(readings: Sequence[Mapping[str, Held]], planned_count: int) -> list[str]:
+    """Returns what has grown so far beyond its room that there is nothing to wait for.
+
+    Args:
+        readings: Those so far.
+        planned_count: How many there are to be; nothing is said before a third of them, and some.
+    """
+    sixth = max(1, planned_count // 6)
+    if len(readings) < 2 * sixth + IN_A_ROW:
+        return []
+    found = []
+    for name, held in readings[0].items():
+        for quantity in held if name not in NOT_JUDGED else ():
+            early = statistics.median(each[name][quantity] for each in readings[sixth : 2 * sixth])
+            factor, amount = ROOM[quantity]
+            last = [each[name][quantity] for each in readings[-IN_A_ROW:]]
+            if min(last) > FAR * (early * factor + amount):
+                found.append(f"{name} runs away: {quantity} from {early:g} to {last[-1]:g}")
+    return found
