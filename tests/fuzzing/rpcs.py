@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from services.common.errors import ERROR_DOMAIN, STATUS_BY_ERROR, NotServedError
+from services.local.run import run_owning_children
 from services.router_inference.reconnect import END_OF_STREAM
 from tests.conftest import RedisServer
 from tests.fuzzing.meshes import SLOW, Mesh, Served, request_type, response_type, running_mesh
@@ -61,6 +62,10 @@ _MOST_ANSWERS = 20
 _LONGEST_SAID = 600
 _MOST_SHRINKS = 200
 _TIDY_EVERY = 1_000
+_TURNS = 10
+"""Turns of the other methods to one of those that start processes, which take seconds each."""
+_WARM_SHARE = 0.25
+"""Of its calls, or of its time: from then on a service may hold no more than it does."""
 # What the library itself says, without our details: the caller's deadline, and too much metadata.
 _LIBRARYS_OWN = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -158,10 +163,12 @@ class Report:
 
     Attributes:
         tallies: by a method's full name.
+        sent: calls drawn for each service.
         problems: one line each.
     """
 
     tallies: dict[str, Tally] = dataclasses.field(default_factory=dict)
+    sent: dict[str, int] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -231,6 +238,13 @@ class Caller:
         return [
             method.full_name for method in served.methods if self._slow or method.name not in SLOW
         ]
+
+    def turns(self, served: Served) -> list[str]:
+        """Returns the methods of a service in the order in which they take turns, over and over."""
+        names = self.method_names(served)
+        slow = [name for name in names if self._methods[name][1].name in SLOW]
+        others = [name for name in names if name not in slow]
+        return [*slow, *others * _TURNS] if slow else others
 
     def drawn(self, name: str) -> Call:
         """Returns a wrong call of a method."""
@@ -515,22 +529,27 @@ async def fuzz(
         mesh: the mesh.
         count: calls per service.
         seed: of every choice.
-        end_s: starts no further batch after this, by the monotonic clock.
+        end_s: starts no further batch after this, by the monotonic clock; services share the time
+            that is left, so that each has its part.
         slow: True also calls the methods that start processes.
         kept: folder for calls that find a defect.
         say: told how far it is.
     """
     with Faults().listening() as faults:
         caller = Caller(mesh, seed, faults, slow=slow, kept=kept)
-        problems = caller.report.problems
-        for served in mesh.services.values():
-            names = caller.method_names(served)
+        report = caller.report
+        problems = report.problems
+        for place, served in enumerate(mesh.services.values()):
+            began_s = time.monotonic()
+            own_s = (end_s - began_s) / (len(mesh.services) - place)
+            turns = caller.turns(served)
+            names = set(turns)
             first = [call for call in _kept_calls() if call.method in names]
             warm: Held | None = None
             done = 0
-            while done < count and time.monotonic() < end_s:
+            while done < count and (past_s := time.monotonic() - began_s) < own_s:
                 size = min(_BATCH, count - done)
-                calls = first + [caller.drawn(names[(done + i) % len(names)]) for i in range(size)]
+                calls = first + [caller.drawn(turns[(done + i) % len(turns)]) for i in range(size)]
                 first = []
                 known = len(problems)
                 await caller.batch(served, calls)
@@ -541,17 +560,22 @@ async def fuzz(
                     say(f"{served.name}: {done:,} calls, {len(problems)} problems")
                 if done % _TIDY_EVERY == 0 or done >= count:
                     await mesh.tidy()
-                if warm is None and done >= count // 4:
+                if warm is None and max(done / count, past_s / own_s) >= _WARM_SHARE:
                     await _settled(mesh, served, problems)
                     warm = Held.now()
+            report.sent[served.name] = done
             await mesh.tidy()
             await _settled(mesh, served, problems)
+            if not done:
+                problems.append(f"{served.name}: no call was sent: the time was up")
+            growth = "what it holds is not judged: too few for that"
             if warm is not None:
                 held = await _fewer(warm)
-                say(f"{served.name}: {_growth(warm, held)}")
+                growth = _growth(warm, held)
                 problems += _leaks(served.name, warm, held)
+            say(f"{served.name}: {done:,} of {count:,} calls; {growth}")
             problems += [f"{served.name}: {trace}" for trace in faults.taken()]
-        return caller.report
+        return report
 
 
 async def _settled(mesh: Mesh, served: Served, problems: list[str]) -> None:
@@ -613,45 +637,48 @@ def main() -> int:
     parser.add_argument("--service", default="", help="only services of such names (an expression)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     arguments = parser.parse_args()
-    started_s = time.monotonic()
-    print(f"calls: seed {arguments.seed}", flush=True)
     logging.getLogger().setLevel(logging.WARNING)
-
-    async def run() -> Report:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            redis = RedisServer(folder)
-            redis.start()
-            try:
-                async with running_mesh(folder, redis.url) as mesh:
-                    for name in [*mesh.services]:
-                        if not re.search(arguments.service, name):
-                            del mesh.services[name]
-                    return await fuzz(
-                        mesh,
-                        count=arguments.count,
-                        seed=arguments.seed,
-                        end_s=started_s + arguments.seconds,
-                        say=lambda text: print(
-                            f"{time.monotonic() - started_s:6.0f} s  {text}", flush=True
-                        ),
-                    )
-            finally:
-                redis.stop()
-
     logging.getLogger().addHandler(logging.NullHandler())
-    try:
-        report = asyncio.run(run())
-    except KeyboardInterrupt:
-        print(f"interrupted after {time.monotonic() - started_s:.0f} s")
-        return 130
+    started_s = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started_s:6.0f} s  {text}", flush=True)
+
+    say(f"calls: seed {arguments.seed}")
+    # Redis and what the trainer starts are ended whichever signal ends this.
+    return run_owning_children(_run(arguments, started_s + arguments.seconds, say), say)
+
+
+async def _run(arguments: argparse.Namespace, end_s: float, say: Callable[[str], None]) -> int:
+    with tempfile.TemporaryDirectory() as name:
+        redis = RedisServer(Path(name))
+        redis.start()
+        try:
+            async with running_mesh(Path(name), redis.url) as mesh:
+                known = [*mesh.services]
+                for each in known:
+                    if not re.search(arguments.service, each):
+                        del mesh.services[each]
+                report = await fuzz(
+                    mesh,
+                    count=arguments.count,
+                    seed=arguments.seed,
+                    end_s=end_s,
+                    say=say,
+                )
+        finally:
+            redis.stop()
+    if not report.sent:
+        report.problems.append(f"--service: there are {', '.join(known)}")
     print(table(report))
     for problem in report.problems:
         print(problem)
     total = sum(tally.count for tally in report.tallies.values())
-    print(
-        f"{total:,} calls of {len(report.tallies)} methods in"
-        f" {time.monotonic() - started_s:.0f} s, seed {arguments.seed}:"
+    short = [f"{name} {sent:,}" for name, sent in report.sent.items() if sent < arguments.count]
+    if short:
+        print(f"the time was up before {arguments.count:,} calls: {', '.join(short)}")
+    say(
+        f"{total:,} calls of {len(report.tallies)} methods, seed {arguments.seed}:"
         f" {len(report.problems)} problems"
     )
     return 1 if report.problems else 0

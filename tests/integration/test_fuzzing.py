@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from tests.conftest import RedisServer
 from tests.fuzzing import files, http, rpcs, streams
-from tests.fuzzing.meshes import SLOW, running_mesh
+from tests.fuzzing.meshes import SLOW, Mesh, Served, request_type, running_mesh
 from tests.fuzzing.readers import Reader, readers
+from tiercel.trainer.v1 import trainer_service_pb2
 
 SEED = 20_261_129
 CALLS = 100
@@ -37,6 +42,50 @@ async def test_wrong_calls_break_nothing(redis_server: RedisServer, tmp_path: Pa
         "tiercel.trainer.v1.TrainerService",
         "envoy.service.ext_proc.v3.ExternalProcessor",
     }
+
+
+def idle_mesh(*names: str) -> Mesh:
+    """Returns services of the trainer's methods that nobody serves."""
+    methods = list(trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods)
+    nobody: Any = None
+    services = {
+        name: Served(name, nobody, nobody, methods, AsyncMock(), lambda: 0) for name in names
+    }
+    return Mesh(services, seeds={each.full_name: [request_type(each)()] for each in methods})
+
+
+async def test_services_share_the_time_and_none_is_left_out_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each has its part of what is left; one that had none is a problem."""
+    now_s = 0.0
+
+    async def batch(*_: Any) -> None:
+        nonlocal now_s
+        now_s += 1.0
+
+    async def same(before: Any) -> Any:
+        return before
+
+    monkeypatch.setattr(rpcs, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(rpcs.Caller, "batch", batch)
+    monkeypatch.setattr(rpcs, "_settled", AsyncMock())
+    monkeypatch.setattr(rpcs, "_fewer", same)
+    mesh = idle_mesh("a", "b")
+    report = await rpcs.fuzz(mesh, count=10_000, seed=1, end_s=10.0, kept=tmp_path)
+    assert report.sent == {"a": 1_000, "b": 1_000}
+    assert report.problems == []
+    late = await rpcs.fuzz(mesh, count=10_000, seed=1, end_s=10.0, kept=tmp_path)
+    assert late.problems == [f"{name}: no call was sent: the time was up" for name in ("a", "b")]
+
+
+def test_methods_that_start_processes_have_fewer_turns(tmp_path: Path) -> None:
+    """A tenth of the others': a call of theirs takes as long as a hundred."""
+    mesh = idle_mesh("a")
+    caller = rpcs.Caller(mesh, 1, rpcs.Faults(), kept=tmp_path)
+    turns = Counter(caller.turns(mesh.services["a"]))
+    assert {name.rpartition(".")[2] for name, count in turns.items() if count == 1} == SLOW
+    assert set(turns.values()) == {1, 10}
 
 
 @pytest.mark.parametrize(
