@@ -28,9 +28,9 @@ from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as pb2
 pytestmark = pytest.mark.triton
 
 
-def toml_of(paced_triton: PacedTriton, router: str = "") -> str:
-    """Settings for the paced endpoints."""
-    text = mesh_toml([], router=router)
+def toml_of(paced_triton: PacedTriton, router: str = "", **others: Any) -> str:
+    """Settings for the paced endpoints; others as those of `mesh_toml`."""
+    text = mesh_toml([], router=router, **others)
     head, own = text.split("[router_inference]\n")
     for entry in paced_triton.endpoints:
         head += "[[mesh.endpoints]]\n"
