@@ -26,7 +26,7 @@ class Series:
         p99_ms: 99th percentile of the same.
         performance: Mean over offered of quality x on-time; NaN without any.
         quality: Mean table quality of the answers on time; NaN without any.
-        exact: Mean exact match of the answers on time; NaN without any.
+        exact: Mean exact match of the answers on time that can be scored; NaN without any.
     """
 
     time_s: NDArray[np.float64]
@@ -56,7 +56,8 @@ def make_series(records: RunRecords, tiers: Sequence[str], bin_s: float = BIN_S)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
     tier_index = {name: i for i, name in enumerate(records.names["tier"])}
-    exact = np.nan_to_num(columns["exact"].astype(np.float64))
+    exact = columns["exact"].astype(np.float64)
+    scored = np.bincount(bins[on_time & ~np.isnan(exact)], minlength=count)
     return Series(
         time_s=(np.arange(count, dtype=np.float64) + 0.5) * bin_s,
         offered_rps=offered / bin_s,
@@ -73,7 +74,7 @@ def make_series(records: RunRecords, tiers: Sequence[str], bin_s: float = BIN_S)
         p99_ms=_quantiles(bins[timed], columns["latency_s"][timed], count, 0.99),
         performance=mean(quality, offered),
         quality=mean(quality, on_time_count),
-        exact=mean(exact, on_time_count),
+        exact=mean(np.nan_to_num(exact), scored),
     )
 
 

@@ -27,11 +27,15 @@ class Prompt:
     answer: str | None
     max_output_tokens: int | None = None
 
-    def score(self, text: str) -> float:
-        """Scores an answer by exact match: 1.0 or 0.0, NaN if it cannot be scored."""
+    def score(self, text: str | None) -> float:
+        """Scores an answer by exact match: 1.0 or 0.0, NaN if it cannot be scored.
+
+        Args:
+            text: the answer; None if there was none, which is not the right one.
+        """
         if self.answer is None:
             return math.nan
-        return 1.0 if text.strip() == self.answer else 0.0
+        return 1.0 if text is not None and text.strip() == self.answer else 0.0
 
 
 def made_up_text(token_count: int, rng: random.Random) -> str:

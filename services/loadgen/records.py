@@ -56,7 +56,8 @@ class RunRecords:
             ``latency_s`` counts from the intended send time to the answer or its failure, and so
             does ``first_token_s`` (streamed runs only, else NaN); ``lag_s`` is how late the
             generator itself was; ``attempts`` how many routers were asked; ``quality`` is the
-            tier's table value, ``exact`` 1 or 0 by exact match; both NaN where unknown;
+            tier's table value, NaN where no tier answered; ``exact`` 1 or 0 by exact match, 0
+            without an answer, NaN where the prompt has no right answer to compare with;
             ``priority`` is the class asked for, -1 high, 0 normal, 1 low.
         names: Per column of ``NAMED`` the texts its indexes stand for.
         meta: The run's spec, start stamp and machine facts, JSON-ready.
@@ -153,7 +154,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
     Returns:
         JSON-ready: ``offered``, the five outcome counts, ``availability`` (share of offered on
         time), ``performance`` (mean over offered of table quality x on-time), ``exact_performance``
-        (the same with the exact-match score of each answer; None if no task can be scored),
+        (mean over those that can be scored of exact match x on-time; None if none can),
         ``p50_ms``/``p99_ms`` of requests answered or cut off at their deadline (a cut-off counts
         with the time it took, so a p99 near the deadline is a lower bound), ``mix`` (share of each
         tier among requests that a tier answered), ``reasons`` (of refused and failed), ``rescued``.
@@ -169,14 +170,14 @@ def summarize(records: RunRecords) -> dict[str, Any]:
     quality = np.nan_to_num(records.columns["quality"].astype(np.float64))
     timed = records.columns["latency_s"][(status == ON_TIME) | (status == LATE)]
     exact = records.columns["exact"].astype(np.float64)
-    scorable = bool(np.any(~np.isnan(exact)))
+    scored = int(np.sum(~np.isnan(exact)))
     return {
         "offered": offered,
         **counts,
         "availability": counts["on_time"] / offered if offered else None,
         "performance": float(np.sum(quality * on_time)) / offered if offered else None,
         "exact_performance": (
-            float(np.sum(np.nan_to_num(exact) * on_time)) / offered if scorable else None
+            float(np.sum(np.nan_to_num(exact) * on_time)) / scored if scored else None
         ),
         "p50_ms": _milliseconds(_quantile(timed, 0.5)),
         "p99_ms": _milliseconds(_quantile(timed, 0.99)),

@@ -116,7 +116,7 @@ class _Table:
         label = version if version.startswith(policy) else f"{policy}@{version}"
         add["policy_version"].append(self._index("policy_version", label))
         add["quality"].append(completion.quality)
-        add["exact"].append(prompt.score(text) if served else math.nan)
+        add["exact"].append(prompt.score(text if served else None))
         add["rescued"].append(completion.rescued)
         add["retries"].append(min(completion.retry_count, 127))
 

@@ -28,7 +28,7 @@ def records(seed: int = 0, *, lag_s: float = 0.001) -> RunRecords:
         "phase": np.digitize(intended, [2, 5]),
         "tier": np.where(answered, rng.integers(0, 2, count), -1),
         "quality": np.where(answered, 0.8, np.nan),
-        "exact": np.where(answered, 1.0, np.nan),
+        "exact": np.where(answered, 1.0, 0.0),
         "answered": answered,
         "reason": np.where(status == 2, 0, -1),
         "lag_s": lag_s,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from services.loadgen.prompts import Prompt, draw_prompts
@@ -14,3 +16,10 @@ def test_prompts_follow_the_mix() -> None:
     share = sum(each.task == "a" for each in prompts) / 4000
     assert share == pytest.approx(0.75, abs=0.03)
     assert [each.text for each in prompts if each.task == "b"][:2] == ["b0", "b1"]
+
+
+def test_an_answer_that_never_came_is_not_the_right_one() -> None:
+    """Where there is a right one; where there is none, nothing can be scored."""
+    scorable, other = Prompt("a", "1+1=", "2"), Prompt("a", "hello", None)
+    assert [scorable.score(text) for text in (" 2\n", "3", None)] == [1.0, 0.0, 0.0]
+    assert all(math.isnan(other.score(text)) for text in ("2", None))

@@ -88,6 +88,13 @@ def test_exact_performance_is_none_where_nothing_can_be_scored() -> None:
     assert summarize(make([0, 0], exact=[1.0, 0.0]))["exact_performance"] == 0.5
 
 
+def test_exact_performance_is_over_the_requests_that_can_be_scored() -> None:
+    """A task without right answers does not lower it, and requests turned away do not raise it."""
+    mixed = make([0, 0, 1, 2], exact=[1.0, np.nan, 1.0, 0.0])
+    assert summarize(mixed)["exact_performance"] == pytest.approx(1 / 3)
+    assert summarize(make([2, 4], exact=0.0))["exact_performance"] == 0.0
+
+
 def test_percentiles_leave_out_refused_requests() -> None:
     """A quick refusal does not make the mesh look fast."""
     summary = summarize(make([0, 0, 2], latency_s=[0.2, 0.2, 0.001]))
