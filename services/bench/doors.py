@@ -18,6 +18,7 @@ from services.bench.hop import TOKENS, Subject
 from services.bench.load import PROMPT, TIMEOUT_S, Ask, cpu_per_request_s
 from services.bench.readings import Reading
 from services.bench.routers import TASK, write_settings
+from services.local.errors import CommandError
 
 PATH = "/v1/chat/completions"
 PAIRS: Mapping[str, bool] = {"openai": False, "openai_stream": True}
@@ -84,6 +85,8 @@ async def _asking(bench: Bench, server: Server, *, is_stream: bool) -> Ask:
         writer.write(request)
         async with asyncio.timeout(TIMEOUT_S):
             answer = await _answer(reader)
+        if b'"error"' in answer or (is_stream and b"[DONE]" not in answer):
+            raise CommandError(f"{server.address} did not answer the benchmark: {answer[-200:]!r}")
         idle.append((reader, writer))
         return answer
 

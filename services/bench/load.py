@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc.aio
+from tritonclient.grpc import service_pb2 as kserve
 
 from services.bench.bench import Bench, Server
 from services.bench.peers import INFER, question
 from services.common.channels import STRAIGHT
+from services.local.errors import CommandError
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
 SERVICE = "/tiercel.router_inference.v1.RouterInferenceService"
@@ -19,6 +22,7 @@ IN_FLIGHT = 16
 TIMEOUT_S = 10.0
 PROMPT = "word " * 96
 """About the length of the evaluation's prompts."""
+FINAL = "triton_final_response"
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -41,7 +45,8 @@ def unary(bench: Bench, server: Server, method: str, payload: bytes) -> Ask:
     call = open_call(bench, server.address, "unary_unary", method)
 
     async def ask() -> object:
-        return await call(payload, timeout=TIMEOUT_S)
+        with answered(server):
+            return await call(payload, timeout=TIMEOUT_S)
 
     return ask
 
@@ -52,25 +57,47 @@ def streaming(bench: Bench, server: Server, method: str, payload: bytes) -> Ask:
 
     async def ask() -> object:
         last = b""
-        async for message in call(payload, timeout=TIMEOUT_S):
-            last = message
+        with answered(server):
+            async for message in call(payload, timeout=TIMEOUT_S):
+                last = message
         return last
 
     return ask
 
 
 def infer(bench: Bench, server: Server, payload: bytes = b"") -> Ask:
-    """Returns a function that asks by ModelStreamInfer; without a payload a backend itself."""
+    """Returns a function that asks by ModelStreamInfer; without a payload a backend itself.
+
+    An error comes as a message of a call that ends well: what costs nothing to answer is no answer.
+    """
     call = open_call(bench, server.address, "stream_stream", INFER)
     payload = payload or question()
 
     async def ask() -> object:
         last = b""
-        async for message in call(iter((payload,)), timeout=TIMEOUT_S):
-            last = message
+        with answered(server):
+            async for message in call(iter((payload,)), timeout=TIMEOUT_S):
+                last = message
+        end = kserve.ModelStreamInferResponse.FromString(last)
+        if end.error_message or not end.infer_response.parameters[FINAL].bool_param:
+            raise CommandError(_unanswered(server, end.error_message or "the answer has no end"))
         return last
 
     return ask
+
+
+@contextlib.contextmanager
+def answered(server: Server) -> Iterator[None]:
+    """Makes a call that fails an error of the command: its cost says nothing of an answer's."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        said = f"{error.code().name}: {error.details()}"
+        raise CommandError(_unanswered(server, said)) from None
+
+
+def _unanswered(server: Server, why: str) -> str:
+    return f"{server.address} did not answer a request of the benchmark: {why}"
 
 
 async def cpu_per_request_s(
@@ -89,12 +116,15 @@ async def cpu_per_request_s(
 
 
 async def latencies_s(ask: Ask, rate_rps: float, duration_s: float) -> list[float]:
-    """Sends requests at even intervals whatever becomes of them; returns how long each took."""
+    """Sends requests at even intervals whatever becomes of them; returns how long each took.
+
+    From when it was sent: how late this process was itself would count on every side alike.
+    """
     start_s = time.perf_counter()
 
-    async def one(due_s: float) -> float:
+    async def one(sent_s: float) -> float:
         await ask()
-        return time.perf_counter() - due_s
+        return time.perf_counter() - sent_s
 
     tasks = []
     for index in range(max(1, round(rate_rps * duration_s))):
