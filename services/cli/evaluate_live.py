@@ -159,11 +159,11 @@ def _snapshot(path: pathlib.Path | None) -> Snapshot | None:
 
 
 def _check_rates(plan: Plan) -> None:
-    """Refuses what the load generator would refuse, before anything is started."""
-    from services.live.compare import rates_rps, too_much
+    """Refuses what the load generator would refuse, and what says nothing, before it starts."""
+    from services.live.compare import problem_of, rates_rps
 
     for load, rate_rps in rates_rps(plan).items():
-        problem = too_much(plan, rate_rps)
+        problem = problem_of(plan, rate_rps)
         if problem:
             raise InputError(f"--load {load:g}: {problem}")
 
@@ -212,7 +212,7 @@ def write(report: dict[str, Any], out: pathlib.Path) -> None:
     from services.live.report import live_figure
     from trainer.evaluation.report.style import save
 
-    write_text(out / "live.json", json.dumps(report, indent=1) + "\n")
+    write_text(out / "live.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     try:
         save(live_figure(report["points"], report["tiers"][0], report["tiers"][-1]), out / "live")
     except OSError as error:

@@ -43,6 +43,8 @@ LEAST_DEADLINES = 2.5
 """A run counts at least so many deadlines, however far time is stretched."""
 MOST_LATENCY_ERROR, MOST_SCORE_ERROR = 0.05, 0.02
 """What the simulator may be off: mean latency, relative; availability and performance, absolute."""
+LEAST_REQUESTS = 20
+"""Of fewer requests no share says anything; a plan with such a run is refused."""
 WARM_UP, RUN = "warm-up", "run"
 Say = Callable[[str], None]
 
@@ -142,6 +144,11 @@ class Scores:
     performance: float
     mix: dict[str, float]
 
+    def facts(self) -> dict[str, Any]:
+        """Returns them JSON-ready: a latency of nothing is none."""
+        own = dataclasses.asdict(self)
+        return own | {"mean_s": _known(self.mean_s), "p99_s": _known(self.p99_s)}
+
 
 @dataclasses.dataclass(frozen=True)
 class LiveRun:
@@ -172,10 +179,20 @@ def rates_rps(plan: Plan) -> dict[float, float]:
     return {load: load * unit_rps for load in plan.loads}
 
 
-def too_much(plan: Plan, rate_rps: float) -> str:
+def problem_of(plan: Plan, rate_rps: float) -> str:
     """Returns why a rate cannot be run, empty if it can."""
+    scale = plan.scale(rate_rps)
     try:
-        plan.spec(("127.0.0.1:1",), ("any",), plan.scale(rate_rps), rate_rps, 0)
+        for seed in range(plan.seeds):
+            spec = plan.spec(("127.0.0.1:1",), ("any",), scale, rate_rps, seed)
+            arrivals = spec.arrivals()
+            names = [phase.name for phase in arrivals.phases]
+            count = int(np.sum(arrivals.phase_index == names.index(RUN)))
+            if count < LEAST_REQUESTS:
+                return (
+                    f"a run of {arrivals.phases[-1].duration_s:g} s here has {count} requests, and "
+                    f"needs {LEAST_REQUESTS}: give more --seconds or a higher load"
+                )
     except LoadSpecError as error:
         return str(error)
     return ""
@@ -296,8 +313,8 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
     if not measured.records.is_valid:
         why_not.append("load generator lagged")
     error = {
-        "mean": here.mean_s / there.mean_s - 1.0 if there.mean_s > 0.0 else None,
-        "p99": here.p99_s / there.p99_s - 1.0 if there.p99_s > 0.0 else None,
+        "mean": _known(here.mean_s / there.mean_s - 1.0 if there.mean_s > 0.0 else math.nan),
+        "p99": _known(here.p99_s / there.p99_s - 1.0 if there.p99_s > 0.0 else math.nan),
         "availability": here.availability - there.availability,
         "performance": here.performance - there.performance,
     }
@@ -307,8 +324,8 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
         "time_scale": run.time_scale,
         "policy": run.policy,
         "seed": run.seed,
-        "live": dataclasses.asdict(here),
-        "simulated": dataclasses.asdict(there),
+        "live": here.facts(),
+        "simulated": there.facts(),
         "error": error,
         "within": is_within(error),
         "counts": not why_not,
@@ -319,6 +336,11 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
         "generator_lag_p99_ms": lag_p99_ms,
         "policy_versions": list(measured.records.names["policy_version"]),
     }
+
+
+def _known(value: float) -> float | None:
+    """Returns a number for JSON, which has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def is_within(error: Mapping[str, float | None]) -> bool:

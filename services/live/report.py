@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -39,7 +40,8 @@ def _row(point: Point) -> tuple[str, ...]:
     here, there, error = point["live"], point["simulated"], point["error"]
 
     def both(name: str, factor: float = 1.0, digits: int = 3) -> str:
-        return "\n".join(number(factor * side[name], digits) for side in (here, there))
+        found = (side[name] for side in (here, there))
+        return "\n".join(number(each and factor * each, digits) for each in found)
 
     mean = "-" if error["mean"] is None else f"{error['mean']:+.1%}"
     mixes = [
@@ -59,8 +61,7 @@ def _row(point: Point) -> tuple[str, ...]:
         "\n".join(mixes),
         f"{point['machine_busy']:.0%}",
         number(point["loop_lag_ms"], 1),
-        (point["why_not"] and f"no: {point['why_not']}")
-        or ("yes" if point["within"] else "yes, off"),
+        _counts(point),
     )
 
 
@@ -68,6 +69,12 @@ def _counts(point: Point) -> str:
     if not point["counts"]:
         return f"no: {point['why_not']}"
     return "yes" if point["within"] else "yes, off"
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Returns the mean of those that are known; NaN if none is."""
+    known = [each for each in values if each is not None]
+    return statistics.fmean(known) if known else math.nan
 
 
 def verdict(points: Sequence[Point]) -> str:
@@ -110,14 +117,13 @@ def live_figure(points: Sequence[Point], small: str, large: str) -> Figure:
                 line = palette.line(policy)
                 own = [each for each in points if each["policy"] == policy]
                 curve = [
-                    statistics.fmean(e["simulated"][name] for e in own if e["load"] == load)
-                    for load in loads
+                    _mean(e["simulated"][name] for e in own if e["load"] == load) for load in loads
                 ]
                 axes.plot(loads, curve, marker=".", **line)
                 for each in own:
                     face = line["color"] if each["counts"] else "none"
                     axes.plot(
-                        [each["load"]], [each["live"][name]], "o", ms=6, mec=line["color"],
+                        [each["load"]], [_mean([each["live"][name]])], "o", ms=6, mec=line["color"],
                         mfc=face, zorder=6,
                     )  # fmt: skip
             axes.set_xscale("log")

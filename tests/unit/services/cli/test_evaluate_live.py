@@ -36,6 +36,7 @@ def never_started(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> No
         (["--live", "--deadline-s", "1"], "--deadline-s: is not for --live"),
         (["--live", "--load", "0"], "--load: must be 0.01 to 50, got 0"),
         (["--live", "--load", "50", "--seconds", "600", "--time-scale", "1"], "--load 50: "),
+        (["--live", "--load", "0.01", "--devices", "1"], "--load 0.01: a run of 12 s here has "),
         (["--live", "--policy", "best"], "'best' is not run live"),
         (["--live", "--policy", "dqn-paper"], "'dqn-paper' is not run live"),
         (["--live", "--policy", "price+best"], "unknown picker 'best'"),

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
-from services.live.compare import LEAST_SCALE, is_within, live, point, simulated, too_much
+from services.live.compare import (
+    LEAST_REQUESTS,
+    LEAST_SCALE,
+    is_within,
+    live,
+    point,
+    problem_of,
+    simulated,
+)
+from services.live.report import live_figure, live_table, verdict
+from services.loadgen.records import FAILED
 from tests.unit.services.live.subjects import PLAN, live_run
 
 
@@ -65,5 +76,27 @@ def test_within_means_latency_and_both_scores() -> None:
 def test_more_requests_than_a_run_may_have_are_refused_beforehand() -> None:
     """The text names the limit."""
     long = dataclasses.replace(PLAN, seconds=600.0, time_scale=1.0)
-    assert "200000" in too_much(long, 9_000.0)
-    assert not too_much(PLAN, 800.0)
+    assert "200000" in problem_of(long, 9_000.0)
+    assert not problem_of(PLAN, 800.0)
+
+
+def test_a_run_of_hardly_any_request_is_refused_beforehand() -> None:
+    """It could say nothing, and where none comes there is nothing to say it of."""
+    short = dataclasses.replace(PLAN, devices=1, seconds=10.0, time_scale=5.0, seeds=3)
+    said = problem_of(short, 0.5)
+    assert said.startswith("a run of 10 s here has ")
+    assert said.endswith(f"needs {LEAST_REQUESTS}: give more --seconds or a higher load")
+    assert not problem_of(short, 50.0)
+
+
+def test_a_mesh_that_answers_nothing_is_told_as_such() -> None:
+    """No latency, in JSON that is JSON, in the table, in the verdict and in the plot."""
+    run = live_run()
+    run.measured.records.columns["status"][:] = FAILED
+    found = point(PLAN, run, live(live_run()))
+    assert (found["live"]["mean_s"], found["error"]["mean"]) == (None, None)
+    assert (found["live"]["availability"], found["within"]) == (0.0, False)
+    json.dumps(found, allow_nan=False)
+    assert live_table([found]).rows[0][2].startswith("-\n")
+    assert verdict([found]).startswith("0 of 1 runs")
+    assert live_figure([found], "small", "large").axes
