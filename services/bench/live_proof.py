@@ -15,17 +15,19 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from router.folders import checkout
 from services.bench.bench import save
-from services.bench.live_report import BESIDE, compare, show
+from services.bench.live_report import BESIDE, compare, seconds_text, show
 from services.bench.routers import LEARNED, PROFILE
+from services.live.compare import LEAST_REQUESTS
 from services.live.mesh import ALLOWANCE_S, StretchedMesh
 from services.live.run import run_policy
 from services.loadgen.process import LoadProcessError
 from services.loadgen.records import run_summary
-from services.loadgen.spec import DRAWN, parse_spec
+from services.loadgen.spec import DRAWN, LoadSpec, LoadSpecError, parse_spec
 from services.local.embedded import EmbeddedMesh
 from services.local.errors import CommandError
 from services.local.paced_mesh import DEADLINE_S
@@ -41,6 +43,7 @@ DEVICES = 4
 LEAST_SCALE = 10.0
 DEADLINES_PER_RUN = 2.5
 """A run lasts at least so many deadlines, however far time is stretched."""
+Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +91,43 @@ def stretched_mesh(load: float, scale: float) -> StretchedMesh:
     )
 
 
-async def prove(plan: Plan) -> dict[str, Any]:
-    """Runs everything; returns the report, JSON-ready."""
+async def prove(plan: Plan, keep: Keep) -> dict[str, Any]:
+    """Runs everything; returns the report, JSON-ready.
+
+    Args:
+        plan: What to run.
+        keep: Gets the report after each load: it outlives a failure of the next one.
+    """
     started, start_s, commit = facts.now(), time.monotonic(), facts.commit(checkout())
-    runs = []
-    for load in plan.loads:
+    runs: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    for number, load in enumerate(plan.loads, start=1):
         runs += await _at_load(plan, load)
-    return {
-        "started": started,
-        "took_s": round(time.monotonic() - start_s, 1),
-        "commit": commit,
-        "machine": facts.machine(),
-        "plan": dataclasses.asdict(plan),
-        "runs": runs,
-        "loads": [compare(runs, plan.policies, load) for load in plan.loads],
-    }
+        report = {
+            "started": started,
+            "took_s": round(time.monotonic() - start_s, 1),
+            "commit": commit,
+            "machine": facts.machine(),
+            "plan": dataclasses.asdict(plan),
+            "runs": runs,
+            "loads": [compare(runs, plan.policies, each) for each in plan.loads[:number]],
+        }
+        await keep(report)
+    return report
+
+
+def problem_of(plan: Plan) -> str:
+    """Returns why a plan cannot be run, empty if it can."""
+    for load in plan.loads:
+        try:
+            for turn in range(plan.turns):
+                spec = _spec(plan, load, ("127.0.0.1:1",), ("any",), turn, plan.run_s(load))
+                count = len(spec.arrivals().arrival_s)
+                if count < LEAST_REQUESTS:
+                    return f"{load:g}: a run has {count} requests, and needs {LEAST_REQUESTS}"
+        except LoadSpecError as error:
+            return f"{load:g}: {error}"
+    return ""
 
 
 async def _at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
@@ -119,7 +144,8 @@ async def _at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
                 _say(
                     f"load {load:g}x turn {turn + 1} {policy}: availability"
                     f" {total['availability']:.3f}, performance {total['performance']:.3f},"
-                    f" p99 {total['p99_ms']:.0f} ms, machine {runs[-1]['machine_busy']:.0%} busy"
+                    f" p99 {seconds_text(total['p99_ms'])} s,"
+                    f" machine {runs[-1]['machine_busy']:.0%} busy"
                 )
     return runs
 
@@ -128,28 +154,15 @@ async def _one(
     mesh: EmbeddedMesh, plan: Plan, load: float, policy: str, *, seed: int, warm_up: bool = False
 ) -> dict[str, Any]:
     """Sends one run's requests, with every router at a policy."""
-    scale = plan.scale(load)
     length_s = 3.0 if warm_up else plan.run_s(load)
-    spec = parse_spec(
-        {
-            "router_addresses": list(mesh.router_addresses),
-            "phases": [
-                {"name": "run", "duration_s": length_s, "rate_rps": load * UNIT_RPS / scale}
-            ],
-            "deadline_s": DEADLINE_S * scale,
-            "task_mix": {task.name: 1.0 for task in mesh.options.tasks},
-            "prompt_tokens": DRAWN,
-            "seed": seed,
-            "network_allowance_s": ALLOWANCE_S * scale,
-        },
-        "live proof",
-    )
+    tasks = [task.name for task in mesh.options.tasks]
+    spec = _spec(plan, load, mesh.router_addresses, tasks, seed, length_s)
     measured = await run_policy(mesh, policy, spec)
     summary = run_summary(measured.records)
     return {
         "load": load,
         "rate_rps": load * UNIT_RPS,
-        "time_scale": scale,
+        "time_scale": plan.scale(load),
         "run_s": length_s,
         "policy": policy,
         "seed": seed,
@@ -164,15 +177,46 @@ async def _one(
     }
 
 
+def _spec(
+    plan: Plan,
+    load: float,
+    addresses: Sequence[str],
+    tasks: Sequence[str],
+    seed: int,
+    length_s: float,
+) -> LoadSpec:
+    """Returns the requests of a run.
+
+    Raises:
+        LoadSpecError: There are too many, or time is stretched too far for them.
+    """
+    scale = plan.scale(load)
+    return parse_spec(
+        {
+            "router_addresses": list(addresses),
+            "phases": [
+                {"name": "run", "duration_s": length_s, "rate_rps": load * UNIT_RPS / scale}
+            ],
+            "deadline_s": DEADLINE_S * scale,
+            "task_mix": dict.fromkeys(tasks, 1.0),
+            "prompt_tokens": DRAWN,
+            "seed": seed,
+            "network_allowance_s": min(1.0, ALLOWANCE_S * scale),
+        },
+        "live proof",
+    )
+
+
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 async def _run(plan: Plan, path: pathlib.Path | None) -> int:
-    report = await prove(plan)
-    if path is not None:
-        await save(report, path)
-    print(show(report))
+    async def keep(report: dict[str, Any]) -> None:
+        if path is not None:
+            await save(report, path)
+
+    print(show(await prove(plan, keep)))
     return 0
 
 
@@ -210,6 +254,8 @@ def main() -> int:
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: no folder {options.json.parent}")
     plan = Plan(loads, policies, options.turns, options.seconds, options.most_rps)
+    if problem := problem_of(plan):
+        parser.error(f"--loads: {problem}")
     try:
         return run_owning_children(_run(plan, options.json), _say)
     except (CommandError, LoadProcessError) as error:

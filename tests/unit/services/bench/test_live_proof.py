@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
-from services.bench.live_proof import Plan, main
+from services.bench import live_proof
+from services.bench.live_proof import Plan, main, prove
+from services.local.errors import CommandError
+from tests.unit.services.bench.test_live_report import run_of
 
 PLAN = Plan((0.5, 4.0), ("price", "dqn", "static-small"), 3, 25.0, 178.0)
 
@@ -31,6 +35,8 @@ def test_no_policy_always_comes_first() -> None:
     [
         (["--loads", "many"], "--loads: expected numbers"),
         (["--loads", "0"], "--loads"),
+        (["--loads", "9000"], "--loads: 9000: live proof: phases.0.duration_s"),
+        (["--loads", "0.001"], "--loads: 0.001: a run has "),
         (["--policies", "dqn"], "price must be among them"),
         (["--turns", "0"], "--turns: must be above 0"),
         (["--json", "nowhere/x.json"], "--json: no folder nowhere"),
@@ -47,3 +53,26 @@ def test_a_wrong_command_line_starts_nothing(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+async def test_what_was_measured_outlives_a_failure_of_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The report is handed over after each load."""
+
+    async def at_load(plan: Plan, load: float) -> list[dict[str, Any]]:
+        if load > 1.0:
+            raise CommandError("a process of the mesh has ended")
+        return [{**run_of(policy, 0, 0.9), "load": load} for policy in plan.policies]
+
+    monkeypatch.setattr(live_proof, "_at_load", at_load)
+    kept: list[dict[str, Any]] = []
+
+    async def keep(report: dict[str, Any]) -> None:
+        kept.append(report)
+
+    with pytest.raises(CommandError):
+        await prove(PLAN, keep)
+    (report,) = kept
+    assert [load["load"] for load in report["loads"]] == [0.5]
+    assert len(report["runs"]) == len(PLAN.policies)

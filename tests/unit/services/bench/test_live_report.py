@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from services.bench.live_report import compare, show
 
 
@@ -55,7 +57,20 @@ def test_below_means_below_beyond_the_interval() -> None:
 
 
 def test_one_turn_proves_nothing() -> None:
-    """Without a second turn there is no interval, so nobody is called below."""
+    """Without a second turn there is no interval, so none is shown and nobody is called below."""
     runs = [run_of("price", 0, 0.9), run_of("dqn", 0, 0.2)]
-    row = compare(runs, ("price", "dqn"), 1.0)["policies"]["dqn"]
+    load = compare(runs, ("price", "dqn"), 1.0)
+    row = load["policies"]["dqn"]
     assert not row["availability_below_price"]
+    assert row["availability_minus_price"] == [pytest.approx(-0.7), None]
+    assert "| -0.700 / -0.700 |" in show({"loads": [load]})
+
+
+def test_a_policy_that_answered_nobody_stands_in_the_table() -> None:
+    """It has no percentile; the proof goes on."""
+    runs = [run_of(policy, seed, 0.0) for policy in ("price", "dqn") for seed in range(2)]
+    for run in runs[2:]:
+        run["total"]["p99_ms"] = None
+    load = compare(runs, ("price", "dqn"), 1.0)
+    assert [row["p99_ms"] for row in load["policies"].values()] == [900.0, None]
+    assert "| - | 4 |" in show({"loads": [load]}).splitlines()[-1]
