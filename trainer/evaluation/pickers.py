@@ -270,17 +270,17 @@ class PickerJob:
                 "policy": row.policy,
                 "picker": row.picker,
                 "rate_rps": rounded(row.rate_rps),
-                **_fields("mean_s", row.mean_s),
+                **self._fields("mean_s", row.mean_s),
                 "p99_s": rounded(row.p99_s),
-                **_fields("latency_saved", row.gain),
-                **_fields("availability", row.availability),
-                **_fields("performance", row.performance),
+                **self._fields("latency_saved", row.gain),
+                **self._fields("availability", row.availability),
+                **self._fields("performance", row.performance),
                 "held_rps": rounded(row.held_rps),
             }
             for row in picker_rows(self.profile, self.quality, seeds=self.seeds)
         ]
 
-
-def _fields(name: str, value: Interval) -> Row:
-    ends = [rounded(value.mean - value.half), rounded(value.mean + value.half)]
-    return {name: rounded(value.mean), f"{name}_ci95": ends}
+    def _fields(self, name: str, value: Interval) -> Row:
+        ends = [rounded(value.mean - value.half), rounded(value.mean + value.half)]
+        known = ends if len(self.seeds) > 1 else None
+        return {name: rounded(value.mean), f"{name}_ci95": known}

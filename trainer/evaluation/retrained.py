@@ -25,7 +25,8 @@ def read_retrained(path: pathlib.Path | None, problems: list[str]) -> dict[str, 
         retrained_table(found["rows"])
         training_table(found["training"])
         known = [row for row in found["rows"] if row["safety_net"] and row["ratio"] is not None]
-        if not known or not found["training"] or not all(len(r["ratio_ci95"]) == 2 for r in known):
+        are_pairs = all(row["ratio_ci95"] is None or len(row["ratio_ci95"]) == 2 for row in known)
+        if not known or not found["training"] or not are_pairs:
             raise ValueError("nothing was compared")
         str(found["snapshot_version"]), dict(found["setting"]), int(found["rounds"])
     except OSError as error:

@@ -1,7 +1,8 @@
 """Rows of the report's tables: outcomes of the same case over seeds, as means and intervals.
 
 A row is a plain dictionary, since it goes into `report.json` as it is. A number `x` with an
-interval has a neighbour `x_ci95`: the ends of its 95 % interval over seeds.
+interval has a neighbour `x_ci95`: the ends of its 95 % interval over seeds, None where one seed
+tells of none.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ TOLERANCE = 1e-9
 
 
 def measured(name: str, values: Iterable[float]) -> Row:
-    """Returns a mean over seeds and the ends of its 95 % interval."""
-    found = interval(values)
+    """Returns a mean over seeds and the ends of its 95 % interval; None for those of one seed."""
+    value_S = list(values)
+    found = interval(value_S)
+    if len(value_S) < 2:
+        return {name: rounded(found.mean), f"{name}_ci95": None}
     low, high = found.mean - found.half, found.mean + found.half
     return {name: rounded(found.mean), f"{name}_ci95": [rounded(low), rounded(high)]}
 

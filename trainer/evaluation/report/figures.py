@@ -38,8 +38,9 @@ def _draw(axes: Any, curve: Sequence[Row], column: str, palette: Palette) -> Non
     style = palette.line(policy)
     loads = [row["load"] for row in known]
     axes.plot(loads, [row[column] for row in known], **style)
-    if palette.is_strong(policy) and known[0].get(f"{column}_ci95"):
-        low, high = zip(*(row[f"{column}_ci95"] for row in known), strict=True)
+    ends = [row.get(f"{column}_ci95") for row in known]
+    if palette.is_strong(policy) and all(ends):
+        low, high = zip(*ends, strict=True)
         axes.fill_between(loads, low, high, color=style["color"], alpha=0.14, lw=0, zorder=2)
 
 

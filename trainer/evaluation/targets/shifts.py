@@ -8,7 +8,15 @@ from trainer.evaluation.policies import REGRET_BASELINE, zeroed_name
 from trainer.evaluation.regret import SHIFT_AVAILABILITY, coping_points
 from trainer.evaluation.rows import Row
 from trainer.evaluation.shifts import NOMINAL
-from trainer.evaluation.targets.view import NO_BOUND, NO_LEARNED, Judge, View, judged, missing
+from trainer.evaluation.targets.view import (
+    NO_BOUND,
+    NO_LEARNED,
+    Judge,
+    View,
+    interval_text,
+    judged,
+    missing,
+)
 
 REGRET_REMOVED = 0.2
 COPES = ", where always-small copes"
@@ -40,10 +48,8 @@ def regret(family: str, *, where_small_copes: bool = False) -> Judge:
             return missing(name, target, "it is no dqn, so there is no zeroed twin")
         value, twin = rows[0]["removed"], twins[0]["removed"]
         met = value >= REGRET_REMOVED > twin
-        low, high = rows[0]["removed_ci95"]
-        detail = (
-            f"interval {low:.3f} to {high:.3f}; zeroed {twin:.3f}; over {rows[0]['points']} points"
-        )
+        ends = interval_text(rows[0], "removed")
+        detail = f"{ends}; zeroed {twin:.3f}; over {rows[0]['points']} points"
         return judged(name, target, value, met, detail)
 
     return judge
@@ -107,13 +113,13 @@ def _beside_retrained(view: View, name: str, target: str, study: Row) -> Row:
     rows = [row for row in study["rows"] if row["safety_net"] and row["ratio"] is not None]
     missing = {row["shift"] for row in view.rows("shifts")} - {row["shift"] for row in rows}
     worst = min(rows, key=lambda row: row["ratio"])
-    low, high = worst["ratio_ci95"]
     near = [row for row in rows if row["ratio"] >= 1.0 - SHIFT_LOSS]
     kept = sum(row["kept"] == "retrained" for row in study["training"])
     detail = (
-        f"lowest in {worst['shift']!r} at load {worst['load']:.2f}: interval {low:.3f} to "
-        f"{high:.3f}; {len(near)} of {len(rows)} points are within {SHIFT_LOSS:.0%}; training on "
-        f"paid on validation in {kept} of {len(study['training'])} shifts"
+        f"lowest in {worst['shift']!r} at load {worst['load']:.2f}: "
+        f"{interval_text(worst, 'ratio')}; {len(near)} of {len(rows)} points are within "
+        f"{SHIFT_LOSS:.0%}; training on paid on validation in {kept} of "
+        f"{len(study['training'])} shifts"
     )
     met: bool | None = len(near) == len(rows)
     if met and missing:

@@ -7,7 +7,14 @@ from typing import Any
 
 from trainer.evaluation.plan import PAPER_LOAD_RATIO
 from trainer.evaluation.rows import Row
-from trainer.evaluation.targets.view import NO_BOUND, NO_LEARNED, View, judged, missing
+from trainer.evaluation.targets.view import (
+    NO_BOUND,
+    NO_LEARNED,
+    View,
+    interval_text,
+    judged,
+    missing,
+)
 from trainer.simulation.setting import HOLDS
 
 SHARE_EVERYWHERE, SHARE_ON_AVERAGE = 0.96, 0.98
@@ -77,10 +84,12 @@ def best_baseline(view: View) -> Row:
     if not rows:
         return missing(name, target, NO_LEARNED)
     worst = min(rows, key=lambda row: row["gap"])
-    beaten = [row for row in rows if row["gap_ci95"][1] < 0.0]
-    low, high = worst["gap_ci95"]
     detail = (
-        f"largest gap at load {worst['load']:g}, {worst['best_baseline']}: interval {low:+.4f} to "
-        f"{high:+.4f}; beaten at {len(beaten)} of {len(rows)} rates"
+        f"largest gap at load {worst['load']:g}, {worst['best_baseline']}: "
+        f"{interval_text(worst, 'gap', '+.4f')}"
     )
+    if not all(row["gap_ci95"] for row in rows):
+        return judged(name, target, worst["gap"], None, f"not judged: {detail}")
+    beaten = [row for row in rows if row["gap_ci95"][1] < 0.0]
+    detail += f"; beaten at {len(beaten)} of {len(rows)} rates"
     return judged(name, target, worst["gap"], not beaten, detail)

@@ -45,6 +45,12 @@ def missing(name: str, target: str, why: str) -> Row:
     return judged(name, target, None, None, f"not judged: {why}")
 
 
+def interval_text(row: Row, column: str, form: str = ".3f") -> str:
+    """Returns the interval of a number in words."""
+    ends = row[f"{column}_ci95"]
+    return f"interval {ends[0]:{form}} to {ends[1]:{form}}" if ends else "one seed, no interval"
+
+
 def span(loads: Sequence[float]) -> str:
     """Returns a range of loads in words."""
     return f"loads {min(loads):g} to {max(loads):g}" if loads else "at no load"

@@ -18,6 +18,7 @@ from typing import Any
 from router.dqn.snapshot import SnapshotError
 from trainer.evaluation.plan import PLANS
 from trainer.evaluation.rates import EvaluationError
+from trainer.evaluation.report.tables import with_interval
 from trainer.research.retrained.study import RETRAINED, Task, run_study
 from trainer.research.tuning import (
     TuningError,
@@ -135,8 +136,7 @@ def markdown(found: dict[str, Any]) -> str:
         if row["safety_net"]:
             ratio = "-"
             if row["ratio"] is not None:
-                low, high = row["ratio_ci95"]
-                ratio = f"{row['ratio']:.4f} ±{(high - low) / 2:.4f}"
+                ratio = with_interval(row, "ratio", 4)
             lines.append(
                 f"| {row['shift']} | {row['share_of_always_small']:.2f} | {row['load']:.2f}x "
                 f"| {row['performance']:.4f} | {row['retrained_performance']:.4f} "

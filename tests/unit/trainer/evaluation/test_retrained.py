@@ -62,6 +62,13 @@ def test_comparison_of_something_else_is_stale(
     assert any(named in note for note in inputs.notes)
 
 
+def test_comparison_over_one_seed_is_taken(tmp_path: pathlib.Path) -> None:
+    """Its ratios have no intervals."""
+    row = json.loads(retrained_file(tmp_path).read_text())["retrained"]["rows"][0]
+    path = retrained_file(tmp_path, rows=[{**row, "ratio_ci95": None}])
+    assert read_inputs(Asked(retrained=path)).retrained["status"] == "run"
+
+
 def test_comparison_without_its_columns_is_refused(tmp_path: pathlib.Path) -> None:
     """The file and its maker are named."""
     path = retrained_file(tmp_path, rows=[{"shift": "mix", "safety_net": True}])

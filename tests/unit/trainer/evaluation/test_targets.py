@@ -90,6 +90,17 @@ def test_below_the_best_baseline_beyond_the_paired_interval_is_missed(
     assert rows["beside the best baseline"]["met"] is met
 
 
+def test_one_seed_is_not_judged_by_an_interval() -> None:
+    """A single difference may be luck: nobody is called beaten, and nobody unbeaten."""
+    (row,) = gap_rows([result("poisson", 1, {"price": 0.9, "dqn": 0.8})], "dqn", [])
+    report = {**headline_report(0.97), "beside_baselines": [row]}
+    rows = {r["name"]: r for r in headlines(report, "dqn", "static-large", "static-small")}
+    found = rows["beside the best baseline"]
+    assert (found["met"], found["value"]) == (None, pytest.approx(-0.1))
+    assert "not judged: " in found["detail"]
+    assert "one seed, no interval" in found["detail"]
+
+
 def test_headlines_without_a_learned_policy_are_not_judged() -> None:
     """Nothing is counted as met that was not run."""
     rows = headlines(headline_report(0.99), "", "static-large", "static-small")

@@ -33,6 +33,6 @@ def test_every_learner_gets_the_same_budget_and_rows() -> None:
     assert {"random", "price", "static-small", "static-large"} <= set(overall(rows))
     for row in rows:
         assert 0.0 <= row["availability"] <= 1.0
-        assert row["performance_ci95"][0] <= row["performance"] <= row["performance_ci95"][1]
+        assert row["performance_ci95"] is None  # one seed tells of none
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
