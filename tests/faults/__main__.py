@@ -98,6 +98,7 @@ class _Matrix:
         self._log: Path = given.folder / "mesh.log"
         self._failed: set[str] = set()
         self._left: list[str] = []
+        self._kept: set[str] = set()
 
     async def run(self) -> int:
         for case in self._cases:
@@ -123,6 +124,9 @@ class _Matrix:
             except CommandError as error:
                 _say(f"the mesh did not start: {error}")
                 self._failed |= {case.name for case in group}
+                for case in group if self._record else ():
+                    if case.name not in self._kept:
+                        page.keep(case, [], 0.0, broken=f"the mesh did not start: {error}")
         if self._record:
             page.write(CASES)
         took_s = time.monotonic() - self._began_s
@@ -146,29 +150,30 @@ class _Matrix:
                 began_s = time.monotonic()
                 run = await self._run_case(case, mesh, number)
                 taken_s[case.name] += time.monotonic() - began_s
-                if run is None or run.complaints:
+                broken = run if isinstance(run, str) else ""
+                if isinstance(run, Run):
+                    runs.append(run)
+                if broken or runs[-1].complaints:
                     self._failed.add(case.name)
-                if run is None:
-                    continue
-                runs.append(run)
                 if self._record:
                     dicts = [dataclasses.asdict(each) for each in runs]
-                    page.keep(case, dicts, taken_s[case.name] / number)
+                    page.keep(case, dicts, taken_s[case.name] / number, broken=broken)
+                    self._kept.add(case.name)
         self._left += [name for name, runs in made.items() if len(runs) < self._times]
 
-    async def _run_case(self, case: Case, mesh: FaultMesh, number: int) -> Run | None:
-        """Runs a case once; returns None if nothing can be said of it."""
+    async def _run_case(self, case: Case, mesh: FaultMesh, number: int) -> Run | str:
+        """Runs a case once; returns why if it broke off and nothing can be said of it."""
         self._tell(f"{case.name} {number}")
         try:
             run = await run_once(case, mesh, seed=number)
         except NotWholeError as error:
             _say(f"{case.name}: the mesh is not whole: {error}")
-        except Exception:
+            return f"the mesh is not whole: {error}"
+        except Exception as error:
             _say(f"{case.name}: {traceback.format_exc()}")
-        else:
-            _say(f"{self._now_s:6.0f} s {case.name} {number}: {_told(run)}")
-            return run
-        return None
+            return f"{error!r:.200}"
+        _say(f"{self._now_s:6.0f} s {case.name} {number}: {_told(run)}")
+        return run
 
     @property
     def _now_s(self) -> float:

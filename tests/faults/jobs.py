@@ -56,7 +56,8 @@ async def run_jobs(split: Sequence[Sequence[Case]], given: argparse.Namespace) -
             processes.append(
                 await asyncio.create_subprocess_exec(*tied_command(command), start_new_session=True)
             )
-        return max(await asyncio.gather(*(process.wait() for process in processes)))
+        codes = await asyncio.gather(*(process.wait() for process in processes))
+        return 1 if any(codes) else 0  # that of a process that was killed is below zero
     finally:
         left = [process for process in processes if process.returncode is None]
         for process in left:

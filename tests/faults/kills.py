@@ -103,10 +103,20 @@ def _tell(found: Found, given: argparse.Namespace, *, is_good: bool = True) -> i
     for name, value in dataclasses.asdict(found.count).items():
         if name != "examples" or value:
             _say(f"  {name:<16} {value}")
-    _say("as it must be" if is_good else "NOT as it must be")
+    lacking = _lacking(found, given.kills)
+    is_good &= not lacking
+    _say("as it must be" if is_good else f"NOT as it must be{lacking}")
     if given.record:
         kills_page.keep(dataclasses.asdict(found), given)
     return 0 if is_good else 1
+
+
+def _lacking(found: Found, kill_count: int) -> str:
+    """Returns what a run lacks to show anything; empty if nothing."""
+    made = sum(found.kills.values())
+    if made < kill_count:
+        return f": {made} of {kill_count} kills, then the time was up"
+    return "" if found.answered else ": no request was answered"
 
 
 async def _run(given: argparse.Namespace) -> int:

@@ -44,14 +44,25 @@ def read() -> dict[str, Any]:
     return found
 
 
-def keep(case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "") -> None:
-    """Keeps the runs of a case, or why there are none, in place of older ones."""
+def keep(
+    case: Case, runs: Sequence[Result], seconds: float, *, not_run: str = "", broken: str = ""
+) -> None:
+    """Keeps the runs of a case in place of older ones.
+
+    Args:
+        case: The case.
+        runs: Its runs.
+        seconds: What one took, about.
+        not_run: Why there are none.
+        broken: Why one broke off that is not among them; empty if none did.
+    """
     entry = {
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, Linux {platform.release()}",
         "seconds": round(seconds, 1),
         "not_run": not_run,
+        "broken": broken,
         "runs": [_rounded(run) for run in runs],
     }
     with _alone():
@@ -89,15 +100,19 @@ def table(cases: Sequence[Case], results: Mapping[str, Result]) -> str:
 
 def _cells(case: Case, result: Result | None) -> list[str]:
     what = [f"{case.done} (`{case.name}`)", case.ends]
+    why = result.get("broken", "").replace("|", "/") if result else ""
+    broken = f"a run broke off: {why}" if why else ""
     if result is None or not result["runs"]:
         reason = f": {result['not_run']}" if result else ""
-        return [*what, *["-"] * 6, _expected(case), f"not run{reason}"]
+        verdict = f"**{broken}**" if broken else f"not run{reason}"
+        return [*what, *["-"] * 6, _expected(case), verdict]
     runs = result["runs"]
     errors: Counter[str] = Counter()
     for run in runs:
         errors.update(run["errors"])
     sent = sum(run["sent"] for run in runs)
     complaints = list(dict.fromkeys(text for run in runs for text in run["complaints"]))
+    complaints += [broken] if broken else []
     return [
         *what,
         str(len(runs)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.faults import kills
 from tests.faults.counting import Entry, Saved, count
 from tests.faults.simulated_kills import VICTIMS, simulate
 from tiercel.common.v1 import experience_pb2
@@ -78,3 +80,21 @@ def test_the_count_sees_outcomes_that_nobody_counted_as_missing() -> None:
     entries = [_entry(n, is_acked=True) for n in (1, 2)]
     assert count(_made(2), entries, _saved(1, 2, unanswered=2)).untold_outcomes == 0
     assert count(_made(2), entries, _saved(1, 2, unanswered=1)).untold_outcomes == 1
+
+
+@pytest.mark.parametrize(
+    ("killed", "answered", "code", "said"),
+    [
+        (3, 50, 0, "as it must be"),
+        (2, 50, 1, "NOT as it must be: 2 of 3 kills, then the time was up"),
+        (3, 0, 1, "NOT as it must be: no request was answered"),
+    ],
+)
+def test_a_run_that_could_show_nothing_is_not_good(
+    killed: int, answered: int, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost where nothing was made, nor where nobody was killed."""
+    whole = count(_made(1), [_entry(1, is_acked=True)], _saved(1))
+    given = Namespace(kills=3, record=False)
+    assert kills._tell(kills.Found({"redis": killed}, answered, whole), given) == code
+    assert capsys.readouterr().err.splitlines()[-1] == said

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.faults import jobs, page
 from tests.faults.catalog import CASES
-from tests.faults.jobs import shares
+from tests.faults.jobs import run_jobs, shares
 from tests.faults.run import recovery
 
 BEGAN_S, LIFTED_S = 2.0, 4.0
@@ -63,3 +66,37 @@ def test_cases_of_a_mesh_stay_together_while_a_second_one_costs_more() -> None:
     cases += [replace(CASES[0], name=name, start=own) for name in "cd"]
     found = shares(cases, [30.0, 10.0, 25.0, 12.0], 2, start_s=20.0)
     assert [[case.name for case in share] for share in found] == [["a", "b"], ["c", "d"]]
+
+
+GOOD_RUN = {
+    "sent": 100, "on_time": 100, "late": 0, "errors": {}, "recovery_s": 0.0, "whole_s": 1.0,
+    "complaints": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict"),
+    [
+        ({"runs": [GOOD_RUN]}, "as expected"),
+        ({"runs": [GOOD_RUN], "broken": ""}, "as expected"),
+        ({"runs": [GOOD_RUN], "broken": "a|b"}, "**a run broke off: a/b**"),
+        ({"runs": [], "not_run": "", "broken": "gone"}, "**a run broke off: gone**"),
+        ({"runs": [], "not_run": "no Envoy"}, "not run: no Envoy"),
+    ],
+)
+def test_a_run_that_broke_off_stands_in_the_table(result: page.Result, verdict: str) -> None:
+    """Those before it that ended well do not hide it."""
+    made = {"date": "2026-01-01", "commit": "c", "machine": "m"}
+    row = page.table(CASES[:1], {CASES[0].name: {**made, **result}}).splitlines()[2]
+    assert row.endswith(f"| {verdict} |")
+
+
+@pytest.mark.parametrize(("scripts", "code"), [(("true", "kill -9 $$"), 1), (("true", "true"), 0)])
+async def test_a_process_that_was_killed_has_not_ended_as_expected(
+    scripts: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit status is below zero, and the others' are zero."""
+    left = iter(scripts)
+    monkeypatch.setattr(jobs, "tied_command", lambda _: ["sh", "-c", next(left)])
+    given = Namespace(folder=tmp_path, times=1, limit_s=1.0, record=False)
+    assert await run_jobs([CASES[:1], CASES[1:2]], given) == code
