@@ -18,13 +18,15 @@ import sys
 import time
 from pathlib import Path
 
+from services.local.launch import tied_command
+
 END_VARIABLE = "TIERCEL_FUZZ_END"
 """Environment variable: wall time (seconds since 1970) after which no further test starts."""
 
 _PATCHES = Path(".hypothesis/patches")
 _DRAWN = re.compile(r"generate phase.*\n.*\n\s+- (\d+) passing, (\d+) failing")
 _STATISTICS = re.compile(r"^=+ Hypothesis Statistics", re.MULTILINE)
-_FAILED = re.compile(r"^FAILED (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
 def run_round(seed: int, end_s: float, paths: list[str]) -> tuple[int, int, set[str], int]:
@@ -38,7 +40,9 @@ def run_round(seed: int, end_s: float, paths: list[str]) -> tuple[int, int, set[
         f"--hypothesis-seed={seed}", "--hypothesis-show-statistics", *paths,
     ]  # fmt: skip
     environment = {**os.environ, END_VARIABLE: str(end_s)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(
+        tied_command(command), capture_output=True, text=True, check=False, env=environment
+    )
     passed = failed = 0
     for found in _DRAWN.finditer(result.stdout):
         passed, failed = passed + int(found[1]), failed + int(found[2])
@@ -80,7 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     started_s = time.time()
     end_s = started_s + arguments.seconds
-    total = failed_count = rounds = 0
+    total = failed_count = rounds = bad_rounds = 0
     failed_tests: set[str] = set()
     kept: list[str] = []
     while rounds < arguments.rounds and time.time() < end_s:
@@ -91,6 +95,7 @@ def main() -> int:
             print(f"pytest ended with {code}")
             return code
         rounds += 1
+        bad_rounds += code == 1
         total, failed_count, failed_tests = (
             total + passed,
             failed_count + failed,
@@ -110,7 +115,7 @@ def main() -> int:
         print(
             f"examples added to {', '.join(sorted(set(kept)))}: mend what they found, commit both"
         )
-    return 1 if failed_tests else 0
+    return 1 if bad_rounds else 0
 
 
 if __name__ == "__main__":

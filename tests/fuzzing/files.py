@@ -188,18 +188,27 @@ def main() -> int:
     parser.add_argument("--reader", default="", help="only readers of such names (an expression)")
     arguments = parser.parse_args()
     started_s = time.monotonic()
+    end_s = started_s + arguments.seconds
     print(f"files: seed {arguments.seed}", flush=True)
     tallies: dict[str, Tally] = {}
+    short: list[str] = []
     with tempfile.TemporaryDirectory() as name, quiet():
-        for reader in readers(Path(name)):
-            if not re.search(arguments.reader, reader.name):
-                continue
+        every = readers(Path(name))
+        chosen = [each for each in every if re.search(arguments.reader, each.name)]
+        if not chosen:
+            parser.error(f"--reader: there are {', '.join(each.name for each in every)}")
+        for place, reader in enumerate(chosen):
+            count = max(200, arguments.count // reader.cost)
+            # Readers share the time: none is left out because others took it.
+            now_s = time.monotonic()
             tally = tallies[reader.name] = fuzz(
                 reader,
-                count=max(200, arguments.count // reader.cost),
+                count=count,
                 rng=random.Random(f"{arguments.seed} {reader.name}"),
-                end_s=started_s + arguments.seconds,
+                end_s=now_s + (end_s - now_s) / (len(chosen) - place),
             )
+            if tally.count < count and not tally.problems:
+                short.append(reader.name)
             print(
                 f"{time.monotonic() - started_s:6.0f} s  {reader.name}: {tally.count:,} inputs,"
                 f" {len(tally.problems)} problems",
@@ -209,6 +218,8 @@ def main() -> int:
     problems = [problem for tally in tallies.values() for problem in tally.problems]
     for problem in problems:
         print(problem)
+    if short:
+        print(f"fewer inputs than asked for, the time was up: {', '.join(short)}")
     total = sum(tally.count for tally in tallies.values())
     print(
         f"{total:,} inputs of {len(tallies)} readers in {time.monotonic() - started_s:.0f} s,"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import random
 import re
 import subprocess
@@ -16,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from services.local.launch import tied_command
 
 _INSTRUMENTED = ["router", "services", "trainer", "tomllib", "json"]
 _SPARE_S = 60.0
@@ -77,7 +80,10 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         names = [each.name for each in readers(Path(folder))]
-    names = [name for name in names if re.search(arguments.reader, name)]
+    known = names
+    names = [name for name in known if re.search(arguments.reader, name)]
+    if not names:
+        parser.error(f"--reader: there are {', '.join(known)}")
     share_s = max(1, arguments.seconds // len(names))
     failed: list[str] = []
     total = 0
@@ -98,10 +104,11 @@ def _in_a_process(name: str, seconds: int, seed: int) -> tuple[int, str, str]:
     """Returns how many inputs a reader got, what they reached, and what it failed with."""
     command: list[Any] = [sys.executable, "-m", "tests.fuzzing.guided", "--one", name]
     command += ["--seconds", str(seconds), "--seed", str(seed)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False,
-        timeout=seconds * 3 + _SPARE_S,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # the library ends the process before it tidies
+        done = subprocess.run(
+            tied_command(command), capture_output=True, text=True, errors="replace", check=False,
+            timeout=seconds * 3 + _SPARE_S, env={**os.environ, "TMPDIR": folder},
+        )  # fmt: skip
     said = done.stdout + done.stderr
     count = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
     reached = re.findall(r"\bcov: (\d+)", said)

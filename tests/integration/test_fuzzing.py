@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from unittest.mock import AsyncMock
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
+from tests import fuzz as rounds
 from tests.conftest import RedisServer
 from tests.fuzzing import files, http, rpcs, streams
 from tests.fuzzing.meshes import SLOW, Mesh, Served, request_type, running_mesh
@@ -156,3 +159,15 @@ def test_what_breaks_a_reader_is_found_and_made_small(tmp_path: Path, kind: str)
     assert kind in problem
     (kept,) = (tmp_path / "broken").iterdir()
     assert kept.read_bytes() == b"!" or kind == "slow"
+
+
+def test_a_round_that_ends_in_an_error_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fixture that raises is an error and no failure; pytest's exit code is the same."""
+    done = subprocess.CompletedProcess([], 1, "ERROR tests/a.py::test_b - RuntimeError\n", "")
+    monkeypatch.setattr(rounds, "subprocess", SimpleNamespace(run=lambda *_, **__: done))
+    monkeypatch.setattr(rounds, "keep_examples", lambda _: [])
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--rounds", "1"])
+    assert rounds.main() == 1
+    assert "failed: tests/a.py::test_b" in capsys.readouterr().out
