@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -40,8 +40,9 @@ class Measured:
     Attributes:
         records: A row per request.
         took_s: How long it took, its last answers included.
-        cores: Mean number of cores used, by process.
-        machine_busy: Share of the machine's CPU time that was not idle, whoever used it.
+        cores: Mean number of cores used while requests were sent, by process; that of the load
+            generator over all of its life.
+        machine_busy: Share of the machine's CPU time that was not idle meanwhile, whoever used it.
         loop_lag_s: Latest that a router's event loop was seen to be, seconds.
     """
 
@@ -65,23 +66,76 @@ async def run_policy(mesh: EmbeddedMesh, policy: str, spec: LoadSpec) -> Measure
     await mesh.restart_routers()
     await asyncio.gather(*(_use(address, policy) for address in mesh.router_addresses))
     started = {name: each["start_count"] for name, each in mesh.manifest().processes.items()}
-    before_s, idle, start_s = _cpu_s(mesh), psutil.cpu_times(), time.monotonic()
+    began = _look(mesh)
+    sending = Sending(lambda: _look(mesh))
     lags = _LoopLags(mesh)
     watching = asyncio.create_task(lags.watch())
     try:
         with tempfile.TemporaryDirectory(prefix="tiercel-live-") as folder:
-            records = await run_load(spec, pathlib.Path(folder) / "run.npz")
+            out = pathlib.Path(folder) / "run.npz"
+            records = await run_load(spec, out, on_progress=sending.note)
     finally:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-    took_s = time.monotonic() - start_s
-    busy = busy_share(idle, psutil.cpu_times())
+    ended = _look(mesh)
     for name, each in mesh.manifest().processes.items():
         if each["start_count"] != started[name]:
             raise CommandError(f"{name} was started again during the run; see {each['log']}")
-    cores = {name: (value - before_s[name]) / took_s for name, value in _cpu_s(mesh).items()}
-    return Measured(records, took_s, cores, busy, lags.most_s)
+    first, last = sending.ends or (began, ended)
+    cores = {name: value for name, value in last.cores(first).items() if name != _GENERATOR}
+    cores[_GENERATOR] = ended.cores(began)[_GENERATOR]
+    busy = busy_share(first.machine, last.machine)
+    return Measured(records, ended.at_s - began.at_s, cores, busy, lags.most_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What was used by a moment.
+
+    Attributes:
+        at_s: When, monotonic seconds.
+        cpu_s: CPU seconds by process.
+        machine: Times of all processors.
+    """
+
+    at_s: float
+    cpu_s: Mapping[str, float]
+    machine: Any
+
+    def cores(self, before: Look) -> dict[str, float]:
+        """Returns the mean number of cores that each process used since an earlier look."""
+        past_s = self.at_s - before.at_s
+        return {name: (cpu_s - before.cpu_s[name]) / past_s for name, cpu_s in self.cpu_s.items()}
+
+
+class Sending:
+    """Looks when the load generator sends its first request and when it has sent its last one.
+
+    Its start and the wait for late answers take seconds, in which the mesh has little to do.
+    """
+
+    def __init__(self, look: Callable[[], Look]) -> None:
+        """Takes how to look."""
+        self._look = look
+        self._first: Look | None = None
+        self._last: Look | None = None
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Takes the generator's counts."""
+        if self._first is None:
+            self._first = self._look()
+        elif self._last is None and event["offered"] >= event["planned"]:
+            self._last = self._look()
+
+    @property
+    def ends(self) -> tuple[Look, Look] | None:
+        """Both looks; None if they were too near for that."""
+        return (self._first, self._last) if self._first and self._last else None
+
+
+def _look(mesh: EmbeddedMesh) -> Look:
+    return Look(time.monotonic(), _cpu_s(mesh), psutil.cpu_times())
 
 
 def _cpu_s(mesh: EmbeddedMesh) -> dict[str, float]:

@@ -8,7 +8,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from services.live.run import loop_lag_s, run_policy
+from services.live.run import Look, Sending, loop_lag_s, run_policy
 from services.local.errors import CommandError
 
 
@@ -17,6 +17,25 @@ def test_the_loops_lag_is_read_from_the_metrics_page() -> None:
     page = "# TYPE tiercel_loop_lag_seconds gauge\ntiercel_loop_lag_seconds 0.0125\nother 3\n"
     assert loop_lag_s(page) == 0.0125
     assert loop_lag_s("other 3\n") == 0.0
+
+
+def test_what_counts_is_used_while_requests_are_sent() -> None:
+    """Neither before the first one, nor while the last answers are waited for."""
+    looks = iter([Look(3.0, {"router": 1.0}, None), Look(13.0, {"router": 9.0}, None)])
+    sending = Sending(lambda: next(looks))
+    for offered in (1, 40, 99, 100, 100):
+        assert sending.ends is None or offered == 100
+        sending.note({"offered": offered, "planned": 100})
+    assert sending.ends is not None
+    first, last = sending.ends
+    assert last.cores(first) == {"router": 0.8}
+
+
+def test_a_run_too_short_for_two_looks_has_none() -> None:
+    """What was used is then told of all of it."""
+    sending = Sending(lambda: Look(0.0, {}, None))
+    sending.note({"offered": 5, "planned": 5})
+    assert sending.ends is None
 
 
 async def test_a_router_that_does_not_answer_is_one_line() -> None:
