@@ -156,6 +156,7 @@ class _Work:
         self._bytes_per_token = bytes_per_token
         self._tokens: dict[str, float] = {}
         self._remarks: list[str] = []
+        self._asked = self._empty = 0
 
     async def measure(self) -> _Measured:
         """Measures the tier.
@@ -194,6 +195,11 @@ class _Work:
             )
         costs = dataclasses.replace(fit.profile, iteration_cv=min(round(spread or 0.0, 3), MOST_CV))
         fit = dataclasses.replace(fit, profile=costs)
+        if self._empty:
+            self._remarks.append(
+                f"{self.tier.tier}: {self._empty} of {self._asked} answers held no token and are "
+                "left out; what they took is not in the profile"
+            )
         sizes = [len(each.prompt.encode()) for each in self._questions]
         mean = float(np.mean([self._tokens[each.prompt] for each in self._questions]))
         per_token = float(np.mean(sizes)) / mean
@@ -216,6 +222,8 @@ class _Work:
             for each in samples
             if each.output_token_count
         ]
+        self._asked += len(samples)
+        self._empty += len(samples) - len(found)
         if not found:
             raise CommandError(f"{self.tier.tier} at {self.tier.address}: answers hold no tokens")
         return found

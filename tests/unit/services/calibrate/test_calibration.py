@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -77,6 +79,25 @@ async def test_answers_too_short_to_tell_a_spread_have_none_and_it_is_said() -> 
         found = await measured(endpoint, ("small",))
     assert found.profile.tiers["small"].iteration_cv == 0.0
     assert any("small: too few answers stream token by token" in each for each in found.remarks)
+
+
+async def test_answers_without_a_token_are_left_out_and_it_is_said() -> None:
+    """A tier that often says nothing is not measured by what it says alone in silence."""
+    endpoint = FakeTriton()
+    numbers = itertools.count()
+
+    def on_request(_: Received) -> None:
+        endpoint.default.tokens = () if next(numbers) % 5 == 4 else ("a", "b", "c")
+
+    endpoint.on_request = on_request
+    async with running(endpoint):
+        found = await measured(endpoint, ("small",))
+    (said,) = [each for each in found.remarks if "held no token" in each]
+    empty, asked = map(int, re.findall(r"\d+", said))
+    assert 0 < empty < asked / 3
+    async with running(FakeTriton()) as whole:
+        found = await measured(whole, ("small",))
+    assert not [each for each in found.remarks if "held no token" in each]
 
 
 async def test_costs_that_fit_nothing_are_refused_by_tier_and_range() -> None:
