@@ -98,6 +98,7 @@ def _task(books: TaskBooks, whole: Books) -> dict[str, Any]:
         "deadline_is_of_first_token": books.is_first_token,
         "p50_s": _finite(books.latency_s(0.5)) if has_latency else None,
         "p99_s": _finite(books.latency_s(0.99)) if has_latency else None,
+        "p50_is_cut_off": has_latency and books.latency_s(0.5) == math.inf,
         "p99_is_cut_off": has_latency and books.latency_s(0.99) == math.inf,
         "mix": {
             tier: books.answers[tier] / answered if answered else 0.0 for tier in _tiers(whole)

@@ -63,8 +63,10 @@ def _quality(rows: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             _short(name),
             *(_share(each[key], 3) for key in ("quality", "given_up", "regret")),
-            _ms(each["p50_s"]),
-            "cut off" if each["p99_is_cut_off"] else _ms(each["p99_s"]),
+            *(
+                "cut off" if each[f"{p}_is_cut_off"] else _ms(each[f"{p}_s"])
+                for p in ("p50", "p99")
+            ),
             "-" if deadline_s is None else _ms(deadline_s) + sign,
         )
     return table

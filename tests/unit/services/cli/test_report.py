@@ -110,6 +110,22 @@ def test_json_and_page_have_the_same_facts(
     assert "<link" not in page
 
 
+def test_a_median_among_what_was_cut_off_is_told_as_such(
+    monitor: tuple[FakeMonitor, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is known to be longer than every answer, and is not unknown."""
+    fake, address = monitor
+    fake.minutes = [minute(task(on_time=10, late=90))]
+    fake.minutes[0].start_time.FromJsonString("2026-11-29T01:00:00Z")
+    assert run(["report", *SPAN, "--monitor", address]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert "cut off cut off 200" in " ".join(" ".join(lines).split())
+    assert run(["report", *SPAN, "--json", "--monitor", address]) == 0
+    sort = json.loads(capsys.readouterr().out)["tasks"]["sort"]
+    assert (sort["p50_s"], sort["p50_is_cut_off"], sort["p99_is_cut_off"]) == (None, True, True)
+
+
 @pytest.mark.parametrize(
     ("minutes", "text"),
     [([], "no load monitor has watched the mesh"), ([minute()], "No request ended")],
