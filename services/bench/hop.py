@@ -10,6 +10,7 @@ import asyncio
 import math
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from services.bench.bench import Bench, Server
 from services.bench.load import (
@@ -168,7 +169,10 @@ async def make_subjects(bench: Bench, names: Sequence[str]) -> dict[str, Subject
                 server = await peer("backend", str(TOKENS))
                 return Subject(server, infer(bench, server))
             case "echo":
-                server = await peer("echo")
+                # As large as what the router answers, which is more than it is asked.
+                other = await router(str(TOKENS), learned=False)
+                routed: Any = await unary(bench, other, f"{SERVICE}/Route", route)()
+                server = await peer("echo", str(len(routed)))
                 return Subject(server, unary(bench, server, UNARY, route))
             case "Route":
                 server = await router(str(TOKENS), learned=False)

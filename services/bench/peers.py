@@ -1,13 +1,13 @@
 """Bare servers to measure the mesh beside: `python -m services.bench.peers KIND [ARGUMENT] ...`.
 
 `backend COUNT[/EACH]`: a fake Triton that answers at once with so many tokens, so many (one) in
-each message, or one message every half second where the prompt says `slow`. `echo`: a unary
-grpc.aio method that returns its request. `proxy ADDRESS`: a grpc.aio pass-through in front of a
-backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets it. `chat`:
-answers any HTTP POST with one chat completion. `router COUNT`: a router that serves, and answers
-any request at once with so many tokens. `picker`: an endpoint picker for gateways whose answers are
-constant, bytes in and out, nothing parsed. Each writes its address into its ready file and
-serves until it is told to end.
+each message, or one message every half second where the prompt says `slow`. `echo [SIZE]`: a unary
+grpc.aio method that returns its request, or so many bytes. `proxy ADDRESS`: a grpc.aio pass-through
+in front of a backend, bytes in and out, nothing parsed. `traces`: takes OTLP over HTTP and forgets
+it. `chat`: answers any HTTP POST with one chat completion. `router COUNT`: a router that serves,
+and answers any request at once with so many tokens. `picker`: an endpoint picker for gateways whose
+answers are constant, bytes in and out, nothing parsed. Each writes its address into its ready file
+and serves until it is told to end.
 """
 
 from __future__ import annotations
@@ -130,11 +130,12 @@ def backend(tokens: str) -> Handlers:
     return Handlers({INFER: grpc.stream_stream_rpc_method_handler(infer), **methods})
 
 
-def echo() -> Handlers:
-    """Returns an echo."""
+def echo(size: str) -> Handlers:
+    """Returns an echo; with a size every answer has so many bytes."""
+    sized = bytes(int(size)) if size else b""
 
     async def same(request: bytes, _: Any) -> bytes:
-        return request
+        return sized or request
 
     return Handlers({UNARY: grpc.unary_unary_rpc_method_handler(same)})
 
@@ -265,7 +266,7 @@ async def serve(kind: str, argument: str, ready: pathlib.Path) -> None:
     else:
         made: dict[str, Callable[[], Handlers]] = {
             "backend": lambda: backend(argument),
-            "echo": echo,
+            "echo": lambda: echo(argument),
             "proxy": lambda: proxy(argument),
             "router": lambda: router(argument),
             "picker": picker,
