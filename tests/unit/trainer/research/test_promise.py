@@ -92,6 +92,18 @@ def test_each_class_is_judged_by_itself_beyond_the_interval(
     assert f"| *classes missed* | | | 0 | {int(not held)} |" in text
 
 
+def test_the_limit_of_a_class_is_that_of_the_means() -> None:
+    """Always-small misses 0.03 on the mean, now nothing and now 0.06; 0.04 is above the limit."""
+    rows = [
+        with_classes(policy, {"low": missed if seed % 2 else 0.0}, seed)
+        for policy, missed in ((promise.SMALL, 0.06), ("dqn", 0.08))
+        for seed in range(20)
+    ]
+    small, found = promise.judged(rows)
+    assert small["classes"]["low"]["held"]
+    assert not found["classes"]["low"]["held"]
+
+
 def test_without_classes_nothing_is_said_of_them() -> None:
     """The page is as it was."""
     found = promise.judged([row(promise.SMALL, 0.0), row("dqn", 0.5)])
