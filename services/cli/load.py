@@ -160,6 +160,8 @@ def load(
     if records.meta["interrupted"]:
         note(f"interrupted: {total['offered']} of {records.meta['planned']} were sent")
         raise KeyboardInterrupt
+    if not total["offered"]:
+        raise CommandError("no request was due in this time: give a higher rate or a longer time")
     if not summary["valid"]:
         note(
             f"the generator lagged (p99 {summary['generator_lag_p99_ms']:.0f} ms is above a tenth"

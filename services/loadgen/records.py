@@ -190,6 +190,8 @@ def summarize(records: RunRecords) -> dict[str, Any]:
 def run_summary(records: RunRecords) -> dict[str, Any]:
     """Summarizes a run: total, phases by name, the generator's lag, whether it may be used.
 
+    ``planned`` is how many requests were to be sent, ``interrupted`` whether fewer were.
+
     Where requests of several priority classes were sent, each has a summary too.
     """
     phase_names = list(dict.fromkeys(records.names["phase"]))
@@ -203,6 +205,8 @@ def run_summary(records: RunRecords) -> dict[str, Any]:
         "generator_lag_p50_ms": _milliseconds(records.lag_s(0.5)),
         "generator_lag_p99_ms": _milliseconds(records.lag_s(0.99)),
         "deadline_s": records.meta["deadline_s"],
+        "planned": records.meta.get("planned", len(records)),
+        "interrupted": bool(records.meta.get("interrupted", False)),
         "valid": records.is_valid,
         "policy_versions": list(records.names["policy_version"]),
     }

@@ -105,6 +105,18 @@ def test_a_run_in_which_every_request_failed_has_failed(
     assert "requests failed: TASK_NOT_FOUND" in said.err
 
 
+def test_a_run_without_a_request_is_no_success(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """Nothing was due, so nothing was found out."""
+    line = ["load", "--router", router[1], "--rate", "0", "--duration", "0.2", "--json"]
+    assert run([*line, "--out", str(tmp_path / "run.npz")]) == 1
+    said = capsys.readouterr()
+    assert (found := json.loads(said.out))["total"]["offered"] == 0
+    assert (found["planned"], found["interrupted"]) == (0, False)
+    assert "no request was due" in said.err
+
+
 def test_ctrl_c_keeps_the_summary(router: tuple[FakeRouter, str], tmp_path: Any) -> None:
     """What was sent is waited for, summed up and recorded; the exit code says that it was cut."""
     fake, address = router
@@ -115,8 +127,11 @@ def test_ctrl_c_keeps_the_summary(router: tuple[FakeRouter, str], tmp_path: Any)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, error
-    total = json.loads(out)["total"]
+    found = json.loads(out)
+    total = found["total"]
     assert total["offered"] == total["on_time"] == len(fake.specs)
+    assert found["interrupted"]
+    assert found["planned"] > 20_000
     assert b"were sent" in error
     assert (tmp_path / "run.npz").exists()
 
