@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.local.triton.server import __main__ as launcher
+from services.local.triton.server.config import arguments
 from tests.unit.deploy import kustomize
 from tests.unit.deploy.manifests import (
     ALL_SERVICES,
@@ -162,6 +164,14 @@ def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, ov
         assert env["TIERCEL_MESH__TLS__KEY"] == "/run/tls/tls.key"
 
 
+@pytest.mark.parametrize("name", ["redis", "triton"])
+def test_a_certificate_that_is_read_once_leaves_time_for_a_restart(name: str) -> None:
+    """Both take a renewed one in only when they start, and may run for months."""
+    spec = resource(rendered("base"), "Certificate", name)["spec"]
+    holds_h, renewed_h = (int(spec[key].removesuffix("h")) for key in ("duration", "renewBefore"))
+    assert min(renewed_h, holds_h - renewed_h) >= 180 * 24
+
+
 @pytest.mark.parametrize("service", ALL_SERVICES)
 def test_only_the_overlay_of_that_name_is_open_to_the_network(service: str) -> None:
     """There every service says so, and nothing expects a certificate."""
@@ -196,6 +206,44 @@ def test_ports_and_probes_follow_the_settings(
     assert [(entry["port"], entry["targetPort"]) for entry in served] == [(grpc_port, "grpc")]
     template = resource(resources, "Deployment", service)["spec"]["template"]
     assert template["metadata"]["annotations"]["prometheus.io/port"] == str(metrics_port)
+
+
+_PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+_WAYS = {"exec", "grpc", "httpGet", "tcpSocket"}
+
+
+def test_every_probe_asks_in_one_way(resources: list[dict[str, Any]]) -> None:
+    """A patch that changes how a probe asks leaves nothing of how it asked before."""
+    for entry in resources:
+        spec = entry.get("spec", {}).get("template", {}).get("spec", {})
+        for container in spec.get("containers", []):
+            for name in container.keys() & set(_PROBES):
+                assert len(container[name].keys() & _WAYS) == 1, (container["name"], name)
+
+
+def test_triton_is_asked_where_its_http_listens(resources: list[dict[str, Any]]) -> None:
+    """The kubelet calls the pod's address; what listens on loopback is asked from inside."""
+    container = pod(resources, "triton")["containers"][0]
+    words = container["args"]
+    if "command" not in container:  # then our launcher makes Triton's own arguments of them
+        config = launcher._parse(words)
+        ports = (config.grpc_port, config.http_port, config.metrics_port)
+        words = arguments(config, config.repository, ports, "token")
+    flags = {flag: value for flag, _, value in (word.partition("=") for word in words)}
+    host, number = flags["--http-address"], flags["--http-port"]
+    for name in _PROBES:
+        probe = container[name]
+        if host == "0.0.0.0":
+            assert probe["httpGet"]["port"] == "http", name
+        else:
+            program, option, code = probe["exec"]["command"]
+            assert (program, option) == ("python3", "-c")
+            assert f"'http://{host}:{number}/v2/health/" in code
+            compile(code, name, "exec")
+            # An interpreter starts, and asks for 4 s.
+            assert probe["timeoutSeconds"] >= 5
+    is_protected = "--grpc-use-ssl-mutual" in flags
+    assert host == ("127.0.0.1" if is_protected else "0.0.0.0")
 
 
 @pytest.mark.parametrize("service", DOORS)
@@ -319,6 +367,15 @@ def test_pods_are_locked_down(resources: list[dict[str, Any]]) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_an_image_without_our_user_is_told_a_name_and_a_home() -> None:
+    """PyTorch asks for the user's name, which such an image does not know."""
+    container = pod(rendered("overlays/production"), "triton")["containers"][0]
+    assert not container["image"].startswith("tiercel/")
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert env["USER"]
+    assert env["HOME"] in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
 def test_images_are_pinned(resources: list[dict[str, Any]]) -> None:
     """Every image names a tag, never `latest`."""
     for entry in resources:
@@ -378,6 +435,7 @@ _CALLERS = {
     ("load-monitor", "grpc"): {"router-inference", "trainer"},
     ("trainer", "grpc"): {"router-inference"},
     ("triton", "grpc"): {"router-inference", "load-monitor"},
+    ("triton", "http"): set(),
     ("triton", "metrics"): {"load-monitor"},
     ("redis", "redis"): {"router-inference", "load-monitor", "trainer"},
 }
