@@ -24,7 +24,7 @@ from router.dqn.snapshot import (
     load_snapshot,
 )
 from router.features import SCHEMA
-from router.guard import Guard
+from router.guard import FallbackReason, Guard
 from router.picker import PICKERS, UnknownPickerError
 from router.policies.base import PolicyParameterError
 from router.policies.table import (
@@ -127,8 +127,11 @@ class PolicySlot:
         self.refusal = ""
         self.wanted = policy
         self.refused: dict[str, int] = {}
-        for reason in _REFUSALS:  # told as 0: nobody sees a count rise that began as 1
+        # Told as 0: nobody sees a count rise that began as 1.
+        for reason in _REFUSALS:
             metrics.refused_snapshots.labels(reason=reason)
+        for each in FallbackReason:
+            metrics.fallbacks.labels(reason=each.value)
         self.known = known_policies(catalog.tiers)
         self.guard = Guard(
             policy=self._made_of(self._configured),

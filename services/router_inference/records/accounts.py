@@ -61,12 +61,13 @@ _MISSED = (Outcome.LATE, Outcome.REFUSED, Outcome.FAILED)
 
 
 def _told(counts: dict[_Key, int]) -> dict[_Key, int]:
-    """Returns counts whose keys end with an outcome, with a 0 where nothing is on time.
+    """Returns counts whose keys end with an outcome, with a 0 for every other end.
 
-    Without it the share on time would be unknown, and no alert on it would fire.
+    A count that is first seen as 5 has not risen, as Prometheus sees it: without the 0 before, a
+    first burst of misses would be in no rate, and where nothing is on time no alert would fire.
     """
-    on_time = {cast("_Key", (*key[:-1], Outcome.ON_TIME)): 0 for key in counts}
-    return on_time | counts
+    others = {cast("_Key", (*key[:-1], end)): 0 for key in counts for end in TASK_ENDS}
+    return others | counts
 
 
 def task_width(tiers: Sequence[str]) -> int:
@@ -306,7 +307,10 @@ class Accounts(Collector):
             labels=["task", "tier", "outcome"],
         )
         # Copies, since the loop goes on counting meanwhile.
-        for (task, tier, outcome), count in _told(self._requests.copy()).items():
+        ended = self._requests.copy()
+        # What is refused has no tier.
+        ended = {(task, "", Outcome.REFUSED): 0 for task, _, _ in ended} | ended
+        for (task, tier, outcome), count in _told(ended).items():
             requests.add_metric([task, tier or NO_TIER, outcome.value], float(count))
         yield requests
         by_priority = CounterMetricFamily(

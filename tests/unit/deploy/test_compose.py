@@ -16,6 +16,7 @@ from services.common.access.plain_text import Outgoing
 from services.common.log import get_logger
 from services.common.settings import load_settings
 from services.load_monitor import settings as monitor_settings
+from services.local.triton.server.__main__ import TRACE_VARIABLE
 from services.openai_door import settings as door_settings
 from services.openai_door.app import build_app as build_door
 from services.router_inference import settings as router_settings
@@ -42,6 +43,7 @@ LAYERS = (
     ("compose.gpu.yaml",),
     ("compose.observability.yaml", "compose.gpu.yaml"),
     ("compose.paced.yaml",),
+    ("compose.paced.yaml", "compose.observability.yaml"),
 )
 _ROOM_S = 5.0
 
@@ -240,8 +242,15 @@ def test_observability_layer_sends_traces_to_its_collector() -> None:
         assert services[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith(
             "http://otel-collector:"
         )
-    assert any("otel-collector" in flag for flag in services["triton"]["command"])
+    assert "otel-collector" in services["triton"]["environment"][TRACE_VARIABLE]
     assert services["router-inference"]["environment"].keys() > {"OTEL_EXPORTER_OTLP_ENDPOINT"}
+
+
+@pytest.mark.parametrize("layer", ["compose.gpu.yaml", "compose.paced.yaml"])
+def test_it_does_not_matter_which_layer_comes_first(layer: str) -> None:
+    """Observability takes nothing back of what another layer has Triton serve."""
+    traced = "compose.observability.yaml"
+    assert compose(layer, traced) == compose(traced, layer)
 
 
 def test_ticket_key_comes_from_the_environment() -> None:

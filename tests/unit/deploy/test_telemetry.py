@@ -17,7 +17,9 @@ from prometheus_client import CollectorRegistry
 
 from services.common.metrics import RpcMetrics
 from services.load_monitor.metrics import MonitorCounters
+from services.local.triton.server.__main__ import TRACE_VARIABLE
 from services.openai_door.metrics import DoorMetrics
+from services.router_inference import health_notes
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.workers.pages import ParentMetrics
 from services.trainer.metrics import TrainerMetrics
@@ -244,6 +246,20 @@ def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
 
 
+def test_every_reason_to_be_degraded_has_an_alert() -> None:
+    """A router that says what it lacks is heard."""
+    reasons = {value for name, value in vars(health_notes).items() if value == name}
+    assert reasons
+    heard = {
+        reason
+        for query in _rule_queries()
+        for named in re.findall(r'tiercel_degraded\{reason=~?"([^"]*)"\}', query)
+        for reason in named.split("|")
+    }
+    # Where no policy is there, the fallback decides, which has an alert of its own.
+    assert heard == reasons - {health_notes.POLICY_UNAVAILABLE}
+
+
 def test_every_job_of_the_mesh_is_missed_when_it_is_gone() -> None:
     """The alert on services names all that is scraped but the collector, which serves nobody."""
     (rule,) = (rule for rule in _rules() if rule.get("alert") == "TiercelServiceDown")
@@ -324,8 +340,8 @@ def test_collector_listens_where_services_send() -> None:
     services = compose("compose.observability.yaml")["services"]
     endpoint = services["router-inference"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert port(endpoint) == port(protocols["grpc"]["endpoint"])
-    (flag,) = (f for f in services["triton"]["command"] if f.startswith("--trace-endpoint="))
-    assert flag.endswith(f":{port(protocols['http']['endpoint'])}/v1/traces")
+    spans = services["triton"]["environment"][TRACE_VARIABLE]
+    assert spans.endswith(f":{port(protocols['http']['endpoint'])}/v1/traces")
     exported = collector["exporters"]["otlp/jaeger"]["endpoint"].partition(":")[0]
     assert exported in services
     pipeline = collector["service"]["pipelines"]["traces"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,8 @@ from services.local.triton.server.process import TritonServer
 
 _WATCH_S = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TRACE_VARIABLE = "TIERCEL_TRITON_TRACE_ENDPOINT"
+"""Where spans go if `--trace-endpoint` does not say so."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +75,11 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
         parser.add_argument(f"--{name}-port", type=int, default=0, help="0: any free port")
     parser.add_argument("--cpu-cores", default="", help="for example 0,1; default: all")
     parser.add_argument("--nice", type=int, default=0)
-    parser.add_argument("--trace-endpoint", default="", help="OTLP/HTTP address for spans")
+    parser.add_argument(
+        "--trace-endpoint",
+        default=os.environ.get(TRACE_VARIABLE, ""),
+        help=f"OTLP/HTTP address for spans; default: {TRACE_VARIABLE}",
+    )
     parser.add_argument("--tls-folder", type=Path, help="ca.crt, tls.crt, tls.key; default: none")
     parser.add_argument("--log", type=Path, help="default: a file in the work folder")
     parser.add_argument("--ready-timeout-s", type=float, default=120.0)

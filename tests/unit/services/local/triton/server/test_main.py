@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from services.local.triton.server import __main__ as launcher
+
 WRAPPER = """
 import sys, time
 from services.local.triton.server import __main__ as wrapper
@@ -54,3 +56,11 @@ def test_signals_in_any_number_end_it(instant: str, round_number: int) -> None:
         process.kill()
     assert output.endswith("stopped\n")
     assert process.returncode == 0
+
+
+def test_the_environment_says_where_spans_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the command line does: a layer of Compose adds it without repeating a command."""
+    monkeypatch.setenv(launcher.TRACE_VARIABLE, "http://collector:4318/v1/traces")
+    words = ["--repository", "none"]
+    assert launcher._parse(words).trace_endpoint == "http://collector:4318/v1/traces"
+    assert launcher._parse([*words, "--trace-endpoint", ""]).trace_endpoint == ""
