@@ -11,6 +11,8 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+import psutil
+
 from services.local.launch import tied_command
 
 KILL_WAIT_S = 5.0
@@ -98,7 +100,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, *, graceful: bool = True) -> None:
-        """Ends the process and whatever is left of its process group; safe to call again.
+        """Ends the process and whatever is left of its group and below it; safe to call again.
 
         Does nothing in a process that was forked off the one that started it.
         """
@@ -110,11 +112,18 @@ class Child:
                 process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), self.spec.stop_timeout_s)
+        below = _below(process.pid) if process.returncode is None else []
         # The child leads a session of its own: its group holds nothing but it and its children.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), KILL_WAIT_S)
+        if below:
+            # What ends with its parent may clean up first; one that is stuck would keep its ports.
+            _, left = await asyncio.to_thread(psutil.wait_procs, below, KILL_WAIT_S)
+            for each in left:
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
 
     def last_words(self) -> str:
         """Last line of its log that is not empty, for messages."""
@@ -164,3 +173,11 @@ class Child:
         words = self.last_words()
         code = self._process.returncode if self._process else None
         return f"{words or f'exit code {code}'} (log: {self.spec.log_path})"
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    """Returns what a process has below it, in other sessions too, as Triton has one of its own."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []

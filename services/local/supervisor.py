@@ -134,7 +134,8 @@ class Supervisor:
                 misses = 0 if await is_alive() else misses + 1
                 if misses >= DEAD_AFTER_MISSES:
                     self._say(f"{child.spec.name} runs but answers nothing; ending it")
-                    await child.stop(graceful=False)
+                    # Not by force at once: what is stuck may lie below it, and only it cleans up.
+                    await child.stop()
             return await ended
         finally:
             ended.cancel()

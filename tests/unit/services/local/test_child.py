@@ -10,6 +10,7 @@ import sys
 import psutil
 import pytest
 
+from services.local import child as child_module
 from services.local.child import Child, ChildError, ChildSpec
 from tests.unit.services.local.children import SLEEPER, spec_of
 from tests.waiting import until, until_sync
@@ -37,6 +38,20 @@ async def test_a_child_starts_ready_and_stops(tmp_path: pathlib.Path) -> None:
 async def test_a_stubborn_child_and_its_own_children_are_killed(tmp_path: pathlib.Path) -> None:
     """SIGTERM is ignored, and a grandchild is there: both go."""
     child = Child(spec_of(tmp_path, STUBBORN))
+    await child.start()
+    grandchild = int((tmp_path / "one.ready").read_text())
+    await child.stop()
+    await until(lambda: not psutil.pid_exists(grandchild), "the grandchild ends")
+
+
+async def test_what_a_stubborn_child_started_in_a_session_of_its_own_is_killed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a Triton that is stuck would keep the ports that the next one needs."""
+    monkeypatch.setattr(child_module, "KILL_WAIT_S", 0.1)
+    code = STUBBORN.replace("600)'])", "600)'], start_new_session=True)")
+    assert code != STUBBORN
+    child = Child(spec_of(tmp_path, code))
     await child.start()
     grandchild = int((tmp_path / "one.ready").read_text())
     await child.stop()

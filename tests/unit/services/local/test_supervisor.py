@@ -20,7 +20,7 @@ from tests.waiting import until
 async def test_the_supervisor_ends_a_child_that_answers_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child that runs but is not alive is killed and started again."""
+    """A child that runs but is not alive is told to end, and started again."""
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.01)
     monkeypatch.setattr(supervisor, "ALIVE_INTERVAL_S", 0.01)
     answers = [True] * 3 + [False] * supervisor.DEAD_AFTER_MISSES
@@ -37,7 +37,7 @@ async def test_the_supervisor_ends_a_child_that_answers_nothing(
     await until(lambda: "one is back" in said, "the child is back")
     assert said == [
         "one runs but answers nothing; ending it",
-        "one ended (signal 9); starting it again in 0.01 s",
+        "one ended (signal 15); starting it again in 0.01 s",
         "one is back",
     ]
     assert keeper.children["one"].pid != first
