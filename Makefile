@@ -21,6 +21,8 @@ STUBS := services/client/tiercel/common/v1/common_pb2.py
 DECISION := build/numba/.decision-up-to-date
 SIMULATOR := build/numba/.simulator-up-to-date
 KERNELS := $(DECISION) $(SIMULATOR)
+# An environment that lacks pip was left by an interrupt: it is made once more.
+environment = $(1)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(1)
 
 .PHONY: help
 help: ## list the targets
@@ -124,7 +126,7 @@ $(SYSTEM): .ci/system-packages
 # Nothing is compiled to bytecode in advance: most of what is installed is never imported.
 $(DEMO_VENV): pyproject.toml services/client/pyproject.toml requirements/constraints.txt | $(SYSTEM)
 	@echo "setting up .venv (services, trainer)"
-	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	@$(call environment,.venv)
 	@$(PIP) --constraint requirements/constraints.txt \
 		--editable services/client --editable '.[trainer,embedded]'
 	@touch $(DEMO_VENV) $(STUBS)
@@ -136,7 +138,7 @@ $(VENV): $(DEMO_VENV)
 
 $(TRITON_SERVER): requirements/triton.txt requirements/triton-constraints.txt | $(SYSTEM)
 	@echo "setting up .venv-triton (Triton Inference Server and its Python stubs)"
-	@test -x .venv-triton/bin/python || "$(PYTHON)" -m venv .venv-triton
+	@$(call environment,.venv-triton)
 	@.venv-triton/bin/python -m pip install --quiet --no-compile --no-deps \
 		--constraint requirements/triton-constraints.txt nvidia-pytriton
 	@touch $(TRITON_SERVER)
@@ -155,10 +157,10 @@ $(TRAINING): requirements/triton-training.txt $(TRITON_VENV)
 		--constraint requirements/triton-constraints.txt --requirement requirements/triton-training.txt
 	@touch $(TRAINING)
 
-$(DOORS_VENV): requirements/doors.txt
+$(DOORS_VENV): requirements/doors.txt | $(SYSTEM)
 	@.ci/system-packages doors "$(PYTHON)"
 	@echo "setting up .venv-doors (outside clients)"
-	@test -x .venv-doors/bin/python || "$(PYTHON)" -m venv .venv-doors
+	@$(call environment,.venv-doors)
 	@.venv-doors/bin/python -m pip install --quiet --no-deps --requirement requirements/doors.txt
 	@touch $(DOORS_VENV)
 

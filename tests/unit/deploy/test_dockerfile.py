@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,19 @@ def test_copied_paths_exist_and_are_sent_to_the_builder() -> None:
                 assert any(
                     source == entry or source.startswith(f"{entry}/") for entry in let_through
                 )
+
+
+def test_what_the_wheel_packs_is_copied_for_its_build() -> None:
+    """A path that is missing there is left out of the image without a word."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    wheel = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = {
+        source
+        for arguments in dockerfile_stages()["wheel"].values("COPY")
+        for source in arguments.split()[:-1]
+    }
+    for packed in wheel["only-include"]:
+        assert any(Path(packed).is_relative_to(source) for source in copied), packed
 
 
 def test_images_are_pinned() -> None:
