@@ -32,7 +32,7 @@ def certificates(
     ] = "",
     redis: Annotated[
         str,
-        typer.Option(help="Address of Redis, host:port: make its users, with passwords, once."),
+        typer.Option(help="Address of Redis, host:port: make its users; passwords are drawn once."),
     ] = "",
     roots: Annotated[
         str, typer.Option(help="File of the roots as the services see it, for their Redis URL.")

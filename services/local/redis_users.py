@@ -15,7 +15,10 @@ _NO_PASSWORD = "resetpass"  # noqa: S105 - a word of the file's language
 
 
 def make_redis_users(folder: pathlib.Path, *, address: str, roots: str) -> list[pathlib.Path]:
-    """Draws passwords and writes Redis' ACL file, and each service's URL; once there they stay.
+    """Draws passwords and writes Redis' ACL file, and each service's URL.
+
+    Passwords that are there stay, and so do users that are none of ours; what ours may do becomes
+    what this version needs.
 
     Args:
         folder: Gets `redis/users.acl`, and per service `redis.env` in the folder of its name.
@@ -29,22 +32,38 @@ def make_redis_users(folder: pathlib.Path, *, address: str, roots: str) -> list[
         CommandError: A file cannot be read or written.
     """
     target = folder / "redis" / "users.acl"
-    if target.exists():
-        return []
     try:
+        before = target.read_text(encoding="utf-8", errors="replace") if target.exists() else ""
         lines = shipped("deploy", "redis", "users.acl").read_text(encoding="utf-8").splitlines()
+        ours = {_user(line)[0] for line in lines}
+        known = dict(map(_user, before.splitlines()))
         written = []
         for service in SERVICES:
-            password = secrets.token_urlsafe(32)
-            digest = hashlib.sha256(password.encode()).hexdigest()
-            start = f"user {service} on {_NO_PASSWORD} "
-            lines = [line.replace(start, f"user {service} on #{digest} ") for line in lines]
-            url = f"rediss://{service}:{password}@{address}/0?ssl_ca_certs={roots}"
-            written.append(folder / service / "redis.env")
-            written[-1].parent.mkdir(parents=True, exist_ok=True)
-            written[-1].write_text(f"{URL_VARIABLE}={url}\n", encoding="utf-8")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            passwords = known.get(service)
+            if not passwords:
+                password = secrets.token_urlsafe(32)
+                passwords = [f"#{hashlib.sha256(password.encode()).hexdigest()}"]
+                url = f"rediss://{service}:{password}@{address}/0?ssl_ca_certs={roots}"
+                written.append(folder / service / "redis.env")
+                written[-1].parent.mkdir(parents=True, exist_ok=True)
+                written[-1].write_text(f"{URL_VARIABLE}={url}\n", encoding="utf-8")
+            start = f"user {service} on "
+            new = start + " ".join(passwords)
+            lines = [line.replace(start + _NO_PASSWORD, new) for line in lines]
+        lines += [line for line in before.splitlines() if _user(line)[0] not in {*ours, ""}]
+        text = "\n".join(lines) + "\n"
+        if text != before:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            written.append(target)
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror or error}") from None
-    return [*written, target]
+    return written
+
+
+def _user(line: str) -> tuple[str, list[str]]:
+    """Returns whom a line of the file is about, empty for nobody, and that user's passwords."""
+    words = line.split()
+    if len(words) < 2 or words[0] != "user":
+        return "", []
+    return words[1], [word for word in words[2:] if word[0] in "#>"]

@@ -156,6 +156,20 @@ def test_a_missing_file_of_roots_stops_the_start(tmp_path: Path) -> None:
     assert "secret" not in line
 
 
+def test_it_brings_older_users_up_to_date(tmp_path: Path) -> None:
+    """After an upgrade ours may do what is new; passwords and users of others stay."""
+    command = ["certificates", str(tmp_path), "--redis", "redis:6379"]
+    assert run(command) == 0
+    target, admin = tmp_path / "redis/users.acl", "user admin on >secret ~* +@all\n"
+    made, urls = target.read_text(), (tmp_path / "trainer/redis.env").read_text()
+    older = made.replace("~tiercel:v1:targets:* ", "")
+    assert older != made
+    target.write_text(older + admin)
+    assert run(command) == 0
+    assert target.read_text() == made + admin
+    assert (tmp_path / "trainer/redis.env").read_text() == urls
+
+
 def test_passwords_are_drawn_once_and_kept_as_hashes(tmp_path: Path) -> None:
     """Running the command again leaves them; the file for Redis holds no password."""
     command = ["certificates", str(tmp_path), "--redis", "redis:6379"]
