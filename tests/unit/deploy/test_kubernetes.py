@@ -480,6 +480,17 @@ def test_disruption_budgets_select_pods(resources: list[dict[str, Any]]) -> None
         assert any(wanted <= own.items() for own in labels)
 
 
+def test_replicas_are_spread_over_nodes(resources: list[dict[str, Any]]) -> None:
+    """One node that goes takes not all of a service with it."""
+    for entry in resources:
+        if entry["kind"] == "Deployment" and entry["spec"].get("replicas") != 1:
+            template = entry["spec"]["template"]
+            (spread,) = template["spec"]["topologySpreadConstraints"]
+            assert spread["topologyKey"] == "kubernetes.io/hostname"
+            chosen = spread["labelSelector"]["matchLabels"]
+            assert chosen.items() <= template["metadata"]["labels"].items()
+
+
 def _gauges() -> set[str]:
     registry = yaml.safe_load((DEPLOY / "telemetry" / "registry.yaml").read_text(encoding="utf-8"))
     return {
