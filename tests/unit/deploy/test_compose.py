@@ -181,6 +181,7 @@ def test_redis_and_triton_serve_by_tls(base: dict[str, Any], merged: dict[str, A
         flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)
     }
     assert redis["port"] == "0"
+    assert (redis["appendonly"], redis["save"]) == ("yes", "")
     folder = next(
         Path(volume["source"])
         for volume in base["services"]["redis"]["volumes"]

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from services.local.backends import redis_command
 from services.local.triton.server import __main__ as launcher
 from services.local.triton.server.config import arguments
 from tests.unit.deploy import kustomize
@@ -489,6 +491,24 @@ def test_replicas_are_spread_over_nodes(resources: list[dict[str, Any]]) -> None
             assert spread["topologyKey"] == "kubernetes.io/hostname"
             chosen = spread["labelSelector"]["matchLabels"]
             assert chosen.items() <= template["metadata"]["labels"].items()
+
+
+def test_redis_keeps_its_log_alone_and_has_room_to_rewrite_it(
+    resources: list[dict[str, Any]],
+) -> None:
+    """It is started as the embedded one is; a rewrite may copy all of its memory."""
+    container = pod(resources, "redis")["containers"][0]
+    flags = _pairs(container["args"][1:])
+    ours = _pairs(redis_command(6379, Path("data"))[1:])
+    for flag in ("--appendonly", "--save", "--maxmemory-policy"):
+        assert flags[flag] == ours[flag]
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    assert 1024 * int(limit.removesuffix("Gi")) >= 2 * int(flags["--maxmemory"].removesuffix("mb"))
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _gauges() -> set[str]:
