@@ -1,8 +1,8 @@
 """Renders the part of Kustomize that deploy/ uses, where no kubectl is at hand.
 
 Knows `namespace`, `resources` (files and directories), `components`, `configMapGenerator` (files;
-create or merge), `images` (newName, newTag) and `patches` by `path` (strategic merge, also one that
-deletes its resource). Anything else raises, so that nothing is skipped in silence;
+create or merge), `images` (newName, newTag) and `patches` by `path` (a strategic merge each; it may
+delete its resource). Anything else raises, so that nothing is skipped in silence;
 test_kubernetes.py compares its result with the real tool's wherever that is installed.
 """
 
@@ -94,15 +94,20 @@ def _patch(directory: Path, entry: dict[str, Any], resources: list[Resource]) ->
     if entry.keys() != {"path"}:
         raise RenderError(f"{directory}: patches: only `path` is known, got {sorted(entry)}")
     text = (directory / entry["path"]).read_text(encoding="utf-8")
-    for patch in yaml.safe_load_all(text):
-        target = _find(resources, patch["kind"], patch["metadata"]["name"])
-        directive = patch.pop("$patch", "merge")
-        if directive == "delete":
-            resources.remove(target)
-        elif directive == "merge":
-            _merge(target, patch)
-        else:
-            raise RenderError(f"{directory}: $patch: only `delete` is known, got {directive!r}")
+    documents = list(yaml.safe_load_all(text))
+    if len(documents) != 1:
+        raise RenderError(
+            f"{directory}: {entry['path']}: kubectl before 1.31 takes one patch per file"
+        )
+    (patch,) = documents
+    target = _find(resources, patch["kind"], patch["metadata"]["name"])
+    directive = patch.pop("$patch", "merge")
+    if directive == "delete":
+        resources.remove(target)
+    elif directive == "merge":
+        _merge(target, patch)
+    else:
+        raise RenderError(f"{directory}: $patch: only `delete` is known, got {directive!r}")
 
 
 def _find(resources: list[Resource], kind: str, name: str) -> Resource:

@@ -135,6 +135,16 @@ def test_renderer_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         kustomize.render(tmp_path)
 
 
+def test_renderer_refuses_what_an_older_kubectl_does_not_take(tmp_path: Path) -> None:
+    """Several patches in one file: Kustomize takes them from 5.2.1 on."""
+    patch = "kind: Deployment\nmetadata: {name: a}\n"
+    (tmp_path / "two.yaml").write_text(f"{patch}---\n{patch}", encoding="utf-8")
+    text = "patches: [{path: two.yaml}]\n"
+    (tmp_path / "kustomization.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(kustomize.RenderError, match="one patch per file"):
+        kustomize.render(tmp_path)
+
+
 def _is_protected(container: dict[str, Any]) -> bool:
     names = {entry["name"] for entry in container.get("env", [])}
     return "TIERCEL_MESH__TLS__CERTIFICATE" in names
