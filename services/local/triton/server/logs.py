@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from services.local.triton.errors import ModelLoadError, PortInUseError, TritonS
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 _FAILED = re.compile(r"failed to load '([^']+)'(?: version \d+)?: (.+)")
 _PORT_TAKEN = re.compile(r"(Socket '[^']*' |[Aa]ddress )already in use")
+
+
+def set_aside(path: Path) -> None:
+    """Keeps the log of the server before, which may say why that one ended, as FILE.1."""
+    if path.is_file():  # and no device
+        with contextlib.suppress(OSError):
+            path.replace(path.with_name(f"{path.name}.1"))
 
 
 def loaded_models(path: Path) -> set[str]:

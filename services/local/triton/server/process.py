@@ -212,6 +212,7 @@ class TritonServer:
             *config.extra_arguments,
         ]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        logs.set_aside(self.log_path)
         with self.log_path.open("wb") as log:
             tied = tied_command(command, cores=config.cpu_cores, nice=config.nice)
             self._process = _popen(tied, variables, log)

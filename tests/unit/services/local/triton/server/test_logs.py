@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from services.local.triton.errors import ModelLoadError, PortInUseError, TritonServerError
-from services.local.triton.server.logs import exit_reason, loaded_models, start_error
+from services.local.triton.server.logs import (
+    exit_reason,
+    loaded_models,
+    set_aside,
+    start_error,
+)
 
 FAILED = "E1 model.cc:1] failed to load 'gpu0_small' version 1: Internal: no such file"
 
@@ -17,6 +22,17 @@ def log_of(folder: Path, *lines: str) -> Path:
     path = folder / "log"
     path.write_text("\n".join(lines))
     return path
+
+
+def test_the_log_of_the_server_before_is_kept(tmp_path: Path) -> None:
+    """A Triton that has crashed is started again, and then its last words are looked for."""
+    path = tmp_path / "log"
+    set_aside(path)
+    for words in ("first", "second"):
+        path.write_text(words)
+        set_aside(path)
+    assert (tmp_path / "log.1").read_text() == "second"
+    assert not path.exists()
 
 
 def test_every_loaded_model_is_counted_once(tmp_path: Path) -> None:
