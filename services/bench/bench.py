@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from services.live.cpu import tree_cpu_s
 from services.local import probes
 from services.local.child import Child, ChildError, ChildSpec
 from services.local.errors import CommandError
+from services.local.launch import module_command
 from services.local.processes import THREAD_VARIABLES
 
 
@@ -116,7 +116,7 @@ class Bench:
             CommandError: It did not start.
         """
         ready = self.folder / f"{name}.ready.json"
-        program = (sys.executable, "-m", module, *arguments, "--ready-file", str(ready))
+        program = module_command(module, *arguments, "--ready-file", str(ready))
         pid = await self.start_program(
             name, program, lambda: probes.file_exists(ready), cores=cores, variables=variables
         )

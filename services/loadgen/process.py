@@ -7,13 +7,12 @@ import contextlib
 import json
 import pathlib
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from services.loadgen.records import RunRecords
 from services.loadgen.spec import LoadSpec
-from services.local.launch import tied_command
+from services.local.launch import module_command, tied_command
 
 EXTRA_TIME_S = 60.0
 """What the process may take beyond the run and its deadline: start, stragglers, writing."""
@@ -48,15 +47,7 @@ async def run_load(
     out.parent.mkdir(parents=True, exist_ok=True)
     spec_path = out.with_suffix(".spec.json")
     spec_path.write_text(spec.model_dump_json(), encoding="utf-8")
-    program = [
-        sys.executable,
-        "-m",
-        "services.loadgen",
-        "--spec",
-        str(spec_path),
-        "--out",
-        str(out),
-    ]
+    program = module_command("services.loadgen", "--spec", str(spec_path), "--out", str(out))
     process = await asyncio.create_subprocess_exec(
         *tied_command(program, cores=cores),
         stdin=asyncio.subprocess.DEVNULL,

@@ -6,12 +6,12 @@ import importlib
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from services.common.telemetry_variables import understood
 from services.local.errors import CommandError
+from services.local.launch import module_command
 from services.local.triton.environment import find_environment
 
 REDIS_MEMORY = "256mb"
@@ -73,8 +73,8 @@ def triton_command(
     Raises:
         TritonEnvironmentError: There is no Triton environment.
     """
-    command = [sys.executable, "-m", "services.local.triton.server"]
-    command += ["--repository", str(repository), "--environment", str(find_environment())]
+    command = [*module_command("services.local.triton.server", "--repository", str(repository))]
+    command += ["--environment", str(find_environment())]
     for name, port in ports.items():
         command += [f"--{name}-port", str(port)]
     command += ["--cpu-cores", ",".join(str(core) for core in cores), "--nice", str(nice)]

@@ -31,6 +31,15 @@ def tied_command(program: Sequence[str], *, cores: Sequence[int] = (), nice: int
     return [*command, "--", *program]
 
 
+def module_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """Returns the command that runs a module of this installation.
+
+    It is not looked for in the current directory, where `services`, `router` and `trainer` may be
+    somebody else's.
+    """
+    return (sys.executable, "-P", "-m", module, *arguments)
+
+
 def main(arguments: list[str]) -> None:
     """Sets death signal, cores and nice level, then replaces itself; exits 127 if it cannot."""
     separator = arguments.index("--")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping
 
 from services.local import backends, probes
 from services.local.child import ChildSpec
 from services.local.cores import CoreLayout
 from services.local.envoy import envoy_config, envoy_program
+from services.local.launch import module_command
 from services.local.ports import DEFAULT_PORTS, HOST
 from services.local.triton.repository.layout import ServerRepository
 
@@ -151,7 +151,7 @@ class Processes:
         ready_file = self.folder / "ready" / f"{name}.json"
         ready_file.parent.mkdir(exist_ok=True)
         command = (
-            *(sys.executable, "-m", f"services.{section}", "--config", str(self.config_path)),
+            *module_command(f"services.{section}", "--config", str(self.config_path)),
             *("--listen", self.address(port)),
             *("--metrics-listen", self.address(f"{port}_metrics")),
             *("--ready-file", str(ready_file)),

@@ -163,7 +163,8 @@ def run_compiler(path: Path, patience_s: float) -> None:
     input_end, our_end = os.pipe()
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(path)],
+            # Not from the current directory, where `router` may be somebody else's.
+            [sys.executable, "-P", "-c", _PROGRAM, str(path)],
             env=environ,
             stdin=input_end,
             stdout=subprocess.DEVNULL,
