@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from router.compiled import CACHE_VARIABLE
+from services.local.triton.server import __main__ as launcher
 from services.router_inference import machine_code
 from tests.unit.deploy.manifests import (
     ALL_SERVICES,
@@ -95,6 +96,13 @@ def test_the_request_path_has_no_torch() -> None:
     extra = {entry.partition("==")[0] for entry in project["optional-dependencies"]["compiled"]}
     assert extra == {"numba", "scipy"}
     assert names.isdisjoint({"torch", "numba", "scipy", "gymnasium"})
+
+
+def test_triton_shows_its_log() -> None:
+    """What a container logs is what it prints; layers change arguments, not the entry point."""
+    stage = dockerfile_stages()["image-triton"]
+    assert stage.command("ENTRYPOINT")[3:] == ["--show-log"]
+    assert launcher._parse([*stage.command("ENTRYPOINT")[3:], *stage.command("CMD")])[1]
 
 
 def test_copied_paths_exist_and_are_sent_to_the_builder() -> None:

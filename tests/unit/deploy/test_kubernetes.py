@@ -238,7 +238,7 @@ def test_triton_is_asked_where_its_http_listens(resources: list[dict[str, Any]])
     container = pod(resources, "triton")["containers"][0]
     words = container["args"]
     if "command" not in container:  # then our launcher makes Triton's own arguments of them
-        config = launcher._parse(words)
+        config, _ = launcher._parse(words)
         ports = (config.grpc_port, config.http_port, config.metrics_port)
         words = arguments(config, config.repository, ports, "token")
     flags = {flag: value for flag, _, value in (word.partition("=") for word in words)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -25,7 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     Exit code 2 is kept for wrong arguments: a supervisor starts again after any other code, and a
     port that the last server still held, or a crash, is worth another try.
     """
-    server = TritonServer(_parse(arguments))
+    config, shows_log = _parse(arguments)
+    server = TritonServer(config)
+    shown = _Shown(server.log_path if shows_log else None)
     received: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
@@ -33,18 +36,22 @@ def main(arguments: list[str] | None = None) -> None:
         # between the birth of a child and the line that remembers it.
         received.append(number)
 
+    def is_stopping() -> bool:
+        shown.go_on()
+        return bool(received)
+
     for name in _SIGNALS:
         signal.signal(name, on_signal)
     try:
         server.start(
             lambda loaded, total: _say(f"loading models: {loaded}/{total}"),
-            stopping=lambda: bool(received),
+            stopping=is_stopping,
         )
         _say(
             f"ready: grpc {server.grpc_address} http {server.http_address} "
             f"metrics {server.metrics_address} log {server.log_path}"
         )
-        while server.running and not received:
+        while server.running and not is_stopping():
             time.sleep(_WATCH_S)
         if not received:
             raise TritonServerError(f"Triton ended: {server.exit_reason()}")
@@ -55,8 +62,35 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     finally:
         server.stop()
+        shown.go_on()
         for name in _SIGNALS:
             signal.signal(name, signal.SIG_IGN)  # it ends in any case, with its own exit code
+
+
+class _Shown:
+    """Shows on standard output what a log gets, for whoever has no other way to see it.
+
+    Args:
+        path: The log; None shows nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._shown_bytes = 0
+
+    def go_on(self) -> None:
+        """Shows what came since the last time."""
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):  # nothing is there yet, or nobody reads
+            with self._path.open("rb") as log:
+                if os.fstat(log.fileno()).st_size < self._shown_bytes:
+                    self._shown_bytes = 0  # that of another start
+                log.seek(self._shown_bytes)
+                new = log.read()
+            self._shown_bytes += len(new)
+            sys.stdout.buffer.write(new)
+            sys.stdout.flush()
 
 
 def _say(text: str) -> None:
@@ -64,7 +98,8 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _parse(arguments: list[str] | None) -> TritonServerConfig:
+def _parse(arguments: list[str] | None) -> tuple[TritonServerConfig, bool]:
+    """Returns how to run it, and whether its log is shown."""
     parser = argparse.ArgumentParser(
         prog="python -m services.local.triton.server", description=__doc__
     )
@@ -82,13 +117,14 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
     )
     parser.add_argument("--tls-folder", type=Path, help="ca.crt, tls.crt, tls.key; default: none")
     parser.add_argument("--log", type=Path, help="default: a file in the work folder")
+    parser.add_argument("--show-log", action="store_true", help="print what Triton logs, too")
     parser.add_argument("--ready-timeout-s", type=float, default=120.0)
     options = parser.parse_args(arguments)
     try:
         cores = tuple(int(core) for core in options.cpu_cores.split(",") if core)
     except ValueError:
         parser.error(f"--cpu-cores: not a list of core numbers: {options.cpu_cores}")
-    return TritonServerConfig(
+    config = TritonServerConfig(
         repository=options.repository,
         environment=options.environment,
         host=options.host,
@@ -102,6 +138,7 @@ def _parse(arguments: list[str] | None) -> TritonServerConfig:
         log_path=options.log,
         ready_timeout_s=options.ready_timeout_s,
     )
+    return config, options.show_log
 
 
 if __name__ == "__main__":

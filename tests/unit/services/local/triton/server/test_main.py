@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,5 +63,18 @@ def test_the_environment_says_where_spans_go(monkeypatch: pytest.MonkeyPatch) ->
     """Unless the command line does: a layer of Compose adds it without repeating a command."""
     monkeypatch.setenv(launcher.TRACE_VARIABLE, "http://collector:4318/v1/traces")
     words = ["--repository", "none"]
-    assert launcher._parse(words).trace_endpoint == "http://collector:4318/v1/traces"
-    assert launcher._parse([*words, "--trace-endpoint", ""]).trace_endpoint == ""
+    assert launcher._parse(words)[0].trace_endpoint == "http://collector:4318/v1/traces"
+    assert launcher._parse([*words, "--trace-endpoint", ""])[0].trace_endpoint == ""
+
+
+def test_what_triton_says_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A container's log is its standard output; a file begun anew is shown from its start."""
+    log = tmp_path / "log"
+    shown = launcher._Shown(log)
+    shown.go_on()
+    for text in ("one\n", "one\ntwo\n", "3\n"):
+        log.write_text(text)
+        shown.go_on()
+        shown.go_on()
+    launcher._Shown(None).go_on()
+    assert capsys.readouterr().out == "one\ntwo\n3\n"
