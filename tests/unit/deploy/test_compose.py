@@ -319,6 +319,14 @@ def _flag(service: dict[str, Any], name: str) -> str:
     return str(flags[name])
 
 
+def test_images_of_others_are_the_same_everywhere() -> None:
+    """Redis and the Triton with vLLM are of one version in Compose and on Kubernetes."""
+    services = compose("compose.gpu.yaml")["services"]
+    for name in ("redis", "triton"):
+        (container,) = pod(rendered("overlays/production"), name)["containers"]
+        assert container["image"] == services[name]["image"]
+
+
 def test_own_images_carry_the_projects_version() -> None:
     """Compose and Kubernetes run the version that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
