@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +18,8 @@ from services.local.launch import tied_command
 
 KILL_WAIT_S = 5.0
 POLL_S = 0.05
+LOG_LIMIT_BYTES = 64 * 1024 * 1024
+"""Size from which on a log is begun anew."""
 
 
 class ChildError(Exception):
@@ -35,7 +38,7 @@ class ChildSpec:
             process left says nothing of the next. None: it has no such file.
         is_alive: Asked while it runs; one that says no for long is killed and started again. None:
             a process that runs is taken for alive.
-        log_path: File its output is appended to.
+        log_path: File its output is appended to; see `Child.bound_log`.
         stage: Children start stage by stage and stop in the reverse order.
         variables: Environment variables beside the inherited ones.
         cores: Processors it may use; empty means all.
@@ -124,6 +127,19 @@ class Child:
             for each in left:
                 with contextlib.suppress(psutil.Error):
                     each.kill()
+
+    def bound_log(self) -> None:
+        """Begins the log anew where it has grown too large; what it held stays in FILE.1."""
+        path = self.spec.log_path
+        before = path.with_name(f"{path.name}.1")
+        with contextlib.suppress(OSError):
+            if path.stat().st_size <= LOG_LIMIT_BYTES:
+                return
+            try:
+                shutil.copyfile(path, before)
+            except OSError:  # a full disk: room counts for more
+                before.unlink(missing_ok=True)
+            os.truncate(path, 0)  # the child appends, so it goes on at the start
 
     def last_words(self) -> str:
         """Last line of its log that is not empty, for messages."""

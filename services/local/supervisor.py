@@ -18,6 +18,8 @@ LAST_BACKOFF_S = 10.0
 HEALTHY_S = 30.0
 """A child that ran this long starts again without a growing delay."""
 ALIVE_INTERVAL_S = 1.0
+LOG_INTERVAL_S = 10.0
+"""Time between two looks at the size of logs."""
 DEAD_AFTER_MISSES = 5
 """Unanswered questions in a row after which a child that runs is taken for stuck."""
 
@@ -43,6 +45,7 @@ class Supervisor:
         self._changed = changed
         self._clock = clock
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._bounding: asyncio.Task[None] | None = None
         self.children: dict[str, Child] = {}
 
     async def start(self, specs: Sequence[ChildSpec]) -> None:
@@ -51,6 +54,7 @@ class Supervisor:
         Raises:
             ChildError: One did not start; the others of this call keep running until ``stop``.
         """
+        self._bounding = self._bounding or asyncio.create_task(self._bound_logs(), name="logs")
         staged = sorted(specs, key=lambda spec: spec.stage)
         for _, group in itertools.groupby(staged, key=lambda spec: spec.stage):
             children = [Child(spec) for spec in group]
@@ -82,11 +86,21 @@ class Supervisor:
 
     async def stop(self, *, graceful: bool = True) -> None:
         """Ends every child, last stage first, then anything else this process left behind."""
+        if self._bounding is not None:
+            self._bounding.cancel()
+            self._bounding = None
         for name in list(self._watchers):
             await self._unwatch(name)
         ordered = sorted(self.children.values(), key=lambda child: -child.spec.stage)
         for _, group in itertools.groupby(ordered, key=lambda child: child.spec.stage):
             await asyncio.gather(*(child.stop(graceful=graceful) for child in group))
+
+    async def _bound_logs(self) -> None:
+        """Keeps logs from growing for ever: an Envoy writes a line for each request."""
+        while True:
+            await asyncio.sleep(LOG_INTERVAL_S)
+            for child in list(self.children.values()):
+                await asyncio.to_thread(child.bound_log)
 
     def _watch(self, child: Child) -> None:
         name = child.spec.name

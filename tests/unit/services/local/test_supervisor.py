@@ -10,6 +10,7 @@ import signal
 import psutil
 import pytest
 
+from services.local import child as child_module
 from services.local import supervisor
 from services.local.child import Child
 from services.local.supervisor import Supervisor
@@ -113,3 +114,25 @@ async def test_a_child_whose_log_cannot_be_opened_is_started_later(
     logs.unlink()
     await until(lambda: "one is back" in said, "the child is back")
     await keeper.stop()
+
+
+async def test_a_log_that_grows_is_begun_anew(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child writes on, and what it had written is kept once."""
+    monkeypatch.setattr(supervisor, "LOG_INTERVAL_S", 0.01)
+    monkeypatch.setattr(child_module, "LOG_LIMIT_BYTES", 10_000)
+    code = SLEEPER.replace(
+        "time.sleep(600)",
+        "[(print('x' * 99, flush=True), time.sleep(0.001)) for _ in range(600_000)]",
+    )
+    keeper = Supervisor(say=lambda text: None)
+    await keeper.start([spec_of(tmp_path, code)])
+    log, before = tmp_path / "one.log", tmp_path / "one.log.1"
+    await until(before.exists, "the log is begun anew")
+    began = before.stat().st_mtime_ns
+    await until(lambda: before.stat().st_mtime_ns > began, "and anew")
+    assert keeper.children["one"].start_count == 1
+    await keeper.stop()
+    assert log.stat().st_size < 1_000_000
+    assert before.read_text().startswith("x" * 99)
