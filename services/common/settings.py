@@ -92,11 +92,17 @@ S = TypeVar("S", bound=SettingsModel)
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
+    """Returns a path made absolute. Its links stay: each reading of the file follows them anew.
+
+    Kubernetes mounts a file as a link, and renews it by changing where that leads.
+    """
     base = (info.context or {}).get("base_dir", Path.cwd())
+    found = Path(base) / path
     try:
-        return (Path(base) / path).resolve()
+        found.resolve()
     except RuntimeError:
         raise ValueError("is a loop of symbolic links") from None
+    return found.parent.resolve() / found.name if ".." in path.parts else found
 
 
 def _resolve_optional(text: str, info: ValidationInfo) -> str:
@@ -153,7 +159,7 @@ def load_settings(
         SettingsError: Any mistake anywhere; all of them are listed.
     """
     layers = _read_file(path)
-    base_dir = path.resolve().parent if path is not None else Path.cwd()
+    base_dir = path.absolute().parent if path is not None else Path.cwd()
     _apply_environment(layers, model, environ)
     for dotted, text in (overrides or {}).items():
         _apply_text(layers, model, tuple(dotted.split(".")), text, "command line")

@@ -221,6 +221,20 @@ def test_a_path_in_a_circle_is_one_line(write: Write, tmp_path: Path) -> None:
     assert line == "FILE: load_monitor.path: is a loop of symbolic links (got 'here')"
 
 
+def test_links_are_followed_at_each_reading(tmp_path: Path) -> None:
+    """Kubernetes mounts files by links, and renews all of them by changing one."""
+    folder = tmp_path / "config"
+    (folder / "..1").mkdir(parents=True)
+    text = MESH.replace('"p.toml"', '"../profiles/p.toml"') + '[load_monitor]\npath = "key"\n'
+    (folder / "..1" / "tiercel.toml").write_text(text)
+    (folder / "..data").symlink_to("..1")
+    for name in ("tiercel.toml", "key"):
+        (folder / name).symlink_to(f"..data/{name}")
+    settings = load_settings(Root, path=folder / "tiercel.toml", environ={})
+    assert settings.mesh.profile == tmp_path / "profiles" / "p.toml"
+    assert settings.load_monitor.path == folder / "key"
+
+
 def test_a_variable_of_several_lines_is_no_number(write: Write) -> None:
     """What stands in the others would be left out without a word."""
     environ = {"TIERCEL_LOAD_MONITOR__PERIOD_S": "5\nperiod = 6"}
