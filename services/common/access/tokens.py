@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class TokenReader:
         log: Where a bad file is said; the keys in use stay then.
 
     Raises:
-        SettingsError: The file cannot be used at the start, or PyJWT is not installed.
+        SettingsError: The file cannot be used at the start, or a package is not installed.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class TokenReader:
         log: Logger,
     ) -> None:
         try:
+            importlib.import_module("cryptography")  # PyJWT's algorithms of ours need it
             import jwt
         except ImportError:
             raise SettingsError(
-                [f"{_SECTION}: needs the package PyJWT: pip install 'tiercel[security]'"]
+                [f"{_SECTION}: needs PyJWT and cryptography: pip install 'tiercel[security]'"]
             ) from None
         self._jwt = jwt
         self._path = path

@@ -75,15 +75,16 @@ def test_the_router_brings_its_compiled_decision() -> None:
 
 
 def test_each_service_installs_the_extra_it_needs() -> None:
-    """Monitor and door get the wheel alone, the router the compiler, the trainer its libraries."""
+    """The monitor gets the wheel alone; who knows callers by tokens gets what checks them."""
     stages = dockerfile_stages()
     light = " ".join(stages["environment-light"].values("RUN"))
     assert "[" not in light
-    assert "tiercel[compiled]" in " ".join(stages["environment-router"].values("RUN"))
+    assert "tiercel[security]" in " ".join(stages["environment-door"].values("RUN"))
+    assert "tiercel[compiled,security]" in " ".join(stages["environment-router"].values("RUN"))
     assert "tiercel[trainer]" in " ".join(stages["environment-trainer"].values("RUN"))
     for service, environment in (
         ("router-inference", "router"), ("load-monitor", "light"), ("trainer", "trainer"),
-        ("openai-door", "light"),
+        ("openai-door", "door"),
     ):  # fmt: skip
         copied = stages[f"image-{service}"].values("COPY")
         assert copied == [f"--from=environment-{environment} /opt/tiercel/venv venv"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,4 +164,14 @@ def test_two_keys_of_one_id_are_refused(rig: Rig, kid: str | None) -> None:
     named = {**row, "alg": "ES256"} if kid is None else {**row, "alg": "ES256", "kid": kid}
     rig.path.write_text(json.dumps({"keys": [named, named]}))
     with pytest.raises(SettingsError, match="two keys with one id"):
+        rig.start()
+
+
+@pytest.mark.parametrize("name", ["jwt", "cryptography"])
+def test_a_package_that_is_missing_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The line says what to install; without cryptography the file was called no JWKS."""
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingsError, match=r"needs PyJWT and cryptography: pip install"):
         rig.start()
