@@ -69,7 +69,7 @@ async def _door(bench: Bench, router: Server) -> Server:
 async def _asking(bench: Bench, server: Server, *, is_stream: bool) -> Ask:
     """Returns a function that asks once over HTTP, on connections that stay."""
     body = json_body(is_stream=is_stream)
-    head = f"POST {PATH} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     host, _, port = server.address.partition(":")
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,6 +31,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from services.common.addresses import HostPort, parse_address
+from services.common.http_host import host_problem, own_hosts
 from services.common.start_error import StartError
 
 _RPC_BUCKETS_S = (
@@ -176,7 +177,11 @@ class MetricsServer:
 
 
 def start_metrics_server(
-    listen: str, registry: CollectorRegistry, pages: Mapping[str, Page] | None = None
+    listen: str,
+    registry: CollectorRegistry,
+    pages: Mapping[str, Page] | None = None,
+    *,
+    hosts: Collection[str] = (),
 ) -> MetricsServer:
     """Starts to serve `registry`.
 
@@ -184,6 +189,7 @@ def start_metrics_server(
         listen: `host:port`; port 0 takes a free one.
         registry: What to serve.
         pages: What else, by path; every other path is the metrics.
+        hosts: Names that it may be asked by on loopback, beside those of this machine.
 
     Raises:
         StartError: The port cannot be listened on.
@@ -200,7 +206,8 @@ def start_metrics_server(
     handler: Any = server.RequestHandlerClass
     server.RequestHandlerClass = type("_Handler", (handler,), {"timeout": _STALL_S})
     _bound(server)
-    server.set_app(_with_pages(pages or {}, _with_any_version(server.get_app())))
+    answer = _with_pages(pages or {}, _with_any_version(server.get_app()))
+    server.set_app(_for_own_hosts(own_hosts(listen, hosts), answer))
     return MetricsServer(server, thread, HostPort(wanted.host, server.server_port))
 
 
@@ -262,6 +269,21 @@ def _with_pages(pages: Mapping[str, Page], metrics: Any) -> Any:
             return metrics(environ, start_response)
         body = page.read()
         start_response("200 OK", [*page.headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer
+
+
+def _for_own_hosts(is_own: Callable[[str], bool], answer_all: Any) -> Any:
+    """Returns a WSGI application that refuses a web page which has its name lead here."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        host = environ.get("HTTP_HOST", "")
+        if is_own(host):
+            return answer_all(environ, start_response)
+        body = f"{host_problem(host)}\n".encode()
+        head = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        start_response("403 Forbidden", head)
         return [body]
 
     return answer

@@ -169,7 +169,12 @@ class LoadMonitorApp:
                 degraded=self._degraded_reasons,
                 now_s=self._clock.monotonic_s,
             )
-            metrics = start_metrics_server(self._own.metrics_listen, self._registry, page.pages())
+            metrics = start_metrics_server(
+                self._own.metrics_listen,
+                self._registry,
+                page.pages(),
+                hosts=self._settings.mesh.access.http_hosts,
+            )
             stack.push_async_callback(metrics.close)
             metrics_address = str(metrics.address)
         stack.push_async_callback(self._coordinator.close)

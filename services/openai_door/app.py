@@ -12,6 +12,7 @@ from services.common.access.access import exposure_problems, load_authenticator
 from services.common.access.tls import load_tls
 from services.common.addresses import parse_address
 from services.common.clock import Clock, SystemClock
+from services.common.http_host import own_hosts
 from services.common.interpreter import suit_requests
 from services.common.lifecycle import Running
 from services.common.log import Logger, get_logger
@@ -82,7 +83,8 @@ class OpenAiDoor:
             problems += _router_problems(self._own, has_tls=has_tls)
             if problems:
                 raise SettingsError(problems)
-        self._gate = Gate(authenticator)
+        hosts = self._mesh.access.http_hosts
+        self._gate = Gate(authenticator, own_hosts(self._own.listen, hosts))
         self._has_router = True
 
     @property
@@ -128,7 +130,9 @@ class OpenAiDoor:
         self._metrics.loop_tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         metrics_address = ""
         if self._own.metrics_listen:
-            metrics = start_metrics_server(self._own.metrics_listen, self._registry)
+            metrics = start_metrics_server(
+                self._own.metrics_listen, self._registry, hosts=self._mesh.access.http_hosts
+            )
             stack.push_async_callback(metrics.close)
             metrics_address = str(metrics.address)
         return Running(

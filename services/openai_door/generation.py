@@ -150,7 +150,7 @@ class _Served:
             head = Head.of(self._scope["headers"])
             span = self._with.telemetry.begin(head.trace, f"POST {route}")
             self._request_id = head.request_id or self._request_id
-            self._with.gate.check(head.authorization)
+            self._with.gate.check(head.authorization, head.host)
             # Most bodies have come whole with their headers; others are given their time.
             body = await read_body(
                 self._receive,

@@ -26,6 +26,7 @@ class Head:
         content_encoding: How it is packed; empty or `identity` for not at all.
         content_length: Its bytes as stated; None if not stated.
         expects_continue: True if the body comes only once it is asked for.
+        host: By which name it was asked; empty if not told.
         authorization: Key or token, as it came; empty for none.
         request_id: The client's id for the request; empty for none.
         trace: W3C trace context.
@@ -36,6 +37,7 @@ class Head:
     content_encoding: str = ""
     content_length: int | None = None
     expects_continue: bool = False
+    host: str = ""
     authorization: str = ""
     request_id: str = ""
     trace: list[tuple[str, str]] = field(default_factory=list)
@@ -68,6 +70,8 @@ class Head:
                 head.authorization = _authorization(value)
             elif name == b"x-request-id":
                 head.request_id = _request_id(value)
+            elif name == b"host":
+                head.host = value
             elif name in _TRACE:
                 head.trace.append((name.decode(), value))
             elif name.startswith(_PREFIX):

@@ -128,13 +128,15 @@ class Pages:
         """Says that the process answers."""
         return JSONResponse({"status": "live"})
 
-    async def _show_metrics(self, _: Request) -> Response:
+    async def _show_metrics(self, request: Request) -> Response:
+        self._gate.check_host(Head.of(request.scope["headers"]).host)
         assert self._registry is not None
         text = await asyncio.to_thread(generate_latest, self._registry)
         return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     def _check(self, request: Request) -> None:
-        self._gate.check(Head.of(request.scope["headers"]).authorization)
+        head = Head.of(request.scope["headers"])
+        self._gate.check(head.authorization, head.host)
 
     async def _not_here(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

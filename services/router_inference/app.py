@@ -221,7 +221,9 @@ class RouterInference:
             stack.push_async_callback(stores.close)
         metrics_address = ""
         if own.metrics_listen:
-            metrics_server = start_metrics_server(own.metrics_listen, self._registry)
+            metrics_server = start_metrics_server(
+                own.metrics_listen, self._registry, hosts=mesh.access.http_hosts
+            )
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
         tls = self._access.tls

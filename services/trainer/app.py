@@ -217,7 +217,9 @@ class TrainerApplication:
         )
         metrics_address = ""
         if settings.metrics_listen:
-            metrics_server = start_metrics_server(settings.metrics_listen, prometheus)
+            metrics_server = start_metrics_server(
+                settings.metrics_listen, prometheus, hosts=self._settings.mesh.access.http_hosts
+            )
             stack.push_async_callback(metrics_server.close)
             metrics_address = str(metrics_server.address)
 

@@ -106,7 +106,7 @@ def request_of(rng: random.Random) -> list[bytes]:
     method, path = "POST", rng.choice(PATHS)
     if rng.random() < 0.1:
         method, path = rng.choice(("GET", "PUT", "HEAD", "POST")), rng.choice(OTHER_PATHS)
-    headers = ["host: fuzz", HEADERS[0], *rng.sample(HEADERS, rng.randint(0, 3))]
+    headers = ["host: localhost", HEADERS[0], *rng.sample(HEADERS, rng.randint(0, 3))]
     if rng.random() < 0.8:
         headers.append(f"content-length: {len(data)}")
     else:

@@ -393,6 +393,14 @@ async def test_a_key_is_needed_where_keys_are_known(tmp_path: Path, fake: FakeRo
     assert fake.metadata[0]["authorization"] == f"Bearer {key}"
 
 
+async def test_a_web_page_that_has_its_name_lead_here_is_refused(door: RunningDoor) -> None:
+    """Its browser would take this door for the page's own site, and let it ask and read."""
+    for method, path in (("POST", ROUTES[0]), ("GET", "/v1/models"), ("GET", "/metrics")):
+        response = await door.client.request(method, path, headers={"host": "rebound.example"})
+        assert response.status_code == 403
+        assert error_of(response)["code"] == "host_not_allowed"
+
+
 async def test_it_serves_by_tls(tmp_path: Path, fake: FakeRouter) -> None:
     """With the mesh's certificates."""
     own = certificates.tls_settings("router-inference")

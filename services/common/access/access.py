@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
@@ -28,6 +28,10 @@ _SERVICES = {
 }
 
 
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?$")]
+"""A name of a machine, in lower case and without a port."""
+
+
 class AccessSettings(SettingsModel):
     """The `[mesh.access]` section: who may call."""
 
@@ -41,6 +45,11 @@ class AccessSettings(SettingsModel):
     """For whom a token must be (`aud`)."""
     certificate_roles: dict[str, list[Role]] = Field(default_factory=lambda: dict(_SERVICES))
     """Roles by a DNS name in the caller's certificate."""
+    http_hosts: tuple[HostName, ...] = Field(default=(), max_length=100)
+    """Further names by which HTTP services on loopback may be asked, for instance by a proxy.
+
+    They take addresses and `localhost`. A web page can have any other name lead there.
+    """
 
     @classmethod
     def cross_problems(cls, raw: Mapping[str, Any], base_dir: Path) -> Iterator[Problem]:

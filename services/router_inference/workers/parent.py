@@ -387,7 +387,8 @@ class Parent:
         if not self._own.metrics_listen:
             return None
         self._registry.register(MergedPages(self._pages, asyncio.get_running_loop()))
-        return start_metrics_server(self._own.metrics_listen, self._registry)
+        hosts = self._app.settings.mesh.access.http_hosts
+        return start_metrics_server(self._own.metrics_listen, self._registry, hosts=hosts)
 
     async def _pages(self) -> tuple[merge.Families, list[str]]:
         """Returns what ended workers left, and the pages of the living."""

@@ -144,3 +144,16 @@ async def test_readers_are_few_and_brief(
     finally:
         await server.close()
     assert capfd.readouterr().err == ""
+
+
+async def test_a_web_page_that_has_its_name_lead_here_is_refused() -> None:
+    """Its browser would let it read the numbers; names of the settings are the reader's own."""
+    server = start_metrics_server("127.0.0.1:0", new_registry(), hosts=["mesh.example"])
+    try:
+        async with httpx.AsyncClient(trust_env=False, base_url=f"http://{server.address}") as http:
+            for host, is_own in (("rebound.example", False), ("mesh.example:80", True)):
+                page = await http.get("/metrics", headers={"host": host})
+                assert page.status_code == (200 if is_own else 403)
+                assert ("process_open_fds" in page.text) == is_own
+    finally:
+        await server.close()
