@@ -188,19 +188,23 @@ async def test_no_server_is_tried_that_lacks_the_model(
 async def test_with_keys_envoy_shows_one(
     tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier]
 ) -> None:
-    """On loopback without TLS a key stands for the certificate; without one no router answers."""
-    data, key = new_key("envoy", [Role.DATA])
-    write_keys(tmp_path / "keys.toml", [data])
+    """On loopback without TLS it stands for the certificate; without, no router answers.
+
+    Nor by the key of a client, who could call itself any other there.
+    """
+    shop, client_key = new_key("shop", [Role.DATA])
+    gateway, key = new_key("envoy", [Role.GATEWAY])
+    write_keys(tmp_path / "keys.toml", [shop, gateway])
     addresses = addresses_of(two_tiers[0])
     access = f'[mesh.access]\nkeys_file = "{tmp_path / "keys.toml"}"\n[[mesh.tasks]]'
     router = f'{OWN}operate_listen = "127.0.0.1:0"\n'
     text = mesh_toml([], router=router, deadline_s=LONG_S).replace("[[mesh.tasks]]", access, 1)
     entries = endpoints_toml(addresses)
     text = text.replace("[router_inference]\n", f"{entries}[router_inference]\n")
-    for shown in (True, False):
+    for shown in (key, client_key, ""):
 
-        def change(config: dict[str, Any], shown: bool = shown) -> dict[str, Any]:
-            entry = {"key": "authorization", "value": f"Bearer {key}"}
+        def change(config: dict[str, Any], shown: str = shown) -> dict[str, Any]:
+            entry = {"key": "authorization", "value": f"Bearer {shown}"}
             service = http_filter(config, "ext_proc")["grpc_service"]
             service["initial_metadata"] = [entry] if shown else []
             return config
@@ -208,7 +212,7 @@ async def test_with_keys_envoy_shows_one(
         async with meshed(tmp_path, addresses, toml=text, change=change) as mesh:
             reply = await mesh.post()
             assert reply.status_code == 200
-            assert ("x-tiercel-tier" in reply.headers) == shown
+            assert ("x-tiercel-tier" in reply.headers) == (shown == key)
             (tmp_path / "admin").unlink()
 
 

@@ -24,7 +24,7 @@ _SERVICES = {
     "load-monitor": [Role.READ],
     "trainer": [Role.READ],
     "operator": [Role.OPERATE, Role.READ],
-    "envoy": [Role.DATA],
+    "envoy": [Role.GATEWAY],
 }
 
 

@@ -21,6 +21,8 @@ class Role(StrEnum):
     """Needs an identity, with whichever role."""
     DATA = "data"
     """Has requests answered or routed."""
+    GATEWAY = "gateway"
+    """A gateway: asks where requests go, and tells whose they are and how they went."""
     REPORT = "report"
     """A router: reports its traffic, follows the mesh's state and policies."""
     OPERATE = "operate"
@@ -29,7 +31,7 @@ class Role(StrEnum):
     """Looks at the mesh; sees names and numbers, never prompts."""
 
 
-GRANTED = (Role.DATA, Role.REPORT, Role.OPERATE, Role.READ)
+GRANTED = (Role.DATA, Role.GATEWAY, Role.REPORT, Role.OPERATE, Role.READ)
 """Roles that a key or a certificate can have."""
 
 ROLE_OF: Mapping[str, Role] = {
@@ -40,7 +42,8 @@ ROLE_OF: Mapping[str, Role] = {
     f"{_ROUTER}/GetRouterStatus": Role.READ,
     f"{_ROUTER}/ExplainDecision": Role.READ,
     f"{_ROUTER}/UsePolicy": Role.OPERATE,
-    f"{_ENVOY}/Process": Role.DATA,
+    # Who asks here names the client, and is believed about endpoints.
+    f"{_ENVOY}/Process": Role.GATEWAY,
     # Triton's clients ask for these before they ask for answers; probes ask for the first two.
     f"{_KSERVE}/ServerLive": Role.ANYONE,
     f"{_KSERVE}/ServerReady": Role.ANYONE,
