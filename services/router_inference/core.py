@@ -329,6 +329,7 @@ def build_core(env: Surroundings) -> Core:
         new_relay=partial(StreamRelay, own.stream_coalesce_s),
         client_of=env.client_of,
         tasks=validator.tasks,
+        max_streams_per_client=own.max_streams_per_client,
     )
     return Core(
         view=view,

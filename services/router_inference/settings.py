@@ -201,6 +201,8 @@ class RouterInferenceSettings(ServerSettings):
     """Most open tickets of `Route`; more are refused."""
     max_leases_per_client: int = Field(default=1_024, ge=1, le=1_000_000)
     """Most open tickets of one client (address), so that one cannot take all; more are refused."""
+    max_streams_per_client: int = Field(default=1_024, ge=1, le=50_000)
+    """Most open calls of ModelStreamInfer of one client (address), idle ones too."""
     clients: tuple[ClientSettings, ...] = Field(default=(), max_length=1_000)
     """Clients with limits of their own; see `[[router_inference.clients]]`."""
     other_clients: ClientLimitSettings = Field(default_factory=ClientLimitSettings)

@@ -6,6 +6,7 @@ path as those of `Generate` and `GenerateStream`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +15,12 @@ from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.clock import Clock
-from services.common.errors import DomainError, NotServedError, UnavailableError
+from services.common.errors import (
+    DomainError,
+    NotServedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from services.router_inference.doors.convert import waited_s
 from services.router_inference.doors.intake import Intake
 from services.router_inference.doors.kserve import metadata
@@ -32,6 +38,8 @@ SERVICE_NAME = kserve.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_n
 register = kserve_grpc.add_GRPCInferenceServiceServicer_to_server
 BY_STATUS = ("triton_grpc_error", "true")
 """Metadata of a call: the first error ends it with a status instead of being told in it."""
+REASON_CLIENT_STREAMS = "CLIENT_STREAMS"
+_RETRY_S = 1.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -48,11 +56,13 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         new_relay: Callable[[], StreamRelay],
         client_of: Callable[[Context], str],
         tasks: Callable[[], tuple[Sequence[str], str]],
+        max_streams_per_client: int,
     ) -> None:
         """Takes its parts.
 
         `new_relay` makes the relay of one streamed answer, `client_of` tells whose a call is,
-        `tasks` the names of the tasks and the default one.
+        `tasks` the names of the tasks and the default one. A client may have
+        `max_streams_per_client` calls of ModelStreamInfer open, in which it need ask nothing.
         """
         self._models = models
         self._reader = Reader(models)
@@ -64,6 +74,8 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         self._statistics = Statistics(models.names)
         self._answering = Answering(dispatcher, new_relay, self._statistics.on_end, clock)
         self._streams: set[RequestStream] = set()
+        self._max_per_client = max_streams_per_client
+        self._open_by_client: Counter[str] = Counter()
         self._is_leaving = False
 
     def leave(self) -> None:
@@ -176,6 +188,7 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             raise _going_away()
         call_metadata = context.invocation_metadata() or ()
         client = self._client_of(context)
+        self._check_room(client)
 
         def read(request: kserve.ModelInferRequest) -> tuple[Asked, Job]:
             return self._read(
@@ -193,12 +206,23 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             ends_by_status=BY_STATUS in call_metadata,
         )
         self._streams.add(stream)
+        self._open_by_client[client] += 1
         try:
             await stream.run(requests)
         finally:
             self._streams.discard(stream)
+            self._open_by_client[client] -= 1
+            if not self._open_by_client[client]:
+                del self._open_by_client[client]
         if stream.was_left:
             raise _going_away()
+
+    def _check_room(self, client: str) -> None:
+        """Raises ResourceExhaustedError if a client has as many calls open as it may."""
+        count = self._open_by_client[client] + 1
+        if count > self._max_per_client:
+            limit = f"{self._max_per_client} open streams of one client"
+            raise ResourceExhaustedError(REASON_CLIENT_STREAMS, limit, str(count), _RETRY_S)
 
     def _read(
         self, request: kserve.ModelInferRequest, *, may_stream: bool = True, **call: Any

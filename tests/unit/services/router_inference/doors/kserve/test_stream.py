@@ -12,9 +12,11 @@ from tritonclient.grpc import service_pb2 as kserve
 from services.common.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from services.common.tiers.errors import TierUnavailableError
+from services.router_inference.doors.kserve.servicer import REASON_CLIENT_STREAMS
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from tests.kserve_requests import infer_request, outputs_of, said
 from tests.unit.services.router_inference.doors.test_servicer import CALL, Call
@@ -332,3 +334,28 @@ async def test_a_stop_lets_requests_under_way_end_and_takes_no_more() -> None:
     assert said(call.written[-1].infer_response)["tiercel_on_time"] is True
     assert len(rig.tier().calls) == 1
     rig.assert_settled()
+
+
+@scenario
+async def test_calls_of_one_client_are_bounded_though_they_ask_nothing() -> None:
+    """They would take the room of all others; one that has ended makes room."""
+    rig = rig_of(max_streams_per_client=2)
+    door, may_end = rig.core.kserve, asyncio.Event()
+
+    async def silent() -> AsyncIterator[Any]:
+        await may_end.wait()
+        async for request in each():
+            yield request
+
+    call: Any = StreamCall()
+    other: Any = StreamCall()
+    other.peer = lambda: "ipv4:10.0.0.1:1"
+    calls = [asyncio.ensure_future(door.ModelStreamInfer(silent(), call)) for _ in range(2)]
+    await asyncio.sleep(0.0)
+    with pytest.raises(ResourceExhaustedError, match="2 open streams of one client") as caught:
+        await door.ModelStreamInfer(silent(), call)
+    assert caught.value.reason == REASON_CLIENT_STREAMS
+    calls.append(asyncio.ensure_future(door.ModelStreamInfer(silent(), other)))
+    may_end.set()
+    await asyncio.gather(*calls)
+    await door.ModelStreamInfer(silent(), call)
