@@ -429,12 +429,12 @@ async def test_other_calls_reach_an_endpoint_uncounted(
 async def test_what_changes_a_server_reaches_none(
     tmp_path: Path, two_tiers: tuple[HttpTier, HttpTier], has_router: bool
 ) -> None:
-    """A client would have it unload a tier."""
+    """A client would have it unload a tier, or answer what is not counted."""
     async with meshed(tmp_path, addresses_of(*two_tiers)) as mesh:
         if not has_router:
             await mesh.router.server.stop(0.0)
-        reply = await mesh.client.post("/v2/repository/models/large/unload")
-        assert reply.status_code == 403
+        for path in ("/v2/repository/models/large/unload", "/update_weights", "/generate"):
+            assert (await mesh.client.post(path)).status_code == 403
     assert [path for tier in two_tiers for path in tier.paths] == []
 
 

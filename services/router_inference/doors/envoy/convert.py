@@ -49,11 +49,10 @@ _MOST_PATH_CHARACTERS = 8_192
 _TRITON = re.compile(
     r"(/v2/models/)([^/?#]+)((?:/versions/[^/?#]+)?/(generate_stream|generate|infer))"
 )
-_OPENAI = re.compile(r"(?:/[^/?#]+)*/v1/[^?#]+")
-_CONTROL = re.compile(
-    r"/v2/(repository/models/|logging|trace/|models/[^?#]*/trace/|(system|cuda)sharedmemory/)"
-)
-"""Paths of Triton by which it is changed, if they are posted to."""
+_OPENAI = re.compile(r"(?:/[^/?#]+)*/(?:v1/[^?#]+|invocations/?(?:[?#]|$))")
+"""Paths of servers that speak OpenAI; the second is that of SageMaker, which vLLM serves too."""
+_HARMLESS = re.compile(r"(?:/v2/repository/index|(?:/[^/?#]+)*/(?:de)?tokenize)(?:[?#]|$)")
+"""Paths that are posted to and neither answer prompts nor change a server."""
 REASON_CONTROL = "PATH_NOT_SERVED"
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 # A gateway tells of the beginning and of the end; of what comes between, nothing.
@@ -117,11 +116,12 @@ def path_of(headers: Mapping[str, str]) -> Path | None:
     """Returns the path of a request that a model is to answer; None for any other.
 
     What a server takes for such a request is one here too, however its path is written: it would
-    be answered without being counted, past every limit.
+    be answered without being counted, past every limit. So nothing is posted to a path that is not
+    known here.
 
     Raises:
         InvalidArgumentError: The path is too long, or hides what it asks for.
-        PermissionDeniedError: It would change the server.
+        PermissionDeniedError: It may answer what is not counted, or change the server.
     """
     path = headers.get(":path", "")
     if headers.get(":method") != "POST":
@@ -134,8 +134,8 @@ def path_of(headers: Mapping[str, str]) -> Path | None:
         plain = unquote(path.partition("?")[0]) if "%" in path else path
         if plain is not path and _asked(plain) is not None:
             raise InvalidArgumentError(":path", "has escapes for what needs none")
-        if _CONTROL.match(plain):
-            text = "this path changes a server, which is not for clients of a gateway"
+        if not _HARMLESS.match(path):
+            text = "clients of a gateway post to paths that answer prompts; this is none known here"
             raise PermissionDeniedError(text, reason=REASON_CONTROL)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,10 +11,45 @@ from router.types import Priority, SloKind
 from services.common.errors import InvalidArgumentError, PermissionDeniedError
 from services.router_inference.doors.envoy import convert
 from services.router_inference.job import Ask
+from tests.unit.deploy.manifests import DEPLOY, load_yaml
 from tests.unit.services.router_inference.doors.envoy.gateway import ended, headers
 from tiercel.envoy.v3 import external_processor_pb2 as pb2
 
 PLAIN = convert.Path("/v2/models/", "tiercel", "/generate", False)
+ANSWERED = (
+    "/v2/models/tiercel/infer?a=/b",
+    "/v2/models/x/versions/3/generate",
+    "/v2/models/a%20b/generate_stream",
+    "/serve/v1/chat/completions?x",
+    "/v1/completions",
+    "/invocations",
+    "/serve/invocations/?x",
+)
+"""Paths that ask for an answer."""
+HARMLESS = ("/v2/repository/index", "/v2/repository/index?x", "/tokenize", "/serve/detokenize")
+NOT_KNOWN = (
+    "/v2/repository/models/large/unload",
+    "/v2/repository/models/large/%75nload?x",
+    "/v2/%72epository/models/large/load",
+    "/v2/logging",
+    "/v2/trace/setting",
+    "/v2/models/large/trace/setting",
+    "/v2/models/large/versions/1/trace/setting",
+    "/v2/systemsharedmemory/region/a/register",
+    "/v2/cudasharedmemory/unregister",
+    "/v2/models/tiercel",
+    "/v2/models//generate",
+    "/v2/models/tiercel/generated",
+    "/v2/models/tiercel/generate/more",
+    "/v1/",
+    "/generate",
+    "/flush_cache",
+    "/tokenize/more",
+    "//invocations",
+    "",
+    "/" + "x" * 9_000,
+)
+"""Paths that are posted to in vain."""
 
 
 def asked(path: convert.Path = PLAIN, metadata: Any = (), **values: str) -> Ask:
@@ -32,6 +68,8 @@ def asked(path: convert.Path = PLAIN, metadata: Any = (), **values: str) -> Ask:
         ("/v2/models/x/versions/3/generate", "x", "/v2/models/m/versions/3/generate", False),
         ("/v1/completions", "", None, True),
         ("/serve/v1/chat/completions?x", "", None, True),
+        ("/invocations", "", None, True),
+        ("/serve/invocations/?x", "", None, True),
     ],
 )
 def test_paths_that_ask_for_an_answer(
@@ -49,16 +87,12 @@ def test_paths_that_ask_for_an_answer(
     ("path", "method"),
     [
         ("/v2/models/tiercel/generate", "GET"),
-        ("/v2/models/tiercel/generate/more", "POST"),
-        ("/v2/models/tiercel/generated", "POST"),
-        ("/v2/models/tiercel", "POST"),
-        ("/v2/models//generate", "POST"),
         ("/v2/repository/index", "POST"),
         ("/v2/repository/models/tiercel/load", "GET"),
         ("/v2/logging", "GET"),
-        ("/v1/", "POST"),
-        ("", "POST"),
-        ("/" + "x" * 9_000, "POST"),
+        ("/v2/repository/index?x", "POST"),
+        ("/tokenize", "POST"),
+        ("/serve/detokenize", "POST"),
     ],
 )
 def test_paths_that_ask_for_none(path: str, method: str) -> None:
@@ -75,6 +109,7 @@ def test_paths_that_ask_for_none(path: str, method: str) -> None:
         "/%76%31/completions",
         "/v2/models/tiercel/%67enerate?a=b",
         "/v2%2Fmodels/tiercel/generate",
+        "/%69nvocations",
     ],
 )
 def test_paths_that_hide_what_they_ask_for_are_refused(path: str) -> None:
@@ -84,24 +119,26 @@ def test_paths_that_hide_what_they_ask_for_are_refused(path: str) -> None:
     assert caught.value.field == ":path"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v2/repository/models/large/unload",
-        "/v2/repository/models/large/%75nload?x",
-        "/v2/%72epository/models/large/load",
-        "/v2/logging",
-        "/v2/trace/setting",
-        "/v2/models/large/trace/setting",
-        "/v2/models/large/versions/1/trace/setting",
-        "/v2/systemsharedmemory/region/a/register",
-        "/v2/cudasharedmemory/unregister",
-    ],
-)
-def test_paths_that_change_a_server_are_not_served(path: str) -> None:
-    """Clients of a gateway have requests answered, and nothing else."""
+@pytest.mark.parametrize("path", NOT_KNOWN)
+def test_paths_that_are_not_known_are_not_served(path: str) -> None:
+    """They may change a server, or have it answer what is not counted."""
     with pytest.raises(PermissionDeniedError):
         convert.path_of({":path": path, ":method": "POST"})
+
+
+def test_the_shipped_envoy_says_the_same() -> None:
+    """Without a router it takes what a router would, and nothing else."""
+    config = load_yaml(DEPLOY / "envoy" / "envoy.yaml")
+    [listener] = config["static_resources"]["listeners"]
+    [manager] = listener["filter_chains"][0]["filters"]
+    [host] = manager["typed_config"]["route_config"]["virtual_hosts"]
+    refusing = host["routes"][0]
+    assert refusing["direct_response"] == {"status": 403}
+    _, path = refusing["match"]["headers"]
+    assert path["invert_match"]
+    taken = re.compile(path["string_match"]["safe_regex"]["regex"])
+    assert all(taken.fullmatch(each) for each in (*ANSWERED, *HARMLESS))
+    assert not any(taken.fullmatch(each) for each in NOT_KNOWN)
 
 
 def test_headers_are_what_a_request_asks_for() -> None:

@@ -227,7 +227,7 @@ async def test_a_hopeless_request_is_shed() -> None:
 async def test_without_a_usable_endpoint_there_is_503() -> None:
     """Also where endpoints are usable, but none has an HTTP address."""
     for rig in (ejected(gateway_rig()), gateway_rig(mesh={"endpoints": [without_http()]})):
-        for path in ("/v2/models/tiercel/generate", "/v2/health/ready"):
+        for path in ("/v2/models/tiercel/generate", "/v2/repository/index"):
             exchange = Exchange(rig)
             answer = await exchange.tell(request(path=path))
             assert answer.immediate_response.status.code == 503
@@ -318,12 +318,12 @@ async def test_a_prompt_of_unknown_length_is_taken_for_an_ordinary_one() -> None
 
 @scenario
 async def test_what_asks_for_no_answer_is_passed_to_an_endpoint_and_not_counted() -> None:
-    """Health, metadata and the like go to one usable endpoint after the other."""
+    """Lists of models and the like go to one usable endpoint after the other."""
     rig = gateway_rig(endpoint_count=2)
     places = []
     for _ in range(2):
         exchange = Exchange(rig)
-        message = request(path="/v2/health/ready")
+        message = request(path="/v2/repository/index")
         places += destinations(await exchange.tell(message))
         await exchange.tell(response())
         await exchange.tell(TRAILERS)
