@@ -23,7 +23,7 @@ from router.types import Priority
 from services.common.errors import ResourceExhaustedError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.admission import is_hopeless
-from services.router_inference.path.dispatch import Dispatcher
+from services.router_inference.path.dispatch import ClientLimitError, Dispatcher
 from services.router_inference.path.end import Ending
 
 REASON_IN_FLIGHT = "CLIENT_IN_FLIGHT"
@@ -121,7 +121,8 @@ class Clients:
         """Takes a request into its client's account, in a class that the client may have.
 
         Raises:
-            ResourceExhaustedError: The client is at a limit, or has its share already.
+            ClientLimitError: The client is at a limit of its own.
+            ResourceExhaustedError: It has its share already.
         """
         now_s = self._monotonic_s()
         client = self._client(job.client)
@@ -131,17 +132,17 @@ class Clients:
             self._lowered.labels(client.label).inc()
         tokens = job.request.prompt_tokens + job.max_output_tokens
         if limit.max_in_flight and client.in_flight >= limit.max_in_flight:
-            raise _refusal(
+            raise _limit(
                 REASON_IN_FLIGHT, f"{limit.max_in_flight} requests", f"{client.in_flight + 1}"
             )
         if limit.rate_rps:
             # Below one a second there is no burst: each waits for its moment.
             wait_s = client.next_request_s - now_s - max(0.0, _BURST_S - 1.0 / limit.rate_rps)
             if wait_s > 0.0:
-                raise _refusal(REASON_RATE, f"{limit.rate_rps:g} requests/s", "more", wait_s)
+                raise _limit(REASON_RATE, f"{limit.rate_rps:g} requests/s", "more", wait_s)
         if limit.tokens_per_s and client.next_token_s - now_s > _BURST_S:
             wait_s = client.next_token_s - now_s - _BURST_S
-            raise _refusal(REASON_TOKENS, f"{limit.tokens_per_s:g} tokens/s", "more", wait_s)
+            raise _limit(REASON_TOKENS, f"{limit.tokens_per_s:g} tokens/s", "more", wait_s)
         if client.tokens + tokens > self._level * limit.weight and client.in_flight:
             self._hold(client, tokens, now_s)
         if limit.rate_rps:
@@ -206,8 +207,11 @@ class Clients:
             self._was_held = True
             self._level *= 1.0 + self._growth_per_s * min(since_s, _LONGEST_STEP_S)
         share = self._level * client.limit.weight
-        raise _refusal(
-            REASON_SHARE, f"{share:.0f} tokens under way", f"{client.tokens + tokens:.0f}"
+        raise ResourceExhaustedError(
+            REASON_SHARE,
+            f"{share:.0f} tokens under way",
+            f"{client.tokens + tokens:.0f}",
+            retry_after_s=_RETRY_S,
         )
 
     def _client(self, name: str) -> _Client:
@@ -239,14 +243,14 @@ class LimitedDispatcher(Dispatcher):
         super().__init__(**parts)
         self._clients = clients
 
-    def begin(self, job: Job, *, is_routed: bool = False) -> None:
-        """Counts an arrival; refuses it if the router is full, or its client at a limit."""
-        super().begin(job, is_routed=is_routed)
-        try:
-            self._clients.begin(job)
-        except ResourceExhaustedError as error:
-            self.end_with(job, error)
-            raise
+    def _refusal(self, job: Job, *, is_routed: bool) -> ResourceExhaustedError | None:
+        error = super()._refusal(job, is_routed=is_routed)
+        if error is None:
+            try:
+                self._clients.begin(job)
+            except ResourceExhaustedError as held:
+                error = held
+        return error
 
 
 class LimitedEnding(Ending):
@@ -263,7 +267,5 @@ class LimitedEnding(Ending):
         self._clients.end(job, outcome)
 
 
-def _refusal(
-    reason: str, limit: str, measured: str, wait_s: float = _RETRY_S
-) -> ResourceExhaustedError:
-    return ResourceExhaustedError(reason, limit, measured, retry_after_s=wait_s)
+def _limit(reason: str, limit: str, measured: str, wait_s: float = _RETRY_S) -> ClientLimitError:
+    return ClientLimitError(reason, limit, measured, retry_after_s=wait_s)

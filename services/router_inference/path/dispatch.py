@@ -45,6 +45,14 @@ _NONE_FAILED: frozenset[tuple[str, str]] = frozenset()
 _NONE_BROKEN: frozenset[str] = frozenset()
 
 
+class ClientLimitError(ResourceExhaustedError):
+    """A client is at a limit of its own: it would be refused whatever else is under way.
+
+    So what it asks for is no traffic. A client that is refused all day would have the others'
+    requests take smaller tiers.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class DispatchLimits:
     """Bounds of the request path.
@@ -95,24 +103,42 @@ class Dispatcher:
             raise
         self._finish(job)
 
-    def begin(self, job: Job, *, is_routed: bool = False) -> None:
-        """Counts an arrival; refuses it if the router is full."""
+    def begin(
+        self, job: Job, *, is_routed: bool = False, limit: ClientLimitError | None = None
+    ) -> None:
+        """Counts an arrival; refuses it if the router is full.
+
+        Args:
+            job: the request.
+            is_routed: True if only the decision is asked for.
+            limit: the limit of its own that its client is at; None for none.
+
+        Raises:
+            ResourceExhaustedError: it is refused, and ended.
+        """
         self._accounts.on_offered()
-        self._view.traffic.on_arrival(job.arrival_s, job.request.prompt_tokens)
-        self._second_chance.on_request()
         self._tracing.begin(job)
+        error: ResourceExhaustedError | None = limit
+        if error is None:
+            error = self._refusal(job, is_routed=is_routed)
+        if not isinstance(error, ClientLimitError):
+            self._view.traffic.on_arrival(job.arrival_s, job.request.prompt_tokens)
+            self._second_chance.on_request()
+        if error is not None:
+            self.end_with(job, error)
+            raise error
+
+    def _refusal(self, job: Job, *, is_routed: bool) -> ResourceExhaustedError | None:
+        """Returns why there is no room for a request; None if there is."""
         accounts, limits = self._accounts, self.limits
         if is_routed:
             count, limit = accounts.routed_count + 1, limits.max_leases
         else:
             count, limit = accounts.in_flight - accounts.routed_count, limits.max_in_flight
-        if count > limit:
-            what = "open tickets" if is_routed else "requests under way"
-            error = ResourceExhaustedError(
-                REASON_FULL, f"{limit} {what}", str(count), retry_after_s=0.1
-            )
-            self.end_with(job, error)
-            raise error
+        if count <= limit:
+            return None
+        what = "open tickets" if is_routed else "requests under way"
+        return ResourceExhaustedError(REASON_FULL, f"{limit} {what}", str(count), retry_after_s=0.1)
 
     def end_with(self, job: Job, error: BaseException) -> None:
         """Ends a job without a complete answer."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +20,11 @@ from services.common.errors import (
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
-    ResourceExhaustedError,
 )
 from services.common.times import to_ns
 from services.router_inference.job import Choice, Job, Outcome
 from services.router_inference.path.decide import Decider
-from services.router_inference.path.dispatch import Dispatcher
+from services.router_inference.path.dispatch import ClientLimitError, Dispatcher
 from services.router_inference.path.end import REASON_LEASE_EXPIRED, Ending
 from services.router_inference.path.first_token import first_token_s
 from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
@@ -151,7 +149,7 @@ class Leases:
         lease_s = max(self._lease_s, job.task.default_deadline_s)
         load_s = _LOAD_DEADLINES * job.task.default_deadline_s
         self.pass_first_tokens()
-        choice = self._decided(job, lease_s, load_s, self._check_client)
+        choice = self._decided(job, lease_s, load_s, self._limit_of(job.client))
         first_s = first_token_s(choice, job.request)
         if first_s < load_s:  # else its load ends before
             self.expect_first_token(choice, first_s)
@@ -175,7 +173,7 @@ class Leases:
         Raises:
             DomainError: refused, or no endpoint; the job is ended.
         """
-        return self._decided(job, lease_s, lease_s, lambda _: None)
+        return self._decided(job, lease_s, lease_s)
 
     def expect_first_token(self, choice: Choice, after_s: float) -> None:
         """Takes the first token of a request for come so many seconds after its decision."""
@@ -210,12 +208,11 @@ class Leases:
         return True
 
     def _decided(
-        self, job: Job, lease_s: float, load_s: float, check: Callable[[Job], None]
+        self, job: Job, lease_s: float, load_s: float, limit: ClientLimitError | None = None
     ) -> Choice:
         """Decides, and counts the load for `load_s` and the request for `lease_s` seconds."""
-        self._dispatcher.begin(job, is_routed=True)
+        self._dispatcher.begin(job, is_routed=True, limit=limit)
         try:
-            check(job)
             choice = self._decider.decide(job)
         except BaseException as error:
             self._dispatcher.end_with(job, error)
@@ -341,15 +338,13 @@ class Leases:
             await self._clock.sleep(_SWEEP_S)
             self.expire()
 
-    def _check_client(self, job: Job) -> None:
-        count = self._open_by_client[job.client] + 1
-        if count > self._max_per_client:
-            raise ResourceExhaustedError(
-                REASON_CLIENT_FULL,
-                f"{self._max_per_client} open tickets of one client",
-                str(count),
-                retry_after_s=0.1,
-            )
+    def _limit_of(self, client: str) -> ClientLimitError | None:
+        """Returns that a client has as many open tickets as it may; None if it has not."""
+        count, most = self._open_by_client[client] + 1, self._max_per_client
+        if count <= most:
+            return None
+        limit = f"{most} open tickets of one client"
+        return ClientLimitError(REASON_CLIENT_FULL, limit, str(count), retry_after_s=0.1)
 
     def _take(self, sequence: int) -> Job | None:
         """Takes a ticket out, with its load; returns None if it is closed or has expired."""

@@ -96,6 +96,23 @@ async def test_a_rate_allows_a_burst_of_a_second_and_no_more() -> None:
 
 
 @scenario
+async def test_what_a_client_may_not_have_anyway_is_no_traffic() -> None:
+    """One that is refused all day would have the requests of all others take smaller tiers."""
+    rig = limited(rate_rps=1.0)
+    traffic, now_s = rig.core.view.traffic, rig.clock.monotonic_s()
+    running = await started(rig, "one")
+    before = traffic.own_rate_rps(now_s), traffic.mean_prompt_tokens
+    for _ in range(100):
+        with pytest.raises(ResourceExhaustedError, match="client rate"):
+            await rig.answer(rig.job(client="one", prompt="long" * 100))
+    assert (traffic.own_rate_rps(now_s), traffic.mean_prompt_tokens) == before
+    other = await started(rig, "other")
+    assert traffic.own_rate_rps(now_s) > before[0]
+    await asyncio.gather(running, other)
+    rig.assert_settled()
+
+
+@scenario
 async def test_a_rate_below_one_a_second_is_had_in_full() -> None:
     """One request at a time, each as soon as the rate says; the refusal says when."""
     rig = limited(rate_rps=0.25)

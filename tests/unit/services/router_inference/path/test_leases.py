@@ -186,10 +186,13 @@ async def test_one_client_does_not_take_all_tickets() -> None:
     """Its own limit counts over all its tickets, and is free again with a report."""
     rig = make_rig(max_leases_per_client=2)
     tickets = [rig.core.leases.route(routed(rig, client="one")).ticket for _ in range(2)]
+    traffic, now_s = rig.core.view.traffic, rig.clock.monotonic_s()
+    before_rps = traffic.own_rate_rps(now_s)
     with pytest.raises(ResourceExhaustedError) as caught:
         rig.core.leases.route(routed(rig, client="one"))
     assert caught.value.reason == "CLIENT_FULL"
     assert caught.value.retry_after_s is not None
+    assert traffic.own_rate_rps(now_s) == before_rps  # what it may not have is no traffic
     rig.core.leases.route(routed(rig, client="other"))
     rig.core.leases.close(tickets[0], DONE)
     rig.core.leases.route(routed(rig, client="one"))
