@@ -121,7 +121,7 @@ class Decider:
         )
         guard = self._guard
         if self._trial.is_deciding:
-            job.arm = self._trial.arm(job.request_id)
+            job.arm = self._trial.arm()
             if job.arm is Arm.CANARY:
                 guard = self._trial.guard
         verdict = guard.decide(desk, query.state_age_s)

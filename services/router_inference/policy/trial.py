@@ -2,7 +2,7 @@
 
 In its first stage, shadow, it is asked in the background about decisions that were taken, which the
 ring of explanations keeps: nothing is added to a request's path. In its second, canary, it decides
-a share of the requests, drawn by their ids, and as many others are what it is compared with. What
+a share of the requests, drawn by chance, and as many others are what it is compared with. What
 came of both is measured by one ruler (`router.ruler`) in the background. In its third, switchback,
 it decides all requests of some periods and none of others, as the trainer says. A trial that breaks
 a limit is stopped here at once, whatever becomes of the trainer.
@@ -10,8 +10,8 @@ a limit is stopped here at once, whatever becomes of the trainer.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from router.bound import Bind, Rule
@@ -95,11 +95,15 @@ class Trial:
         bind: Bind,
         limits: TrialLimits,
         max_state_age_s: float,
+        chance: Callable[[], float],
         metrics: RouterMetrics,
         clock: Clock,
         log: Logger,
     ) -> None:
-        """Takes its parts; `max_state_age_s` is that of the guard, seconds."""
+        """Takes its parts.
+
+        `max_state_age_s` is that of the guard, seconds; `chance` draws a number of [0, 1).
+        """
         self._slot = slot
         self._watch = watch
         self._explanations = explanations
@@ -108,6 +112,7 @@ class Trial:
         self._ruler = Ruler(bind)
         self.limits = limits
         self._max_state_age_s = max_state_age_s
+        self._chance = chance
         self._metrics = metrics
         self._clock = clock
         self._log = log
@@ -119,19 +124,21 @@ class Trial:
         self._is_suspended = False
         self._problem = self._detail = ""
         self._ended: deque[Ended] = deque(maxlen=_MOST_WAITING)
-        self._began_s, self._salt = 0.0, b""
+        self._began_s = 0.0
 
     # -- on the path, where a canary is under way
 
-    def arm(self, request_id: str) -> Arm | None:
-        """Returns the arm of a request; None if it is in neither."""
+    def arm(self) -> Arm | None:
+        """Draws the arm of a request; None if it is in neither.
+
+        By nothing that a client says: it could have all its requests decided by the canary.
+        """
         tried = self._tried
         if tried is None or self._slot.is_pinned:
             return None
         if tried.period:
             return Arm.CANARY if tried.decides_all else Arm.CONTROL
-        digest = hashlib.blake2b(request_id.encode(), digest_size=8, key=self._salt).digest()
-        place = int.from_bytes(digest, "little") / 2.0**64
+        place = self._chance()
         if place < tried.share:
             return Arm.CANARY
         return Arm.CONTROL if place < 2.0 * tried.share else None
@@ -178,7 +185,7 @@ class Trial:
             self.is_deciding = tried.is_canary and not self._problem
             self._turn(tried)
             return
-        self._begin(tried.policy.version)
+        self._begin()
         try:
             policy = self._slot.made(tried.policy)
         except RefusedPolicyError as error:
@@ -214,7 +221,7 @@ class Trial:
         if self._tried is not None:
             self._log.info("trial_ended", **self._names())
         self._tried = None
-        self._begin("")
+        self._begin()
 
     def suspend(self) -> None:
         """Lets the trial rest, since nobody watches it; what it has seen stays."""
@@ -291,13 +298,13 @@ class Trial:
         self._log.warning("trial_stopped", reason=reason, detail=detail, **self._names())
         self._metrics.trial_info.clear()
 
-    def _begin(self, version: str) -> None:
+    def _begin(self) -> None:
         """Forgets what was on trial before."""
         self.is_deciding = self._is_suspended = False
         self._shadow = self._canary = self._switch = None
         self._problem = self._detail = ""
         self._ended.clear()
-        self._began_s, self._salt = self._clock.monotonic_s(), version.encode()[:64]
+        self._began_s = self._clock.monotonic_s()
         self._metrics.trial_info.clear()
 
     def _names(self) -> dict[str, str | int]:

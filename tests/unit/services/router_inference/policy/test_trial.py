@@ -133,7 +133,7 @@ async def test_decisions_before_the_trial_are_not_asked_about() -> None:
 
 @scenario
 async def test_a_canary_decides_its_share_and_is_compared_with_as_many() -> None:
-    """By the hash of the request's id: the same id is always on the same side."""
+    """Each draws about its share."""
     rig = make_rig(policy="static-large")
     rig.core.trial.take(tried(ALWAYS_SMALL, share=0.25))
     jobs = await serve(rig, 400)
@@ -144,13 +144,25 @@ async def test_a_canary_decides_its_share_and_is_compared_with_as_many() -> None
     assert {(choice_of(job).policy, job.tier) for job in drawn} == {("dqn", "small")}
     others = {choice_of(job).policy for job in jobs if job.arm is not Arm.CANARY}
     assert others == {"static-large"}
-    assert rig.core.trial.arm(drawn[0].request_id) is Arm.CANARY
     counts = canary(rig)
     assert (counts.canary.requests, counts.control.requests) == (len(drawn), len(control))
     assert (counts.canary.missed, counts.faults) == (0, 0)
     # In calm the small tier earns half as much, and its device time is nearly free.
     assert counts.canary.value_sum / len(drawn) == pytest.approx(0.5, abs=0.05)
     assert counts.values.effect.total < 0.0
+
+
+@scenario
+async def test_a_client_does_not_choose_who_decides() -> None:
+    """By an id, for instance, of whose requests it has seen who decided."""
+    rig = make_rig(policy="static-large")
+    rig.core.trial.take(tried(ALWAYS_SMALL, share=0.25))
+    arms = set()
+    for _ in range(100):
+        job = rig.job(request_id="mine")
+        await rig.answer(job)
+        arms.add(job.arm)
+    assert arms == {Arm.CANARY, Arm.CONTROL, None}
 
 
 @scenario
