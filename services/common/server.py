@@ -298,10 +298,10 @@ async def build_server(
 
     at_home = [service for service in services if not service.listen]
     elsewhere = settings.operate_listen if access.is_split else ""
-    guard = Guard(access.authenticator, elsewhere)
+    guard = Guard(access.authenticator, elsewhere, log)
     asks = settings.client_certificates
     listeners = [listener(GRPC, settings.listen, guard, at_home, asks=asks)]
-    known = Guard(access.authenticator)
+    known = Guard(access.authenticator, log=log)
     if elsewhere:
         listeners.append(listener(OPERATE, elsewhere, known, at_home, asks=True))
     listeners.extend(

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -19,6 +20,7 @@ from services.common.access.keys import PREFIX, KeyRing
 from services.common.access.roles import ROLE_OF, Role
 from services.common.access.tokens import TokenReader
 from services.common.errors import PermissionDeniedError, UnauthenticatedError
+from services.common.log import Logger
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -130,17 +132,26 @@ class Guard:
     Args:
         authenticator: Tells callers; None takes everybody.
         operate_address: Where operating calls are served instead; empty serves them here.
+        log: Where it is said who makes operating calls; None says it nowhere.
     """
 
-    def __init__(self, authenticator: Authenticator | None, operate_address: str = "") -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator | None,
+        operate_address: str = "",
+        log: Logger | None = None,
+    ) -> None:
         self._authenticator = authenticator
         self._operate_address = operate_address
+        self._log = log
 
     def __call__(self, method: str, handler: Handler) -> Handler:
         """Returns the handler of a method (`package.Service/Method`) with its check before it."""
         role = ROLE_OF.get(method)
         if role is Role.OPERATE and self._operate_address:
             return _checked(handler, self._refuse_operating)
+        if role is Role.OPERATE and self._authenticator is None and self._log is not None:
+            return _checked(handler, partial(self._tell, method))
         if role is Role.ANYONE or self._authenticator is None:
             return handler
         authenticator = self._authenticator
@@ -151,8 +162,15 @@ class Guard:
                 needed = "nobody may call this" if role is None else f"it needs the role {role}"
                 raise PermissionDeniedError(f"{caller.client}: {needed}", reason="ROLE_MISSING")
             CALLER.set(caller)
+            if role is Role.OPERATE:
+                self._tell(method, context)
 
         return _checked(handler, check)
+
+    def _tell(self, method: str, context: Context) -> None:
+        if self._log is not None:
+            name = method.rpartition("/")[2]
+            self._log.info("operating_call", method=name, caller=caller_name(context))
 
     def _refuse_operating(self, _: Context) -> None:
         raise PermissionDeniedError(

@@ -22,6 +22,7 @@ from services.common.access.guard import (
 )
 from services.common.access.roles import GRANTED, ROLE_OF, Role
 from services.common.errors import PermissionDeniedError, UnauthenticatedError
+from services.common.log import get_logger
 from tiercel.envoy.v3 import external_processor_pb2
 from tiercel.load_monitor.v1 import load_monitor_service_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2
@@ -54,6 +55,10 @@ class Context:
     def __init__(self, *names: str, header: str = "") -> None:
         self.names = [name.encode() for name in names]
         self.header = header
+
+    def peer(self) -> str:
+        """Returns where the call comes from."""
+        return "ipv4:1.2.3.4:5"
 
     def peer_identities(self) -> list[bytes] | None:
         """Returns the names in the caller's certificate."""
@@ -158,6 +163,20 @@ async def test_operating_calls_are_refused_where_they_have_another_address(name:
             assert caught.value.reason == "OPERATE_PORT"
         else:
             await called(here, name, caller)
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_who_operates_is_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever it is: by name, or by address where callers are not known. Nobody else is."""
+    caplog.set_level("INFO")
+    log, needed = get_logger("test"), ROLE_OF[name]
+    known = Guard(guard()._authenticator, log=log)
+    await called(known, name, Context(str(Role.READ if needed is Role.CALLER else needed)))
+    await called(Guard(None, log=log), name, Context())
+    told = [(r.message, r.tiercel_fields) for r in caplog.records]  # type: ignore[attr-defined]
+    method = name.rpartition("/")[2]
+    callers = ("operate", "ipv4:1.2.3.4") if needed is Role.OPERATE else ()
+    assert told == [("operating_call", {"method": method, "caller": each}) for each in callers]
 
 
 def test_without_authentication_no_handler_is_wrapped() -> None:
