@@ -56,3 +56,5 @@ def certificates(
     if redis:
         for path in make_redis_users(folder, address=redis, roots=roots):
             note(f"{path}: made")
+    if folder.stat().st_mode & 0o077:
+        note(f"{folder}: other users of this machine can read the keys in it: chmod 700 {folder}")

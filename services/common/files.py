@@ -74,6 +74,8 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if mode is not None:
+            temporary.touch(mode=0o600)  # nobody else reads it meanwhile
         temporary.write_bytes(data)
         if mode is not None:
             temporary.chmod(mode)

@@ -93,8 +93,7 @@ def _root(folder: pathlib.Path) -> tuple[x509.Certificate, EllipticCurvePrivateK
         .add_extension(_usage(signs_certificates=True), critical=True)
     )
     root = _sign(builder, key)
-    _write(folder / "tls.key", _key_pem(key))
-    (folder / "tls.key").chmod(0o600)
+    _write(folder / "tls.key", _key_pem(key), mode=0o600)
     _write(folder / "tls.crt", _pem(root))
     return root, key
 
@@ -201,7 +200,7 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
+def _write(path: pathlib.Path, content: bytes, *, mode: int | None = None) -> None:
     """Writes a file; a service that reads it meanwhile sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    write_whole(path, content)
+    write_whole(path, content, mode=mode)

@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 import secrets
 
+from services.common.files import write_whole
 from services.local.errors import CommandError
 from trainer.shipped import shipped
 
@@ -46,7 +47,7 @@ def make_redis_users(folder: pathlib.Path, *, address: str, roots: str) -> list[
                 url = f"rediss://{service}:{password}@{address}/0?ssl_ca_certs={roots}"
                 written.append(folder / service / "redis.env")
                 written[-1].parent.mkdir(parents=True, exist_ok=True)
-                written[-1].write_text(f"{URL_VARIABLE}={url}\n", encoding="utf-8")
+                write_whole(written[-1], f"{URL_VARIABLE}={url}\n".encode(), mode=0o600)
             start = f"user {service} on "
             new = start + " ".join(passwords)
             lines = [line.replace(start + _NO_PASSWORD, new) for line in lines]

@@ -54,6 +54,21 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_of_ones_own_is_nobody_elses_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that all may read for a moment is everybody's."""
+    seen, write_bytes = [], Path.write_bytes
+
+    def write(self: Path, data: bytes) -> int:
+        seen.append(self.stat().st_mode & 0o777)
+        return write_bytes(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    write_whole(tmp_path / "key", b"secret", mode=0o600)
+    assert seen == [0o600]
+
+
 def test_what_cannot_be_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,3 +59,15 @@ def test_the_command_makes_one_folder_per_name(
     assert run(["certificates", str(tmp_path / "tls")]) == 0
     assert {path.name for path in (tmp_path / "tls").iterdir()} == {*NAMES, "root"}
     assert capsys.readouterr().err.count("valid for 365 days") == len(NAMES)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_folder_that_others_can_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int
+) -> None:
+    """One that was there stays as open as it was; the keys in it have to be readable."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    folder.chmod(mode)
+    assert run(["certificates", str(folder), "--name", "trainer"]) == 0
+    assert ("other users of this machine" in capsys.readouterr().err) == (mode == 0o755)
