@@ -63,9 +63,10 @@ class ConnectionPool:
 
     async def _connect(self, opening: _Opening, exchange: Exchange, request: bytes) -> None:
         host, port = self._place
-        context = self._tls.client_context() if self._tls is not None else None
         connection = Connection(self)
         try:
+            # Files of certificates may be gone, or be changed at this moment.
+            context = self._tls.client_context() if self._tls is not None else None
             async with asyncio.timeout(_CONNECT_S):
                 await self._loop.create_connection(lambda: connection, host, port, ssl=context)
         except (OSError, TimeoutError, RuntimeError, UnicodeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,16 @@ async def test_what_a_request_carries_is_passed_on() -> None:
     assert first.headers["authorization"] == "Bearer secret"
     assert first.headers["accept-encoding"] == "identity"
     assert second.body == {"model": "m", "prompt": "hé\n", "max_tokens": 5, "temperature": 0.0}
+
+
+async def test_certificates_that_cannot_be_read_are_a_failure_like_any_other() -> None:
+    """Their files may be changed at this moment; the request would have waited to its end."""
+    gone = Path("/nonexistent/tls.crt")
+    tls: Any = type("Tls", (), {"client_context": lambda self: gone.read_bytes()})()
+    async with OpenAIClient("127.0.0.1:1", tls=tls) as client:
+        with pytest.raises(TierUnavailableError, match="No such file"):
+            await collect(client)
+        assert client.connection_count == 0
 
 
 async def test_an_answer_in_one_piece() -> None:
