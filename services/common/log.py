@@ -143,5 +143,5 @@ def _quoted(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    needs_quotes = not text or any(c in text for c in ' "=\n\r\t')
+    needs_quotes = not text or not text.isprintable() or any(c in text for c in ' "=')
     return json.dumps(text) if needs_quotes else text

@@ -45,6 +45,15 @@ def test_text_lines_quote_what_holds_spaces() -> None:
     ]
 
 
+@pytest.mark.parametrize("value", ["\x1b[31mred", "one\x0btwo", "one\u2028two", "one\ntwo"])
+def test_what_cannot_be_seen_is_escaped(value: str) -> None:
+    """It would colour the reader's terminal, or begin a line of its own."""
+    stream = written("text")
+    get_logger("a").info("endpoint_down", reason=value)
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(f"reason={json.dumps(value)}")
+
+
 def test_json_lines_hold_fields_and_traceback() -> None:
     """Every line is one JSON object; values JSON does not know become text."""
     stream = written("json")
