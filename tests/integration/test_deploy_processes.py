@@ -201,8 +201,11 @@ def deployment(
     (root / "deploy").mkdir()
     (root / "deploy" / "triton").symlink_to(DEPLOY / "triton")
     settings = root / CONFIG_IN_IMAGE
-    settings.parent.mkdir(parents=True)
-    shutil.copy2(config_path("reference"), settings)
+    # By links, as Kubernetes mounts a ConfigMap.
+    (settings.parent / "..1").mkdir(parents=True)
+    shutil.copy2(config_path("reference"), settings.parent / "..1" / settings.name)
+    (settings.parent / "..data").symlink_to("..1")
+    settings.symlink_to(f"..data/{settings.name}")
     if _session_redis.process is None:
         _session_redis.start()
     _session_redis.flush()
