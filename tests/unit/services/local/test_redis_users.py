@@ -23,6 +23,7 @@ from services.local.redis_users import make_redis_users
 from services.trainer import turn
 from tests import certificates
 from tests.conftest import RedisServer
+from trainer.shipped import shipped
 
 ROOTS = certificates.folder() / "redis/ca.crt"
 
@@ -58,6 +59,9 @@ async def protected(folder: Path) -> AsyncIterator[dict[str, Stores]]:
     redis = RedisServer(folder, options=("--aclfile", str(folder / "redis/users.acl")))
     async with by_tls(redis.port) as port:
         make_redis_users(folder, address=f"127.0.0.1:{port}", roots=str(ROOTS))
+        acl = folder / "redis/users.acl"
+        # The server of the tests, of 6.2, does not tell reading from writing by key.
+        acl.write_text(acl.read_text().replace("%R~", "~"))
         redis.start()
         stores = {}
         for service in ("router-inference", "load-monitor", "trainer"):
@@ -144,6 +148,14 @@ async def test_no_service_writes_what_is_anothers(tmp_path: Path) -> None:
         ):
             with pytest.raises(StateUnavailableError):
                 await forbidden
+
+
+def test_a_router_writes_experience_and_nothing_else() -> None:
+    """It reads what the trainer keeps, and may neither rename it nor have it end."""
+    lines = shipped("deploy", "redis", "users.acl").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("user router-inference "))
+    written = {each for each in line.split() if each[0] in "~%" and not each.startswith("%R~")}
+    assert written == {"~tiercel:v1:experience:*", "~tiercel:v1:aside:experience:*"}
 
 
 def test_a_missing_file_of_roots_stops_the_start(tmp_path: Path) -> None:
