@@ -280,7 +280,7 @@ async def test_an_error_without_a_body_is_heard_of(
     """It counts against the endpoint, which would draw everything with instant errors."""
     bad, good = two_tiers
     bad.status, bad.has_body = 500, False
-    async with meshed(tmp_path, addresses_of(bad, good), own=EJECTED) as mesh:
+    async with meshed(tmp_path, addresses_of(bad, good), own=EJECTED + "seed = 7\n") as mesh:
         replies = [await mesh.post() for _ in range(8)]
         await mesh.settled()
         assert mesh.counted("failed") == len(bad.paths) == 3

@@ -161,7 +161,9 @@ class Exchange:
         if is_at_cutoff(self.job, now_s):
             self._miss(now_s)
             return
-        self._blame(self.served, f"HTTP_{self.status}", now_s)
+        # Servers say this too where the request is at fault: its sender must not close a candidate.
+        is_doubt = self.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        self._blame(self.served, f"HTTP_{self.status}", now_s, is_doubt=is_doubt)
         self._end(Outcome.FAILED, REASON_ENDPOINT_FAILED, REASON_ENDPOINT_FAILED, now_s)
 
     def _miss(self, now_s: float) -> None:
@@ -175,8 +177,8 @@ class Exchange:
             self._parts.blame_silence(self.served)
         self._end(Outcome.LATE, REASON_DEADLINE, "deadline", now_s)
 
-    def _blame(self, target: Target, reason: str, now_s: float) -> None:
-        if target.breaker.on_failure(now_s, reason):
+    def _blame(self, target: Target, reason: str, now_s: float, *, is_doubt: bool = False) -> None:
+        if target.breaker.on_failure(now_s, reason, is_doubt=is_doubt):
             self._parts.count_ejection(target)
 
     def _end(self, outcome: Outcome, reason: str, result: str, now_s: float) -> None:

@@ -132,6 +132,20 @@ def test_a_status_says_how_it_ended(status: int, outcome: Outcome, reason: str) 
     scene()
 
 
+@pytest.mark.parametrize(("status", "share"), [(500, 0.002), (502, 0.0), (503, 0.0)])
+@scenario
+async def test_what_a_request_may_be_at_fault_for_closes_nothing(status: int, share: float) -> None:
+    """A client that makes a server say 500 would have everybody's requests go elsewhere."""
+    rig = make_rig(endpoint_count=2)
+    failed = begun(rig).targets[0]
+    for _ in range(3):
+        exchange = begun(rig, tier=failed.tier)
+        exchange.on_headers(status, failed)
+        exchange.complete()
+    assert failed.breaker.state is BreakerState.EJECTED
+    assert failed.breaker.availability(rig.clock.monotonic_s()) == share
+
+
 @scenario
 async def test_a_gateways_timeout_is_a_miss_and_no_failure() -> None:
     """Silence counts only where the predicted time has passed."""
