@@ -58,7 +58,8 @@ def test_a_file_of_ones_own_is_nobody_elses_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that all may read for a moment is everybody's."""
-    seen, write_bytes = [], Path.write_bytes
+    seen: list[int] = []
+    write_bytes = Path.write_bytes
 
     def write(self: Path, data: bytes) -> int:
         seen.append(self.stat().st_mode & 0o777)
