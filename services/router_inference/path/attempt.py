@@ -21,6 +21,7 @@ from services.common.tiers.errors import (
     TierError,
     TierInvalidError,
     TierOverloadedError,
+    TierUnavailableError,
     TierUnknownError,
 )
 from services.router_inference.job import Attempt, Choice, Job, StepDown
@@ -29,6 +30,7 @@ from services.router_inference.path.second_chance import SecondChance
 from services.router_inference.path.sink import Sink
 from services.router_inference.records.accounts import Accounts
 from services.router_inference.records.tracing import Tracing
+from services.router_inference.view.breaker import SILENT
 from services.router_inference.view.fleet import Target
 from services.router_inference.view.view import View
 
@@ -39,6 +41,8 @@ _CUTOFF_TOLERANCE_SHARE = 0.02
 """The library rounds a call's time limit up on its way here: three digits of it travel."""
 _DEAF_S = 0.25
 """With a loop that is so late, seconds, the silence of an endpoint may be our own."""
+_LOOK_AGAIN_S = 1.0
+"""How often one looks again that waits beyond its deadline for its first token, seconds."""
 
 
 def is_at_cutoff(job: Job, now_s: float) -> bool:
@@ -123,14 +127,18 @@ class AttemptParts:
             is_largest = choice.target.tier_index >= choice.largest_tier
             job.step_down = StepDown.UNAVAILABLE if is_largest else StepDown.POLICY
 
-    def blame_silence(self, target: Target) -> None:
+    def blame_silence(self, target: Target, sent_s: float) -> None:
         """Counts that a candidate let a request run out of time without a word.
 
         After a time in which this process did not run, what has come meanwhile was not read yet.
+
+        Args:
+            target: the candidate.
+            sent_s: when the request was sent there, monotonic seconds.
         """
         if self.lag_s() > _DEAF_S:
             target.breaker.on_unknown()
-        elif target.breaker.on_silence(self.monotonic_s()):
+        elif target.breaker.on_silence(self.monotonic_s(), sent_s):
             self.count_ejection(target)
 
     def count_ejection(self, target: Target) -> None:
@@ -145,8 +153,10 @@ class AttemptRun:
         "_ended",
         "_failure",
         "_has_answered",
+        "_is_given_up",
         "_is_paced",
         "_key",
+        "_look",
         "_parts",
         "_waiting",
         "choice",
@@ -170,6 +180,8 @@ class AttemptRun:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._has_answered = False
         self._failure: Exception | None = None
+        self._is_given_up = False
+        self._look: asyncio.TimerHandle | None = None
         self._is_paced = job.request.slo_kind is SloKind.PER_TOKEN
         self._key = (choice.sequence, len(job.attempts))
         self._waiting = True
@@ -221,14 +233,16 @@ class AttemptRun:
             raise
         except TierError as error:
             attempt.result = error.reason
-            self._blame(error)
+            if not self._is_given_up:  # else its silence is counted already
+                self._blame(error)
             raise
         except BaseException:
-            if is_at_cutoff(job, parts.monotonic_s()):  # the call's own limit came first
-                attempt.result = "deadline"
+            now_s = parts.monotonic_s()
+            is_late = is_at_cutoff(job, now_s)  # the call's own limit came first
+            attempt.result = "deadline" if is_late else "cancelled"
+            if is_late or now_s >= job.deadline_s:
                 self._blame_silence()
             else:
-                attempt.result = "cancelled"
                 target.breaker.on_unknown()
             raise
         finally:
@@ -261,16 +275,24 @@ class AttemptRun:
             stream=job.is_stream or parts.stream_tiers,
         )
         cutoff = asyncio.get_running_loop().call_later(max(0.0, left_s), self._wake)
+        if job.request.slo_kind is not SloKind.COMPLETE_ANSWER:
+            due_s = max(job.deadline_s - job.dispatch_s, self.choice.predicted_s)
+            if due_s < left_s:  # else the cutoff ends the wait
+                self._look_after(due_s)
         try:
             await self._ended
             if self._has_answered:
                 self.rescue = None  # the end came while the rescue was being arranged
                 if self._failure is not None:
                     self._raise_failure(self._failure)
+            elif self._is_given_up:
+                raise TierUnavailableError(SILENT, "nothing came, and it is left alone for that")
             elif self.rescue is None:
                 raise TierDeadlineError(REASON_DEADLINE, "the deadline came")
         finally:
             cutoff.cancel()
+            if self._look is not None:
+                self._look.cancel()
             if not self._has_answered:
                 left_s = job.cutoff_s - parts.monotonic_s()
                 if self.rescue is not None or left_s > CUTOFF_TOLERANCE_S:
@@ -338,6 +360,26 @@ class AttemptRun:
             self._parts.hold.on_rescue(self.job, self._parts.monotonic_s())
             self._wake()
 
+    def _look_after(self, delay_s: float) -> None:
+        self._look = asyncio.get_running_loop().call_later(delay_s, self._on_overdue)
+
+    def _on_overdue(self) -> None:
+        """Ends the run if its first token is late, and its candidate is left alone as silent.
+
+        A stream with a late token goes on, since its client reads along. Where nothing comes at all
+        nobody would end its wait for a long time.
+        """
+        if self._ended.done() or not self._waiting:
+            return
+        breaker = self.target.breaker
+        if not breaker.is_silent:
+            self._blame_silence()
+        if breaker.is_silent:
+            self._is_given_up = True
+            self._wake()
+        else:
+            self._look_after(_LOOK_AGAIN_S)
+
     def _blame(self, error: TierError) -> None:
         """Counts a failure of the endpoint, not of the request or of its queue.
 
@@ -356,4 +398,4 @@ class AttemptRun:
         if not self._waiting or waited_s < self.choice.predicted_s:
             self.target.breaker.on_unknown()
         else:
-            self._parts.blame_silence(self.target)
+            self._parts.blame_silence(self.target, self.job.dispatch_s)

@@ -139,7 +139,10 @@ class Exchange:
         if is_at_cutoff(self.job, now_s):
             self._miss(now_s)
         else:
-            self.served.breaker.on_unknown()
+            if now_s >= self.job.deadline_s:
+                self._blame_silence(now_s)
+            else:
+                self.served.breaker.on_unknown()
             reason = REASON_CUT if self.may_have_begun else ""
             self._end(Outcome.CANCELLED, reason, "cancelled", now_s)
 
@@ -168,14 +171,18 @@ class Exchange:
 
     def _miss(self, now_s: float) -> None:
         """Ends it at its deadline."""
+        self._blame_silence(now_s)
+        self._end(Outcome.LATE, REASON_DEADLINE, "deadline", now_s)
+
+    def _blame_silence(self, now_s: float) -> None:
+        """Counts silence, if there was any for as long as an answer may take."""
         job = self.job
         # At a timeout before any answer a gateway answers by itself, which has a status.
         has_answered = bool(job.first_token_s) or (not self.status and self.may_have_begun)
         if has_answered or now_s - job.dispatch_s < self.choice.predicted_s:
             self.served.breaker.on_unknown()
         else:
-            self._parts.blame_silence(self.served)
-        self._end(Outcome.LATE, REASON_DEADLINE, "deadline", now_s)
+            self._parts.blame_silence(self.served, job.dispatch_s)
 
     def _blame(self, target: Target, reason: str, now_s: float, *, is_doubt: bool = False) -> None:
         if target.breaker.on_failure(now_s, reason, is_doubt=is_doubt):

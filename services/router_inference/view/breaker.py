@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+SILENT = "SILENT"
+"""Reason of failures that are nothing but silence."""
 
 
 class BreakerState(enum.Enum):
@@ -88,6 +92,12 @@ class Breaker:
         """True if its availability is 1 and does not change with time."""
         return self.state is BreakerState.CLOSED
 
+    @property
+    def is_silent(self) -> bool:
+        """True if it is left alone for its silence, or tried again after that."""
+        is_out = self._state in (BreakerState.EJECTED, BreakerState.PROBING)
+        return is_out and self.last_reason == SILENT
+
     def availability(self, now_s: float) -> float:
         """Returns the share of its normal traffic it may get, 0 to 1."""
         state = self.state
@@ -161,18 +171,23 @@ class Breaker:
         self._become(BreakerState.EJECTED)
         return True
 
-    def on_silence(self, now_s: float) -> bool:
+    def on_silence(self, now_s: float, sent_s: float = math.inf) -> bool:
         """Counts a request that ran out of time without a token; returns True if it ejects.
 
         Under overload that is normal, so it counts only where nothing at all has come for a while,
         since the first request that was not answered, long pauses between requests left out.
+
+        Args:
+            now_s: monotonic seconds.
+            sent_s: when the request was sent. One from before the candidate was left alone says
+                nothing of the probe that runs now.
         """
         self._last_s = now_s
         if self.state is BreakerState.PROBING:
-            return self.on_failure(now_s, "SILENT")
+            return sent_s >= self._until_s and self.on_failure(now_s, SILENT)
         if self._asked_s is None or now_s - self._asked_s < self._limits.silent_eject_s:
             return False
-        return self.on_failure(now_s, "SILENT")
+        return self.on_failure(now_s, SILENT)
 
     def on_unknown(self) -> None:
         """Ends a probe that says nothing about the candidate (a cancelled client, a rescue)."""

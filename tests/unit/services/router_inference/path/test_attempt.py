@@ -15,7 +15,7 @@ from services.common.tiers.errors import TierOverloadedError, TierUnavailableErr
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.attempt import CUTOFF_TOLERANCE_S
 from tests.fakes.virtual_time import run_virtual
-from tests.unit.services.router_inference.parts import Behaviour, Sink, make_rig
+from tests.unit.services.router_inference.parts import Behaviour, Rig, Sink, make_rig
 from tests.unit.services.router_inference.scenario import scenario
 
 GONE = TierUnavailableError("UNAVAILABLE", "connection refused")
@@ -310,3 +310,76 @@ async def test_a_tier_that_hangs_is_ejected_though_its_requests_are_rescued() ->
     (large,) = (each for each in rig.core.view.fleet.targets if each.tier == "large")
     assert large.breaker.last_reason == "SILENT"
     rig.assert_settled()
+
+
+def _hanging_stream(rig: Rig) -> tuple[Job, asyncio.Future[Sink]]:
+    """Begins a stream with a deadline for its first token, while every endpoint hangs."""
+    for tier in rig.pool.tiers.values():
+        tier.default = HANG
+    job = rig.job(task="first", is_stream=True)
+    return job, asyncio.ensure_future(rig.answer(job))
+
+
+@scenario
+async def test_a_stream_does_not_wait_for_ever_where_a_tier_hangs() -> None:
+    """Nothing comes beyond its deadline: the tier is ejected, and asked for at another endpoint."""
+    rig = make_rig(endpoint_count=2, tiers=("small",), policy="static-small")
+    job, answering = _hanging_stream(rig)
+    await asyncio.sleep(0.01)
+    chosen = job.target
+    assert chosen is not None
+    for tier in rig.pool.tiers.values():
+        if tier.address != chosen.address:
+            tier.default = Behaviour()
+    sink = await answering
+    assert sink.text == "ab"
+    assert 3.0 < job.end_s - job.arrival_s < 7.0
+    assert [attempt.result for attempt in job.attempts] == ["SILENT", "ok"]
+    assert (job.outcome, job.retry_count) == (Outcome.LATE, 1)
+    assert chosen.breaker.is_silent
+    assert rig.pool.tiers[chosen.address].calls[0]["end"] == "cancelled"
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_stream_that_no_endpoint_answers_ends_with_a_reason() -> None:
+    """One that hangs is as one that is gone, long before the longest deadline."""
+    rig = make_rig(tiers=("small",), policy="static-small")
+    job, answering = _hanging_stream(rig)
+    with pytest.raises(UnavailableError) as caught:
+        await answering
+    assert caught.value.metadata["cause"] == "SILENT"
+    assert job.end_s - job.arrival_s < 7.0
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_late_token_is_waited_for_where_others_are_answered() -> None:
+    """What is late is not silent: its client reads along, whenever it comes."""
+    rig = make_rig(tiers=("small",), policy="static-small")
+    rig.tier().default = Behaviour(at_s=(8.0, 8.1))
+    job = rig.job(task="first", is_stream=True)
+    answering = asyncio.ensure_future(rig.answer(job))
+    await asyncio.sleep(0.01)
+    rig.tier().default = Behaviour()
+    for _ in range(16):
+        await rig.answer(rig.job(task="first", is_stream=True))
+        await asyncio.sleep(0.5)
+    assert (await answering).text == "ab"
+    assert (job.outcome, len(job.attempts)) == (Outcome.LATE, 1)
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_client_that_leaves_beyond_its_deadline_met_silence() -> None:
+    """A soft request is worked on beyond it; who gives up before the end counts all the same."""
+    for waited_s, is_open in ((0.3, True), (0.5, False)):
+        rig = make_rig(safety_net=False, silent_eject_s=0.1, eject_after_failures=1)
+        rig.tier().default = HANG
+        task = asyncio.ensure_future(rig.answer(rig.job(task="soft")))
+        await asyncio.sleep(waited_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        (large,) = (each for each in rig.core.view.fleet.targets if each.tier == "large")
+        assert large.breaker.settled is is_open

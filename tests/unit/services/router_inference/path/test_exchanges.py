@@ -179,6 +179,25 @@ def test_an_end_at_the_deadline_is_silence_only_where_a_beginning_would_be_told(
 
 
 @pytest.mark.parametrize("is_told", [True, False])
+def test_a_client_that_leaves_beyond_its_deadline_met_silence(is_told: bool) -> None:
+    """A stream may go on after it; of one that had no answer yet nobody would hear otherwise."""
+
+    @scenario
+    async def scene() -> None:
+        rig = make_rig()
+        for _ in range(5):
+            exchange = begun(rig, is_told=is_told, task="first")
+            await asyncio.sleep(1.0)
+            exchange.drop()
+            assert exchange.job.outcome is Outcome.CANCELLED
+        is_closed = exchange.served.breaker.state is BreakerState.CLOSED
+        assert is_closed == (not is_told)
+        rig.assert_settled()
+
+    scene()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
 def test_what_is_cut_has_a_reason_unless_no_answer_had_begun(is_told: bool) -> None:
     """Where a beginning would have been told, there was none."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.router_inference.view.breaker import Breaker, BreakerLimits, BreakerState
+from services.router_inference.view.breaker import SILENT, Breaker, BreakerLimits, BreakerState
 
 LIMITS = BreakerLimits(eject_after_failures=2, silent_eject_s=3.0, eject_s=0.5, eject_max_s=1.0)
 
@@ -122,3 +122,17 @@ def test_answers_that_break_off_eject() -> None:
     for _ in range(5):
         assert not well.on_failure(1.0, "X")
         well.on_answer(1.1)
+
+
+def test_requests_from_before_say_nothing_of_a_probe() -> None:
+    """They were sent to what was ejected; whether that is back only the probe tells."""
+    for sent_s, state in ((9.9, BreakerState.RAMPING), (10.6, BreakerState.EJECTED)):
+        breaker = Breaker(LIMITS, lambda: None)
+        for _ in range(2):
+            breaker.on_failure(10.0, SILENT)
+        assert breaker.is_silent
+        assert breaker.availability(10.6) > 0.0
+        breaker.on_dispatch(10.6)
+        assert breaker.on_silence(10.8, sent_s) is (state is BreakerState.EJECTED)
+        breaker.on_answer(10.9)
+        assert breaker.state is state
