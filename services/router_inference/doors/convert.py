@@ -146,21 +146,20 @@ def _span_s(message: Duration) -> float:
     return seconds_of(message) if valid else math.nan
 
 
-def completion(job: Job) -> pb2.Completion:
-    """Returns what is known about an answer."""
-    choice = job.choice
+def _complete(message: pb2.Completion, job: Job) -> None:
+    """Writes what is known about an answer, in place: what is put into a message is copied."""
+    choice, target = job.choice, job.target
     assert choice is not None  # who was answered was decided for
-    message = pb2.Completion(
-        request_id=job.request_id,
-        tier=job.tier,
-        endpoint=job.endpoint,
-        policy=choice.policy,
-        policy_version=choice.policy_version,
-        on_time=job.outcome is Outcome.ON_TIME,
-        quality=job.quality,
-        output_token_count=job.output_tokens,
-        finish_reason=job.finish_reason,
-    )
+    assert target is not None
+    message.request_id = job.request_id
+    message.tier = target.tier
+    message.endpoint = target.endpoint
+    message.policy = choice.policy
+    message.policy_version = choice.policy_version
+    message.on_time = job.outcome is Outcome.ON_TIME
+    message.quality = job.quality
+    message.output_token_count = job.output_tokens
+    message.finish_reason = job.finish_reason
     timings = message.timings
     set_duration(timings.dispatch, job.dispatch_s - job.arrival_s)
     set_duration(timings.total, job.end_s - job.arrival_s)
@@ -183,22 +182,34 @@ def completion(job: Job) -> pb2.Completion:
         message.rescued = True
     if job.retry_count:
         message.retry_count = job.retry_count
-    return message
 
 
 def generate_response(job: Job, text: str) -> pb2.GenerateResponse:
     """Returns the answer to Generate."""
-    return pb2.GenerateResponse(text=text, completion=completion(job))
+    response = pb2.GenerateResponse(text=text)
+    _complete(response.completion, job)
+    return response
 
 
-def chunk_response(text: str, token_count: int) -> pb2.GenerateStreamResponse:
-    """Returns a piece of a streamed answer."""
-    return pb2.GenerateStreamResponse(chunk=pb2.Chunk(text=text, token_count=max(1, token_count)))
+class StreamReply:
+    """Makes the messages of one streamed answer; each is good until the next is made."""
 
+    __slots__ = ("_chunk", "_message")
 
-def completion_response(job: Job) -> pb2.GenerateStreamResponse:
-    """Returns the end of a streamed answer."""
-    return pb2.GenerateStreamResponse(completion=completion(job))
+    def __init__(self) -> None:
+        self._message = pb2.GenerateStreamResponse()
+        self._chunk = self._message.chunk
+
+    def portion(self, text: str, token_count: int) -> pb2.GenerateStreamResponse:
+        """Returns the message of a piece."""
+        chunk = self._chunk
+        chunk.text, chunk.token_count = text, max(1, token_count)
+        return self._message
+
+    def end(self, job: Job) -> pb2.GenerateStreamResponse:
+        """Returns the last message."""
+        _complete(self._message.completion, job)
+        return self._message
 
 
 def route_response(routed: Routed) -> pb2.RouteResponse:

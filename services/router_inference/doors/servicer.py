@@ -104,12 +104,13 @@ class RouterInferenceServicer(pb2_grpc.RouterInferenceServiceServicer):
             )
         )
         left_s = job.cutoff_s - self._clock.monotonic_s() + READER_GRACE_S
+        reply = convert.StreamReply()
         try:
             async with asyncio.timeout(left_s):
                 async with aclosing(self._new_relay().answer(self._dispatcher, job)) as portions:
                     async for text, token_count in portions:
-                        await context.write(convert.chunk_response(text, token_count))
-                await context.write(convert.completion_response(job))
+                        await context.write(reply.portion(text, token_count))
+                await context.write(reply.end(job))
         except TimeoutError:
             # A writer waits for its reader for ever.
             raise DeadlineExceededError(

@@ -235,13 +235,11 @@ class Exchanges:
                 self._leases.expect_first_token(choice, first_s)
         target = choice.target
         targets, others, names = [target], alike(target), job.endpoints
+        if names is not None:
+            others = [each for each in others if each[1] in names]
         if others:
-            found = self._parts.second_chance.alternatives(job, target)
-            targets += [
-                each
-                for each in found
-                if each.candidate in others and (names is None or each.endpoint in names)
-            ][:MOST_ALTERNATIVES]
+            found = self._parts.second_chance.alternatives(job, target, others)
+            targets += found[:MOST_ALTERNATIVES]
         return Exchange(
             self._parts,
             self._leases,

@@ -16,18 +16,20 @@ def first_token_s(choice: Choice, request: Request) -> float:
     row, inputs = choice.action, choice.inputs
     fleet, own_LC, others_LC = inputs.fleet.arrays, inputs.own_LC, inputs.others_LC
     prompt_s_C = fleet.per_prompt_token_s_C
+    # Plain numbers: those of numpy take twice as long, and every routed request asks.
     seat = inputs.asked.seat
     new_tokens = request.prompt_tokens - (seat.cached_tokens if seat.row == row else 0.0)
-    fixed_s = fleet.overhead_s_C[row] + new_tokens * prompt_s_C[row]
-    for peer in fleet.peers_CP[row]:
+    fixed_s: float = fleet.overhead_s_C.item(row) + new_tokens * prompt_s_C.item(row)
+    for peer in fleet.peers_CP[row].tolist():
         if peer < 0:
             break
-        fixed_s += (own_LC[1, peer] + others_LC[1, peer]) * prompt_s_C[peer]
-    fixed_s = float(fixed_s * inputs.slowness_D[fleet.device_C[row]])
-    in_flight, limit = own_LC[0, row] + others_LC[0, row], fleet.max_batch_C[row]
+        fixed_s += (own_LC.item(1, peer) + others_LC.item(1, peer)) * prompt_s_C.item(peer)
+    fixed_s *= inputs.slowness_D.item(fleet.device_C.item(row))
+    in_flight: float = own_LC.item(0, row) + others_LC.item(0, row)
+    limit: float = fleet.max_batch_C.item(row)
     waited = 0.5 if in_flight > 0.0 else 0.0
     if in_flight >= limit:
-        left = own_LC[2, row] + others_LC[2, row]
+        left = own_LC.item(2, row) + others_LC.item(2, row)
         waited += (in_flight - limit + 1.0) / limit * left / in_flight
     left_s = max(0.0, choice.predicted_s - fixed_s)
     cycle_s = left_s / (waited + request.event_tokens)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from router import safety
+from router.decision import Board
 from router.desk import Asked
 from router.fleet import Fleet
 from router.policies.scores import Query
@@ -161,16 +162,34 @@ class SecondChance:
             return None
         return found[0]
 
-    def alternatives(self, job: Job, target: Target) -> list[Target]:
+    def alternatives(
+        self, job: Job, target: Target, among: Iterable[tuple[str, str]]
+    ) -> list[Target]:
         """Returns where a gateway may send a request if its target fails, in the order of retries.
 
         The gateway has a budget of its own for that.
+
+        Args:
+            job: the request.
+            target: where it is sent.
+            among: the other candidates that could take it.
         """
         if self._limits is None or not self._max_retries:
             return []
-        return self._in_order(
-            job, target, frozenset({target.candidate}), frozenset({target.address})
-        )
+        fleet, seen, draw = self._look(job)
+        targets, availability_C = self._view.fleet.targets, fleet.arrays.availability_C
+        found = []
+        # As `_in_order`, and mostly a few: put in order one by one, they take a fifth of its time.
+        for candidate in among:
+            row = fleet.row.get(candidate, -1)
+            if row < 0 or not seen.allowed_C.item(row):
+                continue
+            step = target.tier_index - targets[row].tier_index
+            rank = step if step >= 0 else len(fleet.tiers) - step
+            is_broken = targets[row].address == target.address
+            is_spared = availability_C.item(row) <= draw
+            found.append((is_broken, is_spared, rank, seen.decided.predicted_s_C.item(row), row))
+        return [targets[row] for *_, row in sorted(found)]
 
     def _in_order(
         self,
@@ -184,14 +203,11 @@ class SecondChance:
         A candidate that comes back and is not due its share comes behind all others, as a request
         in need takes whatever is open; those at a server that is broken come behind these.
         """
-        view, now_s = self._view, self._monotonic_s()
-        fleet = view.current_fleet(now_s)
-        slack_s, draw = job.deadline_s - now_s, float(self._rng.random())
-        seen = view.desk(now_s).look(_asked(job, slack_s, fleet))
+        fleet, seen, draw = self._look(job)
         for candidate in failed:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
-        rows_R, targets = np.flatnonzero(seen.allowed_C), view.fleet.targets
+        rows_R, targets = np.flatnonzero(seen.allowed_C), self._view.fleet.targets
         is_broken_R = [targets[row].address in broken for row in rows_R.tolist()]
         is_spared_R = fleet.arrays.availability_C[rows_R] <= draw
         step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
@@ -200,6 +216,13 @@ class SecondChance:
             (seen.decided.predicted_s_C[rows_R], rank_R, is_spared_R, np.array(is_broken_R, bool))
         )
         return [targets[row] for row in rows_R[order_R].tolist()]
+
+    def _look(self, job: Job) -> tuple[Fleet, Board, float]:
+        """Returns the fleet, what any policy sees of a request now, and its draw for ramps."""
+        view, now_s = self._view, self._monotonic_s()
+        fleet, draw = view.current_fleet(now_s), float(self._rng.random())
+        seen = view.desk(now_s).look(_asked(job, job.deadline_s - now_s, fleet))
+        return fleet, seen, draw
 
 
 def _asked(job: Job, slack_s: float, fleet: Fleet) -> Asked:

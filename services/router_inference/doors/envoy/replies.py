@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.common.errors import (
     DeadlineExceededError,
@@ -19,6 +20,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.router_inference.doors.envoy.convert import (
+    CHOSEN_MODEL,
     CONVERSATION,
     DEADLINE,
     DESTINATION,
@@ -29,6 +31,7 @@ from services.router_inference.doors.envoy.convert import (
     PRIORITY,
     REASON,
     REQUEST_ID,
+    RETRIES,
     SLO_KIND,
     TASK,
     TIER,
@@ -55,6 +58,41 @@ REASON_TOO_LARGE = "MESSAGE_TOO_LARGE"
 _PIECE_BYTES = 60_000
 """Most bytes of a body in one answer: a gateway shall hold little at a time."""
 _OVERWRITE = pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_MOST_KEPT = 1_024
+
+
+class Stop(NamedTuple):
+    """One of those that a request may be sent to.
+
+    Attributes:
+        address: `ip:port` of its endpoint.
+        tier: name of the tier.
+        endpoint: name of the endpoint.
+    """
+
+    address: str
+    tier: str
+    endpoint: str
+
+
+class Chosen(NamedTuple):
+    """Where a request goes, and who says so.
+
+    Attributes:
+        stops: who serves it, then those that may take it instead.
+        model: what the first one calls its model.
+        policy: name of the policy that chose.
+        policy_version: its version.
+        is_single: True if gateways reach one address only.
+        kind: field of the part of the request that this answers.
+    """
+
+    stops: tuple[Stop, ...]
+    model: str
+    policy: str
+    policy_version: str
+    is_single: bool
+    kind: str
 
 
 def sent_to(
@@ -86,6 +124,36 @@ def sent_to(
         for name, text in told:
             fields[name].string_value = text
     return response
+
+
+def sent_on(chosen: Chosen, headers: Iterable[tuple[str, str]]) -> pb2.ProcessingResponse:
+    """Returns where a request goes that was decided for.
+
+    Args:
+        chosen: what was decided.
+        headers: headers that it gets beside those of the decision.
+    """
+    response = pb2.ProcessingResponse.FromString(_sent_on(chosen))
+    mutation = getattr(response, chosen.kind).response.header_mutation
+    for name, text in headers:
+        _set(mutation, name, text)
+    return response
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _sent_on(chosen: Chosen) -> bytes:
+    """Returns what all such answers have in common: it is read sooner than put together."""
+    first = chosen.stops[0]
+    told = [("policy", chosen.policy), ("policy_version", chosen.policy_version)]
+    addresses: dict[str, None] = {}
+    for address, tier, endpoint in chosen.stops:
+        if address not in addresses:
+            addresses[address] = None
+            told += [(f"tier {address}", tier), (f"endpoint {address}", endpoint)]
+    # Beyond the list a gateway would choose by itself, perhaps a server without the model.
+    retries = max(len(addresses) - 1, int(chosen.is_single))
+    added = [(CHOSEN_MODEL, chosen.model), (TIER, first.tier), (RETRIES, str(retries))]
+    return bytes(sent_to(addresses, added, told, chosen.kind).SerializeToString())
 
 
 def timeout_ms(left_s: float) -> str:

@@ -371,31 +371,24 @@ class Talk:
         exchange = self.exchange = picker.exchanges.begin(job, picker.places.alike)
         left_s = job.cutoff_s - picker.clock.monotonic_s()
         self.longest_s = left_s + GRACE_S
-        target = exchange.choice.target
-        added = [
-            (convert.TIMEOUT, replies.timeout_ms(left_s)),
-            (convert.CHOSEN_MODEL, target.model),
-            (convert.TIER, target.tier),
-        ]
+        choice, places = exchange.choice, picker.places
+        chosen = replies.Chosen(
+            tuple(
+                [replies.Stop(places.address(each), *each.candidate) for each in exchange.targets]
+            ),
+            choice.target.model,
+            choice.policy,
+            choice.policy_version,
+            places.is_single,
+            kind,
+        )
+        added = [(convert.TIMEOUT, replies.timeout_ms(left_s))]
         if path.model:
-            added.append((":path", path.with_model(target.model)))
+            added.append((":path", path.with_model(chosen.model)))
         trace = exchange.attempt.trace
         if trace.sampled:
             added += trace.metadata()
-        addresses: dict[str, None] = {}
-        told = [
-            ("policy", exchange.choice.policy),
-            ("policy_version", exchange.choice.policy_version),
-        ]
-        for each in exchange.targets:
-            address = picker.places.address(each)
-            if address not in addresses:
-                addresses[address] = None
-                told += [(f"tier {address}", each.tier), (f"endpoint {address}", each.endpoint)]
-        # Beyond the list a gateway would choose by itself, perhaps a server without the model.
-        retries = max(len(addresses) - 1, int(picker.places.is_single))
-        added.append((convert.RETRIES, str(retries)))
-        return replies.sent_to(addresses, added, told, kind)
+        return replies.sent_on(chosen, added)
 
     def _on_response(self, message: pb2.ProcessingRequest) -> pb2.ProcessingResponse:
         exchange, part = self.exchange, message.response_headers

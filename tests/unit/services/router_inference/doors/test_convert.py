@@ -62,7 +62,7 @@ async def test_a_completion_says_who_answered_and_why() -> None:
     rig.tier().default = Behaviour(step_s=0.01)
     job = rig.job(request_id="mine")
     await rig.answer(job)
-    message = convert.completion(job)
+    message = convert.generate_response(job, "").completion
     assert (message.tier, message.endpoint, message.request_id) == ("small", "e0", "mine")
     assert (message.policy, message.policy_version) == (
         "static-small", choice_of(job).policy_version,
@@ -83,7 +83,7 @@ async def test_an_answer_that_missed_its_deadline_says_by_how_much() -> None:
     rig.tier().default = Behaviour(step_s=0.3)
     job = rig.job(task="soft")
     await rig.answer(job)
-    message = convert.completion(job)
+    message = convert.generate_response(job, "").completion
     assert not message.on_time
     assert message.timings.early.ToMilliseconds() == -200
 

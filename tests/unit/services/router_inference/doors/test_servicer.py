@@ -25,10 +25,10 @@ class Call:
         self._is_read = is_read
 
     async def write(self, message: Any) -> None:
-        """Takes a message, or waits for ever."""
+        """Takes a message as it is now, as the wire does, or waits for ever."""
         if not self._is_read:
             await asyncio.Event().wait()
-        self.written.append(message)
+        self.written.append(type(message).FromString(message.SerializeToString()))
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns no metadata."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,39 @@ async def test_a_fast_tier_costs_one_message_per_pause() -> None:
     assert 3 <= len(got) <= 4
     assert "".join(text for text, _ in got) == "abcdefgh"
     assert sum(count for _, count in got) == 8
+
+
+@scenario
+async def test_only_pieces_that_come_in_a_pause_set_its_timer() -> None:
+    """A tier that is slower than the pause costs no timer for a token."""
+    loop, timers = asyncio.get_running_loop(), list[float]()
+    call_later = loop.call_later
+
+    def counted(delay_s: float, callback: Any, *parts: Any, **more: Any) -> asyncio.TimerHandle:
+        if isinstance(getattr(callback, "__self__", None), StreamRelay):
+            timers.append(delay_s)
+        return call_later(delay_s, callback, *parts, **more)
+
+    loop.call_later = counted  # type: ignore[method-assign]
+    for step_s, expected in ((0.01, 0), (0.001, 2)):
+        rig = make_rig()
+        rig.tier().default = Behaviour(pieces=tuple("abcdefg"), step_s=step_s)
+        timers.clear()
+        async for _ in portions(rig, rig.job(is_stream=True), 0.0035):
+            pass
+        assert len(timers) == expected
+
+
+@scenario
+async def test_what_came_while_a_portion_was_read_waits_for_the_pause_too() -> None:
+    """A reader that takes its time gets no more messages than a quick one."""
+    rig = make_rig()
+    rig.tier().default = Behaviour(pieces=tuple("abcdefgh"), step_s=0.001)
+    got = []
+    async for text, _ in portions(rig, rig.job(is_stream=True), 0.003):
+        got.append((text, round(rig.clock.monotonic_s() - 1000.0, 4)))
+        await asyncio.sleep(0.0015)
+    assert got == [("a", 0.001), ("bcde", 0.0055), ("fgh", 0.008)]
 
 
 @scenario

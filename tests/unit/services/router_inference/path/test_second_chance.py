@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -106,6 +107,24 @@ async def test_a_failed_request_goes_down_where_its_tier_has_no_other_endpoint()
     job = rig.job()
     await rig.answer(job)
     assert (job.tier, job.step_down, job.retry_count) == ("medium", StepDown.RETRY, 1)
+
+
+@scenario
+async def test_alternatives_are_put_in_order_as_retries_are() -> None:
+    """Those that could take the request, with the same tier first and the sooner one before."""
+    rig = make_rig(endpoint_count=3)
+    chance, fleet, dice = rig.core.second_chance, rig.core.view.fleet, random.Random(5)
+    for number in range(40):
+        rig.core.view.load.ledger.dispatch(number, dice.choice(fleet.candidates), 5.0, 20.0)
+    job = rig.job()
+    for target in fleet.targets:
+        among = {*dice.sample(fleet.candidates, 6)} - {target.candidate}
+        every = chance._in_order(
+            job, target, frozenset({target.candidate}), frozenset({target.address})
+        )
+        found = chance.alternatives(job, target, among)
+        assert found == [each for each in every if each.candidate in among]
+        assert len(found) >= 5
 
 
 @scenario

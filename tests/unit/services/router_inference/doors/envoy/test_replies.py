@@ -15,7 +15,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.router_inference.doors.envoy import replies
-from tests.unit.services.router_inference.doors.envoy.gateway import destinations
+from tests.unit.services.router_inference.doors.envoy.gateway import destinations, set_headers
 
 
 def test_metadata_is_told_only_if_there_is_any() -> None:
@@ -25,6 +25,26 @@ def test_metadata_is_told_only_if_there_is_any() -> None:
     assert "tiercel" not in plain.dynamic_metadata.fields
     told = replies.sent_to(["10.0.0.1:1"], told=[("policy", "price")])
     assert told.dynamic_metadata.fields["tiercel"].struct_value["policy"] == "price"
+
+
+def test_what_answers_have_in_common_takes_nothing_from_one_to_the_next() -> None:
+    """Each has its own headers beside it; an address that stands twice is named once."""
+    stops = (
+        replies.Stop("10.0.0.1:1", "large", "e0"),
+        replies.Stop("10.0.0.2:1", "large", "e1"),
+        replies.Stop("10.0.0.1:1", "small", "e0"),
+    )
+    chosen = replies.Chosen(stops, "llm", "price", "price@1", False, "request_headers")
+    first, second = (replies.sent_on(chosen, [(name, "1")]) for name in ("x-one", "x-two"))
+    for answer, own in ((first, "x-one"), (second, "x-two")):
+        assert destinations(answer) == ["10.0.0.1:1", "10.0.0.2:1"]
+        told = set_headers(answer)
+        assert told.keys() & {"x-one", "x-two"} == {own}
+        assert (told["x-tiercel-model"], told["x-tiercel-tier"]) == ("llm", "large")
+        assert told["x-envoy-max-retries"] == "1"
+        fields = answer.dynamic_metadata.fields["tiercel"].struct_value
+        assert (fields["policy_version"], fields["tier 10.0.0.1:1"]) == ("price@1", "large")
+        assert fields["endpoint 10.0.0.2:1"] == "e1"
 
 
 def test_a_timeout_is_never_zero() -> None:
