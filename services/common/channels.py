@@ -34,7 +34,11 @@ _RECONNECT = (
     # attempt takes longer than the shortest wait between two.
     ("grpc.min_reconnect_backoff_ms", 1_000),
 )
-_OLD_CALLS_S = 60.0
+_OLD_CALLS_S = 600.0
+"""How long calls under way may go on once their channel's certificates were renewed, seconds.
+
+Streamed answers take minutes; what never ends begins anew then.
+"""
 
 
 def open_channel(
@@ -65,6 +69,15 @@ def open_blocking_channel(
     if credentials is None:
         return grpc.insecure_channel(address, options=STRAIGHT + NOT_PACKED)
     return grpc.secure_channel(address, credentials, options=STRAIGHT + NOT_PACKED)
+
+
+def connection_of(channel: grpc.aio.Channel) -> Callable[[], object]:
+    """Returns what tells the connection that a channel's next call goes on.
+
+    Once certificates were renewed that is another one, and the calls on the one before will be cut:
+    a call that serves one request after another must take no further one.
+    """
+    return channel.current if isinstance(channel, _RenewedChannel) else lambda: channel
 
 
 class _RenewedChannel(grpc.aio.Channel):

@@ -6,6 +6,7 @@ sets a reason for which the mesh is degraded and clears it when the peer is back
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -56,6 +57,12 @@ async def reconnecting(
             await session(works)
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details() or 'no message'}"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Its channel has ended it: certificates were renewed.
+            reason = "the call was cancelled"
         except Exception as error:
             # A message nobody expected must not end the router.
             log.exception("link_failed", error, peer=peer)

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
 from services.common.access.tls import Tls
-from services.common.channels import open_channel
+from services.common.channels import connection_of, open_channel
 from services.common.prompt_sizes import MOST_PROMPT_BYTES, message_bytes
 from services.common.tiers.answer import Budget, TierChunk
 from services.common.tiers.client import TierClient
@@ -113,7 +113,7 @@ class TritonClient(TierClient):
         self._stub = stub
         # Bytes in and out: both are put together and taken apart faster than as messages.
         infer: Any = self._channel.stream_stream(_INFER)
-        self._streams = TierStreams(infer, most_idle_streams)
+        self._streams = TierStreams(infer, most_idle_streams, connection_of(self._channel))
         self._templates: dict[str, bytes] = {}
         self._forms: dict[str, Forms] = {}
         # Triton puts the request's id before some error texts: it must be none that a caller knows.

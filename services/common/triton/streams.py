@@ -107,13 +107,19 @@ class Asking:
 class TierStreams:
     """The calls that are open to one Triton."""
 
-    def __init__(self, open_call: Callable[..., Any], most_idle: int) -> None:
-        """Takes the method, bytes in and out, and how many calls wait for a next request at most.
+    def __init__(
+        self, open_call: Callable[..., Any], most_idle: int, connection: Callable[[], object]
+    ) -> None:
+        """Starts without a call.
 
-        0 keeps none.
+        Args:
+            open_call: The method, bytes in and out.
+            most_idle: How many calls wait for a next request at most; 0 keeps none.
+            connection: Tells the connection that the next call goes on (`channels.connection_of`).
         """
         self._open_call = open_call
         self._most_idle = most_idle
+        self._connection = connection
         self._open: set[TierStream] = set()
         self._idle: deque[TierStream] = deque()
         self._sweep: asyncio.TimerHandle | None = None
@@ -141,12 +147,15 @@ class TierStreams:
         """Sends a request on a new call."""
         is_kept = self._most_idle > 0 and not metadata
         timeout_s = None if is_kept else asking.end_s - self._loop.time()
+        connection = self._connection()
         call = self._open_call(timeout=timeout_s, metadata=metadata or None)
-        self._open.add(TierStream(self, call, asking, self._loop, is_kept=is_kept))
+        self._open.add(TierStream(self, call, connection, asking, self._loop, is_kept=is_kept))
 
     def give_back(self, stream: TierStream) -> bool:
         """Returns whether a call is kept for the next request."""
         if len(self._idle) >= self._most_idle or stream.count >= _MOST_REQUESTS:
+            return False
+        if stream.connection is not self._connection():  # which is closed before long
             return False
         stream.idle_s = self._loop.time()
         self._idle.append(stream)
@@ -186,12 +195,16 @@ class TierStreams:
 class TierStream:
     """One call, and the task that writes to it and reads from it."""
 
-    __slots__ = ("_asking", "_call", "_is_kept", "_next", "_streams", "count", "idle_s", "task")
+    __slots__ = (
+        "_asking", "_call", "_is_kept", "_next", "_streams", "connection", "count", "idle_s",
+        "task",
+    )  # fmt: skip
 
     def __init__(
         self,
         streams: TierStreams,
         call: Any,
+        connection: object,
         asking: Asking,
         loop: asyncio.AbstractEventLoop,
         *,
@@ -199,6 +212,7 @@ class TierStream:
     ) -> None:
         self._streams = streams
         self._call = call
+        self.connection = connection
         self._asking: Asking | None = asking
         self._is_kept = is_kept
         self._next: asyncio.Future[None] | None = None

@@ -104,7 +104,8 @@ class SecondChance:
             waiting: True if no token has come yet.
         """
         limits, view, now_s = self._limits, self._view, self._monotonic_s()
-        assert limits is not None
+        if limits is None:  # switched off since the timer was set
+            return None
         fleet = view.current_fleet(now_s)
         row = fleet.row.get(target.candidate)
         if row is None:

@@ -75,3 +75,17 @@ async def test_an_error_nobody_expected_ends_no_link() -> None:
         await clock.advance(1.0)
     assert len(calls) > 2
     assert set(reasons) == {"KeyError"}
+
+
+async def test_a_call_that_its_channel_cancels_ends_no_link() -> None:
+    """So it is once certificates were renewed; nobody asked the link itself to stop."""
+    clock, calls = FakeClock(), list[int]()
+
+    async def session(works: Callable[[], None]) -> None:
+        calls.append(1)
+        raise asyncio.CancelledError
+
+    async with link(clock, session) as reasons:
+        await clock.advance(1.0)
+    assert len(calls) > 2
+    assert set(reasons) == {"the call was cancelled"}

@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.common.access.tls import Tls, TlsSettings, load_tls, read_certificates
-from services.common.channels import open_channel
+from services.common.channels import connection_of, open_channel
 from services.common.clock import SystemClock
 from services.common.log import get_logger
 from services.common.settings import SettingsError
@@ -140,9 +140,13 @@ async def test_renewed_certificates_are_taken_in(tmp_path: Path) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest()
         await stub.Check(request, timeout=LIMIT_S)
+        connection = connection_of(channel)
+        before = connection()
+        assert connection() is before
         make_certificates(tmp_path, names=["load-monitor", "router-inference"])
         now[0] = 10.0
         await stub.Check(request, timeout=LIMIT_S)
+        assert connection() is not before
         assert server.current() is not old
         assert caller.current().roots == server.current().roots != old.roots
     assert seen.count(b"router-inference") == 2

@@ -98,6 +98,22 @@ async def test_a_sampled_request_has_a_call_of_its_own() -> None:
         assert client.stream_count == 1
 
 
+async def test_a_call_is_not_kept_beyond_its_connection() -> None:
+    """With renewed certificates there is another; the old one is closed, whatever it carries."""
+    async with serving() as (server, client):
+        connection = [object()]
+        client._streams._connection = lambda: connection[0]
+        for _ in range(2):
+            await _ask(client)
+        assert server.calls == 1
+        connection[0] = object()
+        await _ask(client)  # goes on the call that was idle, its last
+        await until(lambda: not client.stream_count, "the call has ended")
+        for _ in range(2):
+            await _ask(client)
+        assert server.calls == 2
+
+
 async def test_a_cancelled_request_takes_its_call_with_it() -> None:
     """The server hears of it, and the next request is carried by another call."""
     async with serving() as (server, client):

@@ -60,6 +60,22 @@ async def test_without_the_safety_net_nothing_is_rescued() -> None:
 
 
 @scenario
+async def test_a_safety_net_that_is_switched_off_rescues_nothing_under_way() -> None:
+    """Settings may change between a dispatch and the moment its rescue is due."""
+    rig, complaints = make_rig(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, facts: complaints.append(facts))
+    rig.tier().behaviours["large"] = HANG
+    job = rig.job()
+    answering = asyncio.ensure_future(rig.answer(job))
+    await asyncio.sleep(0.01)
+    rig.core.second_chance.configure(None, RetryBudget(0.1, 16), 2)
+    with pytest.raises(DeadlineExceededError):
+        await answering
+    assert (complaints, job.is_rescued) == ([], False)
+    rig.assert_settled()
+
+
+@scenario
 async def test_a_pinned_request_is_never_rescued() -> None:
     """A client that pinned a tier gets that tier or nothing."""
     rig = make_rig()
