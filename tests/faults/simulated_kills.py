@@ -86,10 +86,10 @@ class _Builder(RecordBuilder):
         super().__init__(router_id=router_id, epoch=epoch, explainer=None)  # type: ignore[arg-type]
         self._features = np.array([(f.low + f.high) / 2.0 for f in FEATURES], "<f4").tobytes()
 
-    def payload(self, entry: Any) -> bytes:
+    def payload(self, entry: Any, features: bytes = b"") -> bytes:
         """Returns the serialized entry."""
         if not isinstance(entry, _Decision):
-            return super().payload(entry)
+            return super().payload(entry, features)
         record = experience_pb2.DecisionRecord(
             router_id=self._router_id,
             epoch=self._epoch,

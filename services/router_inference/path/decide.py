@@ -9,6 +9,7 @@ import numpy as np
 
 from router import priority
 from router.decision import (
+    DQN_ROW,
     IDLE_S,
     LARGEST_TIER,
     LEAST_S,
@@ -32,6 +33,7 @@ from services.router_inference.path.priorities import Priorities
 from services.router_inference.policy.trial import Trial
 from services.router_inference.policy.watch import PolicyWatch
 from services.router_inference.records.accounts import Accounts
+from services.router_inference.records.convert import features_of
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.explanations import Explanations
 from services.router_inference.view.view import View
@@ -178,7 +180,9 @@ class Decider:
         if choice.predicted_s > request.slack_s:
             self._hold.on_late_ahead(job, start_s)
         job.quality = float(view.fleet.latest.arrays.quality_KC[request.task, drawn.action])
-        self._experience.add(choice)
+        has_features = desk.bound.rule.row == DQN_ROW and self._experience.takes_features
+        features = features_of(desk.bound.board) if has_features else b""
+        self._experience.add(choice, features)
         self._explanations.keep(choice)
         return choice
 

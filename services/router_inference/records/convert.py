@@ -6,13 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from router.decision import DQN_ROW
+from router.decision import DQN_ROW, Board
 from router.explanation import Explainer
-from router.features import SCHEMA
+from router.features import FEATURE_COUNT, SCHEMA
 from router.fleet import Fleet
 from router.seat import Stay
+from router.shortlist import LEAST_CANDIDATES
 from services.common.priorities import MESSAGE
-from services.common.times import duration_of, set_duration, timestamp_of
+from services.common.times import (
+    set_duration,
+    set_moment,
+    set_signed_duration,
+    timestamp_of,
+)
 from services.router_inference.job import Choice, Outcome
 from tiercel.common.v1 import common_pb2, experience_pb2
 
@@ -36,6 +42,7 @@ STAYS: dict[Stay, common_pb2.ConversationStay.ValueType] = {
 }
 """What became of a conversation, for messages."""
 LEASE_EXPIRED = common_pb2.OUTCOME_STATUS_LEASE_EXPIRED
+_FLOAT = np.dtype("<f4")
 
 
 class OutcomeEntry(NamedTuple):
@@ -87,13 +94,20 @@ class RecordBuilder:
         self._explainer = explainer
         self._template: tuple[Fleet, experience_pb2.DecisionRecord] | None = None
 
-    def payload(self, entry: Choice | OutcomeEntry) -> bytes:
-        """Returns the serialized ExperienceEntry."""
+    def payload(self, entry: Choice | OutcomeEntry, features: bytes = b"") -> bytes:
+        """Returns the serialized ExperienceEntry.
+
+        Args:
+            entry: what it tells.
+            features: what a decision's network read (`features_of`); empty: they are found again.
+        """
+        message = experience_pb2.ExperienceEntry()
+        # Written in place: what is put into a message is copied, and every request is told of.
         if isinstance(entry, Choice):
-            return experience_pb2.ExperienceEntry(
-                decision=self._decision(entry)
-            ).SerializeToString()
-        return experience_pb2.ExperienceEntry(outcome=_outcome(entry)).SerializeToString()
+            self._write_decision(message.decision, entry, features)
+        else:
+            _write_outcome(message.outcome, entry)
+        return message.SerializeToString()
 
     def process(
         self, dropped_decisions: int, dropped_outcomes: int, is_end: bool, tell_ns: int
@@ -116,19 +130,22 @@ class RecordBuilder:
         )
         return experience_pb2.ExperienceEntry(process=record).SerializeToString()
 
-    def _decision(self, entry: Choice) -> experience_pb2.DecisionRecord:
+    def _write_decision(
+        self, record: experience_pb2.DecisionRecord, entry: Choice, features: bytes
+    ) -> None:
         inputs, query = entry.inputs, entry.inputs.asked.query
-        record = experience_pb2.DecisionRecord()
         # A dozen candidates that change only with the fleet: copied instead of built per record.
         record.CopyFrom(self._of_fleet(inputs.fleet))
         record.sequence = entry.sequence
         record.request_id = entry.request_id
-        record.decide_time.FromNanoseconds(entry.decide_ns)
+        set_moment(record.decide_time, entry.decide_ns)
         record.task = entry.task
-        record.slack.CopyFrom(duration_of(entry.slack_s))
+        set_signed_duration(record.slack, entry.slack_s)
         record.feature_schema = SCHEMA
-        if inputs.rule.row == DQN_ROW or self._features_always:
-            features_CF = np.ascontiguousarray(self._explainer.features(inputs), dtype="<f4")
+        if features:
+            record.features, record.feature_count = features, FEATURE_COUNT
+        elif inputs.rule.row == DQN_ROW or self._features_always:
+            features_CF = np.ascontiguousarray(self._explainer.features(inputs), dtype=_FLOAT)
             record.features = features_CF.tobytes()
             record.feature_count = features_CF.shape[1]
         record.action = entry.action
@@ -143,7 +160,6 @@ class RecordBuilder:
         record.target_pressure = entry.held.pressure
         record.conversation_stay = STAYS[entry.stay]
         record.priority = MESSAGE[entry.standing.priority]
-        return record
 
     def _of_fleet(self, fleet: Fleet) -> experience_pb2.DecisionRecord:
         if self._template is not None and self._template[0] is fleet:
@@ -156,28 +172,34 @@ class RecordBuilder:
         return record
 
 
-def _outcome(entry: OutcomeEntry) -> experience_pb2.OutcomeRecord:
-    record = experience_pb2.OutcomeRecord(
-        router_id=entry.router_id,
-        epoch=entry.epoch,
-        sequence=entry.sequence,
-        request_id=entry.request_id,
-        end_time=timestamp_of(entry.end_ns),
-        status=entry.status,
-        latency=duration_of(max(0.0, entry.latency_s)),
-        output_token_count=entry.output_tokens,
-        quality=entry.quality,
-        reward=entry.reward,
-        delivered_reward=entry.delivered_reward,
-        rescued=entry.is_rescued,
-        retry_count=entry.retry_count,
-        reason=entry.reason,
-        cached_prompt_token_count=entry.cached_prompt_tokens,
-    )
+def features_of(board: Board) -> bytes:
+    """Returns what a network has read in the decision just taken, as records have it.
+
+    Empty if it looked at a shortlist: records have the features of every candidate.
+    """
+    is_whole = len(board.allowed_C) <= LEAST_CANDIDATES
+    return board.features_CF.astype(_FLOAT, copy=False).tobytes() if is_whole else b""
+
+
+def _write_outcome(record: experience_pb2.OutcomeRecord, entry: OutcomeEntry) -> None:
+    record.router_id = entry.router_id
+    record.epoch = entry.epoch
+    record.sequence = entry.sequence
+    record.request_id = entry.request_id
+    set_moment(record.end_time, max(0, entry.end_ns))
+    record.status = entry.status
+    set_duration(record.latency, entry.latency_s)
+    record.output_token_count = entry.output_tokens
+    record.quality = entry.quality
+    record.reward = entry.reward
+    record.delivered_reward = entry.delivered_reward
+    record.rescued = entry.is_rescued
+    record.retry_count = entry.retry_count
+    record.reason = entry.reason
+    record.cached_prompt_token_count = entry.cached_prompt_tokens
     if entry.first_token_s is not None:
         set_duration(record.first_token_latency, entry.first_token_s)
     if entry.served_by is not None:
         record.served_by.tier, record.served_by.endpoint = entry.served_by
     if entry.feedback_quality is not None:
         record.feedback_quality = entry.feedback_quality
-    return record

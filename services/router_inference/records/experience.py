@@ -39,10 +39,11 @@ class DropReason(enum.Enum):
 
 
 class _Waiting(NamedTuple):
-    """A record that waits, and since when, monotonic seconds."""
+    """A record that waits, since when, monotonic seconds, and features beside a decision."""
 
     since_s: float
     entry: Choice | OutcomeEntry
+    features: bytes
 
 
 class ExperienceWriter:
@@ -113,12 +114,25 @@ class ExperienceWriter:
         waiting = self._writing or self._buffer
         return max(0.0, self._clock.monotonic_s() - waiting[0].since_s) if waiting else 0.0
 
-    def add(self, entry: Choice | OutcomeEntry) -> None:
-        """Keeps a record for the next batch."""
+    @property
+    def takes_features(self) -> bool:
+        """True if records are written before long, so that features need not be found again.
+
+        While the store is away they would fill the memory.
+        """
+        return self._stream is not None and self.is_reachable
+
+    def add(self, entry: Choice | OutcomeEntry, features: bytes = b"") -> None:
+        """Keeps a record for the next batch.
+
+        Args:
+            entry: what it tells.
+            features: what a decision's network read, as the record has it; empty if not at hand.
+        """
         if self._stream is None:
             return
         now_s = self._clock.monotonic_s()
-        self._buffer.append(_Waiting(now_s, entry))
+        self._buffer.append(_Waiting(now_s, entry, features))
         self._bound(now_s)
 
     async def run(self) -> None:
@@ -198,9 +212,9 @@ class ExperienceWriter:
         """Returns the records as messages; takes out of the batch what cannot be one."""
         payloads: list[bytes] = []
         while len(payloads) < len(batch):
-            entry = batch[len(payloads)].entry
+            _, entry, features = batch[len(payloads)]
             try:
-                payloads.append(self._builder.payload(entry))
+                payloads.append(self._builder.payload(entry, features))
             except Exception as error:  # one record that cannot be written must not keep the rest
                 del batch[len(payloads)]
                 self._drop(entry, DropReason.BAD)

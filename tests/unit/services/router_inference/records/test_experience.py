@@ -11,6 +11,7 @@ import pytest
 
 from router.features import FEATURE_COUNT, SCHEMA
 from services.common.state.experience_stream import MemoryExperienceStream
+from services.router_inference.job import Choice
 from services.router_inference.records.convert import OutcomeEntry
 from tests.fakes.state_store import SwitchableStore
 from tests.fakes.virtual_time import LoopClock
@@ -67,6 +68,41 @@ async def test_a_learned_decision_carries_its_features() -> None:
     features_CF = np.frombuffer(decision.features, "<f4").reshape(3, FEATURE_COUNT)
     # Feature 0 is the quality.
     assert features_CF[:, 0].tolist() == pytest.approx([0.5, 0.8, 1.0])
+
+
+@scenario
+async def test_features_that_were_read_are_those_that_would_be_found_again() -> None:
+    """Bit by bit, on any load; they are kept only while records are written before long."""
+    stream = switchable()
+    rig = make_rig(endpoint_count=3, experience=stream)
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
+    rig.core.slot.use("dqn")
+    writer = rig.core.experience
+    for number in range(20):
+        rig.core.leases.route(rig.job(prompt=None, prompt_tokens=10 * number + 1))
+    kept = [each for each in writer._buffer if isinstance(each.entry, Choice)]
+    assert len(kept) == 20
+    assert len({each.features for each in kept}) > 10
+    for each in kept:
+        assert each.features
+        written, found = (
+            writer._builder.payload(each.entry, features) for features in (each.features, b"")
+        )
+        assert written == found
+    writer.is_reachable = False
+    rig.core.leases.route(rig.job(prompt=None, prompt_tokens=9))
+    assert writer._buffer[-1].features == b""
+
+
+@scenario
+async def test_features_of_a_shortlist_are_left_to_be_found() -> None:
+    """The network has read a part of them; records have those of every candidate."""
+    rig = make_rig(endpoint_count=22)
+    rig.core.slot._snapshots["dqn"] = snapshot_bytes(tier_bias=1.0)
+    rig.core.slot.use("dqn")
+    rig.core.leases.route(rig.job(prompt=None, prompt_tokens=9))
+    (kept,) = rig.core.experience._buffer
+    assert kept.features == b""
 
 
 @scenario
