@@ -157,6 +157,7 @@ class AttemptRun:
         "_is_paced",
         "_key",
         "_look",
+        "_look_due_s",
         "_parts",
         "_waiting",
         "choice",
@@ -180,6 +181,7 @@ class AttemptRun:
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._has_answered = False
         self._failure: Exception | None = None
+        self._look_due_s = 0.0
         self._is_given_up = False
         self._look: asyncio.TimerHandle | None = None
         self._is_paced = job.request.slo_kind is SloKind.PER_TOKEN
@@ -361,6 +363,7 @@ class AttemptRun:
             self._wake()
 
     def _look_after(self, delay_s: float) -> None:
+        self._look_due_s = self._parts.monotonic_s() + delay_s
         self._look = asyncio.get_running_loop().call_later(delay_s, self._on_overdue)
 
     def _on_overdue(self) -> None:
@@ -371,8 +374,9 @@ class AttemptRun:
         """
         if self._ended.done() or not self._waiting:
             return
-        breaker = self.target.breaker
-        if not breaker.is_silent:
+        breaker, late_s = self.target.breaker, self._parts.monotonic_s() - self._look_due_s
+        # This comes before what measures how late the loop is, and before what lies unread.
+        if not breaker.is_silent and late_s <= _DEAF_S:
             self._blame_silence()
         if breaker.is_silent:
             self._is_given_up = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -367,6 +368,21 @@ async def test_a_late_token_is_waited_for_where_others_are_answered() -> None:
         await asyncio.sleep(0.5)
     assert (await answering).text == "ab"
     assert (job.outcome, len(job.attempts)) == (Outcome.LATE, 1)
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_loop_that_stood_still_gives_up_no_stream() -> None:
+    """Its looks are late, and what came meanwhile lies unread: it looks again before it blames."""
+    rig = make_rig(
+        tiers=("small",), policy="static-small", silent_eject_s=0.1, eject_after_failures=1
+    )
+    rig.tier().default = Behaviour(at_s=(6.0, 6.1))
+    answering = asyncio.ensure_future(rig.answer(rig.job(task="first", is_stream=True)))
+    await asyncio.sleep(0.01)
+    loop: Any = asyncio.get_running_loop()
+    loop.now_s += 5.0
+    assert (await answering).text == "ab"
     rig.assert_settled()
 
 
