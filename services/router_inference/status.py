@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from prometheus_client import Gauge
 
 from router.desk import Asked
 from router.exploration import Exploration
@@ -34,10 +35,12 @@ from services.router_inference.records.attainment import Attainment, Attainments
 from services.router_inference.records.experience import ExperienceWriter
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.records.router_counts import RouterCounts
+from services.router_inference.view.fleet import Target
 from services.router_inference.view.profiles import ProfileStatus
 from services.router_inference.view.view import View
 
 _REFRESH_S = 0.5
+_NO_LOAD = (0.0, 0.0, 0.0)
 ALL_RANGES = "all"
 """Range label of what holds for all answers of a tier."""
 
@@ -175,6 +178,9 @@ class StatusReader:
         self._has_monitor = has_monitor
         self._last_fallbacks = 0
         self._fallback_active = False
+        self._shown: tuple[Target, ...] = ()
+        self._device_gauges: dict[str, Gauge] = {}
+        self._candidate_gauges: list[tuple[Gauge, Gauge]] = []
 
     def read(self) -> RouterStatus:
         """Returns the status."""
@@ -196,7 +202,7 @@ class StatusReader:
             CandidateStatus(
                 target.tier,
                 target.endpoint,
-                round(own.get(target.candidate, (0.0, 0.0, 0.0))[0]),
+                round(own.get(target.candidate, _NO_LOAD)[0]),
                 round(view.load.other_in_flight(row)),
                 float(predicted_C[row]),
                 view.fleet.unusable_reason(row),
@@ -300,20 +306,41 @@ class StatusReader:
         for task, (in_force, _) in self._targets.by_task().items():
             metrics.target.labels(task=task).set(in_force)
         metrics.latency_slowdown.set(view.traffic.latency_slowdown(now_s))
-        metrics.device_slowness.clear()
-        for device, slowness in view.fleet.slowness.by_device().items():
-            metrics.device_slowness.labels(device=device).set(slowness)
         self._show_profiles(now_s)
+        if view.fleet.targets is not self._shown:
+            self._make_gauges()
+        for device, slowness in view.fleet.slowness.by_device().items():
+            self._device_gauges[device].set(slowness)
         own = view.load.ledger.totals()
-        availability_C = view.fleet.latest.arrays.availability_C
-        # Endpoints that left must not keep their last value for ever.
+        availability_C = view.fleet.latest.arrays.availability_C.tolist()
+        for target, share, (in_flight, availability) in zip(
+            self._shown, availability_C, self._candidate_gauges, strict=True
+        ):
+            in_flight.set(own.get(target.candidate, _NO_LOAD)[0])
+            availability.set(share)
+
+    def _make_gauges(self) -> None:
+        """Makes the gauges of another fleet; endpoints that left must not keep theirs.
+
+        Only then: it takes the loop for milliseconds in a large fleet, and a scrape that comes in
+        the middle misses some.
+        """
+        fleet, metrics = self._view.fleet, self._metrics
+        self._shown = fleet.targets
+        metrics.device_slowness.clear()
+        self._device_gauges = {
+            device: metrics.device_slowness.labels(device=device)
+            for device in fleet.slowness.by_device()
+        }
         metrics.candidate_in_flight.clear()
         metrics.candidate_availability.clear()
-        for row, target in enumerate(view.fleet.targets):
-            labels = {"tier": target.tier, "endpoint": target.endpoint}
-            in_flight = own.get(target.candidate, (0.0, 0.0, 0.0))[0]
-            metrics.candidate_in_flight.labels(**labels).set(in_flight)
-            metrics.candidate_availability.labels(**labels).set(float(availability_C[row]))
+        self._candidate_gauges = [
+            (
+                metrics.candidate_in_flight.labels(tier=each.tier, endpoint=each.endpoint),
+                metrics.candidate_availability.labels(tier=each.tier, endpoint=each.endpoint),
+            )
+            for each in fleet.targets
+        ]
 
     def _show_profiles(self, now_s: float) -> None:
         metrics, wall_s = self._metrics, from_ns(self._clock.wall_ns())

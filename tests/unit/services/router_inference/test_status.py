@@ -69,3 +69,26 @@ async def test_predictions_are_those_of_a_typical_request_now() -> None:
     found = rig.core.status.read().candidates
     assert {each.reason for each in found} == {"DOWN"}
     assert {each.predicted_s for each in found} == {0.0}
+
+
+@scenario
+async def test_gauges_of_candidates_are_those_of_the_fleet() -> None:
+    """Made when it changes, and only then: a scrape at any other moment misses none of them."""
+    rig = make_rig(endpoint_count=2)
+    status, registry = rig.core.status, rig.app.registry
+
+    def shown(endpoint: str) -> float | None:
+        status._show(rig.clock.monotonic_s())
+        labels = {"tier": "small", "endpoint": endpoint}
+        return registry.get_sample_value("tiercel_candidate_in_flight", labels)
+
+    rig.core.view.load.ledger.dispatch(1, ("small", "e1"), 10.0, 8.0)
+    assert (shown("e0"), shown("e1")) == (0.0, 1.0)
+    made = status._candidate_gauges
+    rig.core.view.load.ledger.finish(1)
+    assert shown("e1") == 0.0
+    assert status._candidate_gauges is made
+    assert registry.get_sample_value("tiercel_device_slowness", {"device": "e1"}) == 1.0
+    rig.core.view.apply(state(endpoint(0)), rig.clock.monotonic_s())
+    assert (shown("e0"), shown("e1")) == (0.0, None)
+    assert registry.get_sample_value("tiercel_device_slowness", {"device": "e1"}) is None
