@@ -187,7 +187,7 @@ class TrainerApplication:
             settings=settings, spec=spec, registry=registry, gate=gate, log=log
         )
         bodies: dict[Mode, RunBody] = {Mode.ONLINE: online, Mode.SIMULATED: simulated}
-        runs = RunBook(clock=clock, log=log, body_of=lambda mode: bodies[mode])
+        runs = RunBook(clock=clock, log=log, metrics=metrics, body_of=lambda mode: bodies[mode])
         stack.push_async_callback(runs.stop)
         servicer = TrainerServicer(
             registry=registry,
@@ -230,9 +230,7 @@ class TrainerApplication:
         async def ready() -> None:
             await _publish_shipped(registry, shipped, log)
             if settings.autostart_online:
-                runs.start(
-                    mode=Mode.ONLINE, step_count=0, seed=0, promote=settings.autostart_promote
-                )
+                runs.keep(Mode.ONLINE, promote=settings.autostart_promote)
 
         return Running(
             server=server,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.trainer.model import Mode
+
 
 class TrainerMetrics:
     """Everything the trainer counts; names start with `tiercel_trainer_`."""
@@ -57,6 +59,11 @@ class TrainerMetrics:
         self.hindsight_minutes = counter(
             "hindsight_minutes", "Minutes looked back at, by what was found.", ("result",)
         )
+        self.training_failures = counter(
+            "training_failures", "Training runs that failed, by mode.", ("mode",)
+        )
+        for mode in Mode:  # told as 0: nobody sees a count rise that began as 1
+            self.training_failures.labels(mode.name.lower())
         self.worker_failures = counter("worker_failures", "Worker processes that died.")
         self.save_failures = counter("save_failures", "Saves of the replay that failed.")
         self.steps = gauge("learner_steps", "Learner steps of the newest online run.")

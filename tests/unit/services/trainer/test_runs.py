@@ -6,12 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.common.log import get_logger
+from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import Mode, RunState
-from services.trainer.runs import Run, RunBook
-from tests.fakes.clock import FakeClock
+from services.trainer.runs import Run, RunBody, RunBook
+from tests.fakes.clock import FakeClock, settle
 from tests.waiting import LIMIT_S
 
 
@@ -37,9 +39,22 @@ async def body() -> Body:
 
 
 @pytest.fixture
-def book(body: Body) -> RunBook:
+def clock() -> FakeClock:
+    """The clock of the book."""
+    return FakeClock()
+
+
+@pytest.fixture
+def prometheus() -> CollectorRegistry:
+    """Where the book counts."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def book(body: Body, clock: FakeClock, prometheus: CollectorRegistry) -> RunBook:
     """An empty book."""
-    return RunBook(clock=FakeClock(), log=get_logger("test"), body_of=lambda mode: body)
+    metrics = TrainerMetrics(prometheus)
+    return RunBook(clock=clock, log=get_logger("test"), metrics=metrics, body_of=lambda mode: body)
 
 
 def start(book: RunBook, mode: Mode = Mode.ONLINE) -> Run:
@@ -100,3 +115,74 @@ async def test_stopping_ends_every_run_as_stopped(book: RunBook) -> None:
     await asyncio.sleep(0)
     await book.stop()
     assert run.progress.state is RunState.STOPPED
+
+
+async def test_a_kept_run_that_fails_is_followed_by_another(
+    book: RunBook, body: Body, clock: FakeClock, prometheus: CollectorRegistry
+) -> None:
+    """After 5 s, and then after twice as long each time, up to 5 minutes; failures are counted."""
+
+    def failures() -> float | None:
+        name = "tiercel_trainer_training_failures_total"
+        return prometheus.get_sample_value(name, {"mode": "online"})
+
+    assert failures() == 0.0
+    body.failure = ValueError("no")
+    body.go.set()
+    book.keep(Mode.ONLINE, promote=False)
+    await settle()
+    assert book.get("").progress.state is RunState.FAILED
+    for before, wait_s in enumerate((5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0), 1):
+        await clock.advance(wait_s - 0.2)
+        assert failures() == before
+        await clock.advance(0.2)
+        assert failures() == before + 1
+    body.go.clear()
+    await clock.advance(301.0)
+    run = book.get("")
+    assert run.progress.state is RunState.RUNNING
+    await clock.advance(601.0)
+    body.go.set()
+    await settle()
+    assert run.progress.state is RunState.FAILED
+    body.go.clear()
+    await clock.advance(5.1)  # it went on for long, so that one comes soon again
+    assert book.get("").progress.state is RunState.RUNNING
+    await book.stop()
+    assert book.get("").progress.state is RunState.STOPPED
+    assert failures() == 10.0
+
+
+async def test_a_kept_run_waits_for_one_that_somebody_started(book: RunBook, body: Body) -> None:
+    """And does not keep the service from becoming ready."""
+    own = start(book)
+    book.keep(Mode.ONLINE, promote=True)
+    await settle()
+    assert book.get("") is own
+    body.go.set()
+    await ended(own)
+    await settle()
+    assert book.get("") is not own
+    assert book.get("").promote
+
+
+async def test_a_run_under_way_is_not_forgotten(body: Body) -> None:
+    """However many of another mode come and go; so no second one of its mode starts beside it."""
+
+    async def at_once(run: Run) -> None:
+        """Ends."""
+
+    bodies: dict[Mode, RunBody] = {Mode.ONLINE: body, Mode.SIMULATED: at_once}
+    book = RunBook(
+        clock=FakeClock(),
+        log=get_logger("test"),
+        metrics=TrainerMetrics(CollectorRegistry()),
+        body_of=lambda mode: bodies[mode],
+    )
+    first = start(book)
+    for _ in range(60):
+        await ended(start(book, Mode.SIMULATED))
+    assert book.get(first.progress.training_id) is first
+    with pytest.raises(FailedPreconditionError):
+        start(book)
+    await book.stop()

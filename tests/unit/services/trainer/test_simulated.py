@@ -61,7 +61,12 @@ async def test_a_refusal_is_an_ordinary_event(
     body = SimulatedTraining(
         settings=TrainerSettings(), spec=SPEC, registry=registry, gate=gate, log=log
     )
-    runs = RunBook(clock=clock, log=log, body_of=lambda mode: body)
+    runs = RunBook(
+        clock=clock,
+        log=log,
+        metrics=TrainerMetrics(CollectorRegistry()),
+        body_of=lambda mode: body,
+    )
     run = runs.start(mode=Mode.SIMULATED, step_count=0, seed=0, promote=True)
     async for progress in run.watch():
         last = progress
