@@ -207,7 +207,8 @@ async def test_a_better_policy_goes_from_shadow_to_active(
         await mesh.command("show", version)
         assert "switchback (better)" in capsys.readouterr().out
         metrics = generate_latest(mesh.routers[0].app.registry).decode()
-        assert 'tiercel_trial_requests_total{arm="canary",outcome="on_time"}' in metrics
+        drawn = '{arm="canary",outcome="on_time",priority="normal"}'
+        assert f"tiercel_trial_requests_total{drawn}" in metrics
         # In 16 requests at a time on one event loop with everything else, this is no measurement.
         assert metrics.count("tiercel_shadow_decisions_total{") >= 1
 

@@ -177,7 +177,8 @@ class Canary:
         self._misses.add(ended.is_canary, float(ended.is_missed))
         name = (Arm.CANARY if ended.is_canary else Arm.CONTROL).value
         outcome = "missed" if ended.is_missed else "on_time"
-        self._metrics.trial_requests.labels(arm=name, outcome=outcome).inc()
+        priority = choice.standing.priority.label
+        self._metrics.trial_requests.labels(arm=name, outcome=outcome, priority=priority).inc()
 
     def problem(self, limits: TrialLimits) -> tuple[str, str] | None:
         """Returns which limit it breaks, as a reason and in words; None for none."""
@@ -250,7 +251,8 @@ class Switchback:
             return
         name = (Arm.CANARY if is_trial else Arm.CONTROL).value
         outcome = "missed" if is_missed else "on_time"
-        self._metrics.trial_requests.labels(arm=name, outcome=outcome).inc()
+        priority = job.request.priority.label
+        self._metrics.trial_requests.labels(arm=name, outcome=outcome, priority=priority).inc()
         choice = job.choice
         if is_trial:
             is_slow = choice is not None and choice.end_s - choice.start_s > slow_s

@@ -126,7 +126,7 @@ class RouterMetrics:
         self.trial_requests = Counter(
             "tiercel_trial_requests",
             "Requests of both sides of a trial's comparison that ended.",
-            ["arm", "outcome"],
+            ["arm", "outcome", "priority"],
             registry=registry,
         )
         self.trial_stops = Counter(

@@ -8,6 +8,7 @@ import numpy as np
 
 from router.guard import Guard
 from router.ruler import Ruler
+from router.types import Priority
 from services.router_inference.job import Choice
 from services.router_inference.policy.trial_counts import (
     REASON_FAULTS,
@@ -85,3 +86,15 @@ async def test_faults_stop_it_at_the_third() -> None:
         canary.guard._counts["not_finite"] = count
         problem = canary.problem(LIMITS)
         assert (problem and problem[0]) == reason
+
+
+@scenario
+async def test_requests_of_both_sides_are_counted_by_priority() -> None:
+    """So a class that fares badly shows, though all are judged together."""
+    canary, choice, rig = await bench()
+    low = replace(choice, standing=choice.standing._replace(priority=Priority.LOW))
+    canary.measure(ended(low, True, 0.0001, is_missed=True))
+    canary.measure(ended(choice, False, 0.0001))
+    for arm, outcome, priority in (("canary", "missed", "low"), ("control", "on_time", "normal")):
+        labels = {"arm": arm, "outcome": outcome, "priority": priority}
+        assert rig.app.registry.get_sample_value("tiercel_trial_requests_total", labels) == 1.0
