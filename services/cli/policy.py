@@ -7,7 +7,7 @@ rollout for now, and ``use`` pins by hand.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +27,8 @@ PolicyArgument = Annotated[
     str, typer.Argument(help="Version or name in the registry, a snapshot file or a shipped name.")
 ]
 GATE_TIMEOUT_S = 300.0
+SWITCH_TIMEOUT_S = 15.0
+"""The trainer waits 3 s for routers that do not answer, and for a step of a rollout before that."""
 
 
 def register(app: typer.Typer) -> None:
@@ -189,20 +191,38 @@ def promote(
             return
         _note_verdict(reply.gate_verdict)
         note(f"{_told(rollout)}. Follow it with: tiercel policy list")
+        _note_memory(reply.in_memory_only)
         return
     if as_json:
         print_json(active | {"gate_verdict": reply.gate_verdict})
         return
     _note_verdict(reply.gate_verdict)
-    note(f"passed the gate: the mesh now uses {active['policy']} {active['policy_version']}")
+    name = f"{active['policy']} {active['policy_version']}"
+    asked = "passed the gate: the mesh now uses" if reply.gate_verdict else "the mesh uses"
+    note(f"{asked} {name}")
     if reply.waiting_routers:
-        note(f"not yet heard from: {', '.join(reply.waiting_routers)}")
+        note(_waiting(reply.waiting_routers))
+    _note_memory(reply.in_memory_only)
 
 
 def _note_verdict(verdict: str) -> None:
     """Says what the gate found, a line for each part."""
     for part in verdict.split("; ") if verdict else ():
         note(f"  {part}")
+
+
+def _waiting(routers: Sequence[str]) -> str:
+    """Returns which routers have not said that they use what is active."""
+    return f"not yet heard from: {', '.join(routers)}"
+
+
+def _note_memory(in_memory_only: bool) -> None:
+    """Says so if the trainer could not store what was asked for."""
+    if in_memory_only:
+        note(
+            "Redis is away: the trainer has this in memory alone. If the trainer ends before Redis "
+            "is back, it is lost"
+        )
 
 
 def pause(
@@ -215,12 +235,14 @@ def pause(
     """Pause the rollout under way: nothing asks its policy until it is promoted again."""
     address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     request = trainer_pb.PauseRolloutRequest(reason=reason)
-    rollout = _rollout(call("trainer", address, "PauseRollout", request).rollout)
+    reply = call("trainer", address, "PauseRollout", request, SWITCH_TIMEOUT_S)
+    rollout = _rollout(reply.rollout)
     if as_json:
         print_json(rollout)
         return
     version = rollout["policy_version"]
     note(f"{_told(rollout)}. To go on: tiercel policy promote {version}; to end it: rollback")
+    _note_memory(reply.in_memory_only)
 
 
 def use(
@@ -247,6 +269,9 @@ def use(
         print_json(used)
         return
     note(f"{used['scope']} now uses {used['policy']} {used['policy_version']}".rstrip())
+    if used.get("waiting_routers"):
+        note(_waiting(used["waiting_routers"]))
+    _note_memory(used.get("in_memory_only", False))
 
 
 def rollback(
@@ -271,7 +296,7 @@ def rollback(
         note(f"{used['scope']} now uses {used['policy']} {used['policy_version']}".rstrip())
         return
     request = trainer_pb.RollbackPolicyRequest(reason=reason)
-    reply = call("trainer", target.trainer, "RollbackPolicy", request)
+    reply = call("trainer", target.trainer, "RollbackPolicy", request, SWITCH_TIMEOUT_S)
     active = _info(reply.active)
     ended = _rollout(reply.ended) if reply.HasField("ended") else None
     if as_json:
@@ -281,11 +306,12 @@ def rollback(
         note(f"ended the rollout of {ended['policy']} {ended['policy_version']}")
     name = active["policy"] or "the policy of each router's settings"
     note(f"the mesh now uses {name} {active['policy_version']}".rstrip())
+    _note_memory(reply.in_memory_only)
 
 
 def switch_policy(
     target: Target, policy: str, version: str = "", *, force_reason: str = ""
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Switches by the trainer where there is one (it outlives routers), else router by router.
 
     Args:
@@ -302,11 +328,13 @@ def switch_policy(
         request = trainer_pb.PromotePolicyRequest(
             policy=policy, policy_version=version, without_gate=True, force_reason=force_reason
         )
-        active = call("trainer", target.trainer, "PromotePolicy", request).active
+        reply = call("trainer", target.trainer, "PromotePolicy", request, SWITCH_TIMEOUT_S)
         return {
             "scope": "the mesh",
-            "policy": active.policy,
-            "policy_version": active.policy_version,
+            "policy": reply.active.policy,
+            "policy_version": reply.active.policy_version,
+            "waiting_routers": list(reply.waiting_routers),
+            "in_memory_only": reply.in_memory_only,
         }
     if version or force_reason:
         option = "--version" if version else "--force"
@@ -314,7 +342,7 @@ def switch_policy(
     return _on_each_router(target, router_pb.UsePolicyRequest(policy=policy))
 
 
-def _on_each_router(target: Target, request: router_pb.UsePolicyRequest) -> dict[str, str]:
+def _on_each_router(target: Target, request: router_pb.UsePolicyRequest) -> dict[str, Any]:
     reply: Any = None
     for address in need_routers(target):
         reply = call("router", address, "UsePolicy", request)

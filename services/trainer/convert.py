@@ -327,7 +327,12 @@ def trial_message(
 
 def encode_rollout(state: RolloutState) -> bytes:
     """Returns the form a rollout has in the store."""
-    message = pb.RolloutState(rollout=rollout_message(state), activation=state.activation)
+    message = pb.RolloutState(
+        rollout=rollout_message(state),
+        activation=state.activation,
+        anchor=state.anchor,
+        anchor_version=state.anchor_version,
+    )
     if state.pinned_activation >= 0:
         message.pinned_activation = state.pinned_activation
     if state.watch.activation:
@@ -360,6 +365,8 @@ def decode_rollout(payload: bytes) -> RolloutState:
     checks.moment("begin_time", info.begin_time)
     checks.count("activation", stored.activation)
     checks.count("pinned_activation", stored.pinned_activation)
+    for name in ("anchor", "anchor_version"):
+        checks.text(name, getattr(stored, name), MAX_NAME_CHARACTERS)
     names = [each.name for each in fields(CanarySeen)]
     carried = dict(zip(names, stored.carried, strict=False))
     is_whole = len(stored.carried) in (0, len(names))
@@ -410,6 +417,8 @@ def decode_rollout(payload: bytes) -> RolloutState:
         period_ns=stored.period_time.ToNanoseconds(),
         judged=stored.judged_period_count,
         differences=tuple(stored.pair_differences),
+        anchor=stored.anchor,
+        anchor_version=stored.anchor_version,
     )
 
 

@@ -6,14 +6,15 @@ What passes is active at once, or goes on in steps (`rollout.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from services.common.errors import FailedPreconditionError, cut
 from services.common.log import Logger
 from services.trainer.jobs import MeshSpec
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import PolicyRecord
+from services.trainer.model import PolicyRecord, RolloutState
 from services.trainer.promotion import Promoter, Promotion
 from services.trainer.registry import ActivePolicy, PolicyRegistry
 from services.trainer.rollout import RolloutHeldError, Rollouts
@@ -23,6 +24,9 @@ from trainer.evaluation.class_gap import ClassGap
 BASELINE = "price"
 """What a first policy is measured against."""
 
+_ANCHOR_MARGINS = 2.0
+"""Beside the anchor a policy may be worse by so many margins: each step may take one, all two."""
+_BOTH = ("performance", "availability")
 _LONGEST_VERDICT_BYTES = 1_000
 """Records of policies have room for so much; what a policy is refused for stands first."""
 
@@ -50,11 +54,31 @@ class Simulated:
         passed: True if the policy may be promoted.
         text: one sentence for people.
         scores: simulated scores of the candidate.
+        is_anchor_reached: True if the active policy is no worse than the anchor in any score.
     """
 
     passed: bool
     text: str
     scores: Scores
+    is_anchor_reached: bool = False
+
+
+class _Rival(NamedTuple):
+    """What a candidate is compared with.
+
+    Attributes:
+        told: it in words.
+        policy: its name.
+        snapshot: its snapshot; None for policies without one.
+        margin: how much worse than it a candidate may be.
+        scores: names of the scores that count.
+    """
+
+    told: str
+    policy: str
+    snapshot: bytes | None
+    margin: float
+    scores: tuple[str, ...]
 
 
 class Gate:
@@ -132,6 +156,8 @@ class Gate:
         """
         active, present = await registry.active(), registry.activation
         if active is not None and active.record.version == record.version:
+            if by_hand:
+                await self._rollouts.release()
             return Promotion(active)
         in_steps = self._goes_in_steps(by_hand, in_steps)
         if in_steps or not by_hand:
@@ -140,7 +166,11 @@ class Gate:
             except RolloutHeldError as error:
                 self._log.info("promotion_held", version=record.version, reason=str(error))
                 raise
-        verdict = await self.judge(record.policy, snapshot, active)
+        anchor = await registry.anchor()
+        is_active = anchor is not None and active is not None and _is_same(anchor[0], active.record)
+        verdict = await self.judge(record.policy, snapshot, active, None if is_active else anchor)
+        if active is not None and active.snapshot and (anchor is None or verdict.is_anchor_reached):
+            await registry.change_rollout(partial(_anchored, active.record))
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
@@ -149,7 +179,7 @@ class Gate:
             state = await self._rollouts.begin(record, verdict.text, by_hand=by_hand)
             return Promotion(active, rollout=state, verdict=verdict.text)
         promotion = await self._rollouts.carry_out(
-            self._promoter.promote(record.policy, record.version, present),
+            lambda note: self._promoter.promote(record.policy, record.version, present, note=note),
             by_hand=False,
             is_watched=True,
         )
@@ -168,39 +198,66 @@ class Gate:
             return False
         return wanted
 
-    async def judge(self, policy: str, candidate: bytes, active: ActivePolicy | None) -> Simulated:
+    async def judge(
+        self,
+        policy: str,
+        candidate: bytes,
+        active: ActivePolicy | None,
+        anchor: tuple[PolicyRecord, bytes] | None = None,
+    ) -> Simulated:
         """Returns whether the candidate may replace the active policy.
 
         It may be worse than neither the active policy nor, in performance, the baseline: else a
-        weak active policy would let in anything. Where requests are of several priority classes the
-        same holds for each class, as far as the figures can tell: what is gained for one must not
-        be taken from another.
+        weak active policy would let in anything. Beside the anchor, the best of those that were
+        active, twice the margin holds: else each of many promotions might lose a little. Where
+        requests are of several priority classes the same holds for each class, as far as the
+        figures can tell: what is gained for one must not be taken from another.
 
         Raises:
             WorkerDiedError: The simulation did not end.
             WorkerError: The simulation failed.
         """
-        rivals: list[tuple[str, bytes | None]] = [(BASELINE, None)]
-        if active is not None and active.record.policy != BASELINE:
-            rivals.insert(0, (active.record.policy, active.snapshot or None))
-        found, gaps = await self._simulated([(policy, candidate), *rivals])
-        scores, reference = found[0], found[1]
-        least = {key: reference[key] - self._margin for key in ("performance", "availability")}
-        least["performance"] = max(least["performance"], found[-1]["performance"] - self._margin)
+        rivals = self._rivals(active, anchor)
+        asked = [(policy, candidate), *((each.policy, each.snapshot) for each in rivals)]
+        found, gaps = await self._simulated(asked)
+        scores, theirs = found[0], found[1:]
         # Written so that a score that is no number does not pass.
-        passed = all(scores[key] >= lowest for key, lowest in least.items())
+        passed = all(
+            scores[key] >= reference[key] - rival.margin
+            for rival, reference in zip(rivals, theirs, strict=True)
+            for key in rival.scores
+        )
         text = f"simulated {_told(scores)}; " + "; ".join(
-            f"{name} has {_told(each)}" for (name, _), each in zip(rivals, found[1:], strict=True)
+            f"{rival.told} has {_told(each)}" for rival, each in zip(rivals, theirs, strict=True)
         )
         text += f"; margin {self._margin:g}"
-        names = [name for name, _ in rivals]
-        worse = self._worse(names, gaps)
+        worse = self._worse(rivals, gaps)
         passed &= not worse
-        text = "; ".join([*worse, text, *_by_class(names[0], gaps[0] if gaps else ())])
+        text = "; ".join([*worse, text, *_by_class(rivals[0].told, gaps[0] if gaps else ())])
         text = cut(text, _LONGEST_VERDICT_BYTES)
         self._metrics.gate_decisions.labels("passed" if passed else "failed").inc()
         self._log.info("gate", passed=passed, verdict=text)
-        return Simulated(passed, text, scores)
+        is_reached = anchor is not None and all(theirs[0][key] >= theirs[1][key] for key in _BOTH)
+        return Simulated(passed, text, scores, is_reached)
+
+    def _rivals(
+        self, active: ActivePolicy | None, anchor: tuple[PolicyRecord, bytes] | None
+    ) -> list[_Rival]:
+        """Returns what a candidate is compared with: the reference, the anchor, the baseline."""
+        baseline = _Rival(BASELINE, BASELINE, None, self._margin, _BOTH)
+        rivals = [baseline]
+        if active is not None and active.record.policy != BASELINE:
+            name = active.record.policy
+            rivals = [
+                _Rival(name, name, active.snapshot or None, self._margin, _BOTH),
+                baseline._replace(scores=("performance",)),
+            ]
+        if anchor is not None:
+            record, blob = anchor
+            told = f"{record.policy} {record.version}, the best before (twice the margin),"
+            margin = _ANCHOR_MARGINS * self._margin
+            rivals.insert(1, _Rival(told, record.policy, blob or None, margin, _BOTH))
+        return rivals
 
     async def _simulated(
         self, policies: Sequence[tuple[str, bytes | None]]
@@ -214,26 +271,24 @@ class Gate:
         )
         return found
 
-    def _worse(self, rivals: Sequence[str], gaps: Sequence[Sequence[ClassGap]]) -> list[str]:
+    def _worse(self, rivals: Sequence[_Rival], gaps: Sequence[Sequence[ClassGap]]) -> list[str]:
         """Returns for which classes the policy is surely worse, in words; logs every class."""
         found = []
-        for index, (rival, each) in enumerate(zip(rivals, gaps, strict=bool(gaps))):
+        for rival, each in zip(rivals, gaps, strict=bool(gaps)):
             for gap in each:
-                # The first rival is what is active; beside the baseline performance counts.
-                counts = index == 0 or gap.score == "performance"
-                is_worse = counts and gap.is_worse(self._margin)
+                is_worse = gap.score in rival.scores and gap.is_worse(rival.margin)
                 self._log.info(
                     "gate_class",
                     priority=gap.priority,
                     score=gap.score,
-                    beside=rival,
+                    beside=rival.told,
                     value=gap.value,
                     reference=gap.reference,
                     half=gap.half,
                     is_worse=is_worse,
                 )
                 if is_worse:
-                    found.append(f"worse for {gap.priority} priority: {gap} beside {rival}")
+                    found.append(f"worse for {gap.priority} priority: {gap} beside {rival.told}")
         return found
 
 
@@ -243,6 +298,15 @@ def _by_class(rival: str, gaps: Sequence[ClassGap]) -> list[str]:
     for gap in gaps:
         by_priority.setdefault(gap.priority, []).append(str(gap))
     return [f"{name} beside {rival}: {', '.join(each)}" for name, each in by_priority.items()]
+
+
+def _is_same(one: PolicyRecord, other: PolicyRecord) -> bool:
+    return (one.policy, one.version) == (other.policy, other.version)
+
+
+def _anchored(record: PolicyRecord, state: RolloutState) -> RolloutState:
+    """Returns a state with another anchor."""
+    return replace(state, anchor=record.policy, anchor_version=record.version)
 
 
 def _told(scores: Scores) -> str:

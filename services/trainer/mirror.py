@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError
@@ -23,17 +24,17 @@ from services.common.state.policy_store import (
     PolicyStore,
     StoredPolicy,
 )
-from services.trainer.convert import (
-    BadRecordError,
-    decode_policy,
-    decode_rollout,
-    encode_policy,
-    encode_rollout,
-)
+from services.trainer.convert import BadRecordError, decode_policy, encode_policy
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import PolicyRecord, RolloutState
+from services.trainer.rollout_mirror import RolloutMirror
 
 T = TypeVar("T")
+
+Change = Callable[[RolloutState], RolloutState]
+"""What is known of the rollout to what is to be known."""
+Note = Callable[[RolloutState, int], RolloutState]
+"""What is known of the rollout, and the number of an activation, to what is to be known then."""
 
 
 @dataclass(slots=True)
@@ -74,9 +75,9 @@ class PolicyMirror:
         self._kept_limit = kept_limit
         self._kept: dict[tuple[str, str], KeptPolicy] = {}
         self._has_unstored_activation = False
+        self._stored_activation = 0
         self.history: list[Activation] = []
-        self.rollout = RolloutState()
-        self._is_rollout_stored = True
+        self._rollout = RolloutMirror(store=store, attempt=self._attempt, log=log)
         self.changed = asyncio.Condition()
         self.is_degraded = False
         self._has_failed = False
@@ -86,16 +87,25 @@ class PolicyMirror:
         """Number of the present activation, 0 if there never was one."""
         return self.history[-1].activation if self.history else 0
 
+    @property
+    def rollout(self) -> RolloutState:
+        """What is known of the rollout."""
+        return self._rollout.state
+
     async def records(self) -> list[PolicyRecord]:
-        """Returns every known policy, newest first."""
-        found = {key: kept.record for key, kept in self._kept.items()}
+        """Returns every known policy, newest first, with what other trainers know of it."""
+        found: dict[PolicyKey, PolicyRecord] = {}
         for stored in await self._attempt(self._store.policies) or ():
             try:
                 record = decode_policy(stored)
             except BadRecordError as error:
                 await self._set_aside(stored.name, stored.version, stored.info, str(error))
                 continue
-            found.setdefault((record.policy, record.version), record)
+            kept = self._kept.get((record.policy, record.version))
+            if kept is not None and kept.is_stored:
+                kept.record = record
+            found[record.policy, record.version] = record
+        found |= {key: kept.record for key, kept in self._kept.items()}
         return sorted(found.values(), key=lambda record: -record.publish_ns)
 
     async def find(self, policy: str, version: str) -> KeptPolicy | None:
@@ -122,6 +132,17 @@ class PolicyMirror:
         self._keep(kept)
         return kept
 
+    async def read(self, policy: str, version: str) -> KeptPolicy | None:
+        """Returns a policy as `find` does, with what other trainers know of it by now."""
+        kept = self._kept.get((policy, version))
+        if kept is None or not kept.is_stored:
+            return await self.find(policy, version)
+        stored = await self._attempt(lambda: self._store.get(policy, version))
+        if stored is not None:
+            with suppress(BadRecordError):  # it is set aside where policies are listed
+                kept.record = decode_policy(StoredPolicy(policy, version, stored[0]))
+        return kept
+
     async def _set_aside(self, policy: str, version: str, payload: bytes, reason: str) -> None:
         """Takes something broken out of the store; what memory knows better is stored again."""
         kept = self._kept.get((policy, version))
@@ -144,53 +165,59 @@ class PolicyMirror:
         kept.record = record
         await self._try_store(kept)
 
-    async def activate(self, policy: str, version: str, guard: int | None) -> bool:
+    async def activate(
+        self, policy: str, version: str, guard: int | None, note: Note | None = None
+    ) -> bool:
         """Makes a policy the active one, none if its name is empty; returns if the store knows.
+
+        What `note` makes of the rollout is stored in one step with the activation: a trainer that
+        is killed leaves neither without the other.
 
         Raises:
             VersionMismatchError: The store's present activation is not `guard`.
         """
-        number = await self._attempt(
-            lambda: self._store.activate(policy, version, guard, above=self.activation)
+        number = self.activation + 1
+        noted = self._rollout.noted(note(self.rollout, number), number) if note else None
+        given = await self._attempt(
+            lambda: self._store.activate(policy, version, guard, above=self.activation, noted=noted)
         )
-        self._has_unstored_activation = number is None
-        await self._follow(Activation(number or self.activation + 1, policy, version))
-        return number is not None
+        self._has_unstored_activation = given is None
+        self._stored_activation = given or self._stored_activation
+        await self._follow(Activation(given or number, policy, version))
+        if note is not None:
+            await self.change_rollout(lambda state: note(state, self.activation))
+        return given is not None
 
-    async def keep_rollout(self, state: RolloutState) -> None:
-        """Replaces what is known of the rollout, and tells the watchers."""
-        self.rollout, self._is_rollout_stored = state, False
-        await self._store_rollout()
+    async def change_rollout(self, change: Change) -> None:
+        """Changes what is known of the rollout, on top of what another trainer has changed."""
+        while not await self.keep_rollout(change(self.rollout)):
+            pass  # that is known here now
+
+    async def keep_rollout(
+        self, state: RolloutState, of_policy: tuple[KeptPolicy, PolicyRecord] | None = None
+    ) -> bool:
+        """Replaces what is known of the rollout and, in the same step, of a policy; tells watchers.
+
+        Returns:
+            False if another trainer has changed it since it was read here. Then nothing is
+            replaced, and what that one made of it is known here now.
+        """
+        info = None
+        if of_policy is not None:
+            kept, record = of_policy
+            info = StoredPolicy(record.policy, record.version, encode_policy(record))
+        is_ours = await self._rollout.keep(state, info)
+        if of_policy is not None and is_ours:
+            kept.record = record
+            if not (kept.is_stored and self._rollout.is_stored):
+                await self._try_store(kept)
+        await self._tell()
+        return is_ours
+
+    async def _tell(self) -> None:
+        """Tells the watchers."""
         async with self.changed:
             self.changed.notify_all()
-
-    async def _store_rollout(self) -> None:
-        async def put() -> bool:
-            await self._store.put_rollout(encode_rollout(self.rollout))
-            return True
-
-        self._is_rollout_stored = bool(await self._attempt(put))
-
-    async def _pull_rollout(self) -> None:
-        """Takes in what another trainer, or this one before, has stored of the rollout."""
-        if not self._is_rollout_stored:
-            await self._store_rollout()
-            return
-        payload = await self._attempt(self._store.rollout)
-        if not payload:
-            if self.rollout != RolloutState() and not self._has_failed:
-                await self._store_rollout()  # the store lost its memory
-            return
-        try:
-            state = decode_rollout(payload)
-        except BadRecordError as error:
-            self._log.error("stored_rollout_broken", reason=str(error))
-            await self._store_rollout()
-            return
-        if state != self.rollout:
-            self.rollout = state
-            async with self.changed:
-                self.changed.notify_all()
 
     async def pull(self) -> None:
         """Brings memory and store together; does nothing while the store is away.
@@ -213,11 +240,13 @@ class PolicyMirror:
         stored = history[-1].activation if history else 0
         if self._has_unstored_activation and history[-1:] == self.history[-1:]:
             self._has_unstored_activation = False  # it had arrived: only the answer was lost
-        if stored < self.activation and not self._has_unstored_activation:
+        if stored < self._stored_activation:
             # The store lost its memory: it gets back what we still have.
+            if not await self._rollout.restore():
+                return
             for kept in self._kept.values():
                 kept.is_stored = False
-            self._is_rollout_stored = False
+        self._stored_activation = stored
         for kept in [kept for kept in self._kept.values() if not kept.is_stored]:
             await self._try_store(kept)
         if self.history and (self._has_unstored_activation or stored < self.activation):
@@ -225,7 +254,8 @@ class PolicyMirror:
         elif stored > self.activation:
             self.history = list(history[:-1])
             await self._follow(history[-1])
-        await self._pull_rollout()
+        if await self._rollout.pull():
+            await self._tell()
 
     async def _catch_up(self, stored: int) -> None:
         """Activates our policy in a store that missed it, under our number if it is free there.
@@ -244,17 +274,20 @@ class PolicyMirror:
         if number is None:
             return
         self._has_unstored_activation = False
+        self._stored_activation = number
         self._log.info("registry_caught_up", activation=number)
         if number != present.activation:
+            is_pinned = self.rollout.pinned_activation == present.activation
             await self._follow(Activation(number, present.name, present.version))
+            if is_pinned:
+                await self.change_rollout(lambda state: replace(state, pinned_activation=number))
 
     async def _follow(self, activation: Activation) -> None:
         """Notes the present activation and tells the watchers."""
         self.history.append(activation)
         del self.history[: -keys.ACTIVATION_HISTORY_LIMIT]
         self._metrics.activation.set(activation.activation)
-        async with self.changed:
-            self.changed.notify_all()
+        await self._tell()
 
     async def _try_store(self, kept: KeptPolicy) -> None:
         record = kept.record
@@ -294,11 +327,13 @@ class PolicyMirror:
                 del self._kept[key]
 
     def _needed(self) -> set[PolicyKey]:
-        """Returns what is in use: the active policy, the one a rollback goes to, the one on trial.
+        """Returns what is in use, however many policies are published meanwhile.
 
-        However long a rollout takes, and however many policies are published meanwhile.
+        That is the active policy, the one a rollback goes to, the one on trial, and the one that
+        the gate compares with beside the active one.
         """
         served = [(each.name, each.version) for each in self.history]
         before = [each for each in served if each != served[-1]]
         on_trial = (self.rollout.policy, self.rollout.version)
-        return {each for each in (*served[-1:], *before[-1:], on_trial) if each[1]}
+        anchor = (self.rollout.anchor, self.rollout.anchor_version)
+        return {each for each in (*served[-1:], *before[-1:], on_trial, anchor) if each[1]}

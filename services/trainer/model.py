@@ -121,6 +121,11 @@ class RolloutState:
         period_ns: when that period began, nanoseconds since 1970.
         judged: periods that were judged.
         differences: of each judged pair, what a request earned more under the policy on trial.
+        anchor: name of the policy that the gate also compares with, so that small losses do not
+            add up; empty for none.
+        anchor_version: version of that policy.
+        revision: counts in this process how often a rollout or a pin has changed, and so tells a
+            state that was made of an older one; it is not stored.
     """
 
     number: int = 0
@@ -138,6 +143,9 @@ class RolloutState:
     period_ns: int = 0
     judged: int = 0
     differences: tuple[float, ...] = ()
+    anchor: str = ""
+    anchor_version: str = ""
+    revision: int = field(default=0, compare=False)
 
     @property
     def is_under_way(self) -> bool:

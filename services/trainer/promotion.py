@@ -10,7 +10,7 @@ from services.common.errors import FailedPreconditionError, cut
 from services.common.log import Logger
 from services.trainer.mesh_view import MeshView, RouterSeen
 from services.trainer.model import RolloutState
-from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.registry import ActivationNote, ActivePolicy, PolicyRegistry
 
 _ASK_S = 0.1
 _LISTED = 8
@@ -69,6 +69,7 @@ class Promoter:
         expected_activation: int | None = None,
         *,
         force_reason: str = "",
+        note: ActivationNote | None = None,
     ) -> Promotion:
         """Activates a policy; see `PolicyRegistry.promote`.
 
@@ -77,7 +78,7 @@ class Promoter:
         """
         return await self.confirm(
             await self._registry.promote(
-                policy, version, expected_activation, force_reason=force_reason
+                policy, version, expected_activation, force_reason=force_reason, note=note
             )
         )
 

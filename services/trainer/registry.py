@@ -6,7 +6,7 @@ Where policies are kept, and what happens while Redis is away, is `mirror.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from router.dqn.snapshot import Snapshot, SnapshotError, load_snapshot
@@ -17,7 +17,7 @@ from services.common.log import Logger
 from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import Activation, PolicyStore
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.mirror import KeptPolicy, PolicyMirror
+from services.trainer.mirror import Change, KeptPolicy, Note, PolicyMirror
 from services.trainer.model import (
     MOST_STEPS,
     PolicyRecord,
@@ -26,6 +26,7 @@ from services.trainer.model import (
     Stage,
     WatchState,
 )
+from services.trainer.rollout_mirror import with_beside
 
 _SETTINGS = Activation(0, "", "")
 """What serves before anything is activated: the policy of each router's settings."""
@@ -44,6 +45,14 @@ class ActivePolicy:
     activation: int
     record: PolicyRecord
     snapshot: bytes
+
+
+ActivationNote = Callable[[RolloutState, ActivePolicy, tuple[str, str]], RolloutState]
+"""What is to be known of the rollout once a policy is active, noted in one step with that.
+
+It is made of what is known, of what has become active, and of name and version of what that one
+replaced, as `PolicyRegistry.replaced` has them.
+"""
 
 
 class PolicyRegistry:
@@ -145,10 +154,16 @@ class PolicyRegistry:
         expected_activation: int | None = None,
         *,
         force_reason: str = "",
+        note: ActivationNote | None = None,
     ) -> ActivePolicy:
         """Activates a policy; an empty version means the newest of that name not rejected.
 
-        `force_reason` says why a rejected one is activated all the same.
+        Args:
+            policy: its name.
+            version: its version.
+            expected_activation: the present activation; None for any.
+            force_reason: why a rejected one is activated all the same.
+            note: what is noted in one step with it.
 
         Raises:
             NotFoundError: There is no such policy.
@@ -160,10 +175,10 @@ class PolicyRegistry:
             found = await self._resolve(policy, version)
             record = found.record
             if record.stage is not Stage.REJECTED:
-                return await self._activate(found, expected_activation)
+                return await self._activate(found, expected_activation, note)
             if not force_reason:
                 raise _rejected(record)
-            active = await self._activate(found, expected_activation)
+            active = await self._activate(found, expected_activation, note)
             self._log.warning(
                 "rejected_policy_forced",
                 policy=record.policy,
@@ -197,7 +212,7 @@ class PolicyRegistry:
             self._log.warning(
                 "policy_rolled_back", policy=present.name, version=present.version, reason=reason
             )
-            return await self._activate(found, self.activation)
+            return await self._activate(found, self.activation, _without_anchor)
 
     async def withdraw(self, active: ActivePolicy, reason: str) -> None:
         """Undoes an activation: what served before serves again.
@@ -224,25 +239,60 @@ class PolicyRegistry:
         """Takes a rejection back, as once the gate lets the policy pass."""
         await self._mark(policy, version, Stage.PROPOSED, "")
 
-    async def keep_rollout(self, state: RolloutState, step: RolloutStep | None = None) -> None:
-        """Keeps where a rollout stands; a step is noted with its policy.
+    async def keep_rollout(
+        self, state: RolloutState, step: RolloutStep | None = None
+    ) -> RolloutState:
+        """Keeps where a rollout stands and returns it as it is kept.
 
-        A step to REJECTED rejects the policy, one to anywhere else takes a rejection back.
+        A step is noted with its policy. One to REJECTED rejects the policy; one to PROPOSED, where
+        a rollout ends without a verdict, leaves a rejection; any other takes it back.
+
+        Raises:
+            AbortedError: The rollout, or what is pinned, has changed since that of which `state`
+                was made.
         """
         async with self._lock:
-            watch = self._mirror.rollout.watch  # which `keep_watch` alone changes
-            await self._mirror.keep_rollout(replace(state, watch=watch))
-            kept = await self._mirror.find(state.policy, state.version) if step else None
-            if step is None or kept is None:
-                return
-            is_rejected = step.stage is Stage.REJECTED
-            marked = replace(
-                kept.record,
-                stage=Stage.REJECTED if is_rejected else Stage.PROPOSED,
-                rejection=step.reason if is_rejected else "",
-                steps=(*kept.record.steps, step)[-MOST_STEPS:],
-            )
-            await self._mirror.change(kept, marked)
+            present = self._mirror.rollout
+            if state.revision != present.revision:
+                raise _overtaken(present)
+            changed = None
+            kept = await self._mirror.read(state.policy, state.version) if step else None
+            if step is not None and kept is not None:
+                marked = _with_step(kept.record, step)
+                if step.stage is Stage.REJECTED:
+                    marked = replace(marked, stage=Stage.REJECTED, rejection=step.reason)
+                elif step.stage is not Stage.PROPOSED:
+                    marked = replace(marked, stage=Stage.PROPOSED, rejection="")
+                changed = kept, marked
+            # What is beside a rollout others change, each by a method of its own.
+            if not await self._mirror.keep_rollout(with_beside(state, present), changed):
+                raise _overtaken(self._mirror.rollout)
+            return self._mirror.rollout
+
+    async def change_rollout(self, change: Change) -> None:
+        """Changes what is known of the rollout, whatever others have made of it meanwhile."""
+        async with self._lock:
+            await self._mirror.change_rollout(change)
+
+    async def anchor(self) -> tuple[PolicyRecord, bytes] | None:
+        """Returns what the gate compares with beside the active policy, and its snapshot.
+
+        None if there is nothing, or if it was rejected or is gone.
+        """
+        async with self._lock:
+            await self._mirror.pull()
+            state = self._mirror.rollout
+            if not state.anchor:
+                return None
+            found = await self._find(state.anchor, state.anchor_version)
+            if found is None or found.record.stage is Stage.REJECTED:
+                return None
+            return found.record, found.snapshot
+
+    @property
+    def present(self) -> tuple[str, str]:
+        """Name and version of what is active; empty for the policy of the routers' settings."""
+        return self._mirror.history[-1][1:] if self._mirror.history else ("", "")
 
     @property
     def replaced(self) -> tuple[str, str]:
@@ -253,14 +303,30 @@ class PolicyRegistry:
         history = self._mirror.history
         return history[-2][1:] if len(history) > 1 else ("", "")
 
-    async def keep_watch(self, watch: WatchState, step: RolloutStep) -> None:
-        """Keeps how the watch over an active policy stands, and notes the step with the policy."""
+    async def keep_watch(
+        self, watch: WatchState, step: RolloutStep, *, replaces: WatchState
+    ) -> None:
+        """Keeps how the watch over an active policy stands, and notes the step with the policy.
+
+        Raises:
+            AbortedError: Another trainer has changed the watch that it `replaces`.
+        """
         async with self._lock:
-            await self._mirror.keep_rollout(replace(self._mirror.rollout, watch=watch))
-            kept = await self._mirror.find(watch.policy, watch.version)
+            kept = await self._mirror.read(watch.policy, watch.version)
+            changed = None if kept is None else (kept, _with_step(kept.record, step))
+            is_kept = False
+            while not is_kept:
+                present = self._mirror.rollout
+                if present.watch != replaces:
+                    raise _overtaken(present)
+                is_kept = await self._mirror.keep_rollout(replace(present, watch=watch), changed)
+
+    async def note_step(self, policy: str, version: str, step: RolloutStep) -> None:
+        """Notes a step with a policy."""
+        async with self._lock:
+            kept = await self._mirror.read(policy, version)
             if kept is not None:
-                steps = (*kept.record.steps, step)[-MOST_STEPS:]
-                await self._mirror.change(kept, replace(kept.record, steps=steps))
+                await self._mirror.change(kept, _with_step(kept.record, step))
 
     async def watch_rollout(self) -> AsyncIterator[tuple[RolloutState, bytes]]:
         """Yields the rollout and its policy's snapshot at once, and whenever either changes."""
@@ -283,7 +349,7 @@ class PolicyRegistry:
 
     async def _mark(self, policy: str, version: str, stage: Stage, rejection: str) -> None:
         async with self._lock:
-            kept = await self._mirror.find(policy, version)
+            kept = await self._mirror.read(policy, version)
             if kept is not None:
                 marked = replace(kept.record, stage=stage, rejection=rejection, force_reason="")
                 if marked != kept.record:
@@ -322,12 +388,15 @@ class PolicyRegistry:
 
     # -- inside the lock
 
-    async def _activate(self, found: KeptPolicy, expected: int | None) -> ActivePolicy:
+    async def _activate(
+        self, found: KeptPolicy, expected: int | None, note: ActivationNote | None = None
+    ) -> ActivePolicy:
         record = found.record
+        noted = None if note is None else self._noted(note, found)
         # The store compares with its own number; ours may be ahead of it after an outage.
         self.expect(expected)
         try:
-            is_stored = await self._mirror.activate(record.policy, record.version, expected)
+            is_stored = await self._mirror.activate(record.policy, record.version, expected, noted)
         except VersionMismatchError as error:
             raise _raced(error.expected, error.found) from error
         self._metrics.activations.inc()
@@ -339,6 +408,16 @@ class PolicyRegistry:
             stored=is_stored,
         )
         return ActivePolicy(self.activation, self._staged(record), found.snapshot)
+
+    def _noted(self, note: ActivationNote, found: KeptPolicy) -> Note:
+        """Returns what is noted of the rollout, by the number that the activation gets."""
+        replaced = self.present
+
+        def noted(state: RolloutState, number: int) -> RolloutState:
+            active = ActivePolicy(number, self._staged(found.record), found.snapshot)
+            return note(state, active, replaced)
+
+        return noted
 
     async def _active(self) -> ActivePolicy | None:
         if not self._mirror.history or not self._mirror.history[-1].name:
@@ -361,6 +440,7 @@ class PolicyRegistry:
         Before the first activation the policy of the settings did, and so it does after each
         without a name.
         """
+        await self._mirror.records()  # so that what others have rejected is known
         history = (_SETTINGS, *self._mirror.history)
         for each in reversed(history):
             if each[1:] != history[-1][1:]:
@@ -412,6 +492,29 @@ class PolicyRegistry:
         if record.stage is Stage.PROPOSED and key in history:
             return replace(record, stage=Stage.RETIRED)
         return record
+
+
+def _with_step(record: PolicyRecord, step: RolloutStep) -> PolicyRecord:
+    """Returns a record with one more step."""
+    return replace(record, steps=(*record.steps, step)[-MOST_STEPS:])
+
+
+def _without_anchor(
+    state: RolloutState, _active: ActivePolicy, replaced: tuple[str, str]
+) -> RolloutState:
+    """Returns a state whose anchor is not what somebody has rolled back."""
+    if (state.anchor, state.anchor_version) != replaced:
+        return state
+    return replace(state, anchor="", anchor_version="")
+
+
+def _overtaken(found: RolloutState) -> AbortedError:
+    stage = "paused" if found.is_paused else found.stage.name.lower()
+    return AbortedError(
+        f"rollout or watch have changed meanwhile: rollout {found.number} of {found.policy} "
+        f"{found.version} is {stage}; look again (tiercel policy list) and retry",
+        reason="ROLLOUT_RACED",
+    )
 
 
 def _rejected(record: PolicyRecord) -> FailedPreconditionError:

@@ -9,13 +9,14 @@ the log, a count, a span, and an entry in the history of the policy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from router.sequential import Judgement, Plan
 from services.common.clock import Clock
-from services.common.errors import DomainError, FailedPreconditionError, cut
+from services.common.errors import AbortedError, DomainError, FailedPreconditionError, cut
 from services.common.log import Logger
 from services.common.telemetry import Telemetry
 from services.common.times import from_ns
@@ -23,7 +24,7 @@ from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import IN_ROLLOUT, PolicyRecord, RolloutState, RolloutStep, Stage
 from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
-from services.trainer.registry import PolicyRegistry
+from services.trainer.registry import ActivationNote, ActivePolicy, PolicyRegistry
 from services.trainer.rollout_tally import StageKey, Tally
 from services.trainer.rollout_verdicts import (
     Finding,
@@ -45,6 +46,9 @@ STEP_SPAN = "tiercel.rollout.step"
 TICK_S = 0.5
 """Time between two looks at what routers report, seconds."""
 _LONGEST_REASON = 1_000
+
+Promote = Callable[[ActivationNote | None], Coroutine[Any, Any, Promotion]]
+"""Activates a policy with what is to be noted in one step with it."""
 
 
 class NoRolloutError(FailedPreconditionError):
@@ -129,6 +133,7 @@ class Rollouts:
         state = self._registry.rollout
         if not state.is_running:
             return ""
+        self._tally.take(state, self._mesh.routers)  # also where another trainer judges it
         if state.stage is Stage.SHADOW:
             return str(self._tally.shadow)
         if state.stage is Stage.SWITCHBACK:
@@ -146,6 +151,7 @@ class Rollouts:
             by_hand: somebody asked for it, so what was pinned before is pinned no more.
 
         Raises:
+            AbortedError: Another trainer has changed the rollout meanwhile.
             RolloutHeldError: Another one runs, or something is pinned and nobody asked.
             FailedPreconditionError: There is no load monitor to hear routers by.
         """
@@ -158,7 +164,8 @@ class Rollouts:
             before = self._registry.rollout
             self.check_free(by_hand=by_hand)
             if before.is_under_way:
-                await self._step(before, Stage.PROPOSED, Verdict.NONE, "another rollout began")
+                text = "another rollout began"
+                before = await self._step(before, Stage.PROPOSED, Verdict.NONE, text)
             state = RolloutState(
                 # Above those that routers may remember of a registry that was lost.
                 number=max(before.number + 1, self._clock.wall_ns() // 10**9),
@@ -166,6 +173,7 @@ class Rollouts:
                 version=record.version,
                 begin_ns=self._clock.wall_ns(),
                 activation=self._registry.activation,
+                revision=before.revision,
             )
             return await self._step(state, Stage.SHADOW, Verdict.NONE, reason)
 
@@ -238,28 +246,40 @@ class Rollouts:
             return None
         return await self._step(state, Stage.PROPOSED, Verdict.NONE, reason)
 
+    async def release(self) -> None:
+        """Lets training runs promote again, though what is active was pinned by hand."""
+        async with self._lock:
+            if self.pin:
+                activation = self._registry.activation
+                await self._registry.change_rollout(partial(_pin, activation, False))
+
     async def carry_out(
-        self,
-        promoting: Coroutine[Any, Any, Promotion],
-        *,
-        by_hand: bool,
-        is_watched: bool = False,
+        self, promote: Promote, *, by_hand: bool, is_watched: bool = False
     ) -> Promotion:
         """Does an activation and what follows from it, see `on_activation`; returns the former.
 
-        It is done to its end, also if whoever asked for it leaves while routers are waited for:
-        what is active would else neither be pinned nor watched, nor undone where a router refuses.
+        That it is pinned, or watched, is stored in one step with it, since a trainer may be killed
+        while routers are waited for. It is done to its end, also if whoever asked for it leaves
+        meanwhile: what a router refuses would else not be undone.
         """
-        following = self._follow(promoting, by_hand=by_hand, is_watched=is_watched)
+        following = self._follow(promote, by_hand=by_hand, is_watched=is_watched)
         task = asyncio.create_task(following)
         self._begun.add(task)
         task.add_done_callback(self._note_end)
         return await asyncio.shield(task)
 
-    async def _follow(
-        self, promoting: Coroutine[Any, Any, Promotion], *, by_hand: bool, is_watched: bool
-    ) -> Promotion:
-        promotion = await promoting
+    async def _follow(self, promote: Promote, *, by_hand: bool, is_watched: bool) -> Promotion:
+        served, was_pinned = self._registry.present, bool(self.pin)
+        note: ActivationNote | None = _pinned if by_hand else None
+        if is_watched:
+            note = self.watches.noting()
+        try:
+            promotion = await promote(note)
+        except RoutersRefusedError:
+            if was_pinned and self._registry.present == served:
+                # What was pinned is active again, under another number.
+                await self._registry.change_rollout(partial(_pin, self._registry.activation, True))
+            raise
         await self.on_activation(promotion, by_hand=by_hand, is_watched=is_watched)
         return promotion
 
@@ -281,11 +301,13 @@ class Rollouts:
         activation = promotion.activation
         text = f"activation {activation} came before it had ended"
         async with self._lock:
-            await self._end(text)
-            pinned = activation if by_hand else -1
-            state = self._registry.rollout
-            if state.pinned_activation != pinned:
-                await self._registry.keep_rollout(replace(state, pinned_activation=pinned))
+            if self._registry.activation != activation:
+                return  # what follows from one that came since is for whoever made that
+            try:
+                await self._end(text)
+            except AbortedError:  # another trainer has changed it, which is known here now
+                await self._end(text)
+            await self._registry.change_rollout(partial(_pin, activation, by_hand))
             if is_watched and promotion.active is not None:
                 await self.watches.begin(promotion.active, self._registry.replaced)
             else:
@@ -298,9 +320,13 @@ class Rollouts:
             if self._registry.rollout.is_running or self.watches.state.is_under_way:
                 try:
                     await self._turn.check()
+                    await self.look()
                 except TurnLostError:
                     continue
-                await self.look()
+                except AbortedError as error:
+                    # Another trainer has taken a step, or somebody has pinned something by way of
+                    # it: what was judged here is of what was before. The next look goes by that.
+                    self._log.info("rollout_step_left_out", reason=str(error))
 
     async def look(self) -> None:
         """Asks what routers have seen, and takes the steps that follow, if any."""
@@ -332,7 +358,9 @@ class Rollouts:
             begun = replace(state, period=1, period_ns=self._clock.wall_ns())
             await self._step(begun, Stage.SWITCHBACK, found.verdict, found.text)
         else:
-            promoting = self._promoter.promote(state.policy, state.version, state.activation)
+            promoting = self._promoter.promote(
+                state.policy, state.version, state.activation, note=self.watches.noting()
+            )
             await self._activate(state, found, promoting)
 
     async def _meet_another(self) -> None:
@@ -347,8 +375,8 @@ class Rollouts:
             active.record.policy,
             active.record.version,
         )
-        # Where somebody here has just activated it, they say what follows.
-        if active is None or not is_own or self._begun:
+        # Where somebody here has just activated it, they say what follows; by hand, a pin does.
+        if active is None or not is_own or self._begun or self.pin:
             text = f"activation {self._registry.activation} came before it had ended"
             await self._step(state, Stage.PROPOSED, Verdict.NONE, text)
             return
@@ -367,11 +395,11 @@ class Rollouts:
             found = pair_difference(parts[True], parts[False])
             differences = state.differences if found is None else (*state.differences, found)
             state = replace(state, judged=state.period - 1, differences=differences)
-            await self._registry.keep_rollout(state)
+            state = await self._registry.keep_rollout(state)
         if elapsed_s >= plan.period_s and judge_switchback(state.differences, plan) is None:
             state = replace(state, period=state.period + 1, period_ns=self._clock.wall_ns())
             self._in_period_s(state)
-            await self._registry.keep_rollout(state)
+            state = await self._registry.keep_rollout(state)
         return state
 
     def _in_period_s(self, state: RolloutState) -> float:
@@ -454,7 +482,8 @@ class Rollouts:
             state, stage=stage, reason=reason, is_paused=state.is_paused and not is_over
         )
         now_ns = self._clock.wall_ns()
-        await self._registry.keep_rollout(after, RolloutStep(now_ns, stage, verdict, reason))
+        step = RolloutStep(now_ns, stage, verdict, reason)
+        after = await self._registry.keep_rollout(after, step)
         name = "paused" if after.is_paused else stage.name.lower()
         word = verdict.name.lower()
         log = self._log.warning if verdict is Verdict.WORSE else self._log.info
@@ -477,6 +506,24 @@ class Rollouts:
             force=True,
         )
         return after
+
+
+def _pin(activation: int, by_hand: bool, state: RolloutState) -> RolloutState:
+    """Returns a state in which an activation is pinned or not; a later pin stays."""
+    if state.pinned_activation > activation:
+        return state
+    return replace(state, pinned_activation=activation if by_hand else -1)
+
+
+def _pinned(state: RolloutState, active: ActivePolicy, _replaced: tuple[str, str]) -> RolloutState:
+    """Returns a state in which what has become active is pinned, and is the gate's anchor."""
+    record = active.record if active.snapshot else PolicyRecord.built_in("")
+    return replace(
+        state,
+        pinned_activation=active.activation,
+        anchor=record.policy,
+        anchor_version=record.version,
+    )
 
 
 def _no_rollout(kind: str) -> NoRolloutError:

@@ -200,8 +200,12 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             promotion = await self._through_gate(record, snapshot, expected, in_steps)
         else:
             promotion = await self._rollouts.carry_out(
-                self._promoter.promote(
-                    record.policy, record.version, expected, force_reason=request.force_reason
+                lambda note: self._promoter.promote(
+                    record.policy,
+                    record.version,
+                    expected,
+                    force_reason=request.force_reason,
+                    note=note,
                 ),
                 by_hand=request.without_gate,
             )
@@ -212,6 +216,7 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
             waiting_routers=promotion.waiting[:_MOST_WAITING_LISTED],
             rollout=_rollout_message(promotion.rollout),
             gate_verdict=promotion.verdict,
+            in_memory_only=self._registry.is_degraded,
         )
 
     async def _through_gate(
@@ -241,12 +246,15 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
                 active=_active_info(await self._registry.active()),
                 activation=self._registry.activation,
                 ended=convert.rollout_message(ended),
+                in_memory_only=self._registry.is_degraded,
             )
         promotion = await self._rollouts.carry_out(
-            self._promoter.rollback(request.reason), by_hand=False
+            lambda _note: self._promoter.rollback(request.reason), by_hand=False
         )
         return pb.RollbackPolicyResponse(
-            active=_active_info(promotion.active), activation=promotion.activation
+            active=_active_info(promotion.active),
+            activation=promotion.activation,
+            in_memory_only=self._registry.is_degraded,
         )
 
     async def PauseRollout(
@@ -255,7 +263,9 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
         """Pauses the rollout under way."""
         _check_reason(request)
         state = await self._rollouts.pause(request.reason or "by hand")
-        return pb.PauseRolloutResponse(rollout=convert.rollout_message(state))
+        return pb.PauseRolloutResponse(
+            rollout=convert.rollout_message(state), in_memory_only=self._registry.is_degraded
+        )
 
     async def WatchTrial(
         self, request: pb.WatchTrialRequest, context: Context

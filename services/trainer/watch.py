@@ -19,8 +19,8 @@ from services.common.telemetry import Telemetry
 from services.common.times import from_ns, to_ns
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import RolloutStep, Stage, WatchStage, WatchState
-from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.model import RolloutState, RolloutStep, Stage, WatchStage, WatchState
+from services.trainer.registry import ActivationNote, ActivePolicy, PolicyRegistry
 from services.trainer.rollout_verdicts import Verdict
 from services.trainer.watch_seen import WatchTally
 
@@ -73,6 +73,7 @@ class Watches:
         self._watcher = Watcher(plan.limits)
         self._watched = 0
         self._due_of, self._due_s = 0, 0.0
+        self._former = WatchState()
         metrics.watch_under_way.set_function(lambda: float(self.state.is_under_way))
 
     @property
@@ -101,7 +102,27 @@ class Watches:
 
     def seen(self) -> str:
         """Returns what was seen so far, for people; empty if nothing is watched."""
-        return str(self._tally) if self.state.is_under_way else ""
+        if not self.state.is_under_way:
+            return ""
+        self._hear(self.state)  # also where another trainer judges it
+        return str(self._tally)
+
+    def noting(self) -> ActivationNote:
+        """Returns what is noted in one step with an activation: that it is watched from then on.
+
+        Whoever activates it calls `begin` afterwards, which tells of it. A trainer that is killed
+        before that leaves a policy that is watched all the same.
+        """
+        now_ns = self._clock.wall_ns()
+
+        def noted(
+            state: RolloutState, active: ActivePolicy, replaced: tuple[str, str]
+        ) -> RolloutState:
+            self._former = state.watch
+            watch = self._watch_over(active, replaced, now_ns)
+            return state if watch is None else replace(state, watch=watch)
+
+        return noted
 
     async def begin(self, active: ActivePolicy, replaced: tuple[str, str]) -> None:
         """Watches a learned policy that has become active; others need none.
@@ -110,23 +131,41 @@ class Watches:
             active: what has become active.
             replaced: name and version of what it replaced; empty for the routers' settings.
         """
-        await self.end(f"activation {active.activation} came before its time was over")
-        if not active.snapshot or not self.plan.watch_s:
+        former, self._former = self._former, WatchState()
+        text = f"activation {active.activation} came before its time was over"
+        state = self.state
+        if state.activation == active.activation:  # noted with it, and maybe over by now
+            if former.is_under_way:
+                ended = replace(former, stage=WatchStage.ENDED, reason=text)
+                await self._registry.note_step(former.policy, former.version, self._as_step(ended))
+                self._tell(ended)
+            if state.is_under_way:
+                await self._registry.note_step(state.policy, state.version, self._as_step(state))
+                self._tell(state)
             return
-        now_ns = self._clock.wall_ns()
+        await self.end(text)
+        watch = self._watch_over(active, replaced, self._clock.wall_ns())
+        if watch is not None:
+            await self._keep(watch, replaces=self.state)
+
+    def _watch_over(
+        self, active: ActivePolicy, replaced: tuple[str, str], now_ns: int
+    ) -> WatchState | None:
+        """Returns a watch that begins, None over a policy without a snapshot."""
+        if not active.snapshot or not self.plan.watch_s:
+            return None
         name = " ".join(replaced).strip() or "the policy of the routers' settings"
-        state = WatchState(
+        return WatchState(
             activation=active.activation,
             policy=active.record.policy,
             version=active.record.version,
             replaced=replaced[0],
             replaced_version=replaced[1],
+            stage=WatchStage.UNDER_WAY,
+            reason=f"it is compared with {name} for {self.plan.watch_s:g} s",
             begin_ns=now_ns,
             end_ns=now_ns + to_ns(self.plan.watch_s),
         )
-        self.left_s(state)
-        text = f"it is compared with {name} for {self.plan.watch_s:g} s"
-        await self._step(state, WatchStage.UNDER_WAY, text)
 
     async def end(self, reason: str) -> None:
         """Ends the watch under way, if any, without a verdict."""
@@ -144,9 +183,7 @@ class Watches:
             return
         if state.activation != self._watched:
             self._watched, self._watcher = state.activation, Watcher(self.plan.limits)
-        routers = self._mesh.routers
-        reports = (((each.router_id, each.epoch), each.watch) for each in routers)
-        self._tally.take(state.activation, reports)
+        self._hear(state)
         problem = self._tally.problem
         if not problem:
             broken = self._watcher.look(self._tally.before, self._tally.after)
@@ -155,6 +192,11 @@ class Watches:
             await self._go_back(state, f"{problem}; {self._tally}")
         elif not self.left_s(state) and self._is_heard:
             await self._step(state, WatchStage.KEPT, f"it broke no limit; {self._tally}")
+
+    def _hear(self, state: WatchState) -> None:
+        routers = self._mesh.routers
+        reports = (((each.router_id, each.epoch), each.watch) for each in routers)
+        self._tally.take(state.activation, reports)
 
     async def _go_back(self, state: WatchState, reason: str) -> None:
         reason = cut(reason, _LONGEST_REASON)
@@ -170,13 +212,25 @@ class Watches:
 
     async def _step(self, state: WatchState, stage: WatchStage, reason: str) -> None:
         """Takes a step and tells it to everybody."""
-        reason = cut(reason, _LONGEST_REASON)
-        after = replace(state, stage=stage, reason=reason)
-        now_ns = self._clock.wall_ns()
-        await self._registry.keep_watch(
-            after, RolloutStep(now_ns, _policy_stage(stage), _VERDICTS[stage], reason)
+        after = replace(state, stage=stage, reason=cut(reason, _LONGEST_REASON))
+        await self._keep(after, replaces=state)
+
+    async def _keep(self, watch: WatchState, *, replaces: WatchState) -> None:
+        await self._registry.keep_watch(watch, self._as_step(watch), replaces=replaces)
+        if watch.is_under_way:
+            self.left_s(watch)
+        self._tell(watch)
+
+    def _as_step(self, watch: WatchState) -> RolloutStep:
+        """Returns how a watch stands as a step of its policy."""
+        stage = watch.stage
+        return RolloutStep(
+            self._clock.wall_ns(), _policy_stage(stage), _VERDICTS[stage], watch.reason
         )
-        name = stage.name.lower()
+
+    def _tell(self, after: WatchState) -> None:
+        """Tells everybody how a watch stands."""
+        name, reason = after.stage.name.lower(), after.reason
         facts: dict[str, str | int] = {
             "activation": after.activation,
             "policy": after.policy,
@@ -184,14 +238,15 @@ class Watches:
             "stage": name,
             "reason": reason,
         }
-        log = self._log.warning if stage is WatchStage.WENT_BACK else self._log.info
+        went_back = after.stage is WatchStage.WENT_BACK
+        log = self._log.warning if went_back else self._log.info
         log("watch_step", **facts)
         self._metrics.watch_steps.labels(name).inc()
         self._telemetry.emit(
             self._telemetry.begin(None, STEP_SPAN),
             STEP_SPAN,
             start_ns=after.begin_ns,
-            end_ns=now_ns,
+            end_ns=self._clock.wall_ns(),
             attributes={f"tiercel.{key}": value for key, value in facts.items()},
             force=True,
         )

@@ -9,6 +9,7 @@ from services.common.state.errors import VersionMismatchError
 from services.common.state.policy_store import (
     Activation,
     MemoryPolicyStore,
+    NotedRollout,
     PolicyStore,
     RedisPolicyStore,
     StoredPolicy,
@@ -82,6 +83,41 @@ async def test_numbers_go_above_what_the_caller_knows(store: PolicyStore) -> Non
     """A trainer whose store was emptied goes on counting where it was."""
     assert await store.activate("greedy", "") == 1
     assert await store.activate("price", "", above=40) == 41
+
+
+async def test_a_rollout_takes_the_place_of_what_was_read(store: PolicyStore) -> None:
+    """Of two writers the second one is refused; who writes again what is there is not."""
+    assert await store.rollout() is None
+    assert await store.put_rollout(b"1", b"")
+    assert await store.put_rollout(b"1", b"")
+    assert not await store.put_rollout(b"2", b"")
+    assert await store.put_rollout(b"2", b"1")
+    assert await store.rollout() == b"2"
+
+
+async def test_a_rollout_and_its_policy_are_stored_in_one_step(store: PolicyStore) -> None:
+    """Both or neither; a policy that is not there is not made."""
+    await store.put(b"info", b"weights", "dqn", "1")
+    assert await store.put_rollout(b"1", b"", StoredPolicy("dqn", "1", b"rejected"))
+    assert await store.get("dqn", "1") == (b"rejected", b"weights")
+    assert not await store.put_rollout(b"2", b"other", StoredPolicy("dqn", "1", b"late"))
+    assert await store.get("dqn", "1") == (b"rejected", b"weights")
+    assert await store.put_rollout(b"2", b"1", StoredPolicy("dqn", "2", b"unknown"))
+    assert await store.get("dqn", "2") is None
+
+
+async def test_an_activation_is_stored_with_what_is_noted(store: PolicyStore) -> None:
+    """Where it got another number, or the rollout has changed meanwhile, it is stored alone."""
+    noted = NotedRollout(1, b"pinned 1", b"")
+    assert await store.activate("price", "", 0, noted=noted) == 1
+    assert await store.rollout() == b"pinned 1"
+    noted = NotedRollout(7, b"pinned 7", b"pinned 1")
+    assert await store.activate("price", "", 1, noted=noted) == 2
+    assert await store.activate("price", "", 2, noted=NotedRollout(3, b"pinned 3", b"")) == 3
+    assert await store.rollout() == b"pinned 1"
+    with pytest.raises(VersionMismatchError):
+        await store.activate("price", "", 2, noted=NotedRollout(4, b"pinned 4", b"pinned 1"))
+    assert await store.rollout() == b"pinned 1"
 
 
 async def test_a_broken_policy_leaves_the_registry(store: PolicyStore) -> None:
@@ -166,6 +202,19 @@ async def test_a_key_of_another_type_is_set_aside(
     assert await store.activate("dqn", "1") == 1
     assert await store.get("dqn", "1") == (b"info", b"weights")
     assert await redis.exists(keys.aside(key)) == 1
+
+
+async def test_a_rollout_of_another_type_makes_no_second_activation(
+    redis_connection: RedisConnection,
+) -> None:
+    """It is set aside before anything is written."""
+    store, redis = RedisPolicyStore(redis_connection), redis_connection.redis
+    await redis.hset(keys.POLICY_ROLLOUT, "garbage", "1")
+    noted = NotedRollout(1, b"pinned", b"")
+    assert await store.activate("price", "", 0, noted=noted) == 1
+    assert await store.history() == [Activation(1, "price", "")]
+    assert await store.rollout() == b"pinned"
+    assert await redis.exists(keys.aside(keys.POLICY_ROLLOUT)) == 1
 
 
 @pytest.mark.parametrize("identifier", [b"\xff@1", b"nameless", b"dqn@9"])

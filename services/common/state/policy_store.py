@@ -47,6 +47,20 @@ class StoredPolicy(NamedTuple):
     info: bytes
 
 
+class NotedRollout(NamedTuple):
+    """What is stored of the rollout in one step with an activation.
+
+    Args:
+        activation: The number that the activation must get, or nothing is stored of it.
+        state: What is stored.
+        replaces: What must stand there, or nothing is stored either; empty: nothing.
+    """
+
+    activation: int
+    state: bytes
+    replaces: bytes
+
+
 class PolicyStore(Protocol):
     """The store; a method that cannot answer raises StateUnavailableError within its timeout."""
 
@@ -81,11 +95,17 @@ class PolicyStore(Protocol):
         ...
 
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
+        self,
+        name: str,
+        version: str,
+        expected_activation: int | None = None,
+        above: int = 0,
+        noted: NotedRollout | None = None,
     ) -> int:
         """Makes a policy the active one and returns the number of the activation.
 
-        The number is above the present one, and above `above`.
+        The number is above the present one, and above `above`. Either both the activation and what
+        is `noted` are stored, or the activation alone where that does not fit.
 
         Raises:
             VersionMismatchError: The present activation is not `expected_activation` (0: none yet).
@@ -103,8 +123,17 @@ class PolicyStore(Protocol):
         """
         ...
 
-    async def put_rollout(self, state: bytes) -> None:
-        """Stores what is known of the rollout under way, in place of what was."""
+    async def put_rollout(
+        self, state: bytes, replaces: bytes, policy: StoredPolicy | None = None
+    ) -> bool:
+        """Stores what is known of the rollout under way, in place of what was.
+
+        In the same step it replaces the info of a policy that is there.
+
+        Returns:
+            False, having stored nothing, if neither `replaces` (empty: nothing) nor `state` itself
+            stands there.
+        """
         ...
 
     async def rollout(self) -> bytes | None:
@@ -129,6 +158,7 @@ class RedisPolicyStore:
         self._put = self._redis.register_script(scripts.PUT_POLICY)
         self._drop = self._redis.register_script(scripts.DROP_POLICY)
         self._activate = self._redis.register_script(scripts.ACTIVATE)
+        self._put_rollout = self._redis.register_script(scripts.PUT_ROLLOUT)
 
     async def put(
         self,
@@ -192,18 +222,22 @@ class RedisPolicyStore:
         await self._call(lambda: self._drop(names, arguments))
 
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
+        self,
+        name: str,
+        version: str,
+        expected_activation: int | None = None,
+        above: int = 0,
+        noted: NotedRollout | None = None,
     ) -> int:
         """Makes a policy active; VersionMismatchError if another came in between."""
         await self.history()  # sets aside what must not be counted from
         expected = "" if expected_activation is None else expected_activation
-        arguments = (
+        arguments: list[bytes | str | int] = [
             keys.policy_id(name, version), expected, above, keys.ACTIVATION_HISTORY_LIMIT,
-            keys.LARGEST_VERSION,
-        )  # fmt: skip
-        done, activation = await self._call(
-            lambda: self._activate([keys.ACTIVATION_HISTORY], arguments)
-        )
+            keys.LARGEST_VERSION, *(noted or ("", "", "")),
+        ]  # fmt: skip
+        names = [keys.ACTIVATION_HISTORY, keys.POLICY_ROLLOUT]
+        done, activation = await self._call(lambda: self._activate(names, arguments))
         if not done:
             raise VersionMismatchError("activation", expected_activation or 0, int(activation))
         return int(activation)
@@ -227,9 +261,16 @@ class RedisPolicyStore:
                 await self._call(partial(self._redis.lrem, keys.ACTIVATION_HISTORY, 0, entry))
         return [activation for _, activation in found if activation is not None]
 
-    async def put_rollout(self, state: bytes) -> None:
-        """Stores what is known of the rollout under way."""
-        await self._call(lambda: self._redis.set(keys.POLICY_ROLLOUT, state))
+    async def put_rollout(
+        self, state: bytes, replaces: bytes, policy: StoredPolicy | None = None
+    ) -> bool:
+        """Stores what is known of the rollout under way, unless somebody else has."""
+        of_policy: tuple[bytes | str, ...] = ("", "")
+        if policy is not None:
+            of_policy = keys.policy_id(policy.name, policy.version), policy.info
+        names = [keys.POLICY_ROLLOUT, keys.POLICY_INFO]
+        arguments = (state, replaces, *of_policy)
+        return bool(await self._call(lambda: self._put_rollout(names, arguments)))
 
     async def rollout(self) -> bytes | None:
         """Returns what was stored of a rollout last."""
@@ -296,7 +337,12 @@ class MemoryPolicyStore:
         self._policies.pop((name, version), None)
 
     async def activate(
-        self, name: str, version: str, expected_activation: int | None = None, above: int = 0
+        self,
+        name: str,
+        version: str,
+        expected_activation: int | None = None,
+        above: int = 0,
+        noted: NotedRollout | None = None,
     ) -> int:
         """Activates a policy."""
         found = self._activations[-1].activation if self._activations else 0
@@ -305,6 +351,9 @@ class MemoryPolicyStore:
         number = max(found, above) + 1
         self._activations.append(Activation(number, name, version))
         del self._activations[: -keys.ACTIVATION_HISTORY_LIMIT]
+        kept = self._rollout or b""
+        if noted is not None and (noted.activation, noted.replaces) == (number, kept):
+            self._rollout = noted.state
         return number
 
     async def active(self) -> Activation | None:
@@ -315,9 +364,16 @@ class MemoryPolicyStore:
         """Returns the kept activations, oldest first."""
         return list(self._activations)
 
-    async def put_rollout(self, state: bytes) -> None:
-        """Stores what is known of the rollout under way."""
+    async def put_rollout(
+        self, state: bytes, replaces: bytes, policy: StoredPolicy | None = None
+    ) -> bool:
+        """Stores what is known of the rollout under way, unless somebody else has."""
+        if (self._rollout or b"") not in (state, replaces):
+            return False
         self._rollout = state
+        if policy is not None and policy[:2] in self._policies:
+            self._policies[policy[:2]] = (policy.info, self._policies[policy[:2]][1])
+        return True
 
     async def rollout(self) -> bytes | None:
         """Returns what was stored of a rollout last."""

@@ -107,11 +107,28 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
 end
 """
 
-# KEYS: history. ARGV: policy id, expected activation or '', number that the new one must be above,
-# most entries of the history, largest number. The present number is that of the newest entry that
-# has a sensible one; after the largest number they start anew.
-# Returns {1, number of the activation}, or {0, number found} on a mismatch.
+# KEYS: rollout, info hash. ARGV: what is to be stored of the rollout, what it takes the place of
+# ('' for nothing), id of a policy or '', what is known of that policy from then on. A policy that
+# is not there is not made. Returns 1 if the rollout is stored now, 0 if another one stands there.
+PUT_ROLLOUT = """
+local found = redis.call('GET', KEYS[1]) or ''
+if found ~= ARGV[1] then
+  if found ~= ARGV[2] then return 0 end
+  redis.call('SET', KEYS[1], ARGV[1])
+end
+if ARGV[3] ~= '' and redis.call('HEXISTS', KEYS[2], ARGV[3]) == 1 then
+  redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
+end
+return 1
+"""
+
+# KEYS: history, rollout. ARGV: policy id, expected activation or '', number that the new one must
+# be above, most entries of the history, largest number, and what is stored of the rollout if the
+# activation gets a certain number: that number, it, what it takes the place of; '' for nothing.
+# The present number is that of the newest entry that has a sensible one; after the largest number
+# they start anew. Returns {1, number of the activation}, or {0, number found} on a mismatch.
 ACTIVATE = """
+local rollout = redis.call('GET', KEYS[2]) or ''
 local largest = tonumber(ARGV[5])
 local current = 0
 local entries = redis.call('LRANGE', KEYS[1], -tonumber(ARGV[4]), -1)
@@ -127,5 +144,8 @@ local activation = math.max(current, tonumber(ARGV[3])) + 1
 if activation > largest then activation = 1 end
 redis.call('RPUSH', KEYS[1], string.format('%.0f', activation) .. ' ' .. ARGV[1])
 redis.call('LTRIM', KEYS[1], -tonumber(ARGV[4]), -1)
+if ARGV[7] ~= '' and tonumber(ARGV[6]) == activation and rollout == ARGV[8] then
+  redis.call('SET', KEYS[2], ARGV[7])
+end
 return {1, activation}
 """

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from router.dqn.snapshot import load_snapshot, save_snapshot
+from services.cli import policy
 from services.cli.app import run
 from tests.fakes.router import FakeRouter
 from tests.unit.services.cli.said import complaint
+from tiercel.trainer.v1 import trainer_service_pb2 as pb
 from trainer.shipped import POLICIES, shipped
 
 REFERENCE = shipped(POLICIES, "reference.safetensors")
@@ -90,3 +93,37 @@ def test_routers_go_back_by_themselves_where_no_trainer_keeps_what_was(
     """With --router the trainer is not asked."""
     assert run(["policy", "rollback", "--router", router[1]]) == 0
     assert f"router {router[1]} now uses price 0" in capsys.readouterr().err
+
+
+def test_a_trainer_is_given_the_time_it_waits_for_routers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a router that says nothing makes a switch that was made look failed. It is named."""
+    active = pb.PolicyInfo(policy="price")
+    replies = {
+        "PromotePolicy": pb.PromotePolicyResponse(
+            active=active, activation=1, waiting_routers=["r7"], in_memory_only=True
+        ),
+        "RollbackPolicy": pb.RollbackPolicyResponse(active=active, activation=2),
+        "PauseRollout": pb.PauseRolloutResponse(
+            rollout=pb.RolloutInfo(stage=pb.POLICY_STAGE_CANARY, paused=True)
+        ),
+    }
+    waits_s: dict[str, float] = {}
+
+    def call(part: str, address: str, method: str, request: Any, timeout_s: float = 3.0) -> Any:
+        waits_s[method] = timeout_s
+        return replies[method]
+
+    monkeypatch.setattr(policy, "call", call)
+    trainer = ("--trainer", "127.0.0.1:1")
+    assert run(["policy", "use", "price", *trainer]) == 0
+    said = capsys.readouterr().err
+    assert "the mesh now uses price" in said
+    assert "not yet heard from: r7" in said
+    assert "Redis is away" in said
+    assert run(["policy", "rollback", *trainer]) == 0
+    assert run(["policy", "pause", *trainer]) == 0
+    assert "Redis is away" not in capsys.readouterr().err
+    assert waits_s == dict.fromkeys(replies, policy.SWITCH_TIMEOUT_S)
+    assert policy.SWITCH_TIMEOUT_S > 10.0

@@ -115,6 +115,42 @@ async def test_a_weak_active_policy_lets_nothing_weak_in() -> None:
     assert (await gate(good).judge("dqn", b"new", active)).passed
 
 
+@pytest.mark.parametrize(
+    ("candidate", "passed"),
+    [
+        ((0.891, 0.981), True),
+        ((0.8899, 0.985), False),  # within the margin of the active one, and too far from the best
+        ((0.891, 0.9799), False),
+    ],
+)
+async def test_beside_the_best_before_twice_the_margin_holds(
+    candidate: tuple[float, float], passed: bool
+) -> None:
+    """In both scores, so that neither is given away bit by bit."""
+    record = PolicyRecord(policy="dqn", version="v", stage=Stage.ACTIVE)
+    best = PolicyRecord(policy="dqn", version="first", stage=Stage.RETIRED)
+    evaluator = Evaluator(candidate, (0.893, 0.983), (0.9, 0.99), (0.5, 0.5))
+    verdict = await gate(evaluator).judge(
+        "dqn", b"new", ActivePolicy(3, record, b"old"), (best, b"first")
+    )
+    rivals = [("dqn", b"old"), ("dqn", b"first"), ("price", None)]
+    assert evaluator.asked[2] == [("dqn", b"new"), *rivals]
+    assert (verdict.passed, verdict.is_anchor_reached) == (passed, False)
+    assert "dqn first, the best before (twice the margin), has performance 0.9000" in verdict.text
+
+
+async def test_an_active_policy_that_is_no_worse_is_the_best() -> None:
+    """It takes the place of the one before, unless it is worse in anything."""
+    record = PolicyRecord(policy="dqn", version="v", stage=Stage.ACTIVE)
+    best = PolicyRecord(policy="dqn", version="first", stage=Stage.RETIRED)
+    for active, is_reached in (((0.9, 0.99), True), ((0.95, 0.9899), False)):
+        evaluator = Evaluator((0.96, 0.99), active, (0.9, 0.99), (0.5, 0.5))
+        verdict = await gate(evaluator).judge(
+            "dqn", b"new", ActivePolicy(3, record, b"old"), (best, b"first")
+        )
+        assert verdict.is_anchor_reached is is_reached
+
+
 MIX = {"high": 1.0, "normal": 3.0, "low": 1.0}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +49,11 @@ def record(version: str) -> PolicyRecord:
     return PolicyRecord(
         policy="dqn", version=version, stage=Stage.PROPOSED, publish_ns=1 + int(version)
     )
+
+
+def pinned(state: RolloutState, number: int) -> RolloutState:
+    """Notes that an activation is pinned."""
+    return replace(state, pinned_activation=number)
 
 
 @pytest.fixture
@@ -225,3 +232,138 @@ async def test_memory_is_bounded_by_what_is_stored(bench: Bench) -> None:
         await bench.mirror.add(record(str(number)), b"%d" % number)
     bench.store.is_down = True
     assert {each.version for each in await bench.mirror.records()} == {"0", "8", "9"}
+
+
+async def test_of_two_trainers_that_change_a_rollout_one_hears_of_the_other(bench: Bench) -> None:
+    """The second one stores nothing, and knows then what the first one stored."""
+    assert await bench.mirror.keep_rollout(RolloutState(number=1, reason="a"))
+    other = bench.another()
+    await other.pull()
+    assert await other.keep_rollout(replace(other.rollout, reason="b"))
+    assert not await bench.mirror.keep_rollout(replace(bench.mirror.rollout, reason="c"))
+    assert bench.mirror.rollout == other.rollout
+    assert bench.mirror.rollout.reason == "b"
+    assert await bench.mirror.keep_rollout(replace(bench.mirror.rollout, reason="c"))
+    await other.pull()
+    assert other.rollout.reason == "c"
+
+
+async def test_what_is_beside_a_rollout_makes_it_no_other_one(bench: Bench) -> None:
+    """A step that was judged before the gate noted an anchor is still one of the same rollout."""
+    await bench.mirror.keep_rollout(RolloutState(number=1))
+    before = bench.mirror.rollout.revision
+    await bench.mirror.keep_rollout(replace(bench.mirror.rollout, anchor="dqn"))
+    assert bench.mirror.rollout.revision == before
+    await bench.mirror.keep_rollout(pinned(bench.mirror.rollout, 3))
+    assert bench.mirror.rollout.revision == before + 1
+
+
+async def test_a_rollout_whose_answer_was_lost_is_known_as_our_own(bench: Bench) -> None:
+    """What we stored ourselves stands in nobody's way."""
+    put = bench.store.target.put_rollout
+
+    async def without_an_answer(*arguments: Any) -> bool:
+        await put(*arguments)
+        raise StateUnavailableError("did not answer in time")
+
+    bench.store.target.put_rollout = without_an_answer
+    await bench.mirror.keep_rollout(RolloutState(number=1, reason="a"))
+    bench.store.target.put_rollout = put
+    assert await bench.mirror.keep_rollout(RolloutState(number=1, reason="b"))
+    other = bench.another()
+    await other.pull()
+    assert other.rollout.reason == "b"
+
+
+async def test_what_was_changed_while_the_store_was_away_gives_way(bench: Bench) -> None:
+    """To what another trainer, who reached it, has made of the rollout meanwhile."""
+    await bench.mirror.keep_rollout(RolloutState(number=1))
+    other = bench.another()
+    await other.pull()
+    bench.store.is_down = True
+    await bench.mirror.keep_rollout(RolloutState(number=1, reason="a"))
+    bench.store.is_down = False
+    await other.keep_rollout(RolloutState(number=1, reason="b"))
+    await bench.mirror.pull()
+    assert bench.mirror.rollout.reason == "b"
+
+
+async def test_nonsense_in_the_place_of_a_rollout_gives_way(bench: Bench) -> None:
+    """It is nobody's step."""
+    await bench.mirror.keep_rollout(RolloutState(number=1))
+    bench.store.target._rollout = b"\xff\xff"
+    assert await bench.mirror.keep_rollout(RolloutState(number=2))
+    bench.store.target._rollout = b"\xff\xff"
+    await bench.mirror.pull()
+    other = bench.another()
+    await other.pull()
+    assert other.rollout.number == 2
+
+
+async def test_an_activation_and_what_is_noted_with_it_are_stored_in_one_step(
+    bench: Bench,
+) -> None:
+    """A trainer that is killed right behind the activation leaves both."""
+
+    async def killed(*_arguments: Any) -> bool:
+        raise asyncio.CancelledError
+
+    bench.store.target.put_rollout = killed
+    with pytest.raises(asyncio.CancelledError):
+        await bench.mirror.activate("price", "", None, pinned)
+    other = bench.another()
+    assert await present(other) == Activation(1, "price", "")
+    assert other.rollout.pinned_activation == 1
+
+
+async def test_what_is_noted_with_an_activation_keeps_what_another_trainer_did(
+    bench: Bench,
+) -> None:
+    """Where that one was quicker it is stored behind the activation."""
+    await bench.another().keep_rollout(RolloutState(number=1, reason="b"))
+    await bench.mirror.activate("price", "", None, pinned)
+    other = bench.another()
+    await other.pull()
+    assert (other.rollout.reason, other.rollout.pinned_activation) == ("b", 1)
+    assert bench.mirror.rollout == other.rollout
+
+
+async def test_a_pin_goes_with_an_activation_that_gets_another_number(bench: Bench) -> None:
+    """Another trainer took its number while the store was away from this one."""
+    bench.store.is_down = True
+    await bench.mirror.activate("price", "", None, pinned)
+    bench.store.is_down = False
+    await bench.store.activate("greedy", "")
+    assert await present(bench.mirror) == Activation(2, "price", "")
+    assert bench.mirror.rollout.pinned_activation == 2
+
+
+async def test_a_store_emptied_while_it_was_away_gets_its_policies_back(bench: Bench) -> None:
+    """Also where something was activated meanwhile: that policy above all."""
+    await bench.mirror.add(record("1"), b"1")
+    await bench.mirror.activate("price", "", None)
+    bench.store.is_down = True
+    await bench.mirror.activate("dqn", "1", None)
+    bench.store.is_down = False
+    bench.store.target = MemoryPolicyStore()
+    await bench.mirror.pull()
+    other = bench.another()
+    assert await present(other) == Activation(2, "dqn", "1")
+    assert await other.find("dqn", "1") is not None
+
+
+async def test_what_another_trainer_knows_of_a_policy_is_read_anew(bench: Bench) -> None:
+    """Its rejection, for one: what it rejected is not promoted here."""
+    await bench.mirror.add(record("1"), b"1")
+    other = bench.another()
+    for stage, read in ((Stage.REJECTED, "list"), (Stage.PROPOSED, "one")):
+        kept = await other.find("dqn", "1")
+        assert kept is not None
+        await other.change(kept, replace(record("1"), stage=stage))
+        if read == "list":
+            [known] = await bench.mirror.records()
+        else:
+            found = await bench.mirror.read("dqn", "1")
+            assert found is not None
+            known = found.record
+        assert known.stage is stage

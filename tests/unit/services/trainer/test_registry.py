@@ -352,3 +352,33 @@ async def test_publishing_again_changes_nothing(bench: Bench) -> None:
     assert again == replace(again, version=version, publish_ns=again.publish_ns)
     assert (await bench.registry.policies())[-1].stage is Stage.ACTIVE
     assert len(await bench.store.policies()) == 1
+
+
+async def test_what_was_rolled_back_is_no_anchor(bench: Bench) -> None:
+    """Somebody went back from it: the gate measures nothing by it any more."""
+    version = await bench.publish(1)
+    await bench.registry.promote("price")
+    await bench.registry.promote("dqn", version)
+    await bench.registry.change_rollout(
+        lambda state: replace(state, anchor="dqn", anchor_version=version)
+    )
+    found = await bench.another().anchor()
+    assert found is not None
+    assert (found[0].version, found[1]) == (version, snapshot(1))
+    await bench.registry.rollback("bad")
+    assert await bench.registry.anchor() is None
+    await bench.registry.change_rollout(
+        lambda state: replace(state, anchor="dqn", anchor_version=version)
+    )
+    await bench.registry.reject("dqn", version, "worse")
+    assert await bench.another().anchor() is None
+
+
+async def test_a_rollback_leaves_out_what_another_trainer_has_rejected(bench: Bench) -> None:
+    """It is none that is good."""
+    one, two = await bench.publish(1), await bench.publish(2)
+    await bench.registry.promote("price")
+    await bench.registry.promote("dqn", one)
+    await bench.registry.promote("dqn", two)
+    await bench.another().reject("dqn", one, "worse")
+    assert (await bench.registry.rollback()).record.policy == "price"

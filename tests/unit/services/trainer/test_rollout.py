@@ -19,11 +19,11 @@ from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
 from services.common.telemetry import Telemetry
-from services.trainer.gate import Gate
+from services.trainer.gate import Gate, GateRefusedError
 from services.trainer.mesh_view import RouterSeen
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import RolloutState, Stage
-from services.trainer.promotion import Promoter, Promotion
+from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
 from services.trainer.registry import PolicyRegistry
 from services.trainer.rollout import NoRolloutError, RolloutHeldError, RolloutLimits, Rollouts
 from services.trainer.rollout_verdicts import (
@@ -146,6 +146,40 @@ class Bench:
         await self.rollouts.look()
         assert self.registry.rollout.stage is Stage.CANARY
         return self.registry.rollout
+
+    async def activate(
+        self, policy: str, version: str = "", *, by_hand: bool, is_watched: bool = False
+    ) -> Promotion:
+        """Activates a policy as a call or the gate does."""
+        promoter = self.promoter
+        return await self.rollouts.carry_out(
+            lambda note: promoter.promote(policy, version, note=note),
+            by_hand=by_hand,
+            is_watched=is_watched,
+        )
+
+    async def restarted(self) -> Rollouts:
+        """Returns what another trainer finds in the store, or this one when it comes back."""
+        registry = self.over.another()
+        await registry.policies()
+        self.rollouts = self.another(registry)
+        self.registry = registry
+        return self.rollouts
+
+    def gate(self, evaluator: Any) -> Gate:
+        """Returns a gate whose promotions are active at once."""
+        return Gate(
+            evaluator=evaluator,
+            spec=SPEC,
+            margin=0.005,
+            seeds=[1],
+            timeout_s=1.0,
+            promoter=self.promoter,
+            rollouts=self.rollouts,
+            rollout="never",
+            log=self.log,
+            metrics=TrainerMetrics(CollectorRegistry()),
+        )
 
     async def stage(self) -> tuple[Stage, str]:
         """Returns where the policy stands, and why it was rejected."""
@@ -539,6 +573,188 @@ async def test_a_pin_whose_caller_leaves_is_one_all_the_same(bench: Bench) -> No
     assert asking.cancelled()
     assert bench.registry.activation == 1
     assert bench.rollouts.pin
+
+
+async def test_a_trainer_killed_behind_a_pin_leaves_it_pinned(bench: Bench) -> None:
+    """While it waits for routers, say; be it the pin of what is on trial, which is no step then."""
+    state = await bench.as_canary()
+    waiting = never_confirmed(bench)
+    using = asyncio.create_task(bench.activate("dqn", state.version, by_hand=True))
+    await waiting.wait()
+    later = await bench.restarted()
+    assert later.pin
+    await later.look()
+    assert bench.registry.rollout.stage is Stage.PROPOSED
+    assert not later.watches.state.is_under_way
+    assert later.pin
+    using.cancel()
+
+
+async def test_a_trainer_killed_behind_a_promotion_leaves_it_watched(bench: Bench) -> None:
+    """The next one goes on with the watch."""
+    version = await bench.over.publish(1)
+    waiting = never_confirmed(bench)
+    promoting = bench.activate("dqn", version, by_hand=False, is_watched=True)
+    using = asyncio.create_task(promoting)
+    await waiting.wait()
+    watches = (await bench.restarted()).watches
+    assert watches.state.is_under_way
+    assert (watches.state.activation, watches.state.version) == (1, version)
+    assert watches.left_s(watches.state) == WATCHED.watch_s
+    using.cancel()
+
+
+def never_confirmed(bench: Bench) -> asyncio.Event:
+    """Has routers never answer what is activated; returns what tells that they are waited for."""
+    at_it = asyncio.Event()
+
+    async def confirm(_active: Any) -> Promotion:
+        at_it.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench.promoter.confirm = confirm  # type: ignore[method-assign]
+    return at_it
+
+
+async def test_a_trainer_that_stood_still_overwrites_nothing(bench: Bench) -> None:
+    """Its turn was over: what another one did meanwhile stands, and it goes on from that."""
+    state = await bench.as_canary()
+    registry = bench.over.another()
+    await registry.policies()
+    await bench.another(registry).pause("lunch")
+    bench.mesh.report(canary(state, -0.3))
+    with pytest.raises(AbortedError, match="paused") as caught:
+        await bench.rollouts.look()
+    assert caught.value.reason == "ROLLOUT_RACED"
+    assert bench.registry.rollout.reason == "paused: lunch"
+    assert await bench.stage() == (Stage.CANARY, "")
+    assert bench.steps("rejected", "worse") == 0.0
+    await bench.rollouts.look()
+    assert bench.registry.rollout == registry.rollout
+
+
+async def test_what_was_judged_before_another_trainer_was_heard_of_is_no_step(
+    bench: Bench,
+) -> None:
+    """It may be heard of between the verdict and the step, too."""
+    await bench.as_canary()
+    judged = bench.registry.rollout
+    registry = bench.over.another()
+    await registry.policies()
+    await bench.another(registry).pause("lunch")
+    await bench.registry.policies()
+    with pytest.raises(AbortedError, match="paused"):
+        await bench.registry.keep_rollout(replace(judged, stage=Stage.SWITCHBACK, period=1))
+
+
+async def test_a_raced_step_ends_nothing(bench: Bench) -> None:
+    """The loop that judges goes on with the next look."""
+    state = await bench.as_canary()
+    registry = bench.over.another()
+    await registry.policies()
+    await bench.another(registry).pause("lunch")
+    bench.mesh.report(canary(state, -0.3))
+    judging = asyncio.create_task(bench.rollouts.run())
+    await bench.clock.advance(2.0)
+    assert not judging.done()
+    assert bench.registry.rollout.is_paused
+    judging.cancel()
+
+
+async def test_a_rollout_that_ends_leaves_a_rejection(bench: Bench) -> None:
+    """Somebody promoted its policy at once meanwhile, and routers refused it."""
+    state = await bench.as_canary()
+    await bench.registry.reject("dqn", state.version, "refused by a")
+    await bench.registry.promote("price")
+    await bench.rollouts.look()
+    assert await bench.stage() == (Stage.REJECTED, "refused by a")
+
+
+async def test_a_pin_outlives_a_policy_that_routers_refuse(bench: Bench) -> None:
+    """What was pinned is active again, and nobody has promoted anything since."""
+    await bench.activate("price", by_hand=True)
+    version = await bench.over.publish(1)
+    bench.mesh.activation, bench.mesh.refusal = 2, "SNAPSHOT_SCHEMA_MISMATCH"
+    with pytest.raises(RoutersRefusedError):
+        await bench.activate("dqn", version, by_hand=True)
+    assert bench.registry.activation == 3
+    assert bench.rollouts.pin == "activation 3 was made by hand"
+
+
+async def test_a_promotion_that_is_waited_for_leaves_a_later_pin(bench: Bench) -> None:
+    """Its routers answer when somebody has pinned another policy by then."""
+    go_on, confirm = asyncio.Event(), bench.promoter.confirm
+
+    async def slowly(active: Any) -> Promotion:
+        if active.record.policy == "price":
+            await go_on.wait()
+        return await confirm(active)
+
+    bench.promoter.confirm = slowly  # type: ignore[method-assign]
+    promoting = asyncio.create_task(bench.activate("price", by_hand=False))
+    await settle()
+    await bench.activate("greedy", by_hand=True)
+    go_on.set()
+    await promoting
+    assert bench.rollouts.pin == "activation 2 was made by hand"
+
+
+async def test_promoting_what_is_pinned_ends_its_pin(bench: Bench) -> None:
+    """It stays active, and training runs promote again."""
+    version = await bench.over.publish(1)
+    await bench.activate("dqn", version, by_hand=True)
+    assert bench.rollouts.pin
+    record, blob = await bench.registry.get("dqn", version)
+    gate = bench.gate(Evaluator())
+    promotion = await gate.promote(bench.registry, record, blob, by_hand=True)
+    assert promotion.activation == bench.registry.activation == 1
+    assert not bench.rollouts.pin
+
+
+class BySnapshot:
+    """Scores each snapshot as a test says, and everything else badly."""
+
+    def __init__(self, performances: dict[int, float]) -> None:
+        self.performances = {snapshot(seed): each for seed, each in performances.items()}
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """Answers."""
+        found = [self.performances.get(blob, 0.5) for _, blob in arguments[1]]
+        return [{"performance": each, "availability": 0.99} for each in found]
+
+
+async def test_small_losses_do_not_add_up(bench: Bench) -> None:
+    """Each policy loses less than the margin, and all together no more than two of them."""
+    performances = {1: 0.9, 2: 0.8955, 3: 0.891, 4: 0.8865, 5: 0.92, 6: 0.916}
+    gate = bench.gate(BySnapshot(performances))
+    versions: dict[int, str] = {}
+
+    async def promote(seed: int) -> Promotion:
+        versions[seed] = await bench.over.publish(seed)
+        record, blob = await bench.registry.get("dqn", versions[seed])
+        return await gate.promote(bench.registry, record, blob, by_hand=True)
+
+    for seed in (1, 2, 3):
+        assert (await promote(seed)).activation == seed
+    assert bench.registry.rollout.anchor_version == versions[1]
+    with pytest.raises(GateRefusedError, match=f"{versions[1]}, the best before"):
+        await promote(4)
+    later = bench.over.another()
+    await later.policies()
+    assert later.rollout.anchor_version == versions[1]
+    await promote(5)
+    await promote(6)
+    assert bench.registry.rollout.anchor_version == versions[5]
+    await bench.activate("dqn", versions[3], by_hand=True)
+    assert bench.registry.rollout.anchor_version == versions[3]
+
+
+async def test_who_does_not_judge_tells_what_routers_have_seen_all_the_same(bench: Bench) -> None:
+    """Any trainer may be asked where a rollout stands."""
+    state = await bench.begin()
+    bench.mesh.report(shadow(state, SAFE))
+    assert "asked about 60 decisions" in (await bench.restarted()).seen()
 
 
 async def test_the_store_may_be_away(bench: Bench) -> None:

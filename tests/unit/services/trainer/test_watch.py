@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from router.watch import FAILED, REASON_MISSES, Figures, WatchReport, load_class
+from services.common.errors import AbortedError
 from services.trainer.convert import decode_rollout, encode_rollout
 from services.trainer.mesh_view import RouterSeen
-from services.trainer.model import Stage, WatchStage
+from services.trainer.model import RolloutStep, Stage, WatchStage
 from services.trainer.promotion import Promotion
 from services.trainer.rollout_verdicts import Verdict
 from tests.unit.services.trainer.test_rollout import Bench, canary
@@ -235,3 +238,40 @@ async def test_a_trainer_that_comes_back_watches_for_what_is_left(bench: WatchBe
         await registry.policies()
         later = bench.another(registry).watches
         assert later.left_s(later.state) == pytest.approx(left_s)
+
+
+async def test_a_promotion_at_once_is_told_once(bench: WatchBench) -> None:
+    """It is noted in one step with the activation, and the watch before it has ended by that."""
+    versions = [await bench.over.publish(number) for number in (1, 2)]
+    for version in versions:
+        await bench.activate("dqn", version, by_hand=False, is_watched=True)
+    assert (bench.watch_steps("under_way"), bench.watch_steps("ended")) == (2.0, 1.0)
+    state = bench.rollouts.watches.state
+    assert (state.activation, state.version, state.replaced_version) == (
+        2,
+        versions[1],
+        versions[0],
+    )
+    assert state.reason == f"it is compared with dqn {versions[0]} for 600 s"
+    for version, stages in zip(
+        versions, ([Stage.ACTIVE, Stage.PROPOSED], [Stage.ACTIVE]), strict=True
+    ):
+        record, _ = await bench.registry.get("dqn", version)
+        assert [step.stage for step in record.steps] == stages
+
+
+async def test_a_watch_that_another_trainer_ended_is_not_judged_again(bench: WatchBench) -> None:
+    """What was seen of it says nothing any more."""
+    activation = await bench.promote()
+    state = bench.rollouts.watches.state
+    registry = bench.over.another()
+    await registry.policies()
+    later = bench.another(registry)
+    bench.hear(*(seen(activation, figures(40.0, 40.0)) for _ in range(2)))
+    await later.look()
+    assert later.watches.state.stage is WatchStage.WENT_BACK
+    kept = replace(state, stage=WatchStage.KEPT, reason="it broke no limit")
+    step = RolloutStep(1, Stage.ACTIVE, Verdict.BETTER, "it broke no limit")
+    with pytest.raises(AbortedError, match="changed meanwhile"):
+        await bench.registry.keep_watch(kept, step, replaces=state)
+    assert bench.rollouts.watches.state == later.watches.state
