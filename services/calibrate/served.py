@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from router.profile import LatencyProfile
 from services.common.state.experience_stream import ExperienceStream
@@ -20,6 +22,11 @@ MOST_ENTRIES = 400_000
 _PAGE = 2_000
 _AFTER_DEADLINE_S = 1.0
 """How long a request is taken to have run on after its deadline, where nobody says how it ended."""
+_FARTHEST_S = 3.0 * 86_400.0
+"""What is stamped farther than this from most records, or lasted longer, is no served request.
+
+More is never asked for at once.
+"""
 
 Key = tuple[str, int, int]
 """Router, epoch and number of a decision."""
@@ -96,7 +103,12 @@ def history(
             outcome = entry.outcome
             # Of several the first counts: later ones are feedback.
             outcomes.setdefault((outcome.router_id, outcome.epoch, outcome.sequence), outcome)
-    base_ns = min((each.decide_time.ToNanoseconds() for each in decisions.values()), default=0)
+    stamps = [_ns_of(each.decide_time) for each in decisions.values()]
+    stamps += [_ns_of(each.end_time) for each in outcomes.values()]
+    middle_ns = statistics.median(stamps or [0])
+    decisions = {k: each for k, each in decisions.items() if _is_near(each.decide_time, middle_ns)}
+    outcomes = {k: each for k, each in outcomes.items() if _is_near(each.end_time, middle_ns)}
+    base_ns = min((_ns_of(each.decide_time) for each in decisions.values()), default=0)
     reader = _Reader(devices, profile, base_ns)
     for key, decision in decisions.items():
         reader.read(decision, outcomes.get(key))
@@ -113,6 +125,15 @@ def history(
         in_one_piece_count=reader.in_one_piece_count,
         lost_count=_lost({*decisions, *outcomes}),
     )
+
+
+def _ns_of(moment: Timestamp) -> int:
+    """Returns nanoseconds since 1970, also of a message that holds no moment."""
+    return moment.seconds * 1_000_000_000 + moment.nanos
+
+
+def _is_near(moment: Timestamp, middle_ns: float) -> bool:
+    return abs(_ns_of(moment) - middle_ns) <= _FARTHEST_S * 1e9
 
 
 def _lost(keys: Iterable[Key]) -> int:
@@ -143,9 +164,10 @@ class _Reader:
             return
         chosen = decision.candidates[decision.action]
         prompt = float(max(1, decision.prompt_token_count))
-        sent_s = (decision.decide_time.ToNanoseconds() - self._base_ns) / 1e9
+        sent_s = (_ns_of(decision.decide_time) - self._base_ns) / 1e9
         if outcome is None:
-            end_s = sent_s + max(0.0, seconds_of(decision.slack)) + _AFTER_DEADLINE_S
+            slack_s = min(max(0.0, seconds_of(decision.slack)), _FARTHEST_S)
+            end_s = sent_s + slack_s + _AFTER_DEADLINE_S
             self._add(chosen, prompt, 0, sent_s, math.inf, end_s)
             return
         if outcome.status == common_pb2.OUTCOME_STATUS_INVALID:
@@ -177,11 +199,11 @@ class _Reader:
         """Reads the end of a request of which the decision is not known."""
         if outcome.HasField("served_by"):
             end_s = self._end_s(outcome)
-            sent_s = end_s - max(0.0, seconds_of(outcome.latency))
+            sent_s = end_s - min(max(0.0, seconds_of(outcome.latency)), _FARTHEST_S)
             self._add(outcome.served_by, 1.0, 0, sent_s, math.inf, end_s)
 
     def _end_s(self, outcome: experience_pb2.OutcomeRecord) -> float:
-        return (outcome.end_time.ToNanoseconds() - self._base_ns) / 1e9
+        return (_ns_of(outcome.end_time) - self._base_ns) / 1e9
 
     def _came_in_one_piece(self, tier: str, tokens: int, decode_s: float) -> bool:
         later = tokens - 1

@@ -129,3 +129,21 @@ async def test_the_stream_is_read_between_two_moments() -> None:
         found = await read_entries(stream, start_s + low_s, start_s + high_s)
         assert len(found) == count
         assert all(isinstance(each, experience_pb2.ExperienceEntry) for each in found)
+
+
+def test_a_record_of_nowhen_spoils_nothing() -> None:
+    """Whoever may write to the stream can write a stamp that is none, or one from far away."""
+    good = [decision(REQUEST, 1), outcome(REQUEST, 1), decision(REQUEST, 2), outcome(REQUEST, 2)]
+    expected = told(*good)
+    never, ahead, unset = (decision(REQUEST, number) for number in (3, 4, 5))
+    never.decide_time.seconds, never.decide_time.nanos = 2**62, -7
+    ahead.decide_time.seconds += 10**9
+    unset.ClearField("decide_time")
+    late = outcome(REQUEST, 6)
+    late.end_time.nanos = 2**31 - 1
+    late.end_time.seconds = -(2**62)
+    found = told(*good, never, ahead, unset, late)
+    assert found == expected
+    endless = decision(REQUEST, 3)
+    endless.slack.seconds = 2**60
+    assert max(each.end_s for each in told(*good, endless).requests) <= 3.0 * 86_400.0 + 1.1
