@@ -178,6 +178,11 @@ def short_rate_rps(traffic: Traffic, now_s: float) -> float:
     return rate_from_sum(short_sum(traffic, now_s), age_s(traffic, now_s), SHORT_TAU_S)
 
 
+def long_rate_rps(traffic: Traffic, now_s: float) -> float:
+    """Returns this router's arrivals per second over about 10 s."""
+    return rate_from_sum(long_sum(traffic, now_s), age_s(traffic, now_s), LONG_TAU_S)
+
+
 def burstiness(traffic: Traffic) -> float:
     """Returns the squared coefficient of variation of gaps between arrivals, 1 if unknown.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from services.common.errors import AlreadyExistsError, ResourceExhaustedError
 from services.load_monitor.loads import KINDS, NO_ORDER, CandidateOrder, Loads
 from services.load_monitor.model import MAX_REPORTS_BYTES, RouterReport, SharedLoads
 
-# Tag and length around a report in a state.
-_ENTRY_BYTES = 8
+# Tag and length around a report in a state, and its age.
+_ENTRY_BYTES = 20
 # Rates are added as whole millionths, which adding and taking away leaves exact.
 _PER_RPS = 1_000_000
 
@@ -28,6 +28,7 @@ class _Router:
         load_LC: What of the total is its load.
         extra_bytes: By how many bytes the report exceeds a router's share.
         heard_s: When it came, monotonic seconds.
+        made_s: When it first came to a monitor, by the same clock.
         stream: The stream it came by; None: through another monitor.
         is_open: False once that stream has broken.
     """
@@ -36,6 +37,7 @@ class _Router:
     load_LC: Loads
     extra_bytes: int
     heard_s: float
+    made_s: float
     stream: object | None
     is_open: bool = True
 
@@ -100,7 +102,11 @@ class Aggregator:
         self._total_LC += load_LC
         self._short_sum += round(report.arrival_rate_rps * _PER_RPS)
         self._extra_bytes += extra_bytes
-        self._routers[report.router_id] = _Router(report, load_LC, extra_bytes, now_s, stream)
+        # How old a report is, another monitor may say, and nobody else.
+        made_s = now_s - (report.age_s if stream is None else 0.0)
+        self._routers[report.router_id] = _Router(
+            report, load_LC, extra_bytes, now_s, made_s, stream
+        )
         if self._updated_s is None:
             # The estimate starts with the first thing seen; from zero it would need 10 s to arrive.
             self._long_rps = self.arrival_rate_short_rps
@@ -165,11 +171,15 @@ class Aggregator:
     @property
     def reports(self) -> tuple[RouterReport, ...]:
         """The last report of every router, in order of name."""
-        return tuple(self._routers[name].report for name in sorted(self._routers))
+        now_s = self._clock.monotonic_s()
+        return tuple(_aged(self._routers[name], now_s) for name in sorted(self._routers))
 
     def loads(self) -> SharedLoads:
         """Returns the loads as of now."""
-        by_router = {name: (each.report, each.load_LC) for name, each in self._routers.items()}
+        now_s = self._clock.monotonic_s()
+        by_router = {
+            name: (_aged(each, now_s), each.load_LC) for name, each in self._routers.items()
+        }
         return SharedLoads(self._order, self._total_LC.copy(), by_router)
 
     @property
@@ -198,3 +208,7 @@ class Aggregator:
         share = -math.expm1(-(now_s - self._updated_s) / LONG_TAU_S)
         self._long_rps += share * (self.arrival_rate_short_rps - self._long_rps)
         self._updated_s = now_s
+
+
+def _aged(router: _Router, now_s: float) -> RouterReport:
+    return replace(router.report, age_s=now_s - router.made_s)

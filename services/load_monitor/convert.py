@@ -34,6 +34,7 @@ from services.load_monitor.loads import (
 from services.load_monitor.model import (
     DEFAULT_DRAIN_S,
     LEAST_CLAIMED_SPEED,
+    LONGEST_AGE_S,
     LONGEST_DRAIN_S,
     MAX_REPORT_BYTES,
     MOST_CLAIMED_SPEED,
@@ -112,6 +113,8 @@ def report_from_message(
     bad.count("sequence", load.sequence, _LARGEST_INT64, 1)
     bad.moment("report_time", load.report_time)
     bad.number("arrival_rate_rps", load.arrival_rate_rps, 0.0, MAX_RATE_RPS)
+    bad.number("arrival_rate_long_rps", load.arrival_rate_long_rps, 0.0, MAX_RATE_RPS)
+    age_s = bad.duration("age", load.age, 0.0, LONGEST_AGE_S)
     bad.text("policy", load.policy, _LONGEST_POLICY)
     bad.text("policy_version", load.policy_version, _LONGEST_POLICY)
     bad.count("activation", load.activation, _LARGEST_INT64)
@@ -151,10 +154,11 @@ def report_from_message(
         outcomes_told = told_now.SerializeToString()
     if load.profiles:
         profiles = state_pb2.RouterLoad(profiles=load.profiles).SerializeToString()
-    for field in ("loads", "candidates", "packed_loads"):
+    for field in ("loads", "candidates", "packed_loads", "age"):
         load.ClearField(field)
     for often in ("task_latencies", "task_outcomes", "profiles"):
         load.ClearField(often)
+    tells_long = load.HasField("arrival_rate_long_rps")
     report = RouterReport(
         router_id=load.router_id,
         epoch=load.epoch,
@@ -164,6 +168,8 @@ def report_from_message(
         # Messages that stand one after the other are one message.
         encoded=load.SerializeToString() + latencies + outcomes_told + profiles,
         tasks=ToldTasks(latencies, outcomes_told, profiles),
+        arrival_rate_long_rps=load.arrival_rate_long_rps if tells_long else None,
+        age_s=age_s,
     )
     # It is handed on by name as well.
     _check_size(bad, report.most_bytes)

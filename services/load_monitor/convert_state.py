@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.convert import endpoint_of_message, message_of_endpoint
 from services.common.errors import InvalidArgumentError
-from services.common.times import duration_of, seconds_of, timestamp_of
+from services.common.times import duration_of, seconds_of, set_duration, timestamp_of
 from services.load_monitor.convert import FLOAT32, PACKED_FIELDS, report_from_message
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import KINDS, NO_ORDER, Candidate, CandidateOrder, Loads, Triple
 from services.load_monitor.model import (
+    LONGEST_AGE_S,
     MAX_STATE_BYTES,
     EndpointView,
     Health,
@@ -46,15 +48,17 @@ def state_of_picture(picture: Picture) -> state_pb2.SystemState:
     return state
 
 
-def stored_picture(picture: Picture, *, by_name: bool) -> bytes:
+def stored_picture(picture: Picture, *, by_name: bool, since_s: float = 0.0) -> bytes:
     """Returns a picture as other monitors read it.
 
     Args:
         picture: The picture.
         by_name: True if one of them is of the last release, which knows no packed loads.
+        since_s: How long ago it was taken, seconds.
     """
     state = _without_routers(picture)
-    _add_routers(state, picture.routers, picture.loads.order, by_name=by_name)
+    reports = (replace(each, age_s=each.age_s + since_s) for each in picture.routers)
+    _add_routers(state, reports, picture.loads.order, by_name=by_name)
     return state.SerializeToString()
 
 
@@ -159,10 +163,13 @@ def _add_routers(
     for report in reports:
         # So a state never grows beyond what its loads take by name.
         is_small = by_name or report.loads.most_bytes <= packed_bytes
-        _add_router(state, report, NO_ORDER if is_small else order)
+        message = _add_router(state, report, NO_ORDER if is_small else order)
+        set_duration(message.age, min(report.age_s, LONGEST_AGE_S))
 
 
-def _add_router(state: state_pb2.SystemState, report: RouterReport, order: CandidateOrder) -> None:
+def _add_router(
+    state: state_pb2.SystemState, report: RouterReport, order: CandidateOrder
+) -> state_pb2.RouterLoad:
     """Adds a report, its loads packed in an order, or by name if that has no candidate."""
     message = state.routers.add()
     message.ParseFromString(report.encoded)
@@ -179,6 +186,7 @@ def _add_router(state: state_pb2.SystemState, report: RouterReport, order: Candi
             waiting_prompt_token_count=waiting,
             remaining_output_token_count=remaining,
         )
+    return message
 
 
 def _endpoint_state(view: EndpointView) -> state_pb2.EndpointState:

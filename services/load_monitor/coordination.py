@@ -212,7 +212,7 @@ class Coordinator:
         if latest is None or latest.version <= self._stored_version:
             return
         by_name = self._clock.monotonic_s() < self._by_name_until_s
-        payload = stored_picture(latest, by_name=by_name)
+        payload = stored_picture(latest, by_name=by_name, since_s=self._broadcast.age_s)
         if await self._store.publish_system_state(payload, latest.version):
             self._stored_version = latest.version
             self._on_redis_publication()

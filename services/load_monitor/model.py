@@ -30,6 +30,8 @@ MAX_STATE_BYTES = MAX_REPORTS_BYTES + MAX_ENDPOINTS_BYTES + 64 * 1024
 """Largest state: what routers take in one message (32 MiB) lies above it."""
 MAX_REASON_BYTES = 200
 """Longest reason of an endpoint."""
+LONGEST_AGE_S = 3_600.0
+"""Most that a report is said to be old: silent routers are forgotten long before."""
 
 
 class Health(enum.Enum):
@@ -117,6 +119,9 @@ class RouterReport:
         loads: Its load per candidate.
         encoded: The rest of the report as it came; published again without being taken apart.
         tasks: The parts of it about tasks, which the next report may leave out.
+        arrival_rate_long_rps: The same over about 10 seconds; None if the router does not tell.
+        age_s: Time since it first came to a monitor, seconds, as it came here or as the picture was
+            taken that it is in.
     """
 
     router_id: str
@@ -126,6 +131,8 @@ class RouterReport:
     loads: RouterLoads
     encoded: bytes
     tasks: ToldTasks = NOTHING_TOLD
+    arrival_rate_long_rps: float | None = None
+    age_s: float = 0.0
 
     @property
     def most_bytes(self) -> int:

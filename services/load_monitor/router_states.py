@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.common.convert import message_of_endpoint
+from services.common.times import duration_of
 from services.load_monitor.convert_state import HEALTH_TO_MESSAGE, packed_loads
 from services.load_monitor.convert_targets import message_of_targets
 from services.load_monitor.loads import NO_ORDER, CandidateOrder
 from services.load_monitor.model import EndpointView, Picture
+from services.load_monitor.others import OthersSums
 from services.load_monitor.shares import Shares
 from services.load_monitor.targets import TargetOverride
 from tiercel.load_monitor.v1 import system_state_pb2 as state_pb2
@@ -59,9 +61,18 @@ class RouterStates:
         self._compared: tuple[_Endpoints, _Endpoints] = ((), ())
         self._changed: _Endpoints = ()
         self._shares = Shares()
+        self._others = OthersSums()
 
-    def state_for(self, watcher: Watcher, picture: Picture) -> state_pb2.OtherRoutersState:
-        """Returns what a router is sent of a picture, and notes that it was told."""
+    def state_for(
+        self, watcher: Watcher, picture: Picture, age_s: float = 0.0
+    ) -> state_pb2.OtherRoutersState:
+        """Returns what a router is sent of a picture, and notes that it was told.
+
+        Args:
+            watcher: The router.
+            picture: The picture.
+            age_s: How old that is, seconds.
+        """
         endpoints = self._endpoints_of(picture)
         version, order = picture.topology_version, picture.loads.order
         # Monitors that were apart may have numbered different lists alike.
@@ -79,6 +90,7 @@ class RouterStates:
         if own is not None:
             share = self._shares.of(picture)[watcher.router_id]
             home = state_pb2.HomeShare(start=share.start, end=share.end)
+        others = self._others.of(picture, age_s, None if own is None else watcher.router_id)
         return state_pb2.OtherRoutersState(
             version=picture.version,
             topology_version=version,
@@ -90,6 +102,8 @@ class RouterStates:
             arrival_rate_long_rps=picture.arrival_rate_long_rps,
             targets=message_of_targets(picture.targets) if has_new_targets else None,
             home=home,
+            others_age=None if others.age_s is None else duration_of(others.age_s),
+            others_arrival_rate_long_rps=others.rate_long_rps,
         )
 
     def _endpoints_of(self, picture: Picture) -> _Endpoints:

@@ -161,7 +161,8 @@ class LoadMonitorServicer(pb_grpc.LoadMonitorServiceServicer):
                 if watcher is None:
                     yield pb.WatchSystemStateResponse(state=self._state_of(picture))
                 else:
-                    others = self._router_states.state_for(watcher, picture)
+                    age_s = self._broadcast.age_s
+                    others = self._router_states.state_for(watcher, picture, age_s)
                     yield pb.WatchSystemStateResponse(others=others)
         finally:
             self._broadcast.watcher_count -= 1

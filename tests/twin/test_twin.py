@@ -3,8 +3,9 @@
 What is real on the live side: everything from the validated request to the experience record. What
 is left out, because only a live router has it: the slowness it learns per device, breakers and
 retries of endpoints that fail, the rescue of a request whose endpoint says nothing at all, and the
-time that answers travel. Policies that draw at random are left out too: each world has dice of its
-own.
+time that answers travel. Several routers hear of each other through the monitor's parts, all at the
+same moments and with equal homes, as the simulator has it. Policies that draw at random are left
+out too: each world has dice of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from tests.twin.worlds import (
     lived,
     policy_of,
     simulated,
+    through,
     with_hopeless,
     workload,
 )
 from trainer.shipped import POLICIES, shipped
-from trainer.simulation.workload import Times, gamma_renewal, poisson
+from trainer.simulation.workload import Times, gamma_renewal, piecewise, poisson
 
 pytestmark = pytest.mark.timeout(600)  # the first run on a machine compiles
 
@@ -43,6 +45,10 @@ LOADS: dict[str, Callable[[np.random.Generator], Times]] = {
     "burst": lambda rng: gamma_renewal(300.0, 4.0, 1.2, rng),
     "overload": lambda rng: poisson(1500.0, 0.6, rng),
 }
+RETURNING: dict[str, Callable[[np.random.Generator], Times]] = {
+    "returning": lambda rng: piecewise([(0.6, 300.0), (0.5, 0.0), (0.5, 300.0)], rng),
+}
+"""Traffic that stops and comes back."""
 WORLDS = {
     "shared": Setting(),
     "rescues": Setting(placement=APART),
@@ -58,6 +64,10 @@ WORLDS = {
     "hopeless deadlines": Setting(hopeless=0.2),
     "hopeless deadlines, classes": Setting(hopeless=0.2, classes=(0.25, 0.45, 0.3)),
     "classes, no target": Setting(classes=(0.6, 0.1, 0.3), target=0.0),
+    "two routers": Setting(routers=2),
+    "three routers": Setting(routers=3),
+    "two routers, seen late": Setting(routers=2, report_s=0.125, late_s=0.25, reserve="half"),
+    "two routers, rescues": Setting(routers=2, placement=APART, slow=1.6),
 }
 PACED = {
     "read along": Setting(),
@@ -72,7 +82,7 @@ COMPARED = ("static-large", "greedy", "price", "dqn")
 
 def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Told]:
     """Returns what happened to a workload, live and simulated."""
-    arrival_N = LOADS[load](np.random.default_rng([seed, 0]))
+    arrival_N = (LOADS | RETURNING)[load](np.random.default_rng([seed, 0]))
     shares = READ_ALONG if world in PACED else MIXED
     offered = workload(arrival_N, shares, 0.4, seed, talks=WORLDS[world].talks)
     if WORLDS[world].classes:
@@ -80,8 +90,22 @@ def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Tol
     if WORLDS[world].hopeless:
         rng = np.random.default_rng([seed, 3])
         offered = with_hopeless(offered, WORLDS[world].hopeless, rng)
+    if WORLDS[world].routers > 1:
+        rng = np.random.default_rng([seed, 4])
+        offered = through(offered, WORLDS[world].routers, rng)
     live = lived(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
     return live, simulated(offered, policy_of(policy, SNAPSHOT), WORLDS[world])
+
+
+def assert_alike(live: Told, simulation: Told) -> None:
+    """Compares what happened to the same requests, one by one."""
+    pairs = zip(live.stories, simulation.stories, strict=True)
+    different = [(i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]]
+    assert not different, f"{len(different)} requests, first (live, simulated): {different[:3]}"
+    for name in ("first_reward_N", "reward_N", "latency_N"):
+        np.testing.assert_allclose(
+            getattr(live, name), getattr(simulation, name), rtol=0.0, atol=1e-9, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -90,14 +114,23 @@ def told_twice(policy: str, load: str, world: str, seed: int) -> tuple[Told, Tol
 def test_the_simulator_is_the_router(policy: str, load: str, world: str) -> None:
     """Decisions, refusals, rescues, ends, rewards and latencies agree one by one."""
     for seed in (1, 2) if world == "slow devices" else (3,):
-        live, simulation = told_twice(policy, load, world, seed)
-        pairs = zip(live.stories, simulation.stories, strict=True)
-        different = [(i, *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]]
-        assert not different, f"{len(different)} requests, first (live, simulated): {different[:3]}"
-        for name in ("first_reward_N", "reward_N", "latency_N"):
-            np.testing.assert_allclose(
-                getattr(live, name), getattr(simulation, name), rtol=0.0, atol=1e-9, err_msg=name
-            )
+        assert_alike(*told_twice(policy, load, world, seed))
+
+
+@pytest.mark.parametrize("world", ["shared", "two routers", "two routers, seen late"])
+@pytest.mark.parametrize("policy", ["price", "dqn"])
+def test_traffic_that_comes_back_is_the_same_to_both(policy: str, world: str) -> None:
+    """What it was before, and what the others' was, is remembered alike."""
+    assert_alike(*told_twice(policy, "returning", world, 3))
+
+
+def test_what_routers_know_of_each_other_matters_in_these_worlds() -> None:
+    """Requests go elsewhere where it comes late, so that comparing says something."""
+    early, late = (
+        told_twice("price", "overload", world, 3)[0].stories
+        for world in ("two routers", "two routers, seen late")
+    )
+    assert early != late
 
 
 def test_the_worlds_are_eventful() -> None:

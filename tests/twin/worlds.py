@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from router.catalog import Catalog, QualityTable
 from router.dqn.snapshot import load_snapshot
 from router.fleet import EndpointSpec, build_fleet
-from router.home import WHOLE, Share
+from router.home import WHOLE, Share, equal_share
 from router.policies.dqn import DqnPolicy
 from router.policies.table import make_policy
 from router.policy import Policy
@@ -25,10 +25,13 @@ from router.types import Priority, RewardKind, SloKind, Task
 from services.common.errors import DomainError
 from services.router_inference.job import Job
 from services.router_inference.machine_code import MachineCode
+from services.router_inference.workers.place import Place
+from services.router_inference.workers.siblings import NoSiblings
 from tests.fakes.virtual_time import run_virtual
 from tests.twin.device import Device
+from tests.twin.exchange import Exchange
 from tests.unit.router.machine import compiled_bind
-from tests.unit.services.router_inference.parts import FakePool, make_rig
+from tests.unit.services.router_inference.parts import FakePool, Rig, make_rig
 from trainer.simulation import state
 from trainer.simulation.simulate import (
     SOFT_GRACE,
@@ -79,6 +82,9 @@ Placement = tuple[tuple[str, ...], ...]
 LIMITS = SafetyLimits(optimism=0.7, margin=1.25, guard_s=0.005, pessimism=1.75)
 _GRID = 2.0**30
 _LEAST_GAP_S = 2.0**-17
+BEFORE_S = 17.0 / 64.0
+"""When the first request comes where routers tell each other something before, seconds; not at a
+moment at which they do."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ class Setting:
         classes: share of high, normal and low priority; empty: all are normal.
         interval_s: time between two tokens that read along.
         hopeless: share of hard deadlines that no device could meet, idle or not.
+        routers: how many share the requests; each has its part of the devices as its home.
+        report_s: time between what several routers tell each other, seconds.
+        late_s: time until they have heard it, seconds.
     """
 
     placement: Placement = SHARED
@@ -110,6 +119,16 @@ class Setting:
     classes: tuple[float, ...] = ()
     interval_s: float = 0.015
     hopeless: float = 0.0
+    routers: int = 1
+    report_s: float = 0.0625
+    late_s: float = 0.03125
+
+    @property
+    def homes(self) -> tuple[Share, ...]:
+        """Each router's stretch of the devices."""
+        if self.routers == 1:
+            return (self.home,)
+        return tuple(equal_share(rank, self.routers) for rank in range(self.routers))
 
     @property
     def profile(self) -> LatencyProfile:
@@ -199,6 +218,19 @@ def with_hopeless(offered: Workload, share: float, rng: np.random.Generator) -> 
     return replace(offered, slack_N=slack_N)
 
 
+def through(offered: Workload, routers: int, rng: np.random.Generator) -> Workload:
+    """Returns it with each request coming through one of several routers.
+
+    They have heard of each other before the first request comes.
+    """
+    return replace(
+        offered,
+        arrival_N=offered.arrival_N + BEFORE_S,
+        duration_s=offered.duration_s + BEFORE_S,
+        router_N=rng.integers(routers, size=len(offered)),
+    )
+
+
 def _talking(offered: Workload, rng: np.random.Generator) -> Workload:
     """Returns the requests as those of conversations, so many that some are always going on.
 
@@ -242,7 +274,10 @@ def simulated(offered: Workload, policy: Policy, world: Setting) -> Told:
         events=events,
         hold_targets=world.safety,
         reserve=SHARES[world.reserve],
-        homes=(world.home,),
+        homes=world.homes,
+        routers=world.routers,
+        report_interval_s=world.report_s,
+        staleness_s=world.late_s,
     )
     result = simulate(config, offered, PolicySpec.of(policy), seed=1)
     ends = {state.CANCELLED: "late", state.REFUSED: "refused"}
@@ -271,18 +306,10 @@ def lived(offered: Workload, policy: Policy, world: Setting) -> Told:
     return run_virtual(_live(offered, policy, world), start_s=0.0)
 
 
-async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
-    names = [f"r{i}" for i in range(len(offered))]
-    lengths, talks = offered.output_N.tolist(), [-1] * len(offered)
-    if offered.conversation_N is not None:
-        talks = offered.conversation_N.tolist()
-    place_N = [0] * len(offered) if offered.place_N is None else offered.place_N.tolist()
-    pool, endpoints = FakePool(), []
-    for i, tiers in enumerate(world.placement):
-        costs = {tier: world.profile.tiers[tier] for tier in tiers}
-        address = f"127.0.0.1:{9000 + i}"
-        pool.tiers[address] = Device(costs, lengths.__getitem__, world.slow, talks.__getitem__)
-        endpoints.append({"name": f"e{i}", "address": address, "tiers": tiers})
+def _router(
+    rank: int, world: Setting, policy: Policy, pool: FakePool, endpoints: list[dict[str, Any]]
+) -> Rig:
+    """Returns one of the routers, at its home."""
     rig = make_rig(
         endpoint_count=len(endpoints),
         tasks=world.tasks,
@@ -302,13 +329,35 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
         # alone that are silent for long.
         learn_slowness=False,
         silent_eject_s=300.0,
+        place=Place(router_id=f"r{rank}", epoch=1 + rank, siblings=NoSiblings()),
     )
     rig.core.slot.guard.replace(policy)
-    rig.core.view.fleet.move_home(world.home)
+    rig.core.view.fleet.move_home(world.homes[rank])
+    return rig
+
+
+async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
+    names = [f"r{i}" for i in range(len(offered))]
+    lengths, talks = offered.output_N.tolist(), [-1] * len(offered)
+    if offered.conversation_N is not None:
+        talks = offered.conversation_N.tolist()
+    place_N = [0] * len(offered) if offered.place_N is None else offered.place_N.tolist()
+    pool, endpoints = FakePool(), []
+    for i, tiers in enumerate(world.placement):
+        costs = {tier: world.profile.tiers[tier] for tier in tiers}
+        address = f"127.0.0.1:{9000 + i}"
+        pool.tiers[address] = Device(costs, lengths.__getitem__, world.slow, talks.__getitem__)
+        endpoints.append({"name": f"e{i}", "address": address, "tiers": tiers})
+    rigs = [_router(rank, world, policy, pool, endpoints) for rank in range(world.routers)]
+    if world.routers > 1:
+        exchange = Exchange(rigs, world.homes, world.report_s, world.late_s)
+        exchange.plan(offered.duration_s + 1.0)
+    router_N = [0] * len(offered) if offered.router_N is None else offered.router_N.tolist()
     jobs: list[Job] = []
     tasks: list[asyncio.Task[Any]] = []
 
     def arrive(i: int) -> None:
+        rig = rigs[router_N[i]]
         job = rig.job(
             task=TASKS[offered.task_N[i]].name,
             prompt="x" * int(offered.prompt_N[i]),
@@ -330,12 +379,13 @@ async def _live(offered: Workload, policy: Policy, world: Setting) -> Told:
     for end in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(end, BaseException) and not isinstance(end, DomainError):
             raise end
-    rig.assert_settled()
-    rewards = {
-        entry.outcome.request_id: (entry.outcome.reward, entry.outcome.delivered_reward)
-        for entry in await rig.records()
-        if entry.HasField("outcome")
-    }
+    rewards: dict[str, tuple[float, float]] = {}
+    for rig in rigs:
+        rig.assert_settled()
+        for entry in await rig.records():
+            if entry.HasField("outcome"):
+                ended = entry.outcome
+                rewards[ended.request_id] = ended.reward, ended.delivered_reward
     reward_N2 = np.array([rewards.get(name, (0.0, 0.0)) for name in names])
     latency_N = np.array([job.end_s - job.arrival_s for job in jobs])
     return Told([_story(job) for job in jobs], reward_N2[:, 0], reward_N2[:, 1], latency_N)

@@ -279,7 +279,8 @@ def settle(w: World, i: int, status: int, now_s: float) -> None:
         request.reward = reward.answer_reward(quality, late_s, request.decay_s)
         if late_s <= 0.0:
             request.on_time = 1
-        w.output_K[request.task] = traffic.moved(w.output_K[request.task], request.output)
+        mean = w.output_RK[request.router, request.task]
+        w.output_RK[request.router, request.task] = traffic.moved(mean, request.output)
         take_seat(w, i, now_s)
     # What was rescued or sent again earned its first choice nothing.
     request.first_reward = 0.0

@@ -12,7 +12,6 @@ from router.dqn.snapshot import Weights
 from router.fleet import FleetArrays
 from router.ledger import LoadArrays
 from router.policies.scores import Query
-from router.traffic import LONG_TAU_S, SHORT_TAU_S
 from trainer.simulation.compiled import (
     decision,
     features,
@@ -115,8 +114,8 @@ def take_snapshot(w: World, now_s: float) -> None:
                     w.ring_SLC[s, row, c] = 0.0
                 w.ring_SRLC[s, r, row, c] = w.ledger_RLC[r, row, c]
                 w.ring_SLC[s, row, c] += w.ledger_RLC[r, row, c]
-        w.ring_rate_SR2[s, r, 0] = traffic.short_sum(w.routers[r], now_s)
-        w.ring_rate_SR2[s, r, 1] = traffic.long_sum(w.routers[r], now_s)
+        w.ring_rate_SR2[s, r, 0] = traffic.short_rate_rps(w.routers[r], now_s)
+        w.ring_rate_SR2[s, r, 1] = traffic.long_rate_rps(w.routers[r], now_s)
     clock.ticks += 1
     clock.next_tick_s = now_s + clock.tick_s
 
@@ -131,8 +130,8 @@ def see(w: World, router: int, now_s: float) -> None:
         w.seen.waiting_prompt_tokens_C[c] = ledger_LC[PROMPTS, c]
         w.seen.remaining_output_tokens_C[c] = ledger_LC[REMAINING, c]
     own = w.routers[router]
-    short = traffic.short_sum(own, now_s)
-    long = own_long = traffic.long_sum(own, now_s)
+    short = clock.own_rate = traffic.short_rate_rps(own, now_s)
+    long = own_long = traffic.long_rate_rps(own, now_s)
     clock.state_age_s = 0.0
     clock.others_rps = -1.0
     if len(w.routers) > 1:
@@ -161,13 +160,11 @@ def see(w: World, router: int, now_s: float) -> None:
             clock.others_rps = traffic.others_rate_rps(own, told, w.ring_s[newest])
             short += clock.others_rps
     clock.own_share = 1.0
-    clock.own_rate = traffic.short_rate_rps(own, now_s)
     if long > 0.0:
         clock.own_share = own_long / long
     clock.burstiness = traffic.burstiness(own)
-    age_s = traffic.age_s(own, now_s)
-    clock.rate_short = traffic.rate_from_sum(short, age_s, SHORT_TAU_S)
-    clock.rate_long = traffic.rate_from_sum(long, age_s, LONG_TAU_S)
+    clock.rate_short = short
+    clock.rate_long = long
 
 
 @jit_inner
@@ -246,7 +243,7 @@ def prepare(w: World, i: int, now_s: float) -> bool:
     request = w.requests[i]
     find_seat(w, i, now_s)
     show_cached(w, i)
-    request.predicted = max(1, int(w.output_K[request.task] + 0.5))
+    request.predicted = max(1, int(w.output_RK[request.router, request.task] + 0.5))
     own = w.routers[request.router]
     if request.attempt == 0:
         priority.arrive(own, request.place)

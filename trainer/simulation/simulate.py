@@ -268,7 +268,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
-    router_state["returned_s"] = -np.inf
+    router_state["start_s"] = router_state["returned_s"] = -np.inf
     scratch = feature_scratch(candidates)
     home_RC = _homes(config)
     decided = scratch.seen._replace(score_C=np.zeros(candidates))
@@ -303,7 +303,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         ring_SRLC=np.zeros((kept, routers, 3, candidates)),
         ring_SLC=np.zeros((kept, 3, candidates)),
         ring_rate_SR2=np.zeros((kept, routers, 2)),
-        output_K=priors_K.astype(np.float64),
+        output_RK=np.tile(priors_K.astype(np.float64), (routers, 1)),
         fleet=fleet.arrays._replace(
             availability_C=fleet.arrays.availability_C.copy(),
             home_C=home_RC[0].copy(),
@@ -380,6 +380,9 @@ def _check(config: SimulationConfig, workload: Workload) -> None:
         raise SimulationError("arrivals must never fall")
     if config.routers < 1:
         raise SimulationError(f"routers must be at least 1 (got {config.routers})")
+    router_N = workload.router_N
+    if router_N is not None and not ((router_N >= 0) & (router_N < config.routers)).all():
+        raise SimulationError(f"router_N: there are {config.routers} routers, from 0")
     if config.homes is not None and len(config.homes) != config.routers:
         raise SimulationError(f"homes must have {config.routers} entries, one for each router")
     if not config.report_interval_s > 0:
@@ -427,6 +430,8 @@ def _requests(config: SimulationConfig, workload: Workload, seed: int) -> NDArra
             homed = workload.conversation_N >= 0
             chosen = workload.conversation_N[homed] % config.routers
             requests["router"][homed] = chosen
+    if workload.router_N is not None:
+        requests["router"] = workload.router_N
     requests["probability"] = 1.0
     return requests
 

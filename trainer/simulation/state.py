@@ -263,7 +263,7 @@ class World(NamedTuple):
         ring_SRLC: ledgers (first three rows) at that time.
         ring_SLC: their sum over all routers.
         ring_rate_SR2: rates of each router at that time, short and long.
-        output_K: predicted output tokens per task, exponentially weighted.
+        output_RK: predicted output tokens per router and task, exponentially weighted.
         fleet: what routers know of the fleet; availability changes in place, and what is home with
             the router that decides.
         home_RC: what is home to each router.
@@ -307,7 +307,7 @@ class World(NamedTuple):
     ring_SRLC: NDArray[np.float64]
     ring_SLC: NDArray[np.float64]
     ring_rate_SR2: NDArray[np.float64]
-    output_K: NDArray[np.float64]
+    output_RK: NDArray[np.float64]
     fleet: FleetArrays
     home_RC: NDArray[np.bool_]
     seen: LoadArrays

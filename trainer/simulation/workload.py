@@ -89,6 +89,7 @@ class Workload:
             none.
         place_N: places of the requests' priority classes: -1 high, 0 normal, 1 low; None: all are
             normal.
+        router_N: router that each request comes through, int64; None: any, drawn for each.
     """
 
     arrival_N: Times
@@ -100,6 +101,7 @@ class Workload:
     name: str = ""
     conversation_N: NDArray[np.int64] | None = None
     place_N: NDArray[np.int8] | None = None
+    router_N: NDArray[np.int64] | None = None
 
     @property
     def conversation_count(self) -> int:

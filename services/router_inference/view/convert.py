@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from router.home import WHOLE, Share
@@ -15,7 +16,7 @@ from router.types import SloKind, Task
 from router.watch import REQUESTS, Figures, WatchReport
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
-from services.common.times import duration_of, timestamp_of
+from services.common.times import duration_of, seconds_of, timestamp_of
 from services.router_inference.policy.trial_counts import TrialTold
 from services.router_inference.records.accounts import (
     REWARD,
@@ -44,6 +45,7 @@ Candidate = tuple[str, str]
 # What a mesh of the most routers could claim.
 _MOST_MESH_RPS = 1e15
 _MOST_LOAD = 1e18
+_LONGEST_AGE_S = 3_600.0
 _PACKED_FIELDS = (
     "in_flight_counts",
     "waiting_prompt_token_counts",
@@ -114,6 +116,8 @@ class StateReader:
         # NaN lies nowhere.
         if not ((others_LC >= 0.0) & (others_LC <= _MOST_LOAD)).all():
             raise ValueError("a state with loads out of range")
+        tells_long = message.HasField("others_arrival_rate_long_rps")
+        long_rps = message.others_arrival_rate_long_rps
         return SeenState(
             topology_version=message.topology_version,
             endpoints=self._endpoints,
@@ -124,6 +128,8 @@ class StateReader:
             rate_long_rps=_rate(message.arrival_rate_long_rps),
             targets=_targets(message.targets) if message.HasField("targets") else None,
             home=_home(message.home) if message.HasField("home") else WHOLE,
+            others_age_s=_age(message.others_age),
+            others_long_rps=_rate(long_rps) if tells_long else None,
         )
 
     def _read_whole(self, message: system_state_pb2.SystemState) -> SeenState:
@@ -174,6 +180,12 @@ class StateReader:
 def _rate(rate_rps: float) -> float:
     """Returns a rate that can be added and divided by, 0 for what is none."""
     return rate_rps if 0.0 <= rate_rps <= _MOST_MESH_RPS else 0.0
+
+
+def _age(message: Duration) -> float:
+    """Returns an age, none for what is none: then it counts from when the state came."""
+    age_s = seconds_of(message)
+    return age_s if 0.0 <= age_s <= _LONGEST_AGE_S else 0.0
 
 
 def _home(message: system_state_pb2.HomeShare) -> Share:
@@ -295,12 +307,14 @@ def router_load(
     With `tells_tasks` that is also how requests ended by task, and how profiles do.
     """
     whole, by_tier = counts.read()
+    short_rps, long_rps = view.traffic.own_rates_rps(now_s)
     message = system_state_pb2.RouterLoad(
         router_id=router_id,
         epoch=epoch,
         sequence=sequence,
         report_time=timestamp_of(now_ns),
-        arrival_rate_rps=view.traffic.own_rate_rps(now_s),
+        arrival_rate_rps=short_rps,
+        arrival_rate_long_rps=long_rps,
         policy=policy,
         policy_version=policy_version,
         activation=activation,

@@ -63,6 +63,8 @@ class SeenState:
         rate_long_rps: everybody's arrivals per second over about 10 s.
         targets: those set while the mesh runs; None = the state told none.
         home: this router's stretch of the devices of each kind.
+        others_age_s: how old all that is of the other routers was when the state came, seconds.
+        others_long_rps: the other routers' arrivals per second over about 10 s; None if not told.
     """
 
     topology_version: int
@@ -74,3 +76,5 @@ class SeenState:
     rate_long_rps: float
     targets: tuple[SeenTarget, ...] | None = None
     home: Share = WHOLE
+    others_age_s: float = 0.0
+    others_long_rps: float | None = None

@@ -57,7 +57,7 @@ class Arrivals:
 
         Args:
             told_rps: by the newest state.
-            told_s: when that came, monotonic seconds.
+            told_s: since when that holds, monotonic seconds.
         """
         rate_rps = traffic.others_rate_rps(self._own, told_rps, told_s)
         traffic.note_others(self._own, rate_rps)
@@ -88,9 +88,10 @@ class TrafficView:
         self.reserve = 0.0
         """Share of the last minute's highest rate that room is kept for; see `router.reserve`."""
         self._window_s = 0.0
-        self._heard_s: float | None = None
+        self._told_s: float | None = None
         self._other_rate_rps = 0.0
         self._all_long_rps = 0.0
+        self._other_long_rps: float | None = None
 
     def on_arrival(self, now_s: float, prompt_tokens: float) -> None:
         """Counts a request."""
@@ -114,15 +115,29 @@ class TrafficView:
         """
         slowdown.compare(self._slowdown, now_s, window_s, taken_s, predicted_s, finished)
 
-    def apply(self, other_rate_rps: float, all_long_rps: float, now_s: float) -> None:
-        """Takes in the others' short rate and everybody's long rate."""
-        self._heard_s = now_s
+    def apply(
+        self,
+        other_rate_rps: float,
+        all_long_rps: float,
+        other_long_rps: float | None,
+        told_s: float,
+    ) -> None:
+        """Takes in what a state tells of the traffic.
+
+        Args:
+            other_rate_rps: the others' arrivals per second over about 0.2 s.
+            all_long_rps: everybody's over about 10 s, as the monitor reckons it.
+            other_long_rps: the others', as they reckon them; None if the state does not tell.
+            told_s: when the others told that, monotonic seconds.
+        """
+        self._told_s = told_s
         self._other_rate_rps = other_rate_rps
         self._all_long_rps = all_long_rps
+        self._other_long_rps = other_long_rps
 
     def forget(self) -> None:
         """Goes on with the own traffic alone."""
-        self._heard_s = None
+        self._told_s = None
 
     @property
     def mean_prompt_tokens(self) -> float:
@@ -149,12 +164,14 @@ class TrafficView:
         self._window_s = request.slack_s
         short, long = self._own.rates_rps(now_s)
         others, all_long, age_s = 0.0, long, 0.0
-        if self._heard_s is not None:
-            # The state's long rate trails and contains our own; it can only add to what we see
-            # ourselves.
-            others = self._own.others_rps(self._other_rate_rps, self._heard_s)
-            all_long = max(long, self._all_long_rps)
-            age_s = now_s - self._heard_s
+        if self._told_s is not None:
+            others = self._own.others_rps(self._other_rate_rps, self._told_s)
+            age_s = max(0.0, now_s - self._told_s)
+            if self._other_long_rps is not None:
+                all_long += self._other_long_rps
+            else:
+                # It trails and contains our own rate: it can only add to what we see ourselves.
+                all_long = max(long, self._all_long_rps)
         own_share = long / all_long if others > 0.0 and all_long > 0.0 else 1.0
         rate = short + others
         if self.reserve > 0.0:
@@ -176,7 +193,11 @@ class TrafficView:
 
     def own_rate_rps(self, now_s: float) -> float:
         """Returns arrivals at this router per second, over about 0.2 s."""
-        return self._own.rates_rps(now_s)[0]
+        return self.own_rates_rps(now_s)[0]
+
+    def own_rates_rps(self, now_s: float) -> tuple[float, float]:
+        """Returns arrivals at this router per second, over about 0.2 s and over about 10 s."""
+        return self._own.rates_rps(now_s)
 
     def latency_ratio(self, now_s: float) -> float:
         """Returns the recent mean of observed over predicted latency, 1 where nothing is known."""

@@ -81,7 +81,8 @@ class View:
         self.fleet.apply(state)
         self.fleet.move_home(state.home if self._homes else WHOLE)
         self.load.apply(state.candidates, state.others_LC, self.fleet.latest)
-        self.traffic.apply(state.other_rate_rps, state.rate_long_rps, now_s)
+        told_s = now_s - state.others_age_s
+        self.traffic.apply(state.other_rate_rps, state.rate_long_rps, state.others_long_rps, told_s)
 
     def current_fleet(self, now_s: float) -> Fleet:
         """Returns the fleet as of now; forgets a state that is too old, so look here first."""
@@ -121,3 +122,7 @@ class View:
     def state_age_s(self, now_s: float) -> float | None:
         """Returns the age of the newest state, seconds; None if there never was one."""
         return None if self._state_s is None else now_s - self._state_s
+
+    def used_age_s(self, now_s: float) -> float:
+        """Returns how long the state that decisions use has been here, seconds; 0 for none."""
+        return 0.0 if self.is_alone or self._state_s is None else now_s - self._state_s

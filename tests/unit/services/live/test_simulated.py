@@ -32,6 +32,18 @@ async def test_they_are_the_very_ones_that_are_sent() -> None:
     assert set(workload.slack_N) == {8.0}
 
 
+async def test_they_come_through_the_routers_that_they_are_sent_to() -> None:
+    """In turn, as the generator's pool hands routers out."""
+    spec, setting = requests(PLAN)
+    addresses = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    spec = spec.model_copy(update={"router_addresses": addresses})
+    router_N, pool = workload_of(spec, setting).router_N, LoadRun(spec)._pool
+    assert router_N is not None
+    sent = [addresses.index(next(pool.attempts()).address) for _ in range(30)]
+    assert router_N[:30].tolist() == sent
+    await pool.close()
+
+
 def test_answers_are_as_long_as_paced_tiers_make_them() -> None:
     """About eight tokens, never more than the task's limit, the same for the same seed."""
     spec, setting = requests(PLAN)

@@ -153,3 +153,21 @@ def test_traffic_that_moves_between_routers_keeps_the_long_rate(
     clock.move(1.0)
     aggregator.expire()
     assert aggregator.arrival_rate_long_rps == pytest.approx(30.0)
+
+
+def test_reports_age_from_when_they_first_came_to_a_monitor(
+    aggregator: Aggregator, clock: FakeClock
+) -> None:
+    """Another monitor says how long it had one; what a router says of itself does not count."""
+    aggregator.take(replace(report("direct"), age_s=50.0), object())
+    aggregator.take(replace(report("handed"), age_s=0.25))
+    clock.move(0.5)
+    assert [each.age_s for each in aggregator.reports] == [0.5, 0.75]
+    picture = aggregator.loads()
+    clock.move(1.0)
+    aggregator.take(report("direct", sequence=2), object())
+    assert {name: each.age_s for name, (each, _load) in picture.by_router.items()} == {
+        "direct": 0.5,
+        "handed": 0.75,
+    }
+    assert [each.age_s for each in aggregator.reports] == [0.0, 1.75]

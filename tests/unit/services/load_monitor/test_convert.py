@@ -128,6 +128,11 @@ def off_by(error: float, count: int = 1, **fields: Any) -> common_pb2.ProfileSta
         (load_of(arrival_rate_rps=1.1e9), "load.arrival_rate_rps"),
         (load_of(arrival_rate_rps=math.inf), "load.arrival_rate_rps"),
         (load_of(arrival_rate_rps=math.nan), "load.arrival_rate_rps"),
+        (load_of(arrival_rate_long_rps=-1.0), "load.arrival_rate_long_rps"),
+        (load_of(arrival_rate_long_rps=math.nan), "load.arrival_rate_long_rps"),
+        (load_of(age=Duration(seconds=-1)), "load.age"),
+        (load_of(age=Duration(seconds=3601)), "load.age"),
+        (load_of(age=Duration(nanos=10**9)), "load.age"),
         (load_of(policy="x" * 129), "load.policy"),
         (load_of(policy_version="x" * 129), "load.policy_version"),
         (load_of(policy_refusal="x" * 129), "load.policy_refusal"),
@@ -259,6 +264,17 @@ def test_a_report_of_empty_loads_is_refused_in_few_words(count: int) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         convert.report_from_message(load)
     assert len(caught.value.violations) <= MAX_VIOLATIONS
+
+
+def test_a_long_rate_of_nothing_is_told_from_none() -> None:
+    """A router of the last release does not tell; where one has no requests it is 0."""
+    assert convert.report_from_message(load_of()).arrival_rate_long_rps is None
+    assert (
+        convert.report_from_message(load_of(arrival_rate_long_rps=0.0)).arrival_rate_long_rps == 0
+    )
+    aged = convert.report_from_message(load_of(arrival_rate_long_rps=7.5, age=Duration(seconds=2)))
+    assert (aged.arrival_rate_long_rps, aged.age_s) == (7.5, 2.0)
+    assert not pb.RouterLoad.FromString(aged.encoded).HasField("age")
 
 
 def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> None:

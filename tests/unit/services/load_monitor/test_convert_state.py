@@ -79,6 +79,17 @@ def test_a_state_of_idle_candidates_is_not_packed() -> None:
     assert len(stored_reports([busy], NO_ORDER, by_name=True)) < 100
 
 
+def test_ages_go_from_monitor_to_monitor() -> None:
+    """With the time since the picture was taken; clients are told none."""
+    aged = replace(report("r1"), age_s=0.25, arrival_rate_long_rps=4.0)
+    whole = picture(1, (), (aged,))
+    read, _ = read_picture(stored_picture(whole, by_name=False, since_s=0.5), NO_ORDER)
+    assert [(each.age_s, each.arrival_rate_long_rps) for each in read.routers] == [(0.75, 4.0)]
+    (handed,), _ = read_reports(stored_reports([aged], NO_ORDER, by_name=True), NO_ORDER)
+    assert handed.age_s == 0.25
+    assert not state_of_picture(whole).routers[0].HasField("age")
+
+
 @pytest.mark.parametrize("version", [0, -1, 2**63 - 1])
 def test_a_stored_state_whose_number_leaves_no_room_is_refused(version: int) -> None:
     """Counting goes on above the stored number, which must be possible."""

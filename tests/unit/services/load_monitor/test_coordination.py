@@ -38,6 +38,22 @@ async def test_one_monitor_leads_and_the_other_serves_its_states(
         assert leader.state.version - follower.state.version <= 3
 
 
+async def test_reports_age_on_their_way_through_monitors(make: Make, clock: FakeClock) -> None:
+    """By the clocks of those that had them; what lies in the store meanwhile is not counted."""
+    leader, follower = make("m1"), make("m2")
+    async with leader.running(), follower.running():
+        await clock.advance(0.2)
+        follower.board.take_report(report("r2"), object())
+        await clock.advance(2.0)
+        ages = []
+        for monitor in (leader, follower):
+            assert monitor.broadcast.latest is not None
+            (told,) = monitor.broadcast.latest.routers
+            ages.append(told.age_s + monitor.broadcast.age_s)
+        # Each hand-over waits in the store for a round at most.
+        assert 1.8 <= ages[1] <= ages[0] <= 2.0
+
+
 async def test_monitors_of_the_last_release_get_loads_by_name(
     make: Make, clock: FakeClock, store: SwitchableStore
 ) -> None:

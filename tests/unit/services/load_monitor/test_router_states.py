@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from router.fleet import EndpointSpec
+from services.common.times import seconds_of
 from services.load_monitor.loads import RouterLoads
 from services.load_monitor.model import EndpointView, Health, Picture, TierGauge
 from services.load_monitor.router_states import RouterStates, Watcher
@@ -77,6 +78,21 @@ def test_only_what_this_process_reported_is_left_out() -> None:
         state = RouterStates().state_for(Watcher("r1", epoch), shown)
         assert np.frombuffer(state.loads.in_flight_counts, "<f4").tolist() == [count, 0.0]
         assert state.own_sequence == sequence
+
+
+def test_a_router_is_told_how_old_the_others_are() -> None:
+    """As the picture and its reports are old; and what arrives there in the long run."""
+    reports = tuple(
+        replace(report(name, 1), age_s=age_s, arrival_rate_long_rps=rate_rps)
+        for name, age_s, rate_rps in (("r1", 0.125, 8.0), ("r2", 0.5, 2.0))
+    )
+    shown = picture(1, (view(endpoint("e1")),), reports)
+    state = RouterStates().state_for(Watcher("r1", 1), shown, 0.25)
+    assert seconds_of(state.others_age) == 0.75
+    assert state.others_arrival_rate_long_rps == 2.0
+    alone = RouterStates().state_for(Watcher("r1", 1), picture(2, shown.endpoints, reports[:1]))
+    assert not alone.HasField("others_age")
+    assert alone.HasField("others_arrival_rate_long_rps")
 
 
 def test_targets_are_told_first_and_when_they_change() -> None:

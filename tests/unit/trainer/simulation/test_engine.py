@@ -289,6 +289,34 @@ def test_several_routers_see_each_other_late() -> None:
     assert world.clock[0]["state_age_s"] >= 0.2
 
 
+def test_routers_are_those_that_a_workload_names() -> None:
+    """Else each request comes through any; a router that is not there is refused."""
+    offered = replace(traffic(100.0, 0.5), router_N=None)
+    in_turn = replace(offered, router_N=np.arange(len(offered)) % 3)
+    world = make_world(config(routers=3), in_turn, 0)
+    assert (world.requests["router"] == in_turn.router_N).all()
+    drawn = make_world(config(routers=3), offered, 0).requests["router"]
+    assert set(drawn) == {0, 1, 2}
+    for wrong in (3, -1):
+        with pytest.raises(SimulationError, match="router_N: there are 3 routers"):
+            make_world(
+                config(routers=3), replace(offered, router_N=in_turn.router_N * 0 + wrong), 0
+            )
+
+
+def test_each_router_learns_lengths_from_its_own_answers() -> None:
+    """As a live one does: what others were answered it does not know."""
+    offered = requests(*[(1.0 + 0.1 * k, 10.0, 30) for k in range(20)], (4.0, 10.0, 30))
+    offered = replace(offered, router_N=np.array([0] * 20 + [1]))
+    world = make_world(config(routers=2, safety=False), offered, 0)
+    prior = world.output_RK[0, 0]
+    while (i := loop.advance(world)) >= 0:
+        loop.apply(world, i, 0)
+    first, second = world.output_RK[:, 0]
+    assert first > second > prior
+    assert world.requests["predicted"][20] == round(prior)
+
+
 def test_exploration_states_its_probability() -> None:
     """Actions come as often as the recorded probabilities say."""
     offered = traffic(400.0, 25.0, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from router.home import WHOLE, Share
 from router.watch import Figures, WatchReport
@@ -274,6 +275,44 @@ def test_a_home_that_is_none_is_everything(start: float, end: float, expected: S
     assert reader.read(others(1, **told("e0"))).home == WHOLE
     message = system_state_pb2.HomeShare(start=start, end=end)
     assert reader.read(others(1, home=message)).home == expected
+
+
+@pytest.mark.parametrize(
+    ("told_age", "expected"),
+    [(Duration(seconds=1, nanos=250_000_000), 1.25), (Duration(seconds=-1), 0.0), (None, 0.0)],
+)
+def test_the_others_age_is_that_of_their_reports(
+    told_age: Duration | None, expected: float
+) -> None:
+    """None where a monitor tells none, or what can be no age."""
+    assert (
+        StateReader("r1", 1).read(others(1, **told("e0"), others_age=told_age)).others_age_s
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate_rps", "expected"), [(7.5, 7.5), (0.0, 0.0), (None, None), (math.nan, 0.0)]
+)
+def test_a_long_rate_that_is_not_told_is_not_none(
+    rate_rps: float | None, expected: float | None
+) -> None:
+    """Without it a router reckons by what the monitor saw."""
+    message = others(1, **told("e0"), others_arrival_rate_long_rps=rate_rps)
+    assert StateReader("r1", 1).read(message).others_long_rps == expected
+
+
+@scenario
+async def test_a_report_tells_the_rates_at_both_time_scales() -> None:
+    """As the router reckons them for its own decisions."""
+    rig = make_rig()
+    now_s = rig.clock.monotonic_s()
+    for tick in range(5):
+        rig.core.view.traffic.on_arrival(now_s - 0.4 + 0.1 * tick, 10.0)
+    load = report_of(rig)
+    short_rps, long_rps = rig.core.view.traffic.own_rates_rps(now_s)
+    assert (load.arrival_rate_rps, load.arrival_rate_long_rps) == (short_rps, long_rps)
+    assert report_from_message(load).arrival_rate_long_rps == long_rps > 0.0
 
 
 def test_targets_that_were_not_told_stay_and_none_is_something_to_be_told() -> None:

@@ -104,6 +104,24 @@ async def test_traffic_that_returns_is_everybodys() -> None:
 
 
 @scenario
+async def test_a_state_cannot_tell_what_came_after_its_reports() -> None:
+    """It may come after traffic has returned and say what was before."""
+    rig = make_rig()
+    view, request, now_s = rig.core.view, rig.job().request, rig.clock.monotonic_s()
+    view.apply(state(endpoint(0)), now_s)
+    for tick in range(1, 201):
+        view.traffic.on_arrival(now_s + 0.01 * tick, 80.0)
+        view.traffic.query(request, now_s + 0.01 * tick)
+    back_s = now_s + 5.0
+    view.traffic.on_arrival(back_s, 80.0)
+    quiet = replace(state(endpoint(0)), other_rate_rps=0.0)
+    for age_s, others_rps in ((1.0, 20.0), (0.0, 0.0)):
+        view.apply(replace(quiet, others_age_s=age_s), back_s + 0.5)
+        query = view.traffic.query(request, back_s + 0.5)
+        assert query.rate_short_rps - query.own_rate_rps == pytest.approx(others_rps)
+
+
+@scenario
 async def test_room_is_kept_for_a_burst_that_may_return() -> None:
     """Policies are told a share of its rate until a minute after; reports tell what arrives."""
     rates = {}

@@ -37,6 +37,47 @@ async def test_own_part_of_load_and_traffic_is_told_apart() -> None:
 
 
 @scenario
+async def test_the_share_is_that_of_rates_reckoned_alike() -> None:
+    """What the monitor saw of a mesh that has just begun to serve trails for ten seconds."""
+    rig = make_rig()
+    view, now_s = rig.core.view, rig.clock.monotonic_s()
+    for i in range(10):
+        view.traffic.on_arrival(now_s + 0.01 * i, 10.0)
+    now_s += 0.1
+    own_long = view.traffic.own_rates_rps(now_s)[1]
+    seen = replace(state(endpoint(0)), rate_long_rps=1e-3, others_long_rps=3.0 * own_long)
+    view.apply(seen, now_s)
+    query = view.traffic.query(rig.job().request, now_s)
+    assert query.own_share == pytest.approx(0.25)
+    assert query.rate_long_rps == pytest.approx(4.0 * own_long)
+    view.apply(replace(seen, rate_long_rps=1e6), now_s)
+    assert view.traffic.query(rig.job().request, now_s).own_share == pytest.approx(0.25)
+
+
+@scenario
+async def test_a_state_is_as_old_as_what_it_tells_of_the_others() -> None:
+    """Decisions count from their reports; that the monitor is there, from when the state came."""
+    rig = make_rig(state_max_age_s=2.0)
+    view, now_s = rig.core.view, rig.clock.monotonic_s()
+    view.apply(replace(state(endpoint(0)), others_age_s=0.75), now_s)
+    await asyncio.sleep(0.25)
+    now_s += 0.25
+    assert view.traffic.query(rig.job().request, now_s).state_age_s == pytest.approx(1.0)
+    assert view.state_age_s(now_s) == view.used_age_s(now_s) == pytest.approx(0.25)
+    # Another router may be silent for longer than a state is used.
+    view.apply(replace(state(endpoint(0)), others_age_s=2.9), now_s)
+    job = rig.job()
+    await rig.answer(job)
+    assert job.choice is not None
+    assert job.choice.inputs.asked.query.state_age_s == pytest.approx(2.9)
+    assert not job.choice.fallback_reason
+    await asyncio.sleep(3.0)
+    assert look(rig).tolist() == [1.0] * 3
+    assert view.is_alone
+    assert view.used_age_s(rig.clock.monotonic_s()) == 0.0
+
+
+@scenario
 async def test_a_stale_state_is_not_used() -> None:
     """Too old: own ledger alone, health forgotten (but not a drain), no age pretended."""
     rig = make_rig(state_max_age_s=2.0)
