@@ -1,4 +1,4 @@
-"""What a router is told of all others beside their load: how old that is, and their long rate.
+"""What a router is told of all others beside their load: how old that is, and their arrivals.
 
 Sums are made once per picture, and each router's own part is taken from them.
 """
@@ -16,10 +16,12 @@ class Others(NamedTuple):
 
     Args:
         age_s: How old their reports are, seconds; None if there is no other router.
-        rate_long_rps: Their arrivals per second over about 10 seconds; None if not all tell theirs.
+        rate_rps: Their arrivals per second over about 0.2 seconds.
+        rate_long_rps: The same over about 10 seconds; None if not all of them tell.
     """
 
     age_s: float | None
+    rate_rps: float
     rate_long_rps: float | None
 
 
@@ -29,12 +31,14 @@ class _Part(NamedTuple):
     Args:
         weight: What its age counts: the requests it has in flight, and one.
         weighted_s: Its age times that, seconds.
-        rate_long_rps: Its arrivals per second over about 10 seconds; 0 if it does not tell.
-        untold_count: 1 if it does not tell them.
+        rate_rps: Its arrivals per second over about 0.2 seconds.
+        rate_long_rps: The same over about 10 seconds; 0 if it does not tell.
+        untold_count: 1 if it does not tell that.
     """
 
     weight: int = 0
     weighted_s: float = 0.0
+    rate_rps: float = 0.0
     rate_long_rps: float = 0.0
     untold_count: int = 0
 
@@ -68,15 +72,23 @@ class OthersSums:
             }
             self._all = _Part(*map(sum, zip(_Part(), *self._parts.values(), strict=True)))
         own_part = _Part() if own is None else self._parts[own]
-        age_s = rate_rps = None
+        age_s: float | None = None
+        rate_long_rps: float | None = None
         if (weight := self._all.weight - own_part.weight) > 0:
             mean_s = max(0.0, self._all.weighted_s - own_part.weighted_s) / weight
             age_s = min(mean_s + since_s, LONGEST_AGE_S)
         if self._all.untold_count == own_part.untold_count:
-            rate_rps = max(0.0, self._all.rate_long_rps - own_part.rate_long_rps)
-        return Others(age_s, rate_rps)
+            rate_long_rps = max(0.0, self._all.rate_long_rps - own_part.rate_long_rps)
+        rate_rps = max(0.0, self._all.rate_rps - own_part.rate_rps)
+        return Others(age_s, rate_rps, rate_long_rps)
 
 
 def _part(report: RouterReport, load_LC: Loads) -> _Part:
-    weight, rate_rps = 1 + int(load_LC[0].sum()), report.arrival_rate_long_rps
-    return _Part(weight, weight * report.age_s, rate_rps or 0.0, int(rate_rps is None))
+    weight, long_rps = 1 + int(load_LC[0].sum()), report.arrival_rate_long_rps
+    return _Part(
+        weight,
+        weight * report.age_s,
+        report.arrival_rate_rps,
+        long_rps or 0.0,
+        int(long_rps is None),
+    )

@@ -81,11 +81,10 @@ class RouterStates:
         watcher.topology_version, watcher.order, watcher.endpoints = version, order, endpoints
         has_new_targets = watcher.targets != picture.targets
         watcher.targets = picture.targets
-        load_LC, rate_rps = picture.loads.total_LC, picture.arrival_rate_short_rps
+        load_LC = picture.loads.total_LC
         own = picture.loads.own(watcher.router_id, watcher.epoch)
         if own is not None:
             load_LC = load_LC - own[1]
-            rate_rps = max(0.0, rate_rps - own[0].arrival_rate_rps)
         home = None
         if own is not None:
             share = self._shares.of(picture)[watcher.router_id]
@@ -98,7 +97,7 @@ class RouterStates:
             endpoints=told,
             loads=packed_loads(load_LC),
             own_sequence=0 if own is None else own[0].sequence,
-            others_arrival_rate_rps=rate_rps,
+            others_arrival_rate_rps=others.rate_rps,
             arrival_rate_long_rps=picture.arrival_rate_long_rps,
             targets=message_of_targets(picture.targets) if has_new_targets else None,
             home=home,

@@ -33,8 +33,8 @@ def test_reports_count_by_what_is_in_flight() -> None:
 
 def test_without_another_router_there_is_no_age() -> None:
     """Nor is anything arriving elsewhere."""
-    assert OthersSums().of(shown(told("a", 0.5, 3, 7.0)), 1.0, "a") == Others(None, 0.0)
-    assert OthersSums().of(shown(), 1.0, None) == Others(None, 0.0)
+    assert OthersSums().of(shown(told("a", 0.5, 3, 7.0)), 1.0, "a") == Others(None, 0.0, 0.0)
+    assert OthersSums().of(shown(), 1.0, None) == Others(None, 0.0, 0.0)
 
 
 def test_long_rates_are_added_if_all_others_tell_theirs() -> None:
@@ -45,6 +45,15 @@ def test_long_rates_are_added_if_all_others_tell_theirs() -> None:
     seen = shown(told("a", 0.0, 0, 30.0), told("old", 0.0, 0, None), told("b", 0.0, 0, 5.0))
     assert sums.of(seen, 0.0, "a").rate_long_rps is None
     assert sums.of(seen, 0.0, "old").rate_long_rps == 35.0
+
+
+def test_nothing_of_the_own_rate_is_left_in_that_of_idle_others() -> None:
+    """A router that is alone beside idle ones must not take them for busy, however little."""
+    sums = OthersSums()
+    for rate_rps in (0.1234567, 1 / 3, 7e5 / 11):
+        own = replace(told("a", 0.0), arrival_rate_rps=rate_rps)
+        assert sums.of(shown(own, told("b", 0.0)), 0.0, "a").rate_rps == 0.0
+        assert sums.of(shown(own, told("b", 0.0)), 0.0, "b").rate_rps == rate_rps
 
 
 def test_an_age_has_its_limit() -> None:
