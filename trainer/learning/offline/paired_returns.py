@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.dqn.snapshot import Weights
+from router.policies.dqn import PRICE_DEFAULTS_P
 from router.reward import answer_reward
 from trainer.learning.offline.config import OfflineConfig
 from trainer.learning.offline.samples import PairedSamples
@@ -152,7 +153,8 @@ class _Copy:
     """A second world, refilled from the first: only what can differ is copied."""
 
     def __init__(self, scenario: Scenario, source: World) -> None:
-        self.world = make_world(scenario.config, scenario.workload, scenario.seed)
+        own = make_world(scenario.config, scenario.workload, scenario.seed)
+        self.world = own._replace(base_P=source.base_P.copy())
         self._source = source
         self._low = 0
         self._pairs: list[tuple[NDArray[Any], NDArray[Any]]] = []
@@ -193,6 +195,7 @@ def paired_samples(
     mix_T: tuple[float, ...],
     miss_cost: float = 0.0,
     discount_tau_s: float = math.inf,
+    base_P: NDArray[np.float64] = PRICE_DEFAULTS_P,
 ) -> PairedSamples:
     """Runs a scenario under a policy and measures actions at some of its decisions.
 
@@ -207,9 +210,12 @@ def paired_samples(
         mix_T: tier mix of that exploration.
         miss_cost: what a miss costs beside its reward of zero, in units of quality.
         discount_tau_s: time constant by which later arrivals count less, seconds.
+        base_P: parameters of the price that is corrected, and its scheduled price's table: what
+            features are computed by where the policy that drives reads none.
     """
     workload = scenario.workload
     world = make_world(scenario.config, scenario.workload, scenario.seed)
+    world = world._replace(base_P=np.array(base_P))
     world.clock["epsilon"] = epsilon
     world.mix_T[:] = mix_T
     copy = _Copy(scenario, world)
@@ -270,8 +276,12 @@ def episode_samples(
     future: PolicySpec,
     rng: np.random.Generator,
     config: OfflineConfig,
+    base_P: NDArray[np.float64] = PRICE_DEFAULTS_P,
 ) -> PairedSamples:
-    """Returns the samples of one episode driven by `episode`, futures by `future`."""
+    """Returns the samples of one episode driven by `episode`, futures by `future`.
+
+    `base_P` is that of `paired_samples`.
+    """
     # Futures of busy scenarios are long; they get fewer of them, for the same time.
     rate_rps = len(scenario.workload) / scenario.workload.duration_s
     horizon_s = config.horizon_deadlines * mesh.deadline_s
@@ -290,6 +300,7 @@ def episode_samples(
         mix_T=tuple(rng.dirichlet(np.full(tiers, 0.7)).tolist()),
         miss_cost=config.miss_cost,
         discount_tau_s=config.discount_deadlines * mesh.deadline_s,
+        base_P=base_P,
     )
 
 

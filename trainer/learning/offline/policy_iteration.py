@@ -138,7 +138,9 @@ class PolicyIteration:
         rng = np.random.default_rng(0)
         scenario = self._scenarios(self._mesh, np.random.default_rng(0), 60)
         few = replace(self._config, samples_per_episode=2)
-        episode_samples(self._mesh, scenario, self._spec(self._start), self._prior, rng, few)
+        episode_samples(
+            self._mesh, scenario, self._spec(self._start), self._prior, rng, few, self._base_P
+        )
         if self._search is not None:
             self._search.warm_up()
 
@@ -188,7 +190,10 @@ class PolicyIteration:
             rng = np.random.default_rng([self._seed, seed])
             scenario = self._scenarios(self._mesh, rng, self._config.episode_requests)
             episode, future = self._drivers(scenario, done, rng)
-            return episode_samples(self._mesh, scenario, episode, future, rng, self._config)
+            # The prior reads no features, so they are computed by what the network corrects.
+            return episode_samples(
+                self._mesh, scenario, episode, future, rng, self._config, self._base_P
+            )
 
         # A generator of its own for each episode: how many run side by side changes nothing.
         seeds = self._rng.integers(2**62, size=self._config.episodes_per_round)

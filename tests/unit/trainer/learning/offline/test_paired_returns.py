@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router.features import BAND_DISTANCE
+from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.table import make_policy
 from router.types import SloKind
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.offline import paired_returns as paired
+from trainer.learning.offline.config import PriceSearchConfig
 from trainer.learning.offline.paired_returns import paired_samples
+from trainer.learning.offline.price_search import spec_of, start_table
 from trainer.learning.offline.samples import PairedSamples
 from trainer.simulation import loop
 from trainer.simulation.scenarios import TRUE_COSTS, Mesh, training_scenario
@@ -56,6 +60,30 @@ def test_paired_returns_are_reproducible_and_paired() -> None:
     assert (one.tried_BC.sum(axis=1) >= 2).all()
     assert not (one.tried_BC & ~one.allowed_BC).any()
     assert not one.return_BC[~one.tried_BC].any()
+
+
+def test_features_are_those_of_the_policy_that_learns() -> None:
+    """A scheduled price reads none: where it drives, they follow the table that is corrected.
+
+    Of two devices one at least is outside of a tier's band, and features say so.
+    """
+    mesh = Mesh.build(profile=PROFILE, quality=QUALITY, tasks=TASKS, deadline_s=0.3, devices=2)
+    table_P = start_table(mesh, PRICE_DEFAULTS_P, PriceSearchConfig())
+    scenario = training_scenario(mesh, np.random.default_rng(3), 400)
+    calm = replace(scenario.config, routers=1, staleness_s=0.0, events=())
+    found, without = (
+        paired_samples(
+            replace(scenario, config=calm), spec_of(table_P), np.random.default_rng(3),
+            sample_count=10, horizon_s=0.6, epsilon=0.1, mix_T=(1.0, 1.0), base_P=base_P,
+        )
+        for base_P in (table_P, PRICE_DEFAULTS_P)
+    )  # fmt: skip
+    assert len(found.x_BCF) >= 5
+    assert (found.x_BCF[:, :, BAND_DISTANCE].max(axis=1) > 0.0).all()
+    assert not without.x_BCF[:, :, BAND_DISTANCE].any()
+    # What is measured is the same: features change no decision.
+    np.testing.assert_array_equal(found.tried_BC, without.tried_BC)
+    np.testing.assert_array_equal(found.return_BC, without.return_BC)
 
 
 def _idle(mesh: Mesh, slack_s: float = 1.0, output_tokens: int = 0) -> PairedSamples:

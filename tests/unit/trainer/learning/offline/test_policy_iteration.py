@@ -10,7 +10,9 @@ import pytest
 
 from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
+from router.policies.scheduled_price import has_schedule
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
+from trainer.learning.offline import policy_iteration
 from trainer.learning.offline.config import Budget, OfflineConfig, PriceSearchConfig
 from trainer.learning.offline.policy_iteration import SEARCH, TRAIN, PolicyIteration
 from trainer.learning.offline.validation import Validation
@@ -119,6 +121,22 @@ def test_best_network_drives_half_of_the_episodes_and_the_late_futures() -> None
     assert 0.4 < np.mean([episode is run._prior for episode, _ in early]) < 0.6
     late = [run._drivers(JUDGED[0], 0.9, rng) for _ in range(20)]
     assert all(future is not run._prior for _, future in late)
+
+
+def test_samples_have_the_features_of_what_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the prior drives or the network: those of the scheduled price that was found."""
+    run = run_of(replace(TINY, search=SEARCHED))
+    tables: list[Any] = []
+    collect = policy_iteration.episode_samples
+
+    def note(*arguments: Any) -> Any:
+        tables.append(arguments[-1])
+        return collect(*arguments)
+
+    monkeypatch.setattr(policy_iteration, "episode_samples", note)
+    finished(run)
+    assert len(tables) == 8
+    assert all(has_schedule(table_P) for table_P in tables)
 
 
 @pytest.mark.parametrize("steps_before", [1, 4, 7])
