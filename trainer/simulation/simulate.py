@@ -38,6 +38,8 @@ from trainer.simulation.workload import Workload
 _NO_WEIGHTS = zero_weights(FEATURE_COUNT, 1)
 SOFT_GRACE = 5.0
 """A soft deadline's request is cancelled this many decay times after its deadline."""
+_MOST_DECISIONS = 3
+"""Decisions on one request, each with a rescue moment: what devices lose is sent anew twice."""
 
 
 class SimulationError(ValueError):
@@ -266,6 +268,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     kept = 2 + int(config.staleness_s / config.report_interval_s)
     stride = config.feature_stride
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
+    moments = _MOST_DECISIONS * count if config.safety else 1
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
     router_state["start_s"] = router_state["returned_s"] = -np.inf
@@ -296,8 +299,8 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
         token_s_CM=np.zeros((candidates, ring)),
         bucket_CM=np.full((candidates, ring), -1, np.int64),
         stop_RCM=np.zeros((routers, candidates, ring)),
-        heap_s=np.zeros(2 * count + 16 if config.safety else 1),
-        heap_id=np.zeros(2 * count + 16 if config.safety else 1, np.int64),
+        heap_s=np.zeros(moments),
+        heap_id=np.zeros(moments, np.int64),
         pending_N=np.zeros(count + 1, np.int64),
         ring_s=np.full(kept, -np.inf),
         ring_SRLC=np.zeros((kept, routers, 3, candidates)),

@@ -163,6 +163,23 @@ def test_lost_device_sends_its_requests_elsewhere_with_the_safety_net() -> None:
     assert (with_net.first_reward_N == 0).sum() == 3
 
 
+def test_rescue_moments_have_room_however_often_devices_are_lost() -> None:
+    """A request has one for each of its three decisions, and all of them may lie ahead."""
+    events = (
+        *(FleetEvent(0.1, device, "lost") for device in (1, 2)),
+        *(FleetEvent(1.01, 1, "back"), FleetEvent(1.02, 0, "lost")),
+        *(FleetEvent(1.03, 2, "back"), FleetEvent(1.04, 1, "lost")),
+    )
+    offered = requests(*[(1.0, 100.0, 8)] * 40)
+    world = make_world(config(3, safety=True, events=events), offered, 0)
+    most = 0
+    while (i := loop.advance(world)) >= 0:
+        loop.apply(world, i, int(np.flatnonzero(world.allowed_C)[-1]))  # the largest tier
+        most = max(most, int(world.clock["heap"][0]))
+    assert most == 3 * len(offered) <= len(world.heap_s)
+    assert (world.requests["on_time"] == 1).all()
+
+
 def test_nothing_goes_to_a_lost_device_until_it_is_back() -> None:
     """All decisions between loss and return name the other device."""
     events = (FleetEvent(0.3, 0, "lost"), FleetEvent(0.6, 0, "back"))
