@@ -53,6 +53,10 @@ class OutputLengthPredictor:
 
     Lengths that clients only claim move it by at most `MOST_CLAIMED` times in all, each by at most
     the weight of one value (2 %), and every answer that was seen draws it back by as much.
+
+    An answer that its own limit ended would have been longer, nobody knows by how much. One that is
+    shorter than the mean teaches nothing: else requests with low limits would read as short answers
+    of the task, and those without would be predicted to be so.
     """
 
     MOST_CLAIMED = 2.0
@@ -72,13 +76,17 @@ class OutputLengthPredictor:
         mean = self._mean[task] * self._claimed[task]
         return float(max(1, min(int(mean + 0.5), max_output_tokens)))
 
-    def observe(self, task: str, output_tokens: int) -> None:
-        """Learns from one complete answer."""
+    def observe(self, task: str, output_tokens: int, limit: float = math.inf) -> None:
+        """Learns from one complete answer, `limit` being the most tokens it might have had."""
+        if limit <= output_tokens < self._mean[task]:
+            return
         self._mean[task] = moved(self._mean[task], output_tokens)
         self._claimed[task] = moved(self._claimed[task], 1.0)
 
-    def observe_claim(self, task: str, output_tokens: int) -> None:
+    def observe_claim(self, task: str, output_tokens: int, limit: float = math.inf) -> None:
         """Learns from an answer that a client says it had."""
+        if limit <= output_tokens < self._mean[task]:
+            return
         ratio = output_tokens / self._mean[task]
         ratio = min(max(ratio, 1.0 / self.MOST_CLAIMED), self.MOST_CLAIMED)
         self._claimed[task] = moved(self._claimed[task], ratio)

@@ -82,12 +82,13 @@ class Ending:
             lateness_s = _lateness_s(job, outcome)
             smooth = share(lateness_s)
             reward = answer_reward(job.quality, lateness_s, job.request.reward_decay_s)
+            limit = job.max_output_tokens
             if job.by_gateway:
                 pass  # nobody counted its tokens
             elif job.is_routed:
-                self._lengths.observe_claim(job.task.name, job.output_tokens)
+                self._lengths.observe_claim(job.task.name, job.output_tokens, limit)
             else:
-                self._lengths.observe(job.task.name, job.output_tokens)
+                self._lengths.observe(job.task.name, job.output_tokens, limit)
             if self._conversations is not None and job.target is not None:
                 tokens = job.request.prompt_tokens + job.output_tokens
                 self._conversations.on_answer(job.conversation, job.target.candidate, tokens, end_s)

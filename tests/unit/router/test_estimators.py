@@ -19,6 +19,21 @@ def test_output_length_starts_at_its_prior_and_learns() -> None:
     assert predictor.predict("sort", 5) == 5.0
 
 
+def test_an_answer_that_its_limit_ended_is_no_short_answer() -> None:
+    """It teaches nothing if it is shorter than the mean, seen or claimed; a longer one does."""
+    predictor = OutputLengthPredictor({"sort": 60.0})
+    for _ in range(500):
+        predictor.observe("sort", 4, limit=4)
+        predictor.observe_claim("sort", 4, limit=4)
+    assert predictor.predict("sort", 4) == 4.0
+    assert predictor.predict("sort", 1_000) == 60.0
+    for _ in range(500):
+        predictor.observe("sort", 100, limit=100)
+    assert predictor.predict("sort", 1_000) == pytest.approx(100.0, abs=0.1)
+    predictor.observe("sort", 4, limit=5)  # that was all it had to say
+    assert predictor.predict("sort", 1_000) == pytest.approx(98.0, abs=0.1)
+
+
 def test_slowness_is_found_and_survives_a_stray_answer() -> None:
     """A window of answers at 1.5 times the profile is found; one hundredfold answer adds little."""
     estimator = SlownessEstimator(window=40)

@@ -122,6 +122,19 @@ async def test_answers_of_one_token_or_none_are_due_at_the_deadline(
 
 
 @scenario
+async def test_low_limits_do_not_shorten_what_is_predicted_without_them() -> None:
+    """An answer cut off by its own limit says how long answers are at least."""
+    rig = make_rig()
+    predicted = rig.job(max_output_tokens=512).request.output_tokens
+    for _ in range(50):
+        await rig.answer(rig.job(max_output_tokens=1))
+    assert rig.job(max_output_tokens=512).request.output_tokens == predicted > 2.0
+    for _ in range(50):
+        await rig.answer(rig.job(max_output_tokens=512))  # of two tokens
+    assert rig.job(max_output_tokens=512).request.output_tokens < predicted
+
+
+@scenario
 async def test_a_cancellation_at_the_deadline_is_a_miss() -> None:
     """The call's own deadline arrives as a cancellation; it is late all the same."""
     rig = make_rig(safety_net=False)
