@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from router.policies.scores import Query, Scratch
 
 DQN_ROW: Final = table.ROW[table.DQN]
+SCHEDULED_ROW: Final = table.ROW["scheduled-price"]
 HAS_PRICE: Final = tuple(entry.has_price for entry in table.TABLE)
 """By row, whether a target's pressure is felt."""
 
@@ -180,20 +181,31 @@ def charge_more(
 ) -> None:
     """Charges device time by the factor of the query's pressure and priority, in place of once.
 
-    `seen` has the price score that a network corrects. What it was charged there is all that a
-    high class can be given back: the prior, which is on slower devices or on reckoned load, may
-    charge more, and a request must not earn by the time it takes.
+    What a candidate is charged is what it is worth less its score. `seen` has the price score that
+    a network corrects. What it was charged there is all that a high class can be given back: the
+    prior, which is on slower devices or on reckoned load, may charge more, and a request must not
+    earn by the time it takes. Of soft deadlines the prior's charge is not among the features, so
+    they are charged by that score alone.
     """
     more = math.exp(query.pressure + query.log_price) - 1.0
     quality_C = fleet.quality_KC[query.task]
+    found = s
+    slack_s = query.slack_s
+    decay_s = query.soft_decay_s
+    if row == DQN_ROW:
+        found = seen
+    elif row == SCHEDULED_ROW and query.slowdown > 1.0:  # it scored in slower devices' own time
+        slack_s /= query.slowdown
+        decay_s /= query.slowdown
     for c in range(len(s.score_C)):
-        if row == DQN_ROW:
-            charge = quality_C[c] * seen.probability_C[c] - seen.score_C[c]
+        share = scores.reward_share(
+            found.probability_C[c], found.predicted_s_C[c], slack_s, decay_s
+        )
+        charge = quality_C[c] * share - found.score_C[c]
+        if row == DQN_ROW and decay_s <= 0.0:
             # What a shortlist left out has no features, and is never chosen.
             prior = float(features_CF[c][features.PRIOR_CHARGE])
             charge = prior if more > 0.0 else min(prior, charge)
-        else:
-            charge = quality_C[c] * s.probability_C[c] - s.score_C[c]
         s.score_C[c] -= more * max(0.0, charge)
 
 

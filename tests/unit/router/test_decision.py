@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ from router import decision, features
 from router.bound import BoundDecision, Rule
 from router.dqn.snapshot import Snapshot, Weights, zero_weights
 from router.ledger import LoadArrays
+from router.policies import scheduled_price
+from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scores import Query, Scratch, scratch
-from router.policies.table import BY_HAND, DQN, make_policy
+from router.policies.table import BY_HAND, DQN, ROW, make_policy
 from tests.unit.router import fleets
 
 COUNT = 6
@@ -147,6 +150,39 @@ def test_nothing_is_earned_by_taking_device_time() -> None:
         _, score_C, price = scored(rule, state._replace(query=query))
         free_C = quality_KC[query.task] * price.probability_C
         assert np.all(score_C <= np.maximum(free_C, price.score_C) + 1e-9)
+
+
+def _scheduled(level: float, backlog: float) -> Rule:
+    """Returns a scheduled price that is the same at every load, without bands."""
+    row = [level, backlog, 0.8, 0.4, 1.6, 4.0, 0.0, 0.3, 0.6]
+    columns = list(scheduled_price.VALUES)
+    table = {"columns": columns, "first_load": 0.0, "step": 1.0, "rows": [row]}
+    params_P = [*PRICE_DEFAULTS_P, *scheduled_price.parameters_of(table), 0.0]
+    return Rule(ROW["scheduled-price"], np.array(params_P))
+
+
+@pytest.mark.parametrize("name", ["price", "scheduled-price", DQN])
+def test_soft_deadlines_are_charged_for_all_of_their_device_time(name: str) -> None:
+    """Twice the price is twice the charge, also where much is earned by being late."""
+    names = tuple(feature.name for feature in features.FEATURES)
+    zeroed = Snapshot(zero_weights(features.FEATURE_COUNT, 8), features.SCHEMA, names)
+    nothing = {"level": -15.0, "backlog": 0.0, "load": 0.0, "load_square": 0.0}
+    free = Rule.of(make_policy("price", fleets.catalog(), nothing))
+    rule = Rule.of(make_policy("price", fleets.catalog()))
+    if name == DQN:
+        rule = Rule.of(make_policy(DQN, fleets.catalog(), snapshot=zeroed))
+    elif name == "scheduled-price":
+        free, rule = _scheduled(-15.0, 0.0), _scheduled(-3.0, 2.0)
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        state = seen(rng)
+        slowdown = 1.6 if name == "scheduled-price" else 1.0
+        query = state.query._replace(soft_decay_s=0.2, pressure=0.0, slowdown=slowdown)
+        worth_C, once_C, twice_C = (
+            scored(policy, state._replace(query=query._replace(log_price=log_price)))[1]
+            for policy, log_price in ((free, 0.0), (rule, 0.0), (rule, math.log(2.0)))
+        )
+        np.testing.assert_allclose(twice_C - once_C, once_C - worth_C, rtol=1e-3, atol=1e-4)
 
 
 def test_a_policy_without_a_price_feels_no_pressure() -> None:
