@@ -92,7 +92,7 @@ class Dual:
             rounds: rounds over all groups, each with levels closer to the last prices.
         """
         best_GM, best = price_GM, self.value(price_GM)
-        top = float((self.value_JO / self.cost_JO).max(initial=0.0))
+        top = float((self.value_JO / self.cost_JO)[self.cost_JO > _NOTHING_S].max(initial=0.0))
         for turn in range(rounds * len(price_GM)):
             group = turn % len(price_GM)
             edge_P1 = _levels(best_GM[group], levels, top, first=turn < len(price_GM))
@@ -136,6 +136,8 @@ class Dual:
 
 
 _HIGHEST_PRICE = 1e12
+_NOTHING_S = 1e-11
+"""What costs less says nothing of the price that anybody pays."""
 _SPAN = 1e5
 """Highest price anybody pays, over the least that is told from nothing."""
 

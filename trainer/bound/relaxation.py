@@ -52,7 +52,8 @@ candidate's cache costs nothing there: whole blocks, all but one token at most, 
 has room. The lemma holds with p_i as the tokens left to compute, since those are paid at least.
 
 **Soft deadlines.** A request may pick between windows: lateness up to l_v at the reward of the
-least lateness of that bracket, l_{v-1}. The last bracket ends where the simulator cancels.
+least lateness of that bracket, l_{v-1}. The last bracket ends where the simulator cancels. Streams
+are not cancelled: they may be answered after it, at no charge and the reward of its end.
 
 Shape letters: N requests, J (request, window) pairs, O options (kinds of candidate), G groups of
 like devices, M cells of time, W distinct windows, L levels.
@@ -60,6 +61,7 @@ like devices, M cells of time, W distinct windows, L levels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -190,24 +192,28 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     index_N = np.flatnonzero(chosen_N)
     task_N = workload.task_N[index_N]
     tasks = config.catalog.tasks
+    first_K = np.array([t.slo_kind is SloKind.FIRST_TOKEN for t in tasks])
+    paced_K = np.array(
+        [t.token_interval_s if t.slo_kind is SloKind.PER_TOKEN else 0.0 for t in tasks]
+    )
+    is_streamed_K = first_K | (paced_K > 0.0)
     brackets = [
-        _brackets(t.soft_decay_s if t.reward_kind is RewardKind.SOFT else 0.0) for t in tasks
+        _brackets(t.soft_decay_s if t.reward_kind is RewardKind.SOFT else 0.0, is_streamed)
+        for t, is_streamed in zip(tasks, is_streamed_K, strict=True)
     ]
     count_K = np.array([len(b) for b in brackets])
     start_N1 = np.concatenate([[0], np.cumsum(count_K[task_N])]).astype(np.int64)
     request_J = np.repeat(np.arange(len(index_N)), count_K[task_N])
     bracket_J = np.arange(len(request_J)) - start_N1[request_J]
-    table_KV2 = np.zeros((len(tasks), int(count_K.max(initial=1)), 2))
+    table_KV3 = np.zeros((len(tasks), int(count_K.max(initial=1)), 3))
     for k, rows in enumerate(brackets):
-        table_KV2[k, : len(rows)] = rows
+        table_KV3[k, : len(rows)] = rows
     task_J = task_N[request_J]
-    late_J, factor_J = table_KV2[task_J, bracket_J].T
-    first_K = np.array([t.slo_kind is SloKind.FIRST_TOKEN for t in tasks])
+    late_J, factor_J, charged_J = table_KV3[task_J, bracket_J].T
     pick_J = index_N[request_J]
     prompt_J = workload.prompt_N[pick_J]
     output_J = np.where(first_K[task_J], 1.0, np.maximum(1.0, workload.output_N[pick_J]))
-    paced_K = [t.token_interval_s if t.slo_kind is SloKind.PER_TOKEN else 0.0 for t in tasks]
-    slack_J = workload.slack_N[pick_J] + (output_J - 1.0) * np.array(paced_K)[task_J]
+    slack_J = workload.slack_N[pick_J] + (output_J - 1.0) * paced_K[task_J]
     length_J = (slack_J + late_J) * (1.0 + _ROUNDING) + _ROUNDING
     release_J = workload.arrival_N[pick_J]
     tokens_J = prompt_J + workload.output_N[pick_J]
@@ -223,17 +229,19 @@ def make_jobs(config: SimulationConfig, workload: Workload, chosen_N: NDArray[np
     computed_JO = prompt_J[:, None] - _most_cached_JO(workload, pick_J, kept_O)
     fixed_JO = computed_JO * token_O + output_J[:, None] * sequence_O
     steps_JO = output_J[:, None] * step_O
-    possible_JO = (fixed_JO + steps_JO <= budget_JO) & (tokens_J[:, None] <= room_O)
+    is_charged_J1 = charged_J[:, None] > 0.0
+    possible_JO = (fixed_JO + steps_JO <= budget_JO) | ~is_charged_J1
+    possible_JO &= tokens_J[:, None] <= room_O
     spare_JO = budget_JO - steps_JO - (output_J[:, None] - 1.0) * sequence_O
     return Jobs(
         start_N1=start_N1,
         release_J=release_J,
         end_J=release_J + length_J - overhead_O.min(initial=0.0 if not options else np.inf),
         value_JO=np.where(possible_JO, quality_KO[task_J] * factor_J[:, None], 0.0),
-        fixed_JO=fixed_JO,
-        steps_JO=steps_JO,
+        fixed_JO=np.where(is_charged_J1, fixed_JO, 0.0),
+        steps_JO=np.where(is_charged_J1, steps_JO, 0.0),
         share_JO=computed_JO * token_O + sequence_O,
-        budget_JO=np.where(possible_JO, spare_JO, 0.0),
+        budget_JO=np.where(possible_JO & is_charged_J1, spare_JO, 0.0),
         tokens_J=tokens_J,
         step_O=step_O,
         batch_O=batch_O,
@@ -258,10 +266,13 @@ def _most_cached_JO(workload: Workload, pick_J: Integers, kept_O: Floats) -> Flo
     return cached_JO
 
 
-def _brackets(decay_s: float) -> list[tuple[float, float]]:
-    """Returns (latest lateness, factor on the quality) of each bracket of lateness."""
+def _brackets(decay_s: float, is_streamed: bool) -> list[tuple[float, float, float]]:
+    """Returns (latest lateness, factor on the quality, 1 = it is charged) of each bracket."""
     if decay_s <= 0.0:
-        return [(0.0, 1.0)]
+        return [(0.0, 1.0, 1.0)]
     late = np.linspace(0.0, SOFT_GRACE * decay_s, SOFT_BRACKETS + 1)
     factor = np.exp(-np.concatenate([[0.0], late[:-1]]) / decay_s)
-    return list(zip(late.tolist(), factor.tolist(), strict=True))
+    found = [(*each, 1.0) for each in zip(late.tolist(), factor.tolist(), strict=True)]
+    if is_streamed:
+        found.append((SOFT_GRACE * decay_s, math.exp(-SOFT_GRACE), 0.0))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from router.fleet import EndpointSpec, build_fleet
 from router.profile import LatencyProfile, TierProfile
+from router.types import RewardKind, SloKind, Task
 from tests.unit.router import fleets
 from tests.unit.trainer.bound.worlds import assigned, setups, workloads
 from tests.unit.trainer.simulation.settings import config, requests, spec, traffic
 from trainer.bound.performance import performance_bound, window_bounds
 from trainer.simulation.simulate import (
+    SOFT_GRACE,
     FleetEvent,
     SimulationConfig,
     simulate,
@@ -140,6 +143,17 @@ def test_what_is_cached_of_a_conversation_is_within_the_bound() -> None:
     assert performance_bound(alone(tier), offered) == pytest.approx(0.4)
     assert simulate(alone(tier), talk, spec("static-small")).performance() == pytest.approx(0.8)
     assert performance_bound(alone(tier), talk) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("kind", [SloKind.FIRST_TOKEN, SloKind.PER_TOKEN])
+def test_a_stream_that_comes_after_its_grace_is_within_the_bound(kind: SloKind) -> None:
+    """Nobody cancels it, so it earns the little that is left: here seven decays after its time."""
+    task = Task("easy", 0.4, slo_kind=kind, reward_kind=RewardKind.SOFT, soft_decay_s=0.002)
+    setup = config(1, tasks=[task, Task("hard", 0.4)])
+    offered = requests((0.0, 3000.0, 1), slack_s=0.001)
+    earned = simulate(setup, offered, spec("static-small")).performance()
+    assert 0.0 < earned < math.exp(-SOFT_GRACE)
+    assert earned <= performance_bound(setup, offered) <= math.exp(-SOFT_GRACE) + ROOM
 
 
 def test_bound_is_one_where_the_largest_tier_carries_all() -> None:

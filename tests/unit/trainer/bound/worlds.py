@@ -57,7 +57,13 @@ def setups(draw: st.DrawFn) -> SimulationConfig:
     }
     profiles = {"": LatencyProfile("drawn", "assumed", tiers)}
     tasks = (
-        Task("easy", 0.4, slo_kind=draw(st.sampled_from(list(SloKind)))),
+        Task(
+            "easy",
+            0.4,
+            slo_kind=draw(st.sampled_from(list(SloKind))),
+            reward_kind=draw(st.sampled_from(list(RewardKind))),
+            soft_decay_s=draw(st.sampled_from([0.01, 0.1])),
+        ),
         Task("hard", 0.4, reward_kind=draw(st.sampled_from(list(RewardKind))), soft_decay_s=0.1),
     )
     catalog = Catalog(fleets.TIERS, tasks, fleets.catalog().quality_KT)
