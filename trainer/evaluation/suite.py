@@ -198,6 +198,7 @@ class _Suite:
             ),
             "not_baselines": self._not_baselines,
             "violations": violations([*found["sweep"], *found["soft"], *found["shifts"]]),
+            "iterations_vary": _iterations_vary(self._subject.setting),
         }
         pickers = found["picker"]
         reason = "it is part of the full suite"
@@ -303,6 +304,12 @@ class _Suite:
             )
         held = runner.run("highest loads", jobs)
         return ratio_rows(pairs, held, reached, unit_rps, self._large)
+
+
+def _iterations_vary(setting: Setting) -> bool:
+    """Returns whether a run may be lucky with its iterations, which the bound does not cover."""
+    tiers = (tier for each in setting.profiles.values() for tier in each.tiers.values())
+    return any(tier.iteration_cv > 0.0 for tier in tiers)
 
 
 def _run_parts(

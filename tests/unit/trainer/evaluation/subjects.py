@@ -105,5 +105,5 @@ def headline_report(share: float, availability: float = 1.0) -> dict[str, Any]:
                               "per_gpu", "shifts", "regret", "regret_where_small_copes",
                               "violations", "beside_baselines", "not_baselines")
     }  # fmt: skip
-    empty["retrained"] = not_run("none")
+    empty |= {"retrained": not_run("none"), "iterations_vary": False}
     return {**empty, "sweep": [row("dqn", share), row("price", 0.97)]}

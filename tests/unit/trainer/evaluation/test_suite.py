@@ -47,6 +47,7 @@ def test_sweep_has_every_policy_load_and_net_with_intervals(report: dict[str, An
 def test_no_policy_is_above_the_bound(report: dict[str, Any]) -> None:
     """Regret is never negative, and no run is listed as a violation."""
     assert report["violations"] == []
+    assert report["iterations_vary"] is False
     assert all(row["regret"] >= -1e-9 for row in report["sweep"] + report["shifts"])
 
 

@@ -71,6 +71,14 @@ def test_headlines_say_met_and_missed(share: float, met: bool) -> None:
     assert rows["share of the bound"]["value"] == pytest.approx(share)
 
 
+@pytest.mark.parametrize(("varies", "met"), [(False, False), (True, None)])
+def test_a_lucky_run_above_the_bound_is_not_judged(varies: bool, met: bool | None) -> None:
+    """Where iterations vary, the bound does not cover what luck earns."""
+    report = {**headline_report(0.99), "violations": [{}], "iterations_vary": varies}
+    first = headlines(report, "dqn", "static-large", "static-small")[0]
+    assert (first["name"], first["value"], first["met"]) == ("no policy above the bound", 1, met)
+
+
 @pytest.mark.parametrize(("scores", "met"), [((0.9, 0.8), True), ((0.89, 0.79), False)])
 def test_below_the_best_baseline_beyond_the_paired_interval_is_missed(
     scores: tuple[float, float], met: bool
