@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from router.types import SloKind
+from services.common import slo_kinds
 from services.common.priorities import MESSAGE
 from services.common.times import seconds_of, set_duration
 from services.openai_door.errors import Headers
@@ -17,11 +17,6 @@ from services.openai_door.request import Ask
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb2
 
-_SLO_KINDS: Mapping[SloKind, common_pb2.SloKind.ValueType] = {
-    SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
-    SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
-    SloKind.PER_TOKEN: common_pb2.SLO_KIND_PER_TOKEN,
-}
 _MAY_BE_UNSAID = ("first_token", "queue", "prefill", "decode", "hop")
 """Timings of an answer without a token, or of a router of an earlier version, may lack them."""
 _STEP_DOWN_PREFIX, _STAY_PREFIX = "STEP_DOWN_REASON_", "CONVERSATION_STAY_"
@@ -53,7 +48,7 @@ def spec_of(ask: Ask, request_id: str) -> pb2.GenerationSpec:
     if wishes.deadline_ms is not None:
         set_duration(spec.deadline, wishes.deadline_ms / 1e3)
     if wishes.slo_kind is not None:
-        spec.slo_kind = _SLO_KINDS[wishes.slo_kind]
+        spec.slo_kind = slo_kinds.MESSAGE[wishes.slo_kind]
     if wishes.token_interval_ms is not None:
         set_duration(spec.token_interval, wishes.token_interval_ms / 1e3)
     if wishes.priority is not None:

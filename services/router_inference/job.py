@@ -179,6 +179,7 @@ class Choice:
         policy: name of the policy that decided.
         policy_version: its version.
         stay: what became of the request's conversation.
+        slo_kind: what the request's deadline is measured against.
     """
 
     sequence: int
@@ -203,6 +204,7 @@ class Choice:
     policy: str
     policy_version: str
     stay: Stay = Stay.NONE
+    slo_kind: SloKind = SloKind.COMPLETE_ANSWER
 
     @property
     def device(self) -> str:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from router.types import LONGEST_TOKEN_INTERVAL_S, SloKind
+from services.common import slo_kinds
 from services.common.times import seconds_of
 from tiercel.common.v1 import common_pb2, experience_pb2
 from trainer.evaluation.past import PastRequest
@@ -39,6 +41,9 @@ class PastDecision(NamedTuple):
         output_tokens: predicted output tokens.
         has_seat: its conversation was served before.
         is_kept: it was sent where that was.
+        slo_kind: what its deadline is measured against; None: a router of an earlier version, which
+            did not say.
+        token_interval_s: time between the due times of two tokens; 0 unless each has its own.
     """
 
     key: DecisionKey
@@ -49,6 +54,8 @@ class PastDecision(NamedTuple):
     output_tokens: int
     has_seat: bool
     is_kept: bool
+    slo_kind: SloKind | None
+    token_interval_s: float
 
 
 class PastEnd(NamedTuple):
@@ -100,6 +107,8 @@ def request_of(made: PastDecision, end: PastEnd) -> PastRequest:
         slack_s=max(0.0, made.slack_s + made.decide_s - arrival_s),
         reward=end.reward,
         cached_tokens=_cached_tokens(made, end),
+        slo_kind=made.slo_kind,
+        token_interval_s=made.token_interval_s,
     )
 
 
@@ -116,10 +125,12 @@ def _cached_tokens(made: PastDecision, end: PastEnd) -> int:
 
 def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> PastDecision | None:
     slack_s = seconds_of(record.slack)
+    interval_s = seconds_of(record.token_interval)
     is_good = (
         record.task in tasks
         and len(record.router_id) <= _LONGEST_ROUTER_ID
         and abs(slack_s) <= _MOST_SLACK_S
+        and 0.0 <= interval_s <= LONGEST_TOKEN_INTERVAL_S
         and 1 <= record.prompt_token_count <= _MOST_TOKENS
         and 1 <= record.predicted_output_token_count <= _MOST_TOKENS
     )
@@ -134,6 +145,8 @@ def _decision(record: experience_pb2.DecisionRecord, tasks: Collection[str]) -> 
         output_tokens=record.predicted_output_token_count,
         has_seat=record.conversation_stay not in _UNSEATED,
         is_kept=record.conversation_stay == common_pb2.CONVERSATION_STAY_KEPT,
+        slo_kind=slo_kinds.OF_MESSAGE.get(record.slo_kind),
+        token_interval_s=interval_s,
     )
 
 
@@ -148,7 +161,8 @@ def _end(record: experience_pb2.OutcomeRecord) -> PastEnd | None:
     )
     if not is_good:
         return None
-    is_whole = record.status == common_pb2.OUTCOME_STATUS_ON_TIME
+    # A late one is whole if somebody delivered it to its end, as streams are.
+    is_whole = record.status == common_pb2.OUTCOME_STATUS_ON_TIME or record.HasField("served_by")
     return PastEnd(
         key=(record.router_id, record.epoch, record.sequence),
         end_s=seconds_of(record.end_time),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from router.types import SloKind
+
 
 class PastRequest(NamedTuple):
     """A request that has ended.
@@ -18,6 +20,9 @@ class PastRequest(NamedTuple):
         slack_s: Its deadline after its arrival.
         reward: What it earned.
         cached_tokens: Prompt tokens that need not have been computed, at best.
+        slo_kind: What its deadline was measured against; None: its task's default.
+        token_interval_s: Time between the due times of two tokens where each had its own; 0: its
+            task's default.
     """
 
     task: str
@@ -27,6 +32,8 @@ class PastRequest(NamedTuple):
     slack_s: float
     reward: float
     cached_tokens: int = 0
+    slo_kind: SloKind | None = None
+    token_interval_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

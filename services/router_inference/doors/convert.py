@@ -13,8 +13,7 @@ from router.explanation import Explanation, Larger
 from router.features import FEATURES
 from router.priority import factor
 from router.seat import NOWHERE
-from router.types import SloKind
-from services.common import priorities
+from services.common import priorities, slo_kinds
 from services.common.checks import Checks
 from services.common.times import seconds_of, set_duration, set_moment, set_signed_duration
 from services.router_inference.doors.validation import MAX_REQUEST_ID_CHARACTERS
@@ -34,11 +33,6 @@ MAX_OUTPUT_TOKENS = 65_536
 TIMEOUT_KEY = "tiercel-timeout-ms"
 """Metadata of a call: the time limit it began with, whole milliseconds."""
 _MOST_TIMEOUT_DIGITS = 9
-_SLO_KINDS: dict[int, SloKind] = {
-    common_pb2.SLO_KIND_COMPLETE_ANSWER: SloKind.COMPLETE_ANSWER,
-    common_pb2.SLO_KIND_FIRST_TOKEN: SloKind.FIRST_TOKEN,
-    common_pb2.SLO_KIND_PER_TOKEN: SloKind.PER_TOKEN,
-}
 _STEP_DOWNS: dict[StepDown, common_pb2.StepDownReason.ValueType] = {
     StepDown.NONE: common_pb2.STEP_DOWN_REASON_UNSPECIFIED,
     StepDown.POLICY: common_pb2.STEP_DOWN_REASON_POLICY,
@@ -83,7 +77,7 @@ def ask_of_spec(
     if spec.HasField("deadline"):
         ask.deadline_s = _span_s(spec.deadline)
     if spec.slo_kind:
-        ask.slo_kind = _SLO_KINDS.get(spec.slo_kind, spec.slo_kind)
+        ask.slo_kind = slo_kinds.OF_MESSAGE.get(spec.slo_kind, spec.slo_kind)
     if spec.HasField("token_interval"):
         ask.token_interval_s = _span_s(spec.token_interval)
     if spec.priority:
@@ -131,7 +125,7 @@ def ask_of_route(request: pb2.RouteRequest, metadata: Any, client: str) -> Ask:
     if request.HasField("deadline"):
         ask.deadline_s = _span_s(request.deadline)
     if request.slo_kind:
-        ask.slo_kind = _SLO_KINDS.get(request.slo_kind, request.slo_kind)
+        ask.slo_kind = slo_kinds.OF_MESSAGE.get(request.slo_kind, request.slo_kind)
     if request.HasField("token_interval"):
         ask.token_interval_s = _span_s(request.token_interval)
     if request.priority:

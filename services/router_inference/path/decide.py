@@ -172,6 +172,7 @@ class Decider:
             policy=verdict.policy.name,
             policy_version=verdict.policy.version,
             stay=self._stay(job, desk) if job.conversation else Stay.NONE,
+            slo_kind=request.slo_kind,
         )
         job.choice, job.target = choice, target
         cached = job.cached_at(target.candidate)

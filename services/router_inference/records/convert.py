@@ -12,6 +12,7 @@ from router.features import FEATURE_COUNT, SCHEMA
 from router.fleet import Fleet
 from router.seat import Stay
 from router.shortlist import LEAST_CANDIDATES
+from services.common import slo_kinds
 from services.common.priorities import MESSAGE
 from services.common.times import (
     set_duration,
@@ -160,6 +161,9 @@ class RecordBuilder:
         record.target_pressure = entry.held.pressure
         record.conversation_stay = STAYS[entry.stay]
         record.priority = MESSAGE[entry.standing.priority]
+        record.slo_kind = slo_kinds.MESSAGE[entry.slo_kind]
+        if query.token_interval_s > 0.0:
+            set_duration(record.token_interval, query.token_interval_s)
 
     def _of_fleet(self, fleet: Fleet) -> experience_pb2.DecisionRecord:
         if self._template is not None and self._template[0] is fleet:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from router.home import WHOLE, Share
 from router.profile_error import briefest
-from router.types import SloKind, Task
+from router.types import Task
 from router.watch import REQUESTS, Figures, WatchReport
+from services.common import slo_kinds
 from services.common.convert import endpoint_of_message
 from services.common.mesh_settings import MOST_TARGET
 from services.common.times import duration_of, seconds_of, timestamp_of
@@ -60,11 +61,6 @@ _MOST_ERRORS = 1_000
 # Of all profiles in a report together, which has to stay small.
 _MOST_REPORTED_PROFILES = 32
 _MOST_REPORTED_ERRORS = 100
-_SLO_KINDS = {
-    SloKind.COMPLETE_ANSWER: common_pb2.SLO_KIND_COMPLETE_ANSWER,
-    SloKind.FIRST_TOKEN: common_pb2.SLO_KIND_FIRST_TOKEN,
-    SloKind.PER_TOKEN: common_pb2.SLO_KIND_PER_TOKEN,
-}
 
 
 class StateReader:
@@ -373,7 +369,7 @@ def _write_outcomes(message: system_state_pb2.RouterLoad, counts: RouterCounts) 
 def token_outcomes(ends: TokenEnds) -> common_pb2.TokenOutcomes:
     """Returns what became of requests with a deadline for tokens as a message."""
     return common_pb2.TokenOutcomes(
-        slo_kind=_SLO_KINDS[ends.kind],
+        slo_kind=slo_kinds.MESSAGE[ends.kind],
         on_time_count=ends.on_time,
         missed_count=ends.missed,
         smooth_answer_sum=ends.smooth,
@@ -389,7 +385,7 @@ def _write_latency(
     first, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
     message.task = task.name
     message.default_deadline.CopyFrom(duration_of(task.default_deadline_s))
-    message.slo_kind = _SLO_KINDS[task.slo_kind]
+    message.slo_kind = slo_kinds.MESSAGE[task.slo_kind]
     message.answer_counts.extend(answers[first:end].astype(np.int64).tolist())
     message.first_bucket = first
     message.cut_off_count = int(counts[-1])

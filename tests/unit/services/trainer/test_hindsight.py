@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from router.catalog import QualityTable
 from router.profile import LatencyProfile
+from router.types import SloKind
 from services.common.log import get_logger
 from services.common.state import keys
 from services.common.state.experience_stream import MemoryExperienceStream
@@ -80,6 +81,8 @@ class Bench:
         status: common_pb2.OutcomeStatus.ValueType = ON_TIME,
         router_id: str = "r",
         stay: common_pb2.ConversationStay.ValueType = common_pb2.CONVERSATION_STAY_UNSPECIFIED,
+        slo_kind: common_pb2.SloKind.ValueType = common_pb2.SLO_KIND_UNSPECIFIED,
+        interval_ms: int = 0,
         **more: Any,
     ) -> None:
         """Writes a decision made 100 ms after the arrival, 300 ms ago, and its outcome."""
@@ -91,7 +94,9 @@ class Bench:
             prompt_token_count=30,
             predicted_output_token_count=8,
             conversation_stay=stay,
+            slo_kind=slo_kind,
         )
+        decision.token_interval.FromMilliseconds(interval_ms)
         decision.slack.FromMilliseconds(900)
         decision.decide_time.FromNanoseconds(self.clock.wall_ns() - 300_000_000)
         outcome = experience_pb2.OutcomeRecord(
@@ -170,6 +175,34 @@ async def test_of_prompts_is_told_what_was_cached_and_what_may_have_been() -> No
     await bench.run(90)
     ((_devices, requests),) = bench.asked
     assert [each.cached_tokens for each in requests] == [0, 0, 16, 29, 29, 29]
+
+
+async def test_a_request_comes_with_what_its_own_deadline_was_for() -> None:
+    """None where a router did not say; one with an interval that cannot be is left out."""
+    bench = Bench()
+    await bench.run(40)
+    paced = common_pb2.SLO_KIND_PER_TOKEN
+    await bench.write(1)
+    await bench.write(2, slo_kind=common_pb2.SLO_KIND_FIRST_TOKEN)
+    await bench.write(3, slo_kind=paced, interval_ms=50)
+    await bench.write(4, slo_kind=paced, interval_ms=60_001)
+    await bench.run(90)
+    ((_devices, requests),) = bench.asked
+    kinds = [(each.slo_kind, each.token_interval_s) for each in requests]
+    assert kinds == [(None, 0.0), (SloKind.FIRST_TOKEN, 0.0), (SloKind.PER_TOKEN, 0.05)]
+
+
+async def test_a_late_answer_that_was_delivered_is_as_long_as_it_was() -> None:
+    """A stream goes on after its deadline; what was cut off would have been as predicted."""
+    bench = Bench()
+    await bench.run(40)
+    late = common_pb2.OUTCOME_STATUS_LATE
+    by = common_pb2.Candidate(tier="small", endpoint="e0")
+    await bench.write(1, status=late, output_token_count=20, served_by=by)
+    await bench.write(2, status=late, output_token_count=20)
+    await bench.run(90)
+    ((_devices, requests),) = bench.asked
+    assert [each.output_tokens for each in requests] == [20, 8]
 
 
 async def test_two_trainers_look_once() -> None:

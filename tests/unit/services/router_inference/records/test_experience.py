@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from router.features import FEATURE_COUNT, SCHEMA
+from router.types import SloKind
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.router_inference.job import Choice
 from services.router_inference.records.convert import OutcomeEntry
@@ -18,7 +19,7 @@ from tests.fakes.virtual_time import LoopClock
 from tests.unit.services.router_inference.parts import make_rig
 from tests.unit.services.router_inference.policy.test_slot import snapshot_bytes
 from tests.unit.services.router_inference.scenario import scenario
-from tiercel.common.v1 import experience_pb2
+from tiercel.common.v1 import common_pb2, experience_pb2
 
 
 def switchable() -> Any:
@@ -54,6 +55,21 @@ async def test_a_request_leaves_a_decision_and_an_outcome() -> None:
     assert outcome.latency.ToTimedelta().total_seconds() == pytest.approx(0.02)
     assert outcome.first_token_latency.ToTimedelta().total_seconds() == pytest.approx(0.01)
     assert decision.decide_time.ToNanoseconds() < outcome.end_time.ToNanoseconds()
+    assert decision.slo_kind == common_pb2.SLO_KIND_COMPLETE_ANSWER
+    assert not decision.HasField("token_interval")
+
+
+@scenario
+async def test_a_decision_says_what_its_deadline_is_for() -> None:
+    """The request's own kind, and the time between tokens where each has its own due time."""
+    rig = make_rig()
+    await rig.answer(rig.job(task="first", is_stream=True))
+    paced = {"slo_kind": SloKind.PER_TOKEN, "token_interval_s": 0.05}
+    await rig.answer(rig.job(is_stream=True, **paced))
+    first, second = [e.decision for e in await rig.records() if e.HasField("decision")]
+    assert first.slo_kind == common_pb2.SLO_KIND_FIRST_TOKEN
+    assert second.slo_kind == common_pb2.SLO_KIND_PER_TOKEN
+    assert second.token_interval.ToMilliseconds() == 50
 
 
 @scenario
