@@ -151,6 +151,11 @@ class OnlineLoop:
             problems=problems,
         )
 
+    @property
+    def _corrects(self) -> list[dict[str, Any]]:
+        """Parameters of the price that the network corrects, and its scheduled price."""
+        return [self._base, self._schedule]
+
     def _dropped(self) -> dict[str, int]:
         joiner, before = self._joiner, self._dropped_before
         return {
@@ -251,6 +256,7 @@ class OnlineLoop:
             meta = {
                 "parent": self._parent,
                 "feature_schema": self._config.feature_schema,
+                "corrects": self._corrects,
                 "baseline": self._baseline.get_state(),
                 "settled": settled.get_state(),
                 "processes": self._processes.get_state(),
@@ -445,9 +451,11 @@ class OnlineLoop:
         mean_reward, rng.bit_generator.state = meta["mean_reward"], meta["rng"]
         if mean_reward is not None and not is_finite_number(mean_reward):
             raise ValueError(f"mean_reward is {mean_reward!r:.40}")
-        # A newer parent starts afresh from its weights, but the experience is still good. Nothing
-        # after this fails, so that a bad state leaves nothing of itself.
-        self._replay.restore(arrays["replay"].tobytes())
+        # A newer parent starts afresh from its weights, but the experience is still good: if it
+        # corrects the same price, for by that its features were computed. Nothing after this fails,
+        # so that a bad state leaves nothing of itself.
+        if meta.get("corrects", self._corrects) == self._corrects:
+            self._replay.restore(arrays["replay"].tobytes())
         self._settled, self._baseline, self._mean_reward = settled, baseline, mean_reward
         self._processes, self._dropped_before = processes, dropped
         self._missing_count = settled.missing_count

@@ -165,6 +165,27 @@ def test_starts_from_a_snapshot_and_refuses_a_bad_one() -> None:
         OnlineLoop(_config(), initial=parent[:-3])
 
 
+def _with_price(blob: bytes, level: float) -> bytes:
+    """Returns a snapshot that corrects another price."""
+    return save_snapshot(replace(load_snapshot(blob), base={"level": level}))
+
+
+@pytest.mark.parametrize(("level", "kept"), [(-3.0, 16), (-2.0, 0)])
+def test_experience_outlives_its_parent_if_the_price_does(
+    level: float, kept: int, tmp_path: Path
+) -> None:
+    """Features say what a price says: those by another one would teach what never is seen again."""
+    first, second = (OnlineLoop(_config(seed=seed)).snapshot() for seed in (3, 4))
+    loop = OnlineLoop(_config(), path=tmp_path / "state", initial=_with_price(first, -3.0))
+    loop.ingest(*_records(1, 20))
+    loop.save()
+    newer = _with_price(second, level)
+    again = OnlineLoop(_config(), path=tmp_path / "state", initial=newer)
+    assert again.status.transition_count == kept
+    # What was taken in is taken in for good, either way.
+    assert len(again.ingest(*_records(1, 20))) == 2 * 16
+
+
 def _anchored(anchor: float, promise: Promise | None = None) -> OnlineConfig:
     config = _config()
     return replace(config, learner=replace(config.learner, anchor=anchor), promise=promise)
