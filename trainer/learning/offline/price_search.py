@@ -154,7 +154,7 @@ def knot_scenarios(
             arrivals,
             duration_s,
             rng=rng,
-            deadline_s=mesh.deadline_s,
+            deadline_s=mesh.deadlines(mesh.deadline_s),
             task_share=_task_share(mesh, kind, rng),
             lengths=mesh.lengths,
         )

@@ -11,6 +11,7 @@ import pytest
 from router.policies import scheduled_price
 from router.policies.dqn import PRICE_DEFAULTS_P
 from router.policies.scores import capacity, ladder_load
+from router.types import Task
 from tests.unit.router.fleets import QUERY
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
 from trainer.learning.offline.config import PriceSearchConfig
@@ -74,6 +75,14 @@ def test_a_knot_meets_every_kind_of_world() -> None:
         assert bool(world.events) is (kind == "loss"), kind
         slower = world.profiles[TRUE_COSTS].tiers != world.profiles[""].tiers
         assert slower is (kind == "slower"), kind
+
+
+def test_requests_of_a_knot_have_their_tasks_own_deadlines() -> None:
+    """As they have when the network is trained, and when the policy serves."""
+    where = mesh(tasks=(Task("a", 0.2), Task("b", 2.0)), deadline_s=None)
+    for scenario in knot_scenarios(where, 0.5, 0.1, np.random.default_rng(2), 400):
+        expected_N = np.array([0.2, 2.0])[scenario.workload.task_N]
+        np.testing.assert_allclose(scenario.workload.slack_N, expected_N)
 
 
 def test_search_is_a_function_of_its_seed() -> None:
