@@ -118,6 +118,7 @@ def read_own_mesh(config: pathlib.Path, prompts: pathlib.Path | None) -> OwnMesh
         InputError: A file is missing or wrong; every mistake is named.
     """
     # The simulator is needed here only; help and mistakes come faster without it.
+    from trainer.simulation.scenarios import expecting
     from trainer.simulation.setting import OwnMesh
 
     mesh = read_mesh(config)
@@ -140,9 +141,9 @@ def read_own_mesh(config: pathlib.Path, prompts: pathlib.Path | None) -> OwnMesh
     # In the order of quality, whatever the order of the file.
     costs = {tier: files.profile.tiers[tier] for tier in mesh.tiers}
     profile = dataclasses.replace(files.profile, tiers=costs)
-    return OwnMesh(
-        mesh.name, files.catalog, files.quality, profile, placement(mesh), found, share, notes
-    )
+    tasks = tuple(expecting(files.catalog.tasks, found))
+    catalog = dataclasses.replace(files.catalog, tasks=tasks)
+    return OwnMesh(mesh.name, catalog, files.quality, profile, placement(mesh), found, share, notes)
 
 
 def own_lengths(tasks: Sequence[Task]) -> Lengths:

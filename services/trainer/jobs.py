@@ -186,7 +186,9 @@ class SimulationJob:
         from trainer.simulation.setting import OwnMesh
 
         mesh = replace(spec, devices=devices).mesh()
-        # That mesh is for training: its devices differ from what routers know. These do not.
-        own = OwnMesh("past", mesh.catalog, spec.quality, spec.profile, devices, mesh.lengths)
+        # That mesh is for training: its devices differ from what routers know, and its answers from
+        # what tasks expect. These do not.
+        catalog = replace(mesh.catalog, tasks=spec.tasks)
+        own = OwnMesh("past", catalog, spec.quality, spec.profile, devices, mesh.lengths)
         # Far more than the mesh has would be no news.
         return look_back(own.setting(), requests, most_devices=8 * (len(devices) + 1))

@@ -101,11 +101,12 @@ class Mesh:
         deadline_s = typical_deadline_s(tasks)
         if not deadline_s > 0.0 or not math.isfinite(deadline_s):
             raise ScenarioError(f"deadline_s must be above 0 (got {deadline_s})")
+        lengths = lengths or default_lengths(profile, tasks)
+        tasks = expecting(tasks, lengths)
         placed = _placement(profile, devices)
         tiers = tuple(t for t in profile.tiers if any(t in device for device in placed))
         catalog = Catalog.build(tiers, tuple(tasks), quality)
         fleet = _fleet(catalog, profile, placed)
-        lengths = lengths or default_lengths(profile, tasks)
         time_C = full_batch_times_s(fleet, lengths)
         by_tier = [
             time_C[fleet.arrays.tier_C == t].min() / (fleet.arrays.tier_C == t).sum()
@@ -140,6 +141,15 @@ class Mesh:
 def typical_deadline_s(tasks: Sequence[Task]) -> float:
     """Returns the median of the tasks' deadlines, seconds."""
     return float(np.median([task.default_deadline_s for task in tasks]))
+
+
+def expecting(tasks: Sequence[Task], lengths: Lengths) -> list[Task]:
+    """Returns tasks of which routers expect answers as long as they are simulated.
+
+    All tasks have one distribution of lengths here. With the real tasks' expectations routers would
+    first have to learn of it, by some fifty answers of each task that they misjudge.
+    """
+    return [replace(task, expected_output_tokens=lengths.output_mean) for task in tasks]
 
 
 def full_batch_times_s(fleet: Fleet, lengths: Lengths) -> NDArray[np.float64]:

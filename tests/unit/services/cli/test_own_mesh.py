@@ -62,6 +62,8 @@ def test_tasks_deadlines_tiers_and_devices_are_the_meshs_own(config: pathlib.Pat
     assert own.catalog.tiers == tuple(own.profile.tiers) == ("mini", "big")
     assert own.devices == (("mini", "big"), ("mini",))
     assert (own.lengths.output_mean, own.lengths.output_max) == (20.0, 64)
+    # Routers know how long simulated answers are, which are of one length in all tasks.
+    assert {task.expected_output_tokens for task in own.catalog.tasks} == {20.0}
     setting = own.setting()
     deadlines = [task.default_deadline_s for task in setting.catalog.tasks]
     assert deadlines == [2.0, 0.5]

@@ -51,6 +51,14 @@ def test_capacities_follow_the_profile() -> None:
     assert one.rates(3)[0] < one.large_rps < one.rates(3)[-1] < one.small_rps
 
 
+def test_routers_expect_answers_as_long_as_they_are() -> None:
+    """Of every task, since all have one distribution of lengths."""
+    tasks = (Task("a", 9.0, expected_output_tokens=4.0), Task("b", 9.0, expected_output_tokens=20))
+    mesh = Mesh.build(profile=PROFILE, quality=QUALITY, tasks=tasks, devices=1)
+    assert mesh.lengths.output_mean == 12.0
+    assert [task.expected_output_tokens for task in mesh.catalog.tasks] == [12.0, 12.0]
+
+
 def test_placement_by_device() -> None:
     """Devices may hold different tiers; capacity counts only the devices that hold the tier."""
     mesh = _mesh([["small"], ["large"], ["large"]])
