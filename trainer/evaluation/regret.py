@@ -36,7 +36,8 @@ def regret_rows(
     """Returns per family of shifts and net how much of a baseline's regret each policy removes.
 
     Removed = 1 - regret of the policy / regret of the baseline, both summed over the family's
-    shifts and loads, seed by seed. Negative: the policy adds regret.
+    shifts and loads, seed by seed. Negative: the policy adds regret. None where the baseline
+    has next to none (LEAST_REGRET).
 
     Args:
         results: cases with bounds.
@@ -60,7 +61,11 @@ def regret_rows(
         base = sums.get((family, net, baseline))
         if base is None:
             continue
-        removed = [1.0 - sum(r) / max(sum(base[s]), 1e-12) for s, r in per_seed.items()]
+        base_means = [sum(r) / len(r) for r in base.values()]
+        removed: Row = {"removed": None, "removed_ci95": None}
+        if np.mean(base_means) >= LEAST_REGRET:
+            shares = (1.0 - sum(r) / max(sum(base[s]), 1e-12) for s, r in per_seed.items())
+            removed = measured("removed", shares)
         rows.append(
             {
                 "family": family,
@@ -69,8 +74,8 @@ def regret_rows(
                 "baseline": baseline,
                 "points": max(len(r) for r in per_seed.values()),
                 **measured("regret", (sum(r) / len(r) for r in per_seed.values())),
-                **measured("baseline_regret", (sum(r) / len(r) for r in base.values())),
-                **measured("removed", removed),
+                **measured("baseline_regret", base_means),
+                **removed,
             }
         )
     return rows

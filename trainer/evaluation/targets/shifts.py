@@ -47,6 +47,8 @@ def regret(family: str, *, where_small_copes: bool = False) -> Judge:
         if not twins:
             return missing(name, target, "it is no dqn, so there is no zeroed twin")
         value, twin = rows[0]["removed"], twins[0]["removed"]
+        if value is None or twin is None:
+            return missing(name, target, f"{REGRET_BASELINE} has no regret to remove")
         met = value >= REGRET_REMOVED > twin
         ends = interval_text(rows[0], "removed")
         detail = f"{ends}; zeroed {twin:.3f}; over {rows[0]['points']} points"

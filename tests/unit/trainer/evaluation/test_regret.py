@@ -23,6 +23,14 @@ def test_regret_removed_is_worked_out_by_hand() -> None:
     assert rows[0]["regret"] == pytest.approx(0.3)
 
 
+def test_where_price_loses_nothing_there_is_no_share_of_it() -> None:
+    """A hundredth lost beside nothing is not a million times as much."""
+    rows = regret_rows([result("calm", 1, {"price": 1.0, "dqn": 0.99})], {"calm": "task"}, "price")
+    removed = {row["policy"]: (row["removed"], row["removed_ci95"]) for row in rows}
+    assert removed == {"price": (None, None), "dqn": (None, None)}
+    assert rows[1]["regret"] == pytest.approx(0.01)
+
+
 def test_regret_of_hopeless_points_is_left_out_where_asked() -> None:
     """At a point that always-small fails price loses 0.8; without it dqn removes half, not 1/6."""
     results = [
