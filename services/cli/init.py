@@ -16,6 +16,7 @@ from router.profile import format_profile
 from services.cli.output import note
 from services.common.access.plain_text import LEAVE
 from services.common.addresses import parse_address
+from services.common.checks import is_name
 from services.common.mesh_settings import MeshSettings, TaskSettings
 from services.common.settings import SettingsError, load_settings
 from services.local.errors import CommandError, InputError
@@ -73,8 +74,10 @@ def init(
             parse_address(address)
         except ValueError as error:
             raise InputError(f"ADDRESS: {error}, got {address!r}") from None
+    _check_name("--name", name)
     tasks = [_task(text) for text in task]
-    tiers = dict(_pair("--tier", text, "TIER=MODEL") for text in tier or ())
+    _check_once("--task: task", [each.name for each in tasks])
+    tiers = _tiers([_pair("--tier", text, "TIER=MODEL") for text in tier or ()])
     spoken = _spoken(openai, api_key_variable)
     there = [each for each in FILES if (out / each).exists()]
     if there and not force:
@@ -115,6 +118,29 @@ def _spoken(openai: bool, variable: str) -> Spoken | None:
     return Spoken(variable, os.environ.get(variable, "") if variable else "")
 
 
+def _tiers(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Returns the model of each tier; raises InputError for a name that is none, or that is twice.
+
+    Of two that are alike one would be lost without a word.
+    """
+    for tier, _ in pairs:
+        _check_name("--tier", tier)
+    _check_once("--tier: tier", [tier for tier, _ in pairs])
+    _check_once("--tier: model", [model for _, model in pairs])
+    return dict(pairs)
+
+
+def _check_name(option: str, text: str) -> None:
+    if not is_name(text):
+        raise InputError(f"{option}: must be 1 to 64 characters of [a-z0-9_-], got {text!r}")
+
+
+def _check_once(what: str, given: Sequence[str]) -> None:
+    for each in given:
+        if given.count(each) > 1:
+            raise InputError(f"{what} {each!r} is given twice")
+
+
 def _check_local(addresses: Sequence[str]) -> None:
     """Raises InputError for a server on another machine, which would be asked in plain text."""
     for address in addresses:
@@ -152,7 +178,8 @@ def _task(text: str) -> TaskSettings:
         fields = {"name": name, "default_deadline_s": float(seconds)}
         if tokens:
             limit = int(tokens)
-            more = {"default_max_output_tokens": limit, "expected_output_tokens": limit / 2}
+            expected = max(1.0, limit / 2)
+            more = {"default_max_output_tokens": limit, "expected_output_tokens": expected}
             return TaskSettings(**fields, **more)
         return TaskSettings(**fields)
     except ValueError as error:  # pydantic's are among them

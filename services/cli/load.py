@@ -22,7 +22,8 @@ from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
 from services.loadgen.spec import (
     DRAWN,
-    MAX_TOKENS,
+    MAX_OUTPUT_TOKENS,
+    MAX_PROMPT_TOKENS,
     LoadSpec,
     LoadSpecError,
     parse_spec,
@@ -109,8 +110,8 @@ def load(
                     raise InputError(f"{option}: not with --spec, which names its routers")
             run = read_spec(spec)
         else:
-            asked = parse_length(prompt_tokens, "--prompt-tokens")
-            limit = parse_length(output_tokens, "--output-tokens")
+            asked = parse_length(prompt_tokens, "--prompt-tokens", MAX_PROMPT_TOKENS)
+            limit = parse_length(output_tokens, "--output-tokens", MAX_OUTPUT_TOKENS)
             target = resolve(mesh, router, config=config)
             routers = need_routers(target)
             if prompts is not None and asked is not None:
@@ -260,17 +261,17 @@ def _phase(text: str) -> dict[str, Any]:
         raise InputError(f"--phases: expected NAME:SECONDS@RATE, got {text!r}") from None
 
 
-def parse_length(text: str, option: str) -> int | str | None:
-    """Parses a number of tokens or ``drawn``; None for an empty text.
+def parse_length(text: str, option: str, most: int) -> int | str | None:
+    """Parses a number of tokens, at most ``most``, or ``drawn``; None for an empty text.
 
     Raises:
         InputError: It is neither.
     """
     if text in ("", DRAWN):
         return text or None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_TOKENS:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
         raise InputError(
-            f"{option}: expected a number of tokens from 1 to {MAX_TOKENS}, or {DRAWN},"
+            f"{option}: expected a number of tokens from 1 to {most}, or {DRAWN},"
             f" got {text[:40]!r}"
         )
     return int(text)

@@ -15,7 +15,7 @@ from services.calibrate.questions import (
     read_questions,
 )
 from services.cli.measured_mesh import limits_of, mesh_of
-from services.common.mesh_settings import MeshFiles, load_mesh_files
+from services.common.mesh_settings import HIGHEST_LIMIT_TOKENS, MeshFiles, load_mesh_files
 from services.common.settings import SettingsError, load_settings
 from services.common.times import seconds_of
 from services.local.calls import call
@@ -76,7 +76,10 @@ def lengths(target: Target) -> dict[str, Any]:
     if not target.config:
         return {}
     files = _files_of(target)
-    return dataclasses.asdict(default_lengths(files.profile, files.catalog.tasks))
+    found = default_lengths(files.profile, files.catalog.tasks)
+    # Some times what is expected, which no limit of an answer may exceed.
+    found = dataclasses.replace(found, output_max=min(found.output_max, HIGHEST_LIMIT_TOKENS))
+    return dataclasses.asdict(found)
 
 
 def _files_of(target: Target) -> MeshFiles:

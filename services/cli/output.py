@@ -13,8 +13,12 @@ from rich.text import Text
 
 
 def console() -> Console:
-    """Console on standard output; a pipe gets a width that cuts nothing off."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    """Console on standard output; a pipe gets a width that cuts nothing off.
+
+    Text is shown as it is: an address of IPv6 has brackets, and a reason may be anything.
+    """
+    width = None if sys.stdout.isatty() else 140
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def note(text: str) -> None:

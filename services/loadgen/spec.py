@@ -16,6 +16,8 @@ from router.messages import one_line
 from router.types import LONGEST_TOKEN_INTERVAL_S, InvalidFileError, Priority
 from services.common.addresses import parse_address
 from services.common.files import read_text
+from services.common.mesh_settings import HIGHEST_LIMIT_TOKENS
+from services.common.prompt_sizes import MOST_PROMPT_BYTES
 from services.loadgen.arrivals import (
     MAX_CV,
     MAX_DURATION_S,
@@ -29,12 +31,16 @@ from services.loadgen.arrivals import (
 from services.loadgen.prompts import Prompt, made_up_text
 from trainer.simulation.workload import OPT_LENGTHS, Lengths
 
-MAX_TOKENS = 16_384
+MAX_PROMPT_TOKENS = 16_384
+"""Longest prompt that is made up, tokens; one of a pool may be as long as a mesh can allow."""
+MAX_OUTPUT_TOKENS = HIGHEST_LIMIT_TOKENS
+"""Highest limit of an answer, tokens: that of a task."""
 _MOST_MISTAKES = 20
 _LARGEST_SPEC_BYTES = 64 * 1024 * 1024  # it may carry a pool of prompts
 _POOL_SIZE = 500
 DRAWN: Literal["drawn"] = "drawn"
-Length = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Literal["drawn"]
+PromptLength = Annotated[int, Field(ge=1, le=MAX_PROMPT_TOKENS)] | Literal["drawn"]
+OutputLength = Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | Literal["drawn"]
 """Tokens: a number, or drawn as the evaluation draws them."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 DeadlineS = Annotated[float, Field(gt=0, le=3_600)]
@@ -71,9 +77,9 @@ class PromptSpec(_Model):
         max_output_tokens: Limit of its answer; None means the run's.
     """
 
-    text: str = Field(min_length=1, max_length=65_536)
+    text: str = Field(min_length=1, max_length=MOST_PROMPT_BYTES)
     answer: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)] | None = None
 
 
 class LengthsSpec(_Model):
@@ -88,12 +94,12 @@ class LengthsSpec(_Model):
         output_max: Longest output, tokens.
     """
 
-    prompt_median: float = Field(default=OPT_LENGTHS.prompt_median, gt=0, le=MAX_TOKENS)
+    prompt_median: float = Field(default=OPT_LENGTHS.prompt_median, gt=0, le=MAX_PROMPT_TOKENS)
     prompt_sigma: float = Field(default=OPT_LENGTHS.prompt_sigma, ge=0, le=4)
-    prompt_max: int = Field(default=OPT_LENGTHS.prompt_max, ge=1, le=MAX_TOKENS)
-    output_mean: float = Field(default=OPT_LENGTHS.output_mean, gt=0, le=MAX_TOKENS)
+    prompt_max: int = Field(default=OPT_LENGTHS.prompt_max, ge=1, le=MAX_PROMPT_TOKENS)
+    output_mean: float = Field(default=OPT_LENGTHS.output_mean, gt=0, le=MAX_OUTPUT_TOKENS)
     output_spread: float = Field(default=OPT_LENGTHS.output_spread, ge=0, le=1)
-    output_max: int = Field(default=OPT_LENGTHS.output_max, ge=1, le=MAX_TOKENS)
+    output_max: int = Field(default=OPT_LENGTHS.output_max, ge=1, le=MAX_OUTPUT_TOKENS)
 
 
 class LoadSpec(_Model):
@@ -140,8 +146,8 @@ class LoadSpec(_Model):
     cv: float = Field(default=1.0, gt=0, le=MAX_CV)
     prompts: dict[Name, list[PromptSpec]] = Field(default_factory=dict)
     lengths: LengthsSpec = Field(default_factory=LengthsSpec)
-    prompt_tokens: Length = DRAWN
-    max_output_tokens: Length | None = None
+    prompt_tokens: PromptLength = DRAWN
+    max_output_tokens: OutputLength | None = None
     tier: str = Field(default="", max_length=64)
     quality_floor: float = Field(default=0.0, ge=0, le=1)
     priority_mix: dict[Literal["high", "normal", "low"], Annotated[float, Field(ge=0, le=1e9)]] = (

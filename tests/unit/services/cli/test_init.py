@@ -78,6 +78,17 @@ def test_monitor_and_trainer_are_named_where_they_are_wanted(tmp_path: Path) -> 
         ([ADDRESS, "--task", "chat=soon"], "--task: 'chat=soon'"),
         ([ADDRESS, "--task", "Chat=1"], "--task: 'Chat=1': String should match"),
         ([ADDRESS, "--task", "chat=1", "--tier", "small"], "--tier: expected TIER=MODEL"),
+        ([ADDRESS, "--task", "chat=1", "--task", "chat=2"], "--task: task 'chat' is given twice"),
+        ([ADDRESS, "--task", "chat=1", "--name", "My mesh"], "--name: must be 1 to 64 characters"),
+        ([ADDRESS, "--task", "chat=1", "--tier", "7B=m"], "--tier: must be 1 to 64 characters"),
+        (
+            [ADDRESS, "--task", "chat=1", "--tier", "a=m", "--tier", "a=n"],
+            "--tier: tier 'a' is given twice",
+        ),
+        (
+            [ADDRESS, "--task", "chat=1", "--tier", "a=m", "--tier", "b=m"],
+            "--tier: model 'm' is given twice",
+        ),
     ],
 )
 def test_what_cannot_be_is_named_and_nothing_written(
@@ -87,6 +98,14 @@ def test_what_cannot_be_is_named_and_nothing_written(
     assert run(["init", *arguments]) == 2
     assert message in complaint(capsys)
     assert not list(tmp_path.glob("*.toml"))
+
+
+def test_answers_may_be_of_one_token(tmp_path: Path) -> None:
+    """A label, for instance: no fewer are expected than there can be."""
+    assert run(["init", ADDRESS, "--task", "label=0.2/1"]) == 0
+    settings = load_settings(Settings, path=tmp_path / "tiercel.toml", environ={})
+    (label,) = settings.mesh.tasks
+    assert (label.default_max_output_tokens, label.expected_output_tokens) == (1, 1.0)
 
 
 def test_files_that_are_there_are_kept_without_force(

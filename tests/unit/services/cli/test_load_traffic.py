@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from services.cli.app import run
-from services.cli.load_traffic import read_prompts
+from services.cli.load_traffic import lengths, read_prompts
 from services.local.errors import InputError
 from services.local.target import Target
 from tests.fakes.router import FakeRouter
+from tests.unit.services.cli.test_own_mesh import FILES
+from tests.unit.services.loadgen.specs import spec_of
 
 
 def file_of(folder: pathlib.Path, *lines: dict[str, Any]) -> pathlib.Path:
@@ -90,3 +92,12 @@ def test_a_task_that_the_settings_do_not_have_is_a_mistake_of_its_line(
     with pytest.raises(InputError, match="line 2: task: the mesh has no task 'chat'"):
         read_prompts(path, Target(config=str(foreign_mesh)))
     assert read_prompts(None, Target()) is None
+
+
+def test_a_mesh_of_long_answers_can_be_asked(tmp_path: pathlib.Path) -> None:
+    """The lengths that suit its profile are none that a run refuses."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text.replace("tokens = 30", "tokens = 60000"))
+    found = lengths(Target(config=str(tmp_path / "mesh.toml")))
+    assert (found["output_mean"], found["output_max"]) == (30_005.0, 65_536)
+    assert spec_of("127.0.0.1:7410", lengths=found).lengths.output_max == 65_536

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.common.prompt_sizes import MOST_PROMPT_BYTES
 from services.loadgen.spec import LoadSpecError, read_spec
 from tests.unit.services.loadgen.specs import spec_of
 from trainer.simulation.workload import OPT_LENGTHS
@@ -117,3 +118,13 @@ def test_answers_may_be_limited_by_drawn_lengths() -> None:
     assert len(limits) > 3
     plain = spec_of("127.0.0.1:7410").pools()
     assert {prompt.max_output_tokens for pool in plain.values() for prompt in pool} == {None}
+
+
+def test_prompts_may_be_as_long_as_a_mesh_can_allow() -> None:
+    """And limits of answers as high as those of tasks: one of more is refused by its field."""
+    long = {"text": "x" * 100_000, "max_output_tokens": 65_536}
+    spec = spec_of("127.0.0.1:7410", prompts={"sort": [long]})
+    assert len(spec.prompts["sort"][0].text) == 100_000
+    for field, value in (("text", "x" * (MOST_PROMPT_BYTES + 1)), ("max_output_tokens", 65_537)):
+        with pytest.raises(LoadSpecError, match=f"prompts.sort.0.{field}"):
+            spec_of("127.0.0.1:7410", prompts={"sort": [long | {field: value}]})
