@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.metadata
+import math
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import traceback
@@ -76,6 +78,7 @@ class _Commands(TyperGroup):
             alone.callback()(lambda: None)  # with one, a single command stays a group's command
             importlib.import_module(f"services.cli.{module}").register(alone)
             group = typer.main.get_group(alone)
+            _refuse_nan(group)
             self.commands = {**self.commands, **group.commands}
         return self.commands.get(cmd_name)
 
@@ -85,6 +88,22 @@ class _Commands(TyperGroup):
         if args and args[0] not in known:
             self.commands = {name: self.get_command(ctx, name) for name in known}
         return super().resolve_command(ctx, args)
+
+
+def _refuse_nan(command: Any) -> None:
+    """Has every option of a command, or of a group's, refuse NaN, which no limit keeps out."""
+    for each in getattr(command, "commands", {}).values():
+        _refuse_nan(each)
+    for parameter in command.params:
+        parameter.callback = parameter.callback or _checked
+
+
+def _checked(ctx: Any, parameter: Any, value: Any) -> Any:
+    """Returns the value of an option; raises BadParameter if it is NaN, or one of several is."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, float) and math.isnan(each):
+            raise typer.BadParameter("must be a number, got nan", ctx=ctx, param=parameter)
+    return value
 
 
 def make_app() -> typer.Typer:
@@ -166,11 +185,33 @@ def run(arguments: Sequence[str]) -> int:
         # The reader has gone, for instance `| head`; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeEncodeError as error:  # the command line may hold bytes that are no text
+        return _complain(f"{error.object!r}: is not valid UTF-8", 2)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return _complain(f"{error.filename or 'a file'}: {error.strerror}", 1)
+        if missing := _missing(error):
+            return _complain(missing, 1)
         return _complain(f"internal error: {_one_line(error)} (details: {_keep()})", 1)
     return result if isinstance(result, int) else 0
+
+
+def _missing(error: Exception) -> str:
+    """Says which extra brings a package that is not installed; empty if it is none of ours."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    name = (error.name or "").partition(".")[0]
+    extras = [
+        found[1]
+        for each in importlib.metadata.requires("tiercel") or ()
+        if re.split(r"[^\w-]", each, maxsplit=1)[0].replace("-", "_") == name
+        and (found := re.search(r"extra == ['\"]([^'\"]+)", each))
+    ]
+    if not extras:
+        return ""
+    # Several have numba; what a command needs else comes with the trainer's.
+    extra = "trainer" if "trainer" in extras else extras[0]
+    return f"the package {name} is missing: pip install 'tiercel[{extra}]'"
 
 
 def _one_line(error: Exception) -> str:

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from router.folders import state_folder
+from router.policies.table import LEARNED, known_policies
 from services.cli.output import console, milliseconds, note, share, table
+from services.cli.policy_names import check_policy
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
 from services.demo.verdict import devices_sentence
 from services.local.errors import InputError
+from services.local.fleets import REFERENCE_TIERS
 from services.local.run import run_owning_children
 
 
@@ -39,6 +42,9 @@ def demo(
     names = tuple(name.strip() for name in policies.split(",") if name.strip())
     if not names or len(set(names)) != len(names):
         raise InputError("--policies: name at least one policy, each once")
+    known = [each for each in known_policies(REFERENCE_TIERS) if each not in LEARNED]
+    for each in names:  # what routers refuse, they would refuse after minutes
+        check_policy("--policies", each, [*known, LEARNED_POLICY])
     plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
     raise typer.Exit(run_owning_children(_run(plan, out or state_folder("demo")), note))
 

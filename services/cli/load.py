@@ -271,7 +271,6 @@ def parse_length(text: str, option: str, most: int) -> int | str | None:
         return text or None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
         raise InputError(
-            f"{option}: expected a number of tokens from 1 to {most}, or {DRAWN},"
-            f" got {text[:40]!r}"
+            f"{option}: expected a number of tokens from 1 to {most}, or {DRAWN}, got {text[:40]!r}"
         )
     return int(text)

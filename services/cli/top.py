@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def top(
-    seconds: Annotated[float, typer.Option(help="Stop after this long; 0 means by Ctrl-C.")] = 0.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Stop after this long; 0 means by Ctrl-C.")
+    ] = 0.0,
     mesh: MeshOption = "",
     config: ConfigOption = None,
     monitor: MonitorOption = "",

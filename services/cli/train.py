@@ -52,7 +52,8 @@ def train(
     devices: DevicesOption = None,
     output_tokens: OutputTokensOption = None,
     max_rate_rps: Annotated[
-        float, typer.Option(min=0, help="Highest rate to train for; 0 = by the profile.")
+        float,
+        typer.Option(min=0, max=10_000_000, help="Highest rate to train for; 0 = by the profile."),
     ] = 0.0,
     budget_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds to train and validate.")

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from router.picker import PICKERS
-from router.policies.table import PICKER_MARK, known_policies
+from router.policies.table import known_policies
 from services.cli.files import shipped_file
 from services.cli.output import console, note, table
+from services.cli.policy_names import check_policy
 from services.cli.progress import waiting
 from services.local import reference
 from services.local.embedded import EmbeddedMesh, MeshOptions
@@ -39,11 +39,19 @@ def up(
     paced: Annotated[
         str, typer.Option(help="Serve paced tiers timed by this latency profile (file or name).")
     ] = "",
-    devices: Annotated[int, typer.Option(min=1, max=64, help="Paced devices.")] = 1,
-    time_scale: Annotated[float, typer.Option(help="Factor on every time of paced tiers.")] = 1.0,
+    devices: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Paced devices [default: 1].")
+    ] = None,
+    time_scale: Annotated[
+        float | None, typer.Option(help="Factor on every time of paced tiers [default: 1].")
+    ] = None,
     profile: Annotated[
-        str, typer.Option(help="Latency profile the services start with: a file or a shipped name.")
-    ] = "reference",
+        str,
+        typer.Option(
+            help="Latency profile the services start with: a file or a shipped name "
+            "[default: the tiers']; not with --paced."
+        ),
+    ] = "",
     quality: Annotated[
         str,
         typer.Option(
@@ -63,20 +71,21 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Print mesh.json once ready.")] = False,
 ) -> None:
     """Start Redis, Triton, load monitor, trainer and router here; Ctrl-C stops them all."""
+    _check_paced(bool(paced), devices=devices, time_scale=time_scale, profile=profile)
     run_folder(name)
     if paced:
         options = paced_options(
             name,
             shipped_file(PROFILES, paced, "--paced"),
             quality=shipped_file(QUALITY, quality or "opt", "--quality"),
-            device_count=devices,
-            time_scale=time_scale,
+            device_count=devices or 1,
+            time_scale=1.0 if time_scale is None else time_scale,
         )
     else:
         options = MeshOptions(
             name=name,
             fleet=ReferenceFleet(),
-            profile=shipped_file(PROFILES, profile, "--profile"),
+            profile=shipped_file(PROFILES, profile or "reference", "--profile"),
             quality=shipped_file(QUALITY, quality or "reference", "--quality"),
             tasks=reference.task_entries(),
         )
@@ -95,11 +104,20 @@ def up(
             "openai_door": {"chat_template": "plain" if paced else "bare", "trace_folder": traces},
         },
     )
-    _check_policy(policy, options.fleet.tiers)
+    check_policy("--policy", policy, known_policies(options.fleet.tiers))
     if envoy:
         envoy_program()
     mesh = EmbeddedMesh(options, say=note)
     raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))
+
+
+def _check_paced(paced: bool, **options: object) -> None:
+    """Refuses options that would do nothing: nobody shall believe that he has four devices."""
+    of_paced = {"devices", "time_scale"}
+    for name, value in options.items():
+        if value not in (None, "") and (name in of_paced) is not paced:
+            word = "only with" if name in of_paced else "not with"
+            raise InputError(f"--{name.replace('_', '-')}: {word} --paced")
 
 
 async def _serve(mesh: EmbeddedMesh, as_json: bool) -> int:
@@ -163,13 +181,3 @@ def curl_line(door: str, options: MeshOptions) -> str:
         f"curl http://{door}/v1/chat/completions -H 'content-type: application/json'"
         f" -d '{json.dumps(body)}'"
     )
-
-
-def _check_policy(policy: str, tiers: tuple[str, ...]) -> None:
-    """Refuses what the routers would refuse, before anything is started."""
-    known = known_policies(tiers)
-    name, mark, picker = policy.partition(PICKER_MARK)
-    if name not in known:
-        raise InputError(f"--policy: unknown policy {name!r}; known: {', '.join(known)}")
-    if mark and picker not in PICKERS:
-        raise InputError(f"--policy: unknown picker {picker!r}; known: {', '.join(PICKERS)}")

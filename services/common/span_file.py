@@ -18,6 +18,10 @@ LIMIT_BYTES = 32 * 1024 * 1024
 MOST_FILES = 64
 """Files kept in a folder, the newest; each process writes one of its own."""
 _SUFFIX = ".jsonl"
+_KEYS = {
+    "trace_id", "span_id", "parent_span_id", "name", "service", "start_ns", "end_ns", "error",
+    "attributes", "events",
+}  # fmt: skip
 
 
 class FileSpanExporter(SpanExporter):
@@ -57,8 +61,18 @@ def _spans(folder: Path, text: str) -> Iterator[dict[str, Any]]:
     for path in _newest_first(folder):
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                if text in line and line.endswith("\n"):
-                    yield json.loads(line)
+                if text in line and line.endswith("\n") and (span := _read(line)):
+                    yield span
+
+
+def _read(line: str) -> dict[str, Any]:
+    """Returns a span; an empty one for a line of something else, which a folder may hold too."""
+    try:
+        found = json.loads(line)
+    except ValueError:  # cut off, or torn by a full disk
+        return {}
+    is_span = isinstance(found, dict) and found.keys() >= _KEYS
+    return found if is_span else {}
 
 
 def _is_named(span: Mapping[str, Any], name: str) -> bool:

@@ -87,6 +87,14 @@ def test_shells_can_complete(monkeypatch: pytest.MonkeyPatch) -> None:
         (["endpoint", "list", "--monitor", "127.0.0.1:0"], "--monitor"),
         (["endpoint", "remove", "e", "--drain", "-1", "--monitor", "127.0.0.1:1"], "--drain"),
         (["policy", "rollback", "--trainer", "x"], "--trainer"),
+        (["train", "--profile", "opt-a100", "--quality", "opt", "--budget-s", "nan"], "--budget-s"),
+        (["evaluate", "--live", "--load", "nan"], "--load"),
+        (["train", "--profile", "opt-a100", "--max-rate-rps", "inf"], "--max-rate-rps"),
+        (["top", "--seconds", "-1"], "--seconds"),
+        (["up", "--devices", "4"], "--devices: only with --paced"),
+        (["up", "--time-scale", "2"], "--time-scale: only with --paced"),
+        (["up", "--paced", "opt-a100", "--profile", "opt-a100"], "--profile: not with --paced"),
+        (["demo", "--policies", "price,greddy"], "--policies: unknown policy"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -144,6 +152,36 @@ def test_a_disk_that_takes_no_file_is_no_bug(
     monkeypatch.setattr("services.cli.status.resolve", broken)
     assert run(["status"]) == 1
     assert complaint(capsys).strip() == said
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a wheel that was installed without it: nobody has to read a traceback for that."""
+
+    def incomplete(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'numba'", name="numba.core")
+
+    monkeypatch.setattr("services.cli.status.resolve", incomplete)
+    assert run(["status"]) == 1
+    said = "tiercel: the package numba is missing: pip install 'tiercel[trainer]'\n"
+    assert complaint(capsys) == said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["target", "set", "caf\udce9", "0.9"],
+        ["policy", "use", "caf\udce9", "--trainer", "127.0.0.1:1"],
+        ["endpoint", "remove", "caf\udce9", "--monitor", "127.0.0.1:1"],
+    ],
+)
+def test_bytes_that_are_no_text_are_named(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Python hands over what a terminal with another character set has sent."""
+    assert run(arguments) == 2
+    assert "'caf\\udce9': is not valid UTF-8" in complaint(capsys)
 
 
 def test_a_bug_is_one_line_and_keeps_its_traceback_in_a_file(

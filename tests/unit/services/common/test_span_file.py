@@ -46,6 +46,20 @@ def test_a_trace_is_found_by_its_id_and_by_the_id_of_a_request_in_it(tmp_path: P
     assert read_spans(tmp_path / "traces", "r3") == []
 
 
+def test_lines_that_are_no_span_are_passed_over(tmp_path: Path) -> None:
+    """One that a full disk has torn, and those of another file that lies in the folder."""
+    telemetry = telemetry_to(tmp_path)
+    identity = telemetry.begin(None)
+    attributes = {"tiercel.request_id": "r1"}
+    telemetry.emit(identity, "tiercel.request", start_ns=1, end_ns=2, attributes=attributes)
+    telemetry.close()
+    (path,) = tmp_path.iterdir()
+    line = path.read_text()
+    path.write_text(f"{line[:-9]}{line}{line}")
+    (tmp_path / "prompts.jsonl").write_text('{"task": "r1"}\n["r1"]\n"r1"\n')
+    assert len(read_spans(tmp_path, "r1")) == 1
+
+
 def test_files_stay_within_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full file takes the place of the one before; the oldest files of a folder go."""
     monkeypatch.setattr(span_file, "MOST_FILES", 3)
