@@ -7,11 +7,12 @@ import os
 import pathlib
 
 from services.calibrate.tiers import LiveTier, tiers_of_monitor, tiers_of_settings
+from services.cli.output import note
 from services.common.access.plain_text import Outgoing
 from services.common.mesh_settings import MeshSettings
 from services.common.openai.keys import read_api_keys
 from services.common.settings import SettingsError, SettingsModel, load_settings
-from services.local.errors import InputError
+from services.local.errors import CommandError, InputError
 from services.local.own_tls import tls_of, tls_of_environment
 from services.local.target import Target
 from services.router_inference.settings import Settings
@@ -41,7 +42,7 @@ def mesh_of(target: Target) -> MeshSettings | None:
 
 
 def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
-    """Returns the tiers that serve: of its load monitor, else of the endpoints of its settings.
+    """Returns the tiers to measure: of its load monitor, and of the endpoints of its settings.
 
     They are called as routers call them: with the mesh's certificates, and in plain text on other
     machines only where the settings give leave.
@@ -55,9 +56,7 @@ def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
         tls = tls_of_environment(os.environ)
         tiers = tiers_of_monitor(target.need("load_monitor"))
         return [dataclasses.replace(each, tls=tls) for each in tiers]
-    tiers = (
-        tiers_of_monitor(target.load_monitor) if target.load_monitor else tiers_of_settings(mesh)
-    )
+    tiers = _tiers(target, mesh)
     try:
         keys = read_api_keys(mesh, os.environ)
     except SettingsError as error:
@@ -74,6 +73,27 @@ def live_tiers(target: Target, mesh: MeshSettings | None) -> list[LiveTier]:
     return [
         dataclasses.replace(each, api_key=keys.get(each.address, ""), tls=tls) for each in tiers
     ]
+
+
+def _tiers(target: Target, mesh: MeshSettings) -> list[LiveTier]:
+    """Returns the tiers of the load monitor, and those that the settings alone name: new ones.
+
+    A monitor that does not answer is no reason not to measure what the settings name.
+    """
+    if not target.load_monitor:
+        return tiers_of_settings(mesh)
+    if not mesh.endpoints:
+        return tiers_of_monitor(target.load_monitor)
+    named = tiers_of_settings(mesh)
+    try:
+        told = tiers_of_monitor(target.load_monitor)
+    except InputError:  # a certificate that cannot be used, for instance
+        raise
+    except CommandError as error:
+        note(f"{error}; measuring the endpoints of the settings file")
+        return named
+    known = {each.tier for each in told}
+    return [*told, *(each for each in named if each.tier not in known)]
 
 
 def _has_leave(target: Target) -> bool:
