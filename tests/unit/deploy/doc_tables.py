@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md, policies.md and security.md from their code.
+"""Writes the tables of docs/configuration.md, metrics.md, policies.md and security.md.
 
 Run `python -m tests.unit.deploy.doc_tables`; test_docs.py compares.
 """
@@ -30,11 +30,14 @@ from services.load_monitor.settings import LoadMonitorSettings
 from services.openai_door.settings import ChatTemplateSettings, OpenAiDoorSettings
 from services.router_inference.settings import ClientSettings, RouterInferenceSettings
 from services.trainer.settings import TrainerSettings
-from tests.unit.deploy.manifests import ROOT
+from tests.unit.deploy.manifests import ALL_SERVICES, DEPLOY, ROOT, load_yaml
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+METRICS = ROOT / "docs" / "metrics.md"
 SECURITY = ROOT / "docs" / "security.md"
 POLICIES = ROOT / "docs" / "policies.md"
+PAGES = (CONFIGURATION, METRICS, POLICIES, SECURITY)
+"""Pages with tables that are written here."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "mesh": MeshSettings,
     "mesh.access": AccessSettings,
@@ -114,6 +117,19 @@ def parameter_table(parameters: tuple[Parameter, ...]) -> str:
     return "\n".join(lines)
 
 
+def metric_table(service: str) -> str:
+    """Returns a Markdown table of the metrics of a service, as the registry has them."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for row in load_yaml(DEPLOY / "telemetry" / "registry.yaml")["metrics"]:
+        if service in row["services"]:
+            unit = {"1": "", "requests_per_second": "requests/s"}.get(row["unit"], row["unit"])
+            kind = ", ".join(filter(None, (row["type"], unit)))
+            labels = ", ".join(f"`{label}`" for label in row["labels"])
+            meaning = row["description"].replace("|", "\\|")
+            lines.append(f"| `{row['name']}` | {kind} | {labels} | {meaning} |")
+    return "\n".join(lines)
+
+
 def role_table() -> str:
     """Returns a Markdown table of what each role may call."""
     lines = ["| role | for | methods |", "|---|---|---|"]
@@ -143,6 +159,8 @@ def tables(page: Path) -> dict[str, str]:
         return {name: table(model) for name, model in SECTIONS.items()}
     if page == SECURITY:
         return {"roles": role_table()}
+    if page == METRICS:
+        return {service: metric_table(service) for service in ALL_SERVICES}
     return {name: parameter_table(BY_NAME[name].parameters) for name in KNOWN_POLICIES}
 
 
@@ -164,6 +182,6 @@ def page_with_tables(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for document in (CONFIGURATION, POLICIES, SECURITY):
+    for document in PAGES:
         document.write_text(page_with_tables(document), encoding="utf-8")
         sys.stdout.write(f"{document.relative_to(ROOT)} is up to date\n")

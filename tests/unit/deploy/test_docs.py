@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import re
 import sys
@@ -15,15 +17,16 @@ import typer
 from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
+from services.common.openai.wishes import METADATA_PREFIX, Wishes
+from services.local.target import PART_VARIABLES
+from services.router_inference import health_notes
 from tests.unit.deploy.doc_tables import (
-    CONFIGURATION,
-    POLICIES,
+    PAGES,
     SECTIONS,
-    SECURITY,
     page_with_tables,
     table,
 )
-from tests.unit.deploy.manifests import ROOT, load_yaml
+from tests.unit.deploy.manifests import DEPLOY, ROOT, load_yaml
 from tests.unit.router import fleets
 
 _PAGES = sorted(
@@ -37,10 +40,18 @@ _PAGES = sorted(
     ]
 )
 
+_TOLD = [
+    page
+    for page in _PAGES
+    if page.name not in ("CHANGELOG.md", "diary.md") and "results" not in page.parts
+]
+"""Pages that say what is, and not what was."""
+GLOSSARY = ROOT / "docs" / "glossary.md"
 
-@pytest.mark.parametrize("page", [CONFIGURATION, POLICIES, SECURITY], ids=lambda page: page.name)
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_up_to_date(page: Path) -> None:
-    """Every setting and policy parameter is in its page, with its default and limits."""
+    """Every setting, metric and policy parameter is in its page, with its default and limits."""
     text = page.read_text(encoding="utf-8")
     assert page_with_tables(page) == text, "run: python -m tests.unit.deploy.doc_tables"
 
@@ -108,12 +119,19 @@ def test_named_modules_exist() -> None:
                 assert importlib.util.find_spec(name), f"{page.name}: {name}"
 
 
-_COMMAND = re.compile(r"(?:^|`|/)tiercel ((?:[a-z][a-z-]* ?)+)([^`\n#]*)", re.MULTILINE)
+_COMMAND = re.compile(
+    r"(?:^|^# +|`|/|\$\(|\bif )tiercel ((?:[a-z][a-z-]* ?)+)([^`\n#]*)", re.MULTILINE
+)
+_SHOWING = [
+    *_PAGES,
+    *sorted(path for path in (ROOT / "examples").iterdir() if path.is_file()),
+    *sorted(DEPLOY.rglob("*.yaml")),
+]
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", _SHOWING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_commands_exist(page: Path) -> None:
-    """Every `tiercel ...` command and option that a document shows exists."""
+    """Every `tiercel ...` command and option that a document or an example shows exists."""
     root = typer.main.get_command(make_app())
     for words, rest in _COMMAND.findall(page.read_text(encoding="utf-8")):
         command: Any = root
@@ -121,10 +139,98 @@ def test_named_commands_exist(page: Path) -> None:
             if hasattr(command, "commands"):
                 command = command.get_command(None, word)
                 assert command is not None, f"{page.name}: tiercel {words}"
-        options = {name for parameter in command.params for name in parameter.opts}
+        options = {
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        }
         is_passed_on = command.context_settings.get("ignore_unknown_options")
         for option in [] if is_passed_on else re.findall(r"--[a-z-]+", rest):
             assert option in options, f"{page.name}: tiercel {words}{rest}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    """Who reads docs/index.md finds every page beside it."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"]({page.name})" in index, page.name
+
+
+def test_the_glossary_is_in_order() -> None:
+    """A word is found where the alphabet has it, and is there once."""
+    rows = re.findall(r"^\| ([^|]+) \|", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rows[0] == "term"
+    assert [each.upper() for each in rows[1:]] == sorted({each.upper() for each in rows[1:]})
+
+
+_NAMES = re.compile(r"\btiercel_[a-z0-9_]+")
+
+
+@pytest.mark.parametrize("page", _TOLD, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_metrics_and_parameters_exist(page: Path) -> None:
+    """Every `tiercel_...` of a page is a metric as PromQL reads it, or a name at a door."""
+    metrics = {row["name"] for row in load_yaml(DEPLOY / "telemetry/registry.yaml")["metrics"]}
+    for name in set(_NAMES.findall(page.read_text(encoding="utf-8"))):
+        assert name in metrics or f"{name}_total" not in metrics, f"{page.name}: {name}"
+        assert name in metrics | _names_at_doors(), f"{page.name}: {name}"
+
+
+@functools.cache
+def _names_at_doors() -> frozenset[str]:
+    """Parameters, metadata and settings of models that begin like a metric."""
+    texts = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in (
+            "services/router_inference/doors",
+            "services/calibrate",
+            "services/common/tiers",
+        )
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    wishes = {METADATA_PREFIX + each.name for each in dataclasses.fields(Wishes)}
+    parts = {f"tiercel_{part}_us" for part in ("queue", "prefill", "decode", "hop")}
+    return frozenset({*_NAMES.findall(texts), *wishes, *parts})
+
+
+def test_every_reason_to_be_degraded_is_told() -> None:
+    """docs/operations.md has a row for each, and for none that is not there."""
+    reasons = {name for name, value in vars(health_notes).items() if name == value}
+    assert len(reasons) > 5
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### What degraded means\n")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| `([A-Z_]+)`", section, flags=re.MULTILINE)) == reasons
+
+
+def test_every_reason_of_an_error_is_told() -> None:
+    """docs/doors.md says what each means that a request can end with."""
+    router = ROOT / "services" / "router_inference"
+    files = [*(router / "path").glob("*.py"), *(router / "doors").glob("*.py")]
+    found = {
+        reason
+        for path in files
+        for reason in re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', path.read_text(encoding="utf-8"))
+    }
+    # Why a candidate is left alone, which no caller is told.
+    found -= {"TIER_FAILED", "RETRIED_BY_GATEWAY"}
+    assert len(found) > 15
+    text = (ROOT / "docs" / "doors.md").read_text(encoding="utf-8")
+    section = text.partition("## What an error says\n")[2].partition("\n## ")[0]
+    assert found <= set(re.findall(r"`([A-Z_]+)`", section))
+
+
+def test_variables_that_are_no_settings_are_told() -> None:
+    """docs/configuration.md has each that the code or a Compose file reads, and no other."""
+    files = [
+        *(path for part in ("router", "services") for path in (ROOT / part).rglob("*.py")),
+        *DEPLOY.glob("compose*.yaml"),
+    ]
+    variable = re.compile(r"\bTIERCEL_[A-Z]+(?:_[A-Z]+)*\b")
+    read = {*PART_VARIABLES.values()}
+    for path in files:
+        read.update(variable.findall(path.read_text(encoding="utf-8")))
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    section = text.partition("## Variables that are no settings\n")[2].partition("\n## ")[0]
+    assert set(variable.findall(section)) == read
 
 
 def test_pre_commit_runs_the_projects_own_tools() -> None:
