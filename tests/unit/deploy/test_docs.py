@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.unit.deploy.doc_tables import (
 )
 from tests.unit.deploy.manifests import DEPLOY, ROOT, load_yaml
 from tests.unit.router import fleets
+from tiercel import AsyncClient, GenerateOptions
 
 _PAGES = sorted(
     [
@@ -231,6 +233,14 @@ def test_variables_that_are_no_settings_are_told() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     section = text.partition("## Variables that are no settings\n")[2].partition("\n## ")[0]
     assert set(variable.findall(section)) == read
+
+
+def test_every_option_of_the_client_is_told() -> None:
+    """Whoever installs the client from its wheel has its README, and not this documentation."""
+    text = (ROOT / "services" / "client" / "README.md").read_text(encoding="utf-8")
+    names = {*inspect.signature(AsyncClient).parameters, *GenerateOptions.__annotations__}
+    for name in (names - {"addresses"}) | {"prompt_token_count"}:
+        assert f"`{name}`" in text, name
 
 
 def test_pre_commit_runs_the_projects_own_tools() -> None:
