@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md, metrics.md, policies.md and security.md.
+"""Writes the tables of docs/commands.md, configuration.md, metrics.md, policies.md, security.md.
 
 Run `python -m tests.unit.deploy.doc_tables`; test_docs.py compares.
 """
@@ -30,13 +30,15 @@ from services.load_monitor.settings import LoadMonitorSettings
 from services.openai_door.settings import ChatTemplateSettings, OpenAiDoorSettings
 from services.router_inference.settings import ClientSettings, RouterInferenceSettings
 from services.trainer.settings import TrainerSettings
+from tests.unit.deploy.doc_commands import commands_text
 from tests.unit.deploy.manifests import ALL_SERVICES, DEPLOY, ROOT, load_yaml
 
+COMMANDS = ROOT / "docs" / "commands.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 METRICS = ROOT / "docs" / "metrics.md"
 SECURITY = ROOT / "docs" / "security.md"
 POLICIES = ROOT / "docs" / "policies.md"
-PAGES = (CONFIGURATION, METRICS, POLICIES, SECURITY)
+PAGES = (COMMANDS, CONFIGURATION, METRICS, POLICIES, SECURITY)
 """Pages with tables that are written here."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "mesh": MeshSettings,
@@ -159,6 +161,8 @@ def tables(page: Path) -> dict[str, str]:
         return {name: table(model) for name, model in SECTIONS.items()}
     if page == SECURITY:
         return {"roles": role_table()}
+    if page == COMMANDS:
+        return {"commands": commands_text()}
     if page == METRICS:
         return {service: metric_table(service) for service in ALL_SERVICES}
     return {name: parameter_table(BY_NAME[name].parameters) for name in KNOWN_POLICIES}

@@ -53,7 +53,7 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_up_to_date(page: Path) -> None:
-    """Every setting, metric and policy parameter is in its page, with its default and limits."""
+    """Every command, setting, metric and policy parameter is in its page, with its limits."""
     text = page.read_text(encoding="utf-8")
     assert page_with_tables(page) == text, "run: python -m tests.unit.deploy.doc_tables"
 
