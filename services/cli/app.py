@@ -57,8 +57,11 @@ COMMANDS = (
 """Modules of this package with a ``register(app)`` each, in the order of the help text."""
 _LOOKS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 INTERRUPTED_EXIT_CODE = 130
-_SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of a disk that is full, read-only or not for us: no bugs."""
+_SURROUNDINGS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Errors of a disk that is full, read-only or not for us, and of paths that cannot be: no bugs."""
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for a command line it cannot parse; it does not export the class itself."""
 

@@ -16,7 +16,7 @@ from services.common.access.tls import Tls
 from services.common.mesh_settings import EndpointSettings
 from services.common.openai.client import OpenAIClient
 from services.common.tiers.client import TierClient
-from services.common.tiers.errors import TierError
+from services.common.tiers.errors import TierDeadlineError, TierError, TierUnavailableError
 from services.common.tiers.model import TierModelConfig
 from services.common.triton.client import TritonClient
 from services.local import probes
@@ -33,6 +33,9 @@ GUESSED_MAX_BATCH = 64
 GUESSED_QUALITY_STEP = 0.1
 METRICS_PORT = 8002
 """Triton's own default."""
+_UNDERSTOOD = ("KEY_REFUSED", "UNAUTHENTICATED", "PERMISSION_DENIED")
+_NO_TRITON = "is it the gRPC address? A server that speaks OpenAI, as vLLM does, needs --openai"
+_NO_OPENAI = "is it the HTTP address? A Triton is asked without --openai"
 _NEEDED_INPUTS = {"text_input", "stream", "sampling_parameters"}
 _NO_NAME = re.compile(r"[^a-z0-9_-]+")
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])")
@@ -164,7 +167,9 @@ async def _look_at_openai(
                     timed = await _time(client, config)
                     found.models.append(ForeignModel(address, config, timed))
         except TierError as error:
-            raise CommandError(f"the server at {address}: {error}") from None
+            raise CommandError(
+                f"the server at {address}: {error}{_doubt(error, _NO_OPENAI)}"
+            ) from None
     if await probes.http_ok(address, "/metrics"):
         found.metrics[address] = address
 
@@ -188,10 +193,16 @@ async def _look_at_triton(
                     needed = ", ".join(sorted(_NEEDED_INPUTS - config.inputs))
                     raise InputError(f"--tier: model {name!r} has no input {needed}")
         except TierError as error:
-            raise CommandError(f"Triton at {address}: {error}") from None
+            raise CommandError(f"Triton at {address}: {error}{_doubt(error, _NO_TRITON)}") from None
     host = address.rpartition(":")[0]
     if await probes.http_ok(f"{host}:{METRICS_PORT}", "/metrics"):
         found.metrics[address] = f"{host}:{METRICS_PORT}"
+
+
+def _doubt(error: TierError, question: str) -> str:
+    """Returns what to ask oneself where a server is not reached, or speaks something else."""
+    is_away = isinstance(error, TierUnavailableError | TierDeadlineError)
+    return f" ({question})" if is_away and error.reason not in _UNDERSTOOD else ""
 
 
 async def _time(client: TierClient, config: TierModelConfig) -> Timed:

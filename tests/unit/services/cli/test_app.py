@@ -139,6 +139,7 @@ def test_a_mesh_that_is_not_there_is_one_line_and_exit_code_1(
     [
         (OSError(28, "No space left on device"), "tiercel: a file: No space left on device"),
         (OSError(30, "Read-only file system", "/x/y"), "tiercel: /x/y: Read-only file system"),
+        (NotADirectoryError(20, "Not a directory", "/f/run"), "tiercel: /f/run: Not a directory"),
     ],
 )
 def test_a_disk_that_takes_no_file_is_no_bug(
