@@ -27,7 +27,6 @@ _MAY_BE_UNSAID = ("first_token", "early", "queue", "prefill", "decode", "hop")
 OUTCOME_STATUSES = {
     "on_time": common_pb2.OUTCOME_STATUS_ON_TIME,
     "late": common_pb2.OUTCOME_STATUS_LATE,
-    "refused": common_pb2.OUTCOME_STATUS_REFUSED,
     "cancelled": common_pb2.OUTCOME_STATUS_CANCELLED,
     "failed": common_pb2.OUTCOME_STATUS_FAILED,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-OutcomeStatus = Literal["on_time", "late", "refused", "cancelled", "failed"]
+OutcomeStatus = Literal["on_time", "late", "cancelled", "failed"]
 """How a request ended that the caller carried out by itself."""
 
 

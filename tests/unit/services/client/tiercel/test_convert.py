@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from tiercel import convert
+from services.router_inference.doors.convert import REPORTED_OUTCOMES
+from tiercel import OutcomeStatus, convert
 from tiercel.common.v1 import common_pb2
 from tiercel.router_inference.v1 import router_inference_service_pb2 as pb
 
@@ -69,6 +70,14 @@ def test_every_outcome_has_its_value(status: str) -> None:
     assert common_pb2.OutcomeStatus.Name(request.status) == f"OUTCOME_STATUS_{status.upper()}"
     assert request.latency.ToNanoseconds() == 500_000_000
     assert not request.HasField("quality")
+
+
+def test_what_may_be_reported_is_what_routers_take() -> None:
+    """No more, as a router would refuse it, and no less."""
+    assert set(convert.OUTCOME_STATUSES.values()) == set(REPORTED_OUTCOMES)
+    assert list(convert.OUTCOME_STATUSES) == list(get_args(OutcomeStatus))
+    with pytest.raises(ValueError, match="status: must be one of on_time, late, cancelled, failed"):
+        convert.outcome_request(ticket=b"t", status="refused")
 
 
 def test_feedback_goes_by_request_id() -> None:
