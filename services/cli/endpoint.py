@@ -53,7 +53,13 @@ def add(
         list[str], typer.Option(help="Tier it serves, TIER or TIER=MODEL; once per tier.")
     ],
     device: Annotated[str, typer.Option(help="Device its tiers share [default: its name].")] = "",
-    profile: Annotated[str, typer.Option(help="Latency profile [default: the mesh's].")] = "",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="Name of its latency profile, one that the routers' settings know "
+            "[default: the mesh's]."
+        ),
+    ] = "",
     metrics: Annotated[str, typer.Option(help="Address of its Prometheus metrics.")] = "",
     http: Annotated[str, typer.Option(help="Address of its HTTP, for gateways.")] = "",
     protocol: Annotated[str, typer.Option(help="What it speaks: triton, openai.")] = "triton",
