@@ -76,6 +76,12 @@ def explain(part: str, address: str, error: Any) -> CommandError:
         return nobody_answers(part, address)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CommandError(f"the {part} at {address} did not answer in time")
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        # Mostly the port of another part: a mesh has many.
+        return CommandError(
+            f"what answers at {address} does not know this call: it is no {part}, or one of an "
+            f"earlier version ({failure.reason})"
+        )
     if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
         # It works as it should, and says what stands in the way.
         return CommandError(

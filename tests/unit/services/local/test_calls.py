@@ -70,3 +70,11 @@ def test_bad_input_is_told_apart_by_its_exit_code() -> None:
     error = explain("trainer", "h:1", Failure(grpc.StatusCode.NOT_FOUND, "no policy 'x'"))
     assert isinstance(error, InputError)
     assert str(error) == "no policy 'x'"
+
+
+def test_the_port_of_another_part_is_told_as_such() -> None:
+    """It answers, so nothing is to be started; what it says is of no use."""
+    failure = Failure(grpc.StatusCode.UNIMPLEMENTED, "method not found", "METHOD_NOT_FOUND")
+    said = str(explain("load monitor", "h:1", failure))
+    assert said.startswith("what answers at h:1 does not know this call: it is no load monitor, or")
+    assert "METHOD_NOT_FOUND" in said
