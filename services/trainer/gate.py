@@ -173,6 +173,7 @@ class Gate:
             await registry.change_rollout(partial(_anchored, active.record))
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)
+            await self._rollouts.drop(record, "the gate refused it")
             raise GateRefusedError(f"the gate refused it: {verdict.text}", reason="GATE_REFUSED")
         await registry.accept(record.policy, record.version)
         if in_steps:

@@ -165,6 +165,11 @@ class PolicyMirror:
         kept.record = record
         await self._try_store(kept)
 
+    async def drop(self, policy: str, version: str) -> None:
+        """Forgets a policy, here and in the store."""
+        self._kept.pop((policy, version), None)
+        await self._attempt(lambda: self._store.drop(policy, version))
+
     async def activate(
         self, policy: str, version: str, guard: int | None, note: Note | None = None
     ) -> bool:

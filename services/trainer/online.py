@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ _BACKOFF_S = 1.0
 _MOST_DEATHS = 5
 _APART_S = 600.0
 """Time after a death that makes the next one the first again, seconds."""
+_MOST_PROPOSED = 50
+"""Most proposals of a run that are kept.
+
+The registry has room for 200 policies, and a run makes two a minute: what somebody has published
+himself would be gone after two hours.
+"""
 _MOST_UNSAVED = EXPERIENCE_LIMIT
 """Most entries that are taken in while the learner cannot save."""
 
@@ -230,6 +237,7 @@ class _Session:
         self._gaps = (0, 0, 0)
         self._first_step: int | None = None
         self._published_step = 0
+        self._proposed: deque[tuple[str, str]] = deque()
         self._deaths, self._died_s = 0, parts.clock.monotonic_s()
         self._can_save = True
         now_s = parts.clock.monotonic_s()
@@ -377,6 +385,10 @@ class _Session:
         record = await self._parts.registry.publish(blob, text)
         self._published_step = status.step_count
         await self._run.update(policy_version=record.version)
+        if (record.policy, record.version) not in self._proposed:
+            self._proposed.append((record.policy, record.version))
+        while len(self._proposed) > _MOST_PROPOSED:
+            await self._parts.registry.forget(*self._proposed.popleft())
         if not self._run.promote:
             return
         try:

@@ -122,6 +122,18 @@ class PolicyRegistry:
         self._log.info("snapshot_published", policy=record.policy, version=record.version)
         return record
 
+    async def forget(self, policy: str, version: str) -> None:
+        """Takes a policy out again, unless somebody has used or tried it."""
+        async with self._lock:
+            await self._mirror.pull()
+            found = await self._mirror.read(policy, version)
+            if found is None or self.is_degraded:
+                return
+            served = {each[1:] for each in self._mirror.history}
+            is_unused = self._staged(found.record).stage in (Stage.PROPOSED, Stage.REJECTED)
+            if is_unused and not found.record.steps and (policy, version) not in served:
+                await self._mirror.drop(policy, version)
+
     async def get(self, policy: str, version: str = "") -> tuple[PolicyRecord, bytes]:
         """Returns a policy and its snapshot; see `_resolve` for an empty version.
 

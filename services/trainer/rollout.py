@@ -240,6 +240,13 @@ class Rollouts:
         async with self._lock:
             return await self._end(reason)
 
+    async def drop(self, record: PolicyRecord, reason: str) -> None:
+        """Ends the rollout of a policy that was rejected, if that one is under way."""
+        async with self._lock:
+            state = self._registry.rollout
+            if (state.policy, state.version) == (record.policy, record.version):
+                await self._end(reason)
+
     async def _end(self, reason: str) -> RolloutState | None:
         state = self._registry.rollout
         if not state.is_under_way:

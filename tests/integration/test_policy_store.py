@@ -129,6 +129,16 @@ async def test_a_broken_policy_leaves_the_registry(store: PolicyStore) -> None:
     assert [each.version for each in await store.policies()] == ["2"]
 
 
+async def test_a_policy_that_nobody_needs_is_taken_out(store: PolicyStore) -> None:
+    """With its snapshot; one that is not there is taken out already."""
+    await store.put(b"info-1", b"weights-1", "dqn", "1")
+    await store.put(b"info-2", b"weights-2", "dqn", "2")
+    for _ in range(2):
+        await store.drop("dqn", "1")
+        assert await store.get("dqn", "1") is None
+        assert [each.version for each in await store.policies()] == ["2"]
+
+
 async def test_the_snapshot_of_a_broken_policy_is_kept_aside(
     redis_connection: RedisConnection,
 ) -> None:

@@ -94,6 +94,10 @@ class PolicyStore(Protocol):
         """
         ...
 
+    async def drop(self, name: str, version: str) -> None:
+        """Takes a policy that nobody needs out of the registry."""
+        ...
+
     async def activate(
         self,
         name: str,
@@ -221,6 +225,18 @@ class RedisPolicyStore:
         arguments = (keys.policy_id(name, version), keys.aside(snapshot), kept_ms)
         await self._call(lambda: self._drop(names, arguments))
 
+    async def drop(self, name: str, version: str) -> None:
+        """Takes a policy out."""
+
+        def all_of_it() -> Awaitable[Any]:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.zrem(keys.POLICY_ORDER, keys.policy_id(name, version))
+            pipeline.hdel(keys.POLICY_INFO, keys.policy_id(name, version))
+            pipeline.delete(keys.policy_snapshot(name, version))
+            return cast("Awaitable[Any]", pipeline.execute())
+
+        await self._call(all_of_it)
+
     async def activate(
         self,
         name: str,
@@ -334,6 +350,10 @@ class MemoryPolicyStore:
     async def set_aside(self, name: str, version: str, payload: bytes, reason: str) -> None:
         """Takes a broken policy out."""
         self.dead_letters.append(DeadLetter(payload, reason))
+        self._policies.pop((name, version), None)
+
+    async def drop(self, name: str, version: str) -> None:
+        """Takes a policy out."""
         self._policies.pop((name, version), None)
 
     async def activate(

@@ -15,6 +15,7 @@ from services.common.log import get_logger
 from services.common.state.experience_stream import MemoryExperienceStream
 from services.common.state.policy_store import MemoryPolicyStore
 from services.common.state.shared_state import MemorySharedState
+from services.trainer import online
 from services.trainer.drops import BEGIN_S, MOST_WAITING
 from services.trainer.gate import GateRefusedError
 from services.trainer.jobs import OnlineSpec
@@ -166,6 +167,19 @@ def test_a_run_ends_after_its_steps_saved_and_published(bench: Bench) -> None:
     assert bench.learner.is_closed
     [_, record] = run_virtual(bench.registry.policies())
     assert record.version == run.progress.policy_version
+
+
+def test_old_proposals_of_a_run_make_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody published himself stays."""
+    monkeypatch.setattr(online, "_MOST_PROPOSED", 3)
+    settings = TrainerSettings(publish_min_steps=1, publish_interval_s=0.1)
+    bench.training = replace(bench.training, settings=settings)
+    own = run_virtual(bench.registry.publish(snapshot(7), "by hand")).version
+    run = bench.run(step_count=100)
+    assert bench.learner.calls.count("snapshot") > 5
+    left = [record.version for record in run_virtual(bench.registry.policies())[1:]]
+    assert len(left) == 4
+    assert {own, run.progress.policy_version} <= set(left)
 
 
 def test_steps_of_earlier_runs_do_not_count(bench: Bench) -> None:

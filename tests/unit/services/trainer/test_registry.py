@@ -28,8 +28,9 @@ from services.common.errors import AbortedError, FailedPreconditionError, NotFou
 from services.common.log import get_logger
 from services.common.state.policy_store import MemoryPolicyStore
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import Stage
+from services.trainer.model import RolloutStep, Stage
 from services.trainer.registry import ActivePolicy, PolicyRegistry
+from services.trainer.rollout_verdicts import Verdict
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.state_store import SwitchableStore
 from tests.waiting import LIMIT_S
@@ -382,3 +383,16 @@ async def test_a_rollback_leaves_out_what_another_trainer_has_rejected(bench: Be
     await bench.registry.promote("dqn", two)
     await bench.another().reject("dqn", one, "worse")
     assert (await bench.registry.rollback()).record.policy == "price"
+
+
+async def test_what_was_used_or_tried_is_not_forgotten(bench: Bench) -> None:
+    """A proposal that nobody took up is."""
+    used, tried, idle = [await bench.publish(number) for number in (1, 2, 3)]
+    await bench.registry.promote("dqn", used)
+    await bench.registry.promote("price")
+    step = RolloutStep(1, Stage.SHADOW, Verdict.NONE, "passed")
+    await bench.registry.note_step("dqn", tried, step)
+    for version in (used, tried, idle, "nope"):
+        await bench.registry.forget("dqn", version)
+    for registry in (bench.registry, bench.another()):
+        assert [record.version for record in (await registry.policies())[2:]] == [tried, used]

@@ -712,6 +712,20 @@ async def test_promoting_what_is_pinned_ends_its_pin(bench: Bench) -> None:
     assert not bench.rollouts.pin
 
 
+async def test_what_the_gate_refuses_is_on_trial_no_more(bench: Bench) -> None:
+    """Somebody promoted it at once while its rollout was paused: it does not go on from there."""
+    state = await bench.as_canary()
+    await bench.rollouts.pause("lunch")
+    record, blob = await bench.registry.get("dqn", state.version)
+    gate = bench.gate(Evaluator((0.1, 0.99), (0.9, 0.99)))
+    with pytest.raises(GateRefusedError):
+        await gate.promote(bench.registry, record, blob, by_hand=True, in_steps=False)
+    stage, rejection = await bench.stage()
+    assert stage is Stage.REJECTED
+    assert "performance 0.1000" in rejection
+    assert not bench.rollouts.is_paused(record)
+
+
 class BySnapshot:
     """Scores each snapshot as a test says, and everything else badly."""
 
