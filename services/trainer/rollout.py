@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -315,10 +316,11 @@ class Rollouts:
             except AbortedError:  # another trainer has changed it, which is known here now
                 await self._end(text)
             await self._registry.change_rollout(partial(_pin, activation, by_hand))
-            if is_watched and promotion.active is not None:
-                await self.watches.begin(promotion.active, self._registry.replaced)
-            else:
-                await self.watches.end(f"{text}{', by hand' if by_hand else ''}")
+            with suppress(AbortedError):  # another trainer has ended that watch
+                if is_watched and promotion.active is not None:
+                    await self.watches.begin(promotion.active, self._registry.replaced)
+                else:
+                    await self.watches.end(f"{text}{', by hand' if by_hand else ''}")
 
     async def run(self) -> None:
         """Judges the rollout and the watch under way, for ever."""

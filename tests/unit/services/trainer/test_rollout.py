@@ -608,7 +608,7 @@ def never_confirmed(bench: Bench) -> asyncio.Event:
     """Has routers never answer what is activated; returns what tells that they are waited for."""
     at_it = asyncio.Event()
 
-    async def confirm(_active: Any) -> Promotion:
+    async def confirm(active: Any) -> Promotion:
         at_it.set()
         await asyncio.Event().wait()
         raise AssertionError
