@@ -134,7 +134,10 @@ def train(
         except CheckpointError as error:
             raise CommandError(str(error)) from None
     if registry:
-        publish_snapshot(registry, blob, f"trained with seed {seed}")
+        try:
+            publish_snapshot(registry, blob, f"trained with seed {seed}")
+        except CommandError as error:
+            raise type(error)(f"{path} is written, but not published: {error}") from None
     found = _answer(dataclasses.replace(asked, own=own), path) if answer else None
     _print_result(path, blob, found, own.notes, as_json)
 

@@ -71,3 +71,19 @@ def test_the_answer_for_ones_own_mesh_comes_first(
     assert found["answer"]["devices"] == 2
     assert found["answer"]["policy"] in found["answer"]["sentence"]
     assert {"own.png", "own.svg", "own.safetensors"} < {each.name for each in tmp_path.iterdir()}
+
+
+def test_what_cannot_be_published_is_said_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trainer went away during the training, which is not lost for that."""
+    snapshot = shipped(POLICIES, "reference.safetensors").read_bytes()
+    monkeypatch.setattr("trainer.learning.offline.training.train_policy", lambda *_, **__: snapshot)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    out = tmp_path / "own.safetensors"
+    options = ["--config", str(tmp_path / "mesh.toml"), "--out", str(out)]
+    assert run(["train", *options, "--publish", "--trainer", "127.0.0.1:1"]) == 1
+    said = capsys.readouterr().err
+    assert f"{out} is written, but not published: no trainer answers" in said
+    assert out.read_bytes() == snapshot
