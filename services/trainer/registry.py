@@ -522,9 +522,15 @@ def _without_anchor(
 
 def _overtaken(found: RolloutState) -> AbortedError:
     stage = "paused" if found.is_paused else found.stage.name.lower()
+    watch, told = found.watch, []
+    if found.number:
+        told.append(f"rollout {found.number} of {found.policy} {found.version} is {stage}")
+    if watch.activation:
+        how = watch.stage.name.lower().replace("_", " ")
+        told.append(f"the watch over {watch.policy} {watch.version} is {how}")
     return AbortedError(
-        f"rollout or watch have changed meanwhile: rollout {found.number} of {found.policy} "
-        f"{found.version} is {stage}; look again (tiercel policy list) and retry",
+        f"what is under way has changed meanwhile: {', '.join(told) or 'nothing is'}; look again "
+        "(tiercel policy list) and retry",
         reason="ROLLOUT_RACED",
     )
 
