@@ -333,6 +333,8 @@ def encode_rollout(state: RolloutState) -> bytes:
         anchor=state.anchor,
         anchor_version=state.anchor_version,
     )
+    if state.stage_ns:
+        message.stage_time.FromNanoseconds(state.stage_ns)
     if state.pinned_activation >= 0:
         message.pinned_activation = state.pinned_activation
     if state.watch.activation:
@@ -376,8 +378,9 @@ def decode_rollout(payload: bytes) -> RolloutState:
         checks.number(f"carried.{name}", value, low, MAX_COUNT)
     for name in ("period", "judged_period_count"):
         checks.count(name, getattr(stored, name))
-    if stored.HasField("period_time"):
-        checks.moment("period_time", stored.period_time)
+    for name in ("period_time", "stage_time"):
+        if stored.HasField(name):
+            checks.moment(name, getattr(stored, name))
     if checks.items("pair_differences", stored.pair_differences, _MOST_PAIRS):
         for value in stored.pair_differences:
             checks.number("pair_differences", value, -1.0, 1.0)
@@ -399,6 +402,7 @@ def decode_rollout(payload: bytes) -> RolloutState:
         is_paused=info.paused,
         reason=info.reason,
         begin_ns=info.begin_time.ToNanoseconds(),
+        stage_ns=stored.stage_time.ToNanoseconds(),
         activation=stored.activation,
         pinned_activation=stored.pinned_activation if stored.HasField("pinned_activation") else -1,
         watch=WatchState(

@@ -113,6 +113,7 @@ class RolloutState:
         is_paused: it waits for somebody.
         reason: why it stands where it does.
         begin_ns: when it began, nanoseconds since 1970.
+        stage_ns: when its stage began, or began again after a pause; 0 if that is not known.
         activation: of the policy that was active when it began; 0 for none.
         pinned_activation: of what somebody activated by hand last; -1 for none.
         watch: over the policy that became active last.
@@ -135,6 +136,7 @@ class RolloutState:
     is_paused: bool = False
     reason: str = ""
     begin_ns: int = 0
+    stage_ns: int = 0
     activation: int = 0
     pinned_activation: int = -1
     watch: WatchState = WatchState()

@@ -424,9 +424,6 @@ class Rollouts:
         return now_s - self._period_since_s
 
     def _judge(self, state: RolloutState) -> Finding | None:
-        key, now_s = StageKey(state.number, state.stage), self._clock.monotonic_s()
-        if key != self._judged:
-            self._judged, self._judged_since_s = key, now_s
         problem = self._tally.problem
         if problem:
             return Finding(Verdict.WORSE, f"{problem}; {self.seen()}")
@@ -437,10 +434,21 @@ class Rollouts:
             found, longest_s = judge_switchback(state.differences, limits.switch), limits.canary_s
         else:
             found, longest_s = judge_canary(self._tally.canary, limits.canary), limits.canary_s
-        if found is None and now_s - self._judged_since_s >= longest_s:
+        if found is None and self._in_stage_s(state, longest_s) >= longest_s:
             text = f"no verdict within {longest_s:g} s; {self.seen()}"
             return Finding(Verdict.CANNOT_TELL, text)
         return found
+
+    def _in_stage_s(self, state: RolloutState, longest_s: float) -> float:
+        """Returns for how long the present stage has been under way, seconds.
+
+        As of a period, its stamp tells a trainer that comes back.
+        """
+        key, now_s = StageKey(state.number, state.stage), self._clock.monotonic_s()
+        if key != self._judged:
+            told_s = from_ns(self._clock.wall_ns() - state.stage_ns) if state.stage_ns else 0.0
+            self._judged, self._judged_since_s = key, now_s - min(max(0.0, told_s), longest_s)
+        return now_s - self._judged_since_s
 
     async def _activate(
         self, state: RolloutState, found: Finding, promoting: Coroutine[Any, Any, Promotion]
@@ -490,7 +498,9 @@ class Rollouts:
         after = replace(
             state, stage=stage, reason=reason, is_paused=state.is_paused and not is_over
         )
-        now_ns = self._clock.wall_ns()
+        now_ns, present = self._clock.wall_ns(), self._registry.rollout
+        if (after.number, stage) != (present.number, present.stage):
+            after = replace(after, stage_ns=now_ns)
         step = RolloutStep(now_ns, stage, verdict, reason)
         after = await self._registry.keep_rollout(after, step)
         name = "paused" if after.is_paused else stage.name.lower()

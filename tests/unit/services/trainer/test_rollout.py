@@ -364,6 +364,26 @@ async def test_a_mesh_without_traffic_is_not_waited_for_for_ever(
     assert "no verdict within" in bench.registry.rollout.reason
 
 
+@pytest.mark.parametrize(("shift_s", "is_paused"), [(0.0, True), (-3600.0, False)])
+async def test_a_trainer_that_comes_back_waits_no_longer_for_that(
+    bench: Bench, shift_s: float, is_paused: bool
+) -> None:
+    """The time of a stage is that of all trainers together, as far as the clock tells."""
+    await bench.as_canary()
+    bench.mesh.routers = ()
+    bench.clock.move(LIMITS.canary_s - 1.0)
+    bench.clock.set_by(shift_s)
+    later = await bench.restarted()
+    await later.look()
+    assert bench.registry.rollout.is_running
+    bench.clock.move(1.0)
+    await later.look()
+    assert bench.registry.rollout.is_paused is is_paused
+    bench.clock.move(LIMITS.canary_s)
+    await later.look()
+    assert bench.registry.rollout.is_paused
+
+
 async def test_an_activation_meanwhile_ends_it(bench: Bench) -> None:
     """Its control is another policy now: what was seen says nothing any more."""
     state = await bench.as_canary()
