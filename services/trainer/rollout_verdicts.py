@@ -284,7 +284,8 @@ def pair_difference(trial: PeriodSeen, control: PeriodSeen) -> float | None:
     """Returns by how much more a request earned under the policy on trial; None if too few did."""
     if min(trial.requests, control.requests) < _LEAST_IN_PERIOD:
         return None
-    return trial.reward / trial.requests - control.reward / control.requests
+    earned = trial.reward / trial.requests - control.reward / control.requests
+    return max(-1.0, min(1.0, earned))  # no request earns more than 1, whatever a router reports
 
 
 def judge_switchback(differences: Sequence[float], plan: SwitchPlan) -> Finding | None:

@@ -118,6 +118,8 @@ def test_a_pair_of_periods_is_one_number() -> None:
     assert pair_difference(one, other) == pytest.approx(0.1)
     assert pair_difference(PeriodSeen(9.0, 0.0, 9.0), other) is None
     assert pair_difference(one, PeriodSeen()) is None
+    assert pair_difference(PeriodSeen(10.0, 0.0, 1e6), other) == 1.0
+    assert pair_difference(other, PeriodSeen(10.0, 0.0, 1e6)) == -1.0
 
 
 SWITCH = SwitchPlan(pairs=12, period_s=30.0, alpha=0.05)
