@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from router.dqn.snapshot import REASON_CHECKSUM, Snapshot, SnapshotError
@@ -281,11 +282,10 @@ class PolicyMirror:
         self._has_unstored_activation = False
         self._stored_activation = number
         self._log.info("registry_caught_up", activation=number)
+        carried = partial(_carried, self.rollout, present.activation, number)
         if number != present.activation:
-            is_pinned = self.rollout.pinned_activation == present.activation
             await self._follow(Activation(number, present.name, present.version))
-            if is_pinned:
-                await self.change_rollout(lambda state: replace(state, pinned_activation=number))
+        await self.change_rollout(carried)
 
     async def _follow(self, activation: Activation) -> None:
         """Notes the present activation and tells the watchers."""
@@ -342,3 +342,15 @@ class PolicyMirror:
         on_trial = (self.rollout.policy, self.rollout.version)
         anchor = (self.rollout.anchor, self.rollout.anchor_version)
         return {each for each in (*served[-1:], *before[-1:], on_trial, anchor) if each[1]}
+
+
+def _carried(here: RolloutState, known_as: int, number: int, state: RolloutState) -> RolloutState:
+    """Returns a state that has what was known here of an activation, under its number in the store.
+
+    Another trainer may have stored the state meanwhile, without knowing of the activation.
+    """
+    if here.pinned_activation == known_as:
+        state = replace(state, pinned_activation=number)
+    if here.watch.activation == known_as == number:
+        state = replace(state, watch=here.watch)
+    return state

@@ -338,6 +338,22 @@ async def test_a_pin_goes_with_an_activation_that_gets_another_number(bench: Ben
     assert bench.mirror.rollout.pinned_activation == 2
 
 
+async def test_a_pin_of_an_outage_stands_beside_what_another_trainer_did(bench: Bench) -> None:
+    """That one reached the store, and went on with a rollout."""
+    other = bench.another()
+    await other.keep_rollout(RolloutState(number=1))
+    await bench.mirror.pull()
+    bench.store.is_down = True
+    await bench.mirror.activate("price", "", None, pinned)
+    bench.store.is_down = False
+    await other.keep_rollout(replace(other.rollout, reason="b"))
+    await bench.mirror.pull()
+    third = bench.another()
+    assert await present(third) == Activation(1, "price", "")
+    assert (third.rollout.reason, third.rollout.pinned_activation) == ("b", 1)
+    assert bench.mirror.rollout == third.rollout
+
+
 async def test_a_store_emptied_while_it_was_away_gets_its_policies_back(bench: Bench) -> None:
     """Also where something was activated meanwhile: that policy above all."""
     await bench.mirror.add(record("1"), b"1")
