@@ -7,7 +7,7 @@ are, so a mesh without authentication pays nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,7 @@ class Caller:
 
 CALLER: ContextVar[Caller] = ContextVar("caller")
 """The authenticated caller of the call that runs; each call has a context of its own."""
+_CHECK: ContextVar[Callable[[], None]] = ContextVar("check")
 
 
 def address_without_port(context: Context) -> str:
@@ -61,6 +62,18 @@ def caller_name(context: Context) -> str:
     """Returns who calls: the authenticated caller, else the address of the call's peer."""
     caller = CALLER.get(None)
     return address_without_port(context) if caller is None else caller.client
+
+
+def check_again() -> None:
+    """Checks once more who makes the call that runs, where its messages come one after another.
+
+    Raises:
+        UnauthenticatedError: Its key was revoked since, or its token has ended.
+        PermissionDeniedError: It may not make the call any more.
+    """
+    check = _CHECK.get(None)
+    if check is not None:
+        check()
 
 
 def ticket_holder() -> str:
@@ -162,6 +175,8 @@ class Guard:
                 needed = "nobody may call this" if role is None else f"it needs the role {role}"
                 raise PermissionDeniedError(f"{caller.client}: {needed}", reason="ROLE_MISSING")
             CALLER.set(caller)
+            if handler.request_streaming:
+                _CHECK.set(partial(check, context))
             if role is Role.OPERATE:
                 self._tell(method, context)
 

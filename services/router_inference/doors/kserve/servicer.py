@@ -14,6 +14,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as kserve
 from tritonclient.grpc import service_pb2_grpc as kserve_grpc
 
+from services.common.access.guard import check_again
 from services.common.clock import Clock
 from services.common.errors import (
     DomainError,
@@ -40,6 +41,8 @@ BY_STATUS = ("triton_grpc_error", "true")
 """Metadata of a call: the first error ends it with a status instead of being told in it."""
 REASON_CLIENT_STREAMS = "CLIENT_STREAMS"
 _RETRY_S = 1.0
+_CHECK_AGAIN_S = 1.0
+"""How long a call goes on before it is looked at again who makes it, seconds."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -189,8 +192,14 @@ class KserveServicer(kserve_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         call_metadata = context.invocation_metadata() or ()
         client = self._client_of(context)
         self._check_room(client)
+        check_due_s = self._clock.monotonic_s() + _CHECK_AGAIN_S
 
         def read(request: kserve.ModelInferRequest) -> tuple[Asked, Job]:
+            nonlocal check_due_s
+            now_s = self._clock.monotonic_s()
+            if now_s >= check_due_s:
+                check_again()
+                check_due_s = now_s + _CHECK_AGAIN_S
             return self._read(
                 request,
                 call_left_s=context.time_remaining(),

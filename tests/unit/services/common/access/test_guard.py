@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,7 +20,9 @@ from services.common.access.guard import (
     Guard,
     address_without_port,
     authenticated_client,
+    check_again,
 )
+from services.common.access.keys import Key
 from services.common.access.roles import GRANTED, ROLE_OF, Role
 from services.common.errors import PermissionDeniedError, UnauthenticatedError
 from services.common.log import get_logger
@@ -177,6 +180,25 @@ async def test_who_operates_is_logged(name: str, caplog: pytest.LogCaptureFixtur
     method = name.rpartition("/")[2]
     callers = ("operate", "ipv4:1.2.3.4") if needed is Role.OPERATE else ()
     assert told == [("operating_call", {"method": method, "caller": each}) for each in callers]
+
+
+async def test_a_call_that_goes_on_is_checked_again() -> None:
+    """A key that was revoked meanwhile is none."""
+    keys: Any = SimpleNamespace(find=lambda _: Key("id", "shop", (Role.DATA,), "", ""))
+
+    async def behavior(requests: Any, context: Any) -> Any:
+        for _ in range(3):
+            check_again()
+            yield authenticated_client(context)
+
+    handler = grpc.stream_stream_rpc_method_handler(behavior)
+    authenticator = Authenticator(keys=keys, tokens=None, certificate_roles={})
+    wrapped: Any = Guard(authenticator)("inference.GRPCInferenceService/ModelStreamInfer", handler)
+    answers = wrapped.stream_stream(None, Context(header="Bearer tck_x"))
+    assert [await anext(answers), await anext(answers)] == ["shop", "shop"]
+    keys.find = lambda _: None
+    with pytest.raises(UnauthenticatedError):
+        await anext(answers)
 
 
 def test_without_authentication_no_handler_is_wrapped() -> None:

@@ -13,9 +13,11 @@ from services.common.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from services.common.tiers.errors import TierUnavailableError
+from services.router_inference.doors.kserve import servicer
 from services.router_inference.doors.kserve.servicer import REASON_CLIENT_STREAMS
 from services.router_inference.doors.servicer import READER_GRACE_S, REASON_NOT_READ
 from tests.kserve_requests import infer_request, outputs_of, said
@@ -359,3 +361,23 @@ async def test_calls_of_one_client_are_bounded_though_they_ask_nothing() -> None
     may_end.set()
     await asyncio.gather(*calls)
     await door.ModelStreamInfer(silent(), call)
+
+
+@scenario
+async def test_who_asks_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that was revoked is refused on calls that are open, too."""
+
+    def refuse() -> None:
+        raise UnauthenticatedError("the key is not known here", reason="BAD_CREDENTIALS")
+
+    async def sent() -> AsyncIterator[Any]:
+        yield infer_request(stream=True)
+        await asyncio.sleep(2.0)
+        yield infer_request(stream=True)
+
+    monkeypatch.setattr(servicer, "check_again", refuse)
+    rig, call = rig_of(), StreamCall()
+    door: Any = rig.core.kserve
+    await door.ModelStreamInfer(sent(), call)
+    assert "not known here" in call.written[-1].error_message
+    assert len(rig.tier().calls) == 1
