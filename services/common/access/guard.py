@@ -157,6 +157,7 @@ class Guard:
         self._authenticator = authenticator
         self._operate_address = operate_address
         self._log = log
+        self._has_told_of_gateway = False
 
     def __call__(self, method: str, handler: Handler) -> Handler:
         """Returns the handler of a method (`package.Service/Method`) with its check before it."""
@@ -172,6 +173,8 @@ class Guard:
         def check(context: Context) -> None:
             caller = authenticator.identify(context)
             if role is not Role.CALLER and role not in caller.roles:
+                if role is Role.GATEWAY:
+                    self._tell_of_gateway(caller)
                 needed = "nobody may call this" if role is None else f"it needs the role {role}"
                 raise PermissionDeniedError(f"{caller.client}: {needed}", reason="ROLE_MISSING")
             CALLER.set(caller)
@@ -186,6 +189,12 @@ class Guard:
         if self._log is not None:
             name = method.rpartition("/")[2]
             self._log.info("operating_call", method=name, caller=caller_name(context))
+
+    def _tell_of_gateway(self, caller: Caller) -> None:
+        """Says once that a gateway is refused: it may go on without routers, and say nothing."""
+        if self._log is not None and not self._has_told_of_gateway:
+            self._has_told_of_gateway = True
+            self._log.warning("gateway_refused", caller=caller.client, needs=Role.GATEWAY.value)
 
     def _refuse_operating(self, _: Context) -> None:
         raise PermissionDeniedError(

@@ -201,6 +201,18 @@ async def test_a_call_that_goes_on_is_checked_again() -> None:
         await anext(answers)
 
 
+async def test_a_gateway_that_is_refused_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It may go on without routers, past every limit, and say nothing of it."""
+    known = Guard(guard()._authenticator, log=get_logger("test"))
+    for _ in range(2):
+        with pytest.raises(PermissionDeniedError, match="gateway"):
+            await called(
+                known, "envoy.service.ext_proc.v3.ExternalProcessor/Process", Context("data")
+            )
+    (told,) = caplog.records
+    assert told.tiercel_fields == {"caller": "data", "needs": "gateway"}  # type: ignore[attr-defined]
+
+
 def test_without_authentication_no_handler_is_wrapped() -> None:
     """A request of a mesh that knows no callers pays nothing."""
     for name, method in METHODS.items():
