@@ -87,49 +87,61 @@ class LiveFacts:
     tokens: Sequence[TokenGoodput] = ()
 
 
-Totals = tuple[float, collections.Counter[str], collections.Counter[str]]
+Process = tuple[str, int]
+"""A router and its epoch."""
+_Counts = tuple[collections.Counter[str], collections.Counter[str]]
+"""Requests by how they ended, with what they earned, and answers by tier, of a router."""
 
 
 class StateTracker:
-    """Turns a stream of system states, whose counters only grow, into rates over a short window."""
+    """Turns a stream of system states, whose counters only grow, into rates over a short window.
+
+    What a router had counted before it was first seen is left out. A router that starts anew is
+    another one.
+    """
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         """Starts without history."""
         self._window_s = window_s
-        self._history: collections.deque[Totals] = collections.deque()
+        self._history: collections.deque[tuple[float, dict[Process, _Counts]]] = collections.deque()
         self._tokens = TokenWindow()
 
     def push(self, state: pb.SystemState) -> LiveFacts:
         """Takes the next state in and says what it means together with the last ones."""
         now_s = seconds_of(state.publish_time)
-        totals, tiers = _totals(state)
-        self._history.append((now_s, totals, tiers))
+        # The first report that a monitor hears of a router may not tell yet.
+        told = (each for each in state.routers if each.HasField("outcomes"))
+        routers = {(each.router_id, each.epoch): _counts(each) for each in told}
+        self._history.append((now_s, routers))
         # What was seen long ago, or before the clock was set back, is no beginning of a rate.
         while not 0.0 <= now_s - self._history[0][0] <= max(_OLDEST_S, self._window_s):
             self._history.popleft()
         while len(self._history) > 2 and now_s - self._history[1][0] >= self._window_s:
             self._history.popleft()
-        then_s, before, tiers_before = self._history[0]
-        # A router that left or restarted makes sums fall; a window with it counts as empty.
-        delta = {key: max(0.0, totals[key] - before[key]) for key in totals}
-        served = {tier: max(0, tiers[tier] - tiers_before[tier]) for tier in tiers}
-        facts = _facts(state, now_s - then_s, delta, served)
+        delta: collections.Counter[str] = collections.Counter()
+        served: collections.Counter[str] = collections.Counter()
+        for process, counts in routers.items():
+            before = next(seen[process] for _, seen in self._history if process in seen)
+            for grown, now, then in zip((delta, served), counts, before, strict=True):
+                # Counts fall where a killed worker's last ones are gone.
+                grown.update({key: max(0, now[key] - then[key]) for key in now})
+        facts = _facts(state, now_s - self._history[0][0], delta, served)
         return dataclasses.replace(facts, tokens=self._tokens.push(state, now_s))
 
 
-def _totals(state: pb.SystemState) -> tuple[collections.Counter[str], collections.Counter[str]]:
-    totals: collections.Counter[str] = collections.Counter()
+def _counts(router: pb.RouterLoad) -> _Counts:
+    counts = router.outcomes
+    totals: collections.Counter[str] = collections.Counter(
+        offered=counts.offered_count,
+        on_time=counts.on_time_count,
+        late=counts.late_count,
+        refused=counts.refused_count,
+        failed=counts.failed_count,
+    )
+    totals["reward"] = counts.delivered_reward_sum  # type: ignore[assignment]
     tiers: collections.Counter[str] = collections.Counter()
-    for router in state.routers:
-        counts = router.outcomes
-        totals["offered"] += counts.offered_count
-        totals["on_time"] += counts.on_time_count
-        totals["late"] += counts.late_count
-        totals["refused"] += counts.refused_count
-        totals["failed"] += counts.failed_count
-        totals["reward"] += counts.delivered_reward_sum  # type: ignore[assignment]
-        for each in router.tier_outcomes:
-            tiers[each.tier] += each.outcomes.on_time_count + each.outcomes.late_count
+    for each in router.tier_outcomes:
+        tiers[each.tier] += each.outcomes.on_time_count + each.outcomes.late_count
     return totals, tiers
 
 

@@ -79,6 +79,36 @@ def test_a_router_that_restarts_does_not_make_rates_negative() -> None:
     assert facts.mix == {}
 
 
+def with_second(state: pb.SystemState, epoch: int, count: int) -> pb.SystemState:
+    """The same mesh with a second router, which has answered so many requests since its start."""
+    second = state.routers.add(router_id="r2", epoch=epoch)
+    second.outcomes.offered_count = second.outcomes.on_time_count = count
+    second.outcomes.delivered_reward_sum = count
+    return state
+
+
+def test_a_router_that_is_heard_of_again_brings_no_rate_of_its_whole_life() -> None:
+    """What it had counted before is left out; what it counts from then on is not."""
+    tracker = StateTracker()
+    tracker.push(state_at(100.0, 1000, 1000, 900.0, 500))
+    facts = tracker.push(with_second(state_at(101.0, 1010, 1010, 909.0, 505), 1, 1_000_000))
+    assert facts.rate_rps == pytest.approx(10.0)
+    assert facts.performance == pytest.approx(0.9)
+    facts = tracker.push(with_second(state_at(102.0, 1020, 1020, 918.0, 510), 1, 1_000_030))
+    assert facts.rate_rps == pytest.approx((20 + 30) / 2)
+
+
+def test_a_router_that_starts_anew_does_not_hide_the_others() -> None:
+    """Its counts begin at zero again, and the others' go on."""
+    tracker = StateTracker()
+    tracker.push(with_second(state_at(100.0, 1000, 1000, 900.0, 500), 1, 50_000))
+    facts = tracker.push(with_second(state_at(101.0, 1010, 1010, 909.0, 505), 2, 5))
+    assert facts.rate_rps == pytest.approx(10.0)
+    assert facts.on_time_share == 1.0
+    gone = tracker.push(state_at(102.0, 1020, 1020, 918.0, 510))
+    assert gone.rate_rps == pytest.approx(10.0)
+
+
 def test_tiers_come_in_the_order_in_which_endpoints_list_them() -> None:
     """That is the settings' order, lowest quality first."""
     assert tier_order(state_at(100.0, 0, 0, 0.0, 0)) == ("small", "large")
