@@ -63,6 +63,14 @@ class Server:
         """Resident memory of the process, MB."""
         return float(psutil.Process(self.pid).memory_info().rss) / 1e6
 
+    def tree_memory_mb(self) -> float:
+        """The same with all processes below it; what they share counts for each of them."""
+        total_bytes = 0
+        for each in (root := psutil.Process(self.pid), *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                total_bytes += each.memory_info().rss
+        return total_bytes / 1e6
+
 
 async def save(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """Writes a report as JSON."""

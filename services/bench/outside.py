@@ -105,7 +105,7 @@ async def measure(bench: Bench, litellm: pathlib.Path | None) -> dict[str, Any]:
             "per_cpu_s": 1.0 / statistics.median(subject.cpu_s_R),
             "p50_ms": 1e3 * _at(sorted(took_s[name]), 0.5),
             "p99_ms": 1e3 * _at(sorted(took_s[name]), 0.99),
-            "memory_mb": subject.server.memory_mb(),
+            "memory_mb": subject.server.tree_memory_mb(),
         }
         for name, subject in subjects.items()
     }
