@@ -200,7 +200,8 @@ async def _watch(
     began_s = time.monotonic()
     while number < planned_count:
         # A look that takes longer than a window makes the next window longer, not the load less.
-        number = max(number + 1, math.ceil((time.monotonic() - began_s) / run.window_s))
+        next_number = math.ceil((time.monotonic() - began_s) / run.window_s)
+        number = min(max(number + 1, next_number), planned_count)
         left_s = began_s + number * run.window_s - time.monotonic()
         ended, _ = await asyncio.wait(
             beside, timeout=max(0.0, left_s), return_when=asyncio.FIRST_EXCEPTION
