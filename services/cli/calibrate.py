@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from router.folders import state_folder
 from router.profile_error import MOST_ERROR
@@ -26,6 +25,7 @@ from services.cli.files import write_text
 from services.cli.measured_mesh import limits_of, live_tiers, mesh_of
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
+from services.cli.progress import StageProgress
 from services.common.mesh_settings import MeshSettings
 from services.local.errors import CommandError, InputError
 from services.local.target import resolve
@@ -123,7 +123,6 @@ def calibrate(
         with_bar(
             tiers,
             asked,
-            hidden=as_json,
             name=name or measured_name(tiers),
             bytes_per_token=bytes_per_token or believed,
             stated=settings.tiers if settings is not None else (),
@@ -197,16 +196,16 @@ def _remarks(measured: Calibration, settings: MeshSettings | None) -> list[str]:
 
 
 async def with_bar(
-    tiers: Sequence[LiveTier], asked: Sequence[Question], *, hidden: bool, **options: Any
+    tiers: Sequence[LiveTier], asked: Sequence[Question], **options: Any
 ) -> Calibration:
-    """Measures with a progress bar; options as those of `services.calibrate.calibration`."""
-    with Progress(console=console(), transient=True, disable=hidden) as bars:
-        bar = bars.add_task("calibrate", total=1.0)
-
-        def on_step(text: str, share: float) -> None:
-            bars.update(bar, description=text, completed=share)
-
-        return await measure(tiers, asked, on_step=on_step, **options)
+    """Measures and shows how far it is; options as those of `services.calibrate.calibration`."""
+    with StageProgress() as display:
+        return await measure(
+            tiers,
+            asked,
+            on_step=lambda text, share: display.show("calibrate", share, text),
+            **options,
+        )
 
 
 def calibration_tables(measured: Calibration) -> list[Any]:

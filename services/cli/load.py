@@ -10,13 +10,13 @@ import threading
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
 
 from router.folders import state_folder
 from router.types import Priority
 from services.cli.load_traffic import lengths, parse_mix, read_prompts, traffic
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
+from services.cli.progress import StageProgress
 from services.loadgen.arrivals import ArrivalsError, square_wave
 from services.loadgen.process import LoadProcessError, run_load
 from services.loadgen.records import RunRecords, run_summary
@@ -182,14 +182,11 @@ async def _follow(run: LoadSpec, out: pathlib.Path) -> RunRecords:
 
     if threading.current_thread() is threading.main_thread():
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, console=console(), transient=True) as bars:
-        planned = len(run.arrivals().arrival_s)
-        bar = bars.add_task("load", total=planned, facts="")
+    with StageProgress() as display:
 
         def on_progress(event: dict[str, Any]) -> None:
             facts = "  ".join(f"{name} {event[name]}" for name in PROGRESS_COUNTS if event[name])
-            bars.update(bar, completed=event["offered"], facts=facts)
+            display.show("load", event["offered"] / max(1, event["planned"]), facts)
 
         try:
             cores = machine_layout().service_cores

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.progress import Progress
 
 from router.folders import state_folder
 from services.calibrate.quality import (
@@ -26,6 +26,7 @@ from services.cli.measured_mesh import limits_of, live_tiers, mesh_of, read_mesh
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
 from services.cli.own_mesh import config_in_force
+from services.cli.progress import StageProgress
 from services.common.mesh_settings import MeshSettings
 from services.local.errors import InputError
 from services.local.target import resolve
@@ -93,10 +94,10 @@ def quality(
         known = asyncio.run(with_facts(live_tiers(target, settings)))
         if answers is not None and prompts is not None:
             asked = read_questions(prompts, limits_of(settings), scored=False)
-            _write_answers(known, asked, answers, prompts, hidden=as_json)
+            _write_answers(known, asked, answers, prompts)
             return
         asked = _questions(known, prompts, settings, examples, seed)
-        found = asyncio.run(with_bars(measure_quality, known, asked, hidden=as_json))
+        found = asyncio.run(with_bars(measure_quality, known, asked))
         about = f"Asked of {', '.join(each.model for each in known)} by `tiercel quality`."
         default_name = measured_name(known)
     stated = stated or (list(settings.tiers) if settings is not None else [])
@@ -149,14 +150,12 @@ def _write_answers(
     asked: Sequence[Question],
     path: pathlib.Path,
     prompts: pathlib.Path,
-    *,
-    hidden: bool,
 ) -> None:
     """Has every tier answer, and writes what a judge needs: only the scores are missing then."""
     if nameless := sum(not each.task for each in asked):
         raise InputError(f"{prompts}: task: is missing in {nameless} of {len(asked)} lines")
     place = {id(each): index for index, each in enumerate(asked)}
-    found = asyncio.run(with_bars(ask_tiers, known, asked, hidden=hidden))
+    found = asyncio.run(with_bars(ask_tiers, known, asked))
     # The answers to one prompt stand together.
     found.sort(key=lambda each: place[id(each[1].question)])
     lines = [
@@ -178,15 +177,16 @@ async def with_bars(
     ask: Callable[..., Awaitable[Found]],
     tiers: Sequence[LiveTier],
     asked: Sequence[Question],
-    *,
-    hidden: bool,
 ) -> Found:
-    """Asks by `measure_quality` or `ask_tiers`, with one progress bar per tier."""
-    with Progress(console=console(), transient=True, disable=hidden) as bars:
-        tasks: dict[str, Any] = {
-            each.tier: bars.add_task(f"answers of {each.tier}", total=len(asked)) for each in tiers
-        }
-        return await ask(tiers, asked, on_answer=lambda tier: bars.advance(tasks[tier]))
+    """Asks by `measure_quality` or `ask_tiers`, and shows how far each tier is."""
+    counts: Counter[str] = Counter()
+    with StageProgress() as display:
+
+        def on_answer(tier: str) -> None:
+            counts[tier] += 1
+            display.show(f"answers of {tier}", counts[tier] / len(asked))
+
+        return await ask(tiers, asked, on_answer=on_answer)
 
 
 def quality_table(measured: QualityMeasurement) -> Any:

@@ -105,6 +105,17 @@ def test_a_run_in_which_every_request_failed_has_failed(
     assert "requests failed: TASK_NOT_FOUND" in said.err
 
 
+def test_into_a_file_the_run_says_how_far_it_is(
+    router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """On standard error, with what became of the requests: standard output is JSON."""
+    line = ["load", "--router", router[1], "--rate", "60", "--duration", "0.3", "--json"]
+    assert run([*line, "--out", str(tmp_path / "run.npz")]) == 0
+    said = capsys.readouterr()
+    offered = json.loads(said.out)["total"]["offered"]
+    assert f"load 100%  on_time {offered}" in said.err
+
+
 def test_a_run_without_a_request_is_no_success(
     router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
