@@ -12,7 +12,7 @@ from router.policies.table import LEARNED, known_policies
 from services.cli.output import console, milliseconds, note, share, table
 from services.cli.policy_names import check_policy
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
-from services.demo.verdict import devices_sentence
+from services.demo.verdict import best_policy, devices_sentence
 from services.local.errors import InputError
 from services.local.fleets import REFERENCE_TIERS
 from services.local.run import run_owning_children
@@ -68,7 +68,7 @@ async def _run(plan: DemoPlan, out: pathlib.Path) -> int:
     terminal.print(f"Numbers:    {out / 'report.json'}")
     terminal.print("Type next:  tiercel up    (then: tiercel top, tiercel generate 'rev:tiercel=')")
     missing = LEARNED_POLICY in plan.policies and LEARNED_POLICY not in report["policies"]
-    return 1 if missing else 0
+    return 0 if best_policy(report["policies"]) and not missing else 1
 
 
 def result_table(report: dict[str, Any]) -> Any:

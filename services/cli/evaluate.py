@@ -226,6 +226,8 @@ def _live(plan: Plan, snapshot: Snapshot | None, out: pathlib.Path | None, as_js
         out = out or state_folder("evaluate-live")
     if out is not None:
         evaluate_live.write(report, out)
+    if not any(point["counts"] for point in report["points"]):
+        raise CommandError("no run counts, so nothing was found out")
     return code
 
 

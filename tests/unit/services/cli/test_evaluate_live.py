@@ -84,3 +84,21 @@ def test_table_numbers_and_plot_are_written(
     assert "1 of 1 runs that count are within" in capsys.readouterr().out
     assert asked[0].policies == ("dqn", "price", "static-small")
     assert asked[0].loads == (2.0,)
+
+
+def test_where_no_run_counts_nothing_was_found_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers and plot are there, and the exit code is 1."""
+
+    async def ran(*_: Any) -> dict[str, Any]:
+        points = [point(PLAN, live_run(busy=0.9), live(live_run()))]
+        facts = {"unit_rps": 193.2, "tiers": ["small", "medium", "large"]}
+        return {"plan": {"cpu_limit": 0.7}, "points": points, **facts}
+
+    monkeypatch.setattr(compare, "evaluate_live", ran)
+    assert run(["evaluate", "--live", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "None of 1 runs counts" in said.out
+    assert "no run counts" in said.err
+    assert (tmp_path / "out" / "live.json").is_file()
