@@ -158,6 +158,15 @@ def test_every_page_is_in_the_index() -> None:
         assert page.name == "index.md" or f"]({page.name})" in index, page.name
 
 
+def test_the_tree_names_every_room() -> None:
+    """docs/architecture.md says what each folder of services and trainer holds."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## The tree\n")[2].partition("\n## ")[0]
+    for part in ("services", "trainer"):
+        for path in (ROOT / part).glob("*/__init__.py"):
+            assert re.search(rf"[/`]{path.parent.name}`", section), path.parent
+
+
 def test_the_glossary_is_in_order() -> None:
     """A word is found where the alphabet has it, and is there once."""
     rows = re.findall(r"^\| ([^|]+) \|", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)
