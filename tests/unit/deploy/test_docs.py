@@ -203,6 +203,20 @@ def _names_at_doors() -> frozenset[str]:
     return frozenset({*_NAMES.findall(texts), *wishes, *parts})
 
 
+_SETTING = re.compile(
+    r"`((?:mesh|router_inference|load_monitor|trainer|openai_door|log)\.[a-z_.]+)"
+)
+
+
+@pytest.mark.parametrize("page", _TOLD, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_settings_exist(page: Path) -> None:
+    """Every `section.key` of a page is a setting, but where it is a file or a module."""
+    keys = {f"{name}.{key}" for name, model in SECTIONS.items() for key in model.model_fields}
+    for name in set(_SETTING.findall(page.read_text(encoding="utf-8"))) - {"mesh.json"}:
+        is_module = (ROOT / Path(*name.split(".")[:2])).exists()
+        assert name in keys or is_module or page.parent.name == "adr", f"{page.name}: {name}"
+
+
 def test_every_reason_to_be_degraded_is_told() -> None:
     """docs/operations.md has a row for each, and for none that is not there."""
     reasons = {name for name, value in vars(health_notes).items() if name == value}
