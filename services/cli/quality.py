@@ -88,10 +88,12 @@ def quality(
         named = config_in_force(config, tiers=tiers)
         settings = read_mesh(named) if named is not None else None
         found, about, default_name = read_scores(scores), f"Scores of {scores.name}.", scores.stem
+        _check_order(stated, list(dict.fromkeys(tier for row in found.values() for tier in row)))
     else:
         target = resolve(mesh, load_monitor=monitor, config=config)
         settings = mesh_of(target)
         known = asyncio.run(with_facts(live_tiers(target, settings)))
+        _check_order(stated, [each.tier for each in known])
         if answers is not None and prompts is not None:
             asked = read_questions(prompts, limits_of(settings), scored=False)
             _write_answers(known, asked, answers, prompts)
@@ -115,6 +117,15 @@ def quality(
     if settings is not None:
         _compare(measured, settings, found)
     note(f"written: {path}")
+
+
+def _check_order(stated: Sequence[str], tiers: Sequence[str]) -> None:
+    """Raises InputError where an order that was typed lacks a tier, or has one twice."""
+    problem = f"the tiers are {', '.join(tiers)}, got {', '.join(stated)}"
+    if len(set(stated)) < len(stated):
+        raise InputError(f"--tiers: name each tier once; {problem}")
+    if stated and not set(stated) >= set(tiers):
+        raise InputError(f"--tiers: name every tier; {problem}")
 
 
 def _compare(measured: QualityMeasurement, settings: MeshSettings, found: Scores) -> None:

@@ -81,6 +81,10 @@ def test_scores_of_a_judge_need_no_mesh(
     assert "by their scores: x, y" in capsys.readouterr().err
     assert measured(out, "--scores", scores, "--tiers", "y,x", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tasks"]["a"]["y"]["quality"] == 1.0
+    for order, problem in (("y,z", "name every tier"), ("y,x,x", "name each tier once")):
+        assert measured(out, "--scores", scores, "--tiers", order) == 2
+        said = complaint(capsys)
+        assert f"--tiers: {problem}; the tiers are x, y, got {', '.join(order.split(','))}" in said
 
 
 def test_scores_are_compared_with_the_mesh_of_the_environment(
