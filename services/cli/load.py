@@ -13,7 +13,7 @@ import typer
 
 from router.folders import state_folder
 from router.types import Priority
-from services.cli.load_traffic import lengths, parse_mix, read_prompts, traffic
+from services.cli.load_traffic import check_tier, lengths, parse_mix, read_prompts, traffic
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
 from services.cli.progress import StageProgress
@@ -120,6 +120,8 @@ def load(
             own = read_prompts(prompts, target)
             wanted = parse_mix(mix) if mix else (own.mix() if own is not None else None)
             shares, deadline_s = traffic(target, wanted, deadline)
+            if tier:
+                check_tier(target, tier)
             pools: dict[str, Any] = {}
             if own is not None:
                 pools = own.pools(shares)

@@ -47,6 +47,27 @@ def traffic(
     return shares, {task: known[task] for task in shares} if deadline_s is None else deadline_s
 
 
+def check_tier(target: Target, tier: str) -> None:
+    """Checks that a tier is served, as far as a router says; nothing where none does.
+
+    Raises:
+        InputError: No endpoint of the mesh serves it, or a certificate cannot be used.
+    """
+    for address in target.routers:
+        try:
+            reply = call("router", address, "GetRouterStatus", pb.GetRouterStatusRequest())
+        except InputError:
+            raise
+        except CommandError:
+            continue
+        served = dict.fromkeys(each.candidate.tier for each in reply.candidates)
+        if served and tier not in served:
+            raise InputError(
+                f"--tier: no endpoint of the mesh serves {tier!r}; there are {', '.join(served)}"
+            )
+        return
+
+
 def _tasks(target: Target) -> dict[str, float]:
     """Returns the deadline of each task of a mesh in seconds, as a router says, or the settings.
 

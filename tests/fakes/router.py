@@ -51,6 +51,7 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         self.experience = pb.ExperienceStatus()
         self.conversations: dict[str, int] = {}
         self.token_outcomes: list[pb.TaskTokenOutcomes] = []
+        self.served: list[str] = []
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answers at once."""
@@ -102,6 +103,8 @@ class FakeRouter(pb_grpc.RouterInferenceServiceServicer):
         )
         for task, deadline_s in self.deadlines_s.items():
             reply.tasks.add(task=task).default_deadline.FromMilliseconds(round(deadline_s * 1e3))
+        for served in self.served:
+            reply.candidates.add(candidate={"tier": served, "endpoint": "e0"})
         return reply
 
     async def ExplainDecision(

@@ -101,3 +101,20 @@ def test_a_mesh_of_long_answers_can_be_asked(tmp_path: pathlib.Path) -> None:
     found = lengths(Target(config=str(tmp_path / "mesh.toml")))
     assert (found["output_mean"], found["output_max"]) == (30_005.0, 65_536)
     assert spec_of("127.0.0.1:7410", lengths=found).lengths.output_max == 65_536
+
+
+def test_a_tier_that_nobody_serves_is_refused_before_anything_is_sent(
+    router: tuple[FakeRouter, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what a router says; one that says nothing of tiers is believed to have all."""
+    fake, address = router
+    line = ["load", "--router", address, "--rate", "60", "--duration", "0.2", "--json"]
+    line += ["--out", str(tmp_path / "run.npz"), "--tier", "larg"]
+    assert run(line) == 0
+    fake.specs.clear()
+    fake.served = ["small", "large"]
+    capsys.readouterr()
+    assert run(line) == 2
+    said = capsys.readouterr().err
+    assert "--tier: no endpoint of the mesh serves 'larg'; there are small, large" in said
+    assert fake.specs == []
