@@ -150,7 +150,8 @@ def _copy_all(paths: list[str], target: Path) -> None:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, target / name, ignore=ignored)
         else:
-            shutil.copy2(source, target / source.name)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
 
 
 @pytest.fixture(scope="module")
@@ -352,17 +353,29 @@ def test_readme_example_for_openai_clients_works(deployment: Deployment) -> None
 
 
 def test_probes_of_triton_succeed(deployment: Deployment) -> None:
-    """Triton answers on the paths and ports that its manifest probes."""
-    container = pod(rendered("base"), "triton")["containers"][0]
+    """Triton answers on the paths and ports that its manifests probe, from outside or inside."""
     ports = deployment.processes["triton"].ports
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        probe = container[kind]["httpGet"]
-        assert _http_ok(ports[probe["port"]], probe["path"])
+    asked: set[str] = set()
+    for overlay in ("base", "overlays/insecure-open-to-network"):
+        container = pod(rendered(overlay), "triton")["containers"][0]
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            probe = container[kind]
+            asked |= probe.keys() & {"exec", "httpGet"}
+            if "exec" in probe:
+                assert _runs_well(probe["exec"]["command"][-1], ports["http"])
+                assert not _runs_well(probe["exec"]["command"][-1], free_port())
+            else:
+                assert _http_ok(ports[probe["httpGet"]["port"]], probe["httpGet"]["path"])
+    assert asked == {"exec", "httpGet"}
     assert _http_ok(ports["metrics"], "/metrics")
     check = dockerfile_stages()["image-triton"].command("HEALTHCHECK")
-    code = check[-1].replace(":8000", f":{ports['http']}")
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
-    assert done.returncode == 0
+    assert _runs_well(check[-1], ports["http"])
+
+
+def _runs_well(code: str, number: int) -> bool:
+    """Says whether a probe of Triton's HTTP port is content with another port."""
+    command = [sys.executable, "-c", code.replace(":8000", f":{number}")]
+    return subprocess.run(command, timeout=60, check=False, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("service", ALL_SERVICES)
