@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -622,6 +623,45 @@ async def test_a_trainer_killed_behind_a_promotion_leaves_it_watched(bench: Benc
     assert (watches.state.activation, watches.state.version) == (1, version)
     assert watches.left_s(watches.state) == WATCHED.watch_s
     using.cancel()
+
+
+class Mortal:
+    """A process's way to the store, which ends with the process: before one of its writes."""
+
+    def __init__(self, target: Any, writes: int) -> None:
+        self.target = target
+        self.writes_left = writes
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            self.writes_left -= name in ("put", "drop", "activate", "put_rollout")
+            if self.writes_left < 0:
+                raise asyncio.CancelledError
+            return await getattr(self.target, name)(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("writes", range(8))
+async def test_a_trainer_killed_between_any_two_writes_leaves_all_or_nothing(
+    bench: Bench, writes: int, by_hand: bool
+) -> None:
+    """Of an activation, its pin or its watch, and the end of the rollout that was under way."""
+    await bench.as_canary()
+    version = await bench.over.publish(2)
+    store = bench.over.store.target
+    bench.over.store.target = Mortal(store, writes)
+    with suppress(asyncio.CancelledError):
+        await bench.activate("dqn", version, by_hand=by_hand, is_watched=not by_hand)
+    bench.over.store.target = store
+    later = await bench.restarted()
+    await later.look()
+    is_active = bench.registry.activation == 1
+    assert is_active is (writes > 0)
+    assert bench.registry.rollout.is_under_way is not is_active
+    assert bool(later.pin) is (is_active and by_hand)
+    assert later.watches.state.is_under_way is (is_active and not by_hand)
 
 
 def never_confirmed(bench: Bench) -> asyncio.Event:
