@@ -35,6 +35,7 @@ from tests.unit.deploy.manifests import (
 )
 
 _ROOM_S = 5.0
+_HEALTH_PROBE = "services.common.health_probe"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -166,6 +167,10 @@ def test_everything_serves_by_tls_with_a_certificate_of_its_own(service: str, ov
     ]
     assert made["dnsNames"][0] == service
     assert {"server auth", "client auth"} <= set(made["usages"])
+    probes = (spec["containers"][0].get(f"{kind}Probe", {}) for kind in ("startup", "readiness"))
+    commands = [probe.get("exec", {}).get("command", ()) for probe in probes]
+    asked = {each[-1].partition(":")[0] for each in commands if _HEALTH_PROBE in each}
+    assert asked <= {*made["dnsNames"], *made.get("ipAddresses", ())}
     if service == "triton":
         mesh = _settings(resources)["mesh"]
         hosts = {entry["address"].partition(":")[0] for entry in mesh["endpoints"]}
