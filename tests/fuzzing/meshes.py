@@ -127,6 +127,8 @@ max_leases_per_client = 500
 """
 SLOW = frozenset({"StartTraining", "PromotePolicy"})
 """Methods that start processes which learn or simulate for seconds."""
+SERVICES = ("router-inference", "router-inference's picker", "load-monitor", "trainer")
+"""Names of the services."""
 _FIRST_STATE_S = 60.0
 
 
@@ -262,12 +264,14 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
         def router_load() -> int:
             return core.leases.open_count + len(core.view.load.ledger)
 
-        for name, running, channel, good, in_flight in (
-            ("router-inference", router, router_at, generate, router_load),
-            ("router-inference's picker", router, picker_at, exchange, router_load),
-            ("load-monitor", monitor, monitor_at, state, lambda: 0),
-            ("trainer", trainer, trainer_at, policies, lambda: 0),
-        ):
+        parts_of_services = (
+            (router, router_at, generate, router_load),
+            (router, picker_at, exchange, router_load),
+            (monitor, monitor_at, state, lambda: 0),
+            (trainer, trainer_at, policies, lambda: 0),
+        )
+        for name, own in zip(SERVICES, parts_of_services, strict=True):
+            running, channel, good, in_flight = own
             methods = await _methods(channel)
             mesh.services[name] = Served(name, channel, running, methods, good, in_flight)
 

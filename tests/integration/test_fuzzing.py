@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,27 @@ def test_methods_that_start_processes_have_fewer_turns(tmp_path: Path) -> None:
     turns = Counter(caller.turns(mesh.services["a"]))
     assert {name.rpartition(".")[2] for name, count in turns.items() if count == 1} == SLOW
     assert set(turns.values()) == {1, 10}
+
+
+@pytest.mark.parametrize(("scripts", "code"), [(("true", "kill -9 $$"), 1), (("true", "true"), 0)])
+async def test_a_process_that_was_killed_found_something(
+    scripts: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit status is below zero; each service has a process, and they share the time."""
+    asked: list[list[str]] = []
+
+    def tied(command: list[str]) -> list[str]:
+        asked.append(command)
+        return ["sh", "-c", scripts[len(asked) - 1]]
+
+    monkeypatch.setattr(rpcs, "tied_command", tied)
+    given = Namespace(jobs=1, seconds=60.0, count=5, seed=1)
+    assert await rpcs._run_all(["trainer", "load-monitor"], given) == code
+    assert [command[command.index("--service") + 1] for command in asked] == [
+        "^trainer$",
+        r"^load\-monitor$",
+    ]
+    assert {command[command.index("--seconds") + 1] for command in asked} == {"30"}
 
 
 @pytest.mark.parametrize(
