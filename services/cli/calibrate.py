@@ -56,7 +56,10 @@ def calibrate(
     bytes_per_token: Annotated[
         float,
         typer.Option(
-            min=0, max=64, help="Of prompts that no tier counts [default: the settings', or 4]."
+            min=0,
+            max=64,
+            show_default=False,
+            help="Of prompts that no tier counts [default: the settings', or 4].",
         ),
     ] = 0.0,
     most_error: Annotated[
@@ -64,9 +67,14 @@ def calibrate(
     ] = MOST_ERROR,
     name: Annotated[str, typer.Option(help="Name of the profile [default: the models'].")] = "",
     run_s: Annotated[
-        float, typer.Option(min=0, max=60, help="Seconds per closed-loop run [default: 1.2].")
+        float,
+        typer.Option(
+            min=0, max=60, show_default=False, help="Seconds per closed-loop run [default: 1.2]."
+        ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=-1, help="Which prompts are asked [default: 0].")] = -1,
+    seed: Annotated[
+        int, typer.Option(min=-1, show_default=False, help="Which prompts are asked [default: 0].")
+    ] = -1,
     from_production: Annotated[
         bool,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -36,6 +37,8 @@ def commands_text() -> str:
 
 
 _HEAD = ("| option | meaning |", "|---|---|")
+_TYPE = re.compile(r"<(?:list\[)?(\w+)(?: range)?\]?>")
+"""What a value is; the limits stand in the text, and so does that an option may be repeated."""
 
 
 def _leaves(group: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -59,9 +62,13 @@ def _section(title: str, command: Any, shared: dict[str, str]) -> str:
             others.append(f"`{shared[parameter.help]}`")
         elif record := parameter.get_help_record(context):
             name, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
-            own.append(f"| `{name}` | {text} |")
+            own.append(f"| `{_TYPE.sub(_kind, name)}` | {text} |")
     if own:
         lines += [*_HEAD, *own, ""]
     if others:
         lines.append(f"Also {', '.join(others)}.")
     return "\n".join(lines).rstrip()
+
+
+def _kind(found: re.Match[str]) -> str:
+    return f"<{found[1].lower()}>"

@@ -21,6 +21,7 @@ from services.cli.app import make_app
 from services.common.openai.wishes import METADATA_PREFIX, Wishes
 from services.local.target import PART_VARIABLES
 from services.router_inference import health_notes
+from tests.unit.deploy.doc_commands import commands_text
 from tests.unit.deploy.doc_tables import (
     PAGES,
     SECTIONS,
@@ -256,6 +257,12 @@ def test_variables_that_are_no_settings_are_told() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     section = text.partition("## Variables that are no settings\n")[2].partition("\n## ")[0]
     assert set(variable.findall(section)) == read
+
+
+def test_an_option_has_one_default() -> None:
+    """Where a help text names the default, typer adds no other from what stands for it inside."""
+    for line in commands_text().splitlines():
+        assert line.count("[default: ") <= 1, line
 
 
 def test_every_option_of_the_client_is_told() -> None:
