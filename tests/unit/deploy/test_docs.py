@@ -230,7 +230,7 @@ def test_every_reason_to_be_degraded_is_told() -> None:
 def test_every_reason_of_an_error_is_told() -> None:
     """docs/doors.md says what each means that a request can end with."""
     router = ROOT / "services" / "router_inference"
-    files = [*(router / "path").glob("*.py"), *(router / "doors").glob("*.py")]
+    files = [*(router / "path").rglob("*.py"), *(router / "doors").rglob("*.py")]
     found = {
         reason
         for path in files
