@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
 from typing import Annotated
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.cli.options import ConfigOption, JsonOption, MeshOption, TrainerOption
 from services.cli.output import note, print_json
+from services.cli.spans import moment_s
+from services.common.times import timestamp_of, to_ns
 from services.local.calls import call
 from services.local.errors import InputError
 from services.local.target import resolve
@@ -48,9 +51,9 @@ def drop(
         raise InputError("drop: say --since, or --all")
     request = pb.DropReplayRequest()
     if since:
-        request.since_time.FromDatetime(_moment("--since", since))
+        request.since_time.CopyFrom(_moment("--since", since))
     if until:
-        request.until_time.FromDatetime(_moment("--until", until))
+        request.until_time.CopyFrom(_moment("--until", until))
     address = resolve(mesh, trainer=trainer, config=config).need("trainer")
     reply = call("trainer", address, "DropReplay", request, DROP_TIMEOUT_S)
     if as_json:
@@ -59,10 +62,5 @@ def drop(
     note(f"dropped {reply.dropped_count} transitions, {reply.kept_count} are left")
 
 
-def _moment(option: str, text: str) -> datetime:
-    """Returns a moment; one without a time zone is UTC."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"{option}: {text!r} is no moment like 2026-11-28T20:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+def _moment(option: str, text: str) -> Timestamp:
+    return timestamp_of(to_ns(moment_s(text, option, time.time())))

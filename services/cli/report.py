@@ -79,5 +79,5 @@ def _time(since: str, start: str, end: str) -> tuple[float, float]:
     if start_s >= end_s:
         raise InputError("--from: must be before --to" if start else "--to: must be later")
     if start_s > now_s:
-        raise InputError("--from: must not be in the future")
+        raise InputError(f"{'--from' if start else '--to'}: must not be in the future")
     return start_s // MINUTE_S * MINUTE_S, end_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 
+from services.common.checks import MAX_WALL_S
 from services.local.errors import InputError
 
 DAY_S = 86400.0
@@ -41,7 +42,7 @@ def moment_s(text: str, option: str, now_s: float) -> float:
         now_s: Seconds since 1970.
 
     Raises:
-        InputError: It is none.
+        InputError: It is none, or not of the years 1970 to 9999.
     """
     today = datetime.datetime.fromtimestamp(now_s, datetime.UTC).date().isoformat()
     try:
@@ -52,4 +53,7 @@ def moment_s(text: str, option: str, now_s: float) -> float:
         ) from None
     if found.tzinfo is None:
         found = found.replace(tzinfo=datetime.UTC)
-    return found.timestamp()
+    found_s = found.timestamp()
+    if not 0.0 <= found_s <= MAX_WALL_S:
+        raise InputError(f"{option}: must be in the years 1970 to 9999, got {text!r}")
+    return found_s

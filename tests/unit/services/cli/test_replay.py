@@ -12,8 +12,9 @@ from tests.unit.services.cli.said import complaint
     ("words", "text"),
     [
         ([], "--since, or --all"),
-        (["--since", "yesterday"], "--since: 'yesterday' is no moment"),
-        (["--all", "--until", "25:00"], "--until: '25:00' is no moment"),
+        (["--since", "yesterday"], "--since: expected a time such as 14:30"),
+        (["--all", "--until", "25:00"], "--until: expected a time such as 14:30"),
+        (["--since", "0001-01-01T00:00+05:00"], "--since: must be in the years 1970 to 9999"),
         (["--all", "--since", "2026-11-28"], "--since, or --all"),
     ],
 )

@@ -155,6 +155,8 @@ def test_a_time_without_requests_is_no_good_time(
         (["--from", "yesterday"], "--from: expected a time such as 14:30"),
         (["--from", "2026-01-02T00:00", "--to", "2026-01-01T00:00"], "--from: must be before"),
         (["--from", "2999-01-01T00:00", "--to", "3000-01-01T00:00"], "must not be in the future"),
+        (["--to", "2999-01-01T00:00"], "--to: must not be in the future"),
+        (["--to", "9999-12-31T23:00-05:00"], "--to: must be in the years 1970 to 9999"),
         (["--by", "year"], "--by: expected one of minute, hour, day"),
     ],
 )
