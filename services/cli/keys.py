@@ -40,7 +40,8 @@ def add(
 ) -> None:
     """Make a key and print it; it is kept nowhere but as a hash. A client may have several."""
     if not is_name(client):
-        raise InputError(f"CLIENT: must be a name of [a-z0-9_-], got {client!r}")
+        text = "must be a name of 1 to 64 characters of [a-z0-9_-]"
+        raise InputError(f"CLIENT: {text}, got {client!r}")
     roles = [str(Role.DATA)] if role is None else role
     for each in roles:
         if each not in list(GRANTED):

@@ -219,7 +219,8 @@ def _wrong(index: int, row: Any) -> list[str]:
     if not is_name(row["id"]) or len(row["id"]) != 2 * _ID_BYTES:
         found.append(f"{at}.id: must have {2 * _ID_BYTES} characters (got {shown(row['id'])})")
     if not is_name(row["client"]):
-        found.append(f"{at}.client: must be a name of [a-z0-9_-] (got {shown(row['client'])})")
+        text = "must be a name of 1 to 64 characters of [a-z0-9_-]"
+        found.append(f"{at}.client: {text} (got {shown(row['client'])})")
     if len(row["created"]) > MAX_NAME_CHARACTERS or not row["created"].isprintable():
         found.append(f"{at}.created: must be a moment (got {shown(row['created'])})")
     roles, allowed = row["roles"], [str(role) for role in GRANTED]

@@ -41,7 +41,7 @@ def test_a_key_is_made_listed_and_revoked(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["add", "FILE", "Not A Name"], "CLIENT: must be a name"),
+        (["add", "FILE", "Not A Name"], "CLIENT: must be a name of 1 to 64"),
         (["add", "FILE", "shop", "--role", "king"], "--role: must be one of"),
         (["list", "FILE"], "cannot be read"),
         (["revoke", "FILE", "shop"], "cannot be read"),
