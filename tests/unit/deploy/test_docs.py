@@ -114,12 +114,28 @@ def test_named_files_exist() -> None:
 
 
 def test_named_modules_exist() -> None:
-    """Every module of the repository that a document runs by `python -m` exists."""
+    """Every module that a document runs by `python -m` exists, and so do the options it gives."""
+    command = re.compile(
+        r"python -m ((?:services|tests|trainer)\.[a-z_.]*[a-z_])\b((?:\\\n|[^`|\n])*)"
+    )
     for page in _PAGES:
-        text = page.read_text(encoding="utf-8")
-        for name in re.findall(r"python -m ((?:services|tests|trainer)\.[a-z_.]*[a-z_])\b", text):
-            if page.name != "CHANGELOG.md":  # which names what was
-                assert importlib.util.find_spec(name), f"{page.name}: {name}"
+        if page.name == "CHANGELOG.md":  # which names what was
+            continue
+        for name, rest in command.findall(page.read_text(encoding="utf-8")):
+            assert importlib.util.find_spec(name), f"{page.name}: {name}"
+            for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", rest):
+                assert _options(name).fullmatch(option), f"{page.name}: {name} {option}"
+
+
+@functools.cache
+def _options(module: str) -> re.Pattern[str]:
+    """Returns what matches the options that the folder of a module declares."""
+    path = ROOT / module.replace(".", "/")
+    folder = path if path.is_dir() else path.parent
+    found = {"--help"}
+    for file in folder.glob("*.py"):
+        found.update(re.findall(r'"(--[a-z_{}-]+)"', file.read_text(encoding="utf-8")))
+    return re.compile("|".join(re.sub(r"\{\w+\}", "[a-z-]+", each) for each in sorted(found)))
 
 
 _COMMAND = re.compile(
