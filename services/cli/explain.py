@@ -49,13 +49,19 @@ def explain(
 
 
 def _ask(addresses: list[str] | tuple[str, ...], request: pb.ExplainDecisionRequest) -> Any:
-    """Returns the answer of the first router that knows; raises what the last one said."""
-    for address in addresses[:-1]:
+    """Returns the answer of the first router that knows.
+
+    Raises:
+        CommandError: One of them could not be asked, and no other knows: it may be the one.
+        InputError: All were asked.
+    """
+    failures: list[CommandError] = []
+    for address in addresses:
         try:
             return call("router", address, "ExplainDecision", request)
-        except (CommandError, InputError):
-            continue
-    return call("router", addresses[-1], "ExplainDecision", request)
+        except CommandError as error:
+            failures.append(error)
+    raise next((each for each in failures if not isinstance(each, InputError)), failures[0])
 
 
 def facts(reply: pb.ExplainDecisionResponse) -> dict[str, Any]:

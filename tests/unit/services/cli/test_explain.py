@@ -59,6 +59,17 @@ def test_a_request_nobody_knows_is_bad_input(
     assert "no such request" in complaint(capsys)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_router_that_cannot_be_asked_may_be_the_one_that_knows(
+    is_first: bool, router: tuple[FakeRouter, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it stands among those named: that the others do not know says too little."""
+    addresses = ["127.0.0.1:1", router[1]][:: 1 if is_first else -1]
+    options = [word for address in addresses for word in ("--router", address)]
+    assert run(["explain", "lost", *options]) == 1
+    assert "no router answers at 127.0.0.1:1" in complaint(capsys)
+
+
 @pytest.mark.parametrize(
     ("stay", "words"),
     [
