@@ -11,7 +11,7 @@ import grpc
 
 from services.common.access.caller import Caller, CallerError
 from services.common.channels import open_blocking_channel
-from services.local.errors import CommandError, InputError
+from services.local.errors import CommandError, InputError, NotReachedError
 from tiercel.errors import from_rpc_error
 from tiercel.load_monitor.v1 import load_monitor_service_pb2_grpc as monitor_grpc
 from tiercel.router_inference.v1 import router_inference_service_pb2_grpc as router_grpc
@@ -55,13 +55,13 @@ def call(part: str, address: str, method: str, request: Any, timeout_s: float = 
         return getattr(stub, method)(request, timeout=timeout_s)
 
 
-def nobody_answers(part: str, address: str) -> CommandError:
+def nobody_answers(part: str, address: str) -> NotReachedError:
     """Returns the error of a service that is not reached, with what may help."""
     command = part.removeprefix("load ")
     roots = Caller.of_environment(os.environ).roots
     by_tls = f"it was asked by TLS, by the roots {roots}"
     in_plain = "if it has TLS: tiercel --root-certificates FILE ..."
-    return CommandError(
+    return NotReachedError(
         f"no {part} answers at {address}; start it (tiercel up, or tiercel serve {command}), or "
         f"wait until it says that it is serving; {by_tls if roots else in_plain}"
     )

@@ -30,7 +30,7 @@ from services.common.times import seconds_of
 from services.load_monitor.settings import Settings as MonitorSettings
 from services.local.calls import call
 from services.local.endpoint_checks import examine_endpoint
-from services.local.errors import CommandError
+from services.local.errors import CommandError, NotReachedError
 from services.local.findings import BAD, GOOD, ODD, Finding
 from services.local.target import Target
 from services.openai_door.settings import Settings as DoorSettings
@@ -53,6 +53,7 @@ MOST_OFF = 3
 """Ranges of a profile that are named one by one."""
 _TIMEOUT_S = 3.0
 _BY_TLS = "name certificates in [mesh.tls]; see docs/security.md"
+_ANSWERS = "it runs: look at the address, at your certificate or key (docs/security.md), at its log"
 
 
 async def examine(config: Path | None, target: Target) -> list[Finding]:
@@ -269,9 +270,11 @@ def _profiles_off(target: Target) -> list[Finding]:
 def _service(part: str, address: str, question: Callable[[str], Finding]) -> Finding:
     try:
         return question(address)
-    except CommandError as error:
+    except NotReachedError as error:
         advice = f"start it: tiercel serve {part} --config FILE"
         return Finding(f"{part} {address}", BAD, str(error), advice)
+    except CommandError as error:
+        return Finding(f"{part} {address}", BAD, str(error), _ANSWERS)
 
 
 def _router(address: str, mesh: MeshSettings | None) -> Finding:

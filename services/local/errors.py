@@ -13,3 +13,7 @@ class InputError(CommandError):
     """What the user typed, or a file the user gave, is wrong."""
 
     exit_code = 2
+
+
+class NotReachedError(CommandError):
+    """Nobody answers at an address."""

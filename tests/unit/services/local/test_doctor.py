@@ -151,6 +151,18 @@ async def test_a_router_of_another_mesh_is_bad(triton: FakeTriton, tmp_path: Pat
         await server.stop(0)
 
 
+async def test_who_answers_otherwise_is_not_to_be_started() -> None:
+    """At the port of another part, for instance, or to a caller who may not ask."""
+    server, address = await serve(FakeRouter())
+    try:
+        found = await examine(None, Target(load_monitor=address, trainer="127.0.0.1:1"))
+    finally:
+        await server.stop(0)
+    assert "it is no load monitor" in of(found, "monitor").text
+    assert of(found, "monitor").advice.startswith("it runs: look at the address")
+    assert of(found, "trainer").advice.startswith("start it")
+
+
 async def test_what_does_not_answer_is_bad(tmp_path: Path) -> None:
     """Endpoint, Redis and services, each with what to start."""
     path = settings(tmp_path, "127.0.0.1:1", more='redis_url = "redis://127.0.0.1:1/0"')
