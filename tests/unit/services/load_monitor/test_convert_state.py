@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet import EndpointSpec
+from services.load_monitor.convert import report_from_message
 from services.load_monitor.convert_state import (
     HEALTH_TO_MESSAGE,
     read_picture,
@@ -81,7 +82,8 @@ def test_a_state_of_idle_candidates_is_not_packed() -> None:
 
 def test_ages_go_from_monitor_to_monitor() -> None:
     """With the time since the picture was taken; clients are told none."""
-    aged = replace(report("r1"), age_s=0.25, arrival_rate_long_rps=4.0)
+    load = pb.RouterLoad(router_id="r1", epoch=1, sequence=1, arrival_rate_long_rps=4.0)
+    aged = replace(report_from_message(load), age_s=0.25)
     whole = picture(1, (), (aged,))
     read, _ = read_picture(stored_picture(whole, by_name=False, since_s=0.5), NO_ORDER)
     assert [(each.age_s, each.arrival_rate_long_rps) for each in read.routers] == [(0.75, 4.0)]

@@ -309,9 +309,9 @@ def test_several_routers_see_each_other_late() -> None:
 def test_routers_are_those_that_a_workload_names() -> None:
     """Else each request comes through any; a router that is not there is refused."""
     offered = replace(traffic(100.0, 0.5), router_N=None)
-    in_turn = replace(offered, router_N=np.arange(len(offered)) % 3)
-    world = make_world(config(routers=3), in_turn, 0)
-    assert (world.requests["router"] == in_turn.router_N).all()
+    turn_N = np.arange(len(offered)) % 3
+    world = make_world(config(routers=3), replace(offered, router_N=turn_N), 0)
+    assert (world.requests["router"] == turn_N).all()
     drawn = make_world(config(routers=3), offered, 0).requests["router"]
     assert set(drawn) == {0, 1, 2}
     for wrong in (3, -1):
