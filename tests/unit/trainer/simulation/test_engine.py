@@ -316,9 +316,7 @@ def test_routers_are_those_that_a_workload_names() -> None:
     assert set(drawn) == {0, 1, 2}
     for wrong in (3, -1):
         with pytest.raises(SimulationError, match="router_N: there are 3 routers"):
-            make_world(
-                config(routers=3), replace(offered, router_N=in_turn.router_N * 0 + wrong), 0
-            )
+            make_world(config(routers=3), replace(offered, router_N=0 * turn_N + wrong), 0)
 
 
 def test_each_router_learns_lengths_from_its_own_answers() -> None:
