@@ -191,7 +191,7 @@ async def test_a_call_that_goes_on_is_checked_again() -> None:
             check_again()
             yield authenticated_client(context)
 
-    handler = grpc.stream_stream_rpc_method_handler(behavior)
+    handler: Any = grpc.stream_stream_rpc_method_handler(behavior)
     authenticator = Authenticator(keys=keys, tokens=None, certificate_roles={})
     wrapped: Any = Guard(authenticator)("inference.GRPCInferenceService/ModelStreamInfer", handler)
     answers = wrapped.stream_stream(None, Context(header="Bearer tck_x"))
