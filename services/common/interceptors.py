@@ -25,6 +25,7 @@ from services.common.running_calls import RunningCalls
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+_END_OF_STREAM: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # absent from the type stubs
 _TOLD_S = 0.002
 UNKNOWN_METHOD = "unknown"
 """Name among the counts of methods that are not there."""
@@ -119,11 +120,11 @@ class ErrorInterceptor:
         give = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                call.stream(handler.stream_stream, _each, is_fed=True), take, give
+                call.stream(handler.stream_stream, _Each, is_fed=True), take, give
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                call.unary(handler.stream_unary, _each, is_fed=True), take, give
+                call.unary(handler.stream_unary, _Each, is_fed=True), take, give
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -218,7 +219,7 @@ async def _not_there(requests: AsyncIterator[Any], context: Context) -> None:
     raise NotServedError("no such method is served here", reason=REASON_NO_METHOD)
 
 
-def _one(request: Any) -> Any:
+def _one(request: Any, _: Context) -> Any:
     if type(request) is _Rejected:
         raise request.error
     return request
@@ -236,9 +237,26 @@ async def _until_told(context: Context) -> None:
         raise asyncio.CancelledError
 
 
-async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _one(request)
+class _Each:
+    """The messages of a call that is fed, one after the other.
+
+    The library hands over a generator, which a handler may leave before its end: then closing it,
+    and one around it, would take a task each.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self, _: Any, context: Context) -> None:
+        self._context = context
+
+    def __aiter__(self) -> _Each:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self._context.read()
+        if message is _END_OF_STREAM:
+            raise StopAsyncIteration
+        return _one(message, self._context)
 
 
 class _Call:
@@ -266,7 +284,9 @@ class _Call:
         self._log = log
         self._duration = metrics.add_method(method)
 
-    def unary(self, behavior: Any, check: Callable[[Any], Any], *, is_fed: bool = False) -> Any:
+    def unary(
+        self, behavior: Any, check: Callable[[Any, Context], Any], *, is_fed: bool = False
+    ) -> Any:
         """Returns the handler; `is_fed` says that its client sends one message after another.
 
         One that is fed and returns True has heard all, however its client ends the stream.
@@ -280,11 +300,11 @@ class _Call:
             try:
                 if self._is_watch:
                     with calls.watching(is_open=self._is_open):
-                        response = await behavior(check(request), context)
+                        response = await behavior(check(request, context), context)
                 else:
                     if is_bounded:
                         calls.check_room()
-                    response = await behavior(check(request), context)
+                    response = await behavior(check(request, context), context)
                 if is_fed and response is not True:
                     await _until_told(context)
             except BaseException as error:  # one place decides about all of them
@@ -298,7 +318,9 @@ class _Call:
 
         return handle
 
-    def stream(self, behavior: Any, check: Callable[[Any], Any], *, is_fed: bool = False) -> Any:
+    def stream(
+        self, behavior: Any, check: Callable[[Any, Context], Any], *, is_fed: bool = False
+    ) -> Any:
         """Returns the handler; see `unary`."""
         if inspect.iscoroutinefunction(behavior):
             # It sends by `context.write` and returns at the end, as a unary method does.
@@ -311,12 +333,12 @@ class _Call:
             try:
                 if self._is_watch:
                     with calls.watching(is_open=self._is_open):
-                        async for response in behavior(check(request), context):
+                        async for response in behavior(check(request, context), context):
                             with calls.sending():
                                 yield response
                 else:
                     calls.check_room()
-                    async for response in behavior(check(request), context):
+                    async for response in behavior(check(request, context), context):
                         yield response
                 if is_fed:
                     await _until_told(context)
