@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -177,7 +178,7 @@ class SecondChance:
         """
         if self._limits is None or not self._max_retries:
             return []
-        fleet, seen, draw = self._look(job)
+        fleet, seen, draw, most_s = self._look(job)
         targets, availability_C = self._view.fleet.targets, fleet.arrays.availability_C
         found = []
         # As `_in_order`, and mostly a few: put in order one by one, they take a fifth of its time.
@@ -189,7 +190,8 @@ class SecondChance:
             rank = step if step >= 0 else len(fleet.tiers) - step
             is_broken = targets[row].address == target.address
             is_spared = availability_C.item(row) <= draw
-            found.append((is_broken, is_spared, rank, seen.decided.predicted_s_C.item(row), row))
+            predicted_s = seen.decided.predicted_s_C.item(row)
+            found.append((is_broken, predicted_s > most_s, is_spared, rank, predicted_s, row))
         return [targets[row] for *_, row in sorted(found)]
 
     def _in_order(
@@ -201,10 +203,11 @@ class SecondChance:
     ) -> list[Target]:
         """Returns usable targets, those that failed aside: tier itself, downwards, upwards.
 
+        Those that would miss a hard deadline come behind the others: nobody rescues a retry.
         A candidate that comes back and is not due its share comes behind all others, as a request
         in need takes whatever is open; those at a server that is broken come behind these.
         """
-        fleet, seen, draw = self._look(job)
+        fleet, seen, draw, most_s = self._look(job)
         for candidate in failed:
             if candidate in fleet.row:
                 seen.allowed_C[fleet.row[candidate]] = False
@@ -213,17 +216,24 @@ class SecondChance:
         is_spared_R = fleet.arrays.availability_C[rows_R] <= draw
         step_R = target.tier_index - fleet.arrays.tier_C[rows_R]
         rank_R = np.where(step_R >= 0, step_R, len(fleet.tiers) - step_R)
+        predicted_s_R = seen.decided.predicted_s_C[rows_R]
+        is_late_R = predicted_s_R > most_s
         order_R = np.lexsort(
-            (seen.decided.predicted_s_C[rows_R], rank_R, is_spared_R, np.array(is_broken_R, bool))
+            (predicted_s_R, rank_R, is_spared_R, is_late_R, np.array(is_broken_R, bool))
         )
         return [targets[row] for row in rows_R[order_R].tolist()]
 
-    def _look(self, job: Job) -> tuple[Fleet, Board, float]:
-        """Returns the fleet, what any policy sees of a request now, and its draw for ramps."""
+    def _look(self, job: Job) -> tuple[Fleet, Board, float, float]:
+        """Returns the fleet, what policies see of a request now, its draw for ramps, and its time.
+
+        The last is what is left to its deadline, seconds; infinite where late is better than worse.
+        """
         view, now_s = self._view, self._monotonic_s()
         fleet, draw = view.current_fleet(now_s), float(self._rng.random())
-        seen = view.desk(now_s).look(_asked(job, job.deadline_s - now_s, fleet))
-        return fleet, seen, draw
+        slack_s = job.deadline_s - now_s
+        seen = view.desk(now_s).look(_asked(job, slack_s, fleet))
+        is_hard = job.request.reward_kind is RewardKind.HARD
+        return fleet, seen, draw, slack_s if is_hard else math.inf
 
 
 def _asked(job: Job, slack_s: float, fleet: Fleet) -> Asked:

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from router.profile import LatencyProfile, TierProfile
 from services.common.errors import (
     DeadlineExceededError,
     UnavailableError,
@@ -141,6 +142,34 @@ async def test_alternatives_are_put_in_order_as_retries_are() -> None:
         found = chance.alternatives(job, target, among)
         assert found == [each for each in every if each.candidate in among]
         assert len(found) >= 5
+
+
+@pytest.mark.parametrize(("task", "tier"), [("hard", "medium"), ("soft", "large")])
+def test_a_retry_goes_where_it_will_be_in_time(task: str, tier: str) -> None:
+    """Its own tier elsewhere would miss; where late is better than worse that is no matter."""
+
+    @scenario
+    async def scene() -> None:
+        steps = {"small": 0.004, "medium": 0.015, "large": 0.04}
+        costs = {
+            name: TierProfile(step_s, 0.0, 0.0, max_batch=64) for name, step_s in steps.items()
+        }
+        rig = make_rig(endpoint_count=2, profile=LatencyProfile("slow", "assumed", costs))
+        for index in range(2):  # nothing for half of the deadline, then a connection that is lost
+            rig.tier(index).behaviours["large"] = Behaviour(
+                pieces=("",), step_s=0.2, tokens_per_piece=0, error=GONE, error_after=1
+            )
+        job = rig.job(task=task)
+        answering = asyncio.ensure_future(rig.answer(job))
+        await asyncio.sleep(0.01)
+        for index in range(2):
+            if not rig.tier(index).calls:
+                rig.tier(index).behaviours.clear()
+        await answering
+        assert (job.tier, job.retry_count) == (tier, 1)
+        rig.assert_settled()
+
+    scene()
 
 
 @scenario
