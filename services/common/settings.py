@@ -8,6 +8,7 @@ ends with exit code 2.
 from __future__ import annotations
 
 import datetime
+import difflib
 import json
 import sys
 import types
@@ -182,7 +183,7 @@ def load_settings(
             json.dumps(own, default=str), strict=True, context={"base_dir": base_dir}
         )
     except ValidationError as error:
-        problems.extend(_validation_lines(layers, error))
+        problems.extend(_validation_lines(model, layers, error))
         raise SettingsError(_unique(problems)) from None
     if problems:
         raise SettingsError(_unique(problems))
@@ -329,7 +330,9 @@ def _sections(model: type[SettingsModel]) -> dict[str, type[SettingsModel]]:
     return found
 
 
-def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
+def _validation_lines(
+    model: type[SettingsModel], layers: _Layers, error: ValidationError
+) -> Iterator[str]:
     entries = error.errors(include_url=False, include_context=False)
     paths = [tuple(entry["loc"]) for entry in entries]
     for entry in entries:
@@ -340,12 +343,32 @@ def _validation_lines(layers: _Layers, error: ValidationError) -> Iterator[str]:
             hint = "" if layers.has_file else "; give a settings file with --config"
             yield layers.line(path, f"is missing{hint}", with_got=False)
         elif entry["type"] == "extra_forbidden":
-            yield layers.line(path, "unknown key", entry["input"])
+            yield layers.line(path, f"unknown key{_meant(model, path)}", entry["input"])
         elif entry["type"] in _BOOLEAN_TYPES:
             yield layers.line(path, "must be true or false", entry["input"])
         else:
             text = entry["msg"].removeprefix("Value error, ")
             yield layers.line(path, text[:1].lower() + text[1:], entry["input"])
+
+
+def _meant(model: type[SettingsModel], path: KeyPath) -> str:
+    """Returns a hint to the known key that an unknown one is like; empty if there is none."""
+    found: Any = model
+    for key in path[:-1]:
+        if isinstance(key, str):
+            known = found.model_fields.get(key)
+            found = _model_in(known.annotation) if known else None
+        if found is None:
+            return ""
+    close = difflib.get_close_matches(str(path[-1]), found.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _model_in(annotation: Any) -> Any:
+    """Returns the model that a field is, or each of its items; None if they are none."""
+    if typing.get_origin(annotation) is None and isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
 
 
 def _shown(path: KeyPath, value: object) -> str:

@@ -64,6 +64,17 @@ def test_all_mistakes_are_reported_together(write: Write) -> None:
     assert len(found) == len(expected), "\n".join(found)
 
 
+def test_a_key_with_a_slip_gets_a_suggestion(write: Write) -> None:
+    """Also deeper down, and where a word of it was left out."""
+    text = MESH.replace("default_deadline_s", "deadline_s") + "[load_monitor]\nperod_s = 1\n"
+    text += "nothing_like_it = 1\n"
+    found = problems(write(text))
+    assert "FILE: load_monitor.perod_s: unknown key; did you mean period_s? (got 1)" in found
+    assert "FILE: load_monitor.nothing_like_it: unknown key (got 1)" in found
+    known = "unknown key; did you mean default_deadline_s?"
+    assert f"FILE: mesh.tasks.0.deadline_s: {known} (got 0.5)" in found
+
+
 def test_passwords_stay_out_of_messages(write: Write) -> None:
     """A wrong redis_url is not printed."""
     found = problems(write(MESH.replace("redis://127.0.0.1:6379/0", "tcp://:hunter2@host")))
