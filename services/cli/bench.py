@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from services.cli.files import write_text
+from services.cli.files import check_writable, write_text
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
 from services.cli.progress import StageProgress
@@ -41,6 +41,8 @@ def bench(
     """Measure every budget on this machine, each beside its reference in the same run."""
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out: no folder {out.parent}")
+    if out is not None:
+        check_writable(out, "--out")
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     raise typer.Exit(run_owning_children(_run(suite, only or [], out, as_json), note))
 

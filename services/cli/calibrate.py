@@ -21,7 +21,7 @@ from services.calibrate.questions import (
 )
 from services.calibrate.result import Calibration
 from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
-from services.cli.files import write_text
+from services.cli.files import check_writable, write_text
 from services.cli.measured_mesh import limits_of, live_tiers, mesh_of
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
@@ -112,6 +112,7 @@ def calibrate(
         if is_given:
             only = "not with" if from_production else "only with"
             raise InputError(f"{option}: {only} --from-production")
+    check_writable(out or state_folder("profiles", "measured.toml"), "--out")
     target = resolve(mesh, load_monitor=monitor, config=config)
     settings = mesh_of(target)
     if from_production:

@@ -9,6 +9,7 @@ import typer
 
 from router.folders import state_folder
 from router.policies.table import LEARNED, known_policies
+from services.cli.files import check_writable
 from services.cli.output import console, milliseconds, note, share, table
 from services.cli.policy_names import check_policy
 from services.demo.plan import LEARNED_POLICY, PHASES, POLICIES, DemoPlan
@@ -45,8 +46,10 @@ def demo(
     known = [each for each in known_policies(REFERENCE_TIERS) if each not in LEARNED]
     for each in names:  # what routers refuse, they would refuse after minutes
         check_policy("--policies", each, [*known, LEARNED_POLICY])
+    out = out or state_folder("demo")
+    check_writable(out / "report.html", "--out")
     plan = DemoPlan(seed=seed, train_s=train_s, policies=names, burst_factor=burst_factor)
-    raise typer.Exit(run_owning_children(_run(plan, out or state_folder("demo")), note))
+    raise typer.Exit(run_owning_children(_run(plan, out), note))
 
 
 async def _run(plan: DemoPlan, out: pathlib.Path) -> int:

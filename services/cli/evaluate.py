@@ -19,6 +19,7 @@ from services.cli.evaluate_live import (
     SecondsOption,
     TimeScaleOption,
 )
+from services.cli.files import check_writable
 from services.cli.options import JsonOption
 from services.cli.output import console, note, print_json, table
 from services.cli.own_mesh import (
@@ -145,6 +146,10 @@ def evaluate(
         "record": record,
     }
     _refuse(of_simulator if live else of_live, "is not for --live" if live else "needs --live")
+    kept = None if as_json else state_folder("evaluate")
+    for option, folder in (("--out", out or kept), ("--record", record)):
+        if folder is not None:
+            check_writable(folder / "report.html", option)
     if live:
         plan, snapshot = evaluate_live.plan_of(
             profile=profile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from router.dqn.snapshot import MAX_SNAPSHOT_BYTES
@@ -38,3 +39,27 @@ def write_text(path: pathlib.Path, text: str) -> None:
         write_whole(path, text.encode())
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_writable(path: pathlib.Path, option: str) -> None:
+    """Refuses a file that could not be written, before the minutes whose result it is to hold.
+
+    Args:
+        path: The file; folders above it may be missing.
+        option: Named in errors.
+
+    Raises:
+        InputError: It is a folder, or the nearest folder above it is none or may not be changed.
+    """
+    try:
+        above, is_folder = path.absolute().parent, path.is_dir()
+        while not above.exists():
+            above = above.parent
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise InputError(f"{option}: {path}: {error.strerror or error}") from None
+    if is_folder:
+        raise InputError(f"{option}: {path} is a folder, and no file")
+    if not above.is_dir():
+        raise InputError(f"{option}: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: {above} may not be written to")

@@ -13,6 +13,7 @@ import typer
 
 from router.folders import state_folder
 from router.types import Priority
+from services.cli.files import check_writable
 from services.cli.load_traffic import check_tier, lengths, parse_mix, read_prompts, traffic
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption
 from services.cli.output import console, milliseconds, note, print_json, share, table
@@ -103,6 +104,8 @@ def load(
     as_json: JsonOption = False,
 ) -> None:
     """Send requests on schedule whatever happens, and account for every one of them."""
+    out = out or state_folder("load", "last.npz")
+    check_writable(out, "--out")
     try:
         if spec is not None:
             for option, given in (("--router", router), ("--mesh", mesh), ("--config", config)):
@@ -148,7 +151,6 @@ def load(
             run = parse_spec(fields, "load")
     except LoadSpecError as error:
         raise InputError(str(error)) from None
-    out = out or state_folder("load", "last.npz")
     records = asyncio.run(_follow(run, out))
     summary = run_summary(records)
     if as_json:

@@ -21,7 +21,7 @@ from services.calibrate.quality import (
 )
 from services.calibrate.questions import Question, read_questions, reference_questions
 from services.calibrate.tiers import LiveTier, are_reference, measured_name, with_facts
-from services.cli.files import write_text
+from services.cli.files import check_writable, write_text
 from services.cli.measured_mesh import limits_of, live_tiers, mesh_of, read_mesh
 from services.cli.options import ConfigOption, JsonOption, MeshOption, MonitorOption
 from services.cli.output import console, note, print_json, table
@@ -81,6 +81,10 @@ def quality(
     """
     if answers is not None and (prompts is None or scores is not None):
         raise InputError("--answers: goes with --prompts, and not with --scores")
+    if answers is not None:
+        check_writable(answers, "--answers")
+    else:
+        check_writable(out or state_folder("quality", "measured.toml"), "--out")
     stated = [each.strip() for each in tiers.split(",") if each.strip()]
     if scores is not None:
         if prompts is not None:

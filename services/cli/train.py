@@ -13,7 +13,7 @@ import typer
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from router.folders import state_folder
 from router.types import InvalidFileError
-from services.cli.files import read_bytes
+from services.cli.files import check_writable, read_bytes
 from services.cli.options import JsonOption, MeshOption, TrainerOption
 from services.cli.output import console, print_json, table
 from services.cli.own_mesh import (
@@ -108,6 +108,7 @@ def train(
     registry = resolve(mesh, trainer=trainer, config=config).need("trainer") if publish else ""
     asked = Asked(**asked_mesh(config, prompts, **described))
     path = out or state_folder("train", "policy.safetensors")
+    check_writable(path, "--out")
     start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:
         try:
