@@ -19,6 +19,7 @@ from router.ledger import LoadArrays
 from router.policies.table import KNOWN_POLICIES
 from services.cli.app import make_app
 from services.common.openai.wishes import METADATA_PREFIX, Wishes
+from services.common.tiers.errors import BAD_ANSWER
 from services.local.target import PART_VARIABLES
 from services.router_inference import health_notes
 from tests.unit.deploy.doc_commands import commands_text
@@ -241,6 +242,22 @@ def test_every_reason_to_be_degraded_is_told() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = text.partition("### What degraded means\n")[2].partition("\n### ")[0]
     assert set(re.findall(r"^\| `([A-Z_]+)`", section, flags=re.MULTILINE)) == reasons
+
+
+def test_every_reason_to_leave_a_candidate_alone_is_told() -> None:
+    """docs/operations.md says what each means that `tiercel status` shows of an endpoint."""
+    raised = re.compile(r'(?:TierUnavailableError|on_failure)\([^")]*"([A-Z_]+)"')
+    files = [path for part in ("common", "router_inference") for path in _files(part)]
+    found = {r for path in files for r in raised.findall(path.read_text(encoding="utf-8"))}
+    found -= {"CANCELLED"}  # by the router itself
+    assert len(found) >= 5
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### Why a candidate is not used\n")[2].partition("\n### ")[0]
+    assert found | {BAD_ANSWER} <= set(re.findall(r"`([A-Z_]+)`", section))
+
+
+def _files(service: str) -> list[Path]:
+    return sorted((ROOT / "services" / service).rglob("*.py"))
 
 
 def test_every_reason_of_an_error_is_told() -> None:
