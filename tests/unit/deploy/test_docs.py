@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import importlib.util
 import inspect
@@ -22,6 +23,7 @@ from services.common.openai.wishes import METADATA_PREFIX, Wishes
 from services.common.tiers.errors import BAD_ANSWER
 from services.local.target import PART_VARIABLES
 from services.router_inference import health_notes
+from services.router_inference.job import Outcome, StepDown
 from tests.unit.deploy.doc_commands import commands_text
 from tests.unit.deploy.doc_tables import (
     PAGES,
@@ -242,6 +244,21 @@ def test_every_reason_to_be_degraded_is_told() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = text.partition("### What degraded means\n")[2].partition("\n### ")[0]
     assert set(re.findall(r"^\| `([A-Z_]+)`", section, flags=re.MULTILINE)) == reasons
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "words"),
+    [
+        ("operations.md", "### How a request ends", set(Outcome) - {Outcome.INVALID}),
+        ("doors.md", "## Why a smaller tier answered", set(StepDown) - {StepDown.NONE}),
+    ],
+)
+def test_every_word_of_an_answer_is_told(page: str, heading: str, words: set[enum.Enum]) -> None:
+    """How it ended, and why a smaller tier gave it."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = text.partition(f"{heading}\n")[2].partition("\n#")[0]
+    told = re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)
+    assert sorted(told) == sorted(str(each.value) for each in words)
 
 
 def test_every_reason_to_leave_a_candidate_alone_is_told() -> None:
