@@ -378,9 +378,10 @@ def decode_rollout(payload: bytes) -> RolloutState:
         checks.number(f"carried.{name}", value, low, MAX_COUNT)
     for name in ("period", "judged_period_count"):
         checks.count(name, getattr(stored, name))
-    for name in ("period_time", "stage_time"):
-        if stored.HasField(name):
-            checks.moment(name, getattr(stored, name))
+    if stored.HasField("period_time"):
+        checks.moment("period_time", stored.period_time)
+    if stored.HasField("stage_time"):
+        checks.moment("stage_time", stored.stage_time)
     if checks.items("pair_differences", stored.pair_differences, _MOST_PAIRS):
         for value in stored.pair_differences:
             checks.number("pair_differences", value, -1.0, 1.0)

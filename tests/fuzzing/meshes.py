@@ -270,8 +270,8 @@ async def running_mesh(folder: Path, redis_url: str) -> AsyncIterator[Mesh]:
             (monitor, monitor_at, state, lambda: 0),
             (trainer, trainer_at, policies, lambda: 0),
         )
-        for name, own in zip(SERVICES, parts_of_services, strict=True):
-            running, channel, good, in_flight = own
+        for name, part in zip(SERVICES, parts_of_services, strict=True):
+            running, channel, good, in_flight = part
             methods = await _methods(channel)
             mesh.services[name] = Served(name, channel, running, methods, good, in_flight)
 

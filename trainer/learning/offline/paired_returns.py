@@ -160,8 +160,8 @@ class _Copy:
         self._pairs: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for name in World._fields:
             if name not in _BY_PART + _NEVER_CHANGED:
-                own, new = (_arrays(getattr(world, name)) for world in (self.world, source))
-                self._pairs.extend(zip(own, new, strict=True))
+                mine, theirs = (_arrays(getattr(world, name)) for world in (self.world, source))
+                self._pairs.extend(zip(mine, theirs, strict=True))
 
     def refill(self) -> World:
         """Returns the copy in the state of its source."""

@@ -54,7 +54,7 @@ async def test_only_pieces_that_come_in_a_pause_set_its_timer() -> None:
             timers.append(delay_s)
         return call_later(delay_s, callback, *parts, **more)
 
-    loop.call_later = counted  # type: ignore[method-assign]
+    loop.call_later = counted  # type: ignore[method-assign, assignment]
     for step_s, expected in ((0.01, 0), (0.001, 2)):
         rig = make_rig()
         rig.tier().default = Behaviour(pieces=tuple("abcdefg"), step_s=step_s)

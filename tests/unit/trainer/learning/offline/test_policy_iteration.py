@@ -12,7 +12,7 @@ from router.dqn.snapshot import load_snapshot
 from router.features import SCHEMA
 from router.policies.scheduled_price import has_schedule
 from tests.unit.trainer.simulation.test_scenarios import PROFILE, QUALITY, TASKS
-from trainer.learning.offline import policy_iteration
+from trainer.learning.offline import paired_returns, policy_iteration
 from trainer.learning.offline.config import Budget, OfflineConfig, PriceSearchConfig
 from trainer.learning.offline.policy_iteration import SEARCH, TRAIN, PolicyIteration
 from trainer.learning.offline.validation import Validation
@@ -127,7 +127,7 @@ def test_samples_have_the_features_of_what_is_corrected(monkeypatch: pytest.Monk
     """Whether the prior drives or the network: those of the scheduled price that was found."""
     run = run_of(replace(TINY, search=SEARCHED))
     tables: list[Any] = []
-    collect = policy_iteration.episode_samples
+    collect = paired_returns.episode_samples
 
     def note(*arguments: Any) -> Any:
         tables.append(arguments[-1])
