@@ -25,7 +25,7 @@ _SHARED = (RouterOption, MonitorOption, TrainerOption, ConfigOption, MeshOption,
 def commands_text() -> str:
     """Returns the sections of all commands, in the order of the help."""
     root = typer.main.get_command(make_app())
-    # Until a command is made of it, typer keeps an annotation's first name where a default would be.
+    # Until a command is made of it, typer keeps the first name where a default would be.
     shared = {get_args(each)[1].help: str(get_args(each)[1].default) for each in _SHARED}
     rows = [f"| `{name}` | {text} |" for text, name in shared.items()]
     found = [
