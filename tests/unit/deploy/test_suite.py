@@ -32,6 +32,7 @@ COVERED = {
     ),
     "services/common/openai/connection.py": "unit/services/common/openai/test_client.py",
     "services/common/openai/exchanges.py": "unit/services/common/openai/test_client.py",
+    "services/common/state/scripts.py": "integration/test_policy_store.py",
     "services/load_monitor/servicer.py": "integration/test_state_exchange.py",
     "router/types.py": "unit/services/router_inference/doors/test_validation.py",
     "services/bench/bench.py": "unit/services/cli/test_bench.py",
