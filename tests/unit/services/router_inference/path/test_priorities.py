@@ -124,7 +124,7 @@ async def test_records_and_status_tell_classes() -> None:
         (s.labels["priority"], s.labels["outcome"]): s.value
         for metric in rig.core.accounts.collect()
         for s in metric.samples
-        if s.name == "tiercel_priority_requests_total"
+        if s.name == "tiercel_priority_requests_total" and s.value
     }
     assert metrics == {("low", "on_time"): 1.0, ("normal", "on_time"): 1.0, ("low", "refused"): 1.0}
 
