@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from services.live.compare import known
 from trainer.evaluation.statistics import interval
 
 BESIDE = "price"
@@ -39,7 +40,7 @@ def compare(
         }
         # A run in which nobody was answered has none: it is slower than all others, not left out.
         each_ms = [run["total"]["p99_ms"] or math.inf for run in own]
-        row["p99_ms"] = _known(statistics.median(each_ms))
+        row["p99_ms"] = known(statistics.median(each_ms))
         row["refused"] = sum(run["total"]["refused"] for run in own)
         row["failed"] = sum(run["total"]["failed"] for run in own)
         row["mix"] = {
@@ -68,10 +69,6 @@ def compare(
     return {key: first[key] for key in ("load", "rate_rps", "time_scale", "run_s")} | {
         "policies": rows
     }
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def seconds_text(value_ms: float | None) -> str:

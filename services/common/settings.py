@@ -95,7 +95,8 @@ S = TypeVar("S", bound=SettingsModel)
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     """Returns a path made absolute. Its links stay: each reading of the file follows them anew.
 
-    Kubernetes mounts a file as a link, and renews it by changing where that leads.
+    Kubernetes mounts a file as a link, and renews it by changing where that leads. With `..` in a
+    path the links of its folders are followed now: what lies above a link is not told otherwise.
     """
     base = (info.context or {}).get("base_dir", Path.cwd())
     found = Path(base) / path

@@ -147,7 +147,7 @@ class Scores:
     def facts(self) -> dict[str, Any]:
         """Returns them JSON-ready: a latency of nothing is none."""
         own = dataclasses.asdict(self)
-        return own | {"mean_s": _known(self.mean_s), "p99_s": _known(self.p99_s)}
+        return own | {"mean_s": known(self.mean_s), "p99_s": known(self.p99_s)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,8 +313,8 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
     if not measured.records.is_valid:
         why_not.append("load generator lagged")
     error = {
-        "mean": _known(here.mean_s / there.mean_s - 1.0 if there.mean_s > 0.0 else math.nan),
-        "p99": _known(here.p99_s / there.p99_s - 1.0 if there.p99_s > 0.0 else math.nan),
+        "mean": known(here.mean_s / there.mean_s - 1.0 if there.mean_s > 0.0 else math.nan),
+        "p99": known(here.p99_s / there.p99_s - 1.0 if there.p99_s > 0.0 else math.nan),
         "availability": here.availability - there.availability,
         "performance": here.performance - there.performance,
     }
@@ -338,7 +338,7 @@ def point(plan: Plan, run: LiveRun, simulated_scores: Scores) -> dict[str, Any]:
     }
 
 
-def _known(value: float) -> float | None:
+def known(value: float) -> float | None:
     """Returns a number for JSON, which has no NaN."""
     return value if math.isfinite(value) else None
 

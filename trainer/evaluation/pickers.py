@@ -32,7 +32,7 @@ from router.profile import LatencyProfile
 from router.types import Task
 from trainer.evaluation.hold import bracket_rps, highest_held_rps
 from trainer.evaluation.jobs import Context
-from trainer.evaluation.rows import Row, rounded
+from trainer.evaluation.rows import Row, rounded, with_ends
 from trainer.evaluation.seeds import stream
 from trainer.evaluation.statistics import Interval, interval
 from trainer.simulation.setting import Setting, shared_fleet_setting, unit_rate_rps
@@ -264,23 +264,19 @@ class PickerJob:
     def run(self, context: Context) -> list[Row]:
         """Returns a row per fleet and picker."""
         del context  # the study has fleets of its own
+        count = len(self.seeds)
         return [
             {
                 "fleet": row.fleet,
                 "policy": row.policy,
                 "picker": row.picker,
                 "rate_rps": rounded(row.rate_rps),
-                **self._fields("mean_s", row.mean_s),
+                **with_ends("mean_s", row.mean_s, count),
                 "p99_s": rounded(row.p99_s),
-                **self._fields("latency_saved", row.gain),
-                **self._fields("availability", row.availability),
-                **self._fields("performance", row.performance),
+                **with_ends("latency_saved", row.gain, count),
+                **with_ends("availability", row.availability, count),
+                **with_ends("performance", row.performance, count),
                 "held_rps": rounded(row.held_rps),
             }
             for row in picker_rows(self.profile, self.quality, seeds=self.seeds)
         ]
-
-    def _fields(self, name: str, value: Interval) -> Row:
-        ends = [rounded(value.mean - value.half), rounded(value.mean + value.half)]
-        known = ends if len(self.seeds) > 1 else None
-        return {name: rounded(value.mean), f"{name}_ci95": known}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation.cases import Case, CaseResult, Outcome
-from trainer.evaluation.statistics import interval
+from trainer.evaluation.statistics import Interval, interval
 
 Row = dict[str, Any]
 Group = tuple[str, float, str, bool]
@@ -28,11 +28,13 @@ TOLERANCE = 1e-9
 def measured(name: str, values: Iterable[float]) -> Row:
     """Returns a mean over seeds and the ends of its 95 % interval; None for those of one seed."""
     value_S = list(values)
-    found = interval(value_S)
-    if len(value_S) < 2:
-        return {name: rounded(found.mean), f"{name}_ci95": None}
-    low, high = found.mean - found.half, found.mean + found.half
-    return {name: rounded(found.mean), f"{name}_ci95": [rounded(low), rounded(high)]}
+    return with_ends(name, interval(value_S), len(value_S))
+
+
+def with_ends(name: str, found: Interval, seed_count: int) -> Row:
+    """Returns a mean over so many seeds and the ends of its interval; None for those of one."""
+    ends = [rounded(found.mean - found.half), rounded(found.mean + found.half)]
+    return {name: rounded(found.mean), f"{name}_ci95": ends if seed_count > 1 else None}
 
 
 def ratio_of_means(top: Sequence[float], bottom: Sequence[float]) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ from trainer.simulation.state import (
     DECREASING,
     FAILED,
     IN_FLIGHT,
+    MOST_ATTEMPTS,
     PENDING,
     PROMPTS,
     REFUSED,
@@ -461,7 +462,7 @@ def give_up(w: World, i: int, now_s: float) -> None:
     """Takes a request off a lost device."""
     take_out(w, i)
     clock = w.clock[0]
-    if clock.retry == 0 or w.requests[i].attempt >= 3:
+    if clock.retry == 0 or w.requests[i].attempt >= MOST_ATTEMPTS:
         settle(w, i, FAILED, now_s)
         return
     w.requests[i].status = PENDING

@@ -38,8 +38,6 @@ from trainer.simulation.workload import Workload
 _NO_WEIGHTS = zero_weights(FEATURE_COUNT, 1)
 SOFT_GRACE = 5.0
 """A soft deadline's request is cancelled this many decay times after its deadline."""
-_MOST_DECISIONS = 3
-"""Decisions on one request, each with a rescue moment: what devices lose is sent anew twice."""
 
 
 class SimulationError(ValueError):
@@ -268,7 +266,7 @@ def make_world(config: SimulationConfig, workload: Workload, seed: int) -> World
     kept = 2 + int(config.staleness_s / config.report_interval_s)
     stride = config.feature_stride
     records = min(config.max_records, -(-count // stride)) if stride > 0 else 0
-    moments = _MOST_DECISIONS * count if config.safety else 1
+    moments = state.MOST_ATTEMPTS * count if config.safety else 1  # each has one for a rescue
     mix_T = np.array(config.mix_T or [1.0] * len(fleet.tiers))
     router_state = np.zeros(routers, state.ROUTER)
     router_state["start_s"] = router_state["returned_s"] = -np.inf

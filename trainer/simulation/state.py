@@ -33,6 +33,8 @@ DECREASING = 3  # running sequences whose prediction is not used up
 ADMITTED = 4  # prompt tokens in the running iteration
 LEDGER_ROWS = 5
 
+MOST_ATTEMPTS = 3  # at one request: what devices lose is sent anew twice
+
 # Kinds of a fleet event.
 EVENT_LOST = 0  # the device is gone; what it held is lost
 EVENT_BACK = 1  # the device is back, empty

@@ -1,11 +1,8 @@
-"""A rollout step by step: verdicts move it, pause it, end it; a pin and a restart are respected."""
+"""A rollout step by step: verdicts move it, pause it, end it; a pin is respected."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,22 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from router.sequential import Arms, Effect, Judgement, Plan
-from router.watch import WatchLimits
 from services.common.errors import AbortedError, FailedPreconditionError
-from services.common.log import get_logger
-from services.common.state.policy_store import MemoryPolicyStore
-from services.common.state.shared_state import MemorySharedState
-from services.common.telemetry import Telemetry
 from services.trainer.gate import Gate, GateRefusedError
-from services.trainer.mesh_view import RouterSeen
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.model import RolloutState, Stage
-from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
-from services.trainer.registry import PolicyRegistry
-from services.trainer.rollout import NoRolloutError, RolloutHeldError, RolloutLimits, Rollouts
+from services.trainer.promotion import Promotion, RoutersRefusedError
+from services.trainer.rollout import NoRolloutError, RolloutHeldError
 from services.trainer.rollout_verdicts import (
-    CanarySeen,
-    ShadowLimits,
     ShadowSeen,
     SwitchPlan,
     SwitchSeen,
@@ -37,189 +25,21 @@ from services.trainer.rollout_verdicts import (
     Verdict,
     decides_all,
 )
-from services.trainer.servicer import TrainerServicer
-from services.trainer.turn import ROLLOUT_LEASE_NAME, Turn
-from services.trainer.watch import Watches, WatchPlan
-from tests.fakes.clock import settle
+from tests.unit.services.trainer.rollouts import (
+    LIMITS,
+    SAFE,
+    Bench,
+    canary,
+    shadow,
+)
 from tests.unit.services.trainer.test_gate import SPEC, Evaluator
-from tests.unit.services.trainer.test_registry import Bench as RegistryBench
 from tests.unit.services.trainer.test_registry import snapshot
-from tiercel.trainer.v1 import trainer_service_pb2 as pb
-
-LIMITS = RolloutLimits(
-    shadow=ShadowLimits(decisions=100, decision_s=0.002, value_loss=0.1),
-    canary=Plan(alpha=0.05, smallest=0.1, reach=2.0),
-    switch=SwitchPlan(pairs=0, period_s=30.0, alpha=0.05),
-    shadow_s=60.0,
-    canary_s=600.0,
-)
-WATCHED = WatchPlan(WatchLimits(0.05, 0.02), 600.0)
-SAFE = ShadowSeen(
-    decision_count=60.0, same_tier_count=50.0, top_tier_count=30.0, active_top_tier_count=30.0
-)
-
-
-class Mesh:
-    """Routers that report what a test tells them to."""
-
-    def __init__(self) -> None:
-        self.routers: tuple[RouterSeen, ...] = ()
-        self.has_monitor = True
-        self.is_fresh = True
-        self.activation = 0
-        self.refusal = ""
-
-    async def refresh(self) -> bool:
-        """Answers."""
-        return True
-
-    async def watch(self, interval_s: float) -> AsyncIterator[tuple[RouterSeen, ...]]:
-        """Yields a router that has taken in whatever was promoted."""
-        yield (RouterSeen("a", 1, self.activation, self.refusal),)
-
-    def report(self, *trials: TrialSeen) -> None:
-        """Has each of some routers report a trial."""
-        names = "abcdef"
-        self.routers = tuple(
-            RouterSeen(name, 1, 0, "", trial) for name, trial in zip(names, trials, strict=False)
-        )
-
-
-class Bench:
-    """Rollouts over a registry in memory and routers of the test's."""
-
-    def __init__(self, over: RegistryBench | None = None, limits: RolloutLimits = LIMITS) -> None:
-        self.limits = limits
-        self.over = over or RegistryBench()
-        self.clock, self.log = self.over.clock, get_logger("test")
-        self.mesh, self.prometheus = Mesh(), CollectorRegistry()
-        self.registry = self.over.registry
-        self.rollouts = self.another(self.registry)
-
-    def another(
-        self, registry: PolicyRegistry, prometheus: CollectorRegistry | None = None
-    ) -> Rollouts:
-        """Returns rollouts over a registry, as another or a restarted trainer has."""
-        mesh: Any = self.mesh
-        self.promoter = Promoter(
-            registry=registry, mesh=mesh, clock=self.clock, log=self.log, wait_s=0.0
-        )
-        own = self.prometheus if registry is self.registry else CollectorRegistry()
-        metrics = TrainerMetrics(prometheus or own)
-        telemetry = Telemetry(None, random.Random(1))
-        return Rollouts(
-            watches=Watches(
-                registry=registry,
-                mesh=mesh,
-                plan=WATCHED,
-                telemetry=telemetry,
-                metrics=metrics,
-                clock=self.clock,
-                log=self.log,
-            ),
-            registry=registry,
-            promoter=self.promoter,
-            mesh=mesh,
-            turn=Turn(
-                store=MemorySharedState(self.clock),
-                owner="this",
-                clock=self.clock,
-                log=self.log,
-                name=ROLLOUT_LEASE_NAME,
-            ),
-            limits=self.limits,
-            telemetry=telemetry,
-            metrics=metrics,
-            clock=self.clock,
-            log=self.log,
-        )
-
-    async def begin(self) -> RolloutState:
-        """Publishes a snapshot and begins its rollout."""
-        version = await self.over.publish(1)
-        record, _ = await self.registry.get("dqn", version)
-        return await self.rollouts.begin(record, "passed", by_hand=True)
-
-    async def as_canary(self) -> RolloutState:
-        """Takes a snapshot to its second stage."""
-        state = await self.begin()
-        self.mesh.report(shadow(state, SAFE), shadow(state, SAFE))
-        await self.rollouts.look()
-        assert self.registry.rollout.stage is Stage.CANARY
-        return self.registry.rollout
-
-    async def activate(
-        self, policy: str, version: str = "", *, by_hand: bool, is_watched: bool = False
-    ) -> Promotion:
-        """Activates a policy as a call or the gate does."""
-        promoter = self.promoter
-        return await self.rollouts.carry_out(
-            lambda note: promoter.promote(policy, version, note=note),
-            by_hand=by_hand,
-            is_watched=is_watched,
-        )
-
-    async def restarted(self) -> Rollouts:
-        """Returns what another trainer finds in the store, or this one when it comes back."""
-        registry = self.over.another()
-        await registry.policies()
-        self.rollouts = self.another(registry)
-        self.registry = registry
-        return self.rollouts
-
-    def gate(self, evaluator: Any) -> Gate:
-        """Returns a gate whose promotions are active at once."""
-        return Gate(
-            evaluator=evaluator,
-            spec=SPEC,
-            margin=0.005,
-            seeds=[1],
-            timeout_s=1.0,
-            promoter=self.promoter,
-            rollouts=self.rollouts,
-            rollout="never",
-            log=self.log,
-            metrics=TrainerMetrics(CollectorRegistry()),
-        )
-
-    async def stage(self) -> tuple[Stage, str]:
-        """Returns where the policy stands, and why it was rejected."""
-        state = self.registry.rollout
-        record, _ = await self.registry.get(state.policy, state.version)
-        return record.stage, record.rejection
-
-    def steps(self, stage: str, verdict: str) -> float:
-        """Returns how many steps were counted."""
-        labels = {"stage": stage, "verdict": verdict}
-        name = "tiercel_trainer_rollout_steps_total"
-        return self.prometheus.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture
 def bench() -> Bench:
     """A fresh bench."""
     return Bench()
-
-
-def shadow(state: RolloutState, seen: ShadowSeen) -> TrialSeen:
-    """Returns a report of the first stage."""
-    return TrialSeen(state.number, False, shadow=seen)
-
-
-def canary(state: RolloutState, effect: float, count: int = 3_000) -> TrialSeen:
-    """Returns a report of the second stage."""
-    arms, rng = Arms(-1.0, 1.0), np.random.default_rng(1)
-    for drawn, value in zip(rng.random(count) < 0.5, rng.uniform(0.5, 0.7, count), strict=True):
-        arms.add(bool(drawn), float(value + effect * drawn))
-    sums = arms.effect
-    seen = CanarySeen(
-        request_count=count / 2,
-        control_count=count / 2,
-        effect_count=sums.drawn,
-        effect_total=sums.total,
-        effect_square=sums.square,
-    )
-    return TrialSeen(state.number, True, canary=seen)
 
 
 async def test_a_good_policy_goes_all_the_way(bench: Bench) -> None:
@@ -479,249 +299,6 @@ async def test_a_pin_while_a_step_is_taken_wins_all_the_same(bench: Bench) -> No
     assert await bench.stage() == (Stage.PROPOSED, "")
 
 
-async def test_a_trainer_that_comes_back_goes_on(bench: Bench) -> None:
-    """What routers have seen they still know; the registry knows the stage."""
-    state = await bench.as_canary()
-    registry = bench.over.another()
-    await registry.policies()
-    assert registry.rollout == state
-    later = bench.another(registry)
-    bench.mesh.report(canary(state, -0.3))
-    await later.look()
-    assert registry.rollout.stage is Stage.REJECTED
-
-
-async def test_what_is_published_meanwhile_does_not_crowd_out_the_policy_on_trial(
-    bench: Bench,
-) -> None:
-    """A canary may take hours, and a run publishes every half minute: the store keeps it."""
-    bench.over.store.target = MemoryPolicyStore(limit=3)
-    state = await bench.begin()
-    for seed in range(2, 9):
-        await bench.over.publish(seed)
-    registry = bench.over.another()
-    await registry.policies()
-    assert registry.rollout == state
-    assert (await registry.get("dqn", state.version))[1] == snapshot(1)
-
-
-async def test_a_pin_and_a_rollout_outlive_what_the_store_knew(bench: Bench) -> None:
-    """An emptied store, or one that was away, makes no new activation of the old one."""
-    bench.over.store.is_down = True
-    active = await bench.registry.promote("price")
-    await bench.rollouts.on_activation(Promotion(active), by_hand=True)
-    bench.over.store.is_down = False
-    await bench.registry.policies()
-    assert bench.rollouts.pin
-    state = await bench.begin()
-    bench.over.store.target = MemoryPolicyStore()
-    await bench.registry.policies()
-    await bench.rollouts.look()
-    assert bench.registry.rollout == state
-    assert await bench.stage() == (Stage.SHADOW, "")
-
-
-async def test_a_trainer_that_comes_back_shows_what_is_under_way(bench: Bench) -> None:
-    """Its metrics tell stage and watch before it has taken a step itself."""
-    names = ("tiercel_trainer_rollout_stage", "tiercel_trainer_watch_under_way")
-    version = await bench.over.publish(2)
-    active = await bench.registry.promote("dqn", version)
-    await bench.rollouts.on_activation(Promotion(active), by_hand=False, is_watched=True)
-    await bench.as_canary()
-    registry, prometheus = bench.over.another(), CollectorRegistry()
-    bench.another(registry, prometheus)
-    assert [prometheus.get_sample_value(name) for name in names] == [0.0, 0.0]
-    await registry.policies()
-    assert [prometheus.get_sample_value(name) for name in names] == [Stage.CANARY.value, 1.0]
-    await bench.rollouts.pause("wait")
-    await registry.policies()
-    assert [prometheus.get_sample_value(name) for name in names] == [0.0, 1.0]
-
-
-async def test_a_trainer_that_ends_while_it_activates_goes_on_with_that(bench: Bench) -> None:
-    """The store has the activation and not the step: the next trainer takes it, and watches."""
-    state = await bench.as_canary()
-    active = await bench.registry.promote("dqn", state.version)
-    registry = bench.over.another()
-    await registry.policies()
-    later = bench.another(registry)
-    bench.mesh.activation = active.activation
-    await later.look()
-    assert registry.rollout.stage is Stage.ACTIVE
-    assert later.watches.state.is_under_way
-    assert later.watches.state.activation == active.activation
-
-
-async def test_what_routers_refuse_is_undone_by_the_next_trainer_too(bench: Bench) -> None:
-    """It asks them, as the one before would have."""
-    state = await bench.as_canary()
-    active = await bench.registry.promote("dqn", state.version)
-    registry = bench.over.another()
-    await registry.policies()
-    bench.mesh.activation, bench.mesh.refusal = active.activation, "SNAPSHOT_SCHEMA_MISMATCH"
-    await bench.another(registry).look()
-    assert registry.rollout.stage is Stage.REJECTED
-    assert await registry.active() is None
-
-
-async def test_a_pin_whose_caller_leaves_is_one_all_the_same(bench: Bench) -> None:
-    """Routers may take seconds to answer; what is active then is pinned, and undone if refused."""
-    servicer = TrainerServicer(
-        registry=bench.registry,
-        promoter=bench.promoter,
-        gate=None,  # type: ignore[arg-type]  # it is not asked
-        rollouts=bench.rollouts,
-        canary_share=0.1,
-        runs=None,  # type: ignore[arg-type]
-        drop_replay=None,  # type: ignore[arg-type]
-        profiles=(),
-    )
-    at_it, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slowly(interval_s: float) -> AsyncIterator[tuple[RouterSeen, ...]]:
-        at_it.set()
-        await go_on.wait()
-        yield ()
-
-    bench.mesh.watch = slowly  # type: ignore[method-assign]
-    request = pb.PromotePolicyRequest(policy="price", without_gate=True)
-    asking = asyncio.create_task(servicer.PromotePolicy(request, None))  # type: ignore[arg-type]
-    await at_it.wait()
-    asking.cancel()
-    await settle()
-    go_on.set()
-    await settle()
-    assert asking.cancelled()
-    assert bench.registry.activation == 1
-    assert bench.rollouts.pin
-
-
-async def test_a_trainer_killed_behind_a_pin_leaves_it_pinned(bench: Bench) -> None:
-    """While it waits for routers, say; be it the pin of what is on trial, which is no step then."""
-    state = await bench.as_canary()
-    waiting = never_confirmed(bench)
-    using = asyncio.create_task(bench.activate("dqn", state.version, by_hand=True))
-    await waiting.wait()
-    later = await bench.restarted()
-    assert later.pin
-    await later.look()
-    assert bench.registry.rollout.stage is Stage.PROPOSED
-    assert not later.watches.state.is_under_way
-    assert later.pin
-    using.cancel()
-
-
-async def test_a_trainer_killed_behind_a_promotion_leaves_it_watched(bench: Bench) -> None:
-    """The next one goes on with the watch."""
-    version = await bench.over.publish(1)
-    waiting = never_confirmed(bench)
-    promoting = bench.activate("dqn", version, by_hand=False, is_watched=True)
-    using = asyncio.create_task(promoting)
-    await waiting.wait()
-    watches = (await bench.restarted()).watches
-    assert watches.state.is_under_way
-    assert (watches.state.activation, watches.state.version) == (1, version)
-    assert watches.left_s(watches.state) == WATCHED.watch_s
-    using.cancel()
-
-
-class Mortal:
-    """A process's way to the store, which ends with the process: before one of its writes."""
-
-    def __init__(self, target: Any, writes: int) -> None:
-        self.target = target
-        self.writes_left = writes
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any, **named: Any) -> Any:
-            self.writes_left -= name in ("put", "drop", "activate", "put_rollout")
-            if self.writes_left < 0:
-                raise asyncio.CancelledError
-            return await getattr(self.target, name)(*arguments, **named)
-
-        return call
-
-
-@pytest.mark.parametrize("by_hand", [True, False])
-@pytest.mark.parametrize("writes", range(8))
-async def test_a_trainer_killed_between_any_two_writes_leaves_all_or_nothing(
-    bench: Bench, writes: int, by_hand: bool
-) -> None:
-    """Of an activation, its pin or its watch, and the end of the rollout that was under way."""
-    await bench.as_canary()
-    version = await bench.over.publish(2)
-    store = bench.over.store.target
-    bench.over.store.target = Mortal(store, writes)
-    with suppress(asyncio.CancelledError):
-        await bench.activate("dqn", version, by_hand=by_hand, is_watched=not by_hand)
-    bench.over.store.target = store
-    later = await bench.restarted()
-    await later.look()
-    is_active = bench.registry.activation == 1
-    assert is_active is (writes > 0)
-    assert bench.registry.rollout.is_under_way is not is_active
-    assert bool(later.pin) is (is_active and by_hand)
-    assert later.watches.state.is_under_way is (is_active and not by_hand)
-
-
-def never_confirmed(bench: Bench) -> asyncio.Event:
-    """Has routers never answer what is activated; returns what tells that they are waited for."""
-    at_it = asyncio.Event()
-
-    async def confirm(active: Any) -> Promotion:
-        at_it.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    bench.promoter.confirm = confirm  # type: ignore[method-assign]
-    return at_it
-
-
-async def test_a_trainer_that_stood_still_overwrites_nothing(bench: Bench) -> None:
-    """Its turn was over: what another one did meanwhile stands, and it goes on from that."""
-    state = await bench.as_canary()
-    registry = bench.over.another()
-    await registry.policies()
-    await bench.another(registry).pause("lunch")
-    bench.mesh.report(canary(state, -0.3))
-    with pytest.raises(AbortedError, match="paused") as caught:
-        await bench.rollouts.look()
-    assert caught.value.reason == "ROLLOUT_RACED"
-    assert bench.registry.rollout.reason == "paused: lunch"
-    assert await bench.stage() == (Stage.CANARY, "")
-    assert bench.steps("rejected", "worse") == 0.0
-    await bench.rollouts.look()
-    assert bench.registry.rollout == registry.rollout
-
-
-async def test_what_was_judged_before_another_trainer_was_heard_of_is_no_step(
-    bench: Bench,
-) -> None:
-    """It may be heard of between the verdict and the step, too."""
-    await bench.as_canary()
-    judged = bench.registry.rollout
-    registry = bench.over.another()
-    await registry.policies()
-    await bench.another(registry).pause("lunch")
-    await bench.registry.policies()
-    with pytest.raises(AbortedError, match="paused"):
-        await bench.registry.keep_rollout(replace(judged, stage=Stage.SWITCHBACK, period=1))
-
-
-async def test_a_raced_step_ends_nothing(bench: Bench) -> None:
-    """The loop that judges goes on with the next look."""
-    state = await bench.as_canary()
-    registry = bench.over.another()
-    await registry.policies()
-    await bench.another(registry).pause("lunch")
-    bench.mesh.report(canary(state, -0.3))
-    judging = asyncio.create_task(bench.rollouts.run())
-    await bench.clock.advance(2.0)
-    assert not judging.done()
-    assert bench.registry.rollout.is_paused
-    judging.cancel()
-
-
 async def test_a_rollout_that_ends_leaves_a_rejection(bench: Bench) -> None:
     """Somebody promoted its policy at once meanwhile, and routers refused it."""
     state = await bench.as_canary()
@@ -740,24 +317,6 @@ async def test_a_pin_outlives_a_policy_that_routers_refuse(bench: Bench) -> None
         await bench.activate("dqn", version, by_hand=True)
     assert bench.registry.activation == 3
     assert bench.rollouts.pin == "activation 3 was made by hand"
-
-
-async def test_a_promotion_that_is_waited_for_leaves_a_later_pin(bench: Bench) -> None:
-    """Its routers answer when somebody has pinned another policy by then."""
-    go_on, confirm = asyncio.Event(), bench.promoter.confirm
-
-    async def slowly(active: Any) -> Promotion:
-        if active.record.policy == "price":
-            await go_on.wait()
-        return await confirm(active)
-
-    bench.promoter.confirm = slowly  # type: ignore[method-assign]
-    promoting = asyncio.create_task(bench.activate("price", by_hand=False))
-    await settle()
-    await bench.activate("greedy", by_hand=True)
-    go_on.set()
-    await promoting
-    assert bench.rollouts.pin == "activation 2 was made by hand"
 
 
 async def test_promoting_what_is_pinned_ends_its_pin(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from services.trainer.mesh_view import RouterSeen
 from services.trainer.model import RolloutStep, Stage, WatchStage
 from services.trainer.promotion import Promotion
 from services.trainer.rollout_verdicts import Verdict
-from tests.unit.services.trainer.test_rollout import Bench, canary
+from tests.unit.services.trainer.rollouts import Bench, canary
 
 CALM = load_class(4.0, 1.0)
 
