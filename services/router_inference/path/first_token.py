@@ -16,7 +16,7 @@ def first_token_s(choice: Choice, request: Request) -> float:
     row, inputs = choice.action, choice.inputs
     fleet, own_LC, others_LC = inputs.fleet.arrays, inputs.own_LC, inputs.others_LC
     prompt_s_C = fleet.per_prompt_token_s_C
-    # Plain numbers: those of numpy take twice as long, and every routed request asks.
+    # Plain numbers: every routed request asks, and arithmetic with those of numpy takes longer.
     seat = inputs.asked.seat
     new_tokens = request.prompt_tokens - (seat.cached_tokens if seat.row == row else 0.0)
     fixed_s: float = fleet.overhead_s_C.item(row) + new_tokens * prompt_s_C.item(row)
