@@ -15,9 +15,10 @@ import typer
 from services.cli.files import read_bytes, shipped_file
 from services.cli.options import ConfigOption, JsonOption, MeshOption, RouterOption, TrainerOption
 from services.cli.output import console, note, print_json, table
-from services.cli.policy_facts import SNAPSHOT_SUFFIX, snapshot_facts
+from services.cli.policy_facts import snapshot_facts
 from services.local.calls import call
 from services.local.errors import CommandError, InputError
+from services.local.learned import SNAPSHOT_SUFFIX
 from services.local.target import Target, need_routers, resolve
 from tiercel.router_inference.v1 import router_inference_service_pb2 as router_pb
 from tiercel.trainer.v1 import trainer_service_pb2 as trainer_pb

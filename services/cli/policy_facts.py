@@ -12,8 +12,6 @@ import numpy as np
 from router.dqn.snapshot import SnapshotError, load_snapshot
 from services.local.errors import InputError
 
-SNAPSHOT_SUFFIX = ".safetensors"
-
 
 def snapshot_facts(blob: bytes, origin: str) -> dict[str, Any]:
     """Returns a snapshot's facts by dotted name.

@@ -28,6 +28,7 @@ from services.cli.own_mesh import (
 from services.cli.policy import publish_snapshot
 from services.cli.progress import ProgressLines, StageProgress
 from services.local.errors import CommandError, InputError
+from services.local.learned import TRAINED
 from services.local.target import resolve
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def train(
     # Before minutes of training, not after them.
     registry = resolve(mesh, trainer=trainer, config=config).need("trainer") if publish else ""
     asked = Asked(**asked_mesh(config, prompts, **described))
-    path = out or state_folder("train", "policy.safetensors")
+    path = out or state_folder(*TRAINED)
     check_writable(path, "--out")
     start = read_bytes(initial) if initial is not None else None
     with _Display(quiet=as_json, folder=tensorboard) as display:

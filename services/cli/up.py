@@ -19,6 +19,7 @@ from services.local.embedded import EmbeddedMesh, MeshOptions
 from services.local.envoy import envoy_program
 from services.local.errors import InputError
 from services.local.fleets import ReferenceFleet
+from services.local.learned import start_policy
 from services.local.manifest import DEFAULT_NAME, run_folder
 from services.local.paced_mesh import paced_options
 from services.local.run import run_owning_children
@@ -59,7 +60,13 @@ def up(
             "[default: the tiers']."
         ),
     ] = "",
-    policy: Annotated[str, typer.Option(help="Policy the routers start with.")] = "price",
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="Policy the routers start with [default: dqn where a snapshot was trained for the "
+            "profile and tiers, else price]."
+        ),
+    ] = "",
     trainer: Annotated[bool, typer.Option(help="Start a trainer.")] = True,
     openai: Annotated[
         bool, typer.Option("--openai", help="Start an OpenAI-shaped HTTP door too.")
@@ -89,25 +96,28 @@ def up(
             quality=shipped_file(QUALITY, quality or "reference", "--quality"),
             tasks=reference.task_entries(),
         )
+    start = start_policy(options.profile, options.fleet.tiers, policy)
+    snapshot = {} if start.snapshot is None else {"policy_snapshot": str(start.snapshot.absolute())}
     traces = str((run_folder(name) / "traces").absolute())
     options = dataclasses.replace(
         options,
         router_count=routers,
-        policy=policy,
+        policy=start.name,
         trainer=trainer,
         openai_door=openai,
         envoy=envoy,
         fresh=fresh,
         sections={
-            "router_inference": {"workers": workers, "trace_folder": traces},
+            "router_inference": {"workers": workers, "trace_folder": traces, **snapshot},
             # The reference tiers understand a task's own words and nothing around them.
             "openai_door": {"chat_template": "plain" if paced else "bare", "trace_folder": traces},
         },
     )
-    check_policy("--policy", policy, known_policies(options.fleet.tiers))
+    check_policy("--policy", start.name, known_policies(options.fleet.tiers))
     if envoy:
         envoy_program()
     mesh = EmbeddedMesh(options, say=note)
+    note(f"policy {start.name}{start.reason and ': '}{start.reason}")
     raise typer.Exit(run_owning_children(_serve(mesh, as_json), note))
 
 

@@ -90,7 +90,7 @@ def test_route_and_report(mesh: Mesh) -> None:
     """A decision and its outcome; the model is called by the client."""
     printed = run_example(mesh, "route_and_report.py", mesh.routers[0])
     assert mesh.manifest["addresses"]["triton_grpc"] in printed
-    assert "was chosen by price" in printed
+    assert "was chosen by dqn" in printed
 
 
 def test_own_triton(mesh: Mesh) -> None:

@@ -131,8 +131,8 @@ def test_the_decision_span_explains_the_choice(spans: list[Span]) -> None:
     assert attributes["tiercel.decision.choice"] in candidates
     for name in ("scores", "predicted_latency_s", "on_time_probability", "in_flight"):
         assert len(attributes[f"tiercel.decision.{name}"]) == 3
-    assert attributes["tiercel.policy"] == "price"
-    assert attributes["tiercel.policy_version"].startswith("price@")
+    assert attributes["tiercel.policy"] == "dqn"
+    assert len(attributes["tiercel.policy_version"]) == 12
     assert 0.0 < attributes["tiercel.slack_s"] <= DEADLINE_S
     assert attributes["tiercel.arrival_rate_rps"] > 0.0
     assert attributes["tiercel.state_age_s"] >= 0.0
