@@ -66,6 +66,9 @@ _BATCH = 200
 _AT_ONCE = 8
 _PATIENCE_S = 60.0
 _SLOW_PATIENCE_S = 3.0
+_OF_AGE = "Debug Text: max_age"
+"""In the library's words for a call that was sent just as its connection ended by its age. It tries
+such a call again unseen, unless the message is larger than what it keeps for that (256 KiB)."""
 _LEFT_OPEN_S = 0.2
 _NEXT_ANSWER_S = 0.05
 _MOST_ANSWERS = 20
@@ -436,6 +439,8 @@ def _wrong_status(method: MethodDescriptor, error: grpc.aio.AioRpcError) -> str:
     if size > _TRAILERS_BYTES:
         return f"{code.name} with {size} bytes of details"
     if not is_ours or code in _LIBRARYS_OWN:
+        return ""
+    if code is grpc.StatusCode.UNAVAILABLE and _OF_AGE in (error.details() or ""):
         return ""
     rich = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
