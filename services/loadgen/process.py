@@ -112,7 +112,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), END_WAIT_S)
+        async with asyncio.timeout(END_WAIT_S):
+            await process.wait()
     if process.returncode is None:
         process.kill()
         await process.wait()

@@ -114,13 +114,15 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), self.spec.stop_timeout_s)
+                async with asyncio.timeout(self.spec.stop_timeout_s):
+                    await process.wait()
         below = _below(process.pid) if process.returncode is None else []
         # The child leads a session of its own: its group holds nothing but it and its children.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), KILL_WAIT_S)
+            async with asyncio.timeout(KILL_WAIT_S):
+                await process.wait()
         if below:
             # What ends with its parent may clean up first; one that is stuck would keep its ports.
             _, left = await asyncio.to_thread(psutil.wait_procs, below, KILL_WAIT_S)

@@ -91,8 +91,8 @@ class Worker:
                 assert self._pipe is not None
                 message = method, arguments, on_progress is not None
                 # A process that starts, or stands still, reads nothing: it waits beside the loop.
-                sending = asyncio.to_thread(self._pipe.send, message)
-                await asyncio.wait_for(sending, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.to_thread(self._pipe.send, message)
                 while True:
                     answer = await asyncio.to_thread(_receive, self._pipe)
                     if answer is not None:

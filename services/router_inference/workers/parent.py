@@ -247,7 +247,8 @@ class Parent:
     async def _pause(self, wait_s: float) -> float:
         """Waits before the next start, or until the stop; returns how long to wait after that."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._stop.wait()
         return min(LONGEST_WAIT_S, 2.0 * wait_s)
 
     async def _read(self, worker: WorkerProcess) -> None:
@@ -335,7 +336,8 @@ class Parent:
 
             try:
                 limit_s = _READY_S + self._own.grace_s
-                await asyncio.wait_for(self._until(is_followed), limit_s)
+                async with asyncio.timeout(limit_s):
+                    await self._until(is_followed)
             except TimeoutError:
                 self._log.error("rolling_restart_stopped", worker=number, waited_s=limit_s)
                 return

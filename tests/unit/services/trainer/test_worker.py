@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from services.common.log import get_logger
-from services.trainer.worker import Worker, WorkerDiedError, WorkerError
+from services.trainer.worker import Worker, WorkerDiedError, WorkerError, _receive
 
 
 class Job:
@@ -118,3 +120,37 @@ async def test_close_ends_the_process(worker: Worker) -> None:
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancellation_ends_a_call_that_is_just_sent(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """It is not lost in the turns of the loop in which the sending ends: a stop waits for it."""
+    sent = asyncio.Event()
+
+    def send(_: object) -> None:
+        raise AssertionError("is called beside the loop")
+
+    async def beside(function: Callable[..., Any], *_: Any) -> None:
+        if function is send:
+            await sent.wait()
+        elif function is _receive:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "to_thread", beside)
+    worker = Worker(Job, (10,), nice=5, log=get_logger("test"))
+    pipe: Any = SimpleNamespace(send=send, close=lambda: None)
+    worker._pipe = pipe
+    call = asyncio.create_task(worker.call("add", 1, timeout_s=30.0))
+    await _some_turns(10)
+    sent.set()
+    await _some_turns(turns)
+    call.cancel()
+    await _some_turns(10)
+    assert call.cancelled()
+
+
+async def _some_turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0.0)
