@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,8 +30,8 @@ class _Router:
         extra_bytes: By how many bytes the report exceeds a router's share.
         heard_s: When it came, monotonic seconds.
         made_s: When it first came to a monitor, by the same clock.
-        stream: The stream it came by; None: through another monitor.
-        is_open: False once that stream has broken.
+        source: The stream it came by, or the name of the monitor that handed it over.
+        is_open: False once that stream has broken, or that monitor hands it over no more.
     """
 
     report: RouterReport
@@ -38,7 +39,7 @@ class _Router:
     extra_bytes: int
     heard_s: float
     made_s: float
-    stream: object | None
+    source: object
     is_open: bool = True
 
 
@@ -68,15 +69,19 @@ class Aggregator:
         self._long_rps = 0.0
         self._updated_s: float | None = None
 
-    def take(self, report: RouterReport, stream: object | None = None) -> bool:
+    def take(
+        self, report: RouterReport, stream: object | None = None, monitor_id: str = ""
+    ) -> bool:
         """Takes a report in; returns False if it is older than what is known already.
 
         A name belongs to one process (epoch) as long as that process reports. Epochs are told
         apart, never compared: a clock may have been set back, and anybody can claim a large one.
+        A monitor that hands over another process than before has seen the end of that one.
 
         Args:
             report: The report.
             stream: The stream it came by; None: through another monitor.
+            monitor_id: Unlike any other monitor's, of that one; empty if it does not tell.
 
         Raises:
             AlreadyExistsError: Another process reports under that name.
@@ -88,11 +93,12 @@ class Aggregator:
             if report.sequence <= known.report.sequence:
                 return False
         elif known is not None and known.is_open and now_s - known.heard_s <= self._silence_s:
-            if stream is None:
+            if stream is not None:
+                raise AlreadyExistsError(
+                    "router id", report.router_id, "is in use by another process that reports"
+                )
+            if not monitor_id or known.source != monitor_id:
                 return False
-            raise AlreadyExistsError(
-                "router id", report.router_id, "is in use by another process that reports"
-            )
         extra_bytes = max(0, report.most_bytes + _ENTRY_BYTES - self._share_bytes)
         self._check_room(extra_bytes, known)
         self._update_long()
@@ -104,8 +110,9 @@ class Aggregator:
         self._extra_bytes += extra_bytes
         # How old a report is, another monitor may say, and nobody else.
         made_s = now_s - (report.age_s if stream is None else 0.0)
+        source = monitor_id if stream is None else stream
         self._routers[report.router_id] = _Router(
-            report, load_LC, extra_bytes, now_s, made_s, stream
+            report, load_LC, extra_bytes, now_s, made_s, source
         )
         if self._updated_s is None:
             # The estimate starts with the first thing seen; from zero it would need 10 s to arrive.
@@ -143,8 +150,14 @@ class Aggregator:
     def stream_broke(self, router_id: str, stream: object) -> None:
         """Notes that a router's stream ended without a good-bye: another process may take over."""
         known = self._routers.get(router_id)
-        if known is not None and known.stream is stream:
+        if known is not None and known.source is stream:
             known.is_open = False
+
+    def handed_over(self, monitor_id: str, router_ids: Collection[str]) -> None:
+        """Notes whose reports another monitor has: the others that it had report there no more."""
+        for router_id, router in self._routers.items():
+            if router.source == monitor_id and router_id not in router_ids:
+                router.is_open = False
 
     def leave(self, router_id: str, epoch: int) -> None:
         """Forgets a router that said good-bye, unless a newer process has taken its name."""
@@ -173,6 +186,11 @@ class Aggregator:
         """The last report of every router, in order of name."""
         now_s = self._clock.monotonic_s()
         return tuple(_aged(self._routers[name], now_s) for name in sorted(self._routers))
+
+    @property
+    def open_reports(self) -> tuple[RouterReport, ...]:
+        """Those of routers that still report here."""
+        return tuple(each for each in self.reports if self._routers[each.router_id].is_open)
 
     def loads(self) -> SharedLoads:
         """Returns the loads as of now."""

@@ -74,9 +74,11 @@ class Board:
         """Notes that something changed."""
         self._dirty = True
 
-    def take_report(self, report: RouterReport, stream: object | None = None) -> bool:
+    def take_report(
+        self, report: RouterReport, stream: object | None = None, monitor_id: str = ""
+    ) -> bool:
         """Takes a router's report in; False if it is out of date; see `Aggregator.take`."""
-        taken = self.aggregator.take(report, stream)
+        taken = self.aggregator.take(report, stream, monitor_id)
         self._dirty = self._dirty or taken
         return taken
 

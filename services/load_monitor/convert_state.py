@@ -63,13 +63,14 @@ def stored_picture(picture: Picture, *, by_name: bool, since_s: float = 0.0) -> 
 
 
 def stored_reports(
-    reports: Iterable[RouterReport], order: CandidateOrder, *, by_name: bool
+    reports: Iterable[RouterReport], order: CandidateOrder, *, by_name: bool, monitor_id: str = ""
 ) -> bytes:
     """Returns reports in the form in which monitors hand them to each other; see `stored_picture`.
 
     The order is there in any case: it tells a monitor that packs from one of the last release.
+    `monitor_id` tells which one has them, unlike any other's.
     """
-    state = state_pb2.SystemState()
+    state = state_pb2.SystemState(monitor_id=monitor_id)
     _add_routers(state, reports, order, by_name=by_name)
     return state.SerializeToString()
 
@@ -105,14 +106,16 @@ def read_picture(payload: bytes, known: CandidateOrder) -> tuple[Picture, bool]:
     return picture, bool(state.candidates)
 
 
-def read_reports(payload: bytes, known: CandidateOrder) -> tuple[list[RouterReport], bool]:
-    """Returns what `stored_reports` made, and whether that monitor packs loads.
+def read_reports(payload: bytes, known: CandidateOrder) -> tuple[list[RouterReport], bool, str]:
+    """Returns what `stored_reports` made, whether that monitor packs loads, and which one it is.
+
+    One of an earlier release does not tell: then the name is empty.
 
     Raises:
         ValueError: The bytes are something else.
     """
     state = _parsed_state(payload)
-    return _reports(state, known), bool(state.candidates)
+    return _reports(state, known), bool(state.candidates), state.monitor_id
 
 
 def packed_loads(load_LC: Loads) -> state_pb2.PackedLoads:

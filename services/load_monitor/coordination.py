@@ -203,11 +203,15 @@ class Coordinator:
         if self._is_alone:
             return
         for payload in await self._store.take_peer_reports():
-            for report in self._read_reports(payload):
+            reports, monitor_id = self._read_reports(payload)
+            for report in reports:
                 try:
-                    self._board.take_report(report)
+                    self._board.take_report(report, monitor_id=monitor_id)
                 except DomainError as error:
                     self._tell("peer_report_refused", error)
+            if monitor_id:
+                names = {report.router_id for report in reports}
+                self._board.aggregator.handed_over(monitor_id, names)
         latest = self._broadcast.latest
         if latest is None or latest.version <= self._stored_version:
             return
@@ -222,9 +226,12 @@ class Coordinator:
             self._board.mark()
 
     async def _follow(self) -> None:
-        reports = self._board.aggregator.reports
+        reports = self._board.aggregator.open_reports
         if reports or self._had_reports:
-            payload = stored_reports(reports, self._board.order, by_name=not self._leader_packs)
+            by_name = not self._leader_packs
+            payload = stored_reports(
+                reports, self._board.order, by_name=by_name, monitor_id=self._process_id
+            )
             await self._store.put_peer_reports(self._process_id, payload)
             self._had_reports = bool(reports)
         picture = await self._stored_picture()
@@ -288,15 +295,15 @@ class Coordinator:
         self._versions.observe(picture.version)
         return picture
 
-    def _read_reports(self, payload: bytes) -> list[RouterReport]:
+    def _read_reports(self, payload: bytes) -> tuple[list[RouterReport], str]:
         try:
-            reports, peer_packs = read_reports(payload, self._board.order)
+            reports, peer_packs, monitor_id = read_reports(payload, self._board.order)
         except ValueError as error:
             self._tell("peer_reports_unreadable", error)
-            return []
+            return [], ""
         if not peer_packs:
             self._by_name_until_s = self._clock.monotonic_s() + _LAST_RELEASE_S
-        return reports
+        return reports, monitor_id
 
     def _tell(self, event: str, error: Exception) -> None:
         """Logs what is wrong with what others wrote, once: it is met again in every round."""

@@ -54,6 +54,28 @@ def test_restarted_router_begins_a_new_epoch(aggregator: Aggregator, epoch: int)
     assert aggregator.reports == ()
 
 
+def test_a_process_restarted_behind_another_monitor_has_its_name(aggregator: Aggregator) -> None:
+    """That monitor has seen the end of the first one; a third monitor has not."""
+    assert aggregator.take(report(epoch=1, sequence=100), monitor_id="m1")
+    assert not aggregator.take(report(epoch=2, sequence=1), monitor_id="m2")
+    assert not aggregator.take(report(epoch=2, sequence=1))
+    assert aggregator.take(report(epoch=2, sequence=1), monitor_id="m1")
+    assert [r.epoch for r in aggregator.reports] == [2]
+
+
+def test_a_process_that_moved_here_from_another_monitor_has_its_name(
+    aggregator: Aggregator,
+) -> None:
+    """It is free once that monitor hands over the reports of others alone."""
+    assert aggregator.take(report(epoch=1), monitor_id="m1")
+    for monitor_id, router_ids in (("m1", {"r1"}), ("m2", set[str]())):
+        aggregator.handed_over(monitor_id, router_ids)
+        with pytest.raises(AlreadyExistsError):
+            aggregator.take(report(epoch=2), object())
+    aggregator.handed_over("m1", {"r2"})
+    assert aggregator.take(report(epoch=2), object())
+
+
 @pytest.mark.parametrize("epoch", [2**63 - 1, 1])
 def test_a_second_process_of_the_same_name_is_refused(
     aggregator: Aggregator, clock: FakeClock, epoch: int

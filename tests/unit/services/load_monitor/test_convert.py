@@ -59,7 +59,7 @@ def test_any_report_is_taken_or_refused(message: pb.RouterLoad) -> None:
     assert report.arrival_rate_rps >= 0.0
     named = report.loads.named()
     assert all(tier and endpoint and min(load) >= 0 for (tier, endpoint), load in named.items())
-    (read,), is_packed = read_reports(stored_reports([report], NO_ORDER, by_name=True), NO_ORDER)
+    (read,), is_packed, _ = read_reports(stored_reports([report], NO_ORDER, by_name=True), NO_ORDER)
     assert not is_packed
     assert read.loads.named() == named
     assert replace(read, loads=report.loads) == report
@@ -281,7 +281,7 @@ def test_latencies_that_a_report_leaves_out_are_as_the_stream_told_last() -> Non
     """A router tells of them once a second, and every state has them."""
     first = convert.report_from_message(latency_of(cut_off_count=7))
     second = convert.report_from_message(load_of(sequence=2), told_tasks=first.tasks)
-    (read,), _ = read_reports(stored_reports([second], NO_ORDER, by_name=False), NO_ORDER)
+    (read,), *_ = read_reports(stored_reports([second], NO_ORDER, by_name=False), NO_ORDER)
     whole = pb.RouterLoad.FromString(read.encoded)
     assert [(each.task, each.cut_off_count) for each in whole.task_latencies] == [("a", 7)]
     assert replace(read, loads=second.loads) == second

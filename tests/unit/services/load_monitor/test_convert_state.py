@@ -51,7 +51,7 @@ def test_loads_come_through_in_any_form(
     by_row = RouterLoads.by_name(load).on(told_order)
     first = replace(report("r1"), loads=RouterLoads(told_order, by_row, beside))
     known = CandidateOrder(order)
-    (read,), packs = read_reports(stored_reports([first], known, by_name=by_name), known)
+    (read,), packs, _ = read_reports(stored_reports([first], known, by_name=by_name), known)
     assert packs is bool(order)
     assert {name: each for name, each in read.loads.named().items() if any(each)} == {
         name: each for name, each in load.items() if any(each)
@@ -73,7 +73,7 @@ def test_a_report_takes_no_more_bytes_than_was_counted() -> None:
 def test_a_state_of_idle_candidates_is_not_packed() -> None:
     """Between monitors a report takes the smaller of its two forms."""
     order = CandidateOrder(("small", f"e{index}") for index in range(1_000))
-    (busy,), _ = read_reports(
+    (busy,), *_ = read_reports(
         stored_reports([report("r1", in_flight_count=3)], order, by_name=False), order
     )
     assert busy.loads.named() == {("small", "e1"): (3, 0, 0)}
@@ -87,7 +87,7 @@ def test_ages_go_from_monitor_to_monitor() -> None:
     whole = picture(1, (), (aged,))
     read, _ = read_picture(stored_picture(whole, by_name=False, since_s=0.5), NO_ORDER)
     assert [(each.age_s, each.arrival_rate_long_rps) for each in read.routers] == [(0.75, 4.0)]
-    (handed,), _ = read_reports(stored_reports([aged], NO_ORDER, by_name=True), NO_ORDER)
+    (handed,), *_ = read_reports(stored_reports([aged], NO_ORDER, by_name=True), NO_ORDER)
     assert handed.age_s == 0.25
     assert not state_of_picture(whole).routers[0].HasField("age")
 

@@ -7,8 +7,10 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
+from services.load_monitor.convert import report_from_message
 from services.load_monitor.coordination import LEASE_NAME, Role
 from services.load_monitor.loads import RouterLoads
+from services.load_monitor.model import RouterReport
 from tests.fakes.clock import FakeClock
 from tests.fakes.state_store import SwitchableStore
 from tests.unit.services.load_monitor.rig import Monitor, endpoint, report
@@ -36,6 +38,35 @@ async def test_one_monitor_leads_and_the_other_serves_its_states(
         assert [r.router_id for r in follower.state.routers] == ["r1", "r2"]
         assert follower.state.monitor_id == "m1"
         assert leader.state.version - follower.state.version <= 3
+
+
+async def test_a_restarted_router_is_heard_at_once_behind_whichever_monitor(
+    make: Make, clock: FakeClock
+) -> None:
+    """The follower saw the end of the first process: the second may report there, or here."""
+    leader, follower = make("m1"), make("m2")
+
+    def process(epoch: int) -> RouterReport:
+        return report_from_message(pb.RouterLoad(router_id="r2", epoch=epoch, sequence=1))
+
+    def epochs() -> list[int]:
+        assert leader.broadcast.latest is not None
+        return [each.epoch for each in leader.broadcast.latest.routers]
+
+    async with leader.running(), follower.running():
+        await clock.advance(0.2)
+        streams = [object(), object()]
+        follower.board.take_report(process(5), streams[0])
+        await clock.advance(0.5)
+        follower.board.aggregator.stream_broke("r2", streams[0])
+        follower.board.take_report(process(6), streams[1])
+        await clock.advance(0.5)
+        assert epochs() == [6]
+        follower.board.aggregator.stream_broke("r2", streams[1])
+        await clock.advance(0.5)
+        leader.board.take_report(process(7), object())
+        await clock.advance(0.5)
+        assert epochs() == [7]
 
 
 async def test_reports_age_on_their_way_through_monitors(make: Make, clock: FakeClock) -> None:
