@@ -16,6 +16,7 @@ from services.common.errors import (
     DomainError,
     InvalidArgumentError,
     NotServedError,
+    UnauthenticatedError,
     status_of,
 )
 from services.common.log import Logger
@@ -62,6 +63,9 @@ class ErrorInterceptor:
             wait for news, and end at once when the server stops.
         open_watches: Those of them that need no identity.
         guard: Puts the check of a method's callers before its handler.
+        is_stranger: Tells by a call's metadata that nobody known makes it: then it is refused
+            before any message is read. A handler is called only once the first one is in memory,
+            in as many calls as a connection has. None where metadata alone does not tell.
         on_bad_message: Told the reason of each message that is too large or malformed.
     """
 
@@ -76,9 +80,11 @@ class ErrorInterceptor:
         watches: frozenset[str],
         open_watches: frozenset[str] = frozenset(),
         guard: Callable[[str, Handler], Handler] = lambda _, handler: handler,
+        is_stranger: Callable[[Any], bool] | None = None,
         on_bad_message: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._guard = guard
+        self.is_stranger = is_stranger
         self._on_bad_message = on_bad_message
         self._metrics = metrics
         self._clock = clock
@@ -104,6 +110,15 @@ class ErrorInterceptor:
             handler: The handler as registered.
         """
         return self.unguarded(method, self._guard(method, handler))
+
+    def refusing(self, method: str) -> Handler | None:
+        """Returns the handler that strangers get in a method's place; None if they may call it."""
+        if self.is_stranger is None:
+            return None
+        # A stream each way, whatever the method's kind is: it is answered before a message comes.
+        unknown = grpc.stream_stream_rpc_method_handler(_not_known)
+        guarded = self._guard(method, unknown)
+        return None if guarded is unknown else self.unguarded(method, guarded)
 
     def unguarded(self, method: str, handler: Handler) -> Handler:
         """Returns the handler with all but the check of who calls around it."""
@@ -169,6 +184,8 @@ class _Registrar:
         )
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        if self._table.is_stranger is not None:
+            return  # the library takes these without a word; the generic ones see metadata
         wrapped = {
             method: self._table.wrap(f"{service}/{method}", handler)
             for method, handler in handlers.items()
@@ -183,19 +200,22 @@ class _WrappedGenericHandler(grpc.GenericRpcHandler):
     def __init__(self, inner: grpc.GenericRpcHandler, table: ErrorInterceptor) -> None:
         self._inner = inner
         self._table = table
-        self._wrapped: dict[str, Handler] = {}
+        self._wrapped: dict[str, tuple[Handler, Handler | None]] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        method = handler_call_details.method
+        method, table = handler_call_details.method, self._table
         found = self._wrapped.get(method)
-        if found is not None:
-            return found
-        handler = self._inner.service(handler_call_details)
-        if handler is None:
-            return None  # the next one may know it, `_UnknownMethods` at last
-        wrapped = self._table.wrap(method.removeprefix("/"), handler)
-        self._wrapped[method] = wrapped
-        return wrapped
+        if found is None:
+            handler = self._inner.service(handler_call_details)
+            if handler is None:
+                return None  # the next one may know it, `_UnknownMethods` at last
+            name = method.removeprefix("/")
+            found = self._wrapped[method] = table.wrap(name, handler), table.refusing(name)
+        wrapped, refusing = found
+        if refusing is None or table.is_stranger is None:
+            return wrapped
+        is_stranger = table.is_stranger(handler_call_details.invocation_metadata or ())
+        return refusing if is_stranger else wrapped
 
 
 class _UnknownMethods(grpc.GenericRpcHandler):
@@ -217,6 +237,11 @@ class _UnknownMethods(grpc.GenericRpcHandler):
 
 async def _not_there(requests: AsyncIterator[Any], context: Context) -> None:
     raise NotServedError("no such method is served here", reason=REASON_NO_METHOD)
+
+
+async def _not_known(requests: AsyncIterator[Any], context: Context) -> None:
+    # The guard before it has said so already, unless the caller became known in between.
+    raise UnauthenticatedError("the key or token is not known here", reason="BAD_CREDENTIALS")
 
 
 def _one(request: Any, _: Context) -> Any:

@@ -266,6 +266,8 @@ async def build_server(
         asks: bool,
     ) -> _Listener:
         """Makes a server with services behind a guard; `asks` for client certificates."""
+        # Who has to show a certificate is known before it may call.
+        by_key = access.authenticator if access.tls is None or not asks else None
         table = ErrorInterceptor(
             metrics=metrics,
             clock=clock,
@@ -275,6 +277,7 @@ async def build_server(
             watches=frozenset(watches.union(_OWN_WATCHES)),
             open_watches=frozenset({f"{health.SERVICE_NAME}/Watch"}),
             guard=guard,
+            is_stranger=None if by_key is None else by_key.is_stranger,
             on_bad_message=on_bad_message,
         )
         server = grpc.aio.server(interceptors=interceptors, options=options)

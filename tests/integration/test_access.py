@@ -102,6 +102,30 @@ async def test_a_client_needs_a_key_until_it_is_revoked(tmp_path: Path, triton: 
         assert router.app.registry.get_sample_value("tiercel_rpc_handled_total", labels) == 1.0
 
 
+async def test_strangers_are_refused_before_what_they_send_is_read(
+    tmp_path: Path, triton: FakeTriton
+) -> None:
+    """A call without a key ends though no message of it comes, and one of health goes on."""
+    path = tmp_path / "keys.toml"
+    shop, key = new_key("shop", [Role.DATA])
+    write_keys(path, [shop])
+    toml = with_keys(mesh_toml([("e0", triton.address)], deadline_s=LIMIT_S), path)
+    async with (
+        running_router(tmp_path, toml) as router,
+        grpc.aio.insecure_channel(router.address) as channel,
+    ):
+        method = "/tiercel.router_inference.v1.RouterInferenceService/Generate"
+        for metadata, reason in (
+            ((), "MISSING_CREDENTIALS"),
+            (bearer(key[:-1]), "BAD_CREDENTIALS"),
+        ):
+            # As a stream, which begins without a message.
+            call = channel.stream_unary(method)(metadata=metadata, timeout=LIMIT_S)
+            assert await reason_of(call) == ("UNAUTHENTICATED", reason)
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        await check(b"", timeout=LIMIT_S)
+
+
 async def test_clients_of_triton_show_keys_by_tls_too(tmp_path: Path, triton: FakeTriton) -> None:
     """An unmodified one, by its own options; its limits are those of its name."""
     path = tmp_path / "keys.toml"

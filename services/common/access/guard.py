@@ -7,7 +7,7 @@ are, so a mesh without authentication pays nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from services.common.log import Logger
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Metadata: TypeAlias = "Iterable[tuple[str, str | bytes]]"
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
@@ -113,7 +114,18 @@ class Authenticator:
             known = self._by_certificate.get(name)
             if known is not None:
                 return known
-        for entry, value in context.invocation_metadata() or ():
+        return self._of_metadata(context.invocation_metadata() or ())
+
+    def is_stranger(self, metadata: Metadata) -> bool:
+        """Returns whether a call without a certificate is nobody's that is known."""
+        try:
+            self._of_metadata(metadata)
+        except UnauthenticatedError:
+            return True
+        return False
+
+    def _of_metadata(self, metadata: Metadata) -> Caller:
+        for entry, value in metadata:
             if entry == _HEADER and isinstance(value, str):
                 return self.of_header(value)
         raise UnauthenticatedError(

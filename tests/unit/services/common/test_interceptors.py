@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.common.errors import UnauthenticatedError
 from services.common.interceptors import ErrorInterceptor
 from services.common.log import get_logger
 from services.common.metrics import RpcMetrics
 from services.common.running_calls import RunningCalls
 from tests.fakes.clock import FakeClock
+
+
+class _AbortedError(Exception):
+    """A call was ended with a status."""
 
 
 class _Context:
@@ -29,8 +35,12 @@ class _Context:
     def code(self) -> None:
         """Has no status of its own."""
 
+    async def abort(self, *_: Any) -> None:
+        """Ends the call as the library does."""
+        raise _AbortedError
 
-def _table(registry: CollectorRegistry, clock: FakeClock) -> ErrorInterceptor:
+
+def _table(registry: CollectorRegistry, clock: FakeClock, **more: Any) -> ErrorInterceptor:
     return ErrorInterceptor(
         metrics=RpcMetrics(registry),
         clock=clock,
@@ -38,7 +48,47 @@ def _table(registry: CollectorRegistry, clock: FakeClock) -> ErrorInterceptor:
         max_message_bytes=1024,
         calls=RunningCalls(10),
         watches=frozenset(),
+        **more,
     )
+
+
+async def test_strangers_are_refused_before_a_message_is_read() -> None:
+    """They get a handler that reads none, and are counted; others get the method's own."""
+    registry = CollectorRegistry()
+    known = (("authorization", "known"),)
+
+    def guard(method: str, handler: Any) -> Any:
+        async def refuse(requests: Any, context: Any) -> None:
+            raise UnauthenticatedError("who?", reason="MISSING_CREDENTIALS")
+
+        is_open = method.endswith("/Open") or handler.unary_unary
+        return handler if is_open else grpc.stream_stream_rpc_method_handler(refuse)
+
+    table = _table(registry, FakeClock(), guard=guard, is_stranger=lambda found: found != known)
+    kept: list[Any] = []
+    server: Any = SimpleNamespace(add_generic_rpc_handlers=kept.extend)
+    own = {name: grpc.unary_unary_rpc_method_handler(lambda *_: None) for name in ("Own", "Open")}
+    registrar: Any = table.around(server)
+    registrar.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", own),))
+    registrar.add_registered_method_handlers("a.B", own)  # of these nobody sees metadata
+    (found,) = kept
+
+    def handler_of(method: str, metadata: Any) -> Any:
+        return found.service(SimpleNamespace(method=method, invocation_metadata=metadata))
+
+    assert handler_of("/a.B/Own", known).unary_unary
+    assert handler_of("/a.B/Open", None).unary_unary
+    assert handler_of("/a.B/None", None) is None
+    context = _Context(1.0)
+    with pytest.raises(_AbortedError):
+        await handler_of("/a.B/Own", None).stream_stream(_unread(), context)
+    labels = {"method": "a.B/Own", "code": "UNAUTHENTICATED", "reason": "MISSING_CREDENTIALS"}
+    assert registry.get_sample_value("tiercel_rpc_handled_total", labels) == 1.0
+
+
+async def _unread() -> AsyncIterator[bytes]:
+    raise AssertionError("a message was asked for")
+    yield b""
 
 
 async def _nothing() -> AsyncIterator[bytes]:
