@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
                 output_tokens_mean=options.output_tokens_mean,
                 output_tokens_variation=options.output_tokens_variation,
             )
-            servers = write_paced_repository(options.out, fleet).servers
+            servers = write_paced_repository(options.out, fleet, keeps_same=True).servers
         else:
             servers = (write_reference_repository(options.out, tiers, max_batch=options.max_batch),)
     except TritonServerError as error:

@@ -93,6 +93,19 @@ def models_root() -> Path:
     return root
 
 
+def is_written(directory: Path, fingerprint: str) -> bool:
+    """Returns whether an earlier call wrote all of this here; see `note_written`."""
+    try:
+        return (directory / _MARKER).read_text(encoding="utf-8") == fingerprint
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def note_written(directory: Path, fingerprint: str) -> None:
+    """Remembers what was written, once all of it is there."""
+    (directory / _MARKER).write_text(fingerprint, encoding="utf-8")
+
+
 def clear(directory: Path) -> None:
     """Makes an empty directory; deletes only what an earlier call wrote."""
     if directory.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from services.local.triton.repository.layout import (
     RepositoryError,
     ServerRepository,
     clear,
+    is_written,
     models_root,
+    note_written,
     read_model_config,
 )
 
@@ -86,10 +89,18 @@ class PacedRepository:
         draft.replace(target)
 
 
-def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepository:
+def write_paced_repository(
+    directory: Path, fleet: PacedFleet, *, keeps_same: bool = False
+) -> PacedRepository:
     """Writes a paced fleet's repositories under `directory`, replacing an earlier one there.
 
     Models are named `<device>_<tier>`, for example `gpu0_small`.
+
+    Args:
+        directory: Where to.
+        fleet: The fleet.
+        keeps_same: True leaves one as it is that would not become another: a Triton may serve it,
+            by the clocks of its devices.
 
     Raises:
         RepositoryError: A field of the fleet is out of range, or the directory holds other files.
@@ -97,9 +108,12 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
     template = read_model_config(models_root() / "paced" / "config.pbtxt")
     profile = _check_fleet(fleet, int(template.parameters["tiercel_slot_count"].string_value))
     costs = profile.tiers
-    clear(directory)
+    fingerprint = _fingerprint(directory, fleet)
+    is_kept = keeps_same and is_written(directory, fingerprint)
     state_directory = directory / "state"
-    state_directory.mkdir(parents=True)
+    if not is_kept:
+        clear(directory)
+        state_directory.mkdir(parents=True)
     placements = _place(fleet)
     if fleet.servers == "one":
         groups = [("triton-0", placements)]
@@ -108,7 +122,7 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
     servers = []
     for name, devices in groups:
         path = directory / name
-        for placement in devices:
+        for placement in () if is_kept else devices:
             for slot, (tier, model) in enumerate(placement.models.items()):
                 parameters = {
                     "tiercel_kind": "paced",
@@ -130,7 +144,29 @@ def write_paced_repository(directory: Path, fleet: PacedFleet) -> PacedRepositor
                 }
                 _write_paced_model(path / model, template, parameters, fleet.profile)
         servers.append(ServerRepository(name=name, path=path, devices=devices))
+    if not is_kept:
+        note_written(directory, fingerprint)
     return PacedRepository(servers=tuple(servers), state_directory=state_directory)
+
+
+def _sources(profile: Path) -> dict[str, Path]:
+    """Returns the files of every model's version, by name."""
+    root, law = models_root(), Path(iteration_spread.__file__)
+    return {
+        "model.py": root / "paced" / "1" / "model.py",
+        "profile.toml": profile,
+        **{name: root / "common" / name for name in _SHARED_MODULES},
+        law.name: law,  # what the simulator draws by, too
+    }
+
+
+def _fingerprint(directory: Path, fleet: PacedFleet) -> str:
+    """Returns a digest of all that a repository is made from."""
+    template = models_root() / "paced" / "config.pbtxt"
+    found = hashlib.sha256(repr((directory.absolute(), fleet)).encode())
+    for source in (Path(__file__), template, *_sources(fleet.profile).values()):
+        found.update(hashlib.sha256(source.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _check_fleet(fleet: PacedFleet, most_tiers: int) -> LatencyProfile:
@@ -179,7 +215,6 @@ def _write_paced_model(
     directory: Path, template: Any, parameters: Mapping[str, str], profile: Path
 ) -> None:
     """Writes one model directory, named like the model."""
-    root = models_root()
     config = type(template)()
     config.CopyFrom(template)
     config.name = directory.name
@@ -188,10 +223,5 @@ def _write_paced_model(
     version = directory / "1"
     version.mkdir(parents=True)
     (directory / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-    shutil.copy2(root / "paced" / "1" / "model.py", version / "model.py")
-    shutil.copy2(profile, version / "profile.toml")
-    for module in _SHARED_MODULES:
-        shutil.copy2(root / "common" / module, version / module)
-    # What the simulator draws by, too.
-    law = Path(iteration_spread.__file__)
-    shutil.copy2(law, version / law.name)
+    for name, source in _sources(profile).items():
+        shutil.copy2(source, version / name)

@@ -21,6 +21,24 @@ def test_command_prints_endpoints(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert entries[1]["models"]["large"] == "gpu1_large"
 
 
+def test_command_leaves_what_is_there_to_who_serves_it(tmp_path: Path) -> None:
+    """A second run changes nothing; another fleet, or half a repository, is written anew."""
+    out, devices = tmp_path / "fleet", ["--devices", "1"]
+    command = ["paced", "--out", str(out), "--profile", str(PROFILE)]
+    main([*command, *devices])
+    clock = out / "state" / "gpu0.clock"
+    clock.touch()
+    before = {path: path.stat().st_ino for path in out.rglob("*")}
+    main([*command, *devices])
+    assert {path: path.stat().st_ino for path in out.rglob("*")} == before
+    main([*command, "--devices", "2"])
+    assert not clock.exists()
+    clock.touch()
+    (out / "generated-by-tiercel").write_text("")  # as an interrupted run leaves it
+    main([*command, "--devices", "2"])
+    assert not clock.exists()
+
+
 def test_command_reports_a_mistake_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
