@@ -190,7 +190,7 @@ def test_queries_use_registered_metrics_and_labels(query: str) -> None:
 def test_dashboard_covers_what_operators_look_at() -> None:
     """Rate, mix, performance, latency, queues, policy, rescues and degradation are there.
 
-    So are deadlines for tokens, conversations and priority classes.
+    So are deadlines for tokens, conversations, priority classes, workers and rollouts.
     """
     queries = " ".join(_dashboard_queries())
     for metric in (
@@ -199,7 +199,8 @@ def test_dashboard_covers_what_operators_look_at() -> None:
         "tiercel_tier_queue_depth", "tiercel_policy_info", "tiercel_rescues_total",
         "tiercel_degraded", "tiercel_fallback_decisions_total",
         "tiercel_token_deadline_smooth_answers_total", "tiercel_conversation_decisions_total",
-        "tiercel_priority_requests_total",
+        "tiercel_priority_requests_total", "tiercel_workers", "tiercel_worker_restarts_total",
+        "tiercel_trainer_rollout_stage", "tiercel_trial_requests_total",
     ):  # fmt: skip
         assert metric in queries
 
