@@ -294,6 +294,26 @@ def test_every_reason_of_an_error_is_told() -> None:
     assert found <= set(re.findall(r"`([A-Z_]+)`", section))
 
 
+def test_every_reason_of_the_other_services_is_told() -> None:
+    """docs/operations.md says what each means that a call to load monitor or trainer ends with."""
+    texts = [p.read_text(encoding="utf-8") for p in (*_files("trainer"), *_files("load_monitor"))]
+    texts += [
+        (ROOT / "services" / "common" / f"{name}.py").read_text(encoding="utf-8")
+        for name in ("running_calls", "health")
+    ]
+    found = {word for text in texts for word in re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', text)}
+    for error, ending in (("NotFoundError", "NOT_FOUND"), ("AlreadyExistsError", "ALREADY_EXISTS")):
+        named = re.compile(rf'raise {error}\(\s*"([a-z ]+)"')
+        kinds = {kind for text in texts for kind in named.findall(text)}
+        found |= {f"{kind.upper().replace(' ', '_')}_{ending}" for kind in kinds}
+    found -= {"REDIS_UNREACHABLE"}  # why a monitor is degraded
+    assert len(found) > 30
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### Why a call to load monitor or trainer fails\n")[2]
+    section = section.partition("\n### ")[0]
+    assert found <= set(re.findall(r"`([A-Z_]+)`", section))
+
+
 def test_variables_that_are_no_settings_are_told() -> None:
     """docs/configuration.md has each that the code or a Compose file reads, and no other."""
     files = [
