@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
+from services.common.access.guard import address_without_port
 from services.common.clock import Clock
 from services.common.errors import (
     DomainError,
@@ -324,7 +325,7 @@ class _Call:
             calls.count += 1
             try:
                 if self._is_watch:
-                    with calls.watching(is_open=self._is_open):
+                    with calls.watching(self._opened_from(context)):
                         response = await behavior(check(request, context), context)
                 else:
                     if is_bounded:
@@ -357,7 +358,7 @@ class _Call:
             calls.count += 1
             try:
                 if self._is_watch:
-                    with calls.watching(is_open=self._is_open):
+                    with calls.watching(self._opened_from(context)):
                         async for response in behavior(check(request, context), context):
                             with calls.sending():
                                 yield response
@@ -379,6 +380,10 @@ class _Call:
                 self._duration.observe(self._clock.monotonic_s() - start_s)
 
         return handle
+
+    def _opened_from(self, context: Context) -> str | None:
+        """Returns the caller's address, where whoever comes may open such calls."""
+        return address_without_port(context) if self._is_open else None
 
     def _done(self, context: Context) -> None:
         code = context.code()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.common.errors import ResourceExhaustedError, UnavailableError
 
 _RETRY_AFTER_S = 0.25
+_ADDRESS_SHARE, _LEAST_PER_ADDRESS = 8, 16
+"""One address may have an eighth of the room for calls that whoever comes may open, and so many."""
 
 
 class RunningCalls:
     """Bounds the calls that run at a time, and ends at a stop those that serve nobody's request.
 
     Those that only wait take no room from the others, and those that whoever comes may open take
-    none from those of callers that are known.
+    none from those of callers that are known. Of these one address has a part only: clients and
+    balancers that watch a server's health take it for dead where they are refused.
 
     Args:
         most: Most calls at a time, of each of the three kinds.
@@ -28,6 +32,7 @@ class RunningCalls:
         self._is_stopping = False
         self.count = 0
         self._watch_count = 0
+        self._open_watches: Counter[str] = Counter()
         self._open_watch_count = 0
 
     @property
@@ -44,11 +49,11 @@ class RunningCalls:
             )
 
     @contextmanager
-    def watching(self, *, is_open: bool = False) -> Iterator[None]:
+    def watching(self, opened_from: str | None = None) -> Iterator[None]:
         """Marks the running call as one that only waits for news: a stop ends it at once.
 
         Args:
-            is_open: True if whoever comes may open such calls.
+            opened_from: The caller's address, where whoever comes may open such calls.
 
         Raises:
             ResourceExhaustedError: More of them run than may.
@@ -59,14 +64,13 @@ class RunningCalls:
         if self._is_stopping:
             raise going_away()
         self._watches.add(task)
+        is_open = opened_from is not None
         self._open_watch_count += is_open
         self._watch_count += not is_open
+        if opened_from is not None:
+            self._open_watches[opened_from] += 1
         try:
-            count = self._open_watch_count if is_open else self._watch_count
-            if count > self._most:
-                raise ResourceExhaustedError(
-                    "TOO_MANY_WATCHES", f"{self._most} watches", f"{count} watches", _RETRY_AFTER_S
-                )
+            self._check_watches(opened_from)
             yield
         except asyncio.CancelledError:
             if task in self._ended and task.uncancel() == 0:
@@ -75,8 +79,24 @@ class RunningCalls:
         finally:
             self._open_watch_count -= is_open
             self._watch_count -= not is_open
+            if opened_from is not None:
+                self._open_watches[opened_from] -= 1
+                if not self._open_watches[opened_from]:
+                    del self._open_watches[opened_from]
             self._watches.discard(task)
             self._ended.discard(task)
+
+    def _check_watches(self, opened_from: str | None) -> None:
+        count = self._watch_count if opened_from is None else self._open_watch_count
+        checks = [(count, self._most, "watches")]
+        if opened_from is not None:
+            most = max(_LEAST_PER_ADDRESS, self._most // _ADDRESS_SHARE)
+            checks.append((self._open_watches[opened_from], most, "watches of one address"))
+        for count, most, what in checks:
+            if count > most:
+                raise ResourceExhaustedError(
+                    "TOO_MANY_WATCHES", f"{most} {what}", f"{count} {what}", _RETRY_AFTER_S
+                )
 
     @contextmanager
     def sending(self) -> Iterator[None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+from contextlib import ExitStack
 
 import pytest
 from tritonclient.grpc import service_pb2 as kserve
 
+from services.common.errors import ResourceExhaustedError
 from services.common.running_calls import RunningCalls
 from tests.unit.deploy.manifests import ROOT
 from tiercel.load_monitor.v1 import load_monitor_service_pb2
@@ -49,6 +51,22 @@ def test_every_stream_either_serves_a_request_or_ends_at_a_stop(
         for name in ast.literal_eval(each.value)
     }
     assert streams - _SERVES_A_REQUEST - _SERVES_REQUESTS == watches
+
+
+async def test_one_address_has_a_part_of_the_room_of_strangers() -> None:
+    """The room of others, and of callers that are known, stays; what ended leaves room."""
+    calls = RunningCalls(160)
+    with ExitStack() as first:
+        for _ in range(20):
+            first.enter_context(calls.watching("ipv4:1.2.3.4"))
+        with pytest.raises(ResourceExhaustedError) as caught, calls.watching("ipv4:1.2.3.4"):
+            pass
+        assert caught.value.metadata["limit"] == "20 watches of one address"
+        with calls.watching("ipv4:1.2.3.5"), calls.watching():
+            assert calls.serving_count == -22
+    with calls.watching("ipv4:1.2.3.4"):
+        pass
+    assert not calls._open_watches
 
 
 def test_there_is_room_for_as_many_calls_as_allowed() -> None:
