@@ -374,12 +374,11 @@ class AttemptRun:
         """
         if self._ended.done() or not self._waiting:
             return
-        breaker, late_s = self.target.breaker, self._parts.monotonic_s() - self._look_due_s
         # This comes before what measures how late the loop is, and before what lies unread.
-        if not breaker.is_silent and late_s <= _DEAF_S:
+        if self._parts.monotonic_s() - self._look_due_s <= _DEAF_S:
             self._blame_silence()
-        if breaker.is_silent:
-            self._is_given_up = True
+            self._is_given_up = self.target.breaker.is_silent
+        if self._is_given_up:
             self._wake()
         else:
             self._look_after(_LOOK_AGAIN_S)

@@ -15,6 +15,7 @@ from services.common.errors import (
 from services.common.tiers.errors import TierOverloadedError, TierUnavailableError
 from services.router_inference.job import Job, Outcome
 from services.router_inference.path.attempt import CUTOFF_TOLERANCE_S
+from services.router_inference.view.breaker import SILENT, BreakerState
 from tests.fakes.virtual_time import run_virtual
 from tests.unit.services.router_inference.parts import Behaviour, Rig, Sink, make_rig
 from tests.unit.services.router_inference.scenario import scenario
@@ -351,6 +352,26 @@ async def test_a_stream_that_no_endpoint_answers_ends_with_a_reason() -> None:
         await answering
     assert caught.value.metadata["cause"] == "SILENT"
     assert job.end_s - job.arrival_s < 7.0
+    rig.assert_settled()
+
+
+@scenario
+async def test_a_probe_that_is_given_up_for_its_silence_ends() -> None:
+    """Else its candidate would wait for that end for ever, and never be tried again."""
+    rig = make_rig(
+        endpoint_count=2, tiers=("small",), policy="static-small", eject_after_failures=1
+    )
+    first, hanging = rig.core.view.fleet.targets
+    rig.tier(1).default = HANG
+    hanging.breaker.on_failure(rig.clock.monotonic_s(), SILENT)
+    for _ in range(2):
+        await asyncio.sleep(9.0)
+        job = rig.job(task="first", is_stream=True, endpoints=frozenset({hanging.endpoint}))
+        answering = asyncio.ensure_future(rig.answer(job))
+        await asyncio.sleep(0.01)
+        assert (job.target, hanging.breaker.state) == (hanging, BreakerState.PROBING)
+        await answering
+        assert (job.target, hanging.breaker.state) == (first, BreakerState.EJECTED)
     rig.assert_settled()
 
 
