@@ -169,7 +169,9 @@ class Gate:
         anchor = await registry.anchor()
         is_active = anchor is not None and active is not None and _is_same(anchor[0], active.record)
         verdict = await self.judge(record.policy, snapshot, active, None if is_active else anchor)
-        if active is not None and active.snapshot and (anchor is None or verdict.is_anchor_reached):
+        is_best = anchor is None or verdict.is_anchor_reached
+        # What became active meanwhile may have brought an anchor of its own.
+        if is_best and active is not None and active.snapshot and registry.activation == present:
             await registry.change_rollout(partial(_anchored, active.record))
         if not verdict.passed:
             await registry.reject(record.policy, record.version, verdict.text)

@@ -23,7 +23,14 @@ from services.common.telemetry import Telemetry
 from services.common.times import from_ns
 from services.trainer.mesh_view import MeshView
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.model import IN_ROLLOUT, PolicyRecord, RolloutState, RolloutStep, Stage
+from services.trainer.model import (
+    IN_ROLLOUT,
+    PolicyRecord,
+    RolloutState,
+    RolloutStep,
+    Stage,
+    WatchState,
+)
 from services.trainer.promotion import Promoter, Promotion, RoutersRefusedError
 from services.trainer.registry import ActivationNote, ActivePolicy, PolicyRegistry
 from services.trainer.rollout_tally import StageKey, Tally
@@ -278,6 +285,7 @@ class Rollouts:
 
     async def _follow(self, promote: Promote, *, by_hand: bool, is_watched: bool) -> Promotion:
         served, was_pinned = self._registry.present, bool(self.pin)
+        former = self.watches.state
         note: ActivationNote | None = _pinned if by_hand else None
         if is_watched:
             note = self.watches.noting()
@@ -288,7 +296,7 @@ class Rollouts:
                 # What was pinned is active again, under another number.
                 await self._registry.change_rollout(partial(_pin, self._registry.activation, True))
             raise
-        await self.on_activation(promotion, by_hand=by_hand, is_watched=is_watched)
+        await self.on_activation(promotion, by_hand=by_hand, is_watched=is_watched, former=former)
         return promotion
 
     def _note_end(self, task: asyncio.Task[Promotion]) -> None:
@@ -297,7 +305,12 @@ class Rollouts:
             task.exception()  # nobody may be there to take it
 
     async def on_activation(
-        self, promotion: Promotion, *, by_hand: bool, is_watched: bool = False
+        self,
+        promotion: Promotion,
+        *,
+        by_hand: bool,
+        is_watched: bool = False,
+        former: WatchState | None = None,
     ) -> None:
         """Ends what is under way, since another policy was activated.
 
@@ -305,6 +318,7 @@ class Rollouts:
             promotion: what was activated.
             by_hand: somebody pinned it, which is noted.
             is_watched: it is compared with what it replaced, if it is a learned one.
+            former: the watch there was before; None for the present one.
         """
         activation = promotion.activation
         text = f"activation {activation} came before it had ended"
@@ -318,7 +332,8 @@ class Rollouts:
             await self._registry.change_rollout(partial(_pin, activation, by_hand))
             with suppress(AbortedError):  # another trainer has ended that watch
                 if is_watched and promotion.active is not None:
-                    await self.watches.begin(promotion.active, self._registry.replaced)
+                    former = former or self.watches.state
+                    await self.watches.begin(promotion.active, self._registry.replaced, former)
                 else:
                     await self.watches.end(f"{text}{', by hand' if by_hand else ''}")
 
@@ -453,6 +468,7 @@ class Rollouts:
     async def _activate(
         self, state: RolloutState, found: Finding, promoting: Coroutine[Any, Any, Promotion]
     ) -> None:
+        former = self.watches.state
         try:
             promotion = await promoting
         except RoutersRefusedError as error:
@@ -464,7 +480,7 @@ class Rollouts:
             done = replace(state, activation=promotion.activation)
             await self._step(done, Stage.ACTIVE, found.verdict, found.text)
             if promotion.active is not None:
-                await self.watches.begin(promotion.active, self._registry.replaced)
+                await self.watches.begin(promotion.active, self._registry.replaced, former)
 
     def _check_open(self, state: RolloutState) -> None:
         """Raises RolloutHeldError if the canary's test had ended before the pause."""

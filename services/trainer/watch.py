@@ -73,7 +73,6 @@ class Watches:
         self._watcher = Watcher(plan.limits)
         self._watched = 0
         self._due_of, self._due_s = 0, 0.0
-        self._former = WatchState()
         metrics.watch_under_way.set_function(lambda: float(self.state.is_under_way))
 
     @property
@@ -118,35 +117,35 @@ class Watches:
         def noted(
             state: RolloutState, active: ActivePolicy, replaced: tuple[str, str]
         ) -> RolloutState:
-            self._former = state.watch
             watch = self._watch_over(active, replaced, now_ns)
             return state if watch is None else replace(state, watch=watch)
 
         return noted
 
-    async def begin(self, active: ActivePolicy, replaced: tuple[str, str]) -> None:
+    async def begin(
+        self, active: ActivePolicy, replaced: tuple[str, str], former: WatchState
+    ) -> None:
         """Watches a learned policy that has become active; others need none.
 
         Args:
             active: what has become active.
             replaced: name and version of what it replaced; empty for the routers' settings.
+            former: the watch that there was before it became active.
         """
-        former, self._former = self._former, WatchState()
         text = f"activation {active.activation} came before its time was over"
-        state = self.state
-        if state.activation == active.activation:  # noted with it, and maybe over by now
-            if former.is_under_way:
-                ended = replace(former, stage=WatchStage.ENDED, reason=text)
-                await self._registry.note_step(former.policy, former.version, self._as_step(ended))
-                self._tell(ended)
-            if state.is_under_way:
-                await self._registry.note_step(state.policy, state.version, self._as_step(state))
-                self._tell(state)
+        if self.state.activation != active.activation:
+            await self.end(text)
+            watch = self._watch_over(active, replaced, self._clock.wall_ns())
+            if watch is not None:
+                await self._keep(watch, replaces=self.state)
             return
-        await self.end(text)
-        watch = self._watch_over(active, replaced, self._clock.wall_ns())
-        if watch is not None:
-            await self._keep(watch, replaces=self.state)
+        # It was noted with the activation, in the place of the one before, and may be over by now.
+        told = [self.state] if self.state.is_under_way else []
+        if former.is_under_way and former.activation != active.activation:
+            told.insert(0, replace(former, stage=WatchStage.ENDED, reason=text))
+        for each in told:
+            await self._registry.note_step(each.policy, each.version, self._as_step(each))
+            self._tell(each)
 
     def _watch_over(
         self, active: ActivePolicy, replaced: tuple[str, str], now_ns: int

@@ -383,6 +383,25 @@ async def test_small_losses_do_not_add_up(bench: Bench) -> None:
     assert bench.registry.rollout.anchor_version == versions[3]
 
 
+async def test_a_pin_that_comes_while_the_gate_judges_keeps_its_anchor(bench: Bench) -> None:
+    """Whoever pins takes what he pins for good: the policy before it is no anchor any more."""
+    versions = [await bench.over.publish(seed) for seed in (1, 2)]
+    await bench.activate("dqn", versions[0], by_hand=False)
+    evaluator = BySnapshot({1: 0.9, 2: 0.9})
+    judge = evaluator.call
+
+    async def call(method: str, *arguments: Any, timeout_s: float) -> Any:
+        await bench.activate("price", by_hand=True)
+        return await judge(method, *arguments, timeout_s=timeout_s)
+
+    evaluator.call = call  # type: ignore[method-assign]
+    record, blob = await bench.registry.get("dqn", versions[1])
+    with pytest.raises(AbortedError):
+        await bench.gate(evaluator).promote(bench.registry, record, blob, by_hand=True)
+    assert bench.rollouts.pin
+    assert bench.registry.rollout.anchor == ""
+
+
 async def test_who_does_not_judge_tells_what_routers_have_seen_all_the_same(bench: Bench) -> None:
     """Any trainer may be asked where a rollout stands."""
     state = await bench.begin()

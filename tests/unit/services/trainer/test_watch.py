@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -258,6 +259,32 @@ async def test_a_promotion_at_once_is_told_once(bench: WatchBench) -> None:
     ):
         record, _ = await bench.registry.get("dqn", version)
         assert [step.stage for step in record.steps] == stages
+
+
+async def test_a_watch_that_begins_is_not_told_as_ended(bench: WatchBench) -> None:
+    """Though another trainer changes what is stored with it before this one goes on."""
+    other = bench.over.another()
+    store = bench.over.store.target
+
+    class Meanwhile:
+        """A store in which another trainer changes something behind each activation."""
+
+        def __getattr__(self, name: str) -> Any:
+            async def call(*arguments: Any, **named: Any) -> Any:
+                found = await getattr(store, name)(*arguments, **named)
+                if name == "activate":
+                    await other.policies()
+                    await other.change_rollout(lambda state: replace(state, anchor="price"))
+                return found
+
+            return call
+
+    version = await bench.over.publish(1)
+    bench.over.store.target = Meanwhile()
+    await bench.activate("dqn", version, by_hand=False, is_watched=True)
+    assert bench.registry.rollout.anchor == "price"
+    assert bench.rollouts.watches.state.is_under_way
+    assert (bench.watch_steps("under_way"), bench.watch_steps("ended")) == (1.0, 0.0)
 
 
 async def test_a_watch_that_another_trainer_ended_is_not_judged_again(bench: WatchBench) -> None:
