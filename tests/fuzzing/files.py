@@ -63,8 +63,6 @@ def verdict(reader: Reader, data: bytes, tally: Tally | None = None) -> tuple[st
         where = traceback.extract_tb(unexpected.__traceback__)[-1]
         kind = f"{type(unexpected).__name__} in {Path(where.filename).name}:{where.name}"
         return kind, traceback.format_exc(limit=-6)
-    except RecursionError:
-        return "RecursionError", traceback.format_exc(limit=-6)
     took_s, grown_bytes = time.process_time() - started_s, _peak_bytes() - used_bytes
     if tally is not None:
         tally.accepted += not error
@@ -127,8 +125,12 @@ def fuzz(
     """
     tally = Tally()
     found: set[str] = set()
-    for seed in reader.seeds:
-        if problem := verdict(reader, seed, tally)[0]:
+    for number, seed in enumerate(reader.seeds):
+        problem = verdict(reader, seed, tally)[0]
+        if not number and not problem and not tally.accepted:
+            # What is made of one that is refused is refused before most of the reader has run.
+            problem = f"refused by {', '.join(tally.errors)}"
+        if problem:
             tally.problems.append(f"{reader.name}: a right input: {problem}")
     waiting = list(kept(reader))
     while tally.count < count and time.monotonic() < end_s and len(found) < _MOST_FOUND:

@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2 as kserve
 
 from router.dqn.paper_snapshot import load_paper_snapshot
 from router.dqn.snapshot import SnapshotError
-from router.features import FEATURE_COUNT, SCHEMA
+from router.features import FEATURE_COUNT, FEATURES, SCHEMA
 from router.policies.base import PolicyParameterError
 from router.policies.table import make_policy
 from services.cli.policy_facts import snapshot_facts
@@ -61,7 +61,7 @@ from services.local import manifest as manifests
 from services.local.errors import CommandError, InputError
 from services.local.paced_mesh import paced_options
 from services.local.triton.repository.layout import RepositoryError, read_model_config
-from services.router_inference.path.tickets import InvalidTicketError, TicketSigner
+from services.router_inference.path.tickets import InvalidTicketError, Ticket, TicketSigner
 from services.router_inference.policy.slot import PolicySlot, Promoted
 from services.router_inference.records.metrics import RouterMetrics
 from services.router_inference.settings import Settings as RouterSettings
@@ -108,7 +108,7 @@ class Reader:
 
     Attributes:
         name: what it is.
-        seeds: right ones.
+        seeds: what wrong ones are made of; the first one is right.
         change: makes wrong ones of them.
         read: reads one.
         errors: what `read` may raise.
@@ -426,7 +426,15 @@ def _access(folder: Folder) -> Iterator[Reader]:
         (CallerError,),
     )  # fmt: skip
     signer = TicketSigner(b"a key of the fuzzer")
-    yield Reader("tickets", [b"x" * 80], changed_bytes, signer.read, (InvalidTicketError,))
+    right = signer.sign(
+        Ticket("r1", 7, 1, "clock", 5.0, 30.0, 0.5, 0.2, 1.0, 8, "echo", "small", "e0", "i", "me")
+    )
+
+    def ticket(data: bytes) -> None:
+        signer.read(data)
+        assert data == right, "a changed ticket is taken for a right one"
+
+    yield Reader("tickets", [right], changed_bytes, ticket, (InvalidTicketError,))
 
 
 def _learning(folder: Folder) -> Iterator[Reader]:
@@ -562,11 +570,11 @@ def _tables(folder: Folder) -> Iterator[Reader]:
 
 def _records() -> Iterator[Reader]:
     """What stands in Redis, and what is told by other services and by endpoints."""
-    rng = np.random.default_rng(1)
+    features_F = [(each.low + each.high) / 2.0 for each in FEATURES]
     decision = experience_pb2.DecisionRecord(
         router_id="r1", epoch=7, sequence=1, request_id="i", task="echo", feature_schema=SCHEMA,
         candidates=[common_pb2.Candidate(tier=t, endpoint="e0") for t in ("small", "large")],
-        features=rng.random((2, FEATURE_COUNT)).astype("<f4").tobytes(),
+        features=np.array([features_F] * 2, "<f4").tobytes(),
         feature_count=FEATURE_COUNT, action=1, behavior_probability=1.0, policy="dqn",
         policy_version="v",
     )  # fmt: skip
