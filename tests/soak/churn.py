@@ -107,14 +107,16 @@ class Churn:
         await self._trainer.PromotePolicy(request, timeout=_CALL_S)
         self.policy_count += 1
 
-    async def close(self) -> None:
-        """Takes every added endpoint out, and closes the channels."""
+    async def close(self) -> str:
+        """Takes every added endpoint out, and closes the channels; returns why that failed."""
+        why = ""
         try:
             while self._relays:
                 await self.drop_endpoint()
-        except (grpc.aio.AioRpcError, TimeoutError):
-            pass  # the mesh is gone already, or does not let go: that was said
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            why = f"{error!r:.200}"
         for _, relay in self._relays:
             await relay.close()
         for channel in self._channels:
             await channel.close()
+        return why

@@ -123,8 +123,12 @@ class Crowd:
             task.add_done_callback(self._tasks.discard)
 
     async def ask(self, rate_rps: float, duration_s: float) -> Window:
-        """Offers load; returns what ended meanwhile."""
+        """Offers load; returns what became of all of it.
+
+        What is slow ends last: without that nothing would seem to be late.
+        """
         await self.offer(rate_rps, duration_s)
+        await asyncio.gather(*self._tasks)
         return self.take()
 
     async def close(self) -> None:

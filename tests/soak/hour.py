@@ -19,7 +19,7 @@ from services.local.paced_mesh import paced_options
 from tests.soak.churn import Churn
 from tests.soak.crowd import Crowd, Window
 from tests.soak.readings import Held, read, run_away
-from tests.soak.verdict import growth, verdicts
+from tests.soak.verdict import HELD_SHARE, growth, verdicts
 from trainer.shipped import PROFILES, QUALITY, shipped
 
 LOAD_SHARE = 0.6
@@ -31,7 +31,6 @@ HARNESS = "clients"
 """The process of the clients, among the others."""
 STEP_S, STEP = 4.0, 1.4
 FIRST_RPS, MOST_RPS = 20.0, 300.0
-HELD_SHARE = 0.98
 _LOOKS, _LOOK_AGAIN_S = 3, 1.0
 """Tries to read what processes hold, of which one may just be starting again."""
 
@@ -175,8 +174,10 @@ async def soak_mesh(
             task.cancel()
         if beside:
             await asyncio.wait(beside)
-        await churn.close()
+        not_left = await churn.close()
         await crowd.close()
+    if not_left and not run.cut_short:  # else that is the cause of both
+        run.cut_short = f"endpoints do not leave: {not_left}"
     if run.windows:  # what was under way has ended by now
         run.windows[-1] = run.windows[-1].with_more(crowd.take())
     run.clients, run.errors = crowd.client_count, dict(crowd.errors)

@@ -43,7 +43,8 @@ async def asked(end: Callable[[], None] | None, patch: pytest.MonkeyPatch) -> tu
     patch.setattr(crowd, "PATIENCE_S", 0.05)
     window = await found.ask(400.0, 0.1)
     await found.close()
-    return found, window.with_more(found.take())
+    assert found.take().sent == 0
+    return found, window
 
 
 def broken() -> None:
@@ -68,7 +69,7 @@ def late() -> None:
 async def test_every_request_is_counted_whatever_becomes_of_it(
     end: Callable[[], None] | None, kind: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that never ends, and one whose end is a bug."""
+    """Also one that ends late or never, and one whose end is a bug."""
     found, window = await asked(end, monkeypatch)
     assert window.sent == sum(found.asked.values()) > 0
     assert getattr(window, kind) + window.left == window.sent

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -105,3 +106,27 @@ def test_a_process_that_tells_nothing_ends_it(monkeypatch: pytest.MonkeyPatch) -
     run, why, _ = watched(monkeypatch, held)
     assert why.startswith("a process does not tell what it holds: ConnectionRefusedError")
     assert len(run.held) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [("", "endpoints do not leave: soak-3"), ("the load: gone", "the load: gone")],
+)
+async def test_endpoints_that_do_not_leave_at_the_end_are_said(
+    before: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the last of them, which is taken out when nobody watches any more."""
+    crowd = SimpleNamespace(
+        offer=AsyncMock(), close=AsyncMock(), take=lambda: GOOD, client_count=1, errors={}, asked={}
+    )
+    churn = SimpleNamespace(
+        run=AsyncMock(), close=AsyncMock(return_value="soak-3"), connections_left=0,
+        endpoint_count=3, policy_count=0,
+    )  # fmt: skip
+    monkeypatch.setattr(hour, "Crowd", lambda *_, **__: crowd)
+    monkeypatch.setattr(hour, "Churn", lambda *_: churn)
+    monkeypatch.setattr(hour, "_watch", AsyncMock(return_value=before))
+    addresses = dict.fromkeys(("load_monitor", "trainer", "triton_grpc"), "")
+    manifest: Any = SimpleNamespace(routers=[], addresses=addresses, processes={})
+    run = await hour.soak_mesh(lambda: manifest, 10.0, 5.0, print)
+    assert run.cut_short == said

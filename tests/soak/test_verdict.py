@@ -56,6 +56,14 @@ def test_a_mesh_that_turns_requests_away_is_not_well(kind: str) -> None:
     ]
 
 
+def test_a_mesh_that_is_late_from_its_beginning_is_not_well() -> None:
+    """The rate is a part of one that it held; of a rate that was given nobody knows."""
+    run = run_of()
+    run.windows = [replace(GOOD, on_time=50, late=48)] * 60
+    assert verdicts(run) == ["share in time from 0.510 to 0.510"]
+    assert verdicts(replace(run, capacity_rps=0.0)) == []
+
+
 def test_a_run_without_a_request_is_not_well() -> None:
     """Clients that all give up, and one that was cut short before its first window."""
     run = run_of()
